@@ -1,0 +1,315 @@
+//! What a configuration says, after its shape has been checked and before anything has been looked up.
+//!
+//! Everything here is plain data. Names are still names (an argument that a metric mentions may not exist,
+//! a profile may be unknown): resolving them is the plan's work, which reports against the [`Place`] that
+//! every part carries.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::place::Place;
+
+/// A whole configuration: file, environment and flags merged.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub settings: Settings,
+    pub targets: Vec<Target>,
+}
+
+/// What is not about a target.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The value of the label `node` on every measured series.
+    pub node_name: String,
+    /// Address that both endpoints listen on.
+    pub bind: IpAddr,
+    pub metrics_port: u16,
+    pub health_port: u16,
+    /// Log every event on one line.
+    pub verbose: bool,
+    pub log_level: LogLevel,
+    pub log_file: Option<PathBuf>,
+    pub auth: Option<Auth>,
+    pub tls: Option<TlsFiles>,
+    pub limits: Limits,
+    pub attach: AttachMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+/// Credentials of the metrics endpoint. The password is never printed: `Debug` hides it.
+#[derive(Clone)]
+pub struct Auth {
+    pub username: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").field("username", &self.username).field("password", &"<hidden>").finish()
+    }
+}
+
+/// PEM files; the place is where the configuration names them.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub at: Place,
+}
+
+/// Bounds on what the exporter may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of the ring buffer, a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// How long a batch of events is let grow before it is drained, in milliseconds.
+    pub ring_poll_ms: u32,
+    /// Series a label with free values may make when it does not say so itself.
+    pub label_values: u32,
+    /// Probe sites that can be attached at once.
+    pub sites: u32,
+}
+
+/// How uprobes are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// One uprobe_multi link per file where the kernel has it, else one perf event per site.
+    Auto,
+    Multi,
+    Perf,
+}
+
+/// An application to trace.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub at: Place,
+    pub name: String,
+    pub selector: Selector,
+    /// Count only this process (thread group) of the file.
+    pub pid: Option<u32>,
+    /// Constant labels of every series of this target.
+    pub labels: Vec<(String, String)>,
+    pub profiles: Vec<Named>,
+    pub probes: Vec<Probe>,
+}
+
+/// A name together with where it was written.
+#[derive(Debug, Clone)]
+pub struct Named {
+    pub at: Place,
+    pub name: String,
+}
+
+/// Which file is probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// This file, whoever runs it.
+    Binary(PathBuf),
+    /// The file that the process with this name (`comm` or the executable's base name) runs.
+    Process(String),
+    /// The file that this process runs, and only this process.
+    Pid(u32),
+    /// The file that the container's first process runs; a name or an id prefix.
+    Container(String),
+}
+
+/// One entry of `probes:`.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    pub at: Place,
+    pub on: On,
+    pub args: Vec<Arg>,
+    pub metrics: Vec<Metric>,
+    /// Template of the line that `verbose` logs: text with `{argument}` in it.
+    pub log: Option<String>,
+    /// Prefix under which the event is counted in `fibre_exporter_events_processed_total{event_type}`;
+    /// without it the probe's own name is used.
+    pub event_type: Option<String>,
+    /// True if it came from a profile: its absence from the file is reported but is not an error.
+    pub from_profile: bool,
+}
+
+/// What makes a probe fire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum On {
+    /// `usdt:provider:name`.
+    Usdt(Point),
+    /// `function: name`, a glob (`SSL_*`), `name+0x10` or a file offset (`0x1234`). Entry, and return
+    /// too when a metric asks for `retval` or `duration`.
+    Function(String),
+    /// `span: metric` with `from`, `to` and `by`.
+    Span { from: Point, to: Point, by: SpanKey },
+}
+
+/// One end of a span, or the point of a USDT probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Point {
+    Usdt { provider: String, name: String },
+    Function(String),
+}
+
+/// What pairs a span's start with its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpanKey {
+    Thread,
+    /// An argument, by name, which both ends carry.
+    Arg(String),
+}
+
+/// A named argument of a probe.
+#[derive(Debug, Clone)]
+pub struct Arg {
+    pub at: Place,
+    pub name: String,
+    /// Zero-based position; in a span it may differ between the ends.
+    pub index: usize,
+    /// Position at the far end of a span, when not `index`.
+    pub to_index: Option<usize>,
+    pub kind: ArgKind,
+    pub unit: Unit,
+}
+
+/// How the bytes of an argument are understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArgKind {
+    /// An integer. `None`: width and sign from the note (functions: 64 bits, signed).
+    Int(Option<IntType>),
+    Bool,
+    F64,
+    /// A C string of at most `max` bytes, the rest cut.
+    Str { max: u32 },
+    /// Pointer and a length in another argument (by position).
+    StrLen { len_index: usize, max: u32 },
+    /// `len` bytes, shown in hexadecimal; `reverse` for block hashes.
+    Hex { len: u32, reverse: bool },
+    /// An address in memory, network byte order.
+    Ipv4,
+    Ipv6,
+    /// A `struct sockaddr`.
+    SockAddr,
+    /// A code address shown as the function's name.
+    Symbol,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntType {
+    /// 1, 2, 4 or 8.
+    pub bytes: u8,
+    pub signed: bool,
+}
+
+/// Unit of an argument; a metric shows seconds and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unit {
+    #[default]
+    None,
+    Nanoseconds,
+    Microseconds,
+    Milliseconds,
+    Seconds,
+    Bytes,
+    Kibibytes,
+    Mebibytes,
+    Pages,
+}
+
+/// One metric fed by a probe.
+#[derive(Debug, Clone)]
+pub struct Metric {
+    pub at: Place,
+    pub name: String,
+    pub help: String,
+    pub kind: MetricKind,
+    /// `None` counts; otherwise the name of an argument or a built-in value.
+    pub value: Option<Named>,
+    /// Multiplies the value after its unit.
+    pub scale: Option<f64>,
+    pub when: Vec<Condition>,
+    pub labels: Vec<Label>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum MetricKind {
+    Counter,
+    Gauge(GaugeKind),
+    /// Upper bounds, ascending, without +Inf, in the metric's own unit.
+    Histogram(Vec<f64>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GaugeKind {
+    Last,
+    /// Since the last scrape.
+    Min,
+    /// Since the last scrape.
+    Max,
+}
+
+/// One comparison; a metric's conditions must all hold.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    pub at: Place,
+    /// Argument or built-in.
+    pub value: String,
+    pub op: Op,
+    pub with: Operand,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    StartsWith,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operand {
+    Int(i128),
+    Str(String),
+}
+
+/// One label of a metric.
+#[derive(Debug, Clone)]
+pub struct Label {
+    pub at: Place,
+    pub name: String,
+    pub value: LabelValue,
+    /// Tried in the order written; the first that fits names the label's value.
+    pub mapping: Vec<(Pattern, String)>,
+    /// The value when no pattern fits; without it the value itself is shown.
+    pub default: Option<String>,
+    /// Distinct values shown before the rest is counted under `other`.
+    pub limit: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelValue {
+    Const(String),
+    /// Argument or built-in.
+    From(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pattern {
+    Int(i128),
+    Exact(String),
+    /// `F*`.
+    Prefix(String),
+    /// Anything with `*`, `?` or `[` elsewhere.
+    Glob(String),
+}
+
+/// Values that need no argument; `retval` and `duration` only where a function returns or a span ends.
+pub const BUILT_INS: &[&str] =
+    &["pid", "tid", "comm", "cgroup", "cpu", "retval", "duration", "function", "caller"];
