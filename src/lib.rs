@@ -1,0 +1,1 @@
+//! Traces USDT probes, functions and packets and serves what it sees as Prometheus metrics.
