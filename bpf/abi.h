@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The only contract between the probe programs (C) and the exporter (Rust). build.rs compiles this header
+ * into the BPF object's type information and generates the Rust side from that; both sides assert sizes.
+ *
+ * What the kernel side is told, and how it is linked together:
+ *
+ *   attach cookie -> site -> probe -> actions -> labels -> series -> cells
+ *
+ * A site is one address in one file, with the location of each value that its probe reads there. A probe says
+ * what its values are and what to do with them. An action updates one metric. Its labels' values become small
+ * numbers, through patterns or a dictionary; together they number the series, which owns a run of cells, the 64-bit
+ * numbers that are added to.
+ */
+#ifndef ABI_H
+#define ABI_H
+
+enum abi_limit {
+	/* Values that one probe can read, arguments and built-ins together. */
+	MAX_VALUES = 12,
+	/* Metrics that one probe can update in the kernel. */
+	MAX_ACTIONS = 16,
+	/* Labels, and conditions, of one metric that is computed in the kernel. */
+	MAX_LABELS = 4,
+	MAX_CONDITIONS = 4,
+	/* Upper bounds of one histogram, +Inf not counted. */
+	MAX_BOUNDS = 63,
+	/* Patterns of one label or condition. */
+	MAX_PATTERNS = 16,
+	/* 64-bit words of a pattern, and of the longest string that is compared with one. */
+	PATTERN_WORDS = 4,
+	/* 64-bit words of text that a label can have. */
+	TEXT_WORDS = 8,
+	/* Registers that a location can name: the members of struct pt_regs. */
+	NREGS = 21,
+	/* Longest string or byte field that is read. */
+	MAX_BYTES = 256,
+	/* Room for text in an event, and the longest text, by event class. */
+	SHORT_TEXTS = 256,
+	SHORT_TEXT = 64,
+	LONG_TEXTS = 1024,
+	/* Nested starts of one span by one key. */
+	MAX_DEPTH = 8,
+	/* Values carried from a function's entry to its return, or from a span's start to its end. */
+	MAX_CARRIED = 4,
+};
+
+/* How a value is found when a site is hit. */
+enum location_op {
+	LOC_CONST, /* offset */
+	LOC_REGISTER, /* reg */
+	LOC_MEMORY, /* memory at reg + offset */
+	LOC_INDEXED, /* memory at reg + (index << scale) + offset */
+	LOC_PID, /* thread group id */
+	LOC_TID, /* thread id */
+	LOC_CPU,
+	LOC_CGROUP, /* cgroup v2 id */
+	LOC_COMM, /* the thread's name, only as a string */
+	LOC_DURATION, /* nanoseconds since the entry or the start */
+	LOC_CARRIED, /* value number offset that the entry or the start kept */
+};
+
+struct location {
+	__s64 offset;
+	__u8 op; /* enum location_op */
+	__u8 reg; /* index into struct pt_regs */
+	__u8 index; /* likewise */
+	__u8 scale; /* shift count of the index */
+	__u8 bytes; /* 1, 2, 4 or 8 */
+	__u8 is_signed;
+	__u8 pad[2];
+};
+
+struct site {
+	__u32 probe;
+	__u32 pad;
+	struct location values[MAX_VALUES];
+};
+
+/* What a value is. */
+enum value_kind {
+	VALUE_INT,
+	VALUE_STRING, /* address of a C string; at most max bytes are read, the NUL among them */
+	VALUE_STRING_LEN, /* address; the length is the value number len_value */
+	VALUE_BYTES, /* address of max bytes */
+	VALUE_COMM, /* the thread's name */
+};
+
+struct value {
+	__u8 kind; /* enum value_kind */
+	__u8 len_value;
+	__u16 max;
+};
+
+enum probe_flag {
+	PROBE_FILTER_PID = 1 << 0, /* only this thread group: tgid */
+	PROBE_EMIT = 1 << 1, /* the hit goes to the ring buffer */
+	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
+	PROBE_START = 1 << 3, /* begins span number span */
+	PROBE_END = 1 << 4, /* ends span number span */
+	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else value number key_value */
+};
+
+/* Sizes of event that the ring buffer is asked for. */
+enum event_class {
+	EVENT_4, /* four values */
+	EVENT_12, /* twelve values */
+	EVENT_SHORT_TEXTS, /* twelve values and SHORT_TEXTS bytes of text, none longer than SHORT_TEXT */
+	EVENT_LONG_TEXTS, /* twelve values and LONG_TEXTS bytes of text, none longer than MAX_BYTES */
+};
+
+struct probe {
+	__u32 flags; /* enum probe_flag */
+	__u32 tgid;
+	__u32 book; /* first of this probe's BOOK_CELLS cells */
+	__u32 first_action;
+	__u32 span; /* number of the span that this probe begins or ends */
+	__u8 nactions;
+	__u8 nvalues;
+	__u8 event_class; /* enum event_class */
+	__u8 key_value; /* value that is the key of the span */
+	__u8 ncarried; /* a start keeps its first ncarried values */
+	__u8 pad[7];
+	struct value values[MAX_VALUES];
+};
+
+/* What is counted for each probe. hits = aggregated + delivered + filtered + every lost_*. */
+enum book_cell {
+	BOOK_HITS,
+	BOOK_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
+	BOOK_DELIVERED, /* the hit was put on the ring buffer, whole */
+	BOOK_FILTERED, /* not the process that is asked for */
+	BOOK_LOST_RING, /* no room on the ring buffer */
+	BOOK_LOST_FAULT, /* a number that a metric needs could not be read */
+	BOOK_LOST_NO_START, /* end of a span that had no start */
+	BOOK_LOST_STARTS_FULL, /* start of a span that found no room, or was nested too deep */
+	BOOK_LOST_NEGATIVE, /* a negative amount for a counter, which can only grow */
+	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
+	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
+	BOOK_FOLDED, /* label sets that went to "other"; not a way a hit can end */
+	BOOK_CELLS = 16,
+};
+
+enum action_kind {
+	ACTION_COUNT, /* cell 0 += 1 */
+	ACTION_ADD, /* cell 0 += value, cell 1 += 1 */
+	ACTION_HISTOGRAM, /* cell 0 += value, cell 1 + bucket += 1 */
+	ACTION_LAST, /* cell 0 = value, cell 1 = 1; not sharded: always the first shard's cells, like the next two */
+	ACTION_MIN, /* cell 0 = min(cell 0, value + bias + 1), where 0 means "none yet" */
+	ACTION_MAX,
+};
+
+enum {
+	NO_VALUE = 0xff, /* the action counts, or the pattern needs no value */
+	NO_MATCH = 0xff, /* a label's value fits none of its patterns */
+	NO_FAMILY = 0xffffffff,
+};
+
+enum condition_op {
+	COND_EQ,
+	COND_NE,
+	COND_LT,
+	COND_LE,
+	COND_STRING, /* equals or begins with pattern number operand */
+	COND_NOT_STRING,
+};
+
+struct condition {
+	__u64 operand; /* bias already added */
+	__u64 bias; /* added to the value: 1 << 63 if it is signed, so that all comparisons are unsigned */
+	__u8 value;
+	__u8 op; /* enum condition_op */
+	__u8 pad[6];
+};
+
+enum label_flag {
+	LABEL_RAW = 1 << 0, /* a value that fits no pattern stands for itself, up to a limit of distinct ones */
+	LABEL_TEXT = 1 << 1, /* the value is text, else an integer */
+};
+
+/* A label's value becomes a small number: one of these, or ID_PATTERN + npatterns + its number in a dictionary. */
+enum label_id {
+	ID_OTHER, /* a free value past the dictionary's limit */
+	ID_UNREADABLE,
+	ID_PATTERN, /* fits the first pattern; the next one's number follows, and last "fits none" if not LABEL_RAW */
+};
+
+struct label {
+	__u32 dictionary;
+	__u32 first_pattern;
+	__u32 multiplier; /* of the number, in the series' number */
+	__u8 npatterns;
+	__u8 value;
+	__u8 flags; /* enum label_flag */
+	__u8 words; /* words of text that are read */
+};
+
+struct action {
+	__u8 kind; /* enum action_kind */
+	__u8 value; /* or NO_VALUE */
+	__u8 nconditions;
+	__u8 nlabels;
+	__u8 needs_nonnegative; /* refuse a negative value: the value is signed and the metric a counter */
+	__u8 pad[3];
+	__u32 cell; /* first cell of series 0 */
+	__u32 stride; /* cells of one series */
+	__u32 bounds; /* histogram: which set */
+	__u32 family; /* NO_FAMILY: series are numbered by the labels' numbers times their multipliers */
+	__u64 bias; /* as in struct condition */
+	struct condition conditions[MAX_CONDITIONS];
+	struct label labels[MAX_LABELS];
+};
+
+/* A string equals a pattern if (string ^ word) & mask is zero everywhere: the mask of an exact pattern covers its
+ * NUL, the mask of a prefix ends before it. Integers use the first word. */
+struct pattern {
+	__u64 word[PATTERN_WORDS];
+	__u64 mask[PATTERN_WORDS];
+};
+
+/* Ascending, bias added, unused ones all ones. The bucket is the number of bounds that the value is above. */
+struct bounds {
+	__u64 upper[MAX_BOUNDS + 1];
+};
+
+/*
+ * Gives out numbers: to the distinct values of one label, or (a family) to the distinct label sets of a metric with so
+ * many possible ones that a cell for each cannot be set aside. The names behind the numbers are in entries.
+ */
+struct dictionary {
+	__u32 first_entry;
+	__u32 capacity; /* numbers there is room for: the limit and a few to spare */
+	__u32 limit;
+	__u32 accepted; /* written by the kernel: distinct values in use */
+	__u32 next; /* written by the kernel: numbers given out */
+	__u32 pad;
+};
+
+struct word_key {
+	__u32 dictionary;
+	__u32 pad;
+	__u64 words[TEXT_WORDS];
+};
+
+/* Written once by the kernel, read by the exporter when ready is 1. */
+struct entry {
+	__u32 ready;
+	__u32 pad;
+	__u64 words[TEXT_WORDS];
+};
+
+/* Key and value of the map that holds begun spans. */
+struct start_key {
+	__u32 span;
+	__u32 pad;
+	__u64 key;
+};
+
+struct start {
+	__u64 time;
+	__u64 carried[MAX_CARRIED];
+};
+
+struct starts {
+	__u32 depth;
+	__u32 pad;
+	struct start nested[MAX_DEPTH];
+};
+
+/* What the drain thread wants to be woken for. */
+enum wake {
+	WAKE_NEVER,
+	WAKE_FIRST, /* the next event */
+	WAKE_FULL, /* when wake_bytes are waiting */
+};
+
+/* One page shared with the drain thread. */
+struct control {
+	__u32 wake; /* enum wake; the kernel clears it when it wakes the thread */
+	__u32 wake_bytes;
+	__u64 stray; /* hits whose cookie named nothing */
+	__u64 jiffies; /* written by the clock program */
+	__u64 now; /* CLOCK_MONOTONIC nanoseconds, likewise */
+};
+
+/*
+ * An event on the ring buffer. The values follow, four or twelve of them by its class, then bytes of text. A
+ * value that is text is (offset << 32 | length) of those bytes. Bit i of faults: value i could not be read.
+ */
+struct event {
+	__u64 time; /* CLOCK_MONOTONIC nanoseconds */
+	__u32 probe;
+	__u32 pid;
+	__u32 tid;
+	__u32 faults;
+	__u16 text_bytes;
+	__u8 event_class;
+	__u8 pad[5];
+};
+
+#endif

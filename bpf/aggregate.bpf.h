@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Metrics computed in the kernel: conditions, label sets, cells. */
+#ifndef AGGREGATE_BPF_H
+#define AGGREGATE_BPF_H
+
+#include "values.bpf.h"
+
+/* The first pattern of a run that fits the words, or NO_MATCH. */
+static __always_inline __u32 match(__u32 first, __u32 n, const __u64 *words, bool text)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_PATTERNS; i++) {
+		__u32 at = first + i;
+		struct pattern *pattern;
+		__u64 differs;
+
+		if (i >= n)
+			break;
+		pattern = bpf_map_lookup_elem(&patterns, &at);
+		if (!pattern)
+			break;
+		differs = (words[0] ^ pattern->word[0]) & pattern->mask[0];
+		if (text) {
+			differs |= (words[1] ^ pattern->word[1]) & pattern->mask[1];
+			differs |= (words[2] ^ pattern->word[2]) & pattern->mask[2];
+			differs |= (words[3] ^ pattern->word[3]) & pattern->mask[3];
+		}
+		if (!differs)
+			return i;
+	}
+	return NO_MATCH;
+}
+
+enum verdict { FITS, FITS_NOT, UNREADABLE };
+
+static __always_inline bool compare(__u64 value, const struct condition *cond)
+{
+	value += cond->bias;
+	switch (cond->op) {
+	case COND_EQ:
+		return value == cond->operand;
+	case COND_NE:
+		return value != cond->operand;
+	case COND_LT:
+		return value < cond->operand;
+	default:
+		return value <= cond->operand;
+	}
+}
+
+/* Whether all conditions of the action hold. */
+static __always_inline int check_conditions(const struct hit *hit, const struct probe *probe,
+					    const struct action *action)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 c = 0; c < MAX_CONDITIONS; c++) {
+		const struct condition *cond = &action->conditions[c];
+		__u32 i = cond->value;
+		bool holds;
+
+		if (c >= action->nconditions)
+			break;
+		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+			return UNREADABLE;
+		if (cond->op == COND_STRING || cond->op == COND_NOT_STRING) {
+			__u64 words[PATTERN_WORDS] = {};
+
+			if (read_text(hit, probe, i, words, sizeof(words)) < 0)
+				return UNREADABLE;
+			holds = match(cond->operand, 1, words, true) == 0;
+			if (cond->op == COND_NOT_STRING)
+				holds = !holds;
+		} else {
+			holds = compare(hit->values[i], cond);
+		}
+		if (!holds)
+			return FITS_NOT;
+	}
+	return FITS;
+}
+
+/*
+ * The number of the words in their dictionary, given out now if they are new, or the capacity, which is no number, past
+ * the limit. Two CPUs may see the same new words at once: the map lets one of them in, the other takes back its
+ * acceptance and uses the first one's number (the one that it drew stays unused; there are a few to spare).
+ */
+__noinline __u32 number_of(struct word_key *key)
+{
+	__u32 *known, accepted, number, at;
+	struct dictionary *dictionary;
+	struct entry *entry;
+
+	if (!key)
+		return 0;
+	known = bpf_map_lookup_elem(&numbers, key);
+	if (known)
+		return *known;
+	dictionary = bpf_map_lookup_elem(&dictionaries, &key->dictionary);
+	if (!dictionary)
+		return ~0U;
+	accepted = __sync_fetch_and_add(&dictionary->accepted, 1);
+	if (accepted >= dictionary->limit)
+		goto full;
+	number = __sync_fetch_and_add(&dictionary->next, 1);
+	if (number >= dictionary->capacity) {
+		__sync_fetch_and_add(&dictionary->next, -1);
+		goto full;
+	}
+	if (bpf_map_update_elem(&numbers, key, &number, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&dictionary->accepted, -1);
+		known = bpf_map_lookup_elem(&numbers, key);
+		return known ? *known : ~0U;
+	}
+	at = dictionary->first_entry + number;
+	entry = bpf_map_lookup_elem(&entries, &at);
+	if (entry) {
+		__builtin_memcpy(entry->words, key->words, sizeof(entry->words));
+		__sync_fetch_and_add(&entry->ready, 1);
+	}
+	return number;
+full:
+	__sync_fetch_and_add(&dictionary->accepted, -1);
+	return ~0U;
+}
+
+/* The label's value as a number, see enum label_id. */
+static __always_inline __u32 label_id(const struct hit *hit, const struct probe *probe, const struct label *label)
+{
+	struct word_key key = { .dictionary = label->dictionary };
+	__u32 i = label->value, words = label->words, found;
+	bool text = label->flags & LABEL_TEXT;
+
+	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+		return ID_UNREADABLE;
+	if (text) {
+		if (!BOUNDED(words, TEXT_WORDS + 1) || read_text(hit, probe, i, key.words, words * 8) < 0)
+			return ID_UNREADABLE;
+	} else {
+		key.words[0] = hit->values[i];
+	}
+	if (label->npatterns) {
+		found = match(label->first_pattern, label->npatterns, key.words, text);
+		if (found != NO_MATCH)
+			return ID_PATTERN + found;
+	}
+	if (!(label->flags & LABEL_RAW))
+		return ID_PATTERN + label->npatterns;
+	found = number_of(&key);
+	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
+}
+
+static __always_inline __u32 bucket_of(__u64 value, __u32 which)
+{
+	struct bounds *set = bpf_map_lookup_elem(&bounds, &which);
+	__u32 low = 0;
+
+	if (!set)
+		return 0;
+#pragma clang loop unroll(full)
+	for (__u32 step = (MAX_BOUNDS + 1) / 2; step; step /= 2)
+		if (value > set->upper[(low + step - 1) & MAX_BOUNDS])
+			low += step;
+	return low;
+}
+
+/* min and max hold the value with its bias added, plus one, so that 0 can mean "none yet". */
+static __always_inline void extreme(__u32 cell, __u64 value, bool max)
+{
+	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+
+	if (!number)
+		return;
+	if (value != ~0ULL)
+		value++;
+#pragma clang loop unroll(disable)
+	for (int tries = 0; tries < 16; tries++) {
+		__u64 old = *(volatile __u64 *)number;
+
+		if (old && (max ? old >= value : old <= value))
+			return;
+		if (__sync_val_compare_and_swap(number, old, value) == old)
+			return;
+	}
+}
+
+/* The series that the hit's label values belong to. */
+static __always_inline __u32 series_number(const struct hit *hit, const struct probe *probe,
+					   const struct action *action)
+{
+	struct word_key set = { .dictionary = action->family };
+	__u32 number = 0;
+	bool folded = false;
+
+#pragma clang loop unroll(full)
+	for (__u32 l = 0; l < MAX_LABELS; l++) {
+		const struct label *label = &action->labels[l];
+		__u32 id;
+
+		if (l >= action->nlabels)
+			break;
+		id = label_id(hit, probe, label);
+		folded |= id == ID_OTHER;
+		number += id * label->multiplier;
+		set.words[l] = id;
+	}
+	if (action->family != NO_FAMILY) {
+		number = number_of(&set) + 1; /* none is ~0: series 0, "other" in every label */
+		folded |= !number;
+	}
+	if (folded)
+		add(hit->shard + probe->book + BOOK_FOLDED, 1);
+	return number;
+}
+
+/* Updates one metric. Returns 0, or the book cell that says why the hit is lost to it. */
+__noinline int act(struct hit *hit, struct probe *probe, struct action *action)
+{
+	__u32 i, cell, local;
+	__u64 value = 1;
+	int fits;
+
+	if (!hit || !probe || !action)
+		return 0;
+	i = action->value;
+	if (action->nconditions) {
+		fits = check_conditions(hit, probe, action);
+		if (fits == UNREADABLE)
+			return BOOK_LOST_FAULT;
+		if (fits != FITS)
+			return 0;
+	}
+	if (i != NO_VALUE) {
+		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+			return BOOK_LOST_FAULT;
+		value = hit->values[i];
+		if (action->needs_nonnegative && (__s64)value < 0)
+			return BOOK_LOST_NEGATIVE;
+	}
+	cell = action->cell;
+	if (action->nlabels)
+		cell += series_number(hit, probe, action) * action->stride;
+	local = hit->shard + cell;
+	switch (action->kind) {
+	case ACTION_COUNT:
+		add(local, 1);
+		break;
+	case ACTION_ADD:
+		add(local, value);
+		add(local + 1, 1);
+		break;
+	case ACTION_HISTOGRAM:
+		add(local, value);
+		add(local + 1 + bucket_of(value + action->bias, action->bounds), 1);
+		break;
+	case ACTION_LAST: {
+		__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+
+		if (number)
+			*(volatile __u64 *)number = value;
+		cell++;
+		number = bpf_map_lookup_elem(&cells, &cell);
+		if (number)
+			*(volatile __u64 *)number = 1;
+		break;
+	}
+	case ACTION_MIN:
+	case ACTION_MAX:
+		extreme(cell, value + action->bias, action->kind == ACTION_MAX);
+		break;
+	}
+	return 0;
+}
+
+/* Updates all metrics of the hit. Returns 0, or the book cell of the first loss. */
+static __always_inline int aggregate(struct hit *hit, struct probe *probe)
+{
+	__u32 first = probe->first_action, n = probe->nactions;
+	int lost = 0;
+
+#pragma clang loop unroll(disable)
+	for (__u32 a = 0; a < MAX_ACTIONS; a++) {
+		__u32 at = first + a;
+		struct action *action;
+		int why;
+
+		if (a >= n)
+			break;
+		action = bpf_map_lookup_elem(&actions, &at);
+		if (!action)
+			break;
+		why = act(hit, probe, action);
+		if (!lost)
+			lost = why;
+	}
+	return lost;
+}
+
+#endif

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Whole hits on the ring buffer. */
+#ifndef EMIT_BPF_H
+#define EMIT_BPF_H
+
+#include "values.bpf.h"
+
+/*
+ * One wake-up per event would cost the traced program ten times the probe itself. The drain thread says in
+ * control.wake what it waits for, and the first event that is it takes the request away.
+ */
+static __always_inline __u64 wake_up(void)
+{
+	__u32 zero = 0;
+	struct control *shared = bpf_map_lookup_elem(&control, &zero);
+	__u32 wake;
+
+	if (!shared)
+		return BPF_RB_NO_WAKEUP;
+	wake = *(volatile __u32 *)&shared->wake;
+	if (wake == WAKE_NEVER)
+		return BPF_RB_NO_WAKEUP;
+	if (wake == WAKE_FULL && bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < shared->wake_bytes)
+		return BPF_RB_NO_WAKEUP;
+	*(volatile __u32 *)&shared->wake = WAKE_NEVER;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/*
+ * Copies the values behind the header, and the text behind the values. Each text may be longest bytes long: the
+ * verifier does not relate what is used to what is left, so one begins only where the longest would fit.
+ */
+static __always_inline void fill(struct event *event, const struct hit *hit, const struct probe *probe,
+				 __u32 nvalues, __u32 text_room, __u32 longest)
+{
+	__u64 *values = (__u64 *)(event + 1);
+	char *text = (char *)(values + nvalues);
+	__u32 n = probe->nvalues, used = 0, faults = hit->faults;
+
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_VALUES; i++) {
+		if (i >= n || i >= nvalues)
+			break;
+		values[i] = hit->values[i];
+		if (probe->values[i].kind != VALUE_INT) {
+			__u32 room = probe->values[i].max;
+			long len = -1;
+
+			if (room > longest)
+				room = longest;
+			if (BOUNDED(used, text_room - longest + 1))
+				len = read_text(hit, probe, i, text + used, room);
+			if (len < 0 || len > longest) {
+				faults |= 1U << i;
+				values[i] = 0;
+				continue;
+			}
+			values[i] = (__u64)used << 32 | (__u32)len;
+			used += len;
+		}
+	}
+	event->faults = faults;
+	event->text_bytes = used;
+}
+
+#define EMIT(class_, nvalues_, text_, longest_)								\
+	__noinline int emit_##class_(struct hit *hit, struct probe *probe, __u32 number)		\
+	{												\
+		struct event *event;									\
+													\
+		if (!hit || !probe)									\
+			return BOOK_LOST_RING;								\
+		event = bpf_ringbuf_reserve(&ring, sizeof(*event) + 8 * nvalues_ + text_, 0);		\
+		if (!event)										\
+			return BOOK_LOST_RING;								\
+		event->time = bpf_ktime_get_ns();							\
+		event->probe = number;									\
+		event->pid = hit->tgid_tid >> 32;							\
+		event->tid = hit->tgid_tid;								\
+		event->event_class = class_;								\
+		fill(event, hit, probe, nvalues_, text_, longest_);					\
+		bpf_ringbuf_submit(event, wake_up());							\
+		return 0;										\
+	}
+
+EMIT(EVENT_4, 4, 0, 0)
+EMIT(EVENT_12, 12, 0, 0)
+EMIT(EVENT_SHORT_TEXTS, 12, SHORT_TEXTS, SHORT_TEXT)
+EMIT(EVENT_LONG_TEXTS, 12, LONG_TEXTS, MAX_BYTES)
+
+/* Returns 0, or the book cell that says why the event is lost. */
+static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 number)
+{
+	switch (probe->event_class) {
+	case EVENT_4:
+		return emit_EVENT_4(hit, probe, number);
+	case EVENT_12:
+		return emit_EVENT_12(hit, probe, number);
+	case EVENT_SHORT_TEXTS:
+		return emit_EVENT_SHORT_TEXTS(hit, probe, number);
+	default:
+		return emit_EVENT_LONG_TEXTS(hit, probe, number);
+	}
+}
+
+#endif

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The tables of abi.h as maps, and the cells. Sizes written as 1 are set before loading. */
+#ifndef MAPS_BPF_H
+#define MAPS_BPF_H
+
+#include "abi.h"
+
+#define TABLE(name_, value_, flags_)                 \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_ARRAY);    \
+		__uint(max_entries, 1);              \
+		__uint(map_flags, flags_);           \
+		__type(key, __u32);                  \
+		__type(value, value_);               \
+	} name_ SEC(".maps")
+
+TABLE(sites, struct site, 0);
+TABLE(probes, struct probe, 0);
+TABLE(actions, struct action, 0);
+TABLE(patterns, struct pattern, 0);
+TABLE(bounds, struct bounds, 0);
+TABLE(dictionaries, struct dictionary, BPF_F_MMAPABLE);
+TABLE(entries, struct entry, BPF_F_MMAPABLE);
+TABLE(control, struct control, BPF_F_MMAPABLE);
+
+/*
+ * cells_per_shard numbers, once for each shard. A CPU adds to its own shard, and several CPUs may share one: the
+ * additions are atomic, so sharing costs time but never a count. Being mapped, the cells are read without a system
+ * call.
+ */
+TABLE(cells, __u64, BPF_F_MMAPABLE);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct word_key);
+	__type(value, __u32);
+} numbers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct start_key);
+	__type(value, struct starts);
+} starts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} ring SEC(".maps");
+
+const volatile __u32 shard_mask = 0;
+const volatile __u32 cells_per_shard = 0;
+
+/* The shard's first cell for the CPU that runs this. */
+static __always_inline __u32 shard_base(void)
+{
+	return (bpf_get_smp_processor_id() & shard_mask) * cells_per_shard;
+}
+
+static __always_inline void add(__u32 cell, __u64 amount)
+{
+	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+
+	if (number)
+		__sync_fetch_and_add(number, amount);
+}
+
+#endif

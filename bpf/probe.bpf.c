@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * The handler of every probe. There is no code here for any particular probe: the attach cookie names a site, and
+ * the tables of abi.h say what to read there and what to do with it.
+ */
+#include "kernel.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+#include "maps.bpf.h"
+#include "values.bpf.h"
+#include "aggregate.bpf.h"
+#include "emit.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Makes the types of abi.h part of this object's type information, from which Rust's side is generated. */
+struct abi {
+	enum abi_limit limit;
+	enum location_op location_op;
+	enum value_kind value_kind;
+	enum probe_flag probe_flag;
+	enum event_class event_class;
+	enum book_cell book_cell;
+	enum action_kind action_kind;
+	enum condition_op condition_op;
+	enum label_flag label_flag;
+	enum label_id label_id;
+	enum wake wake;
+	struct location location;
+	struct site site;
+	struct value value;
+	struct probe probe;
+	struct condition condition;
+	struct label label;
+	struct action action;
+	struct pattern pattern;
+	struct bounds bounds;
+	struct dictionary dictionary;
+	struct word_key word_key;
+	struct entry entry;
+	struct start_key start_key;
+	struct start start;
+	struct starts starts;
+	struct control control;
+	struct event event;
+};
+const volatile struct abi abi = {};
+
+static __always_inline void stray(void)
+{
+	__u32 zero = 0;
+	struct control *shared = bpf_map_lookup_elem(&control, &zero);
+
+	if (shared)
+		__sync_fetch_and_add(&shared->stray, 1);
+}
+
+static __always_inline void last_hit(__u32 book)
+{
+	__u32 cell = book + BOOK_LAST_HIT;
+	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+
+	if (number)
+		*(volatile __u64 *)number = bpf_jiffies64();
+}
+
+static __always_inline int handle(struct pt_regs *ctx)
+{
+	__u32 cookie = bpf_get_attach_cookie(ctx), book;
+	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
+	struct start none = {};
+	struct probe *probe;
+	struct hit hit = {};
+	int lost;
+
+	if (!site) {
+		stray();
+		return 0;
+	}
+	probe = bpf_map_lookup_elem(&probes, &site->probe);
+	if (!probe) {
+		stray();
+		return 0;
+	}
+	hit.shard = shard_base();
+	book = hit.shard + probe->book;
+	add(book + BOOK_HITS, 1);
+	last_hit(book);
+	hit.tgid_tid = bpf_get_current_pid_tgid();
+	if (probe->flags & PROBE_FILTER_PID && hit.tgid_tid >> 32 != probe->tgid) {
+		add(book + BOOK_FILTERED, 1);
+		return 0;
+	}
+	if (probe->flags & PROBE_COUNT_ONLY) {
+		add(book + BOOK_AGGREGATED, 1);
+		return 0;
+	}
+	read_values(&hit, probe->nvalues, site, ctx, &none);
+	if (hit.faults)
+		add(book + BOOK_READ_FAULTS, 1);
+	lost = aggregate(&hit, probe);
+	if (probe->flags & PROBE_EMIT) {
+		int why = emit(&hit, probe, site->probe);
+
+		if (!lost)
+			lost = why ? why : BOOK_DELIVERED;
+	}
+	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
+	return 0;
+}
+
+SEC("uprobe.multi.s")
+int probe_multi(struct pt_regs *ctx)
+{
+	return handle(ctx);
+}
+
+SEC("uprobe.s")
+int probe_perf(struct pt_regs *ctx)
+{
+	return handle(ctx);
+}
+
+/* Run by the exporter, not attached: tells which jiffies go with which time. */
+SEC("syscall")
+int clock(void *ctx)
+{
+	__u32 zero = 0;
+	struct control *shared = bpf_map_lookup_elem(&control, &zero);
+
+	if (!shared)
+		return 1;
+	shared->jiffies = bpf_jiffies64();
+	shared->now = bpf_ktime_get_ns();
+	return 0;
+}

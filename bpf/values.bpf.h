@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Reading a probe's values from registers and memory of the traced program. */
+#ifndef VALUES_BPF_H
+#define VALUES_BPF_H
+
+#include "maps.bpf.h"
+
+/* Kernel 6.12 and later; the loader resolves it to nothing elsewhere. */
+extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign, __u64 flags) __ksym
+	__weak;
+
+/*
+ * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
+ * and by themselves, which keeps loading quick, and to them memory is only numbers.
+ */
+struct hit {
+	__u32 shard;
+	__u32 faults; /* bit i: value i could not be read */
+	__u64 tgid_tid;
+	__u64 values[MAX_VALUES];
+};
+
+/*
+ * The quick read fails on a page that is not resident, which is common for a string that the program has not
+ * touched yet; the slow one may sleep and fault it in.
+ */
+static __always_inline long read_user(void *to, __u32 bytes, const void *from)
+{
+	long err = bpf_probe_read_user(to, bytes, from);
+
+	if (err)
+		err = bpf_copy_from_user(to, bytes, from);
+	return err;
+}
+
+static __always_inline long read_user_str(void *to, __u32 bytes, const void *from)
+{
+	long len = bpf_probe_read_user_str(to, bytes, from);
+
+	if (len < 0 && bpf_ksym_exists(bpf_copy_from_user_str))
+		len = bpf_copy_from_user_str(to, bytes, from, 0);
+	return len;
+}
+
+/* By constant offsets: the context may not be indexed by a variable, a copy on the stack may. */
+static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ctx)
+{
+	const __u64 *from = (const __u64 *)ctx;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i < NREGS; i++)
+		regs[i] = from[i];
+}
+
+/* Shows the verifier a bound that the compiler would otherwise prove away or check on another register. */
+#define BOUNDED(value, limit)          \
+	({                             \
+		barrier_var(value);    \
+		(value) < (limit);     \
+	})
+
+static __always_inline __u64 extend(__u64 raw, const struct location *at)
+{
+	__u32 shift = (64 - 8 * at->bytes) & 63;
+
+	raw <<= shift;
+	return at->is_signed ? (__u64)((__s64)raw >> shift) : raw >> shift;
+}
+
+/* The value at one location; sets *fault if it could not be read. */
+static __always_inline __u64 value_at(const struct location *at, const __u64 *regs, const struct start *begun,
+				      __u64 tgid_tid, bool *fault)
+{
+	__u32 reg = at->reg, index = at->index, bytes = at->bytes, word = at->offset;
+	__u64 address, raw = 0;
+
+	switch (at->op) {
+	case LOC_CONST:
+		return at->offset;
+	case LOC_PID:
+		return tgid_tid >> 32;
+	case LOC_TID:
+		return (__u32)tgid_tid;
+	case LOC_CPU:
+		return bpf_get_smp_processor_id();
+	case LOC_CGROUP:
+		return bpf_get_current_cgroup_id();
+	case LOC_COMM:
+		return 0;
+	case LOC_DURATION:
+		return bpf_ktime_get_ns() - begun->time;
+	case LOC_CARRIED:
+		if (!BOUNDED(word, MAX_CARRIED))
+			return 0;
+		return begun->carried[word];
+	}
+	if (!BOUNDED(reg, NREGS))
+		return 0;
+	address = regs[reg];
+	if (at->op == LOC_REGISTER)
+		return extend(address, at);
+	address += at->offset;
+	if (at->op == LOC_INDEXED) {
+		if (!BOUNDED(index, NREGS))
+			return 0;
+		address += regs[index] << (at->scale & 3);
+	}
+	if (!BOUNDED(bytes, 9) || read_user(&raw, bytes, (const void *)address))
+		*fault = true;
+	return extend(raw, at);
+}
+
+/* All values of the hit. Text stays where it is: its value is the address. Not inlined for its stack's sake. */
+static __noinline int read_values(struct hit *hit, __u32 n, const struct site *site, const struct pt_regs *ctx,
+				  const struct start *begun)
+{
+	__u64 regs[NREGS];
+
+	copy_registers(regs, ctx);
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_VALUES; i++) {
+		bool fault = false;
+
+		if (i >= n)
+			break;
+		hit->values[i] = value_at(&site->values[i], regs, begun, hit->tgid_tid, &fault);
+		if (fault)
+			hit->faults |= 1U << i;
+	}
+	return 0;
+}
+
+/*
+ * Reads the text that value i is the address of, at most room bytes of it. Returns its length without the NUL of a
+ * C string, or a negative number.
+ */
+static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
+				      __u32 room)
+{
+	const struct value *what = &probe->values[i];
+	const void *from = (const void *)hit->values[i];
+	__u32 max = what->max, len = what->len_value;
+	__u64 bytes = 0;
+	long err;
+
+	if (hit->faults & (1U << i))
+		return -1;
+	if (max > room)
+		max = room;
+	switch (what->kind) {
+	case VALUE_COMM:
+		if (room < 16)
+			return -1;
+		err = bpf_get_current_comm(to, 16);
+		return err ? err : 16;
+	case VALUE_STRING:
+		err = read_user_str(to, max, from);
+		return err > 0 ? err - 1 : err;
+	case VALUE_STRING_LEN:
+		if (!BOUNDED(len, MAX_VALUES) || hit->faults & (1U << len))
+			return -1;
+		bytes = hit->values[len];
+		break;
+	case VALUE_BYTES:
+		bytes = max;
+		break;
+	default:
+		return -1;
+	}
+	if (bytes > max)
+		bytes = max;
+	if (!bytes)
+		return 0;
+	if (!BOUNDED(bytes, MAX_BYTES + 1))
+		return -1;
+	err = read_user(to, bytes, from);
+	return err ? err : (long)bytes;
+}
+
+#endif
