@@ -150,7 +150,7 @@ enum action_kind {
 	ACTION_MAX,
 };
 
-enum {
+enum abi_none {
 	NO_VALUE = 0xff, /* the action counts, or the pattern needs no value */
 	NO_MATCH = 0xff, /* a label's value fits none of its patterns */
 	NO_FAMILY = 0xffffffff,
@@ -161,6 +161,8 @@ enum condition_op {
 	COND_NE,
 	COND_LT,
 	COND_LE,
+	COND_GT,
+	COND_GE,
 	COND_STRING, /* equals or begins with pattern number operand */
 	COND_NOT_STRING,
 };
@@ -297,5 +299,14 @@ struct event {
 	__u8 event_class;
 	__u8 pad[5];
 };
+
+_Static_assert(sizeof(struct location) == 16, "layout");
+_Static_assert(sizeof(struct site) == 8 + 16 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
+_Static_assert(sizeof(struct dictionary) == 24, "layout");
+_Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
+_Static_assert(sizeof(struct control) == 32, "layout");
+_Static_assert(sizeof(struct event) == 32, "layout");
 
 #endif

@@ -43,8 +43,12 @@ static __always_inline bool compare(__u64 value, const struct condition *cond)
 		return value != cond->operand;
 	case COND_LT:
 		return value < cond->operand;
-	default:
+	case COND_LE:
 		return value <= cond->operand;
+	case COND_GT:
+		return value > cond->operand;
+	default:
+		return value >= cond->operand;
 	}
 }
 

@@ -16,6 +16,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Makes the types of abi.h part of this object's type information, from which Rust's side is generated. */
 struct abi {
 	enum abi_limit limit;
+	enum abi_none none;
 	enum location_op location_op;
 	enum value_kind value_kind;
 	enum probe_flag probe_flag;

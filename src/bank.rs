@@ -1,0 +1,140 @@
+//! Cells and dictionaries, wherever they are: what a scrape reads, and what events are added to in user space.
+
+use std::collections::HashMap;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::layout;
+
+/// A bank that can be read while it is being added to.
+pub trait Bank: Send + Sync {
+    /// The cell's total over all shards; additions wrap, so that sums of negative numbers work.
+    fn total(&self, cell: u32) -> u64;
+
+    /// The cell of the first shard alone, for cells that are overwritten instead of added to.
+    fn single(&self, cell: u32) -> u64;
+
+    /// Sets the first shard's cell to zero and returns what was there.
+    fn take(&self, cell: u32) -> u64;
+
+    /// The bytes that dictionary number `dictionary` gave `number` to, once they are known. Text from the kernel is
+    /// padded with zeros.
+    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool;
+}
+
+/// The bank of metrics that are computed from events. The drain thread adds, scrapes read.
+#[derive(Debug)]
+pub struct UserBank {
+    cells: Vec<AtomicU64>,
+    dictionaries: Vec<Dictionary>,
+}
+
+#[derive(Debug)]
+struct Dictionary {
+    limit: u32,
+    names: RwLock<Names>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    numbers: HashMap<Box<[u8]>, u32>,
+    names: Vec<Box<[u8]>>,
+}
+
+impl UserBank {
+    pub fn new(layout: &layout::Bank) -> Self {
+        Self {
+            cells: (0..layout.cells).map(|_| AtomicU64::new(0)).collect(),
+            dictionaries: layout
+                .dictionaries
+                .iter()
+                .map(|dictionary| Dictionary { limit: dictionary.limit, names: RwLock::default() })
+                .collect(),
+        }
+    }
+
+    /// Adds to a cell, wrapping.
+    pub fn add(&self, cell: u32, amount: u64) {
+        self.cells[cell as usize].fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub fn set(&self, cell: u32, value: u64) {
+        self.cells[cell as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// Replaces the cell by what `f` makes of it.
+    pub fn update(&self, cell: u32, f: impl Fn(u64) -> u64) {
+        let _ = self.cells[cell as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
+    }
+
+    /// The number of these bytes, given out now if they are new; `None` past the limit.
+    pub fn number(&self, dictionary: u32, bytes: &[u8]) -> Option<u32> {
+        let dictionary = &self.dictionaries[dictionary as usize];
+        if let Some(number) = read(&dictionary.names).numbers.get(bytes) {
+            return Some(*number);
+        }
+        let mut names = dictionary.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let number = u32::try_from(names.names.len()).ok().filter(|number| *number < dictionary.limit)?;
+        names.names.push(bytes.into());
+        names.numbers.insert(bytes.into(), number);
+        Some(number)
+    }
+}
+
+impl Bank for UserBank {
+    fn total(&self, cell: u32) -> u64 {
+        self.single(cell)
+    }
+
+    fn single(&self, cell: u32) -> u64 {
+        self.cells[cell as usize].load(Ordering::Relaxed)
+    }
+
+    fn take(&self, cell: u32) -> u64 {
+        self.cells[cell as usize].swap(0, Ordering::Relaxed)
+    }
+
+    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
+        let names = read(&self.dictionaries[dictionary as usize].names);
+        let Some(name) = names.names.get(number as usize) else { return false };
+        to.clear();
+        to.extend_from_slice(name);
+        true
+    }
+}
+
+/// A panic elsewhere while the lock was held leaves the names as they were: nothing in here is half done.
+fn read(names: &RwLock<Names>) -> std::sync::RwLockReadGuard<'_, Names> {
+    names.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bank(limit: u32) -> UserBank {
+        let dictionary = layout::DictionaryLayout { first_entry: 0, capacity: limit, limit };
+        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit })
+    }
+
+    #[test]
+    fn numbers_are_given_once_and_end_at_the_limit() {
+        let bank = bank(2);
+        assert_eq!(bank.number(0, b"a"), Some(0));
+        assert_eq!(bank.number(0, b"b"), Some(1));
+        assert_eq!(bank.number(0, b"a"), Some(0));
+        assert_eq!(bank.number(0, b"c"), None);
+        let mut name = Vec::new();
+        assert!(bank.name(0, 1, &mut name));
+        assert_eq!(name, b"b");
+        assert!(!bank.name(0, 2, &mut name));
+    }
+
+    #[test]
+    fn sums_of_negative_numbers_wrap_to_the_right_total() {
+        let bank = bank(0);
+        bank.add(1, (-5i64) as u64);
+        bank.add(1, 2);
+        assert_eq!(bank.total(1) as i64, -3);
+    }
+}

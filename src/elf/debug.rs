@@ -1,0 +1,35 @@
+//! Where the symbols of a stripped program may be.
+
+use std::path::{Path, PathBuf};
+
+use super::Image;
+use super::image::bounded_str;
+
+const DEBUG_ROOT: &str = "/usr/lib/debug";
+
+/// The places where a separate debug file of the program at `path` may be, the likeliest first: by its
+/// build-id, then by the name in its `.gnu_debuglink` section, as GDB looks for them. Nothing is opened; a
+/// file found there is to be parsed and given to [`Image::with_debug_symbols`], which checks that it fits.
+pub fn debug_file_candidates(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
+    let mut candidates = Vec::new();
+    if let Some(id) = image.build_id().filter(|id| (2..=64).contains(&id.len())) {
+        let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        candidates.push(
+            Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..])),
+        );
+    }
+    if let (Some(name), Some(dir)) = (debuglink(image), path.parent()) {
+        candidates.push(dir.join(name));
+        candidates.push(dir.join(".debug").join(name));
+        candidates.push(Path::new(DEBUG_ROOT).join(dir.strip_prefix("/").unwrap_or(dir)).join(name));
+        candidates.retain(|candidate| candidate != path);
+    }
+    candidates
+}
+
+/// The file name in `.gnu_debuglink`. A path there would lead out of the directories that are looked at.
+fn debuglink<'a>(image: &Image<'a>) -> Option<&'a str> {
+    let data = image.section_data(image.section(b".gnu_debuglink")?)?;
+    let name = std::str::from_utf8(bounded_str(data, 0)?).ok()?;
+    (!name.is_empty() && name != "." && name != ".." && !name.contains('/')).then_some(name)
+}

@@ -1,0 +1,168 @@
+//! What can be wrong with a file, with a probe in it, and with one argument of a probe.
+
+use std::fmt;
+
+/// Why a file cannot be read as a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ElfError {
+    /// The first four bytes are not those of an ELF file.
+    NotElf,
+    /// A 32-bit program.
+    Class32,
+    /// A big-endian program.
+    BigEndian,
+    /// Built for another processor; the number is the header's `e_machine`.
+    Machine(u16),
+    /// An object file, a core dump or something else that is not run; the number is the header's `e_type`.
+    NotLinked(u16),
+    /// A table does not fit the file.
+    Malformed { what: &'static str, why: String },
+    /// A `.note.stapsdt` entry does not follow its format; the offset is into the file.
+    BadNote { offset: u64, why: &'static str },
+    /// The file holds no USDT probes.
+    NoNotes,
+}
+
+impl fmt::Display for ElfError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ElfError::NotElf => f.write_str(
+                "not an ELF file: name the program itself, not a script or a wrapper that starts it",
+            ),
+            ElfError::Class32 => f.write_str("a 32-bit program: only 64-bit programs can be traced"),
+            ElfError::BigEndian => f.write_str("a big-endian program: only x86_64 and aarch64 can be traced"),
+            ElfError::Machine(machine) => write!(
+                f,
+                "built for another processor (ELF machine {machine}): only x86_64 (62) and aarch64 (183) \
+                 can be traced"
+            ),
+            ElfError::NotLinked(kind) => write!(
+                f,
+                "not a linked program or shared library (ELF type {kind}): name the file that is run or loaded"
+            ),
+            ElfError::Malformed { what, why } => {
+                write!(f, "the {what} cannot be read ({why}): the file is damaged or only partly written")
+            }
+            ElfError::BadNote { offset, why } => write!(
+                f,
+                "malformed .note.stapsdt entry at file offset {offset:#x} ({why}): the file is damaged or was \
+                 rewritten by a tool that does not keep notes"
+            ),
+            ElfError::NoNotes => f.write_str(
+                "no USDT probes (no .note.stapsdt section): the program was built without them (for many a \
+                 build option, often with systemtap-sdt-dev), or they are in one of its shared libraries",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ElfError {}
+
+/// Why one argument of a probe cannot be read. Concerns nobody who does not use that argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormError {
+    /// The argument as its note writes it.
+    pub text: String,
+    /// The reason, to follow a colon.
+    pub why: String,
+}
+
+impl FormError {
+    pub(crate) fn new(text: &str, why: impl Into<String>) -> FormError {
+        FormError { text: text.to_owned(), why: why.into() }
+    }
+}
+
+impl fmt::Display for FormError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "argument `{}` cannot be read: {}", self.text, self.why)
+    }
+}
+
+impl std::error::Error for FormError {}
+
+/// Why a probe or a function gives no sites in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteError {
+    /// The file itself.
+    Elf(ElfError),
+    /// The file has USDT probes, but not this one; `near` holds `provider:name`, the nearest first.
+    NoProbe { provider: String, name: String, near: Vec<String> },
+    /// No function of that name; `near` holds the nearest names, `stripped` says that there is no `.symtab`.
+    NoFunction { pattern: String, near: Vec<String>, stripped: bool },
+    /// The name is there, but nothing that a probe can be set on.
+    NotProbeable { name: String, why: &'static str },
+    /// The pattern is not one.
+    BadPattern { pattern: String, why: String },
+    /// An address that the file's loaded segments do not hold.
+    Unmapped { what: String, vaddr: u64 },
+    /// An offset that is not the first byte of an instruction: a probe there would corrupt the program.
+    InsideInstruction { what: String, before: u64, after: u64 },
+    /// A separate debug file that belongs to another build of the program.
+    OtherBuild,
+}
+
+impl From<ElfError> for SiteError {
+    fn from(error: ElfError) -> SiteError {
+        SiteError::Elf(error)
+    }
+}
+
+impl fmt::Display for SiteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SiteError::Elf(error) => error.fmt(f),
+            SiteError::NoProbe { provider, name, near } => {
+                write!(f, "no USDT probe {provider}:{name} in this file{}", Near(near))
+            }
+            SiteError::NoFunction { pattern, near, stripped } => {
+                write!(f, "no function {pattern} in this file{}", Near(near))?;
+                if *stripped {
+                    f.write_str(
+                        "; it is stripped, so only exported functions have names: install its debug symbols, \
+                         or give a file offset such as 0x1234",
+                    )?;
+                }
+                Ok(())
+            }
+            SiteError::NotProbeable { name, why } => write!(f, "{name} cannot be probed: {why}"),
+            SiteError::BadPattern { pattern, why } => write!(f, "`{pattern}` does not name a function: {why}"),
+            SiteError::Unmapped { what, vaddr } => write!(
+                f,
+                "{what} is at address {vaddr:#x}, which no suitable loaded segment of the file holds: the file \
+                 is damaged or was rewritten after linking"
+            ),
+            SiteError::InsideInstruction { what, before, after } => write!(
+                f,
+                "{what} is inside an instruction, and a probe there would corrupt the program: the nearest \
+                 instructions start at +{before:#x} and +{after:#x}"
+            ),
+            SiteError::OtherBuild => f.write_str(
+                "the debug file belongs to another build (its build-id differs): install the debug symbols of \
+                 the installed version",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for SiteError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            SiteError::Elf(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// `; the nearest are a, b` or nothing.
+struct Near<'a>(&'a [String]);
+
+impl fmt::Display for Near<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => Ok(()),
+            [one] => write!(f, "; the nearest is {one}"),
+            many => write!(f, "; the nearest are {}", many.join(", ")),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Operands in AT&T syntax, as GCC and Clang write them for x86_64.
+
+use super::{Form, Reg, sum};
+
+pub(super) fn operand(text: &str) -> Result<Form, String> {
+    if let Some(constant) = text.strip_prefix('$') {
+        let value = sum(constant)?;
+        return match value.symbol {
+            None if constant.trim().is_empty() => Err("no number follows the $".to_owned()),
+            None => Ok(Form::Const(value.offset)),
+            Some(symbol) => Err(format!("it is the address of `{symbol}` and not a value in memory")),
+        };
+    }
+    if text.contains(':') {
+        return Err("it is relative to a segment register (thread-local data)".to_owned());
+    }
+    if let Some(open) = text.find('(') {
+        let inner = text[open + 1..].strip_suffix(')').ok_or("its parenthesis is not closed at the end")?;
+        return memory(&text[..open], inner);
+    }
+    if let Some(name) = text.strip_prefix('%') {
+        return register(name);
+    }
+    match sum(text)? {
+        super::Sum { symbol: Some(name), offset } => symbol(name, offset),
+        _ => Err("it is an absolute address".to_owned()),
+    }
+}
+
+fn register(name: &str) -> Result<Form, String> {
+    if let Some(reg) = Reg::x86_64(name) {
+        return Ok(Form::Reg(reg));
+    }
+    if ["xmm", "ymm", "zmm", "mm", "st"].iter().any(|kind| name.starts_with(kind)) {
+        return Ok(Form::Float { register: name.to_owned() });
+    }
+    Err(match name {
+        "ah" | "bh" | "ch" | "dh" => "it is the second byte of a register".to_owned(),
+        _ => format!("`%{name}` is no register of x86_64 that a probe can read"),
+    })
+}
+
+/// `displacement(base,index,scale)`.
+fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
+    let place = sum(displacement)?;
+    let mut parts = inner.split(',').map(str::trim);
+    let base = match parts.next() {
+        None | Some("") => None,
+        Some(name) => Some(address_register(name)?),
+    };
+    let index = parts.next().map(address_register).transpose()?;
+    let scale = match parts.next() {
+        None => 1,
+        Some("1") => 1,
+        Some("2") => 2,
+        Some("4") => 4,
+        Some("8") => 8,
+        Some(other) => return Err(format!("its scale is `{other}`, and only 1, 2, 4 and 8 exist")),
+    };
+    if parts.next().is_some() {
+        return Err("there are more than three parts in its parentheses".to_owned());
+    }
+    match (place.symbol, base, index) {
+        (Some(name), Some(Reg::X86_64_IP), None) => symbol(name, place.offset),
+        (Some(name), ..) => Err(format!("it combines `{name}` with registers")),
+        (None, Some(Reg::X86_64_IP), _) | (None, _, Some(Reg::X86_64_IP)) => {
+            Err("it is relative to an instruction that is not in the note".to_owned())
+        }
+        (None, Some(base), None) => Ok(Form::Mem { base, offset: place.offset }),
+        (None, base, Some(index)) => Ok(Form::Indexed { base, index, scale, offset: place.offset }),
+        (None, None, None) => Err("there is no register in its parentheses".to_owned()),
+    }
+}
+
+/// A register as part of an address, which only whole ones can be.
+fn address_register(name: &str) -> Result<Reg, String> {
+    let whole = name.strip_prefix("%r").is_some_and(|n| !n.ends_with(['b', 'w', 'd']));
+    let reg = name.strip_prefix('%').and_then(Reg::x86_64);
+    reg.filter(|_| whole).ok_or_else(|| format!("`{name}` is no 64-bit register"))
+}
+
+fn symbol(name: &str, offset: i64) -> Result<Form, String> {
+    match name.split_once('@') {
+        // foo@GOTPCREL, foo@TPOFF, foo@PLT: a link-time table's entry and not the symbol itself.
+        Some((symbol, table)) => Err(format!("it goes through the {table} entry of `{symbol}`")),
+        None => Ok(Form::Symbol { name: name.to_owned(), offset }),
+    }
+}

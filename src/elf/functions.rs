@@ -1,0 +1,288 @@
+//! Functions by name, by pattern and by offset.
+
+use std::collections::BTreeMap;
+
+use iced_x86::{Decoder, DecoderOptions};
+
+use super::names::{demangle, glob};
+use super::near::nearest;
+use super::shape::ENDBR64;
+use super::symbols::{Kind, Symbol, is_stripped, symbols};
+use super::{Arch, Image, Site, SiteError, SiteShape, go_binary};
+
+/// A function, or a place in one, where a probe is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionSite {
+    /// The symbol; with `+0x10` after it for a place inside the function, and only `0x1234` for a file
+    /// offset that no symbol covers.
+    pub name: String,
+    /// The name as its C++ or Rust source has it, without parameters; None for a plain name.
+    pub demangled: Option<String>,
+    /// Bytes of code; 0 when unknown.
+    pub size: u64,
+    pub site: Site,
+    /// Whether the probe is at the function's entry: only there are its arguments in the calling
+    /// convention's registers, and only there can its return be traced.
+    pub at_entry: bool,
+    /// Whether the site is known to be the first byte of an instruction. False only for a file offset that
+    /// no symbol covers; a probe inside an instruction would corrupt the program.
+    pub checked: bool,
+    /// Whether the Go toolchain built the program: its returns must not be traced, see [`go_binary`].
+    pub is_go: bool,
+}
+
+/// What a pattern asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Pattern<'a> {
+    /// A file offset.
+    Offset(u64),
+    /// A name or glob, and the distance from the function's entry.
+    Name(&'a str, u64),
+}
+
+/// The functions that a pattern names, one for each address, in order of address. The pattern is
+///
+/// - a symbol (`SSL_write`), which goes before anything else,
+/// - a demangled C++ or Rust name, with its parameters or without (`CConnman::Start`),
+/// - a glob of either, with `*` and `?` (`CTxMemPool::*`),
+/// - a symbol or demangled name and an offset in bytes (`SSL_write+0x10`),
+/// - an offset in the file (`0x1234`).
+///
+/// A probe at an entry that is `endbr64` and then a push goes on the push: nothing has changed in between
+/// and the kernel handles it more cheaply.
+pub fn function_sites(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
+    let pattern = pattern.trim();
+    match parse(pattern)? {
+        Pattern::Offset(offset) => at_offset(image, pattern, offset).map(|site| vec![site]),
+        Pattern::Name(name, 0) => {
+            let (found, exact) = matching(image, name)?;
+            let mut sites = Vec::new();
+            for symbol in found.into_values() {
+                match at_entry(image, &symbol) {
+                    Ok(site) => sites.push(site),
+                    // A glob takes what it can.
+                    Err(error) if exact => return Err(error),
+                    Err(_) => {}
+                }
+            }
+            if sites.is_empty() { Err(missing(image, name)) } else { Ok(sites) }
+        }
+        Pattern::Name(name, into) => {
+            let (found, exact) = matching(image, name)?;
+            if !exact {
+                let why = "an offset can follow a name, but not a glob".to_owned();
+                return Err(SiteError::BadPattern { pattern: pattern.to_owned(), why });
+            }
+            found.into_values().map(|symbol| inside(image, &symbol, into)).collect()
+        }
+    }
+}
+
+fn parse(pattern: &str) -> Result<Pattern<'_>, SiteError> {
+    let bad = |why: &str| SiteError::BadPattern { pattern: pattern.to_owned(), why: why.to_owned() };
+    if pattern.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    if pattern.starts_with("0x") {
+        return number(pattern)
+            .map(Pattern::Offset)
+            .ok_or_else(|| bad("it is not a hexadecimal file offset"));
+    }
+    match pattern.rsplit_once('+') {
+        Some((name, into)) if into.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty() => {
+            let into = number(into).ok_or_else(|| bad("the offset after + is not a number of bytes"))?;
+            Ok(Pattern::Name(name.trim_end(), into))
+        }
+        _ => Ok(Pattern::Name(pattern, 0)),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// The matching functions by address, and whether the pattern is one's whole name rather than a glob.
+fn matching<'a>(image: &Image<'a>, pattern: &str) -> Result<(BTreeMap<u64, Symbol<'a>>, bool), SiteError> {
+    let mut found = BTreeMap::new();
+    for symbol in functions(image).filter(|s| s.name == pattern) {
+        keep_best(&mut found, symbol);
+    }
+    if !found.is_empty() {
+        return Ok((found, true));
+    }
+    let is_glob = pattern.contains(['*', '?']);
+    let mut globbed = BTreeMap::new();
+    for symbol in functions(image) {
+        let plain = demangle(symbol.name, false);
+        let is = |name: &Option<String>| name.as_deref() == Some(pattern);
+        // Parameters are written out only for a pattern that has some.
+        if is(&plain) || plain.is_some() && pattern.contains(['(', '<']) && is(&demangle(symbol.name, true)) {
+            keep_best(&mut found, symbol);
+        } else if is_glob && (glob(pattern, symbol.name) || plain.is_some_and(|name| glob(pattern, &name))) {
+            keep_best(&mut globbed, symbol);
+        }
+    }
+    match (found.is_empty(), globbed.is_empty()) {
+        (false, _) => Ok((found, true)),
+        (true, false) => Ok((globbed, false)),
+        (true, true) => Err(missing(image, pattern)),
+    }
+}
+
+fn functions<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+    symbols(image).filter(|s| s.kind == Kind::Function && s.defined)
+}
+
+/// Of several names for one address, the exported one, then the one with the fewest leading underscores.
+fn keep_best<'a>(found: &mut BTreeMap<u64, Symbol<'a>>, symbol: Symbol<'a>) {
+    let rank = |s: &Symbol<'a>| {
+        let underscores = s.name.len() - s.name.trim_start_matches('_').len();
+        (!s.global, underscores, s.name.len(), s.name)
+    };
+    found
+        .entry(symbol.vaddr)
+        .and_modify(|old| {
+            if rank(&symbol) < rank(old) {
+                *old = symbol;
+            }
+        })
+        .or_insert(symbol);
+}
+
+/// Why a name has no function.
+fn missing(image: &Image<'_>, pattern: &str) -> SiteError {
+    let not_probeable = |why| SiteError::NotProbeable { name: pattern.to_owned(), why };
+    if let Some(symbol) = symbols(image).find(|s| s.name == pattern) {
+        return not_probeable(match symbol {
+            Symbol { defined: false, .. } => {
+                "this file only calls it; name the shared library that holds it as the binary"
+            }
+            Symbol { kind: Kind::Ifunc, .. } => {
+                "which code it stands for is chosen when the program starts; probe the implementation that \
+                 this processor uses"
+            }
+            _ => "it is not a function",
+        });
+    }
+    let names = functions(image).map(|s| demangle(s.name, false).unwrap_or_else(|| s.name.to_owned()));
+    SiteError::NoFunction {
+        pattern: pattern.to_owned(),
+        near: nearest(pattern, names),
+        stripped: is_stripped(image),
+    }
+}
+
+fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<FunctionSite, SiteError> {
+    let unmapped = || SiteError::Unmapped { what: format!("the function {}", symbol.name), vaddr };
+    Ok(FunctionSite {
+        name: symbol.name.to_owned(),
+        demangled: demangle(symbol.name, false),
+        size: symbol.size,
+        site: Site::at(image, vaddr).ok_or_else(unmapped)?,
+        at_entry: true,
+        checked: true,
+        is_go: go_binary(image),
+    })
+}
+
+fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
+    let entry = function_site(image, symbol, symbol.vaddr)?;
+    if entry.site.shape == SiteShape::Endbr64
+        && let Some(next) = Site::at(image, symbol.vaddr + ENDBR64.len() as u64)
+        && next.shape == SiteShape::Push
+    {
+        return Ok(FunctionSite { site: next, ..entry });
+    }
+    Ok(entry)
+}
+
+/// A place `into` bytes after a function's entry.
+fn inside(image: &Image<'_>, symbol: &Symbol<'_>, into: u64) -> Result<FunctionSite, SiteError> {
+    if into == 0 {
+        return at_entry(image, symbol);
+    }
+    let what = format!("{}+{into:#x}", symbol.name);
+    if symbol.size != 0 && into >= symbol.size {
+        let why = format!("{} has only {} bytes", symbol.name, symbol.size);
+        return Err(SiteError::BadPattern { pattern: what, why });
+    }
+    check_boundary(image, symbol, into, &what)?;
+    let site = function_site(image, symbol, symbol.vaddr.wrapping_add(into))?;
+    Ok(FunctionSite { name: what, at_entry: false, ..site })
+}
+
+fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSite, SiteError> {
+    let unmapped = || SiteError::BadPattern {
+        pattern: pattern.to_owned(),
+        why: "no code is loaded from that offset of the file".to_owned(),
+    };
+    let vaddr = image.code_vaddr(offset).ok_or_else(unmapped)?;
+    let covers = |s: &Symbol<'_>| vaddr.checked_sub(s.vaddr).is_some_and(|into| into < s.size);
+    if let Some(symbol) = functions(image).filter(covers).max_by_key(|s| (s.vaddr, s.global)) {
+        return inside(image, &symbol, vaddr - symbol.vaddr);
+    }
+    Ok(FunctionSite {
+        name: pattern.to_owned(),
+        demangled: None,
+        size: 0,
+        site: Site::at(image, vaddr).ok_or_else(unmapped)?,
+        at_entry: false,
+        checked: false,
+        is_go: go_binary(image),
+    })
+}
+
+/// The farthest into a function that instructions are counted.
+const DECODED_MAX: u64 = 16 << 20;
+
+/// Makes sure that an instruction begins `into` bytes after a function's entry.
+fn check_boundary(image: &Image<'_>, symbol: &Symbol<'_>, into: u64, what: &str) -> Result<(), SiteError> {
+    let inside = |before, after| SiteError::InsideInstruction { what: what.to_owned(), before, after };
+    let unclear = SiteError::NotProbeable {
+        name: what.to_owned(),
+        why: "the code before it cannot be decoded, so it is not known whether an instruction begins there",
+    };
+    if image.arch() == Arch::Aarch64 {
+        let before = into & !3;
+        return if before == into { Ok(()) } else { Err(inside(before, before + 4)) };
+    }
+    if into > DECODED_MAX {
+        return Err(unclear);
+    }
+    // An instruction has at most 15 bytes.
+    let code = image.code_at(symbol.vaddr, into as usize + 15).unwrap_or(&[]);
+    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+    let mut at = 0;
+    while at < into {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return Err(unclear);
+        }
+        let next = at + instruction.len() as u64;
+        if next > into {
+            return Err(inside(at, next));
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        assert_eq!(parse("SSL_write"), Ok(Pattern::Name("SSL_write", 0)));
+        assert_eq!(parse("SSL_write+0x10"), Ok(Pattern::Name("SSL_write", 16)));
+        assert_eq!(parse("a::b + 12"), Ok(Pattern::Name("a::b + 12", 0)), "an offset follows its + at once");
+        assert_eq!(parse("operator+"), Ok(Pattern::Name("operator+", 0)));
+        assert_eq!(parse("0x1234"), Ok(Pattern::Offset(0x1234)));
+        for (bad, why) in [("", "empty"), ("0xzz", "hexadecimal"), ("f+0x", "number"), ("f+1z", "number")] {
+            assert!(parse(bad).unwrap_err().to_string().contains(why), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The headers of an ELF file and the maps between its addresses and its offsets.
+
+use std::ffi::CStr;
+
+use object::LittleEndian;
+use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+
+use super::notes::{RawNote, RawNotes};
+use super::symbols::Table;
+use super::{ElfError, SiteError};
+
+pub(super) const LE: LittleEndian = LittleEndian;
+
+/// Longest symbol name looked at. Real ones reach a few thousand bytes; without a limit, a table
+/// of many names that share one endless string would cost the square of the file's size.
+const NAME_MAX: usize = 8192;
+
+/// The processors whose argument forms and instructions are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    X86_64,
+    Aarch64,
+}
+
+/// The parsed headers of a linked 64-bit little-endian program or shared library, over its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Image<'a> {
+    bytes: &'a [u8],
+    arch: Arch,
+    pie: bool,
+    segments: &'a [ProgramHeader64<LittleEndian>],
+    sections: &'a [SectionHeader64<LittleEndian>],
+    section_names: &'a [u8],
+    debug_symbols: Option<Table<'a>>,
+}
+
+impl<'a> Image<'a> {
+    /// Reads the headers.
+    ///
+    /// A file without section headers is accepted (it has segments, but no notes and no symbols).
+    pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
+        let ident = bytes.get(..16).ok_or(ElfError::NotElf)?;
+        if !ident.starts_with(&elf::ELFMAG) {
+            return Err(ElfError::NotElf);
+        }
+        // Said before the header is cast, so that a 32-bit file is called that and not damaged.
+        if ident[4] == elf::ELFCLASS32.0 {
+            return Err(ElfError::Class32);
+        }
+        if ident[5] == elf::ELFDATA2MSB.0 {
+            return Err(ElfError::BigEndian);
+        }
+        let malformed = |what| move |e: object::read::Error| ElfError::Malformed { what, why: e.to_string() };
+        let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed("file header"))?;
+        let kind = header.e_type(LE);
+        if kind != elf::ET_EXEC && kind != elf::ET_DYN {
+            return Err(ElfError::NotLinked(kind.0));
+        }
+        let arch = match header.e_machine(LE) {
+            elf::EM_X86_64 => Arch::X86_64,
+            elf::EM_AARCH64 => Arch::Aarch64,
+            other => return Err(ElfError::Machine(other.0)),
+        };
+        let segments = header.program_headers(LE, bytes).map_err(malformed("program headers"))?;
+        let sections = header.section_headers(LE, bytes).map_err(malformed("section headers"))?;
+        let mut image = Image {
+            bytes,
+            arch,
+            pie: kind == elf::ET_DYN,
+            segments,
+            sections,
+            section_names: &[],
+            debug_symbols: None,
+        };
+        if !sections.is_empty() {
+            let index = header.shstrndx(LE, bytes).map_err(malformed("section names"))?;
+            let names = sections.get(index as usize);
+            image.section_names = names.and_then(|s| image.section_data(s)).unwrap_or(&[]);
+        }
+        Ok(image)
+    }
+
+    /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
+    ///
+    /// A file whose build-id differs is [`SiteError::OtherBuild`]. Two files without one cannot be told
+    /// apart and are taken for the same build.
+    pub fn with_debug_symbols(self, debug: &Image<'a>) -> Result<Image<'a>, SiteError> {
+        if self.arch != debug.arch || self.build_id() != debug.build_id() {
+            return Err(SiteError::OtherBuild);
+        }
+        Ok(Image { debug_symbols: Table::of(debug, elf::SHT_SYMTAB), ..self })
+    }
+
+    /// The processor that the program was built for.
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    /// Whether the program can be loaded at any address: position-independent, or a shared library.
+    pub fn is_pie(&self) -> bool {
+        self.pie
+    }
+
+    /// The build-id, which names this build in debug packages and tells whether two files are the same
+    /// build. None when the linker wrote none.
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        self.loaded_notes()
+            .find(|n| n.owner == b"GNU" && n.kind == elf::NT_GNU_BUILD_ID.0)
+            .map(|n| n.desc.to_vec())
+    }
+
+    /// The file offset of the byte that is loaded at `vaddr` (an address as in the file's own headers),
+    /// through the `PT_LOAD` segment that holds it. None for an address outside all of them, or in the
+    /// zero-filled tail of one, which the file does not hold.
+    ///
+    /// Segments shift addresses against offsets by different amounts, so code and data (a semaphore) each
+    /// need their own.
+    pub fn file_offset(&self, vaddr: u64) -> Option<u64> {
+        self.loads().find_map(|s| {
+            let into = vaddr.checked_sub(s.p_vaddr(LE))?;
+            let offset = s.p_offset(LE).checked_add(into)?;
+            (into < s.p_filesz(LE) && offset < self.bytes.len() as u64).then_some(offset)
+        })
+    }
+
+    /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
+    /// [`Image::file_offset`] for executable segments.
+    pub fn code_vaddr(&self, offset: u64) -> Option<u64> {
+        self.loads().filter(|s| executable(s)).find_map(|s| {
+            let into = offset.checked_sub(s.p_offset(LE))?;
+            (into < s.p_filesz(LE)).then(|| s.p_vaddr(LE).checked_add(into))?
+        })
+    }
+
+    /// Up to `max` bytes of code from `vaddr`, fewer at the end of its segment. None where no executable
+    /// segment of the file holds the address.
+    pub fn code_at(&self, vaddr: u64, max: usize) -> Option<&'a [u8]> {
+        let segment = self
+            .loads()
+            .filter(|s| executable(s))
+            .find(|s| vaddr.checked_sub(s.p_vaddr(LE)).is_some_and(|into| into < s.p_filesz(LE)))?;
+        let into = vaddr - segment.p_vaddr(LE);
+        let start = usize::try_from(segment.p_offset(LE).checked_add(into)?).ok()?;
+        let left = usize::try_from(segment.p_filesz(LE) - into).unwrap_or(usize::MAX);
+        let tail = self.bytes.get(start..).filter(|t| !t.is_empty())?;
+        Some(&tail[..max.min(left).min(tail.len())])
+    }
+
+    fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
+        self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
+    }
+
+    pub(super) fn debug_symbols(&self) -> Option<Table<'a>> {
+        self.debug_symbols
+    }
+
+    /// The first section of that name.
+    pub(super) fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
+        self.sections.iter().find(|s| {
+            let at = self.section_names.get(s.sh_name(LE) as usize..);
+            at.and_then(|at| at.strip_prefix(name)).is_some_and(|after| after.first() == Some(&0))
+        })
+    }
+
+    pub(super) fn section_of_type(
+        &self,
+        kind: elf::SectionType,
+    ) -> Option<&'a SectionHeader64<LittleEndian>> {
+        self.sections.iter().find(|s| s.sh_type(LE) == kind)
+    }
+
+    pub(super) fn section_at(&self, index: u32) -> Option<&'a SectionHeader64<LittleEndian>> {
+        self.sections.get(index as usize)
+    }
+
+    /// The bytes of a section; None when they lie outside the file. Empty for a section without contents.
+    pub(super) fn section_data(&self, section: &SectionHeader64<LittleEndian>) -> Option<&'a [u8]> {
+        section.data(LE, self.bytes).ok()
+    }
+
+    /// The well-formed notes that identify the build, from sections (a separate debug file keeps those and
+    /// lets its segments go stale) and from segments.
+    fn loaded_notes(&self) -> impl Iterator<Item = RawNote<'a>> + '_ {
+        let from_sections = self.sections.iter().filter(|s| s.sh_type(LE) == elf::SHT_NOTE);
+        let from_sections = from_sections.filter_map(|s| Some((self.section_data(s)?, s.sh_addralign(LE))));
+        let from_segments = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_NOTE);
+        let from_segments = from_segments.filter_map(|s| Some((s.data(LE, self.bytes).ok()?, s.p_align(LE))));
+        // Identifying notes come first in their section; the limit keeps thousands of headers that all point
+        // at the same bytes from multiplying the work.
+        let blocks = from_sections.chain(from_segments).take(64);
+        blocks.flat_map(|(data, align)| RawNotes::new(data, align).map_while(Result::ok).take(16))
+    }
+}
+
+/// Whether the Go toolchain built the program. Go moves its stacks, so a probe on a function's return would
+/// crash it, and Go functions do not follow the C calling convention.
+pub fn go_binary(image: &Image<'_>) -> bool {
+    image.section(b".go.buildinfo").is_some()
+        || image.section(b".gopclntab").is_some()
+        || image.loaded_notes().any(|n| n.owner == b"Go")
+}
+
+fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {
+    segment.p_flags(LE).contains(elf::PF_X)
+}
+
+/// The string that starts at `offset` of a string table, without its NUL. None when it does not end within
+/// the table or is longer than any real name.
+pub(super) fn bounded_str(table: &[u8], offset: u32) -> Option<&[u8]> {
+    let tail = table.get(offset as usize..)?;
+    let tail = &tail[..tail.len().min(NAME_MAX)];
+    CStr::from_bytes_until_nul(tail).ok().map(CStr::to_bytes)
+}

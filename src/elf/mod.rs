@@ -1,0 +1,28 @@
+//! From the bytes of a program to the places where probes are set.
+//!
+//! Everything here is a pure function of bytes: nothing is opened, nothing asks the kernel. The bytes are
+//! not trusted: no input makes these functions panic, and time and memory are bounded by the file's size.
+//!
+//! [`Image`] holds the headers, [`notes()`] the USDT notes, [`parse_args`] the argument forms in them;
+//! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
+
+mod debug;
+mod error;
+pub mod forms;
+mod functions;
+mod image;
+mod names;
+mod near;
+pub mod notes;
+mod shape;
+mod sites;
+mod symbols;
+
+pub use debug::debug_file_candidates;
+pub use error::{ElfError, FormError, SiteError};
+pub use forms::{ArgForm, Form, Reg, parse_args};
+pub use functions::{FunctionSite, function_sites};
+pub use image::{Arch, Image, go_binary};
+pub use notes::{Note, notes};
+pub use shape::{Cost, SiteShape};
+pub use sites::{Site, usdt_sites};

@@ -1,0 +1,84 @@
+//! The names nearest to one that is not there.
+
+/// How many names to offer.
+const OFFERED: usize = 3;
+/// Longer names are not compared: the work is the product of two lengths.
+const LENGTH_MAX: usize = 80;
+/// Comparisons at most, for a file with a hostile number of names.
+const COMPARED_MAX: usize = 100_000;
+
+/// Up to three of `names` that differ least from `wanted`, and then those that contain it; nearest first.
+pub(super) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let wanted = wanted.to_ascii_lowercase();
+    if wanted.is_empty() || wanted.len() > LENGTH_MAX {
+        return Vec::new();
+    }
+    let limit = (wanted.len() / 3).max(2);
+    let mut left = COMPARED_MAX;
+    let mut best: Vec<(usize, String)> = Vec::new();
+    for name in names {
+        let lower = name.to_ascii_lowercase();
+        let rank = if lower.len().abs_diff(wanted.len()) <= limit && left > 0 {
+            left -= 1;
+            Some(distance(wanted.as_bytes(), lower.as_bytes())).filter(|&d| d <= limit)
+        } else {
+            None
+        };
+        let rank =
+            rank.or_else(|| (name.len() <= LENGTH_MAX && lower.contains(&wanted)).then_some(limit + 1));
+        let Some(rank) = rank else { continue };
+        let entry = (rank, name);
+        if let Err(at) = best.binary_search(&entry)
+            && at < OFFERED
+        {
+            best.insert(at, entry);
+            best.truncate(OFFERED);
+        }
+    }
+    best.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Levenshtein's distance in bytes.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, &x) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        for (a, b, d) in [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("ab", "ba", 2)] {
+            assert_eq!(distance(a.as_bytes(), b.as_bytes()), d, "{a} {b}");
+            assert_eq!(distance(b.as_bytes(), a.as_bytes()), d, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_come_first_and_strangers_not_at_all() {
+        let names = || {
+            ["query__start", "query__done", "query__parse", "lock__wait", "QUERY__STARTS"].map(String::from)
+        };
+        assert_eq!(nearest("query__stat", names()), ["query__start", "QUERY__STARTS"]);
+        assert_eq!(nearest("lock", names()), ["lock__wait"]);
+        assert!(nearest("zzzzzz", names()).is_empty());
+        assert!(nearest("", names()).is_empty());
+        assert!(nearest(&"x".repeat(1000), [format!("{}y", "x".repeat(999))]).is_empty());
+    }
+
+    #[test]
+    fn no_more_than_three_and_none_twice() {
+        let names = (0..9).map(|i| format!("probe{i}")).chain((0..9).map(|i| format!("probe{i}")));
+        assert_eq!(nearest("probe", names), ["probe0", "probe1", "probe2"]);
+    }
+}

@@ -1,0 +1,97 @@
+//! Sites: the places in a file where a probe is set.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::near::nearest;
+use super::shape::LOOK_AT;
+use super::symbols::variables;
+use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, notes, parse_args};
+
+/// One place in a file where a probe is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Offset in the file of the instruction to probe.
+    pub offset: u64,
+    /// Offset in the file of the semaphore that the kernel is to count up while the probe is set; 0 for
+    /// none.
+    pub ref_ctr_offset: u64,
+    /// Address of the instruction as in the file's headers. [`Form::Static`] is relative to it.
+    pub vaddr: u64,
+    /// One entry for each argument of a USDT probe; none for a function.
+    pub args: Vec<Result<ArgForm, FormError>>,
+    pub shape: SiteShape,
+}
+
+impl Site {
+    /// What a hit here costs the traced program.
+    pub fn cost(&self) -> Cost {
+        self.shape.cost()
+    }
+
+    /// A site without arguments or semaphore. None where the file holds no code for the address.
+    pub(super) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
+        let code = image.code_at(vaddr, LOOK_AT)?;
+        let shape = SiteShape::of(image.arch(), code);
+        Some(Site { offset: image.file_offset(vaddr)?, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })
+    }
+}
+
+/// All sites of one USDT probe, in the order of their notes. The compiler makes several of one probe in the
+/// source by inlining, and each may hold the arguments elsewhere.
+///
+/// Variables that arguments name are looked up in the image's symbols; an argument whose variable is not
+/// found becomes an error of that argument only.
+pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<Site>, SiteError> {
+    let all = notes(image)?;
+    let mut sites = Vec::new();
+    let mut seen = HashSet::new();
+    for note in all.iter().filter(|n| n.provider == provider && n.name == name) {
+        let site = usdt_site(image, note)?;
+        // Set twice in one place, a probe would count every hit twice.
+        if seen.insert(site.offset) {
+            sites.push(site);
+        }
+    }
+    if sites.is_empty() {
+        let names: BTreeSet<String> = all.into_iter().map(|n| format!("{}:{}", n.provider, n.name)).collect();
+        let near = nearest(&format!("{provider}:{name}"), names);
+        return Err(SiteError::NoProbe { provider: provider.to_owned(), name: name.to_owned(), near });
+    }
+    resolve_variables(image, &mut sites);
+    Ok(sites)
+}
+
+fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
+    let what = |part: &str| format!("the {part} of {}:{}", note.provider, note.name);
+    let site = Site::at(image, note.location);
+    let mut site = site.ok_or_else(|| SiteError::Unmapped { what: what("site"), vaddr: note.location })?;
+    if note.semaphore != 0 {
+        // Without its semaphore the program would never reach the probe.
+        let offset = image.file_offset(note.semaphore).filter(|&offset| offset != 0);
+        site.ref_ctr_offset =
+            offset.ok_or_else(|| SiteError::Unmapped { what: what("semaphore"), vaddr: note.semaphore })?;
+    }
+    site.args = parse_args(image.arch(), &note.args);
+    Ok(site)
+}
+
+/// Turns [`Form::Symbol`] into [`Form::Static`].
+fn resolve_variables(image: &Image<'_>, sites: &mut [Site]) {
+    let args = sites.iter().flat_map(|site| &site.args);
+    let names: BTreeSet<String> = args
+        .filter_map(|arg| match arg {
+            Ok(ArgForm { form: Form::Symbol { name, .. }, .. }) => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let found = variables(image, &names);
+    for arg in sites.iter_mut().flat_map(|site| &mut site.args) {
+        let Ok(ArgForm { form, text, .. }) = arg else { continue };
+        let Form::Symbol { name, offset } = &*form else { continue };
+        match &found[name.as_str()] {
+            Ok(vaddr) => *form = Form::Static { vaddr: vaddr.wrapping_add_signed(*offset) },
+            Err(why) => *arg = Err(FormError::new(text, why.clone())),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Symbol tables: the names that a file gives to addresses.
+
+use std::collections::HashMap;
+
+use object::LittleEndian;
+use object::elf::{self, Sym64};
+use object::pod::slice_from_bytes;
+use object::read::elf::{SectionHeader, Sym};
+
+use super::Image;
+use super::image::{LE, bounded_str};
+
+/// One defined or undefined symbol.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Symbol<'a> {
+    /// Without its version (`@@GLIBC_2.14`).
+    pub name: &'a str,
+    pub vaddr: u64,
+    /// Bytes; 0 when the table does not say.
+    pub size: u64,
+    pub kind: Kind,
+    /// False for what the file imports from another.
+    pub defined: bool,
+    pub global: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Function,
+    /// A function chosen when the program starts.
+    Ifunc,
+    ThreadLocal,
+    Other,
+}
+
+/// Every named symbol: of `.symtab`, of the separate debug file if there is one, of `.dynsym`.
+pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+    let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| Table::of(image, kind));
+    [own, image.debug_symbols(), exported].into_iter().flatten().flat_map(Table::symbols)
+}
+
+/// Whether only the symbols that other files link against are left.
+pub(super) fn is_stripped(image: &Image<'_>) -> bool {
+    image.debug_symbols().is_none() && image.section_of_type(elf::SHT_SYMTAB).is_none()
+}
+
+/// The addresses of variables, in one pass over the tables. Err says why there is none, to follow a colon.
+pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n str, Result<u64, String>> {
+    let missing = |name| match is_stripped(image) {
+        true => {
+            format!("the program is stripped and no longer says where `{name}` is; install its debug symbols")
+        }
+        false => format!("no symbol of the program says where `{name}` is"),
+    };
+    let mut found: HashMap<_, Option<Result<u64, String>>> = names.iter().map(|&name| (name, None)).collect();
+    if names.is_empty() {
+        return HashMap::new();
+    }
+    for symbol in symbols(image).filter(|s| s.defined) {
+        let Some(place) = found.get_mut(symbol.name) else { continue };
+        let name = symbol.name;
+        *place = Some(match place {
+            _ if symbol.kind == Kind::ThreadLocal => Err(format!("`{name}` is thread-local")),
+            None => Ok(symbol.vaddr),
+            Some(Ok(vaddr)) if *vaddr == symbol.vaddr => Ok(symbol.vaddr),
+            Some(_) => Err(format!("several variables are named `{name}`")),
+        });
+    }
+    found.into_iter().map(|(name, place)| (name, place.unwrap_or_else(|| Err(missing(name))))).collect()
+}
+
+/// The entries of a symbol table section and the strings that they point into.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table<'a> {
+    entries: &'a [Sym64<LittleEndian>],
+    strings: &'a [u8],
+}
+
+impl<'a> Table<'a> {
+    /// None when there is no such section or it does not fit the file.
+    pub fn of(image: &Image<'a>, kind: elf::SectionType) -> Option<Table<'a>> {
+        let section = image.section_of_type(kind)?;
+        let strings = image.section_data(image.section_at(section.sh_link(LE))?)?;
+        let bytes = image.section_data(section)?;
+        let (entries, _) = slice_from_bytes(bytes, bytes.len() / size_of::<Sym64<LittleEndian>>()).ok()?;
+        Some(Table { entries, strings })
+    }
+
+    fn symbols(self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+        self.entries.iter().filter_map(move |entry| {
+            let name = std::str::from_utf8(bounded_str(self.strings, entry.st_name(LE))?).ok()?;
+            let name = name.split_once('@').map_or(name, |(plain, _version)| plain);
+            let kind = match entry.st_type() {
+                elf::STT_FUNC => Kind::Function,
+                elf::STT_GNU_IFUNC => Kind::Ifunc,
+                elf::STT_TLS => Kind::ThreadLocal,
+                // These name places of the source and of the file, not of the program.
+                elf::STT_FILE | elf::STT_SECTION => return None,
+                _ => Kind::Other,
+            };
+            (!name.is_empty()).then(|| Symbol {
+                name,
+                vaddr: entry.st_value(LE),
+                size: entry.st_size(LE),
+                kind,
+                defined: entry.st_shndx(LE) != elf::SHN_UNDEF,
+                global: !entry.is_local(),
+            })
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! The bank that the probe programs add to.
+
+use std::sync::atomic::Ordering;
+
+use super::mapping::Mapping;
+use crate::abi::{TEXT_WORDS, book_cell, entry};
+use crate::bank::Bank;
+use crate::layout::{self, DictionaryLayout};
+
+/// Cells, and the names behind the numbers of dictionaries, as the kernel sees them now.
+#[derive(Debug)]
+pub struct KernelBank {
+    cells: Mapping,
+    shards: u32,
+    cells_per_shard: u32,
+    entries: Mapping,
+    dictionaries: Vec<DictionaryLayout>,
+}
+
+const ENTRY_WORDS: usize = size_of::<entry>() / 8;
+
+impl KernelBank {
+    pub(super) fn new(cells: Mapping, shards: u32, entries: Mapping, layout: &layout::Bank) -> Self {
+        Self {
+            cells,
+            shards,
+            cells_per_shard: layout.cells,
+            entries,
+            dictionaries: layout.dictionaries.clone(),
+        }
+    }
+
+    /// One number of a probe's books.
+    pub(crate) fn book(&self, probe: usize, which: book_cell) -> u64 {
+        self.total(self.book_cell(probe, which))
+    }
+
+    /// The latest jiffies at which the probe was hit; 0 if it never was.
+    pub(crate) fn last_hit(&self, probe: usize) -> u64 {
+        let cell = self.book_cell(probe, book_cell::BOOK_LAST_HIT);
+        (0..self.shards).map(|shard| self.load(shard, cell)).max().unwrap_or(0)
+    }
+
+    fn book_cell(&self, probe: usize, which: book_cell) -> u32 {
+        u32::try_from(probe).unwrap_or(u32::MAX) * book_cell::BOOK_CELLS.0 + which.0
+    }
+
+    fn load(&self, shard: u32, cell: u32) -> u64 {
+        self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize].load(Ordering::Relaxed)
+    }
+}
+
+impl Bank for KernelBank {
+    fn total(&self, cell: u32) -> u64 {
+        (0..self.shards).fold(0, |sum: u64, shard| sum.wrapping_add(self.load(shard, cell)))
+    }
+
+    fn single(&self, cell: u32) -> u64 {
+        self.load(0, cell)
+    }
+
+    fn take(&self, cell: u32) -> u64 {
+        self.cells.words()[cell as usize].swap(0, Ordering::Relaxed)
+    }
+
+    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
+        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity) else {
+            return false;
+        };
+        let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
+        let Some(words) = self.entries.words().get(first..first + 1 + TEXT_WORDS) else { return false };
+        // `ready` is the first half of the first word, and is set last.
+        if words[0].load(Ordering::Acquire) as u32 == 0 {
+            return false;
+        }
+        to.clear();
+        for word in &words[1..] {
+            to.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        }
+        true
+    }
+}

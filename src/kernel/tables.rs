@@ -1,0 +1,243 @@
+//! Plan and layout as the tables of `bpf/abi.h`. Pure.
+
+use crate::abi::{
+    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds, condition,
+    condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value, value_kind,
+};
+use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
+use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
+use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, ValueKind};
+
+/// Added to a signed number, it makes unsigned comparison right.
+pub(crate) const BIAS: u64 = 1 << 63;
+
+/// The tables that do not depend on where the sites are.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub probes: Vec<probe>,
+    pub actions: Vec<action>,
+    pub patterns: Vec<pattern>,
+    pub bounds: Vec<bounds>,
+    pub dictionaries: Vec<dictionary>,
+}
+
+impl Tables {
+    pub(crate) fn new(plan: &Plan, layout: &Layout) -> Self {
+        let mut tables = Tables {
+            dictionaries: layout.kernel.dictionaries.iter().map(dictionary_entry).collect(),
+            ..Tables::default()
+        };
+        for (number, probe) in plan.probes.iter().enumerate() {
+            let first = tables.actions.len();
+            for laid in layout.actions.iter().filter(|laid| laid.probe == number && laid.in_kernel) {
+                let made = tables.action(plan, probe, laid);
+                tables.actions.push(made);
+            }
+            let pid = plan.targets[probe.target].pid;
+            tables.probes.push(probe_entry(number, probe, pid, first, tables.actions.len() - first));
+        }
+        tables
+    }
+
+    fn action(&mut self, plan: &Plan, probe: &ProbePlan, laid: &ActionLayout) -> action {
+        let planned = &probe.actions[laid.action];
+        let metric = &plan.metrics[planned.metric];
+        let mut made = action {
+            kind: small(action_kind_of(&metric.kind, planned)),
+            value: planned.value.map_or(small(abi_none::NO_VALUE.0), small),
+            nconditions: small(planned.when.len()),
+            nlabels: small(laid.labels.len()),
+            needs_nonnegative: u8::from(metric.kind == MetricKind::Counter && planned.value.is_some()),
+            cell: laid.cell,
+            stride: laid.stride,
+            family: laid.family.unwrap_or(abi_none::NO_FAMILY.0),
+            bias: BIAS,
+            ..action::default()
+        };
+        if !laid.bounds.is_empty() {
+            made.bounds = self.bounds_of(&laid.bounds);
+        }
+        for (at, condition) in made.conditions.iter_mut().zip(&planned.when) {
+            *at = self.condition(small(condition.value), condition.op, &condition.with);
+        }
+        for (at, label) in made.labels.iter_mut().zip(&laid.labels) {
+            *at = self.label(planned, probe, label);
+        }
+        made
+    }
+
+    fn bounds_of(&mut self, upper: &[i64]) -> u32 {
+        let mut made = bounds { upper: [u64::MAX; MAX_BOUNDS + 1] };
+        for (at, bound) in made.upper.iter_mut().zip(upper) {
+            *at = biased(*bound);
+        }
+        let known = self.bounds.iter().position(|other| other.upper == made.upper);
+        index(known.unwrap_or_else(|| {
+            self.bounds.push(made);
+            self.bounds.len() - 1
+        }))
+    }
+
+    fn condition(&mut self, value: u8, op: Op, with: &Operand) -> condition {
+        let (op, operand) = match with {
+            Operand::Int(number) => {
+                let op = match op {
+                    Op::Eq | Op::StartsWith => condition_op::COND_EQ,
+                    Op::Ne => condition_op::COND_NE,
+                    Op::Lt => condition_op::COND_LT,
+                    Op::Le => condition_op::COND_LE,
+                    Op::Gt => condition_op::COND_GT,
+                    Op::Ge => condition_op::COND_GE,
+                };
+                (op, biased(i64::try_from(*number).unwrap_or_default()))
+            }
+            Operand::Str(text) => {
+                self.patterns.push(text_pattern(text, op != Op::StartsWith));
+                let op = if op == Op::Ne { condition_op::COND_NOT_STRING } else { condition_op::COND_STRING };
+                (op, self.patterns.len() as u64 - 1)
+            }
+        };
+        condition { operand, bias: BIAS, value, op: small(op.0), ..condition::default() }
+    }
+
+    fn label(&mut self, action: &ActionPlan, probe: &ProbePlan, laid: &LabelLayout) -> label {
+        let LabelPlan::From { mapping, .. } = &action.labels[laid.label] else {
+            return label::default();
+        };
+        let kind = &probe.values[laid.value].kind;
+        let first_pattern = index(self.patterns.len());
+        self.patterns.extend(mapping.iter().map(|(pattern, _)| pattern_entry(pattern)));
+        let mut flags = 0;
+        if laid.dictionary.is_some() {
+            flags |= label_flag::LABEL_RAW.0;
+        }
+        let mut words = 0;
+        if kind.is_text() {
+            flags |= label_flag::LABEL_TEXT.0;
+            let free = kind.max_bytes().div_ceil(8) as usize;
+            let compared = if mapping.is_empty() { 0 } else { PATTERN_WORDS };
+            words = if laid.dictionary.is_some() { free.max(compared) } else { compared };
+        }
+        label {
+            dictionary: laid.dictionary.unwrap_or_default(),
+            first_pattern,
+            multiplier: laid.multiplier,
+            npatterns: small(mapping.len()),
+            value: small(laid.value),
+            flags: small(flags),
+            words: small(words),
+        }
+    }
+}
+
+fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, nactions: usize) -> probe {
+    let mut made = probe {
+        tgid: pid.unwrap_or_default(),
+        book: index(number * BOOK_CELLS),
+        first_action: index(first),
+        nactions: small(nactions),
+        nvalues: small(plan.values.len()),
+        event_class: small(class_of(plan).0),
+        ..probe::default()
+    };
+    if pid.is_some() {
+        made.flags |= probe_flag::PROBE_FILTER_PID.0;
+    }
+    if plan.emit.is_some() {
+        made.flags |= probe_flag::PROBE_EMIT.0;
+    } else if nactions == 0 {
+        made.flags |= probe_flag::PROBE_COUNT_ONLY.0;
+    }
+    for (at, planned) in made.values.iter_mut().zip(&plan.values) {
+        let (kind, len_value) = match &planned.kind {
+            ValueKind::Comm => (value_kind::VALUE_COMM, 0),
+            ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
+            ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),
+            kind if kind.is_text() => (value_kind::VALUE_BYTES, 0),
+            _ => (value_kind::VALUE_INT, 0),
+        };
+        let max = u16::try_from(planned.kind.max_bytes()).unwrap_or(u16::MAX);
+        *at = value { kind: small(kind.0), len_value, max };
+    }
+    made
+}
+
+/// The smallest event that holds the probe's values. A text begins only where the class's longest one would fit.
+fn class_of(plan: &ProbePlan) -> event_class {
+    let texts: Vec<_> = plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
+    let before_last: usize = texts.iter().rev().skip(1).sum();
+    if texts.is_empty() && plan.values.len() <= 4 {
+        event_class::EVENT_4
+    } else if texts.is_empty() {
+        event_class::EVENT_12
+    } else if texts.iter().all(|max| *max <= SHORT_TEXT) && before_last <= SHORT_TEXTS - SHORT_TEXT {
+        event_class::EVENT_SHORT_TEXTS
+    } else {
+        event_class::EVENT_LONG_TEXTS
+    }
+}
+
+fn action_kind_of(kind: &MetricKind, plan: &ActionPlan) -> u32 {
+    match kind {
+        MetricKind::Counter if plan.value.is_some() => action_kind::ACTION_ADD,
+        MetricKind::Counter => action_kind::ACTION_COUNT,
+        MetricKind::Gauge(GaugeKind::Last) => action_kind::ACTION_LAST,
+        MetricKind::Gauge(GaugeKind::Min) => action_kind::ACTION_MIN,
+        MetricKind::Gauge(GaugeKind::Max) => action_kind::ACTION_MAX,
+        MetricKind::Histogram(_) => action_kind::ACTION_HISTOGRAM,
+    }
+    .0
+}
+
+fn dictionary_entry(laid: &DictionaryLayout) -> dictionary {
+    dictionary {
+        first_entry: laid.first_entry,
+        capacity: laid.capacity,
+        limit: laid.limit,
+        ..dictionary::default()
+    }
+}
+
+fn pattern_entry(wanted: &Pattern) -> pattern {
+    match wanted {
+        Pattern::Int(number) => {
+            let mut made = pattern::default();
+            made.word[0] = i64::try_from(*number).unwrap_or_default() as u64;
+            made.mask[0] = u64::MAX;
+            made
+        }
+        Pattern::Prefix(text) => text_pattern(text, false),
+        Pattern::Exact(text) | Pattern::Glob(text) => text_pattern(text, true),
+    }
+}
+
+/// An exact pattern covers the NUL behind its text too.
+fn text_pattern(text: &str, exact: bool) -> pattern {
+    let mut words = [0u8; 8 * PATTERN_WORDS];
+    let mut mask = [0u8; 8 * PATTERN_WORDS];
+    for (at, byte) in words.iter_mut().zip(text.bytes()) {
+        *at = byte;
+    }
+    for at in mask.iter_mut().take(text.len() + usize::from(exact)) {
+        *at = 0xff;
+    }
+    pattern { word: as_words(&words), mask: as_words(&mask) }
+}
+
+fn as_words(bytes: &[u8; 8 * PATTERN_WORDS]) -> [u64; PATTERN_WORDS] {
+    std::array::from_fn(|n| u64::from_le_bytes(std::array::from_fn(|b| bytes[8 * n + b])))
+}
+
+/// Order-preserving, and always leaves `u64::MAX` to mean "no bound".
+fn biased(number: i64) -> u64 {
+    (number as u64).wrapping_add(BIAS).min(u64::MAX - 1)
+}
+
+/// A number that the plan keeps small; the plan refuses what would not fit.
+fn small<T: TryInto<u8>>(number: T) -> u8 {
+    number.try_into().unwrap_or(u8::MAX)
+}
+
+fn index(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

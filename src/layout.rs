@@ -1,0 +1,168 @@
+//! Numbers for everything that is counted: which cells, dictionaries and pattern numbers each metric uses.
+//!
+//! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`Bank`] of its
+//! own, so that one reader serves both and both give the same series.
+
+use crate::abi::{BOOK_CELLS, label_id};
+use crate::config::model::{GaugeKind, MetricKind};
+use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
+
+/// Numbers that a dictionary may waste when two CPUs draw one for the same new value at once.
+const SPARE: u32 = 16;
+
+/// Most cells of a metric with several free labels before label sets, not label values, are numbered.
+const DENSE_CELLS: u64 = 65_536;
+
+/// Label sets of such a metric, `other` not counted.
+const MAX_SETS: u32 = 10_000;
+
+/// The layout of a plan.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub kernel: Bank,
+    pub user: Bank,
+    /// One for each action of the plan that needs cells, in the plan's order.
+    pub actions: Vec<ActionLayout>,
+}
+
+/// What one bank must provide.
+#[derive(Debug, Clone, Default)]
+pub struct Bank {
+    /// Cells of one shard; the kernel's bank begins with the books of every probe.
+    pub cells: u32,
+    pub dictionaries: Vec<DictionaryLayout>,
+    /// Names of all dictionaries together.
+    pub entries: u32,
+}
+
+/// A dictionary: numbers from 0 to `capacity`, of which `limit` may be in use.
+#[derive(Debug, Clone, Copy)]
+pub struct DictionaryLayout {
+    pub first_entry: u32,
+    pub capacity: u32,
+    pub limit: u32,
+}
+
+/// One metric's update by one probe.
+#[derive(Debug, Clone)]
+pub struct ActionLayout {
+    pub probe: usize,
+    /// Index into the probe's actions.
+    pub action: usize,
+    pub in_kernel: bool,
+    pub cell: u32,
+    /// Cells of one series.
+    pub stride: u32,
+    /// Series there can be.
+    pub series: u32,
+    /// Only the labels that vary.
+    pub labels: Vec<LabelLayout>,
+    /// The dictionary of label sets, when series are not numbered by their labels directly.
+    pub family: Option<u32>,
+    /// Histogram: upper bounds in the unit that is read.
+    pub bounds: Vec<i64>,
+}
+
+/// One label that varies.
+#[derive(Debug, Clone, Copy)]
+pub struct LabelLayout {
+    /// Index into the action's labels.
+    pub label: usize,
+    /// Index into the probe's values.
+    pub value: usize,
+    pub multiplier: u32,
+    /// Numbers that the label's value can become.
+    pub radix: u32,
+    /// Free values are numbered by this dictionary.
+    pub dictionary: Option<u32>,
+}
+
+impl Layout {
+    /// Lays out all metrics of the plan.
+    pub fn new(plan: &Plan) -> Self {
+        let books = u32::try_from(plan.probes.len() * BOOK_CELLS).expect("far fewer probes than cells");
+        let mut layout = Layout {
+            kernel: Bank { cells: books, ..Bank::default() },
+            user: Bank::default(),
+            actions: Vec::new(),
+        };
+        for (probe, plan_probe) in plan.probes.iter().enumerate() {
+            for (action, plan_action) in plan_probe.actions.iter().enumerate() {
+                let in_kernel = match plan_action.route {
+                    Route::Hits => continue,
+                    Route::Kernel => true,
+                    Route::Ring(_) => false,
+                };
+                let bank = if in_kernel { &mut layout.kernel } else { &mut layout.user };
+                let kind = &plan.metrics[plan_action.metric].kind;
+                let mut made = bank.action(kind, plan_action);
+                (made.probe, made.action, made.in_kernel) = (probe, action, in_kernel);
+                layout.actions.push(made);
+            }
+        }
+        layout
+    }
+}
+
+impl Bank {
+    fn action(&mut self, kind: &MetricKind, plan: &ActionPlan) -> ActionLayout {
+        let bounds = match kind {
+            MetricKind::Histogram(bounds) => bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect(),
+            _ => Vec::new(),
+        };
+        let stride = stride(kind, plan.value.is_some());
+        let mut labels = Vec::new();
+        let (mut series, mut free) = (1u64, 0);
+        for (number, label) in plan.labels.iter().enumerate() {
+            let LabelPlan::From { value, mapping, default, limit } = label else { continue };
+            let raw = default.is_none();
+            let dictionary = raw.then(|| self.dictionary(*limit));
+            let radix = label_id::ID_PATTERN.0
+                + u32::try_from(mapping.len()).unwrap_or(u32::MAX - 3)
+                + if raw { limit.saturating_add(SPARE) } else { 1 };
+            free += u32::from(raw);
+            let multiplier = u32::try_from(series).unwrap_or(u32::MAX);
+            labels.push(LabelLayout { label: number, value: *value, multiplier, radix, dictionary });
+            series = series.saturating_mul(u64::from(radix));
+        }
+        let mut family = None;
+        if free > 1 && series * u64::from(stride) > DENSE_CELLS {
+            let widest = labels.iter().map(|label| label.radix).max().unwrap_or(0);
+            let limit = MAX_SETS.max(widest);
+            family = Some(self.dictionary(limit));
+            series = u64::from(limit + SPARE) + 1;
+        }
+        let series = u32::try_from(series).unwrap_or(u32::MAX);
+        let cell = self.cells;
+        self.cells = self.cells.saturating_add(series.saturating_mul(stride));
+        ActionLayout {
+            probe: 0,
+            action: 0,
+            in_kernel: false,
+            cell,
+            stride,
+            series,
+            labels,
+            family,
+            bounds,
+        }
+    }
+
+    fn dictionary(&mut self, limit: u32) -> u32 {
+        let capacity = limit.saturating_add(SPARE);
+        self.dictionaries.push(DictionaryLayout { first_entry: self.entries, capacity, limit });
+        self.entries = self.entries.saturating_add(capacity);
+        u32::try_from(self.dictionaries.len() - 1).expect("one for each label")
+    }
+}
+
+/// Cells of one series: see `enum action_kind` in the ABI.
+fn stride(kind: &MetricKind, has_value: bool) -> u32 {
+    match kind {
+        MetricKind::Counter if has_value => 2,
+        MetricKind::Counter => 1,
+        MetricKind::Gauge(GaugeKind::Last) => 2,
+        MetricKind::Gauge(GaugeKind::Min | GaugeKind::Max) => 1,
+        MetricKind::Histogram(bounds) => u32::try_from(bounds.len()).expect("few buckets") + 2,
+    }
+}

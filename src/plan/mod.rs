@@ -1,0 +1,217 @@
+//! What will be done, with every name resolved and every mistake found, before the kernel is asked for anything.
+//!
+//! A [`Plan`] comes from a configuration alone: whether the target's file exists, and which arguments its notes
+//! carry, is the business of the sites that are resolved later, perhaps much later.
+
+mod build;
+mod profiles;
+mod route;
+
+pub use build::plan;
+pub use profiles::{Profile, profile, profiles};
+
+use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
+use crate::config::place::Place;
+
+/// Everything the later stages need.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub settings: Settings,
+    pub targets: Vec<TargetPlan>,
+    pub probes: Vec<ProbePlan>,
+    pub metrics: Vec<MetricPlan>,
+}
+
+/// An application and the probes to set on its file.
+#[derive(Debug, Clone)]
+pub struct TargetPlan {
+    pub at: Place,
+    pub name: String,
+    pub selector: Selector,
+    /// Count only this thread group.
+    pub pid: Option<u32>,
+    /// Indices into [`Plan::probes`].
+    pub probes: Vec<usize>,
+}
+
+/// One probe, the values that are read when it is hit, and what is done with them.
+#[derive(Debug, Clone)]
+pub struct ProbePlan {
+    pub at: Place,
+    pub target: usize,
+    /// As it is shown: `udp:block_race_winner`, `SSL_write`.
+    pub name: String,
+    pub point: Point,
+    /// Its absence from the file is reported, but is no reason not to be ready.
+    pub optional: bool,
+    pub event_type: String,
+    pub values: Vec<ValuePlan>,
+    pub actions: Vec<ActionPlan>,
+    /// The line that `verbose` logs; without a template, name and values.
+    pub log: Vec<LogPart>,
+    /// Why hits must reach user space, if they must.
+    pub emit: Option<String>,
+}
+
+/// A value that is read at every site of a probe.
+#[derive(Debug, Clone)]
+pub struct ValuePlan {
+    pub at: Place,
+    pub name: String,
+    pub source: Source,
+    pub kind: ValueKind,
+    pub unit: Unit,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Argument by position.
+    Arg(usize),
+    Pid,
+    Tid,
+    Cpu,
+    Cgroup,
+    Comm,
+}
+
+/// What a value is: as in the configuration, with the length of a `string_len` being another value of the probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueKind {
+    Arg(ArgKind),
+    /// Text with its length in the value with this index.
+    StrLen { len: usize, max: u32 },
+    /// The thread's name.
+    Comm,
+}
+
+impl ValueKind {
+    /// Whether the value is read as bytes from the application's memory, else it is an integer.
+    pub fn is_text(&self) -> bool {
+        self.max_bytes() > 0
+    }
+
+    /// Most bytes that the value can have; 0 for integers.
+    pub fn max_bytes(&self) -> u32 {
+        match self {
+            ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. }) | ValueKind::StrLen { max, .. } => *max,
+            ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
+            ValueKind::Arg(ArgKind::Ipv4) => 4,
+            ValueKind::Arg(ArgKind::Ipv6 | ArgKind::SockAddr) => 16,
+            ValueKind::Comm => 16,
+            ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
+        }
+    }
+}
+
+/// One metric as the scrape shows it.
+#[derive(Debug, Clone)]
+pub struct MetricPlan {
+    pub name: String,
+    pub help: String,
+    pub kind: MetricKind,
+    /// In the order shown; every action that feeds the metric has a [`LabelPlan`] for each.
+    pub labels: Vec<String>,
+}
+
+/// One metric's update by one probe.
+#[derive(Debug, Clone)]
+pub struct ActionPlan {
+    pub at: Place,
+    /// Index into [`Plan::metrics`].
+    pub metric: usize,
+    /// Index into the probe's values; `None` counts.
+    pub value: Option<usize>,
+    pub scale: Scale,
+    pub when: Vec<ConditionPlan>,
+    pub labels: Vec<LabelPlan>,
+    pub route: Route,
+}
+
+/// Where a metric is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// It equals the number of hits: nothing to compute.
+    Hits,
+    Kernel,
+    /// From events on the ring buffer, because of this.
+    Ring(String),
+}
+
+/// What turns the integer that was read into the metric's unit: `value * mul / div`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    pub mul: f64,
+    pub div: f64,
+}
+
+impl Scale {
+    pub const ONE: Scale = Scale { mul: 1.0, div: 1.0 };
+
+    /// The value in the metric's unit. Division by a power of ten keeps decimal fractions exact.
+    pub fn apply(self, raw: f64) -> f64 {
+        raw * self.mul / self.div
+    }
+
+    /// The largest raw integer whose scaled value is at most `bound`.
+    pub fn raw_bound(self, bound: f64) -> i64 {
+        let exact = bound * self.div / self.mul;
+        let nearest = exact.round();
+        // 0.005 s is 4999.999... us in binary; a bound is meant as written.
+        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) { nearest as i64 } else { exact.floor() as i64 }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct ConditionPlan {
+    pub value: usize,
+    pub op: Op,
+    pub with: Operand,
+}
+
+/// One label of one action.
+#[derive(Debug, Clone)]
+pub enum LabelPlan {
+    Const(String),
+    From {
+        value: usize,
+        mapping: Vec<(Pattern, String)>,
+        default: Option<String>,
+        /// Distinct free values before `other`.
+        limit: u32,
+    },
+}
+
+/// A piece of a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogPart {
+    Text(String),
+    /// Index into the probe's values.
+    Value(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_in_seconds_are_whole_microseconds_and_nanoseconds() {
+        let us = Scale { mul: 1.0, div: 1e6 };
+        let ns = Scale { mul: 1.0, div: 1e9 };
+        for (seconds, micros) in [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)] {
+            assert_eq!(us.raw_bound(seconds), micros);
+            assert_eq!(ns.raw_bound(seconds), micros * 1000);
+        }
+    }
+
+    #[test]
+    fn a_bound_between_integers_is_the_lower_one() {
+        assert_eq!(Scale::ONE.raw_bound(2.5), 2);
+        assert_eq!(Scale::ONE.raw_bound(-2.5), -3);
+    }
+
+    #[test]
+    fn decimal_fractions_stay_exact() {
+        assert_eq!(Scale { mul: 1.0, div: 1e6 }.apply(12_345.0), 0.012_345);
+    }
+}

@@ -1,0 +1,34 @@
+//! The profiles that are compiled into the program.
+
+use std::path::PathBuf;
+
+use crate::config::diagnose::Diagnostics;
+use crate::config::model::Probe;
+
+/// A named set of probes for one application.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    pub name: String,
+    pub description: String,
+    /// Where the application usually lies.
+    pub binaries: Vec<PathBuf>,
+    pub probes: Vec<Probe>,
+}
+
+/// Every profile: name and text. A new one is a file in `profiles/` and a line here.
+const TEXTS: &[(&str, &str)] = &[
+    ("fibre", include_str!("../../profiles/fibre.yaml")),
+    ("bitcoin-core", include_str!("../../profiles/bitcoin-core.yaml")),
+];
+
+/// Names and texts of all profiles, in the order they are listed.
+pub fn profiles() -> &'static [(&'static str, &'static str)] {
+    TEXTS
+}
+
+/// The profile called `name`, or `None` if there is none; the inner error lists what is wrong with its text, which
+/// a test keeps from happening.
+pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
+    let (name, text) = TEXTS.iter().find(|(known, _)| *known == name)?;
+    Some(crate::config::parse_profile(name, text))
+}

@@ -1,0 +1,125 @@
+//! Where each metric is computed: in the kernel wherever it can be, because that neither copies nor wakes; in user
+//! space from events where it cannot.
+
+use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, ValueKind};
+use crate::abi::{MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS};
+use crate::config::diagnose::Diagnostics;
+use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings};
+
+/// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
+/// which is cut there, is not mistaken for it; and one for the NUL.
+const MAX_PATTERN: usize = 8 * PATTERN_WORDS - 2;
+
+/// The longest text that stands for itself as a label in the kernel, its NUL included.
+const MAX_TEXT: usize = 8 * TEXT_WORDS;
+
+/// Decides for all metrics of a probe, and whether its hits must be sent to user space.
+pub(super) fn route(
+    probe: &mut ProbePlan,
+    metrics: &[MetricPlan],
+    settings: &Settings,
+    all_to_ring: bool,
+    diags: &Diagnostics,
+) {
+    let mut in_kernel = 0;
+    for n in 0..probe.actions.len() {
+        let action = &probe.actions[n];
+        let kind = &metrics[action.metric].kind;
+        let route = if all_to_ring {
+            Route::Ring("asked for".to_string())
+        } else if counts_hits(action, kind) {
+            Route::Hits
+        } else {
+            match refuse(action, probe) {
+                Some(why) => Route::Ring(why),
+                None if in_kernel == MAX_ACTIONS => {
+                    Route::Ring(format!("the kernel computes {MAX_ACTIONS} metrics of one probe"))
+                }
+                None => {
+                    in_kernel += 1;
+                    Route::Kernel
+                }
+            }
+        };
+        let action = &mut probe.actions[n];
+        for label in &mut action.labels {
+            if let LabelPlan::From { limit, .. } = label
+                && *limit == u32::MAX
+            {
+                *limit = settings.limits.label_values;
+            }
+        }
+        action.route = route;
+    }
+    let ring = probe.actions.iter().find_map(|action| match &action.route {
+        Route::Ring(why) => Some(why.clone()),
+        _ => None,
+    });
+    probe.emit = ring.or_else(|| settings.verbose.then(|| "verbose logs every event".to_string()));
+    for value in &probe.values {
+        let bytes = value.kind.max_bytes() as usize;
+        if bytes > MAX_BYTES {
+            diags.error(&value.at, format!("{bytes} bytes; {MAX_BYTES} can be read"));
+        }
+    }
+}
+
+/// A counter without conditions and variable labels is the number of hits, which is counted anyway.
+fn counts_hits(action: &ActionPlan, kind: &MetricKind) -> bool {
+    *kind == MetricKind::Counter
+        && action.value.is_none()
+        && action.when.is_empty()
+        && action.labels.iter().all(|label| matches!(label, LabelPlan::Const(_)))
+}
+
+/// Why the kernel cannot compute this metric, or `None` if it can.
+fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
+    if action.when.len() > MAX_CONDITIONS {
+        return Some(format!("more than {MAX_CONDITIONS} conditions"));
+    }
+    for condition in &action.when {
+        if let Operand::Str(text) = &condition.with
+            && text.len() > MAX_PATTERN
+        {
+            return Some(format!("\"{text}\" is longer than {MAX_PATTERN} bytes"));
+        }
+    }
+    let variable: Vec<_> = action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
+    if variable.len() > MAX_LABELS {
+        return Some(format!("more than {MAX_LABELS} variable labels"));
+    }
+    variable.into_iter().find_map(|label| match label {
+        LabelPlan::Const(_) => None,
+        LabelPlan::From { value, mapping, default, .. } => {
+            let value = &probe.values[*value];
+            refuse_label(&value.name, &value.kind, mapping, default.is_none())
+        }
+    })
+}
+
+fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
+    if *kind == ValueKind::Arg(ArgKind::Symbol) {
+        return Some(format!("{name}: the name of an address is known only outside the kernel"));
+    }
+    if mapping.len() > MAX_PATTERNS {
+        return Some(format!("{name}: more than {MAX_PATTERNS} patterns"));
+    }
+    for (pattern, _) in mapping {
+        match pattern {
+            Pattern::Glob(glob) => return Some(format!("{name}: \"{glob}\" is matched outside the kernel")),
+            Pattern::Exact(text) | Pattern::Prefix(text) if text.len() > MAX_PATTERN => {
+                return Some(format!("{name}: \"{text}\" is longer than {MAX_PATTERN} bytes"));
+            }
+            _ => {}
+        }
+    }
+    // Addresses and hashes are matched as they are shown, which is not how they lie in memory.
+    let as_shown = matches!(kind, ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr));
+    if as_shown && !mapping.is_empty() {
+        return Some(format!("{name}: compared with patterns as it is shown"));
+    }
+    if raw && kind.max_bytes() as usize > MAX_TEXT {
+        return Some(format!("{name}: text longer than {MAX_TEXT} bytes"));
+    }
+    None
+}
