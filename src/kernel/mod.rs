@@ -1,0 +1,11 @@
+//! The probe programs: loading them, filling their tables, and the memory that is shared with them.
+
+mod bank;
+mod control;
+mod load;
+mod mapping;
+mod tables;
+
+pub use bank::KernelBank;
+pub use control::{Clock, Control};
+pub use load::{Attach, Kernel, KernelError, Shared};

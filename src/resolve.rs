@@ -1,0 +1,175 @@
+//! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
+
+use crate::abi::{location, location_op, site};
+use crate::config::model::{ArgKind, IntType, Point};
+use crate::elf::{
+    Arch, Cost, Form, FormError, Image, Reg, Site, SiteError, SiteShape, function_sites, parse_args, usdt_sites,
+};
+use crate::plan::{ProbePlan, Source, ValueKind, ValuePlan};
+
+/// A probe's sites in one file, ready to be attached.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    pub sites: Vec<ResolvedSite>,
+    /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
+    pub unsigned: u32,
+}
+
+/// One place to attach.
+#[derive(Debug, Clone)]
+pub struct ResolvedSite {
+    /// Offset in the file of the instruction.
+    pub offset: u64,
+    /// Offset in the file of the semaphore; 0 for none.
+    pub ref_ctr_offset: u64,
+    pub shape: SiteShape,
+    /// As the kernel is told; the probe's number is in it.
+    pub(crate) entry: site,
+}
+
+/// Why a probe cannot be set in a file.
+#[derive(Debug)]
+pub enum ResolveError {
+    /// The file has no such probe or function, or cannot be used at all.
+    Site(SiteError),
+    /// An argument that a metric uses cannot be read.
+    Value { name: String, why: String },
+    /// Fewer arguments than are asked for.
+    Missing { name: String, index: usize, has: usize },
+    /// A probe there would never fire, or would harm the program.
+    Unfit { offset: u64, why: String },
+}
+
+impl std::fmt::Display for ResolveError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ResolveError::Site(error) => error.fmt(f),
+            ResolveError::Value { name, why } => write!(f, "argument \"{name}\" cannot be read: {why}"),
+            ResolveError::Missing { name, index, has } => write!(
+                f,
+                "argument \"{name}\" has index {index}, but this probe has {has} arguments (the first has index 0)"
+            ),
+            ResolveError::Unfit { offset, why } => write!(f, "the site at offset {offset:#x} is not used: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for ResolveError {}
+
+impl ResolveError {
+    /// Whether it is only that the file lacks the probe.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, ResolveError::Site(SiteError::NoProbe { .. } | SiteError::NoFunction { .. }))
+    }
+}
+
+/// Finds all sites of probe number `number` in the file.
+///
+/// # Errors
+/// If the probe is not there, or a value that it uses cannot be read at one of its sites. Arguments that are not used
+/// are not looked at.
+pub fn resolve(image: &Image<'_>, number: u32, probe: &ProbePlan) -> Result<Resolved, ResolveError> {
+    let found = match &probe.point {
+        Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
+        Point::Function(pattern) => function_sites(image, pattern)
+            .map_err(ResolveError::Site)?
+            .into_iter()
+            .map(|function| with_calling_convention(function.site))
+            .collect(),
+    };
+    let mut sites = Vec::with_capacity(found.len());
+    let mut unsigned = u32::MAX;
+    for at in found {
+        refuse_useless(&at, matches!(probe.point, Point::Function(_)))?;
+        let mut entry = site { probe: number, ..site::default() };
+        for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
+            *to = locate(&at, value)?;
+            if to.bytes != 8 || to.is_signed != 0 {
+                unsigned &= !(1 << n);
+            }
+        }
+        sites.push(ResolvedSite { offset: at.offset, ref_ctr_offset: at.ref_ctr_offset, shape: at.shape, entry });
+    }
+    Ok(Resolved { sites, unsigned })
+}
+
+/// Refuses sites where a probe would never fire or would harm the program.
+fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
+    let unfit = |why: String| Err(ResolveError::Unfit { offset: site.offset, why });
+    if site.cost() == Cost::NeverFires {
+        return unfit(site.cost().to_string());
+    }
+    if site.shape.overwrites_red_zone() && !is_function {
+        return unfit("a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string());
+    }
+    Ok(())
+}
+
+/// The arguments of a function by the System V x86-64 calling convention: the first six, 64 bits wide.
+fn with_calling_convention(mut site: Site) -> Site {
+    site.args = parse_args(Arch::X86_64, "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9");
+    site
+}
+
+fn locate(site: &Site, value: &ValuePlan) -> Result<location, ResolveError> {
+    let op = match value.source {
+        Source::Arg(index) => return locate_argument(site, value, index),
+        Source::Pid => location_op::LOC_PID,
+        Source::Tid => location_op::LOC_TID,
+        Source::Cpu => location_op::LOC_CPU,
+        Source::Cgroup => location_op::LOC_CGROUP,
+        Source::Comm => location_op::LOC_COMM,
+    };
+    Ok(location { op: op.0 as u8, bytes: 8, is_signed: 1, ..location::default() })
+}
+
+fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<location, ResolveError> {
+    let name = || value.name.clone();
+    let form = match site.args.get(index) {
+        None => return Err(ResolveError::Missing { name: name(), index, has: site.args.len() }),
+        Some(Err(error)) => return Err(unreadable(&value.name, error)),
+        Some(Ok(form)) => form,
+    };
+    if form.float {
+        let why = format!("`{}` is a floating-point number", form.text);
+        return Err(ResolveError::Value { name: name(), why });
+    }
+    let asked = match &value.kind {
+        ValueKind::Arg(ArgKind::Int(asked)) => *asked,
+        _ => None,
+    };
+    let IntType { bytes, signed } = asked.unwrap_or(IntType { bytes: form.size, signed: form.signed });
+    let mut to = location { bytes, is_signed: u8::from(signed), ..location::default() };
+    match &form.form {
+        Form::Const(number) => {
+            (to.op, to.offset) = (location_op::LOC_CONST.0 as u8, *number);
+        }
+        Form::Reg(reg) => {
+            (to.op, to.reg) = (location_op::LOC_REGISTER.0 as u8, reg.pt_regs_index());
+        }
+        Form::Mem { base, offset } => {
+            to.op = location_op::LOC_MEMORY.0 as u8;
+            (to.reg, to.offset) = (base.pt_regs_index(), *offset);
+        }
+        Form::Indexed { base: Some(base), index, scale, offset } => {
+            to.op = location_op::LOC_INDEXED.0 as u8;
+            (to.reg, to.index, to.offset) = (base.pt_regs_index(), index.pt_regs_index(), *offset);
+            to.scale = scale.trailing_zeros() as u8;
+        }
+        // Wherever the file was loaded, it is as far from the instruction as it is in the file.
+        Form::Static { vaddr } => {
+            to.op = location_op::LOC_MEMORY.0 as u8;
+            to.reg = Reg::X86_64_IP.pt_regs_index();
+            to.offset = vaddr.wrapping_sub(site.vaddr) as i64;
+        }
+        Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
+            let why = format!("the form `{}` is not one that a probe program can follow", form.text);
+            return Err(ResolveError::Value { name: name(), why });
+        }
+    }
+    Ok(to)
+}
+
+fn unreadable(name: &str, error: &FormError) -> ResolveError {
+    ResolveError::Value { name: name.to_string(), why: error.to_string() }
+}
