@@ -74,10 +74,9 @@ unset CFLAGS CXXFLAGS CPPFLAGS LDFLAGS CC CXX
 key=$(printf '%s\n' "$package $version" "${flags[@]}" "$(c++ --version | head -n 1)" "$(uname -m)" |
   sha256sum | cut -c 1-16)
 cache=${EXPORTER_CACHE:-$HOME/.cache/exporter}
-result=$cache/bitcoind-$key
-work=$result.build
 mkdir -p "$cache"
-cache=$(realpath "$cache") result=$cache/bitcoind-$key work=$cache/bitcoind-$key.build
+result=$(realpath "$cache")/bitcoind-$key
+work=$result.build
 
 if [[ ! -d $result ]]; then
   exec 9>"$result.lock"

@@ -3,13 +3,16 @@
 //! What to know before counting:
 //! - Probes belong to a file, not to a process: nodes that run the same file are counted together, those of
 //!   a test in another thread too. [`private_copy`] gives a test a file of its own.
-//! - `utxocache:*` fires for block templates as well: a mined block adds its coinbase twice.
-//! - A node that has never seen a recent block takes itself to be in its first synchronisation and asks for no
-//!   transactions. Mining one block ends that.
+//! - `utxocache:*` fires for block templates and regtest's own checks of the mempool as well: a mined block
+//!   adds its coinbase twice, a transaction its outputs more often. A restart, which verifies the last blocks,
+//!   fires too.
+//! - A node that has never seen a recent block takes itself to be in its first synchronisation and asks for
+//!   no transactions. Mining one block ends that.
 //! - Connected peers talk on their own (a ping every two minutes, addresses, fee filters). [`settle`] waits
-//!   until all that was sent has arrived; [`Node::hang_up`] ends the talking, so that nothing changes afterwards.
-//! - `mempool:rejected` fires for trial acceptance too. [`Node::send`] of a bad transaction is one hit.
-//! - A clean stop and a restart write the UTXO cache (`utxocache:flush`) and connect no block again.
+//!   until all that was sent has arrived; [`Node::hang_up`] ends the talking, so that nothing changes after.
+//! - [`Node::send`] of a bad transaction is one `mempool:rejected`; so is testmempoolaccept of one, but not
+//!   of a package. A replacement is one `replaced`, one `removed` and one `added`.
+//! - A clean stop writes the UTXO cache twice (`utxocache:flush`); the restart connects no block again.
 
 // Each test binary that includes this file uses a part of it.
 #![allow(dead_code)]
@@ -36,7 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Ports of all nodes, on loopback.
 const PORTS: std::ops::Range<u16> = 18600..18700;
 
-/// The output script of every coin made here, `raw(51)`: OP_TRUE, which anybody can spend with an empty input.
+/// How bitcoind says that one of its ports is in use: the peers', the RPC's.
+const PORT_TAKEN: [&str; 2] = ["Unable to bind", "Unable to start HTTP server"];
+
+/// The output script of every coin made here: OP_TRUE, which anybody can spend with an empty input.
 const ANYONE_CAN_SPEND: &str = "raw(51)";
 
 /// The folder with `bitcoind` and `bitcoin-cli`, built on first use (minutes) and then kept outside the tree.
@@ -116,7 +122,7 @@ impl Node {
             self.spawn();
             match self.wait_until_ready() {
                 Ok(()) => return,
-                Err(reason) if reason.contains("Unable to bind") => self.kill(),
+                Err(reason) if PORT_TAKEN.iter().any(|text| reason.contains(text)) => self.kill(),
                 Err(reason) => panic!("bitcoind did not start: {reason}"),
             }
         }
@@ -133,7 +139,7 @@ impl Node {
             .arg(format!("-datadir={}", self.data.path().display()))
             // It must talk to nobody but the nodes that the test connects.
             .args(["-connect=0", "-dnsseed=0", "-fixedseeds=0", "-discover=0", "-listenonion=0"])
-            // Coins with the script OP_TRUE are not standard. A mempool read back from disk would be counted anew.
+            // OP_TRUE is not a standard script. A mempool read back from disk would be counted anew.
             .args(["-acceptnonstdtxn=1", "-persistmempool=0"]);
         if self.listens {
             self.p2p_port = free_port();
@@ -246,8 +252,8 @@ impl Node {
         text(&self.json(&["generateblock", ANYONE_CAN_SPEND, &list])["hash"])
     }
 
-    /// The coinbase coins that can be spent in the next block, oldest first: those of blocks 1 to height - 99.
-    /// Ones spent meanwhile are listed too.
+    /// The coinbase coins that the next block can spend, oldest first: those of blocks 1 to height - 99, the
+    /// ones spent meanwhile included.
     pub fn mature_coins(&self) -> Vec<Coin> {
         (1..=self.height().saturating_sub(99))
             .map(|height| {
@@ -345,8 +351,8 @@ pub struct Coin {
 }
 
 /// A raw transaction that spends a coin, pays `fee` satoshis and halves the rest into two coins (one output
-/// alone would make it smaller than the 65 bytes that a node relays). Its virtual size is its size in bytes. Two
-/// transactions for one coin are in conflict: the later replaces the earlier if it pays enough more.
+/// alone would make it smaller than the 65 bytes that a node relays). Its virtual size is its size in bytes.
+/// Two transactions for one coin are in conflict: the later replaces the earlier if it pays enough more.
 pub fn spend(coin: &Coin, fee: u64) -> String {
     let rest = coin.satoshis.checked_sub(fee).expect("a fee below the coin's value");
     // Ids are shown in the reverse of their byte order in a transaction.
