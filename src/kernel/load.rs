@@ -1,0 +1,280 @@
+//! Loading the probe programs, and attaching them.
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::btf::{self, Btf};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
+
+use super::bank::KernelBank;
+use super::control::{Clock, Control};
+use super::mapping::Mapping;
+use super::tables::Tables;
+use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
+use crate::abi::{Plain, bytes_of, control, entry};
+use crate::config::model::AttachMode;
+use crate::layout::Layout;
+use crate::plan::Plan;
+use crate::resolve::ResolvedSite;
+
+/// Shards take at most this much memory together; fewer shards only cost time.
+const CELL_BYTES: u64 = 64 << 20;
+
+/// What the kernel would not do.
+#[derive(Debug)]
+pub struct KernelError {
+    /// What was being done, on what.
+    pub what: String,
+    pub why: libbpf_rs::Error,
+    /// What to do next.
+    pub next: String,
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:#}", self.what, self.why)?;
+        if !self.next.is_empty() {
+            write!(f, "; {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+/// Which kind of link is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// One link for all sites of a file.
+    Multi,
+    /// One perf event for each site, for kernels before 6.6.
+    Perf,
+}
+
+/// What other threads use of the loaded programs.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub bank: Arc<KernelBank>,
+    pub control: Arc<Control>,
+    pub ring: Arc<MapHandle>,
+}
+
+/// The loaded programs. Dropping it takes everything out of the kernel.
+pub struct Kernel {
+    skel: ProbeSkel<'static>,
+    attach: Attach,
+    shared: Shared,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("attach", &self.attach).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the programs with tables of the right size, and fills these.
+    ///
+    /// # Errors
+    /// If the kernel refuses: too old, not permitted, or out of memory.
+    pub fn load(plan: &Plan, layout: &Layout) -> Result<Self, KernelError> {
+        let attach = choose(plan.settings.attach);
+        let tables = Tables::new(plan, layout);
+        // One small allocation for the life of the process; it lets the programs move between threads.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = ProbeSkelBuilder::default().open(storage).map_err(|why| loading(why))?;
+        open.progs.probe_multi.set_autoload(attach == Attach::Multi);
+        open.progs.probe_perf.set_autoload(attach == Attach::Perf);
+        let shards = shards(layout.kernel.cells);
+        size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
+        let skel = open.load().map_err(loading)?;
+        fill(&skel.maps.probes, &tables.probes).map_err(loading)?;
+        fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
+        fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
+        fill(&skel.maps.bounds, &tables.bounds).map_err(loading)?;
+        fill(&skel.maps.dictionaries, &tables.dictionaries).map_err(loading)?;
+        let shared = share(&skel, layout, shards).map_err(|why| KernelError {
+            what: "mapping the cells into memory".to_string(),
+            why: why.into(),
+            next: "raise the memory limit, or lower `limits`".to_string(),
+        })?;
+        Ok(Self { skel, attach, shared })
+    }
+
+    /// What the drain thread and scrapes need.
+    pub fn shared(&self) -> Shared {
+        self.shared.clone()
+    }
+
+    pub fn attach_kind(&self) -> Attach {
+        self.attach
+    }
+
+    /// Writes site number `cookie`. It must be written before it is attached.
+    ///
+    /// # Errors
+    /// If there is no site of that number.
+    pub fn set_site(&self, cookie: u32, site: &ResolvedSite) -> Result<(), KernelError> {
+        update(&self.skel.maps.sites, cookie, &site.entry).map_err(|why| KernelError {
+            what: format!("describing site {cookie} to the kernel"),
+            why,
+            next: "raise limits.sites".to_string(),
+        })
+    }
+
+    /// Attaches to the sites of one file: for all processes that run it, now or later. Dropping the links detaches.
+    ///
+    /// # Errors
+    /// If the kernel refuses one of them; then none is attached.
+    pub fn attach(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+        let refused = |why| KernelError {
+            what: format!("attaching {} probe sites to {}", sites.len(), path.display()),
+            why,
+            next: attach_advice(),
+        };
+        match self.attach {
+            Attach::Multi => {
+                let has_semaphores = sites.iter().any(|(_, site)| site.ref_ctr_offset != 0);
+                let opts = UprobeMultiOpts {
+                    offsets: sites.iter().map(|(_, site)| site.offset as usize).collect(),
+                    ref_ctr_offsets: if has_semaphores {
+                        sites.iter().map(|(_, site)| site.ref_ctr_offset as usize).collect()
+                    } else {
+                        Vec::new()
+                    },
+                    cookies: sites.iter().map(|(cookie, _)| u64::from(*cookie)).collect(),
+                    ..UprobeMultiOpts::default()
+                };
+                let program = &self.skel.progs.probe_multi;
+                Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts).map_err(refused)?])
+            }
+            Attach::Perf => sites
+                .iter()
+                .map(|(cookie, site)| {
+                    let opts = UprobeOpts {
+                        ref_ctr_offset: site.ref_ctr_offset as usize,
+                        cookie: u64::from(*cookie),
+                        ..UprobeOpts::default()
+                    };
+                    let program = &self.skel.progs.probe_perf;
+                    program.attach_uprobe_with_opts(-1, path, site.offset as usize, opts).map_err(refused)
+                })
+                .collect(),
+        }
+    }
+
+    /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
+    pub fn clock(&self) -> Option<Clock> {
+        self.skel.progs.clock.test_run(ProgramInput::default()).ok()?;
+        Some(self.shared.control.clock())
+    }
+}
+
+/// Detaching waits for the kernel, so many links are dropped at once.
+pub fn detach(links: Vec<Link>) {
+    const THREADS: usize = 32;
+    if links.len() < 2 {
+        return;
+    }
+    let each = links.len().div_ceil(THREADS);
+    let mut links = links;
+    std::thread::scope(|scope| {
+        while !links.is_empty() {
+            let some = links.split_off(links.len().saturating_sub(each));
+            scope.spawn(move || drop(some));
+        }
+    });
+}
+
+/// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
+fn choose(mode: AttachMode) -> Attach {
+    let has_multi = || {
+        Btf::from_vmlinux().is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())
+    };
+    match mode {
+        AttachMode::Perf => Attach::Perf,
+        AttachMode::Multi => Attach::Multi,
+        AttachMode::Auto if has_multi() => Attach::Multi,
+        AttachMode::Auto => Attach::Perf,
+    }
+}
+
+/// A power of two, enough for every CPU where memory allows.
+fn shards(cells: u32) -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two() as u64;
+    let affordable = CELL_BYTES / (8 * u64::from(cells.max(1)));
+    let most = if affordable == 0 { 1 } else { 1 << affordable.ilog2() };
+    cpus.min(most).min(64) as u32
+}
+
+fn size(
+    open: &mut OpenProbeSkel<'_>,
+    plan: &Plan,
+    layout: &Layout,
+    tables: &Tables,
+    shards: u32,
+) -> libbpf_rs::Result<()> {
+    let count = |n: usize| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
+    let maps = &mut open.maps;
+    maps.sites.set_max_entries(plan.settings.limits.sites)?;
+    maps.probes.set_max_entries(count(tables.probes.len()))?;
+    maps.actions.set_max_entries(count(tables.actions.len()))?;
+    maps.patterns.set_max_entries(count(tables.patterns.len()))?;
+    maps.bounds.set_max_entries(count(tables.bounds.len()))?;
+    maps.dictionaries.set_max_entries(count(tables.dictionaries.len()))?;
+    let entries = layout.kernel.entries.max(1);
+    maps.entries.set_max_entries(entries)?;
+    maps.numbers.set_max_entries(entries)?;
+    maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
+    maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
+    let rodata = maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    rodata.shard_mask = shards - 1;
+    rodata.cells_per_shard = layout.kernel.cells;
+    Ok(())
+}
+
+fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Shared> {
+    let maps = &skel.maps;
+    let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
+    let entries = Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
+    let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
+    let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
+    Ok(Shared {
+        bank: Arc::new(KernelBank::new(cells, shards, entries, &layout.kernel)),
+        control: Arc::new(Control::new(control)),
+        ring: Arc::new(ring),
+    })
+}
+
+fn fill<T: Plain>(map: &impl MapCore, rows: &[T]) -> libbpf_rs::Result<()> {
+    rows.iter().zip(0u32..).try_for_each(|(row, number)| update(map, number, row))
+}
+
+fn update<T: Plain>(map: &impl MapCore, number: u32, row: &T) -> libbpf_rs::Result<()> {
+    map.update(&number.to_ne_bytes(), bytes_of(row), MapFlags::ANY)
+}
+
+/// The most likely reasons, from what the process may do and which kernel it is.
+fn loading(why: libbpf_rs::Error) -> KernelError {
+    let next = match why.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied => {
+            "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)".to_string()
+        }
+        _ => format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {}", kernel_release()),
+    };
+    KernelError { what: "loading the probe programs into the kernel".to_string(), why, next }
+}
+
+fn attach_advice() -> String {
+    "run it as root, or with CAP_PERFMON; uprobes need CONFIG_UPROBE_EVENTS".to_string()
+}
+
+/// As uname(1) -r prints it.
+pub fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
+}

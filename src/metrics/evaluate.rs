@@ -1,0 +1,172 @@
+//! Metrics computed from events: in user space, what `bpf/aggregate.bpf.h` does in the kernel, step by step alike.
+
+use crate::abi::label_id;
+use crate::bank::UserBank;
+use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
+use crate::decode::{Event, Value};
+use crate::layout::ActionLayout;
+use crate::metrics::show::show;
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan};
+
+/// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
+const FAMILY_LABELS: usize = 32;
+
+/// What became of an event for one metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Counted, or its conditions do not hold.
+    Done,
+    /// A number or a condition could not be read.
+    Unreadable,
+    /// A negative amount for a counter, which can only grow.
+    Negative,
+}
+
+/// Adds the event to one metric. `scratch` is reused from event to event.
+pub fn evaluate(
+    bank: &UserBank,
+    laid: &ActionLayout,
+    metric: &MetricPlan,
+    probe: &ProbePlan,
+    event: &Event<'_>,
+    scratch: &mut String,
+) -> Outcome {
+    let action = &probe.actions[laid.action];
+    let read = |value: usize| event.value(value, probe.values[value].kind.is_text());
+    for condition in &action.when {
+        match holds(condition, read(condition.value)) {
+            None => return Outcome::Unreadable,
+            Some(false) => return Outcome::Done,
+            Some(true) => {}
+        }
+    }
+    let value = match action.value.map(read) {
+        None => 1,
+        Some(Value::Int(number)) => number,
+        Some(_) => return Outcome::Unreadable,
+    };
+    if metric.kind == MetricKind::Counter && value < 0 {
+        return Outcome::Negative;
+    }
+    let cell = laid.cell + series(bank, laid, action, probe, event, scratch) * laid.stride;
+    match &metric.kind {
+        MetricKind::Counter => {
+            bank.add(cell, value as u64);
+            if action.value.is_some() {
+                bank.add(cell + 1, 1);
+            }
+        }
+        MetricKind::Histogram(_) => {
+            bank.add(cell, value as u64);
+            let bucket = laid.bounds.partition_point(|bound| *bound < value);
+            bank.add(cell + 1 + bucket as u32, 1);
+        }
+        MetricKind::Gauge(GaugeKind::Last) => {
+            bank.set(cell, value as u64);
+            bank.set(cell + 1, 1);
+        }
+        MetricKind::Gauge(kind) => {
+            let max = *kind == GaugeKind::Max;
+            let code = extreme_code(value);
+            bank.update(cell, |old| if old == 0 || (if max { code > old } else { code < old }) { code } else { old });
+        }
+    }
+    Outcome::Done
+}
+
+/// As the kernel keeps minima and maxima: ordered like the number, and never 0.
+pub fn extreme_code(number: i64) -> u64 {
+    (number as u64).wrapping_add(1 << 63).saturating_add(1)
+}
+
+/// The number behind a code; `None` if nothing was seen.
+pub fn extreme_number(code: u64) -> Option<i64> {
+    (code != 0).then(|| (code - 1).wrapping_sub(1 << 63) as i64)
+}
+
+fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
+    match (&condition.with, value) {
+        (Operand::Int(with), Value::Int(value)) => {
+            let (value, with) = (i128::from(value), *with);
+            Some(match condition.op {
+                Op::Eq | Op::StartsWith => value == with,
+                Op::Ne => value != with,
+                Op::Lt => value < with,
+                Op::Le => value <= with,
+                Op::Gt => value > with,
+                Op::Ge => value >= with,
+            })
+        }
+        (Operand::Str(with), Value::Text(value)) => Some(match condition.op {
+            Op::StartsWith => value.starts_with(with.as_bytes()),
+            Op::Ne => value != with.as_bytes(),
+            _ => value == with.as_bytes(),
+        }),
+        _ => None,
+    }
+}
+
+fn series(
+    bank: &UserBank,
+    laid: &ActionLayout,
+    action: &ActionPlan,
+    probe: &ProbePlan,
+    event: &Event<'_>,
+    scratch: &mut String,
+) -> u32 {
+    let mut number = 0;
+    let mut ids = [0u8; 8 * FAMILY_LABELS];
+    for (n, label) in laid.labels.iter().enumerate() {
+        let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
+        let kind = &probe.values[*value].kind;
+        let seen = event.value(*value, kind.is_text());
+        let id = match seen {
+            Value::Unreadable => label_id::ID_UNREADABLE.0,
+            seen => {
+                let found = mapping.iter().position(|(pattern, _)| {
+                    scratch.clear();
+                    fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
+                });
+                match (found, label.dictionary) {
+                    (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
+                    (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
+                    (None, Some(dictionary)) => {
+                        let number = match seen {
+                            Value::Int(number) => bank.number(dictionary, &number.to_le_bytes()),
+                            Value::Text(text) => bank.number(dictionary, text),
+                            Value::Unreadable => None,
+                        };
+                        number.map_or(label_id::ID_OTHER.0, |number| {
+                            label_id::ID_PATTERN.0 + mapping.len() as u32 + number
+                        })
+                    }
+                }
+            }
+        };
+        number = id.wrapping_mul(label.multiplier).wrapping_add(number);
+        if let Some(at) = ids.get_mut(8 * n..8 * n + 8) {
+            at.copy_from_slice(&u64::from(id).to_le_bytes());
+        }
+    }
+    match laid.family {
+        None => number,
+        // Past the limit of label sets everything is "other", which is series 0.
+        Some(family) => bank.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]).map_or(0, |number| number + 1),
+    }
+}
+
+fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
+    match (pattern, seen) {
+        (Pattern::Int(wanted), Value::Int(number)) => i128::from(number) == *wanted,
+        (Pattern::Int(_), _) => false,
+        (pattern, _) => {
+            show(scratch);
+            match pattern {
+                Pattern::Exact(wanted) => scratch == wanted,
+                Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
+                Pattern::Glob(glob) => crate::metrics::glob::matches(glob, scratch),
+                Pattern::Int(_) => false,
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! From cells to the text of a scrape.
+
+pub mod encode;
+pub mod evaluate;
+pub mod glob;
+pub mod registry;
+pub mod show;
+
+pub use registry::Registry;
