@@ -2,6 +2,9 @@
 //!
 //! It needs `prometheus` and `promtool`, both in Debian's package `prometheus`. The only differences from
 //! the stack are those that [`adapt`] makes: where the target and the files are, and how often to look.
+//! The module `dashboard` must stand beside it.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
-use crate::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
+use super::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
 
 /// What the exporter under test is to Prometheus; all else comes from the stack's `prometheus.yml`.
 pub struct Scrape {
@@ -24,6 +27,8 @@ pub struct Scrape {
     /// The CA to trust; `None` scrapes without TLS.
     pub ca_file: Option<PathBuf>,
     pub password_file: PathBuf,
+    /// The target's label `node`, as the entries for several nodes have it.
+    pub node: Option<String>,
 }
 
 /// A running Prometheus; it ends, and its files go, when this is dropped.
@@ -85,8 +90,11 @@ pub fn adapt(text: &str, directory: &Path, scrape: &Scrape) -> Result<String, St
         }
     }
     let entries = part(job, &["static_configs"])?.as_sequence_mut().ok_or("static_configs is not a list")?;
-    *part(entries.first_mut().ok_or("static_configs is empty")?, &["targets"])? =
-        Yaml::Sequence(vec![scrape.target.clone().into()]);
+    let entry = entries.first_mut().ok_or("static_configs is empty")?;
+    *part(entry, &["targets"])? = Yaml::Sequence(vec![scrape.target.clone().into()]);
+    if let Some(node) = &scrape.node {
+        entry["labels"]["node"] = node.clone().into();
+    }
     entries.truncate(1);
     serde_yaml::to_string(&config).map_err(|e| e.to_string())
 }
@@ -158,7 +166,7 @@ impl Prometheus {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Waits until every target is `up`.
+    /// Waits until every target is `up` and its samples can be asked for.
     ///
     /// # Errors
     /// After `patience`: what Prometheus says of each target.
@@ -166,7 +174,9 @@ impl Prometheus {
         self.wait(patience, || {
             let data = self.api("/api/v1/targets?state=active")?;
             let targets = data["activeTargets"].as_array().ok_or("no list of targets in the answer")?;
-            if !targets.is_empty() && targets.iter().all(|t| t["health"] == "up") {
+            // A target's health is told a moment before its samples can be asked for.
+            let up = self.query("up")?.iter().filter(|s| s.value == 1.0).count();
+            if !targets.is_empty() && up == targets.len() {
                 return Ok(());
             }
             let told = targets.iter().map(|t| {

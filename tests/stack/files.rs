@@ -166,6 +166,7 @@ fn prometheus_accepts_its_configuration_with_tls_and_password() {
         target: "localhost:9435".into(),
         ca_file: Some(make("ca.crt")),
         password_file: make("password"),
+        node: None,
     };
     let stack = std::fs::read_to_string(stack_directory().join("prometheus.yml")).unwrap();
     let config = make("prometheus.yml");
@@ -188,8 +189,21 @@ fn prometheus_accepts_its_configuration_with_tls_and_password() {
 }
 
 #[test]
+fn the_example_of_several_nodes_is_right_once_uncommented() {
+    let stack = std::fs::read_to_string(stack_directory().join("prometheus.yml")).unwrap();
+    let uncommented =
+        stack.replace("      # - targets", "      - targets").replace("      #   labels", "        labels");
+    let prometheus: Yaml = serde_yaml::from_str(&uncommented).unwrap();
+    let entries = list(&list(&prometheus, "scrape_configs")[0], "static_configs");
+    let nodes: Vec<_> = entries.iter().skip(1).map(|e| text(e, &["labels", "node"])).collect();
+    assert_eq!(nodes, ["london", "tokyo"]);
+    assert!(entries.iter().all(|e| list(e, "targets").len() == 1));
+}
+
+#[test]
 fn a_configuration_of_another_form_is_not_adapted() {
-    let scrape = Scrape { target: "localhost:1".into(), ca_file: None, password_file: "password".into() };
+    let password_file = "password".into();
+    let scrape = Scrape { target: "localhost:1".into(), ca_file: None, password_file, node: None };
     let stack = std::fs::read_to_string(stack_directory().join("prometheus.yml")).unwrap();
     let told = |text: &str| adapt(text, Path::new("/"), &scrape).unwrap_err();
     assert_eq!(told(&stack.replace("job_name: fibre", "job_name: other")), "no job named fibre");

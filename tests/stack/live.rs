@@ -9,12 +9,16 @@ use crate::stand_in::{PASSWORD, StandIn};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A Prometheus that scrapes `exporter` with this password.
+/// A Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
 fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().expect("cannot make a temporary file");
     std::fs::write(&file, password).expect("cannot write the password");
-    let scrape =
-        Scrape { target: exporter.address.clone(), ca_file: None, password_file: file.path().to_owned() };
+    let scrape = Scrape {
+        target: exporter.address.clone(),
+        ca_file: None,
+        password_file: file.path().to_owned(),
+        node: Some("configured".into()),
+    };
     (Prometheus::start(&scrape).unwrap(), file)
 }
 
@@ -55,6 +59,20 @@ fn a_wrong_password_is_told() {
     prometheus.wait_for_scrapes(1, PATIENCE).unwrap();
     let told = prometheus.wait_until_up(Duration::ZERO).unwrap_err();
     assert!(told.contains("401"), "{told}");
+}
+
+#[test]
+fn the_exporter_names_its_node_and_the_configuration_names_it_where_the_exporter_does_not() {
+    let exporter = StandIn::start("");
+    let (prometheus, _password) = scraping(&exporter, PASSWORD);
+    prometheus.wait_until_up(PATIENCE).unwrap();
+    let nodes = |expr: &str| -> Vec<Option<String>> {
+        prometheus.query(expr).unwrap().iter().map(|s| s.labels.get("node").cloned()).collect()
+    };
+    assert_eq!(nodes("fibre_blocks_sent_total"), [Some("demo".into())]);
+    assert_eq!(nodes("process_open_fds"), [Some("configured".into())]);
+    assert_eq!(nodes("up"), [Some("configured".into())]);
+    assert_eq!(nodes(r#"{exported_node!="", job="fibre"}"#), []);
 }
 
 #[test]
