@@ -11,11 +11,11 @@
  * It returns false if it met damage or could not prepare (only `redzone`, `fork` and the `cold` forms can).
  */
 struct form {
-    const char *name;
-    const char *probe;                  /* "provider:name" */
-    volatile unsigned short *semaphore; /* NULL: the probe has none */
-    bool (*fire)(uint64_t shot);
-    const char *values; /* JSON list: argument values, which repeat from its start */
+	const char *name;
+	const char *probe; /* "provider:name" */
+	volatile unsigned short *semaphore; /* NULL: the probe has none */
+	bool (*fire)(uint64_t shot);
+	const char *values; /* JSON list: argument values, which repeat from its start */
 };
 
 extern const struct form guarded_forms[]; /* probes with semaphores */
@@ -29,7 +29,7 @@ const char *cold_string(void);
 const char *cold_crossing(void);
 void cold_drop(void);
 
-#define COLD_TEXT     "a string on a page that nobody has touched"
+#define COLD_TEXT "a string on a page that nobody has touched"
 #define CROSSING_TEXT "it begins on one page and it ends on the next"
 
 #endif
