@@ -5,9 +5,19 @@
 
 mod abi;
 pub mod bank;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod decode;
+pub mod drain;
 pub mod elf;
+pub mod http;
 pub mod kernel;
 pub mod layout;
+pub mod logging;
+pub mod metrics;
 pub mod plan;
+pub mod privileges;
 pub mod resolve;
+pub mod run;
+pub mod targets;

@@ -3,6 +3,7 @@
 pub mod encode;
 pub mod evaluate;
 pub mod glob;
+pub mod own;
 pub mod registry;
 pub mod show;
 

@@ -6,8 +6,10 @@
 mod build;
 mod profiles;
 mod route;
+mod table;
 
 pub use build::plan;
+pub use table::table;
 pub use profiles::{Profile, profile, profiles};
 
 use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
