@@ -1,1 +1,3 @@
 //! Traces USDT probes, functions and packets and serves what it sees as Prometheus metrics.
+
+pub mod http;
