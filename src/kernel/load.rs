@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
 

@@ -12,7 +12,7 @@ use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
 use crate::kernel::KernelBank;
 use crate::layout::{ActionLayout, Layout};
-use crate::plan::{LabelPlan, Plan, ProbePlan, Route, Scale};
+use crate::plan::{LabelPlan, Plan, ProbePlan, Scale};
 
 /// All measured series of a plan.
 #[derive(Debug)]

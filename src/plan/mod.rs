@@ -10,7 +10,7 @@ mod table;
 
 pub use build::plan;
 pub use table::table;
-pub use profiles::{Profile, profile, profiles};
+pub use profiles::{profile, profiles};
 
 use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
 use crate::config::place::Place;

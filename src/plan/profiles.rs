@@ -1,19 +1,6 @@
 //! The profiles that are compiled into the program.
 
-use std::path::PathBuf;
-
-use crate::config::diagnose::Diagnostics;
-use crate::config::model::Probe;
-
-/// A named set of probes for one application.
-#[derive(Debug, Clone)]
-pub struct Profile {
-    pub name: String,
-    pub description: String,
-    /// Where the application usually lies.
-    pub binaries: Vec<PathBuf>,
-    pub probes: Vec<Probe>,
-}
+use crate::config::{Diagnostics, Profile};
 
 /// Every profile: name and text. A new one is a file in `profiles/` and a line here.
 const TEXTS: &[(&str, &str)] = &[

@@ -192,6 +192,7 @@ impl Worker {
             }
         }
         for file in &files {
+            let state = &mut self.targets[target];
             if state.current.iter().any(|known| known.identity == file.identity) {
                 continue;
             }
@@ -201,9 +202,9 @@ impl Worker {
                 old.detach(&mut self.cookies);
             }
             let made = Generation::attach(&self.kernel, &self.plan, planned, file, &mut self.cookies);
+            self.announce(planned, file, &made);
             state.current.push(made);
             changed = true;
-            self.announce(target, planned, file);
         }
         if changed {
             self.publish(target, planned);
@@ -244,8 +245,7 @@ impl Worker {
         }
     }
 
-    fn announce(&self, target: usize, planned: &TargetPlan, file: &Found) {
-        let Some(made) = self.targets[target].current.last() else { return };
+    fn announce(&self, planned: &TargetPlan, file: &Found, made: &Generation) {
         let mut attached = 0;
         for outcome in &made.probes {
             let name = &self.plan.probes[outcome.probe].name;
