@@ -1,13 +1,11 @@
 //! Functions by name, by pattern and by offset.
 
-use std::collections::BTreeMap;
-
 use iced_x86::{Decoder, DecoderOptions};
 
-use super::names::{demangle, glob};
-use super::near::nearest;
+use super::names::demangle;
+use super::select::{functions, matching, missing};
 use super::shape::ENDBR64;
-use super::symbols::{Kind, Symbol, is_stripped, symbols};
+use super::symbols::Symbol;
 use super::{Arch, Image, Site, SiteError, SiteShape, go_binary};
 
 /// A function, or a place in one, where a probe is set.
@@ -101,77 +99,6 @@ fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
-    }
-}
-
-/// The matching functions by address, and whether the pattern is one's whole name rather than a glob.
-fn matching<'a>(image: &Image<'a>, pattern: &str) -> Result<(BTreeMap<u64, Symbol<'a>>, bool), SiteError> {
-    let mut found = BTreeMap::new();
-    for symbol in functions(image).filter(|s| s.name == pattern) {
-        keep_best(&mut found, symbol);
-    }
-    if !found.is_empty() {
-        return Ok((found, true));
-    }
-    let is_glob = pattern.contains(['*', '?']);
-    let mut globbed = BTreeMap::new();
-    for symbol in functions(image) {
-        let plain = demangle(symbol.name, false);
-        let is = |name: &Option<String>| name.as_deref() == Some(pattern);
-        // Parameters are written out only for a pattern that has some.
-        if is(&plain) || plain.is_some() && pattern.contains(['(', '<']) && is(&demangle(symbol.name, true)) {
-            keep_best(&mut found, symbol);
-        } else if is_glob && (glob(pattern, symbol.name) || plain.is_some_and(|name| glob(pattern, &name))) {
-            keep_best(&mut globbed, symbol);
-        }
-    }
-    match (found.is_empty(), globbed.is_empty()) {
-        (false, _) => Ok((found, true)),
-        (true, false) => Ok((globbed, false)),
-        (true, true) => Err(missing(image, pattern)),
-    }
-}
-
-fn functions<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
-    symbols(image).filter(|s| s.kind == Kind::Function && s.defined)
-}
-
-/// Of several names for one address, the exported one, then the one with the fewest leading underscores.
-fn keep_best<'a>(found: &mut BTreeMap<u64, Symbol<'a>>, symbol: Symbol<'a>) {
-    let rank = |s: &Symbol<'a>| {
-        let underscores = s.name.len() - s.name.trim_start_matches('_').len();
-        (!s.global, underscores, s.name.len(), s.name)
-    };
-    found
-        .entry(symbol.vaddr)
-        .and_modify(|old| {
-            if rank(&symbol) < rank(old) {
-                *old = symbol;
-            }
-        })
-        .or_insert(symbol);
-}
-
-/// Why a name has no function.
-fn missing(image: &Image<'_>, pattern: &str) -> SiteError {
-    let not_probeable = |why| SiteError::NotProbeable { name: pattern.to_owned(), why };
-    if let Some(symbol) = symbols(image).find(|s| s.name == pattern) {
-        return not_probeable(match symbol {
-            Symbol { defined: false, .. } => {
-                "this file only calls it; name the shared library that holds it as the binary"
-            }
-            Symbol { kind: Kind::Ifunc, .. } => {
-                "which code it stands for is chosen when the program starts; probe the implementation that \
-                 this processor uses"
-            }
-            _ => "it is not a function",
-        });
-    }
-    let names = functions(image).map(|s| demangle(s.name, false).unwrap_or_else(|| s.name.to_owned()));
-    SiteError::NoFunction {
-        pattern: pattern.to_owned(),
-        near: nearest(pattern, names),
-        stripped: is_stripped(image),
     }
 }
 
