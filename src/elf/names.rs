@@ -49,9 +49,10 @@ pub(super) fn literal_words(pattern: &str) -> Vec<&str> {
 
 /// Whether a symbol can stand for a name with these [`literal_words`].
 pub(super) fn may_demangle_to(name: &str, words: &[&str]) -> bool {
-    // A few names of the C++ library have abbreviations of one letter.
-    const ABBREVIATED: [&str; 2] = ["_ZNS", "_ZNKS"];
-    words.iter().all(|word| name.contains(word)) || ABBREVIATED.iter().any(|start| name.starts_with(start))
+    // Ss and the like stand for whole names of the C++ library; St is only its namespace.
+    let rest = name.strip_prefix("_ZNK").or_else(|| name.strip_prefix("_ZN")).unwrap_or("");
+    let abbreviated = rest.strip_prefix('S').is_some_and(|r| r.starts_with(['a', 'b', 's', 'i', 'o', 'd']));
+    abbreviated || words.iter().all(|word| name.contains(word))
 }
 
 /// A string that refuses to grow past [`DEMANGLED_MAX`].
