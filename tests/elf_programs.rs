@@ -239,7 +239,11 @@ fn programs_of_other_kinds_are_told_apart() {
     assert_eq!(error(&patched(5, 2)), ElfError::BigEndian);
     assert_eq!(error(&patched(18, 40)), ElfError::Machine(40));
     assert_eq!(error(&patched(16, 1)), ElfError::NotLinked(1));
-    assert_eq!(Image::parse(&patched(18, 183)).unwrap().arch(), Arch::Aarch64);
+    let other = patched(18, 183);
+    let other = Image::parse(&other).unwrap();
+    assert_eq!(other.arch(), Arch::Aarch64);
+    let error = function_sites(&other, "work+5").unwrap_err().to_string();
+    assert!(error.contains("+0x4 and +0x8"), "instructions of aarch64 have four bytes: {error}");
 
     let image = Image::parse(&bytes).unwrap();
     assert!(!go_binary(&image));

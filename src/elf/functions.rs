@@ -118,7 +118,7 @@ fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<F
 fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
     let entry = function_site(image, symbol, symbol.vaddr)?;
     if entry.site.shape == SiteShape::Endbr64
-        && let Some(next) = Site::at(image, symbol.vaddr + ENDBR64.len() as u64)
+        && let Some(next) = Site::at(image, symbol.vaddr.wrapping_add(ENDBR64.len() as u64))
         && next.shape == SiteShape::Push
     {
         return Ok(FunctionSite { site: next, ..entry });
@@ -174,7 +174,7 @@ fn check_boundary(image: &Image<'_>, symbol: &Symbol<'_>, into: u64, what: &str)
     };
     if image.arch() == Arch::Aarch64 {
         let before = into & !3;
-        return if before == into { Ok(()) } else { Err(inside(before, before + 4)) };
+        return if before == into { Ok(()) } else { Err(inside(before, before.saturating_add(4))) };
     }
     if into > DECODED_MAX {
         return Err(unclear);
