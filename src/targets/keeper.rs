@@ -124,8 +124,10 @@ impl Worker {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
             }
             pause = LOOK;
-            self.measure_ticks();
             let walk = self.last_walk.elapsed() >= WALK;
+            if walk || self.status.ticks().is_none() {
+                self.measure_ticks();
+            }
             if walk {
                 self.last_walk = Instant::now();
             }
@@ -202,7 +204,7 @@ impl Worker {
                 old.detach(&mut self.cookies);
             }
             let made = Generation::attach(&self.kernel, &self.plan, planned, file, &mut self.cookies);
-            self.announce(planned, file, &made);
+            announce(&self.plan, planned, file, &made);
             state.current.push(made);
             changed = true;
         }
@@ -245,27 +247,6 @@ impl Worker {
         }
     }
 
-    fn announce(&self, planned: &TargetPlan, file: &Found, made: &Generation) {
-        let mut attached = 0;
-        for outcome in &made.probes {
-            let name = &self.plan.probes[outcome.probe].name;
-            match &outcome.state {
-                ProbeState::Attached => {
-                    attached += 1;
-                    let sites = if outcome.sites == 1 { "" } else { "s" };
-                    log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
-                }
-                state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
-            }
-        }
-        let line = format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
-        if attached == 0 {
-            log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
-        } else {
-            log::info!("{line}");
-        }
-    }
-
     /// The kernel notes a hit's time in jiffies, which costs it nothing; here is learnt what a jiffy is.
     fn measure_ticks(&mut self) {
         let (Some(first), Some(now)) = (self.first_clock, self.kernel.clock()) else { return };
@@ -276,5 +257,26 @@ impl Worker {
         if let Some(hz) = hz {
             self.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
         }
+    }
+}
+
+fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation) {
+    let mut attached = 0;
+    for outcome in &made.probes {
+        let name = &plan.probes[outcome.probe].name;
+        match &outcome.state {
+            ProbeState::Attached => {
+                attached += 1;
+                let sites = if outcome.sites == 1 { "" } else { "s" };
+                log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
+            }
+            state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
+        }
+    }
+    let line = format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
+    if attached == 0 {
+        log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
+    } else {
+        log::info!("{line}");
     }
 }
