@@ -80,6 +80,8 @@ impl Collector for Own {
         self.probes(&mut made);
         self.errors(&mut made);
         self.http(&mut made);
+        // The encoder refuses a family without rows.
+        made.0.retain(|family| !family.get_metric().is_empty());
         made.0
     }
 }
