@@ -14,6 +14,9 @@ use super::place::Place;
 pub struct Config {
     pub settings: Settings,
     pub targets: Vec<Target>,
+    /// What stands behind `network:`, undecoded: its decoder reads it with [`super::Node`] and
+    /// [`super::Fields`].
+    pub network: Option<(Place, serde_yaml::Value)>,
 }
 
 /// What is not about a target.
@@ -184,11 +187,19 @@ pub enum ArgKind {
     Bool,
     F64,
     /// A C string of at most `max` bytes, the rest cut.
-    Str { max: u32 },
+    Str {
+        max: u32,
+    },
     /// Pointer and a length in another argument (by position).
-    StrLen { len_index: usize, max: u32 },
+    StrLen {
+        len_index: usize,
+        max: u32,
+    },
     /// `len` bytes, shown in hexadecimal; `reverse` for block hashes.
-    Hex { len: u32, reverse: bool },
+    Hex {
+        len: u32,
+        reverse: bool,
+    },
     /// An address in memory, network byte order.
     Ipv4,
     Ipv6,

@@ -1,0 +1,179 @@
+//! Commands and flags. Arguments are parsed here and nothing else: the run command's flags are merged with
+//! the environment and the file by [`crate::config::load`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
+
+use crate::config::Overrides;
+use crate::config::keys::{CONFIG_ENV, KEYS};
+
+/// What the user asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Trace and serve: the command without a name.
+    Run(Overrides),
+    /// Validate `file` and print the plan; with `attach`, try it in the kernel.
+    Check { file: PathBuf, attach: bool },
+    /// List the probes of a target: a path, a process id or a process name.
+    Probes {
+        target: String,
+        /// Which functions to list besides; a glob.
+        functions: Option<String>,
+        format: Format,
+    },
+    /// List the profiles, or print the one named.
+    Profiles { name: Option<String> },
+    /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
+    Dashboard { file: PathBuf, alerts: bool },
+    /// Print a completion script.
+    Completions { shell: Shell },
+}
+
+/// How `probes` shows what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Columns,
+    Json,
+    /// A starter configuration.
+    Yaml,
+}
+
+/// What `args` ask for; the first of them is the program's name. `--help` and `--version` come back as
+/// errors too: [`clap::Error::exit`] prints each as it should be, and leaves with 0 or 2.
+pub fn parse<I, T>(args: I) -> Result<Invocation, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let matches = command().try_get_matches_from(args)?;
+    Ok(match matches.subcommand() {
+        Some((name, matches)) => subcommand(name, matches),
+        None => Invocation::Run(overrides(&matches)),
+    })
+}
+
+/// The whole command line, for parsing and for completion scripts.
+pub fn command() -> Command {
+    let file = || {
+        Arg::new("file")
+            .value_name("FILE")
+            .required(true)
+            .value_parser(value_parser!(PathBuf))
+            .help("Configuration")
+    };
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    Command::new("exporter")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Traces USDT probes, functions and packets, and serves Prometheus metrics")
+        .after_help(
+            "A setting is taken from its flag, else from its environment variable, else from the file.\n\
+             The variables are FIBRE_ and the file's key in capitals: FIBRE_METRICS_PORT.",
+        )
+        // The Python exporter's parser took the beginnings of flags, and the last of several.
+        .infer_long_args(true)
+        .args_override_self(true)
+        .args_conflicts_with_subcommands(true)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .short('c')
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help(format!("YAML file with settings and targets; also {CONFIG_ENV}")),
+        )
+        .args(KEYS.iter().map(|key| {
+            let arg = Arg::new(key.name).long(key.flag).help(key.help);
+            let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
+            match key.value {
+                Some(value) => arg.value_name(value),
+                None => arg.action(ArgAction::SetTrue),
+            }
+        }))
+        .subcommand(
+            Command::new("check")
+                .about("Validate a configuration and print what would be traced, and how")
+                .arg(file())
+                .arg(switch("attach").help("Attach for a few seconds too, and count hits")),
+        )
+        .subcommand(
+            Command::new("probes")
+                .about("List the probes of a program, and say why one cannot be used")
+                .arg(
+                    Arg::new("target")
+                        .value_name("TARGET")
+                        .required(true)
+                        .help("Path, process id or process name"),
+                )
+                .arg(
+                    Arg::new("functions")
+                        .long("functions")
+                        .value_name("GLOB")
+                        .help("List these functions too"),
+                )
+                .arg(switch("json").help("As JSON").conflicts_with("yaml"))
+                .arg(switch("yaml").help("As a starter configuration")),
+        )
+        .subcommand(
+            Command::new("profiles")
+                .about("List the profiles, or print one")
+                .arg(Arg::new("name").value_name("NAME").help("Print this one")),
+        )
+        .subcommand(
+            Command::new("dashboard")
+                .about("Print a Grafana dashboard for a configuration")
+                .arg(file())
+                .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
+        )
+        .subcommand(
+            Command::new("completions").about("Print a completion script").arg(
+                Arg::new("shell")
+                    .value_name("SHELL")
+                    .required(true)
+                    .value_parser(value_parser!(Shell))
+                    .help("Shell"),
+            ),
+        )
+}
+
+fn overrides(matches: &ArgMatches) -> Overrides {
+    let mut overrides = Overrides::default();
+    overrides.config = matches.get_one("config").cloned();
+    for key in KEYS {
+        if key.value.is_none() {
+            if matches.get_flag(key.name) {
+                overrides.set(key, "true");
+            }
+        } else if let Some(text) = matches.get_one::<String>(key.name) {
+            overrides.set(key, text);
+        }
+    }
+    overrides
+}
+
+fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let file = || matches.get_one::<PathBuf>("file").cloned().unwrap_or_default();
+    match name {
+        "check" => Invocation::Check { file: file(), attach: matches.get_flag("attach") },
+        "probes" => Invocation::Probes {
+            target: text("target").unwrap_or_default(),
+            functions: text("functions"),
+            format: if matches.get_flag("json") {
+                Format::Json
+            } else if matches.get_flag("yaml") {
+                Format::Yaml
+            } else {
+                Format::Columns
+            },
+        },
+        "profiles" => Invocation::Profiles { name: text("name") },
+        "dashboard" => Invocation::Dashboard { file: file(), alerts: matches.get_flag("alerts") },
+        "completions" => {
+            Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
+        }
+        other => unreachable!("no subcommand is called {other}"),
+    }
+}
