@@ -79,7 +79,12 @@ impl Diagnostics {
         let list = self.list.borrow();
         let mut blocks: Vec<_> = list.iter().take(SHOWN).map(Block::of).collect();
         blocks.sort_by_key(|block| (rank(&block.diagnostic.at.source), block.position));
-        blocks.dedup_by(|a, b| a.diagnostic == b.diagnostic);
+        // What an anchor holds is read again at each of its aliases: one text, one mistake.
+        blocks.dedup_by(|a, b| {
+            a.position == b.position
+                && a.diagnostic.at.source == b.diagnostic.at.source
+                && a.diagnostic.message == b.diagnostic.message
+        });
         let mut text = String::new();
         for block in blocks {
             block.write(&mut text);

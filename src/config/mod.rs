@@ -185,9 +185,10 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
             .error(&pid.at, "a process id without bitcoind_path, whose processes it chooses from")
             .help("set bitcoind_path, or write `pid` inside a target");
     }
-    let has_network = layers.file.as_ref().is_some_and(|f| f.has("network"));
-    let is_empty = |n: &Node| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
-    if complete && !layers.has("bitcoind_path") && listed.as_ref().is_none_or(is_empty) && !has_network {
+    let lacks = |key| layers.file.as_ref().is_none_or(|f| f.lacks(key));
+    let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
+    let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
+    if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
         layers.diags.error(top, "nothing to trace: there is no target").help(
             "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:`; \
              see config.example.yaml",
