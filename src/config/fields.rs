@@ -31,6 +31,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// A value at its place, whose mistakes go to `diags`.
     pub fn new(at: Place, value: &'a Value, diags: &'a Diagnostics) -> Self {
         Self { at, value, diags }
     }
@@ -89,6 +90,7 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// [`Node::text_as`], when nothing more can be said about the text.
     pub fn text(&self) -> Option<&'a str> {
         self.text_as("text")
     }
@@ -282,6 +284,7 @@ impl<'a> Fields<'a> {
         Some(Node::new(self.at.key(key), value, self.diags))
     }
 
+    /// Whether `key`, one of the known keys, stands there.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }

@@ -56,11 +56,12 @@ impl Place {
         Self::top(Source::Default)
     }
 
+    /// An environment variable.
     pub fn env(variable: &str) -> Self {
         Self::top(Source::Env(variable.to_owned()))
     }
 
-    /// `flag` with its dashes.
+    /// A flag, given with its dashes.
     pub fn flag(flag: &str) -> Self {
         Self::top(Source::Flag(flag.to_owned()))
     }
