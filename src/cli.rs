@@ -177,3 +177,157 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         other => unreachable!("no subcommand is called {other}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn run(args: &[&str]) -> Overrides {
+        match parse([&["exporter"], args].concat()) {
+            Ok(Invocation::Run(overrides)) => overrides,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    fn refused(args: &[&str]) -> clap::Error {
+        parse([&["exporter"], args].concat()).expect_err(&format!("{args:?}"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_the_table() {
+        for key in KEYS {
+            let long = format!("--{}", key.flag);
+            let mut forms = vec![long.clone()];
+            forms.extend(key.short.map(|short| format!("-{short}")));
+            for flag in forms {
+                let (args, expected) = if key.value.is_some() {
+                    (vec![flag.as_str(), "x"], "x")
+                } else {
+                    (vec![flag.as_str()], "true")
+                };
+                let overrides = run(&args);
+                assert_eq!(overrides.get(key.name), Some(expected), "{flag}");
+                assert_eq!(
+                    KEYS.iter().filter(|other| overrides.get(other.name).is_some()).count(),
+                    1,
+                    "{flag}"
+                );
+            }
+        }
+        assert_eq!(run(&[]), Overrides::default());
+        assert_eq!(run(&["-c", "a.yaml"]).config, Some("a.yaml".into()));
+        assert_eq!(run(&["--config=a.yaml"]).config, Some("a.yaml".into()));
+    }
+
+    #[test]
+    fn command_lines_of_the_python_exporter() {
+        let all = run(&[
+            "-b",
+            "/usr/bin/bitcoind",
+            "-p",
+            "42",
+            "-n",
+            "mynode",
+            "--port",
+            "9435",
+            "--health-port",
+            "9436",
+            "-c",
+            "c.yaml",
+            "-v",
+            "--log-level",
+            "DEBUG",
+            "--log-file",
+            "/l",
+            "--metrics-auth-username",
+            "u",
+            "--metrics-auth-password=-p-",
+            "--tls-cert",
+            "/c",
+            "--tls-key",
+            "/k",
+        ]);
+        assert_eq!(all.get("bitcoind_path"), Some("/usr/bin/bitcoind"));
+        assert_eq!(all.get("metrics_auth_password"), Some("-p-"));
+        assert_eq!(all.get("verbose"), Some("true"));
+        assert_eq!(all.get("bind"), None);
+        // The beginning of a flag; the last of two; a value behind an equals sign.
+        assert_eq!(run(&["--node", "a"]).get("node_name"), Some("a"));
+        assert_eq!(run(&["--port", "1", "--port=2"]).get("metrics_port"), Some("2"));
+        assert_eq!(run(&["--metrics-auth-password", "x"]).get("metrics_auth_password_file"), None);
+    }
+
+    #[test]
+    fn commands() {
+        let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
+        let file = PathBuf::from("c.yaml");
+        assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: false });
+        assert_eq!(
+            parsed(&["check", "--attach", "c.yaml"]),
+            Invocation::Check { file: file.clone(), attach: true }
+        );
+        let probes = |functions: Option<&str>, format| Invocation::Probes {
+            target: "1234".into(),
+            functions: functions.map(str::to_owned),
+            format,
+        };
+        assert_eq!(parsed(&["probes", "1234"]), probes(None, Format::Columns));
+        assert_eq!(parsed(&["probes", "1234", "--json"]), probes(None, Format::Json));
+        assert_eq!(
+            parsed(&["probes", "--functions", "S*", "1234", "--yaml"]),
+            probes(Some("S*"), Format::Yaml)
+        );
+        assert_eq!(parsed(&["profiles"]), Invocation::Profiles { name: None });
+        assert_eq!(parsed(&["profiles", "fibre"]), Invocation::Profiles { name: Some("fibre".into()) });
+        assert_eq!(
+            parsed(&["dashboard", "c.yaml"]),
+            Invocation::Dashboard { file: file.clone(), alerts: false }
+        );
+        assert_eq!(
+            parsed(&["dashboard", "c.yaml", "--alerts"]),
+            Invocation::Dashboard { file, alerts: true }
+        );
+        assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
+    }
+
+    #[test]
+    fn wrong_usage_leaves_with_2() {
+        let wrong: &[&[&str]] = &[
+            &["--prot", "1"],
+            &["--port"],
+            &["chekc", "c.yaml"],
+            &["check"],
+            &["check", "a", "b"],
+            &["probes"],
+            &["probes", "x", "--json", "--yaml"],
+            &["completions", "tcsh"],
+            &["--port", "1", "check", "c.yaml"],
+            &["check", "c.yaml", "--port", "1"],
+            &["--verbose=maybe"],
+        ];
+        for args in wrong {
+            assert_eq!(refused(args).exit_code(), 2, "{args:?}");
+        }
+        assert!(refused(&["--prot", "1"]).to_string().contains("--port"));
+    }
+
+    #[test]
+    fn help_and_version_are_no_mistakes() {
+        let version = refused(&["--version"]);
+        assert_eq!((version.kind(), version.exit_code()), (ErrorKind::DisplayVersion, 0));
+        assert_eq!(version.to_string(), format!("exporter {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(refused(&["--help"]).exit_code(), 0);
+    }
+
+    #[test]
+    fn a_mistyped_flag_does_not_show_its_value() {
+        let found = refused(&["--metrics-auth-pasword=hunter2"]).to_string();
+        assert!(!found.contains("hunter2"), "{found}");
+    }
+}

@@ -10,8 +10,8 @@ pub const MAX_BUCKETS: usize = 64;
 /// The bounds that Prometheus client libraries use for seconds when none are given.
 pub(super) const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-const FORMS: &str = "buckets: a list of bounds such as [1ms, 10ms, 1s] or [1, 10, 100], \
-                     { linear: { start, width, count } } or { exponential: { start, factor, count } }";
+const HELP: &str = "write [1ms, 10ms, 1s] or [1, 10, 100], { linear: { start: 0, width: 10, count: 12 } }, \
+                    or { exponential: { start: 100us, factor: 2, count: 18 } }";
 
 /// The upper bounds, ascending, in the metric's unit (durations in seconds, sizes in bytes).
 pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
@@ -20,7 +20,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
     } else if node.value.is_sequence() {
         listed(node)?
     } else {
-        node.expected(FORMS);
+        node.expected("buckets").help(HELP);
         return None;
     };
     if bounds.is_empty() {
@@ -39,7 +39,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
 }
 
 fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
-    let elements = node.list(FORMS)?;
+    let elements = node.list("a list of bounds")?;
     if elements.len() > MAX_BUCKETS {
         node.error(format!("{} buckets, at most {MAX_BUCKETS} are possible", elements.len()));
         return None;
@@ -70,8 +70,8 @@ fn bound(node: &Node<'_>) -> Option<f64> {
 }
 
 fn generated(node: &Node<'_>) -> Option<Vec<f64>> {
-    let fields = node.fields("`buckets`", &["linear", "exponential"])?;
-    let (form, node) = fields.exactly_one(&["linear", "exponential"], FORMS)?;
+    let fields = node.fields("a set of buckets", &["linear", "exponential"])?;
+    let (form, node) = fields.exactly_one(&["linear", "exponential"], HELP)?;
     let step = if form == "linear" { "width" } else { "factor" };
     let known: &[&str] =
         if form == "linear" { &["start", "width", "count"] } else { &["start", "factor", "count"] };
@@ -145,7 +145,7 @@ mod tests {
     fn mistakes() {
         let many = format!("[{}]", (0..65).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
         let cases = [
-            ("5", "expected buckets: a list"),
+            ("5", "expected buckets, found"),
             ("[]", "at least one"),
             ("[1, 1]", "must ascend, but 1 is followed by 1"),
             ("[2, 1]", "must ascend"),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde_yaml::{Mapping, Value};
 
-use super::diagnose::{Added, Diagnostics, did_you_mean, quote};
+use super::diagnose::{Added, Diagnostics, did_you_mean, nearest, quote};
 use super::place::{Place, Source};
 use super::scalars;
 
@@ -26,9 +26,12 @@ pub struct Fields<'a> {
     map: &'a Mapping,
     diags: &'a Diagnostics,
     known: &'static [&'static str],
+    /// Known keys that an unknown one was probably meant to be.
+    misspelt: Vec<&'static str>,
 }
 
 impl<'a> Node<'a> {
+    /// A value at its place, whose mistakes go to `diags`.
     pub fn new(at: Place, value: &'a Value, diags: &'a Diagnostics) -> Self {
         Self { at, value, diags }
     }
@@ -87,6 +90,7 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// [`Node::text_as`], when nothing more can be said about the text.
     pub fn text(&self) -> Option<&'a str> {
         self.text_as("text")
     }
@@ -154,10 +158,9 @@ impl<'a> Node<'a> {
         let number = number.and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n));
         if number.is_none() {
             let added = self.expected(format!("{what} from {} to {}", range.start(), range.end()));
-            if matches!(self.value, Value::String(text) if text.trim().parse::<i128>().is_ok()) {
-                if !self.is_plain_text() {
-                    added.help("write the number without quotes");
-                }
+            let is_quoted = matches!(self.value, Value::String(text) if text.trim().parse::<i128>().is_ok());
+            if is_quoted && !self.is_plain_text() {
+                added.help("write the number without quotes");
             }
         }
         number
@@ -240,20 +243,22 @@ impl<'a> Node<'a> {
     /// The value as a mapping of `known` keys; every other key is reported.
     pub fn fields(&self, what: &str, known: &'static [&'static str]) -> Option<Fields<'a>> {
         let Value::Mapping(map) = self.value else {
-            self.expected(what);
+            self.expected(format!("{what} (a mapping)")).help(format!("the keys are {}", known.join(", ")));
             return None;
         };
+        let mut misspelt = Vec::new();
         for key in map.keys().map(key_text).filter(|key| !known.contains(&key.as_str())) {
-            let added = self
-                .diags
-                .error(&self.at.key_name(&key), format!("unknown key{}", did_you_mean(&key, known.to_vec())));
+            let near = nearest(&key, known.to_vec());
+            let meant = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
+            let added = self.diags.error(&self.at.key_name(&key), format!("unknown key{meant}"));
             if key == "<<" {
                 added.help("merge keys are not supported: write the keys out");
-            } else if super::diagnose::nearest(&key, known.to_vec()).is_none() {
+            } else if near.is_none() {
                 added.help(format!("{what} has the keys {}", known.join(", ")));
             }
+            misspelt.extend(known.iter().filter(|known| Some(**known) == near));
         }
-        Some(Fields { at: self.at.clone(), map, diags: self.diags, known })
+        Some(Fields { at: self.at.clone(), map, diags: self.diags, known, misspelt })
     }
 }
 
@@ -279,14 +284,20 @@ impl<'a> Fields<'a> {
         Some(Node::new(self.at.key(key), value, self.diags))
     }
 
+    /// Whether `key`, one of the known keys, stands there.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
+    }
+
+    /// Whether `key` is missing, and not only misspelt, which has been reported.
+    pub fn lacks(&self, key: &str) -> bool {
+        !self.has(key) && !self.misspelt.contains(&key)
     }
 
     /// The value of a key that must be there; `help` says what to write.
     pub fn require(&self, key: &str, help: &str) -> Option<Node<'a>> {
         let node = self.get(key);
-        if node.is_none() {
+        if self.lacks(key) {
             self.diags.error(&self.at, format!("`{key}` is missing")).help(help);
         }
         node
@@ -297,7 +308,9 @@ impl<'a> Fields<'a> {
         let mut present = keys.iter().filter_map(|key| Some((*key, self.get(key)?)));
         let listed = || keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let Some((key, node)) = present.next() else {
-            self.diags.error(&self.at, format!("one of {} is missing", listed())).help(help);
+            if keys.iter().all(|key| self.lacks(key)) {
+                self.diags.error(&self.at, format!("one of {} is missing", listed())).help(help);
+            }
             return None;
         };
         for (other, _) in present {

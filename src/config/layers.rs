@@ -83,14 +83,18 @@ impl Layers<'_> {
         flag.or(env).or(file).flatten()
     }
 
-    /// Whether a source has the setting `name`, be it right or wrong.
+    /// Whether a source has the setting `name`, be it right, wrong or misspelt.
     pub fn has(&self, name: &str) -> bool {
         let key = Key::named(name);
-        self.overrides.get(name).is_some() || self.variable(key).is_some() || self.in_file(name).is_some()
+        self.overrides.get(name).is_some() || self.variable(key).is_some() || self.file_has(name)
     }
 
     fn variable(&self, key: &Key) -> Option<&str> {
         self.env.get(key.env).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    fn file_has(&self, name: &str) -> bool {
+        self.in_file(name).is_some() || self.file.as_ref().is_some_and(|f| !f.has(name) && !f.lacks(name))
     }
 
     fn in_file(&self, name: &str) -> Option<Node<'_>> {

@@ -154,13 +154,20 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Result
 
 /// The YAML tree of a file's bytes, and the place of its top.
 fn tree(path: PathBuf, bytes: Vec<u8>, diags: &Diagnostics) -> (Place, Option<Value>) {
-    let (text, not_text) = match String::from_utf8(bytes) {
+    let text = if bytes.len() > MAX_BYTES {
+        Err("the file is larger than 1 MiB, which is the most that is read".to_owned())
+    } else {
+        String::from_utf8(bytes).map_err(|error| {
+            format!("the file is not text: byte {} is not UTF-8", error.utf8_error().valid_up_to() + 1)
+        })
+    };
+    let (text, wrong) = match text {
         Ok(text) => (text, None),
-        Err(error) => (String::new(), Some(error.utf8_error().valid_up_to())),
+        Err(wrong) => (String::new(), Some(wrong)),
     };
     let top = Place::top(Source::File { path, text });
-    if let Some(at) = not_text {
-        diags.error(&top, format!("the file is not text: byte {} is not UTF-8", at + 1));
+    if let Some(wrong) = wrong {
+        diags.error(&top, wrong);
         return (top, None);
     }
     let value = yaml::parse(&Arc::clone(&top.source), diags);
@@ -178,9 +185,10 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
             .error(&pid.at, "a process id without bitcoind_path, whose processes it chooses from")
             .help("set bitcoind_path, or write `pid` inside a target");
     }
-    let has_network = layers.file.as_ref().is_some_and(|f| f.has("network"));
-    let is_empty = |n: &Node| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
-    if complete && !layers.has("bitcoind_path") && listed.as_ref().is_none_or(is_empty) && !has_network {
+    let lacks = |key| layers.file.as_ref().is_none_or(|f| f.lacks(key));
+    let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
+    let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
+    if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
         layers.diags.error(top, "nothing to trace: there is no target").help(
             "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:`; \
              see config.example.yaml",

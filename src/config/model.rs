@@ -95,7 +95,7 @@ pub struct Target {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
-    /// Count only this process (thread group) of the file.
+    /// Count only this process (thread group) of the file. Only beside [`Selector::Binary`].
     pub pid: Option<u32>,
     /// Constant labels of every series of this target.
     pub labels: Vec<(String, String)>,
@@ -130,7 +130,8 @@ pub struct Probe {
     pub on: On,
     pub args: Vec<Arg>,
     pub metrics: Vec<Metric>,
-    /// Template of the line that `verbose` logs: text with `{argument}` in it.
+    /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
+    /// match; `{{` and `}}` stand for braces themselves.
     pub log: Option<String>,
     /// Prefix under which the event is counted in `fibre_exporter_events_processed_total{event_type}`;
     /// without it the probe's own name is used.
@@ -236,6 +237,7 @@ pub enum Unit {
 pub struct Metric {
     pub at: Place,
     pub name: String,
+    /// One line, never empty: without a written one, the name as words.
     pub help: String,
     pub kind: MetricKind,
     /// `None` counts; otherwise the name of an argument or a built-in value.

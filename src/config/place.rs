@@ -1,6 +1,6 @@
 //! Where a piece of configuration was written: a source, and a path inside it.
 //!
-//! Lines and columns are not kept. They are looked up in the source's text (see [`super::locate`]) only when
+//! Lines and columns are not kept. They are looked up in the source's text (by `locate`) only when
 //! a mistake is shown, so a configuration without mistakes pays nothing for them.
 
 use std::fmt;
@@ -56,11 +56,12 @@ impl Place {
         Self::top(Source::Default)
     }
 
+    /// An environment variable.
     pub fn env(variable: &str) -> Self {
         Self::top(Source::Env(variable.to_owned()))
     }
 
-    /// `flag` with its dashes.
+    /// A flag, given with its dashes.
     pub fn flag(flag: &str) -> Self {
         Self::top(Source::Flag(flag.to_owned()))
     }
@@ -92,7 +93,7 @@ impl Place {
         if let Some(Step::Position { line, column }) = self.path.first() {
             return Some((*line, *column));
         }
-        super::locate::locate(self.source.text()?, &self.path)
+        super::locate::locate(self.source.text().filter(|text| !text.is_empty())?, &self.path)
     }
 }
 

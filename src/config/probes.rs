@@ -39,6 +39,10 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
 fn single(fields: &Fields<'_>) -> Option<On> {
     let (form, node) = fields.exactly_one(&["on", "function"], HELP)?;
     if form == "function" {
+        // An offset in the file, 0x1234, is a number to YAML.
+        if let Some(offset) = node.value.as_u64() {
+            return Some(On::Function(format!("{offset:#x}")));
+        }
         return function(&node, node.text_as("the name of a function")?).map(On::Function);
     }
     Some(match point(&node)? {
@@ -113,9 +117,9 @@ fn function(node: &Node<'_>, name: &str) -> Option<String> {
         node.error(format!("{} cannot be the name of a function", quote(name)));
         return None;
     }
-    if let Some(rest) = ["usdt:", "function:"].iter().find_map(|kind| name.strip_prefix(kind)) {
+    if ["usdt:", "function:"].iter().any(|kind| name.starts_with(kind)) {
         node.error(format!("expected the name of a function, found {}", quote(name)))
-            .help(format!("write on: {name}, or function: {}", quote(rest)));
+            .help(format!("write on: {name}"));
         return None;
     }
     Some(name.to_owned())

@@ -33,7 +33,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
     let (_, factor) = SIZES.iter().find(|(name, _)| *name == unit)?;
     let bytes = number * *factor as f64;
     // Below 2^53 every whole number has its own f64.
-    (bytes >= 0.0 && bytes <= 9e15 && bytes.fract() == 0.0).then_some(bytes as u64)
+    ((0.0..=9e15).contains(&bytes) && bytes.fract() == 0.0).then_some(bytes as u64)
 }
 
 /// Splits `2.5 s`. Digits, a point and a minus sign only: no exponent, no infinity.

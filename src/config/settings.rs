@@ -202,9 +202,10 @@ fn check_readable(layers: &Layers<'_>, at: &Place, path: &Path, what: &str) {
 }
 
 fn limits(file: Option<&Fields<'_>>) -> Limits {
-    let ring = file.and_then(|f| f.get("ring")).and_then(|n| n.fields("`ring`", &["size", "poll"]));
+    let ring =
+        file.and_then(|f| f.get("ring")).and_then(|n| n.fields("the ring's settings", &["size", "poll"]));
     let limits = file.and_then(|f| f.get("limits"));
-    let limits = limits.and_then(|n| n.fields("`limits`", &["label_values", "sites"]));
+    let limits = limits.and_then(|n| n.fields("the limits", &["label_values", "sites"]));
     let limit = |key: &str, what: &str, most: u32, default| {
         let node = limits.as_ref().and_then(|f| f.get(key));
         node.and_then(|n| n.integer(what, 1..=most)).unwrap_or(default)

@@ -71,7 +71,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
     let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
     let profiles = fields.get("profile").map(|n| profiles(&n)).unwrap_or_default();
     let probes = fields.get("probes").map(|n| probes::decode(&n, false)).unwrap_or_default();
-    if !fields.has("profile") && !fields.has("probes") {
+    if fields.lacks("profile") && fields.lacks("probes") {
         fields.error("nothing is traced in this target").help("write profile: NAME or probes: [...]");
     }
     Some(Target { at: node.at.clone(), name: name?, selector: selector?, pid, labels, profiles, probes })
