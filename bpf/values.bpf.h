@@ -6,8 +6,8 @@
 #include "maps.bpf.h"
 
 /* Kernel 6.12 and later; the loader resolves it to nothing elsewhere. */
-extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign, __u64 flags) __ksym
-	__weak;
+extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign,
+				  __u64 flags) __ksym __weak;
 
 /*
  * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
@@ -53,10 +53,10 @@ static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ct
 }
 
 /* Shows the verifier a bound that the compiler would otherwise prove away or check on another register. */
-#define BOUNDED(value, limit)          \
-	({                             \
-		barrier_var(value);    \
-		(value) < (limit);     \
+#define BOUNDED(value, limit)       \
+	({                          \
+		barrier_var(value); \
+		(value) < (limit);  \
 	})
 
 static __always_inline __u64 extend(__u64 raw, const struct location *at)

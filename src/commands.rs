@@ -41,7 +41,10 @@ fn planned(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics>
 fn refuse(wrong: &Diagnostics) -> ExitCode {
     eprint!("{}", wrong.render());
     let n = wrong.len();
-    eprintln!("exporter: {n} mistake{} in the configuration; nothing was started", if n == 1 { "" } else { "s" });
+    eprintln!(
+        "exporter: {n} mistake{} in the configuration; nothing was started",
+        if n == 1 { "" } else { "s" }
+    );
     ExitCode::from(CONFIGURATION)
 }
 
@@ -55,7 +58,8 @@ fn start(overrides: &Overrides) -> ExitCode {
     let logging = match Logging::install(settings.log_level, settings.log_file.as_deref()) {
         Ok(logging) => logging,
         Err(why) => {
-            let file = settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+            let file =
+                settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
             eprintln!("exporter: the log file {file} cannot be opened: {why}");
             return ExitCode::from(CONFIGURATION);
         }
@@ -85,7 +89,8 @@ fn check(overrides: &Overrides) -> ExitCode {
 fn show_profiles(name: Option<&str>) -> ExitCode {
     let Some(name) = name else {
         for (name, _) in profiles() {
-            let about = profile(name).and_then(Result::ok).map(|profile| profile.description).unwrap_or_default();
+            let about =
+                profile(name).and_then(Result::ok).map(|profile| profile.description).unwrap_or_default();
             println!("{name:<14} {}", about.trim());
         }
         return ExitCode::SUCCESS;

@@ -46,8 +46,9 @@ impl<'a> Event<'a> {
     /// # Errors
     /// If the record is shorter than its own header says.
     pub fn decode(record: &'a [u8]) -> Result<Self, DecodeError> {
-        let header: &[u8; HEADER] =
-            record.first_chunk().ok_or_else(|| DecodeError(format!("{} bytes are no event", record.len())))?;
+        let header: &[u8; HEADER] = record
+            .first_chunk()
+            .ok_or_else(|| DecodeError(format!("{} bytes are no event", record.len())))?;
         let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|n| header[at + n]));
         let (nvalues, room) = match event_class(u32::from(header[26])) {
             event_class::EVENT_4 => (4, 0),
@@ -58,7 +59,8 @@ impl<'a> Event<'a> {
         };
         let used = usize::from(u16::from_ne_bytes([header[24], header[25]]));
         let text_at = HEADER + 8 * nvalues;
-        let (Some(values), Some(text)) = (record.get(HEADER..text_at), record.get(text_at..text_at + used.min(room)))
+        let (Some(values), Some(text)) =
+            (record.get(HEADER..text_at), record.get(text_at..text_at + used.min(room)))
         else {
             return Err(DecodeError(format!("event cut at {} bytes", record.len())));
         };

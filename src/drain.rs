@@ -66,7 +66,8 @@ impl Drain {
             asked,
             stop: stop.clone(),
         };
-        let thread = std::thread::Builder::new().name("drain".to_string()).spawn(move || worker.run(&ready))?;
+        let thread =
+            std::thread::Builder::new().name("drain".to_string()).spawn(move || worker.run(&ready))?;
         started.recv().map_err(|_| io::Error::other("the drain thread ended at once"))??;
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
@@ -212,7 +213,8 @@ impl Handler {
                 return;
             }
         };
-        let (Some(probe), Some(actions)) = (self.plan.probes.get(event.probe), self.actions.get(event.probe)) else {
+        let (Some(probe), Some(actions)) = (self.plan.probes.get(event.probe), self.actions.get(event.probe))
+        else {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };

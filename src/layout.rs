@@ -107,7 +107,9 @@ impl Layout {
 impl Bank {
     fn action(&mut self, kind: &MetricKind, plan: &ActionPlan) -> ActionLayout {
         let bounds = match kind {
-            MetricKind::Histogram(bounds) => bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect(),
+            MetricKind::Histogram(bounds) => {
+                bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect()
+            }
             _ => Vec::new(),
         };
         let stride = stride(kind, plan.value.is_some());
@@ -135,17 +137,7 @@ impl Bank {
         let series = u32::try_from(series).unwrap_or(u32::MAX);
         let cell = self.cells;
         self.cells = self.cells.saturating_add(series.saturating_mul(stride));
-        ActionLayout {
-            probe: 0,
-            action: 0,
-            in_kernel: false,
-            cell,
-            stride,
-            series,
-            labels,
-            family,
-            bounds,
-        }
+        ActionLayout { probe: 0, action: 0, in_kernel: false, cell, stride, series, labels, family, bounds }
     }
 
     fn dictionary(&mut self, limit: u32) -> u32 {

@@ -3,7 +3,8 @@
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
-    Arch, Cost, Form, FormError, Image, Reg, Site, SiteError, SiteShape, function_sites, parse_args, usdt_sites,
+    Arch, Cost, Form, FormError, Image, Reg, Site, SiteError, SiteShape, function_sites, parse_args,
+    usdt_sites,
 };
 use crate::plan::{ProbePlan, Source, ValueKind, ValuePlan};
 
@@ -49,7 +50,9 @@ impl std::fmt::Display for ResolveError {
                 f,
                 "argument \"{name}\" has index {index}, but this probe has {has} arguments (the first has index 0)"
             ),
-            ResolveError::Unfit { offset, why } => write!(f, "the site at offset {offset:#x} is not used: {why}"),
+            ResolveError::Unfit { offset, why } => {
+                write!(f, "the site at offset {offset:#x} is not used: {why}")
+            }
         }
     }
 }
@@ -88,7 +91,12 @@ pub fn resolve(image: &Image<'_>, number: u32, probe: &ProbePlan) -> Result<Reso
                 unsigned &= !(1 << n);
             }
         }
-        sites.push(ResolvedSite { offset: at.offset, ref_ctr_offset: at.ref_ctr_offset, shape: at.shape, entry });
+        sites.push(ResolvedSite {
+            offset: at.offset,
+            ref_ctr_offset: at.ref_ctr_offset,
+            shape: at.shape,
+            entry,
+        });
     }
     Ok(Resolved { sites, unsigned })
 }
@@ -100,7 +108,9 @@ fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
         return unfit(site.cost().to_string());
     }
     if site.shape.overwrites_red_zone() && !is_function {
-        return unfit("a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string());
+        return unfit(
+            "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string(),
+        );
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use crate::bank::UserBank;
 use crate::config::model::{Config, Settings};
 use crate::drain::Drain;
 use crate::http::{
-    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, Route, Router, ServerOptions,
-    Tls, TlsPaths,
+    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, Route, Router,
+    ServerOptions, Tls, TlsPaths,
 };
 use crate::kernel::{Kernel, KernelError};
 use crate::layout::Layout;
@@ -138,7 +138,10 @@ fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
     if let Some(auth) = &settings.auth {
         options.auth = Some(Credentials::new(&auth.username, &auth.password)?);
     }
-    log::info!("Prometheus metrics: {scheme}://{}/metrics", SocketAddr::new(settings.bind, settings.metrics_port));
+    log::info!(
+        "Prometheus metrics: {scheme}://{}/metrics",
+        SocketAddr::new(settings.bind, settings.metrics_port)
+    );
     log::info!("Health check: {scheme}://{}/health", SocketAddr::new(settings.bind, settings.health_port));
     Ok(options)
 }

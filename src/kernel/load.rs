@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::btf::{self, Btf};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
 
 use super::bank::KernelBank;
@@ -194,7 +194,8 @@ pub fn detach(links: Vec<Link>) {
 /// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
 fn choose(mode: AttachMode) -> Attach {
     let has_multi = || {
-        Btf::from_vmlinux().is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())
+        Btf::from_vmlinux()
+            .is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())
     };
     match mode {
         AttachMode::Perf => Attach::Perf,
@@ -232,7 +233,8 @@ fn size(
     maps.numbers.set_max_entries(entries)?;
     maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
-    let rodata = maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    let rodata =
+        maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     rodata.shard_mask = shards - 1;
     rodata.cells_per_shard = layout.kernel.cells;
     Ok(())
@@ -241,7 +243,8 @@ fn size(
 fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Shared> {
     let maps = &skel.maps;
     let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
-    let entries = Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
+    let entries =
+        Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
     let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
@@ -263,7 +266,8 @@ fn update<T: Plain>(map: &impl MapCore, number: u32, row: &T) -> libbpf_rs::Resu
 fn loading(why: libbpf_rs::Error) -> KernelError {
     let next = match why.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => {
-            "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)".to_string()
+            "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)"
+                .to_string()
         }
         _ => format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {}", kernel_release()),
     };
@@ -276,5 +280,6 @@ fn attach_advice() -> String {
 
 /// As uname(1) -r prints it.
 pub fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
 }

@@ -1,8 +1,9 @@
 //! Plan and layout as the tables of `bpf/abi.h`. Pure.
 
 use crate::abi::{
-    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds, condition,
-    condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value, value_kind,
+    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds,
+    condition, condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value,
+    value_kind,
 };
 use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
@@ -164,7 +165,8 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
 
 /// The smallest event that holds the probe's values. A text begins only where the class's longest one would fit.
 fn class_of(plan: &ProbePlan) -> event_class {
-    let texts: Vec<_> = plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
+    let texts: Vec<_> =
+        plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
     let before_last: usize = texts.iter().rev().skip(1).sum();
     if texts.is_empty() && plan.values.len() <= 4 {
         event_class::EVENT_4

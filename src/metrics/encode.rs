@@ -44,7 +44,8 @@ impl Head {
         }
         let _ = writeln!(intro, "# TYPE {name} {word}");
         let open = if bounds.is_some() { format!("{name}_bucket{{") } else { format!("{name}{{") };
-        let mut texts: Vec<String> = bounds.into_iter().flatten().map(|bound| format!(",le=\"{bound}\"}} ")).collect();
+        let mut texts: Vec<String> =
+            bounds.into_iter().flatten().map(|bound| format!(",le=\"{bound}\"}} ")).collect();
         if bounds.is_some() {
             texts.push(",le=\"+Inf\"} ".to_string());
         }

@@ -68,7 +68,9 @@ pub fn evaluate(
         MetricKind::Gauge(kind) => {
             let max = *kind == GaugeKind::Max;
             let code = extreme_code(value);
-            bank.update(cell, |old| if old == 0 || (if max { code > old } else { code < old }) { code } else { old });
+            bank.update(cell, |old| {
+                if old == 0 || (if max { code > old } else { code < old }) { code } else { old }
+            });
         }
     }
     Outcome::Done
@@ -151,7 +153,9 @@ fn series(
     match laid.family {
         None => number,
         // Past the limit of label sets everything is "other", which is series 0.
-        Some(family) => bank.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]).map_or(0, |number| number + 1),
+        Some(family) => bank
+            .number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)])
+            .map_or(0, |number| number + 1),
     }
 }
 

@@ -113,7 +113,8 @@ impl Own {
         let books: Vec<Books> = (0..states.len()).map(|probe| Books::read(&self.shared, probe)).collect();
         let each = || {
             self.plan.probes.iter().enumerate().map(|(n, probe)| {
-                [("target", self.plan.targets[probe.target].name.as_str()), ("probe", probe.name.as_str())].map(move |l| (n, l))
+                [("target", self.plan.targets[probe.target].name.as_str()), ("probe", probe.name.as_str())]
+                    .map(move |l| (n, l))
             })
         };
         let labels: Vec<[(&str, &str); 2]> = each().map(|both| both.map(|(_, label)| label)).collect();
@@ -126,7 +127,8 @@ impl Own {
         for (labels, probe) in labels.iter().zip(&states) {
             rows.add(labels, f64::from(u8::from(probe.state == ProbeState::Attached)));
         }
-        let mut rows = to.gauge("fibre_exporter_probe_state", "The probe's state, and why it is not attached; always 1.");
+        let mut rows = to
+            .gauge("fibre_exporter_probe_state", "The probe's state, and why it is not attached; always 1.");
         for (labels, probe) in labels.iter().zip(&states) {
             let state = [("state", probe.state.word()), ("reason", probe.state.reason())];
             rows.add(&[&labels[..], &state].concat(), 1.0);
@@ -147,12 +149,12 @@ impl Own {
                 "Hits whose metrics were all updated in the kernel.",
                 |books| books.aggregated,
             ),
-            (
-                "fibre_exporter_probe_delivered_total",
-                "Hits that went whole to user space.",
-                |books| books.delivered,
-            ),
-            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |books| books.filtered),
+            ("fibre_exporter_probe_delivered_total", "Hits that went whole to user space.", |books| {
+                books.delivered
+            }),
+            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |books| {
+                books.filtered
+            }),
         ];
         for (name, help, column) in columns {
             let mut rows = to.counter(name, help);
@@ -160,14 +162,16 @@ impl Own {
                 rows.add(labels, column(books) as f64);
             }
         }
-        let mut rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
+        let mut rows =
+            to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
                 let lost = self.shared.bank.book(probe, *which);
                 rows.add(&[&labels[..], &[("reason", reason)]].concat(), lost as f64);
             }
         }
-        let mut rows = to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
+        let mut rows =
+            to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
         for (labels, books) in labels.iter().zip(&books) {
             rows.add(labels, books.in_flight as f64);
         }
@@ -219,7 +223,10 @@ impl Own {
                 .iter()
                 .enumerate()
                 .filter(|(_, probe)| {
-                    probe.actions.iter().any(|action| action.metric == number && action.route == Route::Kernel)
+                    probe
+                        .actions
+                        .iter()
+                        .any(|action| action.metric == number && action.route == Route::Kernel)
                 })
                 .map(|(probe, _)| self.shared.bank.book(probe, book_cell::BOOK_FOLDED))
                 .sum();
@@ -231,7 +238,8 @@ impl Own {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let states = self.status.probes();
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
-        let book = |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>() as f64;
+        let book =
+            |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>() as f64;
         let mut rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
         for (reason, which) in LOST {
             rows.add(&[("error_type", reason)], book(*which));
@@ -240,7 +248,10 @@ impl Own {
         rows.add(&[("error_type", "event_negative")], load(&self.drain.negative));
         rows.add(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
         rows.add(&[("error_type", "stray_hit")], self.shared.control.stray() as f64);
-        rows.add(&[("error_type", "log_line_dropped")], self.logging.as_ref().map_or(0, Logging::dropped) as f64);
+        rows.add(
+            &[("error_type", "log_line_dropped")],
+            self.logging.as_ref().map_or(0, Logging::dropped) as f64,
+        );
         to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
             .add(&[], refused as f64);
     }
@@ -249,16 +260,26 @@ impl Own {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
         let columns: [Column; 7] = [
             ("fibre_exporter_http_connections_total", "Connections taken.", |s| &s.connections_accepted),
-            ("fibre_exporter_http_connections_refused_total", "Connections refused: too many.", |s| &s.connections_refused),
+            ("fibre_exporter_http_connections_refused_total", "Connections refused: too many.", |s| {
+                &s.connections_refused
+            }),
             (
                 "fibre_exporter_http_connections_evicted_total",
                 "Unfinished connections closed to make room for a new one.",
                 |s| &s.connections_evicted,
             ),
-            ("fibre_exporter_http_handshake_failures_total", "TLS handshakes that failed.", |s| &s.handshake_failures),
-            ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that took too long.", |s| &s.handshake_timeouts),
-            ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| &s.write_timeouts),
-            ("fibre_exporter_http_unauthorized_total", "Requests with no or wrong credentials.", |s| &s.unauthorized),
+            ("fibre_exporter_http_handshake_failures_total", "TLS handshakes that failed.", |s| {
+                &s.handshake_failures
+            }),
+            ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that took too long.", |s| {
+                &s.handshake_timeouts
+            }),
+            ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
+                &s.write_timeouts
+            }),
+            ("fibre_exporter_http_unauthorized_total", "Requests with no or wrong credentials.", |s| {
+                &s.unauthorized
+            }),
         ];
         let endpoints = ["metrics", "health"];
         for (name, help, column) in columns {
@@ -271,7 +292,10 @@ impl Own {
         for (endpoint, stats) in endpoints.iter().zip(&self.http) {
             for row in stats.requests() {
                 let status = row.status.to_string();
-                rows.add(&[("endpoint", endpoint), ("route", row.route), ("status", &status)], row.count as f64);
+                rows.add(
+                    &[("endpoint", endpoint), ("route", row.route), ("status", &status)],
+                    row.count as f64,
+                );
             }
         }
     }

@@ -162,7 +162,11 @@ impl Family {
             if std::mem::take(&mut first) {
                 self.head.intro(to);
             }
-            let value = if self.real { Number::Real(series.int as f64 + series.real) } else { Number::Int(series.int) };
+            let value = if self.real {
+                Number::Real(series.int as f64 + series.real)
+            } else {
+                Number::Int(series.int)
+            };
             if buckets == 0 {
                 self.head.value(&series.labels, value, to);
             } else {
@@ -309,7 +313,8 @@ fn labels(
             if !bank.name(family, number - 1, &mut scratch.name) {
                 return false;
             }
-            let words = scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
+            let words =
+                scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
             scratch.ids.extend(words.take(laid.labels.len()).map(|id| id as u32));
         }
     }
@@ -338,7 +343,12 @@ fn labels(
                         if !bank.name(dictionary, number, &mut scratch.name) {
                             return false;
                         }
-                        show_name(&probe.values[value].kind, &scratch.name, seen.unsigned & 1 << value != 0, &mut scratch.text);
+                        show_name(
+                            &probe.values[value].kind,
+                            &scratch.name,
+                            seen.unsigned & 1 << value != 0,
+                            &mut scratch.text,
+                        );
                         &scratch.text
                     }
                     (None, None, None) => OTHER,

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use super::route::route;
 use super::{
-    ActionPlan, ConditionPlan, LabelPlan, LogPart, MetricPlan, Plan, ProbePlan, Scale, Source, TargetPlan, ValueKind,
-    ValuePlan, profile, profiles,
+    ActionPlan, ConditionPlan, LabelPlan, LogPart, MetricPlan, Plan, ProbePlan, Scale, Source, TargetPlan,
+    ValueKind, ValuePlan, profile, profiles,
 };
 use crate::abi::{MAX_BOUNDS, MAX_VALUES};
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Arg, ArgKind, BUILT_INS, Condition, Config, Label, LabelValue, Metric, MetricKind, Named, On, Op, Operand,
-    Pattern, Point, Probe, Settings, Target, Unit,
+    Arg, ArgKind, BUILT_INS, Condition, Config, Label, LabelValue, Metric, MetricKind, Named, On, Op,
+    Operand, Pattern, Point, Probe, Settings, Target, Unit,
 };
 use crate::config::place::Place;
 
@@ -145,18 +145,24 @@ impl Builder<'_> {
     /// into the first one's order. The labels that every series has are put in front.
     fn metric(&mut self, target: &Target, metric: &Metric, action: &mut ActionPlan) -> usize {
         let mut labels = vec![("node".to_string(), LabelPlan::Const(self.settings.node_name.clone()))];
-        labels.extend(target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))));
+        labels.extend(
+            target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))),
+        );
         for (label, plan) in metric.labels.iter().zip(std::mem::take(&mut action.labels)) {
             if labels.iter().any(|(name, _)| *name == label.name) {
                 self.diags.error(
                     &label.at,
-                    format!("label \"{}\" is already given by the exporter or the target's own labels", label.name),
+                    format!(
+                        "label \"{}\" is already given by the exporter or the target's own labels",
+                        label.name
+                    ),
                 );
             }
             labels.push((label.name.clone(), plan));
         }
         if let Some(prefix) = RESERVED.iter().find(|prefix| metric.name.starts_with(**prefix)) {
-            self.diags.error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
+            self.diags
+                .error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
         }
         let Some(&known) = self.names.get(&metric.name) else {
             let (names, plans) = labels.into_iter().unzip();
@@ -212,13 +218,16 @@ impl Builder<'_> {
         for metric in 0..self.metrics.len() {
             let mut feeding: Vec<usize> = Vec::new();
             for probe in &self.probes {
-                if probe.actions.iter().any(|action| action.metric == metric) && !feeding.contains(&probe.target) {
+                if probe.actions.iter().any(|action| action.metric == metric)
+                    && !feeding.contains(&probe.target)
+                {
                     feeding.push(probe.target);
                 }
             }
-            let alike = feeding.iter().enumerate().any(|(n, a)| {
-                feeding[n + 1..].iter().any(|b| targets[*a].labels == targets[*b].labels)
-            });
+            let alike = feeding
+                .iter()
+                .enumerate()
+                .any(|(n, a)| feeding[n + 1..].iter().any(|b| targets[*a].labels == targets[*b].labels));
             if !alike || self.metrics[metric].labels.iter().any(|label| label == "target") {
                 continue;
             }
@@ -242,7 +251,10 @@ impl Builder<'_> {
                 if let Some(&other) = self.names.get(&format!("{}{suffix}", metric.name)) {
                     self.diags.error(
                         &self.places[other],
-                        format!("{} is a part of the histogram {} at {at}", self.metrics[other].name, metric.name),
+                        format!(
+                            "{} is a part of the histogram {} at {at}",
+                            self.metrics[other].name, metric.name
+                        ),
                     );
                 }
             }
@@ -265,7 +277,8 @@ impl Scope<'_> {
             let index = self.value(&named.at, &named.name)?;
             let found = &self.plan.values[index];
             if !is_number(&found.kind) {
-                let message = format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
+                let message =
+                    format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
                 self.diags.error(&named.at, message);
                 return None;
             }
@@ -274,7 +287,10 @@ impl Scope<'_> {
         }
         let factor = metric.scale.unwrap_or(1.0);
         if !(factor > 0.0 && factor.is_finite()) {
-            self.diags.error(&metric.at, format!("scale {factor}: only a number above 0 keeps counters and buckets in order"));
+            self.diags.error(
+                &metric.at,
+                format!("scale {factor}: only a number above 0 keeps counters and buckets in order"),
+            );
             return None;
         }
         scale.mul *= factor;
@@ -311,7 +327,10 @@ impl Scope<'_> {
             } else {
                 ("a number", "==, !=, <, <=, > and >= with a number")
             };
-            self.diags.error(&condition.at, format!("\"{}\" is {is}: it can be compared by {may}", condition.value));
+            self.diags.error(
+                &condition.at,
+                format!("\"{}\" is {is}: it can be compared by {may}", condition.value),
+            );
             return None;
         }
         if let Operand::Int(number) = condition.with
@@ -357,7 +376,8 @@ impl Scope<'_> {
                     ValueKind::StrLen { len, max: *max }
                 }
                 ArgKind::F64 => {
-                    let message = format!("\"{name}\" is a floating-point number, which no probe program can read");
+                    let message =
+                        format!("\"{name}\" is a floating-point number, which no probe program can read");
                     self.diags.error(at, message);
                     return None;
                 }
@@ -426,11 +446,18 @@ impl Scope<'_> {
         }
         let template = probe.log.as_deref().unwrap_or_default();
         for arg in &probe.args {
-            let used = self.plan.values.iter().any(|value| value.name == arg.name || value.source == Source::Arg(arg.index));
+            let used = self
+                .plan
+                .values
+                .iter()
+                .any(|value| value.name == arg.name || value.source == Source::Arg(arg.index));
             let logged = probe.log.is_none() || template.contains(&format!("{{{}}}", arg.name));
             if !used && !logged {
                 self.diags
-                    .error(&arg.at, format!("argument \"{}\" is not used by any metric or by the log line", arg.name))
+                    .error(
+                        &arg.at,
+                        format!("argument \"{}\" is not used by any metric or by the log line", arg.name),
+                    )
                     .help("remove it, or use it");
             }
         }

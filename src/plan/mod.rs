@@ -9,8 +9,8 @@ mod route;
 mod table;
 
 pub use build::plan;
-pub use table::table;
 pub use profiles::{profile, profiles};
+pub use table::table;
 
 use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
 use crate::config::place::Place;
@@ -82,7 +82,10 @@ pub enum Source {
 pub enum ValueKind {
     Arg(ArgKind),
     /// Text with its length in the value with this index.
-    StrLen { len: usize, max: u32 },
+    StrLen {
+        len: usize,
+        max: u32,
+    },
     /// The thread's name.
     Comm,
 }
@@ -96,7 +99,8 @@ impl ValueKind {
     /// Most bytes that the value can have; 0 for integers.
     pub fn max_bytes(&self) -> u32 {
         match self {
-            ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. }) | ValueKind::StrLen { max, .. } => *max,
+            ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. })
+            | ValueKind::StrLen { max, .. } => *max,
             ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
             ValueKind::Arg(ArgKind::Ipv4) => 4,
             ValueKind::Arg(ArgKind::Ipv6 | ArgKind::SockAddr) => 16,
@@ -160,7 +164,11 @@ impl Scale {
         let exact = bound * self.div / self.mul;
         let nearest = exact.round();
         // 0.005 s is 4999.999... us in binary; a bound is meant as written.
-        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) { nearest as i64 } else { exact.floor() as i64 }
+        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) {
+            nearest as i64
+        } else {
+            exact.floor() as i64
+        }
     }
 }
 
@@ -200,7 +208,9 @@ mod tests {
     fn bounds_in_seconds_are_whole_microseconds_and_nanoseconds() {
         let us = Scale { mul: 1.0, div: 1e6 };
         let ns = Scale { mul: 1.0, div: 1e9 };
-        for (seconds, micros) in [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)] {
+        for (seconds, micros) in
+            [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)]
+        {
             assert_eq!(us.raw_bound(seconds), micros);
             assert_eq!(ns.raw_bound(seconds), micros * 1000);
         }

@@ -2,7 +2,9 @@
 //! space from events where it cannot.
 
 use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, ValueKind};
-use crate::abi::{MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS};
+use crate::abi::{
+    MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
+};
 use crate::config::diagnose::Diagnostics;
 use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings};
 
@@ -84,7 +86,8 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
             return Some(format!("\"{text}\" is longer than {MAX_PATTERN} bytes"));
         }
     }
-    let variable: Vec<_> = action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
+    let variable: Vec<_> =
+        action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
     if variable.len() > MAX_LABELS {
         return Some(format!("more than {MAX_LABELS} variable labels"));
     }
@@ -114,7 +117,10 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
         }
     }
     // Addresses and hashes are matched as they are shown, which is not how they lie in memory.
-    let as_shown = matches!(kind, ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr));
+    let as_shown = matches!(
+        kind,
+        ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
+    );
     if as_shown && !mapping.is_empty() {
         return Some(format!("{name}: compared with patterns as it is shown"));
     }

@@ -25,7 +25,12 @@ pub fn table(plan: &Plan) -> String {
                     _ => value.name.clone(),
                 })
                 .collect();
-            let _ = writeln!(to, "  {}  reads: {}", probe.name, if values.is_empty() { "nothing".to_string() } else { values.join(" ") });
+            let _ = writeln!(
+                to,
+                "  {}  reads: {}",
+                probe.name,
+                if values.is_empty() { "nothing".to_string() } else { values.join(" ") }
+            );
             for action in &probe.actions {
                 let place = match &action.route {
                     Route::Hits => "kernel (the number of hits)".to_string(),

@@ -48,8 +48,9 @@ pub fn find(selector: &Selector) -> Result<Vec<Found>, String> {
         Selector::Pid(pid) => of_process(*pid)
             .map(|found| vec![found])
             .map_err(|why| format!("process {pid}: {}", process_error(&why))),
-        Selector::Process(name) => of_processes(|pid| is_called(pid, name))
-            .ok_or_else(|| format!("no process is called {name}")),
+        Selector::Process(name) => {
+            of_processes(|pid| is_called(pid, name)).ok_or_else(|| format!("no process is called {name}"))
+        }
         Selector::Container(name) => of_processes(|pid| is_in_container(pid, name))
             .ok_or_else(|| format!("no process runs in a container whose id begins with {name}")),
     }
@@ -92,7 +93,9 @@ fn of_process(pid: u32) -> io::Result<Found> {
 fn process_error(why: &io::Error) -> String {
     match why.kind() {
         io::ErrorKind::NotFound => "does not exist".to_string(),
-        io::ErrorKind::PermissionDenied => "its executable may not be read; CAP_SYS_PTRACE is needed".to_string(),
+        io::ErrorKind::PermissionDenied => {
+            "its executable may not be read; CAP_SYS_PTRACE is needed".to_string()
+        }
         _ => why.to_string(),
     }
 }

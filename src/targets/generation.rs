@@ -51,7 +51,13 @@ pub struct Outcome {
 
 impl Generation {
     /// Resolves and attaches all probes of the target in this file, as many as can be.
-    pub fn attach(kernel: &Kernel, plan: &Plan, target: &TargetPlan, found: &Found, cookies: &mut Cookies) -> Self {
+    pub fn attach(
+        kernel: &Kernel,
+        plan: &Plan,
+        target: &TargetPlan,
+        found: &Found,
+        cookies: &mut Cookies,
+    ) -> Self {
         let mut made = Self {
             shown: found.shown.clone(),
             identity: found.identity,
@@ -81,13 +87,13 @@ impl Generation {
     /// Fills in how each probe fares before the kernel is asked; returns those that have sites.
     fn resolve(&mut self, plan: &Plan, target: &TargetPlan, found: &Found) -> Vec<(usize, Resolved)> {
         let bytes = fs::read(&found.path).map_err(|why| format!("{} cannot be read: {why}", found.shown));
-        let image = bytes.as_ref().map_err(String::clone).and_then(|bytes| {
-            Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown))
-        });
+        let image = bytes
+            .as_ref()
+            .map_err(String::clone)
+            .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown)));
         let mut good = Vec::new();
         for &number in &target.probes {
-            let mut outcome =
-                Outcome { probe: number, state: ProbeState::Attached, sites: 0, unsigned: 0 };
+            let mut outcome = Outcome { probe: number, state: ProbeState::Attached, sites: 0, unsigned: 0 };
             match image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number])) {
                 Err(why) => outcome.state = ProbeState::Refused(why.clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),

@@ -61,8 +61,7 @@ impl Keeper {
                 }
             })
             .map_err(failed)?;
-        let (shared, attach) =
-            started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
+        let (shared, attach) = started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
         Ok(Self { shared, status, attach, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -133,8 +132,11 @@ impl Worker {
             }
             self.look(walk);
         }
-        let mut all: Vec<_> =
-            self.targets.drain(..).flat_map(|state| state.current.into_iter().chain(state.replaced)).collect();
+        let mut all: Vec<_> = self
+            .targets
+            .drain(..)
+            .flat_map(|state| state.current.into_iter().chain(state.replaced))
+            .collect();
         std::thread::scope(|scope| {
             for generation in &mut all {
                 scope.spawn(|| generation.detach(&mut Cookies::new(0)));
@@ -273,7 +275,8 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation) 
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
         }
     }
-    let line = format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
+    let line =
+        format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
     if attached == 0 {
         log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
     } else {

@@ -105,7 +105,13 @@ impl Status {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
                 if *state != ProbeState::Attached && !excused {
-                    why.push(format!("{}: {} is {}: {}", target.name, planned.name, state.word(), state.reason()));
+                    why.push(format!(
+                        "{}: {} is {}: {}",
+                        target.name,
+                        planned.name,
+                        state.word(),
+                        state.reason()
+                    ));
                 }
             }
         }
