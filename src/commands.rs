@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::Invocation;
 use crate::config::{self, Diagnostics, Overrides};
+use crate::kernel::choose;
 use crate::logging::Logging;
 use crate::plan::{Plan, plan, profile, profiles};
 use crate::run::{RunError, limit_rights, run};
@@ -53,8 +54,9 @@ fn start(overrides: &Overrides) -> ExitCode {
         Ok(both) => both,
         Err(wrong) => return refuse(&wrong),
     };
-    limit_rights();
     let settings = &loaded.config.settings;
+    let attach = choose(settings.attach);
+    let limited = limit_rights(attach);
     let logging = match Logging::install(settings.log_level, settings.log_file.as_deref()) {
         Ok(logging) => logging,
         Err(why) => {
@@ -65,7 +67,10 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    match run(&loaded.config, plan, logging.clone()) {
+    if let Err(why) = limited {
+        log::warn!("{why}");
+    }
+    match run(&loaded.config, plan, attach, logging.clone()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use exporter::cli::{self, Invocation};
+use exporter::cli;
 use exporter::commands;
 
 fn main() -> ExitCode {
@@ -12,5 +12,3 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     }
 }
-
-const _: fn(Invocation) -> ExitCode = commands::perform;

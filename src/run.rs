@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use caps::Capability;
 use hyper::StatusCode;
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
@@ -18,7 +19,7 @@ use crate::http::{
     self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, Route, Router,
     ServerOptions, Tls, TlsPaths,
 };
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Attach, KernelError};
 use crate::layout::Layout;
 use crate::logging::Logging;
 use crate::metrics::Registry;
@@ -73,7 +74,7 @@ fn other(what: &str) -> impl Fn(std::io::Error) -> RunError {
 ///
 /// # Errors
 /// If the ports are taken, the certificate is unusable, or the kernel refuses the probe programs.
-pub fn run(config: &Config, plan: Plan, logging: Logging) -> Result<(), RunError> {
+pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Result<(), RunError> {
     let settings = config.settings.clone();
     announce(&settings, &plan);
     let metrics = http::bind(SocketAddr::new(settings.bind, settings.metrics_port))?;
@@ -81,7 +82,7 @@ pub fn run(config: &Config, plan: Plan, logging: Logging) -> Result<(), RunError
     let options = options(&settings)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
-    let keeper = Keeper::start(plan.clone(), layout.clone())?;
+    let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     let user = Arc::new(UserBank::new(&layout.user));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
         .map_err(other("starting the thread that drains the ring buffer"))?;
@@ -239,11 +240,16 @@ fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunErro
     served
 }
 
-/// Gives up rights, before the first thread is made.
-pub fn limit_rights() {
-    if let Err(why) = privileges::drop_all_but(&[]) {
-        log::warn!("rights that are not needed could not be given up: {why}");
-    }
+/// Gives up rights, before the first thread is made. The error is for the log, which needs a thread.
+///
+/// # Errors
+/// If the kernel refuses to take them away.
+pub fn limit_rights(attach: Attach) -> Result<(), String> {
+    let more: &[Capability] = match attach {
+        Attach::Multi => &[],
+        // perf_event_open(2) wants it for uprobes, whatever else it accepts.
+        Attach::Perf => &[Capability::CAP_SYS_ADMIN],
+    };
+    privileges::drop_all_but(more)
+        .map_err(|why| format!("rights that are not needed could not be given up: {why}"))
 }
-
-const _: fn(&Plan, &Layout) -> Result<Kernel, KernelError> = Kernel::load;

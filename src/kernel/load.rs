@@ -82,12 +82,11 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel refuses: too old, not permitted, or out of memory.
-    pub fn load(plan: &Plan, layout: &Layout) -> Result<Self, KernelError> {
-        let attach = choose(plan.settings.attach);
+    pub fn load(plan: &Plan, layout: &Layout, attach: Attach) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = ProbeSkelBuilder::default().open(storage).map_err(|why| loading(why))?;
+        let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;
         open.progs.probe_multi.set_autoload(attach == Attach::Multi);
         open.progs.probe_perf.set_autoload(attach == Attach::Perf);
         let shards = shards(layout.kernel.cells);
@@ -192,7 +191,7 @@ pub fn detach(links: Vec<Link>) {
 }
 
 /// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
-fn choose(mode: AttachMode) -> Attach {
+pub fn choose(mode: AttachMode) -> Attach {
     let has_multi = || {
         Btf::from_vmlinux()
             .is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())

@@ -232,7 +232,9 @@ impl Source {
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
             let shown_empty = laid.labels.is_empty() && seen.attached;
-            if !touched(&family.kind, laid.stride, bank, cell) && !(shown_empty && shows_zero(&family.kind)) {
+            let shown =
+                touched(&family.kind, laid.stride, bank, cell) || shown_empty && shows_zero(&family.kind);
+            if !shown {
                 continue;
             }
             let known = &mut self.series[number as usize];

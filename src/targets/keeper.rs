@@ -37,7 +37,7 @@ impl Keeper {
     ///
     /// # Errors
     /// If the kernel refuses the programs, or the thread cannot be made.
-    pub fn start(plan: Arc<Plan>, layout: Arc<Layout>) -> Result<Self, KernelError> {
+    pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
         let (stop, stopped) = channel();
         let (ready, started) = sync_channel(1);
@@ -49,19 +49,19 @@ impl Keeper {
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
             .name("keeper".to_string())
-            .spawn(move || match Kernel::load(&plan, &layout) {
+            .spawn(move || match Kernel::load(&plan, &layout, attach) {
                 Err(why) => {
                     let _ = ready.send(Err(why));
                 }
                 Ok(kernel) => {
                     let mut worker = Worker::new(plan, kernel, thread_status);
                     worker.look(true);
-                    let _ = ready.send(Ok((worker.kernel.shared(), worker.kernel.attach_kind())));
+                    let _ = ready.send(Ok(worker.kernel.shared()));
                     worker.run(&stopped);
                 }
             })
             .map_err(failed)?;
-        let (shared, attach) = started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
+        let shared = started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
         Ok(Self { shared, status, attach, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -117,11 +117,7 @@ impl Worker {
     /// Until the other end of `stopped` is dropped.
     fn run(&mut self, stopped: &Receiver<()>) {
         let mut pause = LOOK / 5;
-        loop {
-            match stopped.recv_timeout(pause) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-            }
+        while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             pause = LOOK;
             let walk = self.last_walk.elapsed() >= WALK;
             if walk || self.status.ticks().is_none() {
