@@ -18,13 +18,13 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::abi::wake;
 use crate::bank::UserBank;
-use crate::config::model::{Settings, Unit};
-use crate::decode::{Event, Value};
+use crate::config::model::Settings;
+use crate::decode::Event;
 use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
-use crate::metrics::evaluate::{Outcome, evaluate};
-use crate::metrics::show::show_with_unit;
-use crate::plan::{LogPart, Plan, ProbePlan};
+use crate::metrics::evaluate::{Outcome, evaluate, fitting};
+use crate::metrics::show::{show, show_with_unit};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
 
 /// Counts of the drain thread.
 #[derive(Debug, Default)]
@@ -243,11 +243,25 @@ fn describe(probe: &ProbePlan, event: &Event<'_>, to: &mut String) {
             LogPart::Value(index) => {
                 let Some(planned) = probe.values.get(*index) else { continue };
                 let value = event.value(*index, planned.kind.is_text());
-                let unit = if matches!(value, Value::Int(_)) { planned.unit } else { Unit::None };
                 // Appended to the end: the bound on a label's length must not cut what stands before.
                 let mut text = String::new();
-                show_with_unit(&planned.kind, unit, value, &mut text);
+                show_with_unit(&planned.kind, planned.unit, value, &mut text);
                 to.push_str(&text);
+            }
+            LogPart::Label(LabelPlan::Const(text)) => to.push_str(text),
+            LogPart::Label(LabelPlan::From { value, mapping, default, .. }) => {
+                let kind = &probe.values[*value].kind;
+                let seen = event.value(*value, kind.is_text());
+                let mut text = String::new();
+                let known = fitting(mapping, kind, seen, &mut text).map(|at| &mapping[at].1);
+                text.clear();
+                match known.or(default.as_ref()) {
+                    Some(shown) => to.push_str(shown),
+                    None => {
+                        show(kind, seen, false, &mut text);
+                        to.push_str(&text);
+                    }
+                }
             }
         }
     }

@@ -25,6 +25,9 @@ use crate::resolve::ResolvedSite;
 /// Shards take at most this much memory together; fewer shards only cost time.
 const CELL_BYTES: u64 = 64 << 20;
 
+/// Spans that have begun and not ended, of all keys together.
+const STARTS: u32 = 10_240;
+
 /// What the kernel would not do.
 #[derive(Debug)]
 pub struct KernelError {
@@ -131,6 +134,20 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses one of them; then none is attached.
     pub fn attach(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+        // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
+        // its start would wait for ever.
+        let (returns, entries): (Vec<_>, Vec<_>) =
+            sites.iter().copied().partition(|(_, site)| site.is_return);
+        let mut links = Vec::new();
+        for some in [returns, entries].into_iter().filter(|some| !some.is_empty()) {
+            links.extend(self.attach_alike(path, &some)?);
+        }
+        Ok(links)
+    }
+
+    /// Entries alone, or returns alone.
+    fn attach_alike(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+        let retprobe = sites.iter().any(|(_, site)| site.is_return);
         let refused = |why| KernelError {
             what: format!("attaching {} probe sites to {}", sites.len(), path.display()),
             why,
@@ -147,6 +164,7 @@ impl Kernel {
                         Vec::new()
                     },
                     cookies: sites.iter().map(|(cookie, _)| u64::from(*cookie)).collect(),
+                    retprobe,
                     ..UprobeMultiOpts::default()
                 };
                 let program = &self.skel.progs.probe_multi;
@@ -158,6 +176,7 @@ impl Kernel {
                     let opts = UprobeOpts {
                         ref_ctr_offset: site.ref_ctr_offset as usize,
                         cookie: u64::from(*cookie),
+                        retprobe,
                         ..UprobeOpts::default()
                     };
                     let program = &self.skel.progs.probe_perf;
@@ -231,6 +250,7 @@ fn size(
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
     maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
+    maps.starts.set_max_entries(if plan.spans > 0 { STARTS } else { 1 })?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

@@ -6,7 +6,7 @@ use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::decode::{Event, Value};
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
-use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan};
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const FAMILY_LABELS: usize = 32;
@@ -125,10 +125,7 @@ fn series(
         let id = match seen {
             Value::Unreadable => label_id::ID_UNREADABLE.0,
             seen => {
-                let found = mapping.iter().position(|(pattern, _)| {
-                    scratch.clear();
-                    fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
-                });
+                let found = fitting(mapping, kind, seen, scratch);
                 match (found, label.dictionary) {
                     (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
@@ -157,6 +154,19 @@ fn series(
             .number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)])
             .map_or(0, |number| number + 1),
     }
+}
+
+/// The first pattern that the value fits.
+pub fn fitting(
+    mapping: &[(Pattern, String)],
+    kind: &ValueKind,
+    seen: Value<'_>,
+    scratch: &mut String,
+) -> Option<usize> {
+    mapping.iter().position(|(pattern, _)| {
+        scratch.clear();
+        fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
+    })
 }
 
 fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {

@@ -201,7 +201,8 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = Generation::attach(&self.kernel, &self.plan, planned, file, &mut self.cookies);
+            let made =
+                Generation::attach(&self.kernel, &self.plan, &self.status, planned, file, &mut self.cookies);
             announce(&self.plan, planned, file, &made);
             state.current.push(made);
             changed = true;

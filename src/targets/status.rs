@@ -1,6 +1,6 @@
 //! How each probe is doing, for the log, `/ready` and the self-metrics.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::metrics::registry::Seen;
 use crate::plan::Plan;
@@ -78,7 +78,7 @@ impl Status {
 
     /// What the measured series need to know.
     pub fn seen(&self) -> Vec<Seen> {
-        self.lock().iter().map(|probe| probe.seen).collect()
+        self.lock().iter().map(|probe| probe.seen.clone()).collect()
     }
 
     /// Sets one state; whether it is another than before.
@@ -116,6 +116,18 @@ impl Status {
             }
         }
         why
+    }
+
+    /// The number of a function's name at this probe, given now if it is new.
+    pub(super) fn function(&self, probe: usize, name: &str) -> u32 {
+        let mut probes = self.lock();
+        let Some(at) = probes.get_mut(probe) else { return 0 };
+        let names = &mut at.seen.functions;
+        let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            Arc::make_mut(names).push(name.to_string());
+            names.len() - 1
+        });
+        u32::try_from(number).unwrap_or(u32::MAX)
     }
 
     pub fn ticks(&self) -> Option<Ticks> {
