@@ -20,7 +20,7 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, label, label_flag, label_id, location, location_op, pattern,
-    probe, probe_flag, site, value, value_kind, wake,
+    probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
 };
 
 macro_rules! limits {

@@ -33,7 +33,10 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     };
     let log = fields.get("log").and_then(|n| template(&n));
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
-    let returns = (!is_span).then(|| fields.get("returns")).flatten().and_then(|n| n.one_of("the type of a whole number", INTEGERS));
+    let returns = (!is_span)
+        .then(|| fields.get("returns"))
+        .flatten()
+        .and_then(|n| n.one_of("the type of a whole number", INTEGERS));
     if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
         fields.forbid(&["returns"], "a USDT probe returns nothing");
     }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::kernel::Sweep;
 use crate::metrics::registry::Seen;
 use crate::plan::Plan;
 
@@ -10,6 +11,7 @@ use crate::plan::Plan;
 pub struct Status {
     probes: Mutex<Vec<ProbeStatus>>,
     hz: Mutex<Option<Ticks>>,
+    spans: Mutex<Vec<Sweep>>,
 }
 
 /// One probe's state.
@@ -68,7 +70,11 @@ impl Status {
             sites: 0,
             seen: Seen::default(),
         };
-        Self { probes: Mutex::new(vec![waiting; plan.probes.len()]), hz: Mutex::new(None) }
+        Self {
+            probes: Mutex::new(vec![waiting; plan.probes.len()]),
+            hz: Mutex::new(None),
+            spans: Mutex::new(vec![Sweep::default(); plan.spans as usize]),
+        }
     }
 
     /// A copy of all states, in the plan's order.
@@ -128,6 +134,19 @@ impl Status {
             names.len() - 1
         });
         u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Of each span, by number: how many starts were open at the latest look, and how many were forgotten so far.
+    pub fn spans(&self) -> Vec<Sweep> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn add_sweep(&self, found: &[Sweep]) {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        for (span, found) in spans.iter_mut().zip(found) {
+            span.open = found.open;
+            span.expired += found.expired;
+        }
     }
 
     pub fn ticks(&self) -> Option<Ticks> {
