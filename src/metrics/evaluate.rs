@@ -3,7 +3,7 @@
 use crate::abi::label_id;
 use crate::bank::UserBank;
 use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
-use crate::decode::{Event, Value};
+use crate::decode::Value;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
 use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
@@ -22,17 +22,16 @@ pub enum Outcome {
     Negative,
 }
 
-/// Adds the event to one metric. `scratch` is reused from event to event.
-pub fn evaluate(
+/// Adds an event to one metric. `read` gives its values by number; `scratch` is reused from event to event.
+pub fn evaluate<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
     metric: &MetricPlan,
     probe: &ProbePlan,
-    event: &Event<'_>,
+    read: &dyn Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> Outcome {
     let action = &probe.actions[laid.action];
-    let read = |value: usize| event.value(value, probe.values[value].kind.is_text());
     for condition in &action.when {
         match holds(condition, read(condition.value)) {
             None => return Outcome::Unreadable,
@@ -48,7 +47,7 @@ pub fn evaluate(
     if metric.kind == MetricKind::Counter && value < 0 {
         return Outcome::Negative;
     }
-    let cell = laid.cell + series(bank, laid, action, probe, event, scratch) * laid.stride;
+    let cell = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
     match &metric.kind {
         MetricKind::Counter => {
             bank.add(cell, value as u64);
@@ -108,12 +107,12 @@ fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
     }
 }
 
-fn series(
+fn series<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
-    event: &Event<'_>,
+    read: &dyn Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> u32 {
     let mut number = 0;
@@ -121,7 +120,7 @@ fn series(
     for (n, label) in laid.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
         let kind = &probe.values[*value].kind;
-        let seen = event.value(*value, kind.is_text());
+        let seen = read(*value);
         let id = match seen {
             Value::Unreadable => label_id::ID_UNREADABLE.0,
             seen => {

@@ -8,6 +8,7 @@ use super::evaluate::extreme_number;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
+use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
 use crate::kernel::KernelBank;
@@ -75,6 +76,7 @@ struct Scratch {
     text: String,
     name: Vec<u8>,
     ids: Vec<u32>,
+    cgroups: Cgroups,
 }
 
 const UNKNOWN: u32 = u32::MAX;
@@ -348,7 +350,8 @@ fn labels(
                         if !bank.name(dictionary, number, &mut scratch.name) {
                             return false;
                         }
-                        show_name(&probe.values[value].kind, &scratch.name, value, seen, &mut scratch.text);
+                        let Scratch { name, cgroups, text, .. } = scratch;
+                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
                         &scratch.text
                     }
                     (None, None, None) => OTHER,
@@ -361,9 +364,18 @@ fn labels(
 }
 
 /// A dictionary's bytes as the value that they were.
-fn show_name(kind: &ValueKind, name: &[u8], value: usize, seen: &Seen, to: &mut String) {
+fn show_name(
+    kind: &ValueKind,
+    name: &[u8],
+    value: usize,
+    seen: &Seen,
+    cgroups: &mut Cgroups,
+    to: &mut String,
+) {
     to.clear();
-    let shown = if kind.is_text() {
+    let shown = if kind.is_symbol() {
+        Value::Text(name)
+    } else if kind.is_text() {
         Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
         Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
@@ -373,6 +385,7 @@ fn show_name(kind: &ValueKind, name: &[u8], value: usize, seen: &Seen, to: &mut 
             let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
+        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
         _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
     }
 }

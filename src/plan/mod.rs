@@ -134,12 +134,19 @@ pub enum ValueKind {
     Comm,
     /// The number of a function's name.
     Function,
+    /// The number of a cgroup.
+    Cgroup,
 }
 
 impl ValueKind {
     /// Whether the value is read as bytes from the application's memory, else it is an integer.
     pub fn is_text(&self) -> bool {
         self.max_bytes() > 0
+    }
+
+    /// Whether the value is an address in the application that is shown by name, which only user space can tell.
+    pub fn is_symbol(&self) -> bool {
+        *self == ValueKind::Arg(ArgKind::Symbol)
     }
 
     /// Most bytes that the value can have; 0 for integers.
@@ -149,9 +156,11 @@ impl ValueKind {
             | ValueKind::StrLen { max, .. } => *max,
             ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
             ValueKind::Arg(ArgKind::Ipv4) => 4,
-            ValueKind::Arg(ArgKind::Ipv6 | ArgKind::SockAddr) => 16,
-            ValueKind::Comm => 16,
+            ValueKind::Arg(ArgKind::Ipv6) | ValueKind::Comm => 16,
+            // A sockaddr_in6; of a shorter one the rest is ignored.
+            ValueKind::Arg(ArgKind::SockAddr) => 28,
             ValueKind::Function
+            | ValueKind::Cgroup
             | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
         }
     }

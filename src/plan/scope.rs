@@ -229,7 +229,7 @@ impl Scope<'_> {
             ("pid", _) => (Source::Pid, int, Unit::None),
             ("tid", _) => (Source::Tid, int, Unit::None),
             ("cpu", _) => (Source::Cpu, int, Unit::None),
-            ("cgroup", _) => (Source::Cgroup, int, Unit::None),
+            ("cgroup", _) => (Source::Cgroup, ValueKind::Cgroup, Unit::None),
             ("comm", _) => (Source::Comm, ValueKind::Comm, Unit::None),
             ("duration", Some(late)) => {
                 late.uses_duration = true;
