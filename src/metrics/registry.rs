@@ -178,15 +178,16 @@ impl Family {
 }
 
 impl Series {
-    fn add(&mut self, raw: i64, scale: Scale) {
+    fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
+        let raw = raw.into();
         if scale == Scale::ONE {
-            self.int += i128::from(raw);
+            self.int += raw;
         } else {
             self.real += scale.apply(raw as f64);
         }
     }
 
-    fn set(&mut self, raw: i64, scale: Scale) {
+    fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
         (self.int, self.real) = (0, 0.0);
         self.add(raw, scale);
     }
@@ -227,7 +228,9 @@ impl Source {
         scratch: &mut Scratch,
     ) {
         let Some(laid) = &self.laid else { return };
-        let scale = probe.actions[self.action].scale;
+        let action = &probe.actions[self.action];
+        let scale = action.scale;
+        let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
         let buckets = family.buckets();
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
@@ -248,11 +251,12 @@ impl Source {
             let series = &mut family.series[at];
             match &family.kind {
                 MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
+                MetricKind::Gauge(GaugeKind::Last) if unsigned => series.set(bank.single(cell), scale),
                 MetricKind::Gauge(GaugeKind::Last) => series.set(bank.single(cell) as i64, scale),
                 MetricKind::Gauge(kind) => {
                     let Some(new) = extreme_number(bank.take(cell)) else { continue };
                     let scaled = scale.apply(new as f64);
-                    let old = if family.real { series.real } else { series.int as f64 };
+                    let old = series.int as f64 + series.real;
                     let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
                     if !series.live || better {
                         series.set(new, scale);
