@@ -6,7 +6,7 @@ use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::decode::{Event, Value};
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
-use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan};
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const FAMILY_LABELS: usize = 32;
@@ -34,7 +34,7 @@ pub fn evaluate(
     let action = &probe.actions[laid.action];
     let read = |value: usize| event.value(value, probe.values[value].kind.is_text());
     for condition in &action.when {
-        match holds(condition, read(condition.value)) {
+        match holds(condition, read(condition.value), &probe.values[condition.value].kind, scratch) {
             None => return Outcome::Unreadable,
             Some(false) => return Outcome::Done,
             Some(true) => {}
@@ -63,7 +63,7 @@ pub fn evaluate(
         }
         MetricKind::Gauge(GaugeKind::Last) => {
             bank.set(cell, value as u64);
-            bank.set(cell + 1, 1);
+            bank.set(cell + 1, event.time);
         }
         MetricKind::Gauge(kind) => {
             let max = *kind == GaugeKind::Max;
@@ -86,7 +86,12 @@ pub fn extreme_number(code: u64) -> Option<i64> {
     (code != 0).then(|| (code - 1).wrapping_sub(1 << 63) as i64)
 }
 
-fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
+fn holds(
+    condition: &ConditionPlan,
+    value: Value<'_>,
+    kind: &ValueKind,
+    scratch: &mut String,
+) -> Option<bool> {
     match (&condition.with, value) {
         (Operand::Int(with), Value::Int(value)) => {
             let (value, with) = (i128::from(value), *with);
@@ -99,11 +104,20 @@ fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
                 Op::Ge => value >= with,
             })
         }
-        (Operand::Str(with), Value::Text(value)) => Some(match condition.op {
-            Op::StartsWith => value.starts_with(with.as_bytes()),
-            Op::Ne => value != with.as_bytes(),
-            _ => value == with.as_bytes(),
-        }),
+        (Operand::Str(with), Value::Text(text)) => {
+            // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
+            let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+            if kind.is_compared_as_shown() {
+                scratch.clear();
+                show(kind, value, false, scratch);
+                text = scratch.as_bytes();
+            }
+            Some(match condition.op {
+                Op::StartsWith => text.starts_with(with.as_bytes()),
+                Op::Ne => text != with.as_bytes(),
+                _ => text == with.as_bytes(),
+            })
+        }
         _ => None,
     }
 }

@@ -53,6 +53,8 @@ struct Series {
     labels: Box<str>,
     int: i128,
     real: f64,
+    /// When a gauge got the value, by the kernel's clock.
+    time: u64,
     /// Has a value in this scrape.
     live: bool,
 }
@@ -140,7 +142,7 @@ impl Family {
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
-            (series.int, series.real, series.live) = (0, 0.0, false);
+            (series.int, series.real, series.time, series.live) = (0, 0.0, 0, false);
         }
     }
 
@@ -150,7 +152,7 @@ impl Family {
         }
         let number = u32::try_from(self.series.len()).unwrap_or(UNKNOWN - 1);
         self.index.insert(labels.into(), number);
-        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, live: false });
+        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, time: 0, live: false });
         self.counts.resize(self.counts.len() + self.buckets(), 0);
         number
     }
@@ -251,8 +253,15 @@ impl Source {
             let series = &mut family.series[at];
             match &family.kind {
                 MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
-                MetricKind::Gauge(GaugeKind::Last) if unsigned => series.set(bank.single(cell), scale),
-                MetricKind::Gauge(GaugeKind::Last) => series.set(bank.single(cell) as i64, scale),
+                MetricKind::Gauge(GaugeKind::Last) => {
+                    // Several probes may feed it: the latest counts.
+                    let time = bank.single(cell + 1);
+                    if time >= series.time {
+                        series.time = time;
+                        let raw = bank.single(cell);
+                        if unsigned { series.set(raw, scale) } else { series.set(raw as i64, scale) }
+                    }
+                }
                 MetricKind::Gauge(kind) => {
                     let Some(new) = extreme_number(bank.take(cell)) else { continue };
                     let scaled = scale.apply(new as f64);
