@@ -151,6 +151,14 @@ impl ValueKind {
         *self == ValueKind::Arg(ArgKind::Symbol)
     }
 
+    /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
+    pub fn is_compared_as_shown(&self) -> bool {
+        matches!(
+            self,
+            ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
+        )
+    }
+
     /// Most bytes that the value can have; 0 for integers.
     pub fn max_bytes(&self) -> u32 {
         match self {
