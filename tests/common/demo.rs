@@ -137,6 +137,9 @@ impl Totals {
     }
 }
 
+/// Sites of the probe forms:i32: each raises the semaphore by one.
+pub const I32_SITES: u64 = 2;
+
 /// A `forms -` that waits for commands. Dropping it kills it.
 pub struct Forms {
     child: Child,
@@ -165,7 +168,7 @@ impl Forms {
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e} in {line:?}"))
     }
 
-    /// How many tracers have raised a probe's semaphore.
+    /// A probe's semaphore: how often tracers have raised it.
     pub fn semaphore(&mut self, probe: &str) -> u64 {
         self.fire("semaphores", 0)["semaphores"][probe].as_u64().expect("a semaphore")
     }

@@ -27,7 +27,7 @@ pub const PASSWORD: &str = "the password of a test";
 const BINARY: &str = env!("CARGO_BIN_EXE_exporter");
 
 /// How the exporter says that another program has taken a port.
-const PORT_TAKEN: &str = "in use";
+const PORT_TAKEN: &str = "another process listens there";
 
 /// Waits until `condition` holds; fails the test, naming `what`, if it never does.
 #[track_caller]

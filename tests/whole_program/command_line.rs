@@ -66,7 +66,7 @@ fn a_port_that_is_taken_is_named() {
         let (status, out, err) = finish(&mut command);
         assert_eq!(status, Some(1), "{out}{err}");
         assert!(out.contains("[ERROR] exporter: ") && out.contains(&format!("127.0.0.1:{taken}")), "{out}");
-        assert!(out.contains("in use"), "{out}");
+        assert!(out.contains("another process listens there"), "{out}");
     }
 }
 
