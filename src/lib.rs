@@ -5,9 +5,11 @@
 
 mod abi;
 pub mod bank;
+pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod dashboard;
 pub mod decode;
 pub mod drain;
 pub mod elf;
@@ -18,6 +20,8 @@ pub mod logging;
 pub mod metrics;
 pub mod plan;
 pub mod privileges;
+pub mod probes;
 pub mod resolve;
 pub mod run;
+mod table;
 pub mod targets;

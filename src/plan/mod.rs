@@ -6,11 +6,9 @@
 mod build;
 mod profiles;
 mod route;
-mod table;
 
 pub use build::plan;
 pub use profiles::{profile, profiles};
-pub use table::table;
 
 use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
 use crate::config::place::Place;
