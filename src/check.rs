@@ -8,12 +8,12 @@ use crate::bank::UserBank;
 use crate::config::Diagnostics;
 use crate::config::model::{Point, Selector};
 use crate::drain::Drain;
-use crate::elf::{Image, usdt_sites};
+use crate::elf::{ElfError, Image, SiteError, notes, usdt_sites};
 use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
 use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, TargetPlan, ValuePlan};
-use crate::probes::foreign;
+use crate::probes::{foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::run::RunError;
 use crate::table::Table;
@@ -90,16 +90,28 @@ impl Checker<'_> {
                 let message = format!("{} is built for another processor than this machine's", found.shown);
                 self.mistakes.error(&target.at, message);
             }
-            Ok(image) => {
-                let there = self.table(target, Some((&image, found)));
-                if there == 0 && !target.probes.is_empty() {
-                    let message = format!("none of this target's probes is in {}", found.shown);
-                    self.mistakes
-                        .error(&target.at, message)
-                        .help(format!("`exporter probes {}` lists what it has", found.shown));
-                }
-            }
+            Ok(image) => self.probes(target, &image, found),
         }
+    }
+
+    /// The probes of a program; if it has none of them, that is one mistake.
+    fn probes(&mut self, target: &TargetPlan, image: &Image<'_>, found: &Found) {
+        let before = self.mistakes.len();
+        let there = self.table(target, Some((image, found)));
+        let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
+        let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
+        let why = match damaged {
+            Some(ElfError::NoNotes) => no_notes(found, image, &target.selector),
+            Some(why) => why.to_string(),
+            None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
+                format!(
+                    "none of this target's probes is in it; `exporter probes {}` lists what it has",
+                    found.shown
+                )
+            }
+            None => return,
+        };
+        self.mistakes.error(&target.at, format!("{}: {why}", found.shown));
     }
 
     /// The target's probes; returns how many are in the file.
@@ -113,7 +125,12 @@ impl Checker<'_> {
             let notes = Notes::of(file.map(|(image, _)| image), probe);
             let (sites, semaphores, why) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),
-                Some(Ok(resolved)) => (resolved.sites.len().to_string(), semaphores(resolved), None),
+                // Said once, of the file.
+                Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),
+                Some(Ok(resolved)) => {
+                    let semaphores = if notes.is_function { String::new() } else { semaphores(resolved) };
+                    (resolved.sites.len().to_string(), semaphores, None)
+                }
                 Some(Err(why)) if why.is_absent() && probe.optional => {
                     let why = format!("absent, which a profile's probe may be: {why}");
                     ("0".to_string(), String::new(), Some(why))
@@ -123,6 +140,7 @@ impl Checker<'_> {
             there += usize::from(matches!(resolved, Some(Ok(_))));
             if let (Some(Err(why)), Some((_, found))) = (&resolved, file)
                 && !(why.is_absent() && probe.optional)
+                && !matches!(why, ResolveError::Site(SiteError::Elf(_)))
             {
                 self.mistake(probe, why, found, &notes);
             }
@@ -193,6 +211,7 @@ fn place(action: &ActionPlan) -> String {
 }
 
 /// What the notes say of a probe's arguments.
+#[derive(Debug)]
 struct Notes {
     /// The forms at each site, by argument.
     sites: Vec<Vec<String>>,

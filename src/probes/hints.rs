@@ -42,7 +42,7 @@ pub(super) fn interpreter(bytes: &[u8]) -> Option<String> {
 }
 
 /// Why a program has no USDT probes, and where there may be some.
-pub(super) fn no_notes(found: &Found, image: &Image<'_>, selector: &Selector) -> String {
+pub(crate) fn no_notes(found: &Found, image: &Image<'_>, selector: &Selector) -> String {
     let name = Path::new(&found.shown).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let next = if let Some(libraries) = libraries(found, selector) {
         libraries

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 pub use columns::columns;
 pub use functions::Function;
+pub(crate) use hints::no_notes;
 pub use json::json;
 pub use usdt::{Argument, Probe, Provider};
 pub use yaml::yaml;
@@ -140,6 +141,9 @@ fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<F
     }
     let providers = usdt::providers(&image).unwrap_or_else(|why| {
         remarks.push(match why {
+            ElfError::NoNotes if functions.is_some() => {
+                "no USDT probes (no .note.stapsdt section)".to_string()
+            }
             ElfError::NoNotes => hints::no_notes(found, &image, selector),
             why => why.to_string(),
         });
