@@ -7,11 +7,9 @@ mod build;
 mod profiles;
 mod route;
 mod scope;
-mod table;
 
 pub use build::plan;
 pub use profiles::{profile, profiles};
-pub use table::table;
 
 use crate::config::model::{
     ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
