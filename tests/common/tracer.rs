@@ -198,7 +198,7 @@ impl Forms {
     }
 
     /// Ends it in the middle of whatever it does.
-    pub fn kill(mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
