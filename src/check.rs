@@ -121,7 +121,7 @@ impl Checker<'_> {
         let mut there = 0;
         for &number in &target.probes {
             let probe = &self.plan.probes[number];
-            let resolved = file.map(|(image, _)| resolve(image, number as u32, probe));
+            let resolved = file.map(|(image, _)| resolve(image, number as u32, probe, &mut |_| 0));
             let notes = Notes::of(file.map(|(image, _)| image), probe);
             let (sites, semaphores, why) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),

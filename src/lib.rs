@@ -5,6 +5,7 @@
 
 mod abi;
 pub mod bank;
+pub mod cgroups;
 pub mod check;
 pub mod cli;
 pub mod commands;
@@ -23,5 +24,6 @@ pub mod privileges;
 pub mod probes;
 pub mod resolve;
 pub mod run;
+pub mod symbols;
 mod table;
 pub mod targets;

@@ -8,11 +8,12 @@ use super::evaluate::extreme_number;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
+use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
 use crate::kernel::KernelBank;
 use crate::layout::{ActionLayout, Layout};
-use crate::plan::{LabelPlan, Plan, ProbePlan, Scale};
+use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
 
 /// All measured series of a plan.
 #[derive(Debug)]
@@ -26,12 +27,14 @@ pub struct Registry {
 }
 
 /// What the exporter knows of a probe besides its cells.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// It has been attached once, so that "never hit" can be told from "not there".
     pub attached: bool,
     /// Bit i: value i is shown without a sign.
     pub unsigned: u32,
+    /// The functions that the probe's pattern has stood for, by their numbers.
+    pub functions: Arc<Vec<String>>,
 }
 
 /// One metric.
@@ -53,6 +56,8 @@ struct Series {
     labels: Box<str>,
     int: i128,
     real: f64,
+    /// When a gauge got the value, by the kernel's clock.
+    time: u64,
     /// Has a value in this scrape.
     live: bool,
 }
@@ -73,6 +78,7 @@ struct Scratch {
     text: String,
     name: Vec<u8>,
     ids: Vec<u32>,
+    cgroups: Cgroups,
 }
 
 const UNKNOWN: u32 = u32::MAX;
@@ -108,9 +114,10 @@ impl Registry {
         for family in &mut self.families {
             family.reset();
         }
+        let nothing = Seen::default();
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
-            let seen = seen.get(source.probe).copied().unwrap_or_default();
+            let seen = seen.get(source.probe).unwrap_or(&nothing);
             let family = &mut self.families[probe.actions[source.action].metric];
             match source.laid.as_ref().map(|laid| laid.in_kernel) {
                 None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
@@ -140,7 +147,7 @@ impl Family {
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
-            (series.int, series.real, series.live) = (0, 0.0, false);
+            (series.int, series.real, series.time, series.live) = (0, 0.0, 0, false);
         }
     }
 
@@ -150,7 +157,7 @@ impl Family {
         }
         let number = u32::try_from(self.series.len()).unwrap_or(UNKNOWN - 1);
         self.index.insert(labels.into(), number);
-        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, live: false });
+        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, time: 0, live: false });
         self.counts.resize(self.counts.len() + self.buckets(), 0);
         number
     }
@@ -178,15 +185,16 @@ impl Family {
 }
 
 impl Series {
-    fn add(&mut self, raw: i64, scale: Scale) {
+    fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
+        let raw = raw.into();
         if scale == Scale::ONE {
-            self.int += i128::from(raw);
+            self.int += raw;
         } else {
             self.real += scale.apply(raw as f64);
         }
     }
 
-    fn set(&mut self, raw: i64, scale: Scale) {
+    fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
         (self.int, self.real) = (0, 0.0);
         self.add(raw, scale);
     }
@@ -199,7 +207,7 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         kernel: &KernelBank,
-        seen: Seen,
+        seen: &Seen,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
@@ -222,12 +230,14 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         bank: &dyn Bank,
-        seen: Seen,
+        seen: &Seen,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
         let Some(laid) = &self.laid else { return };
-        let scale = probe.actions[self.action].scale;
+        let action = &probe.actions[self.action];
+        let scale = action.scale;
+        let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
         let buckets = family.buckets();
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
@@ -248,11 +258,19 @@ impl Source {
             let series = &mut family.series[at];
             match &family.kind {
                 MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
-                MetricKind::Gauge(GaugeKind::Last) => series.set(bank.single(cell) as i64, scale),
+                MetricKind::Gauge(GaugeKind::Last) => {
+                    // Several probes may feed it: the latest counts.
+                    let time = bank.single(cell + 1);
+                    if time >= series.time {
+                        series.time = time;
+                        let raw = bank.single(cell);
+                        if unsigned { series.set(raw, scale) } else { series.set(raw as i64, scale) }
+                    }
+                }
                 MetricKind::Gauge(kind) => {
                     let Some(new) = extreme_number(bank.take(cell)) else { continue };
                     let scaled = scale.apply(new as f64);
-                    let old = if family.real { series.real } else { series.int as f64 };
+                    let old = series.int as f64 + series.real;
                     let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
                     if !series.live || better {
                         series.set(new, scale);
@@ -304,7 +322,7 @@ fn labels(
     action: usize,
     plan: &Plan,
     bank: &dyn Bank,
-    seen: Seen,
+    seen: &Seen,
     scratch: &mut Scratch,
 ) -> bool {
     scratch.ids.clear();
@@ -345,12 +363,8 @@ fn labels(
                         if !bank.name(dictionary, number, &mut scratch.name) {
                             return false;
                         }
-                        show_name(
-                            &probe.values[value].kind,
-                            &scratch.name,
-                            seen.unsigned & 1 << value != 0,
-                            &mut scratch.text,
-                        );
+                        let Scratch { name, cgroups, text, .. } = scratch;
+                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
                         &scratch.text
                     }
                     (None, None, None) => OTHER,
@@ -363,12 +377,28 @@ fn labels(
 }
 
 /// A dictionary's bytes as the value that they were.
-fn show_name(kind: &crate::plan::ValueKind, name: &[u8], unsigned: bool, to: &mut String) {
+fn show_name(
+    kind: &ValueKind,
+    name: &[u8],
+    value: usize,
+    seen: &Seen,
+    cgroups: &mut Cgroups,
+    to: &mut String,
+) {
     to.clear();
-    let value = if kind.is_text() {
+    let shown = if kind.is_symbol() {
+        Value::Text(name)
+    } else if kind.is_text() {
         Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
         Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
     };
-    show(kind, value, unsigned, to);
+    match (kind, shown) {
+        (ValueKind::Function, Value::Int(number)) => {
+            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
+            to.push_str(function.map_or(OTHER, String::as_str));
+        }
+        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
+        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
+    }
 }

@@ -6,7 +6,7 @@ use crate::abi::{
     MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings};
+use crate::config::model::{MetricKind, Operand, Pattern, Settings};
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
 /// which is cut there, is not mistaken for it; and one for the NUL.
@@ -80,6 +80,10 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
         return Some(format!("more than {MAX_CONDITIONS} conditions"));
     }
     for condition in &action.when {
+        let value = &probe.values[condition.value];
+        if value.kind.is_compared_as_shown() {
+            return Some(format!("{}: compared as it is shown", value.name));
+        }
         if let Operand::Str(text) = &condition.with
             && text.len() > MAX_PATTERN
         {
@@ -101,7 +105,7 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
 }
 
 fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
-    if *kind == ValueKind::Arg(ArgKind::Symbol) {
+    if kind.is_symbol() {
         return Some(format!("{name}: the name of an address is known only outside the kernel"));
     }
     if mapping.len() > MAX_PATTERNS {
@@ -116,12 +120,7 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
             _ => {}
         }
     }
-    // Addresses and hashes are matched as they are shown, which is not how they lie in memory.
-    let as_shown = matches!(
-        kind,
-        ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
-    );
-    if as_shown && !mapping.is_empty() {
+    if kind.is_compared_as_shown() && !mapping.is_empty() {
         return Some(format!("{name}: compared with patterns as it is shown"));
     }
     if raw && kind.max_bytes() as usize > MAX_TEXT {

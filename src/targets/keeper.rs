@@ -125,6 +125,7 @@ impl Worker {
             }
             if walk {
                 self.last_walk = Instant::now();
+                self.sweep_starts();
             }
             self.look(walk);
         }
@@ -140,6 +141,17 @@ impl Worker {
         });
     }
 
+    fn sweep_starts(&self) {
+        if self.plan.spans == 0 {
+            return;
+        }
+        let mut by_thread = vec![true; self.plan.spans as usize];
+        for span in self.plan.probes.iter().filter_map(|probe| probe.span) {
+            by_thread[span.number as usize] = span.by_thread;
+        }
+        self.status.add_sweep(&self.kernel.sweep_starts(&by_thread));
+    }
+
     /// Compares every target with the files that it means now. With `walk`, also what takes a walk over all processes.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
@@ -148,7 +160,7 @@ impl Worker {
                 self.look_at(target, planned);
             }
             if walk {
-                self.drop_unused(target);
+                self.drop_unused(target, planned);
             }
         }
     }
@@ -201,7 +213,8 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = Generation::attach(&self.kernel, &self.plan, planned, file, &mut self.cookies);
+            let made =
+                Generation::attach(&self.kernel, &self.plan, &self.status, planned, file, &mut self.cookies);
             announce(&self.plan, planned, file, &made);
             state.current.push(made);
             changed = true;
@@ -212,12 +225,13 @@ impl Worker {
     }
 
     /// Probes stay in a replaced file as long as a process runs it.
-    fn drop_unused(&mut self, target: usize) {
+    fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
         let state = &mut self.targets[target];
         let cookies = &mut self.cookies;
         state.replaced.retain_mut(|old| {
             let used = in_use(old.identity);
             if !used {
+                log::info!("Target {}: the replaced {} no longer runs", planned.name, old.shown);
                 old.detach(cookies);
             }
             used
