@@ -1,9 +1,11 @@
 //! Prometheus rules for what makes the metrics untrue: an exporter that is gone, probes that are not attached, hits
 //! that were lost. What a metric's own value should be, only its user knows.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
-use crate::plan::{Plan, ProbePlan};
+use crate::plan::{LabelPlan, Plan, ProbePlan};
 
 #[derive(Serialize)]
 struct Rules {
@@ -96,18 +98,32 @@ pub fn alerts(plan: &Plan) -> String {
         "Arguments of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} could not be read.",
         "The memory that the probe pointed to was not there, or the argument is no pointer: see its `type`.",
     ));
-    let metrics = one_of(plan.metrics.iter().map(|metric| metric.name.as_str()));
-    rules.push(rule(
-        "ExporterSeriesFolded",
-        format!("increase(fibre_exporter_series_folded_total{{metric=~{metrics}}}[1h]) > 0"),
-        None,
-        "warning",
-        "{{ $labels.metric }} on {{ $labels.instance }} has more label values than it may show.",
-        "The rest is counted as \"other\". Map the values, or raise the label's `limit`.",
-    ));
+    let free = metrics_with_free_labels(plan);
+    if !free.is_empty() {
+        rules.push(rule(
+            "ExporterSeriesFolded",
+            format!(
+                "increase(fibre_exporter_series_folded_total{{metric=~{}}}[1h]) > 0",
+                one_of(free.into_iter())
+            ),
+            None,
+            "warning",
+            "{{ $labels.metric }} on {{ $labels.instance }} has more label values than it may show.",
+            "The rest is counted as \"other\". Map the values, or raise the label's `limit`.",
+        ));
+    }
     let rules = Rules { groups: [Group { name: "exporter".to_string(), rules }] };
     // Strings and lists only: nothing of it can fail.
     serde_yaml::to_string(&rules).unwrap_or_default()
+}
+
+/// Those with a label whose values the program chooses.
+fn metrics_with_free_labels(plan: &Plan) -> Vec<&str> {
+    let is_free = |label: &LabelPlan| matches!(label, LabelPlan::From { default: None, .. });
+    let actions = plan.probes.iter().flat_map(|probe| &probe.actions);
+    let free: BTreeSet<usize> =
+        actions.filter(|action| action.labels.iter().any(is_free)).map(|action| action.metric).collect();
+    free.into_iter().map(|metric| plan.metrics[metric].name.as_str()).collect()
 }
 
 /// A PromQL string. Its escapes are Go's, of which JSON's are a part.
