@@ -98,7 +98,7 @@ enum probe_flag {
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
-	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else value number key_value */
+	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 };
 
 /* Sizes of event that the ring buffer is asked for. */
@@ -118,9 +118,8 @@ struct probe {
 	__u8 nactions;
 	__u8 nvalues;
 	__u8 event_class; /* enum event_class */
-	__u8 key_value; /* value that is the key of the span */
-	__u8 ncarried; /* a start keeps its first ncarried values */
-	__u8 pad[7];
+	__u8 ncarried; /* a start keeps this many values: the first ones, after the key */
+	__u8 pad[8];
 	struct value values[MAX_VALUES];
 };
 
@@ -260,9 +259,11 @@ struct start_key {
 
 struct start {
 	__u64 time;
+	__u64 faults; /* bit i: value i of the start could not be read */
 	__u64 carried[MAX_CARRIED];
 };
 
+/* A thread's starts are nested; another key has one start, and a new one takes the place of the old. */
 struct starts {
 	__u32 depth;
 	__u32 pad;

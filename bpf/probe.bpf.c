@@ -69,7 +69,6 @@ static __always_inline int handle(struct pt_regs *ctx)
 {
 	__u32 cookie = bpf_get_attach_cookie(ctx), book;
 	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
-	struct start none = {};
 	struct probe *probe;
 	struct hit hit = {};
 	int lost;
@@ -96,10 +95,21 @@ static __always_inline int handle(struct pt_regs *ctx)
 		add(book + BOOK_AGGREGATED, 1);
 		return 0;
 	}
-	read_values(&hit, probe->nvalues, site, ctx, &none);
+	lost = read_values(&hit, probe, site, ctx);
+	if (lost) {
+		add(book + lost, 1);
+		return 0;
+	}
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
-	lost = aggregate(&hit, probe);
+	if (probe->flags & PROBE_START)
+		lost = begin(&hit, probe);
+	if (probe->nactions) {
+		int why = aggregate(&hit, probe);
+
+		if (!lost)
+			lost = why;
+	}
 	if (probe->flags & PROBE_EMIT) {
 		int why = emit(&hit, probe, site->probe);
 

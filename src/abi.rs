@@ -20,7 +20,7 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, label, label_flag, label_id, location, location_op, pattern,
-    probe, probe_flag, site, value, value_kind, wake,
+    probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -31,7 +31,7 @@ macro_rules! limits {
 
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
-    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS,
+    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED,
 }
 
 /// Cells of one probe's books.

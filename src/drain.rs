@@ -18,13 +18,14 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::abi::wake;
 use crate::bank::UserBank;
-use crate::config::model::{Settings, Unit};
+use crate::config::model::Settings;
 use crate::decode::{Event, Value};
 use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
-use crate::metrics::evaluate::{Outcome, evaluate};
-use crate::metrics::show::show_with_unit;
-use crate::plan::{LogPart, Plan, ProbePlan};
+use crate::metrics::evaluate::{Outcome, evaluate, fitting};
+use crate::metrics::show::{show, show_with_unit};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
+use crate::symbols::Symbols;
 
 /// Counts of the drain thread.
 #[derive(Debug, Default)]
@@ -59,15 +60,14 @@ impl Drain {
         let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::new(DrainStats::default());
         let (ready, started) = sync_channel(1);
-        let worker = Worker {
-            handler: Handler::new(plan, layout, bank, stats.clone()),
-            shared,
-            bell: bell.clone(),
-            asked,
-            stop: stop.clone(),
+        let actions = actions_of(&plan, layout);
+        let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
+        let work = move || {
+            // Made here: what looks up symbols stays on one thread.
+            let handler = Handler::new(plan, actions, bank, thread_stats);
+            Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
-        let thread =
-            std::thread::Builder::new().name("drain".to_string()).spawn(move || worker.run(&ready))?;
+        let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
         started.recv().map_err(|_| io::Error::other("the drain thread ended at once"))??;
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
@@ -188,18 +188,32 @@ struct Handler {
     /// Of each probe, the actions that are computed here.
     actions: Vec<Vec<ActionLayout>>,
     verbose: bool,
+    symbols: Symbols,
+    /// Of the event at hand, the values that are shown by name.
+    names: Vec<(usize, Arc<str>)>,
     scratch: String,
     line: String,
 }
 
 impl Handler {
-    fn new(plan: Arc<Plan>, layout: &Layout, bank: Arc<UserBank>, stats: Arc<DrainStats>) -> Self {
-        let mut actions = vec![Vec::new(); plan.probes.len()];
-        for laid in layout.actions.iter().filter(|laid| !laid.in_kernel) {
-            actions[laid.probe].push(laid.clone());
-        }
+    fn new(
+        plan: Arc<Plan>,
+        actions: Vec<Vec<ActionLayout>>,
+        bank: Arc<UserBank>,
+        stats: Arc<DrainStats>,
+    ) -> Self {
         let Settings { verbose, .. } = plan.settings;
-        Self { plan, bank, stats, actions, verbose, scratch: String::new(), line: String::new() }
+        Self {
+            plan,
+            bank,
+            stats,
+            actions,
+            verbose,
+            symbols: Symbols::new(),
+            names: Vec::new(),
+            scratch: String::new(),
+            line: String::new(),
+        }
     }
 
     /// Called from libbpf's C code, through which no panic may pass: nothing in here panics on any input, and the
@@ -218,9 +232,20 @@ impl Handler {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        self.names.clear();
+        for value in (0..probe.values.len()).filter(|value| probe.values[*value].kind.is_symbol()) {
+            if let Value::Int(address) = event.value(value, false) {
+                self.names.push((value, self.symbols.name(event.pid, address as u64)));
+            }
+        }
+        let names = &self.names;
+        let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {
+            Some((_, name)) => Value::Text(name.as_bytes()),
+            None => event.value(value, probe.values[value].kind.is_text()),
+        };
         for laid in actions {
             let metric = &self.plan.metrics[probe.actions[laid.action].metric];
-            let lost = match evaluate(&self.bank, laid, metric, probe, &event, &mut self.scratch) {
+            let lost = match evaluate(&self.bank, laid, metric, probe, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,
@@ -229,25 +254,48 @@ impl Handler {
         }
         if self.verbose {
             self.line.clear();
-            describe(probe, &event, &mut self.line);
+            describe(probe, &read, &mut self.line);
             log::info!("{}", self.line);
         }
     }
 }
 
+/// Of each probe, the actions that are computed in user space.
+fn actions_of(plan: &Plan, layout: &Layout) -> Vec<Vec<ActionLayout>> {
+    let mut actions = vec![Vec::new(); plan.probes.len()];
+    for laid in layout.actions.iter().filter(|laid| !laid.in_kernel) {
+        actions[laid.probe].push(laid.clone());
+    }
+    actions
+}
+
 /// The line that the verbose log has for an event.
-fn describe(probe: &ProbePlan, event: &Event<'_>, to: &mut String) {
+fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> Value<'a>, to: &mut String) {
     for part in &probe.log {
         match part {
             LogPart::Text(text) => to.push_str(text),
             LogPart::Value(index) => {
                 let Some(planned) = probe.values.get(*index) else { continue };
-                let value = event.value(*index, planned.kind.is_text());
-                let unit = if matches!(value, Value::Int(_)) { planned.unit } else { Unit::None };
+                let value = read(*index);
                 // Appended to the end: the bound on a label's length must not cut what stands before.
                 let mut text = String::new();
-                show_with_unit(&planned.kind, unit, value, &mut text);
+                show_with_unit(&planned.kind, planned.unit, value, &mut text);
                 to.push_str(&text);
+            }
+            LogPart::Label(LabelPlan::Const(text)) => to.push_str(text),
+            LogPart::Label(LabelPlan::From { value, mapping, default, .. }) => {
+                let kind = &probe.values[*value].kind;
+                let seen = read(*value);
+                let mut text = String::new();
+                let known = fitting(mapping, kind, seen, &mut text).map(|at| &mapping[at].1);
+                text.clear();
+                match known.or(default.as_ref()) {
+                    Some(shown) => to.push_str(shown),
+                    None => {
+                        show(kind, seen, false, &mut text);
+                        to.push_str(&text);
+                    }
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 
 mod abi;
 pub mod bank;
+pub mod cgroups;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -20,4 +21,5 @@ pub mod plan;
 pub mod privileges;
 pub mod resolve;
 pub mod run;
+pub mod symbols;
 pub mod targets;

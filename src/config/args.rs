@@ -66,6 +66,18 @@ const TYPES: &[(&str, Type)] = &[
     ("symbol", Type::Symbol),
 ];
 
+/// The integer types alone, for what a function returns.
+pub(super) const INTEGERS: &[(&str, IntType)] = &[
+    ("i8", IntType { bytes: 1, signed: true }),
+    ("i16", IntType { bytes: 2, signed: true }),
+    ("i32", IntType { bytes: 4, signed: true }),
+    ("i64", IntType { bytes: 8, signed: true }),
+    ("u8", IntType { bytes: 1, signed: false }),
+    ("u16", IntType { bytes: 2, signed: false }),
+    ("u32", IntType { bytes: 4, signed: false }),
+    ("u64", IntType { bytes: 8, signed: false }),
+];
+
 /// The arguments of `args:`. `is_span` allows `to_index`.
 pub(super) fn decode(node: &Node<'_>, is_span: bool) -> Vec<Arg> {
     let entries = node.entries("a mapping of arguments");

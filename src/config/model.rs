@@ -129,6 +129,8 @@ pub struct Probe {
     pub at: Place,
     pub on: On,
     pub args: Vec<Arg>,
+    /// What a function returns; 64 bits with a sign if it is not said.
+    pub returns: Option<IntType>,
     pub metrics: Vec<Metric>,
     /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
     /// match; `{{` and `}}` stand for braces themselves.

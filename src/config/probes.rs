@@ -1,12 +1,12 @@
 //! Probes: `on:`, `function:` and `span:`.
 
-use super::args;
+use super::args::{self, INTEGERS};
 use super::diagnose::{nearest, quote};
 use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, SpanKey};
 
-const PROBE_KEYS: &[&str] = &["on", "function", "args", "metrics", "log", "event_type"];
+const PROBE_KEYS: &[&str] = &["on", "function", "returns", "args", "metrics", "log", "event_type"];
 const SPAN_KEYS: &[&str] =
     &["span", "from", "to", "by", "help", "buckets", "labels", "when", "args", "log", "event_type"];
 
@@ -33,7 +33,14 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     };
     let log = fields.get("log").and_then(|n| template(&n));
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
-    Some(Probe { at: node.at.clone(), on: on?, args, metrics, log, event_type, from_profile })
+    let returns = (!is_span)
+        .then(|| fields.get("returns"))
+        .flatten()
+        .and_then(|n| n.one_of("the type of a whole number", INTEGERS));
+    if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
+        fields.forbid(&["returns"], "a USDT probe returns nothing");
+    }
+    Some(Probe { at: node.at.clone(), on: on?, args, returns, metrics, log, event_type, from_profile })
 }
 
 fn single(fields: &Fields<'_>) -> Option<On> {

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -16,7 +17,7 @@ use super::control::{Clock, Control};
 use super::mapping::Mapping;
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, entry};
+use crate::abi::{Plain, bytes_of, control, entry, start, start_key, starts};
 use crate::config::model::AttachMode;
 use crate::layout::Layout;
 use crate::plan::Plan;
@@ -24,6 +25,38 @@ use crate::resolve::ResolvedSite;
 
 /// Shards take at most this much memory together; fewer shards only cost time.
 const CELL_BYTES: u64 = 64 << 20;
+
+/// Spans that have begun and not ended, of all keys together.
+const STARTS: u32 = 10_240;
+
+/// How long the end of a span by an argument is waited for.
+const STALE: Duration = Duration::from_secs(600);
+
+/// What a look at a span's starts found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Begun and not ended.
+    pub open: u64,
+    /// Forgotten: their thread is gone, or they are too old.
+    pub expired: u64,
+}
+
+/// As in `struct start_key`.
+fn start_key_of(bytes: &[u8]) -> start_key {
+    let mut key = start_key::default();
+    if let (Some(span), Some(word)) = (bytes.first_chunk(), bytes.get(8..).and_then(<[u8]>::first_chunk)) {
+        (key.span, key.key) = (u32::from_ne_bytes(*span), u64::from_ne_bytes(*word));
+    }
+    key
+}
+
+/// Of `struct starts`: how many are nested, and when the outermost began.
+fn depth_and_time(bytes: &[u8]) -> (u32, u64) {
+    let at = std::mem::offset_of!(starts, nested) + std::mem::offset_of!(start, time);
+    let depth = bytes.first_chunk().map_or(0, |depth| u32::from_ne_bytes(*depth));
+    let time = bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |time| u64::from_ne_bytes(*time));
+    (depth, time)
+}
 
 /// What the kernel would not do.
 #[derive(Debug)]
@@ -131,6 +164,20 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses one of them; then none is attached.
     pub fn attach(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+        // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
+        // its start would wait for ever.
+        let (returns, entries): (Vec<_>, Vec<_>) =
+            sites.iter().copied().partition(|(_, site)| site.is_return);
+        let mut links = Vec::new();
+        for some in [returns, entries].into_iter().filter(|some| !some.is_empty()) {
+            links.extend(self.attach_alike(path, &some)?);
+        }
+        Ok(links)
+    }
+
+    /// Entries alone, or returns alone.
+    fn attach_alike(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+        let retprobe = sites.iter().any(|(_, site)| site.is_return);
         let refused = |why| KernelError {
             what: format!("attaching {} probe sites to {}", sites.len(), path.display()),
             why,
@@ -147,6 +194,7 @@ impl Kernel {
                         Vec::new()
                     },
                     cookies: sites.iter().map(|(cookie, _)| u64::from(*cookie)).collect(),
+                    retprobe,
                     ..UprobeMultiOpts::default()
                 };
                 let program = &self.skel.progs.probe_multi;
@@ -158,6 +206,7 @@ impl Kernel {
                     let opts = UprobeOpts {
                         ref_ctr_offset: site.ref_ctr_offset as usize,
                         cookie: u64::from(*cookie),
+                        retprobe,
                         ..UprobeOpts::default()
                     };
                     let program = &self.skel.progs.probe_perf;
@@ -165,6 +214,35 @@ impl Kernel {
                 })
                 .collect(),
         }
+    }
+
+    /// Forgets starts whose end cannot come any more: of threads that are gone, and of other keys after [`STALE`]. Tells of
+    /// each span, by number, how many are open and how many were forgotten.
+    pub fn sweep_starts(&self, spans: &[bool]) -> Vec<Sweep> {
+        let mut swept = vec![Sweep::default(); spans.len()];
+        let now = self.clock().map_or(0, |clock| clock.nanoseconds);
+        let map = &self.skel.maps.starts;
+        for bytes in map.keys() {
+            let key = start_key_of(&bytes);
+            let (Some(by_thread), Ok(Some(value))) =
+                (spans.get(key.span as usize), map.lookup(&bytes, MapFlags::ANY))
+            else {
+                continue;
+            };
+            let (depth, begun) = depth_and_time(&value);
+            let gone = if *by_thread {
+                !Path::new("/proc").join(key.key.to_string()).exists()
+            } else {
+                now.saturating_sub(begun) > STALE.as_nanos() as u64
+            };
+            let of = &mut swept[key.span as usize];
+            if !gone {
+                of.open += u64::from(depth);
+            } else if map.delete(&bytes).is_ok() {
+                of.expired += u64::from(depth);
+            }
+        }
+        swept
     }
 
     /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
@@ -231,6 +309,7 @@ fn size(
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
     maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
+    maps.starts.set_max_entries(if plan.spans > 0 { STARTS } else { 1 })?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

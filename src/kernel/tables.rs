@@ -7,7 +7,7 @@ use crate::abi::{
 };
 use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
-use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, ValueKind};
+use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, SpanEnd, ValueKind};
 
 /// Added to a signed number, it makes unsigned comparison right.
 pub(crate) const BIAS: u64 = 1 << 63;
@@ -146,8 +146,21 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
     }
     if plan.emit.is_some() {
         made.flags |= probe_flag::PROBE_EMIT.0;
-    } else if nactions == 0 {
+    } else if nactions == 0 && plan.span.is_none() {
         made.flags |= probe_flag::PROBE_COUNT_ONLY.0;
+    }
+    if let Some(span) = plan.span {
+        made.span = span.number;
+        made.flags |= match span.end {
+            SpanEnd::Start { carried } => {
+                made.ncarried = carried;
+                probe_flag::PROBE_START.0
+            }
+            SpanEnd::End => probe_flag::PROBE_END.0,
+        };
+        if span.by_thread {
+            made.flags |= probe_flag::PROBE_BY_THREAD.0;
+        }
     }
     for (at, planned) in made.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {

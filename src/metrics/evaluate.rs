@@ -3,10 +3,10 @@
 use crate::abi::label_id;
 use crate::bank::UserBank;
 use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
-use crate::decode::{Event, Value};
+use crate::decode::Value;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
-use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan};
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const FAMILY_LABELS: usize = 32;
@@ -22,17 +22,16 @@ pub enum Outcome {
     Negative,
 }
 
-/// Adds the event to one metric. `scratch` is reused from event to event.
-pub fn evaluate(
+/// Adds an event to one metric. `read` gives its values by number; `scratch` is reused from event to event.
+pub fn evaluate<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
     metric: &MetricPlan,
     probe: &ProbePlan,
-    event: &Event<'_>,
+    read: &dyn Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> Outcome {
     let action = &probe.actions[laid.action];
-    let read = |value: usize| event.value(value, probe.values[value].kind.is_text());
     for condition in &action.when {
         match holds(condition, read(condition.value)) {
             None => return Outcome::Unreadable,
@@ -48,7 +47,7 @@ pub fn evaluate(
     if metric.kind == MetricKind::Counter && value < 0 {
         return Outcome::Negative;
     }
-    let cell = laid.cell + series(bank, laid, action, probe, event, scratch) * laid.stride;
+    let cell = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
     match &metric.kind {
         MetricKind::Counter => {
             bank.add(cell, value as u64);
@@ -108,12 +107,12 @@ fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
     }
 }
 
-fn series(
+fn series<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
-    event: &Event<'_>,
+    read: &dyn Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> u32 {
     let mut number = 0;
@@ -121,14 +120,11 @@ fn series(
     for (n, label) in laid.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
         let kind = &probe.values[*value].kind;
-        let seen = event.value(*value, kind.is_text());
+        let seen = read(*value);
         let id = match seen {
             Value::Unreadable => label_id::ID_UNREADABLE.0,
             seen => {
-                let found = mapping.iter().position(|(pattern, _)| {
-                    scratch.clear();
-                    fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
-                });
+                let found = fitting(mapping, kind, seen, scratch);
                 match (found, label.dictionary) {
                     (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
@@ -157,6 +153,19 @@ fn series(
             .number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)])
             .map_or(0, |number| number + 1),
     }
+}
+
+/// The first pattern that the value fits.
+pub fn fitting(
+    mapping: &[(Pattern, String)],
+    kind: &ValueKind,
+    seen: Value<'_>,
+    scratch: &mut String,
+) -> Option<usize> {
+    mapping.iter().position(|(pattern, _)| {
+        scratch.clear();
+        fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
+    })
 }
 
 fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {

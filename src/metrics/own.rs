@@ -10,9 +10,9 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use crate::abi::book_cell;
 use crate::drain::DrainStats;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, Shared};
+use crate::kernel::{Attach, Shared, Sweep};
 use crate::logging::Logging;
-use crate::plan::{Plan, Route};
+use crate::plan::{Plan, ProbePlan, Route, SpanEnd, SpanPlan};
 use crate::targets::{ProbeState, Status};
 
 /// Every way in which a hit can be lost, with its label.
@@ -196,6 +196,7 @@ impl Own {
             }
         }
         self.folded(to);
+        self.spans(to);
         let mut types: Vec<(&str, u64)> = Vec::new();
         for (probe, books) in self.plan.probes.iter().zip(&books) {
             let done = books.aggregated + books.delivered;
@@ -207,6 +208,34 @@ impl Own {
         let mut rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
         for (name, sum) in types {
             rows.add(&[("event_type", name)], sum as f64);
+        }
+    }
+
+    fn spans(&self, to: &mut Families) {
+        let spans = self.status.spans();
+        let starts =
+            |probe: &&ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start { .. }, .. }));
+        type Column = (&'static str, &'static str, fn(&Sweep) -> u64);
+        let columns: [Column; 2] = [
+            ("fibre_exporter_span_starts_open", "Starts whose end has not come, at the latest look.", |s| {
+                s.open
+            }),
+            (
+                "fibre_exporter_span_starts_expired_total",
+                "Starts that were forgotten: their thread ended, or their end did not come for ten minutes.",
+                |s| s.expired,
+            ),
+        ];
+        for (name, help, column) in columns {
+            let mut rows =
+                if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
+            for probe in self.plan.probes.iter().filter(starts) {
+                let number = probe.span.map_or(0, |span| span.number as usize);
+                let target = self.plan.targets[probe.target].name.as_str();
+                if let Some(sweep) = spans.get(number) {
+                    rows.add(&[("target", target), ("probe", &probe.name)], column(sweep) as f64);
+                }
+            }
         }
     }
 

@@ -8,11 +8,12 @@ use super::evaluate::extreme_number;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
+use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
 use crate::kernel::KernelBank;
 use crate::layout::{ActionLayout, Layout};
-use crate::plan::{LabelPlan, Plan, ProbePlan, Scale};
+use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
 
 /// All measured series of a plan.
 #[derive(Debug)]
@@ -26,12 +27,14 @@ pub struct Registry {
 }
 
 /// What the exporter knows of a probe besides its cells.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// It has been attached once, so that "never hit" can be told from "not there".
     pub attached: bool,
     /// Bit i: value i is shown without a sign.
     pub unsigned: u32,
+    /// The functions that the probe's pattern has stood for, by their numbers.
+    pub functions: Arc<Vec<String>>,
 }
 
 /// One metric.
@@ -73,6 +76,7 @@ struct Scratch {
     text: String,
     name: Vec<u8>,
     ids: Vec<u32>,
+    cgroups: Cgroups,
 }
 
 const UNKNOWN: u32 = u32::MAX;
@@ -108,9 +112,10 @@ impl Registry {
         for family in &mut self.families {
             family.reset();
         }
+        let nothing = Seen::default();
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
-            let seen = seen.get(source.probe).copied().unwrap_or_default();
+            let seen = seen.get(source.probe).unwrap_or(&nothing);
             let family = &mut self.families[probe.actions[source.action].metric];
             match source.laid.as_ref().map(|laid| laid.in_kernel) {
                 None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
@@ -199,7 +204,7 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         kernel: &KernelBank,
-        seen: Seen,
+        seen: &Seen,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
@@ -222,7 +227,7 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         bank: &dyn Bank,
-        seen: Seen,
+        seen: &Seen,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
@@ -304,7 +309,7 @@ fn labels(
     action: usize,
     plan: &Plan,
     bank: &dyn Bank,
-    seen: Seen,
+    seen: &Seen,
     scratch: &mut Scratch,
 ) -> bool {
     scratch.ids.clear();
@@ -345,12 +350,8 @@ fn labels(
                         if !bank.name(dictionary, number, &mut scratch.name) {
                             return false;
                         }
-                        show_name(
-                            &probe.values[value].kind,
-                            &scratch.name,
-                            seen.unsigned & 1 << value != 0,
-                            &mut scratch.text,
-                        );
+                        let Scratch { name, cgroups, text, .. } = scratch;
+                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
                         &scratch.text
                     }
                     (None, None, None) => OTHER,
@@ -363,12 +364,28 @@ fn labels(
 }
 
 /// A dictionary's bytes as the value that they were.
-fn show_name(kind: &crate::plan::ValueKind, name: &[u8], unsigned: bool, to: &mut String) {
+fn show_name(
+    kind: &ValueKind,
+    name: &[u8],
+    value: usize,
+    seen: &Seen,
+    cgroups: &mut Cgroups,
+    to: &mut String,
+) {
     to.clear();
-    let value = if kind.is_text() {
+    let shown = if kind.is_symbol() {
+        Value::Text(name)
+    } else if kind.is_text() {
         Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
         Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
     };
-    show(kind, value, unsigned, to);
+    match (kind, shown) {
+        (ValueKind::Function, Value::Int(number)) => {
+            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
+            to.push_str(function.map_or(OTHER, String::as_str));
+        }
+        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
+        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
+    }
 }

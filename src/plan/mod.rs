@@ -6,13 +6,16 @@
 mod build;
 mod profiles;
 mod route;
+mod scope;
 mod table;
 
 pub use build::plan;
 pub use profiles::{profile, profiles};
 pub use table::table;
 
-use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
+use crate::config::model::{
+    ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
+};
 use crate::config::place::Place;
 
 /// Everything the later stages need.
@@ -22,6 +25,8 @@ pub struct Plan {
     pub targets: Vec<TargetPlan>,
     pub probes: Vec<ProbePlan>,
     pub metrics: Vec<MetricPlan>,
+    /// Spans there are.
+    pub spans: u32,
 }
 
 /// An application and the probes to set on its file.
@@ -44,6 +49,9 @@ pub struct ProbePlan {
     /// As it is shown: `udp:block_race_winner`, `SSL_write`.
     pub name: String,
     pub point: Point,
+    pub hook: Hook,
+    /// Its part in a span, if it has one.
+    pub span: Option<SpanPlan>,
     /// Its absence from the file is reported, but is no reason not to be ready.
     pub optional: bool,
     pub event_type: String,
@@ -53,6 +61,32 @@ pub struct ProbePlan {
     pub log: Vec<LogPart>,
     /// Why hits must reach user space, if they must.
     pub emit: Option<String>,
+}
+
+/// Where in a function a probe is set. A USDT probe is an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Entry,
+    Return,
+}
+
+/// One end of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanPlan {
+    /// Number of the span; both ends have the same.
+    pub number: u32,
+    pub end: SpanEnd,
+    /// Paired by thread; else by value 0, which both ends read.
+    pub by_thread: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanEnd {
+    /// Keeps this many of its first values (after the key) for the end.
+    Start {
+        carried: u8,
+    },
+    End,
 }
 
 /// A value that is read at every site of a probe.
@@ -75,6 +109,16 @@ pub enum Source {
     Cpu,
     Cgroup,
     Comm,
+    /// What the function returns.
+    Retval(IntType),
+    /// Nanoseconds since the span's start.
+    Duration,
+    /// What the span's start kept, by number.
+    Carried(usize),
+    /// The address that the function returns to.
+    Caller,
+    /// Which of the functions that the pattern names it is.
+    Function,
 }
 
 /// What a value is: as in the configuration, with the length of a `string_len` being another value of the probe.
@@ -88,12 +132,21 @@ pub enum ValueKind {
     },
     /// The thread's name.
     Comm,
+    /// The number of a function's name.
+    Function,
+    /// The number of a cgroup.
+    Cgroup,
 }
 
 impl ValueKind {
     /// Whether the value is read as bytes from the application's memory, else it is an integer.
     pub fn is_text(&self) -> bool {
         self.max_bytes() > 0
+    }
+
+    /// Whether the value is an address in the application that is shown by name, which only user space can tell.
+    pub fn is_symbol(&self) -> bool {
+        *self == ValueKind::Arg(ArgKind::Symbol)
     }
 
     /// Most bytes that the value can have; 0 for integers.
@@ -103,9 +156,12 @@ impl ValueKind {
             | ValueKind::StrLen { max, .. } => *max,
             ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
             ValueKind::Arg(ArgKind::Ipv4) => 4,
-            ValueKind::Arg(ArgKind::Ipv6 | ArgKind::SockAddr) => 16,
-            ValueKind::Comm => 16,
-            ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
+            ValueKind::Arg(ArgKind::Ipv6) | ValueKind::Comm => 16,
+            // A sockaddr_in6; of a shorter one the rest is ignored.
+            ValueKind::Arg(ArgKind::SockAddr) => 28,
+            ValueKind::Function
+            | ValueKind::Cgroup
+            | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
         }
     }
 }
@@ -193,11 +249,13 @@ pub enum LabelPlan {
 }
 
 /// A piece of a log line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum LogPart {
     Text(String),
     /// Index into the probe's values.
     Value(usize),
+    /// A value as a label shows it.
+    Label(LabelPlan),
 }
 
 #[cfg(test)]

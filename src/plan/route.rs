@@ -101,7 +101,7 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
 }
 
 fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
-    if *kind == ValueKind::Arg(ArgKind::Symbol) {
+    if kind.is_symbol() {
         return Some(format!("{name}: the name of an address is known only outside the kernel"));
     }
     if mapping.len() > MAX_PATTERNS {

@@ -5,7 +5,7 @@ use std::fs;
 use libbpf_rs::Link;
 
 use super::find::{Found, Identity, Stamp};
-use super::status::ProbeState;
+use super::status::{ProbeState, Status};
 use crate::elf::Image;
 use crate::kernel::{Kernel, detach};
 use crate::plan::{Plan, TargetPlan};
@@ -54,6 +54,7 @@ impl Generation {
     pub fn attach(
         kernel: &Kernel,
         plan: &Plan,
+        status: &Status,
         target: &TargetPlan,
         found: &Found,
         cookies: &mut Cookies,
@@ -66,7 +67,7 @@ impl Generation {
             links: Vec::new(),
             cookies: Vec::new(),
         };
-        let mut resolved = made.resolve(plan, target, found);
+        let mut resolved = made.resolve(plan, status, target, found);
         if let Err(why) = made.attach_all(kernel, found, &resolved, cookies)
             && resolved.len() > 1
         {
@@ -85,7 +86,13 @@ impl Generation {
     }
 
     /// Fills in how each probe fares before the kernel is asked; returns those that have sites.
-    fn resolve(&mut self, plan: &Plan, target: &TargetPlan, found: &Found) -> Vec<(usize, Resolved)> {
+    fn resolve(
+        &mut self,
+        plan: &Plan,
+        status: &Status,
+        target: &TargetPlan,
+        found: &Found,
+    ) -> Vec<(usize, Resolved)> {
         let bytes = fs::read(&found.path).map_err(|why| format!("{} cannot be read: {why}", found.shown));
         let image = bytes
             .as_ref()
@@ -94,7 +101,10 @@ impl Generation {
         let mut good = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome { probe: number, state: ProbeState::Attached, sites: 0, unsigned: 0 };
-            match image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number])) {
+            let mut name = |name: &str| status.function(number, name);
+            let found =
+                image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number], &mut name));
+            match found {
                 Err(why) => outcome.state = ProbeState::Refused(why.clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
                 Ok(Err(why)) => outcome.state = ProbeState::Refused(why.to_string()),

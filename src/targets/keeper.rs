@@ -125,6 +125,7 @@ impl Worker {
             }
             if walk {
                 self.last_walk = Instant::now();
+                self.sweep_starts();
             }
             self.look(walk);
         }
@@ -138,6 +139,17 @@ impl Worker {
                 scope.spawn(|| generation.detach(&mut Cookies::new(0)));
             }
         });
+    }
+
+    fn sweep_starts(&self) {
+        if self.plan.spans == 0 {
+            return;
+        }
+        let mut by_thread = vec![true; self.plan.spans as usize];
+        for span in self.plan.probes.iter().filter_map(|probe| probe.span) {
+            by_thread[span.number as usize] = span.by_thread;
+        }
+        self.status.add_sweep(&self.kernel.sweep_starts(&by_thread));
     }
 
     /// Compares every target with the files that it means now. With `walk`, also what takes a walk over all processes.
@@ -201,7 +213,8 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = Generation::attach(&self.kernel, &self.plan, planned, file, &mut self.cookies);
+            let made =
+                Generation::attach(&self.kernel, &self.plan, &self.status, planned, file, &mut self.cookies);
             announce(&self.plan, planned, file, &made);
             state.current.push(made);
             changed = true;

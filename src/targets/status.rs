@@ -1,7 +1,8 @@
 //! How each probe is doing, for the log, `/ready` and the self-metrics.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::kernel::Sweep;
 use crate::metrics::registry::Seen;
 use crate::plan::Plan;
 
@@ -10,6 +11,7 @@ use crate::plan::Plan;
 pub struct Status {
     probes: Mutex<Vec<ProbeStatus>>,
     hz: Mutex<Option<Ticks>>,
+    spans: Mutex<Vec<Sweep>>,
 }
 
 /// One probe's state.
@@ -68,7 +70,11 @@ impl Status {
             sites: 0,
             seen: Seen::default(),
         };
-        Self { probes: Mutex::new(vec![waiting; plan.probes.len()]), hz: Mutex::new(None) }
+        Self {
+            probes: Mutex::new(vec![waiting; plan.probes.len()]),
+            hz: Mutex::new(None),
+            spans: Mutex::new(vec![Sweep::default(); plan.spans as usize]),
+        }
     }
 
     /// A copy of all states, in the plan's order.
@@ -78,7 +84,7 @@ impl Status {
 
     /// What the measured series need to know.
     pub fn seen(&self) -> Vec<Seen> {
-        self.lock().iter().map(|probe| probe.seen).collect()
+        self.lock().iter().map(|probe| probe.seen.clone()).collect()
     }
 
     /// Sets one state; whether it is another than before.
@@ -116,6 +122,31 @@ impl Status {
             }
         }
         why
+    }
+
+    /// The number of a function's name at this probe, given now if it is new.
+    pub(super) fn function(&self, probe: usize, name: &str) -> u32 {
+        let mut probes = self.lock();
+        let Some(at) = probes.get_mut(probe) else { return 0 };
+        let names = &mut at.seen.functions;
+        let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            Arc::make_mut(names).push(name.to_string());
+            names.len() - 1
+        });
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Of each span, by number: how many starts were open at the latest look, and how many were forgotten so far.
+    pub fn spans(&self) -> Vec<Sweep> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn add_sweep(&self, found: &[Sweep]) {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        for (span, found) in spans.iter_mut().zip(found) {
+            span.open = found.open;
+            span.expired += found.expired;
+        }
     }
 
     pub fn ticks(&self) -> Option<Ticks> {
