@@ -73,7 +73,7 @@ struct location {
 
 struct site {
 	__u32 probe;
-	__u32 pad;
+	__u32 on_return; /* session uprobe: the number of the site that stands for the return */
 	struct location values[MAX_VALUES];
 };
 
@@ -98,6 +98,7 @@ enum probe_flag {
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
+	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
 	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 };
 

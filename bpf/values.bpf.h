@@ -178,17 +178,17 @@ static __always_inline int finish(const struct probe *probe, __u64 value, __u64 
 
 /*
  * All values of the hit; at the end of a span its start is looked up first. Text stays where it is: its value is the
- * address. Returns 0, or the book cell that says why the hit is lost. Not inlined for its stack's sake.
+ * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is lost. Not inlined for its stack's sake.
  */
 static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
-				  const struct pt_regs *ctx)
+				  const struct pt_regs *ctx, __u64 entered)
 {
-	struct start begun = {};
+	struct start begun = { .time = entered };
 	__u64 regs[NREGS];
 	int lost;
 
 	copy_registers(regs, ctx);
-	if (probe->flags & PROBE_END) {
+	if (probe->flags & PROBE_END && !entered) {
 		bool fault = false;
 		__u64 key = 0;
 

@@ -17,10 +17,10 @@ use super::control::{Clock, Control};
 use super::mapping::Mapping;
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, entry, start, start_key, starts};
+use crate::abi::{Plain, bytes_of, control, entry, site, start, start_key, starts};
 use crate::config::model::AttachMode;
 use crate::layout::Layout;
-use crate::plan::Plan;
+use crate::plan::{Hook, Plan};
 use crate::resolve::ResolvedSite;
 
 /// Shards take at most this much memory together; fewer shards only cost time.
@@ -89,6 +89,23 @@ pub enum Attach {
     Perf,
 }
 
+/// How a site is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    Entry,
+    Return,
+    /// At the entry and the return of a function, by one link.
+    Session,
+}
+
+/// A site and its number.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed<'a> {
+    pub cookie: u32,
+    pub site: &'a ResolvedSite,
+    pub how: How,
+}
+
 /// What other threads use of the loaded programs.
 #[derive(Debug, Clone)]
 pub struct Shared {
@@ -101,6 +118,7 @@ pub struct Shared {
 pub struct Kernel {
     skel: ProbeSkel<'static>,
     attach: Attach,
+    sessions: bool,
     shared: Shared,
 }
 
@@ -116,12 +134,27 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses: too old, not permitted, or out of memory.
     pub fn load(plan: &Plan, layout: &Layout, attach: Attach) -> Result<Self, KernelError> {
+        let wants_sessions =
+            plan.probes.iter().any(|probe| probe.hook == Hook::Return && probe.span.is_some());
+        if attach == Attach::Multi && wants_sessions {
+            // Their functions have had other forms in other kernels; where these are refused, returns have links of
+            // their own.
+            match Self::load_with(plan, layout, attach, true) {
+                Ok(kernel) => return Ok(kernel),
+                Err(why) => log::debug!("no session uprobes: {why}"),
+            }
+        }
+        Self::load_with(plan, layout, attach, false)
+    }
+
+    fn load_with(plan: &Plan, layout: &Layout, attach: Attach, sessions: bool) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;
         open.progs.probe_multi.set_autoload(attach == Attach::Multi);
         open.progs.probe_perf.set_autoload(attach == Attach::Perf);
+        open.progs.probe_session.set_autoload(sessions);
         let shards = shards(layout.kernel.cells);
         size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
         let skel = open.load().map_err(loading)?;
@@ -135,7 +168,7 @@ impl Kernel {
             why: why.into(),
             next: "raise the memory limit, or lower `limits`".to_string(),
         })?;
-        Ok(Self { skel, attach, shared })
+        Ok(Self { skel, attach, sessions, shared })
     }
 
     /// What the drain thread and scrapes need.
@@ -151,8 +184,8 @@ impl Kernel {
     ///
     /// # Errors
     /// If there is no site of that number.
-    pub fn set_site(&self, cookie: u32, site: &ResolvedSite) -> Result<(), KernelError> {
-        update(&self.skel.maps.sites, cookie, &site.entry).map_err(|why| KernelError {
+    pub(crate) fn set_site(&self, cookie: u32, entry: &site) -> Result<(), KernelError> {
+        update(&self.skel.maps.sites, cookie, entry).map_err(|why| KernelError {
             what: format!("describing site {cookie} to the kernel"),
             why,
             next: "raise limits.sites".to_string(),
@@ -163,57 +196,65 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel refuses one of them; then none is attached.
-    pub fn attach(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
+    pub fn attach(&self, path: &Path, sites: &[Placed<'_>]) -> Result<Vec<Link>, KernelError> {
+        let mut links = Vec::new();
         // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
-        let (returns, entries): (Vec<_>, Vec<_>) =
-            sites.iter().copied().partition(|(_, site)| site.is_return);
-        let mut links = Vec::new();
-        for some in [returns, entries].into_iter().filter(|some| !some.is_empty()) {
-            links.extend(self.attach_alike(path, &some)?);
+        for how in [How::Return, How::Session, How::Entry] {
+            let some: Vec<_> = sites.iter().filter(|site| site.how == how).collect();
+            if some.is_empty() {
+                continue;
+            }
+            let made = match self.attach {
+                Attach::Multi => self.attach_multi(path, how, &some),
+                Attach::Perf => self.attach_perf(path, how, &some),
+            };
+            links.extend(made.map_err(|why| {
+                KernelError {
+                    what: format!("attaching {} probe sites to {}", some.len(), path.display()),
+                    why,
+                    next:
+                        "run it as root, or with CAP_BPF and CAP_PERFMON; uprobes need CONFIG_UPROBE_EVENTS"
+                            .to_string(),
+                }
+            })?);
         }
         Ok(links)
     }
 
-    /// Entries alone, or returns alone.
-    fn attach_alike(&self, path: &Path, sites: &[(u32, &ResolvedSite)]) -> Result<Vec<Link>, KernelError> {
-        let retprobe = sites.iter().any(|(_, site)| site.is_return);
-        let refused = |why| KernelError {
-            what: format!("attaching {} probe sites to {}", sites.len(), path.display()),
-            why,
-            next: attach_advice(),
+    fn attach_multi(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
+        let has_semaphores = sites.iter().any(|placed| placed.site.ref_ctr_offset != 0);
+        let semaphores = sites.iter().filter(|_| has_semaphores);
+        let opts = UprobeMultiOpts {
+            offsets: sites.iter().map(|placed| placed.site.offset as usize).collect(),
+            ref_ctr_offsets: semaphores.map(|placed| placed.site.ref_ctr_offset as usize).collect(),
+            cookies: sites.iter().map(|placed| u64::from(placed.cookie)).collect(),
+            retprobe: how == How::Return,
+            session: how == How::Session,
+            ..UprobeMultiOpts::default()
         };
-        match self.attach {
-            Attach::Multi => {
-                let has_semaphores = sites.iter().any(|(_, site)| site.ref_ctr_offset != 0);
-                let opts = UprobeMultiOpts {
-                    offsets: sites.iter().map(|(_, site)| site.offset as usize).collect(),
-                    ref_ctr_offsets: if has_semaphores {
-                        sites.iter().map(|(_, site)| site.ref_ctr_offset as usize).collect()
-                    } else {
-                        Vec::new()
-                    },
-                    cookies: sites.iter().map(|(cookie, _)| u64::from(*cookie)).collect(),
-                    retprobe,
-                    ..UprobeMultiOpts::default()
-                };
-                let program = &self.skel.progs.probe_multi;
-                Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts).map_err(refused)?])
-            }
-            Attach::Perf => sites
-                .iter()
-                .map(|(cookie, site)| {
-                    let opts = UprobeOpts {
-                        ref_ctr_offset: site.ref_ctr_offset as usize,
-                        cookie: u64::from(*cookie),
-                        retprobe,
-                        ..UprobeOpts::default()
-                    };
-                    let program = &self.skel.progs.probe_perf;
-                    program.attach_uprobe_with_opts(-1, path, site.offset as usize, opts).map_err(refused)
-                })
-                .collect(),
-        }
+        let programs = &self.skel.progs;
+        let program = if how == How::Session { &programs.probe_session } else { &programs.probe_multi };
+        Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts)?])
+    }
+
+    fn attach_perf(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
+        let attach = |placed: &&Placed<'_>| {
+            let opts = UprobeOpts {
+                ref_ctr_offset: placed.site.ref_ctr_offset as usize,
+                cookie: u64::from(placed.cookie),
+                retprobe: how == How::Return,
+                ..UprobeOpts::default()
+            };
+            let program = &self.skel.progs.probe_perf;
+            program.attach_uprobe_with_opts(-1, path, placed.site.offset as usize, opts)
+        };
+        sites.iter().map(attach).collect()
+    }
+
+    /// Whether one link can be hit at a function's entry and at its return.
+    pub fn has_sessions(&self) -> bool {
+        self.sessions
     }
 
     /// Forgets starts whose end cannot come any more: of threads that are gone, and of other keys after [`STALE`]. Tells of
@@ -350,10 +391,6 @@ fn loading(why: libbpf_rs::Error) -> KernelError {
         _ => format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {}", kernel_release()),
     };
     KernelError { what: "loading the probe programs into the kernel".to_string(), why, next }
-}
-
-fn attach_advice() -> String {
-    "run it as root, or with CAP_PERFMON; uprobes need CONFIG_UPROBE_EVENTS".to_string()
 }
 
 /// As uname(1) -r prints it.

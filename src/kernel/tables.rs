@@ -161,6 +161,9 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
         if span.by_thread {
             made.flags |= probe_flag::PROBE_BY_THREAD.0;
         }
+        if span.only_time {
+            made.flags |= probe_flag::PROBE_SESSION.0;
+        }
     }
     for (at, planned) in made.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {

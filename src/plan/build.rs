@@ -184,9 +184,10 @@ impl Builder<'_> {
                 start.values.extend(key_arg.map(|arg| raw(arg, arg.index)));
                 start.values.extend(late.carried.iter().map(|arg| raw(arg, arg.index)));
                 let carried = u8::try_from(late.carried.len()).unwrap_or(u8::MAX);
-                start.span =
-                    Some(SpanPlan { number: self.spans, end: SpanEnd::Start { carried }, by_thread });
-                late_plan.span = Some(SpanPlan { number: self.spans, end: SpanEnd::End, by_thread });
+                let only_time = is_return && carried == 0;
+                let span = |end| Some(SpanPlan { number: self.spans, end, by_thread, only_time });
+                start.span = span(SpanEnd::Start { carried });
+                late_plan.span = span(SpanEnd::End);
                 self.spans += 1;
             }
             let own = Probe { metrics: early.to_vec(), log: None, ..probe.clone() };

@@ -78,6 +78,8 @@ pub struct SpanPlan {
     pub end: SpanEnd,
     /// Paired by thread; else by value 0, which both ends read.
     pub by_thread: bool,
+    /// From a function's entry to its return, and the end needs nothing of the start but its time.
+    pub only_time: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,17 @@
 //! The probes of one target in one file: resolved, attached, and detached when dropped.
 
+use std::collections::HashSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::Link;
 
 use super::find::{Found, Identity, Stamp};
 use super::status::{ProbeState, Status};
-use crate::elf::Image;
-use crate::kernel::{Kernel, detach};
+use crate::abi::site;
+use crate::config::model::Point;
+use crate::elf::{Image, debug_file_candidates};
+use crate::kernel::{How, Kernel, Placed, detach};
 use crate::plan::{Plan, TargetPlan};
 use crate::resolve::{Resolved, resolve};
 
@@ -68,17 +72,17 @@ impl Generation {
             cookies: Vec::new(),
         };
         let mut resolved = made.resolve(plan, status, target, found);
-        if let Err(why) = made.attach_all(kernel, found, &resolved, cookies)
+        if let Err(why) = made.attach_all(kernel, plan, found, &resolved, cookies)
             && resolved.len() > 1
         {
             // One site can spoil the link of all: find out which probes it is, and do without them.
             log::warn!("{why}; trying each probe alone");
             resolved.retain(|(at, resolved)| {
-                let alone = made.attach_all(kernel, found, &[(*at, resolved.clone())], cookies);
+                let alone = made.attach_all(kernel, plan, found, &[(*at, resolved.clone())], cookies);
                 made.detach(cookies);
                 alone.map_err(|why| made.probes[*at].refuse(why)).is_ok()
             });
-            if let Err(why) = made.attach_all(kernel, found, &resolved, cookies) {
+            if let Err(why) = made.attach_all(kernel, plan, found, &resolved, cookies) {
                 resolved.iter().for_each(|(at, _)| made.probes[*at].refuse(why.clone()));
             }
         }
@@ -98,6 +102,11 @@ impl Generation {
             .as_ref()
             .map_err(String::clone)
             .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown)));
+        let wants_names =
+            target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
+        let debug =
+            image.as_ref().ok().filter(|_| wants_names).and_then(|image| debug_file(image, &found.shown));
+        let image = image.map(|image| with_names(image, debug.as_deref()));
         let mut good = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome { probe: number, state: ProbeState::Attached, sites: 0, unsigned: 0 };
@@ -122,6 +131,7 @@ impl Generation {
     fn attach_all(
         &mut self,
         kernel: &Kernel,
+        plan: &Plan,
         found: &Found,
         resolved: &[(usize, Resolved)],
         cookies: &mut Cookies,
@@ -139,11 +149,11 @@ impl Generation {
             return refuse(self, why);
         };
         self.cookies.extend(&numbers);
-        let sites: Vec<_> = numbers.into_iter().zip(sites).collect();
-        let done = sites
+        let placed = place(plan, kernel.has_sessions(), resolved, &numbers);
+        let done = placed
             .iter()
-            .try_for_each(|(cookie, site)| kernel.set_site(*cookie, site))
-            .and_then(|()| kernel.attach(&found.path, &sites));
+            .try_for_each(|(placed, entry)| kernel.set_site(placed.cookie, entry))
+            .and_then(|()| kernel.attach(&found.path, &attached(&placed)));
         match done {
             Ok(links) => {
                 self.links.extend(links);
@@ -170,6 +180,59 @@ impl Generation {
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
     }
+}
+
+/// The separate debug file of a program that was stripped, if one is installed.
+fn debug_file(image: &Image<'_>, shown: &str) -> Option<Vec<u8>> {
+    let read = |path: PathBuf| fs::read(path).ok();
+    let fits =
+        |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
+    debug_file_candidates(image, Path::new(shown)).into_iter().filter_map(read).find(fits)
+}
+
+fn with_names<'a>(image: Image<'a>, debug: Option<&'a [u8]>) -> Image<'a> {
+    let debug = debug.and_then(|bytes| Image::parse(bytes).ok());
+    debug.and_then(|debug| image.with_debug_symbols(&debug).ok()).unwrap_or(image)
+}
+
+/// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no
+/// link of its own where the kernel has session uprobes: the entry's site names the return's.
+fn place<'a>(
+    plan: &Plan,
+    sessions: bool,
+    resolved: &'a [(usize, Resolved)],
+    numbers: &[u32],
+) -> Vec<(Placed<'a>, site)> {
+    let mut placed: Vec<(Placed<'a>, site)> = Vec::new();
+    let mut numbers = numbers.iter().copied();
+    for (_, resolved) in resolved {
+        for (site, cookie) in resolved.sites.iter().zip(&mut numbers) {
+            let how = if site.is_return { How::Return } else { How::Entry };
+            let pair = placed.iter_mut().find(|(other, entry)| {
+                let span = |probe: u32| plan.probes[probe as usize].span.map(|span| span.number);
+                let this = span(site.entry.probe);
+                sessions
+                    && site.is_return
+                    && other.how == How::Entry
+                    && other.site.offset == site.offset
+                    && this.is_some()
+                    && span(entry.probe) == this
+            });
+            if let Some((other, entry)) = pair {
+                other.how = How::Session;
+                entry.on_return = cookie;
+            }
+            placed.push((Placed { cookie, site, how }, site.entry));
+        }
+    }
+    placed
+}
+
+/// Those that need a link: all but the returns that a session covers.
+fn attached<'a>(placed: &[(Placed<'a>, site)]) -> Vec<Placed<'a>> {
+    let sessions = placed.iter().filter(|(placed, _)| placed.how == How::Session);
+    let covered: HashSet<u32> = sessions.map(|(_, entry)| entry.on_return).collect();
+    placed.iter().map(|(placed, _)| *placed).filter(|placed| !covered.contains(&placed.cookie)).collect()
 }
 
 impl Outcome {
