@@ -9,5 +9,6 @@ pub mod config;
 pub mod elf;
 pub mod kernel;
 pub mod layout;
+pub mod net;
 pub mod plan;
 pub mod resolve;
