@@ -44,8 +44,8 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct net_sketch);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct net_sketch)); /* not by type: nothing outside needs to know its cells */
 } sketch SEC(".maps");
 
 /* One round of a multiplicative hash; the seed keeps collisions from being made on purpose. */
