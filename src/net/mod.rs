@@ -3,7 +3,6 @@
 //! [`Network::start`] attaches to the configured interfaces and keeps watching for them; [`Network::collect`] gives the
 //! metrics at a scrape; dropping it detaches everything.
 
-#[rustfmt::skip]
 mod abi;
 mod attach;
 mod collect;
