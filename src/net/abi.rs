@@ -2,13 +2,23 @@
 //!
 //! Only names as they are shown, and the check that they are complete, are written by hand.
 
-#[allow(clippy::all, clippy::pedantic, dead_code, missing_docs, non_camel_case_types, non_snake_case, unsafe_code)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unsafe_code
+)]
 #[allow(unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 }
 
-pub(crate) use generated::types::{net_flow, net_flow_key, net_flows, net_row, net_set, net_stats, net_talker, net_talkers};
+pub(crate) use generated::types::{
+    net_flow, net_flow_key, net_flows, net_row, net_set, net_stats, net_talker, net_talkers,
+};
 
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident is $c:ident, $count:ident from $first:literal: $($variant:ident = $value:ident $label:literal),*) => {

@@ -26,4 +26,5 @@ pub use config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
 pub use family::{Family, Kind, Sample, Value};
 pub use query::{FlowRow, PER_PAGE, QueryError, TalkerRow};
+pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};
 pub use watch::{Event, Network, NetworkError};

@@ -31,14 +31,14 @@ pub struct Sum {
 
 /// Which host a talker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct TalkerKey {
+pub struct TalkerKey {
     pub ifindex: u32,
     pub address: IpAddr,
 }
 
 /// A remote host. Times are ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Talker {
+pub struct Talker {
     pub received: Sum,
     pub sent: Sum,
     pub first: u32,
@@ -47,7 +47,7 @@ pub(crate) struct Talker {
 
 /// Which flow it is; ports in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FlowKey {
+pub struct FlowKey {
     pub ifindex: u32,
     pub egress: bool,
     pub source: IpAddr,
@@ -60,7 +60,7 @@ pub(crate) struct FlowKey {
 
 /// One direction of a conversation. Times are ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Flow {
+pub struct Flow {
     pub sum: Sum,
     pub first: u32,
     pub last: u32,
@@ -108,41 +108,41 @@ impl Tables {
             with_flows: count.flows > 0,
         }))
     }
+}
 
-    /// All talkers, all CPUs' shares of one added up.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn read_talkers(&self) -> libbpf_rs::Result<HashMap<TalkerKey, Talker>> {
-        let mut all: HashMap<TalkerKey, Talker> = HashMap::new();
-        each_entry(&self.talkers, size_of::<net_talker>(), |seen, entry| {
-            let Some((key, talker)) = talker(entry, seen) else { return };
-            let sum = all.entry(key).or_insert(Talker { first: talker.first, ..Talker::default() });
-            sum.received.add(talker.received);
-            sum.sent.add(talker.sent);
-            sum.first = sum.first.min(talker.first);
-            sum.last = sum.last.max(talker.last);
-        })?;
-        Ok(all)
-    }
+/// All talkers of a table, all CPUs' shares of one added up.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn read_talkers(map: &MapHandle) -> libbpf_rs::Result<HashMap<TalkerKey, Talker>> {
+    let mut all: HashMap<TalkerKey, Talker> = HashMap::new();
+    each_entry(map, size_of::<net_talker>(), |seen, entry| {
+        let Some((key, talker)) = talker(entry, seen) else { return };
+        let sum = all.entry(key).or_insert(Talker { first: talker.first, ..Talker::default() });
+        sum.received.add(talker.received);
+        sum.sent.add(talker.sent);
+        sum.first = sum.first.min(talker.first);
+        sum.last = sum.last.max(talker.last);
+    })?;
+    Ok(all)
+}
 
-    /// All flows, all CPUs' shares of one added up.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn read_flows(&self) -> libbpf_rs::Result<HashMap<FlowKey, Flow>> {
-        let mut all: HashMap<FlowKey, Flow> = HashMap::new();
-        each_entry(&self.flows, size_of::<net_flow>(), |seen, entry| {
-            let Some((key, flow)) = flow(entry, seen) else { return };
-            let sum = all.entry(key).or_insert(Flow { first: flow.first, ..Flow::default() });
-            sum.sum.add(flow.sum);
-            sum.first = sum.first.min(flow.first);
-            sum.last = sum.last.max(flow.last);
-            sum.tcp_flags |= flow.tcp_flags;
-            sum.tcp_data |= flow.tcp_data;
-        })?;
-        Ok(all)
-    }
+/// All flows of a table, all CPUs' shares of one added up.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn read_flows(map: &MapHandle) -> libbpf_rs::Result<HashMap<FlowKey, Flow>> {
+    let mut all: HashMap<FlowKey, Flow> = HashMap::new();
+    each_entry(map, size_of::<net_flow>(), |seen, entry| {
+        let Some((key, flow)) = flow(entry, seen) else { return };
+        let sum = all.entry(key).or_insert(Flow { first: flow.first, ..Flow::default() });
+        sum.sum.add(flow.sum);
+        sum.first = sum.first.min(flow.first);
+        sum.last = sum.last.max(flow.last);
+        sum.tcp_flags |= flow.tcp_flags;
+        sum.tcp_data |= flow.tcp_data;
+    })?;
+    Ok(all)
 }
 
 impl Sum {

@@ -19,7 +19,7 @@ use super::port::Port;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
 use super::sys::monotonic;
-use super::tables::{Tables, unix_seconds};
+use super::tables::{Tables, read_flows, read_talkers, unix_seconds};
 
 /// How often interfaces are looked for.
 const POLL: Duration = Duration::from_secs(2);
@@ -247,7 +247,8 @@ impl Shared {
 
     fn talkers(&self) -> Vec<TalkerRow> {
         let (names, monotonic, unix) = (self.names(), monotonic(), unix_now());
-        let all = self.tables.as_ref().and_then(|tables| tables.read_talkers().ok()).unwrap_or_default();
+        let all =
+            self.tables.as_ref().and_then(|tables| read_talkers(&tables.talkers).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, talker)| {
                 Some(TalkerRow {
@@ -269,7 +270,7 @@ impl Shared {
     fn flows(&self) -> Vec<FlowRow> {
         let (names, monotonic, unix) = (self.names(), monotonic(), unix_now());
         let with_flows = self.tables.as_ref().filter(|tables| tables.with_flows);
-        let all = with_flows.and_then(|tables| tables.read_flows().ok()).unwrap_or_default();
+        let all = with_flows.and_then(|tables| read_flows(&tables.flows).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, flow)| {
                 Some(FlowRow {
