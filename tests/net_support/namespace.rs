@@ -106,6 +106,9 @@ pub struct Statistics {
 pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
+const HERE_MAC: &str = "02:00:00:00:99:01";
+const THERE_MAC: &str = "02:00:00:00:99:02";
+
 /// Two namespaces with a veth pair between them, `exn0` here and `exn1` there, down and without frames so far.
 pub fn pair() -> (Namespace, Namespace) {
     let (here, there) = (Namespace::new(), Namespace::new());
@@ -115,19 +118,35 @@ pub fn pair() -> (Namespace, Namespace) {
 
 /// Makes the veth pair.
 pub fn connect(here: &Namespace, there: &Namespace) {
-    here.command(&format!("ip link add exn0 type veth peer name exn1 netns {}", there.id));
+    here.command(&format!(
+        "ip link add exn0 address {HERE_MAC} type veth peer name exn1 address {THERE_MAC} netns {}",
+        there.id
+    ));
     here.command(&format!("ip addr add {HERE}/24 dev exn0"));
     there.command(&format!("ip addr add {THERE}/24 dev exn1"));
     here.command("ip addr add fd99::1/64 dev exn0 nodad");
     there.command("ip addr add fd99::2/64 dev exn1 nodad");
 }
 
-/// Takes both ends up. Only now frames flow, so that what was attached before sees all of them.
+/// Takes both ends up. Only now frames flow, so that what was attached before sees all of them; the far end first, for
+/// what is sent to an end that is down passes our egress program and is then dropped by the device.
 pub fn up(here: &Namespace, there: &Namespace) {
     here.command("ip link set lo up");
     there.command("ip link set lo up");
-    here.command("ip link set exn0 up");
     there.command("ip link set exn1 up");
+    here.command("ip link set exn0 up");
+    for (end, name) in [(here, "exn0"), (there, "exn1")] {
+        // The carrier is noticed a moment later, and until then frames are dropped.
+        for _ in 0..200 {
+            if end.command(&format!("ip link show dev {name}")).contains("state UP") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    // Known neighbours: nothing waits for address resolution, of which a queue would lose some.
+    here.command(&format!("ip neigh replace {THERE} lladdr {THERE_MAC} nud permanent dev exn0"));
+    there.command(&format!("ip neigh replace {HERE} lladdr {HERE_MAC} nud permanent dev exn1"));
 }
 
 /// Sends a frame as it is, so many times, out of an interface of the thread's namespace.
