@@ -296,3 +296,26 @@ fn a_process_filter_counts_the_others_as_filtered() {
         assert_eq!((books[1].hits, books[1].aggregated, books[1].filtered), (5, 2, 3));
     }
 }
+
+/// As many texts as an event has room for; the plan refuses more of them.
+#[test]
+fn several_long_texts_in_one_event() {
+    let probes = |n: usize| {
+        let args: String =
+            (0..n).map(|i| format!("t{i}: {{ index: 0, type: string, max: 256 }}, ")).collect();
+        let labels: String = (0..n).map(|i| format!("t{i}: t{i}, ")).collect();
+        format!(
+            "  - on: usdt:forms:long_string\n    args: {{ {args} }}\n    metrics:\n\
+             \x20   - counter: texts_total\n      labels: {{ {labels} }}\n"
+        )
+    };
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let tracer = Tracer::start(&config(&binary, "auto", "", &probes(4)));
+    let answer = Forms::start(&binary).fire("long_string", 2);
+    let text = &answer["values"][0].as_str().unwrap()[..255];
+    let labels: Vec<_> = (0..4).map(|i| format!("t{i}=\"{text}\"")).collect();
+    assert_eq!(tracer.render()[&format!("texts_total{{{}}}", labels.join(","))], "2");
+    let wrong = tracer::plan_of(&config(&binary, "auto", "", &probes(5)), false).unwrap_err();
+    assert!(wrong.contains("1024 bytes; 768 fit into an event"), "{wrong}");
+}

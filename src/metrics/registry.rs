@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
+use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::{book_cell, label_id};
+use crate::abi::label_id;
 use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
@@ -211,8 +212,9 @@ impl Source {
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
-        let book = |which| kernel.book(self.probe, which);
-        let hits = book(book_cell::BOOK_HITS).wrapping_sub(book(book_cell::BOOK_FILTERED));
+        // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
+        let books = Books::of(kernel, self.probe);
+        let hits = books.hits - books.filtered;
         if hits == 0 && !seen.attached {
             return;
         }

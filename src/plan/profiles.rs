@@ -6,6 +6,15 @@ use crate::config::{Diagnostics, Profile};
 const TEXTS: &[(&str, &str)] = &[
     ("fibre", include_str!("../../profiles/fibre.yaml")),
     ("bitcoin-core", include_str!("../../profiles/bitcoin-core.yaml")),
+    ("postgresql", include_str!("../../profiles/postgresql.yaml")),
+    ("openjdk", include_str!("../../profiles/openjdk.yaml")),
+    ("python", include_str!("../../profiles/python.yaml")),
+    ("php", include_str!("../../profiles/php.yaml")),
+    ("ruby", include_str!("../../profiles/ruby.yaml")),
+    ("libstdcxx", include_str!("../../profiles/libstdcxx.yaml")),
+    ("openssl", include_str!("../../profiles/openssl.yaml")),
+    ("malloc", include_str!("../../profiles/malloc.yaml")),
+    ("pam", include_str!("../../profiles/pam.yaml")),
 ];
 
 /// Names and texts of all profiles, in the order they are listed.

@@ -3,7 +3,7 @@
 
 use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, ValueKind};
 use crate::abi::{
-    MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
+    LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
 use crate::config::model::{MetricKind, Operand, Pattern, Settings};
@@ -58,11 +58,29 @@ pub(super) fn route(
         _ => None,
     });
     probe.emit = ring.or_else(|| settings.verbose.then(|| "verbose logs every event".to_string()));
+    if probe.emit.is_some() {
+        refuse_long_events(probe, diags);
+    }
     for value in &probe.values {
         let bytes = value.kind.max_bytes() as usize;
         if bytes > MAX_BYTES {
             diags.error(&value.at, format!("{bytes} bytes; {MAX_BYTES} can be read"));
         }
+    }
+}
+
+/// In an event, a text begins only where the longest one would fit.
+fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
+    let texts = probe.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|bytes| *bytes > 0);
+    let before_last: usize = texts.rev().skip(1).sum();
+    if before_last > LONG_TEXTS - MAX_BYTES {
+        let room = LONG_TEXTS - MAX_BYTES;
+        diags
+            .error(
+                &probe.at,
+                format!("all texts but the last can have {before_last} bytes; {room} fit into an event"),
+            )
+            .help("lower their max, or split the metrics over two entries of this probe");
     }
 }
 

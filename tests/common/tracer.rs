@@ -50,10 +50,9 @@ impl Tracer {
 
     /// As [`Tracer::start`], but probes may be missing.
     pub fn start_unready(yaml: &str, all_to_ring: bool) -> Self {
-        let loaded = load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new());
-        let config = loaded.unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}")).config;
-        let attach = choose(config.settings.attach);
-        let plan = Arc::new(plan(config, all_to_ring).unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}")));
+        let plan = plan_of(yaml, all_to_ring).unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}"));
+        let attach = choose(plan.settings.attach);
+        let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
         let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
             panic!("these tests need root and a kernel that takes probe programs: {why}")
@@ -124,6 +123,13 @@ impl Tracer {
     }
 }
 
+/// The plan for a configuration's text, or what is wrong with it.
+pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
+    load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new())
+        .and_then(|loaded| plan(loaded.config, all_to_ring))
+        .map_err(|wrong| wrong.to_string())
+}
+
 /// A folder of this test's own, for files that probes are set in: these go by the file, not by the process.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -192,7 +198,7 @@ impl Forms {
     }
 
     /// Ends it in the middle of whatever it does.
-    pub fn kill(mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
