@@ -26,7 +26,9 @@ fn every_profile_against_the_demo() {
             assert!(ran.good().contains("fibre-demo"), "{name}");
         } else {
             let told = ran.bad(2);
-            assert!(told.contains("none of this target's probes is in it"), "{name}: {told}");
+            // The demo calls functions of the C library, which it does not hold itself.
+            let whys = ["none of this target's probes is in it", "name the shared library that holds it"];
+            assert!(whys.iter().any(|why| told.contains(why)), "{name}: {told}");
         }
     }
 }
