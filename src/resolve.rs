@@ -72,18 +72,23 @@ impl ResolveError {
 /// If the probe is not there, or a value that it uses cannot be read at one of its sites. Arguments that are not used
 /// are not looked at.
 pub fn resolve(image: &Image<'_>, number: u32, probe: &ProbePlan) -> Result<Resolved, ResolveError> {
-    let found = match &probe.point {
-        Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
+    let found: Vec<(Site, bool)> = match &probe.point {
+        Point::Usdt { provider, name } => usdt_sites(image, provider, name)
+            .map_err(ResolveError::Site)?
+            .into_iter()
+            .map(|site| (site, false))
+            .collect(),
         Point::Function(pattern) => function_sites(image, pattern)
             .map_err(ResolveError::Site)?
             .into_iter()
-            .map(|function| with_calling_convention(function.site))
+            .map(|function| (function.at_entry, function.site))
+            .map(|(at_entry, site)| (if at_entry { with_calling_convention(site) } else { site }, at_entry))
             .collect(),
     };
     let mut sites = Vec::with_capacity(found.len());
     let mut unsigned = u32::MAX;
-    for at in found {
-        refuse_useless(&at, matches!(probe.point, Point::Function(_)))?;
+    for (at, at_entry) in found {
+        refuse_useless(&at, at_entry)?;
         let mut entry = site { probe: number, ..site::default() };
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
             *to = locate(&at, value)?;
@@ -102,12 +107,12 @@ pub fn resolve(image: &Image<'_>, number: u32, probe: &ProbePlan) -> Result<Reso
 }
 
 /// Refuses sites where a probe would never fire or would harm the program.
-fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
+fn refuse_useless(site: &Site, at_entry: bool) -> Result<(), ResolveError> {
     let unfit = |why: String| Err(ResolveError::Unfit { offset: site.offset, why });
     if site.cost() == Cost::NeverFires {
         return unfit(site.cost().to_string());
     }
-    if site.shape.overwrites_red_zone() && !is_function {
+    if site.shape.overwrites_red_zone() && !at_entry {
         return unfit(
             "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string(),
         );
