@@ -180,7 +180,6 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
         cluster.sql(&[&make(rows), "CHECKPOINT"]);
     }
     // One sort in memory, two on disk, one to build an index.
-    cluster.sql(&["SELECT count(*) FROM (SELECT * FROM t100 ORDER BY m) AS s"]);
     cluster.sql(&["SELECT max(m) FROM (SELECT * FROM t100 ORDER BY m OFFSET 0) AS s"]);
     cluster.sql(&["SELECT max(m) FROM (SELECT * FROM t20000 ORDER BY m OFFSET 0) AS s"]);
     cluster.sql(&["SELECT max(i) FROM (SELECT * FROM t20000 ORDER BY m DESC OFFSET 0) AS s"]);
@@ -218,17 +217,20 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
     assert_eq!(metric("postgresql_shared_buffers"), buffers.trim().parse().expect("a number"));
     assert_eq!(metric("postgresql_checkpoint_duration_seconds_count"), 2.0);
 
-    let memory = cluster.log_lines("internal sort ended, ");
-    let disk = cluster.log_lines("external sort ended, ");
+    let memory = cluster.log_lines("internal sort of worker -1 ended, ");
+    let disk = cluster.log_lines("external sort of worker -1 ended, ");
     assert!(memory.len() >= 2 && disk.len() == 2, "{memory:?} {disk:?}");
-    let space = |lines: &[String]| lines.iter().map(|line| number_after(line, "sort ended, ")).sum::<f64>();
+    let space = |lines: &[String]| lines.iter().map(|line| number_after(line, " ended, ")).sum::<f64>();
     let sorts = |place: &str| samples.sum("postgresql_sorts_total", &[("place", place)]);
     assert_eq!(sorts("memory"), memory.len() as f64);
     assert_eq!(sorts("disk"), disk.len() as f64);
     assert_eq!(metric("postgresql_sort_memory_bytes_sum"), space(&memory) * 1024.0);
     assert_eq!(metric("postgresql_sort_disk_bytes_sum"), space(&disk) * 8192.0);
-    assert_eq!(samples.sum("postgresql_sorts_started_total", &[("kind", "index")]), 1.0);
-    assert_eq!(metric("postgresql_sorts_started_total"), (memory.len() + disk.len()) as f64);
+    // New tables sort for the index of what is too long for a row, so that there are more of that kind than were asked.
+    let begun = |kind: &str| samples.sum("postgresql_sorts_started_total", &[("kind", kind)]);
+    assert_eq!(begun("heap"), cluster.log_lines("begin tuple sort: ").len() as f64);
+    assert_eq!(begun("index"), cluster.log_lines("begin index sort: ").len() as f64);
+    assert!(begun("heap") == 3.0 && begun("index") > 1.0);
 
     let waits = cluster.log_lines("still waiting for AccessShareLock on relation");
     assert_eq!(waits.len(), 1, "{waits:?}");
