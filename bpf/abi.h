@@ -145,7 +145,7 @@ enum action_kind {
 	ACTION_COUNT, /* cell 0 += 1 */
 	ACTION_ADD, /* cell 0 += value, cell 1 += 1 */
 	ACTION_HISTOGRAM, /* cell 0 += value, cell 1 + bucket += 1 */
-	ACTION_LAST, /* cell 0 = value, cell 1 = 1; not sharded: always the first shard's cells, like the next two */
+	ACTION_LAST, /* cell 0 = value, cell 1 = its time; not sharded: always the first shard's cells, like the next two */
 	ACTION_MIN, /* cell 0 = min(cell 0, value + bias + 1), where 0 means "none yet" */
 	ACTION_MAX,
 };

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
@@ -15,8 +16,8 @@ use crate::config::keys::{CONFIG_ENV, KEYS};
 pub enum Invocation {
     /// Trace and serve: the command without a name.
     Run(Overrides),
-    /// Validate `file` and print the plan; with `attach`, try it in the kernel.
-    Check { file: PathBuf, attach: bool },
+    /// Validate `file` and print the plan; with `attach`, try it in the kernel for so long.
+    Check { file: PathBuf, attach: Option<Duration> },
     /// List the probes of a target: a path, a process id or a process name.
     Probes {
         target: String,
@@ -96,7 +97,15 @@ pub fn command() -> Command {
             Command::new("check")
                 .about("Validate a configuration and print what would be traced, and how")
                 .arg(file())
-                .arg(switch("attach").help("Attach for a few seconds too, and count hits")),
+                .arg(switch("attach").help("Attach for a few seconds too, and count hits"))
+                .arg(
+                    Arg::new("seconds")
+                        .long("seconds")
+                        .value_name("N")
+                        .value_parser(value_parser!(u16).range(1..=3600))
+                        .default_value("5")
+                        .help("How long --attach counts"),
+                ),
         )
         .subcommand(
             Command::new("probes")
@@ -157,7 +166,10 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let file = || matches.get_one::<PathBuf>("file").cloned().unwrap_or_default();
     match name {
-        "check" => Invocation::Check { file: file(), attach: matches.get_flag("attach") },
+        "check" => {
+            let seconds = matches.get_one("seconds").copied().map(|n: u16| Duration::from_secs(n.into()));
+            Invocation::Check { file: file(), attach: seconds.filter(|_| matches.get_flag("attach")) }
+        }
         "probes" => Invocation::Probes {
             target: text("target").unwrap_or_default(),
             functions: text("functions"),
@@ -267,10 +279,14 @@ mod tests {
     fn commands() {
         let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
         let file = PathBuf::from("c.yaml");
-        assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: false });
+        assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: None });
         assert_eq!(
             parsed(&["check", "--attach", "c.yaml"]),
-            Invocation::Check { file: file.clone(), attach: true }
+            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(5)) }
+        );
+        assert_eq!(
+            parsed(&["check", "--attach", "--seconds", "60", "c.yaml"]),
+            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(60)) }
         );
         let probes = |functions: Option<&str>, format| Invocation::Probes {
             target: "1234".into(),
@@ -304,6 +320,7 @@ mod tests {
             &["chekc", "c.yaml"],
             &["check"],
             &["check", "a", "b"],
+            &["check", "a", "--attach", "--seconds", "0"],
             &["probes"],
             &["probes", "x", "--json", "--yaml"],
             &["completions", "tcsh"],

@@ -1,13 +1,17 @@
 //! What each command does, and with which exit code it ends.
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::cli::Invocation;
+use crate::cli::{Format, Invocation};
 use crate::config::{self, Diagnostics, Overrides};
 use crate::kernel::choose;
 use crate::logging::Logging;
 use crate::plan::{Plan, plan, profile, profiles};
+use crate::probes;
 use crate::run::{RunError, limit_rights, run};
+use crate::{check, dashboard};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -20,16 +24,16 @@ const RUN_TIME: u8 = 1;
 pub fn perform(invocation: Invocation) -> ExitCode {
     match invocation {
         Invocation::Run(overrides) => start(&overrides),
-        Invocation::Check { file, .. } => check(&Overrides::file(file)),
+        Invocation::Check { file, attach } => check(&Overrides::file(file), attach),
         Invocation::Profiles { name } => show_profiles(name.as_deref()),
         Invocation::Completions { shell } => {
             clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Invocation::Probes { .. } | Invocation::Dashboard { .. } => {
-            eprintln!("exporter: this command is not available in this version");
-            ExitCode::from(RUN_TIME)
+        Invocation::Probes { target, functions, format } => {
+            list_probes(&target, functions.as_deref(), format)
         }
+        Invocation::Dashboard { file, alerts } => show_dashboard(&Overrides::file(file), alerts),
     }
 }
 
@@ -80,14 +84,62 @@ fn start(overrides: &Overrides) -> ExitCode {
     }
 }
 
-fn check(overrides: &Overrides) -> ExitCode {
-    match planned(overrides) {
-        Ok((loaded, plan)) => {
-            loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            print!("{}", crate::plan::table(&plan));
-            ExitCode::SUCCESS
+fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
+    let (loaded, plan) = match planned(overrides) {
+        Ok(both) => both,
+        Err(wrong) => return refuse(&wrong),
+    };
+    loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let checked = check::check(&plan);
+    let shown = show(&checked.table);
+    if !checked.mistakes.is_empty() {
+        return refuse(&checked.mistakes);
+    }
+    let Some(time) = attach else { return shown };
+    match check::try_out(plan, time) {
+        Ok(tried) if tried.refused => {
+            show(&tried.table);
+            ExitCode::from(KERNEL)
         }
+        Ok(tried) => show(&tried.table),
+        Err(error) => {
+            eprintln!("exporter: {error}");
+            ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })
+        }
+    }
+}
+
+fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCode {
+    let text = probes::list(target, functions).and_then(|listing| match format {
+        Format::Columns => Ok(probes::columns(&listing)),
+        Format::Json => Ok(probes::json(&listing)),
+        Format::Yaml => probes::yaml(&listing),
+    });
+    match text {
+        Ok(text) => show(&text),
+        Err(why) => {
+            eprintln!("exporter: {why}");
+            ExitCode::from(CONFIGURATION)
+        }
+    }
+}
+
+fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
+    match planned(overrides) {
+        Ok((_, plan)) if alerts => show(&dashboard::alerts(&plan)),
+        Ok((_, plan)) => show(&dashboard::dashboard(&plan)),
         Err(wrong) => refuse(&wrong),
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`head`) is no failure.
+fn show(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("exporter: writing to standard output: {why}");
+            ExitCode::from(RUN_TIME)
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 

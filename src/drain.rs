@@ -245,7 +245,7 @@ impl Handler {
         };
         for laid in actions {
             let metric = &self.plan.metrics[probe.actions[laid.action].metric];
-            let lost = match evaluate(&self.bank, laid, metric, probe, &read, &mut self.scratch) {
+            let lost = match evaluate(&self.bank, laid, metric, probe, event.time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,

@@ -133,16 +133,17 @@ fn cannot_return(function: &FunctionSite) -> ResolveError {
 
 /// Refuses sites where a probe would never fire or would harm the program.
 fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
-    let unfit = |why: String| Err(ResolveError::Unfit { offset: site.offset, why });
+    unfit(site, is_function).map_or(Ok(()), |why| Err(ResolveError::Unfit { offset: site.offset, why }))
+}
+
+/// Why no probe is set at a site; None if one can be.
+pub fn unfit(site: &Site, is_function: bool) -> Option<String> {
     if site.cost() == Cost::NeverFires {
-        return unfit(site.cost().to_string());
+        return Some(site.cost().to_string());
     }
-    if site.shape.overwrites_red_zone() && !is_function {
-        return unfit(
-            "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string(),
-        );
-    }
-    Ok(())
+    (site.shape.overwrites_red_zone() && !is_function).then(|| {
+        "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
+    })
 }
 
 /// The arguments of a function by the System V x86-64 calling convention: the first six, 64 bits wide.
@@ -194,8 +195,7 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
         Some(Err(error)) => return Err(unreadable(&value.name, error)),
         Some(Ok(form)) => form,
     };
-    if form.float {
-        let why = format!("`{}` is a floating-point number", form.text);
+    if let Some(why) = form.unreadable() {
         return Err(ResolveError::Value { name: name(), why });
     }
     let asked = match &value.kind {

@@ -34,6 +34,7 @@ pub use fields::{Fields, Node};
 pub use layers::{Environment, Overrides};
 pub use model::Config;
 pub use place::{Place, Source, Step};
+pub(crate) use probes::is_probe_word;
 pub use profile::{Profile, parse_profile};
 pub use yaml::MAX_BYTES;
 

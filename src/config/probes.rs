@@ -113,7 +113,7 @@ fn point(node: &Node<'_>) -> Option<Point> {
 
 /// What providers and probes are called. Source: names found in the notes of real programs, which have
 /// hyphens besides the characters of C identifiers.
-fn is_probe_word(word: &str) -> bool {
+pub(crate) fn is_probe_word(word: &str) -> bool {
     !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.$".contains(c))
 }
 

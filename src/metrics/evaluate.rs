@@ -22,18 +22,19 @@ pub enum Outcome {
     Negative,
 }
 
-/// Adds an event to one metric. `read` gives its values by number; `scratch` is reused from event to event.
+/// Adds an event to one metric. `time` is the kernel's, `read` gives its values by number; `scratch` is reused from event to event.
 pub fn evaluate<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
     metric: &MetricPlan,
     probe: &ProbePlan,
+    time: u64,
     read: &dyn Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> Outcome {
     let action = &probe.actions[laid.action];
     for condition in &action.when {
-        match holds(condition, read(condition.value)) {
+        match holds(condition, read(condition.value), &probe.values[condition.value].kind, scratch) {
             None => return Outcome::Unreadable,
             Some(false) => return Outcome::Done,
             Some(true) => {}
@@ -62,7 +63,7 @@ pub fn evaluate<'a>(
         }
         MetricKind::Gauge(GaugeKind::Last) => {
             bank.set(cell, value as u64);
-            bank.set(cell + 1, 1);
+            bank.set(cell + 1, time);
         }
         MetricKind::Gauge(kind) => {
             let max = *kind == GaugeKind::Max;
@@ -85,7 +86,12 @@ pub fn extreme_number(code: u64) -> Option<i64> {
     (code != 0).then(|| (code - 1).wrapping_sub(1 << 63) as i64)
 }
 
-fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
+fn holds(
+    condition: &ConditionPlan,
+    value: Value<'_>,
+    kind: &ValueKind,
+    scratch: &mut String,
+) -> Option<bool> {
     match (&condition.with, value) {
         (Operand::Int(with), Value::Int(value)) => {
             let (value, with) = (i128::from(value), *with);
@@ -98,11 +104,20 @@ fn holds(condition: &ConditionPlan, value: Value<'_>) -> Option<bool> {
                 Op::Ge => value >= with,
             })
         }
-        (Operand::Str(with), Value::Text(value)) => Some(match condition.op {
-            Op::StartsWith => value.starts_with(with.as_bytes()),
-            Op::Ne => value != with.as_bytes(),
-            _ => value == with.as_bytes(),
-        }),
+        (Operand::Str(with), Value::Text(text)) => {
+            // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
+            let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+            if kind.is_compared_as_shown() {
+                scratch.clear();
+                show(kind, value, false, scratch);
+                text = scratch.as_bytes();
+            }
+            Some(match condition.op {
+                Op::StartsWith => text.starts_with(with.as_bytes()),
+                Op::Ne => text != with.as_bytes(),
+                _ => text == with.as_bytes(),
+            })
+        }
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use crate::abi::book_cell;
 use crate::drain::DrainStats;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, Shared, Sweep};
+use crate::kernel::{Attach, KernelBank, Shared, Sweep};
 use crate::logging::Logging;
 use crate::plan::{Plan, ProbePlan, Route, SpanEnd, SpanPlan};
 use crate::targets::{ProbeState, Status};
@@ -49,6 +49,8 @@ pub struct Books {
     pub delivered: u64,
     pub filtered: u64,
     pub lost: u64,
+    /// Hits that the handler began to deal with: never fewer than `hits`.
+    pub begun: u64,
     /// Hits that were being dealt with at that moment.
     pub in_flight: u64,
 }
@@ -57,14 +59,19 @@ impl Books {
     /// Reads a probe's books. The ways to end are read before the hits, so that a hit in between is in flight, never
     /// missing.
     pub fn read(shared: &Shared, probe: usize) -> Self {
-        let book = |which| shared.bank.book(probe, which);
+        Self::of(&shared.bank, probe)
+    }
+
+    pub(super) fn of(bank: &KernelBank, probe: usize) -> Self {
+        let book = |which| bank.book(probe, which);
         let aggregated = book(book_cell::BOOK_AGGREGATED);
         let delivered = book(book_cell::BOOK_DELIVERED);
         let filtered = book(book_cell::BOOK_FILTERED);
         let lost = LOST.iter().map(|(_, which)| book(*which)).sum();
         let hits = aggregated + delivered + filtered + lost;
-        let in_flight = book(book_cell::BOOK_HITS).saturating_sub(hits);
-        Self { hits, aggregated, delivered, filtered, lost, in_flight }
+        let begun = book(book_cell::BOOK_HITS);
+        let in_flight = begun.saturating_sub(hits);
+        Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
+use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::{book_cell, label_id};
+use crate::abi::label_id;
 use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
@@ -56,6 +57,8 @@ struct Series {
     labels: Box<str>,
     int: i128,
     real: f64,
+    /// When a gauge got the value, by the kernel's clock.
+    time: u64,
     /// Has a value in this scrape.
     live: bool,
 }
@@ -145,7 +148,7 @@ impl Family {
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
-            (series.int, series.real, series.live) = (0, 0.0, false);
+            (series.int, series.real, series.time, series.live) = (0, 0.0, 0, false);
         }
     }
 
@@ -155,7 +158,7 @@ impl Family {
         }
         let number = u32::try_from(self.series.len()).unwrap_or(UNKNOWN - 1);
         self.index.insert(labels.into(), number);
-        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, live: false });
+        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, time: 0, live: false });
         self.counts.resize(self.counts.len() + self.buckets(), 0);
         number
     }
@@ -183,15 +186,16 @@ impl Family {
 }
 
 impl Series {
-    fn add(&mut self, raw: i64, scale: Scale) {
+    fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
+        let raw = raw.into();
         if scale == Scale::ONE {
-            self.int += i128::from(raw);
+            self.int += raw;
         } else {
             self.real += scale.apply(raw as f64);
         }
     }
 
-    fn set(&mut self, raw: i64, scale: Scale) {
+    fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
         (self.int, self.real) = (0, 0.0);
         self.add(raw, scale);
     }
@@ -208,8 +212,9 @@ impl Source {
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
-        let book = |which| kernel.book(self.probe, which);
-        let hits = book(book_cell::BOOK_HITS).wrapping_sub(book(book_cell::BOOK_FILTERED));
+        // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
+        let books = Books::of(kernel, self.probe);
+        let hits = books.hits - books.filtered;
         if hits == 0 && !seen.attached {
             return;
         }
@@ -232,7 +237,9 @@ impl Source {
         scratch: &mut Scratch,
     ) {
         let Some(laid) = &self.laid else { return };
-        let scale = probe.actions[self.action].scale;
+        let action = &probe.actions[self.action];
+        let scale = action.scale;
+        let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
         let buckets = family.buckets();
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
@@ -253,11 +260,19 @@ impl Source {
             let series = &mut family.series[at];
             match &family.kind {
                 MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
-                MetricKind::Gauge(GaugeKind::Last) => series.set(bank.single(cell) as i64, scale),
+                MetricKind::Gauge(GaugeKind::Last) => {
+                    // Several probes may feed it: the latest counts.
+                    let time = bank.single(cell + 1);
+                    if time >= series.time {
+                        series.time = time;
+                        let raw = bank.single(cell);
+                        if unsigned { series.set(raw, scale) } else { series.set(raw as i64, scale) }
+                    }
+                }
                 MetricKind::Gauge(kind) => {
                     let Some(new) = extreme_number(bank.take(cell)) else { continue };
                     let scaled = scale.apply(new as f64);
-                    let old = if family.real { series.real } else { series.int as f64 };
+                    let old = series.int as f64 + series.real;
                     let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
                     if !series.live || better {
                         series.set(new, scale);

@@ -7,11 +7,9 @@ mod build;
 mod profiles;
 mod route;
 mod scope;
-mod table;
 
 pub use build::plan;
 pub use profiles::{profile, profiles};
-pub use table::table;
 
 use crate::config::model::{
     ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
@@ -149,6 +147,14 @@ impl ValueKind {
     /// Whether the value is an address in the application that is shown by name, which only user space can tell.
     pub fn is_symbol(&self) -> bool {
         *self == ValueKind::Arg(ArgKind::Symbol)
+    }
+
+    /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
+    pub fn is_compared_as_shown(&self) -> bool {
+        matches!(
+            self,
+            ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
+        )
     }
 
     /// Most bytes that the value can have; 0 for integers.

@@ -102,7 +102,16 @@ impl Scope<'_> {
         {
             self.diags.error(&condition.at, format!("{number} does not fit into 64 bits with a sign"));
         }
-        Some(ConditionPlan { value, op: condition.op, with: condition.with.clone() })
+        let (mut op, mut with) = (condition.op, condition.with.clone());
+        // Whatever is not 0 is true.
+        if self.plan.values[value].kind == ValueKind::Arg(ArgKind::Bool) && with == Operand::Int(1) {
+            match op {
+                Op::Eq => (op, with) = (Op::Ne, Operand::Int(0)),
+                Op::Ne => (op, with) = (Op::Eq, Operand::Int(0)),
+                _ => {}
+            }
+        }
+        Some(ConditionPlan { value, op, with })
     }
 
     fn label(&mut self, label: &Label) -> Option<LabelPlan> {
@@ -125,6 +134,19 @@ impl Scope<'_> {
             }
         }
         let limit = label.limit.unwrap_or(u32::MAX);
+        if *kind == ValueKind::Arg(ArgKind::Bool) {
+            // Whatever is not 0 is true, so there are two values, however many numbers.
+            let shown = |number, plain: &str| {
+                let found = mapping.iter().find(|(pattern, _)| *pattern == Pattern::Int(number));
+                found.map_or_else(
+                    || label.default.clone().unwrap_or_else(|| plain.to_string()),
+                    |(_, shown)| shown.clone(),
+                )
+            };
+            let (no, yes) = (shown(0, "false"), shown(1, "true"));
+            let mapping = vec![(Pattern::Int(0), no)];
+            return Some(LabelPlan::From { value, mapping, default: Some(yes), limit });
+        }
         Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
     }
 

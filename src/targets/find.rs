@@ -92,7 +92,7 @@ fn of_process(pid: u32) -> io::Result<Found> {
 
 fn process_error(why: &io::Error) -> String {
     match why.kind() {
-        io::ErrorKind::NotFound => "does not exist".to_string(),
+        io::ErrorKind::NotFound => "does not exist, or is a thread of the kernel".to_string(),
         io::ErrorKind::PermissionDenied => {
             "its executable may not be read; CAP_SYS_PTRACE is needed".to_string()
         }

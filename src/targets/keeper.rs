@@ -160,7 +160,7 @@ impl Worker {
                 self.look_at(target, planned);
             }
             if walk {
-                self.drop_unused(target);
+                self.drop_unused(target, planned);
             }
         }
     }
@@ -225,12 +225,13 @@ impl Worker {
     }
 
     /// Probes stay in a replaced file as long as a process runs it.
-    fn drop_unused(&mut self, target: usize) {
+    fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
         let state = &mut self.targets[target];
         let cookies = &mut self.cookies;
         state.replaced.retain_mut(|old| {
             let used = in_use(old.identity);
             if !used {
+                log::info!("Target {}: the replaced {} no longer runs", planned.name, old.shown);
                 old.detach(cookies);
             }
             used

@@ -1,6 +1,6 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
-mod find;
+pub mod find;
 mod generation;
 mod keeper;
 mod status;
