@@ -38,9 +38,8 @@ int main() {
     run(Command::new(program).env("LD_LIBRARY_PATH", folder.path()));
 
     let samples = exporter.scrape();
-    let of = |what: &str| {
-        samples.sum(&format!("libstdcxx_exceptions_{what}_total"), &[("program", "program")])
-    };
+    let of =
+        |what: &str| samples.sum(&format!("libstdcxx_exceptions_{what}_total"), &[("program", "program")]);
     assert_eq!((of("thrown"), of("caught"), of("rethrown")), (60.0, 70.0, 10.0));
     samples.assert_nothing_lost();
 }
@@ -92,8 +91,19 @@ fn openssl_handshakes_and_bytes_of_curl() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     fs::write(at("served"), "text\n".repeat(5000)).expect("write a file to serve");
     run(Command::new("openssl").args([
-        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2", "-keyout",
-        &at("key"), "-out", &at("cert"),
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "2",
+        "-keyout",
+        &at("key"),
+        "-out",
+        &at("cert"),
     ]));
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("find a port");
     let port = free.local_addr().expect("its number").port();

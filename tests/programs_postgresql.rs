@@ -39,12 +39,8 @@ impl Cluster {
         for option in quiet.iter().chain(options) {
             command.args(["-c", option]);
         }
-        let postmaster = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("start the server");
+        let postmaster =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("start the server");
         let cluster = Cluster { postmaster, folder };
         let deadline = Instant::now() + Duration::from_secs(120);
         while !finish(cluster.client("psql").args(["-c", "SELECT 1"])).status.success() {
