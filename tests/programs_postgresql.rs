@@ -154,7 +154,28 @@ fn transactions_and_queries_of_pgbench() {
     assert!(count("postgresql_query_duration_seconds_sum", &[]) > 0.0);
     // Every statement but BEGIN and END is planned, and all are executed.
     assert_eq!(count("postgresql_plan_duration_seconds_count", &[]), 5002.0);
+    assert_eq!(count("postgresql_execute_duration_seconds_count", &[]), 7002.0);
     after.assert_nothing_lost();
+}
+
+#[test]
+fn queries_that_fail_do_not_disturb_the_durations_of_others() {
+    let cluster = Cluster::start(&[]);
+    let exporter = Exporter::with_profile(&cluster.file(), "postgresql");
+    // One session: a wrong statement before each right one.
+    let mut psql = cluster.client("psql");
+    psql.args(["-XqAt"]);
+    for n in 0..20 {
+        psql.args(["-c", "SELECT 1/0", "-c", &format!("SELECT {n}")]);
+    }
+    let output = finish(&mut psql);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 20, "{output:?}");
+
+    let samples = exporter.scrape();
+    assert_eq!(samples.sum("postgresql_queries_started_total", &[]), 40.0);
+    assert_eq!(samples.sum("postgresql_queries_total", &[]), 20.0);
+    assert_eq!(samples.sum("postgresql_query_duration_seconds_count", &[]), 20.0);
+    samples.assert_nothing_lost();
 }
 
 #[test]
