@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Every BPF object: one line each.
-const OBJECTS: &[&str] = &["probe"];
+const OBJECTS: &[&str] = &["probe", "net", "net_bench"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -12,13 +12,13 @@ use crate::elf::{ElfError, Image, SiteError, notes, usdt_sites};
 use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
-use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, TargetPlan, ValuePlan};
+use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan};
 use crate::probes::{foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::run::RunError;
 use crate::table::Table;
 use crate::targets::find::{Found, find};
-use crate::targets::{Keeper, ProbeState};
+use crate::targets::{Keeper, ProbeState, debug_file, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -90,7 +90,13 @@ impl Checker<'_> {
                 let message = format!("{} is built for another processor than this machine's", found.shown);
                 self.mistakes.error(&target.at, message);
             }
-            Ok(image) => self.probes(target, &image, found),
+            Ok(image) => {
+                let is_function =
+                    |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
+                let wants_names = target.probes.iter().any(is_function);
+                let debug = wants_names.then(|| debug_file(&image, &found.shown)).flatten();
+                self.probes(target, &with_names(image, debug.as_deref()), found);
+            }
         }
     }
 
@@ -165,7 +171,9 @@ impl Checker<'_> {
             let arg = args.get(line).cloned().unwrap_or_default();
             let [metric, place] = match metrics.get(line) {
                 Some(both) => both.clone(),
-                None if metrics.is_empty() && line == 0 => ["-".to_string(), "hits are counted".to_string()],
+                None if metrics.is_empty() && line == 0 => {
+                    ["-".to_string(), without_metrics(probe).to_string()]
+                }
                 None => [String::new(), String::new()],
             };
             table.row([first(&probe.name), first(&sites), first(&semaphores), arg, metric, place]);
@@ -198,6 +206,15 @@ fn semaphores(resolved: &Resolved) -> String {
         0 => "none".to_string(),
         all if all == resolved.sites.len() => "all".to_string(),
         some => format!("at {some}"),
+    }
+}
+
+/// What a probe is for that feeds no metric.
+fn without_metrics(probe: &ProbePlan) -> &'static str {
+    match probe.span {
+        Some(SpanPlan { end: SpanEnd::Start { .. }, .. }) => "kernel: it starts a span",
+        Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: it ends a span",
+        None => "kernel: only hits are counted",
     }
 }
 
@@ -244,7 +261,12 @@ impl Notes {
 
     /// `height = arg1 -4@24(%rcx)`; only the name of what is no argument.
     fn describe(&self, value: &ValuePlan) -> String {
-        let Source::Arg(index) = value.source else { return value.name.clone() };
+        let index = match value.source {
+            Source::Arg(index) => index,
+            Source::Retval(_) => return format!("{} = %rax", value.name),
+            Source::Carried(_) => return format!("{} of the start", value.name),
+            _ => return value.name.clone(),
+        };
         let mut forms: Vec<&str> = Vec::new();
         for form in self.sites.iter().filter_map(|args| args.get(index)) {
             if !forms.contains(&form.as_str()) {

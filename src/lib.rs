@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod layout;
 pub mod logging;
 pub mod metrics;
+pub mod net;
 pub mod plan;
 pub mod privileges;
 pub mod probes;

@@ -16,14 +16,15 @@ use crate::bank::UserBank;
 use crate::config::model::{Config, Settings};
 use crate::drain::Drain;
 use crate::http::{
-    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, Route, Router,
-    ServerOptions, Tls, TlsPaths,
+    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route,
+    Router, ServerOptions, Tls, TlsPaths,
 };
 use crate::kernel::{Attach, KernelError};
 use crate::layout::Layout;
 use crate::logging::Logging;
-use crate::metrics::Registry;
 use crate::metrics::own::{Own, unix_now};
+use crate::metrics::{Registry, packets};
+use crate::net::{Event, Network, NetworkConfig, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
 use crate::targets::{Keeper, Status};
@@ -83,6 +84,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
+    let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
     let user = Arc::new(UserBank::new(&layout.user));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
         .map_err(other("starting the thread that drains the ring buffer"))?;
@@ -99,10 +101,10 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
         started: unix_now(),
         series: Arc::new(AtomicU64::new(0)),
     };
-    let scrape = Scrape { registry: Mutex::new(registry), own, drain };
+    let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
-        Endpoint { listener: metrics, router: metrics_router(scrape), stats: metrics_stats },
+        Endpoint { listener: metrics, router: metrics_router(scrape, network), stats: metrics_stats },
         Endpoint { listener: health, router: health_router(plan, keeper.status()), stats: health_stats },
     ];
     serve(endpoints, options)?;
@@ -152,6 +154,7 @@ struct Scrape {
     registry: Mutex<Registry>,
     own: Own,
     drain: Drain,
+    network: Option<Arc<Network>>,
 }
 
 impl Scrape {
@@ -164,6 +167,9 @@ impl Scrape {
             registry.render(&seen, &mut text);
             self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
         }
+        if let Some(network) = &self.network {
+            network.collect().iter().for_each(|family| packets::write(family, &mut text));
+        }
         let mut own = self.own.collect();
         own.extend(prometheus::gather());
         TextEncoder::new().encode(&own, &mut text)?;
@@ -171,7 +177,7 @@ impl Scrape {
     }
 }
 
-fn metrics_router(scrape: Scrape) -> Router {
+fn metrics_router(scrape: Scrape, network: Option<Arc<Network>>) -> Router {
     let metrics = Route {
         path: "/metrics",
         about: "Prometheus metrics",
@@ -182,7 +188,45 @@ fn metrics_router(scrape: Scrape) -> Router {
             Err(why) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
         }),
     };
-    Router::new("exporter", vec![metrics])
+    let mut routes = vec![metrics];
+    if let Some(network) = network {
+        routes.extend(table_routes(&network));
+    }
+    Router::new("exporter", routes)
+}
+
+/// Who talks, as JSON: too many to be series.
+fn table_routes(network: &Arc<Network>) -> [Route; 2] {
+    type Table = fn(&Network, &str) -> Result<String, QueryError>;
+    let tables: [(&'static str, &'static str, Table); 2] = [
+        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sort, page)", Network::talkers),
+        ("/api/v1/flows", "Connections by traffic (JSON; sort, page)", Network::flows),
+    ];
+    tables.map(|(path, about, table)| {
+        let network = network.clone();
+        let handler = move |request: &RequestInfo| match table(
+            &network,
+            request.query.as_deref().unwrap_or_default(),
+        ) {
+            Ok(json) => Reply::ok(json),
+            Err(why) => Reply::new(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        Route {
+            path,
+            about,
+            access: Access::Credentials,
+            content_type: http::JSON,
+            handler: Arc::new(handler),
+        }
+    })
+}
+
+/// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
+fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
+    let tell = |event: Event| {
+        if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
+    };
+    Network::start(config, tell).map_err(|why| RunError::Other(why.to_string()))
 }
 
 fn health_router(plan: Arc<Plan>, status: Arc<Status>) -> Router {
@@ -244,12 +288,15 @@ fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunErro
 ///
 /// # Errors
 /// If the kernel refuses to take them away.
-pub fn limit_rights(attach: Attach) -> Result<(), String> {
-    let more: &[Capability] = match attach {
-        Attach::Multi => &[],
+pub fn limit_rights(attach: Attach, network: bool) -> Result<(), String> {
+    let mut more = Vec::new();
+    if attach == Attach::Perf {
         // perf_event_open(2) wants it for uprobes, whatever else it accepts.
-        Attach::Perf => &[Capability::CAP_SYS_ADMIN],
-    };
-    privileges::drop_all_but(more)
+        more.push(Capability::CAP_SYS_ADMIN);
+    }
+    if network {
+        more.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&more)
         .map_err(|why| format!("rights that are not needed could not be given up: {why}"))
 }

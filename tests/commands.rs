@@ -1,6 +1,6 @@
 //! The commands, through the binary: what they print and with which code they leave.
 //!
-//! Needs root, the programs of demo/, `cc`, `c++`, `readelf`, `strip`, `setpriv` and `promtool`.
+//! Needs root, the programs of demo/, `cc`, `c++`, `readelf`, `objcopy`, `setpriv` and `promtool`.
 
 #[path = "commands/check.rs"]
 mod check;

@@ -4,6 +4,7 @@ pub mod encode;
 pub mod evaluate;
 pub mod glob;
 pub mod own;
+pub mod packets;
 pub mod registry;
 pub mod show;
 

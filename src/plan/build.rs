@@ -9,6 +9,7 @@ use super::{
     ValueKind, ValuePlan, profile, profiles,
 };
 use crate::abi::MAX_VALUES;
+use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
     Arg, ArgKind, Config, Metric, MetricKind, Named, On, Point, Probe, Settings, SpanKey, Target, Unit,
@@ -16,7 +17,7 @@ use crate::config::model::{
 use crate::config::place::Place;
 
 /// Prefixes of the names that the exporter gives to its own metrics.
-const RESERVED: &[&str] = &["fibre_exporter_", "process_"];
+const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
 
 /// The plan for a configuration, or every mistake in it.
 ///
@@ -51,7 +52,11 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
     for probe in &mut probes {
         route(probe, &metrics, &config.settings, all_to_ring, &diags);
     }
-    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans })
+    let network = config
+        .network
+        .as_ref()
+        .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
+    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans, network })
 }
 
 struct Builder<'a> {

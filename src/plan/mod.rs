@@ -15,6 +15,7 @@ use crate::config::model::{
     ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
 };
 use crate::config::place::Place;
+use crate::net::NetworkConfig;
 
 /// Everything the later stages need.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Plan {
     pub metrics: Vec<MetricPlan>,
     /// Spans there are.
     pub spans: u32,
+    /// Packet statistics, where they are asked for.
+    pub network: Option<NetworkConfig>,
 }
 
 /// An application and the probes to set on its file.

@@ -84,16 +84,19 @@ impl Writer {
         );
     }
 
+    /// As comments: an argument that no metric uses is a mistake.
     fn arguments(&mut self, args: &[Argument]) {
-        if args.iter().any(|arg| arg.unreadable.is_none()) {
-            self.probes.push_str("        args:\n");
+        if !args.is_empty() {
+            self.probes.push_str("        # args:\n");
         }
         for (index, arg) in args.iter().enumerate() {
             let forms = comment(&arg.forms.join(" or "));
             let _ = match &arg.unreadable {
-                None => writeln!(self.probes, "          arg{index}: {index} # {}: {forms}", arg.type_word()),
+                None => {
+                    writeln!(self.probes, "        #   arg{index}: {index} # {}: {forms}", arg.type_word())
+                }
                 Some(why) => {
-                    writeln!(self.probes, "          # arg{index} cannot be read: {}", comment(why))
+                    writeln!(self.probes, "        #   # arg{index} cannot be read: {}", comment(why))
                 }
             };
         }
@@ -154,11 +157,11 @@ impl Writer {
 
     fn finish(&self, listing: &Listing) -> String {
         let mut to = format!(
-            "# A configuration to start from, made by `exporter probes --yaml {}`: a counter for each probe\n\
-             # that can be used. Delete what you do not need. Then give the arguments that you use names that say what\n\
-             # they are, and use these in metrics: as `value:`, in `labels:`, in `when:`. The notes give width and sign\n\
-             # only: a 64-bit argument may be a pointer, to text (type: string) or to bytes (type: hex).\n\
-             # `exporter check FILE` says what would be traced, and every mistake.\n",
+            "# A configuration to start from, made by `exporter probes --yaml {}`:\n\
+             # a counter for each probe that can be used. Delete what you do not need. To use arguments, uncomment them,\n\
+             # give them names that say what they are, and use these in metrics: as `value:`, in `labels:`, in `when:`.\n\
+             # The notes give width and sign only: a 64-bit argument may be a pointer, to text ({{ index: 0, type: string }})\n\
+             # or to bytes (type: hex). `exporter check FILE` says what would be traced, and every mistake.\n",
             comment(&listing.target)
         );
         if self.sites > DEFAULT_SITES {

@@ -183,14 +183,15 @@ impl Generation {
 }
 
 /// The separate debug file of a program that was stripped, if one is installed.
-fn debug_file(image: &Image<'_>, shown: &str) -> Option<Vec<u8>> {
+pub(crate) fn debug_file(image: &Image<'_>, shown: &str) -> Option<Vec<u8>> {
     let read = |path: PathBuf| fs::read(path).ok();
     let fits =
         |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
     debug_file_candidates(image, Path::new(shown)).into_iter().filter_map(read).find(fits)
 }
 
-fn with_names<'a>(image: Image<'a>, debug: Option<&'a [u8]>) -> Image<'a> {
+/// The program with the symbols of its debug file.
+pub(crate) fn with_names<'a>(image: Image<'a>, debug: Option<&'a [u8]>) -> Image<'a> {
     let debug = debug.and_then(|bytes| Image::parse(bytes).ok());
     debug.and_then(|debug| image.with_debug_symbols(&debug).ok()).unwrap_or(image)
 }

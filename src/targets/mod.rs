@@ -5,5 +5,6 @@ mod generation;
 mod keeper;
 mod status;
 
+pub(crate) use generation::{debug_file, with_names};
 pub use keeper::Keeper;
 pub use status::{ProbeState, ProbeStatus, Status};

@@ -214,6 +214,18 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     let stripped = scratch.compile("stripped", "cc", source, &["-O0", "-s"]);
     let text = exporter(&["probes", &stripped, "--functions", "twice"]).good();
     assert!(text.contains("no function twice in this file") && text.contains("debug symbols"), "{text}");
+
+    // With its debug symbols beside it, it has its names again, to be listed and to be checked.
+    let status =
+        Command::new("objcopy").args(["--only-keep-debug", &plain, &format!("{plain}.debug")]).status();
+    assert!(status.is_ok_and(|status| status.success()), "objcopy fails");
+    let status = Command::new("objcopy")
+        .args(["--strip-all", &format!("--add-gnu-debuglink={plain}.debug"), &plain])
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "objcopy fails");
+    assert_eq!(functions(&[&plain, "--functions", "twice"])[0]["name"], "twice");
+    let yaml = exporter(&["probes", "--yaml", "--functions", "twice", &plain]).good();
+    assert!(exporter(&["check", &scratch.write("c.yaml", yaml)]).good().contains("plain_twice_calls_total"));
 }
 
 #[test]
@@ -231,6 +243,19 @@ fn check_accepts_every_configuration_to_start_from() {
     let yaml = exporter(&with_functions).good();
     assert!(yaml.contains("- function: "), "{yaml}");
     exporter(&["check", &scratch.write("c.yaml", &yaml)]).good();
+}
+
+#[test]
+fn an_argument_of_a_configuration_to_start_from_is_used_by_uncommenting_it() {
+    let scratch = Scratch::new();
+    let yaml = exporter(&["probes", "--yaml", &demo("fibre-demo")]).good();
+    let probe = yaml.find("- on: usdt:udp:block_race_winner").expect("the probe");
+    let (before, after) = yaml.split_at(probe);
+    let after = after.replacen("        # args:", "        args:", 1);
+    let after = after.replacen("        #   arg1: 1 #", "          height: 1 #", 1);
+    let after = after.replacen("_total\n", "_total\n            value: height\n", 1);
+    let table = exporter(&["check", &scratch.write("c.yaml", format!("{before}{after}"))]).good();
+    assert!(table.contains("height = arg1 -4@"), "{table}");
 }
 
 #[test]

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * The contract between the packet programs and their readers. The Rust side of every struct and enum here is
+ * generated from it by the build; nothing is typed twice.
+ *
+ * Enumerations are only ever extended at the end (before the COUNT): their values are positions in maps.
+ */
+#ifndef NET_ABI_H
+#define NET_ABI_H
+
+/* What became of a packet. */
+enum net_verdict {
+	NET_VERDICT_PASS,
+	NET_VERDICT_DROP,
+	NET_VERDICT_COUNT,
+};
+
+/* Why a packet was dropped. */
+enum net_reason {
+	NET_REASON_BLOCKLIST,
+	NET_REASON_CIDR,
+	NET_REASON_SYN_FLOOD,
+	NET_REASON_PORT_SCAN,
+	NET_REASON_TCP_ANOMALY,
+	NET_REASON_MALFORMED,
+	NET_REASON_RATE_LIMIT,
+	NET_REASON_COUNT,
+};
+
+/* Address family, as the EtherType behind at most two VLAN tags claims. */
+enum net_family {
+	NET_FAMILY_OTHER, /* ARP, LLDP, 802.3, a third VLAN tag, ... */
+	NET_FAMILY_IPV4,
+	NET_FAMILY_IPV6,
+	NET_FAMILY_COUNT,
+};
+
+/* Transport protocol, as the IP header (after its extension headers) claims. */
+enum net_protocol {
+	NET_PROTOCOL_OTHER,
+	NET_PROTOCOL_TCP,
+	NET_PROTOCOL_UDP,
+	NET_PROTOCOL_ICMP, /* in IPv4 */
+	NET_PROTOCOL_ICMPV6, /* in IPv6 */
+	NET_PROTOCOL_COUNT,
+};
+
+/* What is wrong with a frame; the first thing found. */
+enum net_fault {
+	NET_FAULT_NONE,
+	NET_FAULT_TRUNCATED, /* ends inside a header */
+	NET_FAULT_VERSION, /* the IP version is not the EtherType's */
+	NET_FAULT_HEADER_LENGTH, /* a header says it is shorter than it must be or longer than its packet */
+	NET_FAULT_LENGTH, /* IP or UDP says it is longer than what came, or shorter than its header */
+	NET_FAULT_EXTENSIONS, /* more than NET_MAX_EXTENSIONS IPv6 extension headers */
+	NET_FAULT_COUNT,
+};
+
+/* TCP segments by what they do to a connection; one segment counts once, in this order of precedence. */
+enum net_tcp_kind {
+	NET_TCP_RST,
+	NET_TCP_SYNACK,
+	NET_TCP_SYN,
+	NET_TCP_FIN,
+	NET_TCP_KINDS,
+};
+
+#define NET_MAX_VLAN_TAGS 2
+#define NET_MAX_EXTENSIONS 8
+
+/*
+ * Frame sizes: bucket i counts frames of at most the bytes that name it (Ethernet header included, frame check
+ * sequence not), the last one all larger. Every bound is a multiple of 64, so that a table indexed by
+ * size / 64 finds the bucket in one load.
+ */
+enum net_size {
+	NET_SIZE_64,
+	NET_SIZE_128,
+	NET_SIZE_256,
+	NET_SIZE_512,
+	NET_SIZE_1024,
+	NET_SIZE_1536,
+	NET_SIZE_4096,
+	NET_SIZE_9216,
+	NET_SIZE_16384,
+	NET_SIZE_INF,
+	NET_SIZE_COUNT,
+};
+
+/* Protocols and sizes take a power of two places, of which some are not used. */
+#define NET_PROTOCOL_SLOTS 8
+#define NET_SIZE_SLOTS 15
+
+/* One family and protocol: packets by size, so that one addition counts both, and bytes. */
+struct net_row {
+	unsigned long long packets[NET_SIZE_SLOTS];
+	unsigned long long bytes;
+};
+
+/* Everything counted on one interface in one direction by one CPU. Only counters of 64 bits. */
+struct net_stats {
+	struct net_row rows[NET_VERDICT_COUNT][NET_FAMILY_COUNT][NET_PROTOCOL_SLOTS];
+	unsigned long long drops[NET_REASON_COUNT];
+	unsigned long long faults[NET_FAULT_COUNT];
+	unsigned long long tcp[NET_TCP_KINDS];
+	unsigned long long fragments[NET_FAMILY_COUNT];
+	/* Packets that belong to no tracked talker or flow, because the table was full of busier ones. */
+	unsigned long long talkers_refused;
+	unsigned long long flows_refused;
+};
+
+/* TCP flags as they are on the wire (RFC 9293, 3.1). */
+#define NET_TH_FIN 0x01
+#define NET_TH_SYN 0x02
+#define NET_TH_RST 0x04
+#define NET_TH_ACK 0x10
+
+/*
+ * Tables of talkers and flows: sets of NET_WAYS entries; a set's tags and ages are its first cache line. An age
+ * is the monotonic clock in units of 2^NET_TICK_SHIFT ns (16.8 ms); zero means that the way is empty.
+ */
+#define NET_WAYS 8
+#define NET_TICK_SHIFT 24
+
+struct net_set {
+	unsigned int tags[NET_WAYS];
+	unsigned int seen[NET_WAYS];
+};
+
+struct net_cell {
+	unsigned long long packets;
+	unsigned long long bytes;
+};
+
+/* A remote host on one interface: the source of what comes in, the destination of what goes out. */
+struct net_talker {
+	unsigned int address[4]; /* network byte order; IPv4 as ::ffff:a.b.c.d */
+	unsigned int ifindex;
+	unsigned int first; /* tick of the first packet counted */
+	struct net_cell in;
+	struct net_cell out;
+};
+
+struct net_talkers {
+	struct net_set set;
+	struct net_talker entries[NET_WAYS];
+};
+
+/* One direction of a conversation. */
+struct net_flow_key {
+	unsigned int source[4]; /* as in net_talker */
+	unsigned int destination[4];
+	unsigned short source_port; /* network byte order; zero without ports and in later fragments */
+	unsigned short destination_port;
+	unsigned char ip_protocol; /* IANA number */
+	unsigned char egress; /* 1: seen leaving the interface */
+	unsigned short pad;
+	unsigned int ifindex;
+	unsigned int pad2;
+};
+
+struct net_flow {
+	struct net_flow_key key;
+	struct net_cell sum;
+	unsigned int first;
+	unsigned char tcp_flags; /* all flags seen since the last SYN */
+	unsigned char tcp_data; /* 1: a segment without SYN and RST was seen since */
+	unsigned short pad;
+};
+
+struct net_flows {
+	struct net_set set;
+	struct net_flow entries[NET_WAYS];
+};
+
+/*
+ * Count-min sketch of the packets of untracked sources and flows. A cell is a pair of bytes, the epoch it was
+ * last used in and a count; a cell of an older epoch reads as zero. An epoch is NET_SKETCH_CELLS misses long.
+ */
+#define NET_SKETCH_CELLS 4096
+#define NET_SKETCH_ROWS 2
+
+struct net_sketch {
+	unsigned long long misses;
+	unsigned short rows[NET_SKETCH_ROWS][NET_SKETCH_CELLS];
+};
+
+/* Packets within an epoch that make an untracked source or flow push out the oldest entry of its set. */
+#define NET_ADMIT 8
+
+#endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * The packet programs under the stopwatch: an empty program to compare with, and both again behind a step that
+ * gives every packet another source address, which a test run cannot do from outside.
+ */
+#include "net.bpf.c"
+
+const volatile __u32 sources = 200000;
+__u32 state;
+
+/* Writes one of `sources` pseudo-random addresses, the same way for both programs below. */
+static __always_inline void invent_source(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 number;
+
+	state = state * 1664525 + 1013904223;
+	number = ((__u64)state * sources) >> 32;
+	if (data + 54 > end)
+		return;
+	if (*(__be16 *)(data + 12) == bpf_htons(ETHERTYPE_IPV4))
+		*(__u32 *)(data + 26) = number * 2654435761u;
+	else
+		*(__u32 *)(data + 34) = number * 2654435761u;
+}
+
+SEC("xdp")
+int bench_empty(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int bench_spoofed_empty(struct xdp_md *ctx)
+{
+	invent_source(ctx);
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int bench_spoofed(struct xdp_md *ctx)
+{
+	invent_source(ctx);
+	return ingress(ctx, true);
+}

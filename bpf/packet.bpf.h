@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * The one parser of frames. It never reads past `end`, takes no field's word for a length, and says what is
+ * wrong with a frame instead of giving up. tests/net_support/model.rs is the same thing in Rust; a fuzz compares them.
+ *
+ * Formats: IEEE 802.1Q, RFC 791 (IPv4), RFC 8200 and 4302 (IPv6 and its extension headers), RFC 2675
+ * (jumbograms), RFC 9293 (TCP), RFC 768 (UDP).
+ */
+#ifndef PACKET_BPF_H
+#define PACKET_BPF_H
+
+#include "net_types.bpf.h"
+#include "net_abi.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define ETH_HEADER 14
+#define IPV4_HEADER 20
+#define IPV6_HEADER 40
+#define TCP_HEADER 20
+#define UDP_HEADER 8
+#define ICMP_HEADER 8
+#define ICMPV6_HEADER 4
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
+#define ETHERTYPE_VLAN 0x8100
+#define ETHERTYPE_QINQ 0x88a8
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_MH 135
+#define IPPROTO_HIP 139
+#define IPPROTO_SHIM6 140
+
+/* A frame to look at, in an XDP or a TC program. */
+struct frame {
+	void *data, *end;
+	__u32 length; /* more than end - data if the frame is in several pieces */
+	struct xdp_md *xdp;
+	struct __sk_buff *skb;
+};
+
+/*
+ * What a frame is, in one number, so that the common path needs no memory for it and can ask with one test whether
+ * there is anything rare about it: its cell (family and protocol), a fault, whether it is a fragment of a larger
+ * datagram, its TCP flags and the IANA number of its protocol; and where: the offsets from the start of the frame of a
+ * whole fixed IP header and of a transport header that has ports, zero if there is none.
+ */
+#define IS(family, protocol) ((__u64)(family)*NET_PROTOCOL_SLOTS + (protocol))
+#define IS_CELL(what) ((__u32)(what)&0x1f)
+#define FAULT(fault) ((__u64)(fault) << 8)
+#define IS_FAULT(what) ((__u32)(what) >> 8 & 0xf)
+#define FRAGMENT (1ULL << 12)
+#define TCP_FLAGS(flags) ((__u64)(flags) << 16)
+#define IS_TCP_FLAGS(what) ((__u32)(what) >> 16 & 0xff)
+#define NUMBER(number) ((__u64)(number) << 24)
+#define IS_NUMBER(what) ((__u32)(what) >> 24)
+#define IP_AT(offset) ((__u64)(offset) << 32)
+#define IS_IP_AT(what) ((__u32)((what) >> 32) & 0xff)
+#define L4_AT(offset) ((__u64)(offset) << 40)
+#define IS_L4_AT(what) ((__u32)((what) >> 40) & 0x7fff)
+_Static_assert(IS(NET_FAMILY_COUNT, 0) <= 32 && NET_FAULT_COUNT <= 16, "bits of what a frame is");
+
+static __always_inline __u16 be16_at(const void *p)
+{
+	return bpf_ntohs(*(const __be16 *)p);
+}
+
+/* The transport header at `offset`, of which the datagram has `left` bytes; `what` the IP header made of it. */
+static __always_inline __u64 parse_transport(const struct frame *f, __u32 offset, __u32 left, __u64 what)
+{
+	void *l4 = f->data + offset;
+
+	if (IS_NUMBER(what) == IPPROTO_TCP) {
+		__u32 header;
+
+		if (left < TCP_HEADER || l4 + TCP_HEADER > f->end)
+			return what | FAULT(NET_FAULT_TRUNCATED);
+		header = (*(__u8 *)(l4 + 12) >> 4) * 4;
+		if (header < TCP_HEADER || header > left)
+			return what | FAULT(NET_FAULT_HEADER_LENGTH);
+		return what | TCP_FLAGS(*(__u8 *)(l4 + 13)) | L4_AT(offset);
+	}
+	if (IS_NUMBER(what) == IPPROTO_UDP) {
+		__u32 length;
+
+		if (left < UDP_HEADER || l4 + UDP_HEADER > f->end)
+			return what | FAULT(NET_FAULT_TRUNCATED);
+		length = be16_at(l4 + 4);
+		/* A first fragment has the length of the whole datagram; a jumbogram says zero. */
+		if (length < UDP_HEADER ? length || left <= 0xffff : length > left && !(what & FRAGMENT))
+			return what | FAULT(NET_FAULT_LENGTH);
+		return what | L4_AT(offset);
+	}
+	if ((IS_CELL(what) == IS(NET_FAMILY_IPV4, NET_PROTOCOL_ICMP) && left < ICMP_HEADER) ||
+	    (IS_CELL(what) == IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6) && left < ICMPV6_HEADER))
+		return what | FAULT(NET_FAULT_TRUNCATED);
+	return what;
+}
+
+static __always_inline __u64 parse_ipv4(const struct frame *f, __u32 at)
+{
+	__u64 what = IS(NET_FAMILY_IPV4, NET_PROTOCOL_OTHER);
+	__u32 room = f->length - at, header, total, offset, number;
+	void *ip = f->data + at;
+
+	if (ip + IPV4_HEADER > f->end)
+		return what | FAULT(NET_FAULT_TRUNCATED);
+	header = *(__u8 *)ip;
+	if (header >> 4 != 4)
+		return what | FAULT(NET_FAULT_VERSION);
+	number = *(__u8 *)(ip + 9);
+	if (number == IPPROTO_TCP)
+		what = IS(NET_FAMILY_IPV4, NET_PROTOCOL_TCP);
+	else if (number == IPPROTO_UDP)
+		what = IS(NET_FAMILY_IPV4, NET_PROTOCOL_UDP);
+	else if (number == IPPROTO_ICMP)
+		what = IS(NET_FAMILY_IPV4, NET_PROTOCOL_ICMP);
+	what |= NUMBER(number) | IP_AT(at);
+
+	header = (header & 0xf) * 4;
+	total = be16_at(ip + 2);
+	/* The kernel hands over merged TCP segments beyond 64 KiB with a length of zero (BIG TCP). */
+	if (total == 0 && room > 0xffff)
+		total = room;
+	if (header < IPV4_HEADER)
+		return what | FAULT(NET_FAULT_HEADER_LENGTH);
+	if (total < header || total > room)
+		return what | FAULT(NET_FAULT_LENGTH);
+	offset = be16_at(ip + 6);
+	if (offset & 0x3fff) { /* more fragments, or not the first */
+		what |= FRAGMENT;
+		if (offset & 0x1fff)
+			return what;
+	}
+	return parse_transport(f, at + header, total - header, what);
+}
+
+static __always_inline bool is_extension(__u32 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT ||
+	       next == IPPROTO_AH || next == IPPROTO_DSTOPTS || next == IPPROTO_MH || next == IPPROTO_HIP ||
+	       next == IPPROTO_SHIM6;
+}
+
+/*
+ * The headers between IPv6 and its payload, in one number: the offset of the payload from the frame's start, the
+ * last next-header value, a fault, and whether there was a fragment and it is a later one. `offset` is masked
+ * each time round so that the verifier sees the same state each time round (it stays below 8 * 2048 + 62).
+ */
+#define EXT_OFFSET_MASK 0x7fff
+#define EXT_NEXT_SHIFT 16
+#define EXT_FAULT_SHIFT 24
+#define EXT_FRAGMENT (1u << 28)
+#define EXT_LATER (1u << 29)
+
+static __always_inline __u32 ipv6_extensions(void *data, void *end, __u32 offset, __u32 next, __u32 left)
+{
+	__u32 flags = 0, fault = NET_FAULT_EXTENSIONS, i;
+
+	for (i = 0; i <= NET_MAX_EXTENSIONS; i++) {
+		void *at;
+		__u32 length;
+
+		if (!is_extension(next)) {
+			fault = NET_FAULT_NONE;
+			break;
+		}
+		if (i == NET_MAX_EXTENSIONS)
+			break;
+		barrier_var(offset);
+		offset &= EXT_OFFSET_MASK;
+		at = data + offset;
+		if (left < 8 || at + 8 > end) {
+			fault = NET_FAULT_TRUNCATED;
+			break;
+		}
+		length = (*(__u8 *)(at + 1) + 1) * 8;
+		if (next == IPPROTO_AH) {
+			length = (length + 8) / 2;
+		} else if (next == IPPROTO_FRAGMENT) {
+			__u32 where = be16_at(at + 2);
+
+			length = 8;
+			if (where & 0xfff9)
+				flags |= EXT_FRAGMENT;
+			if (where & 0xfff8) {
+				flags |= EXT_LATER;
+				next = *(__u8 *)at;
+				fault = NET_FAULT_NONE;
+				break;
+			}
+		}
+		if (length > left) {
+			fault = NET_FAULT_HEADER_LENGTH;
+			break;
+		}
+		next = *(__u8 *)at;
+		left -= length;
+		offset += length;
+	}
+	return (offset & EXT_OFFSET_MASK) | next << EXT_NEXT_SHIFT | fault << EXT_FAULT_SHIFT | flags;
+}
+
+/* Global functions, which the verifier looks at once and not on every way to them; one per program type. */
+__noinline __u32 ipv6_extensions_xdp(struct xdp_md *ctx, __u32 offset, __u32 next, __u32 left)
+{
+	return ipv6_extensions((void *)(long)ctx->data, (void *)(long)ctx->data_end, offset, next, left);
+}
+
+__noinline __u32 ipv6_extensions_tc(struct __sk_buff *ctx, __u32 offset, __u32 next, __u32 left)
+{
+	return ipv6_extensions((void *)(long)ctx->data, (void *)(long)ctx->data_end, offset, next, left);
+}
+
+static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
+{
+	__u64 what = IS(NET_FAMILY_IPV6, NET_PROTOCOL_OTHER), rare = IP_AT(offset);
+	__u32 next, left, room = f->length - offset - IPV6_HEADER;
+	void *ip = f->data + offset;
+	bool later = false;
+
+	if (ip + IPV6_HEADER > f->end)
+		return what | FAULT(NET_FAULT_TRUNCATED);
+	if (*(__u8 *)ip >> 4 != 6)
+		return what | FAULT(NET_FAULT_VERSION);
+	next = *(__u8 *)(ip + 6);
+	left = be16_at(ip + 4);
+	/* Zero with a hop-by-hop header: a jumbogram, whose length is in an option; or BIG TCP. */
+	if (left == 0 && (next == IPPROTO_HOPOPTS || room > 0xffff))
+		left = room;
+	offset += IPV6_HEADER;
+	if (left > room) {
+		rare |= FAULT(NET_FAULT_LENGTH);
+	} else if (is_extension(next)) {
+		__u32 found = f->xdp ? ipv6_extensions_xdp(f->xdp, offset, next, left)
+				     : ipv6_extensions_tc(f->skb, offset, next, left);
+
+		next = found >> EXT_NEXT_SHIFT & 0xff;
+		left -= (found & EXT_OFFSET_MASK) - offset;
+		offset = found & EXT_OFFSET_MASK;
+		rare |= FAULT(found >> EXT_FAULT_SHIFT & 0xf) | (found & EXT_FRAGMENT ? FRAGMENT : 0);
+		later = (found & EXT_LATER) != 0;
+	}
+	if (next == IPPROTO_TCP)
+		what = IS(NET_FAMILY_IPV6, NET_PROTOCOL_TCP);
+	else if (next == IPPROTO_UDP)
+		what = IS(NET_FAMILY_IPV6, NET_PROTOCOL_UDP);
+	else if (next == IPPROTO_ICMPV6)
+		what = IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6);
+	what |= NUMBER(next) | rare;
+	if (IS_FAULT(rare) || later)
+		return what;
+	return parse_transport(f, offset, left, what);
+}
+
+/* Says what the frame is. */
+static __always_inline __u64 parse_frame(const struct frame *f)
+{
+	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);
+	__u32 type, i, offset = ETH_HEADER;
+
+	if (f->data + ETH_HEADER > f->end)
+		return other | FAULT(NET_FAULT_TRUNCATED);
+	type = be16_at(f->data + 12);
+#pragma unroll
+	for (i = 0; i < NET_MAX_VLAN_TAGS; i++) {
+		if (type != ETHERTYPE_VLAN && type != ETHERTYPE_QINQ)
+			break;
+		if (f->data + offset + 4 > f->end)
+			return other | FAULT(NET_FAULT_TRUNCATED);
+		type = be16_at(f->data + offset + 2);
+		offset += 4;
+	}
+	if (type == ETHERTYPE_IPV4)
+		return parse_ipv4(f, offset);
+	if (type == ETHERTYPE_IPV6)
+		return parse_ipv6(f, offset);
+	return other;
+}
+
+/*
+ * The same for what most frames are: a sound TCP segment or UDP datagram directly in IPv4 without options or in
+ * IPv6 without extensions, untagged, of a length that has room for a TCP header. Zero for all others. With `plain`
+ * only the cell is told, and what opens or closes a connection is not common. It exists for speed alone; the fuzz holds
+ * it to the same model.
+ *
+ * Every instruction is a tenth of a nanosecond here: differences are compared without a sign, so that one
+ * comparison finds both what is too short (it wraps around) and what is too long.
+ */
+static __always_inline __u64 common_transport(const struct frame *f, __u32 ip_header, __u32 number, __u32 datagram,
+					      __u64 what, bool plain)
+{
+	const __u32 l4_at = ETH_HEADER + ip_header;
+	void *l4 = f->data + l4_at;
+	__u32 room = f->length - l4_at - TCP_HEADER, flags = 0;
+
+	/* Bytes of the datagram beyond a plain TCP header; the frame was seen to have that much. */
+	datagram -= TCP_HEADER;
+	if (datagram > room)
+		return 0;
+	if (number == IPPROTO_TCP) {
+		what |= NET_PROTOCOL_TCP;
+		flags = *(__be16 *)(l4 + 12);
+		if (plain && flags & bpf_htons(NET_TH_FIN | NET_TH_SYN | NET_TH_RST))
+			return 0;
+		if (((flags & bpf_htons(0xf000)) >> 2) - TCP_HEADER > datagram)
+			return 0;
+		flags >>= 8;
+	} else if (number == IPPROTO_UDP) {
+		what |= NET_PROTOCOL_UDP;
+		if ((__u32)be16_at(l4 + 4) - UDP_HEADER > datagram + TCP_HEADER - UDP_HEADER)
+			return 0;
+	} else {
+		return 0;
+	}
+	if (plain)
+		return what;
+	return what | TCP_FLAGS(flags) | NUMBER(number) | IP_AT(ETH_HEADER) | L4_AT(l4_at);
+}
+
+static __always_inline __u64 parse_common(const struct frame *f, bool plain)
+{
+	void *ip = f->data + ETH_HEADER;
+	/* EtherType, version, and in IPv4 the header's length; read again for IPv6 rather than kept. */
+	volatile __be32 *type = f->data + 12;
+
+	if (ip + IPV4_HEADER + TCP_HEADER > f->end)
+		return 0;
+	if ((*type & bpf_htonl(0xffffff00)) == bpf_htonl(ETHERTYPE_IPV4 << 16 | 0x4500)) {
+		if (*(__be16 *)(ip + 6) & bpf_htons(0x3fff))
+			return 0;
+		return common_transport(f, IPV4_HEADER, *(__u8 *)(ip + 9), be16_at(ip + 2) - IPV4_HEADER,
+					IS(NET_FAMILY_IPV4, 0), plain);
+	}
+	if ((*type & bpf_htonl(0xfffff000)) == bpf_htonl((__u32)ETHERTYPE_IPV6 << 16 | 0x6000)) {
+		if (ip + IPV6_HEADER + TCP_HEADER > f->end)
+			return 0;
+		return common_transport(f, IPV6_HEADER, *(__u8 *)(ip + 6), be16_at(ip + 4), IS(NET_FAMILY_IPV6, 0),
+					plain);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,141 @@
+//! The counters of one interface in one direction, summed over all CPUs.
+
+use std::mem::offset_of;
+
+use super::abi::{AddressFamily, Fault, Protocol, Reason, SIZES, TcpKind, Verdict, net_row, net_stats};
+
+const WORDS: usize = size_of::<net_stats>() / 8;
+const ROW_WORDS: usize = size_of::<net_row>() / 8;
+/// `NET_PROTOCOL_SLOTS`.
+const PROTOCOL_SLOTS: usize =
+    (offset_of!(net_stats, drops) / size_of::<net_row>()) / (Verdict::ALL.len() * AddressFamily::ALL.len());
+
+/// What one program counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counters {
+    words: Vec<u64>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { words: vec![0; WORDS] }
+    }
+}
+
+impl Counters {
+    /// Sums the values of a per-CPU map, one slice for each CPU. Bytes that are missing count as zero.
+    pub fn sum(per_cpu: &[Vec<u8>]) -> Self {
+        let mut words = vec![0u64; WORDS];
+        for bytes in per_cpu {
+            for (word, part) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = word.wrapping_add(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+            }
+        }
+        Self { words }
+    }
+
+    fn at(&self, offset: usize, index: usize) -> u64 {
+        self.words.get(offset / 8 + index).copied().unwrap_or(0)
+    }
+
+    fn row(verdict: Verdict, family: AddressFamily, protocol: Protocol) -> usize {
+        let cell = (verdict as usize * AddressFamily::ALL.len() + family as usize) * PROTOCOL_SLOTS
+            + protocol as usize;
+        cell * ROW_WORDS
+    }
+
+    /// Frames.
+    pub fn packets(&self, verdict: Verdict, family: AddressFamily, protocol: Protocol) -> u64 {
+        let row = Self::row(verdict, family, protocol);
+        (0..SIZES).map(|size| self.at(0, row + size)).sum()
+    }
+
+    /// Bytes of those frames, Ethernet header included.
+    pub fn bytes(&self, verdict: Verdict, family: AddressFamily, protocol: Protocol) -> u64 {
+        self.at(offset_of!(net_row, bytes), Self::row(verdict, family, protocol))
+    }
+
+    /// All frames by size, the buckets of [`super::SIZE_BOUNDS`] and one beyond.
+    pub fn sizes(&self) -> [u64; SIZES] {
+        let mut sizes = [0; SIZES];
+        for (verdict, family, protocol) in cells() {
+            for (size, sum) in sizes.iter_mut().enumerate() {
+                *sum += self.at(0, Self::row(verdict, family, protocol) + size);
+            }
+        }
+        sizes
+    }
+
+    /// All frames.
+    pub fn total_packets(&self) -> u64 {
+        self.sizes().iter().sum()
+    }
+
+    /// Bytes of all frames.
+    pub fn total_bytes(&self) -> u64 {
+        cells().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
+    }
+
+    /// Frames dropped.
+    pub fn drops(&self, reason: Reason) -> u64 {
+        self.at(offset_of!(net_stats, drops), reason as usize)
+    }
+
+    /// Frames that something is wrong with.
+    pub fn faults(&self, fault: Fault) -> u64 {
+        self.at(offset_of!(net_stats, faults), fault as usize)
+    }
+
+    /// TCP segments.
+    pub fn tcp(&self, kind: TcpKind) -> u64 {
+        self.at(offset_of!(net_stats, tcp), kind as usize)
+    }
+
+    /// Fragments of larger datagrams.
+    pub fn fragments(&self, family: AddressFamily) -> u64 {
+        self.at(offset_of!(net_stats, fragments), family as usize)
+    }
+
+    /// Packets whose remote host is not tracked.
+    pub fn talkers_refused(&self) -> u64 {
+        self.at(offset_of!(net_stats, talkers_refused), 0)
+    }
+
+    /// Packets of tracked hosts whose flow is not.
+    pub fn flows_refused(&self) -> u64 {
+        self.at(offset_of!(net_stats, flows_refused), 0)
+    }
+}
+
+/// Every cell that a frame can be counted in.
+pub fn cells() -> impl Iterator<Item = (Verdict, AddressFamily, Protocol)> {
+    Verdict::ALL.iter().flat_map(|verdict| {
+        AddressFamily::ALL
+            .iter()
+            .flat_map(|family| Protocol::ALL.iter().map(|protocol| (*verdict, *family, *protocol)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_summed_and_cells_do_not_overlap() {
+        let words: Vec<u8> = (0..WORDS as u64).flat_map(|word| (1u64 << (word % 8)).to_ne_bytes()).collect();
+        let counters = Counters::sum(&[words.clone(), words]);
+        assert_eq!(counters.total_packets(), counters.sizes().iter().sum::<u64>());
+        let mut at = std::collections::BTreeSet::new();
+        for (verdict, family, protocol) in cells() {
+            assert!(at.insert(Counters::row(verdict, family, protocol)));
+        }
+        assert!(at.last().unwrap() + ROW_WORDS <= offset_of!(net_stats, drops) / 8);
+        assert_eq!(counters.drops(Reason::Blocklist), 2 << (offset_of!(net_stats, drops) / 8 % 8));
+    }
+
+    #[test]
+    fn short_values_are_zero() {
+        assert_eq!(Counters::sum(&[vec![1; 3]]), Counters::default());
+        assert_eq!(Counters::sum(&[]).total_bytes(), 0);
+    }
+}

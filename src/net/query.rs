@@ -1,0 +1,339 @@
+//! `/api/v1/talkers` and `/api/v1/flows`: from a query string to JSON.
+//!
+//! `?sort=bytes&order=desc&page=1&per_page=50&interface=eth0&address=192.0.2.1`, all of them optional.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+/// Rows of one page at most.
+pub const PER_PAGE: u32 = 1000;
+
+const DEFAULT_PER_PAGE: u32 = 50;
+
+/// A remote host. Times are Unix seconds, exact to 17 ms.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TalkerRow {
+    pub interface: String,
+    pub address: IpAddr,
+    pub bytes: u64,
+    pub packets: u64,
+    pub received_bytes: u64,
+    pub received_packets: u64,
+    pub sent_bytes: u64,
+    pub sent_packets: u64,
+    pub first_seen: f64,
+    pub last_seen: f64,
+}
+
+/// One direction of a conversation. Times are Unix seconds, exact to 17 ms.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FlowRow {
+    pub interface: String,
+    /// `ingress` or `egress`.
+    pub direction: &'static str,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the IANA number.
+    pub protocol: String,
+    pub source: IpAddr,
+    pub source_port: u16,
+    pub destination: IpAddr,
+    pub destination_port: u16,
+    pub bytes: u64,
+    pub packets: u64,
+    pub first_seen: f64,
+    pub last_seen: f64,
+    /// Of TCP only: as far as this direction's segments tell.
+    pub tcp_state: Option<&'static str>,
+}
+
+/// A query string that is not understood; the text says what was expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryError(pub String);
+
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for QueryError {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Bytes,
+    Packets,
+    FirstSeen,
+    LastSeen,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Query {
+    sort: Sort,
+    ascending: bool,
+    page: u32,
+    per_page: u32,
+    interface: Option<String>,
+    address: Option<IpAddr>,
+}
+
+/// What both kinds of rows are sorted and chosen by.
+pub(crate) trait Row: Serialize {
+    fn interface(&self) -> &str;
+    fn has_address(&self, address: IpAddr) -> bool;
+    fn numbers(&self) -> (u64, u64);
+    fn times(&self) -> (f64, f64);
+    /// Tells rows apart that are otherwise equal, so that pages do not overlap.
+    fn identity(&self) -> impl Ord;
+}
+
+impl Row for TalkerRow {
+    fn interface(&self) -> &str {
+        &self.interface
+    }
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.address == address
+    }
+    fn numbers(&self) -> (u64, u64) {
+        (self.bytes, self.packets)
+    }
+    fn times(&self) -> (f64, f64) {
+        (self.first_seen, self.last_seen)
+    }
+    fn identity(&self) -> impl Ord {
+        (self.interface.clone(), self.address)
+    }
+}
+
+impl Row for FlowRow {
+    fn interface(&self) -> &str {
+        &self.interface
+    }
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.source == address || self.destination == address
+    }
+    fn numbers(&self) -> (u64, u64) {
+        (self.bytes, self.packets)
+    }
+    fn times(&self) -> (f64, f64) {
+        (self.first_seen, self.last_seen)
+    }
+    fn identity(&self) -> impl Ord {
+        let ends = (self.source, self.source_port, self.destination, self.destination_port);
+        (self.interface.clone(), self.direction, self.protocol.clone(), ends)
+    }
+}
+
+#[derive(Serialize)]
+struct Page<'a, R> {
+    /// Rows on all pages.
+    total: usize,
+    page: u32,
+    per_page: u32,
+    rows: Vec<&'a R>,
+}
+
+impl Query {
+    /// Reads a query string, without its question mark.
+    pub fn parse(text: &str) -> Result<Self, QueryError> {
+        let mut query = Self {
+            sort: Sort::Bytes,
+            ascending: false,
+            page: 1,
+            per_page: DEFAULT_PER_PAGE,
+            interface: None,
+            address: None,
+        };
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let value = decode(value).ok_or_else(|| error(key, "percent-encoded UTF-8"))?;
+            match key {
+                "sort" => {
+                    query.sort = match value.as_str() {
+                        "bytes" => Sort::Bytes,
+                        "packets" => Sort::Packets,
+                        "first_seen" => Sort::FirstSeen,
+                        "last_seen" => Sort::LastSeen,
+                        _ => return Err(error(key, "bytes, packets, first_seen or last_seen")),
+                    };
+                }
+                "order" => {
+                    query.ascending = match value.as_str() {
+                        "asc" => true,
+                        "desc" => false,
+                        _ => return Err(error(key, "asc or desc")),
+                    };
+                }
+                "page" => {
+                    query.page = number(&value, u32::MAX).ok_or_else(|| error(key, "a number from 1"))?
+                }
+                "per_page" => {
+                    let range = format!("a number from 1 to {PER_PAGE}");
+                    query.per_page = number(&value, PER_PAGE).ok_or_else(|| error(key, &range))?;
+                }
+                "interface" => query.interface = Some(value),
+                "address" => query.address = Some(value.parse().map_err(|_| error(key, "an IP address"))?),
+                _ => {
+                    let known = "sort, order, page, per_page, interface and address";
+                    return Err(QueryError(format!("unknown parameter {key:?}; there are {known}")));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    /// The page as JSON: `{"total": .., "page": .., "per_page": .., "rows": [..]}`.
+    pub fn answer<R: Row>(&self, mut rows: Vec<R>) -> String {
+        rows.retain(|row| {
+            self.interface.as_deref().is_none_or(|name| name == row.interface())
+                && self.address.is_none_or(|address| row.has_address(address))
+        });
+        rows.sort_by(|a, b| {
+            let order = self.compare(a, b);
+            let order = if self.ascending { order } else { order.reverse() };
+            order.then_with(|| a.identity().cmp(&b.identity()))
+        });
+        let skip = (self.page as usize - 1).saturating_mul(self.per_page as usize);
+        let page = Page {
+            total: rows.len(),
+            page: self.page,
+            per_page: self.per_page,
+            rows: rows.iter().skip(skip).take(self.per_page as usize).collect(),
+        };
+        // Plain data with text keys: there is nothing that JSON could not say.
+        serde_json::to_string(&page).unwrap_or_else(|_| "{}".to_string())
+    }
+
+    fn compare<R: Row>(&self, a: &R, b: &R) -> Ordering {
+        match self.sort {
+            Sort::Bytes => a.numbers().0.cmp(&b.numbers().0),
+            Sort::Packets => a.numbers().1.cmp(&b.numbers().1),
+            Sort::FirstSeen => a.times().0.total_cmp(&b.times().0),
+            Sort::LastSeen => a.times().1.total_cmp(&b.times().1),
+        }
+    }
+}
+
+fn error(key: &str, expected: &str) -> QueryError {
+    QueryError(format!("{key}: expected {expected}"))
+}
+
+fn number(text: &str, most: u32) -> Option<u32> {
+    text.parse().ok().filter(|number| (1..=most).contains(number))
+}
+
+/// Undoes percent-encoding; `None` if it is broken or no UTF-8 comes out.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            b'%' => {
+                let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+                bytes.push(u8::from_str_radix(digits, 16).ok()?);
+                rest = &after[2..];
+            }
+            b'+' => bytes.push(b' '),
+            other => bytes.push(*other),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// What a flow's TCP segments say of its state.
+pub(crate) fn tcp_state(flags: u8, data: bool) -> &'static str {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+    match () {
+        () if flags & RST != 0 => "reset",
+        () if flags & FIN != 0 => "closing",
+        () if data => "established",
+        () if flags & SYN != 0 && flags & ACK != 0 => "syn_received",
+        () => "syn_sent",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(address: &str, bytes: u64, packets: u64) -> TalkerRow {
+        TalkerRow {
+            interface: "eth0".into(),
+            address: address.parse().unwrap(),
+            bytes,
+            packets,
+            received_bytes: bytes,
+            received_packets: packets,
+            sent_bytes: 0,
+            sent_packets: 0,
+            first_seen: 1.0,
+            last_seen: packets as f64,
+        }
+    }
+
+    fn addresses(query: &str, rows: Vec<TalkerRow>) -> (u64, Vec<String>) {
+        let json: serde_json::Value =
+            serde_json::from_str(&Query::parse(query).unwrap().answer(rows)).unwrap();
+        let rows = json["rows"].as_array().unwrap();
+        let addresses = rows.iter().map(|row| row["address"].as_str().unwrap().to_string()).collect();
+        (json["total"].as_u64().unwrap(), addresses)
+    }
+
+    #[test]
+    fn sorted_paged_and_chosen() {
+        let rows = || vec![row("192.0.2.1", 10, 5), row("192.0.2.2", 30, 1), row("2001:db8::1", 20, 9)];
+        let all = ["192.0.2.2", "2001:db8::1", "192.0.2.1"].map(String::from).to_vec();
+        assert_eq!(addresses("", rows()), (3, all.clone()));
+        assert_eq!(addresses("order=asc", rows()).1, all.iter().rev().cloned().collect::<Vec<_>>());
+        assert_eq!(addresses("sort=packets", rows()).1[0], "2001:db8::1");
+        assert_eq!(addresses("sort=last_seen&per_page=1&page=2", rows()), (3, vec!["192.0.2.1".into()]));
+        assert_eq!(addresses("page=9", rows()), (3, vec![]));
+        assert_eq!(addresses("address=2001%3Adb8%3a%3A1", rows()), (1, vec!["2001:db8::1".into()]));
+        assert_eq!(addresses("interface=eth1", rows()), (0, vec![]));
+    }
+
+    #[test]
+    fn equal_rows_have_one_order() {
+        let rows: Vec<_> = (0..100).map(|n| row(&format!("192.0.2.{n}"), 7, 7)).collect();
+        let mut reversed = rows.clone();
+        reversed.reverse();
+        assert_eq!(addresses("per_page=60&page=2", rows), addresses("per_page=60&page=2", reversed));
+    }
+
+    #[test]
+    fn mistakes_say_what_was_expected() {
+        for (query, text) in [
+            ("sort=size", "sort: expected bytes, packets, first_seen or last_seen"),
+            ("page=0", "page: expected a number from 1"),
+            ("per_page=1001", "per_page: expected a number from 1 to 1000"),
+            ("address=here", "address: expected an IP address"),
+            ("interface=%f", "interface: expected percent-encoded UTF-8"),
+            (
+                "pages=1",
+                "unknown parameter \"pages\"; there are sort, order, page, per_page, interface and address",
+            ),
+        ] {
+            assert_eq!(Query::parse(query).unwrap_err().to_string(), text, "{query}");
+        }
+    }
+
+    #[test]
+    fn states_of_one_direction() {
+        for (flags, data, state) in [
+            (0x02, false, "syn_sent"),
+            (0x12, false, "syn_received"),
+            (0x12, true, "established"),
+            (0x10, true, "established"),
+            (0x13, true, "closing"),
+            (0x17, true, "reset"),
+        ] {
+            assert_eq!(tcp_state(flags, data), state, "{flags:x}");
+        }
+    }
+}

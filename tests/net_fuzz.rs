@@ -1,0 +1,273 @@
+//! Millions of frames through the kernel's test runs: the programs must count each as the model does.
+//!
+//! Needs root (CAP_BPF, CAP_NET_ADMIN). Touches no interface. The seed is fixed: every run sends the same frames.
+
+// The generated skeleton is not ours to style.
+#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
+}
+#[path = "net_support/frames.rs"]
+mod frames;
+#[path = "net_support/model.rs"]
+mod model;
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+
+use exporter::net::{
+    AddressFamily, Counters, Fault, FlowKey, Protocol, SIZE_BOUNDS, SIZES, TcpKind, Verdict, cells,
+    read_flows, read_talkers,
+};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut, ProgramInput, ProgramMut};
+use skeleton::{NetSkel, NetSkelBuilder, OpenNetSkel};
+
+use frames::Chance;
+use model::{Ends, Parsed};
+
+/// Frames that each program is given.
+const FRAMES: u32 = 1_000_000;
+/// Frames between two comparisons.
+const BATCH: u32 = 500;
+
+/// What a program should have counted.
+#[derive(Debug, Default, Clone)]
+struct Expected {
+    packets: HashMap<(AddressFamily, Protocol), u64>,
+    bytes: HashMap<(AddressFamily, Protocol), u64>,
+    faults: HashMap<Fault, u64>,
+    fragments: HashMap<AddressFamily, u64>,
+    tcp: HashMap<TcpKind, u64>,
+    sizes: [u64; SIZES],
+}
+
+impl Expected {
+    fn add(&mut self, frame: &[u8], parsed: &Parsed) {
+        let key = (parsed.family, parsed.protocol);
+        *self.packets.entry(key).or_default() += 1;
+        *self.bytes.entry(key).or_default() += frame.len() as u64;
+        self.sizes[SIZE_BOUNDS.partition_point(|bound| *bound < frame.len() as u32)] += 1;
+        if let Some(fault) = parsed.fault {
+            *self.faults.entry(fault).or_default() += 1;
+        }
+        if parsed.fragment {
+            *self.fragments.entry(parsed.family).or_default() += 1;
+        }
+        if let Some(kind) = parsed.tcp_kind() {
+            *self.tcp.entry(kind).or_default() += 1;
+        }
+    }
+
+    /// The first difference, in words.
+    fn difference(&self, counters: &Counters) -> Option<String> {
+        let differs = |what: String, expected: u64, found: u64| {
+            (expected != found).then(|| format!("{what}: the model says {expected}, the program {found}"))
+        };
+        for (verdict, family, protocol) in cells() {
+            let of = |map: &HashMap<(AddressFamily, Protocol), u64>| {
+                if verdict == Verdict::Pass { map.get(&(family, protocol)).copied().unwrap_or(0) } else { 0 }
+            };
+            let packets = counters.packets(verdict, family, protocol);
+            let bytes = counters.bytes(verdict, family, protocol);
+            let found = differs(
+                format!("packets of {family:?} {protocol:?} {verdict:?}"),
+                of(&self.packets),
+                packets,
+            )
+            .or_else(|| differs(format!("bytes of {family:?} {protocol:?}"), of(&self.bytes), bytes));
+            if found.is_some() {
+                return found;
+            }
+        }
+        let faults = Fault::ALL.iter().find_map(|fault| {
+            differs(
+                format!("{fault:?}"),
+                self.faults.get(fault).copied().unwrap_or(0),
+                counters.faults(*fault),
+            )
+        });
+        let fragments = AddressFamily::ALL.iter().find_map(|family| {
+            let expected = self.fragments.get(family).copied().unwrap_or(0);
+            differs(format!("fragments of {family:?}"), expected, counters.fragments(*family))
+        });
+        let tcp = TcpKind::ALL.iter().find_map(|kind| {
+            differs(format!("{kind:?}"), self.tcp.get(kind).copied().unwrap_or(0), counters.tcp(*kind))
+        });
+        let sizes = (0..SIZES).find_map(|size| {
+            differs(format!("size bucket {size}"), self.sizes[size], counters.sizes()[size])
+        });
+        faults.or(fragments).or(tcp).or(sizes)
+    }
+}
+
+fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> OpenNetSkel<'_> {
+    NetSkelBuilder::default().open(storage).expect("failed to open the packet programs")
+}
+
+fn load(open: OpenNetSkel<'_>) -> NetSkel<'_> {
+    open.load().expect("the kernel refused the packet programs; this test needs root")
+}
+
+fn counters(map: &MapImpl<'_, Mut>) -> Counters {
+    Counters::sum(&map.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value"))
+}
+
+/// Runs a program once over a frame.
+fn run(program: &ProgramMut<'_>, frame: &[u8]) {
+    let input = ProgramInput { data_in: Some(frame), ..ProgramInput::default() };
+    program
+        .test_run(input)
+        .unwrap_or_else(|error| panic!("test run of {} bytes {frame:02x?}: {error:#}", frame.len()));
+}
+
+/// Sends the frames, compares in batches, and in one that differs names the first frame that does.
+fn compare(program: &ProgramMut<'_>, stats: &MapImpl<'_, Mut>, seed: u64, shortest: usize, pieces: u32) {
+    let mut chance = Chance::new(seed);
+    let mut expected = Expected::default();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..pieces / BATCH {
+        let start = (chance.clone(), expected.clone(), counters(stats));
+        for _ in 0..BATCH {
+            let frame = frame_of(&mut chance, shortest);
+            let parsed = model::parse(&frame);
+            seen.insert((parsed.family, parsed.protocol, parsed.fault, parsed.fragment));
+            expected.add(&frame, &parsed);
+            run(program, &frame);
+        }
+        if let Some(text) = expected.difference(&counters(stats)) {
+            panic!("{text}\n{}", find(program, stats, start, shortest));
+        }
+    }
+    // Chance must have come everywhere, or the comparison says little.
+    for fault in Fault::ALL {
+        for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
+            let possible = *fault != Fault::Extensions || family == AddressFamily::Ipv6;
+            let met = seen.iter().any(|one| one.0 == family && one.2 == Some(*fault));
+            assert_eq!(met, possible, "{fault:?} in {family:?}");
+        }
+    }
+    assert!(seen.len() > 30, "only {} kinds of frames", seen.len());
+}
+
+fn frame_of(chance: &mut Chance, shortest: usize) -> Vec<u8> {
+    let mut frame = frames::any(chance);
+    if frame.len() < shortest {
+        frame.resize(shortest, 0);
+    }
+    frame
+}
+
+/// The frame of a batch that was counted differently, found by sending the batch again, frame by frame.
+fn find(
+    program: &ProgramMut<'_>,
+    stats: &MapImpl<'_, Mut>,
+    (mut chance, _, _): (Chance, Expected, Counters),
+    shortest: usize,
+) -> String {
+    for _ in 0..BATCH {
+        let frame = frame_of(&mut chance, shortest);
+        let before = counters(stats);
+        run(program, &frame);
+        let after = counters(stats);
+        let parsed = model::parse(&frame);
+        let grew = |number: &dyn Fn(&Counters) -> u64| number(&after) - number(&before);
+        let cell = grew(&|counters| counters.packets(Verdict::Pass, parsed.family, parsed.protocol)) == 1;
+        let fault = Fault::ALL.iter().all(|fault| {
+            grew(&|counters| counters.faults(*fault)) == u64::from(parsed.fault == Some(*fault))
+        });
+        let fragment = grew(&|counters| counters.fragments(parsed.family)) == u64::from(parsed.fragment);
+        let tcp = TcpKind::ALL
+            .iter()
+            .all(|kind| grew(&|counters| counters.tcp(*kind)) == u64::from(parsed.tcp_kind() == Some(*kind)));
+        if !(cell && fault && fragment && tcp) {
+            return format!("the frame {frame:02x?}\nis, says the model, {parsed:?}");
+        }
+    }
+    "no single frame differs: sizes or bytes do".to_string()
+}
+
+#[test]
+fn ingress_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(&skel.progs.net_ingress, &skel.maps.ingress_stats, 0x5eed_0001, 14, 2 * FRAMES);
+}
+
+#[test]
+fn ingress_in_pieces_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(&skel.progs.net_ingress_frags, &skel.maps.ingress_stats, 0x5eed_0002, 14, FRAMES / 4);
+}
+
+#[test]
+fn egress_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    // Test runs of TC programs are refused for less than an Ethernet and an IP header.
+    compare(&skel.progs.net_egress, &skel.maps.egress_stats, 0x5eed_0003, 54, FRAMES);
+}
+
+/// Few hosts and ports, so that the tables have room: then every sound packet is in them, whole.
+#[test]
+fn talkers_and_flows_are_what_the_model_says() {
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open(&mut storage);
+    let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
+    (constants.with_talkers, constants.with_flows) = (true, true);
+    (constants.talker_sets_mask, constants.flow_sets_mask) = (255, 1023);
+    constants.ifindex = 7;
+    open.maps.talkers.set_max_entries(256).unwrap();
+    open.maps.flows.set_max_entries(1024).unwrap();
+    let skel = load(open);
+
+    let mut chance = Chance::new(0x5eed_0004);
+    let mut expected = Expected::default();
+    let mut flows: HashMap<Ends, (u64, u64)> = HashMap::new();
+    for _ in 0..200_000 {
+        let frame = frames::sound(&mut chance);
+        let parsed = model::parse(&frame);
+        expected.add(&frame, &parsed);
+        if let Some(ends) = parsed.ends {
+            let sum = flows.entry(ends).or_default();
+            sum.0 += 1;
+            sum.1 += frame.len() as u64;
+        }
+        run(&skel.progs.net_ingress_talkers, &frame);
+    }
+    let found = counters(&skel.maps.ingress_stats);
+    assert_eq!(expected.difference(&found), None);
+    assert_eq!(
+        (found.talkers_refused(), found.flows_refused()),
+        (0, 0),
+        "the tables were too small for this test"
+    );
+    assert!(flows.len() > 300, "only {} flows", flows.len());
+
+    let handle = |map| libbpf_rs::MapHandle::try_from(map).unwrap();
+    let kernel: HashMap<Ends, (u64, u64)> = read_flows(&handle(&skel.maps.flows))
+        .unwrap()
+        .into_iter()
+        .map(|(key, flow)| {
+            let FlowKey { source, destination, source_port, destination_port, protocol: number, .. } = key;
+            (
+                Ends { source, destination, number, source_port, destination_port },
+                (flow.sum.packets, flow.sum.bytes),
+            )
+        })
+        .collect();
+    assert_eq!(kernel, flows);
+    let mut sources: HashMap<std::net::IpAddr, (u64, u64)> = HashMap::new();
+    for (ends, (packets, bytes)) in &flows {
+        let sum = sources.entry(ends.source).or_default();
+        sum.0 += packets;
+        sum.1 += bytes;
+    }
+    let talkers: HashMap<_, _> = read_talkers(&handle(&skel.maps.talkers))
+        .unwrap()
+        .into_iter()
+        .map(|(key, talker)| (key.address, (talker.received.packets, talker.received.bytes)))
+        .collect();
+    assert_eq!(talkers, sources);
+}

@@ -1,0 +1,173 @@
+//! Network namespaces without a name: each belongs to a thread, and is gone with it and all that is in it.
+
+use std::net::Ipv4Addr;
+use std::process::{Command, Output};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A namespace in which closures and commands are run.
+pub struct Namespace {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// The thread's id, by which `ip link set ... netns` knows the namespace.
+    id: i32,
+}
+
+impl Namespace {
+    pub fn new() -> Self {
+        let (jobs, queue) = channel::<Job>();
+        let (ready, started) = channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: a system call without pointers; it concerns this thread alone.
+            let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            assert_eq!(
+                made,
+                0,
+                "no network namespace: {}; this test needs root",
+                std::io::Error::last_os_error()
+            );
+            // SAFETY: as above.
+            ready.send(unsafe { libc::gettid() }).unwrap();
+            for job in queue {
+                job();
+            }
+        });
+        let id = started.recv().expect("the thread has a namespace");
+        Self { jobs: Some(jobs), thread: Some(thread), id }
+    }
+
+    /// Runs a closure inside.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = channel();
+        let job = Box::new(move || done.send(job()).expect("the test waits"));
+        self.jobs.as_ref().unwrap().send(job).expect("the thread lives");
+        result.recv().expect("the job did not finish; see its panic above")
+    }
+
+    /// Runs a command inside, which must succeed, and gives what it printed.
+    pub fn command(&self, line: &str) -> String {
+        let output = self.output(line);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{line}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// Runs a command inside.
+    pub fn output(&self, line: &str) -> Output {
+        let words: Vec<String> = line.split_whitespace().map(String::from).collect();
+        let shown = line.to_string();
+        self.run(move || {
+            Command::new(&words[0])
+                .args(&words[1..])
+                .output()
+                .unwrap_or_else(|error| panic!("{shown}: {error}"))
+        })
+    }
+
+    /// The kernel's own counters of an interface.
+    pub fn statistics(&self, interface: &str) -> Statistics {
+        let text = self.command(&format!("ip -s -j link show dev {interface}"));
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON of ip");
+        let number =
+            |direction: &str, what: &str| json[0]["stats64"][direction][what].as_u64().expect("a number");
+        Statistics {
+            rx_packets: number("rx", "packets"),
+            rx_bytes: number("rx", "bytes"),
+            tx_packets: number("tx", "packets"),
+            tx_bytes: number("tx", "bytes"),
+            tx_dropped: number("tx", "dropped"),
+        }
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        let joined = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            assert!(matches!(joined, Some(Ok(()))), "a job in the namespace panicked");
+        }
+    }
+}
+
+/// What the kernel says of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    pub tx_dropped: u64,
+}
+
+/// Addresses of the two ends.
+pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+
+const HERE_MAC: &str = "02:00:00:00:99:01";
+const THERE_MAC: &str = "02:00:00:00:99:02";
+
+/// Two namespaces with a veth pair between them, `exn0` here and `exn1` there, down and without frames so far.
+pub fn pair() -> (Namespace, Namespace) {
+    let (here, there) = (Namespace::new(), Namespace::new());
+    connect(&here, &there);
+    (here, there)
+}
+
+/// Makes the veth pair.
+pub fn connect(here: &Namespace, there: &Namespace) {
+    here.command(&format!(
+        "ip link add exn0 address {HERE_MAC} type veth peer name exn1 address {THERE_MAC} netns {}",
+        there.id
+    ));
+    here.command(&format!("ip addr add {HERE}/24 dev exn0"));
+    there.command(&format!("ip addr add {THERE}/24 dev exn1"));
+    here.command("ip addr add fd99::1/64 dev exn0 nodad");
+    there.command("ip addr add fd99::2/64 dev exn1 nodad");
+}
+
+/// Takes both ends up. Only now frames flow, so that what was attached before sees all of them; the far end first, for
+/// what is sent to an end that is down passes our egress program and is then dropped by the device.
+pub fn up(here: &Namespace, there: &Namespace) {
+    here.command("ip link set lo up");
+    there.command("ip link set lo up");
+    there.command("ip link set exn1 up");
+    here.command("ip link set exn0 up");
+    for (end, name) in [(here, "exn0"), (there, "exn1")] {
+        // The carrier is noticed a moment later, and until then frames are dropped.
+        for _ in 0..200 {
+            if end.command(&format!("ip link show dev {name}")).contains("state UP") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    // Known neighbours: nothing waits for address resolution, of which a queue would lose some.
+    here.command(&format!("ip neigh replace {THERE} lladdr {THERE_MAC} nud permanent dev exn0"));
+    there.command(&format!("ip neigh replace {HERE} lladdr {HERE_MAC} nud permanent dev exn1"));
+}
+
+/// Sends a frame as it is, so many times, out of an interface of the thread's namespace.
+pub fn send_raw(interface: &str, frame: &[u8], times: usize) {
+    // SAFETY: a socket, a name with its terminator, and an address and a frame whose lengths are given; all outlive the
+    // calls.
+    unsafe {
+        let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
+        assert!(socket >= 0, "no raw socket: {}", std::io::Error::last_os_error());
+        let name = std::ffi::CString::new(interface).unwrap();
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
+        to.sll_halen = 6;
+        for _ in 0..times {
+            let size = size_of::<libc::sockaddr_ll>() as u32;
+            let sent =
+                libc::sendto(socket, frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), size);
+            assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
+        }
+        libc::close(socket);
+    }
+}

@@ -1,0 +1,474 @@
+//! The packet counters on real interfaces: veth pairs in namespaces of their own, real senders, and the kernel's own
+//! statistics to compare with.
+//!
+//! Needs root, `ip`, `ping`, `nc`, `curl` and `python3`.
+
+// Somebody else's program, for which any will do. The generated skeleton is not ours to style.
+#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
+mod bench {
+    include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
+}
+#[path = "net_support/namespace.rs"]
+mod namespace;
+
+use std::net::UdpSocket;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use exporter::net::{Count, Event, Family, Mode, Network, NetworkConfig, Value, XdpMode};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use namespace::{HERE, Namespace, THERE, connect, pair, up};
+
+/// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
+const NATIVE_VETH_OMITS: u64 = 14;
+
+fn config(mode: Mode) -> NetworkConfig {
+    NetworkConfig { interfaces: vec!["exn*".to_string()], mode, count: Count::default() }
+}
+
+/// Starts counting in a namespace; events come to the receiver.
+fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Event>) {
+    let (tell, events) = channel();
+    let network = inside.run(move || {
+        Network::start(config, move |event| {
+            // The test may have ended before the last event.
+            let _ = tell.send(event);
+        })
+    });
+    (network.expect("counting starts"), events)
+}
+
+/// The sum of a metric's series that have all these labels.
+fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
+    let family =
+        families.iter().find(|family| family.name == name).unwrap_or_else(|| panic!("no metric {name}"));
+    let fits = |have: &[(&str, String)]| {
+        labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
+    };
+    let samples: Vec<_> = family.samples.iter().filter(|sample| fits(&sample.labels)).collect();
+    assert!(!samples.is_empty(), "{name} has no series {labels:?}");
+    samples
+        .iter()
+        .map(|sample| match &sample.value {
+            Value::Number(number) => *number,
+            Value::Histogram { counts, .. } => counts.iter().sum(),
+        })
+        .sum()
+}
+
+/// Waits for a thing to become true, with a bound.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until no frame has crossed for a moment: late neighbour discovery would make two readings differ.
+fn settle(here: &Namespace) {
+    let mut last = here.statistics("exn0");
+    until("the pair is quiet", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = here.statistics("exn0");
+        let quiet = now == last;
+        last = now;
+        quiet
+    });
+}
+
+/// Totals of both directions, frames and bytes.
+fn totals(families: &[Family]) -> [u64; 4] {
+    ["xdp_packets_total", "xdp_bytes_total", "tc_egress_packets_total", "tc_egress_bytes_total"]
+        .map(|name| number(families, name, &[]))
+}
+
+/// What was counted is what the kernel counted. `header` is what the kernel's received bytes lack for each frame.
+fn agrees_with_the_kernel(here: &Namespace, network: &Network, header: u64) {
+    // Neighbours are probed again after seconds: only what nothing crossed meanwhile can be compared.
+    let (mut kernel, mut ours) = (here.statistics("exn0"), [0; 4]);
+    until("nothing crossed between two readings", || {
+        let before = kernel;
+        ours = totals(&network.collect());
+        std::thread::sleep(Duration::from_millis(20));
+        kernel = here.statistics("exn0");
+        kernel == before
+    });
+    assert_eq!(kernel.tx_dropped, 0, "what the device drops has passed the egress program");
+    assert_eq!(
+        ours,
+        [kernel.rx_packets, kernel.rx_bytes + header * kernel.rx_packets, kernel.tx_packets, kernel.tx_bytes],
+        "{kernel:?}"
+    );
+}
+
+fn send_datagrams(from: &Namespace, datagrams: u64, bytes: usize) {
+    from.run(move || {
+        let socket = UdpSocket::bind((THERE, 0)).unwrap();
+        let payload = vec![0x55; bytes];
+        for _ in 0..datagrams {
+            // Nobody listens: the refusals that come back are reported by a later send, and that one is not sent.
+            while socket.send_to(&payload, (HERE, 7777)).is_err() {}
+        }
+    });
+}
+
+fn senders_and_kernel_agree(mode: Mode, expected: XdpMode, header: u64) {
+    let (here, there) = pair();
+    let (network, events) = start(&here, config(mode));
+    assert_eq!(events.recv().unwrap(), Event::Attached { interface: "exn0".into(), mode: Some(expected) });
+    up(&here, &there);
+
+    there.command(&format!("ping -c 20 -i 0.01 -s 100 -q {HERE}"));
+    there.command("ping -6 -c 10 -i 0.01 -s 300 -q fd99::1");
+    let families = network.collect();
+    let xdp = |family, protocol| {
+        number(
+            &families,
+            "xdp_packets_total",
+            &[("interface", "exn0"), ("family", family), ("protocol", protocol), ("verdict", "pass")],
+        )
+    };
+    assert_eq!(xdp("ipv4", "icmp"), 20);
+    assert_eq!(number(&families, "xdp_bytes_total", &[("protocol", "icmp")]), 20 * (14 + 20 + 8 + 100));
+    assert_eq!(number(&families, "tc_egress_packets_total", &[("protocol", "icmp")]), 20);
+    // Neighbour discovery is ICMPv6 too: its messages are all below 128 bytes, the echoes are larger.
+    assert!(xdp("ipv6", "icmpv6") >= 10);
+
+    send_datagrams(&there, 1000, 200);
+    let families = network.collect();
+    assert_eq!(number(&families, "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")]), 1000);
+    assert_eq!(
+        number(&families, "xdp_bytes_total", &[("family", "ipv4"), ("protocol", "udp")]),
+        1000 * (14 + 20 + 8 + 200)
+    );
+    agrees_with_the_kernel(&here, &network, header);
+
+    // One TCP connection: nc sends a line and closes.
+    let before = network.collect();
+    let mut listener = here.run(|| {
+        let nc = Command::new("nc")
+            .args(["-l", "-N", "10.99.0.1", "7000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn();
+        nc.expect("nc listens")
+    });
+    until("nc listens", || here.command("ss -Hltn").contains(":7000"));
+    there.run(|| {
+        let mut nc = Command::new("nc")
+            .args(["-N", "10.99.0.1", "7000"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("nc connects");
+        std::io::Write::write_all(&mut nc.stdin.take().unwrap(), b"a line\n").unwrap();
+        assert!(nc.wait().unwrap().success());
+    });
+    listener.wait().unwrap();
+    settle(&here);
+    let after = network.collect();
+    let grew = |direction: &str, flag: &str| {
+        let labels = [("direction", direction), ("flag", flag)];
+        number(&after, "xdp_tcp_flags_total", &labels) - number(&before, "xdp_tcp_flags_total", &labels)
+    };
+    assert_eq!(
+        [grew("ingress", "syn"), grew("egress", "synack"), grew("ingress", "fin"), grew("egress", "fin")],
+        [1, 1, 1, 1]
+    );
+    agrees_with_the_kernel(&here, &network, header);
+    assert_eq!(
+        number(&after, "xdp_packet_size_bytes", &[("direction", "ingress")]),
+        number(&after, "xdp_packets_total", &[]),
+    );
+}
+
+#[test]
+fn generic_mode() {
+    senders_and_kernel_agree(Mode::Generic, XdpMode::Generic, 0);
+}
+
+#[test]
+fn native_mode() {
+    senders_and_kernel_agree(Mode::Auto, XdpMode::Native, NATIVE_VETH_OMITS);
+}
+
+/// Serves a file over HTTP from one namespace and gets it with curl from the other; gives what came, in bytes.
+fn download(here: &Namespace, there: &Namespace, bytes: usize) -> usize {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), vec![b'x'; bytes]).unwrap();
+    let path = folder.path().to_owned();
+    let mut server = here.run(move || {
+        let mut python = Command::new("python3");
+        python.args(["-m", "http.server", "8000", "--bind", "10.99.0.1", "--directory"]).arg(path);
+        python.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("python3 serves")
+    });
+    until("python3 serves", || here.command("ss -Hltn").contains(":8000"));
+    let got = there.output("curl -sf http://10.99.0.1:8000/file");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(got.status.success(), "curl: {}", got.status);
+    got.stdout.len()
+}
+
+/// What one end counts as sent, packets yet to be cut into segments among it, is what the other end receives.
+#[test]
+fn segments_are_counted_as_they_are_on_the_wire() {
+    const BYTES: usize = 8 << 20;
+    let (here, there) = pair();
+    let (sending, _) = start(&here, config(Mode::Generic));
+    // Native XDP at the far end takes whole frames only: the kernel cuts them behind our egress program.
+    let (receiving, _) = start(&there, config(Mode::Native));
+    up(&here, &there);
+    assert_eq!(download(&here, &there, BYTES), BYTES);
+    settle(&here);
+    let (sent, received) = (sending.collect(), receiving.collect());
+    for protocol in ["tcp", "icmpv6"] {
+        for (egress, ingress) in
+            [("tc_egress_packets_total", "xdp_packets_total"), ("tc_egress_bytes_total", "xdp_bytes_total")]
+        {
+            let labels = [("protocol", protocol)];
+            assert_eq!(
+                number(&sent, egress, &labels),
+                number(&received, ingress, &labels),
+                "{egress} {protocol}"
+            );
+        }
+    }
+    assert!(number(&sent, "tc_egress_packets_total", &[("protocol", "tcp")]) > BYTES as u64 / 1460);
+    assert_eq!(totals(&sent)[2], here.statistics("exn0").tx_packets);
+    let sizes = |families: &[Family], direction: &str| {
+        let family = families.iter().find(|family| family.name == "xdp_packet_size_bytes").unwrap();
+        let sample = family
+            .samples
+            .iter()
+            .find(|sample| sample.labels.contains(&("direction", direction.to_string())))
+            .unwrap();
+        sample.value.clone()
+    };
+    assert_eq!(sizes(&sent, "egress"), sizes(&received, "ingress"));
+}
+
+#[test]
+fn two_vlan_tags_from_a_raw_socket() {
+    let (here, there) = pair();
+    let (network, _) = start(&here, config(Mode::Generic));
+    up(&here, &there);
+    let before = number(&network.collect(), "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")]);
+    // Ethernet, 802.1ad tag, 802.1Q tag, IPv4, UDP of 12 bytes.
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0]);
+    frame.extend([0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 99, 0, 2, 10, 99, 0, 1]);
+    frame.extend([0, 7, 0, 8, 0, 12, 0, 0, 1, 2, 3, 4]);
+    let length = frame.len() as u64;
+    there.run(move || namespace::send_raw("exn1", &frame, 100));
+    settle(&here);
+    let families = network.collect();
+    let labels = [("family", "ipv4"), ("protocol", "udp")];
+    assert_eq!(number(&families, "xdp_packets_total", &labels) - before, 100);
+    // The kernel takes the outer tag out of a received frame before generic XDP and puts it back for the program.
+    assert_eq!(number(&families, "xdp_bytes_total", &labels), 100 * length);
+    assert_eq!(number(&families, "xdp_malformed_packets_total", &[]), 0);
+    agrees_with_the_kernel(&here, &network, 0);
+}
+
+#[test]
+fn another_program_stays() {
+    let (here, there) = pair();
+    let text = here.command("ip -j link show dev exn0");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let index = json[0]["ifindex"].as_i64().unwrap() as i32;
+    let link = here.run(move || foreign_link(index));
+    let holder = || {
+        let text = here.command("ip -j -d link show dev exn0");
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json[0]["xdp"]["prog"]["id"].as_u64()
+    };
+    let other = holder().expect("the other's program is there");
+    for mode in [Mode::Native, Mode::Generic, Mode::Auto] {
+        let (network, events) = start(&here, config(mode));
+        let Event::Refused { direction: "ingress", refusal, .. } = events.recv().unwrap() else {
+            panic!("{mode:?}: not refused")
+        };
+        assert_eq!(refusal.reason, "busy");
+        assert!(refusal.text.contains(&format!("\"bench_empty\", id {other}, in native mode")), "{refusal}");
+        assert!(refusal.text.contains("ip link set dev exn0 xdp off"), "{refusal}");
+        assert_eq!(holder(), Some(other));
+        // What leaves is counted all the same, and it is exported that what comes is not.
+        let families = network.collect();
+        assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
+        assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
+        assert_eq!(number(&families, "network_attach_refused", &[("reason", "busy")]), 1);
+        drop(network);
+        assert_eq!(holder(), Some(other));
+    }
+    up(&here, &there);
+    there.command(&format!("ping -c 1 -q {HERE}"));
+    drop(link);
+    assert_eq!(holder(), None);
+}
+
+/// Attaches a program that is not ours; the link keeps it.
+fn foreign_link(index: i32) -> libbpf_rs::Link {
+    let mut storage = std::mem::MaybeUninit::uninit();
+    let open = bench::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
+    let skel = open.load().expect("another's program loads");
+    skel.progs.bench_empty.attach_xdp(index).expect("another's program attaches")
+}
+
+#[test]
+fn interfaces_come_and_go_and_nothing_stays_behind() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, config(Mode::Generic));
+    let event = || events.recv_timeout(Duration::from_secs(20)).expect("an event");
+    assert!(matches!(event(), Event::Attached { .. }));
+    up(&here, &there);
+    send_datagrams(&there, 10, 10);
+    settle(&here);
+    assert_eq!(number(&network.collect(), "xdp_packets_total", &[("protocol", "udp")]), 10);
+
+    here.command("ip link del exn0");
+    assert_eq!(event(), Event::Gone { interface: "exn0".into() });
+    assert!(network.collect().is_empty());
+
+    connect(&here, &there);
+    assert_eq!(event(), Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Generic) });
+    up(&here, &there);
+    send_datagrams(&there, 3, 10);
+    settle(&here);
+    assert_eq!(number(&network.collect(), "xdp_packets_total", &[("protocol", "udp")]), 3);
+    agrees_with_the_kernel(&here, &network, 0);
+
+    drop(network);
+    assert!(!here.command("ip -d link show dev exn0").contains("xdp"));
+    assert!(!here.command("bpftool net show dev exn0").contains("net_egress"));
+}
+
+#[test]
+fn names_that_are_not_there_are_told() {
+    let here = Namespace::new();
+    let (_network, events) = start(
+        &here,
+        NetworkConfig { interfaces: vec!["exn7".into(), "other*".into()], ..config(Mode::Auto) },
+    );
+    assert_eq!(events.recv().unwrap(), Event::Missing { interface: "exn7".into() });
+    assert!(events.try_recv().is_err());
+}
+
+#[test]
+fn nothing_of_a_flood_is_lost() {
+    const DATAGRAMS: u64 = 200_000;
+    let (here, there) = pair();
+    let mut wanted = config(Mode::Native);
+    (wanted.count.talkers, wanted.count.flows) = (1024, 1024);
+    let (network, _) = start(&here, wanted);
+    up(&here, &there);
+    let dropped = there.statistics("exn1").tx_dropped;
+    send_datagrams(&there, DATAGRAMS, 18);
+    settle(&here);
+    let (families, sender) = (network.collect(), there.statistics("exn1"));
+    // A full queue between the two ends drops before there is a program; the sender's side says how many.
+    assert_eq!(
+        number(&families, "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")]),
+        DATAGRAMS - (sender.tx_dropped - dropped)
+    );
+    agrees_with_the_kernel(&here, &network, NATIVE_VETH_OMITS);
+}
+
+#[test]
+fn talkers_flows_and_connections() {
+    let (here, there) = pair();
+    let mut wanted = config(Mode::Generic);
+    wanted.count =
+        Count { talkers: 512, flows: 512, top_sources: 1, tcp_connections: true, ..Count::default() };
+    let (network, _) = start(&here, wanted);
+    up(&here, &there);
+    there.command("ip addr add 10.99.0.3/24 dev exn1");
+    send_datagrams(&there, 50, 400);
+    there.command("ping -c 3 -i 0.01 -q -I 10.99.0.3 10.99.0.1");
+    assert_eq!(download(&here, &there, 100_000), 100_000);
+    settle(&here);
+
+    let json = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
+    let talkers = json(network.talkers("address=10.99.0.3").unwrap());
+    assert_eq!(talkers["total"], 1);
+    let row = &talkers["rows"][0];
+    assert_eq!([&row["received_packets"], &row["received_bytes"], &row["sent_packets"]], [3, 3 * 98, 3]);
+    assert_eq!(row["interface"], "exn0");
+    let (first, last) = (row["first_seen"].as_f64().unwrap(), row["last_seen"].as_f64().unwrap());
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!(first <= last && last <= now && now - first < 60.0, "{first} {last} {now}");
+
+    let flows = json(network.flows("sort=packets&per_page=1000").unwrap());
+    let flow = |direction: &str, protocol: &str, port: &str, number: u64| {
+        let rows = flows["rows"].as_array().unwrap();
+        let mut fits = rows.iter().filter(|row| {
+            row["direction"] == direction
+                && row["protocol"] == protocol
+                && (port.is_empty() || row[port] == number)
+        });
+        fits.next()
+            .unwrap_or_else(|| panic!("no flow {direction} {protocol} {port} {number} in {flows}"))
+            .clone()
+    };
+    let udp = flow("ingress", "udp", "destination_port", 7777);
+    assert_eq!([&udp["packets"], &udp["bytes"]], [50, 50 * 442]);
+    assert_eq!([&udp["source"], &udp["destination"]], ["10.99.0.2", "10.99.0.1"]);
+    assert!(udp["tcp_state"].is_null());
+    let tcp = flow("egress", "tcp", "source_port", 8000);
+    assert!(tcp["bytes"].as_u64().unwrap() > 100_000);
+    assert_eq!(tcp["tcp_state"], "closing");
+    assert_eq!(flow("ingress", "icmp", "", 0)["packets"], 3);
+    assert!(network.flows("sort=colour").is_err());
+
+    let families = network.collect();
+    assert_eq!(
+        number(&families, "xdp_top_source_bytes", &[("source", "10.99.0.2")]),
+        json(network.talkers("address=10.99.0.2").unwrap())["rows"][0]["received_bytes"]
+    );
+    assert_eq!(number(&families, "network_untracked_packets_total", &[]), 0);
+    // Socket diagnostics are those of the namespace of whoever collects.
+    let (listen, families) = here.run(move || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        (listener, network.collect())
+    });
+    assert_eq!(number(&families, "network_tcp_connections", &[("state", "listen")]), 1);
+    drop(listen);
+}
+
+#[test]
+fn a_large_mtu_is_said_or_taken_in_pieces() {
+    let (here, there) = pair();
+    here.command("ip link set exn0 mtu 9000");
+    there.command("ip link set exn1 mtu 9000");
+    let (network, events) = start(&here, config(Mode::Auto));
+    // veth takes frames in pieces, so that native mode works with it.
+    assert_eq!(
+        events.recv().unwrap(),
+        Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Native) }
+    );
+    up(&here, &there);
+    send_datagrams(&there, 20, 8000);
+    settle(&here);
+    let families = network.collect();
+    let labels = [("family", "ipv4"), ("protocol", "udp")];
+    assert_eq!(number(&families, "xdp_packets_total", &labels), 20);
+    assert_eq!(number(&families, "xdp_bytes_total", &labels), 20 * 8042);
+    agrees_with_the_kernel(&here, &network, NATIVE_VETH_OMITS);
+}
+
+#[test]
+fn a_driver_without_xdp_is_said() {
+    let here = Namespace::new();
+    let (_network, events) =
+        start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Native) });
+    let Event::Refused { refusal, .. } = events.recv().unwrap() else { panic!("not refused") };
+    assert!(["unsupported", "mtu"].contains(&refusal.reason), "{refusal:?}");
+    assert!(refusal.text.contains("mode: generic"), "{refusal}");
+    let (_network, events) =
+        start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Auto) });
+    assert_eq!(
+        events.recv().unwrap(),
+        Event::Attached { interface: "lo".into(), mode: Some(XdpMode::Generic) }
+    );
+}
