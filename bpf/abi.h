@@ -138,6 +138,7 @@ enum book_cell {
 	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
 	BOOK_FOLDED, /* label sets that went to "other"; not a way a hit can end */
+	BOOK_FORGOTTEN, /* earlier starts that a start showed to be over without their end; not a way a hit can end */
 	BOOK_CELLS = 16,
 };
 
@@ -254,12 +255,14 @@ struct entry {
 /* Key and value of the map that holds begun spans. */
 struct start_key {
 	__u32 span;
-	__u32 pad;
+	__u32 tgid; /* forked processes have the same addresses in their arguments */
 	__u64 key;
 };
 
 struct start {
 	__u64 time;
+	__u64 stack; /* stack pointer */
+	__u64 instruction; /* instruction pointer */
 	__u64 faults; /* bit i: value i of the start could not be read */
 	__u64 carried[MAX_CARRIED];
 };

@@ -124,7 +124,7 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
-		lost = begin(&hit, probe);
+		lost = begin(&hit, probe, ctx);
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
 

@@ -114,14 +114,35 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 /* Which start belongs to this hit: the thread's, or that of value 0. */
 static __always_inline struct start_key start_key(const struct probe *probe, __u64 value, __u64 tgid_tid)
 {
-	struct start_key key = { .span = probe->span };
+	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
 
 	key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
 	return key;
 }
 
+/*
+ * How many of a thread's starts can still come to their end. A stack grows downwards: a start that was deeper than this
+ * one, or at this very place, belonged to a call that was left without the end, by an exception, by longjmp or by another
+ * way out. Without this, a few errors would leave no room for the rest of the thread's life.
+ */
+static __always_inline __u32 still_open(const struct starts *starts_of_thread, const struct pt_regs *ctx)
+{
+	__u32 depth = starts_of_thread->depth;
+
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_DEPTH; i++) {
+		const struct start *start = &starts_of_thread->nested[i];
+
+		if (i >= depth)
+			return depth;
+		if (start->stack < ctx->sp || (start->stack == ctx->sp && start->instruction == ctx->ip))
+			return i;
+	}
+	return depth;
+}
+
 /* Keeps the time and the first values for the end of the span. Returns 0, or the book cell that says why not. */
-static __always_inline int begin(const struct hit *hit, const struct probe *probe)
+static __always_inline int begin(const struct hit *hit, const struct probe *probe, const struct pt_regs *ctx)
 {
 	struct start_key key = start_key(probe, hit->values[0], hit->tgid_tid);
 	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
@@ -141,7 +162,9 @@ static __always_inline int begin(const struct hit *hit, const struct probe *prob
 		if (!starts_of_key)
 			return BOOK_LOST_STARTS_FULL;
 	}
-	depth = by_thread ? starts_of_key->depth : 0;
+	depth = by_thread ? still_open(starts_of_key, ctx) : 0;
+	if (depth < starts_of_key->depth)
+		add(hit->shard + probe->book + BOOK_FORGOTTEN, starts_of_key->depth - depth);
 	if (!BOUNDED(depth, MAX_DEPTH)) {
 		/* Counted, so that the ends of the outer ones still find their own starts. */
 		starts_of_key->depth++;
@@ -149,6 +172,8 @@ static __always_inline int begin(const struct hit *hit, const struct probe *prob
 	}
 	start = &starts_of_key->nested[depth];
 	start->time = bpf_ktime_get_ns();
+	start->stack = ctx->sp;
+	start->instruction = ctx->ip;
 	start->faults = hit->faults >> first;
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < MAX_CARRIED; i++)

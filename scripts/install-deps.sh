@@ -13,8 +13,11 @@ set -euo pipefail
 # programs to trace; openssl makes certificates.
 packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
 	ca-certificates procps)
-# prometheus scrapes the exporter and brings promtool; the rest builds bitcoind.
-test_packages=(prometheus iproute2 python3 g++ cmake libboost-dev libevent-dev binutils)
+# prometheus scrapes the exporter and brings promtool; what follows it builds bitcoind and other programs; the last two
+# lines are programs to trace, with what they need to be run.
+test_packages=(prometheus iproute2 python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux
+	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
+	libpam-modules libssl3 libstdc++6)
 lint_packages=(clang-format-14 shellcheck git)
 rust=1.88 # rust-version in Cargo.toml
 
@@ -59,6 +62,19 @@ apt_install() {
 	return "$status"
 }
 
+# sssd changes how a machine logs people in, so it is not installed: the tests only look at its libraries.
+unpack_sssd() {
+	local folder=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/sssd made
+	[[ -e $folder ]] && return
+	say "unpacking sssd-common, uninstalled, into $folder"
+	made=$(mktemp -d)
+	(cd "$made" && apt-get -qq download sssd-common >&2 && dpkg-deb -x sssd-common_*.deb unpacked) ||
+		fail "could not download and unpack sssd-common; the messages are above"
+	mkdir -p "${folder%/*}"
+	mv "$made/unpacked" "$folder"
+	rm -rf "$made"
+}
+
 install_packages() {
 	local missing
 	mapfile -t missing < <(missing_packages)
@@ -67,11 +83,18 @@ install_packages() {
 	say "installing from Debian: ${missing[*]}"
 	as_root apt-get -o DPkg::Lock::Timeout=600 update -qq >&2 </dev/null ||
 		say "apt-get update failed; trying with the lists that are there"
+	local had_clusters=
+	[[ ! -e /etc/postgresql ]] || had_clusters=yes
 	apt_install "${missing[@]}" ||
 		fail "apt-get could not install all of: ${missing[*]}; its message is above"
 	if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
 		as_root systemctl disable --quiet prometheus 2>/dev/null || true
 		say "the prometheus service stays off; the tests start their own"
+	fi
+	# Debian makes a cluster with the server; apt_install has kept it from starting.
+	if [[ -z $had_clusters && -e /etc/postgresql ]] && command -v systemctl >/dev/null; then
+		as_root systemctl disable --quiet postgresql 2>/dev/null || true
+		say "the postgresql service stays off; the tests make clusters of their own"
 	fi
 }
 
@@ -105,14 +128,15 @@ install_rust_lints() {
 		fail "cannot add rustfmt and clippy; with a Rust that is not from rustup, install them its way"
 }
 
-lint=
+lint='' tests=''
 for option in "$@"; do
 	case $option in
-	--tests) packages+=("${test_packages[@]}") ;;
+	--tests) packages+=("${test_packages[@]}") tests=yes ;;
 	--lint) packages+=("${lint_packages[@]}") lint=yes ;;
 	*) fail "unknown option \"$option\"; known: --tests --lint" ;;
 	esac
 done
 install_packages
+[[ -z $tests ]] || unpack_sssd
 install_rust
 [[ -z $lint ]] || install_rust_lints

@@ -44,8 +44,11 @@ pub struct Sweep {
 /// As in `struct start_key`.
 fn start_key_of(bytes: &[u8]) -> start_key {
     let mut key = start_key::default();
-    if let (Some(span), Some(word)) = (bytes.first_chunk(), bytes.get(8..).and_then(<[u8]>::first_chunk)) {
-        (key.span, key.key) = (u32::from_ne_bytes(*span), u64::from_ne_bytes(*word));
+    let word =
+        |from: usize| bytes.get(from..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
+    if let (Some(span), Some(tgid)) = (word(0), word(4)) {
+        (key.span, key.tgid) = (span, tgid);
+        key.key = bytes.get(8..).and_then(<[u8]>::first_chunk).map_or(0, |key| u64::from_ne_bytes(*key));
     }
     key
 }
@@ -275,10 +278,11 @@ impl Kernel {
                 continue;
             };
             let (depth, begun) = depth_and_time(&value);
+            let ended = |id: &dyn std::fmt::Display| !Path::new("/proc").join(id.to_string()).exists();
             let gone = if *by_thread {
-                !Path::new("/proc").join(key.key.to_string()).exists()
+                ended(&key.key)
             } else {
-                now.saturating_sub(begun) > STALE.as_nanos() as u64
+                ended(&key.tgid) || now.saturating_sub(begun) > STALE.as_nanos() as u64
             };
             let of = &mut swept[key.span as usize];
             if !gone {

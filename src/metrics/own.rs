@@ -221,26 +221,30 @@ impl Own {
     fn spans(&self, to: &mut Families) {
         let spans = self.status.spans();
         let starts =
-            |probe: &&ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start { .. }, .. }));
-        type Column = (&'static str, &'static str, fn(&Sweep) -> u64);
+            |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start { .. }, .. }));
+        type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
         let columns: [Column; 2] = [
-            ("fibre_exporter_span_starts_open", "Starts whose end has not come, at the latest look.", |s| {
-                s.open
-            }),
+            (
+                "fibre_exporter_span_starts_open",
+                "Starts whose end has not come, at the latest look.",
+                |s, _| s.open,
+            ),
             (
                 "fibre_exporter_span_starts_expired_total",
-                "Starts that were forgotten: their thread ended, or their end did not come for ten minutes.",
-                |s| s.expired,
+                "Starts that were forgotten: their function was left without the end, their thread ended, or their \
+                 end did not come for ten minutes.",
+                |s, left| s.expired + left,
             ),
         ];
         for (name, help, column) in columns {
             let mut rows =
                 if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
-            for probe in self.plan.probes.iter().filter(starts) {
+            for (index, probe) in self.plan.probes.iter().enumerate().filter(|(_, probe)| starts(probe)) {
                 let number = probe.span.map_or(0, |span| span.number as usize);
                 let target = self.plan.targets[probe.target].name.as_str();
+                let left = self.shared.bank.book(index, book_cell::BOOK_FORGOTTEN);
                 if let Some(sweep) = spans.get(number) {
-                    rows.add(&[("target", target), ("probe", &probe.name)], column(sweep) as f64);
+                    rows.add(&[("target", target), ("probe", &probe.name)], column(sweep, left) as f64);
                 }
             }
         }

@@ -28,3 +28,35 @@ pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
     let (name, text) = TEXTS.iter().find(|(known, _)| *known == name)?;
     Some(crate::config::parse_profile(name, text))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{ArgKind, LabelValue};
+
+    #[test]
+    fn every_profile_is_right_and_documents_itself() {
+        for (name, text) in profiles() {
+            let profile = profile(name).unwrap().unwrap_or_else(|wrong| panic!("{}", wrong.render()));
+            assert!(!profile.binaries.is_empty() && text.starts_with("# "), "{name}");
+            for metric in profile.probes.iter().flat_map(|probe| &probe.metrics) {
+                assert!(metric.help.ends_with('.') && metric.help.contains(' '), "{name}: {}", metric.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_label_of_every_profile_is_bounded() {
+        for (name, _) in profiles() {
+            for probe in profile(name).unwrap().unwrap().probes {
+                let labels = probe.metrics.iter().flat_map(|metric| &metric.labels);
+                for label in labels {
+                    let LabelValue::From(from) = &label.value else { continue };
+                    let is_bool = probe.args.iter().any(|arg| arg.name == *from && arg.kind == ArgKind::Bool);
+                    let bounded = label.limit.is_some() || label.default.is_some() || is_bool;
+                    assert!(bounded, "{name}: label {} has neither limit nor default", label.name);
+                }
+            }
+        }
+    }
+}
