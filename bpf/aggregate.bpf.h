@@ -69,7 +69,7 @@ static __always_inline int check_conditions(const struct hit *hit, const struct 
 		if (cond->op == COND_STRING || cond->op == COND_NOT_STRING) {
 			__u64 words[PATTERN_WORDS] = {};
 
-			if (read_text(hit, probe, i, words, sizeof(words)) < 0)
+			if (read_text(hit, probe, i, words, sizeof(words), sizeof(words)) < 0)
 				return UNREADABLE;
 			holds = match(cond->operand, 1, words, true) == 0;
 			if (cond->op == COND_NOT_STRING)
@@ -88,14 +88,12 @@ static __always_inline int check_conditions(const struct hit *hit, const struct 
  * the limit. Two CPUs may see the same new words at once: the map lets one of them in, the other takes back its
  * acceptance and uses the first one's number (the one that it drew stays unused; there are a few to spare).
  */
-__noinline __u32 number_of(struct word_key *key)
+static __always_inline __u32 number_of(struct word_key *key)
 {
 	__u32 *known, accepted, number, at;
 	struct dictionary *dictionary;
 	struct entry *entry;
 
-	if (!key)
-		return 0;
 	known = bpf_map_lookup_elem(&numbers, key);
 	if (known)
 		return *known;
@@ -128,16 +126,23 @@ full:
 }
 
 /* The label's value as a number, see enum label_id. */
-static __always_inline __u32 label_id(const struct hit *hit, const struct probe *probe, const struct label *label)
+__noinline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
 {
-	struct word_key key = { .dictionary = label->dictionary };
-	__u32 i = label->value, words = label->words, found;
-	bool text = label->flags & LABEL_TEXT;
+	struct word_key key = {};
+	__u32 i, words, found;
+	bool text;
 
+	if (!hit || !probe || !label)
+		return ID_UNREADABLE;
+	key.dictionary = label->dictionary;
+	i = label->value;
+	words = label->words;
+	text = label->flags & LABEL_TEXT;
 	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return ID_UNREADABLE;
 	if (text) {
-		if (!BOUNDED(words, TEXT_WORDS + 1) || read_text(hit, probe, i, key.words, words * 8) < 0)
+		if (!BOUNDED(words, TEXT_WORDS + 1) ||
+		    read_text(hit, probe, i, key.words, words * 8, 8 * TEXT_WORDS) < 0)
 			return ID_UNREADABLE;
 	} else {
 		key.words[0] = hit->values[i];
@@ -188,8 +193,7 @@ static __always_inline void extreme(__u32 cell, __u64 value, bool max)
 }
 
 /* The series that the hit's label values belong to. */
-static __always_inline __u32 series_number(const struct hit *hit, const struct probe *probe,
-					   const struct action *action)
+static __always_inline __u32 series_number(struct hit *hit, struct probe *probe, struct action *action)
 {
 	struct word_key set = { .dictionary = action->family };
 	__u32 number = 0;
@@ -197,7 +201,7 @@ static __always_inline __u32 series_number(const struct hit *hit, const struct p
 
 #pragma clang loop unroll(full)
 	for (__u32 l = 0; l < MAX_LABELS; l++) {
-		const struct label *label = &action->labels[l];
+		struct label *label = &action->labels[l];
 		__u32 id;
 
 		if (l >= action->nlabels)

@@ -48,8 +48,8 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 
 			if (room > longest)
 				room = longest;
-			if (BOUNDED(used, text_room - longest + 1))
-				len = read_text(hit, probe, i, text + used, room);
+			if (longest && BOUNDED(used, text_room - longest + 1))
+				len = read_text(hit, probe, i, text + used, room, longest);
 			if (len < 0 || len > longest) {
 				faults |= 1U << i;
 				values[i] = 0;

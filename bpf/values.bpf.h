@@ -240,10 +240,11 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 
 /*
  * Reads the text that value i is the address of, at most room bytes of it. Returns its length without the NUL of a
- * C string, or a negative number.
+ * C string, or a negative number. Capacity is the constant that room never exceeds: the verifier of Linux 6.1 does not
+ * see that the lesser of two numbers is bounded by either.
  */
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
-				      __u32 room)
+				      __u32 room, const __u32 capacity)
 {
 	const struct value *what = &probe->values[i];
 	const void *from = (const void *)hit->values[i];
@@ -262,6 +263,8 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		err = bpf_get_current_comm(to, 16);
 		return err ? err : 16;
 	case VALUE_STRING:
+		if (!BOUNDED(max, capacity + 1))
+			return -1;
 		err = read_user_str(to, max, from);
 		return err > 0 ? err - 1 : err;
 	case VALUE_STRING_LEN:
@@ -279,7 +282,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		bytes = max;
 	if (!bytes)
 		return 0;
-	if (!BOUNDED(bytes, MAX_BYTES + 1))
+	if (!BOUNDED(bytes, capacity + 1))
 		return -1;
 	err = read_user(to, bytes, from);
 	return err ? err : (long)bytes;

@@ -80,7 +80,6 @@ cat >"$work/root/init" <<-'END'
 	mount -t devtmpfs dev /dev
 	mount -t proc proc /proc
 	mount -t sysfs sys /sys
-	mount -t tmpfs tmp /tmp
 	mount -t tracefs trace /sys/kernel/tracing
 	ip link set lo up
 	stty -F /dev/ttyS1 raw
