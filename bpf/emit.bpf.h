@@ -48,8 +48,12 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 
 			if (room > longest)
 				room = longest;
-			if (longest && BOUNDED(used, text_room - longest + 1))
-				len = read_text(hit, probe, i, text + used, room, longest);
+			if (longest && used <= text_room - longest) {
+				__u64 at = used;
+
+				CLAMP(at, text_room - longest);
+				len = read_text(hit, probe, i, text + at, room, longest);
+			}
 			if (len < 0 || len > longest) {
 				faults |= 1U << i;
 				values[i] = 0;

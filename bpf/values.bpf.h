@@ -59,6 +59,16 @@ static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ct
 		(value) < (limit);  \
 	})
 
+/*
+ * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
+ * so the compiler may put no copy aside in between.
+ */
+#define CLAMP(value, most)                                                \
+	asm volatile("if %[v] <= %[m] goto +1\n"                          \
+		     "%[v] = %[m]"                                        \
+		     : [v] "+r"(value)                                    \
+		     : [m] "i"(most))
+
 static __always_inline __u64 extend(__u64 raw, const struct location *at)
 {
 	__u32 shift = (64 - 8 * at->bytes) & 63;
@@ -240,16 +250,15 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 
 /*
  * Reads the text that value i is the address of, at most room bytes of it. Returns its length without the NUL of a
- * C string, or a negative number. Capacity is the constant that room never exceeds: the verifier of Linux 6.1 does not
- * see that the lesser of two numbers is bounded by either.
+ * C string, or a negative number. Capacity is the constant that room never exceeds.
  */
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
 				      __u32 room, const __u32 capacity)
 {
 	const struct value *what = &probe->values[i];
 	const void *from = (const void *)hit->values[i];
-	__u32 max = what->max, len = what->len_value;
-	__u64 bytes = 0;
+	__u32 len = what->len_value;
+	__u64 max = what->max, bytes = 0;
 	long err;
 
 	if (hit->faults & (1U << i))
@@ -263,8 +272,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		err = bpf_get_current_comm(to, 16);
 		return err ? err : 16;
 	case VALUE_STRING:
-		if (!BOUNDED(max, capacity + 1))
-			return -1;
+		CLAMP(max, capacity);
 		err = read_user_str(to, max, from);
 		return err > 0 ? err - 1 : err;
 	case VALUE_STRING_LEN:
@@ -282,8 +290,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		bytes = max;
 	if (!bytes)
 		return 0;
-	if (!BOUNDED(bytes, capacity + 1))
-		return -1;
+	CLAMP(bytes, capacity);
 	err = read_user(to, bytes, from);
 	return err ? err : (long)bytes;
 }
