@@ -5,9 +5,11 @@
 
 #include "maps.bpf.h"
 
-/* Kernel 6.12 and later; the loader resolves it to nothing elsewhere. */
+/* Missing before Linux 6.12, where the loader resolves it to nothing. */
 extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign,
 				  __u64 flags) __ksym __weak;
+
+#define PAGE_SHIFT 12
 
 /*
  * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
@@ -37,8 +39,20 @@ static __always_inline long read_user_str(void *to, __u32 bytes, const void *fro
 {
 	long len = bpf_probe_read_user_str(to, bytes, from);
 
-	if (len < 0 && bpf_ksym_exists(bpf_copy_from_user_str))
+	if (len >= 0)
+		return len;
+	if (bpf_ksym_exists(bpf_copy_from_user_str)) {
 		len = bpf_copy_from_user_str(to, bytes, from, 0);
+	} else {
+		/* One byte of each page that the string may be on makes it resident. */
+		__u64 first = (__u64)from, last = first + bytes - 1;
+		char byte;
+
+		bpf_copy_from_user(&byte, 1, from);
+		if ((first ^ last) >> PAGE_SHIFT)
+			bpf_copy_from_user(&byte, 1, (const void *)(last >> PAGE_SHIFT << PAGE_SHIFT));
+		len = bpf_probe_read_user_str(to, bytes, from);
+	}
 	return len;
 }
 
