@@ -77,10 +77,10 @@ static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ct
  * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
  * so the compiler may put no copy aside in between.
  */
-#define CLAMP(value, most)                                                \
-	asm volatile("if %[v] <= %[m] goto +1\n"                          \
-		     "%[v] = %[m]"                                        \
-		     : [v] "+r"(value)                                    \
+#define CLAMP(value, most)                       \
+	asm volatile("if %[v] <= %[m] goto +1\n" \
+		     "%[v] = %[m]"               \
+		     : [v] "+r"(value)           \
 		     : [m] "i"(most))
 
 static __always_inline __u64 extend(__u64 raw, const struct location *at)
