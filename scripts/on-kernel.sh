@@ -91,7 +91,7 @@ cat >"$work/root/init" <<-'END'
 	poweroff -f
 END
 chmod 755 "$work/root/init"
-(cd "$work/root" && find . | cpio --quiet -o -H newc -R 0:0) >"$work/init.cpio"
+(cd "$work/root" && find . | busybox cpio -o -H newc -R 0:0 2>/dev/null) >"$work/init.cpio"
 
 timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 1536 -nodefaults \
 	-no-user-config -display none -no-reboot -serial "file:$work/console" -serial "file:$work/output" \
