@@ -1,0 +1,89 @@
+//! What does not depend on one hit: losses at full speed, the drain, attaching and detaching.
+
+use std::time::{Duration, Instant};
+
+use exporter::config::model::AttachMode;
+use exporter::elf::Image;
+use exporter::kernel::{Kernel, choose};
+use exporter::layout::Layout;
+use exporter::resolve::resolve;
+
+use crate::Options;
+use crate::ours::{Exporter, planned};
+use crate::report::{Report, median};
+use crate::rows::cpu_ns;
+use crate::target::Target;
+
+const EVENT: &str = "\
+- on: usdt:bench:ints3
+  args: { a: 0, b: 1, c: 2 }
+  log: \"{a} {b} {c}\"
+  metrics: [{ counter: hits_total }]";
+const SITES: &str = "\
+- on: usdt:bench:site
+  metrics: [{ counter: hits_total }]";
+
+/// Events a second of all processes together, and how many processes.
+const RATES: [(u64, usize); 2] = [(1_000_000, 1), (1_800_000, 2)];
+
+pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
+    for (rate, processes) in RATES {
+        let name = format!("events lost at {:.1} M/s from {processes} process(es)", rate as f64 / 1e6);
+        if options.wants(&name) {
+            let each = rate / processes as u64;
+            let mut exporter = Exporter::start(&target.path, EVENT, true)?;
+            let before = cpu_ns();
+            let costs = target.run("ints3", 3 * each, processes, Some(each))?;
+            let wall = costs.iter().map(|cost| cost.wall_seconds).fold(0.0, f64::max);
+            let sent = 3 * each * processes as u64;
+            let lost = sent - exporter.total("hits_total").min(sent);
+            let spent = (cpu_ns() - before) as f64 / sent as f64;
+            let reached = sent as f64 / wall / 1e6;
+            report.fact(name, format!("{lost} of {sent}; {reached:.2} M/s reached; {spent:.0} ns of CPU an event"));
+        }
+    }
+    if options.wants("attach and detach 1,000 sites") {
+        attach(options, target, report)?;
+    }
+    Ok(())
+}
+
+fn attach(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
+    let plan = planned(&target.path, SITES, false)?;
+    let layout = Layout::new(&plan);
+    let started = Instant::now();
+    let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
+    let load = started.elapsed();
+    let started = Instant::now();
+    let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
+    let resolved = resolve(&image, 0, &plan.probes[0]).map_err(|why| why.to_string())?;
+    let resolving = started.elapsed();
+    let sites: Vec<_> = (0u32..).zip(&resolved.sites).collect();
+    let (mut attach, mut detach) = (Vec::new(), Vec::new());
+    for _ in 0..options.rounds {
+        let started = Instant::now();
+        for (cookie, site) in &sites {
+            kernel.set_site(*cookie, site).map_err(|why| why.to_string())?;
+        }
+        let links = kernel.attach(&target.path, &sites).map_err(|why| why.to_string())?;
+        attach.push(ms(started.elapsed()));
+        let started = Instant::now();
+        exporter::kernel::detach(links);
+        detach.push(ms(started.elapsed()));
+    }
+    report.fact("loading the probe programs", format!("{:.0} ms", ms(load)));
+    report.fact(
+        format!("{} sites", sites.len()),
+        format!(
+            "found in {:.1} ms, attached in {:.1} ms, detached in {:.1} ms",
+            ms(resolving),
+            median(&attach),
+            median(&detach)
+        ),
+    );
+    Ok(())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
