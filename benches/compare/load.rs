@@ -2,14 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use exporter::config::model::AttachMode;
-use exporter::elf::Image;
-use exporter::kernel::{Kernel, choose};
-use exporter::layout::Layout;
-use exporter::resolve::resolve;
-
 use crate::Options;
-use crate::ours::{Exporter, planned};
+use crate::ours::Exporter;
 use crate::report::{Report, median};
 use crate::rows::cpu_ns;
 use crate::target::Target;
@@ -31,7 +25,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         let name = format!("events lost at {:.1} M/s from {processes} process(es)", rate as f64 / 1e6);
         if options.wants(&name) {
             let each = rate / processes as u64;
-            let mut exporter = Exporter::start(&target.path, EVENT, true)?;
+            let mut exporter = Exporter::load(target, EVENT, true)?;
+            let _links = exporter.attach()?;
             let before = cpu_ns();
             let costs = target.run("ints3", 3 * each, processes, Some(each))?;
             let wall = costs.iter().map(|cost| cost.wall_seconds).fold(0.0, f64::max);
@@ -49,37 +44,21 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
 }
 
 fn attach(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
-    let plan = planned(&target.path, SITES, false)?;
-    let layout = Layout::new(&plan);
     let started = Instant::now();
-    let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
-    let load = started.elapsed();
-    let started = Instant::now();
-    let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
-    let resolved = resolve(&image, 0, &plan.probes[0]).map_err(|why| why.to_string())?;
-    let resolving = started.elapsed();
-    let sites: Vec<_> = (0u32..).zip(&resolved.sites).collect();
+    let exporter = Exporter::load(target, SITES, false)?;
+    report.fact("plan, find the sites, load the programs", format!("{:.0} ms", ms(started.elapsed())));
     let (mut attach, mut detach) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let started = Instant::now();
-        for (cookie, site) in &sites {
-            kernel.set_site(*cookie, site).map_err(|why| why.to_string())?;
-        }
-        let links = kernel.attach(&target.path, &sites).map_err(|why| why.to_string())?;
+        let links = exporter.attach()?;
         attach.push(ms(started.elapsed()));
         let started = Instant::now();
         exporter::kernel::detach(links);
         detach.push(ms(started.elapsed()));
     }
-    report.fact("loading the probe programs", format!("{:.0} ms", ms(load)));
     report.fact(
-        format!("{} sites", sites.len()),
-        format!(
-            "found in {:.1} ms, attached in {:.1} ms, detached in {:.1} ms",
-            ms(resolving),
-            median(&attach),
-            median(&detach)
-        ),
+        format!("{} sites", exporter.sites()),
+        format!("attached in {:.1} ms, detached in {:.1} ms", median(&attach), median(&detach)),
     );
     Ok(())
 }

@@ -31,7 +31,7 @@ pub struct Options {
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { rounds: 7, calls: 300_000, only: String::new(), markdown: None };
+        let mut options = Self { rounds: 15, calls: 150_000, only: String::new(), markdown: None };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
             let number = |text: String| text.parse().map_err(|_| format!("\"{text}\" is not a number"));

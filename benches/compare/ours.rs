@@ -1,29 +1,35 @@
 //! The exporter itself, from its configuration language to the text of a scrape; only HTTP is left out.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use exporter::bank::UserBank;
 use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::drain::Drain;
-use exporter::kernel::choose;
+use exporter::elf::Image;
+use exporter::kernel::{Kernel, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
-use exporter::targets::{Keeper, ProbeState};
+use exporter::resolve::{ResolvedSite, resolve};
+use libbpf_rs::Link;
 
-/// The running exporter. Dropping it stops it.
+use crate::target::Target;
+
+/// The exporter with its programs loaded. Attaching is left to the measurement, which takes turns with others.
 pub struct Exporter {
-    pub registry: Registry,
-    pub keeper: Keeper,
+    pub kernel: Kernel,
+    target: PathBuf,
+    sites: Vec<ResolvedSite>,
+    registry: Registry,
     drain: Drain,
     text: Vec<u8>,
 }
 
 /// A plan for these probes of the program; with `all_to_ring` no metric is computed in the kernel.
-pub fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, String> {
+fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, String> {
     let mut yaml = "limits: { label_values: 100000, sites: 2048 }\ntargets:\n".to_string();
     let _ = write!(yaml, "  - name: bench\n    binary: {}\n    probes:\n", target.display());
     for line in probes.lines() {
@@ -35,28 +41,38 @@ pub fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, S
 }
 
 impl Exporter {
-    pub fn start(target: &Path, probes: &str, all_to_ring: bool) -> Result<Self, String> {
-        let plan = Arc::new(planned(target, probes, all_to_ring)?);
-        let layout = Arc::new(Layout::new(&plan));
-        let keeper = Keeper::start(plan.clone(), layout.clone(), choose(AttachMode::Auto))
-            .map_err(|why| why.to_string())?;
-        if let Some(probe) = keeper.status().probes().iter().find(|probe| probe.state != ProbeState::Attached)
-        {
-            return Err(format!("{:?}", probe.state));
-        }
+    pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
+        let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
+        let layout = Layout::new(&plan);
+        let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
+        let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
+        let sites = resolve(&image, 0, &plan.probes[0]).map_err(|why| why.to_string())?.sites;
         let user = Arc::new(UserBank::new(&layout.user));
-        let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
+        let drain = Drain::start(plan.clone(), &layout, user.clone(), kernel.shared())
             .map_err(|why| why.to_string())?;
-        let registry = Registry::new(plan, &layout, keeper.shared().bank, user);
-        Ok(Self { registry, keeper, drain, text: Vec::new() })
+        let registry = Registry::new(plan, &layout, kernel.shared().bank, user);
+        Ok(Self { kernel, target: target.path.clone(), sites, registry, drain, text: Vec::new() })
+    }
+
+    /// Attaches to all sites of its first probe. Dropping the links detaches.
+    pub fn attach(&self) -> Result<Vec<Link>, String> {
+        let sites: Vec<_> = (0u32..).zip(&self.sites).collect();
+        for (cookie, site) in &sites {
+            self.kernel.set_site(*cookie, site).map_err(|why| why.to_string())?;
+        }
+        self.kernel.attach(&self.target, &sites).map_err(|why| why.to_string())
+    }
+
+    /// How many sites there are.
+    pub fn sites(&self) -> usize {
+        self.sites.len()
     }
 
     /// Waits for the events that are still in the ring, then renders all series.
     pub fn scrape(&mut self) -> &[u8] {
         self.drain.catch_up(Duration::from_secs(10));
-        let seen = self.keeper.status().seen();
         self.text.clear();
-        self.registry.render(&seen, &mut self.text);
+        self.registry.render(&[], &mut self.text);
         &self.text
     }
 

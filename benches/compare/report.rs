@@ -7,9 +7,10 @@ use crate::rows::FLOOR;
 /// What was measured of one contender of a row.
 pub struct Samples {
     pub name: String,
-    ns: Vec<f64>,
+    /// Nanoseconds per call, by round.
+    ns: Vec<(usize, f64)>,
     /// CPU time of the tracer for each hit.
-    pub tracer_ns: Vec<f64>,
+    tracer_ns: Vec<f64>,
     /// Hits that the tracer did not report, of all rounds together.
     pub lost: u64,
     /// Why there is no figure.
@@ -29,8 +30,23 @@ impl Samples {
     }
 
     /// One round's nanoseconds per call.
-    pub fn add(&mut self, ns: f64) {
-        self.ns.push(ns);
+    pub fn add(&mut self, round: usize, ns: f64) {
+        self.ns.push((round, ns));
+    }
+
+    /// What the tracer itself spent on one round's hits.
+    pub fn spent(&mut self, ns: u64, hits: u64) {
+        self.tracer_ns.push(ns as f64 / hits as f64);
+    }
+
+    fn all(&self) -> Vec<f64> {
+        self.ns.iter().map(|(_, ns)| *ns).collect()
+    }
+
+    /// Each round's ratio to the floor in the same round, so that the machine's slow changes cancel out.
+    fn ratios(&self, floor: &Samples) -> Vec<f64> {
+        let in_round = |round| floor.ns.iter().find(|(at, _)| *at == round).map(|(_, ns)| *ns);
+        self.ns.iter().filter_map(|(round, ns)| Some(ns / in_round(*round)?)).collect()
     }
 }
 
@@ -60,7 +76,7 @@ impl Report {
         let mut to = String::new();
         let _ = writeln!(
             to,
-            "{}. Medians of {} interleaved rounds; spread is from the lowest to the highest.\n",
+            "{}. Medians of {} interleaved rounds, ratios taken within a round; spread is the middle half.\n",
             machine(),
             self.rounds
         );
@@ -69,20 +85,21 @@ impl Report {
             to.push_str("|---|---|---:|---:|---:|---:|---:|\n");
         }
         for (row, all) in &self.rows {
-            let floor = all.iter().find(|samples| samples.name == FLOOR).map(|samples| median(&samples.ns));
+            let floor = all.iter().find(|samples| samples.name == FLOOR);
             for samples in all {
                 let _ = write!(to, "| {row} | {} ", samples.name.replace('_', ", "));
-                if samples.ns.is_empty() {
+                let mut ns = samples.all();
+                if ns.is_empty() {
                     let _ = writeln!(to, "| {} ||||| ", samples.note);
                     continue;
                 }
-                let (low, high) = ends(&samples.ns);
-                let middle = median(&samples.ns);
-                let ratio = floor.filter(|_| samples.name != "no tracer").map(|floor| middle / floor);
+                let middle = median(&ns);
+                let (low, high) = quartiles(&mut ns);
+                let ratio = floor.filter(|_| samples.name != "no tracer").map(|floor| samples.ratios(floor));
                 let _ = writeln!(
                     to,
                     "| {middle:.0} | {low:.0}-{high:.0} | {} | {} | {} |",
-                    ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
+                    ratio.map_or(String::new(), |ratios| format!("{:.2}", median(&ratios))),
                     if samples.tracer_ns.is_empty() {
                         String::new()
                     } else {
@@ -109,8 +126,10 @@ pub fn median(numbers: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-fn ends(numbers: &[f64]) -> (f64, f64) {
-    numbers.iter().fold((f64::MAX, 0.0), |(low, high), n| (low.min(*n), high.max(*n)))
+fn quartiles(numbers: &mut [f64]) -> (f64, f64) {
+    numbers.sort_by(f64::total_cmp);
+    let at = |part: usize| numbers[(numbers.len() - 1) * part / 4];
+    (at(1), at(3))
 }
 
 fn machine() -> String {

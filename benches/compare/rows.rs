@@ -20,6 +20,9 @@ pub struct Row {
     bpftrace: Option<(&'static str, &'static str)>,
 }
 
+/// bpftrace takes part in every so many rounds.
+const BPFTRACE_EVERY: usize = 5;
+
 /// The floor: an empty program on the same probe.
 pub const FLOOR: &str = "empty";
 pub const OURS: &str = "this exporter";
@@ -164,6 +167,7 @@ pub fn compare(
         let costs = target.run(row.probe, calls, row.processes, None)?;
         Ok(costs.iter().map(|cost| cost.ns_per_call).sum::<f64>() / costs.len() as f64)
     };
+    let mut exporter = Exporter::load(target, row.probes, row.all_to_ring)?;
     let mut all = vec![Samples::new("no tracer"), Samples::new(FLOOR)];
     all.extend(row.programs.iter().map(|name| Samples::new(name)));
     all.extend(row.bpftrace.map(|(name, _)| Samples::new(name)));
@@ -172,44 +176,52 @@ pub fn compare(
         for samples in &mut all {
             let name = samples.name.clone();
             let name = name.as_str();
+            let mut calls = options.calls;
+            let bpftrace = row.bpftrace.filter(|(known, _)| *known == name);
             if name == OURS {
-                let mut exporter = Exporter::start(&target.path, row.probes, row.all_to_ring)?;
+                let links = exporter.attach()?;
                 let before = cpu_ns();
-                let cost = run(options.calls)?;
-                let spent = cpu_ns() - before;
-                let hits = options.calls * row.processes as u64;
-                let counted = exporter.total(row.metric);
-                samples.add(cost);
-                samples.tracer_ns.push(spent as f64 / hits as f64);
-                samples.lost += hits.saturating_sub(counted);
+                samples.add(round, run(calls)?);
+                exporter.scrape();
+                samples.spent(cpu_ns() - before, calls * row.processes as u64);
+                drop(links);
             } else if name == "no tracer" {
-                samples.add(run(options.calls)?);
-            } else if let Some((_, action)) = row.bpftrace.filter(|(known, _)| *known == name) {
+                samples.add(round, run(calls)?);
+            } else if let Some((_, action)) = bpftrace {
+                // It takes a second to start: in some rounds only.
+                if round % BPFTRACE_EVERY != 0 {
+                    continue;
+                }
                 match Bpftrace::start(target, row.probe, action) {
                     Err(why) => samples.note = why,
                     Ok(bpftrace) => {
-                        let cost = run(options.calls)?;
+                        samples.add(round, run(calls)?);
                         let counted = bpftrace.finish();
-                        samples.add(cost);
-                        samples.lost += (options.calls * row.processes as u64).saturating_sub(counted);
+                        samples.lost += (calls * row.processes as u64).saturating_sub(counted);
                     }
                 }
             } else {
-                let _consumer = if name == "naive" { Some(rivals.consume()?) } else { None };
+                let consumer = if name == "naive" { Some(rivals.consume()?) } else { None };
                 let link = rivals.attach(name, &sites)?;
                 let before = cpu_ns();
                 // A wake-up for every event takes so long that fewer events have to do.
-                let calls = if name == "naive" { options.calls / 4 } else { options.calls };
-                samples.add(run(calls)?);
-                if name == "naive" {
-                    let hits = calls * row.processes as u64;
-                    samples.tracer_ns.push((cpu_ns() - before) as f64 / hits as f64);
+                if consumer.is_some() {
+                    calls /= 4;
+                }
+                samples.add(round, run(calls)?);
+                if consumer.is_some() {
+                    samples.spent(cpu_ns() - before, calls * row.processes as u64);
                 }
                 drop(link);
             }
         }
-        eprintln!("{}: round {} of {}", row.name, round + 1, options.rounds);
     }
+    let hits = options.calls * row.processes as u64 * options.rounds as u64;
+    let counted = exporter.total(row.metric);
+    if let Some(samples) = all.last_mut() {
+        samples.lost = hits.saturating_sub(counted);
+    }
+    eprintln!("{}: done", row.name);
     Ok(all)
 }
 

@@ -52,7 +52,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     if !options.wants("scrape of 100,000 series") {
         return Ok(());
     }
-    let mut exporter = Exporter::start(&target.path, DISTINCT, false)?;
+    let mut exporter = Exporter::load(target, DISTINCT, false)?;
+    let _links = exporter.attach()?;
     target.run("distinct", SERIES, 1, None)?;
     let first = cpu_ns();
     let lines = exporter.scrape().split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"s")).count();
