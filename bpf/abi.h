@@ -103,7 +103,7 @@ enum probe_flag {
 
 /* Sizes of event that the ring buffer is asked for. */
 enum event_class {
-	EVENT_4, /* four values */
+	EVENT_6, /* six values: 64 bytes in all */
 	EVENT_12, /* twelve values */
 	EVENT_SHORT_TEXTS, /* twelve values and SHORT_TEXTS bytes of text, none longer than SHORT_TEXT */
 	EVENT_LONG_TEXTS, /* twelve values and LONG_TEXTS bytes of text, none longer than MAX_BYTES */
@@ -286,14 +286,11 @@ struct control {
 };
 
 /*
- * An event on the ring buffer. The values follow, four or twelve of them by its class, then bytes of text. A
+ * An event on the ring buffer. The values follow, six or twelve of them by its class, then bytes of text. A
  * value that is text is (offset << 32 | length) of those bytes. Bit i of faults: value i could not be read.
  */
 struct event {
-	__u64 time; /* CLOCK_MONOTONIC nanoseconds */
 	__u32 probe;
-	__u32 pid;
-	__u32 tid;
 	__u32 faults;
 	__u16 text_bytes;
 	__u8 event_class;
@@ -307,6 +304,6 @@ _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABE
 _Static_assert(sizeof(struct dictionary) == 24, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
 _Static_assert(sizeof(struct control) == 32, "layout");
-_Static_assert(sizeof(struct event) == 32, "layout");
+_Static_assert(sizeof(struct event) == 16, "layout");
 
 #endif

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use libbpf_rs::query::ProgInfoIter;
+
 use crate::Options;
 use crate::ours::Exporter;
 use crate::report::{Report, median};
@@ -11,8 +13,7 @@ use crate::target::Target;
 const EVENT: &str = "\
 - on: usdt:bench:ints3
   args: { a: 0, b: 1, c: 2 }
-  log: \"{a} {b} {c}\"
-  metrics: [{ counter: hits_total }]";
+  metrics: [{ counter: hits_total, when: a >= 0 and b >= 0 and c >= 0 }]";
 const SITES: &str = "\
 - on: usdt:bench:site
   metrics: [{ counter: hits_total }]";
@@ -47,6 +48,9 @@ fn attach(options: &Options, target: &Target, report: &mut Report) -> Result<(),
     let started = Instant::now();
     let exporter = Exporter::load(target, SITES, false)?;
     report.fact("plan, find the sites, load the programs", format!("{:.0} ms", ms(started.elapsed())));
+    let verified: u32 =
+        ProgInfoIter::default().filter(|info| info.name == "probe_multi").map(|info| info.verified_insns).last().unwrap_or(0);
+    report.fact("instructions that the kernel verified", verified.to_string());
     let (mut attach, mut detach) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let started = Instant::now();

@@ -52,26 +52,22 @@ const NAMED: &str = "\
 const INTS3: &str = "\
 - on: usdt:bench:ints3
   args: { a: 0, b: 1, c: 2 }
-  log: \"{a} {b} {c}\"
-  metrics: [{ counter: hits_total }]";
+  metrics: [{ counter: hits_total, when: a >= 0 and b >= 0 and c >= 0 }]";
 const INTS6: &str = "\
 - on: usdt:bench:ints6
   args: { a: 0, b: 1, c: 2, d: 3, e: 4, f: 5 }
-  log: \"{a} {b} {c} {d} {e} {f}\"
-  metrics: [{ counter: hits_total }]";
+  metrics: [{ counter: hits_total, when: a >= 0 and b >= 0 and c >= 0 and d >= 0 and e >= 0 and f >= 0 }]";
 const FIVE: &str = "\
 - on: usdt:bench:five
   args: { a: 0, b: 1, c: 2, d: { index: 3, type: string, max: 64 }, e: { index: 4, type: hex, len: 32 } }
-  log: \"{a} {b} {c} {d} {e}\"
-  metrics: [{ counter: hits_total }]";
+  metrics: [{ counter: hits_total, when: a >= 0 and b >= 0 and c >= 0 and d != \"x\" and e != \"x\" }]";
 const STRINGS3: &str = "\
 - on: usdt:bench:strings3
   args:
     a: { index: 0, type: string, max: 64 }
     b: { index: 1, type: string, max: 64 }
     c: { index: 2, type: string, max: 64 }
-  log: \"{a} {b} {c}\"
-  metrics: [{ counter: hits_total }]";
+  metrics: [{ counter: hits_total, when: a != \"x\" and b != \"x\" and c != \"x\" }]";
 
 const PLAIN: Row = Row {
     name: "",
