@@ -126,7 +126,7 @@ struct probe {
 
 /* What is counted for each probe. hits = aggregated + delivered + filtered + every lost_*. */
 enum book_cell {
-	BOOK_HITS,
+	BOOK_HITS, /* not written but summed when it is read: every hit ends in one of the ways below */
 	BOOK_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
 	BOOK_DELIVERED, /* the hit was put on the ring buffer, whole */
 	BOOK_FILTERED, /* not the process that is asked for */

@@ -65,37 +65,14 @@ static __always_inline void last_hit(__u32 book)
 		*(volatile __u64 *)number = bpf_jiffies64();
 }
 
-static __always_inline int handle(struct pt_regs *ctx)
+/* What is more than counting; not inlined, so that a hit that is only counted does not pay for this one's stack. */
+static __noinline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe, __u32 shard)
 {
-	__u32 cookie = bpf_get_attach_cookie(ctx), book;
-	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
+	struct hit hit = { .shard = shard };
+	__u32 book = shard + probe->book;
 	struct start none = {};
-	struct probe *probe;
-	struct hit hit = {};
 	int lost;
 
-	if (!site) {
-		stray();
-		return 0;
-	}
-	probe = bpf_map_lookup_elem(&probes, &site->probe);
-	if (!probe) {
-		stray();
-		return 0;
-	}
-	hit.shard = shard_base();
-	book = hit.shard + probe->book;
-	add(book + BOOK_HITS, 1);
-	last_hit(book);
-	hit.tgid_tid = bpf_get_current_pid_tgid();
-	if (probe->flags & PROBE_FILTER_PID && hit.tgid_tid >> 32 != probe->tgid) {
-		add(book + BOOK_FILTERED, 1);
-		return 0;
-	}
-	if (probe->flags & PROBE_COUNT_ONLY) {
-		add(book + BOOK_AGGREGATED, 1);
-		return 0;
-	}
 	read_values(&hit, probe->nvalues, site, ctx, &none);
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
@@ -108,6 +85,36 @@ static __always_inline int handle(struct pt_regs *ctx)
 	}
 	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
 	return 0;
+}
+
+static __always_inline int handle(struct pt_regs *ctx)
+{
+	__u32 cookie = bpf_get_attach_cookie(ctx), book;
+	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
+	struct probe *probe;
+	__u32 shard;
+
+	if (!site) {
+		stray();
+		return 0;
+	}
+	probe = bpf_map_lookup_elem(&probes, &site->probe);
+	if (!probe) {
+		stray();
+		return 0;
+	}
+	shard = shard_base();
+	book = shard + probe->book;
+	last_hit(book);
+	if (probe->flags & PROBE_FILTER_PID && bpf_get_current_pid_tgid() >> 32 != probe->tgid) {
+		add(book + BOOK_FILTERED, 1);
+		return 0;
+	}
+	if (probe->flags & PROBE_COUNT_ONLY) {
+		add(book + BOOK_AGGREGATED, 1);
+		return 0;
+	}
+	return handle_values(ctx, site, probe, shard);
 }
 
 SEC("uprobe.multi.s")

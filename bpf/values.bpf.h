@@ -16,7 +16,6 @@ extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_p
 struct hit {
 	__u32 shard;
 	__u32 faults; /* bit i: value i could not be read */
-	__u64 tgid_tid;
 	__u64 values[MAX_VALUES];
 };
 
@@ -69,7 +68,7 @@ static __always_inline __u64 extend(__u64 raw, const struct location *at)
 
 /* The value at one location; sets *fault if it could not be read. */
 static __always_inline __u64 value_at(const struct location *at, const __u64 *regs, const struct start *begun,
-				      __u64 tgid_tid, bool *fault)
+				      bool *fault)
 {
 	__u32 reg = at->reg, index = at->index, bytes = at->bytes, word = at->offset;
 	__u64 address, raw = 0;
@@ -78,9 +77,9 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 	case LOC_CONST:
 		return at->offset;
 	case LOC_PID:
-		return tgid_tid >> 32;
+		return bpf_get_current_pid_tgid() >> 32;
 	case LOC_TID:
-		return (__u32)tgid_tid;
+		return (__u32)bpf_get_current_pid_tgid();
 	case LOC_CPU:
 		return bpf_get_smp_processor_id();
 	case LOC_CGROUP:
@@ -123,7 +122,7 @@ static __noinline int read_values(struct hit *hit, __u32 n, const struct site *s
 
 		if (i >= n)
 			break;
-		hit->values[i] = value_at(&site->values[i], regs, begun, hit->tgid_tid, &fault);
+		hit->values[i] = value_at(&site->values[i], regs, begun, &fault);
 		if (fault)
 			hit->faults |= 1U << i;
 	}

@@ -17,6 +17,18 @@ pub struct KernelBank {
     dictionaries: Vec<DictionaryLayout>,
 }
 
+/// The ways a hit can end. The kernel counts these alone, so that the books balance at any moment.
+const ENDS: [book_cell; 8] = [
+    book_cell::BOOK_AGGREGATED,
+    book_cell::BOOK_DELIVERED,
+    book_cell::BOOK_FILTERED,
+    book_cell::BOOK_LOST_RING,
+    book_cell::BOOK_LOST_FAULT,
+    book_cell::BOOK_LOST_NO_START,
+    book_cell::BOOK_LOST_STARTS_FULL,
+    book_cell::BOOK_LOST_NEGATIVE,
+];
+
 const ENTRY_WORDS: usize = size_of::<entry>() / 8;
 
 impl KernelBank {
@@ -32,7 +44,10 @@ impl KernelBank {
 
     /// One number of a probe's books.
     pub(crate) fn book(&self, probe: usize, which: book_cell) -> u64 {
-        self.total(self.book_cell(probe, which))
+        match which {
+            book_cell::BOOK_HITS => ENDS.iter().map(|end| self.book(probe, *end)).sum(),
+            which => self.total(self.book_cell(probe, which)),
+        }
     }
 
     /// The latest jiffies at which the probe was hit; 0 if it never was.
