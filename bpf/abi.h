@@ -244,6 +244,13 @@ struct word_key {
 	__u64 words[TEXT_WORDS];
 };
 
+/* Key of the map that makes finding the number of an integer quick. */
+struct integer_key {
+	__u32 dictionary;
+	__u32 pad;
+	__u64 value;
+};
+
 /* Written once by the kernel, read by the exporter when ready is 1. */
 struct entry {
 	__u32 ready;

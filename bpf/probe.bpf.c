@@ -38,6 +38,7 @@ struct abi {
 	struct bounds bounds;
 	struct dictionary dictionary;
 	struct word_key word_key;
+	struct integer_key integer_key;
 	struct entry entry;
 	struct start_key start_key;
 	struct start start;
@@ -65,8 +66,8 @@ static __always_inline void last_hit(__u32 book)
 		*(volatile __u64 *)number = bpf_jiffies64();
 }
 
-/* What is more than counting; not inlined, so that a hit that is only counted does not pay for this one's stack. */
-static __noinline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe, __u32 shard)
+/* What is more than counting; apart, so that a hit that is only counted does not clear this one's stack. */
+static __always_inline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe, __u32 shard)
 {
 	struct hit hit = { .shard = shard };
 	__u32 book = shard + probe->book;

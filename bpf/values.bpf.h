@@ -136,14 +136,18 @@ static __noinline int read_values(struct hit *hit, __u32 n, const struct site *s
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
 				      __u32 room)
 {
-	const struct value *what = &probe->values[i];
-	const void *from = (const void *)hit->values[i];
-	__u32 max = what->max, len = what->len_value;
+	const struct value *what;
+	const void *from;
 	__u64 bytes = 0;
+	__u32 max, len;
 	long err;
 
-	if (hit->faults & (1U << i))
+	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return -1;
+	what = &probe->values[i];
+	from = (const void *)hit->values[i];
+	max = what->max;
+	len = what->len_value;
 	if (max > room)
 		max = room;
 	switch (what->kind) {
