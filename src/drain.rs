@@ -24,7 +24,7 @@ use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting};
 use crate::metrics::show::{show, show_with_unit};
-use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, Source};
 use crate::symbols::Symbols;
 
 /// How long an event may wait that nobody was woken for.
@@ -240,10 +240,18 @@ impl Handler {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        let number_of = |source: Source| {
+            let at = probe.values.iter().position(|value| value.source == source);
+            match at.map(|at| event.value(at, false)) {
+                Some(Value::Int(number)) => number as u64,
+                _ => 0,
+            }
+        };
+        let time = number_of(Source::Time);
         self.names.clear();
         for value in (0..probe.values.len()).filter(|value| probe.values[*value].kind.is_symbol()) {
             if let Value::Int(address) = event.value(value, false) {
-                self.names.push((value, self.symbols.name(event.pid, address as u64)));
+                self.names.push((value, self.symbols.name(number_of(Source::Pid) as u32, address as u64)));
             }
         }
         let names = &self.names;
@@ -253,7 +261,7 @@ impl Handler {
         };
         for laid in actions {
             let metric = &self.plan.metrics[probe.actions[laid.action].metric];
-            let lost = match evaluate(&self.bank, laid, metric, probe, event.time, &read, &mut self.scratch) {
+            let lost = match evaluate(&self.bank, laid, metric, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,

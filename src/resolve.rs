@@ -186,6 +186,7 @@ fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, Res
         Source::Cpu => location_op::LOC_CPU,
         Source::Cgroup => location_op::LOC_CGROUP,
         Source::Comm => location_op::LOC_COMM,
+        Source::Time => location_op::LOC_TIME,
     };
     to.op = op.0 as u8;
     Ok(to)

@@ -71,8 +71,9 @@ impl Books {
         let filtered = book(book_cell::BOOK_FILTERED);
         let lost = LOST.iter().map(|(_, which)| book(*which)).sum();
         let hits = aggregated + delivered + filtered + lost;
-        let begun = book(book_cell::BOOK_HITS);
-        let in_flight = begun.saturating_sub(hits);
+        // Filtered hits, and those of a probe that only counts, end as they begin.
+        let begun = (book(book_cell::BOOK_HITS) + filtered).max(hits);
+        let in_flight = begun - hits;
         Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
     }
 }

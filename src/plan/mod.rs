@@ -112,6 +112,8 @@ pub enum Source {
     Cpu,
     Cgroup,
     Comm,
+    /// When the probe was hit, by the kernel's clock.
+    Time,
     /// What the function returns.
     Retval(IntType),
     /// Nanoseconds since the span's start.
