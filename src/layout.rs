@@ -80,7 +80,8 @@ pub struct LabelLayout {
 impl Layout {
     /// Lays out all metrics of the plan.
     pub fn new(plan: &Plan) -> Self {
-        let books = u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than cells");
+        let books =
+            u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than cells");
         let mut layout = Layout {
             kernel: Bank { cells: books, ..Bank::default() },
             user: Bank::default(),

@@ -153,7 +153,9 @@ impl Kernel {
     fn load_with(plan: &Plan, layout: &Layout, attach: Attach, sessions: bool) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
         // What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
-        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| {
+            log::debug!("{}", text.trim_end())
+        })));
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;
