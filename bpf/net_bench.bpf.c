@@ -43,3 +43,9 @@ int bench_spoofed(struct xdp_md *ctx)
 	invent_source(ctx);
 	return ingress(ctx, true);
 }
+
+SEC("tc")
+int bench_empty_tc(struct __sk_buff *ctx)
+{
+	return TCX_NEXT;
+}

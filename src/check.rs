@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use crate::bank::UserBank;
 use crate::config::Diagnostics;
-use crate::config::model::{Point, Selector};
+use crate::config::model::Point;
 use crate::drain::Drain;
 use crate::elf::{ElfError, Image, SiteError, notes, usdt_sites};
 use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
+use crate::net::NetworkConfig;
 use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan};
 use crate::probes::{foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
@@ -43,6 +44,9 @@ pub fn check(plan: &Plan) -> Checked {
         }
         checker.target(target);
     }
+    if let Some(network) = &plan.network {
+        checker.network(network);
+    }
     Checked { table: checker.text, mistakes: checker.mistakes }
 }
 
@@ -53,12 +57,33 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn target(&mut self, target: &TargetPlan) {
-        let mut only = target.pid;
-        if let Selector::Pid(pid) = target.selector {
-            only = Some(pid);
+    fn network(&mut self, network: &NetworkConfig) {
+        if !self.text.is_empty() {
+            self.text.push('\n');
         }
-        let only = only.map(|pid| format!(", process {pid} only")).unwrap_or_default();
+        let count = &network.count;
+        let wanted = [
+            (count.sizes, "packet sizes".to_string()),
+            (count.flags, "TCP flags".to_string()),
+            (count.talkers > 0, format!("{} talkers", count.talkers)),
+            (count.flows > 0, format!("{} flows", count.flows)),
+            (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
+            (count.tcp_connections, "TCP connections by state".to_string()),
+        ];
+        let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
+        let mode = format!("{:?}", network.mode).to_lowercase();
+        let cpus = libbpf_rs::num_possible_cpus().unwrap_or(1);
+        let lines = [
+            format!("network: interfaces {} (XDP mode {mode})", network.interfaces.join(", ")),
+            "  packets and bytes by direction, family, protocol and verdict".to_string(),
+            format!("  also: {}", wanted.join(", ")),
+            format!("  kernel memory of talkers and flows: {} KiB", network.table_memory(cpus) / 1024),
+        ];
+        lines.iter().for_each(|line| self.text.push_str(&format!("{line}\n")));
+    }
+
+    fn target(&mut self, target: &TargetPlan) {
+        let only = target.pid.map(|pid| format!(", process {pid} only")).unwrap_or_default();
         let name = &target.name;
         match find(&target.selector) {
             Err(why) => {

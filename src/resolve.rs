@@ -83,6 +83,7 @@ pub fn resolve(
 ) -> Result<Resolved, ResolveError> {
     let is_return = probe.hook == Hook::Return;
     let mut functions: Vec<u32> = Vec::new();
+    let mut entries: Vec<bool> = Vec::new();
     let found = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
         Point::Function(pattern) => {
@@ -91,6 +92,7 @@ pub fn resolve(
                 return Err(cannot_return(refused));
             }
             functions = found.iter().map(|f| name(f.demangled.as_ref().unwrap_or(&f.name))).collect();
+            entries = found.iter().map(|function| function.at_entry).collect();
             found.into_iter().map(with_calling_convention).collect()
         }
     };
@@ -98,7 +100,8 @@ pub fn resolve(
     let mut unsigned = u32::MAX;
     for (n, at) in found.into_iter().enumerate() {
         let function = functions.get(n).copied().unwrap_or_default();
-        refuse_useless(&at, matches!(probe.point, Point::Function(_)))?;
+        // At a function's entry its red zone is not in use yet.
+        refuse_useless(&at, entries.get(n).copied().unwrap_or(false))?;
         let mut entry = site { probe: number, ..site::default() };
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
             *to = locate(&at, value, function)?;
@@ -132,16 +135,16 @@ fn cannot_return(function: &FunctionSite) -> ResolveError {
 }
 
 /// Refuses sites where a probe would never fire or would harm the program.
-fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
-    unfit(site, is_function).map_or(Ok(()), |why| Err(ResolveError::Unfit { offset: site.offset, why }))
+fn refuse_useless(site: &Site, at_entry: bool) -> Result<(), ResolveError> {
+    unfit(site, at_entry).map_or(Ok(()), |why| Err(ResolveError::Unfit { offset: site.offset, why }))
 }
 
 /// Why no probe is set at a site; None if one can be.
-pub fn unfit(site: &Site, is_function: bool) -> Option<String> {
+pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     if site.cost() == Cost::NeverFires {
         return Some(site.cost().to_string());
     }
-    (site.shape.overwrites_red_zone() && !is_function).then(|| {
+    (site.shape.overwrites_red_zone() && !at_entry).then(|| {
         "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
     })
 }

@@ -12,7 +12,8 @@ use crate::abi::MAX_VALUES;
 use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Arg, ArgKind, Config, Metric, MetricKind, Named, On, Point, Probe, Settings, SpanKey, Target, Unit,
+    Arg, ArgKind, Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
+    Unit,
 };
 use crate::config::place::Place;
 
@@ -42,7 +43,10 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
             at: target.at.clone(),
             name: target.name.clone(),
             selector: target.selector.clone(),
-            pid: target.pid,
+            pid: match target.selector {
+                Selector::Pid(pid) => Some(pid),
+                _ => target.pid,
+            },
             probes,
         });
     }

@@ -361,6 +361,9 @@ impl Exporter {
 
 impl Drop for Exporter {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the exporter's log:\n{}", self.log());
+        }
         // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
