@@ -327,7 +327,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
-    let user = Arc::new(UserBank::new(&layout.user));
+    let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
         .map_err(|why| RunError::Other(format!("starting the thread that drains the ring buffer: {why}")))?;
     std::thread::sleep(time);

@@ -27,6 +27,9 @@ use crate::metrics::show::{show, show_with_unit};
 use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
 use crate::symbols::Symbols;
 
+/// How long an event may wait that nobody was woken for.
+const LONGEST: Duration = Duration::from_secs(1);
+
 /// Counts of the drain thread.
 #[derive(Debug, Default)]
 pub struct DrainStats {
@@ -111,6 +114,7 @@ struct Worker {
 impl Worker {
     /// Reports through `ready` whether it could start.
     fn run(mut self, ready: &SyncSender<io::Result<()>>) {
+        let plan = self.handler.plan.clone();
         let poll = Duration::from_millis(self.handler.plan.settings.limits.ring_poll_ms.into());
         let fill = self.handler.plan.settings.limits.ring_bytes / 4;
         let stats = self.handler.stats.clone();
@@ -134,6 +138,10 @@ impl Worker {
         };
         let _ = ready.send(Ok(()));
         let control = &self.shared.control;
+        // A probe reads the request before it submits its event. One that read it just before it was made wakes nobody,
+        // so where events can come, there is an end to the waiting.
+        let emits = plan.probes.iter().any(|probe| probe.emit.is_some());
+        let longest = emits.then_some(LONGEST);
         let drain = || {
             let before = stats.events.load(Ordering::Relaxed);
             // It only fails if a callback does.
@@ -149,7 +157,7 @@ impl Worker {
             if !some {
                 control.wake(wake::WAKE_FIRST, 0);
                 // What came between the drain and the request woke nobody.
-                if drain() == 0 && wait(&epoll, None, &self.bell) {
+                if drain() == 0 && wait(&epoll, longest, &self.bell) {
                     continue;
                 }
             }
