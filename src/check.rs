@@ -284,10 +284,11 @@ impl Notes {
         Self { sites, whole, is_function: false }
     }
 
-    /// `height = arg1 -4@24(%rcx)`; only the name of what is no argument.
+    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument.
     fn describe(&self, value: &ValuePlan) -> String {
-        let index = match value.source {
-            Source::Arg(index) => index,
+        let (index, offset) = match value.source {
+            Source::Arg(index) => (index, String::new()),
+            Source::Field { index, offset } => (index, format!("{offset:+}")),
             Source::Retval(_) => return format!("{} = %rax", value.name),
             Source::Carried(_) => return format!("{} of the start", value.name),
             _ => return value.name.clone(),
@@ -303,7 +304,7 @@ impl Notes {
         }
         let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
         forms.truncate(MOST_NOTES);
-        let text = format!("{} = arg{index} {}{more}", value.name, forms.join(" or "));
+        let text = format!("{} = arg{index}{offset} {}{more}", value.name, forms.join(" or "));
         text.trim_end().to_string()
     }
 }

@@ -400,7 +400,7 @@ fn raw(arg: &Arg, index: usize) -> ValuePlan {
     ValuePlan {
         at: arg.at.clone(),
         name: format!("start:{}", arg.name),
-        source: Source::Arg(index),
+        source: Source::of(arg, index),
         kind: ValueKind::Arg(kind),
         unit: Unit::None,
     }
