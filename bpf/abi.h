@@ -73,7 +73,7 @@ struct location {
 
 struct site {
 	__u32 probe;
-	__u32 pad;
+	__u32 on_return; /* session uprobe: the number of the site that stands for the return */
 	struct location values[MAX_VALUES];
 };
 
@@ -98,7 +98,8 @@ enum probe_flag {
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
-	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else value number key_value */
+	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
+	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 };
 
 /* Sizes of event that the ring buffer is asked for. */
@@ -118,9 +119,8 @@ struct probe {
 	__u8 nactions;
 	__u8 nvalues;
 	__u8 event_class; /* enum event_class */
-	__u8 key_value; /* value that is the key of the span */
-	__u8 ncarried; /* a start keeps its first ncarried values */
-	__u8 pad[7];
+	__u8 ncarried; /* a start keeps this many values: the first ones, after the key */
+	__u8 pad[8];
 	struct value values[MAX_VALUES];
 };
 
@@ -138,6 +138,7 @@ enum book_cell {
 	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
 	BOOK_FOLDED, /* label sets that went to "other"; not a way a hit can end */
+	BOOK_FORGOTTEN, /* earlier starts that a start showed to be over without their end; not a way a hit can end */
 	BOOK_CELLS = 16,
 };
 
@@ -145,7 +146,7 @@ enum action_kind {
 	ACTION_COUNT, /* cell 0 += 1 */
 	ACTION_ADD, /* cell 0 += value, cell 1 += 1 */
 	ACTION_HISTOGRAM, /* cell 0 += value, cell 1 + bucket += 1 */
-	ACTION_LAST, /* cell 0 = value, cell 1 = 1; not sharded: always the first shard's cells, like the next two */
+	ACTION_LAST, /* cell 0 = value, cell 1 = its time; not sharded: always the first shard's cells, like the next two */
 	ACTION_MIN, /* cell 0 = min(cell 0, value + bias + 1), where 0 means "none yet" */
 	ACTION_MAX,
 };
@@ -254,15 +255,19 @@ struct entry {
 /* Key and value of the map that holds begun spans. */
 struct start_key {
 	__u32 span;
-	__u32 pad;
+	__u32 tgid; /* forked processes have the same addresses in their arguments */
 	__u64 key;
 };
 
 struct start {
 	__u64 time;
+	__u64 stack; /* stack pointer */
+	__u64 instruction; /* instruction pointer */
+	__u64 faults; /* bit i: value i of the start could not be read */
 	__u64 carried[MAX_CARRIED];
 };
 
+/* A thread's starts are nested; another key has one start, and a new one takes the place of the old. */
 struct starts {
 	__u32 depth;
 	__u32 pad;

@@ -264,7 +264,7 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 		cell++;
 		number = bpf_map_lookup_elem(&cells, &cell);
 		if (number)
-			*(volatile __u64 *)number = 1;
+			*(volatile __u64 *)number = bpf_ktime_get_ns();
 		break;
 	}
 	case ACTION_MIN:

@@ -63,24 +63,24 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 	event->text_bytes = used;
 }
 
-#define EMIT(class_, nvalues_, text_, longest_)								\
-	__noinline int emit_##class_(struct hit *hit, struct probe *probe, __u32 number)		\
-	{												\
-		struct event *event;									\
-													\
-		if (!hit || !probe)									\
-			return BOOK_LOST_RING;								\
-		event = bpf_ringbuf_reserve(&ring, sizeof(*event) + 8 * nvalues_ + text_, 0);		\
-		if (!event)										\
-			return BOOK_LOST_RING;								\
-		event->time = bpf_ktime_get_ns();							\
-		event->probe = number;									\
-		event->pid = hit->tgid_tid >> 32;							\
-		event->tid = hit->tgid_tid;								\
-		event->event_class = class_;								\
-		fill(event, hit, probe, nvalues_, text_, longest_);					\
-		bpf_ringbuf_submit(event, wake_up());							\
-		return 0;										\
+#define EMIT(class_, nvalues_, text_, longest_)                                               \
+	__noinline int emit_##class_(struct hit *hit, struct probe *probe, __u32 number)      \
+	{                                                                                     \
+		struct event *event;                                                          \
+                                                                                              \
+		if (!hit || !probe)                                                           \
+			return BOOK_LOST_RING;                                                \
+		event = bpf_ringbuf_reserve(&ring, sizeof(*event) + 8 * nvalues_ + text_, 0); \
+		if (!event)                                                                   \
+			return BOOK_LOST_RING;                                                \
+		event->time = bpf_ktime_get_ns();                                             \
+		event->probe = number;                                                        \
+		event->pid = hit->tgid_tid >> 32;                                             \
+		event->tid = hit->tgid_tid;                                                   \
+		event->event_class = class_;                                                  \
+		fill(event, hit, probe, nvalues_, text_, longest_);                           \
+		bpf_ringbuf_submit(event, wake_up());                                         \
+		return 0;                                                                     \
 	}
 
 EMIT(EVENT_4, 4, 0, 0)

@@ -5,13 +5,13 @@
 
 #include "abi.h"
 
-#define TABLE(name_, value_, flags_)                 \
-	struct {                                     \
-		__uint(type, BPF_MAP_TYPE_ARRAY);    \
-		__uint(max_entries, 1);              \
-		__uint(map_flags, flags_);           \
-		__type(key, __u32);                  \
-		__type(value, value_);               \
+#define TABLE(name_, value_, flags_)              \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, 1);           \
+		__uint(map_flags, flags_);        \
+		__type(key, __u32);               \
+		__type(value, value_);            \
 	} name_ SEC(".maps")
 
 TABLE(sites, struct site, 0);
@@ -43,6 +43,9 @@ struct {
 	__type(key, struct start_key);
 	__type(value, struct starts);
 } starts SEC(".maps");
+
+/* What a new key begins with: too large for the stack. */
+TABLE(no_starts, struct starts, 0);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -65,15 +65,26 @@ static __always_inline void last_hit(__u32 book)
 		*(volatile __u64 *)number = bpf_jiffies64();
 }
 
-static __always_inline int handle(struct pt_regs *ctx)
+/* Kernel 6.13 and later. */
+extern __u64 *bpf_session_cookie(void) __ksym __weak;
+extern bool bpf_session_is_return(void) __ksym __weak;
+
+/*
+ * Everything that is done on a hit. In a session uprobe, which is hit at a function's entry and again at its return, the
+ * cookie names the entry's site, which names the return's.
+ */
+static __always_inline int handle(struct pt_regs *ctx, const bool session)
 {
 	__u32 cookie = bpf_get_attach_cookie(ctx), book;
 	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
-	struct start none = {};
+	bool keeps_time = false;
 	struct probe *probe;
 	struct hit hit = {};
+	__u64 entered = 0;
 	int lost;
 
+	if (session && site && bpf_session_is_return())
+		site = bpf_map_lookup_elem(&sites, &site->on_return);
 	if (!site) {
 		stray();
 		return 0;
@@ -96,10 +107,30 @@ static __always_inline int handle(struct pt_regs *ctx)
 		add(book + BOOK_AGGREGATED, 1);
 		return 0;
 	}
-	read_values(&hit, probe->nvalues, site, ctx, &none);
+	if (session && probe->flags & PROBE_SESSION) {
+		__u64 *kept = bpf_session_cookie();
+
+		if (probe->flags & PROBE_START)
+			*kept = bpf_ktime_get_ns();
+		else
+			entered = *kept;
+		keeps_time = true;
+	}
+	lost = read_values(&hit, probe, site, ctx, entered);
+	if (lost) {
+		add(book + lost, 1);
+		return 0;
+	}
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
-	lost = aggregate(&hit, probe);
+	if (probe->flags & PROBE_START && !keeps_time)
+		lost = begin(&hit, probe, ctx);
+	if (probe->nactions) {
+		int why = aggregate(&hit, probe);
+
+		if (!lost)
+			lost = why;
+	}
 	if (probe->flags & PROBE_EMIT) {
 		int why = emit(&hit, probe, site->probe);
 
@@ -113,13 +144,19 @@ static __always_inline int handle(struct pt_regs *ctx)
 SEC("uprobe.multi.s")
 int probe_multi(struct pt_regs *ctx)
 {
-	return handle(ctx);
+	return handle(ctx, false);
 }
 
 SEC("uprobe.s")
 int probe_perf(struct pt_regs *ctx)
 {
-	return handle(ctx);
+	return handle(ctx, false);
+}
+
+SEC("uprobe.session.s")
+int probe_session(struct pt_regs *ctx)
+{
+	return handle(ctx, true);
 }
 
 /* Run by the exporter, not attached: tells which jiffies go with which time. */

@@ -6,8 +6,8 @@
 #include "maps.bpf.h"
 
 /* Kernel 6.12 and later; the loader resolves it to nothing elsewhere. */
-extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign, __u64 flags) __ksym
-	__weak;
+extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign,
+				  __u64 flags) __ksym __weak;
 
 /*
  * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
@@ -53,10 +53,10 @@ static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ct
 }
 
 /* Shows the verifier a bound that the compiler would otherwise prove away or check on another register. */
-#define BOUNDED(value, limit)          \
-	({                             \
-		barrier_var(value);    \
-		(value) < (limit);     \
+#define BOUNDED(value, limit)       \
+	({                          \
+		barrier_var(value); \
+		(value) < (limit);  \
 	})
 
 static __always_inline __u64 extend(__u64 raw, const struct location *at)
@@ -92,6 +92,7 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 	case LOC_CARRIED:
 		if (!BOUNDED(word, MAX_CARRIED))
 			return 0;
+		*fault = begun->faults >> word & 1;
 		return begun->carried[word];
 	}
 	if (!BOUNDED(reg, NREGS))
@@ -110,20 +111,127 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 	return extend(raw, at);
 }
 
-/* All values of the hit. Text stays where it is: its value is the address. Not inlined for its stack's sake. */
-static __noinline int read_values(struct hit *hit, __u32 n, const struct site *site, const struct pt_regs *ctx,
-				  const struct start *begun)
+/* Which start belongs to this hit: the thread's, or that of value 0. */
+static __always_inline struct start_key start_key(const struct probe *probe, __u64 value, __u64 tgid_tid)
 {
+	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
+
+	key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
+	return key;
+}
+
+/*
+ * How many of a thread's starts can still come to their end. A stack grows downwards: a start that was deeper than this
+ * one, or at this very place, belonged to a call that was left without the end, by an exception, by longjmp or by another
+ * way out. Without this, a few errors would leave no room for the rest of the thread's life.
+ */
+static __always_inline __u32 still_open(const struct starts *starts_of_thread, const struct pt_regs *ctx)
+{
+	__u32 depth = starts_of_thread->depth;
+
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_DEPTH; i++) {
+		const struct start *start = &starts_of_thread->nested[i];
+
+		if (i >= depth)
+			return depth;
+		if (start->stack < ctx->sp || (start->stack == ctx->sp && start->instruction == ctx->ip))
+			return i;
+	}
+	return depth;
+}
+
+/* Keeps the time and the first values for the end of the span. Returns 0, or the book cell that says why not. */
+static __always_inline int begin(const struct hit *hit, const struct probe *probe, const struct pt_regs *ctx)
+{
+	struct start_key key = start_key(probe, hit->values[0], hit->tgid_tid);
+	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
+	bool by_thread = probe->flags & PROBE_BY_THREAD;
+	__u32 zero = 0, depth, first = by_thread ? 0 : 1;
+	struct start *start;
+
+	if (!by_thread && hit->faults & 1)
+		return BOOK_LOST_FAULT;
+	if (!starts_of_key) {
+		const struct starts *none = bpf_map_lookup_elem(&no_starts, &zero);
+
+		if (!none)
+			return BOOK_LOST_STARTS_FULL;
+		bpf_map_update_elem(&starts, &key, none, BPF_NOEXIST);
+		starts_of_key = bpf_map_lookup_elem(&starts, &key);
+		if (!starts_of_key)
+			return BOOK_LOST_STARTS_FULL;
+	}
+	depth = by_thread ? still_open(starts_of_key, ctx) : 0;
+	if (depth < starts_of_key->depth)
+		add(hit->shard + probe->book + BOOK_FORGOTTEN, starts_of_key->depth - depth);
+	if (!BOUNDED(depth, MAX_DEPTH)) {
+		/* Counted, so that the ends of the outer ones still find their own starts. */
+		starts_of_key->depth++;
+		return BOOK_LOST_STARTS_FULL;
+	}
+	start = &starts_of_key->nested[depth];
+	start->time = bpf_ktime_get_ns();
+	start->stack = ctx->sp;
+	start->instruction = ctx->ip;
+	start->faults = hit->faults >> first;
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_CARRIED; i++)
+		start->carried[i] = hit->values[first + i];
+	starts_of_key->depth = depth + 1;
+	return 0;
+}
+
+/* Takes the latest start of the key. Returns 0, or the book cell that says why there is none. */
+static __always_inline int finish(const struct probe *probe, __u64 value, __u64 tgid_tid, struct start *begun)
+{
+	struct start_key key = start_key(probe, value, tgid_tid);
+	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
+	__u32 depth;
+
+	if (!starts_of_key || !starts_of_key->depth)
+		return BOOK_LOST_NO_START;
+	depth = starts_of_key->depth - 1;
+	starts_of_key->depth = depth;
+	if (!BOUNDED(depth, MAX_DEPTH))
+		return BOOK_LOST_STARTS_FULL;
+	*begun = starts_of_key->nested[depth];
+	if (!(probe->flags & PROBE_BY_THREAD))
+		bpf_map_delete_elem(&starts, &key);
+	return 0;
+}
+
+/*
+ * All values of the hit; at the end of a span its start is looked up first. Text stays where it is: its value is the
+ * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is lost. Not inlined for its stack's sake.
+ */
+static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
+				  const struct pt_regs *ctx, __u64 entered)
+{
+	struct start begun = { .time = entered };
 	__u64 regs[NREGS];
+	int lost;
 
 	copy_registers(regs, ctx);
+	if (probe->flags & PROBE_END && !entered) {
+		bool fault = false;
+		__u64 key = 0;
+
+		if (!(probe->flags & PROBE_BY_THREAD))
+			key = value_at(&site->values[0], regs, &begun, hit->tgid_tid, &fault);
+		if (fault)
+			return BOOK_LOST_FAULT;
+		lost = finish(probe, key, hit->tgid_tid, &begun);
+		if (lost)
+			return lost;
+	}
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_VALUES; i++) {
 		bool fault = false;
 
-		if (i >= n)
+		if (i >= probe->nvalues)
 			break;
-		hit->values[i] = value_at(&site->values[i], regs, begun, hit->tgid_tid, &fault);
+		hit->values[i] = value_at(&site->values[i], regs, &begun, hit->tgid_tid, &fault);
 		if (fault)
 			hit->faults |= 1U << i;
 	}

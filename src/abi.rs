@@ -3,16 +3,24 @@
 //! Nothing here is typed by hand but shorter names for constants, and the assertions that the layouts are those
 //! that the C side was compiled with.
 
-#[allow(clippy::all, clippy::pedantic, dead_code, missing_docs, non_camel_case_types, non_snake_case, unsafe_code)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unsafe_code
+)]
 #[allow(unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 }
 
 pub(crate) use generated::types::{
-    abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control, dictionary,
-    entry, event, event_class, label, label_flag, label_id, location, location_op, pattern, probe, probe_flag,
-    site, value, value_kind, wake,
+    abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
+    dictionary, entry, event, event_class, label, label_flag, label_id, location, location_op, pattern,
+    probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -22,8 +30,8 @@ macro_rules! limits {
 }
 
 limits! {
-    MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS, NREGS,
-    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS,
+    MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
+    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED,
 }
 
 /// Cells of one probe's books.

@@ -64,7 +64,8 @@ impl UserBank {
 
     /// Replaces the cell by what `f` makes of it.
     pub fn update(&self, cell: u32, f: impl Fn(u64) -> u64) {
-        let _ = self.cells[cell as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
+        let _ =
+            self.cells[cell as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
     }
 
     /// The number of these bytes, given out now if they are new; `None` past the limit.

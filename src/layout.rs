@@ -80,7 +80,8 @@ pub struct LabelLayout {
 impl Layout {
     /// Lays out all metrics of the plan.
     pub fn new(plan: &Plan) -> Self {
-        let books = u32::try_from(plan.probes.len() * BOOK_CELLS).expect("far fewer probes than cells");
+        let books =
+            u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than cells");
         let mut layout = Layout {
             kernel: Bank { cells: books, ..Bank::default() },
             user: Bank::default(),
@@ -107,7 +108,9 @@ impl Layout {
 impl Bank {
     fn action(&mut self, kind: &MetricKind, plan: &ActionPlan) -> ActionLayout {
         let bounds = match kind {
-            MetricKind::Histogram(bounds) => bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect(),
+            MetricKind::Histogram(bounds) => {
+                bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect()
+            }
             _ => Vec::new(),
         };
         let stride = stride(kind, plan.value.is_some());
@@ -135,17 +138,7 @@ impl Bank {
         let series = u32::try_from(series).unwrap_or(u32::MAX);
         let cell = self.cells;
         self.cells = self.cells.saturating_add(series.saturating_mul(stride));
-        ActionLayout {
-            probe: 0,
-            action: 0,
-            in_kernel: false,
-            cell,
-            stride,
-            series,
-            labels,
-            family,
-            bounds,
-        }
+        ActionLayout { probe: 0, action: 0, in_kernel: false, cell, stride, series, labels, family, bounds }
     }
 
     fn dictionary(&mut self, limit: u32) -> u32 {

@@ -5,10 +5,26 @@
 
 mod abi;
 pub mod bank;
+pub mod cgroups;
+pub mod check;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod dashboard;
+pub mod decode;
+pub mod drain;
 pub mod elf;
+pub mod http;
 pub mod kernel;
 pub mod layout;
+pub mod logging;
+pub mod metrics;
 pub mod net;
 pub mod plan;
+pub mod privileges;
+pub mod probes;
 pub mod resolve;
+pub mod run;
+pub mod symbols;
+mod table;
+pub mod targets;

@@ -3,9 +3,10 @@
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
-    Arch, Cost, Form, FormError, Image, Reg, Site, SiteError, SiteShape, function_sites, parse_args, usdt_sites,
+    Arch, Cost, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape, function_sites,
+    parse_args, usdt_sites,
 };
-use crate::plan::{ProbePlan, Source, ValueKind, ValuePlan};
+use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 
 /// A probe's sites in one file, ready to be attached.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct ResolvedSite {
     /// Offset in the file of the semaphore; 0 for none.
     pub ref_ctr_offset: u64,
     pub shape: SiteShape,
+    /// Set on the return of the function that begins here.
+    pub is_return: bool,
     /// As the kernel is told; the probe's number is in it.
     pub(crate) entry: site,
 }
@@ -49,7 +52,9 @@ impl std::fmt::Display for ResolveError {
                 f,
                 "argument \"{name}\" has index {index}, but this probe has {has} arguments (the first has index 0)"
             ),
-            ResolveError::Unfit { offset, why } => write!(f, "the site at offset {offset:#x} is not used: {why}"),
+            ResolveError::Unfit { offset, why } => {
+                write!(f, "the site at offset {offset:#x} is not used: {why}")
+            }
         }
     }
 }
@@ -65,62 +70,125 @@ impl ResolveError {
 
 /// Finds all sites of probe number `number` in the file.
 ///
+/// `name` gives a number to each function's name, always the same to the same name.
+///
 /// # Errors
 /// If the probe is not there, or a value that it uses cannot be read at one of its sites. Arguments that are not used
 /// are not looked at.
-pub fn resolve(image: &Image<'_>, number: u32, probe: &ProbePlan) -> Result<Resolved, ResolveError> {
+pub fn resolve(
+    image: &Image<'_>,
+    number: u32,
+    probe: &ProbePlan,
+    name: &mut dyn FnMut(&str) -> u32,
+) -> Result<Resolved, ResolveError> {
+    let is_return = probe.hook == Hook::Return;
+    let mut functions: Vec<u32> = Vec::new();
+    let mut entries: Vec<bool> = Vec::new();
     let found = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
-        Point::Function(pattern) => function_sites(image, pattern)
-            .map_err(ResolveError::Site)?
-            .into_iter()
-            .map(|function| with_calling_convention(function.site))
-            .collect(),
+        Point::Function(pattern) => {
+            let found = function_sites(image, pattern).map_err(ResolveError::Site)?;
+            if let Some(refused) = found.iter().find(|function| is_return && !can_return(function)) {
+                return Err(cannot_return(refused));
+            }
+            functions = found.iter().map(|f| name(f.demangled.as_ref().unwrap_or(&f.name))).collect();
+            entries = found.iter().map(|function| function.at_entry).collect();
+            found.into_iter().map(with_calling_convention).collect()
+        }
     };
     let mut sites = Vec::with_capacity(found.len());
     let mut unsigned = u32::MAX;
-    for at in found {
-        refuse_useless(&at, matches!(probe.point, Point::Function(_)))?;
+    for (n, at) in found.into_iter().enumerate() {
+        let function = functions.get(n).copied().unwrap_or_default();
+        // At a function's entry its red zone is not in use yet.
+        refuse_useless(&at, entries.get(n).copied().unwrap_or(false))?;
         let mut entry = site { probe: number, ..site::default() };
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
-            *to = locate(&at, value)?;
+            *to = locate(&at, value, function)?;
             if to.bytes != 8 || to.is_signed != 0 {
                 unsigned &= !(1 << n);
             }
         }
-        sites.push(ResolvedSite { offset: at.offset, ref_ctr_offset: at.ref_ctr_offset, shape: at.shape, entry });
+        let (offset, ref_ctr_offset) = (at.offset, at.ref_ctr_offset);
+        sites.push(ResolvedSite { offset, ref_ctr_offset, shape: at.shape, is_return, entry });
     }
     Ok(Resolved { sites, unsigned })
 }
 
+/// Places in the x86-64 `struct pt_regs`.
+const RETURN_REGISTER: u8 = 10;
+const STACK_POINTER: u8 = 19;
+
+fn can_return(function: &FunctionSite) -> bool {
+    function.at_entry && !function.is_go
+}
+
+/// The kernel traces a return by replacing the return address on the stack. Go moves its stacks and checks them, and dies
+/// of it.
+fn cannot_return(function: &FunctionSite) -> ResolveError {
+    let why = if function.is_go {
+        "its return cannot be traced: this is a Go program, which crashes when its return addresses are replaced"
+    } else {
+        "its return cannot be traced: the place is not the entry of a function"
+    };
+    ResolveError::Unfit { offset: function.site.offset, why: format!("{}: {why}", function.name) }
+}
+
 /// Refuses sites where a probe would never fire or would harm the program.
-fn refuse_useless(site: &Site, is_function: bool) -> Result<(), ResolveError> {
-    let unfit = |why: String| Err(ResolveError::Unfit { offset: site.offset, why });
+fn refuse_useless(site: &Site, at_entry: bool) -> Result<(), ResolveError> {
+    unfit(site, at_entry).map_or(Ok(()), |why| Err(ResolveError::Unfit { offset: site.offset, why }))
+}
+
+/// Why no probe is set at a site; None if one can be.
+pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     if site.cost() == Cost::NeverFires {
-        return unfit(site.cost().to_string());
+        return Some(site.cost().to_string());
     }
-    if site.shape.overwrites_red_zone() && !is_function {
-        return unfit("a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string());
-    }
-    Ok(())
+    (site.shape.overwrites_red_zone() && !at_entry).then(|| {
+        "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
+    })
 }
 
 /// The arguments of a function by the System V x86-64 calling convention: the first six, 64 bits wide.
-fn with_calling_convention(mut site: Site) -> Site {
+fn with_calling_convention(function: FunctionSite) -> Site {
+    let mut site = function.site;
+    if !function.at_entry {
+        return site;
+    }
     site.args = parse_args(Arch::X86_64, "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9");
     site
 }
 
-fn locate(site: &Site, value: &ValuePlan) -> Result<location, ResolveError> {
+fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {
+    let mut to = location { bytes: 8, is_signed: 1, ..location::default() };
     let op = match value.source {
         Source::Arg(index) => return locate_argument(site, value, index),
+        Source::Retval(kind) => {
+            (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
+            location_op::LOC_REGISTER
+        }
+        Source::Duration => location_op::LOC_DURATION,
+        Source::Carried(number) => {
+            to.offset = number as i64;
+            location_op::LOC_CARRIED
+        }
+        // At the entry the return address is on top of the stack.
+        Source::Caller => {
+            to.reg = STACK_POINTER;
+            location_op::LOC_MEMORY
+        }
+        Source::Function => {
+            to.offset = i64::from(function);
+            location_op::LOC_CONST
+        }
         Source::Pid => location_op::LOC_PID,
         Source::Tid => location_op::LOC_TID,
         Source::Cpu => location_op::LOC_CPU,
         Source::Cgroup => location_op::LOC_CGROUP,
         Source::Comm => location_op::LOC_COMM,
     };
-    Ok(location { op: op.0 as u8, bytes: 8, is_signed: 1, ..location::default() })
+    to.op = op.0 as u8;
+    Ok(to)
 }
 
 fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<location, ResolveError> {
@@ -130,8 +198,7 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
         Some(Err(error)) => return Err(unreadable(&value.name, error)),
         Some(Ok(form)) => form,
     };
-    if form.float {
-        let why = format!("`{}` is a floating-point number", form.text);
+    if let Some(why) = form.unreadable() {
         return Err(ResolveError::Value { name: name(), why });
     }
     let asked = match &value.kind {

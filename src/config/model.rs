@@ -14,6 +14,9 @@ use super::place::Place;
 pub struct Config {
     pub settings: Settings,
     pub targets: Vec<Target>,
+    /// What stands behind `network:`, undecoded: its decoder reads it with [`super::Node`] and
+    /// [`super::Fields`].
+    pub network: Option<(Place, serde_yaml::Value)>,
 }
 
 /// What is not about a target.
@@ -92,7 +95,7 @@ pub struct Target {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
-    /// Count only this process (thread group) of the file.
+    /// Count only this process (thread group) of the file. Only beside [`Selector::Binary`].
     pub pid: Option<u32>,
     /// Constant labels of every series of this target.
     pub labels: Vec<(String, String)>,
@@ -126,8 +129,11 @@ pub struct Probe {
     pub at: Place,
     pub on: On,
     pub args: Vec<Arg>,
+    /// What a function returns; 64 bits with a sign if it is not said.
+    pub returns: Option<IntType>,
     pub metrics: Vec<Metric>,
-    /// Template of the line that `verbose` logs: text with `{argument}` in it.
+    /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
+    /// match; `{{` and `}}` stand for braces themselves.
     pub log: Option<String>,
     /// Prefix under which the event is counted in `fibre_exporter_events_processed_total{event_type}`;
     /// without it the probe's own name is used.
@@ -184,11 +190,19 @@ pub enum ArgKind {
     Bool,
     F64,
     /// A C string of at most `max` bytes, the rest cut.
-    Str { max: u32 },
+    Str {
+        max: u32,
+    },
     /// Pointer and a length in another argument (by position).
-    StrLen { len_index: usize, max: u32 },
+    StrLen {
+        len_index: usize,
+        max: u32,
+    },
     /// `len` bytes, shown in hexadecimal; `reverse` for block hashes.
-    Hex { len: u32, reverse: bool },
+    Hex {
+        len: u32,
+        reverse: bool,
+    },
     /// An address in memory, network byte order.
     Ipv4,
     Ipv6,
@@ -225,6 +239,7 @@ pub enum Unit {
 pub struct Metric {
     pub at: Place,
     pub name: String,
+    /// One line, never empty: without a written one, the name as words.
     pub help: String,
     pub kind: MetricKind,
     /// `None` counts; otherwise the name of an argument or a built-in value.

@@ -7,7 +7,7 @@ use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
 use super::notes::{RawNote, RawNotes};
-use super::symbols::Table;
+use super::symbols::{Table, is_stripped};
 use super::{ElfError, SiteError};
 
 pub(super) const LE: LittleEndian = LittleEndian;
@@ -100,6 +100,12 @@ impl<'a> Image<'a> {
     /// Whether the program can be loaded at any address: position-independent, or a shared library.
     pub fn is_pie(&self) -> bool {
         self.pie
+    }
+
+    /// Whether only the symbols that other files link against are left: neither the file nor a debug file added
+    /// to it names the other functions.
+    pub fn is_stripped(&self) -> bool {
+        is_stripped(self)
     }
 
     /// The build-id, which names this build in debug packages and tells whether two files are the same

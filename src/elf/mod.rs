@@ -14,6 +14,7 @@ mod image;
 mod names;
 mod near;
 pub mod notes;
+mod select;
 mod shape;
 mod sites;
 mod symbols;

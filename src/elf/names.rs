@@ -28,6 +28,33 @@ pub(super) fn demangle(name: &str, params: bool) -> Option<String> {
     symbol.structured_demangle(&mut out, &options).ok().map(|()| out.0)
 }
 
+/// Whether a symbol is a part of a function that the compiler moved away: the branches that are seldom
+/// taken, or what was left when the rest was inlined.
+pub(super) fn is_fragment(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(_, suffixes)| suffixes.split('.').any(|s| s == "cold" || s == "part"))
+}
+
+/// The identifiers of a pattern that every symbol whose demangled name matches must contain as they are.
+/// Demangling is slow, and most symbols need not be.
+///
+/// Mangling keeps the identifiers on the path to a function's name, apart from `std`; it does not keep
+/// operators, parameters, template arguments and what stands in braces.
+pub(super) fn literal_words(pattern: &str) -> Vec<&str> {
+    let end = pattern.find(['*', '?', '(', '<', '{', '~', ' ']).unwrap_or(pattern.len());
+    let path = &pattern[..end];
+    let path = &path[..path.find("operator").unwrap_or(path.len())];
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|&word| word != "std" && !word.is_empty()).collect()
+}
+
+/// Whether a symbol can stand for a name with these [`literal_words`].
+pub(super) fn may_demangle_to(name: &str, words: &[&str]) -> bool {
+    // Ss and the like stand for whole names of the C++ library; St is only its namespace.
+    let rest = name.strip_prefix("_ZNK").or_else(|| name.strip_prefix("_ZN")).unwrap_or("");
+    let abbreviated = rest.strip_prefix('S').is_some_and(|r| r.starts_with(['a', 'b', 's', 'i', 'o', 'd']));
+    abbreviated || words.iter().all(|word| name.contains(word))
+}
+
 /// A string that refuses to grow past [`DEMANGLED_MAX`].
 struct Bounded(String);
 
@@ -88,6 +115,31 @@ mod tests {
         for (pattern, text) in [("", "a"), ("a*", "ba"), ("a?c", "ac"), ("a*b", "abc"), ("?", "")] {
             assert!(!glob(pattern, text), "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn what_a_pattern_requires_is_in_every_symbol_that_it_matches() {
+        for (pattern, words) in [
+            ("CConnman::Start", &["CConnman", "Start"][..]),
+            ("CTxMem*::addUnchecked", &["CTxMem"]),
+            ("std::vector<int>::push_back", &["vector"]),
+            ("a::operator new", &["a"]),
+            ("(anonymous namespace)::f", &[]),
+            ("*write*", &[]),
+            ("Foo::~Foo", &["Foo"]),
+        ] {
+            assert_eq!(literal_words(pattern), words, "{pattern}");
+        }
+        let string_append = "_ZNSs6appendEPKc";
+        assert_eq!(demangle(string_append, false).as_deref(), Some("std::string::append"));
+        assert!(may_demangle_to(string_append, &literal_words("std::string::append")));
+        assert!(!may_demangle_to("_ZN8CConnman5StartERi", &["CTxMemPool"]));
+    }
+
+    #[test]
+    fn fragments() {
+        assert!(is_fragment("_Z3foov.cold") && is_fragment("foo.part.0") && is_fragment("foo.isra.0.cold"));
+        assert!(!is_fragment("foo.isra.0") && !is_fragment("foo") && !is_fragment("cold"));
     }
 
     #[test]

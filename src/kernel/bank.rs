@@ -46,7 +46,8 @@ impl KernelBank {
     }
 
     fn load(&self, shard: u32, cell: u32) -> u64 {
-        self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize].load(Ordering::Relaxed)
+        self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
+            .load(Ordering::Relaxed)
     }
 }
 
@@ -64,7 +65,8 @@ impl Bank for KernelBank {
     }
 
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
-        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity) else {
+        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)
+        else {
             return false;
         };
         let first = (laid.first_entry + number) as usize * ENTRY_WORDS;

@@ -8,4 +8,4 @@ mod tables;
 
 pub use bank::KernelBank;
 pub use control::{Clock, Control};
-pub use load::{Attach, Kernel, KernelError, Shared};
+pub use load::{Attach, How, Kernel, KernelError, Placed, Shared, Sweep, choose, detach, kernel_release};

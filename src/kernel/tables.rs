@@ -1,12 +1,13 @@
 //! Plan and layout as the tables of `bpf/abi.h`. Pure.
 
 use crate::abi::{
-    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds, condition,
-    condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value, value_kind,
+    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds,
+    condition, condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value,
+    value_kind,
 };
 use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
-use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, ValueKind};
+use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, SpanEnd, ValueKind};
 
 /// Added to a signed number, it makes unsigned comparison right.
 pub(crate) const BIAS: u64 = 1 << 63;
@@ -145,8 +146,24 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
     }
     if plan.emit.is_some() {
         made.flags |= probe_flag::PROBE_EMIT.0;
-    } else if nactions == 0 {
+    } else if nactions == 0 && plan.span.is_none() {
         made.flags |= probe_flag::PROBE_COUNT_ONLY.0;
+    }
+    if let Some(span) = plan.span {
+        made.span = span.number;
+        made.flags |= match span.end {
+            SpanEnd::Start { carried } => {
+                made.ncarried = carried;
+                probe_flag::PROBE_START.0
+            }
+            SpanEnd::End => probe_flag::PROBE_END.0,
+        };
+        if span.by_thread {
+            made.flags |= probe_flag::PROBE_BY_THREAD.0;
+        }
+        if span.only_time {
+            made.flags |= probe_flag::PROBE_SESSION.0;
+        }
     }
     for (at, planned) in made.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {
@@ -164,7 +181,8 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
 
 /// The smallest event that holds the probe's values. A text begins only where the class's longest one would fit.
 fn class_of(plan: &ProbePlan) -> event_class {
-    let texts: Vec<_> = plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
+    let texts: Vec<_> =
+        plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
     let before_last: usize = texts.iter().rev().skip(1).sum();
     if texts.is_empty() && plan.values.len() <= 4 {
         event_class::EVENT_4

@@ -8,6 +8,7 @@ mod attach;
 mod collect;
 mod config;
 mod counters;
+mod decode;
 mod family;
 mod glob;
 mod links;
@@ -24,6 +25,7 @@ pub use abi::{AddressFamily, Fault, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKin
 pub use attach::{Refusal, XdpMode};
 pub use config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
+pub use decode::decode;
 pub use family::{Family, Kind, Sample, Value};
 pub use query::{FlowRow, PER_PAGE, QueryError, TalkerRow};
 pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};

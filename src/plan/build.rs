@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 
 use super::route::route;
+use super::scope::{Late, Scope, mentioned, refuse_unused};
 use super::{
-    ActionPlan, ConditionPlan, LabelPlan, LogPart, MetricPlan, Plan, ProbePlan, Scale, Source, TargetPlan, ValueKind,
-    ValuePlan, profile, profiles,
+    ActionPlan, Hook, LabelPlan, MetricPlan, Plan, ProbePlan, Source, SpanEnd, SpanPlan, TargetPlan,
+    ValueKind, ValuePlan, profile, profiles,
 };
-use crate::abi::{MAX_BOUNDS, MAX_VALUES};
+use crate::abi::MAX_VALUES;
+use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Arg, ArgKind, BUILT_INS, Condition, Config, Label, LabelValue, Metric, MetricKind, Named, On, Op, Operand,
-    Pattern, Point, Probe, Settings, Target, Unit,
+    Arg, ArgKind, Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
+    Unit,
 };
 use crate::config::place::Place;
 
 /// Prefixes of the names that the exporter gives to its own metrics.
-const RESERVED: &[&str] = &["fibre_exporter_", "process_"];
+const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
 
 /// The plan for a configuration, or every mistake in it.
 ///
@@ -30,6 +32,9 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
         metrics: Vec::new(),
         places: Vec::new(),
         names: HashMap::new(),
+        profile: None,
+        fed: HashMap::new(),
+        spans: 0,
     };
     let mut targets = Vec::new();
     for (number, target) in config.targets.iter().enumerate() {
@@ -38,17 +43,24 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
             at: target.at.clone(),
             name: target.name.clone(),
             selector: target.selector.clone(),
-            pid: target.pid,
+            pid: match target.selector {
+                Selector::Pid(pid) => Some(pid),
+                _ => target.pid,
+            },
             probes,
         });
     }
     builder.tell_targets_apart(&config.targets);
     builder.refuse_clashing_names();
-    let (mut probes, metrics) = (builder.probes, builder.metrics);
+    let (mut probes, metrics, spans) = (builder.probes, builder.metrics, builder.spans);
     for probe in &mut probes {
         route(probe, &metrics, &config.settings, all_to_ring, &diags);
     }
-    diags.into_result(Plan { settings: config.settings, targets, probes, metrics })
+    let network = config
+        .network
+        .as_ref()
+        .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
+    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans, network })
 }
 
 struct Builder<'a> {
@@ -60,6 +72,11 @@ struct Builder<'a> {
     places: Vec<Place>,
     /// Metric name to index.
     names: HashMap<String, usize>,
+    /// The profile that is being read.
+    profile: Option<String>,
+    /// Which profile was the first to feed a metric by a probe of a target.
+    fed: HashMap<(usize, String, String), String>,
+    spans: u32,
 }
 
 impl Builder<'_> {
@@ -67,10 +84,12 @@ impl Builder<'_> {
     fn target(&mut self, number: usize, target: &Target) -> Vec<usize> {
         let first = self.probes.len();
         for named in &target.profiles {
+            self.profile = Some(named.name.clone());
             for probe in self.profile_probes(named) {
                 self.probe(number, target, &probe);
             }
         }
+        self.profile = None;
         for probe in &target.probes {
             self.probe(number, target, probe);
         }
@@ -98,45 +117,162 @@ impl Builder<'_> {
     }
 
     fn probe(&mut self, number: usize, target: &Target, probe: &Probe) {
-        let (point, name) = match &probe.on {
-            On::Usdt(point @ Point::Usdt { provider, name }) => (point.clone(), format!("{provider}:{name}")),
-            On::Usdt(Point::Function(function)) | On::Function(function) => {
-                (Point::Function(function.clone()), function.clone())
-            }
-            On::Span { .. } => {
-                self.diags.error(&probe.at, "spans are not available in this version");
-                return;
-            }
+        let key = match &probe.on {
+            On::Span { by: SpanKey::Arg(name), .. } => Some(name.as_str()),
+            _ => None,
         };
-        let mut plan = ProbePlan {
+        refuse_unused(probe, key, self.diags);
+        match &probe.on {
+            On::Usdt(point) => self.single(number, target, probe, point, &probe.metrics),
+            On::Function(name) => self.function(number, target, probe, &Point::Function(name.clone())),
+            On::Span { from, to, .. } => {
+                let late = self.described(number, probe, to, Hook::Entry);
+                self.pair(number, target, probe, from, late, &[], key);
+            }
+        }
+    }
+
+    /// Metrics that need the return are computed there, the others at the entry.
+    fn function(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point) {
+        let is_late = |name: &str| name == "retval" || name == "duration";
+        let template = probe.log.as_deref().unwrap_or_default();
+        let logs_late = template.contains("{retval}") || template.contains("{duration}");
+        let (late, early): (Vec<_>, Vec<_>) =
+            probe.metrics.iter().cloned().partition(|metric| mentioned(metric).any(is_late));
+        if late.is_empty() && !logs_late {
+            return self.single(number, target, probe, point, &probe.metrics);
+        }
+        let mut plan = self.described(number, probe, point, Hook::Return);
+        plan.name.push_str(":return");
+        let returning = Probe { metrics: late, ..probe.clone() };
+        self.pair(number, target, &returning, point, plan, &early, None);
+    }
+
+    /// A probe on its own.
+    fn single(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point, metrics: &[Metric]) {
+        let plan = self.described(number, probe, point, Hook::Entry);
+        let own = Probe { metrics: metrics.to_vec(), ..probe.clone() };
+        let (plan, _) = self.filled(target, &own, plan, None, true);
+        self.add(probe, plan);
+    }
+
+    /// The end of a span or a function's return, and its start if anything is needed of that.
+    #[allow(clippy::too_many_arguments)]
+    fn pair(
+        &mut self,
+        number: usize,
+        target: &Target,
+        probe: &Probe,
+        from: &Point,
+        mut late_plan: ProbePlan,
+        early: &[Metric],
+        key: Option<&str>,
+    ) {
+        let is_return = late_plan.hook == Hook::Return;
+        let key_arg = key.and_then(|key| probe.args.iter().find(|arg| arg.name == key));
+        if let (Some(key), None) = (key, key_arg) {
+            let near = did_you_mean(key, probe.args.iter().map(|arg| arg.name.as_str()));
+            self.diags
+                .error(&probe.at, format!("the span's key \"{key}\" is not one of its arguments{near}"))
+                .help(format!("name it under args: {{ {key}: {{ index: ... }} }}, or write by: thread"));
+        }
+        late_plan.values.extend(key_arg.map(|arg| raw(arg, arg.to_index.unwrap_or(arg.index))));
+        let late = Late { is_return, ..Late::default() };
+        let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
+        let late = late.unwrap_or_default();
+        let needs_start = late.uses_duration || !late.carried.is_empty() || !is_return;
+        let by_thread = key.is_none();
+        if needs_start || !early.is_empty() {
+            let mut start = self.described(number, probe, from, Hook::Entry);
+            if !is_return {
+                start.name =
+                    format!("{} (start of {})", start.name, probe.metrics.first().map_or("", |m| &m.name));
+            }
+            start.event_type.clone_from(&start.name);
+            if needs_start {
+                start.values.extend(key_arg.map(|arg| raw(arg, arg.index)));
+                start.values.extend(late.carried.iter().map(|arg| raw(arg, arg.index)));
+                let carried = u8::try_from(late.carried.len()).unwrap_or(u8::MAX);
+                let only_time = is_return && carried == 0;
+                let span = |end| Some(SpanPlan { number: self.spans, end, by_thread, only_time });
+                start.span = span(SpanEnd::Start { carried });
+                late_plan.span = span(SpanEnd::End);
+                self.spans += 1;
+            }
+            let own = Probe { metrics: early.to_vec(), log: None, ..probe.clone() };
+            let (start, _) = self.filled(target, &own, start, None, false);
+            self.add(probe, start);
+        }
+        self.add(probe, late_plan);
+    }
+
+    /// A plan with nothing to read and nothing to do.
+    fn described(&self, target: usize, probe: &Probe, point: &Point, hook: Hook) -> ProbePlan {
+        let name = match point {
+            Point::Usdt { provider, name } => format!("{provider}:{name}"),
+            Point::Function(name) => name.clone(),
+        };
+        ProbePlan {
             at: probe.at.clone(),
-            target: number,
+            target,
             event_type: probe.event_type.clone().unwrap_or_else(|| name.clone()),
             name,
-            point,
+            point: point.clone(),
+            hook,
+            span: None,
             optional: probe.from_profile,
             values: Vec::new(),
             actions: Vec::new(),
             log: Vec::new(),
             emit: None,
-        };
-        let mut scope = Scope { args: &probe.args, plan: &mut plan, diags: self.diags };
-        let mut made = Vec::new();
-        for metric in &probe.metrics {
-            made.extend(scope.action(metric).map(|action| (metric, action)));
         }
-        scope.check_unused(probe);
-        if self.settings.verbose {
-            scope.log(probe);
+    }
+
+    /// Resolves the metrics, and the log line where one is wanted.
+    fn filled(
+        &mut self,
+        target: &Target,
+        probe: &Probe,
+        mut plan: ProbePlan,
+        late: Option<Late>,
+        logs: bool,
+    ) -> (ProbePlan, Option<Late>) {
+        let mut scope = Scope { probe, plan: &mut plan, diags: self.diags, late };
+        let made: Vec<_> = probe.metrics.iter().map(|metric| Some((metric, scope.action(metric)?))).collect();
+        if self.settings.verbose && logs {
+            scope.log();
         }
-        for (metric, mut action) in made {
+        let late = scope.late;
+        for (metric, mut action) in made.into_iter().flatten() {
+            if self.is_fed_already(&plan, metric) {
+                continue;
+            }
             action.metric = self.metric(target, metric, &mut action);
             plan.actions.push(action);
         }
+        (plan, late)
+    }
+
+    /// Two profiles of one target may describe the same metric by the same probe; it is counted once.
+    fn is_fed_already(&mut self, plan: &ProbePlan, metric: &Metric) -> bool {
+        let Some(profile) = self.profile.clone() else { return false };
+        let fed = (plan.target, plan.name.clone(), metric.name.clone());
+        *self.fed.entry(fed).or_insert_with(|| profile.clone()) != profile
+    }
+
+    fn add(&mut self, probe: &Probe, mut plan: ProbePlan) {
         if plan.values.len() > MAX_VALUES {
+            let message = format!("{} values are read here; {MAX_VALUES} are possible", plan.values.len());
             self.diags
-                .error(&probe.at, format!("{} values are read here; {MAX_VALUES} are possible", plan.values.len()))
+                .error(&probe.at, message)
                 .help("leave out arguments that no metric uses, or split the metrics over two entries of this probe");
+        }
+        // The self-metrics tell probes apart by their names.
+        let plain = plan.name.clone();
+        let mut number = 1;
+        while self.probes.iter().any(|known| known.target == plan.target && known.name == plan.name) {
+            number += 1;
+            plan.name = format!("{plain}#{number}");
         }
         self.probes.push(plan);
     }
@@ -145,18 +281,24 @@ impl Builder<'_> {
     /// into the first one's order. The labels that every series has are put in front.
     fn metric(&mut self, target: &Target, metric: &Metric, action: &mut ActionPlan) -> usize {
         let mut labels = vec![("node".to_string(), LabelPlan::Const(self.settings.node_name.clone()))];
-        labels.extend(target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))));
+        labels.extend(
+            target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))),
+        );
         for (label, plan) in metric.labels.iter().zip(std::mem::take(&mut action.labels)) {
             if labels.iter().any(|(name, _)| *name == label.name) {
                 self.diags.error(
                     &label.at,
-                    format!("label \"{}\" is already given by the exporter or the target's own labels", label.name),
+                    format!(
+                        "label \"{}\" is already given by the exporter or the target's own labels",
+                        label.name
+                    ),
                 );
             }
             labels.push((label.name.clone(), plan));
         }
         if let Some(prefix) = RESERVED.iter().find(|prefix| metric.name.starts_with(**prefix)) {
-            self.diags.error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
+            self.diags
+                .error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
         }
         let Some(&known) = self.names.get(&metric.name) else {
             let (names, plans) = labels.into_iter().unzip();
@@ -212,13 +354,16 @@ impl Builder<'_> {
         for metric in 0..self.metrics.len() {
             let mut feeding: Vec<usize> = Vec::new();
             for probe in &self.probes {
-                if probe.actions.iter().any(|action| action.metric == metric) && !feeding.contains(&probe.target) {
+                if probe.actions.iter().any(|action| action.metric == metric)
+                    && !feeding.contains(&probe.target)
+                {
                     feeding.push(probe.target);
                 }
             }
-            let alike = feeding.iter().enumerate().any(|(n, a)| {
-                feeding[n + 1..].iter().any(|b| targets[*a].labels == targets[*b].labels)
-            });
+            let alike = feeding
+                .iter()
+                .enumerate()
+                .any(|(n, a)| feeding[n + 1..].iter().any(|b| targets[*a].labels == targets[*b].labels));
             if !alike || self.metrics[metric].labels.iter().any(|label| label == "target") {
                 continue;
             }
@@ -242,7 +387,10 @@ impl Builder<'_> {
                 if let Some(&other) = self.names.get(&format!("{}{suffix}", metric.name)) {
                     self.diags.error(
                         &self.places[other],
-                        format!("{} is a part of the histogram {} at {at}", self.metrics[other].name, metric.name),
+                        format!(
+                            "{} is a part of the histogram {} at {at}",
+                            self.metrics[other].name, metric.name
+                        ),
                     );
                 }
             }
@@ -250,245 +398,17 @@ impl Builder<'_> {
     }
 }
 
-/// The names that are known inside one probe.
-struct Scope<'a> {
-    args: &'a [Arg],
-    plan: &'a mut ProbePlan,
-    diags: &'a Diagnostics,
-}
-
-impl Scope<'_> {
-    fn action(&mut self, metric: &Metric) -> Option<ActionPlan> {
-        let mut scale = Scale::ONE;
-        let mut value = None;
-        if let Some(named) = &metric.value {
-            let index = self.value(&named.at, &named.name)?;
-            let found = &self.plan.values[index];
-            if !is_number(&found.kind) {
-                let message = format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
-                self.diags.error(&named.at, message);
-                return None;
-            }
-            scale = unit_scale(found.unit);
-            value = Some(index);
-        }
-        let factor = metric.scale.unwrap_or(1.0);
-        if !(factor > 0.0 && factor.is_finite()) {
-            self.diags.error(&metric.at, format!("scale {factor}: only a number above 0 keeps counters and buckets in order"));
-            return None;
-        }
-        scale.mul *= factor;
-        if let MetricKind::Histogram(bounds) = &metric.kind
-            && bounds.len() > MAX_BOUNDS
-        {
-            self.diags.error(&metric.at, format!("{} buckets; {MAX_BOUNDS} are possible", bounds.len()));
-        }
-        let when: Vec<_> = metric.when.iter().map(|condition| self.condition(condition)).collect();
-        let labels: Vec<_> = metric.labels.iter().map(|label| self.label(label)).collect();
-        Some(ActionPlan {
-            at: metric.at.clone(),
-            metric: 0,
-            value,
-            scale,
-            when: when.into_iter().collect::<Option<_>>()?,
-            labels: labels.into_iter().collect::<Option<_>>()?,
-            route: super::Route::Kernel,
-        })
-    }
-
-    fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
-        let value = self.value(&condition.at, &condition.value)?;
-        let text = self.plan.values[value].kind.is_text();
-        let fits = match (&condition.with, condition.op) {
-            (Operand::Str(_), Op::Eq | Op::Ne | Op::StartsWith) => text,
-            (Operand::Str(_), _) => false,
-            (Operand::Int(_), Op::StartsWith) => false,
-            (Operand::Int(_), _) => !text,
-        };
-        if !fits {
-            let (is, may) = if text {
-                ("text", "== \"...\", != \"...\" and starts_with \"...\"")
-            } else {
-                ("a number", "==, !=, <, <=, > and >= with a number")
-            };
-            self.diags.error(&condition.at, format!("\"{}\" is {is}: it can be compared by {may}", condition.value));
-            return None;
-        }
-        if let Operand::Int(number) = condition.with
-            && i64::try_from(number).is_err()
-        {
-            self.diags.error(&condition.at, format!("{number} does not fit into 64 bits with a sign"));
-        }
-        Some(ConditionPlan { value, op: condition.op, with: condition.with.clone() })
-    }
-
-    fn label(&mut self, label: &Label) -> Option<LabelPlan> {
-        let name = match &label.value {
-            LabelValue::Const(text) => return Some(LabelPlan::Const(text.clone())),
-            LabelValue::From(name) => name,
-        };
-        let value = self.value(&label.at, name)?;
-        let kind = &self.plan.values[value].kind;
-        let mut mapping = Vec::new();
-        for (pattern, shown) in &label.mapping {
-            match fit_pattern(pattern, kind) {
-                Some(pattern) => mapping.push((pattern, shown.clone())),
-                None => {
-                    self.diags.error(
-                        &label.at,
-                        format!("\"{name}\" is a number: {} cannot match it", describe(pattern)),
-                    );
-                }
-            }
-        }
-        let limit = label.limit.unwrap_or(u32::MAX);
-        Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
-    }
-
-    /// The index of the value called `name`, which is read from now on.
-    fn value(&mut self, at: &Place, name: &str) -> Option<usize> {
-        if let Some(known) = self.plan.values.iter().position(|value| value.name == name) {
-            return Some(known);
-        }
-        let made = if let Some(arg) = self.args.iter().find(|arg| arg.name == name) {
-            let kind = match &arg.kind {
-                ArgKind::StrLen { len_index, max } => {
-                    let len = self.length(arg, *len_index);
-                    ValueKind::StrLen { len, max: *max }
-                }
-                ArgKind::F64 => {
-                    let message = format!("\"{name}\" is a floating-point number, which no probe program can read");
-                    self.diags.error(at, message);
-                    return None;
-                }
-                kind => ValueKind::Arg(kind.clone()),
-            };
-            ValuePlan {
-                at: arg.at.clone(),
-                name: name.to_string(),
-                source: Source::Arg(arg.index),
-                kind,
-                unit: arg.unit,
-            }
-        } else if let Some((source, kind)) = built_in(name) {
-            ValuePlan { at: at.clone(), name: name.to_string(), source, kind, unit: Unit::None }
-        } else {
-            let known = self.args.iter().map(|arg| arg.name.as_str()).chain(BUILT_INS.iter().copied());
-            let near = did_you_mean(name, known);
-            if BUILT_INS.contains(&name) {
-                self.diags.error(at, format!("\"{name}\" is not known at this kind of probe"));
-            } else {
-                self.diags
-                    .error(at, format!("\"{name}\" is neither an argument of this probe nor built in{near}"))
-                    .help(format!("name it under args: {{ {name}: {{ index: ... }} }}"));
-            }
-            return None;
-        };
-        self.plan.values.push(made);
-        Some(self.plan.values.len() - 1)
-    }
-
-    /// The value that holds the length of a text: the argument at that position, named or not.
-    fn length(&mut self, arg: &Arg, index: usize) -> usize {
-        let name = self.args.iter().find(|other| other.index == index).map(|other| other.name.clone());
-        let name = name.unwrap_or_else(|| format!("length of {}", arg.name));
-        let source = Source::Arg(index);
-        if let Some(known) = self.plan.values.iter().position(|value| value.source == source) {
-            return known;
-        }
-        let kind = ValueKind::Arg(ArgKind::Int(None));
-        self.plan.values.push(ValuePlan { at: arg.at.clone(), name, source, kind, unit: Unit::None });
-        self.plan.values.len() - 1
-    }
-
-    /// `{name}` in a template is the value of that name; without a template all named arguments are shown.
-    fn log(&mut self, probe: &Probe) {
-        let template = probe.log.clone().unwrap_or_else(|| {
-            let shown: Vec<_> = probe.args.iter().map(|arg| format!(" {0}={{{0}}}", arg.name)).collect();
-            format!("{}{}", self.plan.name, shown.concat())
-        });
-        let mut rest = template.as_str();
-        while let Some(open) = rest.find('{') {
-            let Some(close) = rest[open..].find('}') else { break };
-            self.plan.log.push(LogPart::Text(rest[..open].to_string()));
-            if let Some(value) = self.value(&probe.at, &rest[open + 1..open + close]) {
-                self.plan.log.push(LogPart::Value(value));
-            }
-            rest = &rest[open + close + 1..];
-        }
-        self.plan.log.push(LogPart::Text(rest.to_string()));
-    }
-
-    /// A metric-less probe still counts its hits; an argument that nothing mentions is likely a slip.
-    fn check_unused(&self, probe: &Probe) {
-        if probe.from_profile || self.plan.values.len() > MAX_VALUES {
-            return;
-        }
-        let template = probe.log.as_deref().unwrap_or_default();
-        for arg in &probe.args {
-            let used = self.plan.values.iter().any(|value| value.name == arg.name || value.source == Source::Arg(arg.index));
-            let logged = probe.log.is_none() || template.contains(&format!("{{{}}}", arg.name));
-            if !used && !logged {
-                self.diags
-                    .error(&arg.at, format!("argument \"{}\" is not used by any metric or by the log line", arg.name))
-                    .help("remove it, or use it");
-            }
-        }
-    }
-}
-
-fn is_number(kind: &ValueKind) -> bool {
-    matches!(kind, ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool))
-}
-
-fn built_in(name: &str) -> Option<(Source, ValueKind)> {
-    let int = ValueKind::Arg(ArgKind::Int(None));
-    Some(match name {
-        "pid" => (Source::Pid, int),
-        "tid" => (Source::Tid, int),
-        "cpu" => (Source::Cpu, int),
-        "cgroup" => (Source::Cgroup, int),
-        "comm" => (Source::Comm, ValueKind::Comm),
-        _ => return None,
-    })
-}
-
-fn unit_scale(unit: Unit) -> Scale {
-    let (mul, div) = match unit {
-        Unit::None | Unit::Seconds | Unit::Bytes => (1.0, 1.0),
-        Unit::Nanoseconds => (1.0, 1e9),
-        Unit::Microseconds => (1.0, 1e6),
-        Unit::Milliseconds => (1.0, 1e3),
-        Unit::Kibibytes => (1024.0, 1.0),
-        Unit::Mebibytes => (1024.0 * 1024.0, 1.0),
-        Unit::Pages => (4096.0, 1.0),
+/// An argument as its bare 64 bits: a number, or the address of a text.
+fn raw(arg: &Arg, index: usize) -> ValuePlan {
+    let kind = match &arg.kind {
+        ArgKind::Int(asked) => ArgKind::Int(*asked),
+        _ => ArgKind::Int(None),
     };
-    Scale { mul, div }
-}
-
-/// The pattern as one for values of this kind; `None` if it can match none of them.
-fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
-    if kind.is_text() {
-        return Some(match pattern {
-            Pattern::Int(number) => Pattern::Exact(number.to_string()),
-            other => other.clone(),
-        });
-    }
-    match pattern {
-        Pattern::Int(number) if i64::try_from(*number).is_ok() => Some(pattern.clone()),
-        Pattern::Exact(text) if *kind == ValueKind::Arg(ArgKind::Bool) => match text.as_str() {
-            "true" => Some(Pattern::Int(1)),
-            "false" => Some(Pattern::Int(0)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn describe(pattern: &Pattern) -> String {
-    match pattern {
-        Pattern::Int(number) => number.to_string(),
-        Pattern::Exact(text) | Pattern::Glob(text) => format!("\"{text}\""),
-        Pattern::Prefix(text) => format!("\"{text}*\""),
+    ValuePlan {
+        at: arg.at.clone(),
+        name: format!("start:{}", arg.name),
+        source: Source::Arg(index),
+        kind: ValueKind::Arg(kind),
+        unit: Unit::None,
     }
 }

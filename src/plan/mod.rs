@@ -6,12 +6,16 @@
 mod build;
 mod profiles;
 mod route;
+mod scope;
 
 pub use build::plan;
-pub use profiles::{Profile, profile, profiles};
+pub use profiles::{profile, profiles};
 
-use crate::config::model::{ArgKind, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit};
+use crate::config::model::{
+    ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
+};
 use crate::config::place::Place;
+use crate::net::NetworkConfig;
 
 /// Everything the later stages need.
 #[derive(Debug, Clone)]
@@ -20,6 +24,10 @@ pub struct Plan {
     pub targets: Vec<TargetPlan>,
     pub probes: Vec<ProbePlan>,
     pub metrics: Vec<MetricPlan>,
+    /// Spans there are.
+    pub spans: u32,
+    /// Packet statistics, where they are asked for.
+    pub network: Option<NetworkConfig>,
 }
 
 /// An application and the probes to set on its file.
@@ -42,6 +50,9 @@ pub struct ProbePlan {
     /// As it is shown: `udp:block_race_winner`, `SSL_write`.
     pub name: String,
     pub point: Point,
+    pub hook: Hook,
+    /// Its part in a span, if it has one.
+    pub span: Option<SpanPlan>,
     /// Its absence from the file is reported, but is no reason not to be ready.
     pub optional: bool,
     pub event_type: String,
@@ -51,6 +62,34 @@ pub struct ProbePlan {
     pub log: Vec<LogPart>,
     /// Why hits must reach user space, if they must.
     pub emit: Option<String>,
+}
+
+/// Where in a function a probe is set. A USDT probe is an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Entry,
+    Return,
+}
+
+/// One end of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanPlan {
+    /// Number of the span; both ends have the same.
+    pub number: u32,
+    pub end: SpanEnd,
+    /// Paired by thread; else by value 0, which both ends read.
+    pub by_thread: bool,
+    /// From a function's entry to its return, and the end needs nothing of the start but its time.
+    pub only_time: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanEnd {
+    /// Keeps this many of its first values (after the key) for the end.
+    Start {
+        carried: u8,
+    },
+    End,
 }
 
 /// A value that is read at every site of a probe.
@@ -73,6 +112,16 @@ pub enum Source {
     Cpu,
     Cgroup,
     Comm,
+    /// What the function returns.
+    Retval(IntType),
+    /// Nanoseconds since the span's start.
+    Duration,
+    /// What the span's start kept, by number.
+    Carried(usize),
+    /// The address that the function returns to.
+    Caller,
+    /// Which of the functions that the pattern names it is.
+    Function,
 }
 
 /// What a value is: as in the configuration, with the length of a `string_len` being another value of the probe.
@@ -80,9 +129,16 @@ pub enum Source {
 pub enum ValueKind {
     Arg(ArgKind),
     /// Text with its length in the value with this index.
-    StrLen { len: usize, max: u32 },
+    StrLen {
+        len: usize,
+        max: u32,
+    },
     /// The thread's name.
     Comm,
+    /// The number of a function's name.
+    Function,
+    /// The number of a cgroup.
+    Cgroup,
 }
 
 impl ValueKind {
@@ -91,15 +147,32 @@ impl ValueKind {
         self.max_bytes() > 0
     }
 
+    /// Whether the value is an address in the application that is shown by name, which only user space can tell.
+    pub fn is_symbol(&self) -> bool {
+        *self == ValueKind::Arg(ArgKind::Symbol)
+    }
+
+    /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
+    pub fn is_compared_as_shown(&self) -> bool {
+        matches!(
+            self,
+            ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
+        )
+    }
+
     /// Most bytes that the value can have; 0 for integers.
     pub fn max_bytes(&self) -> u32 {
         match self {
-            ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. }) | ValueKind::StrLen { max, .. } => *max,
+            ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. })
+            | ValueKind::StrLen { max, .. } => *max,
             ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
             ValueKind::Arg(ArgKind::Ipv4) => 4,
-            ValueKind::Arg(ArgKind::Ipv6 | ArgKind::SockAddr) => 16,
-            ValueKind::Comm => 16,
-            ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
+            ValueKind::Arg(ArgKind::Ipv6) | ValueKind::Comm => 16,
+            // A sockaddr_in6; of a shorter one the rest is ignored.
+            ValueKind::Arg(ArgKind::SockAddr) => 28,
+            ValueKind::Function
+            | ValueKind::Cgroup
+            | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
         }
     }
 }
@@ -158,7 +231,11 @@ impl Scale {
         let exact = bound * self.div / self.mul;
         let nearest = exact.round();
         // 0.005 s is 4999.999... us in binary; a bound is meant as written.
-        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) { nearest as i64 } else { exact.floor() as i64 }
+        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) {
+            nearest as i64
+        } else {
+            exact.floor() as i64
+        }
     }
 }
 
@@ -183,11 +260,13 @@ pub enum LabelPlan {
 }
 
 /// A piece of a log line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum LogPart {
     Text(String),
     /// Index into the probe's values.
     Value(usize),
+    /// A value as a label shows it.
+    Label(LabelPlan),
 }
 
 #[cfg(test)]
@@ -198,7 +277,9 @@ mod tests {
     fn bounds_in_seconds_are_whole_microseconds_and_nanoseconds() {
         let us = Scale { mul: 1.0, div: 1e6 };
         let ns = Scale { mul: 1.0, div: 1e9 };
-        for (seconds, micros) in [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)] {
+        for (seconds, micros) in
+            [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)]
+        {
             assert_eq!(us.raw_bound(seconds), micros);
             assert_eq!(ns.raw_bound(seconds), micros * 1000);
         }

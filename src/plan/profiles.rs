@@ -1,24 +1,20 @@
 //! The profiles that are compiled into the program.
 
-use std::path::PathBuf;
-
-use crate::config::diagnose::Diagnostics;
-use crate::config::model::Probe;
-
-/// A named set of probes for one application.
-#[derive(Debug, Clone)]
-pub struct Profile {
-    pub name: String,
-    pub description: String,
-    /// Where the application usually lies.
-    pub binaries: Vec<PathBuf>,
-    pub probes: Vec<Probe>,
-}
+use crate::config::{Diagnostics, Profile};
 
 /// Every profile: name and text. A new one is a file in `profiles/` and a line here.
 const TEXTS: &[(&str, &str)] = &[
     ("fibre", include_str!("../../profiles/fibre.yaml")),
     ("bitcoin-core", include_str!("../../profiles/bitcoin-core.yaml")),
+    ("postgresql", include_str!("../../profiles/postgresql.yaml")),
+    ("openjdk", include_str!("../../profiles/openjdk.yaml")),
+    ("python", include_str!("../../profiles/python.yaml")),
+    ("php", include_str!("../../profiles/php.yaml")),
+    ("ruby", include_str!("../../profiles/ruby.yaml")),
+    ("libstdcxx", include_str!("../../profiles/libstdcxx.yaml")),
+    ("openssl", include_str!("../../profiles/openssl.yaml")),
+    ("malloc", include_str!("../../profiles/malloc.yaml")),
+    ("pam", include_str!("../../profiles/pam.yaml")),
 ];
 
 /// Names and texts of all profiles, in the order they are listed.
@@ -31,4 +27,36 @@ pub fn profiles() -> &'static [(&'static str, &'static str)] {
 pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
     let (name, text) = TEXTS.iter().find(|(known, _)| *known == name)?;
     Some(crate::config::parse_profile(name, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{ArgKind, LabelValue};
+
+    #[test]
+    fn every_profile_is_right_and_documents_itself() {
+        for (name, text) in profiles() {
+            let profile = profile(name).unwrap().unwrap_or_else(|wrong| panic!("{}", wrong.render()));
+            assert!(!profile.binaries.is_empty() && text.starts_with("# "), "{name}");
+            for metric in profile.probes.iter().flat_map(|probe| &probe.metrics) {
+                assert!(metric.help.ends_with('.') && metric.help.contains(' '), "{name}: {}", metric.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_label_of_every_profile_is_bounded() {
+        for (name, _) in profiles() {
+            for probe in profile(name).unwrap().unwrap().probes {
+                let labels = probe.metrics.iter().flat_map(|metric| &metric.labels);
+                for label in labels {
+                    let LabelValue::From(from) = &label.value else { continue };
+                    let is_bool = probe.args.iter().any(|arg| arg.name == *from && arg.kind == ArgKind::Bool);
+                    let bounded = label.limit.is_some() || label.default.is_some() || is_bool;
+                    assert!(bounded, "{name}: label {} has neither limit nor default", label.name);
+                }
+            }
+        }
+    }
 }

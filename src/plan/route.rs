@@ -2,9 +2,11 @@
 //! space from events where it cannot.
 
 use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, ValueKind};
-use crate::abi::{MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS};
+use crate::abi::{
+    LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
+};
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings};
+use crate::config::model::{MetricKind, Operand, Pattern, Settings};
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
 /// which is cut there, is not mistaken for it; and one for the NUL.
@@ -56,11 +58,29 @@ pub(super) fn route(
         _ => None,
     });
     probe.emit = ring.or_else(|| settings.verbose.then(|| "verbose logs every event".to_string()));
+    if probe.emit.is_some() {
+        refuse_long_events(probe, diags);
+    }
     for value in &probe.values {
         let bytes = value.kind.max_bytes() as usize;
         if bytes > MAX_BYTES {
             diags.error(&value.at, format!("{bytes} bytes; {MAX_BYTES} can be read"));
         }
+    }
+}
+
+/// In an event, a text begins only where the longest one would fit.
+fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
+    let texts = probe.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|bytes| *bytes > 0);
+    let before_last: usize = texts.rev().skip(1).sum();
+    if before_last > LONG_TEXTS - MAX_BYTES {
+        let room = LONG_TEXTS - MAX_BYTES;
+        diags
+            .error(
+                &probe.at,
+                format!("all texts but the last can have {before_last} bytes; {room} fit into an event"),
+            )
+            .help("lower their max, or split the metrics over two entries of this probe");
     }
 }
 
@@ -78,13 +98,18 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
         return Some(format!("more than {MAX_CONDITIONS} conditions"));
     }
     for condition in &action.when {
+        let value = &probe.values[condition.value];
+        if value.kind.is_compared_as_shown() {
+            return Some(format!("{}: compared as it is shown", value.name));
+        }
         if let Operand::Str(text) = &condition.with
             && text.len() > MAX_PATTERN
         {
             return Some(format!("\"{text}\" is longer than {MAX_PATTERN} bytes"));
         }
     }
-    let variable: Vec<_> = action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
+    let variable: Vec<_> =
+        action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
     if variable.len() > MAX_LABELS {
         return Some(format!("more than {MAX_LABELS} variable labels"));
     }
@@ -98,7 +123,7 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
 }
 
 fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
-    if *kind == ValueKind::Arg(ArgKind::Symbol) {
+    if kind.is_symbol() {
         return Some(format!("{name}: the name of an address is known only outside the kernel"));
     }
     if mapping.len() > MAX_PATTERNS {
@@ -113,9 +138,7 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
             _ => {}
         }
     }
-    // Addresses and hashes are matched as they are shown, which is not how they lie in memory.
-    let as_shown = matches!(kind, ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr));
-    if as_shown && !mapping.is_empty() {
+    if kind.is_compared_as_shown() && !mapping.is_empty() {
         return Some(format!("{name}: compared with patterns as it is shown"));
     }
     if raw && kind.max_bytes() as usize > MAX_TEXT {

@@ -26,6 +26,21 @@ pub struct ArgForm {
     pub text: String,
 }
 
+impl ArgForm {
+    /// Why no probe program can read the argument, to follow a colon; None if one can.
+    pub fn unreadable(&self) -> Option<String> {
+        match &self.form {
+            _ if self.float => Some(format!("`{}` is a floating-point number", self.text)),
+            Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
+                Some(format!("the form `{}` is not one that a probe program can follow", self.text))
+            }
+            Form::Const(_) | Form::Reg(_) | Form::Mem { .. } | Form::Indexed { .. } | Form::Static { .. } => {
+                None
+            }
+        }
+    }
+}
+
 /// The place of an argument when its probe fires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Installs what is missing to build the exporter on Debian 12, and says what. Silent when all is there.
+#
+#   scripts/install-deps.sh            to build and run it
+#   scripts/install-deps.sh --tests    and to test it
+#   scripts/install-deps.sh --lint     and to check its style
+#
+# Debian's packages need root or sudo. Rust is Debian's business only if new enough; otherwise it comes from
+# rustup, for the user who runs this.
+set -euo pipefail
+
+# clang compiles the BPF programs; libelf and zlib are libbpf's; sys/sdt.h (systemtap-sdt-dev) and gcc make the
+# programs to trace; openssl makes certificates.
+packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
+	ca-certificates procps)
+# prometheus scrapes the exporter and brings promtool; what follows it builds bitcoind and other programs; the last two
+# lines are programs to trace, with what they need to be run.
+test_packages=(prometheus iproute2 python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux
+	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
+	libpam-modules libssl3 libstdc++6)
+lint_packages=(clang-format-14 shellcheck git)
+rust=1.88 # rust-version in Cargo.toml
+
+say() {
+	echo "install-deps: $*" >&2
+}
+
+fail() {
+	say "$*"
+	exit 1
+}
+
+as_root() {
+	if ((EUID == 0)); then
+		"$@"
+	else
+		command -v sudo >/dev/null || fail "neither root nor sudo: as root, run: $*"
+		sudo "$@"
+	fi
+}
+
+missing_packages() {
+	local name
+	for name in "${packages[@]}"; do
+		[[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] || echo "$name"
+	done
+}
+
+# A package that brings a service would start it at once. policy-rc.d is Debian's way to say no; one that is
+# there already belongs to somebody else and stays.
+apt_install() {
+	local policy=/usr/sbin/policy-rc.d made=
+	if [[ ! -e $policy ]]; then
+		printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+		made=yes
+		as_root chmod 755 "$policy"
+	fi
+	local status=0
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
+		install -y -qq --no-install-recommends "$@" >&2 </dev/null || status=$?
+	[[ -z $made ]] || as_root rm -f "$policy"
+	return "$status"
+}
+
+# sssd changes how a machine logs people in, so it is not installed: the tests only look at its libraries.
+unpack_sssd() {
+	local folder=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/sssd made
+	[[ -e $folder ]] && return
+	say "unpacking sssd-common, uninstalled, into $folder"
+	made=$(mktemp -d)
+	(cd "$made" && apt-get -qq download sssd-common >&2 && dpkg-deb -x sssd-common_*.deb unpacked) ||
+		fail "could not download and unpack sssd-common; the messages are above"
+	mkdir -p "${folder%/*}"
+	mv "$made/unpacked" "$folder"
+	rm -rf "$made"
+}
+
+install_packages() {
+	local missing
+	mapfile -t missing < <(missing_packages)
+	((${#missing[@]})) || return 0
+	command -v apt-get >/dev/null || fail "not Debian: install the equivalents of ${missing[*]}"
+	say "installing from Debian: ${missing[*]}"
+	as_root apt-get -o DPkg::Lock::Timeout=600 update -qq >&2 </dev/null ||
+		say "apt-get update failed; trying with the lists that are there"
+	local had_clusters=
+	[[ ! -e /etc/postgresql ]] || had_clusters=yes
+	apt_install "${missing[@]}" ||
+		fail "apt-get could not install all of: ${missing[*]}; its message is above"
+	if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
+		as_root systemctl disable --quiet prometheus 2>/dev/null || true
+		say "the prometheus service stays off; the tests start their own"
+	fi
+	# Debian makes a cluster with the server; apt_install has kept it from starting.
+	if [[ -z $had_clusters && -e /etc/postgresql ]] && command -v systemctl >/dev/null; then
+		as_root systemctl disable --quiet postgresql 2>/dev/null || true
+		say "the postgresql service stays off; the tests make clusters of their own"
+	fi
+}
+
+rust_is_new_enough() {
+	local version
+	version=$(cargo --version 2>/dev/null | awk '{print $2}') && [[ -n $version ]] &&
+		printf '%s\n%s\n' "$rust" "$version" | sort -V -C
+}
+
+install_rust() {
+	export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+	rust_is_new_enough && return
+	if command -v rustup >/dev/null; then
+		say "cargo is older than $rust: updating it with rustup"
+		{ rustup toolchain install stable --profile minimal >&2 && rustup default stable >&2; } ||
+			fail "rustup could not install Rust; its message is above"
+	else
+		say "no cargo $rust or newer: installing Rust from https://sh.rustup.rs into ${CARGO_HOME:-$HOME/.cargo}"
+		curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+			sh -s -- -y --no-modify-path --profile minimal >&2 ||
+			fail "rustup could not install Rust. Install Rust $rust or newer by hand and run this again"
+		say "for cargo in your own shell: . ${CARGO_HOME:-$HOME/.cargo}/env"
+	fi
+	rust_is_new_enough || fail "cargo $rust or newer is still not in PATH; found: $(command -v cargo || echo none)"
+}
+
+install_rust_lints() {
+	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 && return
+	say "adding rustfmt and clippy with rustup"
+	rustup component add rustfmt clippy >&2 ||
+		fail "cannot add rustfmt and clippy; with a Rust that is not from rustup, install them its way"
+}
+
+lint='' tests=''
+for option in "$@"; do
+	case $option in
+	--tests) packages+=("${test_packages[@]}") tests=yes ;;
+	--lint) packages+=("${lint_packages[@]}") lint=yes ;;
+	*) fail "unknown option \"$option\"; known: --tests --lint" ;;
+	esac
+done
+install_packages
+[[ -z $tests ]] || unpack_sssd
+install_rust
+[[ -z $lint ]] || install_rust_lints

@@ -1,0 +1,360 @@
+//! The `check` command: what the plan means in the files as they are now, and whether the kernel agrees.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bank::UserBank;
+use crate::config::Diagnostics;
+use crate::config::model::Point;
+use crate::drain::Drain;
+use crate::elf::{ElfError, Image, SiteError, notes, usdt_sites};
+use crate::kernel::{Attach, choose};
+use crate::layout::Layout;
+use crate::metrics::own::Books;
+use crate::net::NetworkConfig;
+use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan};
+use crate::probes::{foreign, no_notes};
+use crate::resolve::{ResolveError, Resolved, resolve};
+use crate::run::RunError;
+use crate::table::Table;
+use crate::targets::find::{Found, find};
+use crate::targets::{Keeper, ProbeState, debug_file, with_names};
+
+/// Notes of one argument that are shown; inlining can make hundreds of sites.
+const MOST_NOTES: usize = 4;
+
+/// The registers of a function's arguments by the System V x86-64 calling convention.
+const REGISTERS: [&str; 6] = ["%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9"];
+
+/// The plan as a table, and what is wrong with it.
+#[derive(Debug)]
+pub struct Checked {
+    pub table: String,
+    /// Probes that are not in a target's file, or cannot be used there. A file that is not there yet is none.
+    pub mistakes: Diagnostics,
+}
+
+/// Looks for every probe of the plan in the files that its targets mean now.
+pub fn check(plan: &Plan) -> Checked {
+    let mut checker = Checker { plan, text: String::new(), mistakes: Diagnostics::new() };
+    for target in &plan.targets {
+        if !checker.text.is_empty() {
+            checker.text.push('\n');
+        }
+        checker.target(target);
+    }
+    if let Some(network) = &plan.network {
+        checker.network(network);
+    }
+    Checked { table: checker.text, mistakes: checker.mistakes }
+}
+
+struct Checker<'a> {
+    plan: &'a Plan,
+    text: String,
+    mistakes: Diagnostics,
+}
+
+impl Checker<'_> {
+    fn network(&mut self, network: &NetworkConfig) {
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        let count = &network.count;
+        let wanted = [
+            (count.sizes, "packet sizes".to_string()),
+            (count.flags, "TCP flags".to_string()),
+            (count.talkers > 0, format!("{} talkers", count.talkers)),
+            (count.flows > 0, format!("{} flows", count.flows)),
+            (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
+            (count.tcp_connections, "TCP connections by state".to_string()),
+        ];
+        let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
+        let mode = format!("{:?}", network.mode).to_lowercase();
+        let cpus = libbpf_rs::num_possible_cpus().unwrap_or(1);
+        let lines = [
+            format!("network: interfaces {} (XDP mode {mode})", network.interfaces.join(", ")),
+            "  packets and bytes by direction, family, protocol and verdict".to_string(),
+            format!("  also: {}", wanted.join(", ")),
+            format!("  kernel memory of talkers and flows: {} KiB", network.table_memory(cpus) / 1024),
+        ];
+        lines.iter().for_each(|line| self.text.push_str(&format!("{line}\n")));
+    }
+
+    fn target(&mut self, target: &TargetPlan) {
+        let only = target.pid.map(|pid| format!(", process {pid} only")).unwrap_or_default();
+        let name = &target.name;
+        match find(&target.selector) {
+            Err(why) => {
+                self.text.push_str(&format!("{name}: {why}; it is waited for{only}\n"));
+                self.table(target, None);
+            }
+            Ok(files) => {
+                for found in files {
+                    self.text.push_str(&format!("{name}: {}{only}\n", found.shown));
+                    self.file(target, &found);
+                }
+            }
+        }
+    }
+
+    fn file(&mut self, target: &TargetPlan, found: &Found) {
+        let bytes = match fs::read(&found.path) {
+            Ok(bytes) => bytes,
+            Err(why) => {
+                self.mistakes.error(&target.at, format!("{} cannot be read: {why}", found.shown));
+                return;
+            }
+        };
+        match Image::parse(&bytes) {
+            Err(why) => {
+                self.mistakes.error(&target.at, format!("{}: {why}", found.shown));
+            }
+            Ok(image) if foreign(image.arch()) => {
+                let message = format!("{} is built for another processor than this machine's", found.shown);
+                self.mistakes.error(&target.at, message);
+            }
+            Ok(image) => {
+                let is_function =
+                    |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
+                let wants_names = target.probes.iter().any(is_function);
+                let debug = wants_names.then(|| debug_file(&image, &found.shown)).flatten();
+                self.probes(target, &with_names(image, debug.as_deref()), found);
+            }
+        }
+    }
+
+    /// The probes of a program; if it has none of them, that is one mistake.
+    fn probes(&mut self, target: &TargetPlan, image: &Image<'_>, found: &Found) {
+        let before = self.mistakes.len();
+        let there = self.table(target, Some((image, found)));
+        let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
+        let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
+        let why = match damaged {
+            Some(ElfError::NoNotes) => no_notes(found, image, &target.selector),
+            Some(why) => why.to_string(),
+            None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
+                format!(
+                    "none of this target's probes is in it; `exporter probes {}` lists what it has",
+                    found.shown
+                )
+            }
+            None => return,
+        };
+        self.mistakes.error(&target.at, format!("{}: {why}", found.shown));
+    }
+
+    /// The target's probes; returns how many are in the file.
+    fn table(&mut self, target: &TargetPlan, file: Option<(&Image<'_>, &Found)>) -> usize {
+        let mut table =
+            Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"]);
+        let mut there = 0;
+        for &number in &target.probes {
+            let probe = &self.plan.probes[number];
+            let resolved = file.map(|(image, _)| resolve(image, number as u32, probe, &mut |_| 0));
+            let notes = Notes::of(file.map(|(image, _)| image), probe);
+            let (sites, semaphores, why) = match &resolved {
+                None => ("?".to_string(), "?".to_string(), None),
+                // Said once, of the file.
+                Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),
+                Some(Ok(resolved)) => {
+                    let semaphores = if notes.is_function { String::new() } else { semaphores(resolved) };
+                    (resolved.sites.len().to_string(), semaphores, None)
+                }
+                Some(Err(why)) if why.is_absent() && probe.optional => {
+                    let why = format!("absent, which a profile's probe may be: {why}");
+                    ("0".to_string(), String::new(), Some(why))
+                }
+                Some(Err(why)) => ("0".to_string(), String::new(), Some(why.to_string())),
+            };
+            there += usize::from(matches!(resolved, Some(Ok(_))));
+            if let (Some(Err(why)), Some((_, found))) = (&resolved, file)
+                && !(why.is_absent() && probe.optional)
+                && !matches!(why, ResolveError::Site(SiteError::Elf(_)))
+            {
+                self.mistake(probe, why, found, &notes);
+            }
+            self.rows(&mut table, probe, sites, semaphores, &notes);
+            if let Some(why) = why {
+                table.line(why);
+            }
+        }
+        self.text.push_str(&table.to_string());
+        there
+    }
+
+    fn rows(&self, table: &mut Table, probe: &ProbePlan, sites: String, semaphores: String, notes: &Notes) {
+        let args: Vec<String> = probe.values.iter().map(|value| notes.describe(value)).collect();
+        let metrics: Vec<[String; 2]> = probe
+            .actions
+            .iter()
+            .map(|action| [self.plan.metrics[action.metric].name.clone(), place(action)])
+            .collect();
+        for line in 0..args.len().max(metrics.len()).max(1) {
+            let first = |cell: &str| if line == 0 { cell.to_string() } else { String::new() };
+            let arg = args.get(line).cloned().unwrap_or_default();
+            let [metric, place] = match metrics.get(line) {
+                Some(both) => both.clone(),
+                None if metrics.is_empty() && line == 0 => {
+                    ["-".to_string(), without_metrics(probe).to_string()]
+                }
+                None => [String::new(), String::new()],
+            };
+            table.row([first(&probe.name), first(&sites), first(&semaphores), arg, metric, place]);
+        }
+    }
+
+    fn mistake(&self, probe: &ProbePlan, why: &ResolveError, found: &Found, notes: &Notes) {
+        let named = match why {
+            ResolveError::Value { name, .. } | ResolveError::Missing { name, .. } => Some(name),
+            _ => None,
+        };
+        let value = named.and_then(|name| probe.values.iter().find(|value| value.name == *name));
+        let at = value.map_or(&probe.at, |value| &value.at);
+        let mut message = format!("{} in {}: {why}", probe.name, found.shown);
+        if let (Some(_), Some(note)) = (named, &notes.whole) {
+            message.push_str(&format!("; the probe's note reads `{note}`"));
+        }
+        let added = self.mistakes.error(at, message);
+        if why.is_absent() {
+            added.help(format!("`exporter probes {}` lists what the file has", found.shown));
+        } else if named.is_some() {
+            added.help("use another argument; what nobody uses need not be readable");
+        }
+    }
+}
+
+/// How many of the sites have a semaphore.
+fn semaphores(resolved: &Resolved) -> String {
+    match resolved.sites.iter().filter(|site| site.ref_ctr_offset != 0).count() {
+        0 => "none".to_string(),
+        all if all == resolved.sites.len() => "all".to_string(),
+        some => format!("at {some}"),
+    }
+}
+
+/// What a probe is for that feeds no metric.
+fn without_metrics(probe: &ProbePlan) -> &'static str {
+    match probe.span {
+        Some(SpanPlan { end: SpanEnd::Start { .. }, .. }) => "kernel: it starts a span",
+        Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: it ends a span",
+        None => "kernel: only hits are counted",
+    }
+}
+
+/// Where a metric is computed, and why there.
+fn place(action: &ActionPlan) -> String {
+    match &action.route {
+        Route::Hits => "kernel: it is the number of hits".to_string(),
+        Route::Kernel => "kernel: nothing needs the whole event".to_string(),
+        Route::Ring(why) => format!("user space: {why}"),
+    }
+}
+
+/// What the notes say of a probe's arguments.
+#[derive(Debug)]
+struct Notes {
+    /// The forms at each site, by argument.
+    sites: Vec<Vec<String>>,
+    /// The arguments of the first site.
+    whole: Option<String>,
+    is_function: bool,
+}
+
+impl Notes {
+    fn of(image: Option<&Image<'_>>, probe: &ProbePlan) -> Self {
+        let Point::Usdt { provider, name } = &probe.point else {
+            return Self { sites: Vec::new(), whole: None, is_function: true };
+        };
+        let found = image.and_then(|image| usdt_sites(image, provider, name).ok()).unwrap_or_default();
+        let sites: Vec<Vec<String>> = found
+            .into_iter()
+            .map(|site| {
+                site.args
+                    .into_iter()
+                    .map(|arg| match arg {
+                        Ok(form) => form.text,
+                        Err(error) => error.text,
+                    })
+                    .collect()
+            })
+            .collect();
+        let whole = sites.first().map(|args| args.join(" "));
+        Self { sites, whole, is_function: false }
+    }
+
+    /// `height = arg1 -4@24(%rcx)`; only the name of what is no argument.
+    fn describe(&self, value: &ValuePlan) -> String {
+        let index = match value.source {
+            Source::Arg(index) => index,
+            Source::Retval(_) => return format!("{} = %rax", value.name),
+            Source::Carried(_) => return format!("{} of the start", value.name),
+            _ => return value.name.clone(),
+        };
+        let mut forms: Vec<&str> = Vec::new();
+        for form in self.sites.iter().filter_map(|args| args.get(index)) {
+            if !forms.contains(&form.as_str()) {
+                forms.push(form);
+            }
+        }
+        if let (true, Some(register)) = (self.is_function, REGISTERS.get(index)) {
+            forms.push(register);
+        }
+        let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
+        forms.truncate(MOST_NOTES);
+        let text = format!("{} = arg{index} {}{more}", value.name, forms.join(" or "));
+        text.trim_end().to_string()
+    }
+}
+
+/// What came of attaching.
+#[derive(Debug)]
+pub struct Tried {
+    pub table: String,
+    /// Whether the kernel refused a probe that is in its file.
+    pub refused: bool,
+}
+
+/// Attaches all probes, counts for `time`, and detaches.
+///
+/// # Errors
+/// If the kernel refuses the programs.
+pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
+    let attach = choose(plan.settings.attach);
+    let plan = Arc::new(plan);
+    let layout = Arc::new(Layout::new(&plan));
+    let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
+    // Without it the ring would fill, and hits would be lost that a run does not lose.
+    let user = Arc::new(UserBank::new(&layout.user));
+    let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
+        .map_err(|why| RunError::Other(format!("starting the thread that drains the ring buffer: {why}")))?;
+    std::thread::sleep(time);
+    let shared = keeper.shared();
+    let how = match attach {
+        Attach::Multi => "uprobe_multi links",
+        Attach::Perf => "perf events",
+    };
+    let states = keeper.status().probes();
+    let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST"]);
+    for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
+        let books = Books::read(&shared, number);
+        let state = &status.state;
+        table.row([
+            plan.targets[probe.target].name.clone(),
+            probe.name.clone(),
+            state.word().to_string(),
+            status.sites.to_string(),
+            books.hits.to_string(),
+            books.lost.to_string(),
+        ]);
+        if !state.reason().is_empty() {
+            table.line(state.reason());
+        }
+    }
+    drop(drain);
+    drop(keeper);
+    let refused = states.iter().any(|status| matches!(status.state, ProbeState::Refused(_)));
+    let text = format!("\nAttached for {} s by {how}:\n{table}", time.as_secs());
+    Ok(Tried { table: text, refused })
+}

@@ -1,0 +1,350 @@
+//! Commands and flags. Arguments are parsed here and nothing else: the run command's flags are merged with
+//! the environment and the file by [`crate::config::load`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
+
+use crate::config::Overrides;
+use crate::config::keys::{CONFIG_ENV, KEYS};
+
+/// What the user asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Trace and serve: the command without a name.
+    Run(Overrides),
+    /// Validate `file` and print the plan; with `attach`, try it in the kernel for so long.
+    Check { file: PathBuf, attach: Option<Duration> },
+    /// List the probes of a target: a path, a process id or a process name.
+    Probes {
+        target: String,
+        /// Which functions to list besides; a glob.
+        functions: Option<String>,
+        format: Format,
+    },
+    /// List the profiles, or print the one named.
+    Profiles { name: Option<String> },
+    /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
+    Dashboard { file: PathBuf, alerts: bool },
+    /// Print a completion script.
+    Completions { shell: Shell },
+}
+
+/// How `probes` shows what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Columns,
+    Json,
+    /// A starter configuration.
+    Yaml,
+}
+
+/// What `args` ask for; the first of them is the program's name. `--help` and `--version` come back as
+/// errors too: [`clap::Error::exit`] prints each as it should be, and leaves with 0 or 2.
+pub fn parse<I, T>(args: I) -> Result<Invocation, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let matches = command().try_get_matches_from(args)?;
+    Ok(match matches.subcommand() {
+        Some((name, matches)) => subcommand(name, matches),
+        None => Invocation::Run(overrides(&matches)),
+    })
+}
+
+/// The whole command line, for parsing and for completion scripts.
+pub fn command() -> Command {
+    let file = || {
+        Arg::new("file")
+            .value_name("FILE")
+            .required(true)
+            .value_parser(value_parser!(PathBuf))
+            .help("Configuration")
+    };
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    Command::new("exporter")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Traces USDT probes, functions and packets, and serves Prometheus metrics")
+        .after_help(
+            "A setting is taken from its flag, else from its environment variable, else from the file.\n\
+             The variables are FIBRE_ and the file's key in capitals: FIBRE_METRICS_PORT.",
+        )
+        // The Python exporter's parser took the beginnings of flags, and the last of several.
+        .infer_long_args(true)
+        .args_override_self(true)
+        .args_conflicts_with_subcommands(true)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .short('c')
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help(format!("YAML file with settings and targets; also {CONFIG_ENV}")),
+        )
+        .args(KEYS.iter().map(|key| {
+            let arg = Arg::new(key.name).long(key.flag).help(key.help);
+            let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
+            match key.value {
+                Some(value) => arg.value_name(value),
+                None => arg.action(ArgAction::SetTrue),
+            }
+        }))
+        .subcommand(
+            Command::new("check")
+                .about("Validate a configuration and print what would be traced, and how")
+                .arg(file())
+                .arg(switch("attach").help("Attach for a few seconds too, and count hits"))
+                .arg(
+                    Arg::new("seconds")
+                        .long("seconds")
+                        .value_name("N")
+                        .value_parser(value_parser!(u16).range(1..=3600))
+                        .default_value("5")
+                        .help("How long --attach counts"),
+                ),
+        )
+        .subcommand(
+            Command::new("probes")
+                .about("List the probes of a program, and say why one cannot be used")
+                .arg(
+                    Arg::new("target")
+                        .value_name("TARGET")
+                        .required(true)
+                        .help("Path, process id or process name"),
+                )
+                .arg(
+                    Arg::new("functions")
+                        .long("functions")
+                        .value_name("GLOB")
+                        .help("List these functions too"),
+                )
+                .arg(switch("json").help("As JSON").conflicts_with("yaml"))
+                .arg(switch("yaml").help("As a starter configuration")),
+        )
+        .subcommand(
+            Command::new("profiles")
+                .about("List the profiles, or print one")
+                .arg(Arg::new("name").value_name("NAME").help("Print this one")),
+        )
+        .subcommand(
+            Command::new("dashboard")
+                .about("Print a Grafana dashboard for a configuration")
+                .arg(file())
+                .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
+        )
+        .subcommand(
+            Command::new("completions").about("Print a completion script").arg(
+                Arg::new("shell")
+                    .value_name("SHELL")
+                    .required(true)
+                    .value_parser(value_parser!(Shell))
+                    .help("Shell"),
+            ),
+        )
+}
+
+fn overrides(matches: &ArgMatches) -> Overrides {
+    let mut overrides = Overrides::default();
+    overrides.config = matches.get_one("config").cloned();
+    for key in KEYS {
+        if key.value.is_none() {
+            if matches.get_flag(key.name) {
+                overrides.set(key, "true");
+            }
+        } else if let Some(text) = matches.get_one::<String>(key.name) {
+            overrides.set(key, text);
+        }
+    }
+    overrides
+}
+
+fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let file = || matches.get_one::<PathBuf>("file").cloned().unwrap_or_default();
+    match name {
+        "check" => {
+            let seconds = matches.get_one("seconds").copied().map(|n: u16| Duration::from_secs(n.into()));
+            Invocation::Check { file: file(), attach: seconds.filter(|_| matches.get_flag("attach")) }
+        }
+        "probes" => Invocation::Probes {
+            target: text("target").unwrap_or_default(),
+            functions: text("functions"),
+            format: if matches.get_flag("json") {
+                Format::Json
+            } else if matches.get_flag("yaml") {
+                Format::Yaml
+            } else {
+                Format::Columns
+            },
+        },
+        "profiles" => Invocation::Profiles { name: text("name") },
+        "dashboard" => Invocation::Dashboard { file: file(), alerts: matches.get_flag("alerts") },
+        "completions" => {
+            Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
+        }
+        other => unreachable!("no subcommand is called {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn run(args: &[&str]) -> Overrides {
+        match parse([&["exporter"], args].concat()) {
+            Ok(Invocation::Run(overrides)) => overrides,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    fn refused(args: &[&str]) -> clap::Error {
+        parse([&["exporter"], args].concat()).expect_err(&format!("{args:?}"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_the_table() {
+        for key in KEYS {
+            let long = format!("--{}", key.flag);
+            let mut forms = vec![long.clone()];
+            forms.extend(key.short.map(|short| format!("-{short}")));
+            for flag in forms {
+                let (args, expected) = if key.value.is_some() {
+                    (vec![flag.as_str(), "x"], "x")
+                } else {
+                    (vec![flag.as_str()], "true")
+                };
+                let overrides = run(&args);
+                assert_eq!(overrides.get(key.name), Some(expected), "{flag}");
+                assert_eq!(
+                    KEYS.iter().filter(|other| overrides.get(other.name).is_some()).count(),
+                    1,
+                    "{flag}"
+                );
+            }
+        }
+        assert_eq!(run(&[]), Overrides::default());
+        assert_eq!(run(&["-c", "a.yaml"]).config, Some("a.yaml".into()));
+        assert_eq!(run(&["--config=a.yaml"]).config, Some("a.yaml".into()));
+    }
+
+    #[test]
+    fn command_lines_of_the_python_exporter() {
+        let all = run(&[
+            "-b",
+            "/usr/bin/bitcoind",
+            "-p",
+            "42",
+            "-n",
+            "mynode",
+            "--port",
+            "9435",
+            "--health-port",
+            "9436",
+            "-c",
+            "c.yaml",
+            "-v",
+            "--log-level",
+            "DEBUG",
+            "--log-file",
+            "/l",
+            "--metrics-auth-username",
+            "u",
+            "--metrics-auth-password=-p-",
+            "--tls-cert",
+            "/c",
+            "--tls-key",
+            "/k",
+        ]);
+        assert_eq!(all.get("bitcoind_path"), Some("/usr/bin/bitcoind"));
+        assert_eq!(all.get("metrics_auth_password"), Some("-p-"));
+        assert_eq!(all.get("verbose"), Some("true"));
+        assert_eq!(all.get("bind"), None);
+        // The beginning of a flag; the last of two; a value behind an equals sign.
+        assert_eq!(run(&["--node", "a"]).get("node_name"), Some("a"));
+        assert_eq!(run(&["--port", "1", "--port=2"]).get("metrics_port"), Some("2"));
+        assert_eq!(run(&["--metrics-auth-password", "x"]).get("metrics_auth_password_file"), None);
+    }
+
+    #[test]
+    fn commands() {
+        let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
+        let file = PathBuf::from("c.yaml");
+        assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: None });
+        assert_eq!(
+            parsed(&["check", "--attach", "c.yaml"]),
+            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(5)) }
+        );
+        assert_eq!(
+            parsed(&["check", "--attach", "--seconds", "60", "c.yaml"]),
+            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(60)) }
+        );
+        let probes = |functions: Option<&str>, format| Invocation::Probes {
+            target: "1234".into(),
+            functions: functions.map(str::to_owned),
+            format,
+        };
+        assert_eq!(parsed(&["probes", "1234"]), probes(None, Format::Columns));
+        assert_eq!(parsed(&["probes", "1234", "--json"]), probes(None, Format::Json));
+        assert_eq!(
+            parsed(&["probes", "--functions", "S*", "1234", "--yaml"]),
+            probes(Some("S*"), Format::Yaml)
+        );
+        assert_eq!(parsed(&["profiles"]), Invocation::Profiles { name: None });
+        assert_eq!(parsed(&["profiles", "fibre"]), Invocation::Profiles { name: Some("fibre".into()) });
+        assert_eq!(
+            parsed(&["dashboard", "c.yaml"]),
+            Invocation::Dashboard { file: file.clone(), alerts: false }
+        );
+        assert_eq!(
+            parsed(&["dashboard", "c.yaml", "--alerts"]),
+            Invocation::Dashboard { file, alerts: true }
+        );
+        assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
+    }
+
+    #[test]
+    fn wrong_usage_leaves_with_2() {
+        let wrong: &[&[&str]] = &[
+            &["--prot", "1"],
+            &["--port"],
+            &["chekc", "c.yaml"],
+            &["check"],
+            &["check", "a", "b"],
+            &["check", "a", "--attach", "--seconds", "0"],
+            &["probes"],
+            &["probes", "x", "--json", "--yaml"],
+            &["completions", "tcsh"],
+            &["--port", "1", "check", "c.yaml"],
+            &["check", "c.yaml", "--port", "1"],
+            &["--verbose=maybe"],
+        ];
+        for args in wrong {
+            assert_eq!(refused(args).exit_code(), 2, "{args:?}");
+        }
+        assert!(refused(&["--prot", "1"]).to_string().contains("--port"));
+    }
+
+    #[test]
+    fn help_and_version_are_no_mistakes() {
+        let version = refused(&["--version"]);
+        assert_eq!((version.kind(), version.exit_code()), (ErrorKind::DisplayVersion, 0));
+        assert_eq!(version.to_string(), format!("exporter {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(refused(&["--help"]).exit_code(), 0);
+    }
+
+    #[test]
+    fn a_mistyped_flag_does_not_show_its_value() {
+        let found = refused(&["--metrics-auth-pasword=hunter2"]).to_string();
+        assert!(!found.contains("hunter2"), "{found}");
+    }
+}

@@ -1,0 +1,166 @@
+//! What each command does, and with which exit code it ends.
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::cli::{Format, Invocation};
+use crate::config::{self, Diagnostics, Overrides};
+use crate::kernel::choose;
+use crate::logging::Logging;
+use crate::plan::{Plan, plan, profile, profiles};
+use crate::probes;
+use crate::run::{RunError, limit_rights, run};
+use crate::{check, dashboard};
+
+/// The configuration, the environment or the command line is wrong.
+const CONFIGURATION: u8 = 2;
+/// The kernel refuses the probe programs.
+const KERNEL: u8 = 3;
+/// Anything else that ends the exporter.
+const RUN_TIME: u8 = 1;
+
+/// Performs a command.
+pub fn perform(invocation: Invocation) -> ExitCode {
+    match invocation {
+        Invocation::Run(overrides) => start(&overrides),
+        Invocation::Check { file, attach } => check(&Overrides::file(file), attach),
+        Invocation::Profiles { name } => show_profiles(name.as_deref()),
+        Invocation::Completions { shell } => {
+            clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Invocation::Probes { target, functions, format } => {
+            list_probes(&target, functions.as_deref(), format)
+        }
+        Invocation::Dashboard { file, alerts } => show_dashboard(&Overrides::file(file), alerts),
+    }
+}
+
+fn planned(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics> {
+    let loaded = config::load(overrides, &config::environment())?;
+    let plan = plan(loaded.config.clone(), false)?;
+    Ok((loaded, plan))
+}
+
+fn refuse(wrong: &Diagnostics) -> ExitCode {
+    eprint!("{}", wrong.render());
+    let n = wrong.len();
+    eprintln!(
+        "exporter: {n} mistake{} in the configuration; nothing was started",
+        if n == 1 { "" } else { "s" }
+    );
+    ExitCode::from(CONFIGURATION)
+}
+
+fn start(overrides: &Overrides) -> ExitCode {
+    let (loaded, plan) = match planned(overrides) {
+        Ok(both) => both,
+        Err(wrong) => return refuse(&wrong),
+    };
+    let settings = &loaded.config.settings;
+    let attach = choose(settings.attach);
+    let limited = limit_rights(attach, plan.network.is_some());
+    let logging = match Logging::install(settings.log_level, settings.log_file.as_deref()) {
+        Ok(logging) => logging,
+        Err(why) => {
+            let file =
+                settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+            eprintln!("exporter: the log file {file} cannot be opened: {why}");
+            return ExitCode::from(CONFIGURATION);
+        }
+    };
+    loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    if let Err(why) = limited {
+        log::warn!("{why}");
+    }
+    match run(&loaded.config, plan, attach, logging.clone()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            logging.wait();
+            ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })
+        }
+    }
+}
+
+fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
+    let (loaded, plan) = match planned(overrides) {
+        Ok(both) => both,
+        Err(wrong) => return refuse(&wrong),
+    };
+    loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let checked = check::check(&plan);
+    let shown = show(&checked.table);
+    if !checked.mistakes.is_empty() {
+        return refuse(&checked.mistakes);
+    }
+    let Some(time) = attach else { return shown };
+    match check::try_out(plan, time) {
+        Ok(tried) if tried.refused => {
+            show(&tried.table);
+            ExitCode::from(KERNEL)
+        }
+        Ok(tried) => show(&tried.table),
+        Err(error) => {
+            eprintln!("exporter: {error}");
+            ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })
+        }
+    }
+}
+
+fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCode {
+    let text = probes::list(target, functions).and_then(|listing| match format {
+        Format::Columns => Ok(probes::columns(&listing)),
+        Format::Json => Ok(probes::json(&listing)),
+        Format::Yaml => probes::yaml(&listing),
+    });
+    match text {
+        Ok(text) => show(&text),
+        Err(why) => {
+            eprintln!("exporter: {why}");
+            ExitCode::from(CONFIGURATION)
+        }
+    }
+}
+
+fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
+    match planned(overrides) {
+        Ok((_, plan)) if alerts => show(&dashboard::alerts(&plan)),
+        Ok((_, plan)) => show(&dashboard::dashboard(&plan)),
+        Err(wrong) => refuse(&wrong),
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`head`) is no failure.
+fn show(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("exporter: writing to standard output: {why}");
+            ExitCode::from(RUN_TIME)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn show_profiles(name: Option<&str>) -> ExitCode {
+    let Some(name) = name else {
+        for (name, _) in profiles() {
+            let about =
+                profile(name).and_then(Result::ok).map(|profile| profile.description).unwrap_or_default();
+            println!("{name:<14} {}", about.trim());
+        }
+        return ExitCode::SUCCESS;
+    };
+    match profiles().iter().find(|(known, _)| *known == name) {
+        Some((_, text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        None => {
+            let near = config::did_you_mean(name, profiles().iter().map(|(name, _)| *name));
+            eprintln!("exporter: unknown profile \"{name}\"{near}; `exporter profiles` lists them");
+            ExitCode::from(CONFIGURATION)
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Arguments of a probe.
+
+use super::diagnose::{did_you_mean, quote};
+use super::fields::{Fields, Node};
+use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit};
+use super::scalars::is_name;
+
+/// Longest text or byte string that is read from a program, in bytes.
+pub const MAX_LEN: u32 = 256;
+const DEFAULT_LEN: u32 = 64;
+/// Highest position of an argument. Systemtap's probes have twelve; functions may have more.
+const MAX_INDEX: usize = 31;
+
+const KEYS: &[&str] = &["index", "to_index", "type", "max", "length", "len", "reverse", "unit"];
+
+const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer at position 0";
+
+const UNITS: &[(&str, Unit)] = &[
+    ("ns", Unit::Nanoseconds),
+    ("us", Unit::Microseconds),
+    ("ms", Unit::Milliseconds),
+    ("s", Unit::Seconds),
+    ("bytes", Unit::Bytes),
+    ("KiB", Unit::Kibibytes),
+    ("MiB", Unit::Mebibytes),
+    ("pages", Unit::Pages),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Type {
+    Int(Option<IntType>),
+    Bool,
+    F64,
+    Str,
+    StrLen,
+    Hex,
+    Ipv4,
+    Ipv6,
+    SockAddr,
+    Symbol,
+}
+
+const fn integer(bytes: u8, signed: bool) -> Type {
+    Type::Int(Some(IntType { bytes, signed }))
+}
+
+const TYPES: &[(&str, Type)] = &[
+    ("int", Type::Int(None)),
+    ("bool", Type::Bool),
+    ("i8", integer(1, true)),
+    ("i16", integer(2, true)),
+    ("i32", integer(4, true)),
+    ("i64", integer(8, true)),
+    ("u8", integer(1, false)),
+    ("u16", integer(2, false)),
+    ("u32", integer(4, false)),
+    ("u64", integer(8, false)),
+    ("f64", Type::F64),
+    ("string", Type::Str),
+    ("string_len", Type::StrLen),
+    ("hex", Type::Hex),
+    ("bytes", Type::Hex),
+    ("ipv4", Type::Ipv4),
+    ("ipv6", Type::Ipv6),
+    ("sockaddr", Type::SockAddr),
+    ("symbol", Type::Symbol),
+];
+
+/// The integer types alone, for what a function returns.
+pub(super) const INTEGERS: &[(&str, IntType)] = &[
+    ("i8", IntType { bytes: 1, signed: true }),
+    ("i16", IntType { bytes: 2, signed: true }),
+    ("i32", IntType { bytes: 4, signed: true }),
+    ("i64", IntType { bytes: 8, signed: true }),
+    ("u8", IntType { bytes: 1, signed: false }),
+    ("u16", IntType { bytes: 2, signed: false }),
+    ("u32", IntType { bytes: 4, signed: false }),
+    ("u64", IntType { bytes: 8, signed: false }),
+];
+
+/// The arguments of `args:`. `is_span` allows `to_index`.
+pub(super) fn decode(node: &Node<'_>, is_span: bool) -> Vec<Arg> {
+    let entries = node.entries("a mapping of arguments");
+    if entries.is_none() {
+        return Vec::new();
+    }
+    entries.unwrap_or_default().iter().filter_map(|(name, node)| arg(name, node, is_span)).collect()
+}
+
+fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
+    if !is_name(name) {
+        node.error(format!("{} cannot be the name of an argument", quote(name)))
+            .help("use letters, digits and underscores, and do not begin with a digit");
+    } else if BUILT_INS.contains(&name) {
+        node.error(format!("`{name}` is a built-in value; an argument needs another name"))
+            .help(format!("the built-in values are {}", BUILT_INS.join(", ")));
+    }
+    let arg = |index, kind| Arg {
+        at: node.at.clone(),
+        name: name.to_owned(),
+        index,
+        to_index: None,
+        kind,
+        unit: Unit::None,
+    };
+    if node.value.is_number() {
+        return Some(arg(position(node)?, ArgKind::Int(None)));
+    }
+    if !node.value.is_mapping() {
+        node.expected("an argument").help(HELP);
+        return None;
+    }
+    let fields = node.fields("an argument", KEYS)?;
+    let index = fields.require("index", HELP).and_then(|n| position(&n));
+    if !is_span {
+        fields.forbid(&["to_index"], "only a span has a far end");
+    }
+    let to_index = fields.get("to_index").and_then(|n| position(&n));
+    let kind = match fields.get("type") {
+        Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind)),
+        None => kind_of(&fields, Type::Int(None)),
+    };
+    let unit = fields.get("unit").and_then(|n| n.one_of("unit", UNITS)).unwrap_or_default();
+    if !matches!(kind, None | Some(ArgKind::Int(_) | ArgKind::F64)) {
+        fields.forbid(&["unit"], "only numbers have a unit");
+    }
+    Some(Arg { to_index, unit, ..arg(index?, kind?) })
+}
+
+fn position(node: &Node<'_>) -> Option<usize> {
+    node.integer("the position of an argument,", 0..=MAX_INDEX)
+}
+
+fn type_of(node: &Node<'_>) -> Option<Type> {
+    let text = node.text_as("a type")?;
+    let found = TYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind);
+    if found.is_none() {
+        let other = ["str", "char*", "double", "float", "ip", "hash", "boolean", "integer"];
+        let meant = ["string", "string", "f64", "f64", "ipv4", "hex", "bool", "int"];
+        let near = match other.iter().position(|name| name.eq_ignore_ascii_case(text)) {
+            Some(n) => format!(" (did you mean {:?}?)", meant[n]),
+            None => did_you_mean(text, TYPES.iter().map(|(name, _)| *name)),
+        };
+        let all: Vec<_> = TYPES.iter().map(|(name, _)| *name).collect();
+        node.error(format!("unknown type {}{near}", quote(text)))
+            .help(format!("the types are {}", all.join(", ")));
+    }
+    found
+}
+
+fn kind_of(fields: &Fields<'_>, kind: Type) -> Option<ArgKind> {
+    if !matches!(kind, Type::Str | Type::StrLen) {
+        fields.forbid(&["max"], "it belongs to the types string and string_len");
+    }
+    if kind != Type::StrLen {
+        fields.forbid(&["length"], "it belongs to the type string_len");
+    }
+    if kind != Type::Hex {
+        fields.forbid(&["len", "reverse"], "it belongs to the types hex and bytes");
+    }
+    let max = || match fields.get("max") {
+        Some(node) => node.integer("a number of bytes", 1..=MAX_LEN),
+        None => Some(DEFAULT_LEN),
+    };
+    Some(match kind {
+        Type::Int(int) => ArgKind::Int(int),
+        Type::Bool => ArgKind::Bool,
+        Type::F64 => ArgKind::F64,
+        Type::Str => ArgKind::Str { max: max()? },
+        Type::StrLen => {
+            let help = "write the position of the argument that holds the length: length: 2";
+            let len_index = fields.require("length", help).and_then(|n| position(&n));
+            let max = max();
+            ArgKind::StrLen { len_index: len_index?, max: max? }
+        }
+        Type::Hex => {
+            let help = "write the number of bytes: len: 32";
+            let len = fields.require("len", help).and_then(|n| n.integer("a number of bytes", 1..=MAX_LEN));
+            let reverse = fields.get("reverse").map_or(Some(false), |n| n.boolean());
+            ArgKind::Hex { len: len?, reverse: reverse? }
+        }
+        Type::Ipv4 => ArgKind::Ipv4,
+        Type::Ipv6 => ArgKind::Ipv6,
+        Type::SockAddr => ArgKind::SockAddr,
+        Type::Symbol => ArgKind::Symbol,
+    })
+}

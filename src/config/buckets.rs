@@ -1,0 +1,171 @@
+//! Bounds of histogram buckets.
+
+use super::diagnose::quote;
+use super::fields::{Fields, Node};
+use super::scalars;
+
+/// Most bounds of one histogram, +Inf not counted.
+pub const MAX_BUCKETS: usize = 64;
+
+/// The bounds that Prometheus client libraries use for seconds when none are given.
+pub(super) const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+const HELP: &str = "write [1ms, 10ms, 1s] or [1, 10, 100], { linear: { start: 0, width: 10, count: 12 } }, \
+                    or { exponential: { start: 100us, factor: 2, count: 18 } }";
+
+/// The upper bounds, ascending, in the metric's unit (durations in seconds, sizes in bytes).
+pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
+    let bounds = if node.value.is_mapping() {
+        generated(node)?
+    } else if node.value.is_sequence() {
+        listed(node)?
+    } else {
+        node.expected("buckets").help(HELP);
+        return None;
+    };
+    if bounds.is_empty() {
+        node.error("at least one bucket is needed");
+        return None;
+    }
+    if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
+        node.error(format!("buckets must ascend, but {} is followed by {}", pair[0], pair[1]));
+        return None;
+    }
+    if bounds.iter().any(|bound| !bound.is_finite()) {
+        node.error("buckets must be finite").help("the bucket +Inf is there without being written");
+        return None;
+    }
+    Some(bounds)
+}
+
+fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
+    let elements = node.list("a list of bounds")?;
+    if elements.len() > MAX_BUCKETS {
+        node.error(format!("{} buckets, at most {MAX_BUCKETS} are possible", elements.len()));
+        return None;
+    }
+    // Every wrong bound is reported, not only the first.
+    let bounds: Vec<_> = elements.iter().map(bound).collect();
+    bounds.into_iter().collect()
+}
+
+/// A number, a duration in seconds or a size in bytes.
+fn bound(node: &Node<'_>) -> Option<f64> {
+    let Some(text) = node.value.as_str() else {
+        if node.value.as_f64().is_some_and(|n| !n.is_finite()) {
+            node.error("buckets must be finite").help("the bucket +Inf is there without being written");
+            return None;
+        }
+        return node.number();
+    };
+    let found = scalars::duration(text).or_else(|| scalars::size(text).map(|bytes| bytes as f64));
+    if found.is_none() {
+        node.error(format!("expected a number, a duration or a size, found {}", quote(text))).help(format!(
+            "units of duration are {}, of size {}",
+            scalars::DURATION_UNITS,
+            scalars::SIZE_UNITS
+        ));
+    }
+    found
+}
+
+fn generated(node: &Node<'_>) -> Option<Vec<f64>> {
+    let fields = node.fields("a set of buckets", &["linear", "exponential"])?;
+    let (form, node) = fields.exactly_one(&["linear", "exponential"], HELP)?;
+    let step = if form == "linear" { "width" } else { "factor" };
+    let known: &[&str] =
+        if form == "linear" { &["start", "width", "count"] } else { &["start", "factor", "count"] };
+    let fields = node.fields(&format!("`{form}`"), known)?;
+    let example = if form == "linear" {
+        "write { linear: { start: 0, width: 10, count: 12 } }"
+    } else {
+        "write { exponential: { start: 100us, factor: 2, count: 18 } }"
+    };
+    let start = fields.require("start", example).and_then(|n| bound(&n));
+    let step = fields.require(step, example).and_then(|n| {
+        let value = if form == "linear" { bound(&n) } else { n.number() }?;
+        Some((n, value))
+    });
+    let count = count(&fields, example);
+    let (start, (step_node, step), count) = (start?, step?, count?);
+    if form == "linear" {
+        if step <= 0.0 {
+            step_node.error("the width must be greater than 0");
+            return None;
+        }
+        return Some((0..count).map(|n| tidy(start + step * f64::from(n))).collect());
+    }
+    if start <= 0.0 {
+        fields.error("exponential buckets must start above 0");
+        return None;
+    }
+    if step <= 1.0 {
+        step_node.error("the factor must be greater than 1");
+        return None;
+    }
+    Some((0..count).map(|n| tidy(start * step.powi(n as i32))).collect())
+}
+
+fn count(fields: &Fields<'_>, example: &str) -> Option<u32> {
+    fields.require("count", example)?.integer("a number of buckets", 1..=MAX_BUCKETS as u32)
+}
+
+/// Rounds to twelve digits, so that 1e-6 * 10 is shown as 0.00001 and not 0.000009999999999999999.
+fn tidy(bound: f64) -> f64 {
+    format!("{bound:.11e}").parse().unwrap_or(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::diagnose::Diagnostics;
+    use crate::config::place::Place;
+
+    fn read(yaml: &str) -> Result<Vec<f64>, String> {
+        let value = serde_yaml::from_str(yaml).unwrap();
+        let diags = Diagnostics::new();
+        let bounds = decode(&Node::new(Place::none(), &value, &diags));
+        assert_eq!(bounds.is_some(), diags.is_empty(), "{yaml}");
+        bounds.ok_or_else(|| diags.render())
+    }
+
+    #[test]
+    fn three_forms() {
+        assert_eq!(read("[1ms, 5ms, 0.01, 1, 2.5]"), Ok(vec![0.001, 0.005, 0.01, 1.0, 2.5]));
+        assert_eq!(read("[-1, 0, 1KiB]"), Ok(vec![-1.0, 0.0, 1024.0]));
+        assert_eq!(read("linear: {start: 0, width: 2.5, count: 3}"), Ok(vec![0.0, 2.5, 5.0]));
+        assert_eq!(
+            read("exponential: {start: 1us, factor: 10, count: 7}"),
+            Ok(vec![1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0])
+        );
+        assert_eq!(read("exponential: {start: 100us, factor: 2, count: 64}").unwrap().len(), 64);
+    }
+
+    #[test]
+    fn mistakes() {
+        let many = format!("[{}]", (0..65).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+        let cases = [
+            ("5", "expected buckets, found"),
+            ("[]", "at least one"),
+            ("[1, 1]", "must ascend, but 1 is followed by 1"),
+            ("[2, 1]", "must ascend"),
+            ("[1, .inf]", "must be finite"),
+            ("[1, 5 apples]", "expected a number, a duration or a size, found \"5 apples\""),
+            ("[1, [2]]", "expected a number, found a list"),
+            (many.as_str(), "65 buckets, at most 64"),
+            ("{}", "one of `linear`, `exponential` is missing"),
+            ("linear: {start: 0, width: 0, count: 3}", "must be greater than 0"),
+            ("linear: {start: 0, count: 3}", "`width` is missing"),
+            ("linear: {start: 0, width: 1, count: 65}", "from 1 to 64"),
+            ("linear: {start: 1e300, width: 1, count: 2}", "must ascend"),
+            ("exponential: {start: 0, factor: 2, count: 3}", "start above 0"),
+            ("exponential: {start: 1, factor: 1, count: 3}", "greater than 1"),
+            ("exponential: {start: 1, factor: 1e200, count: 3}", "must be finite"),
+            ("exponential: {start: 1, width: 1, count: 3}", "unknown key"),
+        ];
+        for (yaml, expected) in cases {
+            let found = read(yaml).unwrap_err();
+            assert!(found.contains(expected), "{yaml}: {found}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The settings that can be given as a flag, an environment variable and a key of the file: one table, from
+//! which the command line is built and by which the sources are merged.
+
+/// One setting under its three names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// In the file, and in [`super::Overrides`].
+    pub name: &'static str,
+    pub env: &'static str,
+    /// Without its dashes.
+    pub flag: &'static str,
+    pub short: Option<char>,
+    /// What stands behind the flag; `None` for a flag that only switches on.
+    pub value: Option<&'static str>,
+    pub help: &'static str,
+}
+
+/// The variable that names the configuration file, in the place of `--config`.
+pub const CONFIG_ENV: &str = "FIBRE_CONFIG";
+
+const fn key(
+    name: &'static str,
+    env: &'static str,
+    flag: &'static str,
+    value: Option<&'static str>,
+    help: &'static str,
+) -> Key {
+    Key { name, env, flag, short: None, value, help }
+}
+
+const fn short(key: Key, short: char) -> Key {
+    Key { short: Some(short), ..key }
+}
+
+/// Every such setting. The names of the first twelve are those of the Python exporter for FIBRE.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    short(key("bitcoind_path", "FIBRE_BITCOIND_PATH", "bitcoind", Some("PATH"),
+        "Trace this bitcoind with the profile `fibre`"), 'b'),
+    short(key("pid", "FIBRE_PID", "pid", Some("PID"),
+        "Count only this process of that bitcoind [default: all of them]"), 'p'),
+    short(key("node_name", "FIBRE_NODE_NAME", "node-name", Some("NAME"),
+        "Label `node` of every metric [default: localhost]"), 'n'),
+    key("metrics_port", "FIBRE_METRICS_PORT", "port", Some("PORT"),
+        "Port of /metrics [default: 9435]"),
+    key("health_port", "FIBRE_HEALTH_PORT", "health-port", Some("PORT"),
+        "Port of /health and /ready [default: 9436]"),
+    short(key("verbose", "FIBRE_VERBOSE", "verbose", None,
+        "Log every event"), 'v'),
+    key("log_level", "FIBRE_LOG_LEVEL", "log-level", Some("LEVEL"),
+        "DEBUG, INFO, WARNING or ERROR [default: INFO]"),
+    key("log_file", "FIBRE_LOG_FILE", "log-file", Some("PATH"),
+        "Log to this file too"),
+    key("metrics_auth_username", "FIBRE_METRICS_AUTH_USERNAME", "metrics-auth-username", Some("USER"),
+        "User that may read /metrics (basic auth)"),
+    key("metrics_auth_password", "FIBRE_METRICS_AUTH_PASSWORD", "metrics-auth-password", Some("PASSWORD"),
+        "The user's password; --metrics-auth-password-file keeps it out of the list of processes"),
+    key("tls_cert", "FIBRE_TLS_CERT", "tls-cert", Some("PATH"),
+        "Certificate chain, PEM; turns HTTPS on"),
+    key("tls_key", "FIBRE_TLS_KEY", "tls-key", Some("PATH"),
+        "Private key of the certificate, PEM"),
+    key("metrics_auth_password_file", "FIBRE_METRICS_AUTH_PASSWORD_FILE", "metrics-auth-password-file", Some("PATH"),
+        "File that holds the user's password"),
+    key("bind", "FIBRE_BIND", "bind", Some("ADDRESS"),
+        "Address that both ports listen on [default: 127.0.0.1]"),
+];
+
+impl Key {
+    /// The entry called `name`. Names are fixed in this program, so a wrong one is a mistake in it.
+    pub(super) fn named(name: &str) -> &'static Key {
+        match KEYS.iter().find(|key| key.name == name) {
+            Some(key) => key,
+            None => unreachable!("{name} is not in the table of settings"),
+        }
+    }
+}

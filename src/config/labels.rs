@@ -1,0 +1,175 @@
+//! Labels of a metric.
+
+use serde_yaml::Value;
+
+use super::diagnose::{Diagnostics, quote};
+use super::fields::Node;
+use super::model::{Label, LabelValue, Pattern};
+use super::place::Place;
+use super::scalars::is_name;
+
+const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., default: ..., limit: ... }";
+
+/// The labels of `labels:`, in the order written.
+pub(super) fn decode(node: &Node<'_>) -> Vec<Label> {
+    let entries = node.entries("a mapping of labels").unwrap_or_default();
+    entries.iter().filter_map(|(name, node)| label(name, node)).collect()
+}
+
+/// Constant labels: of a target.
+pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
+    let entries = node.entries("a mapping of labels").unwrap_or_default();
+    let constant = |(name, node): (String, Node<'_>)| {
+        check_name(&name, &node.at, node.diags);
+        Some((name, node.label_text()?))
+    };
+    entries.into_iter().filter_map(constant).collect()
+}
+
+/// Reports a name that no label can have here.
+fn check_name(name: &str, at: &Place, diags: &Diagnostics) {
+    let wrong = if !is_name(name) {
+        "a label name is made of letters, digits and underscores, and does not begin with a digit"
+    } else if name.starts_with("__") {
+        "label names that begin with `__` belong to Prometheus itself"
+    } else if name == "le" {
+        "the label `le` belongs to the buckets of histograms"
+    } else if name == "node" {
+        "the label `node` is on every series already, with the value of node_name"
+    } else {
+        return;
+    };
+    diags.error(at, format!("{} cannot be a label: {wrong}", quote(name)));
+}
+
+fn label(name: &str, node: &Node<'_>) -> Option<Label> {
+    check_name(name, &node.at, node.diags);
+    let plain = |value| Label {
+        at: node.at.clone(),
+        name: name.to_owned(),
+        value,
+        mapping: Vec::new(),
+        default: None,
+        limit: None,
+    };
+    match node.value {
+        Value::String(_) => return Some(plain(LabelValue::From(node.name()?.to_owned()))),
+        Value::Mapping(_) => {}
+        _ => {
+            node.expected("a label").help(HELP);
+            return None;
+        }
+    }
+    let fields = node.fields("a label", &["const", "value", "match", "default", "limit"])?;
+    let (form, value) = fields.exactly_one(&["const", "value"], HELP)?;
+    if form == "const" {
+        fields.forbid(&["match", "default", "limit"], "the label is constant");
+        return Some(plain(LabelValue::Const(value.label_text()?)));
+    }
+    let value = value.name().map(|value| LabelValue::From(value.to_owned()));
+    if !fields.has("match") {
+        fields.forbid(&["default"], "there is no `match` that a value could miss");
+    }
+    let mapping = fields.get("match").map(|n| mapping(&n)).unwrap_or_default();
+    let default = fields.get("default").and_then(|n| n.label_text());
+    let limit = fields.get("limit").and_then(|n| n.integer("a number of label values", 1..=100_000));
+    Some(Label { mapping, default, limit, ..plain(value?) })
+}
+
+fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
+    let Value::Mapping(map) = node.value else {
+        node.expected("a mapping from patterns to label values").help("write match: { \"F*\": fibre }");
+        return Vec::new();
+    };
+    // The keys' own types matter: 5 is a number, "5" is text.
+    let entries = node.entries("a mapping").unwrap_or_default();
+    let pair = |(key, (text, node)): (&Value, (String, Node<'_>))| {
+        let pattern = match key {
+            Value::Number(number) => {
+                let whole = number.as_u64().map(i128::from).or(number.as_i64().map(i128::from));
+                whole.map(Pattern::Int).ok_or("is neither text nor a whole number")
+            }
+            _ => text_pattern(&text),
+        };
+        match pattern {
+            Ok(pattern) => Some((pattern, node.label_text()?)),
+            Err(why) => {
+                node.error(format!("the pattern {} {why}", quote(&text)));
+                None
+            }
+        }
+    };
+    map.keys().zip(entries).filter_map(pair).collect()
+}
+
+/// Exact text, `PREFIX*`, or a glob of `*`, `?` and `[...]`.
+fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
+    let special = |c| matches!(c, '*' | '?' | '[');
+    if !text.contains(special) {
+        return Ok(Pattern::Exact(text.to_owned()));
+    }
+    if let Some(prefix) = text.strip_suffix('*').filter(|prefix| !prefix.contains(special)) {
+        return Ok(Pattern::Prefix(prefix.to_owned()));
+    }
+    let mut rest = text;
+    while let Some(open) = rest.find('[') {
+        let inside = &rest[open + 1..];
+        // A bracket that comes first, or first behind the negation, is one of the characters.
+        let negated = usize::from(inside.starts_with('!'));
+        let from = negated + usize::from(inside[negated..].starts_with(']'));
+        let Some(close) = inside[from..].find(']') else {
+            return Err("has a `[` without its `]`");
+        };
+        rest = &inside[from + close + 1..];
+    }
+    Ok(Pattern::Glob(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_by_their_form() {
+        assert_eq!(text_pattern("abc"), Ok(Pattern::Exact("abc".into())));
+        assert_eq!(text_pattern(""), Ok(Pattern::Exact("".into())));
+        assert_eq!(text_pattern("F*"), Ok(Pattern::Prefix("F".into())));
+        assert_eq!(text_pattern("*"), Ok(Pattern::Prefix("".into())));
+        for glob in ["*F", "a?c", "[ab]*", "a**", "[]]", "[!]x]é", "a[b]c[d]"] {
+            assert_eq!(text_pattern(glob), Ok(Pattern::Glob(glob.into())), "{glob}");
+        }
+        for bad in ["[", "[]", "[!]", "a[bc", "[a][é"] {
+            assert!(text_pattern(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn read(yaml: &str) -> Result<Vec<Label>, String> {
+        let value = serde_yaml::from_str(yaml).unwrap();
+        let diags = Diagnostics::new();
+        let labels = decode(&Node::new(Place::none(), &value, &diags));
+        diags.into_result(labels).map_err(|diags| diags.render())
+    }
+
+    #[test]
+    fn the_order_of_a_match_is_kept_and_numbers_are_numbers() {
+        let labels = read("a: {value: x, match: {z*: 1, -5: b, '7': true, a: d}, default: e, limit: 9}");
+        let label = labels.unwrap().remove(0);
+        let text = |t: &str| t.to_owned();
+        let expected = vec![
+            (Pattern::Prefix(text("z")), text("1")),
+            (Pattern::Int(-5), text("b")),
+            (Pattern::Exact(text("7")), text("true")),
+            (Pattern::Exact(text("a")), text("d")),
+        ];
+        assert_eq!(label.mapping, expected);
+        assert_eq!((label.default, label.limit), (Some(text("e")), Some(9)));
+    }
+
+    #[test]
+    fn names_that_are_taken() {
+        for name in ["le", "node", "__x", "a-b", "9"] {
+            assert!(read(&format!("{name}: x")).unwrap_err().contains("cannot be a label"), "{name}");
+        }
+        assert!(read("peer: peer").is_ok());
+    }
+}

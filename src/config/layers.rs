@@ -1,0 +1,123 @@
+//! Flags over environment over file: which of them speaks for a setting.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde_yaml::Value;
+
+use super::diagnose::Diagnostics;
+use super::fields::{Fields, Node};
+use super::keys::{KEYS, Key};
+use super::place::Place;
+
+/// The environment variables of interest, by name: those that begin with `FIBRE_`.
+pub type Environment = BTreeMap<String, String>;
+
+/// What the command line says, as text: nothing of it has been checked.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The file to read.
+    pub config: Option<PathBuf>,
+    values: BTreeMap<&'static str, String>,
+}
+
+impl Overrides {
+    /// Nothing but a file to read.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { config: Some(path.into()), values: BTreeMap::new() }
+    }
+
+    /// Sets what the flag of `key` said; a flag without a value says `true`.
+    pub fn set(&mut self, key: &Key, text: impl Into<String>) {
+        self.values.insert(key.name, text.into());
+    }
+
+    /// What the flag of the setting `name` said.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+}
+
+/// Shows which flags were given, not their values: one of them is a password.
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags: Vec<_> = self.values.keys().collect();
+        f.debug_struct("Overrides").field("config", &self.config).field("flags", &flags).finish()
+    }
+}
+
+/// A setting's value, and who gave it.
+#[derive(Debug, Clone)]
+pub(super) struct Said<T> {
+    pub at: Place,
+    pub value: T,
+    /// Higher beats lower.
+    pub rank: u8,
+}
+
+/// The sources of settings.
+pub(super) struct Layers<'a> {
+    pub overrides: &'a Overrides,
+    pub env: &'a Environment,
+    /// `None` without a file, or when the file could not be read.
+    pub file: Option<Fields<'a>>,
+    pub diags: &'a Diagnostics,
+}
+
+impl Layers<'_> {
+    /// Reads the setting `name` from every source that has it, so that each one's mistakes are found, and
+    /// gives the value of the highest. A key or variable with nothing behind it is not set.
+    pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
+        let from_text = |at: Place, text: &str, rank| {
+            let value = Value::String(text.to_owned());
+            said(&Node::new(at, &value, self.diags), rank, &decode)
+        };
+        let key = Key::named(name);
+        let flag = self.overrides.get(name).map(|text| {
+            let at = Place::flag(&format!("--{}", key.flag));
+            from_text(at, text, 3)
+        });
+        let env = self.variable(key).map(|text| from_text(Place::env(key.env), text, 2));
+        let file = self.in_file(name).map(|node| said(&node, 1, &decode));
+        flag.or(env).or(file).flatten()
+    }
+
+    /// Whether a source has the setting `name`, be it right, wrong or misspelt.
+    pub fn has(&self, name: &str) -> bool {
+        let key = Key::named(name);
+        self.overrides.get(name).is_some() || self.variable(key).is_some() || self.file_has(name)
+    }
+
+    fn variable(&self, key: &Key) -> Option<&str> {
+        self.env.get(key.env).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    fn file_has(&self, name: &str) -> bool {
+        self.in_file(name).is_some() || self.file.as_ref().is_some_and(|f| !f.has(name) && !f.lacks(name))
+    }
+
+    fn in_file(&self, name: &str) -> Option<Node<'_>> {
+        self.file.as_ref()?.get(name).filter(|node| !is_empty(node.value))
+    }
+}
+
+fn said<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
+    decode(node).map(|value| Said { at: node.at.clone(), value, rank })
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_str().is_some_and(str::is_empty)
+}
+
+/// A warning for each variable that looks like a setting and is none.
+pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
+    let known: Vec<_> = KEYS.iter().map(|key| key.env).chain([super::keys::CONFIG_ENV]).collect();
+    let unknown = env.keys().filter(|name| name.starts_with("FIBRE_") && !known.contains(&name.as_str()));
+    unknown
+        .map(|name| {
+            let near = super::diagnose::did_you_mean(name, known.iter().copied());
+            format!("{name}: no setting has this environment variable; it is ignored{near}")
+        })
+        .collect()
+}

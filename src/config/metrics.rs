@@ -1,0 +1,141 @@
+//! Metrics of a probe.
+
+use super::buckets;
+use super::conditions;
+use super::diagnose::quote;
+use super::fields::{Fields, Node};
+use super::labels;
+use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
+use super::scalars::is_metric_name;
+
+const KEYS: &[&str] =
+    &["counter", "gauge", "histogram", "help", "value", "scale", "mode", "when", "labels", "buckets"];
+
+const HELP: &str = "write counter: NAME, gauge: NAME or histogram: NAME";
+
+const MODES: &[(&str, GaugeKind)] =
+    &[("last", GaugeKind::Last), ("min", GaugeKind::Min), ("max", GaugeKind::Max)];
+
+/// The metrics of `metrics:`.
+pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
+    node.list("a list of metrics").unwrap_or_default().iter().filter_map(metric).collect()
+}
+
+fn metric(node: &Node<'_>) -> Option<Metric> {
+    let fields = node.fields("a metric", KEYS)?;
+    let form = fields.exactly_one(&["counter", "gauge", "histogram"], HELP);
+    let name = form.as_ref().and_then(|(_, node)| self::name(node));
+    let value = fields.get("value").and_then(|n| {
+        let name = n.name()?.to_owned();
+        Some(Named { at: n.at, name })
+    });
+    let form = form.map(|(form, _)| form);
+    if !fields.has("value") {
+        match form {
+            Some("gauge" | "histogram") => {
+                fields
+                    .error(format!("`value` is missing: what the {} shows", form.unwrap_or_default()))
+                    .help("write value: NAME, with the name of an argument or a built-in value such as duration");
+            }
+            _ => fields.forbid(&["scale"], "the metric counts hits; `value` is missing"),
+        }
+    }
+    if form.is_some_and(|form| form != "gauge") {
+        fields.forbid(&["mode"], "only a gauge has a mode");
+    }
+    if form.is_some_and(|form| form != "histogram") {
+        fields.forbid(&["buckets"], "only a histogram has buckets");
+    }
+    let kind = match form {
+        Some("gauge") => fields
+            .get("mode")
+            .map_or(Some(GaugeKind::Last), |n| n.one_of("mode", MODES))
+            .map(MetricKind::Gauge),
+        Some("histogram") => {
+            let shows_duration = value.as_ref().is_some_and(|value| value.name == "duration");
+            bounds(&fields, name.as_deref(), shows_duration).map(MetricKind::Histogram)
+        }
+        _ => Some(MetricKind::Counter),
+    };
+    let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
+    let help = help(&fields, name.as_deref());
+    Some(Metric { at: node.at.clone(), name: name?, help, kind: kind?, value, scale, when, labels })
+}
+
+/// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
+pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Option<Metric> {
+    let name = self::name(span);
+    let kind = bounds(fields, name.as_deref(), true).map(MetricKind::Histogram);
+    let value = Some(Named { at: span.at.clone(), name: "duration".to_owned() });
+    let (when, labels) = (when(fields), labels(fields));
+    let help = help(fields, name.as_deref());
+    Some(Metric { at: fields.at.clone(), name: name?, help, kind: kind?, value, scale: None, when, labels })
+}
+
+fn name(node: &Node<'_>) -> Option<String> {
+    let name = node.text_as("the name of a metric")?;
+    if !is_metric_name(name) {
+        node.error(format!("{} cannot be the name of a metric", quote(name))).help(
+            "use letters, digits, underscores and colons, and do not begin with a digit, as in http_requests_total",
+        );
+        return None;
+    }
+    if name.starts_with("fibre_exporter_") {
+        node.error(format!("{} cannot be the name of a metric: the exporter's own begin so", quote(name)));
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+/// The help text; without one, the metric's name as words, since Prometheus wants some text.
+fn help(fields: &Fields<'_>, name: Option<&str>) -> String {
+    let written = fields.get("help").and_then(|n| n.text());
+    match written {
+        Some(text) => text.split_whitespace().collect::<Vec<_>>().join(" "),
+        None => {
+            let words = name.unwrap_or_default().replace(['_', ':'], " ");
+            let words = words.trim();
+            let mut letters = words.chars();
+            letters
+                .next()
+                .map(|first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
+                .unwrap_or_default()
+        }
+    }
+}
+
+fn bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool) -> Option<Vec<f64>> {
+    match fields.get("buckets") {
+        Some(node) => buckets::decode(&node),
+        None if shows_duration || name.is_some_and(|name| name.ends_with("_seconds")) => {
+            Some(buckets::DEFAULT_SECONDS.to_vec())
+        }
+        None => {
+            // Without its name nothing can be said about the histogram's unit.
+            if name.is_some() {
+                fields
+                    .error("`buckets` is missing; only a histogram of seconds has default buckets")
+                    .help("write buckets: [1, 10, 100], { linear: ... } or { exponential: ... }");
+            }
+            None
+        }
+    }
+}
+
+fn scale(fields: &Fields<'_>) -> Option<f64> {
+    let node = fields.get("scale")?;
+    let scale = node.number()?;
+    if scale <= 0.0 {
+        node.error(format!("the scale must be greater than 0, found {scale}"));
+        return None;
+    }
+    Some(scale)
+}
+
+fn when(fields: &Fields<'_>) -> Vec<super::model::Condition> {
+    fields.get("when").map(|n| conditions::decode(&n)).unwrap_or_default()
+}
+
+fn labels(fields: &Fields<'_>) -> Vec<Label> {
+    fields.get("labels").map(|n| labels::decode(&n)).unwrap_or_default()
+}

@@ -1,0 +1,202 @@
+//! From command line, environment and YAML file to a [`model::Config`], or to all mistakes at once.
+//!
+//! Nothing is looked up here but the files that the configuration names: no program, no kernel. The stages
+//! after this one report their own mistakes with the same [`Place`] and [`Diagnostics`].
+
+mod args;
+mod buckets;
+mod conditions;
+pub mod diagnose;
+pub mod fields;
+pub mod keys;
+mod labels;
+mod layers;
+mod locate;
+mod metrics;
+pub mod model;
+pub mod place;
+mod probes;
+mod profile;
+mod scalars;
+mod settings;
+mod targets;
+mod yaml;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_yaml::Value;
+
+pub use diagnose::{Diagnostic, Diagnostics, did_you_mean, nearest};
+pub use fields::{Fields, Node};
+pub use layers::{Environment, Overrides};
+pub use model::Config;
+pub use place::{Place, Source, Step};
+pub(crate) use probes::is_probe_word;
+pub use profile::{Profile, parse_profile};
+pub use yaml::MAX_BYTES;
+
+use layers::Layers;
+
+/// The keys at the top of a file.
+const TOP_KEYS: &[&str] = &[
+    "bitcoind_path",
+    "pid",
+    "node_name",
+    "metrics_port",
+    "health_port",
+    "verbose",
+    "log_level",
+    "log_file",
+    "metrics_auth_username",
+    "metrics_auth_password",
+    "metrics_auth_password_file",
+    "tls_cert",
+    "tls_key",
+    "bind",
+    "ring",
+    "limits",
+    "attach",
+    "targets",
+    "network",
+];
+
+/// A configuration, and what is worth telling about it although it is not wrong.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub config: Config,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+/// This process's environment, as far as it concerns the configuration.
+pub fn environment() -> Environment {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    };
+    std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("FIBRE_")).collect()
+}
+
+/// Reads the file that `overrides` or the environment names, if one does, and merges it with both: flags
+/// before environment before file before defaults.
+pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnostics> {
+    let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let (path, at) = match (&overrides.config, named_by_env) {
+        (Some(path), _) => (path.clone(), Place::flag("--config")),
+        (None, Some(path)) => (path, Place::env(keys::CONFIG_ENV)),
+        (None, None) => return resolve(FileInput::None, overrides, env),
+    };
+    let mut bytes = Vec::new();
+    // One byte more than allowed, to tell a file that is just large enough from one that is too large.
+    let read = File::open(&path).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
+        Err(why) => resolve(
+            FileInput::Unreadable(at, format!("cannot read {}: {why}", path.display())),
+            overrides,
+            env,
+        ),
+    }
+}
+
+/// [`load`], with the content of the file given: `path` serves messages and relative paths.
+pub fn load_bytes(
+    path: impl Into<PathBuf>,
+    bytes: Vec<u8>,
+    overrides: &Overrides,
+    env: &Environment,
+) -> Result<Loaded, Diagnostics> {
+    resolve(FileInput::Read(path.into(), bytes), overrides, env)
+}
+
+enum FileInput {
+    /// None was asked for.
+    None,
+    Read(PathBuf, Vec<u8>),
+    /// Who asked for it, and why it cannot be read.
+    Unreadable(Place, String),
+}
+
+fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnostics> {
+    let diags = Diagnostics::new();
+    // What stands in a file that cannot be read is unknown, so nothing is said to be missing then.
+    let (top, value, complete) = match input {
+        FileInput::None => (Place::none(), None, true),
+        FileInput::Unreadable(at, why) => {
+            diags.error(&at, why);
+            (Place::none(), None, false)
+        }
+        FileInput::Read(path, bytes) => {
+            let (top, value) = tree(path, bytes, &diags);
+            let complete = value.is_some();
+            (top, value, complete)
+        }
+    };
+    let node = value.as_ref().map(|value| Node::new(top.clone(), value, &diags));
+    let file = node.and_then(|node| match node.value {
+        Value::Mapping(_) => node.fields("the file", TOP_KEYS),
+        _ => {
+            // The text may hold anything, so it is not quoted.
+            node.error("expected `key: value` lines").help("see config.example.yaml");
+            None
+        }
+    });
+    let complete = complete && (file.is_some() || value.is_none());
+    let layers = Layers { overrides, env, file, diags: &diags };
+    let settings = settings::decode(&layers, complete);
+    let targets = all_targets(&layers, &top, complete);
+    let network = layers.file.as_ref().and_then(|f| f.get("network")).map(|n| (n.at, n.value.clone()));
+    drop(layers);
+    let config = Config { settings, targets, network };
+    diags.into_result(Loaded { config, warnings: layers::unknown_variables(env) })
+}
+
+/// The YAML tree of a file's bytes, and the place of its top.
+fn tree(path: PathBuf, bytes: Vec<u8>, diags: &Diagnostics) -> (Place, Option<Value>) {
+    let text = if bytes.len() > MAX_BYTES {
+        Err("the file is larger than 1 MiB, which is the most that is read".to_owned())
+    } else {
+        String::from_utf8(bytes).map_err(|error| {
+            format!("the file is not text: byte {} is not UTF-8", error.utf8_error().valid_up_to() + 1)
+        })
+    };
+    let (text, wrong) = match text {
+        Ok(text) => (text, None),
+        Err(wrong) => (String::new(), Some(wrong)),
+    };
+    let top = Place::top(Source::File { path, text });
+    if let Some(wrong) = wrong {
+        diags.error(&top, wrong);
+        return (top, None);
+    }
+    let value = yaml::parse(&Arc::clone(&top.source), diags);
+    (top, value)
+}
+
+/// The target that `bitcoind_path` stands for, and those of `targets:`.
+fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::Target> {
+    let binary = layers.read("bitcoind_path", |n| n.path());
+    let pid = layers.read("pid", targets::pid);
+    let listed = layers.file.as_ref().and_then(|f| f.get("targets"));
+    if let (Some(pid), true) = (&pid, complete && !layers.has("bitcoind_path")) {
+        layers
+            .diags
+            .error(&pid.at, "a process id without bitcoind_path, whose processes it chooses from")
+            .help("set bitcoind_path, or write `pid` inside a target");
+    }
+    let lacks = |key| layers.file.as_ref().is_none_or(|f| f.lacks(key));
+    let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
+    let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
+    if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
+        layers.diags.error(top, "nothing to trace: there is no target").help(
+            "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:`; \
+             see config.example.yaml",
+        );
+    }
+    let short = binary.map(|said| targets::bitcoind(said.at, said.value, pid.map(|pid| pid.value)));
+    let listed = listed.filter(|n| !n.is_null()).map(|n| targets::decode(&n)).unwrap_or_default();
+    targets::check_names(short.iter().chain(&listed), layers.diags);
+    short.into_iter().chain(listed).collect()
+}

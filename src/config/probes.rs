@@ -1,0 +1,226 @@
+//! Probes: `on:`, `function:` and `span:`.
+
+use super::args::{self, INTEGERS};
+use super::diagnose::{nearest, quote};
+use super::fields::{Fields, Node};
+use super::metrics;
+use super::model::{On, Point, Probe, SpanKey};
+
+const PROBE_KEYS: &[&str] = &["on", "function", "returns", "args", "metrics", "log", "event_type"];
+const SPAN_KEYS: &[&str] =
+    &["span", "from", "to", "by", "help", "buckets", "labels", "when", "args", "log", "event_type"];
+
+const EXPECTED: &str = "expected usdt:PROVIDER:NAME or function:NAME";
+
+const HELP: &str = "write on: usdt:PROVIDER:NAME, function: NAME, or span: METRIC with `from` and `to`";
+
+/// The probes of `probes:`.
+pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
+    node.list("a list of probes").unwrap_or_default().iter().filter_map(|n| probe(n, from_profile)).collect()
+}
+
+fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
+    // Which keys are known depends on the form, so the form is looked for first.
+    let is_span = node.value.get("span").is_some();
+    let fields = node
+        .fields(if is_span { "a span" } else { "a probe" }, if is_span { SPAN_KEYS } else { PROBE_KEYS })?;
+    let on = if is_span { span(&fields) } else { single(&fields) };
+    let args = fields.get("args").map(|n| args::decode(&n, is_span)).unwrap_or_default();
+    let metrics = if is_span {
+        fields.get("span").and_then(|n| metrics::of_span(&fields, &n)).into_iter().collect()
+    } else {
+        fields.get("metrics").map(|n| metrics::decode(&n)).unwrap_or_default()
+    };
+    let log = fields.get("log").and_then(|n| template(&n));
+    let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
+    let returns = (!is_span)
+        .then(|| fields.get("returns"))
+        .flatten()
+        .and_then(|n| n.one_of("the type of a whole number", INTEGERS));
+    if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
+        fields.forbid(&["returns"], "a USDT probe returns nothing");
+    }
+    Some(Probe { at: node.at.clone(), on: on?, args, returns, metrics, log, event_type, from_profile })
+}
+
+fn single(fields: &Fields<'_>) -> Option<On> {
+    let (form, node) = fields.exactly_one(&["on", "function"], HELP)?;
+    if form == "function" {
+        // An offset in the file, 0x1234, is a number to YAML.
+        if let Some(offset) = node.value.as_u64() {
+            return Some(On::Function(format!("{offset:#x}")));
+        }
+        return function(&node, node.text_as("the name of a function")?).map(On::Function);
+    }
+    Some(match point(&node)? {
+        Point::Usdt { provider, name } => On::Usdt(Point::Usdt { provider, name }),
+        Point::Function(name) => On::Function(name),
+    })
+}
+
+fn span(fields: &Fields<'_>) -> Option<On> {
+    let end =
+        |key: &str| fields.require(key, &format!("write {key}: usdt:PROVIDER:NAME")).and_then(|n| point(&n));
+    let (from, to) = (end("from"), end("to"));
+    let by = match fields.get("by") {
+        Some(node) => node.name().map(|name| match name {
+            "thread" => SpanKey::Thread,
+            name => SpanKey::Arg(name.to_owned()),
+        }),
+        None => Some(SpanKey::Thread),
+    };
+    Some(On::Span { from: from?, to: to?, by: by? })
+}
+
+/// `usdt:PROVIDER:NAME` or `function:NAME`.
+fn point(node: &Node<'_>) -> Option<Point> {
+    let text = node.text_as("a probe")?;
+    let wrong = |meant: Option<String>| {
+        let kind = text.split(':').next().unwrap_or_default();
+        let what = if ["usdt", "function"].contains(&kind) { "incomplete" } else { "unknown" };
+        let meant = meant.map(|meant| format!(" (did you mean {}?)", quote(&meant))).unwrap_or_default();
+        node.error(format!("{what} probe source {}; {EXPECTED}{meant}", quote(text)));
+        None
+    };
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts.as_slice() {
+        ["usdt", provider, name] if is_probe_word(provider) && is_probe_word(name) => {
+            Some(Point::Usdt { provider: (*provider).to_owned(), name: (*name).to_owned() })
+        }
+        ["usdt", provider, name] if !provider.is_empty() && !name.is_empty() => {
+            node.error(format!("{} holds a character that no probe name has; {EXPECTED}", quote(text)));
+            None
+        }
+        ["usdt", path, provider, name] if path.is_empty() || path.starts_with(['/', '.', '*']) => {
+            wrong(Some(format!("usdt:{provider}:{name}")))
+        }
+        ["usdt", ..] => wrong(None),
+        ["function", ..] => match text["function:".len().min(text.len())..].trim() {
+            "" => wrong(None),
+            name => function(node, name).map(Point::Function),
+        },
+        ["uprobe" | "uretprobe" | "u", .., name] => wrong(Some(format!("function:{name}"))),
+        [kind, rest @ ..] if !rest.is_empty() && nearest(kind, ["usdt", "function"]).is_some() => {
+            let kind = nearest(kind, ["usdt", "function"]).unwrap_or_default();
+            wrong(Some(format!("{kind}:{}", rest.join(":"))))
+        }
+        [provider, name] if is_probe_word(provider) && is_probe_word(name) => {
+            wrong(Some(format!("usdt:{text}")))
+        }
+        _ => wrong(None),
+    }
+}
+
+/// What providers and probes are called. Source: names found in the notes of real programs, which have
+/// hyphens besides the characters of C identifiers.
+pub(crate) fn is_probe_word(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.$".contains(c))
+}
+
+/// The name of a function: almost any text, since C++ and Rust names are.
+fn function(node: &Node<'_>, name: &str) -> Option<String> {
+    let name = name.trim();
+    if name.chars().any(char::is_control) {
+        node.error(format!("{} cannot be the name of a function", quote(name)));
+        return None;
+    }
+    if ["usdt:", "function:"].iter().any(|kind| name.starts_with(kind)) {
+        node.error(format!("expected the name of a function, found {}", quote(name)))
+            .help(format!("write on: {name}"));
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+/// A log template: text with `{argument}`; `{{` and `}}` stand for braces.
+fn template(node: &Node<'_>) -> Option<String> {
+    let text = node.text_as("a line of text")?;
+    match check_template(text) {
+        Ok(()) => Some(text.to_owned()),
+        Err(why) => {
+            node.error(format!("{why} in {}", quote(text)))
+                .help("write {NAME} where the value of an argument goes, and {{ or }} for a brace itself");
+            None
+        }
+    }
+}
+
+fn check_template(text: &str) -> Result<(), String> {
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}']) {
+        let (brace, after) = (rest.as_bytes()[at], &rest[at + 1..]);
+        if after.as_bytes().first() == Some(&brace) {
+            rest = &after[1..];
+        } else if brace == b'}' {
+            return Err("a `}` without its `{`".into());
+        } else {
+            let Some(end) = after.find('}') else { return Err("a `{` without its `}`".into()) };
+            if !super::scalars::is_name(&after[..end]) {
+                return Err(format!("{} is not a name", quote(&after[..end])));
+            }
+            rest = &after[end + 1..];
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::diagnose::Diagnostics;
+    use crate::config::place::Place;
+
+    fn read(text: &str) -> Result<Point, String> {
+        let value = serde_yaml::Value::String(text.to_owned());
+        let diags = Diagnostics::new();
+        let point = point(&Node::new(Place::none(), &value, &diags));
+        point.ok_or_else(|| diags.render())
+    }
+
+    #[test]
+    fn points() {
+        let usdt = |provider: &str, name: &str| {
+            Ok(Point::Usdt { provider: provider.to_owned(), name: name.to_owned() })
+        };
+        let function = |name: &str| Ok(Point::Function(name.to_owned()));
+        assert_eq!(read("usdt:postgresql:query__start"), usdt("postgresql", "query__start"));
+        assert_eq!(read("usdt:nextest:test-attempt__start"), usdt("nextest", "test-attempt__start"));
+        assert_eq!(read("function:SSL_*"), function("SSL_*"));
+        assert_eq!(read("function: std::vec<int>::push"), function("std::vec<int>::push"));
+        assert_eq!(read("function:name+0x10"), function("name+0x10"));
+    }
+
+    #[test]
+    fn points_that_are_none() {
+        let cases = [
+            ("ustd:a:b", "unknown probe source \"ustd:a:b\"", "did you mean \"usdt:a:b\"?"),
+            ("USDT:a:b", "unknown probe source", "did you mean \"usdt:a:b\"?"),
+            ("fuction:main", "unknown probe source", "did you mean \"function:main\"?"),
+            ("a:b", "unknown probe source", "did you mean \"usdt:a:b\"?"),
+            ("uprobe:/bin/x:main", "unknown probe source", "did you mean \"function:main\"?"),
+            ("usdt:/bin/x:a:b", "incomplete probe source", "did you mean \"usdt:a:b\"?"),
+            ("usdt:a", "incomplete probe source", "expected usdt:PROVIDER:NAME"),
+            ("usdt::b", "incomplete probe source", "expected usdt:PROVIDER:NAME"),
+            ("usdt:a:b c", "holds a character", "expected usdt:PROVIDER:NAME"),
+            ("usdt", "incomplete probe source", "expected"),
+            ("function", "incomplete probe source", "expected"),
+            ("function: ", "incomplete probe source", "expected"),
+            ("main", "unknown probe source", "expected"),
+            (":", "unknown probe source", "expected"),
+        ];
+        for (text, what, help) in cases {
+            let found = read(text).unwrap_err();
+            assert!(found.contains(what) && found.contains(help), "{text}: {found}");
+        }
+    }
+
+    #[test]
+    fn templates() {
+        for good in ["", "plain", "h={height} {{x}} {a}{b}", "é {a} é"] {
+            assert_eq!(check_template(good), Ok(()), "{good}");
+        }
+        for bad in ["{", "}", "{a", "a}", "{}", "{a b}", "{{a}", "{a{b}}", "{é}"] {
+            assert!(check_template(bad).is_err(), "{bad}");
+        }
+    }
+}

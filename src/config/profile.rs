@@ -1,0 +1,85 @@
+//! Profile files: probes of a known program, in the same language.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::diagnose::{Diagnostics, quote};
+use super::fields::Node;
+use super::model::Probe;
+use super::place::{Place, Source};
+use super::{probes, yaml};
+
+/// What a profile says. It is expanded into targets by the plan.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    pub name: String,
+    /// What it measures, for people, on one line.
+    pub description: String,
+    /// Where distributions put the program or library.
+    pub binaries: Vec<PathBuf>,
+    /// All marked as coming from a profile.
+    pub probes: Vec<Probe>,
+}
+
+/// Reads the profile `name` from its text; its mistakes have places in that text.
+pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
+    let source = Arc::new(Source::Profile { name: name.to_owned(), text: text.to_owned() });
+    let diags = Diagnostics::new();
+    let Some(value) = yaml::parse(&source, &diags) else { return Err(diags) };
+    let node = Node::new(Place { source, path: Vec::new() }, &value, &diags);
+    let profile = decode(name, &node);
+    match profile {
+        Some(profile) => diags.into_result(profile),
+        None => Err(diags),
+    }
+}
+
+fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
+    let fields = node.fields("a profile", &["profile", "description", "binaries", "probes"])?;
+    let said = fields.require("profile", "write the profile's name").and_then(|n| {
+        let said = n.text()?;
+        if said != name {
+            n.error(format!("the profile is called {} here but {} elsewhere", quote(said), quote(name)));
+        }
+        Some(said)
+    });
+    let description = fields
+        .require("description", "say in a sentence what the profile measures")
+        .and_then(|n| Some(n.text()?.split_whitespace().collect::<Vec<_>>().join(" ")));
+    let binaries = fields.get("binaries").and_then(|n| n.list("a list of paths")).unwrap_or_default();
+    let binaries = binaries.iter().filter_map(|n| n.path()).collect();
+    let probes = fields.require("probes", "a profile is there for its probes").map(|n| {
+        let probes = probes::decode(&n, true);
+        if probes.is_empty() && n.value.as_sequence().is_some_and(Vec::is_empty) {
+            n.error("the profile has no probes");
+        }
+        probes
+    });
+    Some(Profile { name: said?.to_owned(), description: description?, binaries, probes: probes? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile() {
+        let text = "profile: demo\ndescription: >\n  What the\n  demo does.\nbinaries: [/usr/bin/demo]\n\
+                    probes:\n  - on: usdt:demo:hit\n";
+        let profile = parse_profile("demo", text).unwrap();
+        assert_eq!((profile.name.as_str(), profile.description.as_str()), ("demo", "What the demo does."));
+        assert_eq!(profile.binaries, [PathBuf::from("/usr/bin/demo")]);
+        assert!(profile.probes.iter().all(|probe| probe.from_profile) && profile.probes.len() == 1);
+    }
+
+    #[test]
+    fn mistakes_have_places_in_the_profile() {
+        let text = "profile: demo\ndescription: d\nprobes:\n  - on: a:b\n";
+        let found = parse_profile("other", text).unwrap_err().render();
+        assert!(found.starts_with("profile other:1:10: profile: the profile is called \"demo\""), "{found}");
+        assert!(found.contains("profile other:4:9: probes[0].on: unknown probe source"), "{found}");
+        let found = parse_profile("x", "").unwrap_err().render();
+        assert_eq!(found.matches("is missing").count(), 3, "{found}");
+        assert!(parse_profile("x", "[").is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Text that is more than text: durations, sizes, names.
+
+/// Units of time in seconds, as divisors: `100us` is 100 / 10^6, which is exact where a product is not.
+const DURATIONS: &[(&str, f64)] = &[("ns", 1e9), ("us", 1e6), ("µs", 1e6), ("ms", 1e3), ("s", 1.0)];
+const LONG_DURATIONS: &[(&str, f64)] = &[("min", 60.0), ("h", 3600.0)];
+const SIZES: &[(&str, u64)] = &[
+    ("B", 1),
+    ("kB", 1000),
+    ("KB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+];
+
+pub(super) const DURATION_UNITS: &str = "ns, us, ms, s, min, h";
+pub(super) const SIZE_UNITS: &str = "B, KiB, MiB, GiB, kB, MB, GB";
+
+/// A duration such as `100us` or `2.5s`, in seconds.
+pub(super) fn duration(text: &str) -> Option<f64> {
+    let (number, unit) = number_and_unit(text)?;
+    let shorter = DURATIONS.iter().find(|(name, _)| *name == unit).map(|(_, divisor)| number / divisor);
+    let seconds = shorter.or_else(|| {
+        LONG_DURATIONS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| number * factor)
+    })?;
+    seconds.is_finite().then_some(seconds)
+}
+
+/// A size such as `4MiB`, in bytes. It must be a whole number of them.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let (number, unit) = number_and_unit(text)?;
+    let (_, factor) = SIZES.iter().find(|(name, _)| *name == unit)?;
+    let bytes = number * *factor as f64;
+    // Below 2^53 every whole number has its own f64.
+    ((0.0..=9e15).contains(&bytes) && bytes.fract() == 0.0).then_some(bytes as u64)
+}
+
+/// Splits `2.5 s`. Digits, a point and a minus sign only: no exponent, no infinity.
+fn number_and_unit(text: &str) -> Option<(f64, &str)> {
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'))?;
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim_start_matches(' ')))
+}
+
+/// A metric name: `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+/// Source: Prometheus, "Data model", metric names and labels.
+pub(super) fn is_metric_name(name: &str) -> bool {
+    is_word(name, |c| c == '_' || c == ':')
+}
+
+/// A label name, argument name or built-in: `[a-zA-Z_][a-zA-Z0-9_]*`.
+pub(super) fn is_name(name: &str) -> bool {
+    is_word(name, |c| c == '_')
+}
+
+fn is_word(name: &str, extra: impl Fn(char) -> bool) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || extra(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let good = [
+            ("100us", 0.0001),
+            ("100µs", 0.0001),
+            ("1ns", 1e-9),
+            ("2.5s", 2.5),
+            ("2.5 s", 2.5),
+            ("250ms", 0.25),
+            ("5min", 300.0),
+            ("1h", 3600.0),
+            ("0s", 0.0),
+            ("-1s", -1.0),
+        ];
+        for (text, seconds) in good {
+            assert_eq!(duration(text), Some(seconds), "{text}");
+        }
+        for text in ["", "s", "1", "1 ", "1m", "1S", "1.2.3s", "--1s", "1e3s", "infs", "1s2", "٣s", ".s"] {
+            assert_eq!(duration(text), None, "{text:?}");
+        }
+        assert_eq!(duration(&format!("{}h", "9".repeat(308))), None);
+    }
+
+    #[test]
+    fn sizes() {
+        let good = [("4MiB", 4 << 20), ("1 KiB", 1024), ("1.5KiB", 1536), ("10B", 10), ("2MB", 2_000_000)];
+        for (text, bytes) in good {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "4", "4M", "4mib", "0.1B", "-1B", "99999999999GiB", "MiB"] {
+            assert_eq!(size(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(is_metric_name("a:b_total") && is_metric_name("_a") && is_metric_name("A9"));
+        assert!(!is_metric_name("") && !is_metric_name("9a") && !is_metric_name("a-b"));
+        assert!(is_name("peer_2") && !is_name("a:b") && !is_name("é"));
+    }
+}

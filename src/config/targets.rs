@@ -1,0 +1,102 @@
+//! Targets: which program, and what to trace in it.
+
+use std::path::PathBuf;
+
+use super::diagnose::quote;
+use super::fields::{Fields, Node};
+use super::model::{Named, Selector, Target};
+use super::place::Place;
+use super::{labels, probes};
+
+const KEYS: &[&str] = &["name", "binary", "process", "pid", "container", "labels", "profile", "probes"];
+
+const HELP: &str = "write binary: PATH, process: NAME, pid: NUMBER or container: NAME";
+
+/// Largest process id of Linux (PID_MAX_LIMIT).
+const MAX_PID: u32 = 1 << 22;
+
+/// The targets of `targets:`.
+pub(super) fn decode(node: &Node<'_>) -> Vec<Target> {
+    node.list("a list of targets").unwrap_or_default().iter().filter_map(target).collect()
+}
+
+/// The target that `bitcoind_path` is short for.
+pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
+    let profile = Named { at: at.clone(), name: "fibre".to_owned() };
+    Target {
+        at,
+        name: "bitcoind".to_owned(),
+        selector: Selector::Binary(binary),
+        pid,
+        labels: Vec::new(),
+        profiles: vec![profile],
+        probes: Vec::new(),
+    }
+}
+
+/// A process id.
+pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
+    node.integer("a process id", 1..=MAX_PID)
+}
+
+/// Reports every target whose name another one has already.
+pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: &super::Diagnostics) {
+    let mut seen: Vec<&Target> = Vec::new();
+    for target in targets {
+        match seen.iter().find(|other| other.name == target.name) {
+            Some(other) => {
+                let other = match other.at.to_string() {
+                    path if path.is_empty() => other.at.source.to_string(),
+                    path => path,
+                };
+                diags
+                    .error(
+                        &target.at,
+                        format!("another target has the name {}: {other}", quote(&target.name)),
+                    )
+                    .help("give each target a name of its own");
+            }
+            None => seen.push(target),
+        }
+    }
+}
+
+fn target(node: &Node<'_>) -> Option<Target> {
+    let fields = node.fields("a target", KEYS)?;
+    let name = fields
+        .require("name", "write a short name for messages and self-metrics: name: bitcoind")
+        .and_then(|n| n.text_as("a name"))
+        .map(str::to_owned);
+    let (selector, pid) = selector(&fields);
+    let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
+    let profiles = fields.get("profile").map(|n| profiles(&n)).unwrap_or_default();
+    let probes = fields.get("probes").map(|n| probes::decode(&n, false)).unwrap_or_default();
+    if fields.lacks("profile") && fields.lacks("probes") {
+        fields.error("nothing is traced in this target").help("write profile: NAME or probes: [...]");
+    }
+    Some(Target { at: node.at.clone(), name: name?, selector: selector?, pid, labels, profiles, probes })
+}
+
+/// The selector, and the process filter that may stand beside `binary`.
+fn selector(fields: &Fields<'_>) -> (Option<Selector>, Option<u32>) {
+    if fields.has("binary") {
+        let binary = fields.exactly_one(&["binary", "process", "container"], HELP);
+        let path = binary.and_then(|(_, n)| n.path());
+        return (path.map(Selector::Binary), fields.get("pid").and_then(|n| pid(&n)));
+    }
+    let found = fields.exactly_one(&["binary", "process", "pid", "container"], HELP);
+    let selector = found.and_then(|(form, node)| match form {
+        "pid" => pid(&node).map(Selector::Pid),
+        "process" => node.text_as("the name of a process").map(|name| Selector::Process(name.to_owned())),
+        _ => node.text_as("the name or id of a container").map(|name| Selector::Container(name.to_owned())),
+    });
+    (selector, None)
+}
+
+fn profiles(node: &Node<'_>) -> Vec<Named> {
+    let named = |node: Node<'_>| {
+        let name = node.text_as("the name of a profile")?.to_owned();
+        Some(Named { at: node.at, name })
+    };
+    node.one_or_list().into_iter().filter_map(named).collect()
+}

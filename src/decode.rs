@@ -1,0 +1,142 @@
+//! Bytes of the ring buffer to events. Pure; nothing is copied.
+
+use crate::abi::{LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, event_class};
+
+const HEADER: usize = 32;
+
+/// One hit of a probe.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub time: u64,
+    /// Index into the plan's probes.
+    pub probe: usize,
+    pub pid: u32,
+    pub tid: u32,
+    faults: u32,
+    values: &'a [u8],
+    text: &'a [u8],
+}
+
+/// A value of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    Int(i64),
+    /// Without the NUL that ends it in memory.
+    Text(&'a [u8]),
+    /// It could not be read.
+    Unreadable,
+}
+
+/// Why a record is not an event; only a fault of the exporter itself makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeError(String);
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl<'a> Event<'a> {
+    /// Reads one record, laid out as `struct event` in `bpf/abi.h`.
+    ///
+    /// # Errors
+    /// If the record is shorter than its own header says.
+    pub fn decode(record: &'a [u8]) -> Result<Self, DecodeError> {
+        let header: &[u8; HEADER] = record
+            .first_chunk()
+            .ok_or_else(|| DecodeError(format!("{} bytes are no event", record.len())))?;
+        let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|n| header[at + n]));
+        let (nvalues, room) = match event_class(u32::from(header[26])) {
+            event_class::EVENT_4 => (4, 0),
+            event_class::EVENT_12 => (MAX_VALUES, 0),
+            event_class::EVENT_SHORT_TEXTS => (MAX_VALUES, SHORT_TEXTS),
+            event_class::EVENT_LONG_TEXTS => (MAX_VALUES, LONG_TEXTS),
+            event_class(other) => return Err(DecodeError(format!("event of unknown class {other}"))),
+        };
+        let used = usize::from(u16::from_ne_bytes([header[24], header[25]]));
+        let text_at = HEADER + 8 * nvalues;
+        let (Some(values), Some(text)) =
+            (record.get(HEADER..text_at), record.get(text_at..text_at + used.min(room)))
+        else {
+            return Err(DecodeError(format!("event cut at {} bytes", record.len())));
+        };
+        Ok(Self {
+            time: u64::from_ne_bytes(std::array::from_fn(|n| header[n])),
+            probe: half(8) as usize,
+            pid: half(12),
+            tid: half(16),
+            faults: half(20),
+            values,
+            text,
+        })
+    }
+
+    /// Value number `index`, which is text or not as the plan says.
+    pub fn value(&self, index: usize, is_text: bool) -> Value<'a> {
+        let Some(word) = self.values.get(8 * index..8 * index + 8) else { return Value::Unreadable };
+        if self.faults & (1 << index) != 0 {
+            return Value::Unreadable;
+        }
+        let word = u64::from_ne_bytes(std::array::from_fn(|n| word[n]));
+        if !is_text {
+            return Value::Int(word as i64);
+        }
+        let (from, len) = ((word >> 32) as usize, (word & 0xffff_ffff) as usize);
+        self.text.get(from..from.saturating_add(len)).map_or(Value::Unreadable, Value::Text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(class: u32, values: &[u64], text: &[u8], room: usize, faults: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(77u64.to_ne_bytes());
+        for half in [3u32, 100, 101, faults] {
+            bytes.extend(half.to_ne_bytes());
+        }
+        bytes.extend(u16::try_from(text.len()).unwrap().to_ne_bytes());
+        bytes.extend([class as u8, 0, 0, 0, 0, 0]);
+        let n = if class == 0 { 4 } else { 12 };
+        for i in 0..n {
+            bytes.extend(values.get(i).copied().unwrap_or(0).to_ne_bytes());
+        }
+        bytes.extend(text);
+        bytes.resize(bytes.len() + room - text.len(), 0);
+        bytes
+    }
+
+    #[test]
+    fn integers_text_and_faults() {
+        let bytes = record(2, &[u64::MAX, 3 << 32 | 4, 9], b"abcdefg", 256, 0b100);
+        let event = Event::decode(&bytes).unwrap();
+        assert_eq!((event.time, event.probe, event.pid, event.tid), (77, 3, 100, 101));
+        assert_eq!(event.value(0, false), Value::Int(-1));
+        assert_eq!(event.value(1, true), Value::Text(b"defg"));
+        assert_eq!(event.value(2, false), Value::Unreadable);
+        assert_eq!(event.value(11, false), Value::Int(0));
+        assert_eq!(event.value(12, false), Value::Unreadable);
+    }
+
+    #[test]
+    fn text_that_points_outside_is_unreadable() {
+        let bytes = record(2, &[250 << 32 | 250], b"abc", 256, 0);
+        assert_eq!(Event::decode(&bytes).unwrap().value(0, true), Value::Unreadable);
+    }
+
+    #[test]
+    fn every_cut_is_refused_or_read_in_bounds() {
+        let bytes = record(1, &[1; 12], b"", 0, 0);
+        for len in 0..bytes.len() {
+            assert!(Event::decode(&bytes[..len]).is_err(), "{len}");
+        }
+        let mut odd = bytes;
+        odd[26] = 9;
+        assert!(Event::decode(&odd).is_err());
+    }
+}

@@ -1,0 +1,302 @@
+//! The one thread that owns the ring buffer: it drains it in batches, computes what the kernel could not, and writes
+//! the verbose log.
+//!
+//! It sleeps until the kernel wakes it. It asks to be woken by the next event when there is nothing to do, then lets a
+//! batch grow for a while, asking to be woken earlier only if the ring fills up. So nothing runs when nothing happens,
+//! and a busy program pays for a wake-up a hundred times a second at the most, not once for every event.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use libbpf_rs::RingBufferBuilder;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use crate::abi::wake;
+use crate::bank::UserBank;
+use crate::config::model::Settings;
+use crate::decode::{Event, Value};
+use crate::kernel::Shared;
+use crate::layout::{ActionLayout, Layout};
+use crate::metrics::evaluate::{Outcome, evaluate, fitting};
+use crate::metrics::show::{show, show_with_unit};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
+use crate::symbols::Symbols;
+
+/// Counts of the drain thread.
+#[derive(Debug, Default)]
+pub struct DrainStats {
+    pub events: AtomicU64,
+    /// Records that were no events.
+    pub undecodable: AtomicU64,
+    /// Metric updates lost to unreadable values, and to negative amounts.
+    pub unreadable: AtomicU64,
+    pub negative: AtomicU64,
+    pub batches: AtomicU64,
+}
+
+/// The running thread. Dropping it stops the thread after a last drain.
+#[derive(Debug)]
+pub struct Drain {
+    requests: SyncSender<SyncSender<()>>,
+    bell: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    stats: Arc<DrainStats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drain {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the ring buffer, its descriptors or the thread cannot be made.
+    pub fn start(plan: Arc<Plan>, layout: &Layout, bank: Arc<UserBank>, shared: Shared) -> io::Result<Self> {
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (requests, asked) = sync_channel(16);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stats = Arc::new(DrainStats::default());
+        let (ready, started) = sync_channel(1);
+        let actions = actions_of(&plan, layout);
+        let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
+        let work = move || {
+            // Made here: what looks up symbols stays on one thread.
+            let handler = Handler::new(plan, actions, bank, thread_stats);
+            Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
+        };
+        let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
+        started.recv().map_err(|_| io::Error::other("the drain thread ended at once"))??;
+        Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
+    }
+
+    /// Waits until all events that are in the ring now have been counted, or for `patience`.
+    pub fn catch_up(&self, patience: Duration) {
+        let (done, wait) = sync_channel(1);
+        if self.requests.try_send(done).is_ok() && ring(&self.bell).is_ok() {
+            let _ = wait.recv_timeout(patience);
+        }
+    }
+
+    pub fn stats(&self) -> &Arc<DrainStats> {
+        &self.stats
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = ring(&self.bell);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ring(bell: &OwnedFd) -> io::Result<()> {
+    rustix::io::write(bell, &1u64.to_ne_bytes())?;
+    Ok(())
+}
+
+struct Worker {
+    handler: Handler,
+    shared: Shared,
+    bell: Arc<OwnedFd>,
+    asked: Receiver<SyncSender<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Reports through `ready` whether it could start.
+    fn run(mut self, ready: &SyncSender<io::Result<()>>) {
+        let poll = Duration::from_millis(self.handler.plan.settings.limits.ring_poll_ms.into());
+        let fill = self.handler.plan.settings.limits.ring_bytes / 4;
+        let stats = self.handler.stats.clone();
+        let handler = std::cell::RefCell::new(&mut self.handler);
+        let mut builder = RingBufferBuilder::new();
+        let made = builder
+            .add(&*self.shared.ring, |record| {
+                handler.borrow_mut().record(record);
+                0
+            })
+            .map_err(io::Error::other)
+            .map(drop)
+            .and_then(|()| builder.build().map_err(io::Error::other))
+            .and_then(|ring| Ok((ring, watch(&self.bell, &self.shared)?)));
+        let (ring, epoll) = match made {
+            Ok(made) => made,
+            Err(why) => {
+                let _ = ready.send(Err(why));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        let control = &self.shared.control;
+        let drain = || {
+            let before = stats.events.load(Ordering::Relaxed);
+            // It only fails if a callback does.
+            let _ = ring.consume();
+            stats.events.load(Ordering::Relaxed) - before
+        };
+        while !self.stop.load(Ordering::Relaxed) {
+            let some = drain() > 0;
+            while let Ok(done) = self.asked.try_recv() {
+                drain();
+                let _ = done.try_send(());
+            }
+            if !some {
+                control.wake(wake::WAKE_FIRST, 0);
+                // What came between the drain and the request woke nobody.
+                if drain() == 0 && wait(&epoll, None, &self.bell) {
+                    continue;
+                }
+            }
+            // A batch has begun: let it grow.
+            stats.batches.fetch_add(1, Ordering::Relaxed);
+            control.wake(wake::WAKE_FULL, fill);
+            wait(&epoll, Some(poll), &self.bell);
+        }
+        drain();
+    }
+}
+
+/// Edge-triggered: the ring counts as readable as long as anything is in it, and it is left to fill on purpose.
+fn watch(bell: &OwnedFd, shared: &Shared) -> io::Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&epoll, bell, epoll::EventData::new_u64(0), edge)?;
+    epoll::add(&epoll, shared.ring.as_fd(), epoll::EventData::new_u64(1), edge)?;
+    Ok(epoll)
+}
+
+/// Waits for the ring or the bell; whether the bell was rung.
+fn wait(epoll: &OwnedFd, timeout: Option<Duration>, bell: &OwnedFd) -> bool {
+    let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
+    let mut events = [const { std::mem::MaybeUninit::uninit() }; 2];
+    // Interrupted or not, the caller looks at everything again.
+    let _ = epoll::wait(epoll, &mut events, timeout.as_ref());
+    rustix::io::read(bell, &mut [0u8; 8]).is_ok()
+}
+
+/// What is done with each record.
+struct Handler {
+    plan: Arc<Plan>,
+    bank: Arc<UserBank>,
+    stats: Arc<DrainStats>,
+    /// Of each probe, the actions that are computed here.
+    actions: Vec<Vec<ActionLayout>>,
+    verbose: bool,
+    symbols: Symbols,
+    /// Of the event at hand, the values that are shown by name.
+    names: Vec<(usize, Arc<str>)>,
+    scratch: String,
+    line: String,
+}
+
+impl Handler {
+    fn new(
+        plan: Arc<Plan>,
+        actions: Vec<Vec<ActionLayout>>,
+        bank: Arc<UserBank>,
+        stats: Arc<DrainStats>,
+    ) -> Self {
+        let Settings { verbose, .. } = plan.settings;
+        Self {
+            plan,
+            bank,
+            stats,
+            actions,
+            verbose,
+            symbols: Symbols::new(),
+            names: Vec::new(),
+            scratch: String::new(),
+            line: String::new(),
+        }
+    }
+
+    /// Called from libbpf's C code, through which no panic may pass: nothing in here panics on any input, and the
+    /// crate that calls it aborts should it happen all the same.
+    fn record(&mut self, record: &[u8]) {
+        self.stats.events.fetch_add(1, Ordering::Relaxed);
+        let event = match Event::decode(record) {
+            Ok(event) => event,
+            Err(_) => {
+                self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        let (Some(probe), Some(actions)) = (self.plan.probes.get(event.probe), self.actions.get(event.probe))
+        else {
+            self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.names.clear();
+        for value in (0..probe.values.len()).filter(|value| probe.values[*value].kind.is_symbol()) {
+            if let Value::Int(address) = event.value(value, false) {
+                self.names.push((value, self.symbols.name(event.pid, address as u64)));
+            }
+        }
+        let names = &self.names;
+        let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {
+            Some((_, name)) => Value::Text(name.as_bytes()),
+            None => event.value(value, probe.values[value].kind.is_text()),
+        };
+        for laid in actions {
+            let metric = &self.plan.metrics[probe.actions[laid.action].metric];
+            let lost = match evaluate(&self.bank, laid, metric, probe, event.time, &read, &mut self.scratch) {
+                Outcome::Done => continue,
+                Outcome::Unreadable => &self.stats.unreadable,
+                Outcome::Negative => &self.stats.negative,
+            };
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.verbose {
+            self.line.clear();
+            describe(probe, &read, &mut self.line);
+            log::info!("{}", self.line);
+        }
+    }
+}
+
+/// Of each probe, the actions that are computed in user space.
+fn actions_of(plan: &Plan, layout: &Layout) -> Vec<Vec<ActionLayout>> {
+    let mut actions = vec![Vec::new(); plan.probes.len()];
+    for laid in layout.actions.iter().filter(|laid| !laid.in_kernel) {
+        actions[laid.probe].push(laid.clone());
+    }
+    actions
+}
+
+/// The line that the verbose log has for an event.
+fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> Value<'a>, to: &mut String) {
+    for part in &probe.log {
+        match part {
+            LogPart::Text(text) => to.push_str(text),
+            LogPart::Value(index) => {
+                let Some(planned) = probe.values.get(*index) else { continue };
+                let value = read(*index);
+                // Appended to the end: the bound on a label's length must not cut what stands before.
+                let mut text = String::new();
+                show_with_unit(&planned.kind, planned.unit, value, &mut text);
+                to.push_str(&text);
+            }
+            LogPart::Label(LabelPlan::Const(text)) => to.push_str(text),
+            LogPart::Label(LabelPlan::From { value, mapping, default, .. }) => {
+                let kind = &probe.values[*value].kind;
+                let seen = read(*value);
+                let mut text = String::new();
+                let known = fitting(mapping, kind, seen, &mut text).map(|at| &mapping[at].1);
+                text.clear();
+                match known.or(default.as_ref()) {
+                    Some(shown) => to.push_str(shown),
+                    None => {
+                        show(kind, seen, false, &mut text);
+                        to.push_str(&text);
+                    }
+                }
+            }
+        }
+    }
+}

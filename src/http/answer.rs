@@ -1,0 +1,161 @@
+//! From a request to its answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::auth::Credentials;
+use super::limits::Limits;
+use super::route::{Access, Found, Reply, RequestInfo, Route, Router};
+use super::stats::{HttpStats, Raised, count};
+use super::watch::{Watch, WatchedBody};
+use super::{Level, PLAIN_TEXT, Report, gzip, tell};
+
+/// What every connection of one listener answers with.
+pub(super) struct Answerer {
+    pub(super) router: Router,
+    pub(super) auth: Option<Credentials>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) stats: Arc<HttpStats>,
+    pub(super) report: Report,
+    /// One permit for each handler that may run.
+    pub(super) handlers: Arc<Semaphore>,
+}
+
+/// An answer whose status is settled and whose body is ready to send.
+struct Answer {
+    /// As counted: a path of the table, or `other`.
+    route: &'static str,
+    status: StatusCode,
+    content_type: &'static str,
+    body: Bytes,
+    gzipped: bool,
+    extra: Option<(header::HeaderName, HeaderValue)>,
+}
+
+impl Answer {
+    fn text(route: &'static str, status: StatusCode, text: impl Into<Bytes>) -> Self {
+        Self { route, status, content_type: PLAIN_TEXT, body: text.into(), gzipped: false, extra: None }
+    }
+
+    fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
+        self.extra = Some((name, HeaderValue::from_static(value)));
+        self
+    }
+}
+
+impl Answerer {
+    /// Answers one request from `peer`. The request's body, if it has one, is not read.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        watch: &Arc<Watch>,
+    ) -> Response<WatchedBody> {
+        watch.enter_handling();
+        let answer = {
+            let _in_flight = Raised::new(&self.stats.in_flight);
+            self.decide(&request, peer).await
+        };
+        self.stats.answered(answer.route, answer.status.as_u16());
+        respond(answer, watch)
+    }
+
+    async fn decide(&self, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+        let path = request.uri().path();
+        match self.router.find(request.method(), path) {
+            Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
+            Found::WrongMethod(route) => {
+                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n")
+                    .with(header::ALLOW, "GET, HEAD")
+            }
+            Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
+            Found::Route(route) => {
+                match timeout(self.limits.handler, self.handle(route, request, peer)).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        count(&self.stats.handler_timeouts);
+                        Answer::text(
+                            route.path,
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            "the answer could not be made in time; try again\n",
+                        )
+                        .with(header::RETRY_AFTER, "5")
+                    }
+                }
+            }
+        }
+    }
+
+    async fn handle(&self, route: &Route, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+        if route.access == Access::Credentials
+            && let Some(credentials) = &self.auth
+            && !credentials.accept(request.headers().get(header::AUTHORIZATION)).await
+        {
+            count(&self.stats.unauthorized);
+            tell(&self.report, Level::Debug, format!("{}: not authorized for {}", peer.ip(), route.path));
+            return Answer::text(route.path, StatusCode::UNAUTHORIZED, "user and password are needed\n")
+                .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"");
+        }
+        let info = RequestInfo {
+            path: route.path.to_string(),
+            query: request.uri().query().map(str::to_string),
+            peer,
+        };
+        let takes_gzip = gzip::accepted(request.headers());
+        let handler = route.handler.clone();
+        // The semaphore is never closed. The permit goes with the handler, which runs to its end even when
+        // nobody waits for it any more.
+        let permit = self.handlers.clone().acquire_owned().await;
+        let made = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let Reply { status, body } = handler(&info);
+            let gzipped = takes_gzip && gzip::worth_it(body.len());
+            let body = if gzipped { gzip::compress(&body) } else { body };
+            (Reply { status, body }, gzipped)
+        });
+        match made.await {
+            Ok((reply, gzipped)) => Answer {
+                route: route.path,
+                status: reply.status,
+                content_type: route.content_type_of(&reply),
+                body: reply.body,
+                gzipped,
+                extra: None,
+            },
+            Err(error) => {
+                let why = if error.is_panic() { "panicked" } else { "was cancelled" };
+                tell(
+                    &self.report,
+                    Level::Error,
+                    format!("the handler of {} {why}: a fault here", route.path),
+                );
+                Answer::text(route.path, StatusCode::INTERNAL_SERVER_ERROR, "the exporter failed here\n")
+            }
+        }
+    }
+}
+
+fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
+    let length = answer.body.len();
+    let mut response = Response::new(watch.enter_writing(answer.body));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    if answer.gzipped {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    if let Some((name, value)) = answer.extra {
+        headers.insert(name, value);
+    }
+    response
+}

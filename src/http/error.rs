@@ -1,0 +1,84 @@
+//! What can go wrong before anything is served.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+/// Why the endpoint cannot be set up. Its text is a whole sentence for the operator.
+#[derive(Debug)]
+pub enum HttpError {
+    /// A listener's address cannot be had.
+    Bind { address: SocketAddr, source: io::Error },
+    /// A bound listener cannot be handed to the runtime.
+    Listener(io::Error),
+    /// A part of the server came to an end by itself: a fault in the exporter, or in its reports' receiver.
+    Stopped,
+    /// The certificate or the key cannot be used; the text names the file and says why.
+    Tls(String),
+    /// The user name or the password cannot be used; the text does not hold them.
+    Credentials(String),
+}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { address, source } => {
+                write!(f, "cannot listen on {address}: ")?;
+                let port = address.port();
+                match source.kind() {
+                    io::ErrorKind::AddrInUse => write!(
+                        f,
+                        "another process listens there; `ss -ltnp 'sport = :{port}'` names it, then stop \
+                         it or choose another port"
+                    ),
+                    io::ErrorKind::PermissionDenied => write!(
+                        f,
+                        "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE, so choose \
+                         a higher port"
+                    ),
+                    io::ErrorKind::AddrNotAvailable => write!(
+                        f,
+                        "no interface of this machine has the address {}; `ip address` lists those it has",
+                        address.ip()
+                    ),
+                    _ => write!(f, "{source}"),
+                }
+            }
+            Self::Listener(source) => write!(f, "cannot use a bound listener: {source}"),
+            Self::Stopped => {
+                f.write_str("a part of the HTTP server stopped, which is a fault in the exporter")
+            }
+            Self::Tls(text) | Self::Credentials(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for HttpError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind { source, .. } | Self::Listener(source) => Some(source),
+            Self::Stopped | Self::Tls(_) | Self::Credentials(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(kind: io::ErrorKind) -> String {
+        HttpError::Bind { address: "127.0.0.1:9435".parse().unwrap(), source: kind.into() }.to_string()
+    }
+
+    #[test]
+    fn binding_errors_name_the_address_and_the_next_step() {
+        for (kind, hint) in [
+            (io::ErrorKind::AddrInUse, "'sport = :9435'"),
+            (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            (io::ErrorKind::AddrNotAvailable, "no interface of this machine has the address 127.0.0.1;"),
+        ] {
+            let text = text(kind);
+            assert!(text.contains("127.0.0.1:9435") && text.contains(hint), "{text}");
+        }
+    }
+}

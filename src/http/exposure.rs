@@ -1,0 +1,67 @@
+//! What an operator should know about the address that was chosen.
+
+use std::net::IpAddr;
+
+/// Warnings, each a whole sentence, about serving on `bind` with or without credentials and TLS. Empty for
+/// a loopback address, and for any other address with both.
+pub fn exposure_warnings(bind: IpAddr, has_auth: bool, has_tls: bool) -> Vec<String> {
+    let bind = bind.to_canonical();
+    if bind.is_loopback() {
+        return Vec::new();
+    }
+    let place = if bind.is_unspecified() {
+        format!("every address of this machine ({bind})")
+    } else {
+        format!("{bind}")
+    };
+    let mut warnings = Vec::new();
+    if !has_auth {
+        warnings.push(format!(
+            "the metrics are served on {place} WITHOUT A PASSWORD: anyone who can reach it can read them; \
+             set metrics_auth_username and metrics_auth_password, or bind to 127.0.0.1"
+        ));
+    }
+    match (has_auth, has_tls) {
+        (_, true) => {}
+        (true, false) => warnings.push(format!(
+            "the password for the metrics crosses the network IN CLEAR TEXT, served on {place} without \
+             TLS: anyone on the way can read it and use it; set tls_cert and tls_key"
+        )),
+        (false, false) => warnings.push(format!(
+            "the metrics cross the network IN CLEAR TEXT, served on {place} without TLS: anyone on the way \
+             can read and change them; set tls_cert and tls_key"
+        )),
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(bind: &str, auth: bool, tls: bool) -> Vec<String> {
+        exposure_warnings(bind.parse().unwrap(), auth, tls)
+    }
+
+    #[test]
+    fn loopback_is_quiet() {
+        for bind in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
+            assert!(warnings(bind, false, false).is_empty(), "{bind}");
+        }
+    }
+
+    #[test]
+    fn each_missing_protection_is_named_once() {
+        assert!(warnings("10.0.0.1", true, true).is_empty());
+        let bare = warnings("0.0.0.0", false, false);
+        assert_eq!(bare.len(), 2);
+        assert!(bare[0].contains("every address") && bare[0].contains("WITHOUT A PASSWORD"));
+        assert!(bare[1].contains("metrics cross the network IN CLEAR TEXT"));
+        let no_tls = warnings("192.0.2.1", true, false);
+        assert_eq!(no_tls.len(), 1);
+        assert!(no_tls[0].contains("password") && no_tls[0].contains("192.0.2.1"));
+        let no_auth = warnings("::", false, true);
+        assert_eq!(no_auth.len(), 1);
+        assert!(no_auth[0].contains("WITHOUT A PASSWORD"));
+    }
+}

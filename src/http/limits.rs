@@ -1,0 +1,53 @@
+//! How long and how many.
+
+use std::time::Duration;
+
+/// Time and number limits of one listener. Every wait on a client has one of these deadlines, so that a
+/// client which stops sending or receiving holds its place for a bounded time only.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// From accepting a connection to the end of its TLS handshake.
+    pub handshake: Duration,
+    /// From a request's first byte (or, for the first request, from the connection's beginning) to the end
+    /// of its headers.
+    pub header: Duration,
+    /// For authenticating a request and producing its answer; a request that takes longer gets a 503.
+    pub handler: Duration,
+    /// From an answer's first byte to its last being taken by the client's side.
+    pub write: Duration,
+    /// How long an answer may make no progress before its connection can be thrown out for a newcomer.
+    pub stall: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle: Duration,
+    /// How long answers in progress may go on after shutdown was asked for.
+    pub drain: Duration,
+    /// Connections of one listener.
+    pub max_connections: usize,
+    /// Connections of one listener from one peer: an IPv4 address, or an IPv6 network of 64 bits.
+    pub max_per_peer: usize,
+    /// Handlers of one listener that run at once; further requests wait.
+    pub max_handlers: usize,
+    /// Bytes of a request's line and headers.
+    pub max_header_bytes: usize,
+    /// How often the certificate's and the key's files are looked at for a change.
+    pub reload: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(5),
+            header: Duration::from_secs(5),
+            handler: Duration::from_secs(30),
+            write: Duration::from_secs(30),
+            stall: Duration::from_secs(1),
+            idle: Duration::from_secs(60),
+            drain: Duration::from_millis(500),
+            max_connections: 64,
+            max_per_peer: 16,
+            max_handlers: 4,
+            max_header_bytes: 16 * 1024,
+            reload: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The HTTP end: listeners, TLS, basic authentication, limits, and a table of routes.
+//!
+//! Nothing here knows what the routes serve. A caller binds its listeners ([`bind`], before it gives up
+//! privileges), makes one [`Router`] per listener, and runs [`serve`] until its shutdown future resolves:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use exporter::http::{self, Access, Endpoint, HttpStats, Reply, Route, Router, ServerOptions};
+//!
+//! # async fn run() -> Result<(), http::HttpError> {
+//! let routes = vec![Route {
+//!     path: "/metrics",
+//!     about: "Prometheus metrics",
+//!     access: Access::Credentials,
+//!     content_type: http::PROMETHEUS_TEXT,
+//!     handler: Arc::new(|_| Reply::ok("up 1\n")),
+//! }];
+//! let endpoint = Endpoint {
+//!     listener: http::bind("127.0.0.1:9435".parse().unwrap())?,
+//!     router: Router::new("exporter", routes),
+//!     stats: Arc::new(HttpStats::default()),
+//! };
+//! let report: http::Report = Arc::new(|notice| println!("{}", notice.text));
+//! http::serve(vec![endpoint], ServerOptions::default(), report, std::future::pending()).await
+//! # }
+//! ```
+//!
+//! The way of a connection: `server` accepts it and `slots` finds it a place (throwing out an unfinished
+//! connection where all places are taken), `watch` keeps its deadlines, hyper reads a request, and `answer`
+//! authenticates it, runs the route's handler on a blocking thread and compresses what it gave.
+
+use std::sync::Arc;
+
+mod answer;
+mod auth;
+mod error;
+mod exposure;
+mod gzip;
+mod limits;
+mod route;
+mod server;
+mod slots;
+mod stats;
+mod tls;
+mod watch;
+
+pub use auth::Credentials;
+pub use error::HttpError;
+pub use exposure::exposure_warnings;
+pub use limits::Limits;
+pub use route::{Access, Handler, Reply, RequestInfo, Route, Router};
+pub use server::{Endpoint, ServerOptions, bind, serve};
+pub use stats::{HttpStats, RequestCount};
+pub use tls::{Tls, TlsPaths};
+
+/// Content type of the Prometheus text exposition format, version 0.0.4.
+pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Content type of plain text, also used for every error's body.
+pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
+/// Content type of JSON.
+pub const JSON: &str = "application/json";
+
+/// How much a [`Notice`] matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Of use when a connection is being investigated; a stranger can cause any number of these.
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+/// One thing that happened while serving, for the log. Never holds a secret.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    pub level: Level,
+    pub text: String,
+}
+
+/// Where notices go. Called from the reactor's threads: it must not block for long.
+pub type Report = Arc<dyn Fn(Notice) + Send + Sync>;
+
+fn tell(report: &Report, level: Level, text: impl Into<String>) {
+    report(Notice { level, text: text.into() });
+}

@@ -1,0 +1,167 @@
+//! The table of routes, and which of them a request is for.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
+
+use super::PLAIN_TEXT;
+
+/// Produces a route's answer. It runs on a thread that may block, several at once; a panic in it gives the
+/// client a 500 and nobody else anything.
+pub type Handler = Arc<dyn Fn(&RequestInfo) -> Reply + Send + Sync>;
+
+/// Who may ask for a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone who can connect.
+    Open,
+    /// Who presents the credentials, where any are configured.
+    Credentials,
+}
+
+/// One row of the table: all there is to say about a path.
+pub struct Route {
+    /// The whole path, beginning with a slash. There are no patterns.
+    pub path: &'static str,
+    /// A few words for the page that lists the routes.
+    pub about: &'static str,
+    pub access: Access,
+    /// Content type of the handler's answers.
+    pub content_type: &'static str,
+    pub handler: Handler,
+}
+
+/// What a handler may know of a request.
+#[derive(Debug, Clone)]
+pub struct RequestInfo {
+    pub path: String,
+    /// What follows the question mark, undecoded.
+    pub query: Option<String>,
+    /// The other end of the connection.
+    pub peer: SocketAddr,
+}
+
+/// A handler's answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// 200 with a body.
+    pub fn ok(body: impl Into<Bytes>) -> Self {
+        Self::new(StatusCode::OK, body)
+    }
+
+    pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self { status, body: body.into() }
+    }
+}
+
+/// The routes of one listener. `/` is served too, as a page that lists them, unless the table has it.
+pub struct Router {
+    routes: Vec<Route>,
+    index: String,
+}
+
+/// What the table says about a request.
+pub(super) enum Found<'a> {
+    Route(&'a Route),
+    /// The list of routes.
+    Index(&'a str),
+    /// The path is known, the method is not served; the route's path is given.
+    WrongMethod(&'static str),
+    Nothing,
+}
+
+impl Router {
+    /// Makes a table; `title` heads the page that lists its routes.
+    pub fn new(title: &str, routes: Vec<Route>) -> Self {
+        let mut index = format!("{title}\n\n");
+        for route in &routes {
+            let _ = writeln!(index, "{}  {}", route.path, route.about);
+        }
+        Self { routes, index }
+    }
+
+    pub(super) fn find(&self, method: &Method, path: &str) -> Found<'_> {
+        let route = self.routes.iter().find(|route| route.path == path);
+        let known = route.map(|route| route.path).or((path == "/").then_some("/"));
+        match (known, route) {
+            (None, _) => Found::Nothing,
+            (Some(path), _) if method != Method::GET && method != Method::HEAD => Found::WrongMethod(path),
+            (Some(_), Some(route)) => Found::Route(route),
+            (Some(_), None) => Found::Index(&self.index),
+        }
+    }
+
+    /// The body of a 404: what could have been asked for. The path that was asked for is not repeated.
+    pub(super) fn not_found(&self) -> String {
+        let paths: Vec<&str> = self.routes.iter().map(|route| route.path).collect();
+        format!("not found; served here: {}\n", paths.join(" "))
+    }
+}
+
+impl Route {
+    /// The content type of an answer: the handler's own, or plain text for an error it reports.
+    pub(super) fn content_type_of(&self, reply: &Reply) -> &'static str {
+        if reply.status.is_success() { self.content_type } else { PLAIN_TEXT }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(paths: &[&'static str]) -> Router {
+        let route = |&path| Route {
+            path,
+            about: "about it",
+            access: Access::Open,
+            content_type: "application/json",
+            handler: Arc::new(|_: &RequestInfo| Reply::ok("{}")),
+        };
+        Router::new("title", paths.iter().map(route).collect())
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_exact_path() {
+        let router = router(&["/metrics", "/api/v1/flows"]);
+        for route in &router.routes {
+            assert!(
+                matches!(router.find(&Method::GET, route.path), Found::Route(found) if found.path == route.path)
+            );
+            assert!(matches!(router.find(&Method::HEAD, route.path), Found::Route(_)));
+            assert!(
+                matches!(router.find(&Method::POST, route.path), Found::WrongMethod(path) if path == route.path)
+            );
+        }
+        for path in ["", "*", "/metrics/", "/Metrics", "/metrics2", "/api", "//metrics"] {
+            assert!(matches!(router.find(&Method::GET, path), Found::Nothing), "{path}");
+            assert!(matches!(router.find(&Method::POST, path), Found::Nothing), "{path}");
+        }
+        assert_eq!(router.not_found(), "not found; served here: /metrics /api/v1/flows\n");
+    }
+
+    #[test]
+    fn the_index_lists_the_table_unless_the_table_has_it() {
+        let table = router(&["/health"]);
+        let Found::Index(text) = table.find(&Method::GET, "/") else { panic!("no index") };
+        assert_eq!(text, "title\n\n/health  about it\n");
+        assert!(matches!(table.find(&Method::PUT, "/"), Found::WrongMethod("/")));
+        assert!(matches!(router(&["/"]).find(&Method::GET, "/"), Found::Route(_)));
+    }
+
+    #[test]
+    fn an_error_is_plain_text_whatever_the_route_serves() {
+        let table = router(&["/a"]);
+        let route = &table.routes[0];
+        assert_eq!(route.content_type_of(&Reply::ok("{}")), "application/json");
+        let error = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "not ready\n");
+        assert_eq!(route.content_type_of(&error), PLAIN_TEXT);
+    }
+}

@@ -1,0 +1,287 @@
+//! Listeners and connections.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch as signal};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::answer::Answerer;
+use super::auth::Credentials;
+use super::error::HttpError;
+use super::limits::Limits;
+use super::route::Router;
+use super::slots::{Admission, Slot, Slots};
+use super::stats::{HttpStats, count};
+use super::tls::Tls;
+use super::watch::{Over, Phase, Watch, Watched};
+use super::{Level, Report, tell};
+
+/// How long a listener that cannot give connections (no descriptors left, say) is left alone.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One listener and what is served on it.
+pub struct Endpoint {
+    pub listener: TcpListener,
+    pub router: Router,
+    /// Kept by the caller too, who reads it.
+    pub stats: Arc<HttpStats>,
+}
+
+/// What all endpoints have in common.
+#[derive(Default)]
+pub struct ServerOptions {
+    /// Who may ask for routes with [`super::Access::Credentials`]; without it, everybody.
+    pub auth: Option<Credentials>,
+    /// With it, all endpoints speak TLS only.
+    pub tls: Option<Tls>,
+    pub limits: Limits,
+}
+
+/// Listens on an address. Port 0 takes a free port, which the listener's `local_addr` tells.
+///
+/// # Errors
+/// [`HttpError::Bind`], whose text names the address and says what to do.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
+    let fail = |source| HttpError::Bind { address, source };
+    let listener = TcpListener::bind(address).map_err(fail)?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    Ok(listener)
+}
+
+/// Serves all endpoints until `shutdown` resolves. Then no more connections are taken, answers in progress
+/// have [`Limits::drain`] to end, and the rest is cut off. A handler that still runs then goes on in the
+/// runtime's blocking pool: the caller bounds that with `Runtime::shutdown_timeout`.
+///
+/// # Errors
+/// [`HttpError::Listener`] when a listener cannot be handed to the runtime, [`HttpError::Stopped`] when a
+/// part of the server failed; nothing that a client does.
+pub async fn serve(
+    endpoints: Vec<Endpoint>,
+    options: ServerOptions,
+    report: Report,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), HttpError> {
+    let limits = Arc::new(options.limits);
+    let tls = options.tls.map(Arc::new);
+    // Nothing is ever sent: the sender's end is the signal.
+    let (running, stopped) = signal::channel(());
+    let mut servers = JoinSet::new();
+    for endpoint in endpoints {
+        let listener = tokio::net::TcpListener::from_std(endpoint.listener).map_err(HttpError::Listener)?;
+        let server = Server {
+            answerer: Answerer {
+                router: endpoint.router,
+                auth: options.auth.clone(),
+                limits: limits.clone(),
+                stats: endpoint.stats,
+                report: report.clone(),
+                handlers: Arc::new(Semaphore::new(limits.max_handlers)),
+            },
+            tls: tls.clone(),
+        };
+        servers.spawn(Arc::new(server).run(listener, stopped.clone()));
+    }
+    if let Some(tls) = tls {
+        servers.spawn(follow(tls, limits.reload, report, stopped));
+    }
+    tokio::select! {
+        () = shutdown => {},
+        Some(_) = servers.join_next() => return Err(HttpError::Stopped),
+    }
+    drop(running);
+    while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Loads the certificate again whenever its files have changed.
+async fn follow(tls: Arc<Tls>, every: Duration, report: Report, mut stopped: signal::Receiver<()>) {
+    let mut ticks = interval_at(Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {},
+            _ = stopped.changed() => return,
+        }
+        let again = tls.clone();
+        let shown = tls.paths().certificate.display();
+        match tokio::task::spawn_blocking(move || again.refresh()).await {
+            Ok(Some(Ok(warnings))) => {
+                tell(&report, Level::Info, format!("the certificate {shown} was loaded again"));
+                warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
+            }
+            Ok(Some(Err(reason))) => tell(
+                &report,
+                Level::Error,
+                format!("the changed certificate or key is not used, the old pair stays: {reason}"),
+            ),
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+struct Server {
+    answerer: Answerer,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Server {
+    async fn run(self: Arc<Self>, listener: tokio::net::TcpListener, mut stopped: signal::Receiver<()>) {
+        let limits = &self.answerer.limits;
+        let slots = Slots::new(limits.max_connections, limits.max_per_peer);
+        let mut connections = JoinSet::new();
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+                _ = stopped.changed() => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    if let Some((slot, watch)) = self.admit(&slots, &stream, peer) {
+                        let connection = Connection {
+                            server: self.clone(),
+                            _slot: slot,
+                            watch,
+                            peer,
+                            stopped: stopped.clone(),
+                        };
+                        connections.spawn(connection.run(stream));
+                    }
+                }
+                // The client went away before its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if !failing {
+                        let text = format!("no connection can be accepted for now: {error}");
+                        tell(&self.answerer.report, Level::Error, text);
+                    }
+                    failing = true;
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(limits.drain, all).await;
+        connections.shutdown().await;
+    }
+
+    fn admit(&self, slots: &Arc<Slots>, stream: &TcpStream, peer: SocketAddr) -> Option<(Slot, Arc<Watch>)> {
+        let stats = &self.answerer.stats;
+        count(&stats.connections_accepted);
+        let watch = Watch::new(self.answerer.limits.clone());
+        match slots.admit(peer.ip(), &watch) {
+            Admission::Admitted { slot, evicted } => {
+                if evicted {
+                    count(&stats.connections_evicted);
+                }
+                let _ = stream.set_nodelay(true);
+                // What the kernel still holds of an answer after the connection was closed goes as fast.
+                let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(self.answerer.limits.write));
+                Some((slot, watch))
+            }
+            Admission::Refused => {
+                count(&stats.connections_refused);
+                None
+            }
+        }
+    }
+}
+
+/// One connection, from its acceptance to its end.
+struct Connection {
+    server: Arc<Server>,
+    _slot: Slot,
+    watch: Arc<Watch>,
+    peer: SocketAddr,
+    stopped: signal::Receiver<()>,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream) {
+        let Some(tls) = self.server.tls.clone() else {
+            return self.speak(stream).await;
+        };
+        let secured = tokio::select! {
+            secured = secure(stream, &tls) => secured,
+            over = self.watch.over() => return self.count_late(over),
+            _ = self.stopped.changed() => return,
+        };
+        match secured {
+            Ok(stream) => self.speak(stream).await,
+            Err(error) => {
+                let Answerer { stats, report, .. } = &self.server.answerer;
+                count(&stats.handshake_failures);
+                tell(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer.ip()));
+            }
+        }
+    }
+
+    /// HTTP, on a stream that is ready for it.
+    async fn speak<S: AsyncRead + AsyncWrite + Unpin>(mut self, stream: S) {
+        self.watch.enter_header();
+        let (answerer, watch, peer) = (&self.server.answerer, &self.watch, self.peer);
+        let service = service_fn(|request| async move {
+            Ok::<_, std::convert::Infallible>(answerer.answer(request, peer, watch).await)
+        });
+        let io = TokioIo::new(Watched { stream, watch: watch.clone() });
+        let mut connection = pin!(
+            http1::Builder::new()
+                // The watch has both of its cases.
+                .header_read_timeout(None)
+                .max_header_size(answerer.limits.max_header_bytes)
+                .serve_connection(io, service)
+        );
+        tokio::select! {
+            // An error here is the client's: a malformed request or a broken connection.
+            _ = connection.as_mut() => return,
+            over = watch.over() => return self.count_late(over),
+            _ = self.stopped.changed() => {},
+        }
+        if watch.answering() {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+
+    fn count_late(&self, over: Over) {
+        let stats = &self.server.answerer.stats;
+        match over {
+            Over::Late(Phase::Handshake) => count(&stats.handshake_timeouts),
+            Over::Late(Phase::Header) => count(&stats.header_timeouts),
+            Over::Late(Phase::Writing) => count(&stats.write_timeouts),
+            // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
+            Over::Late(Phase::Idle | Phase::Handling) | Over::Evicted => {}
+        }
+    }
+}
+
+/// The TLS handshake. A client that speaks plain HTTP is told so, in plain HTTP.
+async fn secure(mut stream: TcpStream, tls: &Tls) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? > 0 && first[0].is_ascii_uppercase() {
+        // Closing with bytes unread would take the answer back.
+        let _ = stream.read(&mut [0; 4096]).await?;
+        let text = "this port speaks HTTPS: use an https:// URL\n";
+        let head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8";
+        let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        return Err(io::Error::other("the client speaks plain HTTP"));
+    }
+    TlsAcceptor::from(tls.current()).accept(stream).await
+}

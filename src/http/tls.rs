@@ -1,0 +1,320 @@
+//! The certificate and its key: loading them, and loading them again when their files change.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{Error, InconsistentKeys};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::error::HttpError;
+
+/// No certificate chain or key comes near this many bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Files in PEM format.
+#[derive(Debug, Clone)]
+pub struct TlsPaths {
+    /// The certificate, followed by those between it and the root, if any.
+    pub certificate: PathBuf,
+    /// Its private key, not encrypted.
+    pub key: PathBuf,
+}
+
+/// A loaded certificate, which follows its files while [`super::serve`] runs.
+pub struct Tls {
+    paths: TlsPaths,
+    config: RwLock<Arc<ServerConfig>>,
+    /// The files as they were when they were last looked at, whether they were good or not.
+    seen: Mutex<Fingerprint>,
+}
+
+impl Tls {
+    /// Reads both files. The strings are warnings, whole sentences, about what is unwise but works.
+    ///
+    /// # Errors
+    /// [`HttpError::Tls`] when a file is missing or unreadable, does not hold what it should, or the two do
+    /// not belong together.
+    pub fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), HttpError> {
+        let seen = Fingerprint::of(&paths);
+        let (config, warnings) = read(&paths).map_err(HttpError::Tls)?;
+        Ok((Self { paths, config: RwLock::new(config), seen: Mutex::new(seen) }, warnings))
+    }
+
+    /// The configuration for the next handshake.
+    pub(super) fn current(&self) -> Arc<ServerConfig> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Loads the files again if they are not as they were at the last look: `None` when they are, the
+    /// warnings when the new pair is in use, the reason when it is not good and the old one stays. May block.
+    pub(super) fn refresh(&self) -> Option<Result<Vec<String>, String>> {
+        // Taken before the files are read: a change in between shows at the next look.
+        let now = Fingerprint::of(&self.paths);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == now {
+            return None;
+        }
+        *seen = now;
+        Some(read(&self.paths).map(|(config, warnings)| {
+            *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+            warnings
+        }))
+    }
+
+    pub(super) fn paths(&self) -> &TlsPaths {
+        &self.paths
+    }
+}
+
+/// Enough of both files' metadata to notice a change; `None` for a file that is not there.
+#[derive(PartialEq, Eq)]
+struct Fingerprint([Option<(SystemTime, u64, u64, u64)>; 2]);
+
+impl Fingerprint {
+    fn of(paths: &TlsPaths) -> Self {
+        Self([&paths.certificate, &paths.key].map(|path| {
+            let data = fs::metadata(path).ok()?;
+            Some((data.modified().ok()?, data.len(), data.dev(), data.ino()))
+        }))
+    }
+}
+
+fn read(paths: &TlsPaths) -> Result<(Arc<ServerConfig>, Vec<String>), String> {
+    let chain = read_chain(&paths.certificate)?;
+    let (key, warnings) = read_key(&paths.key)?;
+    let (certificate, key_path) = (paths.certificate.display(), paths.key.display());
+
+    let provider = Arc::new(ring::default_provider());
+    let key = provider.key_provider.load_private_key(key).map_err(|error| {
+        format!("the private key in {key_path} cannot be used ({error}); RSA, ECDSA P-256 and P-384, and Ed25519 keys can")
+    })?;
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(Error::InconsistentKeys(_)) => {
+            return Err(format!(
+                "the private key in {key_path} does not belong to the first certificate in {certificate}"
+            ));
+        }
+        Err(error) => return Err(format!("the first certificate in {certificate} cannot be used: {error}")),
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((Arc::new(config), warnings))
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = read_file("certificate", path)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{} is not well-formed PEM: {}", path.display(), fault(&error)))?;
+    if !chain.is_empty() {
+        return Ok(chain);
+    }
+    let hint = if contains(&bytes, "PRIVATE KEY-----") {
+        "; it holds a private key, so the two paths may be the wrong way round"
+    } else {
+        ""
+    };
+    Err(format!("{} holds no certificate: no line `-----BEGIN CERTIFICATE-----`{hint}", path.display()))
+}
+
+fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String> {
+    let shown = path.display();
+    let bytes = read_file("private key", path)?;
+    // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
+    if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
+    {
+        return Err(format!(
+            "the private key in {shown} is encrypted, and nobody is here to type its passphrase; decrypt \
+             it with `openssl pkey -in {shown} -out NEW`, in a directory only the exporter can read"
+        ));
+    }
+    let key = match PrivateKeyDer::from_pem_slice(&bytes) {
+        Ok(key) => key,
+        Err(pem::Error::NoItemsFound) => {
+            let hint = if contains(&bytes, "-----BEGIN CERTIFICATE-----") {
+                "; it holds a certificate, so the two paths may be the wrong way round"
+            } else {
+                ""
+            };
+            return Err(format!(
+                "{shown} holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC){hint}"
+            ));
+        }
+        Err(error) => return Err(format!("{shown} is not well-formed PEM: {}", fault(&error))),
+    };
+    let mut warnings = Vec::new();
+    // Reading by the group is an ordinary way to give a service its key.
+    if let Ok(mode) = fs::metadata(path).map(|data| data.mode() & 0o777)
+        && mode & 0o027 != 0
+    {
+        warnings.push(format!(
+            "the private key {shown} has mode {mode:03o}, so others than its owner and group can read it or \
+             others than its owner can change it; `chmod 600 {shown}` ends that"
+        ));
+    }
+    Ok((key, warnings))
+}
+
+fn read_file(what: &str, path: &Path) -> Result<Vec<u8>, String> {
+    let fail =
+        |reason: &dyn std::fmt::Display| format!("cannot read the {what} {}: {reason}", path.display());
+    let data = fs::metadata(path).map_err(|error| fail(&error))?;
+    if !data.is_file() {
+        return Err(fail(&"it is not a regular file"));
+    }
+    if data.len() > MAX_FILE {
+        return Err(fail(&format_args!("{} bytes are too many for one", data.len())));
+    }
+    fs::read(path).map_err(|error| fail(&error))
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// What is wrong with a PEM file, without quoting from it: it may be a key.
+fn fault(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be cut short",
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line is malformed",
+        pem::Error::Base64Decode(_) => "a section is not base64",
+        _ => "it cannot be parsed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Files {
+        dir: TempDir,
+        paths: TlsPaths,
+    }
+
+    /// A self-signed certificate and its key, as PEM.
+    fn pair() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    impl Files {
+        fn new(certificate: &str, key: &str) -> Self {
+            let dir = TempDir::new().unwrap();
+            let paths =
+                TlsPaths { certificate: dir.path().join("node.crt"), key: dir.path().join("node.key") };
+            let files = Self { dir, paths };
+            files.write(certificate, key);
+            files
+        }
+
+        fn write(&self, certificate: &str, key: &str) {
+            for (path, text) in [(&self.paths.certificate, certificate), (&self.paths.key, key)] {
+                // A new inode each time, as programs that replace certificates do it.
+                let new = self.dir.path().join("new");
+                fs::write(&new, text).unwrap();
+                fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+                fs::rename(&new, path).unwrap();
+            }
+        }
+
+        fn error(&self) -> String {
+            Tls::load(self.paths.clone()).err().expect("a bad pair was loaded").to_string()
+        }
+    }
+
+    #[test]
+    fn a_good_pair_loads_in_silence_and_an_open_key_warns() {
+        let (certificate, key) = pair();
+        let files = Files::new(&certificate, &key);
+        assert_eq!(Tls::load(files.paths.clone()).unwrap().1, Vec::<String>::new());
+        for (mode, warns) in [(0o640, false), (0o400, false), (0o644, true), (0o660, true)] {
+            fs::set_permissions(&files.paths.key, fs::Permissions::from_mode(mode)).unwrap();
+            let warnings = Tls::load(files.paths.clone()).unwrap().1;
+            assert_eq!(warnings.len(), usize::from(warns), "{mode:o}: {warnings:?}");
+            if warns {
+                assert!(warnings[0].contains(&format!("mode {mode:03o}")), "{warnings:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        let (certificate, key) = pair();
+        let (_, other_key) = pair();
+        let cut = &key[..key.len() / 2];
+        let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        let old_encrypted = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: x\n\nAA==\n";
+        let not_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let bad_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        let not_base64 = "-----BEGIN PRIVATE KEY-----\n!secret!\n-----END PRIVATE KEY-----\n";
+        for (certificate, key, reason) in [
+            (&certificate[..], &other_key[..], "does not belong to the first certificate"),
+            (&certificate, &encrypted, "is encrypted"),
+            (&certificate, old_encrypted, "is encrypted"),
+            (&certificate, "", "node.key holds no private key"),
+            (
+                &certificate,
+                &certificate,
+                "node.key holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC); it holds a certificate",
+            ),
+            (&certificate, cut, "cut short"),
+            (&certificate, not_base64, "not base64"),
+            (&certificate, bad_key, "cannot be used"),
+            ("", &key, "node.crt holds no certificate"),
+            (&key, &key, "wrong way round"),
+            (not_der, &key, "cannot be used"),
+        ] {
+            let text = Files::new(certificate, key).error();
+            assert!(text.contains(reason), "wanted {reason:?}: {text}");
+            assert!(text.contains("node.") && !text.contains("!secret!"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_and_a_directory_are_named() {
+        let (certificate, key) = pair();
+        let files = Files::new(&certificate, &key);
+        fs::remove_file(&files.paths.key).unwrap();
+        let text = files.error();
+        assert!(text.contains("cannot read the private key") && text.contains("No such file"), "{text}");
+        fs::create_dir(&files.paths.key).unwrap();
+        assert!(files.error().contains("not a regular file"));
+    }
+
+    #[test]
+    fn a_new_pair_is_taken_and_a_bad_one_is_not() {
+        let (certificate, key) = pair();
+        let files = Files::new(&certificate, &key);
+        let (tls, _) = Tls::load(files.paths.clone()).unwrap();
+        let first = tls.current();
+        assert!(tls.refresh().is_none(), "nothing changed");
+
+        let (new_certificate, new_key) = pair();
+        files.write(&new_certificate, &key);
+        let reason = tls.refresh().unwrap().unwrap_err();
+        assert!(reason.contains("does not belong"), "{reason}");
+        assert!(Arc::ptr_eq(&first, &tls.current()), "the old pair stays");
+        assert!(tls.refresh().is_none(), "a bad pair is reported once");
+
+        files.write(&new_certificate, &new_key);
+        assert_eq!(tls.refresh(), Some(Ok(Vec::new())));
+        assert!(!Arc::ptr_eq(&first, &tls.current()));
+    }
+}

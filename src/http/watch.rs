@@ -1,0 +1,348 @@
+//! One connection's deadlines: how long its client may take for what it is doing now.
+//!
+//! hyper has a time-out for headers only, which also ends a connection that waits for its next request. So
+//! each connection has a [`Watch`] that knows what is being waited for. The pieces around hyper tell it (the
+//! stream, the service, the body), the connection's task ends the connection when [`Watch::over`] resolves,
+//! and the table of connections asks it whether the connection can be thrown out.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use http_body_util::Full;
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::limits::Limits;
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The end of the TLS handshake.
+    Handshake,
+    /// The end of a request's headers.
+    Header,
+    /// The first byte of the next request.
+    Idle,
+    /// Our own handler.
+    Handling,
+    /// The client's taking of the answer.
+    Writing,
+}
+
+/// Why a connection must end now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// The deadline of this phase has passed.
+    Late(Phase),
+    /// Its place was given to another connection.
+    Evicted,
+}
+
+/// How willingly a connection is thrown out; the first is the most willing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// No request is being answered, and none has been before.
+    Unproven,
+    /// No request is being answered.
+    Resting,
+    /// An answer is not being taken.
+    Stalled,
+    /// A request is being answered.
+    Busy,
+}
+
+pub(super) struct Watch {
+    limits: Arc<Limits>,
+    state: Mutex<State>,
+    /// Wakes [`Watch::over`] when the deadline has moved or the connection is evicted.
+    changed: Notify,
+}
+
+struct State {
+    phase: Phase,
+    deadline: Option<Instant>,
+    /// The last time that the answer moved.
+    progress: Instant,
+    /// hyper has let go of the answer's body: all of it is in a buffer, or none is wanted.
+    body_taken: bool,
+    /// A request was answered before.
+    proven: bool,
+    evicted: bool,
+}
+
+impl Watch {
+    /// A connection that begins with a TLS handshake. [`Watch::enter_header`] follows it.
+    pub(super) fn new(limits: Arc<Limits>) -> Arc<Self> {
+        let now = Instant::now();
+        let state = State {
+            phase: Phase::Handshake,
+            deadline: Some(now + limits.handshake),
+            progress: now,
+            body_taken: false,
+            proven: false,
+            evicted: false,
+        };
+        Arc::new(Self { limits, state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    pub(super) fn enter_header(&self) {
+        self.enter(&mut self.lock(), Phase::Header);
+    }
+
+    /// A whole request is here.
+    pub(super) fn enter_handling(&self) {
+        self.enter(&mut self.lock(), Phase::Handling);
+    }
+
+    /// The answer is ready; its body reports to this watch.
+    pub(super) fn enter_writing(self: &Arc<Self>, body: Bytes) -> WatchedBody {
+        let mut state = self.lock();
+        state.body_taken = false;
+        self.enter(&mut state, Phase::Writing);
+        WatchedBody { body: Full::new(body), watch: self.clone() }
+    }
+
+    /// Throws the connection out.
+    pub(super) fn evict(&self) {
+        self.lock().evicted = true;
+        self.changed.notify_one();
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let state = self.lock();
+        match state.phase {
+            Phase::Handshake | Phase::Header | Phase::Idle if !state.proven => Standing::Unproven,
+            Phase::Handshake | Phase::Header | Phase::Idle => Standing::Resting,
+            Phase::Writing if state.progress.elapsed() >= self.limits.stall => Standing::Stalled,
+            Phase::Handling | Phase::Writing => Standing::Busy,
+        }
+    }
+
+    /// True while a request is being answered.
+    pub(super) fn answering(&self) -> bool {
+        matches!(self.lock().phase, Phase::Handling | Phase::Writing)
+    }
+
+    /// Resolves when the connection must end. For one task only.
+    pub(super) async fn over(&self) -> Over {
+        loop {
+            let deadline = {
+                let state = self.lock();
+                if state.evicted {
+                    return Over::Evicted;
+                }
+                if state.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                    return Over::Late(state.phase);
+                }
+                state.deadline
+            };
+            let late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = late => {},
+                () = self.changed.notified() => {},
+            }
+        }
+    }
+
+    fn enter(&self, state: &mut State, phase: Phase) {
+        let now = Instant::now();
+        state.phase = phase;
+        state.progress = now;
+        state.deadline = match phase {
+            Phase::Handshake => Some(now + self.limits.handshake),
+            Phase::Header => Some(now + self.limits.header),
+            Phase::Idle => Some(now + self.limits.idle),
+            // The handler has a time limit of its own, which ends in an answer.
+            Phase::Handling => None,
+            Phase::Writing => Some(now + self.limits.write),
+        };
+        self.changed.notify_one();
+    }
+
+    fn received(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Idle {
+            self.enter(&mut state, Phase::Header);
+        }
+    }
+
+    fn sent(&self) {
+        self.lock().progress = Instant::now();
+    }
+
+    pub(super) fn flushed(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Writing && state.body_taken {
+            state.proven = true;
+            self.enter(&mut state, Phase::Idle);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream that tells its watch what moves. hyper flushes it when its own buffers are empty.
+pub(super) struct Watched<S> {
+    pub(super) stream: S,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            self.watch.received();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.watch.sent();
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes))?;
+        self.watch.sent();
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.watch.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// An answer's body, which reports when hyper lets go of it. hyper asks for none of it on HEAD.
+pub(super) struct WatchedBody {
+    body: Full<Bytes>,
+    watch: Arc<Watch>,
+}
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        self.watch.lock().body_taken = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Limits far enough apart that the order of what ends first is not a matter of speed.
+    fn watch(limits: Limits) -> Arc<Watch> {
+        Watch::new(Arc::new(limits))
+    }
+
+    async fn end(watch: &Watch) -> Over {
+        tokio::time::timeout(Duration::from_secs(60), watch.over()).await.expect("never over")
+    }
+
+    #[tokio::test]
+    async fn each_phase_has_its_own_deadline() {
+        let short = Duration::from_millis(1);
+        let (handshake, header) = (
+            watch(Limits { handshake: short, ..Limits::default() }),
+            watch(Limits { header: short, ..Limits::default() }),
+        );
+        assert_eq!(end(&handshake).await, Over::Late(Phase::Handshake));
+        header.enter_header();
+        assert_eq!(end(&header).await, Over::Late(Phase::Header));
+        let writing = watch(Limits { write: short, ..Limits::default() });
+        writing.enter_handling();
+        let _body = writing.enter_writing(Bytes::new());
+        assert_eq!(end(&writing).await, Over::Late(Phase::Writing));
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_moves_nearer_is_noticed() {
+        let watch = watch(Limits { write: Duration::from_millis(1), ..Limits::default() });
+        watch.enter_handling();
+        let (over, _body) = tokio::join!(end(&watch), async {
+            tokio::task::yield_now().await;
+            watch.enter_writing(Bytes::new())
+        });
+        assert_eq!(over, Over::Late(Phase::Writing));
+    }
+
+    #[tokio::test]
+    async fn the_answer_is_over_only_when_its_body_is_gone_and_flushed() {
+        let watch = watch(Limits { stall: Duration::from_secs(3600), ..Limits::default() });
+        assert_eq!(watch.standing(), Standing::Unproven);
+        watch.enter_header();
+        watch.enter_handling();
+        assert_eq!(watch.standing(), Standing::Busy);
+        let body = watch.enter_writing(Bytes::from_static(b"x"));
+        watch.flushed();
+        assert_eq!(watch.standing(), Standing::Busy, "flushed, but the body is still to come");
+        drop(body);
+        assert!(watch.answering());
+        watch.flushed();
+        assert_eq!((watch.standing(), watch.answering()), (Standing::Resting, false));
+        watch.received();
+        assert_eq!(watch.lock().phase, Phase::Header);
+        watch.evict();
+        assert_eq!(end(&watch).await, Over::Evicted);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_move_is_stalled() {
+        let watch = watch(Limits { stall: Duration::ZERO, ..Limits::default() });
+        let _body = watch.enter_writing(Bytes::new());
+        assert_eq!(watch.standing(), Standing::Stalled);
+    }
+}

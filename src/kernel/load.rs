@@ -1,0 +1,408 @@
+//! Loading the probe programs, and attaching them.
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libbpf_rs::btf::{self, Btf};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
+
+use super::bank::KernelBank;
+use super::control::{Clock, Control};
+use super::mapping::Mapping;
+use super::tables::Tables;
+use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
+use crate::abi::{Plain, bytes_of, control, entry, site, start, start_key, starts};
+use crate::config::model::AttachMode;
+use crate::layout::Layout;
+use crate::plan::{Hook, Plan};
+use crate::resolve::ResolvedSite;
+
+/// Shards take at most this much memory together; fewer shards only cost time.
+const CELL_BYTES: u64 = 64 << 20;
+
+/// Spans that have begun and not ended, of all keys together.
+const STARTS: u32 = 10_240;
+
+/// How long the end of a span by an argument is waited for.
+const STALE: Duration = Duration::from_secs(600);
+
+/// What a look at a span's starts found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Begun and not ended.
+    pub open: u64,
+    /// Forgotten: their thread is gone, or they are too old.
+    pub expired: u64,
+}
+
+/// As in `struct start_key`.
+fn start_key_of(bytes: &[u8]) -> start_key {
+    let mut key = start_key::default();
+    let word =
+        |from: usize| bytes.get(from..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
+    if let (Some(span), Some(tgid)) = (word(0), word(4)) {
+        (key.span, key.tgid) = (span, tgid);
+        key.key = bytes.get(8..).and_then(<[u8]>::first_chunk).map_or(0, |key| u64::from_ne_bytes(*key));
+    }
+    key
+}
+
+/// Of `struct starts`: how many are nested, and when the outermost began.
+fn depth_and_time(bytes: &[u8]) -> (u32, u64) {
+    let at = std::mem::offset_of!(starts, nested) + std::mem::offset_of!(start, time);
+    let depth = bytes.first_chunk().map_or(0, |depth| u32::from_ne_bytes(*depth));
+    let time = bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |time| u64::from_ne_bytes(*time));
+    (depth, time)
+}
+
+/// What the kernel would not do.
+#[derive(Debug)]
+pub struct KernelError {
+    /// What was being done, on what.
+    pub what: String,
+    pub why: libbpf_rs::Error,
+    /// What to do next.
+    pub next: String,
+}
+
+impl fmt::Display for KernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:#}", self.what, self.why)?;
+        if !self.next.is_empty() {
+            write!(f, "; {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+/// Which kind of link is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// One link for all sites of a file.
+    Multi,
+    /// One perf event for each site, for kernels before 6.6.
+    Perf,
+}
+
+/// How a site is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    Entry,
+    Return,
+    /// At the entry and the return of a function, by one link.
+    Session,
+}
+
+/// A site and its number.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed<'a> {
+    pub cookie: u32,
+    pub site: &'a ResolvedSite,
+    pub how: How,
+}
+
+/// What other threads use of the loaded programs.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub bank: Arc<KernelBank>,
+    pub control: Arc<Control>,
+    pub ring: Arc<MapHandle>,
+}
+
+/// The loaded programs. Dropping it takes everything out of the kernel.
+pub struct Kernel {
+    skel: ProbeSkel<'static>,
+    attach: Attach,
+    sessions: bool,
+    shared: Shared,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("attach", &self.attach).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the programs with tables of the right size, and fills these.
+    ///
+    /// # Errors
+    /// If the kernel refuses: too old, not permitted, or out of memory.
+    pub fn load(plan: &Plan, layout: &Layout, attach: Attach) -> Result<Self, KernelError> {
+        let wants_sessions =
+            plan.probes.iter().any(|probe| probe.hook == Hook::Return && probe.span.is_some());
+        if attach == Attach::Multi && wants_sessions {
+            // Their functions have had other forms in other kernels; where these are refused, returns have links of
+            // their own.
+            match Self::load_with(plan, layout, attach, true) {
+                Ok(kernel) => return Ok(kernel),
+                Err(why) => log::debug!("no session uprobes: {why}"),
+            }
+        }
+        Self::load_with(plan, layout, attach, false)
+    }
+
+    fn load_with(plan: &Plan, layout: &Layout, attach: Attach, sessions: bool) -> Result<Self, KernelError> {
+        let tables = Tables::new(plan, layout);
+        // What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| {
+            log::debug!("{}", text.trim_end())
+        })));
+        // One small allocation for the life of the process; it lets the programs move between threads.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;
+        open.progs.probe_multi.set_autoload(attach == Attach::Multi);
+        open.progs.probe_perf.set_autoload(attach == Attach::Perf);
+        open.progs.probe_session.set_autoload(sessions);
+        let shards = shards(layout.kernel.cells);
+        size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
+        let skel = open.load().map_err(loading)?;
+        fill(&skel.maps.probes, &tables.probes).map_err(loading)?;
+        fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
+        fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
+        fill(&skel.maps.bounds, &tables.bounds).map_err(loading)?;
+        fill(&skel.maps.dictionaries, &tables.dictionaries).map_err(loading)?;
+        let shared = share(&skel, layout, shards).map_err(|why| KernelError {
+            what: "mapping the cells into memory".to_string(),
+            why: why.into(),
+            next: "raise the memory limit, or lower `limits`".to_string(),
+        })?;
+        Ok(Self { skel, attach, sessions, shared })
+    }
+
+    /// What the drain thread and scrapes need.
+    pub fn shared(&self) -> Shared {
+        self.shared.clone()
+    }
+
+    pub fn attach_kind(&self) -> Attach {
+        self.attach
+    }
+
+    /// Writes site number `cookie`. It must be written before it is attached.
+    ///
+    /// # Errors
+    /// If there is no site of that number.
+    pub(crate) fn set_site(&self, cookie: u32, entry: &site) -> Result<(), KernelError> {
+        update(&self.skel.maps.sites, cookie, entry).map_err(|why| KernelError {
+            what: format!("describing site {cookie} to the kernel"),
+            why,
+            next: "raise limits.sites".to_string(),
+        })
+    }
+
+    /// Attaches to the sites of one file: for all processes that run it, now or later. Dropping the links detaches.
+    ///
+    /// # Errors
+    /// If the kernel refuses one of them; then none is attached.
+    pub fn attach(&self, path: &Path, sites: &[Placed<'_>]) -> Result<Vec<Link>, KernelError> {
+        let mut links = Vec::new();
+        // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
+        // its start would wait for ever.
+        for how in [How::Return, How::Session, How::Entry] {
+            let some: Vec<_> = sites.iter().filter(|site| site.how == how).collect();
+            if some.is_empty() {
+                continue;
+            }
+            let made = match self.attach {
+                Attach::Multi => self.attach_multi(path, how, &some),
+                Attach::Perf => self.attach_perf(path, how, &some),
+            };
+            links.extend(made.map_err(|why| {
+                KernelError {
+                    what: format!("attaching {} probe sites to {}", some.len(), path.display()),
+                    why,
+                    next:
+                        "run it as root, or with CAP_BPF and CAP_PERFMON; uprobes need CONFIG_UPROBE_EVENTS"
+                            .to_string(),
+                }
+            })?);
+        }
+        Ok(links)
+    }
+
+    fn attach_multi(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
+        let has_semaphores = sites.iter().any(|placed| placed.site.ref_ctr_offset != 0);
+        let semaphores = sites.iter().filter(|_| has_semaphores);
+        let opts = UprobeMultiOpts {
+            offsets: sites.iter().map(|placed| placed.site.offset as usize).collect(),
+            ref_ctr_offsets: semaphores.map(|placed| placed.site.ref_ctr_offset as usize).collect(),
+            cookies: sites.iter().map(|placed| u64::from(placed.cookie)).collect(),
+            retprobe: how == How::Return,
+            session: how == How::Session,
+            ..UprobeMultiOpts::default()
+        };
+        let programs = &self.skel.progs;
+        let program = if how == How::Session { &programs.probe_session } else { &programs.probe_multi };
+        Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts)?])
+    }
+
+    fn attach_perf(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
+        let attach = |placed: &&Placed<'_>| {
+            let opts = UprobeOpts {
+                ref_ctr_offset: placed.site.ref_ctr_offset as usize,
+                cookie: u64::from(placed.cookie),
+                retprobe: how == How::Return,
+                ..UprobeOpts::default()
+            };
+            let program = &self.skel.progs.probe_perf;
+            program.attach_uprobe_with_opts(-1, path, placed.site.offset as usize, opts)
+        };
+        sites.iter().map(attach).collect()
+    }
+
+    /// Whether one link can be hit at a function's entry and at its return.
+    pub fn has_sessions(&self) -> bool {
+        self.sessions
+    }
+
+    /// Forgets starts whose end cannot come any more: of threads that are gone, and of other keys after [`STALE`]. Tells of
+    /// each span, by number, how many are open and how many were forgotten.
+    pub fn sweep_starts(&self, spans: &[bool]) -> Vec<Sweep> {
+        let mut swept = vec![Sweep::default(); spans.len()];
+        let now = self.clock().map_or(0, |clock| clock.nanoseconds);
+        let map = &self.skel.maps.starts;
+        for bytes in map.keys() {
+            let key = start_key_of(&bytes);
+            let (Some(by_thread), Ok(Some(value))) =
+                (spans.get(key.span as usize), map.lookup(&bytes, MapFlags::ANY))
+            else {
+                continue;
+            };
+            let (depth, begun) = depth_and_time(&value);
+            let ended = |id: &dyn std::fmt::Display| !Path::new("/proc").join(id.to_string()).exists();
+            let gone = if *by_thread {
+                ended(&key.key)
+            } else {
+                ended(&key.tgid) || now.saturating_sub(begun) > STALE.as_nanos() as u64
+            };
+            let of = &mut swept[key.span as usize];
+            if !gone {
+                of.open += u64::from(depth);
+            } else if map.delete(&bytes).is_ok() {
+                of.expired += u64::from(depth);
+            }
+        }
+        swept
+    }
+
+    /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
+    pub fn clock(&self) -> Option<Clock> {
+        self.skel.progs.clock.test_run(ProgramInput::default()).ok()?;
+        Some(self.shared.control.clock())
+    }
+}
+
+/// Detaching waits for the kernel, so many links are dropped at once.
+pub fn detach(links: Vec<Link>) {
+    const THREADS: usize = 32;
+    if links.len() < 2 {
+        return;
+    }
+    let each = links.len().div_ceil(THREADS);
+    let mut links = links;
+    std::thread::scope(|scope| {
+        while !links.is_empty() {
+            let some = links.split_off(links.len().saturating_sub(each));
+            scope.spawn(move || drop(some));
+        }
+    });
+}
+
+/// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
+pub fn choose(mode: AttachMode) -> Attach {
+    let has_multi = || {
+        Btf::from_vmlinux()
+            .is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())
+    };
+    match mode {
+        AttachMode::Perf => Attach::Perf,
+        AttachMode::Multi => Attach::Multi,
+        AttachMode::Auto if has_multi() => Attach::Multi,
+        AttachMode::Auto => Attach::Perf,
+    }
+}
+
+/// A power of two, enough for every CPU where memory allows.
+fn shards(cells: u32) -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two() as u64;
+    let affordable = CELL_BYTES / (8 * u64::from(cells.max(1)));
+    let most = if affordable == 0 { 1 } else { 1 << affordable.ilog2() };
+    cpus.min(most).min(64) as u32
+}
+
+fn size(
+    open: &mut OpenProbeSkel<'_>,
+    plan: &Plan,
+    layout: &Layout,
+    tables: &Tables,
+    shards: u32,
+) -> libbpf_rs::Result<()> {
+    let count = |n: usize| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
+    let maps = &mut open.maps;
+    maps.sites.set_max_entries(plan.settings.limits.sites)?;
+    maps.probes.set_max_entries(count(tables.probes.len()))?;
+    maps.actions.set_max_entries(count(tables.actions.len()))?;
+    maps.patterns.set_max_entries(count(tables.patterns.len()))?;
+    maps.bounds.set_max_entries(count(tables.bounds.len()))?;
+    maps.dictionaries.set_max_entries(count(tables.dictionaries.len()))?;
+    let entries = layout.kernel.entries.max(1);
+    maps.entries.set_max_entries(entries)?;
+    maps.numbers.set_max_entries(entries)?;
+    maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
+    maps.starts.set_max_entries(if plan.spans > 0 { STARTS } else { 1 })?;
+    maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
+    let rodata =
+        maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    rodata.shard_mask = shards - 1;
+    rodata.cells_per_shard = layout.kernel.cells;
+    Ok(())
+}
+
+fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Shared> {
+    let maps = &skel.maps;
+    let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
+    let entries =
+        Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
+    let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
+    let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
+    Ok(Shared {
+        bank: Arc::new(KernelBank::new(cells, shards, entries, &layout.kernel)),
+        control: Arc::new(Control::new(control)),
+        ring: Arc::new(ring),
+    })
+}
+
+fn fill<T: Plain>(map: &impl MapCore, rows: &[T]) -> libbpf_rs::Result<()> {
+    rows.iter().zip(0u32..).try_for_each(|(row, number)| update(map, number, row))
+}
+
+fn update<T: Plain>(map: &impl MapCore, number: u32, row: &T) -> libbpf_rs::Result<()> {
+    map.update(&number.to_ne_bytes(), bytes_of(row), MapFlags::ANY)
+}
+
+/// The most likely reasons, from what the process may do and which kernel it is.
+fn loading(why: libbpf_rs::Error) -> KernelError {
+    let next = match why.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied => {
+            "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)"
+                .to_string()
+        }
+        _ => format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {}", kernel_release()),
+    };
+    KernelError { what: "loading the probe programs into the kernel".to_string(), why, next }
+}
+
+/// As uname(1) -r prints it.
+pub fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
+}

@@ -1,0 +1,119 @@
+//! The log: standard output, and a file if one is asked for.
+//!
+//! Lines go through a bounded queue to a thread of their own, so that a terminal that is stopped or a slow disk never
+//! holds up events; a line that finds the queue full is dropped and counted. The form is the one that FIBRE operators
+//! have their filters for: `2024-01-15 10:30:00 [INFO] exporter: text`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use chrono::Local;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::config::model::LogLevel;
+
+/// Lines that may wait.
+const QUEUE: usize = 4096;
+
+/// How long [`Logging::flush`] waits for a reader that has stopped.
+const FLUSH: Duration = Duration::from_millis(200);
+
+/// The installed log.
+#[derive(Debug, Clone)]
+pub struct Logging {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(String),
+    /// Everything before it has been written when it is answered.
+    Flush(SyncSender<()>),
+}
+
+impl Logging {
+    /// Installs the log for the whole process.
+    ///
+    /// # Errors
+    /// If the file cannot be opened for appending, or a log is installed already.
+    pub fn install(level: LogLevel, file: Option<&Path>) -> io::Result<Self> {
+        let file = file.map(|path| OpenOptions::new().append(true).create(true).open(path)).transpose()?;
+        let (queue, lines) = sync_channel(QUEUE);
+        let logging = Self { queue, dropped: Arc::default() };
+        std::thread::Builder::new().name("log".to_string()).spawn(move || write(&lines, file))?;
+        log::set_boxed_logger(Box::new(logging.clone())).map_err(io::Error::other)?;
+        log::set_max_level(match level {
+            LogLevel::Debug => LevelFilter::Debug,
+            LogLevel::Info => LevelFilter::Info,
+            LogLevel::Warning => LevelFilter::Warn,
+            LogLevel::Error => LevelFilter::Error,
+        });
+        Ok(logging)
+    }
+
+    /// Lines that found the queue full.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what was logged has been written, but not for long.
+    pub fn wait(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(FLUSH);
+        }
+    }
+}
+
+impl Log for Logging {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Of libraries only what is wrong; of the exporter what is asked for.
+        metadata.target().starts_with("exporter") || metadata.level() <= Level::Warn
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "ERROR",
+            Level::Warn => "WARNING",
+            Level::Info => "INFO",
+            Level::Debug | Level::Trace => "DEBUG",
+        };
+        // One event is one line, whatever the application's strings hold.
+        let text = record.args().to_string().replace(['\n', '\r'], " ");
+        let line = format!("{} [{level}] exporter: {text}\n", Local::now().format("%Y-%m-%d %H:%M:%S"));
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {
+        self.wait();
+    }
+}
+
+/// Until the last sender is gone. Errors cannot be reported anywhere: the log is where they would go.
+fn write(lines: &Receiver<Message>, mut file: Option<File>) {
+    let mut stdout = io::stdout();
+    while let Ok(message) = lines.recv() {
+        match message {
+            Message::Line(line) => {
+                let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+                if let Some(file) = &mut file {
+                    let _ = file.write_all(line.as_bytes());
+                }
+            }
+            Message::Flush(done) => {
+                let _ = done.try_send(());
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Metrics computed from events: in user space, what `bpf/aggregate.bpf.h` does in the kernel, step by step alike.
+
+use crate::abi::label_id;
+use crate::bank::UserBank;
+use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
+use crate::decode::Value;
+use crate::layout::ActionLayout;
+use crate::metrics::show::show;
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
+
+/// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
+const FAMILY_LABELS: usize = 32;
+
+/// What became of an event for one metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Counted, or its conditions do not hold.
+    Done,
+    /// A number or a condition could not be read.
+    Unreadable,
+    /// A negative amount for a counter, which can only grow.
+    Negative,
+}
+
+/// Adds an event to one metric. `time` is the kernel's, `read` gives its values by number; `scratch` is reused from event to event.
+pub fn evaluate<'a>(
+    bank: &UserBank,
+    laid: &ActionLayout,
+    metric: &MetricPlan,
+    probe: &ProbePlan,
+    time: u64,
+    read: &dyn Fn(usize) -> Value<'a>,
+    scratch: &mut String,
+) -> Outcome {
+    let action = &probe.actions[laid.action];
+    for condition in &action.when {
+        match holds(condition, read(condition.value), &probe.values[condition.value].kind, scratch) {
+            None => return Outcome::Unreadable,
+            Some(false) => return Outcome::Done,
+            Some(true) => {}
+        }
+    }
+    let value = match action.value.map(read) {
+        None => 1,
+        Some(Value::Int(number)) => number,
+        Some(_) => return Outcome::Unreadable,
+    };
+    if metric.kind == MetricKind::Counter && value < 0 {
+        return Outcome::Negative;
+    }
+    let cell = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
+    match &metric.kind {
+        MetricKind::Counter => {
+            bank.add(cell, value as u64);
+            if action.value.is_some() {
+                bank.add(cell + 1, 1);
+            }
+        }
+        MetricKind::Histogram(_) => {
+            bank.add(cell, value as u64);
+            let bucket = laid.bounds.partition_point(|bound| *bound < value);
+            bank.add(cell + 1 + bucket as u32, 1);
+        }
+        MetricKind::Gauge(GaugeKind::Last) => {
+            bank.set(cell, value as u64);
+            bank.set(cell + 1, time);
+        }
+        MetricKind::Gauge(kind) => {
+            let max = *kind == GaugeKind::Max;
+            let code = extreme_code(value);
+            bank.update(cell, |old| {
+                if old == 0 || (if max { code > old } else { code < old }) { code } else { old }
+            });
+        }
+    }
+    Outcome::Done
+}
+
+/// As the kernel keeps minima and maxima: ordered like the number, and never 0.
+pub fn extreme_code(number: i64) -> u64 {
+    (number as u64).wrapping_add(1 << 63).saturating_add(1)
+}
+
+/// The number behind a code; `None` if nothing was seen.
+pub fn extreme_number(code: u64) -> Option<i64> {
+    (code != 0).then(|| (code - 1).wrapping_sub(1 << 63) as i64)
+}
+
+fn holds(
+    condition: &ConditionPlan,
+    value: Value<'_>,
+    kind: &ValueKind,
+    scratch: &mut String,
+) -> Option<bool> {
+    match (&condition.with, value) {
+        (Operand::Int(with), Value::Int(value)) => {
+            let (value, with) = (i128::from(value), *with);
+            Some(match condition.op {
+                Op::Eq | Op::StartsWith => value == with,
+                Op::Ne => value != with,
+                Op::Lt => value < with,
+                Op::Le => value <= with,
+                Op::Gt => value > with,
+                Op::Ge => value >= with,
+            })
+        }
+        (Operand::Str(with), Value::Text(text)) => {
+            // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
+            let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+            if kind.is_compared_as_shown() {
+                scratch.clear();
+                show(kind, value, false, scratch);
+                text = scratch.as_bytes();
+            }
+            Some(match condition.op {
+                Op::StartsWith => text.starts_with(with.as_bytes()),
+                Op::Ne => text != with.as_bytes(),
+                _ => text == with.as_bytes(),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn series<'a>(
+    bank: &UserBank,
+    laid: &ActionLayout,
+    action: &ActionPlan,
+    probe: &ProbePlan,
+    read: &dyn Fn(usize) -> Value<'a>,
+    scratch: &mut String,
+) -> u32 {
+    let mut number = 0;
+    let mut ids = [0u8; 8 * FAMILY_LABELS];
+    for (n, label) in laid.labels.iter().enumerate() {
+        let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
+        let kind = &probe.values[*value].kind;
+        let seen = read(*value);
+        let id = match seen {
+            Value::Unreadable => label_id::ID_UNREADABLE.0,
+            seen => {
+                let found = fitting(mapping, kind, seen, scratch);
+                match (found, label.dictionary) {
+                    (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
+                    (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
+                    (None, Some(dictionary)) => {
+                        let number = match seen {
+                            Value::Int(number) => bank.number(dictionary, &number.to_le_bytes()),
+                            Value::Text(text) => bank.number(dictionary, text),
+                            Value::Unreadable => None,
+                        };
+                        number.map_or(label_id::ID_OTHER.0, |number| {
+                            label_id::ID_PATTERN.0 + mapping.len() as u32 + number
+                        })
+                    }
+                }
+            }
+        };
+        number = id.wrapping_mul(label.multiplier).wrapping_add(number);
+        if let Some(at) = ids.get_mut(8 * n..8 * n + 8) {
+            at.copy_from_slice(&u64::from(id).to_le_bytes());
+        }
+    }
+    match laid.family {
+        None => number,
+        // Past the limit of label sets everything is "other", which is series 0.
+        Some(family) => bank
+            .number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)])
+            .map_or(0, |number| number + 1),
+    }
+}
+
+/// The first pattern that the value fits.
+pub fn fitting(
+    mapping: &[(Pattern, String)],
+    kind: &ValueKind,
+    seen: Value<'_>,
+    scratch: &mut String,
+) -> Option<usize> {
+    mapping.iter().position(|(pattern, _)| {
+        scratch.clear();
+        fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
+    })
+}
+
+fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
+    match (pattern, seen) {
+        (Pattern::Int(wanted), Value::Int(number)) => i128::from(number) == *wanted,
+        (Pattern::Int(_), _) => false,
+        (pattern, _) => {
+            show(scratch);
+            match pattern {
+                Pattern::Exact(wanted) => scratch == wanted,
+                Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
+                Pattern::Glob(glob) => crate::metrics::glob::matches(glob, scratch),
+                Pattern::Int(_) => false,
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! From cells to the text of a scrape.
+
+pub mod encode;
+pub mod evaluate;
+pub mod glob;
+pub mod own;
+pub mod packets;
+pub mod registry;
+pub mod show;
+
+pub use registry::Registry;

@@ -1,0 +1,402 @@
+//! The exporter's metrics about itself, read from where they are counted at every scrape.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::abi::book_cell;
+use crate::drain::DrainStats;
+use crate::http::HttpStats;
+use crate::kernel::{Attach, KernelBank, Shared, Sweep};
+use crate::logging::Logging;
+use crate::plan::{Plan, ProbePlan, Route, SpanEnd, SpanPlan};
+use crate::targets::{ProbeState, Status};
+
+/// Every way in which a hit can be lost, with its label.
+const LOST: &[(&str, book_cell)] = &[
+    ("ring_full", book_cell::BOOK_LOST_RING),
+    ("read_fault", book_cell::BOOK_LOST_FAULT),
+    ("no_start", book_cell::BOOK_LOST_NO_START),
+    ("starts_full", book_cell::BOOK_LOST_STARTS_FULL),
+    ("negative", book_cell::BOOK_LOST_NEGATIVE),
+];
+
+/// Where everything is counted.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub plan: Arc<Plan>,
+    pub shared: Shared,
+    pub status: Arc<Status>,
+    pub drain: Arc<DrainStats>,
+    /// Of the metrics and the health endpoint.
+    pub http: [Arc<HttpStats>; 2],
+    pub attach: Attach,
+    pub logging: Option<Logging>,
+    pub started: f64,
+    /// Series of the latest scrape.
+    pub series: Arc<AtomicU64>,
+}
+
+/// One probe's books at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Hits that have been dealt with: the sum of what follows.
+    pub hits: u64,
+    pub aggregated: u64,
+    pub delivered: u64,
+    pub filtered: u64,
+    pub lost: u64,
+    /// Hits that the handler began to deal with: never fewer than `hits`.
+    pub begun: u64,
+    /// Hits that were being dealt with at that moment.
+    pub in_flight: u64,
+}
+
+impl Books {
+    /// Reads a probe's books. The ways to end are read before the hits, so that a hit in between is in flight, never
+    /// missing.
+    pub fn read(shared: &Shared, probe: usize) -> Self {
+        Self::of(&shared.bank, probe)
+    }
+
+    pub(super) fn of(bank: &KernelBank, probe: usize) -> Self {
+        let book = |which| bank.book(probe, which);
+        let aggregated = book(book_cell::BOOK_AGGREGATED);
+        let delivered = book(book_cell::BOOK_DELIVERED);
+        let filtered = book(book_cell::BOOK_FILTERED);
+        let lost = LOST.iter().map(|(_, which)| book(*which)).sum();
+        let hits = aggregated + delivered + filtered + lost;
+        let begun = book(book_cell::BOOK_HITS);
+        let in_flight = begun.saturating_sub(hits);
+        Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
+    }
+}
+
+impl Collector for Own {
+    fn desc(&self) -> Vec<&Desc> {
+        // The families are described as they are made; the registry only needs descriptions to find duplicates.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut made = Families::default();
+        self.process(&mut made);
+        self.probes(&mut made);
+        self.errors(&mut made);
+        self.http(&mut made);
+        // The encoder refuses a family without rows.
+        made.0.retain(|family| !family.get_metric().is_empty());
+        made.0
+    }
+}
+
+impl Own {
+    fn process(&self, to: &mut Families) {
+        to.gauge("fibre_exporter_up", "Whether the exporter runs.").add(&[], 1.0);
+        to.gauge("fibre_exporter_start_time_seconds", "When the exporter started, in seconds since 1970.")
+            .add(&[], self.started);
+        let attach = match self.attach {
+            Attach::Multi => "uprobe_multi",
+            Attach::Perf => "perf_event",
+        };
+        to.gauge("fibre_exporter_info", "What runs; the value is always 1.").add(
+            &[
+                ("version", env!("CARGO_PKG_VERSION")),
+                ("attach", attach),
+                ("kernel", &crate::kernel::kernel_release()),
+                ("node", &self.plan.settings.node_name),
+            ],
+            1.0,
+        );
+        to.gauge("fibre_exporter_series", "Measured series of the latest scrape.")
+            .add(&[], self.series.load(Ordering::Relaxed) as f64);
+    }
+
+    fn probes(&self, to: &mut Families) {
+        let states = self.status.probes();
+        let books: Vec<Books> = (0..states.len()).map(|probe| Books::read(&self.shared, probe)).collect();
+        let each = || {
+            self.plan.probes.iter().enumerate().map(|(n, probe)| {
+                [("target", self.plan.targets[probe.target].name.as_str()), ("probe", probe.name.as_str())]
+                    .map(move |l| (n, l))
+            })
+        };
+        let labels: Vec<[(&str, &str); 2]> = each().map(|both| both.map(|(_, label)| label)).collect();
+        let attached = states.iter().filter(|probe| probe.state == ProbeState::Attached).count();
+        to.gauge("fibre_exporter_probes_attached", "Probes that are attached.").add(&[], attached as f64);
+        to.gauge("fibre_exporter_probes_configured", "Probes that the configuration asks for.")
+            .add(&[], states.len() as f64);
+
+        let mut rows = to.gauge("fibre_exporter_probe_attached", "Whether the probe is attached.");
+        for (labels, probe) in labels.iter().zip(&states) {
+            rows.add(labels, f64::from(u8::from(probe.state == ProbeState::Attached)));
+        }
+        let mut rows = to
+            .gauge("fibre_exporter_probe_state", "The probe's state, and why it is not attached; always 1.");
+        for (labels, probe) in labels.iter().zip(&states) {
+            let state = [("state", probe.state.word()), ("reason", probe.state.reason())];
+            rows.add(&[&labels[..], &state].concat(), 1.0);
+        }
+        let mut rows = to.gauge("fibre_exporter_probe_sites", "Places at which the probe is attached.");
+        for (labels, probe) in labels.iter().zip(&states) {
+            rows.add(labels, probe.sites as f64);
+        }
+        type Column = (&'static str, &'static str, fn(&Books) -> u64);
+        let columns: [Column; 4] = [
+            (
+                "fibre_exporter_probe_hits_total",
+                "Hits that were dealt with: aggregated + delivered + filtered + lost, exactly.",
+                |books| books.hits,
+            ),
+            (
+                "fibre_exporter_probe_aggregated_total",
+                "Hits whose metrics were all updated in the kernel.",
+                |books| books.aggregated,
+            ),
+            ("fibre_exporter_probe_delivered_total", "Hits that went whole to user space.", |books| {
+                books.delivered
+            }),
+            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |books| {
+                books.filtered
+            }),
+        ];
+        for (name, help, column) in columns {
+            let mut rows = to.counter(name, help);
+            for (labels, books) in labels.iter().zip(&books) {
+                rows.add(labels, column(books) as f64);
+            }
+        }
+        let mut rows =
+            to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
+        for (probe, labels) in labels.iter().enumerate() {
+            for (reason, which) in LOST {
+                let lost = self.shared.bank.book(probe, *which);
+                rows.add(&[&labels[..], &[("reason", reason)]].concat(), lost as f64);
+            }
+        }
+        let mut rows =
+            to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
+        for (labels, books) in labels.iter().zip(&books) {
+            rows.add(labels, books.in_flight as f64);
+        }
+        let mut rows = to.counter(
+            "fibre_exporter_probe_read_faults_total",
+            "Hits of which a value could not be read from the application's memory.",
+        );
+        for (probe, labels) in labels.iter().enumerate() {
+            rows.add(labels, self.shared.bank.book(probe, book_cell::BOOK_READ_FAULTS) as f64);
+        }
+        if let Some(ticks) = self.status.ticks() {
+            let mut rows = to.gauge(
+                "fibre_exporter_probe_last_hit_timestamp_seconds",
+                "When the probe was hit last, in seconds since 1970, to about 10 ms; absent before the first hit.",
+            );
+            for (probe, labels) in labels.iter().enumerate() {
+                let jiffies = self.shared.bank.last_hit(probe);
+                if jiffies > 0 {
+                    let ago = (ticks.jiffies as i64).wrapping_sub(jiffies as i64) as f64 / ticks.hz;
+                    rows.add(labels, ticks.unix - ago);
+                }
+            }
+        }
+        self.folded(to);
+        self.spans(to);
+        let mut types: Vec<(&str, u64)> = Vec::new();
+        for (probe, books) in self.plan.probes.iter().zip(&books) {
+            let done = books.aggregated + books.delivered;
+            match types.iter_mut().find(|(name, _)| *name == probe.event_type) {
+                Some((_, sum)) => *sum += done,
+                None => types.push((&probe.event_type, done)),
+            }
+        }
+        let mut rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
+        for (name, sum) in types {
+            rows.add(&[("event_type", name)], sum as f64);
+        }
+    }
+
+    fn spans(&self, to: &mut Families) {
+        let spans = self.status.spans();
+        let starts =
+            |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start { .. }, .. }));
+        type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
+        let columns: [Column; 2] = [
+            (
+                "fibre_exporter_span_starts_open",
+                "Starts whose end has not come, at the latest look.",
+                |s, _| s.open,
+            ),
+            (
+                "fibre_exporter_span_starts_expired_total",
+                "Starts that were forgotten: their function was left without the end, their thread ended, or their \
+                 end did not come for ten minutes.",
+                |s, left| s.expired + left,
+            ),
+        ];
+        for (name, help, column) in columns {
+            let mut rows =
+                if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
+            for (index, probe) in self.plan.probes.iter().enumerate().filter(|(_, probe)| starts(probe)) {
+                let number = probe.span.map_or(0, |span| span.number as usize);
+                let target = self.plan.targets[probe.target].name.as_str();
+                let left = self.shared.bank.book(index, book_cell::BOOK_FORGOTTEN);
+                if let Some(sweep) = spans.get(number) {
+                    rows.add(&[("target", target), ("probe", &probe.name)], column(sweep, left) as f64);
+                }
+            }
+        }
+    }
+
+    /// Folding is counted for each probe; a metric's is that of the probes that feed it.
+    fn folded(&self, to: &mut Families) {
+        let mut rows = to.counter(
+            "fibre_exporter_series_folded_total",
+            "Label values that went to \"other\" because their label's limit was reached, by a metric's probes.",
+        );
+        for (number, metric) in self.plan.metrics.iter().enumerate() {
+            let folded: u64 = self
+                .plan
+                .probes
+                .iter()
+                .enumerate()
+                .filter(|(_, probe)| {
+                    probe
+                        .actions
+                        .iter()
+                        .any(|action| action.metric == number && action.route == Route::Kernel)
+                })
+                .map(|(probe, _)| self.shared.bank.book(probe, book_cell::BOOK_FOLDED))
+                .sum();
+            rows.add(&[("metric", &metric.name)], folded as f64);
+        }
+    }
+
+    fn errors(&self, to: &mut Families) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let states = self.status.probes();
+        let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
+        let book =
+            |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>() as f64;
+        let mut rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
+        for (reason, which) in LOST {
+            rows.add(&[("error_type", reason)], book(*which));
+        }
+        rows.add(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
+        rows.add(&[("error_type", "event_negative")], load(&self.drain.negative));
+        rows.add(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
+        rows.add(&[("error_type", "stray_hit")], self.shared.control.stray() as f64);
+        rows.add(
+            &[("error_type", "log_line_dropped")],
+            self.logging.as_ref().map_or(0, Logging::dropped) as f64,
+        );
+        to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
+            .add(&[], refused as f64);
+    }
+
+    fn http(&self, to: &mut Families) {
+        type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
+        let columns: [Column; 7] = [
+            ("fibre_exporter_http_connections_total", "Connections taken.", |s| &s.connections_accepted),
+            ("fibre_exporter_http_connections_refused_total", "Connections refused: too many.", |s| {
+                &s.connections_refused
+            }),
+            (
+                "fibre_exporter_http_connections_evicted_total",
+                "Unfinished connections closed to make room for a new one.",
+                |s| &s.connections_evicted,
+            ),
+            ("fibre_exporter_http_handshake_failures_total", "TLS handshakes that failed.", |s| {
+                &s.handshake_failures
+            }),
+            ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that took too long.", |s| {
+                &s.handshake_timeouts
+            }),
+            ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
+                &s.write_timeouts
+            }),
+            ("fibre_exporter_http_unauthorized_total", "Requests with no or wrong credentials.", |s| {
+                &s.unauthorized
+            }),
+        ];
+        let endpoints = ["metrics", "health"];
+        for (name, help, column) in columns {
+            let mut rows = to.counter(name, help);
+            for (endpoint, stats) in endpoints.iter().zip(&self.http) {
+                rows.add(&[("endpoint", endpoint)], column(stats).load(Ordering::Relaxed) as f64);
+            }
+        }
+        let mut rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
+        for (endpoint, stats) in endpoints.iter().zip(&self.http) {
+            for row in stats.requests() {
+                let status = row.status.to_string();
+                rows.add(
+                    &[("endpoint", endpoint), ("route", row.route), ("status", &status)],
+                    row.count as f64,
+                );
+            }
+        }
+    }
+}
+
+/// The families of one scrape.
+#[derive(Default)]
+struct Families(Vec<MetricFamily>);
+
+/// One family that is being filled.
+struct Rows<'a> {
+    family: &'a mut MetricFamily,
+    counter: bool,
+}
+
+impl Families {
+    fn gauge(&mut self, name: &str, help: &str) -> Rows<'_> {
+        self.family(name, help, MetricType::GAUGE)
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> Rows<'_> {
+        self.family(name, help, MetricType::COUNTER)
+    }
+
+    fn family(&mut self, name: &str, help: &str, kind: MetricType) -> Rows<'_> {
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_string());
+        family.set_help(help.to_string());
+        family.set_field_type(kind);
+        self.0.push(family);
+        let family = self.0.last_mut().expect("one was just pushed");
+        Rows { family, counter: kind == MetricType::COUNTER }
+    }
+}
+
+impl Rows<'_> {
+    fn add(&mut self, labels: &[(&str, &str)], value: f64) {
+        let labels = labels
+            .iter()
+            .map(|(name, value)| {
+                let mut pair = LabelPair::default();
+                pair.set_name((*name).to_string());
+                pair.set_value((*value).to_string());
+                pair
+            })
+            .collect();
+        let mut metric = Metric::from_label(labels);
+        if self.counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.family.mut_metric().push(metric);
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

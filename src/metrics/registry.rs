@@ -1,0 +1,406 @@
+//! The table of measured series: built from the cells of both banks at every scrape, and written out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::encode::{Head, Number, push_label};
+use super::evaluate::extreme_number;
+use super::own::Books;
+use super::show::{OTHER, UNREADABLE, show};
+use crate::abi::label_id;
+use crate::bank::{Bank, UserBank};
+use crate::cgroups::Cgroups;
+use crate::config::model::{GaugeKind, MetricKind};
+use crate::decode::Value;
+use crate::kernel::KernelBank;
+use crate::layout::{ActionLayout, Layout};
+use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
+
+/// All measured series of a plan.
+#[derive(Debug)]
+pub struct Registry {
+    plan: Arc<Plan>,
+    kernel: Arc<KernelBank>,
+    user: Arc<UserBank>,
+    families: Vec<Family>,
+    sources: Vec<Source>,
+    scratch: Scratch,
+}
+
+/// What the exporter knows of a probe besides its cells.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// It has been attached once, so that "never hit" can be told from "not there".
+    pub attached: bool,
+    /// Bit i: value i is shown without a sign.
+    pub unsigned: u32,
+    /// The functions that the probe's pattern has stood for, by their numbers.
+    pub functions: Arc<Vec<String>>,
+}
+
+/// One metric.
+#[derive(Debug)]
+struct Family {
+    head: Head,
+    kind: MetricKind,
+    /// Some action has a scale, so that values are not whole numbers.
+    real: bool,
+    /// Label text to series.
+    index: HashMap<Box<str>, u32>,
+    series: Vec<Series>,
+    /// Of all series, buckets after buckets.
+    counts: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Series {
+    labels: Box<str>,
+    int: i128,
+    real: f64,
+    /// When a gauge got the value, by the kernel's clock.
+    time: u64,
+    /// Has a value in this scrape.
+    live: bool,
+}
+
+/// One action's cells, and which series each run of them belongs to.
+#[derive(Debug)]
+struct Source {
+    probe: usize,
+    action: usize,
+    /// `None` for an action that is the number of hits.
+    laid: Option<ActionLayout>,
+    series: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    labels: String,
+    text: String,
+    name: Vec<u8>,
+    ids: Vec<u32>,
+    cgroups: Cgroups,
+}
+
+const UNKNOWN: u32 = u32::MAX;
+
+impl Registry {
+    pub fn new(plan: Arc<Plan>, layout: &Layout, kernel: Arc<KernelBank>, user: Arc<UserBank>) -> Self {
+        let mut families: Vec<Family> = plan
+            .metrics
+            .iter()
+            .map(|metric| Family {
+                head: Head::new(&metric.name, &metric.help, &metric.kind),
+                kind: metric.kind.clone(),
+                real: false,
+                index: HashMap::new(),
+                series: Vec::new(),
+                counts: Vec::new(),
+            })
+            .collect();
+        let mut sources = Vec::new();
+        for (probe, planned) in plan.probes.iter().enumerate() {
+            for (action, planned) in planned.actions.iter().enumerate() {
+                families[planned.metric].real |= planned.scale != Scale::ONE;
+                let laid = layout.actions.iter().find(|laid| laid.probe == probe && laid.action == action);
+                let series = vec![UNKNOWN; laid.map_or(1, |laid| laid.series as usize)];
+                sources.push(Source { probe, action, laid: laid.cloned(), series });
+            }
+        }
+        Self { plan, kernel, user, families, sources, scratch: Scratch::default() }
+    }
+
+    /// Appends all series as text. `seen` has an entry for each probe of the plan.
+    pub fn render(&mut self, seen: &[Seen], to: &mut Vec<u8>) {
+        for family in &mut self.families {
+            family.reset();
+        }
+        let nothing = Seen::default();
+        for source in &mut self.sources {
+            let probe = &self.plan.probes[source.probe];
+            let seen = seen.get(source.probe).unwrap_or(&nothing);
+            let family = &mut self.families[probe.actions[source.action].metric];
+            match source.laid.as_ref().map(|laid| laid.in_kernel) {
+                None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
+                Some(true) => source.add(probe, &self.plan, &*self.kernel, seen, family, &mut self.scratch),
+                Some(false) => source.add(probe, &self.plan, &*self.user, seen, family, &mut self.scratch),
+            }
+        }
+        for family in &self.families {
+            family.write(to);
+        }
+    }
+
+    /// Series that the latest scrape had.
+    pub fn live_series(&self) -> usize {
+        self.families.iter().flat_map(|family| &family.series).filter(|series| series.live).count()
+    }
+}
+
+impl Family {
+    fn buckets(&self) -> usize {
+        match &self.kind {
+            MetricKind::Histogram(bounds) => bounds.len() + 1,
+            _ => 0,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.counts.fill(0);
+        for series in &mut self.series {
+            (series.int, series.real, series.time, series.live) = (0, 0.0, 0, false);
+        }
+    }
+
+    fn series(&mut self, labels: &str) -> u32 {
+        if let Some(known) = self.index.get(labels) {
+            return *known;
+        }
+        let number = u32::try_from(self.series.len()).unwrap_or(UNKNOWN - 1);
+        self.index.insert(labels.into(), number);
+        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, time: 0, live: false });
+        self.counts.resize(self.counts.len() + self.buckets(), 0);
+        number
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        let buckets = self.buckets();
+        let mut first = true;
+        for (number, series) in self.series.iter().enumerate().filter(|(_, series)| series.live) {
+            if std::mem::take(&mut first) {
+                self.head.intro(to);
+            }
+            let value = if self.real {
+                Number::Real(series.int as f64 + series.real)
+            } else {
+                Number::Int(series.int)
+            };
+            if buckets == 0 {
+                self.head.value(&series.labels, value, to);
+            } else {
+                let counts = &self.counts[number * buckets..(number + 1) * buckets];
+                self.head.histogram(&series.labels, counts, value, to);
+            }
+        }
+    }
+}
+
+impl Series {
+    fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
+        let raw = raw.into();
+        if scale == Scale::ONE {
+            self.int += raw;
+        } else {
+            self.real += scale.apply(raw as f64);
+        }
+    }
+
+    fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
+        (self.int, self.real) = (0, 0.0);
+        self.add(raw, scale);
+    }
+}
+
+impl Source {
+    /// An action that is the number of hits.
+    fn add_hits(
+        &mut self,
+        probe: &ProbePlan,
+        plan: &Plan,
+        kernel: &KernelBank,
+        seen: &Seen,
+        family: &mut Family,
+        scratch: &mut Scratch,
+    ) {
+        // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
+        let books = Books::of(kernel, self.probe);
+        let hits = books.hits - books.filtered;
+        if hits == 0 && !seen.attached {
+            return;
+        }
+        if self.series[0] == UNKNOWN {
+            const_labels(probe, self.action, plan, &mut scratch.labels);
+            self.series[0] = family.series(&scratch.labels);
+        }
+        let series = &mut family.series[self.series[0] as usize];
+        series.live = true;
+        series.int += i128::from(hits);
+    }
+
+    fn add(
+        &mut self,
+        probe: &ProbePlan,
+        plan: &Plan,
+        bank: &dyn Bank,
+        seen: &Seen,
+        family: &mut Family,
+        scratch: &mut Scratch,
+    ) {
+        let Some(laid) = &self.laid else { return };
+        let action = &probe.actions[self.action];
+        let scale = action.scale;
+        let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
+        let buckets = family.buckets();
+        for number in 0..laid.series {
+            let cell = laid.cell + number * laid.stride;
+            let shown_empty = laid.labels.is_empty() && seen.attached;
+            let shown =
+                touched(&family.kind, laid.stride, bank, cell) || shown_empty && shows_zero(&family.kind);
+            if !shown {
+                continue;
+            }
+            let known = &mut self.series[number as usize];
+            if *known == UNKNOWN {
+                if !labels(laid, number, probe, self.action, plan, bank, seen, scratch) {
+                    continue;
+                }
+                *known = family.series(&scratch.labels);
+            }
+            let at = *known as usize;
+            let series = &mut family.series[at];
+            match &family.kind {
+                MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
+                MetricKind::Gauge(GaugeKind::Last) => {
+                    // Several probes may feed it: the latest counts.
+                    let time = bank.single(cell + 1);
+                    if time >= series.time {
+                        series.time = time;
+                        let raw = bank.single(cell);
+                        if unsigned { series.set(raw, scale) } else { series.set(raw as i64, scale) }
+                    }
+                }
+                MetricKind::Gauge(kind) => {
+                    let Some(new) = extreme_number(bank.take(cell)) else { continue };
+                    let scaled = scale.apply(new as f64);
+                    let old = series.int as f64 + series.real;
+                    let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
+                    if !series.live || better {
+                        series.set(new, scale);
+                    }
+                }
+                MetricKind::Histogram(_) => {
+                    for bucket in 0..buckets {
+                        let count = bank.total(cell + 1 + bucket as u32);
+                        family.counts[at * buckets + bucket] += count;
+                    }
+                    series.add(bank.total(cell) as i64, scale);
+                }
+            }
+            series.live = true;
+        }
+    }
+}
+
+/// Whether the series has been added to at all.
+fn touched(kind: &MetricKind, stride: u32, bank: &dyn Bank, cell: u32) -> bool {
+    match kind {
+        MetricKind::Counter => bank.total(cell + stride - 1) != 0,
+        MetricKind::Gauge(_) => bank.single(cell + stride - 1) != 0,
+        MetricKind::Histogram(_) => (1..stride).any(|n| bank.total(cell + n) != 0),
+    }
+}
+
+/// Counters and histograms begin at 0; a gauge that was never set has no value.
+fn shows_zero(kind: &MetricKind) -> bool {
+    !matches!(kind, MetricKind::Gauge(_))
+}
+
+fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &mut String) {
+    to.clear();
+    let action = &probe.actions[action];
+    for (name, label) in plan.metrics[action.metric].labels.iter().zip(&action.labels) {
+        if let LabelPlan::Const(value) = label {
+            push_label(name, value, to);
+        }
+    }
+}
+
+/// The label text of series `number`; false if a name behind it is not known yet.
+#[allow(clippy::too_many_arguments)]
+fn labels(
+    laid: &ActionLayout,
+    number: u32,
+    probe: &ProbePlan,
+    action: usize,
+    plan: &Plan,
+    bank: &dyn Bank,
+    seen: &Seen,
+    scratch: &mut Scratch,
+) -> bool {
+    scratch.ids.clear();
+    match laid.family {
+        None => scratch.ids.extend(laid.labels.iter().map(|label| number / label.multiplier % label.radix)),
+        Some(_) if number == 0 => scratch.ids.extend(laid.labels.iter().map(|_| label_id::ID_OTHER.0)),
+        Some(family) => {
+            if !bank.name(family, number - 1, &mut scratch.name) {
+                return false;
+            }
+            let words =
+                scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
+            scratch.ids.extend(words.take(laid.labels.len()).map(|id| id as u32));
+        }
+    }
+    scratch.labels.clear();
+    let action = &probe.actions[action];
+    for (n, (name, label)) in plan.metrics[action.metric].labels.iter().zip(&action.labels).enumerate() {
+        let (value, mapping, default) = match label {
+            LabelPlan::Const(value) => {
+                push_label(name, value, &mut scratch.labels);
+                continue;
+            }
+            LabelPlan::From { value, mapping, default, .. } => (*value, mapping, default),
+        };
+        let Some(at) = laid.labels.iter().position(|label| label.label == n) else { return false };
+        let id = scratch.ids.get(at).copied().unwrap_or(label_id::ID_OTHER.0);
+        let text = match id {
+            id if id == label_id::ID_OTHER.0 => OTHER,
+            id if id == label_id::ID_UNREADABLE.0 => UNREADABLE,
+            id => {
+                let past = (id - label_id::ID_PATTERN.0) as usize;
+                match (mapping.get(past), default, laid.labels[at].dictionary) {
+                    (Some((_, shown)), ..) => shown,
+                    (None, Some(default), _) => default,
+                    (None, None, Some(dictionary)) => {
+                        let number = (past - mapping.len()) as u32;
+                        if !bank.name(dictionary, number, &mut scratch.name) {
+                            return false;
+                        }
+                        let Scratch { name, cgroups, text, .. } = scratch;
+                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
+                        &scratch.text
+                    }
+                    (None, None, None) => OTHER,
+                }
+            }
+        };
+        push_label(name, text, &mut scratch.labels);
+    }
+    true
+}
+
+/// A dictionary's bytes as the value that they were.
+fn show_name(
+    kind: &ValueKind,
+    name: &[u8],
+    value: usize,
+    seen: &Seen,
+    cgroups: &mut Cgroups,
+    to: &mut String,
+) {
+    to.clear();
+    let shown = if kind.is_symbol() {
+        Value::Text(name)
+    } else if kind.is_text() {
+        Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
+    } else {
+        Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
+    };
+    match (kind, shown) {
+        (ValueKind::Function, Value::Int(number)) => {
+            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
+            to.push_str(function.map_or(OTHER, String::as_str));
+        }
+        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
+        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
+    }
+}

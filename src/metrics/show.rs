@@ -1,0 +1,139 @@
+//! Values as text: in labels, and in the verbose log.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::model::{ArgKind, Unit};
+use crate::decode::Value;
+use crate::plan::ValueKind;
+
+/// A value that the application's memory did not give.
+pub const UNREADABLE: &str = "unreadable";
+
+/// Free values past a label's limit.
+pub const OTHER: &str = "other";
+
+/// Longest label value, in bytes of UTF-8.
+const LABEL_BYTES: usize = 512;
+
+/// Appends the value as a label shows it: always valid UTF-8 without control characters, and bounded. With `unsigned`
+/// an integer's 64 bits are read without a sign.
+pub fn show(kind: &ValueKind, value: Value<'_>, unsigned: bool, to: &mut String) {
+    let ValueKind::Arg(kind) = kind else {
+        return match value {
+            Value::Text(text) => show_text(text, to),
+            Value::Int(number) => push(to, format_args!("{number}")),
+            Value::Unreadable => to.push_str(UNREADABLE),
+        };
+    };
+    match (kind, value) {
+        (_, Value::Unreadable) => to.push_str(UNREADABLE),
+        (ArgKind::Bool, Value::Int(number)) => to.push_str(if number == 0 { "false" } else { "true" }),
+        (_, Value::Int(number)) if unsigned => push(to, format_args!("{}", number as u64)),
+        (_, Value::Int(number)) => push(to, format_args!("{number}")),
+        (ArgKind::Hex { reverse, .. }, Value::Text(bytes)) => show_hex(bytes, *reverse, to),
+        (ArgKind::Ipv4, Value::Text(bytes)) => match bytes.first_chunk::<4>() {
+            Some(octets) => push(to, format_args!("{}", Ipv4Addr::from(*octets))),
+            None => to.push_str(UNREADABLE),
+        },
+        (ArgKind::Ipv6, Value::Text(bytes)) => match bytes.first_chunk::<16>() {
+            Some(octets) => push(to, format_args!("{}", Ipv6Addr::from(*octets))),
+            None => to.push_str(UNREADABLE),
+        },
+        (ArgKind::SockAddr, Value::Text(bytes)) => match socket_address(bytes) {
+            Some(address) => push(to, format_args!("{address}")),
+            None => to.push_str(UNREADABLE),
+        },
+        (_, Value::Text(text)) => show_text(text, to),
+    }
+}
+
+/// As [`show`], but with its unit, for a log line: 12.3ms.
+pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut String) {
+    let nanoseconds = match unit {
+        Unit::Nanoseconds => 1.0,
+        Unit::Microseconds => 1e3,
+        Unit::Milliseconds => 1e6,
+        Unit::Seconds => 1e9,
+        _ => return show(kind, value, false, to),
+    };
+    let Value::Int(number) = value else { return show(kind, value, false, to) };
+    push(to, format_args!("{:.1}ms", number as f64 * nanoseconds / 1e6));
+}
+
+fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = to.write_fmt(text);
+}
+
+/// Text of an application can be anything: what is not UTF-8 or would break a line is replaced.
+fn show_text(bytes: &[u8], to: &mut String) {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    for chunk in bytes[..end].utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if to.len() >= LABEL_BYTES {
+                return;
+            }
+            to.push(if character.is_control() { '\u{fffd}' } else { character });
+        }
+        if !chunk.invalid().is_empty() {
+            to.push('\u{fffd}');
+        }
+    }
+}
+
+fn show_hex(bytes: &[u8], reverse: bool, to: &mut String) {
+    let mut digits = |byte: &u8| push(to, format_args!("{byte:02x}"));
+    if reverse { bytes.iter().rev().for_each(&mut digits) } else { bytes.iter().for_each(&mut digits) }
+}
+
+/// A `struct sockaddr_in` or `sockaddr_in6`: family in the machine's order, port and address in the network's.
+fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(*bytes.first_chunk()?);
+    let port = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
+    match i32::from(family) {
+        libc::AF_INET => Some((Ipv4Addr::from(*bytes.get(4..)?.first_chunk::<4>()?), port).into()),
+        libc::AF_INET6 => Some((Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?), port).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(kind: ArgKind, value: Value<'_>) -> String {
+        let mut to = String::new();
+        show(&ValueKind::Arg(kind), value, false, &mut to);
+        to
+    }
+
+    #[test]
+    fn text_is_always_one_line_of_utf8() {
+        let string = || ArgKind::Str { max: 64 };
+        assert_eq!(shown(string(), Value::Text(b"plain\0behind")), "plain");
+        assert_eq!(shown(string(), Value::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(shown(string(), Value::Text(&[0xf0, 0x9f, 0x98])), "\u{fffd}");
+        assert!(shown(string(), Value::Text(&[b'x'; 4000])).len() <= LABEL_BYTES);
+        assert_eq!(shown(string(), Value::Unreadable), "unreadable");
+    }
+
+    #[test]
+    fn bytes_and_addresses() {
+        assert_eq!(shown(ArgKind::Hex { len: 3, reverse: true }, Value::Text(&[1, 0xab, 0])), "00ab01");
+        assert_eq!(shown(ArgKind::Ipv4, Value::Text(&[127, 0, 0, 1])), "127.0.0.1");
+        let v6: [u8; 16] = std::array::from_fn(|n| u8::from(n == 15));
+        assert_eq!(shown(ArgKind::Ipv6, Value::Text(&v6)), "::1");
+        let mut address = vec![0; 28];
+        address[..8].copy_from_slice(&[2, 0, 0x1f, 0x90, 10, 0, 0, 7]);
+        assert_eq!(shown(ArgKind::SockAddr, Value::Text(&address)), "10.0.0.7:8080");
+    }
+
+    #[test]
+    fn times_in_a_log_line_are_milliseconds() {
+        let mut to = String::new();
+        let kind = ValueKind::Arg(ArgKind::Int(None));
+        show_with_unit(&kind, Unit::Nanoseconds, Value::Int(12_345_678), &mut to);
+        assert_eq!(to, "12.3ms");
+    }
+}

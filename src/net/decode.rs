@@ -1,0 +1,110 @@
+//! The section `network:` of a configuration.
+
+use super::config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
+use crate::config::Node;
+
+const KEYS: &[&str] = &["interfaces", "mode", "count"];
+const COUNT_KEYS: &[&str] = &["sizes", "flags", "talkers", "flows", "top_sources", "tcp_connections"];
+const TABLE_KEYS: &[&str] = &["entries"];
+const MODES: &[(&str, Mode)] = &[("native", Mode::Native), ("generic", Mode::Generic), ("auto", Mode::Auto)];
+
+/// Entries of a table whose size is not said.
+const ENTRIES: u32 = 4096;
+
+const HELP: &str = "write interfaces: [eth0], or a glob: [\"veth*\"]";
+
+/// Reads the section; its mistakes go to the node's list.
+pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
+    let fields = node.fields("the network's settings", KEYS)?;
+    let named = fields.require("interfaces", HELP)?;
+    let interfaces: Vec<String> = named
+        .one_or_list()
+        .iter()
+        .filter_map(|name| name.text_as("the name of an interface"))
+        .map(str::to_owned)
+        .collect();
+    if interfaces.is_empty() {
+        named.expected("at least one interface").help(HELP);
+    }
+    let mode = fields.get("mode").and_then(|mode| mode.one_of("mode", MODES)).unwrap_or_default();
+    let count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
+    Some(NetworkConfig { interfaces, mode, count })
+}
+
+fn count(node: &Node<'_>) -> Option<Count> {
+    let fields = node.fields("what is counted", COUNT_KEYS)?;
+    let switch =
+        |key: &str, default: bool| fields.get(key).and_then(|node| node.boolean()).unwrap_or(default);
+    let table = |key: &str| fields.get(key).and_then(|node| entries(&node)).unwrap_or(0);
+    let plain = Count::default();
+    let count = Count {
+        sizes: switch("sizes", plain.sizes),
+        flags: switch("flags", plain.flags),
+        talkers: table("talkers"),
+        flows: table("flows"),
+        top_sources: fields
+            .get("top_sources")
+            .and_then(|node| node.integer("a number of series", TOP_SOURCES))
+            .unwrap_or(0),
+        tcp_connections: switch("tcp_connections", plain.tcp_connections),
+    };
+    for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {
+        if needs > 0 && count.talkers == 0 {
+            fields.error(format!("`{key}` needs `talkers`")).help("write talkers: true");
+        }
+    }
+    Some(count)
+}
+
+/// `true`, `false`, or `{ entries: N }`.
+fn entries(node: &Node<'_>) -> Option<u32> {
+    if node.value.is_mapping() {
+        let fields = node.fields("a table", TABLE_KEYS)?;
+        return fields
+            .require("entries", "write entries: 4096")?
+            .integer("a number of entries", TABLE_ENTRIES);
+    }
+    node.boolean().map(|wanted| if wanted { ENTRIES } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Diagnostics, Place};
+
+    fn read(text: &str) -> Result<NetworkConfig, String> {
+        let value = serde_yaml::from_str(text).unwrap();
+        let diags = Diagnostics::new();
+        let config = decode(&Node::new(Place::none(), &value, &diags));
+        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+    }
+
+    #[test]
+    fn short_and_long_forms() {
+        let short = read("interfaces: eth0").unwrap();
+        assert_eq!(short.interfaces, ["eth0"]);
+        assert_eq!((short.mode, short.count), (Mode::Auto, Count::default()));
+        let long = read(
+            "{ interfaces: [eth0, 'veth*'], mode: generic, \
+             count: { sizes: false, talkers: { entries: 64 }, flows: true, top_sources: 5, tcp_connections: true } }",
+        )
+        .unwrap();
+        assert_eq!((long.mode, long.count.talkers, long.count.flows), (Mode::Generic, 64, ENTRIES));
+        assert!(!long.count.sizes && long.count.tcp_connections && long.count.top_sources == 5);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, said) in [
+            ("{ mode: auto }", "`interfaces` is missing"),
+            ("{ interfaces: [] }", "at least one interface"),
+            ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
+            ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
+            ("{ interfaces: eth0, count: { flows: true } }", "`flows` needs `talkers`"),
+            ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),
+        ] {
+            let wrong = read(text).unwrap_err();
+            assert!(wrong.contains(said), "{text}: {wrong}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The names that are known inside one probe: arguments and built-in values, and the metrics made of them.
+
+use super::{
+    ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
+};
+use crate::abi::{MAX_BOUNDS, MAX_CARRIED};
+use crate::config::diagnose::{Diagnostics, did_you_mean};
+use crate::config::model::{
+    Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, MetricKind, Op, Operand, Pattern,
+    Point, Probe, Unit,
+};
+use crate::config::place::Place;
+
+/// A whole number of 64 bits with a sign.
+const WORD: IntType = IntType { bytes: 8, signed: true };
+
+/// The names that are known inside one probe, and the plan that is being filled.
+pub(super) struct Scope<'a> {
+    pub probe: &'a Probe,
+    pub plan: &'a mut ProbePlan,
+    pub diags: &'a Diagnostics,
+    /// Set at the end of a span or the return of a function.
+    pub late: Option<Late>,
+}
+
+/// What a span's end gets from its start: each argument that is not read at the end itself.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    /// The return of a function, where no argument can be read any more and `retval` is known.
+    pub is_return: bool,
+    /// Positions of the arguments that the start must keep, in order.
+    pub carried: Vec<Arg>,
+    pub uses_duration: bool,
+}
+
+impl Scope<'_> {
+    pub(super) fn action(&mut self, metric: &Metric) -> Option<ActionPlan> {
+        let mut scale = Scale::ONE;
+        let mut value = None;
+        if let Some(named) = &metric.value {
+            let index = self.value(&named.at, &named.name)?;
+            let found = &self.plan.values[index];
+            if !is_number(&found.kind) {
+                let message =
+                    format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
+                self.diags.error(&named.at, message);
+                return None;
+            }
+            scale = unit_scale(found.unit);
+            value = Some(index);
+        }
+        let factor = metric.scale.unwrap_or(1.0);
+        if !(factor > 0.0 && factor.is_finite()) {
+            self.diags.error(
+                &metric.at,
+                format!("scale {factor}: only a number above 0 keeps counters and buckets in order"),
+            );
+            return None;
+        }
+        scale.mul *= factor;
+        if let MetricKind::Histogram(bounds) = &metric.kind
+            && bounds.len() > MAX_BOUNDS
+        {
+            self.diags.error(&metric.at, format!("{} buckets; {MAX_BOUNDS} are possible", bounds.len()));
+        }
+        let when: Vec<_> = metric.when.iter().map(|condition| self.condition(condition)).collect();
+        let labels: Vec<_> = metric.labels.iter().map(|label| self.label(label)).collect();
+        Some(ActionPlan {
+            at: metric.at.clone(),
+            metric: 0,
+            value,
+            scale,
+            when: when.into_iter().collect::<Option<_>>()?,
+            labels: labels.into_iter().collect::<Option<_>>()?,
+            route: Route::Kernel,
+        })
+    }
+
+    fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
+        let value = self.value(&condition.at, &condition.value)?;
+        let text = self.plan.values[value].kind.is_text();
+        let fits = match (&condition.with, condition.op) {
+            (Operand::Str(_), Op::Eq | Op::Ne | Op::StartsWith) => text,
+            (Operand::Str(_), _) => false,
+            (Operand::Int(_), Op::StartsWith) => false,
+            (Operand::Int(_), _) => !text,
+        };
+        if !fits {
+            let (is, may) = if text {
+                ("text", "== \"...\", != \"...\" and starts_with \"...\"")
+            } else {
+                ("a number", "==, !=, <, <=, > and >= with a number")
+            };
+            self.diags.error(
+                &condition.at,
+                format!("\"{}\" is {is}: it can be compared by {may}", condition.value),
+            );
+            return None;
+        }
+        if let Operand::Int(number) = condition.with
+            && i64::try_from(number).is_err()
+        {
+            self.diags.error(&condition.at, format!("{number} does not fit into 64 bits with a sign"));
+        }
+        let (mut op, mut with) = (condition.op, condition.with.clone());
+        // Whatever is not 0 is true.
+        if self.plan.values[value].kind == ValueKind::Arg(ArgKind::Bool) && with == Operand::Int(1) {
+            match op {
+                Op::Eq => (op, with) = (Op::Ne, Operand::Int(0)),
+                Op::Ne => (op, with) = (Op::Eq, Operand::Int(0)),
+                _ => {}
+            }
+        }
+        Some(ConditionPlan { value, op, with })
+    }
+
+    fn label(&mut self, label: &Label) -> Option<LabelPlan> {
+        let name = match &label.value {
+            LabelValue::Const(text) => return Some(LabelPlan::Const(text.clone())),
+            LabelValue::From(name) => name,
+        };
+        let value = self.value(&label.at, name)?;
+        let kind = &self.plan.values[value].kind;
+        let mut mapping = Vec::new();
+        for (pattern, shown) in &label.mapping {
+            match fit_pattern(pattern, kind) {
+                Some(pattern) => mapping.push((pattern, shown.clone())),
+                None => {
+                    self.diags.error(
+                        &label.at,
+                        format!("\"{name}\" is a number: {} cannot match it", describe(pattern)),
+                    );
+                }
+            }
+        }
+        let limit = label.limit.unwrap_or(u32::MAX);
+        if *kind == ValueKind::Arg(ArgKind::Bool) {
+            // Whatever is not 0 is true, so there are two values, however many numbers.
+            let shown = |number, plain: &str| {
+                let found = mapping.iter().find(|(pattern, _)| *pattern == Pattern::Int(number));
+                found.map_or_else(
+                    || label.default.clone().unwrap_or_else(|| plain.to_string()),
+                    |(_, shown)| shown.clone(),
+                )
+            };
+            let (no, yes) = (shown(0, "false"), shown(1, "true"));
+            let mapping = vec![(Pattern::Int(0), no)];
+            return Some(LabelPlan::From { value, mapping, default: Some(yes), limit });
+        }
+        Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
+    }
+
+    /// The index of the value called `name`, which is read from now on.
+    pub(super) fn value(&mut self, at: &Place, name: &str) -> Option<usize> {
+        if let Some(known) = self.plan.values.iter().position(|value| value.name == name) {
+            return Some(known);
+        }
+        let made = if let Some(arg) = self.probe.args.iter().find(|arg| arg.name == name) {
+            let kind = match &arg.kind {
+                ArgKind::StrLen { len_index, max } => {
+                    let len = self.length(arg, *len_index)?;
+                    ValueKind::StrLen { len, max: *max }
+                }
+                ArgKind::F64 => {
+                    let message =
+                        format!("\"{name}\" is a floating-point number, which no probe program can read");
+                    self.diags.error(at, message);
+                    return None;
+                }
+                kind => ValueKind::Arg(kind.clone()),
+            };
+            ValuePlan {
+                at: arg.at.clone(),
+                name: name.to_string(),
+                source: self.source(arg)?,
+                kind,
+                unit: arg.unit,
+            }
+        } else if let Some((source, kind, unit)) = self.built_in(name) {
+            ValuePlan { at: at.clone(), name: name.to_string(), source, kind, unit }
+        } else {
+            let known = self.probe.args.iter().map(|arg| arg.name.as_str()).chain(BUILT_INS.iter().copied());
+            let near = did_you_mean(name, known);
+            if BUILT_INS.contains(&name) {
+                let help = match name {
+                    "retval" => "only a function returns; write `function: NAME`",
+                    "duration" => "only a function (`function: NAME`) or a span lasts",
+                    _ => "it is known at the entry of a function: `function: NAME`",
+                };
+                self.diags.error(at, format!("\"{name}\" is not known at this kind of probe")).help(help);
+            } else {
+                self.diags
+                    .error(at, format!("\"{name}\" is neither an argument of this probe nor built in{near}"))
+                    .help(format!("name it under args: {{ {name}: {{ index: ... }} }}"));
+            }
+            return None;
+        };
+        self.plan.values.push(made);
+        Some(self.plan.values.len() - 1)
+    }
+
+    /// The value that holds the length of a text: the argument at that position, named or not.
+    fn length(&mut self, arg: &Arg, index: usize) -> Option<usize> {
+        let known = self.probe.args.iter().find(|other| other.index == index);
+        let of = match known {
+            Some(known) => known.clone(),
+            None => Arg {
+                name: format!("length of {}", arg.name),
+                index,
+                to_index: None,
+                kind: ArgKind::Int(None),
+                unit: Unit::None,
+                at: arg.at.clone(),
+            },
+        };
+        if let Some(known) = self.plan.values.iter().position(|value| value.name == of.name) {
+            return Some(known);
+        }
+        let source = self.source(&of)?;
+        let kind = ValueKind::Arg(ArgKind::Int(None));
+        self.plan.values.push(ValuePlan { at: of.at, name: of.name, source, kind, unit: Unit::None });
+        Some(self.plan.values.len() - 1)
+    }
+
+    /// Where an argument is read: here, or at the start of the span, which keeps it.
+    fn source(&mut self, arg: &Arg) -> Option<Source> {
+        let Some(late) = &mut self.late else { return Some(Source::Arg(arg.index)) };
+        if let Some(index) = arg.to_index {
+            return Some(Source::Arg(index));
+        }
+        if let Some(known) = late.carried.iter().position(|known| known.index == arg.index) {
+            return Some(Source::Carried(known));
+        }
+        if late.carried.len() == MAX_CARRIED {
+            self.diags
+                .error(
+                    &arg.at,
+                    format!("more than {MAX_CARRIED} arguments are kept from the start to the end"),
+                )
+                .help("use fewer arguments of the start, or read them at the end with to_index");
+            return None;
+        }
+        late.carried.push(arg.clone());
+        Some(Source::Carried(late.carried.len() - 1))
+    }
+
+    fn built_in(&mut self, name: &str) -> Option<(Source, ValueKind, Unit)> {
+        let int = ValueKind::Arg(ArgKind::Int(Some(WORD)));
+        let is_function = matches!(self.plan.point, Point::Function(_));
+        Some(match (name, &mut self.late) {
+            ("pid", _) => (Source::Pid, int, Unit::None),
+            ("tid", _) => (Source::Tid, int, Unit::None),
+            ("cpu", _) => (Source::Cpu, int, Unit::None),
+            ("cgroup", _) => (Source::Cgroup, ValueKind::Cgroup, Unit::None),
+            ("comm", _) => (Source::Comm, ValueKind::Comm, Unit::None),
+            ("duration", Some(late)) => {
+                late.uses_duration = true;
+                (Source::Duration, int, Unit::Nanoseconds)
+            }
+            ("retval", Some(late)) if late.is_return => {
+                (Source::Retval(self.probe.returns.unwrap_or(WORD)), int, Unit::None)
+            }
+            ("function", _) if is_function => (Source::Function, ValueKind::Function, Unit::None),
+            ("caller", None) if is_function => (Source::Caller, ValueKind::Arg(ArgKind::Symbol), Unit::None),
+            _ => return None,
+        })
+    }
+
+    /// `{name}` in a template is the value of that name, or else the label of that name as a metric here shows it;
+    /// without a template all named arguments are shown.
+    pub(super) fn log(&mut self) {
+        let template = self.probe.log.clone().unwrap_or_else(|| {
+            let shown: Vec<_> = self.probe.args.iter().map(|arg| format!(" {0}={{{0}}}", arg.name)).collect();
+            format!("{}{}", self.plan.name, shown.concat())
+        });
+        let mut rest = template.as_str();
+        let mut text = String::new();
+        while let Some(at) = rest.find(['{', '}']) {
+            text.push_str(&rest[..at]);
+            let close = rest[at..].find('}').map(|close| at + close);
+            if rest[at + 1..].starts_with(&rest[at..=at]) {
+                text.push_str(&rest[at..=at]);
+                rest = &rest[at + 2..];
+            } else if let (true, Some(close)) = (rest[at..].starts_with('{'), close) {
+                self.plan.log.push(LogPart::Text(std::mem::take(&mut text)));
+                let part = self.logged(&rest[at + 1..close]);
+                self.plan.log.extend(part);
+                rest = &rest[close + 1..];
+            } else {
+                rest = &rest[at + 1..];
+            }
+        }
+        text.push_str(rest);
+        self.plan.log.push(LogPart::Text(text));
+    }
+
+    fn logged(&mut self, name: &str) -> Option<LogPart> {
+        let is_value = self.probe.args.iter().any(|arg| arg.name == name) || BUILT_INS.contains(&name);
+        let mut labels = self.probe.metrics.iter().flat_map(|metric| &metric.labels);
+        match labels.find(|label| label.name == name) {
+            Some(label) if !is_value => self.label(label).map(LogPart::Label),
+            _ => self.value(&self.probe.at.clone(), name).map(LogPart::Value),
+        }
+    }
+}
+
+fn is_number(kind: &ValueKind) -> bool {
+    matches!(kind, ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool))
+}
+
+fn unit_scale(unit: Unit) -> Scale {
+    let (mul, div) = match unit {
+        Unit::None | Unit::Seconds | Unit::Bytes => (1.0, 1.0),
+        Unit::Nanoseconds => (1.0, 1e9),
+        Unit::Microseconds => (1.0, 1e6),
+        Unit::Milliseconds => (1.0, 1e3),
+        Unit::Kibibytes => (1024.0, 1.0),
+        Unit::Mebibytes => (1024.0 * 1024.0, 1.0),
+        Unit::Pages => (4096.0, 1.0),
+    };
+    Scale { mul, div }
+}
+
+/// The pattern as one for values of this kind; `None` if it can match none of them.
+fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
+    if kind.is_text() {
+        return Some(match pattern {
+            Pattern::Int(number) => Pattern::Exact(number.to_string()),
+            other => other.clone(),
+        });
+    }
+    match pattern {
+        Pattern::Int(number) if i64::try_from(*number).is_ok() => Some(pattern.clone()),
+        Pattern::Exact(text) if *kind == ValueKind::Arg(ArgKind::Bool) => match text.as_str() {
+            "true" => Some(Pattern::Int(1)),
+            "false" => Some(Pattern::Int(0)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn describe(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Int(number) => number.to_string(),
+        Pattern::Exact(text) | Pattern::Glob(text) => format!("\"{text}\""),
+        Pattern::Prefix(text) => format!("\"{text}*\""),
+    }
+}
+
+/// The names that a metric mentions.
+pub(super) fn mentioned(metric: &Metric) -> impl Iterator<Item = &str> {
+    let labels = metric.labels.iter().filter_map(|label| match &label.value {
+        LabelValue::From(name) => Some(name.as_str()),
+        LabelValue::Const(_) => None,
+    });
+    let value = metric.value.iter().map(|named| named.name.as_str());
+    value.chain(metric.when.iter().map(|condition| condition.value.as_str())).chain(labels)
+}
+
+/// An argument that nothing mentions is likely a slip.
+pub(super) fn refuse_unused(probe: &Probe, key: Option<&str>, diags: &Diagnostics) {
+    let template = probe.log.as_deref().unwrap_or_default();
+    for arg in &probe.args {
+        let is_length = probe
+            .args
+            .iter()
+            .any(|other| matches!(other.kind, ArgKind::StrLen { len_index, .. } if len_index == arg.index));
+        let used = probe.metrics.iter().flat_map(mentioned).any(|name| name == arg.name)
+            || template.contains(&format!("{{{}}}", arg.name))
+            || key == Some(&arg.name)
+            || is_length;
+        if !used && !probe.from_profile {
+            diags
+                .error(
+                    &arg.at,
+                    format!("argument \"{}\" is not used by any metric or by the log line", arg.name),
+                )
+                .help("remove it, or use it");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The listing for people.
+
+use std::fmt::Write;
+
+use super::functions::shown;
+use super::{Argument, File, Function, Listing, Provider, count};
+use crate::table::Table;
+
+/// The listing in columns, one table for each provider.
+pub fn columns(listing: &Listing) -> String {
+    let mut to = String::new();
+    for (n, file) in listing.files.iter().enumerate() {
+        if n > 0 {
+            to.push('\n');
+        }
+        show_file(&mut to, file);
+    }
+    let args =
+        || listing.files.iter().flat_map(|f| &f.providers).flat_map(|p| &p.probes).flat_map(|p| &p.args);
+    if args().any(|arg| arg.types.iter().any(|kind| kind.ends_with("64"))) {
+        to.push_str(
+            "\nNotes give width and sign only. A 64-bit argument may be a pointer: to text (type: string), to bytes \
+             (type: hex);\nthe program's documentation says which.\n",
+        );
+    }
+    to
+}
+
+fn show_file(to: &mut String, file: &File) {
+    let mut about = vec![file.architecture];
+    about.push(if file.position_independent { "position independent" } else { "fixed address" });
+    if file.stripped {
+        about.push("stripped");
+    }
+    if file.go {
+        about.push("Go");
+    }
+    let _ = writeln!(to, "{}: {}", file.file, about.join(", "));
+    for remark in &file.remarks {
+        let _ = writeln!(to, "note: {remark}");
+    }
+    for provider in &file.providers {
+        show_provider(to, provider);
+    }
+    if let Some(functions) = file.functions.as_ref().filter(|functions| !functions.is_empty()) {
+        show_functions(to, functions);
+    }
+}
+
+fn show_provider(to: &mut String, provider: &Provider) {
+    let sites = provider.probes.iter().map(|probe| probe.sites).sum();
+    let _ = writeln!(
+        to,
+        "\n{}: {} at {}",
+        provider.provider,
+        count(provider.probes.len(), "USDT probe"),
+        count(sites, "site")
+    );
+    let mut table = Table::new(2, &["PROBE", "SITES", "SEMAPHORE", "COST", "ARGUMENTS"]);
+    for probe in &provider.probes {
+        let semaphore = match probe.semaphores {
+            0 => "no".to_string(),
+            all if all == probe.sites => "yes".to_string(),
+            some => format!("at {some}"),
+        };
+        let args = probe.args.iter().enumerate().map(|(index, arg)| in_words(index, arg));
+        let args = args.collect::<Vec<_>>().join(", ");
+        let cost = probe.cost.word().to_string();
+        table.row([probe.name.clone(), probe.sites.to_string(), semaphore, cost, args]);
+        if let Some(why) = &probe.unusable {
+            table.line(format!("cannot be used: {why}"));
+        }
+        for (index, arg) in probe.args.iter().enumerate() {
+            if let Some(why) = &arg.unreadable {
+                table.line(format!("arg{index} cannot be read: {why}"));
+            }
+        }
+    }
+    let _ = write!(to, "{table}");
+}
+
+fn in_words(index: usize, arg: &Argument) -> String {
+    let unreadable = if arg.unreadable.is_some() { " (unreadable)" } else { "" };
+    format!("arg{index} {}{unreadable}", arg.type_word())
+}
+
+fn show_functions(to: &mut String, functions: &[Function]) {
+    let _ = writeln!(to, "\n{}", count(functions.len(), "function"));
+    let mut table = Table::new(2, &["FUNCTION", "OFFSET", "BYTES", "COST", "LIMITS"]);
+    for function in functions {
+        table.row([
+            shown(function).to_string(),
+            format!("{:#x}", function.offset),
+            function.size.to_string(),
+            function.cost.word().to_string(),
+            function.limits.join("; "),
+        ]);
+        if let Some(why) = &function.unusable {
+            table.line(format!("cannot be used: {why}"));
+        }
+    }
+    let _ = write!(to, "{table}");
+}

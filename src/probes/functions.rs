@@ -1,0 +1,61 @@
+//! Functions, where the user asks for some.
+
+use serde::Serialize;
+
+use super::CostWord;
+use crate::elf::{FunctionSite, Image, SiteError, function_sites};
+use crate::resolve::unfit;
+
+/// A function, or a place in one.
+#[derive(Debug, Clone, Serialize)]
+pub struct Function {
+    /// The symbol, as a configuration names it.
+    pub name: String,
+    /// The name in its C++ or Rust source.
+    pub source_name: Option<String>,
+    /// Offset in the file of the instruction that is probed.
+    pub offset: u64,
+    /// Bytes of code; 0 when unknown.
+    pub size: u64,
+    pub cost: CostWord,
+    /// What is not possible here.
+    pub limits: Vec<&'static str>,
+    /// Why it cannot be traced at all; None if it can.
+    pub unusable: Option<String>,
+}
+
+/// The functions that a pattern names.
+///
+/// # Errors
+/// If there is none; with the nearest names.
+pub(super) fn functions(image: &Image<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
+    let mut found: Vec<Function> = function_sites(image, pattern)?.into_iter().map(function).collect();
+    found.sort_by(|a, b| shown(a).cmp(shown(b)));
+    Ok(found)
+}
+
+fn function(found: FunctionSite) -> Function {
+    let mut limits = Vec::new();
+    if found.is_go {
+        limits.push("no return, no arguments (Go)");
+    } else if !found.at_entry {
+        limits.push("no return, no arguments (not an entry)");
+    }
+    if !found.checked {
+        limits.push("not known to be the start of an instruction");
+    }
+    Function {
+        offset: found.site.offset,
+        cost: CostWord::of(found.site.cost()),
+        unusable: unfit(&found.site, true),
+        name: found.name,
+        source_name: found.demangled,
+        size: found.size,
+        limits,
+    }
+}
+
+/// The name that people know it by.
+pub(super) fn shown(function: &Function) -> &str {
+    function.source_name.as_deref().unwrap_or(&function.name)
+}

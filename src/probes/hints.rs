@@ -1,0 +1,145 @@
+//! The next step, where a program lacks what was asked for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::config::model::Selector;
+use crate::elf::{ElfError, Image, go_binary, notes};
+use crate::targets::find::Found;
+
+/// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
+/// instructions.
+const KNOWN: &[(&str, &str)] = &[
+    ("bitcoind", "build it with cmake -DWITH_USDT=ON, which needs systemtap-sdt-dev"),
+    ("postgres", "build it with ./configure --enable-dtrace; Debian's package postgresql-15 has it"),
+    (
+        "libjvm.so",
+        "this JVM was built without probes: build it with configure --enable-dtrace, or use the JDK of a \
+         distribution (Debian's openjdk-17-jdk-headless has them)",
+    ),
+    ("java", "a JVM's probes are in lib/server/libjvm.so of its folder"),
+    ("libpython", "build it with ./configure --with-dtrace; Debian's package has it"),
+    ("python", "build it with ./configure --with-dtrace, or look in its libpython if it has one"),
+    ("libruby", "build it with ./configure --enable-dtrace"),
+    ("ruby", "a shared build's probes are in its libruby; else build it with ./configure --enable-dtrace"),
+    ("php", "build it with ./configure --enable-dtrace, and run it with USE_ZEND_DTRACE=1"),
+    ("libphp", "build it with ./configure --enable-dtrace, and run it with USE_ZEND_DTRACE=1"),
+    ("perl", "build it with ./Configure -Dusedtrace"),
+    ("tclsh", "build it with ./configure --enable-dtrace"),
+    ("node", "Node.js 18 was the last with ./configure --with-dtrace; for later ones name functions"),
+    ("mysqld", "MySQL 5.7 was the last with cmake -DENABLE_DTRACE=ON; for later ones name functions"),
+    ("libvirtd", "its probes are in libvirt.so; build it with meson -Ddtrace=enabled"),
+    ("sssd", "build it with ./configure --enable-systemtap"),
+    ("libc.so", "build glibc with configure --enable-systemtap; functions such as malloc need no probes"),
+];
+
+/// The interpreter that a script's first line names.
+pub(super) fn interpreter(bytes: &[u8]) -> Option<String> {
+    let line = bytes.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let text = std::str::from_utf8(&line[..line.len().min(256)]).ok()?.trim();
+    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_string())
+}
+
+/// Why a program has no USDT probes, and where there may be some.
+pub(crate) fn no_notes(found: &Found, image: &Image<'_>, selector: &Selector) -> String {
+    let name = Path::new(&found.shown).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let next = if let Some(libraries) = libraries(found, selector) {
+        libraries
+    } else if let Some(jvm) = jvm_beside(name, &found.path) {
+        format!("a JVM's probes are in its libjvm.so: `exporter probes {jvm}`")
+    } else if go_binary(image) {
+        "a Go program, and the Go toolchain makes none: list its functions with --functions 'main.*'"
+            .to_string()
+    } else {
+        match KNOWN.iter().find(|(begin, _)| name.starts_with(begin)) {
+            Some((_, next)) => (*next).to_string(),
+            None => {
+                "it was built without them (many programs have a build option for them, which often needs \
+                     systemtap-sdt-dev), or they are in one of its shared libraries (`ldd` lists these); its \
+                     functions are listed with --functions '*'"
+                    .to_string()
+            }
+        }
+    };
+    format!("no USDT probes (no .note.stapsdt section): {next}")
+}
+
+/// What limits the functions of this program.
+pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if go_binary(image) {
+        remarks.push(
+            "a Go program: its functions can be counted at their entry only. Go moves its stacks, so a probe on a \
+             return would crash it, and it does not pass arguments as C does; count the entries, or time with a \
+             USDT library"
+                .to_string(),
+        );
+    } else if image.is_stripped() {
+        remarks.push(
+            "stripped: only the functions that it exports have names here. Install its debug symbols, or give a \
+             file offset (--functions 0x1234)"
+                .to_string(),
+        );
+    }
+    remarks
+}
+
+fn jvm_beside(name: &str, path: &Path) -> Option<String> {
+    let folder = (name == "java").then(|| path.canonicalize().ok())??.parent()?.parent()?.to_path_buf();
+    let jvm = folder.join("lib/server/libjvm.so");
+    jvm.is_file().then(|| jvm.display().to_string())
+}
+
+/// The libraries with USDT probes that a process has loaded: often it is these that are meant. None if it is not
+/// a process that was asked for, or it has none.
+fn libraries(found: &Found, selector: &Selector) -> Option<String> {
+    let process = match selector {
+        Selector::Pid(_) | Selector::Process(_) => found.path.parent()?,
+        _ => return None,
+    };
+    let maps = fs::read_to_string(process.join("maps")).ok()?;
+    // Address, rights, offset, device, inode, path.
+    let code =
+        maps.lines().filter(|line| line.split_ascii_whitespace().nth(1).is_some_and(|r| r.contains('x')));
+    let paths: BTreeSet<&str> = code
+        .filter_map(|line| line.find('/').map(|at| &line[at..]))
+        .filter(|path| !path.ends_with(" (deleted)") && *path != found.shown)
+        .collect();
+    let with_probes: Vec<String> = paths
+        .into_iter()
+        .filter(|path| has_notes(&process.join("root").join(path.trim_start_matches('/'))))
+        .map(|path| format!("`exporter probes {path}`"))
+        .collect();
+    (!with_probes.is_empty())
+        .then(|| format!("it has loaded libraries that have some: {}", with_probes.join(", ")))
+}
+
+fn has_notes(path: &Path) -> bool {
+    let Ok(bytes) = fs::read(path) else { return false };
+    Image::parse(&bytes).is_ok_and(|image| !matches!(notes(&image), Err(ElfError::NoNotes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpreters() {
+        assert_eq!(interpreter(b"#!/usr/bin/env bash\nexit\n").as_deref(), Some("/usr/bin/env bash"));
+        assert_eq!(interpreter(b"#! /bin/sh").as_deref(), Some("/bin/sh"));
+        for none in [&b"#!"[..], b"", b"\x7fELF", b"#!\x01\n", b"#!\xff\n"] {
+            assert_eq!(interpreter(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn the_more_special_name_of_a_known_program_comes_first() {
+        let known =
+            |name: &str| KNOWN.iter().find(|(begin, _)| name.starts_with(begin)).map(|(begin, _)| *begin);
+        assert_eq!(known("libpython3.11.so.1.0"), Some("libpython"));
+        assert_eq!(known("python3.11"), Some("python"));
+        assert_eq!(known("php8.2"), Some("php"));
+        assert_eq!(known("cat"), None);
+    }
+}

@@ -1,0 +1,192 @@
+//! What can be traced in a program: the `probes` command.
+//!
+//! [`list`] gathers plain data, which [`columns`], [`json`] and [`yaml`] show.
+
+mod columns;
+mod functions;
+mod hints;
+mod json;
+mod usdt;
+mod yaml;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use columns::columns;
+pub use functions::Function;
+pub(crate) use hints::no_notes;
+pub use json::json;
+pub use usdt::{Argument, Probe, Provider};
+pub use yaml::yaml;
+
+use crate::config::model::Selector;
+use crate::elf::{Arch, Cost, ElfError, Image, go_binary};
+use crate::targets::find::{Found, find};
+use crate::targets::{debug_file, with_names};
+
+/// Everything about one target.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listing {
+    /// As the user wrote it.
+    pub target: String,
+    #[serde(skip)]
+    pub selector: Selector,
+    /// Processes of one name may run different files.
+    pub files: Vec<File>,
+}
+
+/// One program or library.
+#[derive(Debug, Clone, Serialize)]
+pub struct File {
+    pub file: String,
+    pub architecture: &'static str,
+    pub position_independent: bool,
+    /// Only exported functions have names.
+    pub stripped: bool,
+    pub go: bool,
+    /// In hexadecimal.
+    pub build_id: Option<String>,
+    pub providers: Vec<Provider>,
+    /// Those asked for; None if none were.
+    pub functions: Option<Vec<Function>>,
+    /// What cannot be used here, why, and what to do instead.
+    pub remarks: Vec<String>,
+}
+
+/// What a hit costs the program, as one or two words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CostWord {
+    Cheap,
+    SingleStepped,
+    NeverFires,
+}
+
+impl CostWord {
+    pub fn of(cost: Cost) -> Self {
+        match cost {
+            Cost::Cheap => CostWord::Cheap,
+            Cost::SingleStepped => CostWord::SingleStepped,
+            Cost::NeverFires => CostWord::NeverFires,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            CostWord::Cheap => "cheap",
+            CostWord::SingleStepped => "single-stepped",
+            CostWord::NeverFires => "never fires",
+        }
+    }
+}
+
+/// Lists the probes of a target: of a path, else of a process id, else of the processes of that name. `functions`
+/// asks for functions too: a name, a glob, `name+0x10` or a file offset.
+///
+/// # Errors
+/// If there is no such target, or its file is none that can be traced; says what to do next.
+pub fn list(target: &str, functions: Option<&str>) -> Result<Listing, String> {
+    let selector = selector(target)?;
+    let found = find(&selector)?;
+    let files = found.iter().map(|found| file(found, &selector, functions)).collect::<Result<_, _>>()?;
+    Ok(Listing { target: target.to_string(), selector, files })
+}
+
+/// What the user means: see [`list`].
+fn selector(target: &str) -> Result<Selector, String> {
+    let path = Path::new(target);
+    if target.contains('/') || path.exists() {
+        let path = std::path::absolute(path).map_err(|why| format!("{target}: {why}"))?;
+        return Ok(Selector::Binary(path));
+    }
+    if let Ok(pid) = target.parse() {
+        return Ok(Selector::Pid(pid));
+    }
+    let selector = Selector::Process(target.to_string());
+    find(&selector).map_err(|why| {
+        let next = match in_search_path(target) {
+            Some(path) => {
+                format!("the program of that name is listed by `exporter probes {}`", path.display())
+            }
+            None => "give the path of a file, a process id or the name of a process that runs".to_string(),
+        };
+        format!("no file {target} is here and {why}; {next}")
+    })?;
+    Ok(selector)
+}
+
+fn in_search_path(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
+    let shown = &found.shown;
+    let bytes = fs::read(&found.path).map_err(|why| format!("{shown} cannot be read: {why}"))?;
+    let image = Image::parse(&bytes).map_err(|why| match hints::interpreter(&bytes) {
+        Some(interpreter) if why == ElfError::NotElf => format!(
+            "{shown}: not an ELF file but a script for {interpreter}: name the program that it starts, or the \
+             interpreter itself"
+        ),
+        _ => format!("{shown}: {why}"),
+    })?;
+    let mut remarks = Vec::new();
+    if foreign(image.arch()) {
+        remarks.push(format!(
+            "built for {}, and this machine is {}: its probes can be listed but not traced here",
+            architecture(image.arch()),
+            std::env::consts::ARCH
+        ));
+    }
+    let providers = usdt::providers(&image).unwrap_or_else(|why| {
+        remarks.push(match why {
+            ElfError::NoNotes if functions.is_some() => {
+                "no USDT probes (no .note.stapsdt section)".to_string()
+            }
+            ElfError::NoNotes => hints::no_notes(found, &image, selector),
+            why => why.to_string(),
+        });
+        Vec::new()
+    });
+    let debug = functions.and_then(|_| debug_file(&image, shown));
+    let image = with_names(image, debug.as_deref());
+    let functions = functions.map(|pattern| {
+        functions::functions(&image, pattern).unwrap_or_else(|why| {
+            remarks.push(why.to_string());
+            Vec::new()
+        })
+    });
+    if functions.is_some() {
+        remarks.extend(hints::functions(&image));
+    }
+    Ok(File {
+        file: shown.clone(),
+        architecture: architecture(image.arch()),
+        position_independent: image.is_pie(),
+        stripped: image.is_stripped(),
+        go: go_binary(&image),
+        build_id: image.build_id().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect()),
+        providers,
+        functions,
+        remarks,
+    })
+}
+
+fn architecture(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "x86_64",
+        Arch::Aarch64 => "aarch64",
+    }
+}
+
+/// Whether this machine cannot run such programs.
+pub(crate) fn foreign(arch: Arch) -> bool {
+    architecture(arch) != std::env::consts::ARCH
+}
+
+/// `1 site`, `2 sites`.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

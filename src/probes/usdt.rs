@@ -1,0 +1,165 @@
+//! USDT probes, by provider.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::CostWord;
+use crate::elf::{ElfError, Image, Site, notes, usdt_sites};
+use crate::resolve::unfit;
+
+/// Probes of one provider, by name.
+#[derive(Debug, Clone, Serialize)]
+pub struct Provider {
+    pub provider: String,
+    pub probes: Vec<Probe>,
+}
+
+/// One probe at all its sites.
+#[derive(Debug, Clone, Serialize)]
+pub struct Probe {
+    pub name: String,
+    pub sites: usize,
+    /// Sites that have one.
+    pub semaphores: usize,
+    /// Of the dearest site.
+    pub cost: CostWord,
+    pub args: Vec<Argument>,
+    /// Why it cannot be traced at all; None if it can.
+    pub unusable: Option<String>,
+}
+
+/// One argument at all sites of its probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Argument {
+    /// `u64`, `i32`, `f64` and the like, more than one if sites differ; `?` for a form that is not understood.
+    pub types: Vec<String>,
+    /// As the notes write it: one for each form.
+    pub forms: Vec<String>,
+    /// Why it cannot be read; None if it can be at every site.
+    pub unreadable: Option<String>,
+}
+
+/// All USDT probes of a program.
+///
+/// # Errors
+/// If it has none, or its notes are damaged.
+pub(super) fn providers(image: &Image<'_>) -> Result<Vec<Provider>, ElfError> {
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for note in notes(image)? {
+        names.entry(note.provider).or_default().insert(note.name);
+    }
+    let all = names.into_iter().map(|(provider, names)| {
+        let probes = names.into_iter().map(|name| probe(image, &provider, name)).collect();
+        Provider { provider, probes }
+    });
+    Ok(all.collect())
+}
+
+fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
+    match usdt_sites(image, provider, &name) {
+        Ok(sites) => Probe {
+            name,
+            sites: sites.len(),
+            semaphores: sites.iter().filter(|site| site.ref_ctr_offset != 0).count(),
+            cost: sites.iter().map(|site| CostWord::of(site.cost())).max().unwrap_or(CostWord::Cheap),
+            args: arguments(&sites),
+            unusable: sites.iter().find_map(|site| {
+                unfit(site, false).map(|why| format!("the site at file offset {:#x}: {why}", site.offset))
+            }),
+        },
+        Err(why) => Probe {
+            name,
+            sites: 0,
+            semaphores: 0,
+            cost: CostWord::NeverFires,
+            args: Vec::new(),
+            unusable: Some(why.to_string()),
+        },
+    }
+}
+
+fn arguments(sites: &[Site]) -> Vec<Argument> {
+    let most = sites.iter().map(|site| site.args.len()).max().unwrap_or(0);
+    (0..most).map(|index| argument(sites, index)).collect()
+}
+
+fn argument(sites: &[Site], index: usize) -> Argument {
+    let mut made = Argument { types: Vec::new(), forms: Vec::new(), unreadable: None };
+    for site in sites {
+        let (kind, text, why) = match site.args.get(index) {
+            Some(Ok(form)) => {
+                let sign = if form.float {
+                    'f'
+                } else if form.signed {
+                    'i'
+                } else {
+                    'u'
+                };
+                (format!("{sign}{}", u32::from(form.size) * 8), form.text.clone(), form.unreadable())
+            }
+            Some(Err(error)) => {
+                ("?".to_string(), error.text.clone(), Some(format!("`{}`: {}", error.text, error.why)))
+            }
+            None => {
+                let why = format!("the site at file offset {:#x} does not pass it", site.offset);
+                made.unreadable.get_or_insert(why);
+                continue;
+            }
+        };
+        if !made.types.contains(&kind) {
+            made.types.push(kind);
+        }
+        if !made.forms.contains(&text) {
+            made.forms.push(text);
+        }
+        if let Some(why) = why {
+            made.unreadable.get_or_insert(why);
+        }
+    }
+    made
+}
+
+impl Argument {
+    /// `u64`, or `i32|u32` where sites differ.
+    pub fn type_word(&self) -> String {
+        self.types.join("|")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::{Arch, SiteShape, parse_args};
+
+    fn site(args: &str) -> Site {
+        let args = parse_args(Arch::X86_64, args);
+        Site { offset: 0x10, ref_ctr_offset: 0, vaddr: 0x10, args, shape: SiteShape::Nop }
+    }
+
+    #[test]
+    fn sites_that_differ_are_shown_together() {
+        let args = arguments(&[site("-4@$-1 8@%rax"), site("4@$-1 8@%rax")]);
+        assert_eq!(args[0].type_word(), "i32|u32");
+        assert_eq!(args[0].forms, ["-4@$-1", "4@$-1"]);
+        assert_eq!((args[1].type_word().as_str(), args[1].forms.len()), ("u64", 1));
+        assert!(args.iter().all(|arg| arg.unreadable.is_none()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why_with_its_note() {
+        let args = arguments(&[site("8f@%xmm0 4@%ah -8@nowhere(%rip)"), site("8@%rax")]);
+        let why = |index: usize| args[index].unreadable.clone().unwrap_or_default();
+        assert_eq!(args[0].type_word(), "f64|u64");
+        assert!(why(0).contains("`8f@%xmm0` is a floating-point number"), "{}", why(0));
+        assert_eq!(args[1].type_word(), "?");
+        assert!(why(1).contains("`4@%ah`"), "{}", why(1));
+        assert!(why(2).contains("nowhere"), "{}", why(2));
+    }
+
+    #[test]
+    fn an_argument_that_one_site_lacks_cannot_be_used() {
+        let args = arguments(&[site("8@%rax"), site("")]);
+        assert!(args[0].unreadable.as_deref().is_some_and(|why| why.contains("0x10 does not pass it")));
+    }
+}

@@ -1,0 +1,302 @@
+//! The run command: everything put together, until a signal ends it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use caps::Capability;
+use hyper::StatusCode;
+use prometheus::core::Collector;
+use prometheus::{Encoder, TextEncoder};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::bank::UserBank;
+use crate::config::model::{Config, Settings};
+use crate::drain::Drain;
+use crate::http::{
+    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route,
+    Router, ServerOptions, Tls, TlsPaths,
+};
+use crate::kernel::{Attach, KernelError};
+use crate::layout::Layout;
+use crate::logging::Logging;
+use crate::metrics::own::{Own, unix_now};
+use crate::metrics::{Registry, packets};
+use crate::net::{Event, Network, NetworkConfig, QueryError};
+use crate::plan::Plan;
+use crate::privileges;
+use crate::targets::{Keeper, Status};
+
+/// How long a scrape waits for events that are still in the ring.
+const CATCH_UP: Duration = Duration::from_millis(250);
+
+/// How long threads that still render have, once a signal has come.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// Why it ended.
+#[derive(Debug)]
+pub enum RunError {
+    Kernel(KernelError),
+    Http(HttpError),
+    Other(String),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Kernel(error) => error.fmt(f),
+            RunError::Http(error) => error.fmt(f),
+            RunError::Other(error) => f.write_str(error),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+impl From<KernelError> for RunError {
+    fn from(error: KernelError) -> Self {
+        RunError::Kernel(error)
+    }
+}
+
+impl From<HttpError> for RunError {
+    fn from(error: HttpError) -> Self {
+        RunError::Http(error)
+    }
+}
+
+fn other(what: &str) -> impl Fn(std::io::Error) -> RunError {
+    move |why| RunError::Other(format!("{what}: {why}"))
+}
+
+/// Traces and serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the ports are taken, the certificate is unusable, or the kernel refuses the probe programs.
+pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Result<(), RunError> {
+    let settings = config.settings.clone();
+    announce(&settings, &plan);
+    let metrics = http::bind(SocketAddr::new(settings.bind, settings.metrics_port))?;
+    let health = http::bind(SocketAddr::new(settings.bind, settings.health_port))?;
+    let options = options(&settings)?;
+    let plan = Arc::new(plan);
+    let layout = Arc::new(Layout::new(&plan));
+    let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
+    let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
+    let user = Arc::new(UserBank::new(&layout.user));
+    let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
+        .map_err(other("starting the thread that drains the ring buffer"))?;
+    let registry = Registry::new(plan.clone(), &layout, keeper.shared().bank, user);
+    let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
+    let own = Own {
+        plan: plan.clone(),
+        shared: keeper.shared(),
+        status: keeper.status(),
+        drain: drain.stats().clone(),
+        http: stats.clone(),
+        attach: keeper.attach_kind(),
+        logging: Some(logging.clone()),
+        started: unix_now(),
+        series: Arc::new(AtomicU64::new(0)),
+    };
+    let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
+    let [metrics_stats, health_stats] = stats;
+    let endpoints = vec![
+        Endpoint { listener: metrics, router: metrics_router(scrape, network), stats: metrics_stats },
+        Endpoint { listener: health, router: health_router(plan, keeper.status()), stats: health_stats },
+    ];
+    serve(endpoints, options)?;
+    log::info!("Stopped");
+    drop(keeper);
+    logging.wait();
+    Ok(())
+}
+
+fn announce(settings: &Settings, plan: &Plan) {
+    log::info!("exporter v{}", env!("CARGO_PKG_VERSION"));
+    let targets: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
+    log::info!(
+        "Configuration: targets={} node={} port={}",
+        targets.join(","),
+        settings.node_name,
+        settings.metrics_port
+    );
+    for warning in http::exposure_warnings(settings.bind, settings.auth.is_some(), settings.tls.is_some()) {
+        log::warn!("{warning}");
+    }
+}
+
+fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let mut options = ServerOptions::default();
+    if let Some(files) = &settings.tls {
+        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
+        let (tls, warnings) = Tls::load(paths)?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        log::info!("TLS enabled: cert={}", files.cert.display());
+        options.tls = Some(tls);
+    }
+    if let Some(auth) = &settings.auth {
+        options.auth = Some(Credentials::new(&auth.username, &auth.password)?);
+    }
+    log::info!(
+        "Prometheus metrics: {scheme}://{}/metrics",
+        SocketAddr::new(settings.bind, settings.metrics_port)
+    );
+    log::info!("Health check: {scheme}://{}/health", SocketAddr::new(settings.bind, settings.health_port));
+    Ok(options)
+}
+
+/// What a request for the metrics needs.
+struct Scrape {
+    registry: Mutex<Registry>,
+    own: Own,
+    drain: Drain,
+    network: Option<Arc<Network>>,
+}
+
+impl Scrape {
+    fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        self.drain.catch_up(CATCH_UP);
+        let seen = self.own.status.seen();
+        let mut text = Vec::new();
+        {
+            let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            registry.render(&seen, &mut text);
+            self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
+        }
+        if let Some(network) = &self.network {
+            network.collect().iter().for_each(|family| packets::write(family, &mut text));
+        }
+        let mut own = self.own.collect();
+        own.extend(prometheus::gather());
+        TextEncoder::new().encode(&own, &mut text)?;
+        Ok(text)
+    }
+}
+
+fn metrics_router(scrape: Scrape, network: Option<Arc<Network>>) -> Router {
+    let metrics = Route {
+        path: "/metrics",
+        about: "Prometheus metrics",
+        access: Access::Credentials,
+        content_type: http::PROMETHEUS_TEXT,
+        handler: Arc::new(move |_| match scrape.render() {
+            Ok(text) => Reply::ok(text),
+            Err(why) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+        }),
+    };
+    let mut routes = vec![metrics];
+    if let Some(network) = network {
+        routes.extend(table_routes(&network));
+    }
+    Router::new("exporter", routes)
+}
+
+/// Who talks, as JSON: too many to be series.
+fn table_routes(network: &Arc<Network>) -> [Route; 2] {
+    type Table = fn(&Network, &str) -> Result<String, QueryError>;
+    let tables: [(&'static str, &'static str, Table); 2] = [
+        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sort, page)", Network::talkers),
+        ("/api/v1/flows", "Connections by traffic (JSON; sort, page)", Network::flows),
+    ];
+    tables.map(|(path, about, table)| {
+        let network = network.clone();
+        let handler = move |request: &RequestInfo| match table(
+            &network,
+            request.query.as_deref().unwrap_or_default(),
+        ) {
+            Ok(json) => Reply::ok(json),
+            Err(why) => Reply::new(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        Route {
+            path,
+            about,
+            access: Access::Credentials,
+            content_type: http::JSON,
+            handler: Arc::new(handler),
+        }
+    })
+}
+
+/// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
+fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
+    let tell = |event: Event| {
+        if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
+    };
+    Network::start(config, tell).map_err(|why| RunError::Other(why.to_string()))
+}
+
+fn health_router(plan: Arc<Plan>, status: Arc<Status>) -> Router {
+    let health = Route {
+        path: "/health",
+        about: "200 while the exporter runs",
+        access: Access::Open,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(|_| Reply::ok("ok\n")),
+    };
+    let ready = Route {
+        path: "/ready",
+        about: "200 once the probes of all targets are attached, else 503 with the reasons",
+        access: Access::Open,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |_| {
+            let why = status.not_ready(&plan);
+            if why.is_empty() {
+                Reply::ok("ready\n")
+            } else {
+                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
+            }
+        }),
+    };
+    Router::new("exporter", vec![health, ready])
+}
+
+fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(other("starting the HTTP threads"))?;
+    let served = runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate()).map_err(other("waiting for SIGTERM"))?;
+        let mut int = signal(SignalKind::interrupt()).map_err(other("waiting for SIGINT"))?;
+        let report = Arc::new(|notice: Notice| match notice.level {
+            Level::Debug => log::debug!("{}", notice.text),
+            Level::Info => log::info!("{}", notice.text),
+            Level::Warning => log::warn!("{}", notice.text),
+            Level::Error => log::error!("{}", notice.text),
+        });
+        log::info!("Waiting for events...");
+        let ended = async {
+            tokio::select! {
+                _ = term.recv() => log::info!("SIGTERM: stopping"),
+                _ = int.recv() => log::info!("SIGINT: stopping"),
+            }
+        };
+        http::serve(endpoints, options, report, ended).await.map_err(RunError::from)
+    });
+    runtime.shutdown_timeout(LAST_WORDS);
+    served
+}
+
+/// Gives up rights, before the first thread is made. The error is for the log, which needs a thread.
+///
+/// # Errors
+/// If the kernel refuses to take them away.
+pub fn limit_rights(attach: Attach, network: bool) -> Result<(), String> {
+    let mut more = Vec::new();
+    if attach == Attach::Perf {
+        // perf_event_open(2) wants it for uprobes, whatever else it accepts.
+        more.push(Capability::CAP_SYS_ADMIN);
+    }
+    if network {
+        more.push(Capability::CAP_NET_ADMIN);
+    }
+    privileges::drop_all_but(&more)
+        .map_err(|why| format!("rights that are not needed could not be given up: {why}"))
+}

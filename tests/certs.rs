@@ -1,0 +1,277 @@
+//! `generate-certs.sh` as a user runs it, judged by `openssl verify` and by the file modes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A folder of this test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("certs-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn certs(&self) -> PathBuf {
+        self.0.join("certs")
+    }
+
+    /// Runs the script in the folder, so that it writes to `certs` there.
+    fn generate(&self, names: &[&str]) -> Output {
+        script().args(names).current_dir(&self.0).output().unwrap()
+    }
+
+    fn generated(&self, names: &[&str]) -> String {
+        let output = self.generate(names);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn read(&self, file: &str) -> Vec<u8> {
+        fs::read(self.certs().join(file)).unwrap()
+    }
+
+    fn write(&self, file: &str, content: &[u8]) {
+        fs::write(self.certs().join(file), content).unwrap();
+    }
+
+    /// True if openssl trusts the node's certificate, by this authority, as a server called `name`.
+    fn verifies(&self, ca: &Path, node: &str, name: &str) -> bool {
+        let check = if name.parse::<std::net::IpAddr>().is_ok() { "-verify_ip" } else { "-verify_hostname" };
+        let output = Command::new("openssl")
+            .args(["verify", "-x509_strict", "-purpose", "sslserver", "-no-CApath", "-CAfile"])
+            .arg(ca)
+            .args([check, name])
+            .arg(self.certs().join(node).join("node.crt"))
+            .output()
+            .unwrap();
+        output.status.success()
+    }
+
+    /// Every file under `certs` and its permission bits.
+    fn modes(&self) -> Vec<(String, u32)> {
+        let mut modes = Vec::new();
+        let mut folders = vec![self.certs()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    let name = entry.file_name().into_string().unwrap();
+                    modes.push((name, entry.metadata().unwrap().permissions().mode() & 0o7777));
+                }
+            }
+        }
+        modes
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn script() -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/generate-certs.sh"));
+    command.env_remove("CERTS_DIR");
+    command
+}
+
+fn openssl(args: &[&str]) {
+    let output = Command::new("openssl").args(args).output().unwrap();
+    assert!(output.status.success(), "openssl {args:?}: {output:?}");
+}
+
+#[test]
+fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
+    let folder = Folder::new();
+    let nodes = ["192.168.1.10", "node-1.example.org", "2001:db8::1", "localhost"];
+    folder.generated(&nodes);
+    let ca = folder.certs().join("ca.crt");
+    for node in nodes {
+        for name in [node, "localhost", "127.0.0.1", "host.docker.internal"] {
+            assert!(folder.verifies(&ca, node, name), "{node} as {name}");
+        }
+        assert!(!folder.verifies(&ca, node, "elsewhere.example.org"), "{node} as another host");
+        assert!(!folder.verifies(&ca, node, "192.168.1.11"), "{node} as another address");
+    }
+}
+
+#[test]
+fn another_authority_does_not_vouch_for_it() {
+    let (folder, other) = (Folder::new(), Folder::new());
+    folder.generated(&["node"]);
+    other.generated(&["node"]);
+    assert!(!folder.verifies(&other.certs().join("ca.crt"), "node", "node"));
+}
+
+#[test]
+fn keys_are_for_their_owner_and_certificates_for_all() {
+    let folder = Folder::new();
+    folder.generated(&["node"]);
+    let mut modes = folder.modes();
+    modes.sort();
+    let expected = [("ca.crt", 0o644), ("ca.key", 0o600), ("node.crt", 0o644), ("node.key", 0o600)];
+    assert_eq!(modes, expected.map(|(name, mode)| (name.to_owned(), mode)));
+}
+
+/// Stands in for openssl and notes the mode of every key after each call, before the script can change it.
+#[test]
+fn no_key_is_readable_by_others_in_between() {
+    let folder = Folder::new();
+    let bin = folder.0.join("bin");
+    fs::create_dir(&bin).unwrap();
+    let real = String::from_utf8(Command::new("which").arg("openssl").output().unwrap().stdout).unwrap();
+    let watcher = bin.join("openssl");
+    let text = format!(
+        "#!/bin/sh\n{} \"$@\"\nrc=$?\nfind '{}' -name '*.key' -printf '%m\\n' >> '{}'\nexit $rc\n",
+        real.trim(),
+        folder.certs().display(),
+        folder.0.join("seen").display(),
+    );
+    fs::write(&watcher, text).unwrap();
+    fs::set_permissions(&watcher, fs::Permissions::from_mode(0o755)).unwrap();
+
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("sh")
+        .args(["-c", "umask 000; exec \"$0\" node"])
+        .arg(script().get_program())
+        .env("PATH", path)
+        .env_remove("CERTS_DIR")
+        .current_dir(&folder.0)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let seen = fs::read_to_string(folder.0.join("seen")).unwrap();
+    assert!(seen.lines().count() >= 4, "the watcher saw too little: {seen:?}");
+    assert!(seen.lines().all(|mode| mode == "600"), "{seen:?}");
+}
+
+#[test]
+fn a_second_run_keeps_what_is_good() {
+    let folder = Folder::new();
+    folder.generated(&["a", "10.0.0.1"]);
+    let files = ["ca.crt", "ca.key", "a/node.crt", "a/node.key", "10.0.0.1/node.crt"];
+    let before = files.map(|file| folder.read(file));
+    let said = folder.generated(&["a", "10.0.0.1", "b"]);
+    assert_eq!(before, files.map(|file| folder.read(file)));
+    assert!(said.contains("kept certs/a/node.crt"), "{said}");
+    assert!(said.contains("issued certs/b/node.crt (new)"), "{said}");
+    assert!(folder.verifies(&folder.certs().join("ca.crt"), "b", "b"));
+}
+
+#[test]
+fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
+    let folder = Folder::new();
+    folder.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
+    let cut = folder.read("cut/node.crt");
+    folder.write("cut/node.crt", &cut[..cut.len() / 2]);
+    fs::remove_file(folder.certs().join("missing/node.key")).unwrap();
+    folder.write("swapped/node.key", &folder.read("good/node.key"));
+    for file in ["node.crt", "node.key"] {
+        folder.write(&format!("copied/{file}"), &folder.read(&format!("good/{file}")));
+    }
+    end_soon(&folder, "ending");
+
+    let said = folder.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
+    for (node, reason) in [
+        ("cut", "damaged"),
+        ("missing", "missing"),
+        ("swapped", "did not belong together"),
+        ("ending", "within 30 days"),
+        ("copied", "not for this name"),
+    ] {
+        let line = said.lines().find(|line| line.starts_with(&format!("issued certs/{node}/")));
+        assert!(line.is_some_and(|line| line.contains(reason)), "{node}: {said}");
+        assert!(folder.verifies(&folder.certs().join("ca.crt"), node, node), "{node}");
+    }
+    assert!(said.contains("kept certs/good/node.crt"), "{said}");
+    let all_kept = folder.generated(&["cut", "missing", "swapped", "ending", "copied"]);
+    assert!(all_kept.lines().all(|line| line.starts_with("kept ")), "{all_kept}");
+}
+
+/// Replaces the node's certificate by one of the same key that ends in ten days.
+fn end_soon(folder: &Folder, node: &str) {
+    let path = |file: &str| folder.certs().join(file).into_os_string().into_string().unwrap();
+    let (key, crt, request) =
+        (path(&format!("{node}/node.key")), path(&format!("{node}/node.crt")), path("request"));
+    openssl(&["req", "-new", "-key", &key, "-subj", "/CN=x", "-out", &request]);
+    let (ca, ca_key) = (path("ca.crt"), path("ca.key"));
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &request,
+        "-days",
+        "10",
+        "-set_serial",
+        "7",
+        "-CA",
+        &ca,
+        "-CAkey",
+        &ca_key,
+        "-out",
+        &crt,
+    ]);
+}
+
+#[test]
+fn a_damaged_authority_is_refused_and_left_as_it_is() {
+    let folder = Folder::new();
+    folder.generated(&["node"]);
+    let certificate = folder.read("node/node.crt");
+    fs::remove_file(folder.certs().join("ca.key")).unwrap();
+    let output = folder.generate(&["node", "second"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only one is there"), "{output:?}");
+    folder.write("ca.key", b"not a key");
+    let output = folder.generate(&["node", "second"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("do not belong together"), "{output:?}");
+    assert_eq!(folder.read("node/node.crt"), certificate);
+    assert!(!folder.certs().join("second").exists());
+}
+
+#[test]
+fn a_name_that_is_none_is_refused_before_anything_is_written() {
+    let long = "a".repeat(64);
+    for name in [
+        ".",
+        "..",
+        "a/b",
+        "/etc",
+        "-x",
+        "a..b",
+        "1.2.3",
+        "256.1.1.1",
+        "x,DNS:y",
+        "a\nb",
+        "a b",
+        "ca.key",
+        &long,
+    ] {
+        let folder = Folder::new();
+        let output = folder.generate(&["good", name]);
+        assert_eq!(output.status.code(), Some(1), "{name:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was written"), "{name:?}");
+        assert!(!folder.certs().exists(), "{name:?}");
+    }
+    assert_eq!(Folder::new().generate(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn the_folder_can_be_chosen() {
+    let folder = Folder::new();
+    let chosen = folder.0.join("a folder");
+    let output = script().arg("node").env("CERTS_DIR", &chosen).current_dir(&folder.0).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(chosen.join("node/node.key").exists());
+    assert!(!folder.certs().exists());
+}

@@ -1,0 +1,105 @@
+//! Reads a Grafana dashboard as far as tests need it: its panels and their queries.
+//!
+//! The form is Grafana's own JSON model ("Dashboard JSON model" in its manual).
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// A dashboard, its rows left out of [`Dashboard::panels`].
+pub struct Dashboard {
+    pub json: Value,
+    pub panels: Vec<Panel>,
+}
+
+/// A panel that shows something (not a row).
+pub struct Panel {
+    pub title: String,
+    pub queries: Vec<Query>,
+}
+
+/// One query of a panel, with Grafana's variables still in it.
+pub struct Query {
+    pub ref_id: String,
+    pub expr: String,
+}
+
+/// A name and what is put in the place of `$name` and `${name}`.
+pub type Variable<'a> = (&'a str, &'a str);
+
+/// What Grafana itself sets, for a server that has been scraped for some seconds only.
+pub const BUILT_IN_VARIABLES: &[Variable] =
+    &[("__rate_interval", "1m"), ("__interval", "15s"), ("__range", "5m")];
+
+impl Dashboard {
+    /// # Errors
+    /// If the file cannot be read, is not JSON, or has no panels.
+    pub fn load(path: &Path) -> Result<Dashboard, String> {
+        let text =
+            std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        Dashboard::parse(&text).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// # Errors
+    /// If the text is not JSON or has no panels.
+    pub fn parse(text: &str) -> Result<Dashboard, String> {
+        let json: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let list = json["panels"].as_array().ok_or("no list of panels")?;
+        // A collapsed row holds its panels itself.
+        let panels: Vec<Panel> = list
+            .iter()
+            .flat_map(|p| std::iter::once(p).chain(p["panels"].as_array().into_iter().flatten()))
+            .filter(|p| p["type"] != "row")
+            .map(Panel::read)
+            .collect();
+        if panels.is_empty() {
+            return Err("no panel besides rows".into());
+        }
+        Ok(Dashboard { json, panels })
+    }
+}
+
+impl Panel {
+    fn read(json: &Value) -> Panel {
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let queries = json["targets"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|t| Query { ref_id: text(&t["refId"]), expr: text(&t["expr"]) })
+            .collect();
+        Panel { title: text(&json["title"]), queries }
+    }
+}
+
+/// Puts values in the place of Grafana's variables. `$1` (of `label_replace`) is not one and stays.
+///
+/// # Errors
+/// If a variable has no value here, or `${` has no end.
+pub fn substitute(expr: &str, variables: &[&[Variable]]) -> Result<String, String> {
+    let mut out = String::with_capacity(expr.len());
+    let mut rest = expr;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let braced = rest.strip_prefix('{');
+        let body = braced.unwrap_or(rest);
+        let end = body.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(body.len());
+        let name = &body[..end];
+        if name.starts_with(|c: char| c.is_ascii_digit()) || (name.is_empty() && braced.is_none()) {
+            out.push('$');
+            continue;
+        }
+        let value = variables.iter().copied().flatten().find(|(n, _)| *n == name);
+        let (_, value) = value.ok_or_else(|| format!("no value for the variable ${name} in: {expr}"))?;
+        out.push_str(value);
+        rest = &body[end..];
+        if braced.is_some() {
+            rest = rest.strip_prefix('}').ok_or_else(|| format!("${{{name} has no end in: {expr}"))?;
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}

@@ -1,0 +1,371 @@
+//! The built exporter as a user runs it: a process with a configuration, ports and a log of its own.
+//!
+//! Probes belong to a file, not to a process: programs that run the same file are counted together, those of
+//! a test in another thread or process too. [`Place::copy_of`] gives a test a file of its own.
+//!
+//! It needs root, and `curl` and `openssl`. Ports are taken from 19300 to 19399, on loopback.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::exposition::Metrics;
+
+/// How long anything may take before the test fails. Generous: nothing here measures speed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const USER: &str = "prometheus";
+pub const PASSWORD: &str = "the password of a test";
+
+const BINARY: &str = env!("CARGO_BIN_EXE_exporter");
+
+/// How the exporter says that another program has taken a port.
+const PORT_TAKEN: &str = "another process listens there";
+
+/// Waits until `condition` holds; fails the test, naming `what`, if it never does.
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until the process has ended; kills it and fails the test if it never does.
+#[track_caller]
+pub fn wait_for_end(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("wait for a process") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("process {} has not ended after {PATIENCE:?}", child.id());
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal: `TERM`, `INT`, `KILL`.
+pub fn send_signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().expect("run kill");
+    assert!(status.success(), "kill -s {name} {pid}: {status}");
+}
+
+/// A command of the built exporter, without the settings of the environment that the tests run in.
+pub fn exporter() -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FIBRE_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end; the status, standard output and standard error.
+#[track_caller]
+pub fn finish(command: &mut Command) -> (Option<i32>, String, String) {
+    let place = Place::new();
+    let (out, err) = (place.path("stdout"), place.path("stderr"));
+    let create = |path: &Path| File::create(path).expect("make a file");
+    let mut child =
+        command.stdout(create(&out)).stderr(create(&err)).spawn().expect("start what is to be tested");
+    let status = wait_for_end(&mut child);
+    (status.code(), read(&out), read(&err))
+}
+
+/// A port from 19300 to 19399 that nobody listens on. Starts at a place of this process's own, so that test
+/// programs that run at once seldom meet.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() % 100) as u16;
+    (0..100)
+        .map(|_| 19300 + (first * 7 + NEXT.fetch_add(1, Ordering::Relaxed) % 100) % 100)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("no free port from 19300 to 19399")
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// A temporary folder for what one test needs.
+pub struct Place(tempfile::TempDir);
+
+impl Place {
+    pub fn new() -> Place {
+        Place(tempfile::Builder::new().prefix("exporter-test-").tempdir().expect("make a folder"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).expect("write a file");
+        path
+    }
+
+    /// A copy of a program, another file for the kernel. Made by another process: this one would hold the copy
+    /// open for writing while another of its threads starts a program, and then it could not be run.
+    pub fn copy_of(&self, program: &Path, name: &str) -> PathBuf {
+        let copy = self.path(name);
+        let status = Command::new("cp").arg("--").arg(program).arg(&copy).status().expect("run cp");
+        assert!(status.success(), "cannot copy {}", program.display());
+        copy
+    }
+
+    /// Certificates for localhost as generate-certs.sh makes them, in the folder `name`.
+    pub fn certificates(&self, name: &str) -> Certificates {
+        let folder = self.path(name);
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/generate-certs.sh"))
+            .arg("localhost")
+            .env("CERTS_DIR", &folder)
+            .output()
+            .expect("run generate-certs.sh");
+        assert!(output.status.success(), "{output:?}");
+        Certificates {
+            authority: folder.join("ca.crt"),
+            certificate: folder.join("localhost/node.crt"),
+            key: folder.join("localhost/node.key"),
+        }
+    }
+}
+
+/// What HTTPS needs.
+pub struct Certificates {
+    pub authority: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// How to start an exporter; [`start`](Setup::start) does it.
+pub struct Setup<'a> {
+    place: &'a Place,
+    yaml: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    certificates: Option<Certificates>,
+    wrapper: Vec<String>,
+}
+
+impl<'a> Setup<'a> {
+    /// With a configuration, which needs no ports. Without a text there is no file: flags give the ports.
+    pub fn new(place: &'a Place, yaml: impl Into<String>) -> Setup<'a> {
+        let yaml = yaml.into();
+        Setup { place, yaml, arguments: vec![], environment: vec![], certificates: None, wrapper: vec![] }
+    }
+
+    /// Traces this file with the profile `fibre`, for the node `demo`.
+    pub fn fibre(place: &'a Place, binary: &Path) -> Setup<'a> {
+        Setup::new(place, format!("bitcoind_path: {}\nnode_name: demo\n", binary.display()))
+    }
+
+    /// Adds to the configuration.
+    pub fn yaml(mut self, more: &str) -> Self {
+        self.yaml += more;
+        self
+    }
+
+    /// Serves over HTTPS and asks for [`USER`] and [`PASSWORD`], which it reads from a file.
+    pub fn secure(mut self) -> Self {
+        let certificates = self.place.certificates("certs");
+        let password = self.place.write("password", &format!("{PASSWORD}\n"));
+        fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("protect the password");
+        self.yaml += &format!(
+            "metrics_auth_username: {USER}\nmetrics_auth_password_file: {}\ntls_cert: {}\ntls_key: {}\n",
+            password.display(),
+            certificates.certificate.display(),
+            certificates.key.display()
+        );
+        self.certificates = Some(certificates);
+        self
+    }
+
+    /// Adds to the command line.
+    pub fn arguments(mut self, more: &[&str]) -> Self {
+        self.arguments.extend(more.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Sets a variable of the environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_string(), value.to_string()));
+        self
+    }
+
+    /// Starts it through another program, which gets its command line.
+    pub fn through(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Starts it and waits until it serves. It need not be ready: see [`Exporter::wait_until_ready`].
+    ///
+    /// # Panics
+    /// If it ends instead, with its log.
+    #[track_caller]
+    pub fn start(self) -> Exporter {
+        let secure = self.certificates.map(|certificates| {
+            let curl =
+                format!("user = \"{USER}:{PASSWORD}\"\ncacert = \"{}\"\n", certificates.authority.display());
+            self.place.write("curl", &curl);
+            certificates.authority
+        });
+        // Another program may take a port between our look at it and the exporter's.
+        for _ in 0..5 {
+            let (port, health_port) = (free_port(), free_port());
+            let log = self.place.path("log");
+            let file = File::create(&log).expect("make a log");
+            let mut command = exporter();
+            if let Some((program, arguments)) = self.wrapper.split_first() {
+                command = Command::new(program);
+                command.args(arguments).arg(BINARY).stdin(Stdio::null());
+            }
+            if self.yaml.is_empty() {
+                command.args(["--port", &port.to_string(), "--health-port", &health_port.to_string()]);
+            } else {
+                let config = format!("{}metrics_port: {port}\nhealth_port: {health_port}\n", self.yaml);
+                command.arg("--config").arg(self.place.write("config.yaml", &config));
+            }
+            command
+                .args(&self.arguments)
+                .envs(self.environment.iter().map(|(name, value)| (name, value)))
+                .stderr(file.try_clone().expect("share a log"))
+                .stdout(file);
+            let child = command.spawn().expect("start the exporter");
+            let curl = secure.as_ref().map(|_| self.place.path("curl"));
+            let mut started = Exporter { child, port, health_port, log, curl, authority: secure.clone() };
+            if started.serves() {
+                return started;
+            }
+        }
+        panic!("no free port from 19300 to 19399")
+    }
+}
+
+/// A running exporter. Dropping it kills it.
+pub struct Exporter {
+    child: Child,
+    pub port: u16,
+    pub health_port: u16,
+    log: PathBuf,
+    curl: Option<PathBuf>,
+    /// The CA of its certificate, if it has one.
+    pub authority: Option<PathBuf>,
+}
+
+impl Exporter {
+    /// Waits until it serves; false if a port was taken.
+    #[track_caller]
+    fn serves(&mut self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if self.log().contains("Waiting for events") {
+                return true;
+            }
+            if let Some(status) = self.child.try_wait().expect("wait for the exporter") {
+                let log = self.log();
+                assert!(log.contains(PORT_TAKEN), "the exporter ended, {status}:\n{log}");
+                return false;
+            }
+            assert!(Instant::now() < deadline, "the exporter does not serve:\n{}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    /// Runs curl for a path of the metrics' port, with the right password and CA if it is secure.
+    pub fn fetch(&self, path: &str, more: &[&str]) -> Output {
+        let config: Vec<_> =
+            self.curl.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]).collect();
+        self.curl(self.port, path).args(config).args(more).output().expect("run curl")
+    }
+
+    /// curl for a path of one of its ports, with neither password nor CA. It gives up after a while, so that an
+    /// answer that never comes is a failure.
+    pub fn curl(&self, port: u16, path: &str) -> Command {
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        let mut command = Command::new("curl");
+        // --disable: no configuration of the user's own.
+        command.args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30"]);
+        command.arg(format!("{scheme}://localhost:{port}{path}")).stdin(Stdio::null());
+        command
+    }
+
+    /// The text of one scrape.
+    #[track_caller]
+    pub fn text(&self) -> String {
+        let output = self.fetch("/metrics", &["--fail"]);
+        assert!(output.status.success(), "{output:?}\n{}", self.log());
+        String::from_utf8(output.stdout).expect("metrics in UTF-8")
+    }
+
+    /// One scrape.
+    #[track_caller]
+    pub fn scrape(&self) -> Metrics {
+        Metrics::parse(&self.text()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Status and body of a path of the health port.
+    #[track_caller]
+    pub fn health(&self, path: &str) -> (u16, String) {
+        let mut command = self.curl(self.health_port, path);
+        if let Some(authority) = &self.authority {
+            command.arg("--cacert").arg(authority);
+        }
+        let output = command.args(["--write-out", "\n%{http_code}"]).output().expect("run curl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("{output:?}"));
+        (status.parse().expect("a status"), body.to_owned())
+    }
+
+    /// Waits until all its targets' probes are attached.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        wait_for("the exporter to be ready", || self.health("/ready").0 == 200);
+    }
+
+    /// Waits until the log holds `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        wait_for(&format!("the log to say {text}"), || self.log().contains(text));
+    }
+
+    /// Sends it a signal and waits for its end.
+    #[track_caller]
+    pub fn end(&mut self, signal: &str) -> ExitStatus {
+        send_signal(self.pid(), signal);
+        wait_for_end(&mut self.child)
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the exporter's log:\n{}", self.log());
+        }
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,139 @@
+//! Reads Prometheus's text format (exposition_formats.md, version 0.0.4) as far as tests need it.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+
+/// Labels by name.
+pub type Labels = BTreeMap<String, String>;
+
+/// Every series of one scrape.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(pub BTreeMap<(String, Labels), f64>);
+
+/// Labels from pairs.
+pub fn labels<S: ToString, T: ToString>(pairs: &[(S, T)]) -> Labels {
+    pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+impl Metrics {
+    /// # Errors
+    /// If a line has another form, or a series is there twice.
+    pub fn parse(text: &str) -> Result<Metrics, String> {
+        let mut metrics = Metrics::default();
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (series, value) = sample(line).ok_or_else(|| format!("not a sample: {line}"))?;
+            if metrics.0.insert(series, value).is_some() {
+                return Err(format!("a series twice: {line}"));
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// The value of the one series with this name and all these labels; it may have more.
+    ///
+    /// # Panics
+    /// If there is none, or there are several.
+    #[track_caller]
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let found = self.select(name, labels);
+        assert_eq!(found.len(), 1, "{name} {labels:?}: {found:?}");
+        found[0].1
+    }
+
+    /// The sum of the series with this name and all these labels; 0 if there is none.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.select(name, labels).iter().map(|(_, value)| value).sum()
+    }
+
+    /// Series with this name and all these labels.
+    pub fn select(&self, name: &str, labels: &[(&str, &str)]) -> Vec<(&Labels, f64)> {
+        self.0
+            .iter()
+            .filter(|((found, has), _)| {
+                found == name
+                    && labels.iter().all(|(name, value)| has.get(*name).map(String::as_str) == Some(value))
+            })
+            .map(|((_, labels), value)| (labels, *value))
+            .collect()
+    }
+
+    /// The series of both, counted together; gauges are those of `later`.
+    #[must_use]
+    pub fn and(&self, later: &Metrics, gauges: &[&str]) -> Metrics {
+        let mut sum = self.clone();
+        for ((name, labels), value) in &later.0 {
+            let at = sum.0.entry((name.clone(), labels.clone())).or_default();
+            *at = if gauges.contains(&name.as_str()) { *value } else { *at + value };
+        }
+        sum
+    }
+
+    /// Without the series of this name.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Metrics {
+        Metrics(self.0.iter().filter(|((found, _), _)| found != name).map(|(k, v)| (k.clone(), *v)).collect())
+    }
+
+    /// Fails the test unless both have the same series with the same values, but for the last digits of sums of
+    /// fractions.
+    #[track_caller]
+    pub fn assert_same(&self, expected: &Metrics) {
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * a.abs().max(b.abs());
+        let unlike = |one: &Metrics, other: &Metrics| -> Vec<_> {
+            one.0
+                .iter()
+                .filter(|(series, value)| !other.0.get(*series).is_some_and(|found| close(**value, *found)))
+                .map(|((name, labels), value)| format!("{name} {labels:?} {value}"))
+                .collect()
+        };
+        let (more, missing) = (unlike(self, expected), unlike(expected, self));
+        assert!(
+            more.is_empty() && missing.is_empty(),
+            "expected:\n{}\nfound:\n{}",
+            missing.join("\n"),
+            more.join("\n")
+        );
+    }
+
+    /// Only what was measured: all but the exporter's and the process's own series.
+    pub fn measured(&self) -> Metrics {
+        let own = |name: &str| name.starts_with("fibre_exporter_") || name.starts_with("process_");
+        Metrics(self.0.iter().filter(|((name, _), _)| !own(name)).map(|(k, v)| (k.clone(), *v)).collect())
+    }
+}
+
+/// `name{label="value",...} value`.
+fn sample(line: &str) -> Option<((String, Labels), f64)> {
+    let end = line.find(['{', ' '])?;
+    let (name, mut rest) = line.split_at(end);
+    let mut labels = Labels::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, after) = rest.split_once("=\"")?;
+            let (value, after) = quoted(after)?;
+            labels.insert(label.trim_start_matches(',').to_string(), value);
+            rest = after;
+        }
+        rest = &rest[1..];
+    }
+    Some(((name.to_string(), labels), rest.trim().parse().ok()?))
+}
+
+/// Up to the closing quote, and what comes after it.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            other => value.push(other),
+        }
+    }
+    None
+}

@@ -1,0 +1,305 @@
+//! A real Prometheus on loopback, running the compose stack's own configuration.
+//!
+//! It needs `prometheus` and `promtool`, both in Debian's package `prometheus`. The only differences from
+//! the stack are those that [`adapt`] makes: where the target and the files are, and how often to look.
+//! The module `dashboard` must stand beside it.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+use serde_yaml::Value as Yaml;
+
+use super::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
+
+/// What the exporter under test is to Prometheus; all else comes from the stack's `prometheus.yml`.
+pub struct Scrape {
+    /// `host:port`. Over TLS the host must be a name in the certificate.
+    pub target: String,
+    /// The CA to trust; `None` scrapes without TLS.
+    pub ca_file: Option<PathBuf>,
+    pub password_file: PathBuf,
+    /// The target's label `node`, as the entries for several nodes have it.
+    pub node: Option<String>,
+}
+
+/// A running Prometheus; it ends, and its files go, when this is dropped.
+pub struct Prometheus {
+    child: Child,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+/// One element of an instant vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
+/// The directory of the stack's `prometheus.yml` and rules.
+pub fn stack_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/prometheus")
+}
+
+/// A loopback port between 19100 and 19199 that nobody listens on.
+///
+/// # Panics
+/// If all of them are taken.
+pub fn free_port() -> u16 {
+    // Tests of one process run at the same time: each call starts looking where the last one stopped.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    (0..100)
+        .map(|_| 19100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("no free port between 19100 and 19199")
+}
+
+/// The stack's `prometheus.yml` with its job `fibre` turned to `scrape`, every second, and its rules found
+/// in `directory`, where the file used to be.
+///
+/// # Errors
+/// If the text is not YAML or lacks a part that is replaced: then it no longer is what is tested here.
+pub fn adapt(text: &str, directory: &Path, scrape: &Scrape) -> Result<String, String> {
+    let mut config: Yaml = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
+    for key in ["scrape_interval", "evaluation_interval"] {
+        *part(&mut config, &["global", key])? = "1s".into();
+    }
+    config["global"]["scrape_timeout"] = "1s".into();
+    for rules in part(&mut config, &["rule_files"])?.as_sequence_mut().ok_or("rule_files is not a list")? {
+        let path = rules.as_str().ok_or("rule_files holds something that is not a path")?;
+        *rules = directory.join(path).display().to_string().into();
+    }
+    let jobs =
+        part(&mut config, &["scrape_configs"])?.as_sequence_mut().ok_or("scrape_configs is not a list")?;
+    let job = jobs.iter_mut().find(|j| j["job_name"] == "fibre").ok_or("no job named fibre")?;
+    *part(job, &["basic_auth", "password_file"])? = scrape.password_file.display().to_string().into();
+    match &scrape.ca_file {
+        Some(ca) => *part(job, &["tls_config", "ca_file"])? = ca.display().to_string().into(),
+        None => {
+            *part(job, &["scheme"])? = "http".into();
+            job.as_mapping_mut().and_then(|m| m.remove("tls_config")).ok_or("no tls_config")?;
+        }
+    }
+    let entries = part(job, &["static_configs"])?.as_sequence_mut().ok_or("static_configs is not a list")?;
+    let entry = entries.first_mut().ok_or("static_configs is empty")?;
+    *part(entry, &["targets"])? = Yaml::Sequence(vec![scrape.target.clone().into()]);
+    if let Some(node) = &scrape.node {
+        entry["labels"]["node"] = node.clone().into();
+    }
+    entries.truncate(1);
+    serde_yaml::to_string(&config).map_err(|e| e.to_string())
+}
+
+/// What `path` leads to; an error if it is not there.
+fn part<'a>(yaml: &'a mut Yaml, path: &[&str]) -> Result<&'a mut Yaml, String> {
+    path.iter().try_fold(yaml, |at, key| at.get_mut(*key)).ok_or_else(|| format!("no {}", path.join(".")))
+}
+
+/// Runs `promtool` with these arguments.
+///
+/// # Errors
+/// What it printed, if it did not succeed; that it is missing, if so.
+pub fn promtool<const N: usize>(arguments: [&str; N]) -> Result<String, String> {
+    let output = Command::new("promtool")
+        .args(arguments)
+        .output()
+        .map_err(|e| format!("cannot run promtool ({e}); install Debian's package prometheus"))?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if output.status.success() { Ok(said) } else { Err(said) }
+}
+
+impl Prometheus {
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// If it cannot be started, with its log.
+    pub fn start(scrape: &Scrape) -> Result<Prometheus, String> {
+        let failed = |what: &str, e: std::io::Error| format!("{what}: {e}");
+        let directory = tempfile::tempdir().map_err(|e| failed("cannot make a temporary directory", e))?;
+        let stack = stack_directory();
+        let text = std::fs::read_to_string(stack.join("prometheus.yml"))
+            .map_err(|e| failed("cannot read the stack's prometheus.yml", e))?;
+        let config = directory.path().join("prometheus.yml");
+        std::fs::write(&config, adapt(&text, &stack, scrape)?)
+            .map_err(|e| failed("cannot write prometheus.yml", e))?;
+        let log = File::create(directory.path().join("log")).map_err(|e| failed("cannot make a log", e))?;
+
+        let port = free_port();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--log.level=warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|e| failed("cannot run prometheus (install Debian's package prometheus)", e))?;
+        let mut server = Prometheus { child, port, directory };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if server.get("/-/ready").is_ok() {
+                return Ok(server);
+            }
+            if let Ok(Some(status)) = server.child.try_wait() {
+                return Err(format!("prometheus ended with {status}:\n{}", server.log()));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("prometheus does not get ready:\n{}", server.log()));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Its log so far (warnings and errors).
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until every target is `up` and its samples can be asked for.
+    ///
+    /// # Errors
+    /// After `patience`: what Prometheus says of each target.
+    pub fn wait_until_up(&self, patience: Duration) -> Result<(), String> {
+        self.wait(patience, || {
+            let data = self.api("/api/v1/targets?state=active")?;
+            let targets = data["activeTargets"].as_array().ok_or("no list of targets in the answer")?;
+            // A target's health is told a moment before its samples can be asked for.
+            let up = self.query("up")?.iter().filter(|s| s.value == 1.0).count();
+            if !targets.is_empty() && up == targets.len() {
+                return Ok(());
+            }
+            let told = targets.iter().map(|t| {
+                format!(
+                    "{} is {}: {}",
+                    t["scrapeUrl"],
+                    t["health"],
+                    t["lastError"].as_str().unwrap_or_default()
+                )
+            });
+            Err(told.collect::<Vec<_>>().join("\n"))
+        })
+    }
+
+    /// Waits until each target has been scraped `times` times; a rate needs two.
+    ///
+    /// # Errors
+    /// After `patience`: how often each was.
+    pub fn wait_for_scrapes(&self, times: u32, patience: Duration) -> Result<(), String> {
+        self.wait(patience, || {
+            let counts = self.query("count_over_time(up[1h])")?;
+            if !counts.is_empty() && counts.iter().all(|s| s.value >= f64::from(times)) {
+                return Ok(());
+            }
+            Err(format!("no target yet, or one with fewer than {times} scrapes: {counts:?}"))
+        })
+    }
+
+    fn wait(&self, patience: Duration, mut done: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match done() {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Evaluates an expression now. A scalar is given as one sample without labels.
+    ///
+    /// # Errors
+    /// What Prometheus says, if it refuses the expression; or that it does not answer.
+    pub fn query(&self, expr: &str) -> Result<Vec<Sample>, String> {
+        let data = self.api(&format!("/api/v1/query?query={}", percent_encode(expr)))?;
+        let strange = || format!("a strange answer to {expr}: {data}");
+        let value = |pair: &Json| pair[1].as_str().and_then(|v| v.parse::<f64>().ok()).ok_or_else(strange);
+        match data["resultType"].as_str() {
+            Some("scalar") => Ok(vec![Sample { labels: BTreeMap::new(), value: value(&data["result"])? }]),
+            Some("vector") => data["result"]
+                .as_array()
+                .ok_or_else(strange)?
+                .iter()
+                .map(|element| {
+                    let labels = serde_json::from_value(element["metric"].clone()).map_err(|_| strange())?;
+                    Ok(Sample { labels, value: value(&element["value"])? })
+                })
+                .collect(),
+            _ => Err(strange()),
+        }
+    }
+
+    /// Runs every query of every panel; gives those without data, as `panel, query: expression`. A number
+    /// that is not finite is no data: it is what a quantile of nothing or 0/0 gives.
+    ///
+    /// # Errors
+    /// If a query is refused or has a variable without a value.
+    pub fn queries_without_data(
+        &self,
+        dashboard: &Dashboard,
+        variables: &[Variable],
+    ) -> Result<Vec<String>, String> {
+        let mut empty = Vec::new();
+        for panel in &dashboard.panels {
+            for query in &panel.queries {
+                let expr = substitute(&query.expr, &[variables, BUILT_IN_VARIABLES])?;
+                let samples = self.query(&expr).map_err(|e| format!("{}: {e}", panel.title))?;
+                if !samples.iter().any(|s| s.value.is_finite()) {
+                    empty.push(format!("{}, {}: {expr}", panel.title, query.ref_id));
+                }
+            }
+        }
+        Ok(empty)
+    }
+
+    /// The `data` of an answer of the HTTP API.
+    fn api(&self, path: &str) -> Result<Json, String> {
+        let mut answer: Json = serde_json::from_str(&self.get(path)?).map_err(|e| e.to_string())?;
+        if answer["status"] == "success" {
+            Ok(answer["data"].take())
+        } else {
+            Err(answer["error"].to_string())
+        }
+    }
+
+    /// The body that a path answers; HTTP/1.0, so that it ends with the connection and is in one piece.
+    fn get(&self, path: &str) -> Result<String, String> {
+        let exchange = || -> std::io::Result<String> {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = exchange().map_err(|e| format!("prometheus does not answer: {e}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("prometheus cut its answer short")?;
+        let status = head.lines().next().unwrap_or_default();
+        // The API explains a refused query in the body of a 400 or 422.
+        if status.contains(" 200 ") || body.starts_with('{') { Ok(body.into()) } else { Err(status.into()) }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}

@@ -1,0 +1,221 @@
+//! The whole way from a configuration's text to its series, in this process: what the tests of the kernel's side
+//! share. It needs root, and fails where the kernel refuses.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use exporter::bank::UserBank;
+use exporter::config::{Environment, Overrides, load_bytes};
+use exporter::drain::Drain;
+use exporter::kernel::choose;
+use exporter::layout::Layout;
+use exporter::metrics::Registry;
+use exporter::metrics::own::Books;
+use exporter::plan::{Plan, plan};
+use exporter::targets::{Keeper, ProbeState};
+
+/// How long anything may take that takes no time on a machine at rest.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A tracer at work. Dropping it detaches everything.
+pub struct Tracer {
+    pub plan: Arc<Plan>,
+    keeper: Keeper,
+    drain: Drain,
+    registry: Mutex<Registry>,
+}
+
+/// Series by their name and labels, as they are written in the exposition format; the label `node` is left out.
+pub type Series = BTreeMap<String, String>;
+
+impl Tracer {
+    /// Starts tracing what the configuration says. Every probe must be attached.
+    pub fn start(yaml: &str) -> Self {
+        Self::start_by(yaml, false)
+    }
+
+    /// As [`Tracer::start`]; with `all_to_ring` nothing is computed in the kernel.
+    pub fn start_by(yaml: &str, all_to_ring: bool) -> Self {
+        let tracer = Self::start_unready(yaml, all_to_ring);
+        let why = tracer.keeper.status().not_ready(&tracer.plan);
+        assert!(why.is_empty(), "not attached: {why:#?}");
+        tracer
+    }
+
+    /// As [`Tracer::start`], but probes may be missing.
+    pub fn start_unready(yaml: &str, all_to_ring: bool) -> Self {
+        let plan = plan_of(yaml, all_to_ring).unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}"));
+        let attach = choose(plan.settings.attach);
+        let plan = Arc::new(plan);
+        let layout = Arc::new(Layout::new(&plan));
+        let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
+            panic!("these tests need root and a kernel that takes probe programs: {why}")
+        });
+        let user = Arc::new(UserBank::new(&layout.user));
+        let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared()).unwrap();
+        let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().bank, user));
+        Self { plan, keeper, drain, registry }
+    }
+
+    /// The series as a scrape would show them.
+    pub fn render(&self) -> Series {
+        self.drain.catch_up(PATIENCE);
+        let mut text = Vec::new();
+        self.registry.lock().unwrap().render(&self.keeper.status().seen(), &mut text);
+        let text = String::from_utf8(text).expect("the exposition format is UTF-8");
+        let rows = text.lines().filter(|line| !line.starts_with('#'));
+        let node = format!("node=\"{}\"", self.plan.settings.node_name);
+        rows.map(|line| {
+            let (series, value) = line.rsplit_once(' ').expect("a series has a value");
+            let series = series.replace(&format!("{{{node}}}"), "").replace(&format!("{{{node},"), "{");
+            (series, value.to_string())
+        })
+        .collect()
+    }
+
+    /// The probe's books now.
+    pub fn books(&self, probe: usize) -> Books {
+        Books::read(&self.keeper.shared(), probe)
+    }
+
+    /// The books of all probes once no hit is being dealt with.
+    pub fn books_at_rest(&self) -> Vec<Books> {
+        let began = Instant::now();
+        loop {
+            let books: Vec<_> = (0..self.plan.probes.len()).map(|probe| self.books(probe)).collect();
+            if books.iter().all(|books| books.in_flight == 0) {
+                return books;
+            }
+            assert!(began.elapsed() < PATIENCE, "hits are never dealt with: {books:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Events that user space has taken from the ring buffer, after it has caught up; and those among them that
+    /// were no events.
+    pub fn drained(&self) -> (u64, u64) {
+        self.drain.catch_up(PATIENCE);
+        let stats = self.drain.stats();
+        (stats.events.load(Ordering::Relaxed), stats.undecodable.load(Ordering::Relaxed))
+    }
+
+    /// Metric updates that user space could not make: for unreadable values, and for negative amounts.
+    pub fn refused_in_user_space(&self) -> (u64, u64) {
+        let stats = self.drain.stats();
+        (stats.unreadable.load(Ordering::Relaxed), stats.negative.load(Ordering::Relaxed))
+    }
+
+    /// State and number of sites of a probe.
+    pub fn state(&self, probe: usize) -> (ProbeState, usize) {
+        let probe = &self.keeper.status().probes()[probe];
+        (probe.state.clone(), probe.sites)
+    }
+
+    /// Hits that named no site: a fault of the exporter.
+    pub fn stray(&self) -> u64 {
+        self.keeper.shared().control.stray()
+    }
+}
+
+/// The plan for a configuration's text, or what is wrong with it.
+pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
+    load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new())
+        .and_then(|loaded| plan(loaded.config, all_to_ring))
+        .map_err(|wrong| wrong.to_string())
+}
+
+/// A folder of this test's own, for files that probes are set in: these go by the file, not by the process.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// A copy of one of the programs of `demo/`.
+pub fn private_copy(program: &str, folder: &Path) -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/demo").join(program);
+    assert!(built.exists(), "{} is missing; `make -C demo` builds it", built.display());
+    let copy = folder.join(program);
+    // By another process: a descriptor that is open for writing here could leak into a child that another test
+    // starts at this moment, and a file that is open for writing cannot be run.
+    let copied = Command::new("cp").arg("--").args([&built, &copy]).status().unwrap();
+    assert!(copied.success());
+    copy
+}
+
+/// A running `forms` of `demo/`, which fires what it is told to.
+pub struct Forms {
+    child: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Forms {
+    pub fn start(program: &Path) -> Self {
+        let mut child =
+            Command::new(program).arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let ask = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, ask, answers }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fires the probe, and waits until it is done. Returns the program's answer.
+    pub fn fire(&mut self, form: &str, count: u64) -> serde_json::Value {
+        self.begin(form, count);
+        let answer = self.answer().unwrap_or_else(|| panic!("{form}: the program ended"));
+        assert_eq!(answer["fired"], count, "{answer}");
+        assert_eq!(answer["damaged"], 0, "{answer}");
+        answer
+    }
+
+    /// Tells it to fire, without waiting.
+    pub fn begin(&mut self, form: &str, count: u64) {
+        writeln!(self.ask, "{form} {count}").unwrap();
+        self.ask.flush().unwrap();
+    }
+
+    /// The next answer; `None` if it has ended.
+    pub fn answer(&mut self) -> Option<serde_json::Value> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}")))
+    }
+
+    /// The semaphore of every probe that has one, by the probe's name.
+    pub fn semaphores(&mut self) -> BTreeMap<String, u64> {
+        self.begin("semaphores", 0);
+        let answer = self.answer().expect("the program runs");
+        let all = answer["semaphores"].as_object().unwrap();
+        all.iter().map(|(probe, value)| (probe.clone(), value.as_u64().unwrap())).collect()
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Forms {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until it holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,31 @@
+//! The monitoring stack: the compose file and what it mounts, the alerts, and the dashboard, the latter
+//! against a real Prometheus. No container runs here.
+
+#[path = "common/dashboard.rs"]
+mod dashboard;
+#[path = "stack/dashboards.rs"]
+mod dashboards;
+#[path = "stack/files.rs"]
+mod files;
+#[path = "stack/live.rs"]
+mod live;
+#[path = "common/prometheus.rs"]
+mod prometheus;
+#[path = "stack/stand_in.rs"]
+mod stand_in;
+
+use std::path::{Path, PathBuf};
+
+/// A path inside the repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The dashboards that are shipped.
+fn shipped_dashboards() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(repository("grafana")).expect("cannot list grafana/");
+    let files = files.map(|entry| entry.expect("cannot list grafana/").path());
+    let found: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "json")).collect();
+    assert!(!found.is_empty(), "no dashboard in grafana/");
+    found
+}
