@@ -60,12 +60,7 @@ impl<'a> Event<'a> {
         else {
             return Err(DecodeError(format!("event cut at {} bytes", record.len())));
         };
-        Ok(Self {
-            probe: half(0) as usize,
-            faults: half(4),
-            values,
-            text,
-        })
+        Ok(Self { probe: half(0) as usize, faults: half(4), values, text })
     }
 
     /// Value number `index`, which is text or not as the plan says.

@@ -81,7 +81,9 @@ impl Report {
             self.rounds
         );
         if !self.rows.is_empty() {
-            to.push_str("| probe | tracer | ns per hit | spread | x empty | tracer's CPU, ns per hit | lost |\n");
+            to.push_str(
+                "| probe | tracer | ns per hit | spread | x empty | tracer's CPU, ns per hit | lost |\n",
+            );
             to.push_str("|---|---|---:|---:|---:|---:|---:|\n");
         }
         for (row, all) in &self.rows {

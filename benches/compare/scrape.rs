@@ -78,7 +78,10 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     }
     report.fact(format!("first scrape of {lines} series"), format!("{:.0} ms", first as f64 / 1e6));
     report.fact(format!("scrape of {lines} series"), ours_cost.show(lines));
-    report.fact(format!("prometheus crate, gather and text, {SERIES} series"), theirs_cost.show(SERIES as usize));
+    report.fact(
+        format!("prometheus crate, gather and text, {SERIES} series"),
+        theirs_cost.show(SERIES as usize),
+    );
     Ok(())
 }
 
