@@ -253,6 +253,13 @@ struct integer_key {
 	__u64 value;
 };
 
+/* The same for text of a few words: how a word_key begins. */
+struct short_key {
+	__u32 dictionary;
+	__u32 pad;
+	__u64 words[PATTERN_WORDS];
+};
+
 /* Written once by the kernel, read by the exporter when ready is 1. */
 struct entry {
 	__u32 ready;

@@ -172,6 +172,18 @@ __noinline __u32 number_of_set(__u32 family, struct ids *ids)
 	return number_of(&set);
 }
 
+static __always_inline __u32 number_of_short(struct word_key *key)
+{
+	__u32 *known = bpf_map_lookup_elem(&short_texts, key), number;
+
+	if (known)
+		return *known;
+	number = number_of(key);
+	if (number != ~0U)
+		bpf_map_update_elem(&short_texts, key, &number, BPF_ANY);
+	return number;
+}
+
 /* The number of a label that is text, see enum label_id. */
 __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
 {
@@ -191,7 +203,7 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
-	found = number_of(&key);
+	found = words <= PATTERN_WORDS ? number_of_short(&key) : number_of(&key);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 

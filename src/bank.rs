@@ -67,9 +67,10 @@ impl UserBank {
         self.folded[probe].load(Ordering::Relaxed)
     }
 
-    /// Adds to a cell, wrapping.
+    /// Adds to a cell, wrapping. Only the drain thread may, which needs no locked instruction then.
     pub fn add(&self, cell: u32, amount: u64) {
-        self.cells[cell as usize].fetch_add(amount, Ordering::Relaxed);
+        let cell = &self.cells[cell as usize];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
     pub fn set(&self, cell: u32, value: u64) {

@@ -227,7 +227,9 @@ impl Handler {
     /// Called from libbpf's C code, through which no panic may pass: nothing in here panics on any input, and the
     /// crate that calls it aborts should it happen all the same.
     fn record(&mut self, record: &[u8]) {
-        self.stats.events.fetch_add(1, Ordering::Relaxed);
+        // This thread alone writes it.
+        let events = self.stats.events.load(Ordering::Relaxed);
+        self.stats.events.store(events + 1, Ordering::Relaxed);
         let event = match Event::decode(record) {
             Ok(event) => event,
             Err(_) => {

@@ -12,6 +12,9 @@ use crate::target::Target;
 
 const EVENT: &str = "\
 - on: usdt:bench:ints3
+  metrics: [{ counter: hits_total }]";
+const CONDITIONS: &str = "\
+- on: usdt:bench:ints3
   args: { a: 0, b: 1, c: 2 }
   metrics: [{ counter: hits_total, when: a >= 0 and b >= 0 and c >= 0 }]";
 const SITES: &str = "\
@@ -26,7 +29,7 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         let name = format!("events lost at {:.1} M/s from {processes} process(es)", rate as f64 / 1e6);
         if options.wants(&name) {
             let each = rate / processes as u64;
-            let mut exporter = Exporter::load(target, EVENT, true)?;
+            let mut exporter = Exporter::load(target, CONDITIONS, true)?;
             let _links = exporter.attach()?;
             let before = cpu_ns();
             let costs = target.run("ints3", 3 * each, processes, Some(each))?;
@@ -41,8 +44,36 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
             );
         }
     }
+    if options.wants("drain of an event") {
+        drain(options, target, report)?;
+    }
     if options.wants("attach and detach 1,000 sites") {
         attach(options, target, report)?;
+    }
+    Ok(())
+}
+
+/// Fills the ring, then starts the thread that empties it.
+fn drain(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
+    const EVENTS: u64 = 40_000;
+    for (name, probes) in
+        [("drain of an event of 64 bytes, counted", EVENT), ("and with three conditions", CONDITIONS)]
+    {
+        let mut ns = Vec::new();
+        for _ in 0..options.rounds {
+            let mut exporter = Exporter::load_without_drain(target, probes, true)?;
+            let links = exporter.attach()?;
+            target.run("ints3", EVENTS, 1, None)?;
+            drop(links);
+            let before = cpu_ns();
+            exporter.start_drain()?;
+            exporter.scrape();
+            ns.push((cpu_ns() - before) as f64 / EVENTS as f64);
+            if exporter.total("hits_total") != EVENTS {
+                return Err("the ring is smaller than the events that were sent".to_string());
+            }
+        }
+        report.fact(name, format!("{:.1} ns of CPU", median(&ns)));
     }
     Ok(())
 }

@@ -24,7 +24,10 @@ pub struct Exporter {
     target: PathBuf,
     sites: Vec<ResolvedSite>,
     registry: Registry,
-    drain: Drain,
+    plan: Arc<Plan>,
+    layout: Layout,
+    user: Arc<UserBank>,
+    drain: Option<Drain>,
     text: Vec<u8>,
 }
 
@@ -42,16 +45,28 @@ fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, Strin
 
 impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
+        let mut made = Self::load_without_drain(target, probes, all_to_ring)?;
+        made.start_drain()?;
+        Ok(made)
+    }
+
+    /// Without the thread that takes events from the ring: they stay there.
+    pub fn load_without_drain(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Layout::new(&plan);
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
         let sites = resolve(&image, 0, &plan.probes[0], &mut |_| 0).map_err(|why| why.to_string())?.sites;
         let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
-        let drain = Drain::start(plan.clone(), &layout, user.clone(), kernel.shared())
-            .map_err(|why| why.to_string())?;
-        let registry = Registry::new(plan, &layout, kernel.shared().bank, user);
-        Ok(Self { kernel, target: target.path.clone(), sites, registry, drain, text: Vec::new() })
+        let registry = Registry::new(plan.clone(), &layout, kernel.shared().bank, user.clone());
+        let target = target.path.clone();
+        Ok(Self { kernel, target, sites, registry, plan, layout, user, drain: None, text: Vec::new() })
+    }
+
+    pub fn start_drain(&mut self) -> Result<(), String> {
+        let drain = Drain::start(self.plan.clone(), &self.layout, self.user.clone(), self.kernel.shared());
+        self.drain = Some(drain.map_err(|why| why.to_string())?);
+        Ok(())
     }
 
     /// Attaches to all sites of its first probe. Dropping the links detaches.
@@ -68,7 +83,9 @@ impl Exporter {
 
     /// Waits for the events that are still in the ring, then renders all series.
     pub fn scrape(&mut self) -> &[u8] {
-        self.drain.catch_up(Duration::from_secs(10));
+        if let Some(drain) = &self.drain {
+            drain.catch_up(Duration::from_secs(10));
+        }
         self.text.clear();
         self.registry.render(&[], &mut self.text);
         &self.text
