@@ -52,33 +52,38 @@ static __always_inline bool compare(__u64 value, const struct condition *cond)
 	}
 }
 
+/* Whether a condition on text holds. */
+__noinline int compare_text(struct hit *hit, struct probe *probe, struct condition *cond)
+{
+	__u64 words[PATTERN_WORDS] = {};
+	bool fits;
+
+	if (!hit || !probe || !cond || read_text(hit, probe, cond->value, words, sizeof(words)) < 0)
+		return UNREADABLE;
+	fits = match(cond->operand, 1, words, true) == 0;
+	return fits == (cond->op == COND_STRING) ? FITS : FITS_NOT;
+}
+
 /* Whether all conditions of the action hold. */
-static __always_inline int check_conditions(const struct hit *hit, const struct probe *probe,
-					    const struct action *action)
+static __always_inline int check_conditions(struct hit *hit, struct probe *probe, struct action *action)
 {
 #pragma clang loop unroll(disable)
 	for (__u32 c = 0; c < MAX_CONDITIONS; c++) {
-		const struct condition *cond = &action->conditions[c];
+		struct condition *cond = &action->conditions[c];
 		__u32 i = cond->value;
-		bool holds;
 
 		if (c >= action->nconditions)
 			break;
 		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 			return UNREADABLE;
 		if (cond->op == COND_STRING || cond->op == COND_NOT_STRING) {
-			__u64 words[PATTERN_WORDS] = {};
+			int verdict = compare_text(hit, probe, cond);
 
-			if (read_text(hit, probe, i, words, sizeof(words)) < 0)
-				return UNREADABLE;
-			holds = match(cond->operand, 1, words, true) == 0;
-			if (cond->op == COND_NOT_STRING)
-				holds = !holds;
-		} else {
-			holds = compare(hit->values[i], cond);
-		}
-		if (!holds)
+			if (verdict != FITS)
+				return verdict;
+		} else if (!compare(hit->values[i], cond)) {
 			return FITS_NOT;
+		}
 	}
 	return FITS;
 }
@@ -127,29 +132,86 @@ full:
 	return ~0U;
 }
 
-/* The label's value as a number, see enum label_id. */
-static __always_inline __u32 label_id(const struct hit *hit, const struct probe *probe, const struct label *label)
+/* The number of an integer that is not in integers yet. */
+__noinline __u32 number_of_new(struct integer_key *integer)
 {
-	struct word_key key = { .dictionary = label->dictionary };
-	__u32 i = label->value, words = label->words, found;
-	bool text = label->flags & LABEL_TEXT;
+	struct word_key key = {};
+	__u32 number;
 
-	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+	if (!integer)
+		return ~0U;
+	key.dictionary = integer->dictionary;
+	key.words[0] = integer->value;
+	number = number_of(&key);
+	if (number != ~0U)
+		bpf_map_update_elem(&integers, integer, &number, BPF_ANY);
+	return number;
+}
+
+static __always_inline __u32 number_of_integer(__u32 dictionary, __u64 value)
+{
+	struct integer_key key = { .dictionary = dictionary, .value = value };
+	__u32 *known = bpf_map_lookup_elem(&integers, &key);
+
+	return known ? *known : number_of_new(&key);
+}
+
+/* The numbers of a metric's labels. */
+struct ids {
+	__u32 id[MAX_LABELS];
+};
+
+__noinline __u32 number_of_set(__u32 family, struct ids *ids)
+{
+	struct word_key set = { .dictionary = family };
+
+	if (!ids)
+		return ~0U;
+	for (int l = 0; l < MAX_LABELS; l++)
+		set.words[l] = ids->id[l];
+	return number_of(&set);
+}
+
+/* The number of a label that is text, see enum label_id. */
+__noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
+{
+	struct word_key key = {};
+	__u32 words, found;
+
+	if (!hit || !probe || !label)
 		return ID_UNREADABLE;
-	if (text) {
-		if (!BOUNDED(words, TEXT_WORDS + 1) || read_text(hit, probe, i, key.words, words * 8) < 0)
-			return ID_UNREADABLE;
-	} else {
-		key.words[0] = hit->values[i];
-	}
+	key.dictionary = label->dictionary;
+	words = label->words;
+	if (!BOUNDED(words, TEXT_WORDS + 1) || read_text(hit, probe, label->value, key.words, words * 8) < 0)
+		return ID_UNREADABLE;
 	if (label->npatterns) {
-		found = match(label->first_pattern, label->npatterns, key.words, text);
+		found = match(label->first_pattern, label->npatterns, key.words, true);
 		if (found != NO_MATCH)
 			return ID_PATTERN + found;
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
 	found = number_of(&key);
+	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
+}
+
+/* The label's value as a number, see enum label_id. */
+static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
+{
+	__u32 i = label->value, found;
+
+	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+		return ID_UNREADABLE;
+	if (label->flags & LABEL_TEXT)
+		return text_id(hit, probe, label);
+	if (label->npatterns) {
+		found = match(label->first_pattern, label->npatterns, &hit->values[i], false);
+		if (found != NO_MATCH)
+			return ID_PATTERN + found;
+	}
+	if (!(label->flags & LABEL_RAW))
+		return ID_PATTERN + label->npatterns;
+	found = number_of_integer(label->dictionary, hit->values[i]);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 
@@ -188,16 +250,15 @@ static __always_inline void extreme(__u32 cell, __u64 value, bool max)
 }
 
 /* The series that the hit's label values belong to. */
-static __always_inline __u32 series_number(const struct hit *hit, const struct probe *probe,
-					   const struct action *action)
+static __always_inline __u32 series_number(struct hit *hit, struct probe *probe, struct action *action)
 {
-	struct word_key set = { .dictionary = action->family };
+	struct ids ids = {};
 	__u32 number = 0;
 	bool folded = false;
 
 #pragma clang loop unroll(full)
 	for (__u32 l = 0; l < MAX_LABELS; l++) {
-		const struct label *label = &action->labels[l];
+		struct label *label = &action->labels[l];
 		__u32 id;
 
 		if (l >= action->nlabels)
@@ -205,10 +266,11 @@ static __always_inline __u32 series_number(const struct hit *hit, const struct p
 		id = label_id(hit, probe, label);
 		folded |= id == ID_OTHER;
 		number += id * label->multiplier;
-		set.words[l] = id;
+		ids.id[l] = id;
 	}
 	if (action->family != NO_FAMILY) {
-		number = number_of(&set) + 1; /* none is ~0: series 0, "other" in every label */
+		number =
+			number_of_set(action->family, &ids) + 1; /* none is ~0: series 0, "other" in every label */
 		folded |= !number;
 	}
 	if (folded)

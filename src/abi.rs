@@ -50,8 +50,8 @@ const _: () = {
     assert!(size_of::<bounds>() == 8 * (MAX_BOUNDS + 1));
     assert!(size_of::<dictionary>() == 24);
     assert!(size_of::<entry>() == 8 + 8 * TEXT_WORDS);
-    assert!(size_of::<event>() == 32);
-    assert!(offset_of!(event, faults) == 20 && offset_of!(event, event_class) == 26);
+    assert!(size_of::<event>() == 16);
+    assert!(offset_of!(event, faults) == 4 && offset_of!(event, event_class) == 10);
     assert!(size_of::<control>() == 32);
 };
 

@@ -27,6 +27,8 @@ pub trait Bank: Send + Sync {
 pub struct UserBank {
     cells: Vec<AtomicU64>,
     dictionaries: Vec<Dictionary>,
+    /// Of each probe, label values that went to "other".
+    folded: Vec<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -42,8 +44,10 @@ struct Names {
 }
 
 impl UserBank {
-    pub fn new(layout: &layout::Bank) -> Self {
+    /// A bank for the metrics of so many probes.
+    pub fn new(layout: &layout::Bank, probes: usize) -> Self {
         Self {
+            folded: (0..probes).map(|_| AtomicU64::new(0)).collect(),
             cells: (0..layout.cells).map(|_| AtomicU64::new(0)).collect(),
             dictionaries: layout
                 .dictionaries
@@ -51,6 +55,16 @@ impl UserBank {
                 .map(|dictionary| Dictionary { limit: dictionary.limit, names: RwLock::default() })
                 .collect(),
         }
+    }
+
+    /// Counts a label value of this probe that went to "other".
+    pub fn fold(&self, probe: usize) {
+        self.folded[probe].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Label values of this probe that went to "other".
+    pub fn folded(&self, probe: usize) -> u64 {
+        self.folded[probe].load(Ordering::Relaxed)
     }
 
     /// Adds to a cell, wrapping.
@@ -115,7 +129,7 @@ mod tests {
 
     fn bank(limit: u32) -> UserBank {
         let dictionary = layout::DictionaryLayout { first_entry: 0, capacity: limit, limit };
-        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit })
+        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit }, 1)
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
 use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::label_id;
+use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
@@ -129,6 +129,19 @@ impl Registry {
         for family in &self.families {
             family.write(to);
         }
+    }
+
+    /// Of each metric, label values that went to "other" at the probes that feed it.
+    pub fn folded(&self) -> Vec<u64> {
+        let mut folded = vec![0; self.families.len()];
+        for (number, probe) in self.plan.probes.iter().enumerate() {
+            let here = self.kernel.book(number, book_cell::BOOK_FOLDED) + self.user.folded(number);
+            let mut metrics: Vec<_> = probe.actions.iter().map(|action| action.metric).collect();
+            metrics.sort_unstable();
+            metrics.dedup();
+            metrics.into_iter().for_each(|metric| folded[metric] += here);
+        }
+        folded
     }
 
     /// Series that the latest scrape had.
