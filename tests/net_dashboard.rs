@@ -43,7 +43,8 @@ fn serve(listener: &TcpListener, network: &Network, stop: &AtomicBool) {
         network.collect().iter().for_each(|family| packets::write(family, &mut text));
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n";
         // A scraper that has gone away is not our concern.
-        let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", text.len()).and_then(|()| stream.write_all(&text));
+        let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", text.len())
+            .and_then(|()| stream.write_all(&text));
     }
 }
 
