@@ -235,9 +235,14 @@ struct dictionary {
 	__u32 first_entry;
 	__u32 capacity; /* numbers there is room for: the limit and a few to spare */
 	__u32 limit;
-	__u32 accepted; /* written by the kernel: distinct values in use */
-	__u32 next; /* written by the kernel: numbers given out */
+	__u32 accepted; /* written by both sides: distinct values in use */
+	__u32 next; /* written by the kernel: numbers given out for the first time */
 	__u32 pad;
+	/*
+	 * Numbers that were given back, as a stack: the low half is the upper one plus 1, or 0; the next one down is in its
+	 * entry's first word. The high half counts changes, so that a stack that was changed and changed back is seen.
+	 */
+	__u64 free;
 };
 
 struct word_key {
@@ -321,7 +326,7 @@ _Static_assert(sizeof(struct location) == 16, "layout");
 _Static_assert(sizeof(struct site) == 8 + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
-_Static_assert(sizeof(struct dictionary) == 24, "layout");
+_Static_assert(sizeof(struct dictionary) == 32, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
 _Static_assert(sizeof(struct control) == 32, "layout");
 _Static_assert(sizeof(struct event) == 16, "layout");

@@ -88,15 +88,68 @@ static __always_inline int check_conditions(struct hit *hit, struct probe *probe
 	return FITS;
 }
 
+#define STACK_TRIES 16
+
+static __always_inline struct entry *entry_of(const struct dictionary *dictionary, __u32 number)
+{
+	__u32 at = dictionary->first_entry + number;
+
+	return bpf_map_lookup_elem(&entries, &at);
+}
+
+/* A number that nobody has, or ~0. */
+static __always_inline __u32 take_number(struct dictionary *dictionary)
+{
+	__u32 number;
+
+#pragma clang loop unroll(disable)
+	for (int tries = 0; tries < STACK_TRIES; tries++) {
+		__u64 top = *(volatile __u64 *)&dictionary->free, under;
+		struct entry *entry;
+
+		if (!(__u32)top)
+			break;
+		number = (__u32)top - 1;
+		entry = entry_of(dictionary, number);
+		if (!entry)
+			break;
+		under = ((top >> 32) + 1) << 32 | (__u32) * (volatile __u64 *)&entry->words[0];
+		if (__sync_val_compare_and_swap(&dictionary->free, top, under) == top)
+			return number;
+	}
+	number = __sync_fetch_and_add(&dictionary->next, 1);
+	if (number < dictionary->capacity)
+		return number;
+	__sync_fetch_and_add(&dictionary->next, -1);
+	return ~0U;
+}
+
+static __always_inline void give_back(struct dictionary *dictionary, __u32 number)
+{
+	struct entry *entry = entry_of(dictionary, number);
+
+	if (!entry)
+		return;
+#pragma clang loop unroll(disable)
+	for (int tries = 0; tries < STACK_TRIES; tries++) {
+		__u64 top = *(volatile __u64 *)&dictionary->free;
+
+		*(volatile __u64 *)&entry->words[0] = (__u32)top;
+		if (__sync_val_compare_and_swap(&dictionary->free, top, ((top >> 32) + 1) << 32 | (number + 1)) ==
+		    top)
+			return;
+	}
+}
+
 /*
- * The number of the words in their dictionary, given out now if they are new, or the capacity, which is no number, past
- * the limit. Two CPUs may see the same new words at once: the map lets one of them in, the other takes back its
- * acceptance and uses the first one's number (the one that it drew stays unused; there are a few to spare).
+ * The number of the words in their dictionary, given out now if they are new, or ~0, which is no number, past the limit.
+ * Two CPUs may see the same new words at once: the map lets one of them in, the other gives back its number and takes the
+ * first one's.
  */
 __noinline __u32 number_of(struct word_key *key)
 {
-	__u32 *known, accepted, number, at;
 	struct dictionary *dictionary;
+	__u32 *known, number;
 	struct entry *entry;
 
 	if (!key)
@@ -107,21 +160,18 @@ __noinline __u32 number_of(struct word_key *key)
 	dictionary = bpf_map_lookup_elem(&dictionaries, &key->dictionary);
 	if (!dictionary)
 		return ~0U;
-	accepted = __sync_fetch_and_add(&dictionary->accepted, 1);
-	if (accepted >= dictionary->limit)
+	if (__sync_fetch_and_add(&dictionary->accepted, 1) >= dictionary->limit)
 		goto full;
-	number = __sync_fetch_and_add(&dictionary->next, 1);
-	if (number >= dictionary->capacity) {
-		__sync_fetch_and_add(&dictionary->next, -1);
+	number = take_number(dictionary);
+	if (number == ~0U)
 		goto full;
-	}
 	if (bpf_map_update_elem(&numbers, key, &number, BPF_NOEXIST)) {
+		give_back(dictionary, number);
 		__sync_fetch_and_add(&dictionary->accepted, -1);
 		known = bpf_map_lookup_elem(&numbers, key);
 		return known ? *known : ~0U;
 	}
-	at = dictionary->first_entry + number;
-	entry = bpf_map_lookup_elem(&entries, &at);
+	entry = entry_of(dictionary, number);
 	if (entry) {
 		__builtin_memcpy(entry->words, key->words, sizeof(entry->words));
 		__sync_fetch_and_add(&entry->ready, 1);

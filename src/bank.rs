@@ -17,6 +17,13 @@ pub trait Bank: Send + Sync {
     /// Sets the first shard's cell to zero and returns what was there.
     fn take(&self, cell: u32) -> u64;
 
+    /// Sets a cell to zero, in all shards.
+    fn clear(&self, cell: u32);
+
+    /// Takes a number back, so that it can be given to other bytes. Its cells must have been cleared, and nothing must
+    /// be added to them any more.
+    fn forget(&self, dictionary: u32, number: u32);
+
     /// The bytes that dictionary number `dictionary` gave `number` to, once they are known. Text from the kernel is
     /// padded with zeros.
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool;
@@ -41,6 +48,7 @@ struct Dictionary {
 struct Names {
     numbers: HashMap<Box<[u8]>, u32>,
     names: Vec<Box<[u8]>>,
+    free: Vec<u32>,
 }
 
 impl UserBank {
@@ -90,8 +98,17 @@ impl UserBank {
             return Some(*number);
         }
         let mut names = dictionary.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let number = u32::try_from(names.names.len()).ok().filter(|number| *number < dictionary.limit)?;
-        names.names.push(bytes.into());
+        let number = match names.free.pop() {
+            Some(free) => {
+                names.names[free as usize] = bytes.into();
+                free
+            }
+            None => {
+                let new = u32::try_from(names.names.len()).ok().filter(|new| *new < dictionary.limit)?;
+                names.names.push(bytes.into());
+                new
+            }
+        };
         names.numbers.insert(bytes.into(), number);
         Some(number)
     }
@@ -110,9 +127,25 @@ impl Bank for UserBank {
         self.cells[cell as usize].swap(0, Ordering::Relaxed)
     }
 
+    fn clear(&self, cell: u32) {
+        self.take(cell);
+    }
+
+    fn forget(&self, dictionary: u32, number: u32) {
+        let names = &self.dictionaries[dictionary as usize].names;
+        let mut names = names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
+            && names.numbers.remove(&name).is_some()
+        {
+            names.free.push(number);
+        }
+    }
+
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
         let names = read(&self.dictionaries[dictionary as usize].names);
-        let Some(name) = names.names.get(number as usize) else { return false };
+        let Some(name) = names.names.get(number as usize).filter(|_| !names.free.contains(&number)) else {
+            return false;
+        };
         to.clear();
         to.extend_from_slice(name);
         true

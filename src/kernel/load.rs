@@ -17,7 +17,7 @@ use super::control::{Clock, Control};
 use super::mapping::Mapping;
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, entry, start, start_key, starts};
+use crate::abi::{Plain, bytes_of, control, dictionary, entry, start, start_key, starts};
 use crate::config::model::AttachMode;
 use crate::layout::Layout;
 use crate::plan::{Hook, Plan};
@@ -379,10 +379,17 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Share
     let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
     let entries =
         Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
+    let in_use = Mapping::new(
+        maps.dictionaries.as_fd(),
+        layout.kernel.dictionaries.len().max(1),
+        size_of::<dictionary>(),
+    )?;
+    let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
+    let numbers = [handle(&maps.numbers)?, handle(&maps.integers)?];
     let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
-        bank: Arc::new(KernelBank::new(cells, shards, entries, &layout.kernel)),
+        bank: Arc::new(KernelBank::new(cells, shards, entries, in_use, numbers, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),
     })

@@ -2,6 +2,7 @@
 
 pub mod encode;
 pub mod evaluate;
+mod forget;
 pub mod glob;
 pub mod own;
 pub mod packets;
