@@ -199,7 +199,7 @@ fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scra
             match pattern {
                 Pattern::Exact(wanted) => scratch == wanted,
                 Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
-                Pattern::Glob(glob) => crate::metrics::glob::matches(glob, scratch),
+                Pattern::Glob(glob) => crate::glob::matches(glob, scratch),
                 Pattern::Int(_) => false,
             }
         }

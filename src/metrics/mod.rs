@@ -3,7 +3,6 @@
 pub mod encode;
 pub mod evaluate;
 mod forget;
-pub mod glob;
 pub mod own;
 pub mod packets;
 pub mod registry;
