@@ -58,7 +58,7 @@ __noinline int compare_text(struct hit *hit, struct probe *probe, struct conditi
 	__u64 words[PATTERN_WORDS] = {};
 	bool fits;
 
-	if (!hit || !probe || !cond || read_text(hit, probe, cond->value, words, sizeof(words)) < 0)
+	if (!hit || !probe || !cond || read_text(hit, probe, cond->value, words, sizeof(words), sizeof(words)) < 0)
 		return UNREADABLE;
 	fits = match(cond->operand, 1, words, true) == 0;
 	return fits == (cond->op == COND_STRING) ? FITS : FITS_NOT;
@@ -146,14 +146,12 @@ static __always_inline void give_back(struct dictionary *dictionary, __u32 numbe
  * Two CPUs may see the same new words at once: the map lets one of them in, the other gives back its number and takes the
  * first one's.
  */
-__noinline __u32 number_of(struct word_key *key)
+static __always_inline __u32 number_of(struct word_key *key)
 {
 	struct dictionary *dictionary;
 	__u32 *known, number;
 	struct entry *entry;
 
-	if (!key)
-		return 0;
 	known = bpf_map_lookup_elem(&numbers, key);
 	if (known)
 		return *known;
@@ -183,18 +181,16 @@ full:
 }
 
 /* The number of an integer that is not in integers yet. */
-__noinline __u32 number_of_new(struct integer_key *integer)
+__noinline __u32 number_of_new(__u32 dictionary, __u64 value)
 {
-	struct word_key key = {};
+	struct integer_key integer = { .dictionary = dictionary, .value = value };
+	struct word_key key = { .dictionary = dictionary };
 	__u32 number;
 
-	if (!integer)
-		return ~0U;
-	key.dictionary = integer->dictionary;
-	key.words[0] = integer->value;
+	key.words[0] = value;
 	number = number_of(&key);
 	if (number != ~0U)
-		bpf_map_update_elem(&integers, integer, &number, BPF_ANY);
+		bpf_map_update_elem(&integers, &integer, &number, BPF_ANY);
 	return number;
 }
 
@@ -203,7 +199,7 @@ static __always_inline __u32 number_of_integer(__u32 dictionary, __u64 value)
 	struct integer_key key = { .dictionary = dictionary, .value = value };
 	__u32 *known = bpf_map_lookup_elem(&integers, &key);
 
-	return known ? *known : number_of_new(&key);
+	return known ? *known : number_of_new(dictionary, value);
 }
 
 /* The numbers of a metric's labels. */
@@ -222,29 +218,18 @@ __noinline __u32 number_of_set(__u32 family, struct ids *ids)
 	return number_of(&set);
 }
 
-static __always_inline __u32 number_of_short(struct word_key *key)
-{
-	__u32 *known = bpf_map_lookup_elem(&short_texts, key), number;
-
-	if (known)
-		return *known;
-	number = number_of(key);
-	if (number != ~0U)
-		bpf_map_update_elem(&short_texts, key, &number, BPF_ANY);
-	return number;
-}
-
 /* The number of a label that is text, see enum label_id. */
 __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
 {
 	struct word_key key = {};
-	__u32 words, found;
+	__u32 *known = NULL, words, found;
 
 	if (!hit || !probe || !label)
 		return ID_UNREADABLE;
 	key.dictionary = label->dictionary;
 	words = label->words;
-	if (!BOUNDED(words, TEXT_WORDS + 1) || read_text(hit, probe, label->value, key.words, words * 8) < 0)
+	if (!BOUNDED(words, TEXT_WORDS + 1) ||
+	    read_text(hit, probe, label->value, key.words, words * 8, 8 * TEXT_WORDS) < 0)
 		return ID_UNREADABLE;
 	if (label->npatterns) {
 		found = match(label->first_pattern, label->npatterns, key.words, true);
@@ -253,7 +238,11 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
-	found = words <= PATTERN_WORDS ? number_of_short(&key) : number_of(&key);
+	if (words <= PATTERN_WORDS)
+		known = bpf_map_lookup_elem(&short_texts, &key);
+	found = known ? *known : number_of(&key);
+	if (!known && words <= PATTERN_WORDS && found != ~0U)
+		bpf_map_update_elem(&short_texts, &key, &found, BPF_ANY);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 

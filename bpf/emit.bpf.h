@@ -35,32 +35,38 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 {
 	__u64 *values = (__u64 *)(event + 1);
 	char *text = (char *)(values + nvalues);
-	__u32 n = probe->nvalues, used = 0, faults = hit->faults;
+	__u32 n = probe->nvalues;
+	/* Kept in the event, where the verifier does not follow what they are: 12 texts have many sums of lengths. */
+	volatile __u32 *faults = &event->faults;
+	volatile __u16 *text_bytes = &event->text_bytes;
 
+	*faults = hit->faults;
+	*text_bytes = 0;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_VALUES; i++) {
 		if (i >= n || i >= nvalues)
 			break;
 		values[i] = hit->values[i];
 		if (probe->values[i].kind != VALUE_INT) {
+			__u64 used = *text_bytes;
 			__u32 room = probe->values[i].max;
 			long len = -1;
 
 			if (room > longest)
 				room = longest;
-			if (BOUNDED(used, text_room - longest + 1))
-				len = read_text(hit, probe, i, text + used, room);
+			if (longest && used <= text_room - longest) {
+				CLAMP(used, text_room - longest);
+				len = read_text(hit, probe, i, text + used, room, longest);
+			}
 			if (len < 0 || len > longest) {
-				faults |= 1U << i;
+				*faults |= 1U << i;
 				values[i] = 0;
 				continue;
 			}
-			values[i] = (__u64)used << 32 | (__u32)len;
-			used += len;
+			values[i] = used << 32 | (__u32)len;
+			*text_bytes = used + len;
 		}
 	}
-	event->faults = faults;
-	event->text_bytes = used;
 }
 
 #define EMIT(class_, nvalues_, text_, longest_)                                               \

@@ -5,9 +5,11 @@
 
 #include "maps.bpf.h"
 
-/* Kernel 6.12 and later; the loader resolves it to nothing elsewhere. */
+/* Missing before Linux 6.12, where the loader resolves it to nothing. */
 extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign,
 				  __u64 flags) __ksym __weak;
+
+#define PAGE_SHIFT 12
 
 /*
  * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
@@ -36,8 +38,20 @@ static __always_inline long read_user_str(void *to, __u32 bytes, const void *fro
 {
 	long len = bpf_probe_read_user_str(to, bytes, from);
 
-	if (len < 0 && bpf_ksym_exists(bpf_copy_from_user_str))
+	if (len >= 0)
+		return len;
+	if (bpf_ksym_exists(bpf_copy_from_user_str)) {
 		len = bpf_copy_from_user_str(to, bytes, from, 0);
+	} else {
+		/* One byte of each page that the string may be on makes it resident. */
+		__u64 first = (__u64)from, last = first + bytes - 1;
+		char byte;
+
+		bpf_copy_from_user(&byte, 1, from);
+		if ((first ^ last) >> PAGE_SHIFT)
+			bpf_copy_from_user(&byte, 1, (const void *)(last >> PAGE_SHIFT << PAGE_SHIFT));
+		len = bpf_probe_read_user_str(to, bytes, from);
+	}
 	return len;
 }
 
@@ -57,6 +71,16 @@ static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ct
 		barrier_var(value); \
 		(value) < (limit);  \
 	})
+
+/*
+ * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
+ * so the compiler may put no copy aside in between.
+ */
+#define CLAMP(value, most)                       \
+	asm volatile("if %[v] <= %[m] goto +1\n" \
+		     "%[v] = %[m]"               \
+		     : [v] "+r"(value)           \
+		     : [m] "i"(most))
 
 static __always_inline __u64 extend(__u64 raw, const struct location *at)
 {
@@ -243,15 +267,15 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 
 /*
  * Reads the text that value i is the address of, at most room bytes of it. Returns its length without the NUL of a
- * C string, or a negative number.
+ * C string, or a negative number. Capacity is the constant that room never exceeds.
  */
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
-				      __u32 room)
+				      __u32 room, const __u32 capacity)
 {
+	__u64 max, bytes = 0;
 	const struct value *what;
 	const void *from;
-	__u64 bytes = 0;
-	__u32 max, len;
+	__u32 len;
 	long err;
 
 	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
@@ -269,6 +293,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		err = bpf_get_current_comm(to, 16);
 		return err ? err : 16;
 	case VALUE_STRING:
+		CLAMP(max, capacity);
 		err = read_user_str(to, max, from);
 		return err > 0 ? err - 1 : err;
 	case VALUE_STRING_LEN:
@@ -286,8 +311,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		bytes = max;
 	if (!bytes)
 		return 0;
-	if (!BOUNDED(bytes, MAX_BYTES + 1))
-		return -1;
+	CLAMP(bytes, capacity);
 	err = read_user(to, bytes, from);
 	return err ? err : (long)bytes;
 }

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Runs commands on another kernel of Debian's, in an emulated machine: no KVM is needed.
+#
+#   scripts/on-kernel.sh KERNEL COMMANDS FILE...
+#
+# KERNEL is a version of Debian's cloud kernel (6.1, 6.12: the newest of these is taken) or a package's name. COMMANDS
+# is a script for busybox's shell, run as root. Each FILE lies at the same place there; its shared libraries are added.
+# Nothing else of this machine is there. What the commands print comes out here, and their exit status is this one's.
+#
+# Needs qemu-system-x86 and busybox-static. The kernel is kept in ~/.cache/exporter/kernels.
+set -euo pipefail
+
+packages=(qemu-system-x86 busybox-static)
+seconds=${ON_KERNEL_SECONDS:-600} # until a machine that says nothing more is given up
+
+fail() {
+	echo "on-kernel: $*" >&2
+	exit 125
+}
+
+(($# >= 2)) || {
+	sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+	exit 125
+}
+kernel=$1 commands=$2
+shift 2
+for name in qemu-system-x86_64 busybox; do
+	command -v "$name" >/dev/null || fail "there is no $name: apt-get install --no-install-recommends ${packages[*]}"
+done
+
+# The newest package of a version, for the packages' names sort by age.
+newest() {
+	local version=${1//./\\.}
+	apt-cache pkgnames "linux-image-$1" |
+		grep -E "^linux-image-$version\.[0-9]+([-+][a-z0-9]+)?-cloud-amd64$" | sort -V | tail -n 1
+}
+
+# Prints the path of the kernel's image.
+get_kernel() {
+	local package=$1 cache=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/kernels made
+	[[ $package == linux-image-* ]] || package=$(newest "$package")
+	[[ -n $package ]] || fail "apt knows no linux-image-$1.*-cloud-amd64: run apt-get update"
+	if [[ ! -e $cache/$package ]]; then
+		mkdir -p "$cache"
+		made=$(mktemp -d "$cache/part.XXXXXX")
+		(
+			cd "$made"
+			apt-get -qq download "$package" >&2
+			dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards './boot/vmlinuz-*'
+		) || fail "could not download and unpack $package; the messages are above"
+		# Another process may have been faster; both have the same file.
+		mv -f "$made"/boot/vmlinuz-* "$cache/$package"
+		rm -rf "$made"
+	fi
+	echo "$cache/$package"
+}
+
+add() {
+	[[ -e $work/root$1 ]] || install -D "$(realpath "$1")" "$work/root$1"
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+image=$(get_kernel "$kernel")
+mkdir -p "$work"/root/{bin,dev,proc,sys,tmp,run,etc}
+cp "$(command -v busybox)" "$work/root/bin/busybox"
+echo 'root:x:0:0::/:/bin/sh' >"$work/root/etc/passwd"
+for file; do
+	[[ $file == /* && -f $file ]] || fail "$file is not the absolute path of a file"
+	add "$file"
+	while read -r library; do
+		add "$library"
+	done < <(ldd "$file" 2>/dev/null | grep -oE '/[^ ]+' | sort -u)
+done
+printf '%s\n' "$commands" >"$work/root/commands"
+cat >"$work/root/init" <<-'END'
+	#!/bin/busybox sh
+	export PATH=/bin:/usr/bin HOME=/
+	/bin/busybox --install -s /bin
+	mount -t devtmpfs dev /dev
+	mount -t proc proc /proc
+	mount -t sysfs sys /sys
+	mount -t tracefs trace /sys/kernel/tracing
+	ip link set lo up
+	stty -F /dev/ttyS1 raw
+	sh /commands >/dev/ttyS1 2>&1 </dev/null
+	status=$?
+	dmesg | grep -E 'BUG:|WARNING:|Oops|rcu_.*stall|soft lockup' >/dev/ttyS1
+	echo "
+	exit status $status" >/dev/ttyS1
+	poweroff -f
+END
+chmod 755 "$work/root/init"
+(cd "$work/root" && find . | cpio --quiet -o -H newc -R 0:0) >"$work/init.cpio"
+
+timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 1536 -nodefaults \
+	-no-user-config -display none -no-reboot -serial "file:$work/console" -serial "file:$work/output" \
+	-kernel "$image" -initrd "$work/init.cpio" \
+	-append "console=ttyS0 quiet panic=-1" </dev/null >&2 || fail "the machine was still running after $seconds s:
+$(tail -n 50 "$work/output" "$work/console")"
+status=$(tail -n 1 "$work/output" | sed -nE 's/^exit status ([0-9]+)$/\1/p')
+[[ -n $status ]] || fail "the machine ended before its commands did:
+$(cat "$work/output" "$work/console")"
+head -n -2 "$work/output"
+exit "$status"
