@@ -13,6 +13,9 @@ fn main() {
     println!("cargo:rerun-if-changed=bpf");
     println!("cargo:rerun-if-env-changed=CLANG");
     let clang = env::var("CLANG").unwrap_or_else(|_| find_clang());
+    // The benchmarks compile programs of their own to compare with.
+    println!("cargo:rustc-env=BPF_CLANG={clang}");
+    println!("cargo:rustc-env=BPF_INCLUDE={}", env::var("DEP_BPF_INCLUDE").unwrap_or_default());
     for name in OBJECTS {
         let source = format!("bpf/{name}.bpf.c");
         SkeletonBuilder::new()

@@ -55,6 +55,7 @@ enum location_op {
 	LOC_TID, /* thread id */
 	LOC_CPU,
 	LOC_CGROUP, /* cgroup v2 id */
+	LOC_TIME, /* CLOCK_MONOTONIC nanoseconds */
 	LOC_COMM, /* the thread's name, only as a string */
 	LOC_DURATION, /* nanoseconds since the entry or the start */
 	LOC_CARRIED, /* value number offset that the entry or the start kept */
@@ -104,7 +105,7 @@ enum probe_flag {
 
 /* Sizes of event that the ring buffer is asked for. */
 enum event_class {
-	EVENT_4, /* four values */
+	EVENT_6, /* six values: 64 bytes in all */
 	EVENT_12, /* twelve values */
 	EVENT_SHORT_TEXTS, /* twelve values and SHORT_TEXTS bytes of text, none longer than SHORT_TEXT */
 	EVENT_LONG_TEXTS, /* twelve values and LONG_TEXTS bytes of text, none longer than MAX_BYTES */
@@ -126,7 +127,7 @@ struct probe {
 
 /* What is counted for each probe. hits = aggregated + delivered + filtered + every lost_*. */
 enum book_cell {
-	BOOK_HITS,
+	BOOK_HITS, /* hits that began; of a probe that only counts not written, since they end at once */
 	BOOK_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
 	BOOK_DELIVERED, /* the hit was put on the ring buffer, whole */
 	BOOK_FILTERED, /* not the process that is asked for */
@@ -234,15 +235,34 @@ struct dictionary {
 	__u32 first_entry;
 	__u32 capacity; /* numbers there is room for: the limit and a few to spare */
 	__u32 limit;
-	__u32 accepted; /* written by the kernel: distinct values in use */
-	__u32 next; /* written by the kernel: numbers given out */
+	__u32 accepted; /* written by both sides: distinct values in use */
+	__u32 next; /* written by the kernel: numbers given out for the first time */
 	__u32 pad;
+	/*
+	 * Numbers that were given back, as a stack: the low half is the upper one plus 1, or 0; the next one down is in its
+	 * entry's first word. The high half counts changes, so that a stack that was changed and changed back is seen.
+	 */
+	__u64 free;
 };
 
 struct word_key {
 	__u32 dictionary;
 	__u32 pad;
 	__u64 words[TEXT_WORDS];
+};
+
+/* Key of the map that makes finding the number of an integer quick. */
+struct integer_key {
+	__u32 dictionary;
+	__u32 pad;
+	__u64 value;
+};
+
+/* The same for text of a few words: how a word_key begins. */
+struct short_key {
+	__u32 dictionary;
+	__u32 pad;
+	__u64 words[PATTERN_WORDS];
 };
 
 /* Written once by the kernel, read by the exporter when ready is 1. */
@@ -291,14 +311,11 @@ struct control {
 };
 
 /*
- * An event on the ring buffer. The values follow, four or twelve of them by its class, then bytes of text. A
+ * An event on the ring buffer. The values follow, six or twelve of them by its class, then bytes of text. A
  * value that is text is (offset << 32 | length) of those bytes. Bit i of faults: value i could not be read.
  */
 struct event {
-	__u64 time; /* CLOCK_MONOTONIC nanoseconds */
 	__u32 probe;
-	__u32 pid;
-	__u32 tid;
 	__u32 faults;
 	__u16 text_bytes;
 	__u8 event_class;
@@ -309,9 +326,9 @@ _Static_assert(sizeof(struct location) == 16, "layout");
 _Static_assert(sizeof(struct site) == 8 + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
-_Static_assert(sizeof(struct dictionary) == 24, "layout");
+_Static_assert(sizeof(struct dictionary) == 32, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
 _Static_assert(sizeof(struct control) == 32, "layout");
-_Static_assert(sizeof(struct event) == 32, "layout");
+_Static_assert(sizeof(struct event) == 16, "layout");
 
 #endif

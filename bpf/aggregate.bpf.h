@@ -52,46 +52,104 @@ static __always_inline bool compare(__u64 value, const struct condition *cond)
 	}
 }
 
+/* Whether a condition on text holds. */
+__noinline int compare_text(struct hit *hit, struct probe *probe, struct condition *cond)
+{
+	__u64 words[PATTERN_WORDS] = {};
+	bool fits;
+
+	if (!hit || !probe || !cond || read_text(hit, probe, cond->value, words, sizeof(words), sizeof(words)) < 0)
+		return UNREADABLE;
+	fits = match(cond->operand, 1, words, true) == 0;
+	return fits == (cond->op == COND_STRING) ? FITS : FITS_NOT;
+}
+
 /* Whether all conditions of the action hold. */
-static __always_inline int check_conditions(const struct hit *hit, const struct probe *probe,
-					    const struct action *action)
+static __always_inline int check_conditions(struct hit *hit, struct probe *probe, struct action *action)
 {
 #pragma clang loop unroll(disable)
 	for (__u32 c = 0; c < MAX_CONDITIONS; c++) {
-		const struct condition *cond = &action->conditions[c];
+		struct condition *cond = &action->conditions[c];
 		__u32 i = cond->value;
-		bool holds;
 
 		if (c >= action->nconditions)
 			break;
 		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 			return UNREADABLE;
 		if (cond->op == COND_STRING || cond->op == COND_NOT_STRING) {
-			__u64 words[PATTERN_WORDS] = {};
+			int verdict = compare_text(hit, probe, cond);
 
-			if (read_text(hit, probe, i, words, sizeof(words), sizeof(words)) < 0)
-				return UNREADABLE;
-			holds = match(cond->operand, 1, words, true) == 0;
-			if (cond->op == COND_NOT_STRING)
-				holds = !holds;
-		} else {
-			holds = compare(hit->values[i], cond);
-		}
-		if (!holds)
+			if (verdict != FITS)
+				return verdict;
+		} else if (!compare(hit->values[i], cond)) {
 			return FITS_NOT;
+		}
 	}
 	return FITS;
 }
 
+#define STACK_TRIES 16
+
+static __always_inline struct entry *entry_of(const struct dictionary *dictionary, __u32 number)
+{
+	__u32 at = dictionary->first_entry + number;
+
+	return bpf_map_lookup_elem(&entries, &at);
+}
+
+/* A number that nobody has, or ~0. */
+static __always_inline __u32 take_number(struct dictionary *dictionary)
+{
+	__u32 number;
+
+#pragma clang loop unroll(disable)
+	for (int tries = 0; tries < STACK_TRIES; tries++) {
+		__u64 top = *(volatile __u64 *)&dictionary->free, under;
+		struct entry *entry;
+
+		if (!(__u32)top)
+			break;
+		number = (__u32)top - 1;
+		entry = entry_of(dictionary, number);
+		if (!entry)
+			break;
+		under = ((top >> 32) + 1) << 32 | (__u32) * (volatile __u64 *)&entry->words[0];
+		if (__sync_val_compare_and_swap(&dictionary->free, top, under) == top)
+			return number;
+	}
+	number = __sync_fetch_and_add(&dictionary->next, 1);
+	if (number < dictionary->capacity)
+		return number;
+	__sync_fetch_and_add(&dictionary->next, -1);
+	return ~0U;
+}
+
+static __always_inline void give_back(struct dictionary *dictionary, __u32 number)
+{
+	struct entry *entry = entry_of(dictionary, number);
+
+	if (!entry)
+		return;
+#pragma clang loop unroll(disable)
+	for (int tries = 0; tries < STACK_TRIES; tries++) {
+		__u64 top = *(volatile __u64 *)&dictionary->free;
+
+		*(volatile __u64 *)&entry->words[0] = (__u32)top;
+		if (__sync_val_compare_and_swap(&dictionary->free, top, ((top >> 32) + 1) << 32 | (number + 1)) ==
+		    top)
+			return;
+	}
+}
+
 /*
- * The number of the words in their dictionary, given out now if they are new, or the capacity, which is no number, past
- * the limit. Two CPUs may see the same new words at once: the map lets one of them in, the other takes back its
- * acceptance and uses the first one's number (the one that it drew stays unused; there are a few to spare).
+ * The number of the words in their dictionary, given out now if they are new, or ~0, which is no number, past the limit.
+ * Two CPUs may see the same new words at once: the map lets one of them in, the other gives back its number and takes the
+ * first one's.
  */
 static __always_inline __u32 number_of(struct word_key *key)
 {
-	__u32 *known, accepted, number, at;
 	struct dictionary *dictionary;
+	__u32 *known, number;
 	struct entry *entry;
 
 	known = bpf_map_lookup_elem(&numbers, key);
@@ -100,21 +158,18 @@ static __always_inline __u32 number_of(struct word_key *key)
 	dictionary = bpf_map_lookup_elem(&dictionaries, &key->dictionary);
 	if (!dictionary)
 		return ~0U;
-	accepted = __sync_fetch_and_add(&dictionary->accepted, 1);
-	if (accepted >= dictionary->limit)
+	if (__sync_fetch_and_add(&dictionary->accepted, 1) >= dictionary->limit)
 		goto full;
-	number = __sync_fetch_and_add(&dictionary->next, 1);
-	if (number >= dictionary->capacity) {
-		__sync_fetch_and_add(&dictionary->next, -1);
+	number = take_number(dictionary);
+	if (number == ~0U)
 		goto full;
-	}
 	if (bpf_map_update_elem(&numbers, key, &number, BPF_NOEXIST)) {
+		give_back(dictionary, number);
 		__sync_fetch_and_add(&dictionary->accepted, -1);
 		known = bpf_map_lookup_elem(&numbers, key);
 		return known ? *known : ~0U;
 	}
-	at = dictionary->first_entry + number;
-	entry = bpf_map_lookup_elem(&entries, &at);
+	entry = entry_of(dictionary, number);
 	if (entry) {
 		__builtin_memcpy(entry->words, key->words, sizeof(entry->words));
 		__sync_fetch_and_add(&entry->ready, 1);
@@ -125,36 +180,89 @@ full:
 	return ~0U;
 }
 
-/* The label's value as a number, see enum label_id. */
-__noinline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
+/* The number of an integer that is not in integers yet. */
+__noinline __u32 number_of_new(__u32 dictionary, __u64 value)
+{
+	struct integer_key integer = { .dictionary = dictionary, .value = value };
+	struct word_key key = { .dictionary = dictionary };
+	__u32 number;
+
+	key.words[0] = value;
+	number = number_of(&key);
+	if (number != ~0U)
+		bpf_map_update_elem(&integers, &integer, &number, BPF_ANY);
+	return number;
+}
+
+static __always_inline __u32 number_of_integer(__u32 dictionary, __u64 value)
+{
+	struct integer_key key = { .dictionary = dictionary, .value = value };
+	__u32 *known = bpf_map_lookup_elem(&integers, &key);
+
+	return known ? *known : number_of_new(dictionary, value);
+}
+
+/* The numbers of a metric's labels. */
+struct ids {
+	__u32 id[MAX_LABELS];
+};
+
+__noinline __u32 number_of_set(__u32 family, struct ids *ids)
+{
+	struct word_key set = { .dictionary = family };
+
+	if (!ids)
+		return ~0U;
+	for (int l = 0; l < MAX_LABELS; l++)
+		set.words[l] = ids->id[l];
+	return number_of(&set);
+}
+
+/* The number of a label that is text, see enum label_id. */
+__noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
 {
 	struct word_key key = {};
-	__u32 i, words, found;
-	bool text;
+	__u32 *known = NULL, words, found;
 
 	if (!hit || !probe || !label)
 		return ID_UNREADABLE;
 	key.dictionary = label->dictionary;
-	i = label->value;
 	words = label->words;
-	text = label->flags & LABEL_TEXT;
-	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+	if (!BOUNDED(words, TEXT_WORDS + 1) ||
+	    read_text(hit, probe, label->value, key.words, words * 8, 8 * TEXT_WORDS) < 0)
 		return ID_UNREADABLE;
-	if (text) {
-		if (!BOUNDED(words, TEXT_WORDS + 1) ||
-		    read_text(hit, probe, i, key.words, words * 8, 8 * TEXT_WORDS) < 0)
-			return ID_UNREADABLE;
-	} else {
-		key.words[0] = hit->values[i];
-	}
 	if (label->npatterns) {
-		found = match(label->first_pattern, label->npatterns, key.words, text);
+		found = match(label->first_pattern, label->npatterns, key.words, true);
 		if (found != NO_MATCH)
 			return ID_PATTERN + found;
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
-	found = number_of(&key);
+	if (words <= PATTERN_WORDS)
+		known = bpf_map_lookup_elem(&short_texts, &key);
+	found = known ? *known : number_of(&key);
+	if (!known && words <= PATTERN_WORDS && found != ~0U)
+		bpf_map_update_elem(&short_texts, &key, &found, BPF_ANY);
+	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
+}
+
+/* The label's value as a number, see enum label_id. */
+static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
+{
+	__u32 i = label->value, found;
+
+	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
+		return ID_UNREADABLE;
+	if (label->flags & LABEL_TEXT)
+		return text_id(hit, probe, label);
+	if (label->npatterns) {
+		found = match(label->first_pattern, label->npatterns, &hit->values[i], false);
+		if (found != NO_MATCH)
+			return ID_PATTERN + found;
+	}
+	if (!(label->flags & LABEL_RAW))
+		return ID_PATTERN + label->npatterns;
+	found = number_of_integer(label->dictionary, hit->values[i]);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 
@@ -195,7 +303,7 @@ static __always_inline void extreme(__u32 cell, __u64 value, bool max)
 /* The series that the hit's label values belong to. */
 static __always_inline __u32 series_number(struct hit *hit, struct probe *probe, struct action *action)
 {
-	struct word_key set = { .dictionary = action->family };
+	struct ids ids = {};
 	__u32 number = 0;
 	bool folded = false;
 
@@ -209,10 +317,11 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 		id = label_id(hit, probe, label);
 		folded |= id == ID_OTHER;
 		number += id * label->multiplier;
-		set.words[l] = id;
+		ids.id[l] = id;
 	}
 	if (action->family != NO_FAMILY) {
-		number = number_of(&set) + 1; /* none is ~0: series 0, "other" in every label */
+		number =
+			number_of_set(action->family, &ids) + 1; /* none is ~0: series 0, "other" in every label */
 		folded |= !number;
 	}
 	if (folded)

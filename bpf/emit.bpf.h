@@ -79,17 +79,14 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 		event = bpf_ringbuf_reserve(&ring, sizeof(*event) + 8 * nvalues_ + text_, 0); \
 		if (!event)                                                                   \
 			return BOOK_LOST_RING;                                                \
-		event->time = bpf_ktime_get_ns();                                             \
 		event->probe = number;                                                        \
-		event->pid = hit->tgid_tid >> 32;                                             \
-		event->tid = hit->tgid_tid;                                                   \
 		event->event_class = class_;                                                  \
 		fill(event, hit, probe, nvalues_, text_, longest_);                           \
 		bpf_ringbuf_submit(event, wake_up());                                         \
 		return 0;                                                                     \
 	}
 
-EMIT(EVENT_4, 4, 0, 0)
+EMIT(EVENT_6, 6, 0, 0)
 EMIT(EVENT_12, 12, 0, 0)
 EMIT(EVENT_SHORT_TEXTS, 12, SHORT_TEXTS, SHORT_TEXT)
 EMIT(EVENT_LONG_TEXTS, 12, LONG_TEXTS, MAX_BYTES)
@@ -98,8 +95,8 @@ EMIT(EVENT_LONG_TEXTS, 12, LONG_TEXTS, MAX_BYTES)
 static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 number)
 {
 	switch (probe->event_class) {
-	case EVENT_4:
-		return emit_EVENT_4(hit, probe, number);
+	case EVENT_6:
+		return emit_EVENT_6(hit, probe, number);
 	case EVENT_12:
 		return emit_EVENT_12(hit, probe, number);
 	case EVENT_SHORT_TEXTS:

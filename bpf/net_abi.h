@@ -125,6 +125,8 @@ struct net_stats {
 struct net_set {
 	unsigned int tags[NET_WAYS];
 	unsigned int seen[NET_WAYS];
+	unsigned int full_until; /* no way is empty, or idle before this tick has passed */
+	unsigned int pad;
 };
 
 struct net_cell {

@@ -38,6 +38,8 @@ struct abi {
 	struct bounds bounds;
 	struct dictionary dictionary;
 	struct word_key word_key;
+	struct integer_key integer_key;
+	struct short_key short_key;
 	struct entry entry;
 	struct start_key start_key;
 	struct start start;
@@ -69,44 +71,17 @@ static __always_inline void last_hit(__u32 book)
 extern __u64 *bpf_session_cookie(void) __ksym __weak;
 extern bool bpf_session_is_return(void) __ksym __weak;
 
-/*
- * Everything that is done on a hit. In a session uprobe, which is hit at a function's entry and again at its return, the
- * cookie names the entry's site, which names the return's.
- */
-static __always_inline int handle(struct pt_regs *ctx, const bool session)
+/* What is more than counting; apart, so that a hit that is only counted does not clear this one's stack. */
+static __always_inline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe,
+					 __u32 shard, const bool session)
 {
-	__u32 cookie = bpf_get_attach_cookie(ctx), book;
-	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
+	struct hit hit = { .shard = shard };
+	__u32 book = shard + probe->book;
 	bool keeps_time = false;
-	struct probe *probe;
-	struct hit hit = {};
 	__u64 entered = 0;
 	int lost;
 
-	if (session && site && bpf_session_is_return())
-		site = bpf_map_lookup_elem(&sites, &site->on_return);
-	if (!site) {
-		stray();
-		return 0;
-	}
-	probe = bpf_map_lookup_elem(&probes, &site->probe);
-	if (!probe) {
-		stray();
-		return 0;
-	}
-	hit.shard = shard_base();
-	book = hit.shard + probe->book;
 	add(book + BOOK_HITS, 1);
-	last_hit(book);
-	hit.tgid_tid = bpf_get_current_pid_tgid();
-	if (probe->flags & PROBE_FILTER_PID && hit.tgid_tid >> 32 != probe->tgid) {
-		add(book + BOOK_FILTERED, 1);
-		return 0;
-	}
-	if (probe->flags & PROBE_COUNT_ONLY) {
-		add(book + BOOK_AGGREGATED, 1);
-		return 0;
-	}
 	if (session && probe->flags & PROBE_SESSION) {
 		__u64 *kept = bpf_session_cookie();
 
@@ -139,6 +114,42 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	}
 	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
 	return 0;
+}
+
+/*
+ * Everything that is done on a hit. In a session uprobe, which is hit at a function's entry and again at its return, the
+ * cookie names the entry's site, which names the return's.
+ */
+static __always_inline int handle(struct pt_regs *ctx, const bool session)
+{
+	__u32 cookie = bpf_get_attach_cookie(ctx), book;
+	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
+	struct probe *probe;
+	__u32 shard;
+
+	if (session && site && bpf_session_is_return())
+		site = bpf_map_lookup_elem(&sites, &site->on_return);
+	if (!site) {
+		stray();
+		return 0;
+	}
+	probe = bpf_map_lookup_elem(&probes, &site->probe);
+	if (!probe) {
+		stray();
+		return 0;
+	}
+	shard = shard_base();
+	book = shard + probe->book;
+	last_hit(book);
+	if (probe->flags & PROBE_FILTER_PID && bpf_get_current_pid_tgid() >> 32 != probe->tgid) {
+		add(book + BOOK_FILTERED, 1);
+		return 0;
+	}
+	if (probe->flags & PROBE_COUNT_ONLY) {
+		add(book + BOOK_AGGREGATED, 1);
+		return 0;
+	}
+	return handle_values(ctx, site, probe, shard, session);
 }
 
 SEC("uprobe.multi.s")

@@ -61,40 +61,42 @@ static __always_inline __u64 mix(__u64 hash, __u64 word)
 	return hash ^ hash >> 32;
 }
 
-/* Counts one packet of `hash` in the sketch; true if there were NET_ADMIT of them. */
+/*
+ * Counts one packet of `hash` in the sketch; true if there were NET_ADMIT of them. Without branches on what chance
+ * put into a cell: each that is guessed wrongly costs more than all else here.
+ */
 static __always_inline bool sketch_admits(__u64 hash)
 {
-	__u32 zero = 0, i, low = 255;
-	struct net_sketch *s = bpf_map_lookup_elem(&sketch, &zero);
-	__u16 epoch;
+	__u32 key = 0, i, few = 0, epoch;
+	struct net_sketch *s = bpf_map_lookup_elem(&sketch, &key);
 
 	if (!s)
 		return false;
-	epoch = (s->misses++ / NET_SKETCH_CELLS) << 8;
+	epoch = s->misses++ / NET_SKETCH_CELLS & 0xff;
 #pragma unroll
 	for (i = 0; i < NET_SKETCH_ROWS; i++) {
 		__u16 *cell = &s->rows[i][(hash >> (8 + 20 * i)) & (NET_SKETCH_CELLS - 1)];
-		__u16 now = *cell;
+		__u32 old = *cell, present = ((old >> 8 ^ epoch) - 1) >> 31; /* 1 if it is of this epoch */
+		__u32 count = (old & 0xff) * present;
 
-		if ((now & 0xff00) != epoch)
-			now = epoch;
-		if ((now & 0xff) != 0xff)
-			now++;
-		*cell = now;
-		if ((now & 0xff) < low)
-			low = now & 0xff;
+		count += ~count >> 7 & 1; /* up to 128 */
+		*cell = epoch << 8 | count;
+		few |= count - NET_ADMIT; /* its sign is set if there were fewer */
 	}
-	return low >= NET_ADMIT;
+	return !(few >> 31);
 }
 
 /*
  * The way of `set` for a newcomer: an empty or idle one, or the oldest if the sketch lets it in; NET_WAYS if
- * there is none.
+ * there is none. That nothing is idle before `full_until` is remembered, so that a flood does not look again and again.
  */
 static __always_inline __u32 way_for(struct net_set *set, __u64 hash, __u32 now)
 {
-	__u32 i, way = 0, oldest = set->seen[0];
+	__u32 i, way = 0, oldest;
 
+	if (now <= set->full_until && !sketch_admits(hash))
+		return NET_WAYS;
+	oldest = set->seen[0];
 #pragma unroll
 	for (i = 1; i < NET_WAYS; i++) {
 		if (set->seen[i] < oldest) {
@@ -102,8 +104,26 @@ static __always_inline __u32 way_for(struct net_set *set, __u64 hash, __u32 now)
 			way = i;
 		}
 	}
-	if (oldest == 0 || now - oldest > idle_ticks || sketch_admits(hash))
+	/* Within `full_until` the sketch has let it in. */
+	if (oldest == 0 || now - oldest > idle_ticks || now <= set->full_until)
 		return way;
+	set->full_until = oldest + idle_ticks;
+	return NET_WAYS;
+}
+
+/*
+ * The way with this tag, or NET_WAYS. Two keys of one set that share a tag of 32 bits are too rare to look further:
+ * the second is refused as long as the first is there.
+ */
+static __always_inline __u32 way_of(const struct net_set *set, __u32 tag)
+{
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < NET_WAYS; i++) {
+		if (set->tags[i] == tag)
+			return i;
+	}
 	return NET_WAYS;
 }
 
@@ -113,94 +133,113 @@ static __always_inline void count(struct net_cell *cell, __u64 packets, __u64 by
 	cell->bytes += bytes;
 }
 
-static __always_inline bool same_address(const __u32 *a, const __u32 *b)
-{
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-}
+/* An address as two words, as they lie in the tables; four bytes become an IPv4-mapped one. */
+struct address {
+	__u64 high, low;
+};
 
-/* Copies an address out of the packet; four bytes become an IPv4-mapped one. */
-static __always_inline void address_at(__u32 *to, const void *from, bool v6)
+static __always_inline struct address address_at(const void *from, bool v6)
 {
-	const __u32 *words = from;
+	struct address a;
 
 	if (v6) {
-		to[0] = words[0];
-		to[1] = words[1];
-		to[2] = words[2];
-		to[3] = words[3];
+		a.high = *(const __u64 *)from;
+		a.low = *(const __u64 *)(from + 8);
 	} else {
-		to[0] = 0;
-		to[1] = 0;
-		to[2] = bpf_htonl(0xffff);
-		to[3] = words[0];
+		a.high = 0;
+		a.low = (__u64) * (const __u32 *)from << 32 | bpf_htonl(0xffff);
 	}
+	return a;
+}
+
+static __always_inline __u64 mix_address(__u64 hash, struct address a, bool v6)
+{
+	return mix(hash, v6 ? a.low + a.high * 0xd6e8feb86659fd93ULL : a.low);
+}
+
+static __always_inline bool same_address(const __u32 *words, struct address a)
+{
+	return ((const __u64 *)words)[0] == a.high && ((const __u64 *)words)[1] == a.low;
+}
+
+static __always_inline void put_address(__u32 *words, struct address a)
+{
+	((__u64 *)words)[0] = a.high;
+	((__u64 *)words)[1] = a.low;
 }
 
 /* Counts for the remote host; false if it is not tracked. `hash` is of its address. */
-static __always_inline bool talk(const __u32 *address, __u64 hash, bool egress, __u32 now, __u64 packets,
+static __always_inline bool talk(struct address address, __u64 hash, bool egress, __u32 now, __u64 packets,
 				 __u64 bytes)
 {
-	__u32 index = hash & talker_sets_mask, tag = hash >> 32, i;
+	__u32 index = hash & talker_sets_mask, tag = hash >> 32, way;
 	struct net_talkers *t = bpf_map_lookup_elem(&talkers, &index);
 	struct net_talker *e;
 
 	if (!t)
 		return false;
-	for (i = 0; i < NET_WAYS; i++) {
-		if (t->set.tags[i] != tag)
-			continue;
-		e = &t->entries[i];
-		if (same_address(e->address, address) && e->ifindex == ifindex)
-			goto found;
+	way = way_of(&t->set, tag);
+	if (way < NET_WAYS) {
+		e = &t->entries[way];
+		if (!same_address(e->address, address) || e->ifindex != ifindex)
+			return false;
+	} else {
+		way = way_for(&t->set, hash, now);
+		if (way >= NET_WAYS)
+			return false;
+		e = &t->entries[way];
+		__builtin_memset(e, 0, sizeof(*e));
+		put_address(e->address, address);
+		e->ifindex = ifindex;
+		e->first = now;
+		t->set.tags[way] = tag;
 	}
-	i = way_for(&t->set, hash, now);
-	if (i >= NET_WAYS)
-		return false;
-	e = &t->entries[i];
-	__builtin_memset(e, 0, sizeof(*e));
-	__builtin_memcpy(e->address, address, sizeof(e->address));
-	e->ifindex = ifindex;
-	e->first = now;
-	t->set.tags[i] = tag;
-found:
-	t->set.seen[i] = now;
+	t->set.seen[way] = now;
 	count(egress ? &e->out : &e->in, packets, bytes);
 	return true;
 }
 
-static __always_inline bool same_flow(const struct net_flow_key *a, const struct net_flow_key *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+/* What a flow is told by, in the six words of struct net_flow_key. */
+struct flow_words {
+	struct address source, destination;
+	__u64 ports; /* source_port, destination_port, ip_protocol, egress, pad */
+};
 
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4] && x[5] == y[5];
-}
-
-static __always_inline bool flow(const struct net_flow_key *key, __u64 hash, __u32 tcp_flags, __u32 now,
+static __always_inline bool flow(const struct flow_words *key, __u64 hash, __u32 tcp_flags, __u32 now,
 				 __u64 packets, __u64 bytes)
 {
-	__u32 index = hash & flow_sets_mask, tag = hash >> 32, i;
+	__u32 index = hash & flow_sets_mask, tag = hash >> 32, way;
 	struct net_flows *f = bpf_map_lookup_elem(&flows, &index);
 	struct net_flow *e;
+	__u64 *words;
 
 	if (!f)
 		return false;
-	for (i = 0; i < NET_WAYS; i++) {
-		if (f->set.tags[i] != tag)
-			continue;
-		e = &f->entries[i];
-		if (same_flow(&e->key, key))
-			goto found;
+	way = way_of(&f->set, tag);
+	if (way < NET_WAYS) {
+		e = &f->entries[way];
+		words = (__u64 *)&e->key;
+		if (words[0] != key->source.high || words[1] != key->source.low ||
+		    words[2] != key->destination.high || words[3] != key->destination.low ||
+		    words[4] != key->ports || words[5] != ifindex)
+			return false;
+	} else {
+		way = way_for(&f->set, hash, now);
+		if (way >= NET_WAYS)
+			return false;
+		e = &f->entries[way];
+		words = (__u64 *)&e->key;
+		__builtin_memset(e, 0, sizeof(*e));
+		words[0] = key->source.high;
+		words[1] = key->source.low;
+		words[2] = key->destination.high;
+		words[3] = key->destination.low;
+		words[4] = key->ports;
+		words[5] = ifindex;
+		e->first = now;
+		f->set.tags[way] = tag;
 	}
-	i = way_for(&f->set, hash, now);
-	if (i >= NET_WAYS)
-		return false;
-	e = &f->entries[i];
-	__builtin_memset(e, 0, sizeof(*e));
-	__builtin_memcpy(&e->key, key, sizeof(*key));
-	e->first = now;
-	f->set.tags[i] = tag;
-found:
-	f->set.seen[i] = now;
+	f->set.seen[way] = now;
 	count(&e->sum, packets, bytes);
 	if (tcp_flags) {
 		if (tcp_flags & NET_TH_SYN) {
@@ -221,35 +260,38 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	bool v6 = IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0);
 	__u32 now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT, at = IS_L4_AT(what);
 	void *ip = f->data + (IS_IP_AT(what) & 0x1f), *l4 = f->data + at;
-	struct net_flow_key key = {};
-	const __u64 *a;
+	struct flow_words key;
+	struct address remote;
 	__u64 hash;
 
 	if (ip + (v6 ? IPV6_HEADER : IPV4_HEADER) > f->end)
 		return;
-	address_at(key.source, ip + (v6 ? 8 : 12), v6);
-	address_at(key.destination, ip + (v6 ? 24 : 16), v6);
-	a = (const __u64 *)(egress ? key.destination : key.source);
-	hash = mix(mix(seed ^ ifindex, a[0]), a[1]);
-	if (!talk(egress ? key.destination : key.source, hash, egress, now, packets, bytes)) {
+	key.source = address_at(ip + (v6 ? 8 : 12), v6);
+	key.destination = address_at(ip + (v6 ? 24 : 16), v6);
+	remote = egress ? key.destination : key.source;
+	hash = mix_address(seed ^ ifindex, remote, v6);
+	if (!talk(remote, hash, egress, now, packets, bytes)) {
 		stats->talkers_refused += packets;
 		return;
 	}
 	if (!with_flows)
 		return;
-	if (at && l4 + 4 <= f->end) {
-		key.source_port = *(__be16 *)l4;
-		key.destination_port = *(__be16 *)(l4 + 2);
-	}
-	key.ip_protocol = IS_NUMBER(what);
-	key.egress = egress;
-	key.ifindex = ifindex;
-	a = (const __u64 *)(egress ? key.source : key.destination);
-	hash = mix(mix(hash, a[0]), a[1]);
-	hash = mix(hash, (__u64)key.source_port << 32 | (__u32)key.destination_port << 16 | key.ip_protocol << 8 |
-				 egress);
+	/* In memory order: both ports, the protocol, the direction. */
+	key.ports = 0;
+	if (at && l4 + 4 <= f->end)
+		key.ports = *(__u32 *)l4;
+	key.ports |= (__u64)IS_NUMBER(what) << 32 | (__u64)egress << 40;
+	hash = mix(mix_address(hash, egress ? key.source : key.destination, v6), key.ports);
 	if (!flow(&key, hash, IS_TCP_FLAGS(what), now, packets, bytes))
 		stats->flows_refused += packets;
 }
+
+_Static_assert(__builtin_offsetof(struct net_flow_key, source_port) == 32, "words of the key");
+_Static_assert(__builtin_offsetof(struct net_flow_key, ip_protocol) == 36, "words of the key");
+_Static_assert(__builtin_offsetof(struct net_flow_key, egress) == 37, "words of the key");
+_Static_assert(__builtin_offsetof(struct net_flow_key, ifindex) == 40, "words of the key");
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the words of the flow key are written for little-endian machines"
+#endif
 
 #endif

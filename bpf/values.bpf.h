@@ -18,7 +18,6 @@ extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_p
 struct hit {
 	__u32 shard;
 	__u32 faults; /* bit i: value i could not be read */
-	__u64 tgid_tid;
 	__u64 values[MAX_VALUES];
 };
 
@@ -93,7 +92,7 @@ static __always_inline __u64 extend(__u64 raw, const struct location *at)
 
 /* The value at one location; sets *fault if it could not be read. */
 static __always_inline __u64 value_at(const struct location *at, const __u64 *regs, const struct start *begun,
-				      __u64 tgid_tid, bool *fault)
+				      bool *fault)
 {
 	__u32 reg = at->reg, index = at->index, bytes = at->bytes, word = at->offset;
 	__u64 address, raw = 0;
@@ -102,15 +101,17 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 	case LOC_CONST:
 		return at->offset;
 	case LOC_PID:
-		return tgid_tid >> 32;
+		return bpf_get_current_pid_tgid() >> 32;
 	case LOC_TID:
-		return (__u32)tgid_tid;
+		return (__u32)bpf_get_current_pid_tgid();
 	case LOC_CPU:
 		return bpf_get_smp_processor_id();
 	case LOC_CGROUP:
 		return bpf_get_current_cgroup_id();
 	case LOC_COMM:
 		return 0;
+	case LOC_TIME:
+		return bpf_ktime_get_ns();
 	case LOC_DURATION:
 		return bpf_ktime_get_ns() - begun->time;
 	case LOC_CARRIED:
@@ -136,8 +137,9 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 }
 
 /* Which start belongs to this hit: the thread's, or that of value 0. */
-static __always_inline struct start_key start_key(const struct probe *probe, __u64 value, __u64 tgid_tid)
+static __always_inline struct start_key start_key(const struct probe *probe, __u64 value)
 {
+	__u64 tgid_tid = bpf_get_current_pid_tgid();
 	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
 
 	key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
@@ -168,7 +170,7 @@ static __always_inline __u32 still_open(const struct starts *starts_of_thread, c
 /* Keeps the time and the first values for the end of the span. Returns 0, or the book cell that says why not. */
 static __always_inline int begin(const struct hit *hit, const struct probe *probe, const struct pt_regs *ctx)
 {
-	struct start_key key = start_key(probe, hit->values[0], hit->tgid_tid);
+	struct start_key key = start_key(probe, hit->values[0]);
 	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
 	bool by_thread = probe->flags & PROBE_BY_THREAD;
 	__u32 zero = 0, depth, first = by_thread ? 0 : 1;
@@ -207,9 +209,9 @@ static __always_inline int begin(const struct hit *hit, const struct probe *prob
 }
 
 /* Takes the latest start of the key. Returns 0, or the book cell that says why there is none. */
-static __always_inline int finish(const struct probe *probe, __u64 value, __u64 tgid_tid, struct start *begun)
+static __always_inline int finish(const struct probe *probe, __u64 value, struct start *begun)
 {
-	struct start_key key = start_key(probe, value, tgid_tid);
+	struct start_key key = start_key(probe, value);
 	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
 	__u32 depth;
 
@@ -227,7 +229,8 @@ static __always_inline int finish(const struct probe *probe, __u64 value, __u64 
 
 /*
  * All values of the hit; at the end of a span its start is looked up first. Text stays where it is: its value is the
- * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is lost. Not inlined for its stack's sake.
+ * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is
+ * lost. Not inlined for its stack's sake.
  */
 static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
 				  const struct pt_regs *ctx, __u64 entered)
@@ -242,10 +245,10 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 		__u64 key = 0;
 
 		if (!(probe->flags & PROBE_BY_THREAD))
-			key = value_at(&site->values[0], regs, &begun, hit->tgid_tid, &fault);
+			key = value_at(&site->values[0], regs, &begun, &fault);
 		if (fault)
 			return BOOK_LOST_FAULT;
-		lost = finish(probe, key, hit->tgid_tid, &begun);
+		lost = finish(probe, key, &begun);
 		if (lost)
 			return lost;
 	}
@@ -255,7 +258,7 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 
 		if (i >= probe->nvalues)
 			break;
-		hit->values[i] = value_at(&site->values[i], regs, &begun, hit->tgid_tid, &fault);
+		hit->values[i] = value_at(&site->values[i], regs, &begun, &fault);
 		if (fault)
 			hit->faults |= 1U << i;
 	}
@@ -269,14 +272,18 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
 				      __u32 room, const __u32 capacity)
 {
-	const struct value *what = &probe->values[i];
-	const void *from = (const void *)hit->values[i];
-	__u32 len = what->len_value;
-	__u64 max = what->max, bytes = 0;
+	__u64 max, bytes = 0;
+	const struct value *what;
+	const void *from;
+	__u32 len;
 	long err;
 
-	if (hit->faults & (1U << i))
+	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return -1;
+	what = &probe->values[i];
+	from = (const void *)hit->values[i];
+	max = what->max;
+	len = what->len_value;
 	if (max > room)
 		max = room;
 	switch (what->kind) {

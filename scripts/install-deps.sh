@@ -4,6 +4,7 @@
 #   scripts/install-deps.sh            to build and run it
 #   scripts/install-deps.sh --tests    and to test it
 #   scripts/install-deps.sh --lint     and to check its style
+#   scripts/install-deps.sh --bench    and to compare it with others
 #
 # Debian's packages need root or sudo. Rust is Debian's business only if new enough; otherwise it comes from
 # rustup, for the user who runs this.
@@ -19,6 +20,7 @@ test_packages=(prometheus qemu-system-x86 busybox-static iproute2 python3 g++ cm
 	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
 	libpam-modules libssl3 libstdc++6)
 lint_packages=(clang-format-14 shellcheck git)
+bench_packages=(bpftrace)
 rust=1.88 # rust-version in Cargo.toml
 
 say() {
@@ -133,7 +135,8 @@ for option in "$@"; do
 	case $option in
 	--tests) packages+=("${test_packages[@]}") tests=yes ;;
 	--lint) packages+=("${lint_packages[@]}") lint=yes ;;
-	*) fail "unknown option \"$option\"; known: --tests --lint" ;;
+	--bench) packages+=("${bench_packages[@]}") ;;
+	*) fail "unknown option \"$option\"; known: --tests --lint --bench" ;;
 	esac
 done
 install_packages

@@ -19,8 +19,8 @@ pub(crate) mod generated {
 
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
-    dictionary, entry, event, event_class, label, label_flag, label_id, location, location_op, pattern,
-    probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
+    dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
+    pattern, probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -48,10 +48,10 @@ const _: () = {
     assert!(size_of::<action>() == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS);
     assert!(size_of::<pattern>() == 16 * PATTERN_WORDS);
     assert!(size_of::<bounds>() == 8 * (MAX_BOUNDS + 1));
-    assert!(size_of::<dictionary>() == 24);
+    assert!(size_of::<dictionary>() == 32);
     assert!(size_of::<entry>() == 8 + 8 * TEXT_WORDS);
-    assert!(size_of::<event>() == 32);
-    assert!(offset_of!(event, faults) == 20 && offset_of!(event, event_class) == 26);
+    assert!(size_of::<event>() == 16);
+    assert!(offset_of!(event, faults) == 4 && offset_of!(event, event_class) == 10);
     assert!(size_of::<control>() == 32);
 };
 

@@ -17,6 +17,13 @@ pub trait Bank: Send + Sync {
     /// Sets the first shard's cell to zero and returns what was there.
     fn take(&self, cell: u32) -> u64;
 
+    /// Sets a cell to zero, in all shards.
+    fn clear(&self, cell: u32);
+
+    /// Takes a number back, so that it can be given to other bytes. Its cells must have been cleared, and nothing must
+    /// be added to them any more.
+    fn forget(&self, dictionary: u32, number: u32);
+
     /// The bytes that dictionary number `dictionary` gave `number` to, once they are known. Text from the kernel is
     /// padded with zeros.
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool;
@@ -27,6 +34,8 @@ pub trait Bank: Send + Sync {
 pub struct UserBank {
     cells: Vec<AtomicU64>,
     dictionaries: Vec<Dictionary>,
+    /// Of each probe, label values that went to "other".
+    folded: Vec<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -39,11 +48,14 @@ struct Dictionary {
 struct Names {
     numbers: HashMap<Box<[u8]>, u32>,
     names: Vec<Box<[u8]>>,
+    free: Vec<u32>,
 }
 
 impl UserBank {
-    pub fn new(layout: &layout::Bank) -> Self {
+    /// A bank for the metrics of so many probes.
+    pub fn new(layout: &layout::Bank, probes: usize) -> Self {
         Self {
+            folded: (0..probes).map(|_| AtomicU64::new(0)).collect(),
             cells: (0..layout.cells).map(|_| AtomicU64::new(0)).collect(),
             dictionaries: layout
                 .dictionaries
@@ -53,9 +65,20 @@ impl UserBank {
         }
     }
 
-    /// Adds to a cell, wrapping.
+    /// Counts a label value of this probe that went to "other".
+    pub fn fold(&self, probe: usize) {
+        self.folded[probe].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Label values of this probe that went to "other".
+    pub fn folded(&self, probe: usize) -> u64 {
+        self.folded[probe].load(Ordering::Relaxed)
+    }
+
+    /// Adds to a cell, wrapping. Only the drain thread may, which needs no locked instruction then.
     pub fn add(&self, cell: u32, amount: u64) {
-        self.cells[cell as usize].fetch_add(amount, Ordering::Relaxed);
+        let cell = &self.cells[cell as usize];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
     pub fn set(&self, cell: u32, value: u64) {
@@ -75,8 +98,17 @@ impl UserBank {
             return Some(*number);
         }
         let mut names = dictionary.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let number = u32::try_from(names.names.len()).ok().filter(|number| *number < dictionary.limit)?;
-        names.names.push(bytes.into());
+        let number = match names.free.pop() {
+            Some(free) => {
+                names.names[free as usize] = bytes.into();
+                free
+            }
+            None => {
+                let new = u32::try_from(names.names.len()).ok().filter(|new| *new < dictionary.limit)?;
+                names.names.push(bytes.into());
+                new
+            }
+        };
         names.numbers.insert(bytes.into(), number);
         Some(number)
     }
@@ -95,9 +127,25 @@ impl Bank for UserBank {
         self.cells[cell as usize].swap(0, Ordering::Relaxed)
     }
 
+    fn clear(&self, cell: u32) {
+        self.take(cell);
+    }
+
+    fn forget(&self, dictionary: u32, number: u32) {
+        let names = &self.dictionaries[dictionary as usize].names;
+        let mut names = names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
+            && names.numbers.remove(&name).is_some()
+        {
+            names.free.push(number);
+        }
+    }
+
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
         let names = read(&self.dictionaries[dictionary as usize].names);
-        let Some(name) = names.names.get(number as usize) else { return false };
+        let Some(name) = names.names.get(number as usize).filter(|_| !names.free.contains(&number)) else {
+            return false;
+        };
         to.clear();
         to.extend_from_slice(name);
         true
@@ -115,7 +163,7 @@ mod tests {
 
     fn bank(limit: u32) -> UserBank {
         let dictionary = layout::DictionaryLayout { first_entry: 0, capacity: limit, limit };
-        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit })
+        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit }, 1)
     }
 
     #[test]

@@ -284,10 +284,11 @@ impl Notes {
         Self { sites, whole, is_function: false }
     }
 
-    /// `height = arg1 -4@24(%rcx)`; only the name of what is no argument.
+    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument.
     fn describe(&self, value: &ValuePlan) -> String {
-        let index = match value.source {
-            Source::Arg(index) => index,
+        let (index, offset) = match value.source {
+            Source::Arg(index) => (index, String::new()),
+            Source::Field { index, offset } => (index, format!("{offset:+}")),
             Source::Retval(_) => return format!("{} = %rax", value.name),
             Source::Carried(_) => return format!("{} of the start", value.name),
             _ => return value.name.clone(),
@@ -303,7 +304,7 @@ impl Notes {
         }
         let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
         forms.truncate(MOST_NOTES);
-        let text = format!("{} = arg{index} {}{more}", value.name, forms.join(" or "));
+        let text = format!("{} = arg{index}{offset} {}{more}", value.name, forms.join(" or "));
         text.trim_end().to_string()
     }
 }
@@ -326,7 +327,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
-    let user = Arc::new(UserBank::new(&layout.user));
+    let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
         .map_err(|why| RunError::Other(format!("starting the thread that drains the ring buffer: {why}")))?;
     std::thread::sleep(time);

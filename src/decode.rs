@@ -2,17 +2,13 @@
 
 use crate::abi::{LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, event_class};
 
-const HEADER: usize = 32;
+const HEADER: usize = 16;
 
 /// One hit of a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// CLOCK_MONOTONIC nanoseconds.
-    pub time: u64,
     /// Index into the plan's probes.
     pub probe: usize,
-    pub pid: u32,
-    pub tid: u32,
     faults: u32,
     values: &'a [u8],
     text: &'a [u8],
@@ -50,29 +46,21 @@ impl<'a> Event<'a> {
             .first_chunk()
             .ok_or_else(|| DecodeError(format!("{} bytes are no event", record.len())))?;
         let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|n| header[at + n]));
-        let (nvalues, room) = match event_class(u32::from(header[26])) {
-            event_class::EVENT_4 => (4, 0),
+        let (nvalues, room) = match event_class(u32::from(header[10])) {
+            event_class::EVENT_6 => (6, 0),
             event_class::EVENT_12 => (MAX_VALUES, 0),
             event_class::EVENT_SHORT_TEXTS => (MAX_VALUES, SHORT_TEXTS),
             event_class::EVENT_LONG_TEXTS => (MAX_VALUES, LONG_TEXTS),
             event_class(other) => return Err(DecodeError(format!("event of unknown class {other}"))),
         };
-        let used = usize::from(u16::from_ne_bytes([header[24], header[25]]));
+        let used = usize::from(u16::from_ne_bytes([header[8], header[9]]));
         let text_at = HEADER + 8 * nvalues;
         let (Some(values), Some(text)) =
             (record.get(HEADER..text_at), record.get(text_at..text_at + used.min(room)))
         else {
             return Err(DecodeError(format!("event cut at {} bytes", record.len())));
         };
-        Ok(Self {
-            time: u64::from_ne_bytes(std::array::from_fn(|n| header[n])),
-            probe: half(8) as usize,
-            pid: half(12),
-            tid: half(16),
-            faults: half(20),
-            values,
-            text,
-        })
+        Ok(Self { probe: half(0) as usize, faults: half(4), values, text })
     }
 
     /// Value number `index`, which is text or not as the plan says.
@@ -96,13 +84,12 @@ mod tests {
 
     fn record(class: u32, values: &[u64], text: &[u8], room: usize, faults: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
-        bytes.extend(77u64.to_ne_bytes());
-        for half in [3u32, 100, 101, faults] {
+        for half in [3u32, faults] {
             bytes.extend(half.to_ne_bytes());
         }
         bytes.extend(u16::try_from(text.len()).unwrap().to_ne_bytes());
         bytes.extend([class as u8, 0, 0, 0, 0, 0]);
-        let n = if class == 0 { 4 } else { 12 };
+        let n = if class == 0 { 6 } else { 12 };
         for i in 0..n {
             bytes.extend(values.get(i).copied().unwrap_or(0).to_ne_bytes());
         }
@@ -115,7 +102,7 @@ mod tests {
     fn integers_text_and_faults() {
         let bytes = record(2, &[u64::MAX, 3 << 32 | 4, 9], b"abcdefg", 256, 0b100);
         let event = Event::decode(&bytes).unwrap();
-        assert_eq!((event.time, event.probe, event.pid, event.tid), (77, 3, 100, 101));
+        assert_eq!(event.probe, 3);
         assert_eq!(event.value(0, false), Value::Int(-1));
         assert_eq!(event.value(1, true), Value::Text(b"defg"));
         assert_eq!(event.value(2, false), Value::Unreadable);
@@ -136,7 +123,7 @@ mod tests {
             assert!(Event::decode(&bytes[..len]).is_err(), "{len}");
         }
         let mut odd = bytes;
-        odd[26] = 9;
+        odd[10] = 9;
         assert!(Event::decode(&odd).is_err());
     }
 }

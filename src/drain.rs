@@ -24,8 +24,11 @@ use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting};
 use crate::metrics::show::{show, show_with_unit};
-use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, Source};
 use crate::symbols::Symbols;
+
+/// How long an event may wait that nobody was woken for.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// Counts of the drain thread.
 #[derive(Debug, Default)]
@@ -111,6 +114,7 @@ struct Worker {
 impl Worker {
     /// Reports through `ready` whether it could start.
     fn run(mut self, ready: &SyncSender<io::Result<()>>) {
+        let plan = self.handler.plan.clone();
         let poll = Duration::from_millis(self.handler.plan.settings.limits.ring_poll_ms.into());
         let fill = self.handler.plan.settings.limits.ring_bytes / 4;
         let stats = self.handler.stats.clone();
@@ -134,6 +138,10 @@ impl Worker {
         };
         let _ = ready.send(Ok(()));
         let control = &self.shared.control;
+        // A probe reads the request before it submits its event. One that read it just before it was made wakes nobody,
+        // so where events can come, there is an end to the waiting.
+        let emits = plan.probes.iter().any(|probe| probe.emit.is_some());
+        let longest = emits.then_some(LONGEST);
         let drain = || {
             let before = stats.events.load(Ordering::Relaxed);
             // It only fails if a callback does.
@@ -149,7 +157,7 @@ impl Worker {
             if !some {
                 control.wake(wake::WAKE_FIRST, 0);
                 // What came between the drain and the request woke nobody.
-                if drain() == 0 && wait(&epoll, None, &self.bell) {
+                if drain() == 0 && wait(&epoll, longest, &self.bell) {
                     continue;
                 }
             }
@@ -219,7 +227,9 @@ impl Handler {
     /// Called from libbpf's C code, through which no panic may pass: nothing in here panics on any input, and the
     /// crate that calls it aborts should it happen all the same.
     fn record(&mut self, record: &[u8]) {
-        self.stats.events.fetch_add(1, Ordering::Relaxed);
+        // This thread alone writes it.
+        let events = self.stats.events.load(Ordering::Relaxed);
+        self.stats.events.store(events + 1, Ordering::Relaxed);
         let event = match Event::decode(record) {
             Ok(event) => event,
             Err(_) => {
@@ -232,10 +242,18 @@ impl Handler {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        let number_of = |source: Source| {
+            let at = probe.values.iter().position(|value| value.source == source);
+            match at.map(|at| event.value(at, false)) {
+                Some(Value::Int(number)) => number as u64,
+                _ => 0,
+            }
+        };
+        let time = number_of(Source::Time);
         self.names.clear();
         for value in (0..probe.values.len()).filter(|value| probe.values[*value].kind.is_symbol()) {
             if let Value::Int(address) = event.value(value, false) {
-                self.names.push((value, self.symbols.name(event.pid, address as u64)));
+                self.names.push((value, self.symbols.name(number_of(Source::Pid) as u32, address as u64)));
             }
         }
         let names = &self.names;
@@ -245,7 +263,7 @@ impl Handler {
         };
         for laid in actions {
             let metric = &self.plan.metrics[probe.actions[laid.action].metric];
-            let lost = match evaluate(&self.bank, laid, metric, probe, event.time, &read, &mut self.scratch) {
+            let lost = match evaluate(&self.bank, laid, metric, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,

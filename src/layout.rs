@@ -13,6 +13,9 @@ const SPARE: u32 = 16;
 /// Most cells of a metric with several free labels before label sets, not label values, are numbered.
 const DENSE_CELLS: u64 = 65_536;
 
+/// Cells of 8 bytes in two cache lines, which x86 fetches together.
+const CELLS_IN_A_LINE: u32 = 16;
+
 /// Label sets of such a metric, `other` not counted.
 const MAX_SETS: u32 = 10_000;
 
@@ -101,6 +104,8 @@ impl Layout {
                 layout.actions.push(made);
             }
         }
+        // Whole cache lines, so that two CPUs never share one.
+        layout.kernel.cells = layout.kernel.cells.next_multiple_of(CELLS_IN_A_LINE);
         layout
     }
 }

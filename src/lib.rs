@@ -14,6 +14,7 @@ pub mod dashboard;
 pub mod decode;
 pub mod drain;
 pub mod elf;
+pub mod glob;
 pub mod http;
 pub mod kernel;
 pub mod layout;

@@ -163,6 +163,7 @@ fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, Res
     let mut to = location { bytes: 8, is_signed: 1, ..location::default() };
     let op = match value.source {
         Source::Arg(index) => return locate_argument(site, value, index),
+        Source::Field { index, offset } => return locate_field(site, value, index, offset),
         Source::Retval(kind) => {
             (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
             location_op::LOC_REGISTER
@@ -186,8 +187,28 @@ fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, Res
         Source::Cpu => location_op::LOC_CPU,
         Source::Cgroup => location_op::LOC_CGROUP,
         Source::Comm => location_op::LOC_COMM,
+        Source::Time => location_op::LOC_TIME,
     };
     to.op = op.0 as u8;
+    Ok(to)
+}
+
+/// What lies `offset` bytes into the structure that the argument points to: a number, or the address of a text.
+fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Result<location, ResolveError> {
+    let kind = ValueKind::Arg(ArgKind::Int(None));
+    let mut to = locate_argument(site, &ValuePlan { kind, ..value.clone() }, index)?;
+    if to.op != location_op::LOC_REGISTER.0 as u8 || to.bytes != 8 {
+        let text = site.args.get(index).and_then(|form| form.as_ref().ok()).map_or("", |form| &form.text);
+        let why = format!("`{text}` is not an address in a register, so `offset` cannot be followed from it");
+        return Err(ResolveError::Value { name: value.name.clone(), why });
+    }
+    let asked = match &value.kind {
+        ValueKind::Arg(ArgKind::Int(Some(asked))) => *asked,
+        ValueKind::Arg(ArgKind::Bool) => IntType { bytes: 1, signed: false },
+        _ => IntType { bytes: 8, signed: true },
+    };
+    (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
+    (to.bytes, to.is_signed) = (asked.bytes, u8::from(asked.signed));
     Ok(to)
 }
 

@@ -85,7 +85,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
-    let user = Arc::new(UserBank::new(&layout.user));
+    let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
         .map_err(other("starting the thread that drains the ring buffer"))?;
     let registry = Registry::new(plan.clone(), &layout, keeper.shared().bank, user);
@@ -100,6 +100,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
         logging: Some(logging.clone()),
         started: unix_now(),
         series: Arc::new(AtomicU64::new(0)),
+        folded: Arc::default(),
     };
     let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
@@ -166,6 +167,7 @@ impl Scrape {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
             registry.render(&seen, &mut text);
             self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
+            self.own.note_folded(registry.folded());
         }
         if let Some(network) = &self.network {
             network.collect().iter().for_each(|family| packets::write(family, &mut text));

@@ -82,7 +82,7 @@ fn configuration(random: &mut Random, binary: &Path, pid: Option<u32>) -> (Strin
         let limit = random.pick(&["limit: 1", "limit: 2", "limit: 100", ""]);
         writeln!(
             text,
-            "    - {{ counter: p{n}_by_total, labels: {{ v: {{ value: v, {glob}{limit} }}, pid: pid }} }}"
+            "    - {{ counter: p{n}_by_total, labels: {{ v: {{ value: v, {glob}{limit} }}, cpu: cpu }} }}"
         )
         .unwrap();
         let more: &[&str] = if is_text {

@@ -134,6 +134,10 @@ fn transactions_and_queries_of_pgbench() {
     assert_eq!(count("postgresql_transactions_total", &[("result", "abort")]), 3.0);
     assert_eq!(count("postgresql_transactions_started_total", &[]), 1011.0);
 
+    for (result, ended) in [("commit", 1008.0), ("abort", 3.0)] {
+        assert_eq!(count("postgresql_transaction_duration_seconds_count", &[("result", result)]), ended);
+    }
+
     // The server's statistics, which the session that asks is not in yet, but the one that asked before is: one
     // transaction for its beginning, one for its question.
     let book = |text: &str| {
@@ -205,7 +209,9 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
     // One session holds a table until the other waits for it.
     std::thread::scope(|scope| {
         let holder = scope.spawn(|| {
-            cluster.sql(&["BEGIN; LOCK TABLE t100; SELECT pg_sleep(0.5); SELECT pg_sleep(0.5); COMMIT"])
+            let wait = "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted) LOOP \
+                        PERFORM pg_sleep(0.01); END LOOP; END $$";
+            cluster.sql(&[&format!("BEGIN; LOCK TABLE t100; {wait}; SELECT pg_sleep(0.3); COMMIT")])
         });
         let held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
                     AND relation = 't100'::regclass";

@@ -10,8 +10,10 @@ pub const MAX_LEN: u32 = 256;
 const DEFAULT_LEN: u32 = 64;
 /// Highest position of an argument. Systemtap's probes have twelve; functions may have more.
 const MAX_INDEX: usize = 31;
+/// How far into a structure a value may lie, in bytes.
+const MAX_OFFSET: i32 = 65_535;
 
-const KEYS: &[&str] = &["index", "to_index", "type", "max", "length", "len", "reverse", "unit"];
+const KEYS: &[&str] = &["index", "to_index", "offset", "type", "max", "length", "len", "reverse", "unit"];
 
 const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer at position 0";
 
@@ -100,6 +102,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
         name: name.to_owned(),
         index,
         to_index: None,
+        offset: None,
         kind,
         unit: Unit::None,
     };
@@ -116,6 +119,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
         fields.forbid(&["to_index"], "only a span has a far end");
     }
     let to_index = fields.get("to_index").and_then(|n| position(&n));
+    let offset = fields.get("offset").and_then(|n| n.integer("a number of bytes", -MAX_OFFSET..=MAX_OFFSET));
     let kind = match fields.get("type") {
         Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind)),
         None => kind_of(&fields, Type::Int(None)),
@@ -124,7 +128,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
     if !matches!(kind, None | Some(ArgKind::Int(_) | ArgKind::F64)) {
         fields.forbid(&["unit"], "only numbers have a unit");
     }
-    Some(Arg { to_index, unit, ..arg(index?, kind?) })
+    Some(Arg { to_index, offset, unit, ..arg(index?, kind?) })
 }
 
 fn position(node: &Node<'_>) -> Option<usize> {

@@ -178,6 +178,8 @@ pub struct Arg {
     pub index: usize,
     /// Position at the far end of a span, when not `index`.
     pub to_index: Option<usize>,
+    /// The argument is the address of a structure; the value is what lies this many bytes into it.
+    pub offset: Option<i32>,
     pub kind: ArgKind,
     pub unit: Unit,
 }

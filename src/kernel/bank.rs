@@ -1,9 +1,12 @@
 //! The bank that the probe programs add to.
 
+use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
 use super::mapping::Mapping;
-use crate::abi::{TEXT_WORDS, book_cell, entry};
+use libbpf_rs::{MapCore, MapHandle};
+
+use crate::abi::{TEXT_WORDS, book_cell, dictionary, entry, integer_key};
 use crate::bank::Bank;
 use crate::layout::{self, DictionaryLayout};
 
@@ -15,13 +18,28 @@ pub struct KernelBank {
     cells_per_shard: u32,
     entries: Mapping,
     dictionaries: Vec<DictionaryLayout>,
+    /// What the kernel writes of them: how many values are in use, and which numbers are free.
+    in_use: Mapping,
+    /// The maps that find a number, the long keys first.
+    numbers: [MapHandle; 2],
 }
+
+const DICTIONARY_WORDS: usize = size_of::<dictionary>() / 8;
 
 const ENTRY_WORDS: usize = size_of::<entry>() / 8;
 
 impl KernelBank {
-    pub(super) fn new(cells: Mapping, shards: u32, entries: Mapping, layout: &layout::Bank) -> Self {
+    pub(super) fn new(
+        cells: Mapping,
+        shards: u32,
+        entries: Mapping,
+        in_use: Mapping,
+        numbers: [MapHandle; 2],
+        layout: &layout::Bank,
+    ) -> Self {
         Self {
+            in_use,
+            numbers,
             cells,
             shards,
             cells_per_shard: layout.cells,
@@ -62,6 +80,40 @@ impl Bank for KernelBank {
 
     fn take(&self, cell: u32) -> u64 {
         self.cells.words()[cell as usize].swap(0, Ordering::Relaxed)
+    }
+
+    fn clear(&self, cell: u32) {
+        for shard in 0..self.shards {
+            self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
+                .store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn forget(&self, dictionary: u32, number: u32) {
+        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)
+        else {
+            return;
+        };
+        let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
+        let Some(words) = self.entries.words().get(first..first + 1 + TEXT_WORDS) else { return };
+        // As in `struct word_key`, and for integers `struct integer_key`.
+        let mut key = u64::from(dictionary).to_le_bytes().to_vec();
+        words[1..].iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
+        let [long, short] = &self.numbers;
+        let _ = short.delete(&key[..size_of::<integer_key>()]);
+        if long.delete(&key).is_err() {
+            return;
+        }
+        words[0].store(0, Ordering::Release);
+        let shared = &self.in_use.words()[dictionary as usize * DICTIONARY_WORDS..][..DICTIONARY_WORDS];
+        let free = &shared[offset_of!(dictionary, free) / 8];
+        let _ = free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
+            words[1].store(top & 0xffff_ffff, Ordering::Relaxed);
+            Some(((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1))
+        });
+        let accepted = &self.in_use.halves()
+            [(dictionary as usize * size_of::<dictionary>() + offset_of!(dictionary, accepted)) / 4];
+        accepted.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {

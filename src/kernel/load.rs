@@ -18,7 +18,7 @@ use super::control::{Clock, Control};
 use super::mapping::Mapping;
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, entry, site, start, start_key, starts};
+use crate::abi::{Plain, bytes_of, control, dictionary, entry, start, start_key, starts};
 use crate::config::model::AttachMode;
 use crate::layout::Layout;
 use crate::plan::{Hook, Plan};
@@ -98,8 +98,12 @@ pub enum Attach {
 pub enum How {
     Entry,
     Return,
-    /// At the entry and the return of a function, by one link.
-    Session,
+    /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
+    Session {
+        on_return: u32,
+    },
+    /// The return of a session: no link of its own.
+    InSession,
 }
 
 /// A site and its number.
@@ -188,31 +192,20 @@ impl Kernel {
         self.attach
     }
 
-    /// Writes site number `cookie`. It must be written before it is attached.
-    ///
-    /// # Errors
-    /// If there is no site of that number.
-    pub(crate) fn set_site(&self, cookie: u32, entry: &site) -> Result<(), KernelError> {
-        update(&self.skel.maps.sites, cookie, entry).map_err(|why| KernelError {
-            what: format!("describing site {cookie} to the kernel"),
-            why,
-            next: "raise limits.sites".to_string(),
-        })
-    }
-
     /// Attaches to the sites of one file: for all processes that run it, now or later. Dropping the links detaches.
     ///
     /// # Errors
     /// If the kernel refuses one of them; then none is attached.
     pub fn attach(&self, path: &Path, sites: &[Placed<'_>]) -> Result<Vec<Link>, KernelError> {
+        sites.iter().try_for_each(|placed| self.describe(placed))?;
         let mut links = Vec::new();
         // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
-        for how in [How::Return, How::Session, How::Entry] {
-            let some: Vec<_> = sites.iter().filter(|site| site.how == how).collect();
-            if some.is_empty() {
-                continue;
-            }
+        let kinds: [fn(How) -> bool; 3] =
+            [|how| how == How::Return, |how| matches!(how, How::Session { .. }), |how| how == How::Entry];
+        for is_kind in kinds {
+            let some: Vec<_> = sites.iter().filter(|placed| is_kind(placed.how)).collect();
+            let Some(how) = some.first().map(|placed| placed.how) else { continue };
             let made = match self.attach {
                 Attach::Multi => self.attach_multi(path, how, &some),
                 Attach::Perf => self.attach_perf(path, how, &some),
@@ -235,6 +228,19 @@ impl Kernel {
         Ok(links)
     }
 
+    /// Tells the kernel what is at a site. It must know before the first hit.
+    fn describe(&self, placed: &Placed<'_>) -> Result<(), KernelError> {
+        let mut entry = placed.site.entry;
+        if let How::Session { on_return } = placed.how {
+            entry.on_return = on_return;
+        }
+        update(&self.skel.maps.sites, placed.cookie, &entry).map_err(|why| KernelError {
+            what: format!("describing site {} to the kernel", placed.cookie),
+            why,
+            next: "raise limits.sites".to_string(),
+        })
+    }
+
     fn attach_multi(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
         let has_semaphores = sites.iter().any(|placed| placed.site.ref_ctr_offset != 0);
         let semaphores = sites.iter().filter(|_| has_semaphores);
@@ -243,11 +249,12 @@ impl Kernel {
             ref_ctr_offsets: semaphores.map(|placed| placed.site.ref_ctr_offset as usize).collect(),
             cookies: sites.iter().map(|placed| u64::from(placed.cookie)).collect(),
             retprobe: how == How::Return,
-            session: how == How::Session,
+            session: matches!(how, How::Session { .. }),
             ..UprobeMultiOpts::default()
         };
         let programs = &self.skel.progs;
-        let program = if how == How::Session { &programs.probe_session } else { &programs.probe_multi };
+        let program =
+            if matches!(how, How::Session { .. }) { &programs.probe_session } else { &programs.probe_multi };
         Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts)?])
     }
 
@@ -378,10 +385,17 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Share
     let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
     let entries =
         Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
+    let in_use = Mapping::new(
+        maps.dictionaries.as_fd(),
+        layout.kernel.dictionaries.len().max(1),
+        size_of::<dictionary>(),
+    )?;
+    let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
+    let numbers = [handle(&maps.numbers)?, handle(&maps.integers)?];
     let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
-        bank: Arc::new(KernelBank::new(cells, shards, entries, &layout.kernel)),
+        bank: Arc::new(KernelBank::new(cells, shards, entries, in_use, numbers, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),
     })

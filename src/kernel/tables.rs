@@ -184,8 +184,8 @@ fn class_of(plan: &ProbePlan) -> event_class {
     let texts: Vec<_> =
         plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
     let before_last: usize = texts.iter().rev().skip(1).sum();
-    if texts.is_empty() && plan.values.len() <= 4 {
-        event_class::EVENT_4
+    if texts.is_empty() && plan.values.len() <= 6 {
+        event_class::EVENT_6
     } else if texts.is_empty() {
         event_class::EVENT_12
     } else if texts.iter().all(|max| *max <= SHORT_TEXT) && before_last <= SHORT_TEXTS - SHORT_TEXT {

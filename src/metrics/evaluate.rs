@@ -131,6 +131,7 @@ fn series<'a>(
     scratch: &mut String,
 ) -> u32 {
     let mut number = 0;
+    let mut folded = false;
     let mut ids = [0u8; 8 * FAMILY_LABELS];
     for (n, label) in laid.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
@@ -156,18 +157,24 @@ fn series<'a>(
                 }
             }
         };
+        folded |= id == label_id::ID_OTHER.0;
         number = id.wrapping_mul(label.multiplier).wrapping_add(number);
         if let Some(at) = ids.get_mut(8 * n..8 * n + 8) {
             at.copy_from_slice(&u64::from(id).to_le_bytes());
         }
     }
-    match laid.family {
-        None => number,
+    let (number, folded) = match laid.family {
+        None => (number, folded),
         // Past the limit of label sets everything is "other", which is series 0.
-        Some(family) => bank
-            .number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)])
-            .map_or(0, |number| number + 1),
+        Some(family) => match bank.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]) {
+            Some(number) => (number + 1, folded),
+            None => (0, true),
+        },
+    };
+    if folded {
+        bank.fold(laid.probe);
     }
+    number
 }
 
 /// The first pattern that the value fits.
@@ -192,7 +199,7 @@ fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scra
             match pattern {
                 Pattern::Exact(wanted) => scratch == wanted,
                 Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
-                Pattern::Glob(glob) => crate::metrics::glob::matches(glob, scratch),
+                Pattern::Glob(glob) => crate::glob::matches(glob, scratch),
                 Pattern::Int(_) => false,
             }
         }

@@ -2,7 +2,7 @@
 
 pub mod encode;
 pub mod evaluate;
-pub mod glob;
+mod forget;
 pub mod own;
 pub mod packets;
 pub mod registry;

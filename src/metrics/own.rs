@@ -1,7 +1,7 @@
 //! The exporter's metrics about itself, read from where they are counted at every scrape.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
@@ -12,7 +12,7 @@ use crate::drain::DrainStats;
 use crate::http::HttpStats;
 use crate::kernel::{Attach, KernelBank, Shared, Sweep};
 use crate::logging::Logging;
-use crate::plan::{Plan, ProbePlan, Route, SpanEnd, SpanPlan};
+use crate::plan::{Plan, ProbePlan, SpanEnd, SpanPlan};
 use crate::targets::{ProbeState, Status};
 
 /// Every way in which a hit can be lost, with its label.
@@ -38,6 +38,8 @@ pub struct Own {
     pub started: f64,
     /// Series of the latest scrape.
     pub series: Arc<AtomicU64>,
+    /// Of each metric, label values that its probes have folded.
+    pub folded: Arc<Mutex<Vec<u64>>>,
 }
 
 /// One probe's books at one moment.
@@ -69,8 +71,9 @@ impl Books {
         let filtered = book(book_cell::BOOK_FILTERED);
         let lost = LOST.iter().map(|(_, which)| book(*which)).sum();
         let hits = aggregated + delivered + filtered + lost;
-        let begun = book(book_cell::BOOK_HITS);
-        let in_flight = begun.saturating_sub(hits);
+        // Filtered hits, and those of a probe that only counts, end as they begin.
+        let begun = (book(book_cell::BOOK_HITS) + filtered).max(hits);
+        let in_flight = begun - hits;
         Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
     }
 }
@@ -250,27 +253,29 @@ impl Own {
         }
     }
 
+    /// Takes over how much each metric's probes have folded; the first time that a metric does is worth a line.
+    pub fn note_folded(&self, folded: Vec<u64>) {
+        let mut known = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, now) in folded.iter().enumerate() {
+            if *now > 0 && known.get(number).is_none_or(|before| *before == 0) {
+                log::warn!(
+                    "{}: a label has reached its limit; further values are counted under \"other\"",
+                    self.plan.metrics[number].name
+                );
+            }
+        }
+        *known = folded;
+    }
+
     /// Folding is counted for each probe; a metric's is that of the probes that feed it.
     fn folded(&self, to: &mut Families) {
         let mut rows = to.counter(
             "fibre_exporter_series_folded_total",
             "Label values that went to \"other\" because their label's limit was reached, by a metric's probes.",
         );
-        for (number, metric) in self.plan.metrics.iter().enumerate() {
-            let folded: u64 = self
-                .plan
-                .probes
-                .iter()
-                .enumerate()
-                .filter(|(_, probe)| {
-                    probe
-                        .actions
-                        .iter()
-                        .any(|action| action.metric == number && action.route == Route::Kernel)
-                })
-                .map(|(probe, _)| self.shared.bank.book(probe, book_cell::BOOK_FOLDED))
-                .sum();
-            rows.add(&[("metric", &metric.name)], folded as f64);
+        let folded = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
+        for (metric, folded) in self.plan.metrics.iter().zip(&*folded) {
+            rows.add(&[("metric", &metric.name)], *folded as f64);
         }
     }
 

@@ -7,7 +7,7 @@ use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
 use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::label_id;
+use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
@@ -19,12 +19,12 @@ use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
 /// All measured series of a plan.
 #[derive(Debug)]
 pub struct Registry {
-    plan: Arc<Plan>,
-    kernel: Arc<KernelBank>,
-    user: Arc<UserBank>,
-    families: Vec<Family>,
-    sources: Vec<Source>,
-    scratch: Scratch,
+    pub(super) plan: Arc<Plan>,
+    pub(super) kernel: Arc<KernelBank>,
+    pub(super) user: Arc<UserBank>,
+    pub(super) families: Vec<Family>,
+    pub(super) sources: Vec<Source>,
+    pub(super) scratch: Scratch,
 }
 
 /// What the exporter knows of a probe besides its cells.
@@ -40,7 +40,7 @@ pub struct Seen {
 
 /// One metric.
 #[derive(Debug)]
-struct Family {
+pub(super) struct Family {
     head: Head,
     kind: MetricKind,
     /// Some action has a scale, so that values are not whole numbers.
@@ -50,11 +50,15 @@ struct Family {
     series: Vec<Series>,
     /// Of all series, buckets after buckets.
     counts: Vec<u64>,
+    /// Series that nothing feeds any more.
+    free: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Series {
     labels: Box<str>,
+    /// Runs of cells that feed it.
+    fed_by: u32,
     int: i128,
     real: f64,
     /// When a gauge got the value, by the kernel's clock.
@@ -65,24 +69,24 @@ struct Series {
 
 /// One action's cells, and which series each run of them belongs to.
 #[derive(Debug)]
-struct Source {
-    probe: usize,
-    action: usize,
+pub(super) struct Source {
+    pub(super) probe: usize,
+    pub(super) action: usize,
     /// `None` for an action that is the number of hits.
-    laid: Option<ActionLayout>,
-    series: Vec<u32>,
+    pub(super) laid: Option<ActionLayout>,
+    pub(super) series: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
-struct Scratch {
+pub(super) struct Scratch {
     labels: String,
     text: String,
-    name: Vec<u8>,
+    pub(super) name: Vec<u8>,
     ids: Vec<u32>,
     cgroups: Cgroups,
 }
 
-const UNKNOWN: u32 = u32::MAX;
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 impl Registry {
     pub fn new(plan: Arc<Plan>, layout: &Layout, kernel: Arc<KernelBank>, user: Arc<UserBank>) -> Self {
@@ -96,6 +100,7 @@ impl Registry {
                 index: HashMap::new(),
                 series: Vec::new(),
                 counts: Vec::new(),
+                free: Vec::new(),
             })
             .collect();
         let mut sources = Vec::new();
@@ -129,6 +134,21 @@ impl Registry {
         for family in &self.families {
             family.write(to);
         }
+        // Afterwards: the last numbers of a process that has ended are shown once.
+        self.forget_ended();
+    }
+
+    /// Of each metric, label values that went to "other" at the probes that feed it.
+    pub fn folded(&self) -> Vec<u64> {
+        let mut folded = vec![0; self.families.len()];
+        for (number, probe) in self.plan.probes.iter().enumerate() {
+            let here = self.kernel.book(number, book_cell::BOOK_FOLDED) + self.user.folded(number);
+            let mut metrics: Vec<_> = probe.actions.iter().map(|action| action.metric).collect();
+            metrics.sort_unstable();
+            metrics.dedup();
+            metrics.into_iter().for_each(|metric| folded[metric] += here);
+        }
+        folded
     }
 
     /// Series that the latest scrape had.
@@ -152,15 +172,37 @@ impl Family {
         }
     }
 
+    /// The series with these labels, which one more run of cells feeds from now on.
     fn series(&mut self, labels: &str) -> u32 {
         if let Some(known) = self.index.get(labels) {
+            self.series[*known as usize].fed_by += 1;
             return *known;
         }
-        let number = u32::try_from(self.series.len()).unwrap_or(UNKNOWN - 1);
+        let made = Series { labels: labels.into(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
+        let number = match self.free.pop() {
+            Some(free) => {
+                self.series[free as usize] = made;
+                free
+            }
+            None => {
+                self.series.push(made);
+                self.counts.resize(self.counts.len() + self.buckets(), 0);
+                u32::try_from(self.series.len() - 1).unwrap_or(UNKNOWN - 1)
+            }
+        };
         self.index.insert(labels.into(), number);
-        self.series.push(Series { labels: labels.into(), int: 0, real: 0.0, time: 0, live: false });
-        self.counts.resize(self.counts.len() + self.buckets(), 0);
         number
+    }
+
+    /// One run of cells feeds the series no more; the last one takes it away.
+    pub(super) fn release(&mut self, number: u32) {
+        let series = &mut self.series[number as usize];
+        series.fed_by -= 1;
+        if series.fed_by == 0 {
+            self.index.remove(&series.labels);
+            series.live = false;
+            self.free.push(number);
+        }
     }
 
     fn write(&self, to: &mut Vec<u8>) {

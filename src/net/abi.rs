@@ -99,7 +99,7 @@ pub const SIZES: usize = SIZE_BOUNDS.len() + 1;
 pub(crate) const TICK_NANOSECONDS: u64 = 1 << 24;
 
 /// Entries of one set (`NET_WAYS`).
-pub(crate) const WAYS: usize = size_of::<net_set>() / 8;
+pub(crate) const WAYS: usize = (size_of::<net_set>() - 8) / 8;
 
 /// Bytes of one CPU's sketch (`struct net_sketch`). The verifier refuses the programs if it is too little.
 pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;

@@ -266,3 +266,87 @@ pub(crate) fn xdp_is_there(program: BorrowedFd<'_>, on: i32) -> bool {
         [found.prog_id, found.drv_prog_id, found.skb_prog_id, found.hw_prog_id].contains(&ours)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use libbpf_rs::{MapCore, MapFlags};
+
+    use super::*;
+    use crate::net::counters::Counters;
+    use crate::net::load::{Pieces, load};
+
+    /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
+    fn run(line: &str) -> String {
+        let mut words = line.split_whitespace();
+        let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// As root. What kernels before 6.6 are given, which the others take too.
+    #[test]
+    fn a_filter_counts_replaces_its_own_and_goes() {
+        let inside = std::thread::spawn(|| {
+            // SAFETY: a system call without pointers; the namespace it makes is this thread's, and ends with it.
+            #[allow(unsafe_code)]
+            let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            assert_eq!(made, 0, "no network namespace: {}; this test needs root", io::Error::last_os_error());
+            run("ip link add exn0 type veth peer name exn1");
+            let on =
+                crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
+            let loaded = load(on.index, Pieces::One, None).unwrap();
+
+            // One that was killed leaves its filter; the next takes that place.
+            std::mem::forget(attach_filter(loaded.egress.as_fd(), &on).unwrap());
+            let attached = attach_filter(loaded.egress.as_fd(), &on).unwrap();
+            let filters = || run("tc filter show dev exn0 egress");
+            assert_eq!(filters().matches("handle 0x4558").count(), 1, "{}", filters());
+
+            // An interface that comes up looks for routers and groups: that is traffic enough.
+            run("ip link set exn1 up");
+            run("ip link set exn0 up");
+            let sent = || {
+                let values = loaded.egress_stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap();
+                Counters::sum(&values.unwrap()).total_packets()
+            };
+            for _ in 0..200 {
+                if sent() > 0 {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            assert!(sent() > 0, "no frame was counted");
+            drop(attached);
+            assert_eq!(filters().matches("handle 0x4558").count(), 0, "{}", filters());
+
+            // Somebody else's filter at our place stays.
+            run("tc filter add dev exn0 egress prio 49531 u32 match u32 0 0 flowid 1:1");
+            let refusal = attach_filter(loaded.egress.as_fd(), &on).unwrap_err();
+            assert!(refusal.text.starts_with("exn0: "), "{refusal}");
+            assert!(filters().contains("u32"), "{}", filters());
+        });
+        inside.join().expect("see the panic above");
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let on = Interface { name: "eth0".into(), index: 1, mtu: 9000 };
+        for (number, mtu, reason, next) in [
+            (libc::EPERM, 1500, "permission", "CAP_NET_ADMIN"),
+            (libc::EOPNOTSUPP, 1500, "unsupported", "mode: generic"),
+            (libc::EINVAL, 9000, "mtu", "ip link set dev eth0 mtu 3498"),
+            (libc::ERANGE, 1500, "mtu", "other end"),
+            (libc::ENOSPC, 1500, "unsupported", "ethtool -l eth0"),
+            (libc::EIO, 1500, "other", "dmesg"),
+        ] {
+            let error = io::Error::from_raw_os_error(number);
+            let refusal =
+                xdp_refusal(null.as_fd(), &Interface { mtu, ..on.clone() }, XdpMode::Native, &error);
+            assert_eq!(refusal.reason, reason, "{refusal}");
+            assert!(refusal.text.contains(next), "{refusal}");
+        }
+    }
+}

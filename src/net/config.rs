@@ -1,6 +1,6 @@
 //! What of the network is counted.
 
-use super::glob;
+use crate::glob;
 
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,6 @@ mod config;
 mod counters;
 mod decode;
 mod family;
-mod glob;
 mod links;
 mod load;
 mod netlink;

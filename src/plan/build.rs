@@ -8,7 +8,6 @@ use super::{
     ActionPlan, Hook, LabelPlan, MetricPlan, Plan, ProbePlan, Source, SpanEnd, SpanPlan, TargetPlan,
     ValueKind, ValuePlan, profile, profiles,
 };
-use crate::abi::MAX_VALUES;
 use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
@@ -153,7 +152,7 @@ impl Builder<'_> {
         let plan = self.described(number, probe, point, Hook::Entry);
         let own = Probe { metrics: metrics.to_vec(), ..probe.clone() };
         let (plan, _) = self.filled(target, &own, plan, None, true);
-        self.add(probe, plan);
+        self.add(plan);
     }
 
     /// The end of a span or a function's return, and its start if anything is needed of that.
@@ -201,9 +200,9 @@ impl Builder<'_> {
             }
             let own = Probe { metrics: early.to_vec(), log: None, ..probe.clone() };
             let (start, _) = self.filled(target, &own, start, None, false);
-            self.add(probe, start);
+            self.add(start);
         }
-        self.add(probe, late_plan);
+        self.add(late_plan);
     }
 
     /// A plan with nothing to read and nothing to do.
@@ -260,13 +259,7 @@ impl Builder<'_> {
         *self.fed.entry(fed).or_insert_with(|| profile.clone()) != profile
     }
 
-    fn add(&mut self, probe: &Probe, mut plan: ProbePlan) {
-        if plan.values.len() > MAX_VALUES {
-            let message = format!("{} values are read here; {MAX_VALUES} are possible", plan.values.len());
-            self.diags
-                .error(&probe.at, message)
-                .help("leave out arguments that no metric uses, or split the metrics over two entries of this probe");
-        }
+    fn add(&mut self, mut plan: ProbePlan) {
         // The self-metrics tell probes apart by their names.
         let plain = plan.name.clone();
         let mut number = 1;
@@ -407,7 +400,7 @@ fn raw(arg: &Arg, index: usize) -> ValuePlan {
     ValuePlan {
         at: arg.at.clone(),
         name: format!("start:{}", arg.name),
-        source: Source::Arg(index),
+        source: Source::of(arg, index),
         kind: ValueKind::Arg(kind),
         unit: Unit::None,
     }

@@ -12,7 +12,7 @@ pub use build::plan;
 pub use profiles::{profile, profiles};
 
 use crate::config::model::{
-    ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
+    Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
 };
 use crate::config::place::Place;
 use crate::net::NetworkConfig;
@@ -107,11 +107,18 @@ pub struct ValuePlan {
 pub enum Source {
     /// Argument by position.
     Arg(usize),
+    /// What lies this many bytes into the structure whose address is the argument at this position.
+    Field {
+        index: usize,
+        offset: i32,
+    },
     Pid,
     Tid,
     Cpu,
     Cgroup,
     Comm,
+    /// When the probe was hit, by the kernel's clock.
+    Time,
     /// What the function returns.
     Retval(IntType),
     /// Nanoseconds since the span's start.
@@ -139,6 +146,16 @@ pub enum ValueKind {
     Function,
     /// The number of a cgroup.
     Cgroup,
+}
+
+impl Source {
+    /// The argument, or what it leads to, when it is at this position.
+    pub(crate) fn of(arg: &Arg, index: usize) -> Self {
+        match arg.offset {
+            Some(offset) => Source::Field { index, offset },
+            None => Source::Arg(index),
+        }
+    }
 }
 
 impl ValueKind {

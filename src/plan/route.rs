@@ -1,12 +1,13 @@
 //! Where each metric is computed: in the kernel wherever it can be, because that neither copies nor wakes; in user
 //! space from events where it cannot.
 
-use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, ValueKind};
+use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, Source, ValueKind, ValuePlan};
 use crate::abi::{
-    LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
+    LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, MAX_VALUES, PATTERN_WORDS,
+    TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{MetricKind, Operand, Pattern, Settings};
+use crate::config::model::{ArgKind, GaugeKind, MetricKind, Operand, Pattern, Settings, Unit};
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
 /// which is cut there, is not mistaken for it; and one for the NUL.
@@ -57,6 +58,23 @@ pub(super) fn route(
         Route::Ring(why) => Some(why.clone()),
         _ => None,
     });
+    let late = (0..probe.actions.len()).any(|n| {
+        let action = &probe.actions[n];
+        matches!(action.route, Route::Ring(_))
+            && metrics[action.metric].kind == MetricKind::Gauge(GaugeKind::Last)
+    });
+    if late {
+        // The latest value is the latest by the kernel's clock, whichever way it came.
+        probe.values.push(unnamed(probe, Source::Time));
+    }
+    if probe.values.iter().any(|value| value.kind.is_symbol()) {
+        // An address means something in its process only.
+        probe.values.push(unnamed(probe, Source::Pid));
+    }
+    if probe.values.len() > MAX_VALUES {
+        let message = format!("{} values are read here; {MAX_VALUES} are possible", probe.values.len());
+        diags.error(&probe.at, message).help("split the metrics over two entries of this probe");
+    }
     probe.emit = ring.or_else(|| settings.verbose.then(|| "verbose logs every event".to_string()));
     if probe.emit.is_some() {
         refuse_long_events(probe, diags);
@@ -81,6 +99,18 @@ fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
                 format!("all texts but the last can have {before_last} bytes; {room} fit into an event"),
             )
             .help("lower their max, or split the metrics over two entries of this probe");
+    }
+}
+
+/// A value that no metric names.
+fn unnamed(probe: &ProbePlan, source: Source) -> ValuePlan {
+    let kind = ValueKind::Arg(ArgKind::Int(None));
+    ValuePlan {
+        at: probe.at.clone(),
+        name: format!("{source:?}").to_lowercase(),
+        source,
+        kind,
+        unit: Unit::None,
     }
 }
 

@@ -201,13 +201,14 @@ impl Scope<'_> {
 
     /// The value that holds the length of a text: the argument at that position, named or not.
     fn length(&mut self, arg: &Arg, index: usize) -> Option<usize> {
-        let known = self.probe.args.iter().find(|other| other.index == index);
+        let known = self.probe.args.iter().find(|other| other.index == index && other.offset.is_none());
         let of = match known {
             Some(known) => known.clone(),
             None => Arg {
                 name: format!("length of {}", arg.name),
                 index,
                 to_index: None,
+                offset: None,
                 kind: ArgKind::Int(None),
                 unit: Unit::None,
                 at: arg.at.clone(),
@@ -224,11 +225,13 @@ impl Scope<'_> {
 
     /// Where an argument is read: here, or at the start of the span, which keeps it.
     fn source(&mut self, arg: &Arg) -> Option<Source> {
-        let Some(late) = &mut self.late else { return Some(Source::Arg(arg.index)) };
+        let Some(late) = &mut self.late else { return Some(Source::of(arg, arg.index)) };
         if let Some(index) = arg.to_index {
-            return Some(Source::Arg(index));
+            return Some(Source::of(arg, index));
         }
-        if let Some(known) = late.carried.iter().position(|known| known.index == arg.index) {
+        if let Some(known) =
+            late.carried.iter().position(|known| (known.index, known.offset) == (arg.index, arg.offset))
+        {
             return Some(Source::Carried(known));
         }
         if late.carried.len() == MAX_CARRIED {

@@ -1,6 +1,5 @@
 //! The probes of one target in one file: resolved, attached, and detached when dropped.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,12 +7,11 @@ use libbpf_rs::Link;
 
 use super::find::{Found, Identity, Stamp};
 use super::status::{ProbeState, Status};
-use crate::abi::site;
 use crate::config::model::Point;
 use crate::elf::{Image, debug_file_candidates};
 use crate::kernel::{How, Kernel, Placed, detach};
 use crate::plan::{Plan, TargetPlan};
-use crate::resolve::{Resolved, resolve};
+use crate::resolve::{Resolved, ResolvedSite, resolve};
 
 /// Numbers of sites, given back when a file is no longer probed.
 #[derive(Debug)]
@@ -150,10 +148,7 @@ impl Generation {
         };
         self.cookies.extend(&numbers);
         let placed = place(plan, kernel.has_sessions(), resolved, &numbers);
-        let done = placed
-            .iter()
-            .try_for_each(|(placed, entry)| kernel.set_site(placed.cookie, entry))
-            .and_then(|()| kernel.attach(&found.path, &attached(&placed)));
+        let done = kernel.attach(&found.path, &placed);
         match done {
             Ok(links) => {
                 self.links.extend(links);
@@ -203,37 +198,28 @@ fn place<'a>(
     sessions: bool,
     resolved: &'a [(usize, Resolved)],
     numbers: &[u32],
-) -> Vec<(Placed<'a>, site)> {
-    let mut placed: Vec<(Placed<'a>, site)> = Vec::new();
+) -> Vec<Placed<'a>> {
+    let mut placed: Vec<Placed<'a>> = Vec::new();
     let mut numbers = numbers.iter().copied();
+    let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
     for (_, resolved) in resolved {
         for (site, cookie) in resolved.sites.iter().zip(&mut numbers) {
-            let how = if site.is_return { How::Return } else { How::Entry };
-            let pair = placed.iter_mut().find(|(other, entry)| {
-                let span = |probe: u32| plan.probes[probe as usize].span.map(|span| span.number);
-                let this = span(site.entry.probe);
-                sessions
-                    && site.is_return
-                    && other.how == How::Entry
-                    && other.site.offset == site.offset
-                    && this.is_some()
-                    && span(entry.probe) == this
-            });
-            if let Some((other, entry)) = pair {
-                other.how = How::Session;
-                entry.on_return = cookie;
+            let mut how = if site.is_return { How::Return } else { How::Entry };
+            if sessions && site.is_return && span(site).is_some() {
+                let entry = placed.iter_mut().find(|other| {
+                    other.how == How::Entry
+                        && other.site.offset == site.offset
+                        && span(other.site) == span(site)
+                });
+                if let Some(entry) = entry {
+                    entry.how = How::Session { on_return: cookie };
+                    how = How::InSession;
+                }
             }
-            placed.push((Placed { cookie, site, how }, site.entry));
+            placed.push(Placed { cookie, site, how });
         }
     }
     placed
-}
-
-/// Those that need a link: all but the returns that a session covers.
-fn attached<'a>(placed: &[(Placed<'a>, site)]) -> Vec<Placed<'a>> {
-    let sessions = placed.iter().filter(|(placed, _)| placed.how == How::Session);
-    let covered: HashSet<u32> = sessions.map(|(_, entry)| entry.on_return).collect();
-    placed.iter().map(|(placed, _)| *placed).filter(|placed| !covered.contains(&placed.cookie)).collect()
 }
 
 impl Outcome {

@@ -7,12 +7,12 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::fmt;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,6 @@ pub const USER: &str = "prometheus";
 pub const PASSWORD: &str = "the password of a test";
 
 const BINARY: &str = env!("CARGO_BIN_EXE_exporter");
-
-/// How the exporter says that another program has taken a port.
-const PORT_TAKEN: &str = "another process listens there";
 
 /// Waits until `condition` holds; fails the test, naming `what`, if it never does.
 #[track_caller]
@@ -84,15 +81,31 @@ pub fn finish(command: &mut Command) -> (Option<i32>, String, String) {
     (status.code(), read(&out), read(&err))
 }
 
-/// A port from 19300 to 19399 that nobody listens on. Starts at a place of this process's own, so that test
-/// programs that run at once seldom meet.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = (std::process::id() % 100) as u16;
-    (0..100)
-        .map(|_| 19300 + (first * 7 + NEXT.fetch_add(1, Ordering::Relaxed) % 100) % 100)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("no free port from 19300 to 19399")
+/// A port of loopback from 19300 to 19399 for TCP. The UDP port of that number is held as long as this is, so that
+/// other tests, of this process or another, do not take it between the look at it and its use.
+pub struct Port {
+    pub number: u16,
+    _claim: UdpSocket,
+}
+
+impl Port {
+    /// # Panics
+    /// If all are taken.
+    pub fn claim() -> Port {
+        (19300..19400)
+            .find_map(|number| {
+                let claim = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
+                TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
+                Some(Port { number, _claim: claim })
+            })
+            .expect("no free port from 19300 to 19399")
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number.fmt(f)
+    }
 }
 
 fn read(path: &Path) -> String {
@@ -223,35 +236,32 @@ impl<'a> Setup<'a> {
             self.place.write("curl", &curl);
             certificates.authority
         });
-        // Another program may take a port between our look at it and the exporter's.
-        for _ in 0..5 {
-            let (port, health_port) = (free_port(), free_port());
-            let log = self.place.path("log");
-            let file = File::create(&log).expect("make a log");
-            let mut command = exporter();
-            if let Some((program, arguments)) = self.wrapper.split_first() {
-                command = Command::new(program);
-                command.args(arguments).arg(BINARY).stdin(Stdio::null());
-            }
-            if self.yaml.is_empty() {
-                command.args(["--port", &port.to_string(), "--health-port", &health_port.to_string()]);
-            } else {
-                let config = format!("{}metrics_port: {port}\nhealth_port: {health_port}\n", self.yaml);
-                command.arg("--config").arg(self.place.write("config.yaml", &config));
-            }
-            command
-                .args(&self.arguments)
-                .envs(self.environment.iter().map(|(name, value)| (name, value)))
-                .stderr(file.try_clone().expect("share a log"))
-                .stdout(file);
-            let child = command.spawn().expect("start the exporter");
-            let curl = secure.as_ref().map(|_| self.place.path("curl"));
-            let mut started = Exporter { child, port, health_port, log, curl, authority: secure.clone() };
-            if started.serves() {
-                return started;
-            }
+        let (port, health_port) = (Port::claim(), Port::claim());
+        let log = self.place.path("log");
+        let file = File::create(&log).expect("make a log");
+        let mut command = exporter();
+        if let Some((program, arguments)) = self.wrapper.split_first() {
+            command = Command::new(program);
+            command.args(arguments).arg(BINARY).stdin(Stdio::null());
         }
-        panic!("no free port from 19300 to 19399")
+        if self.yaml.is_empty() {
+            command.args(["--port", &port.to_string(), "--health-port", &health_port.to_string()]);
+        } else {
+            let config = format!("{}metrics_port: {port}\nhealth_port: {health_port}\n", self.yaml);
+            command.arg("--config").arg(self.place.write("config.yaml", &config));
+        }
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stderr(file.try_clone().expect("share a log"))
+            .stdout(file);
+        let child = command.spawn().expect("start the exporter");
+        let curl = secure.as_ref().map(|_| self.place.path("curl"));
+        let ports = [port, health_port];
+        let [port, health_port] = ports.each_ref().map(|port| port.number);
+        let mut started = Exporter { child, port, health_port, log, curl, authority: secure, _ports: ports };
+        started.wait_until_it_serves();
+        started
     }
 }
 
@@ -264,23 +274,18 @@ pub struct Exporter {
     curl: Option<PathBuf>,
     /// The CA of its certificate, if it has one.
     pub authority: Option<PathBuf>,
+    _ports: [Port; 2],
 }
 
 impl Exporter {
-    /// Waits until it serves; false if a port was taken.
     #[track_caller]
-    fn serves(&mut self) -> bool {
+    fn wait_until_it_serves(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            if self.log().contains("Waiting for events") {
-                return true;
-            }
+        while !self.log().contains("Waiting for events") {
             if let Some(status) = self.child.try_wait().expect("wait for the exporter") {
-                let log = self.log();
-                assert!(log.contains(PORT_TAKEN), "the exporter ended, {status}:\n{log}");
-                return false;
+                panic!("the exporter ended, {status}");
             }
-            assert!(Instant::now() < deadline, "the exporter does not serve:\n{}", self.log());
+            assert!(Instant::now() < deadline, "the exporter does not serve");
             sleep(Duration::from_millis(10));
         }
     }

@@ -9,10 +9,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
@@ -50,16 +50,19 @@ pub fn stack_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/prometheus")
 }
 
-/// A loopback port between 19100 and 19199 that nobody listens on.
+/// A loopback port between 19100 and 19199 that nobody listens on. No other test gets it as long as this process runs.
 ///
 /// # Panics
 /// If all of them are taken.
 pub fn free_port() -> u16 {
-    // Tests of one process run at the same time: each call starts looking where the last one stopped.
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    (0..100)
-        .map(|_| 19100 + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+    // The UDP port of the same number is a claim that tests of other processes see too.
+    static CLAIMED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+    (19100..19200)
+        .find(|port| {
+            let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, *port)) else { return false };
+            CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).push(claim);
+            TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
+        })
         .expect("no free port between 19100 and 19199")
 }
 

@@ -57,7 +57,7 @@ impl Tracer {
         let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
             panic!("these tests need root and a kernel that takes probe programs: {why}")
         });
-        let user = Arc::new(UserBank::new(&layout.user));
+        let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
         let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared()).unwrap();
         let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().bank, user));
         Self { plan, keeper, drain, registry }

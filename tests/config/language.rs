@@ -144,6 +144,8 @@ fn every_form_of_the_language() {
     assert_eq!(probe.event_type.as_deref(), Some("every_type"));
     assert!(probe.log.as_ref().unwrap().contains("{{text={text}}}") && !probe.from_profile);
 
+    assert_eq!(probe.args.iter().filter_map(|arg| arg.offset).collect::<Vec<_>>(), [40]);
+
     let int = |bytes, signed| ArgKind::Int(Some(IntType { bytes, signed }));
     let kinds: Vec<_> =
         probe.args.iter().map(|arg| (arg.name.as_str(), arg.kind.clone(), arg.unit)).collect();
@@ -171,6 +173,7 @@ fn every_form_of_the_language() {
             ("v6", ArgKind::Ipv6, Unit::None),
             ("address", ArgKind::SockAddr, Unit::None),
             ("code", ArgKind::Symbol, Unit::None),
+            ("field", ArgKind::Str { max: 64 }, Unit::None),
         ]
     );
     assert_eq!(probe.args.iter().take(12).map(|arg| arg.index).collect::<Vec<_>>(), Vec::from_iter(0..12));

@@ -10,8 +10,14 @@ use crate::stand_in::{FAMILIES, Kind};
 use crate::{repository, shipped_dashboards};
 
 /// Values for the variables of the dashboards, where only the form of a query matters.
-const ANY: &[Variable] =
-    &[("job", "fibre"), ("node", ".*"), ("instance", ".*"), ("window", "1h"), ("top", "10")];
+const ANY: &[Variable] = &[
+    ("job", "fibre"),
+    ("node", ".*"),
+    ("instance", ".*"),
+    ("interface", ".*"),
+    ("window", "1h"),
+    ("top", "10"),
+];
 
 fn each_dashboard(check: impl Fn(&Dashboard) -> Vec<String>) {
     for file in shipped_dashboards() {

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
 use crate::demo::{play, program};
-use crate::exporter::{Place, Setup, exporter, finish, free_port};
+use crate::exporter::{Place, Port, Setup, exporter, finish};
 
 #[test]
 fn it_says_its_version() {
@@ -58,11 +58,12 @@ fn without_a_target_or_with_an_unknown_flag_it_says_how_to_go_on() {
 fn a_port_that_is_taken_is_named() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).expect("listen");
+    let (free, other_free) = (Port::claim(), Port::claim());
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, free.number)).expect("listen");
     let taken = taken.local_addr().expect("an address").port().to_string();
     for (flag, other) in [("--port", "--health-port"), ("--health-port", "--port")] {
         let mut command = exporter();
-        command.arg("--bitcoind").arg(&demo).args([flag, &taken, other, &free_port().to_string()]);
+        command.arg("--bitcoind").arg(&demo).args([flag, &taken, other, &other_free.to_string()]);
         let (status, out, err) = finish(&mut command);
         assert_eq!(status, Some(1), "{out}{err}");
         assert!(out.contains("[ERROR] exporter: ") && out.contains(&format!("127.0.0.1:{taken}")), "{out}");
@@ -74,12 +75,13 @@ fn a_port_that_is_taken_is_named() {
 fn without_the_rights_it_ends_and_says_which_are_needed() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let ports = [Port::claim(), Port::claim()];
     let mut command = std::process::Command::new("setpriv");
     command
         .args(["--bounding-set", "-all", "--inh-caps", "-all", "--", env!("CARGO_BIN_EXE_exporter")])
         .arg("--bitcoind")
         .arg(&demo)
-        .args(["--port", &free_port().to_string(), "--health-port", &free_port().to_string()]);
+        .args(["--port", &ports[0].to_string(), "--health-port", &ports[1].to_string()]);
     let (status, out, err) = finish(&mut command);
     assert_eq!(status, Some(3), "{out}{err}");
     assert!(out.contains("[ERROR] exporter: loading the probe programs into the kernel"), "{out}");

@@ -1,0 +1,103 @@
+//! The exporter itself, from its configuration language to the text of a scrape; only HTTP is left out.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use exporter::bank::UserBank;
+use exporter::config::{self, Overrides, model::AttachMode};
+use exporter::drain::Drain;
+use exporter::elf::Image;
+use exporter::kernel::{How, Kernel, Placed, choose};
+use exporter::layout::Layout;
+use exporter::metrics::Registry;
+use exporter::plan::{Plan, plan};
+use exporter::resolve::{ResolvedSite, resolve};
+use libbpf_rs::Link;
+
+use crate::target::Target;
+
+/// The exporter with its programs loaded. Attaching is left to the measurement, which takes turns with others.
+pub struct Exporter {
+    pub kernel: Kernel,
+    target: PathBuf,
+    sites: Vec<ResolvedSite>,
+    registry: Registry,
+    plan: Arc<Plan>,
+    layout: Layout,
+    user: Arc<UserBank>,
+    drain: Option<Drain>,
+    text: Vec<u8>,
+}
+
+/// A plan for these probes of the program; with `all_to_ring` no metric is computed in the kernel.
+fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, String> {
+    let mut yaml = "limits: { label_values: 100000, sites: 2048 }\ntargets:\n".to_string();
+    let _ = write!(yaml, "  - name: bench\n    binary: {}\n    probes:\n", target.display());
+    for line in probes.lines() {
+        let _ = writeln!(yaml, "      {line}");
+    }
+    config::load_bytes("bench.yaml", yaml.into_bytes(), &Overrides::default(), &config::Environment::new())
+        .and_then(|loaded| plan(loaded.config, all_to_ring))
+        .map_err(|wrong| wrong.render())
+}
+
+impl Exporter {
+    pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
+        let mut made = Self::load_without_drain(target, probes, all_to_ring)?;
+        made.start_drain()?;
+        Ok(made)
+    }
+
+    /// Without the thread that takes events from the ring: they stay there.
+    pub fn load_without_drain(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
+        let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
+        let layout = Layout::new(&plan);
+        let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
+        let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
+        let sites = resolve(&image, 0, &plan.probes[0], &mut |_| 0).map_err(|why| why.to_string())?.sites;
+        let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
+        let registry = Registry::new(plan.clone(), &layout, kernel.shared().bank, user.clone());
+        let target = target.path.clone();
+        Ok(Self { kernel, target, sites, registry, plan, layout, user, drain: None, text: Vec::new() })
+    }
+
+    pub fn start_drain(&mut self) -> Result<(), String> {
+        let drain = Drain::start(self.plan.clone(), &self.layout, self.user.clone(), self.kernel.shared());
+        self.drain = Some(drain.map_err(|why| why.to_string())?);
+        Ok(())
+    }
+
+    /// Attaches to all sites of its first probe. Dropping the links detaches.
+    pub fn attach(&self) -> Result<Vec<Link>, String> {
+        let placed = |(cookie, site)| Placed { cookie, site, how: How::Entry };
+        let sites: Vec<_> = (0u32..).zip(&self.sites).map(placed).collect();
+        self.kernel.attach(&self.target, &sites).map_err(|why| why.to_string())
+    }
+
+    /// How many sites there are.
+    pub fn sites(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// Waits for the events that are still in the ring, then renders all series.
+    pub fn scrape(&mut self) -> &[u8] {
+        if let Some(drain) = &self.drain {
+            drain.catch_up(Duration::from_secs(10));
+        }
+        self.text.clear();
+        self.registry.render(&[], &mut self.text);
+        &self.text
+    }
+
+    /// The sum of a metric's series: of a histogram, of their counts.
+    pub fn total(&mut self, metric: &str) -> u64 {
+        let text = String::from_utf8_lossy(self.scrape());
+        let of_metric = |line: &&str| {
+            line.strip_prefix(metric).is_some_and(|rest| rest.starts_with('{') || rest.starts_with("_count{"))
+        };
+        let number = |line: &str| line.rsplit(' ').next().and_then(|word| word.parse::<u64>().ok());
+        text.lines().filter(of_metric).filter_map(number).sum()
+    }
+}

@@ -1,0 +1,80 @@
+//! The traced program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use exporter::elf::{Image, usdt_sites};
+
+/// The built program.
+pub struct Target {
+    pub path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// What one run of it measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// CPU time of the process.
+    pub ns_per_call: f64,
+    pub wall_seconds: f64,
+}
+
+impl Target {
+    /// Compiles it.
+    pub fn build(folder: &Path) -> Result<Self, String> {
+        let path = folder.join("target");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/target.c");
+        let built = Command::new("cc").args(["-O2", "-g", "-o"]).arg(&path).arg(source).status();
+        match built {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(format!("cc {source}: {status}")),
+            Err(why) => return Err(format!("cc: {why}; install gcc and systemtap-sdt-dev")),
+        }
+        let bytes = std::fs::read(&path).map_err(|why| format!("{}: {why}", path.display()))?;
+        Ok(Self { path, bytes })
+    }
+
+    /// Offsets in the file of a probe's sites.
+    pub fn sites(&self, probe: &str) -> Result<Vec<usize>, String> {
+        let image = Image::parse(&self.bytes).map_err(|why| why.to_string())?;
+        let sites = usdt_sites(&image, "bench", probe).map_err(|why| why.to_string())?;
+        Ok(sites.iter().map(|site| site.offset as usize).collect())
+    }
+
+    /// Its bytes, to resolve probes in.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Runs `processes` of it at once, each calling the probe so many times, at this rate if one is given.
+    pub fn run(
+        &self,
+        probe: &str,
+        calls: u64,
+        processes: usize,
+        rate: Option<u64>,
+    ) -> Result<Vec<Cost>, String> {
+        let children: Vec<_> =
+            (0..processes).map(|_| self.spawn(probe, calls, rate)).collect::<Result<_, _>>()?;
+        children.into_iter().map(finish).collect()
+    }
+
+    fn spawn(&self, probe: &str, calls: u64, rate: Option<u64>) -> Result<Child, String> {
+        let mut command = Command::new(&self.path);
+        command.arg(probe).arg(calls.to_string()).stdout(Stdio::piped());
+        if let Some(rate) = rate {
+            command.arg(rate.to_string());
+        }
+        command.spawn().map_err(|why| format!("{}: {why}", self.path.display()))
+    }
+}
+
+fn finish(child: Child) -> Result<Cost, String> {
+    let output = child.wait_with_output().map_err(|why| format!("target: {why}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
+    match (output.status.success(), numbers.next(), numbers.next()) {
+        (true, Some(ns_per_call), Some(wall_seconds)) => Ok(Cost { ns_per_call, wall_seconds }),
+        _ => Err(format!("target: {}, printed \"{}\"", output.status, text.trim())),
+    }
+}

@@ -1,0 +1,72 @@
+//! Metrics with a label for the process: bounded by the processes that live, not by those that ever lived.
+
+#[path = "common/tracer.rs"]
+mod tracer;
+
+use tracer::{Forms, Tracer, folder, private_copy};
+
+/// Processes that may have a series at once.
+const LIMIT: usize = 3;
+
+/// Runs more processes than the limit, one after the other, and returns the series shown after each.
+fn one_after_the_other(all_to_ring: bool) {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    args: {{ v: 0 }}\n    \
+         metrics:\n    - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n    \
+         - histogram: sizes\n      value: v\n      buckets: [0, 10]\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    let tracer = Tracer::start_by(&yaml, all_to_ring);
+    let shown = |tracer: &Tracer| -> Vec<(String, String)> {
+        let of = |(name, value): (String, String)| name.starts_with("fired_total{").then_some((name, value));
+        tracer.render().into_iter().filter_map(of).collect()
+    };
+    for _ in 0..4 * LIMIT {
+        let mut forms = Forms::start(&binary);
+        let fired = forms.fire("i32", 5)["fired"].as_u64().unwrap();
+        let pid = forms.pid();
+        forms.kill();
+        drop(forms);
+        let label = format!("pid=\"{pid}\"");
+        let last = shown(&tracer);
+        assert_eq!(last.len(), 1, "a process that has ended is shown once more, and no other: {last:?}");
+        assert!(last[0].0.contains(&label) && last[0].1 == fired.to_string(), "{label} {fired}: {last:?}");
+        assert_eq!(shown(&tracer), [], "and then goes away");
+        assert!(tracer.render().keys().all(|name| !name.contains(&label)));
+    }
+}
+
+#[test]
+fn series_of_ended_processes_go_away_in_the_kernel() {
+    one_after_the_other(false);
+}
+
+#[test]
+fn series_of_ended_processes_go_away_in_user_space() {
+    one_after_the_other(true);
+}
+
+#[test]
+fn more_processes_than_the_limit_at_once_are_other() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    let tracer = Tracer::start(&yaml);
+    let mut processes: Vec<Forms> = (0..=LIMIT).map(|_| Forms::start(&binary)).collect();
+    let fired: Vec<u64> =
+        processes.iter_mut().map(|forms| forms.fire("i32", 5)["fired"].as_u64().unwrap()).collect();
+    let series = tracer.render();
+    let of = |label: &str| {
+        series.iter().find(|(name, _)| name.contains(&format!("pid=\"{label}\""))).map(|(_, v)| v.clone())
+    };
+    for (forms, fired) in processes.iter().zip(&fired).take(LIMIT) {
+        assert_eq!(of(&forms.pid().to_string()), Some(fired.to_string()), "{series:?}");
+    }
+    assert_eq!(of("other"), Some(fired[LIMIT].to_string()), "{series:?}");
+}
