@@ -130,6 +130,14 @@ install_rust_lints() {
 		fail "cannot add rustfmt and clippy; with a Rust that is not from rustup, install them its way"
 }
 
+# The tests run by it, and trace it: it has USDT probes of its own.
+install_nextest() {
+	command -v cargo-nextest >/dev/null && return
+	say "building cargo-nextest (some minutes)"
+	CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --profile dev cargo-nextest >&2 ||
+		fail "cargo cannot install cargo-nextest; the lines above say why"
+}
+
 lint='' tests=''
 for option in "$@"; do
 	case $option in
@@ -142,4 +150,5 @@ done
 install_packages
 [[ -z $tests ]] || unpack_sssd
 install_rust
+[[ -z $tests ]] || install_nextest
 [[ -z $lint ]] || install_rust_lints

@@ -73,6 +73,51 @@ fn all_sites_of_openjdk() {
     attach_all("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so", 517, 531);
 }
 
+/// A Rust program, whose probes have hyphens in their names.
+fn nextest() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|folder| folder.join("cargo-nextest")).find(|file| file.is_file());
+    found.expect("cargo-nextest, which scripts/install-deps.sh --tests installs")
+}
+
+#[test]
+fn all_sites_of_cargo_nextest() {
+    attach_all(nextest(), 10, 13);
+}
+
+#[test]
+fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
+    let folder = folder();
+    let copy = private(&nextest(), folder.path());
+    let project = folder.path().join("five");
+    std::fs::create_dir_all(project.join("src")).unwrap();
+    std::fs::write(
+        project.join("Cargo.toml"),
+        "[package]\nname = \"five\"\nedition = \"2024\"\n[workspace]\n",
+    )
+    .unwrap();
+    let tests: String = (0..5).map(|n| format!("#[test] fn test_{n}() {{}}\n")).collect();
+    std::fs::write(project.join("src/lib.rs"), tests).unwrap();
+    let counted = |probe: &str, name: &str| {
+        format!("      - {{ on: \"usdt:nextest:{probe}\", metrics: [{{ counter: {name} }}] }}\n")
+    };
+    let exporter = Exporter::start(&format!(
+        "  - name: nextest\n    binary: {}\n    probes:\n{}{}{}",
+        copy.display(),
+        counted("test-attempt-start", "tests_started_total"),
+        counted("test-attempt-done", "tests_done_total"),
+        counted("run-done", "runs_total"),
+    ));
+    run(Command::new(&copy)
+        .args(["nextest", "run", "--offline", "--manifest-path"])
+        .arg(project.join("Cargo.toml"))
+        .env("CARGO_TARGET_DIR", folder.path().join("target")));
+    let samples = exporter.scrape();
+    let of = |metric: &str| samples.sum(metric, &[]);
+    assert_eq!((of("tests_started_total"), of("tests_done_total"), of("runs_total")), (5.0, 5.0, 1.0));
+}
+
 #[test]
 fn all_sites_of_interpreters() {
     attach_all("/usr/bin/python3.11", 8, 8);
