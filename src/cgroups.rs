@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::containers::Containers;
+
 /// Folders that are looked at for one name.
 const MOST_FOLDERS: usize = 10_000;
 
@@ -16,11 +18,11 @@ pub struct Cgroups {
 
 impl Cgroups {
     /// The path of the cgroup with this id (of version 2, where it is the inode of its folder), from the root of the
-    /// hierarchy; of a container's, only the container's id, cut to twelve digits. A cgroup that is gone is its number.
+    /// hierarchy; of a container's, the container's name, or its id cut to twelve digits. A cgroup that is gone is its number.
     pub fn name(&mut self, id: u64) -> &str {
         self.known.entry(id).or_insert_with(|| {
             hierarchy()
-                .and_then(|root| find(&root, id).map(|path| shown(&path, &root)))
+                .and_then(|root| find(&root, id).map(|path| shown(&path, &root, &Containers::default())))
                 .unwrap_or_else(|| id.to_string())
         })
     }
@@ -53,11 +55,11 @@ fn find(root: &Path, id: u64) -> Option<PathBuf> {
     None
 }
 
-fn shown(path: &Path, root: &Path) -> String {
+fn shown(path: &Path, root: &Path, names: &Containers) -> String {
     let path = path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let container = path.split(|c: char| !c.is_ascii_hexdigit()).find(|part| part.len() == 64);
     match container {
-        Some(id) => id[..12].to_string(),
+        Some(id) => names.name(id).unwrap_or_else(|| id[..12].to_string()),
         None => format!("/{path}"),
     }
 }
@@ -68,11 +70,12 @@ mod tests {
 
     #[test]
     fn containers_are_shown_by_their_short_id() {
+        let none = Containers::default();
         let id = "0123456789abcdef".repeat(4);
         let path = PathBuf::from(format!("/c/system.slice/docker-{id}.scope"));
-        assert_eq!(shown(&path, Path::new("/c")), "0123456789ab");
-        assert_eq!(shown(Path::new("/c/user.slice/a.scope"), Path::new("/c")), "/user.slice/a.scope");
-        assert_eq!(shown(Path::new("/c"), Path::new("/c")), "/");
+        assert_eq!(shown(&path, Path::new("/c"), &none), "0123456789ab");
+        assert_eq!(shown(Path::new("/c/user.slice/a.scope"), Path::new("/c"), &none), "/user.slice/a.scope");
+        assert_eq!(shown(Path::new("/c"), Path::new("/c"), &none), "/");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod containers;
 pub mod dashboard;
 pub mod decode;
 pub mod drain;

@@ -89,7 +89,7 @@ fn all_sites_of_cargo_nextest() {
 #[test]
 fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
     let folder = folder();
-    let copy = private(&nextest(), folder.path());
+    let copy = private(nextest(), folder.path());
     let project = folder.path().join("five");
     std::fs::create_dir_all(project.join("src")).unwrap();
     std::fs::write(

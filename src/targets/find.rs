@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::config::model::Selector;
+use crate::containers::Containers;
 
 /// Different files that one selector may mean at once.
 const MOST_FILES: usize = 16;
@@ -51,8 +52,12 @@ pub fn find(selector: &Selector) -> Result<Vec<Found>, String> {
         Selector::Process(name) => {
             of_processes(|pid| is_called(pid, name)).ok_or_else(|| format!("no process is called {name}"))
         }
-        Selector::Container(name) => of_processes(|pid| is_in_container(pid, name))
-            .ok_or_else(|| format!("no process runs in a container whose id begins with {name}")),
+        Selector::Container(name) => {
+            let id = Containers::default().id(name).unwrap_or_else(|| name.clone());
+            of_processes(|pid| is_in_container(pid, &id)).ok_or_else(|| {
+                format!("no process runs in a container called {name}, or whose id begins with that")
+            })
+        }
     }
 }
 
