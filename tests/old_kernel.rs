@@ -1,4 +1,4 @@
-//! The built exporter on the kernels of Debian 12 and of its backports, in an emulated machine: 6.1 has no link for many
+//! The built exporter on both kernels that Debian 12 offers, in an emulated machine: 6.1 has no link for many
 //! sites at once, 6.12 has one but no sessions. What differs is only how it attaches; the numbers are the same.
 
 #[path = "common/demo.rs"]

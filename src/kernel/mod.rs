@@ -2,10 +2,12 @@
 
 mod bank;
 mod control;
+mod error;
 mod load;
 mod mapping;
 mod tables;
 
 pub use bank::KernelBank;
 pub use control::{Clock, Control};
-pub use load::{Attach, How, Kernel, KernelError, Placed, Shared, Sweep, choose, detach, kernel_release};
+pub use error::{KernelError, kernel_release};
+pub use load::{Attach, How, Kernel, Placed, Shared, Sweep, choose, detach};
