@@ -1,15 +1,8 @@
-//! Argument forms of any text, for both processors.
+//! `cargo fuzz run arg_forms`
 #![no_main]
 
-use exporter::elf::{Arch, parse_args};
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
 
-fuzz_target!(|text: &str| {
-    for arch in [Arch::X86_64, Arch::Aarch64] {
-        for arg in parse_args(arch, text) {
-            // Either way the argument's own text is kept, for the person who reads the message.
-            let kept = arg.map_or_else(|error| error.text, |form| form.text);
-            assert!(!kept.is_empty() && text.contains(&kept));
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|text: &str| checks::arg_forms(text));

@@ -1,0 +1,35 @@
+//! What must hold for any input. The fuzz targets run it on what the fuzzer invents, `tests/fuzz_corpus.rs` on the corpus.
+
+use std::path::Path;
+
+use exporter::elf::{
+    Arch, Image, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
+};
+
+/// Argument forms of any text, for both processors.
+pub fn arg_forms(text: &str) {
+    for arch in [Arch::X86_64, Arch::Aarch64] {
+        for arg in parse_args(arch, text) {
+            // Either way the argument's own text is kept, for the person who reads the message.
+            let kept = arg.map_or_else(|error| error.text, |form| form.text);
+            assert!(!kept.is_empty() && text.contains(&kept));
+        }
+    }
+}
+
+/// A hostile program file: everything that is asked of one before a probe is set.
+pub fn elf_notes(bytes: &[u8]) {
+    let Ok(image) = Image::parse(bytes) else { return };
+    let _ = (go_binary(&image), debug_file_candidates(&image, Path::new("/bin/true")));
+    let _ = image.with_debug_symbols(&image);
+    for note in notes(&image).into_iter().flatten().take(4) {
+        for site in usdt_sites(&image, &note.provider, &note.name).into_iter().flatten() {
+            // The kernel is told these two; outside the file they would be refused, or worse.
+            assert!(site.offset < bytes.len() as u64);
+            assert!(site.ref_ctr_offset < bytes.len() as u64);
+        }
+    }
+    for pattern in ["main", "main+4", "shop::*", "0x1150"] {
+        let _ = function_sites(&image, pattern);
+    }
+}
