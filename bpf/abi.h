@@ -120,8 +120,7 @@ struct probe {
 	__u8 nactions;
 	__u8 nvalues;
 	__u8 event_class; /* enum event_class */
-	__u8 ncarried; /* a start keeps this many values: the first ones, after the key */
-	__u8 pad[8];
+	__u8 pad[9];
 	struct value values[MAX_VALUES];
 };
 

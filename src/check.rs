@@ -237,7 +237,7 @@ fn semaphores(resolved: &Resolved) -> String {
 /// What a probe is for that feeds no metric.
 fn without_metrics(probe: &ProbePlan) -> &'static str {
     match probe.span {
-        Some(SpanPlan { end: SpanEnd::Start { .. }, .. }) => "kernel: it starts a span",
+        Some(SpanPlan { end: SpanEnd::Start, .. }) => "kernel: it starts a span",
         Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: it ends a span",
         None => "kernel: only hits are counted",
     }

@@ -115,8 +115,8 @@ impl Worker {
     /// Reports through `ready` whether it could start.
     fn run(mut self, ready: &SyncSender<io::Result<()>>) {
         let plan = self.handler.plan.clone();
-        let poll = Duration::from_millis(self.handler.plan.settings.limits.ring_poll_ms.into());
-        let fill = self.handler.plan.settings.limits.ring_bytes / 4;
+        let poll = Duration::from_millis(plan.settings.limits.ring_poll_ms.into());
+        let fill = plan.settings.limits.ring_bytes / 4;
         let stats = self.handler.stats.clone();
         let handler = std::cell::RefCell::new(&mut self.handler);
         let mut builder = RingBufferBuilder::new();

@@ -152,10 +152,7 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
     if let Some(span) = plan.span {
         made.span = span.number;
         made.flags |= match span.end {
-            SpanEnd::Start { carried } => {
-                made.ncarried = carried;
-                probe_flag::PROBE_START.0
-            }
+            SpanEnd::Start => probe_flag::PROBE_START.0,
             SpanEnd::End => probe_flag::PROBE_END.0,
         };
         if span.by_thread {

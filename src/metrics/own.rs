@@ -223,8 +223,7 @@ impl Own {
 
     fn spans(&self, to: &mut Families) {
         let spans = self.status.spans();
-        let starts =
-            |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start { .. }, .. }));
+        let starts = |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start, .. }));
         type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
         let columns: [Column; 2] = [
             (

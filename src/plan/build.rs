@@ -191,10 +191,9 @@ impl Builder<'_> {
             if needs_start {
                 start.values.extend(key_arg.map(|arg| raw(arg, arg.index)));
                 start.values.extend(late.carried.iter().map(|arg| raw(arg, arg.index)));
-                let carried = u8::try_from(late.carried.len()).unwrap_or(u8::MAX);
-                let only_time = is_return && carried == 0;
+                let only_time = is_return && late.carried.is_empty();
                 let span = |end| Some(SpanPlan { number: self.spans, end, by_thread, only_time });
-                start.span = span(SpanEnd::Start { carried });
+                start.span = span(SpanEnd::Start);
                 late_plan.span = span(SpanEnd::End);
                 self.spans += 1;
             }

@@ -85,10 +85,8 @@ pub struct SpanPlan {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpanEnd {
-    /// Keeps this many of its first values (after the key) for the end.
-    Start {
-        carried: u8,
-    },
+    /// Keeps the time, and its first values (after the key) for the end.
+    Start,
     End,
 }
 

