@@ -1,4 +1,4 @@
-//! `cargo fuzz run elf_notes`
+//! `cargo fuzz run elf_notes corpus/elf_notes seeds/elf_notes` from `fuzz/`: what it finds goes to `corpus`, which is not kept; what is worth keeping goes to `seeds`.
 #![no_main]
 
 #[path = "../checks.rs"]

@@ -1,4 +1,4 @@
-//! The fuzzers' corpus as an ordinary test: every input in `fuzz/corpus` once.
+//! The fuzzers' seeds as an ordinary test: every input in `fuzz/seeds` once.
 
 #[path = "../fuzz/checks.rs"]
 mod checks;
@@ -6,9 +6,9 @@ mod checks;
 use std::fs;
 use std::path::Path;
 
-/// The files of one target's corpus; there must be some.
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+/// The files of one target's seeds; there must be some.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let files = fs::read_dir(&folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
     let files: Vec<_> = files.collect();
     assert!(files.len() > 3, "{} has {} files", folder.display(), files.len());
@@ -17,7 +17,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn argument_forms() {
-    for text in corpus("arg_forms") {
+    for text in seeds("arg_forms") {
         checks::arg_forms(&String::from_utf8_lossy(&text));
     }
 }
@@ -25,7 +25,7 @@ fn argument_forms() {
 #[test]
 fn program_files() {
     let mut programs = 0;
-    for bytes in corpus("elf_notes") {
+    for bytes in seeds("elf_notes") {
         programs += usize::from(exporter::elf::Image::parse(&bytes).is_ok());
         checks::elf_notes(&bytes);
     }
