@@ -39,6 +39,8 @@ enum abi_limit {
 	SHORT_TEXTS = 256,
 	SHORT_TEXT = 64,
 	LONG_TEXTS = 1024,
+	/* Integers below this, of each dictionary, have a table of their own. */
+	SMALL_INTEGERS = 1024,
 	/* Nested starts of one span by one key. */
 	MAX_DEPTH = 8,
 	/* Values carried from a function's entry to its return, or from a span's start to its end. */
@@ -250,7 +252,15 @@ struct word_key {
 	__u64 words[TEXT_WORDS];
 };
 
-/* Key of the map that makes finding the number of an integer quick. */
+/*
+ * Most integers that are labels are small: their number plus 1, or 0 if it is not known yet, stands in a table that takes
+ * no helper call to look up.
+ */
+struct small_integers {
+	__u32 number[SMALL_INTEGERS];
+};
+
+/* Key of the map that makes finding the number of a larger integer quick. */
 struct integer_key {
 	__u32 dictionary;
 	__u32 pad;
@@ -326,6 +336,7 @@ _Static_assert(sizeof(struct site) == 8 + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
 _Static_assert(sizeof(struct dictionary) == 32, "layout");
+_Static_assert(sizeof(struct small_integers) == 4 * SMALL_INTEGERS, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
 _Static_assert(sizeof(struct control) == 32, "layout");
 _Static_assert(sizeof(struct event) == 16, "layout");

@@ -180,26 +180,38 @@ full:
 	return ~0U;
 }
 
-/* The number of an integer that is not in integers yet. */
-__noinline __u32 number_of_new(__u32 dictionary, __u64 value)
+/* Where the number of a small integer stands, or NULL. */
+static __always_inline __u32 *small_number(__u32 dictionary, __u64 value)
 {
-	struct integer_key integer = { .dictionary = dictionary, .value = value };
-	struct word_key key = { .dictionary = dictionary };
-	__u32 number;
+	struct small_integers *small;
+	__u32 at = value;
 
-	key.words[0] = value;
-	number = number_of(&key);
-	if (number != ~0U)
-		bpf_map_update_elem(&integers, &integer, &number, BPF_ANY);
-	return number;
+	if (value >= SMALL_INTEGERS)
+		return NULL;
+	small = bpf_map_lookup_elem(&small_integers, &dictionary);
+	return small && BOUNDED(at, SMALL_INTEGERS) ? &small->number[at] : NULL;
 }
 
-static __always_inline __u32 number_of_integer(__u32 dictionary, __u64 value)
+/* The number of an integer. The key of integers is what a word_key begins with. */
+__noinline __u32 number_of_integer(__u32 dictionary, __u64 value)
 {
-	struct integer_key key = { .dictionary = dictionary, .value = value };
-	__u32 *known = bpf_map_lookup_elem(&integers, &key);
+	struct word_key key = { .dictionary = dictionary, .words = { value } };
+	__u32 *small = small_number(dictionary, value), number;
 
-	return known ? *known : number_of_new(dictionary, value);
+	if (!small) {
+		__u32 *known = bpf_map_lookup_elem(&integers, &key);
+
+		if (known)
+			return *known;
+	}
+	number = number_of(&key);
+	if (number == ~0U)
+		return number;
+	if (small)
+		*(volatile __u32 *)small = number + 1;
+	else
+		bpf_map_update_elem(&integers, &key, &number, BPF_ANY);
+	return number;
 }
 
 /* The numbers of a metric's labels. */
@@ -249,7 +261,7 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 /* The label's value as a number, see enum label_id. */
 static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
 {
-	__u32 i = label->value, found;
+	__u32 i = label->value, found, *small;
 
 	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return ID_UNREADABLE;
@@ -262,7 +274,9 @@ static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, stru
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
-	found = number_of_integer(label->dictionary, hit->values[i]);
+	small = small_number(label->dictionary, hit->values[i]);
+	found = small ? *(volatile __u32 *)small : 0;
+	found = found ? found - 1 : number_of_integer(label->dictionary, hit->values[i]);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 

@@ -20,6 +20,7 @@ TABLE(actions, struct action, 0);
 TABLE(patterns, struct pattern, 0);
 TABLE(bounds, struct bounds, 0);
 TABLE(dictionaries, struct dictionary, BPF_F_MMAPABLE);
+TABLE(small_integers, struct small_integers, BPF_F_MMAPABLE);
 TABLE(entries, struct entry, BPF_F_MMAPABLE);
 TABLE(control, struct control, BPF_F_MMAPABLE);
 

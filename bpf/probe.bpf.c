@@ -39,6 +39,7 @@ struct abi {
 	struct dictionary dictionary;
 	struct word_key word_key;
 	struct integer_key integer_key;
+	struct small_integers small_integers;
 	struct short_key short_key;
 	struct entry entry;
 	struct start_key start_key;

@@ -55,14 +55,48 @@ static __always_inline long read_user_str(void *to, __u32 bytes, const void *fro
 	return len;
 }
 
-/* By constant offsets: the context may not be indexed by a variable, a copy on the stack may. */
-static __always_inline void copy_registers(__u64 *regs, const struct pt_regs *ctx)
-{
-	const __u64 *from = (const __u64 *)ctx;
+/*
+ * One register of the traced program. The context may only be read at offsets that are constants in the program, so each
+ * register has an instruction of its own, written so that the compiler cannot make one of them all. To find the right one
+ * takes some five comparisons; a copy on the stack that can be indexed takes as many loads and stores as there are
+ * registers, and stack that is needed elsewhere.
+ */
+#define REGISTER(number)                                           \
+	case number:                                               \
+		asm volatile("%[v] = *(u64 *)(%[c] + %[o])"        \
+			     : [v] "=r"(value)                     \
+			     : [c] "r"(ctx), [o] "i"(8 * number)); \
+		break
 
-#pragma clang loop unroll(full)
-	for (int i = 0; i < NREGS; i++)
-		regs[i] = from[i];
+static __always_inline __u64 register_at(const struct pt_regs *ctx, __u32 reg)
+{
+	__u64 value = 0;
+
+	switch (reg) {
+		REGISTER(0);
+		REGISTER(1);
+		REGISTER(2);
+		REGISTER(3);
+		REGISTER(4);
+		REGISTER(5);
+		REGISTER(6);
+		REGISTER(7);
+		REGISTER(8);
+		REGISTER(9);
+		REGISTER(10);
+		REGISTER(11);
+		REGISTER(12);
+		REGISTER(13);
+		REGISTER(14);
+		REGISTER(15);
+		REGISTER(16);
+		REGISTER(17);
+		REGISTER(18);
+		REGISTER(19);
+		REGISTER(20);
+	}
+	_Static_assert(NREGS == 21 && sizeof(*ctx) == 8 * NREGS, "a case for each register");
+	return value;
 }
 
 /* Shows the verifier a bound that the compiler would otherwise prove away or check on another register. */
@@ -91,12 +125,15 @@ static __always_inline __u64 extend(__u64 raw, const struct location *at)
 }
 
 /* The value at one location; sets *fault if it could not be read. */
-static __always_inline __u64 value_at(const struct location *at, const __u64 *regs, const struct start *begun,
-				      bool *fault)
+static __always_inline __u64 value_at(const struct location *at, const struct pt_regs *ctx,
+				      const struct start *begun, bool *fault)
 {
-	__u32 reg = at->reg, index = at->index, bytes = at->bytes, word = at->offset;
+	__u32 bytes = at->bytes, word = at->offset;
 	__u64 address, raw = 0;
 
+	/* By far the most common one. */
+	if (at->op == LOC_REGISTER)
+		return extend(register_at(ctx, at->reg), at);
 	switch (at->op) {
 	case LOC_CONST:
 		return at->offset;
@@ -120,17 +157,9 @@ static __always_inline __u64 value_at(const struct location *at, const __u64 *re
 		*fault = begun->faults >> word & 1;
 		return begun->carried[word];
 	}
-	if (!BOUNDED(reg, NREGS))
-		return 0;
-	address = regs[reg];
-	if (at->op == LOC_REGISTER)
-		return extend(address, at);
-	address += at->offset;
-	if (at->op == LOC_INDEXED) {
-		if (!BOUNDED(index, NREGS))
-			return 0;
-		address += regs[index] << (at->scale & 3);
-	}
+	address = register_at(ctx, at->reg) + at->offset;
+	if (at->op == LOC_INDEXED)
+		address += register_at(ctx, at->index) << (at->scale & 3);
 	if (!BOUNDED(bytes, 9) || read_user(&raw, bytes, (const void *)address))
 		*fault = true;
 	return extend(raw, at);
@@ -230,22 +259,20 @@ static __always_inline int finish(const struct probe *probe, __u64 value, struct
 /*
  * All values of the hit; at the end of a span its start is looked up first. Text stays where it is: its value is the
  * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is
- * lost. Not inlined for its stack's sake.
+ * lost.
  */
-static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
-				  const struct pt_regs *ctx, __u64 entered)
+static __always_inline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
+				       const struct pt_regs *ctx, __u64 entered)
 {
 	struct start begun = { .time = entered };
-	__u64 regs[NREGS];
 	int lost;
 
-	copy_registers(regs, ctx);
 	if (probe->flags & PROBE_END && !entered) {
 		bool fault = false;
 		__u64 key = 0;
 
 		if (!(probe->flags & PROBE_BY_THREAD))
-			key = value_at(&site->values[0], regs, &begun, &fault);
+			key = value_at(&site->values[0], ctx, &begun, &fault);
 		if (fault)
 			return BOOK_LOST_FAULT;
 		lost = finish(probe, key, &begun);
@@ -258,7 +285,7 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 
 		if (i >= probe->nvalues)
 			break;
-		hit->values[i] = value_at(&site->values[i], regs, &begun, &fault);
+		hit->values[i] = value_at(&site->values[i], ctx, &begun, &fault);
 		if (fault)
 			hit->faults |= 1U << i;
 	}

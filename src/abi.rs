@@ -20,7 +20,7 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
-    pattern, probe, probe_flag, site, start, start_key, starts, value, value_kind, wake,
+    pattern, probe, probe_flag, site, small_integers, start, start_key, starts, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -31,7 +31,7 @@ macro_rules! limits {
 
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
-    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED,
+    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, SMALL_INTEGERS,
 }
 
 /// Cells of one probe's books.
@@ -49,6 +49,7 @@ const _: () = {
     assert!(size_of::<pattern>() == 16 * PATTERN_WORDS);
     assert!(size_of::<bounds>() == 8 * (MAX_BOUNDS + 1));
     assert!(size_of::<dictionary>() == 32);
+    assert!(size_of::<small_integers>() == 4 * SMALL_INTEGERS);
     assert!(size_of::<entry>() == 8 + 8 * TEXT_WORDS);
     assert!(size_of::<event>() == 16);
     assert!(offset_of!(event, faults) == 4 && offset_of!(event, event_class) == 10);

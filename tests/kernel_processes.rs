@@ -3,6 +3,8 @@
 #[path = "common/tracer.rs"]
 mod tracer;
 
+use std::path::Path;
+
 use tracer::{Forms, Tracer, folder, private_copy};
 
 /// Processes that may have a series at once.
@@ -46,6 +48,54 @@ fn series_of_ended_processes_go_away_in_the_kernel() {
 #[test]
 fn series_of_ended_processes_go_away_in_user_space() {
     one_after_the_other(true);
+}
+
+/// Small numbers have a table of their own in the kernel: a number that was given back must be gone from there too, or a
+/// later process of the same number would be counted as whoever has its place now.
+#[test]
+fn a_small_process_number_comes_again() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    let tracer = Tracer::start(&yaml);
+    let shown =
+        |tracer: &Tracer| tracer.render().into_iter().find(|(name, _)| name.starts_with("fired_total{"));
+    let mut first = start_as(&binary, |pid| (300..1000).contains(&pid));
+    let again = first.pid();
+    for _ in 0..2 {
+        let fired = first.fire("i32", 5)["fired"].as_u64().unwrap();
+        first.kill();
+        drop(first);
+        let (name, value) = shown(&tracer).unwrap();
+        assert!(name.contains(&format!("pid=\"{again}\"")) && value == fired.to_string(), "{name} {value}");
+        assert_eq!(shown(&tracer), None);
+        // Another one takes the place that was given back, and stays.
+        let mut other = Forms::start(&binary);
+        other.fire("i32", 3);
+        first = start_as(&binary, |pid| pid == again);
+        other.kill();
+        tracer.render();
+        tracer.render();
+    }
+    first.kill();
+}
+
+/// Starts the program as a process whose number is right, which is the next one that the kernel has free.
+fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
+    for _ in 0..500 {
+        let next = (300..1000).find(|pid| right(*pid)).unwrap();
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
+        let mut forms = Forms::start(binary);
+        if right(forms.pid()) {
+            return forms;
+        }
+        forms.kill();
+    }
+    panic!("no process got the number that was asked for");
 }
 
 #[test]

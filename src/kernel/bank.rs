@@ -6,22 +6,29 @@ use std::sync::atomic::Ordering;
 use super::mapping::Mapping;
 use libbpf_rs::{MapCore, MapHandle};
 
-use crate::abi::{TEXT_WORDS, book_cell, dictionary, entry, integer_key};
+use crate::abi::{SMALL_INTEGERS, TEXT_WORDS, book_cell, dictionary, entry, integer_key};
 use crate::bank::Bank;
 use crate::layout::{self, DictionaryLayout};
+
+/// What the bank is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub cells: Mapping,
+    pub shards: u32,
+    pub entries: Mapping,
+    /// Of each dictionary, how many values are in use, and which numbers are free.
+    pub dictionaries: Mapping,
+    pub small_integers: Mapping,
+    /// The maps that find a number, the long keys first.
+    pub numbers: [MapHandle; 2],
+}
 
 /// Cells, and the names behind the numbers of dictionaries, as the kernel sees them now.
 #[derive(Debug)]
 pub struct KernelBank {
-    cells: Mapping,
-    shards: u32,
+    parts: Parts,
     cells_per_shard: u32,
-    entries: Mapping,
     dictionaries: Vec<DictionaryLayout>,
-    /// What the kernel writes of them: how many values are in use, and which numbers are free.
-    in_use: Mapping,
-    /// The maps that find a number, the long keys first.
-    numbers: [MapHandle; 2],
 }
 
 const DICTIONARY_WORDS: usize = size_of::<dictionary>() / 8;
@@ -29,23 +36,8 @@ const DICTIONARY_WORDS: usize = size_of::<dictionary>() / 8;
 const ENTRY_WORDS: usize = size_of::<entry>() / 8;
 
 impl KernelBank {
-    pub(super) fn new(
-        cells: Mapping,
-        shards: u32,
-        entries: Mapping,
-        in_use: Mapping,
-        numbers: [MapHandle; 2],
-        layout: &layout::Bank,
-    ) -> Self {
-        Self {
-            in_use,
-            numbers,
-            cells,
-            shards,
-            cells_per_shard: layout.cells,
-            entries,
-            dictionaries: layout.dictionaries.clone(),
-        }
+    pub(super) fn new(parts: Parts, layout: &layout::Bank) -> Self {
+        Self { parts, cells_per_shard: layout.cells, dictionaries: layout.dictionaries.clone() }
     }
 
     /// One number of a probe's books.
@@ -56,7 +48,7 @@ impl KernelBank {
     /// The latest jiffies at which the probe was hit; 0 if it never was.
     pub(crate) fn last_hit(&self, probe: usize) -> u64 {
         let cell = self.book_cell(probe, book_cell::BOOK_LAST_HIT);
-        (0..self.shards).map(|shard| self.load(shard, cell)).max().unwrap_or(0)
+        (0..self.parts.shards).map(|shard| self.load(shard, cell)).max().unwrap_or(0)
     }
 
     fn book_cell(&self, probe: usize, which: book_cell) -> u32 {
@@ -64,14 +56,14 @@ impl KernelBank {
     }
 
     fn load(&self, shard: u32, cell: u32) -> u64 {
-        self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
+        self.parts.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
             .load(Ordering::Relaxed)
     }
 }
 
 impl Bank for KernelBank {
     fn total(&self, cell: u32) -> u64 {
-        (0..self.shards).fold(0, |sum: u64, shard| sum.wrapping_add(self.load(shard, cell)))
+        (0..self.parts.shards).fold(0, |sum: u64, shard| sum.wrapping_add(self.load(shard, cell)))
     }
 
     fn single(&self, cell: u32) -> u64 {
@@ -79,12 +71,12 @@ impl Bank for KernelBank {
     }
 
     fn take(&self, cell: u32) -> u64 {
-        self.cells.words()[cell as usize].swap(0, Ordering::Relaxed)
+        self.parts.cells.words()[cell as usize].swap(0, Ordering::Relaxed)
     }
 
     fn clear(&self, cell: u32) {
-        for shard in 0..self.shards {
-            self.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
+        for shard in 0..self.parts.shards {
+            self.parts.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
                 .store(0, Ordering::Relaxed);
         }
     }
@@ -95,23 +87,30 @@ impl Bank for KernelBank {
             return;
         };
         let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
-        let Some(words) = self.entries.words().get(first..first + 1 + TEXT_WORDS) else { return };
+        let Some(words) = self.parts.entries.words().get(first..first + 1 + TEXT_WORDS) else { return };
         // As in `struct word_key`, and for integers `struct integer_key`.
         let mut key = u64::from(dictionary).to_le_bytes().to_vec();
         words[1..].iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
-        let [long, short] = &self.numbers;
+        let [long, short] = &self.parts.numbers;
         let _ = short.delete(&key[..size_of::<integer_key>()]);
+        // Of text, the table has nothing: clearing a place in it is harmless.
+        let value = words[1].load(Ordering::Relaxed) as usize;
+        if value < SMALL_INTEGERS {
+            let small = &self.parts.small_integers.halves()[dictionary as usize * SMALL_INTEGERS + value];
+            small.store(0, Ordering::Relaxed);
+        }
         if long.delete(&key).is_err() {
             return;
         }
         words[0].store(0, Ordering::Release);
-        let shared = &self.in_use.words()[dictionary as usize * DICTIONARY_WORDS..][..DICTIONARY_WORDS];
+        let shared =
+            &self.parts.dictionaries.words()[dictionary as usize * DICTIONARY_WORDS..][..DICTIONARY_WORDS];
         let free = &shared[offset_of!(dictionary, free) / 8];
         let _ = free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
             words[1].store(top & 0xffff_ffff, Ordering::Relaxed);
             Some(((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1))
         });
-        let accepted = &self.in_use.halves()
+        let accepted = &self.parts.dictionaries.halves()
             [(dictionary as usize * size_of::<dictionary>() + offset_of!(dictionary, accepted)) / 4];
         accepted.fetch_sub(1, Ordering::AcqRel);
     }
@@ -122,7 +121,7 @@ impl Bank for KernelBank {
             return false;
         };
         let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
-        let Some(words) = self.entries.words().get(first..first + 1 + TEXT_WORDS) else { return false };
+        let Some(words) = self.parts.entries.words().get(first..first + 1 + TEXT_WORDS) else { return false };
         // `ready` is the first half of the first word, and is set last.
         if words[0].load(Ordering::Acquire) as u32 == 0 {
             return false;

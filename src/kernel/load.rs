@@ -12,13 +12,13 @@ use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
 
-use super::bank::KernelBank;
+use super::bank::{KernelBank, Parts};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::mapping::Mapping;
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, dictionary, entry, start, start_key, starts};
+use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers, start, start_key, starts};
 use crate::config::model::AttachMode;
 use crate::layout::Layout;
 use crate::plan::{Hook, Plan};
@@ -345,6 +345,7 @@ fn size(
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;
     maps.dictionaries.set_max_entries(count(tables.dictionaries.len()))?;
+    maps.small_integers.set_max_entries(count(tables.dictionaries.len()))?;
     let entries = layout.kernel.entries.max(1);
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
@@ -360,20 +361,21 @@ fn size(
 
 fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Shared> {
     let maps = &skel.maps;
-    let cells = Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?;
-    let entries =
-        Mapping::new(maps.entries.as_fd(), layout.kernel.entries.max(1) as usize, size_of::<entry>())?;
-    let in_use = Mapping::new(
-        maps.dictionaries.as_fd(),
-        layout.kernel.dictionaries.len().max(1),
-        size_of::<dictionary>(),
-    )?;
+    let entries = layout.kernel.entries.max(1) as usize;
+    let dictionaries = layout.kernel.dictionaries.len().max(1);
     let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
-    let numbers = [handle(&maps.numbers)?, handle(&maps.integers)?];
+    let parts = Parts {
+        cells: Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?,
+        shards,
+        entries: Mapping::new(maps.entries.as_fd(), entries, size_of::<entry>())?,
+        dictionaries: Mapping::new(maps.dictionaries.as_fd(), dictionaries, size_of::<dictionary>())?,
+        small_integers: Mapping::new(maps.small_integers.as_fd(), dictionaries, size_of::<small_integers>())?,
+        numbers: [handle(&maps.numbers)?, handle(&maps.integers)?],
+    };
     let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
-        bank: Arc::new(KernelBank::new(cells, shards, entries, in_use, numbers, &layout.kernel)),
+        bank: Arc::new(KernelBank::new(parts, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),
     })
