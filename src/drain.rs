@@ -63,11 +63,11 @@ impl Drain {
         let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::new(DrainStats::default());
         let (ready, started) = sync_channel(1);
-        let actions = actions_of(&plan, layout);
+        let routes = routes(&plan, layout);
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.
-            let handler = Handler::new(plan, actions, bank, thread_stats);
+            let handler = Handler::new(plan, routes, bank, thread_stats);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
@@ -193,8 +193,8 @@ struct Handler {
     plan: Arc<Plan>,
     bank: Arc<UserBank>,
     stats: Arc<DrainStats>,
-    /// Of each probe, the actions that are computed here.
-    actions: Vec<Vec<ActionLayout>>,
+    /// What each probe's events are for.
+    routes: Vec<Route>,
     verbose: bool,
     symbols: Symbols,
     /// Of the event at hand, the values that are shown by name.
@@ -204,18 +204,13 @@ struct Handler {
 }
 
 impl Handler {
-    fn new(
-        plan: Arc<Plan>,
-        actions: Vec<Vec<ActionLayout>>,
-        bank: Arc<UserBank>,
-        stats: Arc<DrainStats>,
-    ) -> Self {
+    fn new(plan: Arc<Plan>, routes: Vec<Route>, bank: Arc<UserBank>, stats: Arc<DrainStats>) -> Self {
         let Settings { verbose, .. } = plan.settings;
         Self {
             plan,
             bank,
             stats,
-            actions,
+            routes,
             verbose,
             symbols: Symbols::new(),
             names: Vec::new(),
@@ -237,31 +232,28 @@ impl Handler {
                 return;
             }
         };
-        let (Some(probe), Some(actions)) = (self.plan.probes.get(event.probe), self.actions.get(event.probe))
+        let (Some(probe), Some(route)) = (self.plan.probes.get(event.probe), self.routes.get(event.probe))
         else {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let number_of = |source: Source| {
-            let at = probe.values.iter().position(|value| value.source == source);
-            match at.map(|at| event.value(at, false)) {
-                Some(Value::Int(number)) => number as u64,
-                _ => 0,
-            }
+        let number = |at: Option<usize>| match at.map(|at| event.value(at, false)) {
+            Some(Value::Int(number)) => number as u64,
+            _ => 0,
         };
-        let time = number_of(Source::Time);
+        let time = number(route.time);
         self.names.clear();
-        for value in (0..probe.values.len()).filter(|value| probe.values[*value].kind.is_symbol()) {
-            if let Value::Int(address) = event.value(value, false) {
-                self.names.push((value, self.symbols.name(number_of(Source::Pid) as u32, address as u64)));
+        for value in &route.symbols {
+            if let Value::Int(address) = event.value(*value, false) {
+                self.names.push((*value, self.symbols.name(number(route.pid) as u32, address as u64)));
             }
         }
         let names = &self.names;
         let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {
             Some((_, name)) => Value::Text(name.as_bytes()),
-            None => event.value(value, probe.values[value].kind.is_text()),
+            None => event.value(value, route.texts & 1 << value != 0),
         };
-        for laid in actions {
+        for laid in &route.actions {
             let metric = &self.plan.metrics[probe.actions[laid.action].metric];
             let lost = match evaluate(&self.bank, laid, metric, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
@@ -278,13 +270,35 @@ impl Handler {
     }
 }
 
-/// Of each probe, the actions that are computed in user space.
-fn actions_of(plan: &Plan, layout: &Layout) -> Vec<Vec<ActionLayout>> {
-    let mut actions = vec![Vec::new(); plan.probes.len()];
-    for laid in layout.actions.iter().filter(|laid| !laid.in_kernel) {
-        actions[laid.probe].push(laid.clone());
-    }
-    actions
+/// What is known of a probe's events before the first one comes.
+#[derive(Debug, Clone)]
+struct Route {
+    /// The actions that are computed here.
+    actions: Vec<ActionLayout>,
+    /// Which values are the kernel's time and the process.
+    time: Option<usize>,
+    pid: Option<usize>,
+    /// Values that are shown by the name of a function.
+    symbols: Vec<usize>,
+    /// Bit i: value i is text.
+    texts: u32,
+}
+
+/// The routes of all probes.
+fn routes(plan: &Plan, layout: &Layout) -> Vec<Route> {
+    let route = |(number, probe): (usize, &ProbePlan)| {
+        let here = |laid: &&ActionLayout| laid.probe == number && !laid.in_kernel;
+        let place = |source| probe.values.iter().position(|value| value.source == source);
+        let values = || probe.values.iter().enumerate();
+        Route {
+            actions: layout.actions.iter().filter(here).cloned().collect(),
+            time: place(Source::Time),
+            pid: place(Source::Pid),
+            symbols: values().filter(|(_, value)| value.kind.is_symbol()).map(|(at, _)| at).collect(),
+            texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
+        }
+    };
+    plan.probes.iter().enumerate().map(route).collect()
 }
 
 /// The line that the verbose log has for an event.

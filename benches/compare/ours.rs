@@ -9,11 +9,12 @@ use exporter::bank::UserBank;
 use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::drain::Drain;
 use exporter::elf::Image;
-use exporter::kernel::{How, Kernel, Placed, choose};
+use exporter::kernel::{Kernel, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
 use exporter::resolve::{ResolvedSite, resolve};
+use exporter::targets::place;
 use libbpf_rs::Link;
 
 use crate::target::Target;
@@ -25,9 +26,7 @@ pub struct Exporter {
     sites: Vec<ResolvedSite>,
     registry: Registry,
     plan: Arc<Plan>,
-    layout: Layout,
-    user: Arc<UserBank>,
-    drain: Option<Drain>,
+    drain: Drain,
     text: Vec<u8>,
 }
 
@@ -45,35 +44,29 @@ fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, Strin
 
 impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
-        let mut made = Self::load_without_drain(target, probes, all_to_ring)?;
-        made.start_drain()?;
-        Ok(made)
-    }
-
-    /// Without the thread that takes events from the ring: they stay there.
-    pub fn load_without_drain(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Layout::new(&plan);
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
-        let sites = resolve(&image, 0, &plan.probes[0], &mut |_| 0).map_err(|why| why.to_string())?.sites;
+        let mut sites = Vec::new();
+        for (number, probe) in (0u32..).zip(&plan.probes) {
+            let resolved = resolve(&image, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
+            sites.extend(resolved.sites);
+        }
         let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
         let registry = Registry::new(plan.clone(), &layout, kernel.shared().bank, user.clone());
+        let drain =
+            Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|why| why.to_string())?;
         let target = target.path.clone();
-        Ok(Self { kernel, target, sites, registry, plan, layout, user, drain: None, text: Vec::new() })
+        Ok(Self { kernel, target, sites, registry, plan, drain, text: Vec::new() })
     }
 
-    pub fn start_drain(&mut self) -> Result<(), String> {
-        let drain = Drain::start(self.plan.clone(), &self.layout, self.user.clone(), self.kernel.shared());
-        self.drain = Some(drain.map_err(|why| why.to_string())?);
-        Ok(())
-    }
-
-    /// Attaches to all sites of its first probe. Dropping the links detaches.
+    /// Attaches to all sites. Dropping the links detaches.
     pub fn attach(&self) -> Result<Vec<Link>, String> {
-        let placed = |(cookie, site)| Placed { cookie, site, how: How::Entry };
-        let sites: Vec<_> = (0u32..).zip(&self.sites).map(placed).collect();
-        self.kernel.attach(&self.target, &sites).map_err(|why| why.to_string())
+        let sites: Vec<_> = self.sites.iter().collect();
+        let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
+        let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
+        self.kernel.attach(&self.target, &placed).map_err(|why| why.to_string())
     }
 
     /// How many sites there are.
@@ -83,9 +76,7 @@ impl Exporter {
 
     /// Waits for the events that are still in the ring, then renders all series.
     pub fn scrape(&mut self) -> &[u8] {
-        if let Some(drain) = &self.drain {
-            drain.catch_up(Duration::from_secs(10));
-        }
+        self.drain.catch_up(Duration::from_secs(10));
         self.text.clear();
         self.registry.render(&[], &mut self.text);
         &self.text

@@ -89,7 +89,7 @@ impl Report {
         for (row, all) in &self.rows {
             let floor = all.iter().find(|samples| samples.name == FLOOR);
             for samples in all {
-                let _ = write!(to, "| {row} | {} ", samples.name.replace('_', ", "));
+                let _ = write!(to, "| {row} | {} ", samples.name.replace('_', " "));
                 let mut ns = samples.all();
                 if ns.is_empty() {
                     let _ = writeln!(to, "| {} ||||| ", samples.note);

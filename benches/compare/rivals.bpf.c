@@ -47,6 +47,38 @@ int count(struct pt_regs *ctx)
 	return 0;
 }
 
+/* At a function's entry and its return. */
+SEC("uprobe.session")
+int empty_session(struct pt_regs *ctx)
+{
+	return 0;
+}
+
+extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign, __u64 flags) __ksym;
+
+/* Reads a string; a page that is not resident cannot be read. */
+SEC("uprobe.multi")
+int string(struct pt_regs *ctx)
+{
+	char text[32];
+
+	if (bpf_probe_read_user_str(text, sizeof(text), (const void *)ctx->di) < 0)
+		count(ctx);
+	return 0;
+}
+
+/* The same with the way out that every string of the exporter has: to sleep until the page is there. */
+SEC("uprobe.multi.s")
+int string_or_sleep(struct pt_regs *ctx)
+{
+	char text[32];
+
+	if (bpf_probe_read_user_str(text, sizeof(text), (const void *)ctx->di) < 0 &&
+	    bpf_copy_from_user_str(text, sizeof(text), (const void *)ctx->di, 0) < 0)
+		count(ctx);
+	return 0;
+}
+
 /* One wake-up per event: the ring buffer's default, as most exporters leave it. */
 SEC("uprobe.multi")
 int naive(struct pt_regs *ctx)

@@ -45,7 +45,8 @@ impl Rivals {
     /// Attaches one program to a probe's sites. Dropping the link detaches it.
     pub fn attach(&self, program: &str, sites: &[usize]) -> Result<Link, String> {
         let found = self.object.progs_mut().find(|found| found.name() == program);
-        let opts = UprobeMultiOpts { offsets: sites.to_vec(), ..UprobeMultiOpts::default() };
+        let session = program == "empty_session";
+        let opts = UprobeMultiOpts { offsets: sites.to_vec(), session, ..UprobeMultiOpts::default() };
         found
             .ok_or(format!("no program {program}"))?
             .attach_uprobe_multi_with_opts(-1, &self.target, "", opts)

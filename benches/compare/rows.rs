@@ -9,6 +9,7 @@ use crate::target::Target;
 /// One comparison: a probe, and what is set on it.
 pub struct Row {
     pub name: &'static str,
+    /// Of the traced program's provider; or a function of it.
     probe: &'static str,
     processes: usize,
     /// The exporter's configuration of the probe, and the metric that has to equal the number of calls.
@@ -69,6 +70,10 @@ const STRINGS3: &str = "\
     c: { index: 2, type: string, max: 64 }
   metrics: [{ counter: hits_total, when: a != \"x\" and b != \"x\" and c != \"x\" }]";
 
+const CALLED: &str = "\
+- function: called
+  metrics: [{ histogram: call_seconds, value: duration }]";
+
 const PLAIN: Row = Row {
     name: "",
     probe: "",
@@ -111,6 +116,7 @@ pub fn rows() -> Vec<Row> {
             probe: "named",
             probes: NAMED,
             metric: "sizes",
+            programs: &["string", "string_or_sleep"],
             bpftrace: Some(("bpftrace hist()", "@[str(arg0)] = hist(arg1);")),
             ..PLAIN
         },
@@ -131,6 +137,14 @@ pub fn rows() -> Vec<Row> {
             ..PLAIN
         },
         Row { name: "event of 3 strings", probe: "strings3", probes: STRINGS3, all_to_ring: true, ..PLAIN },
+        Row {
+            name: "duration of a function, against its entry alone",
+            probe: "called",
+            probes: CALLED,
+            metric: "call_seconds",
+            programs: &["empty_session"],
+            ..PLAIN
+        },
         Row {
             name: "histogram by integer label, two processes at once",
             probe: "labelled",

@@ -49,6 +49,17 @@ OWN_FUNCTION static void strings3(const char *a, const char *b, const char *c)
 	DTRACE_PROBE3(bench, strings3, a, b, c);
 }
 
+OWN_FUNCTION static uint64_t pass(uint64_t number)
+{
+	return number;
+}
+
+/* A function as most are: it begins with a push, which the kernel need not single-step. */
+OWN_FUNCTION static uint64_t called(uint64_t number)
+{
+	return pass(number) + number;
+}
+
 /* A thousand sites of one probe, to attach to; they are not run. */
 #define SITE DTRACE_PROBE1(bench, site, number);
 #define TEN(x) x x x x x x x x x x
@@ -67,12 +78,12 @@ static uint64_t nanoseconds(clockid_t clock)
 
 static void call(const char *probe, uint64_t from, uint64_t to)
 {
-#define LOOP(name, ...)                                             \
-	if (!strcmp(probe, name)) {                                 \
-		for (uint64_t i = from; i < to; i++) {              \
-			__VA_ARGS__;                                \
-		}                                                   \
-		return;                                             \
+#define LOOP(name, ...)                                \
+	if (!strcmp(probe, name)) {                    \
+		for (uint64_t i = from; i < to; i++) { \
+			__VA_ARGS__;                   \
+		}                                      \
+		return;                                \
 	}
 	LOOP("bare", DTRACE_PROBE3(bench, bare, i, i + 1, i + 2))
 	LOOP("ints3", ints3(i, i + 1, i + 2))
@@ -82,6 +93,7 @@ static void call(const char *probe, uint64_t from, uint64_t to)
 	LOOP("named", named(names[i & 7], i * 40503 & 0xffff))
 	LOOP("five", five(i, i + 1, i + 2, names[i & 7], bytes[i & 7]))
 	LOOP("strings3", strings3(names[i & 7], names[(i + 1) & 7], names[(i + 2) & 7]))
+	LOOP("called", called(i))
 	LOOP("sites", sites(i))
 	fprintf(stderr, "target: unknown probe \"%s\"\n", probe);
 	exit(2);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use exporter::elf::{Image, usdt_sites};
+use exporter::elf::{Image, function_sites, usdt_sites};
 
 /// The built program.
 pub struct Target {
@@ -34,11 +34,17 @@ impl Target {
         Ok(Self { path, bytes })
     }
 
-    /// Offsets in the file of a probe's sites.
-    pub fn sites(&self, probe: &str) -> Result<Vec<usize>, String> {
+    /// Offsets in the file of a probe's sites, or of a function.
+    pub fn sites(&self, name: &str) -> Result<Vec<usize>, String> {
         let image = Image::parse(&self.bytes).map_err(|why| why.to_string())?;
-        let sites = usdt_sites(&image, "bench", probe).map_err(|why| why.to_string())?;
-        Ok(sites.iter().map(|site| site.offset as usize).collect())
+        let offsets = match usdt_sites(&image, "bench", name) {
+            Ok(sites) => sites.iter().map(|site| site.offset as usize).collect(),
+            Err(_) => {
+                let sites = function_sites(&image, name).map_err(|why| why.to_string())?;
+                sites.iter().map(|site| site.site.offset as usize).collect()
+            }
+        };
+        Ok(offsets)
     }
 
     /// Its bytes, to resolve probes in.

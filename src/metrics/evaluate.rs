@@ -29,7 +29,7 @@ pub fn evaluate<'a>(
     metric: &MetricPlan,
     probe: &ProbePlan,
     time: u64,
-    read: &dyn Fn(usize) -> Value<'a>,
+    read: &impl Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> Outcome {
     let action = &probe.actions[laid.action];
@@ -127,9 +127,12 @@ fn series<'a>(
     laid: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
-    read: &dyn Fn(usize) -> Value<'a>,
+    read: &impl Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> u32 {
+    if laid.labels.is_empty() {
+        return 0;
+    }
     let mut number = 0;
     let mut folded = false;
     let mut ids = [0u8; 8 * FAMILY_LABELS];

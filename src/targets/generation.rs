@@ -146,7 +146,7 @@ impl Generation {
             return refuse(self, why);
         };
         self.cookies.extend(&numbers);
-        let placed = place(plan, kernel.has_sessions(), resolved, &numbers);
+        let placed = place(plan, kernel.has_sessions(), &sites, &numbers);
         let done = kernel.attach(&found.path, &placed);
         match done {
             Ok(links) => {
@@ -192,31 +192,26 @@ pub(crate) fn with_names<'a>(image: Image<'a>, debug: Option<&'a [u8]>) -> Image
 
 /// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no
 /// link of its own where the kernel has session uprobes: the entry's site names the return's.
-fn place<'a>(
+pub fn place<'a>(
     plan: &Plan,
     sessions: bool,
-    resolved: &'a [(usize, Resolved)],
+    sites: &[&'a ResolvedSite],
     numbers: &[u32],
 ) -> Vec<Placed<'a>> {
     let mut placed: Vec<Placed<'a>> = Vec::new();
-    let mut numbers = numbers.iter().copied();
     let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
-    for (_, resolved) in resolved {
-        for (site, cookie) in resolved.sites.iter().zip(&mut numbers) {
-            let mut how = if site.is_return { How::Return } else { How::Entry };
-            if sessions && site.is_return && span(site).is_some() {
-                let entry = placed.iter_mut().find(|other| {
-                    other.how == How::Entry
-                        && other.site.offset == site.offset
-                        && span(other.site) == span(site)
-                });
-                if let Some(entry) = entry {
-                    entry.how = How::Session { on_return: cookie };
-                    how = How::InSession;
-                }
+    for (&site, &cookie) in sites.iter().zip(numbers) {
+        let mut how = if site.is_return { How::Return } else { How::Entry };
+        if sessions && site.is_return && span(site).is_some() {
+            let entry = placed.iter_mut().find(|other| {
+                other.how == How::Entry && other.site.offset == site.offset && span(other.site) == span(site)
+            });
+            if let Some(entry) = entry {
+                entry.how = How::Session { on_return: cookie };
+                how = How::InSession;
             }
-            placed.push(Placed { cookie, site, how });
         }
+        placed.push(Placed { cookie, site, how });
     }
     placed
 }

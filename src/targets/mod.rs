@@ -5,6 +5,7 @@ mod generation;
 mod keeper;
 mod status;
 
+pub use generation::place;
 pub(crate) use generation::{debug_file, with_names};
 pub use keeper::Keeper;
 pub use status::{ProbeState, ProbeStatus, Status};
