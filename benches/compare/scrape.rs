@@ -3,6 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use exporter::config::model::MetricKind;
+use exporter::metrics::encode::{Head, Number};
 use prometheus::{Encoder, IntCounterVec, Opts, Registry, TextEncoder};
 
 use crate::Options;
@@ -65,11 +67,22 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     for series in 0..SERIES {
         counters.with_label_values(&[series.to_string().as_str(), "localhost"]).inc_by(series);
     }
+    let head = Head::new("sizes_total", "Sizes total.", &MetricKind::Counter);
+    let labels: Vec<_> = (0..SERIES).map(|kind| format!("node=\"localhost\",kind=\"{kind}\"")).collect();
     let mut text = Vec::new();
+    let mut encoding_cost = Cost::default();
     let mut ours_cost = Cost::default();
     let mut theirs_cost = Cost::default();
     for _ in 0..options.rounds {
         ours_cost.measure(|| Ok(exporter.scrape().len()))?;
+        encoding_cost.measure(|| {
+            text.clear();
+            head.intro(&mut text);
+            for (number, labels) in labels.iter().enumerate() {
+                head.value(labels, Number::Int(number as i128), &mut text);
+            }
+            Ok(text.len())
+        })?;
         theirs_cost.measure(|| {
             text.clear();
             TextEncoder::new().encode(&theirs.gather(), &mut text).map_err(|why| why.to_string())?;
@@ -78,6 +91,7 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     }
     report.fact(format!("first scrape of {lines} series"), format!("{:.0} ms", first as f64 / 1e6));
     report.fact(format!("scrape of {lines} series"), ours_cost.show(lines));
+    report.fact("of which encoding", encoding_cost.show(lines));
     report.fact(
         format!("prometheus crate, gather and text, {SERIES} series"),
         theirs_cost.show(SERIES as usize),

@@ -78,40 +78,37 @@ fn line(open: &str, labels: &str, close: &str, number: Number, to: &mut Vec<u8>)
     to.extend_from_slice(open.as_bytes());
     to.extend_from_slice(labels.as_bytes());
     to.extend_from_slice(close.as_bytes());
-    push_number(number, to);
-    to.push(b'\n');
+    end(number, to);
 }
 
-fn push_number(number: Number, to: &mut Vec<u8>) {
-    match number {
-        Number::Int(number) => {
-            if let Ok(small) = u64::try_from(number) {
-                push_digits(small, to);
-            } else {
-                push_text(format_args!("{number}"), to);
-            }
-        }
-        Number::Real(number) => push_text(format_args!("{number}"), to),
-    }
-}
-
-fn push_text(text: std::fmt::Arguments<'_>, to: &mut Vec<u8>) {
+/// The number, and the end of its line.
+fn end(number: Number, to: &mut Vec<u8>) {
     // Writing to memory cannot fail.
-    let _ = std::io::Write::write_fmt(to, text);
+    let _ = match number {
+        Number::Int(number) => match u64::try_from(number) {
+            Ok(small) => {
+                end_digits(small, to);
+                Ok(())
+            }
+            Err(_) => std::io::Write::write_fmt(to, format_args!("{number}\n")),
+        },
+        Number::Real(number) => std::io::Write::write_fmt(to, format_args!("{number}\n")),
+    };
 }
 
-fn push_digits(mut number: u64, to: &mut Vec<u8>) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
+/// What most numbers are, in one copy.
+fn end_digits(mut number: u64, to: &mut Vec<u8>) {
+    let mut text = [b'\n'; 21];
+    let mut at = text.len() - 1;
     loop {
         at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
+        text[at] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
             break;
         }
     }
-    to.extend_from_slice(&digits[at..]);
+    to.extend_from_slice(&text[at..]);
 }
 
 /// Appends `name="value"`, and a comma before it unless it is the first.
@@ -163,8 +160,8 @@ mod tests {
             (Number::Real(0.012_345), "0.012345"),
         ] {
             let mut to = Vec::new();
-            push_number(number, &mut to);
-            assert_eq!(to, text.as_bytes());
+            end(number, &mut to);
+            assert_eq!(to, format!("{text}\n").as_bytes());
         }
     }
 }
