@@ -4,6 +4,7 @@
 mod tracer;
 
 use std::path::Path;
+use std::time::Duration;
 
 use tracer::{Forms, Tracer, folder, private_copy};
 
@@ -86,7 +87,7 @@ fn a_small_process_number_comes_again() {
 
 /// Starts the program as a process whose number is right, which is the next one that the kernel has free.
 fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
-    for _ in 0..500 {
+    for _ in 0..2000 {
         let next = (300..1000).find(|pid| right(*pid)).unwrap();
         std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
         let mut forms = Forms::start(binary);
@@ -94,6 +95,8 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
             return forms;
         }
         forms.kill();
+        // Some other process has it, and may live for seconds.
+        std::thread::sleep(Duration::from_millis(20));
     }
     panic!("no process got the number that was asked for");
 }
