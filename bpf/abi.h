@@ -102,6 +102,7 @@ enum probe_flag {
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
 	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
+	PROBE_RETURN = 1 << 7, /* a function's return: its start is the one with its place on the stack */
 	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 };
 
@@ -140,7 +141,7 @@ enum book_cell {
 	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
 	BOOK_FOLDED, /* label sets that went to "other"; not a way a hit can end */
-	BOOK_FORGOTTEN, /* earlier starts that a start showed to be over without their end; not a way a hit can end */
+	BOOK_FORGOTTEN, /* earlier starts that a start or a return showed to be over without their end; not a way a hit can end */
 	BOOK_CELLS = 16,
 };
 

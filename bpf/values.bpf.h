@@ -237,8 +237,24 @@ static __always_inline int begin(const struct hit *hit, const struct probe *prob
 	return 0;
 }
 
+/*
+ * Which of a thread's starts is that of the call that returns here; MAX_DEPTH if none is. What began deeper was left
+ * without its return: by an exception, or because the kernel follows no more than 64 returns at once.
+ */
+static __always_inline __u32 returning(const struct starts *starts_of_thread, const struct pt_regs *ctx)
+{
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_DEPTH; i++) {
+		/* The return has taken the return address from the stack. */
+		if (i < starts_of_thread->depth && starts_of_thread->nested[i].stack + 8 == ctx->sp)
+			return i;
+	}
+	return MAX_DEPTH;
+}
+
 /* Takes the latest start of the key. Returns 0, or the book cell that says why there is none. */
-static __always_inline int finish(const struct probe *probe, __u64 value, struct start *begun)
+static __always_inline int finish(const struct hit *hit, const struct probe *probe, __u64 value,
+				  const struct pt_regs *ctx, struct start *begun)
 {
 	struct start_key key = start_key(probe, value);
 	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
@@ -247,6 +263,15 @@ static __always_inline int finish(const struct probe *probe, __u64 value, struct
 	if (!starts_of_key || !starts_of_key->depth)
 		return BOOK_LOST_NO_START;
 	depth = starts_of_key->depth - 1;
+	if (probe->flags & PROBE_RETURN) {
+		__u32 kept = depth < MAX_DEPTH ? depth : MAX_DEPTH - 1;
+
+		depth = returning(starts_of_key, ctx);
+		if (depth >= MAX_DEPTH)
+			return kept == MAX_DEPTH - 1 ? BOOK_LOST_STARTS_FULL : BOOK_LOST_NO_START;
+		if (depth < kept)
+			add(hit->shard + probe->book + BOOK_FORGOTTEN, kept - depth);
+	}
 	starts_of_key->depth = depth;
 	if (!BOUNDED(depth, MAX_DEPTH))
 		return BOOK_LOST_STARTS_FULL;
@@ -275,7 +300,7 @@ static __always_inline int read_values(struct hit *hit, const struct probe *prob
 			key = value_at(&site->values[0], ctx, &begun, &fault);
 		if (fault)
 			return BOOK_LOST_FAULT;
-		lost = finish(probe, key, &begun);
+		lost = finish(hit, probe, key, ctx, &begun);
 		if (lost)
 			return lost;
 	}

@@ -83,3 +83,68 @@ targets:
         }
     }
 }
+
+/// Where each call's start is kept: a return takes that of its own call, even if deeper calls never return, for the kernel
+/// follows no more than 64, or longjmp leaves them.
+#[test]
+fn a_return_finds_its_own_call_among_those_that_never_return() {
+    let source = r#"
+#include <setjmp.h>
+#include <stdlib.h>
+static jmp_buf out;
+__attribute__((noinline)) int deep(volatile int n) { int below = n > 1 ? deep(n - 1) : 0; return below + 1; }
+__attribute__((noinline)) int leave(volatile int n) {
+	if (n == 4 && !setjmp(out)) leave(3);
+	else if (n == 1) longjmp(out, 1);
+	else if (n < 4) leave(n - 1);
+	else return n;
+	return n == 4 ? n : 0;
+}
+int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) || leave(4) != 4; }
+"#;
+    let folder = folder();
+    let (file, binary) = (folder.path().join("deep.c"), folder.path().join("deep"));
+    std::fs::write(&file, source).unwrap();
+    let cc = ["-O1", "-fno-optimize-sibling-calls", "-o"];
+    assert!(Command::new("cc").args(cc).args([&binary, &file]).status().unwrap().success());
+    for attach in ["auto", "perf"] {
+        for depth in [8, 9, 20, 64, 66, 68, 72, 100] {
+            let tracer = Tracer::start(&format!(
+                "node_name: test\nattach: {attach}\ntargets:\n- name: deep\n  binary: {}\n  probes:\n{}",
+                binary.display(),
+                ["deep", "leave"].map(probe).concat()
+            ));
+            assert!(Command::new(&binary).arg(depth.to_string()).status().unwrap().success());
+            let series = tracer.render();
+            let found = |name: &str| {
+                let of = |(series, count): (&String, &String)| {
+                    series
+                        .strip_prefix(&format!("{name}_total{{n=\""))
+                        .map(|rest| (rest.to_string(), count.clone()))
+                };
+                series.iter().filter_map(of).collect::<Vec<_>>()
+            };
+            // The outermost eight have room for their starts. Each returns what it was called with.
+            let deep: Vec<_> =
+                (depth - 7..=depth).map(|n| (format!("{n}\",r=\"{n}\"}}"), "1".to_string())).collect();
+            let sorted = |mut rows: Vec<(String, String)>| {
+                rows.sort();
+                rows
+            };
+            assert_eq!(sorted(found("deep")), sorted(deep), "{attach}, {depth}: {series:#?}");
+            assert_eq!(
+                found("leave"),
+                [("4\",r=\"4\"}".to_string(), "1".to_string())],
+                "{attach}: {series:#?}"
+            );
+        }
+    }
+}
+
+/// Of a function whose entry's argument is wanted at its return.
+fn probe(name: &str) -> String {
+    format!(
+        "  - function: {name}\n    returns: i32\n    args: {{ n: {{ index: 0, type: i32 }} }}\n    metrics:\n    \
+         - {{ counter: {name}_total, labels: {{ n: n, r: retval }} }}\n"
+    )
+}

@@ -7,7 +7,7 @@ use crate::abi::{
 };
 use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
-use crate::plan::{ActionPlan, LabelPlan, Plan, ProbePlan, SpanEnd, ValueKind};
+use crate::plan::{ActionPlan, Hook, LabelPlan, Plan, ProbePlan, SpanEnd, ValueKind};
 
 /// Added to a signed number, it makes unsigned comparison right.
 pub(crate) const BIAS: u64 = 1 << 63;
@@ -157,6 +157,9 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
         };
         if span.by_thread {
             made.flags |= probe_flag::PROBE_BY_THREAD.0;
+        }
+        if plan.hook == Hook::Return {
+            made.flags |= probe_flag::PROBE_RETURN.0;
         }
         if span.only_time {
             made.flags |= probe_flag::PROBE_SESSION.0;

@@ -241,10 +241,15 @@ impl Own {
         for (name, help, column) in columns {
             let mut rows =
                 if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
-            for (index, probe) in self.plan.probes.iter().enumerate().filter(|(_, probe)| starts(probe)) {
+            for probe in self.plan.probes.iter().filter(|probe| starts(probe)) {
                 let number = probe.span.map_or(0, |span| span.number as usize);
                 let target = self.plan.targets[probe.target].name.as_str();
-                let left = self.shared.bank.book(index, book_cell::BOOK_FORGOTTEN);
+                // Both ends may see that a start was left.
+                let of_span = |(_, other): &(usize, &ProbePlan)| {
+                    other.span.map(|span| span.number as usize) == Some(number)
+                };
+                let ends = self.plan.probes.iter().enumerate().filter(of_span);
+                let left = ends.map(|(n, _)| self.shared.bank.book(n, book_cell::BOOK_FORGOTTEN)).sum();
                 if let Some(sweep) = spans.get(number) {
                     rows.add(&[("target", target), ("probe", &probe.name)], column(sweep, left) as f64);
                 }
