@@ -256,6 +256,30 @@ fn semaphores_are_raised_while_attached_and_only_of_those() {
     }
 }
 
+/// The compiler leaves nothing before the probe in `fire_null`: its first instruction is the probe's, for which the kernel
+/// takes one semaphore, from whoever comes first.
+#[test]
+fn a_function_that_begins_with_a_probe_shares_its_semaphore() {
+    let probe = "  - on: usdt:forms:null\n    metrics: [{ counter: probe_total }]\n";
+    let function = "  - function: fire_null\n    returns: u8\n    metrics:\n    \
+                    - { counter: calls_total }\n    - { counter: returned_total, value: retval }\n";
+    for (program, attach) in WAYS {
+        let folder = folder();
+        let binary = private_copy(program, folder.path());
+        let both = Tracer::start(&config(&binary, attach, "", &format!("{probe}{function}")));
+        let one = Tracer::start(&config(&binary, attach, "", function));
+        let mut forms = Forms::start(&binary);
+        assert_eq!(forms.semaphores()["forms:null"], 1);
+        forms.fire("null", 9);
+        for name in ["probe_total", "calls_total", "returned_total"] {
+            assert_eq!(both.render()[name], "9", "{name}, {program}, {attach}");
+        }
+        assert_eq!((&*one.render()["calls_total"], &*one.render()["returned_total"]), ("9", "9"));
+        drop((one, both));
+        assert_eq!(forms.semaphores()["forms:null"], 0);
+    }
+}
+
 #[test]
 fn processes_are_told_apart() {
     let probes = "  - on: usdt:forms:i32\n    metrics:\n    - counter: by_pid_total\n      labels: { v: pid }\n\

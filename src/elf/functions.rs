@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use super::names::demangle;
 use super::select::{functions, matching, missing};
 use super::shape::ENDBR64;
+use super::sites::share_semaphores;
 use super::symbols::Symbol;
 use super::{Arch, Image, Site, SiteError, SiteShape, go_binary};
 
@@ -49,7 +50,12 @@ enum Pattern<'a> {
 /// A probe at an entry that is `endbr64` and then a push goes on the push: arguments and return address are
 /// where they were, and a hit costs a third (measured on Linux 6.18, for entry and for return).
 pub fn function_sites(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
-    let pattern = pattern.trim();
+    let mut sites = named(image, pattern.trim())?;
+    share_semaphores(image, &mut sites);
+    Ok(sites)
+}
+
+fn named(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
     match parse(pattern)? {
         Pattern::Offset(offset) => at_offset(image, pattern, offset).map(|site| vec![site]),
         Pattern::Name(name, 0) => {

@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 use super::near::nearest;
 use super::shape::LOOK_AT;
 use super::symbols::variables;
-use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, notes, parse_args};
+use super::{
+    ArgForm, Cost, Form, FormError, FunctionSite, Image, Note, SiteError, SiteShape, notes, parse_args,
+};
 
 /// One place in a file where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +69,30 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
     let mut site = site.ok_or_else(|| SiteError::Unmapped { what: what("site"), vaddr: note.location })?;
     if note.semaphore != 0 {
         // Without its semaphore the program would never reach the probe.
-        let offset = image.file_offset(note.semaphore).filter(|&offset| offset != 0);
-        site.ref_ctr_offset =
-            offset.ok_or_else(|| SiteError::Unmapped { what: what("semaphore"), vaddr: note.semaphore })?;
+        site.ref_ctr_offset = semaphore(image, note)
+            .ok_or_else(|| SiteError::Unmapped { what: what("semaphore"), vaddr: note.semaphore })?;
     }
     site.args = parse_args(image.arch(), &note.args);
     Ok(site)
+}
+
+/// Where in the file the semaphore is; None if there is none, or no place for it.
+fn semaphore(image: &Image<'_>, note: &Note) -> Option<u64> {
+    image.file_offset(note.semaphore).filter(|&offset| note.semaphore != 0 && offset != 0)
+}
+
+/// Gives functions that begin with a USDT probe that probe's semaphore: the kernel keeps one for each place, and refuses
+/// whoever comes to the same place with another, or with none.
+pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]) {
+    use SiteShape::{Nop, Nop5, Nop10, NopNop5, NopNop10};
+    let is_nop = |site: &Site| matches!(site.shape, Nop | Nop5 | Nop10 | NopNop5 | NopNop10);
+    let mut nops =
+        functions.iter_mut().map(|function| &mut function.site).filter(|site| is_nop(site)).peekable();
+    let all = nops.peek().and_then(|_| notes(image).ok()).unwrap_or_default();
+    for site in nops {
+        let here = all.iter().filter(|note| note.location == site.vaddr);
+        site.ref_ctr_offset = here.filter_map(|note| semaphore(image, note)).next().unwrap_or(0);
+    }
 }
 
 /// Turns [`Form::Symbol`] into [`Form::Static`].

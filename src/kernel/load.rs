@@ -16,6 +16,7 @@ use super::bank::{KernelBank, Parts};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::mapping::Mapping;
+use super::misses::{Loaded, loaded};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
 use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers, start, start_key, starts};
@@ -98,6 +99,8 @@ pub struct Shared {
     pub bank: Arc<KernelBank>,
     pub control: Arc<Control>,
     pub ring: Arc<MapHandle>,
+    /// Those that hits run.
+    pub programs: Arc<[Loaded]>,
 }
 
 /// The loaded programs. Dropping it takes everything out of the kernel.
@@ -153,10 +156,13 @@ impl Kernel {
         fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
         fill(&skel.maps.bounds, &tables.bounds).map_err(loading)?;
         fill(&skel.maps.dictionaries, &tables.dictionaries).map_err(loading)?;
-        let shared = share(&skel, layout, shards).map_err(|why| KernelError {
-            what: "mapping the cells into memory".to_string(),
-            why: why.into(),
-            next: "raise the memory limit, or lower `limits`".to_string(),
+        let programs = loaded(&skel.progs, attach, sessions);
+        let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
+            KernelError {
+                what: "mapping the cells into memory".to_string(),
+                why: why.into(),
+                next: "raise the memory limit, or lower `limits`".to_string(),
+            }
         })?;
         Ok(Self { skel, attach, sessions, shared })
     }
@@ -359,7 +365,7 @@ fn size(
     Ok(())
 }
 
-fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Shared> {
+fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loaded>) -> io::Result<Shared> {
     let maps = &skel.maps;
     let entries = layout.kernel.entries.max(1) as usize;
     let dictionaries = layout.kernel.dictionaries.len().max(1);
@@ -378,6 +384,7 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32) -> io::Result<Share
         bank: Arc::new(KernelBank::new(parts, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),
+        programs: programs.into(),
     })
 }
 

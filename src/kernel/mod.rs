@@ -5,9 +5,11 @@ mod control;
 mod error;
 mod load;
 mod mapping;
+mod misses;
 mod tables;
 
 pub use bank::KernelBank;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub use load::{Attach, How, Kernel, Placed, Shared, Sweep, choose, detach};
+pub use misses::{Loaded, misses};

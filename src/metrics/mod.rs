@@ -2,6 +2,7 @@
 
 pub mod encode;
 pub mod evaluate;
+mod families;
 mod forget;
 pub mod own;
 pub mod packets;

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 
+use super::families::Families;
 use crate::abi::book_cell;
 use crate::drain::DrainStats;
 use crate::http::HttpStats;
@@ -90,9 +91,7 @@ impl Collector for Own {
         self.probes(&mut made);
         self.errors(&mut made);
         self.http(&mut made);
-        // The encoder refuses a family without rows.
-        made.0.retain(|family| !family.get_metric().is_empty());
-        made.0
+        made.done()
     }
 }
 
@@ -205,6 +204,7 @@ impl Own {
                 }
             }
         }
+        self.misses(to);
         self.folded(to);
         self.spans(to);
         let mut types: Vec<(&str, u64)> = Vec::new();
@@ -218,6 +218,20 @@ impl Own {
         let mut rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
         for (name, sum) in types {
             rows.add(&[("event_type", name)], sum as f64);
+        }
+    }
+
+    /// No part of the books: a hit that the kernel kept from the program was never begun.
+    fn misses(&self, to: &mut Families) {
+        let mut rows = to.counter(
+            "fibre_exporter_program_misses_total",
+            "Hits for which the kernel did not run the program, by its own count; they are in no probe's hits.",
+        );
+        for program in self.shared.programs.iter() {
+            // A kernel that does not say has no row: not a zero.
+            if let Ok(misses) = program.misses() {
+                rows.add(&[("program", program.name)], misses as f64);
+            }
         }
     }
 
@@ -347,61 +361,6 @@ impl Own {
                 );
             }
         }
-    }
-}
-
-/// The families of one scrape.
-#[derive(Default)]
-struct Families(Vec<MetricFamily>);
-
-/// One family that is being filled.
-struct Rows<'a> {
-    family: &'a mut MetricFamily,
-    counter: bool,
-}
-
-impl Families {
-    fn gauge(&mut self, name: &str, help: &str) -> Rows<'_> {
-        self.family(name, help, MetricType::GAUGE)
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> Rows<'_> {
-        self.family(name, help, MetricType::COUNTER)
-    }
-
-    fn family(&mut self, name: &str, help: &str, kind: MetricType) -> Rows<'_> {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_string());
-        family.set_help(help.to_string());
-        family.set_field_type(kind);
-        self.0.push(family);
-        let family = self.0.last_mut().expect("one was just pushed");
-        Rows { family, counter: kind == MetricType::COUNTER }
-    }
-}
-
-impl Rows<'_> {
-    fn add(&mut self, labels: &[(&str, &str)], value: f64) {
-        let labels = labels
-            .iter()
-            .map(|(name, value)| {
-                let mut pair = LabelPair::default();
-                pair.set_name((*name).to_string());
-                pair.set_value((*value).to_string());
-                pair
-            })
-            .collect();
-        let mut metric = Metric::from_label(labels);
-        if self.counter {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.family.mut_metric().push(metric);
     }
 }
 

@@ -66,13 +66,27 @@ pub fn is_costly(selector: &Selector) -> bool {
     matches!(selector, Selector::Process(_) | Selector::Container(_))
 }
 
-/// Whether any process still has the file mapped, by its inode's number.
+/// Whether any process still has the file mapped.
 pub fn in_use(identity: Identity) -> bool {
-    let inode = identity.inode.to_string();
     processes().any(|pid| {
         fs::read_to_string(format!("/proc/{pid}/maps"))
-            .is_ok_and(|maps| maps.lines().any(|line| line.split_ascii_whitespace().nth(4) == Some(&inode)))
+            .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
     })
+}
+
+/// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
+/// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
+fn may_map(line: &str, identity: Identity) -> bool {
+    let mut fields = line.split_ascii_whitespace().skip(3);
+    let device = fields.next().and_then(|device| device.split_once(':'));
+    if fields.next().and_then(|inode| inode.parse().ok()) != Some(identity.inode) {
+        return false;
+    }
+    let block = |major: u32, minor: u32| (major != 0).then_some((major, minor));
+    let hex = |digits| u32::from_str_radix(digits, 16).ok();
+    let shown = device.and_then(|(major, minor)| block(hex(major)?, hex(minor)?));
+    let known = block(libc::major(identity.device), libc::minor(identity.device));
+    shown.zip(known).is_none_or(|(shown, known)| shown == known)
 }
 
 fn look_at(path: &Path, shown: String) -> io::Result<Found> {
@@ -161,6 +175,19 @@ mod tests {
         let by_name = find(&Selector::Process(name)).unwrap();
         assert!(by_name.iter().any(|found| found.identity == by_file[0].identity));
         assert!(in_use(by_file[0].identity));
+    }
+
+    #[test]
+    fn a_file_of_another_device_with_the_same_number_is_another() {
+        let file = |major, minor| Identity { device: libc::makedev(major, minor), inode: 247_003 };
+        let line = "561d8f2e8000-561d8f2e9000 r--p 0001d000 fe:10 247003                     /usr/bin/a file";
+        assert!(may_map(line, file(0xfe, 0x10)));
+        assert!(!may_map(line, file(0xfe, 0x11)) && !may_map(line, file(8, 0x10)));
+        assert!(!may_map(line, Identity { inode: 247_004, ..file(0xfe, 0x10) }));
+        // What has no block device is numbered otherwise by stat(2): it may be the file.
+        assert!(may_map(line, file(0, 41)));
+        assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
+        assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));
     }
 
     #[test]

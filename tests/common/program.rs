@@ -97,6 +97,10 @@ impl Exporter {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -124,7 +128,7 @@ impl Exporter {
 
     /// Asks it to end, and waits until it has: all probes are detached then.
     pub fn stop(mut self) {
-        let pid = self.process.id().to_string();
+        let pid = self.pid().to_string();
         run(Command::new("kill").args(["-TERM", &pid]));
         let deadline = Instant::now() + PATIENCE;
         loop {

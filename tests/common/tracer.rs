@@ -111,6 +111,11 @@ impl Tracer {
         (stats.unreadable.load(Ordering::Relaxed), stats.negative.load(Ordering::Relaxed))
     }
 
+    /// Hits that the kernel says it kept from the programs.
+    pub fn misses(&self) -> u64 {
+        self.keeper.shared().programs.iter().map(|program| program.misses().unwrap()).sum()
+    }
+
     /// State and number of sites of a probe.
     pub fn state(&self, probe: usize) -> (ProbeState, usize) {
         let probe = &self.keeper.status().probes()[probe];

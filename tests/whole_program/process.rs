@@ -1,6 +1,9 @@
 //! The process itself: how it ends, what it may do, and what it leaves behind.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
+
+use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
 use crate::demo::{Demo, Forms, I32_SITES, program};
 use crate::exporter::{Exporter, Place, Setup, wait_for};
@@ -69,6 +72,53 @@ fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
         wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
         assert_eq!(forms.fire("i32", 5)["fired"], 5, "the program goes on, SIG{signal}");
     }
+}
+
+#[test]
+fn nothing_of_it_is_left_in_the_kernel_however_it_ends() {
+    for attach in ["auto", "perf"] {
+        for signal in ["TERM", "KILL"] {
+            let place = Place::new();
+            let binary = place.copy_of(&program("forms"), "forms");
+            let mut exporter =
+                Setup::new(&place, forms_config(&binary)).yaml(&format!("attach: {attach}\n")).start();
+            exporter.wait_until_ready();
+            let held = held_in_kernel(exporter.pid());
+            for kind in ["link_id:", "prog_id:", "map_id:"] {
+                assert!(held.iter().any(|(of, _)| *of == kind), "no {kind} among {held:?}");
+            }
+            assert!(held.is_subset(&all_in_kernel()), "{held:?}");
+            exporter.end(signal);
+            // The kernel frees what was held when it gets to it.
+            wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
+        }
+    }
+}
+
+/// Links, programs and maps, by their numbers, which the kernel does not give twice.
+type Held = BTreeSet<(&'static str, u32)>;
+
+/// Those that the process holds.
+fn held_in_kernel(pid: u32) -> Held {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
+    let texts = descriptors.map(|at| std::fs::read_to_string(at.expect("a descriptor").path()));
+    let mut held = Held::new();
+    for text in texts.map_while(Result::ok) {
+        for line in text.lines() {
+            for kind in ["link_id:", "prog_id:", "map_id:"] {
+                held.extend(line.strip_prefix(kind).map(|id| (kind, id.trim().parse().expect("a number"))));
+            }
+        }
+    }
+    held
+}
+
+/// Those that there are.
+fn all_in_kernel() -> Held {
+    let links = LinkInfoIter::default().map(|link| ("link_id:", link.id));
+    let programs = ProgInfoIter::default().map(|program| ("prog_id:", program.id));
+    let maps = MapInfoIter::default().map(|map| ("map_id:", map.id));
+    links.chain(programs).chain(maps).collect()
 }
 
 /// With a folder of its own, which must outlive it.

@@ -37,6 +37,7 @@ fn books_balance(scrape: &Metrics, totals: &Totals) {
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 6.0);
     assert_eq!(scrape.sum("fibre_exporter_errors_total", &[]), 0.0);
     assert_eq!(scrape.sum("fibre_exporter_probe_lost_total", &[]), 0.0);
+    assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", "probe_multi")]), 0.0);
     for probe in [
         "udp:block_reconstructed",
         "udp:block_reconstruction_detail",

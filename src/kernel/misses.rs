@@ -1,0 +1,55 @@
+//! Hits for which the kernel did not run a program, by the kernel's own count.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libbpf_rs::Program;
+
+use super::load::Attach;
+use crate::abi::generated::ProbeProgs;
+
+/// A loaded program that hits run, held open to ask the kernel about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its name in `bpf/probe.bpf.c`.
+    pub name: &'static str,
+    program: OwnedFd,
+}
+
+/// Of the programs, those that are loaded with this kind of link.
+pub(super) fn loaded(programs: &ProbeProgs<'_>, attach: Attach, sessions: bool) -> io::Result<Vec<Loaded>> {
+    let hold = |name, program: &Program<'_>| {
+        program.as_fd().try_clone_to_owned().map(|program| Loaded { name, program })
+    };
+    let mut held = vec![match attach {
+        Attach::Multi => hold("probe_multi", &programs.probe_multi)?,
+        Attach::Perf => hold("probe_perf", &programs.probe_perf)?,
+    }];
+    if sessions {
+        held.push(hold("probe_session", &programs.probe_session)?);
+    }
+    Ok(held)
+}
+
+impl Loaded {
+    /// As [`misses`], of this program.
+    ///
+    /// # Errors
+    /// As [`misses`].
+    pub fn misses(&self) -> io::Result<u64> {
+        misses(self.program.as_fd())
+    }
+}
+
+/// How often the kernel would not run the program because it was already running on that CPU: `recursion_misses`, which
+/// is counted whether or not the kernel keeps statistics (`kernel.bpf_stats_enabled`).
+///
+/// # Errors
+/// If /proc is not there, or the kernel does not say (before 5.12).
+pub fn misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
+    told.lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("the kernel does not count what a program misses"))
+}
