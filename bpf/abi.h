@@ -101,9 +101,9 @@ enum probe_flag {
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
+	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
 	PROBE_RETURN = 1 << 7, /* a function's return: its start is the one with its place on the stack */
-	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
 };
 
 /* Sizes of event that the ring buffer is asked for. */
