@@ -4,11 +4,11 @@
  * dropped. Loaded once per interface, with its constants, and of the programs for one direction only
  * the one that is wanted.
  *
- * Speed is a matter of instructions here: a packet may cost some sixty of them before it costs 5 ns. So the common
- * frame has a short way of its own without calls, and everything else goes through a global function, whose registers
- * and stack the common way does not pay for.
+ * The common frame has a short way of its own without calls, and everything else goes through a global function, whose
+ * registers and stack the common way does not pay for.
  */
 #include "packet.bpf.h"
+#include "plain.bpf.h"
 #include "talkers.bpf.h"
 
 /* Makes the build generate the Rust side of the enums. */
@@ -146,7 +146,13 @@ __noinline int ingress_any_talkers(struct xdp_md *ctx)
 	return ingress_any(ctx, true, false);
 }
 
-static __always_inline int ingress(struct xdp_md *ctx, bool talkers)
+SEC("xdp")
+int net_ingress(struct xdp_md *ctx)
+{
+	return plain_frame(ctx) ? XDP_PASS : ingress_any_plain(ctx);
+}
+
+static __always_inline int ingress_talkers(struct xdp_md *ctx)
 {
 	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);
 	struct frame f;
@@ -155,23 +161,17 @@ static __always_inline int ingress(struct xdp_md *ctx, bool talkers)
 	if (!stats)
 		return XDP_PASS;
 	f = xdp_frame(ctx, false);
-	what = parse_common(&f, !talkers);
+	what = parse_common(&f);
 	if (!what)
-		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
-	account_ingress(&f, stats, what, talkers);
+		return ingress_any_talkers(ctx);
+	account_ingress(&f, stats, what, true);
 	return XDP_PASS;
-}
-
-SEC("xdp")
-int net_ingress(struct xdp_md *ctx)
-{
-	return ingress(ctx, false);
 }
 
 SEC("xdp")
 int net_ingress_talkers(struct xdp_md *ctx)
 {
-	return ingress(ctx, true);
+	return ingress_talkers(ctx);
 }
 
 /* Frames in several pieces: for a large MTU in native mode. */
@@ -247,7 +247,7 @@ int net_egress(struct __sk_buff *ctx)
 	if (!stats)
 		return TCX_NEXT;
 	f = skb_frame(ctx);
-	what = parse_common(&f, false);
+	what = parse_common(&f);
 	if (!what)
 		return egress_any(ctx);
 	account_egress(&f, stats, what);
