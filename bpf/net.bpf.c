@@ -83,11 +83,16 @@ static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u6
 {
 	__u32 fault = IS_FAULT(what), family = IS_CELL(what) / NET_PROTOCOL_SLOTS, flags = IS_TCP_FLAGS(what);
 
-	/* The compiler knows these bounds; the verifier must be shown. */
-	barrier_var(fault);
+	/*
+	 * The compiler knows these bounds and leaves such a comparison out, or makes one of two that the verifier of
+	 * Linux 6.12 does not follow.
+	 */
+	if (fault) {
+		barrier_var(fault);
+		if (fault < NET_FAULT_COUNT)
+			stats->faults[fault] += packets;
+	}
 	barrier_var(family);
-	if (fault && fault < NET_FAULT_COUNT)
-		stats->faults[fault] += packets;
 	if (what & FRAGMENT && family < NET_FAMILY_COUNT)
 		stats->fragments[family] += packets;
 	/* Of a packet that will be cut into segments, one is the first and one the last. */
