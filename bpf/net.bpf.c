@@ -4,11 +4,11 @@
  * dropped. Loaded once per interface, with its constants, and of the programs for one direction only
  * the one that is wanted.
  *
- * Speed is a matter of instructions here: a packet may cost some sixty of them before it costs 5 ns. So the common
- * frame has a short way of its own without calls, and everything else goes through a global function, whose registers
- * and stack the common way does not pay for.
+ * The common frame has a short way of its own without calls, and everything else goes through a global function, whose
+ * registers and stack the common way does not pay for.
  */
 #include "packet.bpf.h"
+#include "plain.bpf.h"
 #include "talkers.bpf.h"
 
 /* Makes the build generate the Rust side of the enums. */
@@ -83,11 +83,16 @@ static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u6
 {
 	__u32 fault = IS_FAULT(what), family = IS_CELL(what) / NET_PROTOCOL_SLOTS, flags = IS_TCP_FLAGS(what);
 
-	/* The compiler knows these bounds; the verifier must be shown. */
-	barrier_var(fault);
+	/*
+	 * The compiler knows these bounds and leaves such a comparison out, or makes one of two that the verifier of
+	 * Linux 6.12 does not follow.
+	 */
+	if (fault) {
+		barrier_var(fault);
+		if (fault < NET_FAULT_COUNT)
+			stats->faults[fault] += packets;
+	}
 	barrier_var(family);
-	if (fault && fault < NET_FAULT_COUNT)
-		stats->faults[fault] += packets;
 	if (what & FRAGMENT && family < NET_FAMILY_COUNT)
 		stats->fragments[family] += packets;
 	/* Of a packet that will be cut into segments, one is the first and one the last. */
@@ -146,7 +151,13 @@ __noinline int ingress_any_talkers(struct xdp_md *ctx)
 	return ingress_any(ctx, true, false);
 }
 
-static __always_inline int ingress(struct xdp_md *ctx, bool talkers)
+SEC("xdp")
+int net_ingress(struct xdp_md *ctx)
+{
+	return plain_frame(ctx) ? XDP_PASS : ingress_any_plain(ctx);
+}
+
+static __always_inline int ingress_talkers(struct xdp_md *ctx)
 {
 	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);
 	struct frame f;
@@ -155,23 +166,17 @@ static __always_inline int ingress(struct xdp_md *ctx, bool talkers)
 	if (!stats)
 		return XDP_PASS;
 	f = xdp_frame(ctx, false);
-	what = parse_common(&f, !talkers);
+	what = parse_common(&f);
 	if (!what)
-		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
-	account_ingress(&f, stats, what, talkers);
+		return ingress_any_talkers(ctx);
+	account_ingress(&f, stats, what, true);
 	return XDP_PASS;
-}
-
-SEC("xdp")
-int net_ingress(struct xdp_md *ctx)
-{
-	return ingress(ctx, false);
 }
 
 SEC("xdp")
 int net_ingress_talkers(struct xdp_md *ctx)
 {
-	return ingress(ctx, true);
+	return ingress_talkers(ctx);
 }
 
 /* Frames in several pieces: for a large MTU in native mode. */
@@ -247,7 +252,7 @@ int net_egress(struct __sk_buff *ctx)
 	if (!stats)
 		return TCX_NEXT;
 	f = skb_frame(ctx);
-	what = parse_common(&f, false);
+	what = parse_common(&f);
 	if (!what)
 		return egress_any(ctx);
 	account_egress(&f, stats, what);

@@ -109,6 +109,20 @@ struct net_stats {
 	unsigned long long flows_refused;
 };
 
+/*
+ * What one CPU counted of plain frames (plain.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP): packets by
+ * size in steps of 64 bytes, and their bytes, of each packet one less than it has.
+ */
+#define NET_PLAIN_STEPS 24
+struct net_plain_row {
+	unsigned long long packets[NET_PLAIN_STEPS];
+	unsigned long long bytes;
+	unsigned long long pad[7];
+};
+struct net_plain {
+	struct net_plain_row rows[4];
+};
+
 /* TCP flags as they are on the wire (RFC 9293, 3.1). */
 #define NET_TH_FIN 0x01
 #define NET_TH_SYN 0x02

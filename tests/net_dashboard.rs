@@ -4,7 +4,6 @@
 
 #[path = "common/dashboard.rs"]
 mod dashboard;
-#[allow(dead_code)]
 #[path = "net_support/namespace.rs"]
 mod namespace;
 #[path = "common/prometheus.rs"]

@@ -3,116 +3,18 @@
 //!
 //! Needs root, `ip`, `ping`, `nc`, `curl` and `python3`.
 
-// Somebody else's program, for which any will do. The generated skeleton is not ours to style.
-#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
-mod bench {
-    include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
-}
+#[path = "net_support/counting.rs"]
+mod counting;
 #[path = "net_support/namespace.rs"]
 mod namespace;
 
-use std::net::UdpSocket;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
-use exporter::net::{Count, Event, Family, Mode, Network, NetworkConfig, Value, XdpMode};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use namespace::{HERE, Namespace, THERE, connect, pair, up};
-
-/// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
-const NATIVE_VETH_OMITS: u64 = 14;
-
-fn config(mode: Mode) -> NetworkConfig {
-    NetworkConfig { interfaces: vec!["exn*".to_string()], mode, count: Count::default() }
-}
-
-/// Starts counting in a namespace; events come to the receiver.
-fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Event>) {
-    let (tell, events) = channel();
-    let network = inside.run(move || {
-        Network::start(config, move |event| {
-            // The test may have ended before the last event.
-            let _ = tell.send(event);
-        })
-    });
-    (network.expect("counting starts"), events)
-}
-
-/// The sum of a metric's series that have all these labels.
-fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
-    let family =
-        families.iter().find(|family| family.name == name).unwrap_or_else(|| panic!("no metric {name}"));
-    let fits = |have: &[(&str, String)]| {
-        labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
-    };
-    let samples: Vec<_> = family.samples.iter().filter(|sample| fits(&sample.labels)).collect();
-    assert!(!samples.is_empty(), "{name} has no series {labels:?}");
-    samples
-        .iter()
-        .map(|sample| match &sample.value {
-            Value::Number(number) => *number,
-            Value::Histogram { counts, .. } => counts.iter().sum(),
-        })
-        .sum()
-}
-
-/// Waits for a thing to become true, with a bound.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Waits until no frame has crossed for a moment: late neighbour discovery would make two readings differ.
-fn settle(here: &Namespace) {
-    let mut last = here.statistics("exn0");
-    until("the pair is quiet", || {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = here.statistics("exn0");
-        let quiet = now == last;
-        last = now;
-        quiet
-    });
-}
-
-/// Totals of both directions, frames and bytes.
-fn totals(families: &[Family]) -> [u64; 4] {
-    ["xdp_packets_total", "xdp_bytes_total", "tc_egress_packets_total", "tc_egress_bytes_total"]
-        .map(|name| number(families, name, &[]))
-}
-
-/// What was counted is what the kernel counted. `header` is what the kernel's received bytes lack for each frame.
-fn agrees_with_the_kernel(here: &Namespace, network: &Network, header: u64) {
-    // Neighbours are probed again after seconds: only what nothing crossed meanwhile can be compared.
-    let (mut kernel, mut ours) = (here.statistics("exn0"), [0; 4]);
-    until("nothing crossed between two readings", || {
-        let before = kernel;
-        ours = totals(&network.collect());
-        std::thread::sleep(Duration::from_millis(20));
-        kernel = here.statistics("exn0");
-        kernel == before
-    });
-    assert_eq!(kernel.tx_dropped, 0, "what the device drops has passed the egress program");
-    assert_eq!(
-        ours,
-        [kernel.rx_packets, kernel.rx_bytes + header * kernel.rx_packets, kernel.tx_packets, kernel.tx_bytes],
-        "{kernel:?}"
-    );
-}
-
-fn send_datagrams(from: &Namespace, datagrams: u64, bytes: usize) {
-    from.run(move || {
-        let socket = UdpSocket::bind((THERE, 0)).unwrap();
-        let payload = vec![0x55; bytes];
-        for _ in 0..datagrams {
-            // Nobody listens: the refusals that come back are reported by a later send, and that one is not sent.
-            while socket.send_to(&payload, (HERE, 7777)).is_err() {}
-        }
-    });
-}
+use counting::{
+    NATIVE_VETH_OMITS, agrees_with_the_kernel, config, number, send_datagrams, settle, start, totals, until,
+};
+use exporter::net::{Count, Event, Family, Mode, XdpMode};
+use namespace::{HERE, Namespace, pair, up};
 
 fn senders_and_kernel_agree(mode: Mode, expected: XdpMode, header: u64) {
     let (here, there) = pair();
@@ -273,89 +175,6 @@ fn two_vlan_tags_from_a_raw_socket() {
 }
 
 #[test]
-fn another_program_stays() {
-    let (here, there) = pair();
-    let text = here.command("ip -j link show dev exn0");
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let index = json[0]["ifindex"].as_i64().unwrap() as i32;
-    let link = here.run(move || foreign_link(index));
-    let holder = || {
-        let text = here.command("ip -j -d link show dev exn0");
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        json[0]["xdp"]["prog"]["id"].as_u64()
-    };
-    let other = holder().expect("the other's program is there");
-    for mode in [Mode::Native, Mode::Generic, Mode::Auto] {
-        let (network, events) = start(&here, config(mode));
-        let Event::Refused { direction: "ingress", refusal, .. } = events.recv().unwrap() else {
-            panic!("{mode:?}: not refused")
-        };
-        assert_eq!(refusal.reason, "busy");
-        assert!(refusal.text.contains(&format!("\"bench_empty\", id {other}, in native mode")), "{refusal}");
-        assert!(refusal.text.contains("ip link set dev exn0 xdp off"), "{refusal}");
-        assert_eq!(holder(), Some(other));
-        // What leaves is counted all the same, and it is exported that what comes is not.
-        let families = network.collect();
-        assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
-        assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
-        assert_eq!(number(&families, "network_attach_refused", &[("reason", "busy")]), 1);
-        drop(network);
-        assert_eq!(holder(), Some(other));
-    }
-    up(&here, &there);
-    there.command(&format!("ping -c 1 -q {HERE}"));
-    drop(link);
-    assert_eq!(holder(), None);
-}
-
-/// Attaches a program that is not ours; the link keeps it.
-fn foreign_link(index: i32) -> libbpf_rs::Link {
-    let mut storage = std::mem::MaybeUninit::uninit();
-    let open = bench::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
-    let skel = open.load().expect("another's program loads");
-    skel.progs.bench_empty.attach_xdp(index).expect("another's program attaches")
-}
-
-#[test]
-fn interfaces_come_and_go_and_nothing_stays_behind() {
-    let (here, there) = pair();
-    let (network, events) = start(&here, config(Mode::Generic));
-    let event = || events.recv_timeout(Duration::from_secs(20)).expect("an event");
-    assert!(matches!(event(), Event::Attached { .. }));
-    up(&here, &there);
-    send_datagrams(&there, 10, 10);
-    settle(&here);
-    assert_eq!(number(&network.collect(), "xdp_packets_total", &[("protocol", "udp")]), 10);
-
-    here.command("ip link del exn0");
-    assert_eq!(event(), Event::Gone { interface: "exn0".into() });
-    assert!(network.collect().is_empty());
-
-    connect(&here, &there);
-    assert_eq!(event(), Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Generic) });
-    up(&here, &there);
-    send_datagrams(&there, 3, 10);
-    settle(&here);
-    assert_eq!(number(&network.collect(), "xdp_packets_total", &[("protocol", "udp")]), 3);
-    agrees_with_the_kernel(&here, &network, 0);
-
-    drop(network);
-    assert!(!here.command("ip -d link show dev exn0").contains("xdp"));
-    assert!(!here.command("bpftool net show dev exn0").contains("net_egress"));
-}
-
-#[test]
-fn names_that_are_not_there_are_told() {
-    let here = Namespace::new();
-    let (_network, events) = start(
-        &here,
-        NetworkConfig { interfaces: vec!["exn7".into(), "other*".into()], ..config(Mode::Auto) },
-    );
-    assert_eq!(events.recv().unwrap(), Event::Missing { interface: "exn7".into() });
-    assert!(events.try_recv().is_err());
-}
-
-#[test]
 fn nothing_of_a_flood_is_lost() {
     const DATAGRAMS: u64 = 200_000;
     let (here, there) = pair();
@@ -434,41 +253,4 @@ fn talkers_flows_and_connections() {
     });
     assert_eq!(number(&families, "network_tcp_connections", &[("state", "listen")]), 1);
     drop(listen);
-}
-
-#[test]
-fn a_large_mtu_is_said_or_taken_in_pieces() {
-    let (here, there) = pair();
-    here.command("ip link set exn0 mtu 9000");
-    there.command("ip link set exn1 mtu 9000");
-    let (network, events) = start(&here, config(Mode::Auto));
-    // veth takes frames in pieces, so that native mode works with it.
-    assert_eq!(
-        events.recv().unwrap(),
-        Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Native) }
-    );
-    up(&here, &there);
-    send_datagrams(&there, 20, 8000);
-    settle(&here);
-    let families = network.collect();
-    let labels = [("family", "ipv4"), ("protocol", "udp")];
-    assert_eq!(number(&families, "xdp_packets_total", &labels), 20);
-    assert_eq!(number(&families, "xdp_bytes_total", &labels), 20 * 8042);
-    agrees_with_the_kernel(&here, &network, NATIVE_VETH_OMITS);
-}
-
-#[test]
-fn a_driver_without_xdp_is_said() {
-    let here = Namespace::new();
-    let (_network, events) =
-        start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Native) });
-    let Event::Refused { refusal, .. } = events.recv().unwrap() else { panic!("not refused") };
-    assert!(["unsupported", "mtu"].contains(&refusal.reason), "{refusal:?}");
-    assert!(refusal.text.contains("mode: generic"), "{refusal}");
-    let (_network, events) =
-        start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Auto) });
-    assert_eq!(
-        events.recv().unwrap(),
-        Event::Attached { interface: "lo".into(), mode: Some(XdpMode::Generic) }
-    );
 }

@@ -1,4 +1,4 @@
-//! Maps of the kernel that are shared as memory: cells, dictionaries and the control page.
+//! Maps of the kernel that are shared as memory: cells, dictionaries, the control page, counters of packets.
 //!
 //! The kernel writes to them while they are read, so they are only ever seen as atomic numbers; a mapping never hands
 //! out a reference to a plain structure.

@@ -12,4 +12,5 @@ pub use bank::KernelBank;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub use load::{Attach, How, Kernel, Placed, Shared, Sweep, choose, detach};
+pub(crate) use mapping::Mapping;
 pub use misses::{Loaded, misses};

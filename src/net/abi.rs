@@ -17,7 +17,8 @@ pub(crate) mod generated {
 }
 
 pub(crate) use generated::types::{
-    net_flow, net_flow_key, net_flows, net_row, net_set, net_stats, net_talker, net_talkers,
+    net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_row, net_set, net_stats, net_talker,
+    net_talkers,
 };
 
 macro_rules! named {
@@ -95,6 +96,9 @@ const _: () = assert!(SIZE_BOUNDS.len() + 1 == generated::types::net_size::NET_S
 /// Size buckets, the unbounded one included.
 pub const SIZES: usize = SIZE_BOUNDS.len() + 1;
 
+/// Bytes of one step of [`net_plain_row`]; every bound of a bucket is a bound of a step.
+pub(crate) const PLAIN_STEP: u32 = 64;
+
 /// Nanoseconds of one tick of the tables' clock (`NET_TICK_SHIFT`).
 pub(crate) const TICK_NANOSECONDS: u64 = 1 << 24;
 
@@ -107,6 +111,7 @@ pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;
 // Counters are read as words of 64 bits, tables by offset.
 const _: () = {
     assert!(size_of::<net_row>() == 128 && size_of::<net_stats>().is_multiple_of(8));
+    assert!(size_of::<net_plain>() == 4 * size_of::<net_plain_row>() && size_of::<net_plain_row>() == 256);
     assert!(size_of::<net_talkers>() == size_of::<net_set>() + WAYS * size_of::<net_talker>());
     assert!(size_of::<net_flows>() == size_of::<net_set>() + WAYS * size_of::<net_flow>());
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);

@@ -19,7 +19,7 @@ pub(crate) const ONE_PIECE_MTU: u32 = 4096 - 256 - 320 - 22;
 pub enum XdpMode {
     Native,
     Generic,
-    /// In the card. Never chosen: cards run no per-CPU maps.
+    /// In the card. The configuration refuses it (`decode`); here for the label.
     Offload,
 }
 

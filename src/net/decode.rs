@@ -26,9 +26,22 @@ pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     if interfaces.is_empty() {
         named.expected("at least one interface").help(HELP);
     }
-    let mode = fields.get("mode").and_then(|mode| mode.one_of("mode", MODES)).unwrap_or_default();
+    let mode = fields.get("mode").and_then(|node| mode(&node)).unwrap_or_default();
     let count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
     Some(NetworkConfig { interfaces, mode, count })
+}
+
+/// `offload` is understood and refused: it is a mode of XDP, but the kernel gives cards no maps but plain arrays and hashes
+/// (`bpf_map_offload_map_alloc`).
+fn mode(node: &Node<'_>) -> Option<Mode> {
+    if node.value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("offload")) {
+        node.error(
+            "mode \"offload\" is not possible: a card runs no programs that count for each CPU, as these do",
+        )
+        .help("write mode: native, which runs in the driver, or mode: auto");
+        return None;
+    }
+    node.one_of("mode", MODES)
 }
 
 fn count(node: &Node<'_>) -> Option<Count> {
@@ -99,6 +112,7 @@ mod tests {
             ("{ mode: auto }", "`interfaces` is missing"),
             ("{ interfaces: [] }", "at least one interface"),
             ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
+            ("{ interfaces: eth0, mode: offload }", "a card runs no programs that count for each CPU"),
             ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
             ("{ interfaces: eth0, count: { flows: true } }", "`flows` needs `talkers`"),
             ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),

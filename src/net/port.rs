@@ -2,14 +2,13 @@
 
 use std::os::fd::AsFd;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::MapHandle;
 
 use super::attach::{Attached, ONE_PIECE_MTU, Refusal, XdpMode, attach_egress, attach_xdp, xdp_is_there};
 use super::collect::Reading;
 use super::config::Mode;
-use super::counters::Counters;
 use super::links::Interface;
-use super::load::{Loaded, Pieces, load};
+use super::load::{Loaded, Pieces, counters, load};
 use super::tables::Tables;
 
 /// An interface that is counted on, as far as the kernel lets us. Dropping it detaches.
@@ -80,17 +79,11 @@ impl Port {
                 .ingress
                 .as_ref()
                 .ok()
-                .map(|ingress| (counters(&ingress.loaded.ingress_stats), Some(ingress.mode))),
+                .map(|ingress| (ingress.loaded.ingress_counters(), Some(ingress.mode))),
             egress: self.egress.as_ref().ok().map(|egress| counters(&egress.stats)),
             refused: self.refusals().map(|(direction, refusal)| (direction, refusal.reason)).collect(),
         }
     }
-}
-
-/// A per-CPU array of one value can always be read; should it not be, zeros are shown rather than nothing served.
-fn counters(map: &MapHandle) -> Counters {
-    let values = map.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
-    Counters::sum(&values.unwrap_or_default())
 }
 
 fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {

@@ -1,4 +1,5 @@
 //! Network namespaces without a name: each belongs to a thread, and is gone with it and all that is in it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::net::Ipv4Addr;
 use std::process::{Command, Output};

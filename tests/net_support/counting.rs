@@ -1,0 +1,103 @@
+//! Counting in a namespace, and the comparison with the kernel's own statistics.
+
+use std::net::UdpSocket;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use exporter::net::{Count, Event, Family, Mode, Network, NetworkConfig, Value};
+
+use crate::namespace::{HERE, Namespace, THERE};
+
+/// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
+pub const NATIVE_VETH_OMITS: u64 = 14;
+
+pub fn config(mode: Mode) -> NetworkConfig {
+    NetworkConfig { interfaces: vec!["exn*".to_string()], mode, count: Count::default() }
+}
+
+/// Starts counting in a namespace; events come to the receiver.
+pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Event>) {
+    let (tell, events) = channel();
+    let network = inside.run(move || {
+        Network::start(config, move |event| {
+            // The test may have ended before the last event.
+            let _ = tell.send(event);
+        })
+    });
+    (network.expect("counting starts"), events)
+}
+
+/// The sum of a metric's series that have all these labels.
+pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
+    let family =
+        families.iter().find(|family| family.name == name).unwrap_or_else(|| panic!("no metric {name}"));
+    let fits = |have: &[(&str, String)]| {
+        labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
+    };
+    let samples: Vec<_> = family.samples.iter().filter(|sample| fits(&sample.labels)).collect();
+    assert!(!samples.is_empty(), "{name} has no series {labels:?}");
+    samples
+        .iter()
+        .map(|sample| match &sample.value {
+            Value::Number(number) => *number,
+            Value::Histogram { counts, .. } => counts.iter().sum(),
+        })
+        .sum()
+}
+
+/// Waits for a thing to become true, with a bound.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until no frame has crossed for a moment: late neighbour discovery would make two readings differ.
+pub fn settle(here: &Namespace) {
+    let mut last = here.statistics("exn0");
+    until("the pair is quiet", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = here.statistics("exn0");
+        let quiet = now == last;
+        last = now;
+        quiet
+    });
+}
+
+/// Totals of both directions, frames and bytes.
+pub fn totals(families: &[Family]) -> [u64; 4] {
+    ["xdp_packets_total", "xdp_bytes_total", "tc_egress_packets_total", "tc_egress_bytes_total"]
+        .map(|name| number(families, name, &[]))
+}
+
+/// What was counted is what the kernel counted. `header` is what the kernel's received bytes lack for each frame.
+pub fn agrees_with_the_kernel(here: &Namespace, network: &Network, header: u64) {
+    // Neighbours are probed again after seconds: only what nothing crossed meanwhile can be compared.
+    let (mut kernel, mut ours) = (here.statistics("exn0"), [0; 4]);
+    until("nothing crossed between two readings", || {
+        let before = kernel;
+        ours = totals(&network.collect());
+        std::thread::sleep(Duration::from_millis(20));
+        kernel = here.statistics("exn0");
+        kernel == before
+    });
+    assert_eq!(kernel.tx_dropped, 0, "what the device drops has passed the egress program");
+    assert_eq!(
+        ours,
+        [kernel.rx_packets, kernel.rx_bytes + header * kernel.rx_packets, kernel.tx_packets, kernel.tx_bytes],
+        "{kernel:?}"
+    );
+}
+
+pub fn send_datagrams(from: &Namespace, datagrams: u64, bytes: usize) {
+    from.run(move || {
+        let socket = UdpSocket::bind((THERE, 0)).unwrap();
+        let payload = vec![0x55; bytes];
+        for _ in 0..datagrams {
+            // Nobody listens: the refusals that come back are reported by a later send, and that one is not sent.
+            while socket.send_to(&payload, (HERE, 7777)).is_err() {}
+        }
+    });
+}
