@@ -66,7 +66,8 @@ struct frame {
 #define IP_AT(offset) ((__u64)(offset) << 32)
 #define IS_IP_AT(what) ((__u32)((what) >> 32) & 0xff)
 #define L4_AT(offset) ((__u64)(offset) << 40)
-#define IS_L4_AT(what) ((__u32)((what) >> 40) & 0x7fff)
+#define L4_AT_MASK 0x7fff
+#define IS_L4_AT(what) ((__u32)((what) >> 40) & L4_AT_MASK)
 _Static_assert(IS(NET_FAMILY_COUNT, 0) <= 32 && NET_FAULT_COUNT <= 16, "bits of what a frame is");
 
 static __always_inline __u16 be16_at(const void *p)

@@ -259,7 +259,7 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 {
 	bool v6 = IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0);
 	__u32 now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT, at = IS_L4_AT(what);
-	void *ip = f->data + (IS_IP_AT(what) & 0x1f), *l4 = f->data + at;
+	void *ip = f->data + (IS_IP_AT(what) & 0x1f), *l4;
 	struct flow_words key;
 	struct address remote;
 	__u64 hash;
@@ -278,6 +278,9 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 		return;
 	/* In memory order: both ports, the protocol, the direction. */
 	key.ports = 0;
+	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 must be shown. */
+	at &= L4_AT_MASK;
+	l4 = f->data + at;
 	if (at && l4 + 4 <= f->end)
 		key.ports = *(__u32 *)l4;
 	key.ports |= (__u64)IS_NUMBER(what) << 32 | (__u64)egress << 40;

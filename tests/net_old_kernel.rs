@@ -1,0 +1,73 @@
+//! The packet programs on both kernels that Debian 12 offers, in an emulated machine: their verifiers follow less than
+//! later ones, and 6.1 has no TCX.
+
+#[path = "common/exposition.rs"]
+mod exposition;
+
+use std::path::Path;
+use std::process::Command;
+
+use exposition::Metrics;
+
+const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
+
+/// Counts on the loopback interface, once for statistics alone and once with all there is. What the shell of the
+/// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
+const COMMANDS: &str = r#"
+for count in flags talkers; do
+    cat >/config.yaml <<END
+network: { interfaces: [lo], mode: generic, count: { $count: true } }
+END
+    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true/' /config.yaml
+    $EXPORTER --config /config.yaml >/log 2>&1 &
+    exporter=$!
+    for second in 1 2 3 4 5 6 7 8 9; do
+        grep -q 'counting packets, XDP' /log && break
+        sleep 1
+    done
+    ping -c 10 -i 0.1 -q 127.0.0.1 >/dev/null || exit 1
+    for metrics in 1 2; do
+        wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
+    done
+    kill $exporter
+    wait $exporter
+    echo "-- $count"
+    cat /metrics
+    echo "-- log of $count"
+    cat /log
+done
+"#;
+
+fn packets_are_counted_on(kernel: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/on-kernel.sh");
+    let output = Command::new(script)
+        .args([kernel, &COMMANDS.replace("$EXPORTER", EXPORTER), EXPORTER])
+        .output()
+        .expect("run scripts/on-kernel.sh");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for count in ["flags", "talkers"] {
+        let after = text.split_once(&format!("-- {count}\n")).expect("its metrics").1;
+        let (metrics, log) = after.split_once(&format!("-- log of {count}\n")).expect("its log");
+        let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
+        assert!(log.contains("lo: counting packets, XDP in generic mode"), "{count}: {log}");
+        // Ten requests and ten replies go the long way, TCP the short one.
+        assert_eq!(metrics.sum("xdp_packets_total", &[("protocol", "icmp")]), 20.0, "{log}");
+        assert!(metrics.sum("xdp_packets_total", &[("protocol", "tcp")]) > 10.0, "{log}");
+        assert_eq!(metrics.sum("xdp_malformed_packets_total", &[]), 0.0, "{log}");
+        assert_eq!(
+            metrics.sum("xdp_packet_size_bytes_count", &[("direction", "ingress")]),
+            metrics.sum("xdp_packets_total", &[])
+        );
+    }
+}
+
+#[test]
+fn linux_6_1() {
+    packets_are_counted_on("6.1");
+}
+
+#[test]
+fn linux_6_12() {
+    packets_are_counted_on("6.12");
+}
