@@ -2,9 +2,9 @@
 //!
 //!     cargo bench --bench xdp -- [--markdown FILE]
 //!
-//! Needs root. Every round runs all programs one after the other. Of the differences to the empty program of the same
-//! round the median is shown: what a program costs here and now, for a busy machine slows all of them. The least is the
-//! fastest runs' difference to the fastest of the empty program.
+//! Needs root. Every round runs each program between two runs of the empty one. Rounds in which one of these was slower
+//! than the fastest by more than a fifth are left out: others kept the processor busy then. Shown are the median of the
+//! differences in the rounds that are left, and the fastest runs' difference.
 //!
 //! The kernel puts a program's code wherever there is room, at multiples of four bytes, and what it costs to fetch
 //! depends on that by up to 2 ns. So all programs are loaded many times.
@@ -24,6 +24,9 @@ use libbpf_rs::{ProgramInput, ProgramMut};
 use skeleton::{NetBenchProgs, NetBenchSkelBuilder};
 
 const LOADS: usize = 20;
+/// Where the machine is so busy that few rounds are left: up to so many loads, until there are so many rounds.
+const MOST_LOADS: usize = 60;
+const ENOUGH: usize = 40;
 const ROUNDS: usize = 4;
 const REPEAT: u32 = 50_000;
 /// What is asked of each kind of program, in nanoseconds: see `kinds`.
@@ -81,9 +84,15 @@ fn kinds<'a>(programs: &'a NetBenchProgs<'_>) -> [(&'static str, &'a ProgramMut<
 #[derive(Default)]
 struct Samples {
     name: &'static str,
-    empty: Vec<i64>,
-    program: Vec<i64>,
-    difference: Vec<i64>,
+    /// The slower run of the empty program and this one's, by round.
+    rounds: Vec<(i64, i64)>,
+}
+
+impl Samples {
+    fn quiet(&self) -> Vec<(i64, i64)> {
+        let least = self.rounds.iter().map(|(empty, _)| *empty).min().unwrap_or(0);
+        self.rounds.iter().copied().filter(|(empty, _)| empty * 5 <= least * 6).collect()
+    }
 }
 
 /// One load of all programs.
@@ -99,35 +108,34 @@ fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     for _ in 0..ROUNDS {
         for ((_, frame), row) in frames.iter().zip(&mut *rows) {
             for ((name, program, empty), samples) in kinds(&skel.progs).into_iter().zip(row) {
-                let (base, cost) = (run(empty, frame), run(program, frame));
                 samples.name = name;
-                samples.empty.push(base);
-                samples.program.push(cost);
-                samples.difference.push(cost - base);
+                let (before, cost) = (run(empty, frame), run(program, frame));
+                samples.rounds.push((before.max(run(empty, frame)), cost));
             }
         }
     }
 }
 
 /// The mean of the middle half, a median with a decimal place: the kernel says whole nanoseconds only.
-fn middle(sorted: &[i64]) -> f64 {
-    let half = &sorted[sorted.len() / 4..sorted.len() * 3 / 4];
+fn middle(numbers: impl Iterator<Item = i64>) -> f64 {
+    let mut sorted: Vec<i64> = numbers.collect();
+    sorted.sort_unstable();
+    let half = &sorted[sorted.len() / 4..(sorted.len() * 3).div_ceil(4)];
     half.iter().sum::<i64>() as f64 / half.len() as f64
 }
 
-fn table(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) -> String {
+fn table(frames: &[(&str, Vec<u8>)], rows: &[Vec<Samples>]) -> String {
     let mut to = String::from(
         "| packet program | frame | an empty one, ns | ns more: least | median | target |\n|---|---|---:|---:|---:|---:|\n",
     );
     for (kind, target) in TARGETS.iter().enumerate() {
-        for ((frame, _), row) in frames.iter().zip(&mut *rows) {
-            let Samples { name, empty, program, difference } = &mut row[kind];
-            for sorted in [&mut *empty, &mut *program, &mut *difference] {
-                sorted.sort_unstable();
-            }
-            let fast = empty.len() / 20;
-            let (least, empty, median) = (program[fast] - empty[fast], middle(empty), middle(difference));
-            let _ = writeln!(to, "| {name} | {frame} | {empty:.1} | {least} | {median:.1} | {target} |");
+        for ((frame, _), row) in frames.iter().zip(rows) {
+            let quiet = row[kind].quiet();
+            let least = |of: fn(&(i64, i64)) -> i64| quiet.iter().map(of).min().unwrap_or(0);
+            let (name, fastest) = (row[kind].name, least(|round| round.1) - least(|round| round.0));
+            let empty = middle(quiet.iter().map(|(empty, _)| *empty));
+            let median = middle(quiet.iter().map(|(empty, program)| program - empty));
+            let _ = writeln!(to, "| {name} | {frame} | {empty:.1} | {fastest} | {median:.1} | {target} |");
         }
     }
     to
@@ -152,10 +160,13 @@ fn main() {
     ];
     let mut rows: Vec<Vec<Samples>> =
         frames.iter().map(|_| TARGETS.iter().map(|_| Samples::default()).collect()).collect();
-    for _ in 0..LOADS {
+    for load in 1..=MOST_LOADS {
         measure(&frames, &mut rows);
+        if load >= LOADS && rows.iter().flatten().all(|samples| samples.quiet().len() >= ENOUGH) {
+            break;
+        }
     }
-    let table = table(&frames, &mut rows);
+    let table = table(&frames, &rows);
     print!("{table}");
     if let Some(path) = markdown {
         std::fs::write(&path, &table).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
