@@ -32,7 +32,9 @@ pub struct Exporter {
 
 /// A plan for these probes of the program; with `all_to_ring` no metric is computed in the kernel.
 fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, String> {
-    let mut yaml = "limits: { label_values: 100000, sites: 2048 }\ntargets:\n".to_string();
+    // Room for 100 ms of the fastest rate here: so long a virtual machine can keep a thread from its processor.
+    let mut yaml =
+        "ring: { size: 16MiB }\nlimits: { label_values: 100000, sites: 2048 }\ntargets:\n".to_string();
     let _ = write!(yaml, "  - name: bench\n    binary: {}\n    probes:\n", target.display());
     for line in probes.lines() {
         let _ = writeln!(yaml, "      {line}");
