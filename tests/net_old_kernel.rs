@@ -19,10 +19,11 @@ for count in flags talkers; do
 network: { interfaces: [lo], mode: generic, count: { $count: true } }
 END
     [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true/' /config.yaml
-    $EXPORTER --config /config.yaml >/log 2>&1 &
+    $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
-    for second in 1 2 3 4 5 6 7 8 9; do
-        grep -q 'counting packets, XDP' /log && break
+    # An emulated machine may be slow.
+    for second in $(seq 60); do
+        grep -q 'Waiting for events' /log-$count 2>/dev/null && break
         sleep 1
     done
     ping -c 10 -i 0.1 -q 127.0.0.1 >/dev/null || exit 1
@@ -34,7 +35,7 @@ END
     echo "-- $count"
     cat /metrics
     echo "-- log of $count"
-    cat /log
+    cat /log-$count
 done
 "#;
 
