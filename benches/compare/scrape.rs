@@ -68,7 +68,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         counters.with_label_values(&[series.to_string().as_str(), "localhost"]).inc_by(series);
     }
     let head = Head::new("sizes_total", "Sizes total.", &MetricKind::Counter);
-    let labels: Vec<_> = (0..SERIES).map(|kind| format!("node=\"localhost\",kind=\"{kind}\"")).collect();
+    let starts: Vec<_> =
+        (0..SERIES).map(|kind| head.start(&format!("node=\"localhost\",kind=\"{kind}\""))).collect();
     let mut text = Vec::new();
     let mut encoding_cost = Cost::default();
     let mut ours_cost = Cost::default();
@@ -78,8 +79,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         encoding_cost.measure(|| {
             text.clear();
             head.intro(&mut text);
-            for (number, labels) in labels.iter().enumerate() {
-                head.value(labels, Number::Int(number as i128), &mut text);
+            for (number, start) in starts.iter().enumerate() {
+                head.value(start, Number::Int(number as i128), &mut text);
             }
             Ok(text.len())
         })?;

@@ -57,9 +57,16 @@ impl Head {
         to.extend_from_slice(self.intro.as_bytes());
     }
 
-    /// One counter or gauge. `labels` is `a="x",b="y"`.
-    pub fn value(&self, labels: &str, number: Number, to: &mut Vec<u8>) {
-        line(&self.open, labels, "} ", number, to);
+    /// What is kept of a series for its lines. `labels` is `a="x",b="y"`: of a counter or gauge this makes all that
+    /// stands before the number, of a histogram it is the labels alone.
+    pub fn start(&self, labels: &str) -> String {
+        if self.bounds.is_empty() { format!("{}{labels}}} ", self.open) } else { labels.to_string() }
+    }
+
+    /// One counter or gauge, by its [`Head::start`].
+    pub fn value(&self, start: &str, number: Number, to: &mut Vec<u8>) {
+        to.extend_from_slice(start.as_bytes());
+        end(number, to);
     }
 
     /// One histogram: `counts` of each bucket alone, the last beyond all bounds.
@@ -96,20 +103,33 @@ fn end(number: Number, to: &mut Vec<u8>) {
     };
 }
 
-/// What most numbers are, in one copy.
+/// What most numbers are, two digits at a time and in one copy.
 fn end_digits(mut number: u64, to: &mut Vec<u8>) {
     let mut text = [b'\n'; 21];
     let mut at = text.len() - 1;
-    loop {
+    while number >= 10 {
+        at -= 2;
+        text[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
+        number /= 100;
+    }
+    // One digit is left, or is all there is.
+    if number > 0 || at == text.len() - 1 {
         at -= 1;
-        text[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
+        text[at] = b'0' + number as u8;
     }
     to.extend_from_slice(&text[at..]);
 }
+
+/// "00" to "99".
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut n = 0;
+    while n < 100 {
+        pairs[n] = [b'0' + n as u8 / 10, b'0' + n as u8 % 10];
+        n += 1;
+    }
+    pairs
+};
 
 /// Appends `name="value"`, and a comma before it unless it is the first.
 pub fn push_label(name: &str, value: &str, to: &mut String) {
@@ -155,6 +175,11 @@ mod tests {
         assert_eq!(labels, "a=\"x\\\"y\\\\z\\n\",b=\"\"");
         for (number, text) in [
             (Number::Int(0), "0"),
+            (Number::Int(7), "7"),
+            (Number::Int(10), "10"),
+            (Number::Int(100), "100"),
+            (Number::Int(1009), "1009"),
+            (Number::Int(12_345), "12345"),
             (Number::Int(u64::MAX.into()), "18446744073709551615"),
             (Number::Int(-7), "-7"),
             (Number::Real(0.012_345), "0.012345"),

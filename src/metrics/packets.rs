@@ -23,7 +23,9 @@ pub fn write(family: &Family, to: &mut Vec<u8>) {
             push_label(name, value, &mut labels);
         }
         match &sample.value {
-            Value::Number(number) => head.value(&labels, Number::Int((*number).into()), to),
+            Value::Number(number) => {
+                head.value(&head.start(&labels), Number::Int((*number).into()), to);
+            }
             Value::Histogram { counts, sum, .. } => {
                 head.histogram(&labels, counts, Number::Int((*sum).into()), to);
             }

@@ -45,7 +45,7 @@ pub(super) struct Family {
     kind: MetricKind,
     /// Some action has a scale, so that values are not whole numbers.
     real: bool,
-    /// Label text to series.
+    /// What a series' lines begin with, to the series.
     index: HashMap<Box<str>, u32>,
     series: Vec<Series>,
     /// Of all series, buckets after buckets.
@@ -56,7 +56,8 @@ pub(super) struct Family {
 
 #[derive(Debug)]
 struct Series {
-    labels: Box<str>,
+    /// See [`Head::start`].
+    start: Box<str>,
     /// Runs of cells that feed it.
     fed_by: u32,
     int: i128,
@@ -174,11 +175,12 @@ impl Family {
 
     /// The series with these labels, which one more run of cells feeds from now on.
     fn series(&mut self, labels: &str) -> u32 {
-        if let Some(known) = self.index.get(labels) {
+        let start = self.head.start(labels).into_boxed_str();
+        if let Some(known) = self.index.get(&start) {
             self.series[*known as usize].fed_by += 1;
             return *known;
         }
-        let made = Series { labels: labels.into(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
+        let made = Series { start: start.clone(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
         let number = match self.free.pop() {
             Some(free) => {
                 self.series[free as usize] = made;
@@ -190,7 +192,7 @@ impl Family {
                 u32::try_from(self.series.len() - 1).unwrap_or(UNKNOWN - 1)
             }
         };
-        self.index.insert(labels.into(), number);
+        self.index.insert(start, number);
         number
     }
 
@@ -199,7 +201,7 @@ impl Family {
         let series = &mut self.series[number as usize];
         series.fed_by -= 1;
         if series.fed_by == 0 {
-            self.index.remove(&series.labels);
+            self.index.remove(&series.start);
             series.live = false;
             self.free.push(number);
         }
@@ -218,10 +220,10 @@ impl Family {
                 Number::Int(series.int)
             };
             if buckets == 0 {
-                self.head.value(&series.labels, value, to);
+                self.head.value(&series.start, value, to);
             } else {
                 let counts = &self.counts[number * buckets..(number + 1) * buckets];
-                self.head.histogram(&series.labels, counts, value, to);
+                self.head.histogram(&series.start, counts, value, to);
             }
         }
     }
