@@ -51,18 +51,23 @@ fn series_of_ended_processes_go_away_in_user_space() {
     one_after_the_other(true);
 }
 
+/// Hits of one probe by process.
+fn counting_by_process(binary: &Path) -> Tracer {
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    Tracer::start(&yaml)
+}
+
 /// Small numbers have a table of their own in the kernel: a number that was given back must be gone from there too, or a
 /// later process of the same number would be counted as whoever has its place now.
 #[test]
 fn a_small_process_number_comes_again() {
     let folder = folder();
     let binary = private_copy("forms", folder.path());
-    let yaml = format!(
-        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
-         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
-        binary.display()
-    );
-    let tracer = Tracer::start(&yaml);
+    let tracer = counting_by_process(&binary);
     let shown =
         |tracer: &Tracer| tracer.render().into_iter().find(|(name, _)| name.starts_with("fired_total{"));
     let mut first = start_as(&binary, |pid| (300..1000).contains(&pid));
@@ -105,12 +110,7 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
 fn more_processes_than_the_limit_at_once_are_other() {
     let folder = folder();
     let binary = private_copy("forms", folder.path());
-    let yaml = format!(
-        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
-         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
-        binary.display()
-    );
-    let tracer = Tracer::start(&yaml);
+    let tracer = counting_by_process(&binary);
     let mut processes: Vec<Forms> = (0..=LIMIT).map(|_| Forms::start(&binary)).collect();
     let fired: Vec<u64> =
         processes.iter_mut().map(|forms| forms.fire("i32", 5)["fired"].as_u64().unwrap()).collect();
