@@ -16,10 +16,11 @@ use std::{env, fs};
 
 use exporter::config::{Environment, Overrides, load_bytes, model::AttachMode};
 use exporter::elf::Image;
-use exporter::kernel::{How, Kernel, Placed, choose, detach};
+use exporter::kernel::{Kernel, choose, detach};
 use exporter::layout::Layout;
 use exporter::plan::{Plan, plan};
 use exporter::resolve::resolve;
+use exporter::targets::place;
 use libbpf_rs::query::{LinkInfoIter, ProgInfoIter};
 
 const LIBJVM: &str = "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so";
@@ -111,9 +112,9 @@ fn links(
         .zip(0..)
         .map(|(probe, n)| resolve(&image, n, probe, &mut |_| 0).map_err(|why| why.to_string()))
         .collect::<std::result::Result<Vec<_>, _>>()?;
-    let sites = resolved.iter().flat_map(|resolved| &resolved.sites);
-    let sites: Vec<_> =
-        (0..).zip(sites).map(|(cookie, site)| Placed { cookie, site, how: How::Entry }).collect();
+    let sites: Vec<_> = resolved.iter().flat_map(|resolved| &resolved.sites).collect();
+    let numbers: Vec<u32> = (0..).take(sites.len()).collect();
+    let sites = place(&plan, kernel.has_sessions(), &sites, &numbers);
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let began = Instant::now();

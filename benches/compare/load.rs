@@ -1,6 +1,6 @@
-//! What does not depend on one hit: losses at full speed, the drain, attaching and detaching.
+//! What does not depend on one hit: losses at full speed, the drain, the start.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libbpf_rs::query::ProgInfoIter;
 
@@ -47,8 +47,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     if options.wants("drain of an event") {
         drain(options, target, report)?;
     }
-    if options.wants("attach and detach 1,000 sites") {
-        attach(options, target, report)?;
+    if options.wants("start") {
+        start(target, report)?;
     }
     Ok(())
 }
@@ -90,32 +90,17 @@ fn drain_ns() -> Result<u64, String> {
         .ok_or("there is no thread that drains".to_string())
 }
 
-fn attach(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
+/// Attaching itself is measured by `benches/attach.rs`.
+fn start(target: &Target, report: &mut Report) -> Result<(), String> {
     let started = Instant::now();
-    let exporter = Exporter::load(target, SITES, false)?;
-    report.fact("plan, find the sites, load the programs", format!("{:.0} ms", ms(started.elapsed())));
+    let _exporter = Exporter::load(target, SITES, false)?;
+    let ms = started.elapsed().as_secs_f64() * 1e3;
+    report.fact("plan, find 1,000 sites, load the programs", format!("{ms:.0} ms"));
     let verified: u32 = ProgInfoIter::default()
         .filter(|info| info.name == "probe_multi")
         .map(|info| info.verified_insns)
         .last()
         .unwrap_or(0);
     report.fact("instructions that the kernel verified", verified.to_string());
-    let (mut attach, mut detach) = (Vec::new(), Vec::new());
-    for _ in 0..options.rounds {
-        let started = Instant::now();
-        let links = exporter.attach()?;
-        attach.push(ms(started.elapsed()));
-        let started = Instant::now();
-        exporter::kernel::detach(links);
-        detach.push(ms(started.elapsed()));
-    }
-    report.fact(
-        format!("{} sites", exporter.sites()),
-        format!("attached in {:.1} ms, detached in {:.1} ms", median(&attach), median(&detach)),
-    );
     Ok(())
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

@@ -71,11 +71,6 @@ impl Exporter {
         self.kernel.attach(&self.target, &placed).map_err(|why| why.to_string())
     }
 
-    /// How many sites there are.
-    pub fn sites(&self) -> usize {
-        self.sites.len()
-    }
-
     /// Waits for the events that are still in the ring, then renders all series.
     pub fn scrape(&mut self) -> &[u8] {
         self.drain.catch_up(Duration::from_secs(10));
