@@ -3,13 +3,11 @@
 
 #[path = "common/exposition.rs"]
 mod exposition;
-
-use std::path::Path;
-use std::process::Command;
+#[path = "common/on_kernel.rs"]
+mod on_kernel;
 
 use exposition::Metrics;
-
-const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
+use on_kernel::{EXPORTER, Output};
 
 /// Counts on the loopback interface, once for statistics alone and once with all there is. What the shell of the
 /// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
@@ -40,16 +38,9 @@ done
 "#;
 
 fn packets_are_counted_on(kernel: &str) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/on-kernel.sh");
-    let output = Command::new(script)
-        .args([kernel, &COMMANDS.replace("$EXPORTER", EXPORTER), EXPORTER])
-        .output()
-        .expect("run scripts/on-kernel.sh");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = Output::of(kernel, &COMMANDS.replace("$EXPORTER", EXPORTER), &[]);
     for count in ["flags", "talkers"] {
-        let after = text.split_once(&format!("-- {count}\n")).expect("its metrics").1;
-        let (metrics, log) = after.split_once(&format!("-- log of {count}\n")).expect("its log");
+        let (metrics, log) = (output.part(count), output.part(&format!("log of {count}")));
         let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
         assert!(log.contains("lo: counting packets, XDP in generic mode"), "{count}: {log}");
         // Ten requests and ten replies go the long way, TCP the short one.

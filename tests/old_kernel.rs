@@ -7,14 +7,12 @@ mod demo;
 mod exporter;
 #[path = "common/exposition.rs"]
 mod exposition;
-
-use std::path::Path;
-use std::process::Command;
+#[path = "common/on_kernel.rs"]
+mod on_kernel;
 
 use demo::{Totals, program};
 use exposition::Metrics;
-
-const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
+use on_kernel::{EXPORTER, Output};
 
 /// The shell of the emulated machine is busybox's. What it prints between the lines `-- NAME` is taken apart here.
 const COMMANDS: &str = r#"
@@ -67,23 +65,12 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
         .replace("$FORMS", &forms)
         .replace("$EXPORTER", EXPORTER)
         .replace("$LONG", &"too long for the kernel to compare ".repeat(3));
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/on-kernel.sh");
-    let output = Command::new(script)
-        .args([kernel, &commands, EXPORTER, &demo, &forms])
-        .output()
-        .expect("run scripts/on-kernel.sh");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    let part = |name: &str| {
-        let (_, after) =
-            text.split_once(&format!("-- {name}\n")).unwrap_or_else(|| panic!("no {name}: {text}"));
-        after.split_once("\n-- ").map_or(after, |(part, _)| part)
-    };
-    let log = part("log");
-    assert_eq!(part("status"), "0", "{log}");
-    let totals = Totals(serde_json::from_str(part("totals")).expect("totals in JSON"));
+    let output = Output::of(kernel, &commands, &[&demo, &forms]);
+    let log = output.part("log");
+    assert_eq!(output.part("status"), "0", "{log}");
+    let totals = Totals(serde_json::from_str(output.part("totals")).expect("totals in JSON"));
     assert_eq!(totals.fired("validation:block_connected"), 200);
-    let scrape = Metrics::parse(part("metrics")).unwrap_or_else(|error| panic!("{error}"));
+    let scrape = Metrics::parse(output.part("metrics")).unwrap_or_else(|error| panic!("{error}"));
 
     let (forms, fibre): (Vec<_>, Vec<_>) =
         scrape.measured().0.into_iter().partition(|((name, _), _)| name.starts_with("forms_"));

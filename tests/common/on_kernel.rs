@@ -1,0 +1,31 @@
+//! The built exporter on another kernel, in an emulated machine.
+
+use std::path::Path;
+use std::process::Command;
+
+pub const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
+
+/// What commands printed there, in parts that begin with a line `-- NAME`.
+pub struct Output(String);
+
+impl Output {
+    /// Runs the commands with `scripts/on-kernel.sh`, which has the exporter and these files there too. They must succeed.
+    pub fn of(kernel: &str, commands: &str, files: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/on-kernel.sh");
+        let output = Command::new(script)
+            .args([kernel, commands, EXPORTER])
+            .args(files)
+            .output()
+            .expect("run scripts/on-kernel.sh");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+        Self(text)
+    }
+
+    /// One part, without the line that begins it.
+    pub fn part(&self, name: &str) -> &str {
+        let (_, after) =
+            self.0.split_once(&format!("-- {name}\n")).unwrap_or_else(|| panic!("no {name}: {}", self.0));
+        after.split_once("\n-- ").map_or(after, |(part, _)| part)
+    }
+}
