@@ -99,7 +99,13 @@ impl Samples {
 fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     let mut storage = MaybeUninit::uninit();
     let mut open = NetBenchSkelBuilder::default().open(&mut storage).expect("failed to open the programs");
+    let slots = exporter::net::cpu_slots().expect("possible CPUs");
+    open.maps
+        .bss_plain
+        .set_value_size((slots * size_of::<skeleton::types::net_plain>()) as u32)
+        .expect("plain");
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
+    constants.cpu_mask = slots as u64 - 1;
     (constants.with_talkers, constants.with_flows) = (true, true);
     (constants.talker_sets_mask, constants.flow_sets_mask) = (SETS - 1, SETS - 1);
     open.maps.talkers.set_max_entries(SETS).expect("sets of talkers");

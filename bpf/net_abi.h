@@ -110,17 +110,19 @@ struct net_stats {
 };
 
 /*
- * What one CPU counted of plain frames (plain.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP): packets by
- * size in steps of 64 bytes, and their bytes, of each packet one less than it has.
+ * What one CPU counted of plain frames (plain.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), each size
+ * for itself: by how many bytes a frame is longer than the shortest TCP segment.
  */
-#define NET_PLAIN_STEPS 24
+#define NET_PLAIN_STEPS 2048
 struct net_plain_row {
 	unsigned long long packets[NET_PLAIN_STEPS];
-	unsigned long long bytes;
-	unsigned long long pad[7];
 };
 struct net_plain {
 	struct net_plain_row rows[4];
+};
+enum net_plain_shortest {
+	NET_PLAIN_SHORTEST_IPV4 = 54,
+	NET_PLAIN_SHORTEST_IPV6 = 74,
 };
 
 /* TCP flags as they are on the wire (RFC 9293, 3.1). */

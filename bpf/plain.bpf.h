@@ -2,108 +2,143 @@
 /*
  * The short way of what nearly all frames are, where nothing but statistics is wanted: a sound TCP segment that
  * neither opens nor closes a connection, or a sound UDP datagram, directly in IPv4 without options or in IPv6 without
- * extensions, untagged, of 54 (74) to 1536 bytes. All others go the long way; the fuzz holds both to one model.
+ * extensions, untagged, of up to 2 KiB. All others go the long way; the fuzz holds both to one model.
  *
- * Speed is a matter of instructions, of branches above all: there are some fifty of the first before a packet
- * costs 5 ns. So differences are compared without a sign, where one comparison finds both what is too short (it wraps
- * around) and what is too long; a size is its own index; and the counters lie in one array, which a CPU finds its part
- * of in half the time that looking up a per-CPU map takes.
+ * Written in the BPF machine's own instructions, because a packet may cost 5 ns, which is what the processor takes to
+ * fetch some 40 of them: the compiler lays out branches so that the common way jumps about, and knows neither which
+ * constants have short forms nor that a call of bpf_get_smp_processor_id leaves registers alone. So:
+ *
+ * - a frame's size is its own index: one counter says how many there were and how many bytes they had;
+ * - differences are compared without a sign, where one comparison finds what is too short (it wraps around) and what is
+ *   too long;
+ * - a difference to zero is shorter to compare than two values of 32 bits;
+ * - what is not plain leaves by jumps of at most 127 bytes, which are short too: the way out lies in the middle.
  */
 #ifndef PLAIN_BPF_H
 #define PLAIN_BPF_H
 
 #include "packet.bpf.h"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+	       "numbers of the network are compared as they are loaded");
+_Static_assert(sizeof(struct net_plain) == 1 << 16, "the shift that finds a CPU's part");
+_Static_assert(NET_PLAIN_SHORTEST_IPV6 == NET_PLAIN_SHORTEST_IPV4 + 20, "one header instead of the other");
+
 /* One for each CPU, so that nothing is atomic: user space makes it as long. */
 struct net_plain plain[1] SEC(".bss.plain");
-/* CPUs, rounded up to a power of two, less one: the verifier of Linux 6.1 knows no bound of a CPU's number. */
+
+/* CPUs, rounded up to a power of two, less one, for verifiers that know no bound of a CPU's number. */
 const volatile __u64 cpu_mask = 0;
 
-/* bpf_get_smp_processor_id, as it leaves its register: declared with 32 bits it would be cut to them once more. */
-static __u64 (*const this_cpu)(void) = (void *)8;
+/* EtherType and the byte behind it, version and in IPv4 the header's length, as loaded into a number. */
+#define PLAIN_KIND(ethertype, byte) ((__u32)bpf_htons(ethertype) | (byte) << 16)
+#define PLAIN_IPV4 PLAIN_KIND(ETHERTYPE_IPV4, 0x45)
+#define PLAIN_IPV6 PLAIN_KIND(ETHERTYPE_IPV6, 0x60)
 
-/* Counts a frame of `last` + 1 bytes; false if it is too large. */
-static __always_inline bool count_plain(__u64 last, enum net_family family, enum net_protocol protocol)
-{
-	__u64 row = (family - NET_FAMILY_IPV4) * 2 + (protocol - NET_PROTOCOL_TCP), cpu;
-	struct net_plain *mine = plain;
+/* The third word of IPv4: no fragment, and the protocol. */
+#define PLAIN_PROTOCOL(number) bpf_htonl(number)
+#define PLAIN_PROTOCOL_MASK bpf_htonl(0x3fff00ff)
 
-	if (last >= NET_PLAIN_STEPS * 64)
-		return false;
-	cpu = this_cpu() & cpu_mask;
-	/* Or the compiler believes that there is only the first, and keeps more registers than one over the call. */
-	barrier_var(mine);
-	barrier_var(last);
-	mine += cpu;
-	mine->rows[row].bytes += last;
-	last = last >> 3 & 0xf8;
-	barrier_var(last);
-	++*(__u64 *)((void *)mine->rows[row].packets + last);
-	return true;
-}
+/* The length of a TCP header in units of a quarter byte, and above it the flags that open or close a connection. */
+#define PLAIN_TCP_MASK bpf_htons(0xf000 | NET_TH_FIN | NET_TH_SYN | NET_TH_RST)
+
+/* enum bpf_func_id, include/uapi/linux/bpf.h */
+#define PLAIN_GET_SMP_PROCESSOR_ID 8
 
 /*
- * Whether the header is not longer than the segment, which has `more` bytes beyond the shortest one, and no flag is
- * set that opens or closes a connection. Those are in the word's high byte here, and make it look like too long a
- * header; what is left is the length in units of a quarter byte.
+ * Registers: r1 is the context, r2 the frame and then `more`, by how much the packet is longer than the shortest (as IP
+ * says), r3 the frame's end and then by how much the frame is longer, r4 the end of the shortest one's TCP header, r5
+ * this CPU's counters. The shortest is a TCP segment without options or data; shorter datagrams go the long way.
+ *
+ * `bound` are instructions that bound a CPU's number in r0. That r1 is stored and loaded again around the call is taken
+ * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the long way's function is called.
  */
-static __always_inline bool is_plain_tcp(const void *tcp, __u32 more)
-{
-	__u32 header = *(const __be16 *)(tcp + 12) & bpf_htons(0xf000 | NET_TH_FIN | NET_TH_SYN | NET_TH_RST);
+/* clang-format off */
+#define COUNT_PLAIN(bound, long_function)                                                                         \
+	asm volatile(                                                                                             \
+	"	*(u64 *)(r10 - 8) = r1;"                                                                          \
+	"	call %[cpu];"                                                                                     \
+	"	r1 = *(u64 *)(r10 - 8);"                                                                          \
+		bound                                                                                             \
+	"	r0 <<= 16;"                                                                                       \
+	"	r5 = %[plain] ll;"                                                                                \
+	"	r5 += r0;"                                                                                        \
+	"	r2 = *(u32 *)(r1 + %[data]);"                                                                     \
+	"	r3 = *(u32 *)(r1 + %[data_end]);"                                                                 \
+	"	r4 = r2;"                                                                                         \
+	"	r4 += %[shortest4];"                                                                              \
+	"	if r4 > r3 goto long_%=;"                                                                         \
+	"	w0 = *(u32 *)(r2 + 11);" /* PLAIN_KIND, behind a byte that is shifted out */                      \
+	"	w0 >>= 8;"                                                                                        \
+	"	w0 += -%[ipv4];"                                                                                  \
+	"	if w0 != 0 goto ipv6_%=;"                                                                         \
+	"	r3 -= r4;"                                                                                        \
+	"	if r3 > %[last] goto long_%=;"                                                                    \
+	"	w0 = *(u32 *)(r2 + 20);"                                                                          \
+	"	w2 = *(u16 *)(r2 + 16);" /* total length */                                                       \
+	"	r2 = be16 r2;"                                                                                    \
+	"	w2 += -40;"                                                                                       \
+	"	if w2 > w3 goto long_%=;"                                                                         \
+	"	w0 &= %[protocol_mask];"                                                                          \
+	"	w0 ^= %[protocol_tcp];"                                                                           \
+	"	if w0 != 0 goto udp4_%=;"                                                                         \
+	"tcp_%=:"                                                                                                 \
+	"	w0 = *(u16 *)(r4 - 8);" /* the header's length and the flags */                                   \
+	"	w0 &= %[tcp_mask];"                                                                               \
+	"	w0 += -80;"                                                                                       \
+	"	w0 >>= 2;"                                                                                        \
+	"	if w0 > 40 goto long_%=;" /* too short, or a flag */                                              \
+	"	if w0 > w2 goto long_%=;"                                                                         \
+	"count_%=:"                                                                                               \
+	"	r3 <<= 3;"                                                                                        \
+	"	r5 += r3;"                                                                                        \
+	"	r0 = *(u64 *)(r5 + 0);"                                                                           \
+	"	r0 += 1;"                                                                                         \
+	"	*(u64 *)(r5 + 0) = r0;"                                                                           \
+	"	r0 = %[pass];"                                                                                    \
+	"	exit;"                                                                                            \
+	"long_%=:"                                                                                                \
+	"	call %[long_function_];"                                                                          \
+	"	exit;"                                                                                            \
+	"udp4_%=:"                                                                                                \
+	"	if w0 != %[udp_for_tcp] goto long_%=;"                                                            \
+	"udp_%=:"                                                                                                 \
+	"	w0 = *(u16 *)(r4 - 16);" /* length */                                                             \
+	"	r0 = be16 r0;"                                                                                    \
+	"	w0 += -20;"                                                                                       \
+	"	if w0 > w2 goto long_%=;"                                                                         \
+	"	r3 += %[row];"                                                                                    \
+	"	goto count_%=;"                                                                                   \
+	"ipv6_%=:"                                                                                                \
+	"	if w0 != %[ipv6_for_ipv4] goto long_%=;"                                                          \
+	"	r4 += 20;"                                                                                        \
+	"	if r4 > r3 goto long_%=;"                                                                         \
+	"	r3 -= r4;"                                                                                        \
+	"	if r3 > %[last] goto long_%=;"                                                                    \
+	"	w0 = *(u8 *)(r2 + 20);" /* next header */                                                         \
+	"	w2 = *(u16 *)(r2 + 18);" /* payload length */                                                     \
+	"	r2 = be16 r2;"                                                                                    \
+	"	w2 += -20;"                                                                                       \
+	"	if w2 > w3 goto long_%=;"                                                                         \
+	"	r3 += 2 * %[row];"                                                                                \
+	"	if w0 == %[tcp] goto tcp_%=;"                                                                     \
+	"	if w0 == %[udp] goto udp_%=;"                                                                     \
+	"	goto long_%=;"                                                                                    \
+	::	[cpu] "i"(PLAIN_GET_SMP_PROCESSOR_ID), [cpu_mask] "i"(&cpu_mask), [plain] "i"(plain),             \
+		[row] "i"(NET_PLAIN_STEPS), [last] "i"(NET_PLAIN_STEPS - 1), [pass] "i"(XDP_PASS),                \
+		[shortest4] "i"(NET_PLAIN_SHORTEST_IPV4), [long_function_] "i"(long_function),                    \
+		[data] "i"(__builtin_offsetof(struct xdp_md, data)),                                              \
+		[data_end] "i"(__builtin_offsetof(struct xdp_md, data_end)),                                      \
+		[ipv4] "i"(PLAIN_IPV4), [ipv6_for_ipv4] "i"(PLAIN_IPV6 - PLAIN_IPV4),                             \
+		[protocol_mask] "i"(PLAIN_PROTOCOL_MASK), [protocol_tcp] "i"(PLAIN_PROTOCOL(IPPROTO_TCP)),        \
+		[udp_for_tcp] "i"(PLAIN_PROTOCOL(IPPROTO_UDP) ^ PLAIN_PROTOCOL(IPPROTO_TCP)),                     \
+		[tcp_mask] "i"(PLAIN_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
 
-	header -= TCP_HEADER * 4;
-	return header <= (60 - TCP_HEADER) * 4 && header / 4 <= more;
-}
-
-/* The same of a datagram, of which `more` are the bytes beyond the length of a TCP header. */
-static __always_inline bool is_plain_udp(const void *udp, __u32 more)
-{
-	return (__u32)be16_at(udp + 4) - TCP_HEADER <= more;
-}
-
-/* Counts the frame; false if it is not plain. */
-static __always_inline bool plain_frame(struct xdp_md *ctx)
-{
-	void *end = (void *)(long)ctx->data_end, *data = (void *)(long)ctx->data, *ip = data + ETH_HEADER;
-	void *shortest = ip + IPV4_HEADER + TCP_HEADER;
-	__u32 kind, is, more;
-	__u64 room;
-
-	if (shortest > end)
-		return false;
-	/* EtherType, version, and the header's length in IPv4, half of the traffic class in IPv6. */
-	kind = *(__be32 *)(data + 12) & bpf_htonl(0xffffff00);
-	if (kind == bpf_htonl(ETHERTYPE_IPV4 << 16 | 0x4500)) {
-		/* Not a fragment, and the protocol. */
-		is = *(__be32 *)(ip + 6) & bpf_htonl(0x3fff00ff);
-		more = be16_at(ip + 2) - (IPV4_HEADER + TCP_HEADER);
-		room = end - shortest;
-		if (more > (__u32)room)
-			return false;
-		room += IPV4_HEADER + TCP_HEADER + ETH_HEADER - 1;
-		if (is == bpf_htonl(IPPROTO_TCP))
-			return is_plain_tcp(ip + IPV4_HEADER, more) &&
-			       count_plain(room, NET_FAMILY_IPV4, NET_PROTOCOL_TCP);
-		return is == bpf_htonl(IPPROTO_UDP) && is_plain_udp(ip + IPV4_HEADER, more) &&
-		       count_plain(room, NET_FAMILY_IPV4, NET_PROTOCOL_UDP);
-	}
-	if (kind == bpf_htonl((__u32)ETHERTYPE_IPV6 << 16 | 0x6000)) {
-		shortest = ip + IPV6_HEADER + TCP_HEADER;
-		if (shortest > end)
-			return false;
-		is = *(__u8 *)(ip + 6);
-		more = be16_at(ip + 4) - TCP_HEADER;
-		room = end - shortest;
-		if (more > (__u32)room)
-			return false;
-		room += IPV6_HEADER + TCP_HEADER + ETH_HEADER - 1;
-		if (is == IPPROTO_TCP)
-			return is_plain_tcp(ip + IPV6_HEADER, more) &&
-			       count_plain(room, NET_FAMILY_IPV6, NET_PROTOCOL_TCP);
-		return is == IPPROTO_UDP && is_plain_udp(ip + IPV6_HEADER, more) &&
-		       count_plain(room, NET_FAMILY_IPV6, NET_PROTOCOL_UDP);
-	}
-	return false;
-}
+/* To the CPUs that there is room for. */
+#define PLAIN_BOUND                                                                                               \
+	"	r5 = %[cpu_mask] ll;"                                                                             \
+	"	r5 = *(u64 *)(r5 + 0);"                                                                           \
+	"	r0 &= r5;"
+/* clang-format on */
 
 #endif

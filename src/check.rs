@@ -77,7 +77,11 @@ impl Checker<'_> {
             format!("network: interfaces {} (XDP mode {mode})", network.interfaces.join(", ")),
             "  packets and bytes by direction, family, protocol and verdict".to_string(),
             format!("  also: {}", wanted.join(", ")),
-            format!("  kernel memory of talkers and flows: {} KiB", network.table_memory(cpus) / 1024),
+            format!(
+                "  kernel memory: {} KiB for each interface, {} KiB for talkers and flows of all",
+                network.interface_memory(cpus) / 1024,
+                network.table_memory(cpus) / 1024
+            ),
         ];
         lines.iter().for_each(|line| self.text.push_str(&format!("{line}\n")));
     }

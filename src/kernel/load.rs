@@ -117,6 +117,11 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
+pub(crate) fn log_libbpf() {
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
+}
+
 impl Kernel {
     /// Loads the programs with tables of the right size, and fills these.
     ///
@@ -138,10 +143,7 @@ impl Kernel {
 
     fn load_with(plan: &Plan, layout: &Layout, attach: Attach, sessions: bool) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
-        // What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
-        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| {
-            log::debug!("{}", text.trim_end())
-        })));
+        log_libbpf();
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;

@@ -96,8 +96,17 @@ const _: () = assert!(SIZE_BOUNDS.len() + 1 == generated::types::net_size::NET_S
 /// Size buckets, the unbounded one included.
 pub const SIZES: usize = SIZE_BOUNDS.len() + 1;
 
-/// Bytes of one step of [`net_plain_row`]; every bound of a bucket is a bound of a step.
-pub(crate) const PLAIN_STEP: u32 = 64;
+/// Rows of `struct net_plain`, and how many bytes the first frames of each have.
+pub(crate) const PLAIN_ROWS: [(AddressFamily, Protocol, u32); 4] = {
+    use generated::types::net_plain_shortest as shortest;
+    let (ipv4, ipv6) = (shortest::NET_PLAIN_SHORTEST_IPV4.0, shortest::NET_PLAIN_SHORTEST_IPV6.0);
+    [
+        (AddressFamily::Ipv4, Protocol::Tcp, ipv4),
+        (AddressFamily::Ipv4, Protocol::Udp, ipv4),
+        (AddressFamily::Ipv6, Protocol::Tcp, ipv6),
+        (AddressFamily::Ipv6, Protocol::Udp, ipv6),
+    ]
+};
 
 /// Nanoseconds of one tick of the tables' clock (`NET_TICK_SHIFT`).
 pub(crate) const TICK_NANOSECONDS: u64 = 1 << 24;
@@ -111,7 +120,7 @@ pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;
 // Counters are read as words of 64 bits, tables by offset.
 const _: () = {
     assert!(size_of::<net_row>() == 128 && size_of::<net_stats>().is_multiple_of(8));
-    assert!(size_of::<net_plain>() == 4 * size_of::<net_plain_row>() && size_of::<net_plain_row>() == 256);
+    assert!(size_of::<net_plain>() == PLAIN_ROWS.len() * size_of::<net_plain_row>());
     assert!(size_of::<net_talkers>() == size_of::<net_set>() + WAYS * size_of::<net_talker>());
     assert!(size_of::<net_flows>() == size_of::<net_set>() + WAYS * size_of::<net_flow>());
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);

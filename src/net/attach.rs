@@ -271,11 +271,8 @@ pub(crate) fn xdp_is_there(program: BorrowedFd<'_>, on: i32) -> bool {
 mod tests {
     use std::process::Command;
 
-    use libbpf_rs::{MapCore, MapFlags};
-
     use super::*;
-    use crate::net::counters::Counters;
-    use crate::net::load::{Pieces, load};
+    use crate::net::load::load_egress;
 
     /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
     fn run(line: &str) -> String {
@@ -296,21 +293,18 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let loaded = load(on.index, Pieces::One, None).unwrap();
+            let loaded = load_egress(on.index, None).unwrap();
 
             // One that was killed leaves its filter; the next takes that place.
-            std::mem::forget(attach_filter(loaded.egress.as_fd(), &on).unwrap());
-            let attached = attach_filter(loaded.egress.as_fd(), &on).unwrap();
+            std::mem::forget(attach_filter(loaded.program.as_fd(), &on).unwrap());
+            let attached = attach_filter(loaded.program.as_fd(), &on).unwrap();
             let filters = || run("tc filter show dev exn0 egress");
             assert_eq!(filters().matches("handle 0x4558").count(), 1, "{}", filters());
 
             // An interface that comes up looks for routers and groups: that is traffic enough.
             run("ip link set exn1 up");
             run("ip link set exn0 up");
-            let sent = || {
-                let values = loaded.egress_stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap();
-                Counters::sum(&values.unwrap()).total_packets()
-            };
+            let sent = || loaded.counters().total_packets();
             for _ in 0..200 {
                 if sent() > 0 {
                     break;
@@ -323,7 +317,7 @@ mod tests {
 
             // Somebody else's filter at our place stays.
             run("tc filter add dev exn0 egress prio 49531 u32 match u32 0 0 flowid 1:1");
-            let refusal = attach_filter(loaded.egress.as_fd(), &on).unwrap_err();
+            let refusal = attach_filter(loaded.program.as_fd(), &on).unwrap_err();
             assert!(refusal.text.starts_with("exn0: "), "{refusal}");
             assert!(filters().contains("u32"), "{}", filters());
         });

@@ -63,6 +63,11 @@ impl NetworkConfig {
         self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?']))
     }
 
+    /// Kernel memory of one interface's counters on a machine with so many CPUs, in bytes.
+    pub fn interface_memory(&self, cpus: usize) -> u64 {
+        super::load::memory(self.count.talkers > 0, cpus)
+    }
+
     /// Kernel memory of the tables of talkers and flows on a machine with so many CPUs, in bytes.
     pub fn table_memory(&self, cpus: usize) -> u64 {
         super::tables::memory(&self.count, cpus)
@@ -95,5 +100,9 @@ mod tests {
         assert!((4096 * 56..4096 * 80).contains(&talkers), "{talkers}");
         config.count.flows = 4096;
         assert!(config.table_memory(2) > 4 * talkers);
+        // Plain frames are only counted apart where there are no talkers.
+        let with_talkers = config.interface_memory(3);
+        config.count.talkers = 0;
+        assert_eq!(config.interface_memory(3), with_talkers + (4 << 16));
     }
 }

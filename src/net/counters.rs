@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::abi::{
-    AddressFamily, Fault, PLAIN_STEP, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind, Verdict, net_plain_row,
+    AddressFamily, Fault, PLAIN_ROWS, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind, Verdict, net_plain_row,
     net_row, net_stats,
 };
 
@@ -13,15 +13,8 @@ const ROW_WORDS: usize = size_of::<net_row>() / 8;
 const PROTOCOL_SLOTS: usize =
     (offset_of!(net_stats, drops) / size_of::<net_row>()) / (Verdict::ALL.len() * AddressFamily::ALL.len());
 
-const PLAIN_ROW_WORDS: usize = size_of::<net_plain_row>() / 8;
-const PLAIN_STEPS: usize = offset_of!(net_plain_row, bytes) / 8;
-/// The rows of `struct net_plain`.
-const PLAIN_ROWS: [(AddressFamily, Protocol); 4] = [
-    (AddressFamily::Ipv4, Protocol::Tcp),
-    (AddressFamily::Ipv4, Protocol::Udp),
-    (AddressFamily::Ipv6, Protocol::Tcp),
-    (AddressFamily::Ipv6, Protocol::Udp),
-];
+/// Of a row of plain frames: one word for each size.
+const PLAIN_STEPS: usize = size_of::<net_plain_row>() / 8;
 
 /// What one program counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,21 +43,13 @@ impl Counters {
     /// Adds plain frames: the words of one `struct net_plain` for each CPU.
     #[must_use]
     pub fn with_plain(mut self, words: impl IntoIterator<Item = u64>) -> Self {
-        for (index, count) in words.into_iter().enumerate() {
-            let (family, protocol) = PLAIN_ROWS[index / PLAIN_ROW_WORDS % PLAIN_ROWS.len()];
+        for (index, frames) in words.into_iter().enumerate().filter(|(_, frames)| *frames > 0) {
+            let (family, protocol, shortest) = PLAIN_ROWS[index / PLAIN_STEPS % PLAIN_ROWS.len()];
+            let size = shortest + (index % PLAIN_STEPS) as u32;
             let row = Self::row(Verdict::Pass, family, protocol);
-            let bytes = row + offset_of!(net_row, bytes) / 8;
-            let mut add = |word: usize| self.words[word] = self.words[word].wrapping_add(count);
-            match index % PLAIN_ROW_WORDS {
-                step if step < PLAIN_STEPS => {
-                    let largest = (step as u32 + 1) * PLAIN_STEP;
-                    add(row + SIZE_BOUNDS.partition_point(|bound| *bound < largest));
-                    // Of each, one byte was not counted.
-                    add(bytes);
-                }
-                PLAIN_STEPS => add(bytes),
-                _ => {}
-            }
+            let mut add = |word: usize, count: u64| self.words[word] = self.words[word].wrapping_add(count);
+            add(row + SIZE_BOUNDS.partition_point(|bound| *bound < size), frames);
+            add(row + offset_of!(net_row, bytes) / 8, frames.wrapping_mul(u64::from(size)));
         }
         self
     }
@@ -170,15 +155,15 @@ mod tests {
 
     #[test]
     fn plain_frames_are_put_into_rows_and_buckets() {
-        // On the second CPU, in the third row (IPv6, TCP): five frames of 1 to 64 bytes, two of 129 to 192, 700 bytes.
-        let mut words = vec![0; 2 * 4 * PLAIN_ROW_WORDS];
-        let row = &mut words[6 * PLAIN_ROW_WORDS..][..PLAIN_ROW_WORDS];
-        (row[0], row[2], row[PLAIN_STEPS]) = (5, 2, 693);
+        // On the second CPU, in the third row (IPv6, TCP): five frames of 74 bytes, two of 128, one of 129.
+        let mut words = vec![0; 2 * 4 * PLAIN_STEPS];
+        let row = &mut words[6 * PLAIN_STEPS..][..PLAIN_STEPS];
+        (row[0], row[54], row[55]) = (5, 2, 1);
         let counters = Counters::default().with_plain(words);
-        assert_eq!(counters.packets(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 7);
-        assert_eq!(counters.bytes(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 700);
-        assert_eq!((counters.total_packets(), counters.total_bytes()), (7, 700));
-        assert_eq!(counters.sizes()[..4], [5, 0, 2, 0]);
+        assert_eq!(counters.packets(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 8);
+        assert_eq!(counters.bytes(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 5 * 74 + 2 * 128 + 129);
+        assert_eq!((counters.total_packets(), counters.total_bytes()), (8, 755));
+        assert_eq!(counters.sizes()[..4], [0, 7, 1, 0]);
     }
 
     #[test]

@@ -3,15 +3,15 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use crate::kernel::Mapping;
+use crate::kernel::{Mapping, log_libbpf};
 
-use super::abi::generated::NetSkelBuilder;
-use super::abi::net_plain;
+use super::abi::generated::{NetSkel, NetSkelBuilder};
+use super::abi::{net_plain, net_stats};
 use super::counters::Counters;
 use super::tables::Tables;
 
@@ -24,48 +24,84 @@ pub(crate) enum Pieces {
     Several,
 }
 
-/// What is in the kernel. Programs live as long as this or a link to them, maps as long as a program uses them.
+/// A program in the kernel. It lives as long as this or a link to it, its maps as long as it uses them.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    pub ingress: OwnedFd,
-    pub egress: OwnedFd,
-    pub egress_stats: MapHandle,
-    ingress_stats: MapHandle,
-    /// What is counted apart from `ingress_stats`, if the program has the short way for plain frames.
+    pub program: OwnedFd,
+    pub stats: MapHandle,
+    /// What is counted apart from `stats`, if the program has the short way for plain frames.
     plain: Option<Mapping>,
 }
 
 impl Loaded {
-    /// What came in so far.
-    pub fn ingress_counters(&self) -> Counters {
+    /// What it counted so far.
+    pub fn counters(&self) -> Counters {
+        // A per-CPU array of one value can always be read; should it not be, zeros are shown rather than nothing served.
+        let values = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
         let words = self.plain.iter().flat_map(Mapping::words).map(|word| word.load(Ordering::Relaxed));
-        counters(&self.ingress_stats).with_plain(words)
+        Counters::sum(&values.unwrap_or_default()).with_plain(words)
     }
 }
 
-/// A per-CPU array of one value can always be read; should it not be, zeros are shown rather than nothing served.
-pub(crate) fn counters(map: &MapHandle) -> Counters {
-    let values = map.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
-    Counters::sum(&values.unwrap_or_default())
-}
-
-/// One more than the largest number that a CPU of this machine can have.
-fn cpu_numbers() -> io::Result<usize> {
+/// For how many CPUs plain frames are counted: all numbers that a CPU of this machine can have, as a power of two.
+///
+/// # Errors
+/// If the system does not say which CPUs are possible.
+pub fn cpu_slots() -> io::Result<usize> {
     let ranges = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
-    last.map(|number| number + 1).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
+    last.map(|number| (number + 1).next_power_of_two())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
 }
 
-/// Loads both directions' programs with this interface's constants.
+/// Kernel memory of the counters of one interface in both directions, in bytes.
+pub(crate) fn memory(with_talkers: bool, cpus: usize) -> u64 {
+    let plain = if with_talkers { 0 } else { cpus.next_power_of_two() * size_of::<net_plain>() };
+    (2 * cpus * size_of::<net_stats>() + plain) as u64
+}
+
+/// Loads what counts on the way in, with this interface's constants.
 ///
 /// # Errors
 /// If the kernel refuses: not permitted (`CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`), or out of memory.
-pub(crate) fn load(ifindex: i32, pieces: Pieces, tables: Option<&Tables>) -> libbpf_rs::Result<Loaded> {
+pub(crate) fn load_ingress(
+    ifindex: i32,
+    pieces: Pieces,
+    tables: Option<&Tables>,
+) -> libbpf_rs::Result<Loaded> {
+    /// Whether the verifier was found not to know a bound of a CPU's number.
+    static MASKED: AtomicBool = AtomicBool::new(false);
+    match (pieces, tables.is_some()) {
+        (Pieces::Several, _) => load("net_ingress_frags", ifindex, tables),
+        (Pieces::One, true) => load("net_ingress_talkers", ifindex, tables),
+        (Pieces::One, false) => {
+            if !MASKED.load(Ordering::Relaxed) {
+                match load("net_ingress", ifindex, tables) {
+                    Ok(loaded) => return Ok(loaded),
+                    Err(why) => log::debug!("no packet program without a mask: {why:#}"),
+                }
+            }
+            let loaded = load("net_ingress_masked", ifindex, tables)?;
+            MASKED.store(true, Ordering::Relaxed);
+            Ok(loaded)
+        }
+    }
+}
+
+/// The same of what counts on the way out.
+///
+/// # Errors
+/// As for [`load_ingress`].
+pub(crate) fn load_egress(ifindex: i32, tables: Option<&Tables>) -> libbpf_rs::Result<Loaded> {
+    load("net_egress", ifindex, tables)
+}
+
+fn load(name: &str, ifindex: i32, tables: Option<&Tables>) -> libbpf_rs::Result<Loaded> {
+    log_libbpf();
     let mut storage = MaybeUninit::uninit();
     let mut open = NetSkelBuilder::default().open(&mut storage)?;
-    let several = pieces == Pieces::Several;
-    let has_plain = !several && tables.is_none();
-    let slots = if has_plain { cpu_numbers()?.next_power_of_two() } else { 1 };
+    let has_plain = matches!(name, "net_ingress" | "net_ingress_masked");
+    let slots = if has_plain { cpu_slots()? } else { 1 };
     if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
         constants.ifindex = ifindex as u32;
         constants.cpu_mask = slots as u64 - 1;
@@ -83,21 +119,21 @@ pub(crate) fn load(ifindex: i32, pieces: Pieces, tables: Option<&Tables>) -> lib
         open.maps.sketch.reuse_fd(tables.sketch.as_fd())?;
     }
     open.maps.bss_plain.set_value_size((slots * size_of::<net_plain>()) as u32)?;
-    open.progs.net_ingress.set_autoload(has_plain);
-    open.progs.net_ingress_talkers.set_autoload(!several && tables.is_some());
-    open.progs.net_ingress_frags.set_autoload(several);
+    for mut program in open.open_object_mut().progs_mut() {
+        let wanted = program.name() == name;
+        program.set_autoload(wanted);
+    }
     let skel = open.load()?;
-    let ingress = match (several, tables.is_some()) {
-        (true, _) => &skel.progs.net_ingress_frags,
-        (false, true) => &skel.progs.net_ingress_talkers,
-        (false, false) => &skel.progs.net_ingress,
-    };
     let plain = has_plain.then(|| Mapping::new(skel.maps.bss_plain.as_fd(), slots, size_of::<net_plain>()));
+    let stats = if name == "net_egress" { &skel.maps.egress_stats } else { &skel.maps.ingress_stats };
     Ok(Loaded {
-        ingress: ingress.as_fd().try_clone_to_owned()?,
-        egress: skel.progs.net_egress.as_fd().try_clone_to_owned()?,
-        ingress_stats: MapHandle::try_from(&skel.maps.ingress_stats)?,
+        program: program(&skel, name)?,
+        stats: MapHandle::try_from(stats)?,
         plain: plain.transpose()?,
-        egress_stats: MapHandle::try_from(&skel.maps.egress_stats)?,
     })
+}
+
+fn program(skel: &NetSkel<'_>, name: &str) -> io::Result<OwnedFd> {
+    let program = skel.object().progs().find(|program| program.name() == name);
+    program.ok_or_else(|| io::Error::other(format!("no program {name}")))?.as_fd().try_clone_to_owned()
 }

@@ -26,6 +26,7 @@ pub use config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
 pub use decode::decode;
 pub use family::{Family, Kind, Sample, Value};
+pub use load::cpu_slots;
 pub use query::{FlowRow, PER_PAGE, QueryError, TalkerRow};
 pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};
 pub use watch::{Event, Network, NetworkError};

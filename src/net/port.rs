@@ -2,13 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use libbpf_rs::MapHandle;
-
 use super::attach::{Attached, ONE_PIECE_MTU, Refusal, XdpMode, attach_egress, attach_xdp, xdp_is_there};
 use super::collect::Reading;
 use super::config::Mode;
 use super::links::Interface;
-use super::load::{Loaded, Pieces, counters, load};
+use super::load::{Loaded, Pieces, load_egress, load_ingress};
 use super::tables::Tables;
 
 /// An interface that is counted on, as far as the kernel lets us. Dropping it detaches.
@@ -29,7 +27,7 @@ struct Ingress {
 #[derive(Debug)]
 struct Egress {
     _attached: Attached,
-    stats: MapHandle,
+    loaded: Loaded,
 }
 
 impl Port {
@@ -45,7 +43,7 @@ impl Port {
         let gone = self
             .ingress
             .as_ref()
-            .is_ok_and(|ingress| !xdp_is_there(ingress.loaded.ingress.as_fd(), self.on.index));
+            .is_ok_and(|ingress| !xdp_is_there(ingress.loaded.program.as_fd(), self.on.index));
         let mut changed = false;
         if self.ingress.is_err() || gone {
             let again = open_ingress(&self.on, mode, tables);
@@ -79,8 +77,8 @@ impl Port {
                 .ingress
                 .as_ref()
                 .ok()
-                .map(|ingress| (ingress.loaded.ingress_counters(), Some(ingress.mode))),
-            egress: self.egress.as_ref().ok().map(|egress| counters(&egress.stats)),
+                .map(|ingress| (ingress.loaded.counters(), Some(ingress.mode))),
+            egress: self.egress.as_ref().ok().map(|egress| egress.loaded.counters()),
             refused: self.refusals().map(|(direction, refusal)| (direction, refusal.reason)).collect(),
         }
     }
@@ -99,8 +97,8 @@ fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
 
 fn open_ingress(on: &Interface, mode: Mode, tables: Option<&Tables>) -> Result<Ingress, Refusal> {
     let attempt = |pieces, mode| {
-        let loaded = load(on.index, pieces, tables).map_err(refuse_load(on))?;
-        let (attached, mode) = attach_xdp(loaded.ingress.as_fd(), on, mode)?;
+        let loaded = load_ingress(on.index, pieces, tables).map_err(refuse_load(on))?;
+        let (attached, mode) = attach_xdp(loaded.program.as_fd(), on, mode)?;
         Ok(Ingress { _attached: attached, mode, loaded })
     };
     if mode == Mode::Generic || on.mtu <= ONE_PIECE_MTU {
@@ -114,7 +112,7 @@ fn open_ingress(on: &Interface, mode: Mode, tables: Option<&Tables>) -> Result<I
 }
 
 fn open_egress(on: &Interface, tables: Option<&Tables>) -> Result<Egress, Refusal> {
-    let loaded = load(on.index, Pieces::One, tables).map_err(refuse_load(on))?;
-    let attached = attach_egress(loaded.egress.as_fd(), on)?;
-    Ok(Egress { _attached: attached, stats: loaded.egress_stats })
+    let loaded = load_egress(on.index, tables).map_err(refuse_load(on))?;
+    let attached = attach_egress(loaded.program.as_fd(), on)?;
+    Ok(Egress { _attached: attached, loaded })
 }
