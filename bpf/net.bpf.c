@@ -168,6 +168,13 @@ __attribute__((naked)) int net_ingress_masked(void)
 	COUNT_PLAIN(PLAIN_BOUND, ingress_any_plain);
 }
 
+/* For interfaces that there is no memory for: see PLAIN_BUDGET in src/net/load.rs. */
+SEC("xdp")
+int net_ingress_long(struct xdp_md *ctx)
+{
+	return ingress_any(ctx, false, false);
+}
+
 static __always_inline int ingress_talkers(struct xdp_md *ctx)
 {
 	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);

@@ -277,6 +277,13 @@ fn ingress_with_a_mask_counts_what_the_model_does() {
 }
 
 #[test]
+fn ingress_by_the_long_way_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(&skel.progs.net_ingress_long, (&skel.maps.ingress_stats, None), 0x5eed_0007, 14, FRAMES / 2);
+}
+
+#[test]
 fn ingress_in_pieces_counts_what_the_model_does() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
