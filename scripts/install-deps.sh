@@ -14,10 +14,12 @@ set -euo pipefail
 # programs to trace; openssl makes certificates.
 packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
 	ca-certificates procps)
-# prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; what follows builds
-# bitcoind and other programs; the last two lines are programs to trace, with what they need to be run.
-test_packages=(prometheus qemu-system-x86 busybox-static iproute2 python3 g++ cmake libboost-dev libevent-dev binutils
-	libpam0g-dev util-linux
+# prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
+# sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
+# trace, with what they need to be run.
+test_packages=(prometheus qemu-system-x86 busybox-static
+	iproute2 iputils-ping netcat-openbsd bpftool
+	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux
 	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
 	libpam-modules libssl3 libstdc++6)
 lint_packages=(clang-format-14 shellcheck git)

@@ -40,7 +40,7 @@ newest() {
 get_kernel() {
 	local package=$1 cache=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/kernels made
 	[[ $package == linux-image-* ]] || package=$(newest "$package")
-	[[ -n $package ]] || fail "apt knows no linux-image-$1.*-cloud-amd64: run apt-get update"
+	[[ -n $package ]] || fail "apt knows no linux-image-$1.*-cloud-amd64: run apt-get update, with Debian's security updates among its sources"
 	if [[ ! -e $cache/$package ]]; then
 		mkdir -p "$cache"
 		made=$(mktemp -d "$cache/part.XXXXXX")
