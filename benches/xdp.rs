@@ -119,7 +119,8 @@ struct Samples {
 
 impl Samples {
     /// What a packet takes more than with the empty program, by load, from the least on, and where that program was quick.
-    fn quiet(&self, quickest: f64) -> Vec<f64> {
+    fn quiet(&self) -> Vec<f64> {
+        let quickest = self.quickest_empty();
         let quiet = self.loads.iter().filter(|(empty, _)| *empty < quickest * 1.1);
         let mut more: Vec<f64> = quiet.map(|(empty, cost)| cost - empty).collect();
         more.sort_by(f64::total_cmp);
@@ -169,8 +170,7 @@ fn table(frames: &[(&str, Vec<u8>)], rows: &[Vec<Samples>]) -> String {
     );
     for (kind, target) in TARGETS.iter().enumerate() {
         for ((frame, _), row) in frames.iter().zip(rows) {
-            let empty = row[kind].quickest_empty();
-            let more = row[kind].quiet(empty);
+            let (empty, more) = (row[kind].quickest_empty(), row[kind].quiet());
             let (name, least, median) = (row[kind].name, more[0], more[more.len() / 2]);
             let _ = writeln!(to, "| {name} | {frame} | {empty:.1} | {least:.1} | {median:.1} | {target} |");
         }
@@ -200,7 +200,7 @@ fn main() {
     let hurry = Hurry::start();
     for _ in 0..MOST_LOADS {
         measure(&frames, &mut rows);
-        if rows.iter().flatten().all(|samples| samples.quiet(samples.quickest_empty()).len() >= LOADS) {
+        if rows.iter().flatten().all(|samples| samples.quiet().len() >= LOADS) {
             break;
         }
     }

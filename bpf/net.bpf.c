@@ -168,14 +168,8 @@ __attribute__((naked)) int net_ingress_masked(void)
 	COUNT_PLAIN(PLAIN_BOUND, ingress_any_plain);
 }
 
-/* For interfaces that there is no memory for: see PLAIN_BUDGET in src/net/load.rs. */
-SEC("xdp")
-int net_ingress_long(struct xdp_md *ctx)
-{
-	return ingress_any(ctx, false, false);
-}
-
-static __always_inline int ingress_talkers(struct xdp_md *ctx)
+/* Common frames without a call, into the same counters as all others. */
+static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 {
 	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);
 	struct frame f;
@@ -186,15 +180,22 @@ static __always_inline int ingress_talkers(struct xdp_md *ctx)
 	f = xdp_frame(ctx, false);
 	what = parse_common(&f);
 	if (!what)
-		return ingress_any_talkers(ctx);
-	account_ingress(&f, stats, what, true);
+		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
+	account_ingress(&f, stats, what, talkers);
 	return XDP_PASS;
+}
+
+/* For interfaces that there is no memory for: see PLAIN_BUDGET in src/net/load.rs. */
+SEC("xdp")
+int net_ingress_long(struct xdp_md *ctx)
+{
+	return ingress_common(ctx, false);
 }
 
 SEC("xdp")
 int net_ingress_talkers(struct xdp_md *ctx)
 {
-	return ingress_talkers(ctx);
+	return ingress_common(ctx, true);
 }
 
 /* Frames in several pieces: for a large MTU in native mode. */

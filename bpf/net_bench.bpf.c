@@ -41,7 +41,7 @@ SEC("xdp")
 int bench_spoofed(struct xdp_md *ctx)
 {
 	invent_source(ctx);
-	return ingress_talkers(ctx);
+	return ingress_common(ctx, true);
 }
 
 SEC("tc")

@@ -57,7 +57,7 @@ const fn plain_bytes(slots: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub program: OwnedFd,
-    pub stats: MapHandle,
+    stats: MapHandle,
     /// What is counted apart from `stats`, if the program has the short way for plain frames.
     plain: Option<(Mapping, Share)>,
 }
