@@ -17,6 +17,8 @@ mod exposition;
 mod process;
 #[path = "common/prometheus.rs"]
 mod prometheus;
+#[path = "whole_program/siege.rs"]
+mod siege;
 #[path = "whole_program/targets.rs"]
 mod targets;
 #[path = "whole_program/totals.rs"]

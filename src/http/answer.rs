@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::auth::Credentials;
+use super::budget::Budget;
 use super::limits::Limits;
 use super::route::{Access, Found, Reply, RequestInfo, Route, Router};
 use super::stats::{HttpStats, Raised, count};
@@ -25,6 +26,7 @@ pub(super) struct Answerer {
     pub(super) report: Report,
     /// One permit for each handler that may run.
     pub(super) handlers: Arc<Semaphore>,
+    pub(super) budget: Arc<Budget>,
 }
 
 /// An answer whose status is settled and whose body is ready to send.
@@ -57,17 +59,33 @@ impl Answerer {
         peer: SocketAddr,
         watch: &Arc<Watch>,
     ) -> Response<WatchedBody> {
-        watch.enter_handling();
-        let answer = {
+        watch.enter_checking();
+        let mut answer = {
             let _in_flight = Raised::new(&self.stats.in_flight);
-            self.decide(&request, peer).await
+            self.decide(&request, peer, watch).await
         };
+        match self.budget.charge(watch, answer.body.len()) {
+            Some(charge) => watch.carry(charge),
+            None => {
+                count(&self.stats.answers_refused);
+                answer = Answer::text(
+                    answer.route,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "too much is being sent to others; try again\n",
+                )
+                .with(header::RETRY_AFTER, "5");
+            }
+        }
         self.stats.answered(answer.route, answer.status.as_u16());
         respond(answer, watch)
     }
 
-    async fn decide(&self, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+    async fn decide(&self, request: &Request<Incoming>, peer: SocketAddr, watch: &Watch) -> Answer {
         let path = request.uri().path();
+        // RFC 9112, section 3.2.
+        if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+            return Answer::text("other", StatusCode::BAD_REQUEST, "the request has no Host header\n");
+        }
         match self.router.find(request.method(), path) {
             Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
             Found::WrongMethod(route) => {
@@ -76,7 +94,7 @@ impl Answerer {
             }
             Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
             Found::Route(route) => {
-                match timeout(self.limits.handler, self.handle(route, request, peer)).await {
+                match timeout(self.limits.handler, self.handle(route, request, peer, watch)).await {
                     Ok(answer) => answer,
                     Err(_) => {
                         count(&self.stats.handler_timeouts);
@@ -92,16 +110,23 @@ impl Answerer {
         }
     }
 
-    async fn handle(&self, route: &Route, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+    async fn handle(
+        &self,
+        route: &Route,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        watch: &Watch,
+    ) -> Answer {
         if route.access == Access::Credentials
             && let Some(credentials) = &self.auth
-            && !credentials.accept(request.headers().get(header::AUTHORIZATION)).await
         {
-            count(&self.stats.unauthorized);
-            tell(&self.report, Level::Debug, format!("{}: not authorized for {}", peer.ip(), route.path));
-            return Answer::text(route.path, StatusCode::UNAUTHORIZED, "user and password are needed\n")
-                .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"");
+            let presented = request.headers().get(header::AUTHORIZATION);
+            if !credentials.accept(presented, peer.ip()).await {
+                return self.unauthorized(route, peer);
+            }
+            watch.trust();
         }
+        watch.enter_handling();
         let info = RequestInfo {
             path: route.path.to_string(),
             query: request.uri().query().map(str::to_string),
@@ -141,6 +166,16 @@ impl Answerer {
     }
 }
 
+impl Answerer {
+    /// The connection is closed after it: whoever guesses begins anew each time.
+    fn unauthorized(&self, route: &Route, peer: SocketAddr) -> Answer {
+        count(&self.stats.unauthorized);
+        tell(&self.report, Level::Debug, format!("{}: not authorized for {}", peer.ip(), route.path));
+        Answer::text(route.path, StatusCode::UNAUTHORIZED, "authentication required\n")
+            .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
+    }
+}
+
 fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     let length = answer.body.len();
     let mut response = Response::new(watch.enter_writing(answer.body));
@@ -150,6 +185,9 @@ fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     headers.insert(header::CONTENT_LENGTH, length.into());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     if answer.gzipped {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));

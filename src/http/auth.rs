@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
@@ -14,9 +15,9 @@ use hyper::header::HeaderValue;
 use ring::hmac;
 use ring::rand::SystemRandom;
 use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
 use super::error::HttpError;
+use super::turns::Turns;
 
 /// Longer `Authorization` headers are refused unread.
 const MAX_HEADER: usize = 2048;
@@ -43,7 +44,7 @@ enum Password {
         hash: String,
         results: Mutex<Results>,
         /// One evaluation at a time: a flood of guesses costs one core at most.
-        turn: Semaphore,
+        turns: Arc<Turns>,
     },
 }
 
@@ -88,11 +89,7 @@ impl Credentials {
                     );
                 }
             }
-            Password::Bcrypt {
-                hash: password.to_string(),
-                results: Mutex::default(),
-                turn: Semaphore::new(1),
-            }
+            Password::Bcrypt { hash: password.to_string(), results: Mutex::default(), turns: Arc::default() }
         } else {
             Password::Plain(hmac::sign(&key, password.as_bytes()))
         };
@@ -100,9 +97,9 @@ impl Credentials {
         Ok(Self(Arc::new(Inner { key, user, password })))
     }
 
-    /// True when an `Authorization` header gives access. Waits, off the reactor, for bcrypt where a hash is
-    /// configured and this pair has not been seen.
-    pub(super) async fn accept(&self, header: Option<&HeaderValue>) -> bool {
+    /// True when an `Authorization` header from `peer` gives access. Waits, off the reactor, for bcrypt where a
+    /// hash is configured and this pair has not been seen.
+    pub(super) async fn accept(&self, header: Option<&HeaderValue>, peer: IpAddr) -> bool {
         let Some((user, password)) = header.and_then(parse) else { return false };
         let inner = &self.0;
         let user_right = equal(&hmac::sign(&inner.key, &user), &inner.user);
@@ -111,14 +108,14 @@ impl Credentials {
                 let password_right = equal(&hmac::sign(&inner.key, &password), right);
                 bool::from(user_right & password_right)
             }
-            Password::Bcrypt { hash, results, turn } => {
+            Password::Bcrypt { hash, results, turns } => {
                 // The user has no colon, so the pair is unambiguous.
                 let pair = hmac::sign(&inner.key, &[&user[..], b":", &password[..]].concat());
                 let known = || lock(results).get(pair.as_ref());
                 if let Some(result) = known() {
                     return result;
                 }
-                let Ok(_turn) = turn.acquire().await else { return false };
+                let Some(_turn) = turns.take(peer).await else { return false };
                 // Another request may have brought the same pair while this one waited.
                 if let Some(result) = known() {
                     return result;
@@ -191,12 +188,14 @@ fn parse(header: &HeaderValue) -> Option<(Vec<u8>, Vec<u8>)> {
 mod tests {
     use super::*;
 
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn header(user_and_password: &str) -> HeaderValue {
         format!("Basic {}", BASE64.encode(user_and_password)).parse().unwrap()
     }
 
     async fn accepts(credentials: &Credentials, user_and_password: &str) -> bool {
-        credentials.accept(Some(&header(user_and_password))).await
+        credentials.accept(Some(&header(user_and_password)), PEER).await
     }
 
     #[tokio::test]
@@ -208,7 +207,7 @@ mod tests {
         {
             assert!(!accepts(&credentials, wrong).await, "{wrong}");
         }
-        assert!(!credentials.accept(None).await);
+        assert!(!credentials.accept(None, PEER).await);
     }
 
     #[test]

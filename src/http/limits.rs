@@ -21,12 +21,20 @@ pub struct Limits {
     pub idle: Duration,
     /// How long answers in progress may go on after shutdown was asked for.
     pub drain: Duration,
+    /// How long a connection is safe from eviction, so that a flood cannot evict it before it has said anything.
+    pub grace: Duration,
+    /// How long a newcomer waits for a place while there is none.
+    pub admission: Duration,
+    /// Newcomers of one listener that may wait for a place.
+    pub max_waiting: usize,
     /// Connections of one listener.
     pub max_connections: usize,
     /// Connections of one listener from one peer: an IPv4 address, or an IPv6 network of 64 bits.
     pub max_per_peer: usize,
     /// Handlers of one listener that run at once; further requests wait.
     pub max_handlers: usize,
+    /// Bytes of all answers of one listener that are being sent; a single one may have more.
+    pub max_answer_bytes: usize,
     /// Bytes of a request's line and headers.
     pub max_header_bytes: usize,
     /// How often the certificate's and the key's files are looked at for a change.
@@ -43,9 +51,13 @@ impl Default for Limits {
             stall: Duration::from_secs(1),
             idle: Duration::from_secs(60),
             drain: Duration::from_millis(500),
+            grace: Duration::from_millis(100),
+            admission: Duration::from_secs(5),
+            max_waiting: 128,
             max_connections: 64,
             max_per_peer: 16,
             max_handlers: 4,
+            max_answer_bytes: 128 << 20,
             max_header_bytes: 16 * 1024,
             reload: Duration::from_secs(30),
         }

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 mod answer;
 mod auth;
+mod budget;
 mod error;
 mod exposure;
 mod gzip;
@@ -42,6 +43,7 @@ mod server;
 mod slots;
 mod stats;
 mod tls;
+mod turns;
 mod watch;
 
 pub use auth::Credentials;

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::answer::Answerer;
 use super::auth::Credentials;
+use super::budget::Budget;
 use super::error::HttpError;
 use super::limits::Limits;
 use super::route::Router;
@@ -88,6 +89,7 @@ pub async fn serve(
                 stats: endpoint.stats,
                 report: report.clone(),
                 handlers: Arc::new(Semaphore::new(limits.max_handlers)),
+                budget: Budget::new(limits.max_answer_bytes),
             },
             tls: tls.clone(),
         };
@@ -139,7 +141,7 @@ struct Server {
 impl Server {
     async fn run(self: Arc<Self>, listener: tokio::net::TcpListener, mut stopped: signal::Receiver<()>) {
         let limits = &self.answerer.limits;
-        let slots = Slots::new(limits.max_connections, limits.max_per_peer);
+        let slots = Slots::new(limits.clone());
         let mut connections = JoinSet::new();
         let mut failing = false;
         loop {
@@ -151,16 +153,13 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     failing = false;
-                    if let Some((slot, watch)) = self.admit(&slots, &stream, peer) {
-                        let connection = Connection {
-                            server: self.clone(),
-                            _slot: slot,
-                            watch,
-                            peer,
-                            stopped: stopped.clone(),
-                        };
-                        connections.spawn(connection.run(stream));
-                    }
+                    let newcomer = Newcomer {
+                        server: self.clone(),
+                        slots: slots.clone(),
+                        peer,
+                        stopped: stopped.clone(),
+                    };
+                    connections.spawn(newcomer.run(stream));
                 }
                 // The client went away before its turn.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -179,33 +178,43 @@ impl Server {
         let _ = timeout(limits.drain, all).await;
         connections.shutdown().await;
     }
+}
 
-    fn admit(&self, slots: &Arc<Slots>, stream: &TcpStream, peer: SocketAddr) -> Option<(Slot, Arc<Watch>)> {
-        let stats = &self.answerer.stats;
+/// A connection that has been accepted and has no place yet.
+struct Newcomer {
+    server: Arc<Server>,
+    slots: Arc<Slots>,
+    peer: SocketAddr,
+    stopped: signal::Receiver<()>,
+}
+
+impl Newcomer {
+    async fn run(self, stream: TcpStream) {
+        let Answerer { stats, limits, .. } = &self.server.answerer;
         count(&stats.connections_accepted);
-        let watch = Watch::new(self.answerer.limits.clone());
-        match slots.admit(peer.ip(), &watch) {
-            Admission::Admitted { slot, evicted } => {
-                if evicted {
-                    count(&stats.connections_evicted);
-                }
-                let _ = stream.set_nodelay(true);
-                // What the kernel still holds of an answer after the connection was closed goes as fast.
-                let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(self.answerer.limits.write));
-                Some((slot, watch))
-            }
-            Admission::Refused => {
-                count(&stats.connections_refused);
-                None
-            }
+        let mut stopped = self.stopped.clone();
+        let admission = tokio::select! {
+            admission = self.slots.admit_or_wait(self.peer.ip()) => admission,
+            _ = stopped.changed() => return,
+        };
+        let Admission::Admitted { slot, watch, evicted } = admission else {
+            return count(&stats.connections_refused);
+        };
+        if evicted {
+            count(&stats.connections_evicted);
         }
+        let _ = stream.set_nodelay(true);
+        // What the kernel still holds of an answer after the connection was closed goes as fast.
+        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(limits.write));
+        let Self { server, peer, stopped, .. } = self;
+        Connection { server, slot, watch, peer, stopped }.run(stream).await;
     }
 }
 
 /// One connection, from its acceptance to its end.
 struct Connection {
     server: Arc<Server>,
-    _slot: Slot,
+    slot: Slot,
     watch: Arc<Watch>,
     peer: SocketAddr,
     stopped: signal::Receiver<()>,
@@ -217,7 +226,7 @@ impl Connection {
             return self.speak(stream).await;
         };
         let secured = tokio::select! {
-            secured = secure(stream, &tls) => secured,
+            secured = secure(stream, &tls, &self.watch) => secured,
             over = self.watch.over() => return self.count_late(over),
             _ = self.stopped.changed() => return,
         };
@@ -234,9 +243,13 @@ impl Connection {
     /// HTTP, on a stream that is ready for it.
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(mut self, stream: S) {
         self.watch.enter_header();
-        let (answerer, watch, peer) = (&self.server.answerer, &self.watch, self.peer);
+        let (answerer, watch, peer, slot) = (&self.server.answerer, &self.watch, self.peer, &self.slot);
         let service = service_fn(|request| async move {
-            Ok::<_, std::convert::Infallible>(answerer.answer(request, peer, watch).await)
+            let answer = answerer.answer(request, peer, watch).await;
+            if watch.is_trusted() {
+                slot.remember_peer();
+            }
+            Ok::<_, std::convert::Infallible>(answer)
         });
         let io = TokioIo::new(Watched { stream, watch: watch.clone() });
         let mut connection = pin!(
@@ -247,14 +260,23 @@ impl Connection {
                 .serve_connection(io, service)
         );
         tokio::select! {
-            // An error here is the client's: a malformed request or a broken connection.
-            _ = connection.as_mut() => return,
+            // An error here is the client's: a malformed request, which hyper has answered, or a broken connection.
+            ended = connection.as_mut() => return self.count_malformed(ended),
             over = watch.over() => return self.count_late(over),
             _ = self.stopped.changed() => {},
         }
         if watch.answering() {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
+        }
+    }
+
+    fn count_malformed(&self, ended: hyper::Result<()>) {
+        let stats = &self.server.answerer.stats;
+        match ended {
+            Err(error) if error.is_parse_too_large() => count(&stats.headers_too_large),
+            Err(error) if error.is_parse() => count(&stats.malformed),
+            _ => {}
         }
     }
 
@@ -265,15 +287,21 @@ impl Connection {
             Over::Late(Phase::Header) => count(&stats.header_timeouts),
             Over::Late(Phase::Writing) => count(&stats.write_timeouts),
             // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
-            Over::Late(Phase::Idle | Phase::Handling) | Over::Evicted => {}
+            Over::Late(Phase::Idle | Phase::Checking | Phase::Handling) | Over::Evicted => {}
         }
     }
 }
 
 /// The TLS handshake. A client that speaks plain HTTP is told so, in plain HTTP.
-async fn secure(mut stream: TcpStream, tls: &Tls) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+async fn secure(
+    mut stream: TcpStream,
+    tls: &Tls,
+    watch: &Watch,
+) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
     let mut first = [0];
-    if stream.peek(&mut first).await? > 0 && first[0].is_ascii_uppercase() {
+    let heard = stream.peek(&mut first).await? > 0;
+    watch.heard();
+    if heard && first[0].is_ascii_uppercase() {
         // Closing with bytes unread would take the answer back.
         let _ = stream.read(&mut [0; 4096]).await?;
         let text = "this port speaks HTTPS: use an https:// URL\n";

@@ -1,27 +1,50 @@
 //! The places for connections of one listener, and who loses one when they are all taken.
 //!
-//! A newcomer never waits for a place: it gets one, or it is refused at once. When its peer holds as many
-//! as a peer may, one of that peer's own connections is thrown out; when the listener is full, one of the
-//! peer's that holds the most. Only a connection which is not being served can be thrown out. So silent
-//! connections, however many, cost other peers nothing and their own peer only the oldest of them.
+//! A newcomer gets a place at once wherever one can be made. When its peer holds as many as a peer may, one of that peer's own connections is evicted; when the listener is full, one of the
+//! peer's that holds the most. Only a connection which is not being served can be evicted, and the work done
+//! to check a password does not count as being served. So strangers, however many, cost other peers nothing and
+//! their own peer only the oldest of them.
+//!
+//! A connection cannot be evicted in its first moments, or a client that connects anew as soon as it is evicted would
+//! evict everybody else before they have said a word. Newcomers wait that long where nothing else can be evicted.
+//!
+//! Who has authenticated is not a stranger: such a connection is evicted only if there is no other, and peers that
+//! have authenticated before come after the others when one has to go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+
+use super::limits::Limits;
 use super::watch::{Standing, Watch};
 
+/// How often a newcomer that waits looks for a place.
+const RETRY: Duration = Duration::from_millis(10);
+
 pub(super) struct Slots {
-    max: usize,
-    max_per_peer: usize,
+    limits: Arc<Limits>,
     places: Mutex<Places>,
+    /// Told when a place is given back.
+    freed: Notify,
+    /// Newcomers that wait for a place, the oldest first. Dropping one's end sends it away.
+    waiting: Mutex<VecDeque<oneshot::Sender<Infallible>>>,
 }
+
+/// Peers that have authenticated which are remembered, for each listener.
+const KNOWN_PEERS: usize = 64;
 
 #[derive(Default)]
 struct Places {
     /// Numbers connections in the order they came.
     next: u64,
     taken: HashMap<u64, Place>,
+    /// Peers that have authenticated, the latest last.
+    known: VecDeque<IpAddr>,
 }
 
 struct Place {
@@ -31,7 +54,7 @@ struct Place {
 
 /// What became of a newcomer.
 pub(super) enum Admission {
-    Admitted { slot: Slot, evicted: bool },
+    Admitted { slot: Slot, watch: Arc<Watch>, evicted: bool },
     Refused,
 }
 
@@ -39,28 +62,81 @@ pub(super) enum Admission {
 pub(super) struct Slot {
     slots: Arc<Slots>,
     id: u64,
+    peer: IpAddr,
+}
+
+impl Slot {
+    /// Notes that the peer has authenticated.
+    pub(super) fn remember_peer(&self) {
+        let known = &mut self.slots.lock().known;
+        known.retain(|peer| *peer != self.peer);
+        if known.len() == KNOWN_PEERS {
+            known.pop_front();
+        }
+        known.push_back(self.peer);
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.slots.lock().taken.remove(&self.id);
+        self.slots.freed.notify_one();
     }
 }
 
 impl Slots {
-    pub(super) fn new(max: usize, max_per_peer: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_per_peer, places: Mutex::default() })
+    pub(super) fn new(limits: Arc<Limits>) -> Arc<Self> {
+        Arc::new(Self { limits, places: Mutex::default(), freed: Notify::new(), waiting: Mutex::default() })
     }
 
-    /// Finds a place for a connection from `address`, which `watch` watches.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, watch: &Arc<Watch>) -> Admission {
+    /// As [`Slots::admit`], but waits for a place: for as long as [`Limits::admission`], or until too many newer ones
+    /// wait too.
+    pub(super) async fn admit_or_wait(self: &Arc<Self>, address: IpAddr) -> Admission {
+        let admission = self.admit(address);
+        if matches!(admission, Admission::Admitted { .. }) {
+            return admission;
+        }
+        let sent_away = self.queue();
+        tokio::select! {
+            biased;
+            _ = sent_away => Admission::Refused,
+            admission = self.wait(address) => admission,
+        }
+    }
+
+    /// What resolves when this newcomer must wait no longer.
+    fn queue(&self) -> oneshot::Receiver<Infallible> {
+        let (end, sent_away) = oneshot::channel();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|end| !end.is_closed());
+        waiting.push_back(end);
+        if waiting.len() > self.limits.max_waiting {
+            waiting.pop_front();
+        }
+        sent_away
+    }
+
+    async fn wait(self: &Arc<Self>, address: IpAddr) -> Admission {
+        let deadline = Instant::now() + self.limits.admission;
+        loop {
+            // Nobody tells when somebody's grace is over.
+            let _ = timeout(RETRY, self.freed.notified()).await;
+            let admission = self.admit(address);
+            if matches!(admission, Admission::Admitted { .. }) || Instant::now() >= deadline {
+                return admission;
+            }
+        }
+    }
+
+    /// Finds a place for a connection from `address`.
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Admission {
         let peer = peer_of(address);
         let mut places = self.lock();
         let own = places.taken.values().filter(|place| place.peer == peer).count();
-        let victim = if own >= self.max_per_peer {
-            Some(places.victim(Some(peer)))
-        } else if places.taken.len() >= self.max {
-            Some(places.victim(None))
+        let victim = if own >= self.limits.max_per_peer {
+            Some(places.victim(peer, true))
+        } else if places.taken.len() >= self.limits.max_connections {
+            Some(places.victim(peer, false))
         } else {
             None
         };
@@ -77,8 +153,9 @@ impl Slots {
         }
         let id = places.next;
         places.next += 1;
+        let watch = Watch::new(self.limits.clone());
         places.taken.insert(id, Place { peer, watch: watch.clone() });
-        Admission::Admitted { slot: Slot { slots: self.clone(), id }, evicted }
+        Admission::Admitted { slot: Slot { slots: self.clone(), id, peer }, watch, evicted }
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
@@ -87,19 +164,30 @@ impl Slots {
 }
 
 impl Places {
-    /// The connection to throw out: of the peer that holds the most (or of `only`), the one that has done
-    /// least, and of those the oldest. `None` when all of them are being served.
-    fn victim(&self, only: Option<IpAddr>) -> Option<u64> {
+    /// The connection to evict for one of `newcomer`: of the peer that holds the most (or `only_own`), the one that has done least, and
+    /// of those the oldest. One that has authenticated only if there is no other, and one of a peer that has
+    /// authenticated before only after those of all other peers. `None` when all of them are being served or too
+    /// young.
+    fn victim(&self, newcomer: IpAddr, only_own: bool) -> Option<u64> {
+        let known = |peer: &IpAddr| self.known.contains(peer);
+        let welcome = known(&newcomer);
         let mut held: HashMap<IpAddr, usize> = HashMap::new();
         for place in self.taken.values() {
             *held.entry(place.peer).or_default() += 1;
         }
+        let safe = |place: &Place| (known(&place.peer) || !welcome) && place.watch.in_grace();
         self.taken
             .iter()
-            .filter(|(_, place)| only.is_none_or(|only| place.peer == only))
-            .map(|(&id, place)| (held[&place.peer], place.watch.standing(), id))
+            .filter(|(_, place)| !only_own || place.peer == newcomer)
+            .map(|(&id, place)| (place, place.watch.standing(), id))
             .filter(|&(_, standing, _)| standing != Standing::Busy)
-            .min_by_key(|&(held, standing, id)| (std::cmp::Reverse(held), standing, id))
+            .min_by_key(|&(place, standing, id)| {
+                let trusted = standing == Standing::Trusted;
+                let held = std::cmp::Reverse(held[&place.peer]);
+                // One that is safe is waited for, rather than to evict one that has authenticated.
+                (trusted, safe(place), known(&place.peer), held, standing, id)
+            })
+            .filter(|(place, _, _)| !safe(place))
             .map(|(_, _, id)| id)
     }
 }
@@ -114,8 +202,6 @@ fn peer_of(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use hyper::body::Bytes;
 
     use super::*;
@@ -127,20 +213,18 @@ mod tests {
         evicted_another: bool,
     }
 
-    fn new_watch(stall: Duration) -> Arc<Watch> {
-        Watch::new(Arc::new(Limits { stall, ..Limits::default() }))
-    }
-
-    fn admit(slots: &Arc<Slots>, address: &str, stall: Duration) -> Option<Held> {
-        let watch = new_watch(stall);
-        match slots.admit(address.parse().unwrap(), &watch) {
-            Admission::Admitted { slot, evicted } => Some(Held { watch, slot, evicted_another: evicted }),
-            Admission::Refused => None,
-        }
+    fn slots(max_connections: usize, max_per_peer: usize) -> Arc<Slots> {
+        let none = Duration::ZERO;
+        Slots::new(Arc::new(Limits { max_connections, max_per_peer, grace: none, ..Limits::default() }))
     }
 
     fn connect(slots: &Arc<Slots>, address: &str) -> Option<Held> {
-        admit(slots, address, Duration::from_secs(3600))
+        match slots.admit(address.parse().unwrap()) {
+            Admission::Admitted { slot, watch, evicted } => {
+                Some(Held { watch, slot, evicted_another: evicted })
+            }
+            Admission::Refused => None,
+        }
     }
 
     fn has_place(slots: &Arc<Slots>, held: &Held) -> bool {
@@ -149,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_silent_peer_pays_with_its_own_oldest() {
-        let slots = Slots::new(8, 3);
+        let slots = slots(8, 3);
         let other = connect(&slots, "10.0.0.2").unwrap();
         let silent: Vec<_> = (0..20).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
         assert!(has_place(&slots, &other));
@@ -160,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_full_listener_takes_from_the_peer_that_holds_the_most() {
-        let slots = Slots::new(4, 3);
+        let slots = slots(4, 3);
         let scraper = connect(&slots, "10.0.0.9").unwrap();
         let hog: Vec<_> = (0..3).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
         let newcomer = connect(&slots, "10.0.0.2").unwrap();
@@ -170,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_being_served_stays_and_a_newcomer_is_refused() {
-        let slots = Slots::new(2, 2);
+        let slots = slots(2, 2);
         let busy: Vec<_> = (0..2).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
         busy.iter().for_each(|held| held.watch.enter_handling());
         assert!(connect(&slots, "10.0.0.2").is_none());
@@ -181,9 +265,16 @@ mod tests {
 
     #[test]
     fn unproven_goes_before_resting_before_stalled() {
-        let slots = Slots::new(9, 3);
-        let stalled = admit(&slots, "10.0.0.1", Duration::ZERO).unwrap();
+        let limits = Limits {
+            max_per_peer: 3,
+            grace: Duration::ZERO,
+            stall: Duration::from_millis(1),
+            ..Limits::default()
+        };
+        let slots = Slots::new(Arc::new(limits));
+        let stalled = connect(&slots, "10.0.0.1").unwrap();
         let _unsent = stalled.watch.enter_writing(Bytes::new());
+        std::thread::sleep(Duration::from_millis(2));
         let resting = connect(&slots, "10.0.0.1").unwrap();
         drop(resting.watch.enter_writing(Bytes::new()));
         resting.watch.flushed();
@@ -196,6 +287,83 @@ mod tests {
             assert!(!has_place(&slots, victim));
         }
         assert!(connect(&slots, "10.0.0.1").is_none(), "all three are being served");
+    }
+
+    #[test]
+    fn strangers_never_take_the_place_of_who_has_authenticated() {
+        let slots = slots(6, 4);
+        let scraper = connect(&slots, "10.0.0.1").unwrap();
+        scraper.watch.heard();
+        scraper.watch.trust();
+        drop(scraper.watch.enter_writing(Bytes::new()));
+        scraper.watch.flushed();
+        // Guesses from the scraper's own address, whose passwords are being checked all the time.
+        let mut guesses = Vec::new();
+        for _ in 0..20 {
+            let guess =
+                connect(&slots, "10.0.0.1").expect("the check of a stranger's password holds no place");
+            guess.watch.heard();
+            guess.watch.enter_checking();
+            guesses.push(guess);
+        }
+        // And from as many other addresses as there are places.
+        let others: Vec<_> =
+            (0..20).map(|n| connect(&slots, &format!("10.0.1.{n}")).expect("a place")).collect();
+        others.iter().for_each(|other| other.watch.heard());
+        assert!(has_place(&slots, &scraper));
+    }
+
+    #[test]
+    fn peers_that_have_authenticated_come_after_the_others() {
+        let slots = slots(3, 2);
+        let before = connect(&slots, "10.0.0.1").unwrap();
+        before.slot.remember_peer();
+        drop(before);
+        let scrapers: Vec<_> = (0..2).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
+        let stranger = connect(&slots, "10.0.0.2").unwrap();
+        assert!(connect(&slots, "10.0.0.3").unwrap().evicted_another);
+        assert!(!has_place(&slots, &stranger), "though the other peer holds more");
+        assert!(scrapers.iter().all(|scraper| has_place(&slots, scraper)));
+    }
+
+    #[test]
+    fn a_connection_that_is_silent_goes_before_one_that_speaks() {
+        let slots = slots(9, 2);
+        let speaks = connect(&slots, "10.0.0.1").unwrap();
+        speaks.watch.heard();
+        let silent = connect(&slots, "10.0.0.1").unwrap();
+        connect(&slots, "10.0.0.1").unwrap();
+        assert!(has_place(&slots, &speaks) && !has_place(&slots, &silent));
+    }
+
+    #[tokio::test]
+    async fn a_flood_waits_until_those_before_it_have_had_their_moment() {
+        let hour = Duration::from_secs(3600);
+        let limits =
+            Limits { max_connections: 2, max_per_peer: 2, grace: hour, admission: hour, ..Limits::default() };
+        let slots = Slots::new(Arc::new(limits));
+        let young: Vec<_> = (0..2).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
+        assert!(connect(&slots, "10.0.0.1").is_none() && connect(&slots, "10.0.0.2").is_none());
+        let (admission, ()) =
+            tokio::join!(slots.admit_or_wait("10.0.0.2".parse().unwrap()), async { drop(young) });
+        assert!(matches!(admission, Admission::Admitted { evicted: false, .. }));
+    }
+
+    #[tokio::test]
+    async fn the_newest_wait_and_the_oldest_are_sent_away() {
+        let hour = Duration::from_secs(3600);
+        let limits =
+            Limits { max_connections: 1, max_waiting: 1, grace: hour, admission: hour, ..Limits::default() };
+        let slots = Slots::new(Arc::new(limits));
+        let taken = connect(&slots, "10.0.0.1").unwrap();
+        let address = "10.0.0.2".parse().unwrap();
+        let mut older = Box::pin(slots.admit_or_wait(address));
+        assert!(timeout(RETRY * 2, &mut older).await.is_err());
+        let (older, newer, ()) = tokio::join!(older, slots.admit_or_wait(address), async {
+            tokio::task::yield_now().await;
+            drop(taken);
+        });
+        assert!(matches!(older, Admission::Refused) && matches!(newer, Admission::Admitted { .. }));
     }
 
     #[test]

@@ -26,6 +26,12 @@ pub struct HttpStats {
     pub write_timeouts: AtomicU64,
     /// Requests without the right credentials (401).
     pub unauthorized: AtomicU64,
+    /// Requests that are not HTTP (400).
+    pub malformed: AtomicU64,
+    /// Requests whose line and headers are larger than [`super::Limits::max_header_bytes`] (431).
+    pub headers_too_large: AtomicU64,
+    /// Answers that there was no memory for, because others take theirs too slowly (503).
+    pub answers_refused: AtomicU64,
     /// Requests now being answered: a gauge.
     pub in_flight: AtomicU64,
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,

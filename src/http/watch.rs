@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::budget::Charge;
 use super::limits::Limits;
 
 /// What a connection waits for.
@@ -27,6 +28,9 @@ pub(super) enum Phase {
     Header,
     /// The first byte of the next request.
     Idle,
+    /// Our own check of a request's credentials. Until it has passed the client is a stranger, whose work may
+    /// not hold a place.
+    Checking,
     /// Our own handler.
     Handling,
     /// The client's taking of the answer.
@@ -42,21 +46,28 @@ pub(super) enum Over {
     Evicted,
 }
 
-/// How willingly a connection is thrown out; the first is the most willing.
+/// How readily a connection is evicted; the first goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Standing {
+    /// Has not sent a byte yet.
+    Silent,
     /// No request is being answered, and none has been before.
     Unproven,
+    /// Credentials are being checked.
+    Checking,
     /// No request is being answered.
     Resting,
     /// An answer is not being taken.
     Stalled,
+    /// Has authenticated, and no request is being answered.
+    Trusted,
     /// A request is being answered.
     Busy,
 }
 
 pub(super) struct Watch {
     limits: Arc<Limits>,
+    begun: Instant,
     state: Mutex<State>,
     /// Wakes [`Watch::over`] when the deadline has moved or the connection is evicted.
     changed: Notify,
@@ -69,9 +80,15 @@ struct State {
     progress: Instant,
     /// hyper has let go of the answer's body: all of it is in a buffer, or none is wanted.
     body_taken: bool,
+    /// The client has sent something.
+    heard: bool,
     /// A request was answered before.
     proven: bool,
+    /// A request's credentials were right.
+    trusted: bool,
     evicted: bool,
+    /// What the answer that is being sent takes of the listener's memory.
+    charge: Option<Charge>,
 }
 
 impl Watch {
@@ -83,17 +100,44 @@ impl Watch {
             deadline: Some(now + limits.handshake),
             progress: now,
             body_taken: false,
+            heard: false,
             proven: false,
+            trusted: false,
             evicted: false,
+            charge: None,
         };
-        Arc::new(Self { limits, state: Mutex::new(state), changed: Notify::new() })
+        Arc::new(Self { limits, begun: now, state: Mutex::new(state), changed: Notify::new() })
     }
 
     pub(super) fn enter_header(&self) {
         self.enter(&mut self.lock(), Phase::Header);
     }
 
-    /// A whole request is here.
+    /// The client has sent its first byte.
+    pub(super) fn heard(&self) {
+        self.lock().heard = true;
+    }
+
+    /// A whole request is here, whose credentials are not known to be right.
+    pub(super) fn enter_checking(&self) {
+        self.enter(&mut self.lock(), Phase::Checking);
+    }
+
+    /// A request's credentials were right.
+    pub(super) fn trust(&self) {
+        self.lock().trusted = true;
+    }
+
+    pub(super) fn is_trusted(&self) -> bool {
+        self.lock().trusted
+    }
+
+    /// Keeps what the answer takes of the listener's memory until all of it is sent, or the connection ends.
+    pub(super) fn carry(&self, charge: Charge) {
+        self.lock().charge = Some(charge);
+    }
+
+    /// A whole request is here, and may be answered.
     pub(super) fn enter_handling(&self) {
         self.enter(&mut self.lock(), Phase::Handling);
     }
@@ -112,9 +156,20 @@ impl Watch {
         self.changed.notify_one();
     }
 
+    /// Whether it is too young to be evicted. Who says nothing has less time.
+    pub(super) fn in_grace(&self) -> bool {
+        let grace = if self.lock().heard { self.limits.grace } else { self.limits.grace / 5 };
+        self.begun.elapsed() < grace
+    }
+
     pub(super) fn standing(&self) -> Standing {
         let state = self.lock();
         match state.phase {
+            Phase::Handshake | Phase::Header if !state.heard => Standing::Silent,
+            Phase::Handshake | Phase::Header | Phase::Idle | Phase::Checking if state.trusted => {
+                Standing::Trusted
+            }
+            Phase::Checking => Standing::Checking,
             Phase::Handshake | Phase::Header | Phase::Idle if !state.proven => Standing::Unproven,
             Phase::Handshake | Phase::Header | Phase::Idle => Standing::Resting,
             Phase::Writing if state.progress.elapsed() >= self.limits.stall => Standing::Stalled,
@@ -124,7 +179,7 @@ impl Watch {
 
     /// True while a request is being answered.
     pub(super) fn answering(&self) -> bool {
-        matches!(self.lock().phase, Phase::Handling | Phase::Writing)
+        matches!(self.lock().phase, Phase::Checking | Phase::Handling | Phase::Writing)
     }
 
     /// Resolves when the connection must end. For one task only.
@@ -161,8 +216,8 @@ impl Watch {
             Phase::Handshake => Some(now + self.limits.handshake),
             Phase::Header => Some(now + self.limits.header),
             Phase::Idle => Some(now + self.limits.idle),
-            // The handler has a time limit of its own, which ends in an answer.
-            Phase::Handling => None,
+            // Both have a time limit of their own, which ends in an answer.
+            Phase::Checking | Phase::Handling => None,
             Phase::Writing => Some(now + self.limits.write),
         };
         self.changed.notify_one();
@@ -170,6 +225,7 @@ impl Watch {
 
     fn received(&self) {
         let mut state = self.lock();
+        state.heard = true;
         if state.phase == Phase::Idle {
             self.enter(&mut state, Phase::Header);
         }
@@ -183,6 +239,7 @@ impl Watch {
         let mut state = self.lock();
         if state.phase == Phase::Writing && state.body_taken {
             state.proven = true;
+            state.charge = None;
             self.enter(&mut state, Phase::Idle);
         }
     }
@@ -322,6 +379,8 @@ mod tests {
     #[tokio::test]
     async fn the_answer_is_over_only_when_its_body_is_gone_and_flushed() {
         let watch = watch(Limits { stall: Duration::from_secs(3600), ..Limits::default() });
+        assert_eq!(watch.standing(), Standing::Silent);
+        watch.heard();
         assert_eq!(watch.standing(), Standing::Unproven);
         watch.enter_header();
         watch.enter_handling();

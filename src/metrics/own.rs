@@ -321,7 +321,7 @@ impl Own {
 
     fn http(&self, to: &mut Families) {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
-        let columns: [Column; 7] = [
+        let columns: [Column; 12] = [
             ("fibre_exporter_http_connections_total", "Connections taken.", |s| &s.connections_accepted),
             ("fibre_exporter_http_connections_refused_total", "Connections refused: too many.", |s| {
                 &s.connections_refused
@@ -336,6 +336,23 @@ impl Own {
             }),
             ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that took too long.", |s| {
                 &s.handshake_timeouts
+            }),
+            (
+                "fibre_exporter_http_header_timeouts_total",
+                "Requests whose headers did not arrive in time, and connections that never sent any.",
+                |s| &s.header_timeouts,
+            ),
+            ("fibre_exporter_http_handler_timeouts_total", "Requests not answered in time (503).", |s| {
+                &s.handler_timeouts
+            }),
+            (
+                "fibre_exporter_http_answers_refused_total",
+                "Answers refused because others are read too slowly (503).",
+                |s| &s.answers_refused,
+            ),
+            ("fibre_exporter_http_malformed_total", "Requests that are not HTTP (400).", |s| &s.malformed),
+            ("fibre_exporter_http_headers_too_large_total", "Requests with too large headers (431).", |s| {
+                &s.headers_too_large
             }),
             ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
                 &s.write_timeouts

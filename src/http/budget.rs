@@ -1,0 +1,127 @@
+//! The memory that answers take while their clients read them.
+//!
+//! A page of many series is tens of megabytes, and a client that reads slowly keeps its copy for as long as it is
+//! allowed to. So a listener has a budget of bytes for all answers together: past it, answers that are not being read
+//! are given up, and if that does not make room, the new one is refused.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::watch::{Standing, Watch};
+
+/// Bytes of all answers of one listener that are being sent.
+pub(super) struct Budget {
+    limit: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    next: u64,
+    answers: Vec<Holder>,
+}
+
+struct Holder {
+    id: u64,
+    bytes: usize,
+    watch: Weak<Watch>,
+}
+
+/// What one answer takes, given back when dropped.
+pub(super) struct Charge {
+    budget: Arc<Budget>,
+    id: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.lock().answers.retain(|holder| holder.id != self.id);
+    }
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, held: Mutex::default() })
+    }
+
+    /// Room for an answer of `bytes` on the connection that `watch` watches, or `None` if there is none. A single
+    /// answer has room whatever its size.
+    pub(super) fn charge(self: &Arc<Self>, watch: &Arc<Watch>, bytes: usize) -> Option<Charge> {
+        let mut held = self.lock();
+        while held.total() > 0 && held.total().saturating_add(bytes) > self.limit {
+            // Its connection gives the charge back too, which then does nothing.
+            let evicted = held.take_largest_stalled()?;
+            evicted.evict();
+        }
+        let id = held.next;
+        held.next += 1;
+        held.answers.push(Holder { id, bytes, watch: Arc::downgrade(watch) });
+        Some(Charge { budget: self.clone(), id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn total(&self) -> usize {
+        self.answers.iter().map(|holder| holder.bytes).sum()
+    }
+
+    fn take_largest_stalled(&mut self) -> Option<Arc<Watch>> {
+        let stalled = |holder: &Holder| holder.watch.upgrade().filter(|w| w.standing() == Standing::Stalled);
+        let (at, watch) = self
+            .answers
+            .iter()
+            .enumerate()
+            .filter_map(|(at, holder)| Some((at, stalled(holder)?)))
+            .max_by_key(|(at, _)| self.answers[*at].bytes)?;
+        self.answers.swap_remove(at);
+        Some(watch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::body::Bytes;
+
+    use super::*;
+    use crate::http::limits::Limits;
+    use crate::http::watch::Over;
+
+    fn writing(stall: Duration) -> Arc<Watch> {
+        let watch = Watch::new(Arc::new(Limits { stall, ..Limits::default() }));
+        drop(watch.enter_writing(Bytes::new()));
+        watch
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_not_read_make_room() {
+        let budget = Budget::new(100);
+        let stalled = writing(Duration::ZERO);
+        let _stalled = budget.charge(&stalled, 60).unwrap();
+        let moving = writing(Duration::from_secs(3600));
+        let moving_charge = budget.charge(&moving, 40).unwrap();
+        let next = writing(Duration::from_secs(3600));
+        let next_charge = budget.charge(&next, 50).expect("the stalled one makes room");
+        assert_eq!(stalled.over().await, Over::Evicted);
+        assert!(budget.charge(&next, 20).is_none(), "the others are being read");
+        drop((moving_charge, next_charge));
+        assert!(budget.charge(&next, 1000).is_some(), "a single answer has room whatever its size");
+    }
+
+    #[test]
+    fn room_is_given_back() {
+        let budget = Budget::new(100);
+        let watch = writing(Duration::from_secs(3600));
+        for _ in 0..10 {
+            let charge = budget.charge(&watch, 80).unwrap();
+            watch.carry(charge);
+            drop(watch.enter_writing(Bytes::new()));
+            watch.flushed();
+        }
+        assert_eq!(budget.lock().total(), 0);
+    }
+}
