@@ -19,7 +19,7 @@ packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap
 # trace, with what they need to be run.
 test_packages=(prometheus qemu-system-x86 busybox-static
 	iproute2 iputils-ping netcat-openbsd bpftool
-	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux
+	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux golang-go
 	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
 	libpam-modules libssl3 libstdc++6)
 lint_packages=(clang-format-14 shellcheck git)

@@ -24,9 +24,6 @@ use crate::targets::{Keeper, ProbeState, debug_file, with_names};
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
 
-/// The registers of a function's arguments by the System V x86-64 calling convention.
-const REGISTERS: [&str; 6] = ["%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9"];
-
 /// The plan as a table, and what is wrong with it.
 #[derive(Debug)]
 pub struct Checked {
@@ -157,7 +154,7 @@ impl Checker<'_> {
         for &number in &target.probes {
             let probe = &self.plan.probes[number];
             let resolved = file.map(|(image, _)| resolve(image, number as u32, probe, &mut |_| 0));
-            let notes = Notes::of(file.map(|(image, _)| image), probe);
+            let notes = Notes::of(file.map(|(image, _)| image), probe, resolved.as_ref());
             let (sites, semaphores, why) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),
                 // Said once, of the file.
@@ -256,7 +253,7 @@ fn place(action: &ActionPlan) -> String {
     }
 }
 
-/// What the notes say of a probe's arguments.
+/// What the notes, or the calling convention, say of a probe's arguments.
 #[derive(Debug)]
 struct Notes {
     /// The forms at each site, by argument.
@@ -267,9 +264,15 @@ struct Notes {
 }
 
 impl Notes {
-    fn of(image: Option<&Image<'_>>, probe: &ProbePlan) -> Self {
+    fn of(
+        image: Option<&Image<'_>>,
+        probe: &ProbePlan,
+        resolved: Option<&Result<Resolved, ResolveError>>,
+    ) -> Self {
         let Point::Usdt { provider, name } = &probe.point else {
-            return Self { sites: Vec::new(), whole: None, is_function: true };
+            let sites =
+                resolved.and_then(|resolved| resolved.as_ref().ok()).map(|found| found.arguments.clone());
+            return Self { sites: sites.unwrap_or_default(), whole: None, is_function: true };
         };
         let found = image.and_then(|image| usdt_sites(image, provider, name).ok()).unwrap_or_default();
         let sites: Vec<Vec<String>> = found
@@ -302,9 +305,6 @@ impl Notes {
             if !forms.contains(&form.as_str()) {
                 forms.push(form);
             }
-        }
-        if let (true, Some(register)) = (self.is_function, REGISTERS.get(index)) {
-            forms.push(register);
         }
         let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
         forms.truncate(MOST_NOTES);

@@ -3,8 +3,8 @@
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
-    Arch, Cost, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape, function_sites,
-    parse_args, usdt_sites,
+    Arch, ArgForm, Convention, Cost, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
+    function_sites, parse_args, usdt_sites,
 };
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 
@@ -12,6 +12,8 @@ use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub sites: Vec<ResolvedSite>,
+    /// Where a function's arguments are, without their width; once for each calling convention among the sites.
+    pub arguments: Vec<Vec<String>>,
     /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
     pub unsigned: u32,
 }
@@ -97,6 +99,7 @@ pub fn resolve(
         }
     };
     let mut sites = Vec::with_capacity(found.len());
+    let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;
     for (n, at) in found.into_iter().enumerate() {
         let function = functions.get(n).copied().unwrap_or_default();
@@ -109,10 +112,14 @@ pub fn resolve(
                 unsigned &= !(1 << n);
             }
         }
+        let places: Vec<String> = at.args.iter().flatten().map(ArgForm::place).map(str::to_string).collect();
+        if !functions.is_empty() && !arguments.contains(&places) {
+            arguments.push(places);
+        }
         let (offset, ref_ctr_offset) = (at.offset, at.ref_ctr_offset);
         sites.push(ResolvedSite { offset, ref_ctr_offset, shape: at.shape, is_return, entry });
     }
-    Ok(Resolved { sites, unsigned })
+    Ok(Resolved { sites, arguments, unsigned })
 }
 
 /// Places in the x86-64 `struct pt_regs`.
@@ -149,14 +156,38 @@ pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     })
 }
 
-/// The arguments of a function by the System V x86-64 calling convention: the first six, 64 bits wide.
+/// The arguments of a function where its calling convention has them, 64 bits wide.
 fn with_calling_convention(function: FunctionSite) -> Site {
     let mut site = function.site;
     if !function.at_entry {
         return site;
     }
-    site.args = parse_args(Arch::X86_64, "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9");
+    site.args = match argument_forms(function.convention) {
+        Some(forms) => parse_args(Arch::X86_64, &forms),
+        None => {
+            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its \
+                       arguments may be in registers or on the stack";
+            (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect()
+        }
+    };
     site
+}
+
+/// The words on the stack that can be asked for.
+const STACK_WORDS: usize = 32;
+
+/// Forms of the arguments, as a USDT note would write them; None if they are not known.
+fn argument_forms(convention: Convention) -> Option<String> {
+    let on_stack = |words| (1..=words).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect::<String>();
+    Some(match convention {
+        Convention::SystemV => "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9".to_string(),
+        Convention::GoRegisters => {
+            let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
+            registers.to_string() + &on_stack(STACK_WORDS - 9)
+        }
+        Convention::GoStack => on_stack(STACK_WORDS),
+        Convention::Unknown => return None,
+    })
 }
 
 fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {

@@ -35,6 +35,7 @@ enum Type {
     F64,
     Str,
     StrLen,
+    GoString,
     Hex,
     Ipv4,
     Ipv6,
@@ -60,6 +61,7 @@ const TYPES: &[(&str, Type)] = &[
     ("f64", Type::F64),
     ("string", Type::Str),
     ("string_len", Type::StrLen),
+    ("go_string", Type::GoString),
     ("hex", Type::Hex),
     ("bytes", Type::Hex),
     ("ipv4", Type::Ipv4),
@@ -121,8 +123,8 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
     let to_index = fields.get("to_index").and_then(|n| position(&n));
     let offset = fields.get("offset").and_then(|n| n.integer("a number of bytes", -MAX_OFFSET..=MAX_OFFSET));
     let kind = match fields.get("type") {
-        Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind)),
-        None => kind_of(&fields, Type::Int(None)),
+        Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind, index)),
+        None => kind_of(&fields, Type::Int(None), index),
     };
     let unit = fields.get("unit").and_then(|n| n.one_of("unit", UNITS)).unwrap_or_default();
     if !matches!(kind, None | Some(ArgKind::Int(_) | ArgKind::F64)) {
@@ -152,9 +154,9 @@ fn type_of(node: &Node<'_>) -> Option<Type> {
     found
 }
 
-fn kind_of(fields: &Fields<'_>, kind: Type) -> Option<ArgKind> {
-    if !matches!(kind, Type::Str | Type::StrLen) {
-        fields.forbid(&["max"], "it belongs to the types string and string_len");
+fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgKind> {
+    if !matches!(kind, Type::Str | Type::StrLen | Type::GoString) {
+        fields.forbid(&["max"], "it belongs to the types string, string_len and go_string");
     }
     if kind != Type::StrLen {
         fields.forbid(&["length"], "it belongs to the type string_len");
@@ -177,6 +179,8 @@ fn kind_of(fields: &Fields<'_>, kind: Type) -> Option<ArgKind> {
             let max = max();
             ArgKind::StrLen { len_index: len_index?, max: max? }
         }
+        // Its two words are two arguments, one after the other.
+        Type::GoString => ArgKind::StrLen { len_index: index? + 1, max: max()? },
         Type::Hex => {
             let help = "write the number of bytes: len: 32";
             let len = fields.require("len", help).and_then(|n| n.integer("a number of bytes", 1..=MAX_LEN));

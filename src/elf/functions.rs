@@ -2,6 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 
+use super::golang::{self, Convention, Pclntab};
 use super::names::demangle;
 use super::select::{functions, matching, missing};
 use super::shape::ENDBR64;
@@ -28,6 +29,8 @@ pub struct FunctionSite {
     pub checked: bool,
     /// Whether the Go toolchain built the program: its returns must not be traced, see [`go_binary`].
     pub is_go: bool,
+    /// Where the function's arguments are at its entry.
+    pub convention: Convention,
 }
 
 /// What a pattern asks for.
@@ -118,11 +121,17 @@ fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<F
         at_entry: true,
         checked: true,
         is_go: go_binary(image),
+        convention: Convention::SystemV,
     })
 }
 
 fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
     let entry = function_site(image, symbol, symbol.vaddr)?;
+    if let Some(table) = image.pclntab()
+        && let Some(function) = table.covering(symbol.vaddr)
+    {
+        return at_go_entry(image, &table, &function, entry);
+    }
     if entry.site.shape == SiteShape::Endbr64
         && let Some(next) = Site::at(image, symbol.vaddr.wrapping_add(ENDBR64.len() as u64))
         && next.shape == SiteShape::Push
@@ -130,6 +139,25 @@ fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, Site
         return Ok(FunctionSite { site: next, ..entry });
     }
     Ok(entry)
+}
+
+/// The place in a Go function that each call passes once.
+fn at_go_entry(
+    image: &Image<'_>,
+    table: &Pclntab<'_>,
+    function: &golang::Function<'_>,
+    symbol: FunctionSite,
+) -> Result<FunctionSite, SiteError> {
+    let unfit = |why| SiteError::NotProbeable { name: symbol.name.clone(), why };
+    if image.arch() != Arch::X86_64 {
+        return Err(unfit("Go functions are known on x86-64 only"));
+    }
+    if function.entry != symbol.site.vaddr {
+        return Err(unfit("it is a place inside another function"));
+    }
+    let entry = golang::entry(image, table.layout, function).map_err(unfit)?;
+    let site = Site::at(image, entry.vaddr).ok_or_else(|| unfit("its code is not in the file"))?;
+    Ok(FunctionSite { site, convention: entry.convention, ..symbol })
 }
 
 /// A place `into` bytes after a function's entry.
@@ -165,6 +193,7 @@ fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSi
         at_entry: false,
         checked: false,
         is_go: go_binary(image),
+        convention: Convention::SystemV,
     })
 }
 

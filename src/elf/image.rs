@@ -3,9 +3,11 @@
 use std::ffi::CStr;
 
 use object::LittleEndian;
-use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64};
+use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64};
+use object::pod::slice_from_bytes;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
+use super::golang::{self, Pclntab};
 use super::notes::{RawNote, RawNotes};
 use super::symbols::{Table, is_stripped};
 use super::{ElfError, SiteError};
@@ -33,6 +35,7 @@ pub struct Image<'a> {
     sections: &'a [SectionHeader64<LittleEndian>],
     section_names: &'a [u8],
     debug_symbols: Option<Table<'a>>,
+    pclntab: Option<Pclntab<'a>>,
 }
 
 impl<'a> Image<'a> {
@@ -72,12 +75,14 @@ impl<'a> Image<'a> {
             sections,
             section_names: &[],
             debug_symbols: None,
+            pclntab: None,
         };
         if !sections.is_empty() {
             let index = header.shstrndx(LE, bytes).map_err(malformed("section names"))?;
             let names = sections.get(index as usize);
             image.section_names = names.and_then(|s| image.section_data(s)).unwrap_or(&[]);
         }
+        image.pclntab = Pclntab::of(&image);
         Ok(image)
     }
 
@@ -153,6 +158,66 @@ impl<'a> Image<'a> {
         Some(&tail[..max.min(left).min(tail.len())])
     }
 
+    pub(super) fn has_sections(&self) -> bool {
+        !self.sections.is_empty()
+    }
+
+    /// The table that names a Go program's functions.
+    pub(super) fn pclntab(&self) -> Option<Pclntab<'a>> {
+        self.pclntab
+    }
+
+    /// What the file loads, each segment by its address.
+    pub(super) fn loaded_segments(&self) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
+        let bytes = self.bytes;
+        self.loads().filter_map(move |s| Some((s.p_vaddr(LE), s.data(LE, bytes).ok()?)))
+    }
+
+    /// The pointer that is at this address when the program runs, relative to where it was loaded.
+    pub(super) fn pointer_at(&self, vaddr: u64) -> Option<u64> {
+        if let Some(relocated) = self.relocations().find(|r| r.r_offset.get(LE) == vaddr) {
+            return Some(relocated.r_addend.get(LE) as u64);
+        }
+        self.loaded_segments().find_map(|(start, data)| {
+            let at = data.get(usize::try_from(vaddr.checked_sub(start)?).ok()?..)?;
+            at.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+        })
+    }
+
+    /// Where in the program there are pointers to this address, as [`Image::pointer_at`] reads them.
+    pub(super) fn pointers_to(&self, vaddr: u64) -> impl Iterator<Item = u64> {
+        let relocated = self.relocations().filter(move |r| r.r_addend.get(LE) as u64 == vaddr);
+        let in_place = self.loaded_segments().flat_map(move |(start, data)| {
+            let words = data.chunks_exact(8).enumerate();
+            let there = words.filter(move |(_, word)| **word == vaddr.to_le_bytes());
+            there.map(move |(n, _)| start.wrapping_add(8 * n as u64))
+        });
+        relocated.map(|r| r.r_offset.get(LE)).chain(in_place)
+    }
+
+    /// Pointers that the loader fills in, of a program that can be loaded anywhere.
+    fn relocations(&self) -> impl Iterator<Item = &'a Rela64<LittleEndian>> + use<'a> {
+        let kind = match self.arch {
+            Arch::X86_64 => elf::R_X86_64_RELATIVE,
+            Arch::Aarch64 => elf::R_AARCH64_RELATIVE,
+        };
+        let is_relative = move |r: &&Rela64<LittleEndian>| r.r_type(LE, false) == kind;
+        self.relocation_table().unwrap_or_default().iter().filter(is_relative)
+    }
+
+    /// What `DT_RELA` and `DT_RELASZ` tell of.
+    fn relocation_table(&self) -> Option<&'a [Rela64<LittleEndian>]> {
+        let mut dynamic = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_DYNAMIC);
+        let entries = dynamic.find_map(|s| s.dynamic(LE, self.bytes).ok()?)?;
+        let value = |tag| Some(entries.iter().find(|entry| entry.d_tag.get(LE) == tag)?.d_val.get(LE));
+        let (at, size) = (value(elf::DT_RELA)?, value(elf::DT_RELASZ)?);
+        let (_, data) = self.loaded_segments().find_map(|(start, data)| {
+            Some((start, data.get(usize::try_from(at.checked_sub(start)?).ok()?..)?))
+        })?;
+        let data = data.get(..usize::try_from(size).ok()?)?;
+        slice_from_bytes(data, data.len() / size_of::<Rela64<LittleEndian>>()).ok().map(|(table, _)| table)
+    }
+
     fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
         self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
     }
@@ -185,6 +250,10 @@ impl<'a> Image<'a> {
         section.data(LE, self.bytes).ok()
     }
 
+    pub(super) fn has_note(&self, owner: &[u8]) -> bool {
+        self.loaded_notes().any(|note| note.owner == owner)
+    }
+
     /// The well-formed notes that identify the build, from sections (a separate debug file keeps those and
     /// lets its segments go stale) and from segments.
     fn loaded_notes(&self) -> impl Iterator<Item = RawNote<'a>> + '_ {
@@ -202,9 +271,7 @@ impl<'a> Image<'a> {
 /// Whether the Go toolchain built the program. Go moves its stacks, so a probe on a function's return would
 /// crash it, and Go functions do not follow the C calling convention.
 pub fn go_binary(image: &Image<'_>) -> bool {
-    image.section(b".go.buildinfo").is_some()
-        || image.section(b".gopclntab").is_some()
-        || image.loaded_notes().any(|n| n.owner == b"Go")
+    image.pclntab().is_some() || golang::is_marked(image)
 }
 
 fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {

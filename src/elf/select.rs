@@ -1,11 +1,11 @@
 //! Which functions of a file a name or a pattern means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::names::{demangle, glob, is_fragment, literal_words, may_demangle_to};
 use super::near::nearest;
 use super::symbols::{Kind, Symbol, is_stripped, symbols};
-use super::{Image, SiteError};
+use super::{Image, SiteError, golang};
 
 /// The matching functions by address, and whether the pattern is one's whole name rather than a glob.
 ///
@@ -30,7 +30,7 @@ pub(super) fn matching<'a>(
         Some((ifunc, why)) if ifunc || found.is_empty() => {
             return Err(SiteError::NotProbeable { name: pattern.to_owned(), why });
         }
-        _ if !found.is_empty() => return Ok((found, true)),
+        _ if !found.is_empty() => return Ok((without_wrappers(image, found), true)),
         _ => {}
     }
 
@@ -49,9 +49,30 @@ pub(super) fn matching<'a>(
     }
     match (found.is_empty(), globbed.is_empty()) {
         (false, _) => Ok((found, true)),
-        (true, false) => Ok((globbed, false)),
+        (true, false) => Ok((without_wrappers(image, globbed), false)),
         (true, true) => Err(missing(image, pattern)),
     }
+}
+
+/// A call from Go code to assembly, or back, may go through a function that puts the arguments elsewhere. A stripped
+/// program names both alike, another gives one of them the suffix `.abi0`; the wrapper is left out, so that such a call
+/// counts once.
+fn without_wrappers<'a>(
+    image: &Image<'a>,
+    mut found: BTreeMap<u64, Symbol<'a>>,
+) -> BTreeMap<u64, Symbol<'a>> {
+    let Some(table) = image.pclntab() else { return found };
+    let mut alike: HashMap<&str, Vec<u64>> = HashMap::new();
+    for symbol in found.values() {
+        let name = symbol.name.strip_suffix(".abi0").unwrap_or(symbol.name);
+        alike.entry(name).or_default().push(symbol.vaddr);
+    }
+    for group in alike.into_values().filter(|group| group.len() > 1) {
+        for wrapper in golang::wrappers(image, &table, &group) {
+            found.remove(&wrapper);
+        }
+    }
+    found
 }
 
 /// Why no probe can be set on what a symbol names.
@@ -75,7 +96,7 @@ pub(super) fn missing(image: &Image<'_>, pattern: &str) -> SiteError {
     SiteError::NoFunction {
         pattern: pattern.to_owned(),
         near: nearest(pattern, names),
-        stripped: is_stripped(image),
+        stripped: is_stripped(image) && image.pclntab().is_none(),
     }
 }
 

@@ -8,6 +8,7 @@ use object::pod::slice_from_bytes;
 use object::read::elf::{SectionHeader, Sym};
 
 use super::Image;
+use super::golang::Pclntab;
 use super::image::{LE, bounded_str};
 
 /// One defined or undefined symbol.
@@ -33,10 +34,20 @@ pub(super) enum Kind {
     Other,
 }
 
-/// Every named symbol: of `.symtab`, of the separate debug file if there is one, of `.dynsym`.
+/// Every named symbol: of `.symtab`, of the separate debug file if there is one, of `.dynsym`; and of the table by which a
+/// Go program names its own functions, where the first two are missing: they tell functions apart that it names alike.
 pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
     let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| Table::of(image, kind));
-    [own, image.debug_symbols(), exported].into_iter().flatten().flat_map(Table::symbols)
+    let tables = [own, image.debug_symbols(), exported].into_iter().flatten().flat_map(Table::symbols);
+    let pclntab = image.pclntab().filter(|_| is_stripped(image));
+    tables.chain(pclntab.into_iter().flat_map(Pclntab::functions).map(|function| Symbol {
+        name: function.name,
+        vaddr: function.entry,
+        size: function.end - function.entry,
+        kind: Kind::Function,
+        defined: true,
+        global: false,
+    }))
 }
 
 /// Whether only the symbols that other files link against are left.

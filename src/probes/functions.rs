@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{FunctionSite, Image, SiteError, function_sites};
+use crate::elf::{Convention, FunctionSite, Image, SiteError, function_sites};
 use crate::resolve::unfit;
 
 /// A function, or a place in one.
@@ -36,10 +36,16 @@ pub(super) fn functions(image: &Image<'_>, pattern: &str) -> Result<Vec<Function
 
 fn function(found: FunctionSite) -> Function {
     let mut limits = Vec::new();
-    if found.is_go {
-        limits.push("no return, no arguments (Go)");
-    } else if !found.at_entry {
+    if !found.at_entry {
         limits.push("no return, no arguments (not an entry)");
+    }
+    match found.convention {
+        Convention::Unknown => limits.push("no arguments (assembly, or an old Go)"),
+        Convention::GoStack => limits.push("arguments on the stack"),
+        Convention::SystemV | Convention::GoRegisters => {}
+    }
+    if found.is_go && found.at_entry {
+        limits.push("no return (Go)");
     }
     if !found.checked {
         limits.push("not known to be the start of an instruction");

@@ -70,9 +70,8 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
     let mut remarks = Vec::new();
     if go_binary(image) {
         remarks.push(
-            "a Go program: its functions can be counted at their entry only. Go moves its stacks, so a probe on a \
-             return would crash it, and it does not pass arguments as C does; count the entries, or time with a \
-             USDT library"
+            "a Go program: calls are counted where their stack check is over, and `args` are words in Go's order: \
+             a string is two (`type: go_string`), a slice three, an interface two, a receiver comes first"
                 .to_string(),
         );
     } else if image.is_stripped() {

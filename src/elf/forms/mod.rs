@@ -27,6 +27,11 @@ pub struct ArgForm {
 }
 
 impl ArgForm {
+    /// Where the argument is, as the note writes it, without its size.
+    pub fn place(&self) -> &str {
+        self.text.split_once('@').map_or(&self.text, |(_, place)| place)
+    }
+
     /// Why no probe program can read the argument, to follow a colon; None if one can.
     pub fn unreadable(&self) -> Option<String> {
         match &self.form {

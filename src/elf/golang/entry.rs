@@ -1,0 +1,238 @@
+//! Where in a Go function a call has begun for good, and where its arguments are there.
+//!
+//! A function first compares the stack pointer with the goroutine's limit. If room is short, it has the stack moved and
+//! begins anew, so that a probe on its first instruction would count that call twice. The instruction after the check is
+//! reached once, with the stack pointer and the argument registers that the caller left.
+
+use std::collections::HashMap;
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::{Convention, Function, Layout, Pclntab};
+use crate::elf::Image;
+
+/// Where a probe goes that is hit once for each call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::elf) struct Entry {
+    pub vaddr: u64,
+    pub convention: Convention,
+}
+
+/// Instructions of the longest stack check, with room to spare.
+const CHECK_MAX: usize = 12;
+/// Instructions on the way to the call that grows the stack and back: each argument register is stored and loaded again.
+const GROW_MAX: usize = 64;
+/// Instructions that are looked at for what an ABI wrapper does first.
+const WRAPPER_MAX: usize = 64;
+/// Bytes of a function that are looked at.
+const CODE_MAX: usize = 16 << 20;
+
+/// The stack limits in `runtime.g`: that of Go code, and that of the runtime's own code on the system stack.
+const LIMITS: [u64; 2] = [0x10, 0x18];
+
+/// How the check finds the goroutine, which tells the calling convention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goroutine {
+    InR14,
+    InThread,
+}
+
+/// The place to probe. Err says why there is none, to follow a colon.
+pub(in crate::elf) fn entry(
+    image: &Image<'_>,
+    layout: Layout,
+    function: &Function<'_>,
+) -> Result<Entry, &'static str> {
+    let code = code_of(image, function);
+    if let Some((vaddr, goroutine)) = after_check(code, function.entry)? {
+        let convention = match goroutine {
+            Goroutine::InR14 => Convention::GoRegisters,
+            Goroutine::InThread => Convention::GoStack,
+        };
+        return Ok(Entry { vaddr, convention });
+    }
+    let convention = match layout {
+        _ if function.is_assembly => Convention::Unknown,
+        Layout::Go1_2 => Convention::GoStack,
+        // Go 1.16 has arguments on the stack, 1.17 in registers.
+        Layout::Go1_16 => Convention::Unknown,
+        _ if sets_goroutine(code, function.entry) => Convention::GoStack,
+        Layout::Go1_18 | Layout::Go1_20 => Convention::GoRegisters,
+    };
+    Ok(Entry { vaddr: function.entry, convention })
+}
+
+fn code_of<'a>(image: &Image<'a>, function: &Function<'_>) -> &'a [u8] {
+    let size = usize::try_from(function.end - function.entry).unwrap_or(usize::MAX).min(CODE_MAX);
+    image.code_at(function.entry, size).unwrap_or_default()
+}
+
+/// Those of some functions of one name that only call another of them, with its arguments elsewhere. (Instances of a
+/// generic function have one name too and may call each other, but by the same convention.)
+pub(in crate::elf) fn wrappers(image: &Image<'_>, table: &Pclntab<'_>, alike: &[u64]) -> Vec<u64> {
+    let found = |at: u64| table.covering(at).filter(|function| function.entry == at);
+    let known: HashMap<u64, (Function<'_>, Convention)> = alike
+        .iter()
+        .filter_map(|&at| found(at))
+        .filter_map(|function| {
+            Some((function.entry, (function, entry(image, table.layout, &function).ok()?.convention)))
+        })
+        .collect();
+    let is_wrapper = |(function, convention): &(Function<'_>, Convention)| {
+        let code = Decoder::with_ip(64, code_of(image, function), function.entry, DecoderOptions::NONE);
+        code.into_iter().take(WRAPPER_MAX).any(|instruction| {
+            let goes =
+                matches!(instruction.flow_control(), FlowControl::Call | FlowControl::UnconditionalBranch);
+            let other = known.get(&instruction.near_branch_target()).filter(|_| goes);
+            other.is_some_and(|(_, other)| other != convention)
+        })
+    };
+    known.values().filter(|one| is_wrapper(one)).map(|(function, _)| function.entry).collect()
+}
+
+/// The address after the stack check; None for a function without one.
+fn after_check(code: &[u8], entry: u64) -> Result<Option<(u64, Goroutine)>, &'static str> {
+    let mut decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
+    let (mut in_thread, mut compared, mut after) = (false, None, None);
+    for _ in 0..CHECK_MAX {
+        let instruction = decoder.decode();
+        if instruction.flow_control() == FlowControl::ConditionalBranch {
+            if !grows_stack(code, entry, instruction.near_branch_target()) {
+                break;
+            }
+            after = Some(instruction.next_ip());
+            continue;
+        }
+        if !is_of_check(&instruction) {
+            break;
+        }
+        in_thread |= instruction.segment_prefix() == Register::FS;
+        if reads_limit(&instruction) {
+            let goroutine = if instruction.memory_base() == Register::R14 {
+                Goroutine::InR14
+            } else {
+                Goroutine::InThread
+            };
+            compared = compared.or((goroutine == Goroutine::InR14 || in_thread).then_some(goroutine));
+        }
+    }
+    match (compared, after) {
+        (Some(goroutine), Some(after)) => Ok(Some((after, goroutine))),
+        (Some(_), None) => {
+            Err("its stack check is of an unknown form, and a stack that grows would count it twice")
+        }
+        (None, _) => Ok(None),
+    }
+}
+
+/// Whether an instruction can be part of a stack check: it writes no memory, no argument and not the stack pointer.
+fn is_of_check(instruction: &Instruction) -> bool {
+    use Mnemonic::{Cmp, Lea, Mov, Sub};
+    match instruction.mnemonic() {
+        Cmp => true,
+        Mov | Lea | Sub => {
+            let to = instruction.op0_register();
+            instruction.op0_kind() == OpKind::Register && to != Register::RSP && to != Register::R14
+        }
+        _ => false,
+    }
+}
+
+/// Whether it compares with a goroutine's limit, or loads that.
+fn reads_limit(instruction: &Instruction) -> bool {
+    let reads = (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::Memory);
+    reads && LIMITS.contains(&instruction.memory_displacement64())
+}
+
+/// Whether a call and then a jump back to the function's entry are there.
+fn grows_stack(code: &[u8], entry: u64, at: u64) -> bool {
+    let Some(code) = at.checked_sub(entry).and_then(|into| code.get(usize::try_from(into).ok()?..)) else {
+        return false;
+    };
+    let mut called = false;
+    for instruction in Decoder::with_ip(64, code, at, DecoderOptions::NONE).into_iter().take(GROW_MAX) {
+        match instruction.flow_control() {
+            FlowControl::Next => {}
+            FlowControl::Call => called = true,
+            FlowControl::UnconditionalBranch => return called && instruction.near_branch_target() == entry,
+            _ => return false,
+        }
+        if instruction.code() == Code::INVALID {
+            return false;
+        }
+    }
+    false
+}
+
+/// Whether the function makes R14 the goroutine before it calls anything, as only what is called with arguments on the
+/// stack does: there the caller has not.
+fn sets_goroutine(code: &[u8], entry: u64) -> bool {
+    let instructions = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().take(WRAPPER_MAX);
+    instructions
+        .take_while(|instruction| {
+            !matches!(instruction.flow_control(), FlowControl::Call | FlowControl::Return)
+        })
+        .any(|instruction| {
+            instruction.mnemonic() == Mnemonic::Mov && instruction.op0_register() == Register::R14
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: u64 = 0x1000;
+
+    fn check(code: &[&[u8]]) -> Result<Option<(u64, Goroutine)>, &'static str> {
+        after_check(&code.concat(), ENTRY)
+    }
+
+    const CALL: &[u8] = &[0xe8, 0, 0, 0, 0];
+
+    #[test]
+    fn small_frame() {
+        // cmp 0x10(%r14),%rsp; jbe L; push %rbp; ret; L: mov %rax,8(%rsp); call; jmp ENTRY
+        let head: &[u8] = &[0x49, 0x3b, 0x66, 0x10, 0x76, 0x02, 0x55, 0xc3];
+        let grow: &[u8] = &[0x48, 0x89, 0x44, 0x24, 0x08];
+        let back = |at: u8| [0xeb, 0u8.wrapping_sub(at + 2)];
+        assert_eq!(check(&[head, grow, CALL, &back(18)]), Ok(Some((ENTRY + 6, Goroutine::InR14))));
+        // Without the call, or to another place, it is something else, and not safe to pass.
+        assert!(check(&[head, grow, &back(13)]).is_err());
+        assert!(check(&[head, grow, CALL, &back(17)]).is_err());
+        assert!(check(&[&head[..6]]).is_err());
+    }
+
+    #[test]
+    fn large_frames() {
+        // lea -0x7a0(%rsp),%r12; cmp 0x10(%r14),%r12; jbe L; ret; L: call; jmp ENTRY
+        let lea: &[u8] = &[0x4c, 0x8d, 0xa4, 0x24, 0x60, 0xf8, 0xff, 0xff];
+        let cmp: &[u8] = &[0x4d, 0x3b, 0x66, 0x10];
+        let code = [lea, cmp, &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xea]];
+        assert_eq!(check(&code), Ok(Some((ENTRY + 14, Goroutine::InR14))));
+        // mov %rsp,%r12; sub $0x10000,%r12; jb L; cmp 0x10(%r14),%r12; jbe L; ret; L: call; jmp ENTRY
+        let sub: &[u8] = &[0x49, 0x89, 0xe4, 0x49, 0x81, 0xec, 0, 0, 1, 0, 0x72, 0x07];
+        let code = [sub, cmp, &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xe6]];
+        assert_eq!(check(&code), Ok(Some((ENTRY + 18, Goroutine::InR14))));
+    }
+
+    #[test]
+    fn on_the_stack() {
+        // mov %fs:-8,%rcx; cmp 0x10(%rcx),%rsp; jbe L; ret; L: call; jmp ENTRY
+        let load: &[u8] = &[0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff];
+        let code = [load, &[0x48, 0x3b, 0x61, 0x10], &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xe9]];
+        assert_eq!(check(&code), Ok(Some((ENTRY + 15, Goroutine::InThread))));
+    }
+
+    #[test]
+    fn without_a_check() {
+        // mov %rcx,0x18(%rsp); lea (%rbx,%rax),%rcx; ret
+        assert_eq!(check(&[&[0x48, 0x89, 0x4c, 0x24, 0x18, 0x48, 0x8d, 0x0c, 0x03, 0xc3]]), Ok(None));
+        // cmp 0x10(%rax),%rbx; jbe L; ret; L: ...: a field of a structure.
+        assert_eq!(check(&[&[0x48, 0x3b, 0x58, 0x10, 0x76, 0x01, 0xc3, 0xc3]]), Ok(None));
+        assert_eq!(check(&[]), Ok(None));
+        // mov %fs:-8,%r14; ret, and the same after a call
+        let set: &[u8] = &[0x64, 0x4c, 0x8b, 0x34, 0x25, 0xf8, 0xff, 0xff, 0xff, 0xc3];
+        assert!(sets_goroutine(set, ENTRY));
+        assert!(!sets_goroutine(&[CALL, set].concat(), ENTRY));
+    }
+}

@@ -1,0 +1,42 @@
+//! Go programs: what their functions are named and where they can be probed. Go has its own calling convention, moves
+//! its stacks, and keeps the names of functions in a table of its own.
+
+mod entry;
+mod pclntab;
+mod text;
+
+pub(super) use entry::{entry, wrappers};
+pub(super) use pclntab::{Layout, Pclntab, is_marked};
+
+/// How a function is called, as far as a probe at its entry must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Convention {
+    /// Any program's that is not written in Go, and C code in a Go program.
+    SystemV,
+    /// Since Go 1.17: the words of all arguments, one after the other, in nine registers, and R14 is the goroutine.
+    GoRegisters,
+    /// Before, and for assembly since then: arguments on the stack.
+    GoStack,
+    /// Go code of which neither is certain.
+    Unknown,
+}
+
+/// A function of a Go program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Function<'a> {
+    /// As the linker has it: `net/http.(*conn).serve`, `main.main.func1`, `main.Map[...]`.
+    pub name: &'a str,
+    pub entry: u64,
+    /// Where the next function begins; what lies between is padding.
+    pub end: u64,
+    /// Written in assembly, as far as the table says; before Go 1.18 it does not.
+    pub is_assembly: bool,
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    data.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+    data.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
