@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use hyper::StatusCode;
@@ -165,7 +165,7 @@ impl Scrape {
         let mut text = Vec::new();
         {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.render(&seen, &mut text);
+            registry.render(&seen, Instant::now(), &mut text);
             self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
             self.own.note_folded(registry.folded());
         }

@@ -4,7 +4,9 @@
 mod tracer;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use exporter::metrics::WINDOW;
 
 use tracer::{Forms, Tracer, folder, private_copy};
 
@@ -33,10 +35,17 @@ fn one_after_the_other(all_to_ring: bool) {
         forms.kill();
         drop(forms);
         let label = format!("pid=\"{pid}\"");
-        let last = shown(&tracer);
-        assert_eq!(last.len(), 1, "a process that has ended is shown once more, and no other: {last:?}");
-        assert!(last[0].0.contains(&label) && last[0].1 == fired.to_string(), "{label} {fired}: {last:?}");
-        assert_eq!(shown(&tracer), [], "and then goes away");
+        for reader in ["one", "another"] {
+            let last = shown(&tracer);
+            assert_eq!(last.len(), 1, "{reader} sees a process that has ended, and no other: {last:?}");
+            assert!(
+                last[0].0.contains(&label) && last[0].1 == fired.to_string(),
+                "{label} {fired}: {last:?}"
+            );
+        }
+        // This one sees it too, and after it it goes away.
+        tracer.render_at(Instant::now() + WINDOW);
+        assert_eq!(shown(&tracer), []);
         assert!(tracer.render().keys().all(|name| !name.contains(&label)));
     }
 }
@@ -78,6 +87,7 @@ fn a_small_process_number_comes_again() {
         drop(first);
         let (name, value) = shown(&tracer).unwrap();
         assert!(name.contains(&format!("pid=\"{again}\"")) && value == fired.to_string(), "{name} {value}");
+        tracer.render_at(Instant::now() + WINDOW);
         assert_eq!(shown(&tracer), None);
         // Another one takes the place that was given back, and stays.
         let mut other = Forms::start(&binary);
@@ -85,7 +95,7 @@ fn a_small_process_number_comes_again() {
         first = start_as(&binary, |pid| pid == again);
         other.kill();
         tracer.render();
-        tracer.render();
+        tracer.render_at(Instant::now() + WINDOW);
     }
     first.kill();
 }
@@ -104,6 +114,29 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
         std::thread::sleep(Duration::from_millis(20));
     }
     panic!("no process got the number that was asked for");
+}
+
+#[test]
+fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let tracer = counting_by_process(&binary);
+    for _ in 0..4 {
+        let mut processes: Vec<Forms> = (0..LIMIT).map(|_| Forms::start(&binary)).collect();
+        let mut fired: Vec<_> = processes
+            .iter_mut()
+            .map(|forms| {
+                let fired = forms.fire("i32", 5)["fired"].as_u64().unwrap();
+                (format!("fired_total{{pid=\"{}\"}}", forms.pid()), fired.to_string())
+            })
+            .collect();
+        fired.sort();
+        processes.iter_mut().for_each(Forms::kill);
+        drop(processes);
+        let shown: Vec<_> =
+            tracer.render().into_iter().filter(|(name, _)| name.starts_with("fired_total{")).collect();
+        assert_eq!(shown, fired);
+    }
 }
 
 #[test]

@@ -263,9 +263,9 @@ pub enum MetricKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GaugeKind {
     Last,
-    /// Since the last scrape.
+    /// Of the last one to two minutes.
     Min,
-    /// Since the last scrape.
+    /// Of the last one to two minutes.
     Max,
 }
 

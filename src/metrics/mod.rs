@@ -9,4 +9,4 @@ pub mod packets;
 pub mod registry;
 pub mod show;
 
-pub use registry::Registry;
+pub use registry::{Registry, WINDOW};

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
+use super::forget::Ended;
 use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
@@ -25,7 +27,15 @@ pub struct Registry {
     pub(super) families: Vec<Family>,
     pub(super) sources: Vec<Source>,
     pub(super) scratch: Scratch,
+    /// When the current window of the least and greatest values began.
+    window: Instant,
+    /// Since when series of ended processes have been seen to be so.
+    pub(super) ended: Ended,
 }
+
+/// Least and greatest values are those of the last one to two windows, so that reading them changes nothing: every
+/// scraper with an interval up to this one sees every extreme, however many there are.
+pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// What the exporter knows of a probe besides its cells.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +86,8 @@ pub(super) struct Source {
     /// `None` for an action that is the number of hits.
     pub(super) laid: Option<ActionLayout>,
     pub(super) series: Vec<u32>,
+    /// Of a least or greatest value: each series' cell at the end of the window before.
+    pub(super) previous: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -109,15 +121,32 @@ impl Registry {
             for (action, planned) in planned.actions.iter().enumerate() {
                 families[planned.metric].real |= planned.scale != Scale::ONE;
                 let laid = layout.actions.iter().find(|laid| laid.probe == probe && laid.action == action);
-                let series = vec![UNKNOWN; laid.map_or(1, |laid| laid.series as usize)];
-                sources.push(Source { probe, action, laid: laid.cloned(), series });
+                let number = laid.map_or(1, |laid| laid.series as usize);
+                let extreme = is_extreme(&families[planned.metric].kind);
+                let previous = vec![0; if extreme { number } else { 0 }];
+                let series = vec![UNKNOWN; number];
+                sources.push(Source { probe, action, laid: laid.cloned(), series, previous });
             }
         }
-        Self { plan, kernel, user, families, sources, scratch: Scratch::default() }
+        Self {
+            plan,
+            kernel,
+            user,
+            families,
+            sources,
+            scratch: Scratch::default(),
+            window: Instant::now(),
+            ended: Ended::default(),
+        }
     }
 
-    /// Appends all series as text. `seen` has an entry for each probe of the plan.
-    pub fn render(&mut self, seen: &[Seen], to: &mut Vec<u8>) {
+    /// Appends all series as text. `seen` has an entry for each probe of the plan. What it shows depends on when it
+    /// is called, but not on who has called it before.
+    pub fn render(&mut self, seen: &[Seen], now: Instant, to: &mut Vec<u8>) {
+        let window_ends = now.saturating_duration_since(self.window) >= WINDOW;
+        if window_ends {
+            self.window = now;
+        }
         for family in &mut self.families {
             family.reset();
         }
@@ -126,6 +155,9 @@ impl Registry {
             let probe = &self.plan.probes[source.probe];
             let seen = seen.get(source.probe).unwrap_or(&nothing);
             let family = &mut self.families[probe.actions[source.action].metric];
+            if window_ends {
+                source.end_window(&*self.kernel, &*self.user);
+            }
             match source.laid.as_ref().map(|laid| laid.in_kernel) {
                 None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
                 Some(true) => source.add(probe, &self.plan, &*self.kernel, seen, family, &mut self.scratch),
@@ -135,8 +167,8 @@ impl Registry {
         for family in &self.families {
             family.write(to);
         }
-        // Afterwards: the last numbers of a process that has ended are shown once.
-        self.forget_ended();
+        // Afterwards: the last numbers of a process that has ended have been shown.
+        self.forget_ended(now);
     }
 
     /// Of each metric, label values that went to "other" at the probes that feed it.
@@ -246,6 +278,15 @@ impl Series {
 }
 
 impl Source {
+    /// Begins a new window of least and greatest values.
+    fn end_window(&mut self, kernel: &dyn Bank, user: &dyn Bank) {
+        let Some(laid) = &self.laid else { return };
+        let bank = if laid.in_kernel { kernel } else { user };
+        for (number, previous) in (0..).zip(&mut self.previous) {
+            *previous = bank.take(laid.cell + number * laid.stride);
+        }
+    }
+
     /// An action that is the number of hits.
     fn add_hits(
         &mut self,
@@ -288,8 +329,10 @@ impl Source {
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
             let shown_empty = laid.labels.is_empty() && seen.attached;
-            let shown =
-                touched(&family.kind, laid.stride, bank, cell) || shown_empty && shows_zero(&family.kind);
+            let previous = self.previous.get(number as usize).copied().unwrap_or(0);
+            let shown = previous != 0
+                || touched(&family.kind, laid.stride, bank, cell)
+                || shown_empty && shows_zero(&family.kind);
             if !shown {
                 continue;
             }
@@ -314,7 +357,8 @@ impl Source {
                     }
                 }
                 MetricKind::Gauge(kind) => {
-                    let Some(new) = extreme_number(bank.take(cell)) else { continue };
+                    let code = further(*kind, previous, bank.single(cell));
+                    let Some(new) = extreme_number(code) else { continue };
                     let scaled = scale.apply(new as f64);
                     let old = series.int as f64 + series.real;
                     let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
@@ -332,6 +376,18 @@ impl Source {
             }
             series.live = true;
         }
+    }
+}
+
+fn is_extreme(kind: &MetricKind) -> bool {
+    matches!(kind, MetricKind::Gauge(GaugeKind::Min | GaugeKind::Max))
+}
+
+/// The greater or lesser of two codes of extremes, of which 0 is none.
+fn further(kind: GaugeKind, a: u64, b: u64) -> u64 {
+    match kind {
+        GaugeKind::Min if a != 0 && b != 0 => a.min(b),
+        _ => a.max(b),
     }
 }
 

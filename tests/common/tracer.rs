@@ -65,9 +65,14 @@ impl Tracer {
 
     /// The series as a scrape would show them.
     pub fn render(&self) -> Series {
+        self.render_at(Instant::now())
+    }
+
+    /// The series as a scrape at another time would show them.
+    pub fn render_at(&self, now: Instant) -> Series {
         self.drain.catch_up(PATIENCE);
         let mut text = Vec::new();
-        self.registry.lock().unwrap().render(&self.keeper.status().seen(), &mut text);
+        self.registry.lock().unwrap().render(&self.keeper.status().seen(), now, &mut text);
         let text = String::from_utf8(text).expect("the exposition format is UTF-8");
         let rows = text.lines().filter(|line| !line.starts_with('#'));
         let node = format!("node=\"{}\"", self.plan.settings.node_name);
