@@ -218,6 +218,23 @@ impl<'a> Image<'a> {
         slice_from_bytes(data, data.len() / size_of::<Rela64<LittleEndian>>()).ok().map(|(table, _)| table)
     }
 
+    /// The dynamic section: tags and values.
+    pub(super) fn dynamic(&self) -> Vec<(elf::DynamicTag, u64)> {
+        let table = self.segments.iter().find_map(|s| s.dynamic(LE, self.bytes).ok().flatten());
+        table.unwrap_or(&[]).iter().map(|entry| (entry.d_tag.get(LE), entry.d_val.get(LE))).collect()
+    }
+
+    /// Whether the file names a program that loads it.
+    pub(super) fn has_interpreter(&self) -> bool {
+        self.segments.iter().any(|s| s.p_type(LE) == elf::PT_INTERP)
+    }
+
+    /// Bytes that are loaded at an address, code or data. None where the file does not hold them all.
+    pub(super) fn bytes_at<const N: usize>(&self, vaddr: u64) -> Option<[u8; N]> {
+        let start = usize::try_from(self.file_offset(vaddr)?).ok()?;
+        self.bytes.get(start..)?.first_chunk().copied()
+    }
+
     fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
         self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
     }

@@ -6,12 +6,15 @@
 //! [`Image`] holds the headers, [`notes()`] the USDT notes, [`parse_args`] the argument forms in them;
 //! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
 
+mod body;
 mod debug;
 mod error;
+mod exits;
 pub mod forms;
 mod functions;
 mod golang;
 mod image;
+mod leaps;
 mod names;
 mod near;
 pub mod notes;
@@ -19,13 +22,16 @@ mod select;
 mod shape;
 mod sites;
 mod symbols;
+mod unwind;
 
 pub use debug::debug_file_candidates;
 pub use error::{ElfError, FormError, SiteError};
+pub use exits::{Exit, ExitKind, Exits, Functions};
 pub use forms::{ArgForm, Form, Reg, parse_args};
 pub use functions::{FunctionSite, function_sites};
 pub use golang::Convention;
 pub use image::{Arch, Image, go_binary};
+pub use leaps::{Leap, is_program, leaps};
 pub use notes::{Note, notes};
 pub use shape::{Cost, SiteShape};
 pub use sites::{Site, usdt_sites};

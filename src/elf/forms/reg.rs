@@ -28,7 +28,7 @@ impl Reg {
 
     /// A register of x86_64 or its low part, by its assembler name without `%`. None for any other name,
     /// the high bytes `ah` to `dh` among them.
-    pub(super) fn x86_64(name: &str) -> Option<Reg> {
+    pub(in crate::elf) fn x86_64(name: &str) -> Option<Reg> {
         let canonical = match name {
             "al" | "bl" | "cl" | "dl" => return Reg::x86_64(&format!("{}x", &name[..1])),
             "sil" | "dil" | "bpl" | "spl" => &name[..2],

@@ -1,0 +1,288 @@
+//! One stretch of code, decoded from end to end: where control leaves it.
+
+use std::ops::Range;
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::{Form, Image, Reg};
+
+/// The longest stretch that is looked at.
+const LONGEST: u64 = 4 << 20;
+
+/// A stretch of code, all of whose bytes are instructions.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub range: Range<u64>,
+    /// Addresses of its instructions, ascending.
+    starts: Vec<u64>,
+    /// Addresses of its `ret`s.
+    pub returns: Vec<u64>,
+    pub jumps: Vec<Jump>,
+    pub indirect: Vec<IndirectJump>,
+    /// Addresses that it calls.
+    pub calls: Vec<u64>,
+    /// Where it takes the address of code or data that lies within itself.
+    pub own_addresses: Vec<u64>,
+    /// Instructions that put another value into the stack pointer than one near the old one or the frame pointer.
+    pub stack_switches: Vec<u64>,
+    /// Whether control can run over its end into what follows.
+    pub falls_through: bool,
+}
+
+/// A jump to a fixed address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Jump {
+    pub at: u64,
+    pub target: u64,
+    pub conditional: bool,
+}
+
+/// A jump to an address that a register or memory holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct IndirectJump {
+    pub at: u64,
+    pub target: Form,
+    /// The table that it takes its target from, where the instructions before it tell.
+    pub table: Option<JumpTable>,
+}
+
+/// Addresses of places in the code, one after the other, as the compiler makes one of a `switch`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct JumpTable {
+    pub vaddr: u64,
+    /// Whether its entries are four bytes and relative to it, else eight and addresses.
+    pub relative: bool,
+    /// Where the instructions begin that look it up; control comes to the jump only through all of them.
+    pub from: u64,
+}
+
+/// How many instructions before a jump are looked at for its table.
+const LOOKED_BACK: usize = 8;
+
+impl Body {
+    /// Decodes the range. Err says why it is not all code, to follow a colon.
+    pub fn decode(image: &Image<'_>, range: Range<u64>) -> Result<Body, String> {
+        let length = range.end.saturating_sub(range.start);
+        if length == 0 || length > LONGEST {
+            return Err(format!("its code is {length} bytes long"));
+        }
+        let code = image.code_at(range.start, length as usize).filter(|code| code.len() as u64 == length);
+        let code = code.ok_or("its code is not in the file")?;
+        let mut body = Body {
+            range: range.clone(),
+            starts: Vec::new(),
+            returns: Vec::new(),
+            jumps: Vec::new(),
+            indirect: Vec::new(),
+            calls: Vec::new(),
+            own_addresses: Vec::new(),
+            stack_switches: Vec::new(),
+            falls_through: true,
+        };
+        let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
+        let mut before: Vec<Instruction> = Vec::with_capacity(2 * LOOKED_BACK);
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            body.take(&instruction, &before)
+                .map_err(|why| format!("{why} at +{:#x}", instruction.ip() - range.start))?;
+            if before.len() == 2 * LOOKED_BACK {
+                before.drain(..LOOKED_BACK);
+            }
+            before.push(instruction);
+        }
+        for indirect in &mut body.indirect {
+            let around = |jump: &Jump| {
+                indirect.table.is_some_and(|table| jump.target > table.from && jump.target <= indirect.at)
+            };
+            if body.jumps.iter().any(around) {
+                indirect.table = None;
+            }
+        }
+        Ok(body)
+    }
+
+    /// Whether an instruction begins there.
+    pub fn has_instruction(&self, vaddr: u64) -> bool {
+        self.starts.binary_search(&vaddr).is_ok()
+    }
+
+    /// The address of the instruction behind this one.
+    pub fn after(&self, vaddr: u64) -> u64 {
+        let next = self.starts.partition_point(|start| *start <= vaddr);
+        self.starts.get(next).copied().unwrap_or(self.range.end)
+    }
+
+    fn take(&mut self, now: &Instruction, before: &[Instruction]) -> Result<(), String> {
+        let at = now.ip();
+        if now.is_invalid() {
+            return Err("its code cannot be decoded".to_string());
+        }
+        if is_data(now) {
+            return Err("what no program executes (data among its code?) is".to_string());
+        }
+        self.starts.push(at);
+        if let Some(own) = own_address(now, &self.range) {
+            self.own_addresses.push(own);
+        }
+        if switches_stack(now) {
+            self.stack_switches.push(at);
+        }
+        if now.mnemonic() == Mnemonic::Nop {
+            return Ok(());
+        }
+        self.falls_through = false;
+        match now.flow_control() {
+            FlowControl::Return if returns_to_caller(now, before.last()) => self.returns.push(at),
+            FlowControl::Return => return Err("it uses a return as a jump,".to_string()),
+            FlowControl::UnconditionalBranch => {
+                let target = near_target(now).ok_or("it jumps to another segment,")?;
+                self.jumps.push(Jump { at, target, conditional: false });
+            }
+            FlowControl::ConditionalBranch => {
+                let target = near_target(now).ok_or("it jumps to another segment,")?;
+                self.jumps.push(Jump { at, target, conditional: true });
+                self.falls_through = true;
+            }
+            FlowControl::IndirectBranch => {
+                let target = target_of(now).ok_or("a jump cannot be followed")?;
+                self.indirect.push(IndirectJump { at, target, table: table_of(now, before) });
+            }
+            FlowControl::Call => self.calls.extend(near_target(now)),
+            FlowControl::XbeginXabortXend => {
+                self.own_addresses.extend(near_target(now));
+                self.falls_through = true;
+            }
+            // What stands at the end is a call of a function that does not return.
+            FlowControl::IndirectCall | FlowControl::Interrupt | FlowControl::Exception => {}
+            FlowControl::Next => self.falls_through = now.mnemonic() != Mnemonic::Hlt,
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel would end a program for, and zeros.
+fn is_data(now: &Instruction) -> bool {
+    let zeros = now.code() == Code::Add_rm8_r8
+        && now.op0_kind() == OpKind::Memory
+        && now.op1_register() == Register::AL
+        && now.memory_base() == Register::RAX
+        && now.len() == 2;
+    zeros || (now.is_privileged() && now.mnemonic() != Mnemonic::Hlt)
+}
+
+fn near_target(now: &Instruction) -> Option<u64> {
+    (now.op0_kind() == OpKind::NearBranch64).then(|| now.near_branch64())
+}
+
+/// A `ret` before which the address on top of the stack was put there is a jump: `push`, or what guards against
+/// speculation (a retpoline).
+fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
+    let Some(before) = before else { return matches!(now.code(), Code::Retnq | Code::Retnq_imm16) };
+    let writes_top = before.op0_kind() == OpKind::Memory
+        && before.memory_base() == Register::RSP
+        && before.memory_index() == Register::None
+        && before.memory_displacement64() == 0
+        && before.mnemonic() == Mnemonic::Mov;
+    matches!(now.code(), Code::Retnq | Code::Retnq_imm16)
+        && before.mnemonic() != Mnemonic::Push
+        && !writes_top
+}
+
+/// Where an instruction names a place within its own function, other than to jump or call there.
+fn own_address(now: &Instruction, range: &Range<u64>) -> Option<u64> {
+    let named = now.is_ip_rel_memory_operand().then(|| now.ip_rel_memory_address());
+    named.filter(|named| range.contains(named) && *named != range.start)
+}
+
+/// Whether the stack pointer gets a value that is told neither from its old one nor from the frame pointer.
+fn switches_stack(now: &Instruction) -> bool {
+    let writes =
+        now.op_count() > 0 && now.op0_kind() == OpKind::Register && now.op0_register() == Register::RSP;
+    let exchanges = now.mnemonic() == Mnemonic::Xchg && now.op_count() > 1 && {
+        let second = now.op1_kind() == OpKind::Register && now.op1_register() == Register::RSP;
+        second || writes
+    };
+    if exchanges {
+        return true;
+    }
+    if !writes {
+        return false;
+    }
+    match now.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub | Mnemonic::And | Mnemonic::Push | Mnemonic::Cmp | Mnemonic::Test => {
+            false
+        }
+        Mnemonic::Or => !matches!(now.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64),
+        Mnemonic::Lea => !matches!(now.memory_base(), Register::RSP | Register::RBP),
+        Mnemonic::Mov => {
+            let from = if now.op1_kind() == OpKind::Memory { now.memory_base() } else { now.op1_register() };
+            from != Register::RBP
+        }
+        _ => true,
+    }
+}
+
+/// Where an indirect jump finds its target.
+fn target_of(now: &Instruction) -> Option<Form> {
+    if now.code() == Code::Jmp_rm64 && now.op0_kind() == OpKind::Register {
+        return register(now.op0_register()).map(Form::Reg);
+    }
+    let plain_segment = !matches!(now.memory_segment(), Register::FS | Register::GS);
+    if now.code() != Code::Jmp_rm64 || now.op0_kind() != OpKind::Memory || !plain_segment {
+        return None;
+    }
+    if now.is_ip_rel_memory_operand() {
+        return Some(Form::Static { vaddr: now.ip_rel_memory_address() });
+    }
+    let offset = now.memory_displacement64() as i64;
+    let base = match now.memory_base() {
+        Register::None => None,
+        base => Some(register(base)?),
+    };
+    match (base, now.memory_index()) {
+        (Some(base), Register::None) => Some(Form::Mem { base, offset }),
+        (None, Register::None) => Some(Form::Static { vaddr: offset as u64 }),
+        (base, index) => {
+            let (index, scale) = (register(index)?, now.memory_index_scale() as u8);
+            Some(Form::Indexed { base, index, scale, offset })
+        }
+    }
+}
+
+/// The table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
+/// `jmp *table(,index,8)`.
+fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<JumpTable> {
+    if jump.op0_kind() == OpKind::Memory {
+        let is_table = jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
+        let vaddr = jump.memory_displacement64();
+        return is_table.then_some(JumpTable { vaddr, relative: false, from: jump.ip() });
+    }
+    let mut before = before.iter().rev().take(LOOKED_BACK);
+    let is_register = |now: &Instruction, register| {
+        now.op_count() > 0
+            && now.op0_kind() == OpKind::Register
+            && now.op0_register().full_register() == register
+    };
+    let mut last_write = |register: Register| before.find(|now| is_register(now, register));
+    let target = jump.op0_register();
+    let add = last_write(target)?;
+    if add.code() == Code::Mov_r64_rm64 && add.op1_kind() == OpKind::Memory {
+        let is_table = add.memory_base() == Register::None && add.memory_index_scale() == 8;
+        let vaddr = add.memory_displacement64();
+        return is_table.then_some(JumpTable { vaddr, relative: false, from: add.ip() });
+    }
+    if !matches!(add.code(), Code::Add_r64_rm64 | Code::Add_rm64_r64) || add.op1_kind() != OpKind::Register {
+        return None;
+    }
+    let load = last_write(target)
+        .filter(|now| now.code() == Code::Movsxd_r64_rm32 && now.memory_index_scale() == 4)?;
+    let base = add.op1_register();
+    let lea =
+        last_write(base).filter(|now| now.mnemonic() == Mnemonic::Lea && now.is_ip_rel_memory_operand())?;
+    let is_table = load.op1_kind() == OpKind::Memory && load.memory_base() == base;
+    is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
+}
+
+fn register(register: Register) -> Option<Reg> {
+    register.is_gpr64().then(|| Reg::x86_64(&format!("{register:?}").to_lowercase())).flatten()
+}

@@ -1,0 +1,136 @@
+//! Unwind tables: where each function's code lies, and where its frame is.
+//!
+//! The compiler writes an entry for every piece of code with a frame of its own, also into programs that were stripped: it is
+//! what exceptions, debuggers and profilers go by. Here it tells how far a function reaches, whether it names a handler for
+//! exceptions, and, for each instruction, whether the return address is on top of the stack.
+
+use gimli::{
+    BaseAddresses, CfaRule, CieOrFde, DebugFrame, EhFrame, EndianSlice, LittleEndian, UnwindContext,
+    UnwindSection, X86_64,
+};
+use object::read::elf::SectionHeader;
+
+use super::Image;
+use super::image::LE;
+
+/// Code that one entry of the unwind table describes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub start: u64,
+    pub end: u64,
+    /// Whether it names a table of handlers: cleanups or catches that unwinding runs here.
+    pub has_handler: bool,
+    /// How far above the stack pointer the caller's frame is when the first instruction runs; None if it is found otherwise.
+    /// 8 in a function that is called: its return address is on top of the stack.
+    pub at_start: Option<i64>,
+    /// Offset of the entry in its section.
+    offset: usize,
+    in_debug_frame: bool,
+}
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// All entries of a file, by address.
+#[derive(Debug)]
+pub(super) struct Unwind<'a> {
+    frames: Vec<Frame>,
+    bases: BaseAddresses,
+    eh_frame: EhFrame<Slice<'a>>,
+    debug_frame: DebugFrame<Slice<'a>>,
+}
+
+impl<'a> Unwind<'a> {
+    /// Reads `.eh_frame` and `.debug_frame`. What is damaged is left out.
+    pub fn of(image: &Image<'a>) -> Unwind<'a> {
+        let mut bases = BaseAddresses::default();
+        let address = |name| image.section(name).map(|section| section.sh_addr(LE));
+        if let Some(address) = address(b".text") {
+            bases = bases.set_text(address);
+        }
+        if let Some(address) = address(b".eh_frame") {
+            bases = bases.set_eh_frame(address);
+        }
+        if let Some(address) = address(b".got") {
+            bases = bases.set_got(address);
+        }
+        let data = |name| image.section(name).and_then(|s| image.section_data(s)).unwrap_or(&[]);
+        let mut eh_frame = EhFrame::new(data(b".eh_frame"), LittleEndian);
+        let mut debug_frame = DebugFrame::new(data(b".debug_frame"), LittleEndian);
+        eh_frame.set_address_size(8);
+        debug_frame.set_address_size(8);
+        let mut frames = Vec::new();
+        collect(&eh_frame, &bases, false, &mut frames);
+        collect(&debug_frame, &bases, true, &mut frames);
+        frames.sort_by_key(|frame| (frame.start, frame.in_debug_frame));
+        frames.dedup_by_key(|frame| frame.start);
+        Unwind { frames, bases, eh_frame, debug_frame }
+    }
+
+    /// The entry whose code holds this address.
+    pub fn covering(&self, vaddr: u64) -> Option<&Frame> {
+        let after = self.frames.partition_point(|frame| frame.start <= vaddr);
+        self.frames[..after].last().filter(|frame| vaddr < frame.end)
+    }
+
+    /// How far above the stack pointer the caller's frame is, by address from which that holds; None where it is found by
+    /// another register.
+    pub fn rows(&self, frame: &Frame) -> Vec<(u64, Option<i64>)> {
+        let rows = match frame.in_debug_frame {
+            true => rows(&self.debug_frame, &self.bases, frame.offset),
+            false => rows(&self.eh_frame, &self.bases, frame.offset),
+        };
+        rows.unwrap_or_default()
+    }
+}
+
+fn collect<'a, S: UnwindSection<Slice<'a>>>(
+    section: &S,
+    bases: &BaseAddresses,
+    in_debug_frame: bool,
+    frames: &mut Vec<Frame>,
+) where
+    S::Offset: gimli::UnwindOffset<usize>,
+{
+    let mut entries = section.entries(bases);
+    let mut context = UnwindContext::new();
+    while let Ok(Some(entry)) = entries.next() {
+        let CieOrFde::Fde(partial) = entry else { continue };
+        let Ok(fde) = partial.parse(S::cie_from_offset) else { continue };
+        if fde.end_address() <= fde.initial_address() {
+            continue;
+        }
+        let first = fde.rows(section, bases, &mut context);
+        let at_start =
+            first.ok().and_then(|mut rows| rows.next_row().ok().flatten().and_then(|row| above(row.cfa())));
+        frames.push(Frame {
+            start: fde.initial_address(),
+            end: fde.end_address(),
+            has_handler: fde.lsda().is_some(),
+            at_start,
+            offset: fde.offset(),
+            in_debug_frame,
+        });
+    }
+}
+
+fn rows<'a, S: UnwindSection<Slice<'a>>>(
+    section: &S,
+    bases: &BaseAddresses,
+    offset: usize,
+) -> gimli::Result<Vec<(u64, Option<i64>)>> {
+    let fde = section.fde_from_offset(bases, S::Offset::from(offset), S::cie_from_offset)?;
+    let mut context = UnwindContext::new();
+    let mut table = fde.rows(section, bases, &mut context)?;
+    let mut found = Vec::new();
+    while let Some(row) = table.next_row()? {
+        found.push((row.start_address(), above(row.cfa())));
+    }
+    Ok(found)
+}
+
+fn above(cfa: &CfaRule<usize>) -> Option<i64> {
+    match cfa {
+        CfaRule::RegisterAndOffset { register, offset } if *register == X86_64::RSP => Some(*offset),
+        _ => None,
+    }
+}

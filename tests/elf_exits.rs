@@ -1,0 +1,413 @@
+//! Where functions are left, in code made for it: each label `FUNCTION_rN` in the assembly below is a `ret` that the search
+//! must find, `_tN` a tail call that it cannot follow, `_dN` a jump that is decided when it is taken. It must find no others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use exporter::elf::{Exit, ExitKind, Functions, Image, function_sites, is_program, leaps};
+
+/// Each function ends with `end`, which gives it its size.
+const CODE: &str = r#"
+.macro begin name
+	.text
+	.globl \name
+	.type \name, @function
+\name:
+	.cfi_startproc
+.endm
+.macro end name
+	.cfi_endproc
+	.size \name, . - \name
+	.p2align 4
+.endm
+
+begin plain
+	test %edi, %edi
+	je 1f
+	mov $1, %eax
+plain_r1: ret
+1:	mov $2, %eax
+plain_r2: ret
+end plain
+
+begin forms
+	test %edi, %edi
+	je 1f
+	js 2f
+forms_r1: repz ret
+1:
+forms_r2: bnd ret
+2:
+forms_r3: ret $16
+end forms
+
+# Only the unwinder comes to what stands behind the call.
+begin pad
+	push %rbx
+	.cfi_def_cfa_offset 16
+	call plain
+	ud2
+	pop %rbx
+	.cfi_def_cfa_offset 8
+pad_r1: ret
+end pad
+
+begin moved
+	push %rbx
+	.cfi_def_cfa_offset 16
+	test %edi, %edi
+	jne moved.cold
+1:	pop %rbx
+	.cfi_def_cfa_offset 8
+moved_r1: ret
+	.cfi_endproc
+	.size moved, . - moved
+	.section .text.unlikely, "ax"
+	.type moved.cold, @function
+moved.cold:
+	.cfi_startproc
+	.cfi_def_cfa_offset 16
+	cmp $2, %edi
+	je 2f
+	jmp 1b
+2:	pop %rbx
+	.cfi_def_cfa_offset 8
+moved_r2: ret
+	.cfi_endproc
+	.size moved.cold, . - moved.cold
+
+# The same with no name, as in a stripped file, and before anything is on the stack.
+begin nameless
+	test %edi, %edi
+	jne 3f
+1:
+nameless_r1: ret
+	.cfi_endproc
+	.size nameless, . - nameless
+	.section .text.unlikely, "ax"
+3:
+	.cfi_startproc
+	cmp $2, %edi
+	jne 1b
+nameless_r2: ret
+	.cfi_endproc
+
+begin tail
+	inc %edi
+	jmp callee
+end tail
+begin callee
+	test %edi, %edi
+	je 1f
+callee_r1:
+tail_r1:
+	ret
+1:
+callee_r2:
+tail_r2:
+	ret
+end callee
+
+begin tail_stub
+	test %edi, %edi
+	je 1f
+tail_stub_t1: jmp puts@PLT
+1:
+tail_stub_r1: ret
+end tail_stub
+
+begin maybe_stub
+	test %edi, %edi
+	je puts@PLT
+	ret
+end maybe_stub
+
+begin virtual
+	mov (%rdi), %rax
+virtual_d1: jmp *16(%rax)
+end virtual
+
+begin pointer
+	push %rbx
+	.cfi_def_cfa_offset 16
+	mov %rdi, %rbx
+	call plain
+	mov %rbx, %rax
+	pop %rbx
+	.cfi_def_cfa_offset 8
+	test %eax, %eax
+	je 1f
+pointer_d1: jmp *%rax
+1:
+pointer_r1: ret
+end pointer
+
+begin through_table
+	cmp $1, %edi
+	ja 3f
+	lea table(%rip), %rdx
+	mov %edi, %edi
+	movslq (%rdx,%rdi,4), %rax
+	add %rdx, %rax
+	jmp *%rax
+1:	mov $1, %eax
+through_table_r1: ret
+2:	mov $2, %eax
+through_table_r2: ret
+3:
+through_table_r3: ret
+	.section .rodata
+table:	.long 1b - table
+	.long 2b - table
+end_table:
+	.text
+end through_table
+
+# What has a frame when it jumps does not leave.
+begin framed
+	push %rbx
+	.cfi_def_cfa_offset 16
+	jmp *%rdi
+	nop
+1:	pop %rbx
+	.cfi_def_cfa_offset 8
+framed_r1: ret
+end framed
+
+# A compiler that describes no epilogue: the table does not tell.
+begin undescribed
+	push %rbx
+	.cfi_def_cfa_offset 16
+	test %edi, %edi
+	je 1f
+	pop %rbx
+undescribed_d1: jmp *%rax
+1:	pop %rbx
+undescribed_r1: ret
+end undescribed
+
+# A subroutine of its own returns here too.
+begin inner
+	call 1f
+inner_r1: ret
+1:	inc %eax
+inner_r2: ret
+end inner
+
+begin runs_on
+	test %edi, %edi
+	je 1f
+runs_on_r1: ret
+1:	inc %eax
+	.cfi_endproc
+	.size runs_on, . - runs_on
+	.globl after
+	.type after, @function
+after:
+	.cfi_startproc
+after_r1:
+runs_on_r2:
+	ret
+end after
+
+# Refused, and why.
+begin data_inside
+	mov 1f(%rip), %eax
+	ret
+	.byte 0xb8
+1:	.long 0x90c3c3c3
+	ret
+end data_inside
+begin not_code
+	jmp 1f
+	.byte 0xea, 0xea
+1:	ret
+end not_code
+begin into_instruction
+	test %edi, %edi
+	je 1f + 1
+1:	mov $0xc3c3c3c3, %eax
+	ret
+end into_instruction
+begin retpoline
+	call 2f
+1:	pause
+	jmp 1b
+2:	mov %rax, (%rsp)
+	ret
+end retpoline
+begin pushes
+	push %rax
+	.cfi_def_cfa_offset 16
+	ret
+end pushes
+begin other_stack
+	mov (%rsi), %rsp
+	ret
+end other_stack
+begin exchanged
+	xchg %rsp, (%rsi)
+	ret
+end exchanged
+begin no_way_out
+	call abort@PLT
+end no_way_out
+begin not_called
+	.cfi_def_cfa_offset 24
+	ret
+end not_called
+	.globl endless
+	.type endless, @function
+endless:
+	ret
+	.section .note.GNU-stack, "", @progbits
+"#;
+
+const REFUSED: [(&str, &str); 10] = [
+    ("maybe_stub", "conditional jump"),
+    ("data_inside", "data among its code"),
+    ("not_code", "cannot be decoded"),
+    ("into_instruction", "middle of an instruction"),
+    ("retpoline", "return as a jump"),
+    ("pushes", "return as a jump"),
+    ("other_stack", "switches stacks"),
+    ("exchanged", "switches stacks"),
+    ("no_way_out", "never returns"),
+    ("not_called", "not entered by a call"),
+];
+
+fn library(folder: &Path) -> PathBuf {
+    let (source, library) = (folder.join("code.S"), folder.join("libcode.so"));
+    fs::write(&source, CODE).unwrap();
+    run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
+    library
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every symbol's address.
+fn symbols(file: &Path) -> BTreeMap<String, u64> {
+    let listed = run(Command::new("nm").arg(file));
+    let parts = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let defined = parts.filter(|parts| parts.len() == 3);
+    defined.map(|parts| (parts[2].to_string(), u64::from_str_radix(parts[0], 16).unwrap())).collect()
+}
+
+fn letter(exit: &Exit) -> char {
+    match exit.kind {
+        ExitKind::Return => 'r',
+        ExitKind::TailCall => 't',
+        ExitKind::Decided(_) => 'd',
+    }
+}
+
+#[test]
+fn every_exit_is_found_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let symbols = symbols(&library);
+    let bytes = fs::read(&library).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    let labels = |function: &str| -> BTreeSet<(u64, char)> {
+        let labels = symbols.iter().filter_map(|(name, at)| {
+            let kind = name.strip_prefix(function)?.strip_prefix('_')?;
+            (kind.len() == 2 && kind.ends_with(|c: char| c.is_ascii_digit()))
+                .then(|| (*at, kind.chars().next().unwrap()))
+        });
+        labels.collect()
+    };
+    let mut checked = 0;
+    for function in function_sites(&image, "*").unwrap() {
+        let name = function.name.as_str();
+        let found = code.exits(symbols[name], function.size);
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+            let said = found.expect_err(name);
+            assert!(said.contains(why), "{name}: {said}");
+        } else if name == "endless" {
+            assert!(found.unwrap_err().contains("how long it is"));
+        } else if !labels(name).is_empty() {
+            let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
+            let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
+            assert_eq!(exits, labels(name), "{name}: {found:#x?}");
+            let shared = ["tail", "inner", "runs_on"].contains(&name);
+            let is_shared = found.exits.iter().any(|exit| exit.shared);
+            assert_eq!(is_shared, shared, "{name}: {found:#x?}");
+        } else {
+            continue;
+        }
+        checked += 1;
+    }
+    assert_eq!(checked, 15 + REFUSED.len() + 1 + 1);
+}
+
+/// A stripped file has only what it exports and its unwind table.
+#[test]
+fn a_stripped_file_tells_as_much() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let symbols = symbols(&library);
+    run(Command::new("strip").arg(&library));
+    let bytes = fs::read(&library).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    for name in ["moved", "nameless"] {
+        let found = code.exits(symbols[name], 0).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let exits: BTreeSet<_> = found.exits.iter().map(|exit| exit.vaddr).collect();
+        assert_eq!(exits, BTreeSet::from([1, 2].map(|n| symbols[&format!("{name}_r{n}")])), "{found:#x?}");
+    }
+}
+
+/// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
+#[test]
+fn damaged_code_and_tables_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let bytes = fs::read(&library).unwrap();
+    let mut state = 88172645463325252u64;
+    for _ in 0..300 {
+        let mut damaged = bytes.clone();
+        for _ in 0..20 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let at = 0x40 + (state as usize >> 8) % (damaged.len() - 0x40);
+            damaged[at] = state as u8;
+        }
+        let Ok(image) = Image::parse(&damaged) else { continue };
+        let code = Functions::of(&image);
+        for function in function_sites(&image, "*").unwrap_or_default() {
+            let _ = code.exits(code.entry_of(function.site.vaddr), function.size);
+        }
+    }
+}
+
+#[test]
+fn programs_that_leap_are_told_from_those_that_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let build = |name: &str, compiler: &str, source: &str, flags: &[&str]| {
+        let (file, made) = (folder.path().join(name), folder.path().join(name.replace('.', "_")));
+        fs::write(&file, source).unwrap();
+        run(Command::new(compiler).args(flags).arg("-o").arg(&made).arg(&file));
+        let bytes = fs::read(&made).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        (leaps(&image).map(|leap| leap.symbol), is_program(&image))
+    };
+    let plain = "int main(void) { return 0; }";
+    assert_eq!(build("plain.c", "gcc", plain, &[]), (None, true));
+    assert_eq!(build("fixed.c", "gcc", plain, &["-no-pie"]), (None, true));
+    assert_eq!(build("library.c", "gcc", plain, &["-shared", "-fPIC"]), (None, false));
+    let throws = "int main() { try { throw 1; } catch (int) { return 0; } }";
+    assert_eq!(build("throws.cc", "g++", throws, &[]), (Some("_Unwind_Resume"), true));
+    let jumps = "#include <setjmp.h>\njmp_buf b; int main(void) { if (!setjmp(b)) longjmp(b, 1); return 0; }";
+    assert_eq!(build("jumps.c", "gcc", jumps, &[]), (Some("longjmp"), true));
+    let switches = "#include <ucontext.h>\nucontext_t a; int main(void) { return swapcontext(&a, &a); }";
+    assert_eq!(build("switches.c", "gcc", switches, &[]), (Some("swapcontext"), true));
+    assert!(build("still.c", "gcc", plain, &["-static"]).0.is_some(), "the C library is in it");
+}
