@@ -74,9 +74,16 @@ struct location {
 	__u8 pad[2];
 };
 
+enum site_flag {
+	/* On a jbe: a hit only if it is not taken. Go jumps back to a function's entry when it has moved the stack. */
+	SITE_IF_ABOVE = 1 << 0,
+};
+
 struct site {
 	__u32 probe;
 	__u32 on_return; /* session uprobe: the number of the site that stands for the return */
+	__u32 flags; /* enum site_flag */
+	__u32 pad;
 	struct location values[MAX_VALUES];
 };
 
@@ -333,7 +340,7 @@ struct event {
 };
 
 _Static_assert(sizeof(struct location) == 16, "layout");
-_Static_assert(sizeof(struct site) == 8 + 16 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct site) == 16 + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
 _Static_assert(sizeof(struct dictionary) == 32, "layout");

@@ -18,6 +18,7 @@ struct abi {
 	enum abi_limit limit;
 	enum abi_none none;
 	enum location_op location_op;
+	enum site_flag site_flag;
 	enum value_kind value_kind;
 	enum probe_flag probe_flag;
 	enum event_class event_class;
@@ -67,6 +68,9 @@ static __always_inline void last_hit(__u32 book)
 	if (number)
 		*(volatile __u64 *)number = bpf_jiffies64();
 }
+
+#define X86_EFLAGS_CF (1 << 0)
+#define X86_EFLAGS_ZF (1 << 6)
 
 /* Kernel 6.13 and later. */
 extern __u64 *bpf_session_cookie(void) __ksym __weak;
@@ -139,6 +143,8 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 		stray();
 		return 0;
 	}
+	if (site->flags & SITE_IF_ABOVE && ctx->flags & (X86_EFLAGS_CF | X86_EFLAGS_ZF))
+		return 0;
 	shard = shard_base();
 	book = shard + probe->book;
 	last_hit(book);

@@ -20,7 +20,8 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
-    pattern, probe, probe_flag, site, small_integers, start, start_key, starts, value, value_kind, wake,
+    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, starts, value, value_kind,
+    wake,
 };
 
 macro_rules! limits {
@@ -41,7 +42,7 @@ pub(crate) const BOOK_CELLS: usize = book_cell::BOOK_CELLS.0 as usize;
 const _: () = {
     use std::mem::{offset_of, size_of};
     assert!(size_of::<location>() == 16);
-    assert!(size_of::<site>() == 8 + 16 * MAX_VALUES);
+    assert!(size_of::<site>() == 16 + 16 * MAX_VALUES);
     assert!(size_of::<probe>() == 32 + 4 * MAX_VALUES);
     assert!(size_of::<condition>() == 24);
     assert!(size_of::<label>() == 16);

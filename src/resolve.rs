@@ -1,6 +1,6 @@
 //! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
 
-use crate::abi::{location, location_op, site};
+use crate::abi::{location, location_op, site, site_flag};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
     Arch, ArgForm, Convention, Cost, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
@@ -86,6 +86,7 @@ pub fn resolve(
     let is_return = probe.hook == Hook::Return;
     let mut functions: Vec<u32> = Vec::new();
     let mut entries: Vec<bool> = Vec::new();
+    let mut flags: Vec<u32> = Vec::new();
     let found = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
         Point::Function(pattern) => {
@@ -95,6 +96,7 @@ pub fn resolve(
             }
             functions = found.iter().map(|f| name(f.demangled.as_ref().unwrap_or(&f.name))).collect();
             entries = found.iter().map(|function| function.at_entry).collect();
+            flags = found.iter().map(site_flags).collect();
             found.into_iter().map(with_calling_convention).collect()
         }
     };
@@ -105,7 +107,8 @@ pub fn resolve(
         let function = functions.get(n).copied().unwrap_or_default();
         // At a function's entry its red zone is not in use yet.
         refuse_useless(&at, entries.get(n).copied().unwrap_or(false))?;
-        let mut entry = site { probe: number, ..site::default() };
+        let flags = flags.get(n).copied().unwrap_or_default();
+        let mut entry = site { probe: number, flags, ..site::default() };
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
             *to = locate(&at, value, function)?;
             if to.bytes != 8 || to.is_signed != 0 {
@@ -125,6 +128,10 @@ pub fn resolve(
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
 const STACK_POINTER: u8 = 19;
+
+fn site_flags(function: &FunctionSite) -> u32 {
+    if function.if_above { site_flag::SITE_IF_ABOVE.0 } else { 0 }
+}
 
 fn can_return(function: &FunctionSite) -> bool {
     function.at_entry && !function.is_go

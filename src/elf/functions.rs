@@ -8,7 +8,7 @@ use super::select::{functions, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
 use super::symbols::Symbol;
-use super::{Arch, Image, Site, SiteError, SiteShape, go_binary};
+use super::{Arch, Cost, Image, Site, SiteError, SiteShape, go_binary};
 
 /// A function, or a place in one, where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct FunctionSite {
     pub is_go: bool,
     /// Where the function's arguments are at its entry.
     pub convention: Convention,
+    /// Whether the site is a "jump if below or equal" that is taken only if the call begins anew after it.
+    pub if_above: bool,
 }
 
 /// What a pattern asks for.
@@ -122,6 +124,7 @@ fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<F
         checked: true,
         is_go: go_binary(image),
         convention: Convention::SystemV,
+        if_above: false,
     })
 }
 
@@ -156,8 +159,14 @@ fn at_go_entry(
         return Err(unfit("it is a place inside another function"));
     }
     let entry = golang::entry(image, table.layout, function).map_err(unfit)?;
-    let site = Site::at(image, entry.vaddr).ok_or_else(|| unfit("its code is not in the file"))?;
-    Ok(FunctionSite { site, convention: entry.convention, ..symbol })
+    let site = |vaddr| Site::at(image, vaddr).ok_or_else(|| unfit("its code is not in the file"));
+    let after = site(entry.vaddr)?;
+    // The jump is emulated. What follows it is a push since Go 1.21; before, it is single-stepped.
+    let (site, if_above) = match entry.jump {
+        Some(jump) if after.cost() == Cost::SingleStepped => (site(jump)?, true),
+        _ => (after, false),
+    };
+    Ok(FunctionSite { site, convention: entry.convention, if_above, ..symbol })
 }
 
 /// A place `into` bytes after a function's entry.
@@ -194,6 +203,7 @@ fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSi
         checked: false,
         is_go: go_binary(image),
         convention: Convention::SystemV,
+        if_above: false,
     })
 }
 

@@ -16,6 +16,8 @@ use crate::elf::Image;
 pub(in crate::elf) struct Entry {
     pub vaddr: u64,
     pub convention: Convention,
+    /// The check's last jump, if its condition is "below or equal": the call has begun when it is not taken.
+    pub jump: Option<u64>,
 }
 
 /// Instructions of the longest stack check, with room to spare.
@@ -44,12 +46,12 @@ pub(in crate::elf) fn entry(
     function: &Function<'_>,
 ) -> Result<Entry, &'static str> {
     let code = code_of(image, function);
-    if let Some((vaddr, goroutine)) = after_check(code, function.entry)? {
+    if let Some(Check { after, jump, goroutine }) = check(code, function.entry)? {
         let convention = match goroutine {
             Goroutine::InR14 => Convention::GoRegisters,
             Goroutine::InThread => Convention::GoStack,
         };
-        return Ok(Entry { vaddr, convention });
+        return Ok(Entry { vaddr: after, convention, jump });
     }
     let convention = match layout {
         _ if function.is_assembly => Convention::Unknown,
@@ -59,7 +61,7 @@ pub(in crate::elf) fn entry(
         _ if sets_goroutine(code, function.entry) => Convention::GoStack,
         Layout::Go1_18 | Layout::Go1_20 => Convention::GoRegisters,
     };
-    Ok(Entry { vaddr: function.entry, convention })
+    Ok(Entry { vaddr: function.entry, convention, jump: None })
 }
 
 fn code_of<'a>(image: &Image<'a>, function: &Function<'_>) -> &'a [u8] {
@@ -90,8 +92,16 @@ pub(in crate::elf) fn wrappers(image: &Image<'_>, table: &Pclntab<'_>, alike: &[
     known.values().filter(|one| is_wrapper(one)).map(|(function, _)| function.entry).collect()
 }
 
-/// The address after the stack check; None for a function without one.
-fn after_check(code: &[u8], entry: u64) -> Result<Option<(u64, Goroutine)>, &'static str> {
+/// A stack check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Check {
+    after: u64,
+    jump: Option<u64>,
+    goroutine: Goroutine,
+}
+
+/// The stack check; None for a function without one.
+fn check(code: &[u8], entry: u64) -> Result<Option<Check>, &'static str> {
     let mut decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
     let (mut in_thread, mut compared, mut after) = (false, None, None);
     for _ in 0..CHECK_MAX {
@@ -100,7 +110,8 @@ fn after_check(code: &[u8], entry: u64) -> Result<Option<(u64, Goroutine)>, &'st
             if !grows_stack(code, entry, instruction.near_branch_target()) {
                 break;
             }
-            after = Some(instruction.next_ip());
+            let jump = (instruction.mnemonic() == Mnemonic::Jbe).then_some(instruction.ip());
+            after = Some((instruction.next_ip(), jump));
             continue;
         }
         if !is_of_check(&instruction) {
@@ -117,7 +128,7 @@ fn after_check(code: &[u8], entry: u64) -> Result<Option<(u64, Goroutine)>, &'st
         }
     }
     match (compared, after) {
-        (Some(goroutine), Some(after)) => Ok(Some((after, goroutine))),
+        (Some(goroutine), Some((after, jump))) => Ok(Some(Check { after, jump, goroutine })),
         (Some(_), None) => {
             Err("its stack check is of an unknown form, and a stack that grows would count it twice")
         }
@@ -183,8 +194,13 @@ mod tests {
 
     const ENTRY: u64 = 0x1000;
 
-    fn check(code: &[&[u8]]) -> Result<Option<(u64, Goroutine)>, &'static str> {
-        after_check(&code.concat(), ENTRY)
+    fn found(code: &[&[u8]]) -> Result<Option<Check>, &'static str> {
+        check(&code.concat(), ENTRY)
+    }
+
+    /// The check that ends with a two-byte jump before `after`.
+    fn ends(after: u64, goroutine: Goroutine) -> Result<Option<Check>, &'static str> {
+        Ok(Some(Check { after: ENTRY + after, jump: Some(ENTRY + after - 2), goroutine }))
     }
 
     const CALL: &[u8] = &[0xe8, 0, 0, 0, 0];
@@ -195,11 +211,11 @@ mod tests {
         let head: &[u8] = &[0x49, 0x3b, 0x66, 0x10, 0x76, 0x02, 0x55, 0xc3];
         let grow: &[u8] = &[0x48, 0x89, 0x44, 0x24, 0x08];
         let back = |at: u8| [0xeb, 0u8.wrapping_sub(at + 2)];
-        assert_eq!(check(&[head, grow, CALL, &back(18)]), Ok(Some((ENTRY + 6, Goroutine::InR14))));
+        assert_eq!(found(&[head, grow, CALL, &back(18)]), ends(6, Goroutine::InR14));
         // Without the call, or to another place, it is something else, and not safe to pass.
-        assert!(check(&[head, grow, &back(13)]).is_err());
-        assert!(check(&[head, grow, CALL, &back(17)]).is_err());
-        assert!(check(&[&head[..6]]).is_err());
+        assert!(found(&[head, grow, &back(13)]).is_err());
+        assert!(found(&[head, grow, CALL, &back(17)]).is_err());
+        assert!(found(&[&head[..6]]).is_err());
     }
 
     #[test]
@@ -208,11 +224,11 @@ mod tests {
         let lea: &[u8] = &[0x4c, 0x8d, 0xa4, 0x24, 0x60, 0xf8, 0xff, 0xff];
         let cmp: &[u8] = &[0x4d, 0x3b, 0x66, 0x10];
         let code = [lea, cmp, &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xea]];
-        assert_eq!(check(&code), Ok(Some((ENTRY + 14, Goroutine::InR14))));
+        assert_eq!(found(&code), ends(14, Goroutine::InR14));
         // mov %rsp,%r12; sub $0x10000,%r12; jb L; cmp 0x10(%r14),%r12; jbe L; ret; L: call; jmp ENTRY
         let sub: &[u8] = &[0x49, 0x89, 0xe4, 0x49, 0x81, 0xec, 0, 0, 1, 0, 0x72, 0x07];
         let code = [sub, cmp, &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xe6]];
-        assert_eq!(check(&code), Ok(Some((ENTRY + 18, Goroutine::InR14))));
+        assert_eq!(found(&code), ends(18, Goroutine::InR14));
     }
 
     #[test]
@@ -220,16 +236,16 @@ mod tests {
         // mov %fs:-8,%rcx; cmp 0x10(%rcx),%rsp; jbe L; ret; L: call; jmp ENTRY
         let load: &[u8] = &[0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff];
         let code = [load, &[0x48, 0x3b, 0x61, 0x10], &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xe9]];
-        assert_eq!(check(&code), Ok(Some((ENTRY + 15, Goroutine::InThread))));
+        assert_eq!(found(&code), ends(15, Goroutine::InThread));
     }
 
     #[test]
     fn without_a_check() {
         // mov %rcx,0x18(%rsp); lea (%rbx,%rax),%rcx; ret
-        assert_eq!(check(&[&[0x48, 0x89, 0x4c, 0x24, 0x18, 0x48, 0x8d, 0x0c, 0x03, 0xc3]]), Ok(None));
+        assert_eq!(found(&[&[0x48, 0x89, 0x4c, 0x24, 0x18, 0x48, 0x8d, 0x0c, 0x03, 0xc3]]), Ok(None));
         // cmp 0x10(%rax),%rbx; jbe L; ret; L: ...: a field of a structure.
-        assert_eq!(check(&[&[0x48, 0x3b, 0x58, 0x10, 0x76, 0x01, 0xc3, 0xc3]]), Ok(None));
-        assert_eq!(check(&[]), Ok(None));
+        assert_eq!(found(&[&[0x48, 0x3b, 0x58, 0x10, 0x76, 0x01, 0xc3, 0xc3]]), Ok(None));
+        assert_eq!(found(&[]), Ok(None));
         // mov %fs:-8,%r14; ret, and the same after a call
         let set: &[u8] = &[0x64, 0x4c, 0x8b, 0x34, 0x25, 0xf8, 0xff, 0xff, 0xff, 0xc3];
         assert!(sets_goroutine(set, ENTRY));
