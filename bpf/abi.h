@@ -41,10 +41,12 @@ enum abi_limit {
 	LONG_TEXTS = 1024,
 	/* Integers below this, of each dictionary, have a table of their own. */
 	SMALL_INTEGERS = 1024,
-	/* Nested starts of one span by one key. */
-	MAX_DEPTH = 8,
+	/* Open starts of one span that are kept for one thread, where a span is by thread. */
+	MAX_NESTED = 16,
 	/* Values carried from a function's entry to its return, or from a span's start to its end. */
-	MAX_CARRIED = 4,
+	MAX_CARRIED = 8,
+	/* Bytes of all texts that one start keeps. */
+	CARRIED_TEXTS = 768,
 };
 
 /* How a value is found when a site is hit. */
@@ -60,14 +62,15 @@ enum location_op {
 	LOC_TIME, /* CLOCK_MONOTONIC nanoseconds */
 	LOC_COMM, /* the thread's name, only as a string */
 	LOC_DURATION, /* nanoseconds since the entry or the start */
-	LOC_CARRIED, /* value number offset that the entry or the start kept */
+	LOC_CARRIED, /* value number index that the entry or the start kept */
+	LOC_CARRIED_MEMORY, /* memory at that value + offset */
 };
 
 struct location {
 	__s64 offset;
 	__u8 op; /* enum location_op */
 	__u8 reg; /* index into struct pt_regs */
-	__u8 index; /* likewise */
+	__u8 index; /* likewise, or the number of a carried value */
 	__u8 scale; /* shift count of the index */
 	__u8 bytes; /* 1, 2, 4 or 8 */
 	__u8 is_signed;
@@ -83,7 +86,7 @@ struct site {
 	__u32 probe;
 	__u32 on_return; /* session uprobe: the number of the site that stands for the return */
 	__u32 flags; /* enum site_flag */
-	__u32 pad;
+	__s32 frame_offset; /* stack pointer + this: where the function's return address is (or was: a uretprobe has popped it) */
 	struct location values[MAX_VALUES];
 };
 
@@ -94,6 +97,7 @@ enum value_kind {
 	VALUE_STRING_LEN, /* address; the length is the value number len_value */
 	VALUE_BYTES, /* address of max bytes */
 	VALUE_COMM, /* the thread's name */
+	VALUE_CARRIED, /* text that the start kept: (offset << 32 | length) of the start's bytes */
 };
 
 struct value {
@@ -108,9 +112,12 @@ enum probe_flag {
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
 	PROBE_END = 1 << 4, /* ends span number span */
-	PROBE_BY_THREAD = 1 << 5, /* the span's key is the thread; else it is value 0 at both ends */
+	PROBE_BY_THREAD =
+		1
+		<< 5, /* the span's key is the thread; without this and PROBE_BY_FRAME it is value 0 at both ends */
 	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
-	PROBE_RETURN = 1 << 7, /* a function's return: its start is the one with its place on the stack */
+	PROBE_BY_FRAME = 1 << 7, /* a function's call: the key is where its return address is */
+	PROBE_TEXTS = 1 << 8, /* among what the start keeps is text */
 };
 
 /* Sizes of event that the ring buffer is asked for. */
@@ -130,7 +137,8 @@ struct probe {
 	__u8 nactions;
 	__u8 nvalues;
 	__u8 event_class; /* enum event_class */
-	__u8 pad[9];
+	__u8 ncarried; /* values that a start keeps: the first ones, after the key */
+	__u8 pad[8];
 	struct value values[MAX_VALUES];
 };
 
@@ -143,7 +151,7 @@ enum book_cell {
 	BOOK_LOST_RING, /* no room on the ring buffer */
 	BOOK_LOST_FAULT, /* a number that a metric needs could not be read */
 	BOOK_LOST_NO_START, /* end of a span that had no start */
-	BOOK_LOST_STARTS_FULL, /* start of a span that found no room, or was nested too deep */
+	BOOK_LOST_STARTS_FULL, /* start of a span that found no room */
 	BOOK_LOST_NEGATIVE, /* a negative amount for a counter, which can only grow */
 	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
@@ -289,26 +297,41 @@ struct entry {
 	__u64 words[TEXT_WORDS];
 };
 
-/* Key and value of the map that holds begun spans. */
+/* Key and value of the map that holds begun spans and calls. */
 struct start_key {
 	__u32 span;
-	__u32 tgid; /* forked processes have the same addresses in their arguments */
-	__u64 key;
+	__u32 tgid; /* forked processes have the same addresses in their arguments and on their stacks */
+	__u64 key; /* argument or thread; of a call 0 */
+	__u64 frame; /* of a call, the address of its return address; of a thread, which of its nested starts */
 };
 
 struct start {
 	__u64 time;
-	__u64 stack; /* stack pointer */
-	__u64 instruction; /* instruction pointer */
-	__u64 faults; /* bit i: value i of the start could not be read */
+	__u32 tid;
+	__u32 faults; /* bit i: carried value i could not be read */
 	__u64 carried[MAX_CARRIED];
 };
 
-/* A thread's starts are nested; another key has one start, and a new one takes the place of the old. */
-struct starts {
+/* A thread's open starts are numbered from oldest to depth - 1. */
+struct thread_key {
+	__u32 span;
+	__u32 tid;
+};
+
+struct nesting {
 	__u32 depth;
-	__u32 pad;
-	struct start nested[MAX_DEPTH];
+	__u32 oldest;
+};
+
+/* Key of the text that a start keeps: no two starts have both alike. */
+struct text_key {
+	__u64 time;
+	__u64 tid;
+};
+
+struct start_text {
+	__u64 used;
+	__u8 bytes[CARRIED_TEXTS];
 };
 
 /* What the drain thread wants to be woken for. */
@@ -346,6 +369,8 @@ _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABE
 _Static_assert(sizeof(struct dictionary) == 32, "layout");
 _Static_assert(sizeof(struct small_integers) == 4 * SMALL_INTEGERS, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
+_Static_assert(sizeof(struct start_key) == 24, "layout");
+_Static_assert(sizeof(struct start) == 16 + 8 * MAX_CARRIED, "layout");
 _Static_assert(sizeof(struct control) == 32, "layout");
 _Static_assert(sizeof(struct event) == 16, "layout");
 

@@ -60,11 +60,27 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
 	__type(key, struct start_key);
-	__type(value, struct starts);
+	__type(value, struct start);
 } starts SEC(".maps");
 
-/* What a new key begins with: too large for the stack. */
-TABLE(no_starts, struct starts, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct thread_key);
+	__type(value, struct nesting);
+} nestings SEC(".maps");
+
+/* Few starts are open at once, so that memory is taken as it is needed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct text_key);
+	__type(value, struct start_text);
+} start_texts SEC(".maps");
+
+/* What a new text begins with: too large for the stack. */
+TABLE(no_text, struct start_text, 0);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -8,6 +8,7 @@
 #include "abi.h"
 #include "maps.bpf.h"
 #include "values.bpf.h"
+#include "spans.bpf.h"
 #include "aggregate.bpf.h"
 #include "emit.bpf.h"
 
@@ -45,7 +46,10 @@ struct abi {
 	struct entry entry;
 	struct start_key start_key;
 	struct start start;
-	struct starts starts;
+	struct thread_key thread_key;
+	struct nesting nesting;
+	struct text_key text_key;
+	struct start_text start_text;
 	struct control control;
 	struct event event;
 };
@@ -104,7 +108,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
-		lost = begin(&hit, probe, ctx);
+		lost = begin(&hit, probe, ctx->sp + site->frame_offset);
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
 
@@ -117,6 +121,8 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		if (!lost)
 			lost = why ? why : BOOK_DELIVERED;
 	}
+	if (probe->flags & PROBE_TEXTS && probe->flags & PROBE_END)
+		bpf_map_delete_elem(&start_texts, &hit.text);
 	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
 	return 0;
 }

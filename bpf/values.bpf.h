@@ -19,6 +19,7 @@ struct hit {
 	__u32 shard;
 	__u32 faults; /* bit i: value i could not be read */
 	__u64 values[MAX_VALUES];
+	struct text_key text; /* at the end of a span: where the text that its start kept is */
 };
 
 /*
@@ -124,11 +125,14 @@ static __always_inline __u64 extend(__u64 raw, const struct location *at)
 	return at->is_signed ? (__u64)((__s64)raw >> shift) : raw >> shift;
 }
 
-/* The value at one location; sets *fault if it could not be read. */
-static __always_inline __u64 value_at(const struct location *at, const struct pt_regs *ctx,
+/*
+ * The value at one location; sets *fault if it could not be read. Began is when the call or span did, and begun what its
+ * start kept, or NULL.
+ */
+static __always_inline __u64 value_at(const struct location *at, const struct pt_regs *ctx, __u64 began,
 				      const struct start *begun, bool *fault)
 {
-	__u32 bytes = at->bytes, word = at->offset;
+	__u32 bytes = at->bytes, word = at->index;
 	__u64 address, raw = 0;
 
 	/* By far the most common one. */
@@ -150,14 +154,21 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	case LOC_TIME:
 		return bpf_ktime_get_ns();
 	case LOC_DURATION:
-		return bpf_ktime_get_ns() - begun->time;
+		return bpf_ktime_get_ns() - began;
 	case LOC_CARRIED:
-		if (!BOUNDED(word, MAX_CARRIED))
+	case LOC_CARRIED_MEMORY:
+		if (!begun || !BOUNDED(word, MAX_CARRIED) || begun->faults >> word & 1) {
+			*fault = true;
 			return 0;
-		*fault = begun->faults >> word & 1;
-		return begun->carried[word];
+		}
+		address = begun->carried[word];
+		if (at->op == LOC_CARRIED)
+			return address;
+		break;
+	default:
+		address = register_at(ctx, at->reg);
 	}
-	address = register_at(ctx, at->reg) + at->offset;
+	address += at->offset;
 	if (at->op == LOC_INDEXED)
 		address += register_at(ctx, at->index) << (at->scale & 3);
 	if (!BOUNDED(bytes, 9) || read_user(&raw, bytes, (const void *)address))
@@ -165,156 +176,23 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	return extend(raw, at);
 }
 
-/* Which start belongs to this hit: the thread's, or that of value 0. */
-static __always_inline struct start_key start_key(const struct probe *probe, __u64 value)
+/* The text that the start kept, where is (offset << 32 | length) of its bytes. */
+static __always_inline long carried_text(const struct hit *hit, __u64 where, void *to, __u64 max,
+					 const __u32 capacity)
 {
-	__u64 tgid_tid = bpf_get_current_pid_tgid();
-	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
+	struct text_key key = hit->text;
+	struct start_text *kept = bpf_map_lookup_elem(&start_texts, &key);
+	__u64 from = where >> 32, bytes = (__u32)where;
 
-	key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
-	return key;
-}
-
-/*
- * How many of a thread's starts can still come to their end. A stack grows downwards: a start that was deeper than this
- * one, or at this very place, belonged to a call that was left without the end, by an exception, by longjmp or by another
- * way out. Without this, a few errors would leave no room for the rest of the thread's life.
- */
-static __always_inline __u32 still_open(const struct starts *starts_of_thread, const struct pt_regs *ctx)
-{
-	__u32 depth = starts_of_thread->depth;
-
-#pragma clang loop unroll(full)
-	for (__u32 i = 0; i < MAX_DEPTH; i++) {
-		const struct start *start = &starts_of_thread->nested[i];
-
-		if (i >= depth)
-			return depth;
-		if (start->stack < ctx->sp || (start->stack == ctx->sp && start->instruction == ctx->ip))
-			return i;
-	}
-	return depth;
-}
-
-/* Keeps the time and the first values for the end of the span. Returns 0, or the book cell that says why not. */
-static __always_inline int begin(const struct hit *hit, const struct probe *probe, const struct pt_regs *ctx)
-{
-	struct start_key key = start_key(probe, hit->values[0]);
-	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
-	bool by_thread = probe->flags & PROBE_BY_THREAD;
-	__u32 zero = 0, depth, first = by_thread ? 0 : 1;
-	struct start *start;
-
-	if (!by_thread && hit->faults & 1)
-		return BOOK_LOST_FAULT;
-	if (!starts_of_key) {
-		const struct starts *none = bpf_map_lookup_elem(&no_starts, &zero);
-
-		if (!none)
-			return BOOK_LOST_STARTS_FULL;
-		bpf_map_update_elem(&starts, &key, none, BPF_NOEXIST);
-		starts_of_key = bpf_map_lookup_elem(&starts, &key);
-		if (!starts_of_key)
-			return BOOK_LOST_STARTS_FULL;
-	}
-	depth = by_thread ? still_open(starts_of_key, ctx) : 0;
-	if (depth < starts_of_key->depth)
-		add(hit->shard + probe->book + BOOK_FORGOTTEN, starts_of_key->depth - depth);
-	if (!BOUNDED(depth, MAX_DEPTH)) {
-		/* Counted, so that the ends of the outer ones still find their own starts. */
-		starts_of_key->depth++;
-		return BOOK_LOST_STARTS_FULL;
-	}
-	start = &starts_of_key->nested[depth];
-	start->time = bpf_ktime_get_ns();
-	start->stack = ctx->sp;
-	start->instruction = ctx->ip;
-	start->faults = hit->faults >> first;
-#pragma clang loop unroll(full)
-	for (__u32 i = 0; i < MAX_CARRIED; i++)
-		start->carried[i] = hit->values[first + i];
-	starts_of_key->depth = depth + 1;
-	return 0;
-}
-
-/*
- * Which of a thread's starts is that of the call that returns here; MAX_DEPTH if none is. What began deeper was left
- * without its return: by an exception, or because the kernel follows no more than 64 returns at once.
- */
-static __always_inline __u32 returning(const struct starts *starts_of_thread, const struct pt_regs *ctx)
-{
-#pragma clang loop unroll(full)
-	for (__u32 i = 0; i < MAX_DEPTH; i++) {
-		/* The return has taken the return address from the stack. */
-		if (i < starts_of_thread->depth && starts_of_thread->nested[i].stack + 8 == ctx->sp)
-			return i;
-	}
-	return MAX_DEPTH;
-}
-
-/* Takes the latest start of the key. Returns 0, or the book cell that says why there is none. */
-static __always_inline int finish(const struct hit *hit, const struct probe *probe, __u64 value,
-				  const struct pt_regs *ctx, struct start *begun)
-{
-	struct start_key key = start_key(probe, value);
-	struct starts *starts_of_key = bpf_map_lookup_elem(&starts, &key);
-	__u32 depth;
-
-	if (!starts_of_key || !starts_of_key->depth)
-		return BOOK_LOST_NO_START;
-	depth = starts_of_key->depth - 1;
-	if (probe->flags & PROBE_RETURN) {
-		__u32 kept = depth < MAX_DEPTH ? depth : MAX_DEPTH - 1;
-
-		depth = returning(starts_of_key, ctx);
-		if (depth >= MAX_DEPTH)
-			return kept == MAX_DEPTH - 1 ? BOOK_LOST_STARTS_FULL : BOOK_LOST_NO_START;
-		if (depth < kept)
-			add(hit->shard + probe->book + BOOK_FORGOTTEN, kept - depth);
-	}
-	starts_of_key->depth = depth;
-	if (!BOUNDED(depth, MAX_DEPTH))
-		return BOOK_LOST_STARTS_FULL;
-	*begun = starts_of_key->nested[depth];
-	if (!(probe->flags & PROBE_BY_THREAD))
-		bpf_map_delete_elem(&starts, &key);
-	return 0;
-}
-
-/*
- * All values of the hit; at the end of a span its start is looked up first. Text stays where it is: its value is the
- * address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says why the hit is
- * lost.
- */
-static __always_inline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
-				       const struct pt_regs *ctx, __u64 entered)
-{
-	struct start begun = { .time = entered };
-	int lost;
-
-	if (probe->flags & PROBE_END && !entered) {
-		bool fault = false;
-		__u64 key = 0;
-
-		if (!(probe->flags & PROBE_BY_THREAD))
-			key = value_at(&site->values[0], ctx, &begun, &fault);
-		if (fault)
-			return BOOK_LOST_FAULT;
-		lost = finish(hit, probe, key, ctx, &begun);
-		if (lost)
-			return lost;
-	}
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < MAX_VALUES; i++) {
-		bool fault = false;
-
-		if (i >= probe->nvalues)
-			break;
-		hit->values[i] = value_at(&site->values[i], ctx, &begun, &fault);
-		if (fault)
-			hit->faults |= 1U << i;
-	}
-	return 0;
+	if (!kept)
+		return -1;
+	if (bytes > max)
+		bytes = max;
+	if (!bytes)
+		return 0;
+	CLAMP(bytes, capacity);
+	CLAMP(from, CARRIED_TEXTS - MAX_BYTES);
+	return bpf_probe_read_kernel(to, bytes, kept->bytes + from) ? -1 : (long)bytes;
 }
 
 /*
@@ -356,6 +234,8 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 	case VALUE_BYTES:
 		bytes = max;
 		break;
+	case VALUE_CARRIED:
+		return carried_text(hit, (__u64)from, to, max, capacity);
 	default:
 		return -1;
 	}

@@ -20,8 +20,8 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
-    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, starts, value, value_kind,
-    wake,
+    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, start_text, text_key,
+    thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -32,7 +32,7 @@ macro_rules! limits {
 
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
-    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, SMALL_INTEGERS,
+    MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, CARRIED_TEXTS, SMALL_INTEGERS,
 }
 
 /// Cells of one probe's books.
@@ -55,6 +55,10 @@ const _: () = {
     assert!(size_of::<event>() == 16);
     assert!(offset_of!(event, faults) == 4 && offset_of!(event, event_class) == 10);
     assert!(size_of::<control>() == 32);
+    assert!(size_of::<start_key>() == 24 && offset_of!(start_key, key) == 8);
+    assert!(size_of::<start>() == 16 + 8 * MAX_CARRIED && offset_of!(start, tid) == 8);
+    assert!(size_of::<thread_key>() == 8 && size_of::<text_key>() == 16);
+    assert!(size_of::<start_text>() == 8 + CARRIED_TEXTS);
 };
 
 /// A structure of the ABI, whose bytes go into a map as they are.

@@ -298,6 +298,7 @@ impl Notes {
             Source::Field { index, offset } => (index, format!("{offset:+}")),
             Source::Retval(_) => return format!("{} = %rax", value.name),
             Source::Carried(_) => return format!("{} of the start", value.name),
+            Source::CarriedAddress { .. } => return format!("{} at the return", value.name),
             _ => return value.name.clone(),
         };
         let mut forms: Vec<&str> = Vec::new();

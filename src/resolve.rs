@@ -109,6 +109,9 @@ pub fn resolve(
         refuse_useless(&at, entries.get(n).copied().unwrap_or(false))?;
         let flags = flags.get(n).copied().unwrap_or_default();
         let mut entry = site { probe: number, flags, ..site::default() };
+        if is_return {
+            entry.frame_offset = POPPED;
+        }
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
             *to = locate(&at, value, function)?;
             if to.bytes != 8 || to.is_signed != 0 {
@@ -132,6 +135,9 @@ const STACK_POINTER: u8 = 19;
 fn site_flags(function: &FunctionSite) -> u32 {
     if function.if_above { site_flag::SITE_IF_ABOVE.0 } else { 0 }
 }
+
+/// When a uretprobe is hit, the function's `ret` has taken the return address from the stack.
+const POPPED: i32 = -8;
 
 fn can_return(function: &FunctionSite) -> bool {
     function.at_entry && !function.is_go
@@ -207,9 +213,15 @@ fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, Res
             location_op::LOC_REGISTER
         }
         Source::Duration => location_op::LOC_DURATION,
-        Source::Carried(number) => {
-            to.offset = number as i64;
+        Source::Carried(number) | Source::CarriedAddress { number, offset: None } => {
+            to.index = u8::try_from(number).unwrap_or(u8::MAX);
             location_op::LOC_CARRIED
+        }
+        Source::CarriedAddress { number, offset: Some(offset) } => {
+            let IntType { bytes, signed } = width_in_memory(&value.kind);
+            to.index = u8::try_from(number).unwrap_or(u8::MAX);
+            (to.offset, to.bytes, to.is_signed) = (i64::from(offset), bytes, u8::from(signed));
+            location_op::LOC_CARRIED_MEMORY
         }
         // At the entry the return address is on top of the stack.
         Source::Caller => {
@@ -240,14 +252,19 @@ fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Re
         let why = format!("`{text}` is not an address in a register, so `offset` cannot be followed from it");
         return Err(ResolveError::Value { name: value.name.clone(), why });
     }
-    let asked = match &value.kind {
+    let IntType { bytes, signed } = width_in_memory(&value.kind);
+    (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
+    (to.bytes, to.is_signed) = (bytes, u8::from(signed));
+    Ok(to)
+}
+
+/// How many bytes of memory are a value of this kind; of text it is the address that lies there.
+fn width_in_memory(kind: &ValueKind) -> IntType {
+    match kind {
         ValueKind::Arg(ArgKind::Int(Some(asked))) => *asked,
         ValueKind::Arg(ArgKind::Bool) => IntType { bytes: 1, signed: false },
         _ => IntType { bytes: 8, signed: true },
-    };
-    (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
-    (to.bytes, to.is_signed) = (asked.bytes, u8::from(asked.signed));
-    Ok(to)
+    }
 }
 
 fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<location, ResolveError> {

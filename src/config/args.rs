@@ -13,7 +13,8 @@ const MAX_INDEX: usize = 31;
 /// How far into a structure a value may lie, in bytes.
 const MAX_OFFSET: i32 = 65_535;
 
-const KEYS: &[&str] = &["index", "to_index", "offset", "type", "max", "length", "len", "reverse", "unit"];
+const KEYS: &[&str] =
+    &["index", "to_index", "offset", "type", "max", "length", "len", "reverse", "unit", "at"];
 
 const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer at position 0";
 
@@ -82,16 +83,23 @@ pub(super) const INTEGERS: &[(&str, IntType)] = &[
     ("u64", IntType { bytes: 8, signed: false }),
 ];
 
-/// The arguments of `args:`. `is_span` allows `to_index`.
-pub(super) fn decode(node: &Node<'_>, is_span: bool) -> Vec<Arg> {
+/// When an argument of a function is read.
+const WHEN: &[(&str, bool)] = &[("entry", false), ("return", true)];
+
+/// The arguments of `args:`. `is_span` allows `to_index`, `is_function` allows `at`.
+pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool) -> Vec<Arg> {
     let entries = node.entries("a mapping of arguments");
     if entries.is_none() {
         return Vec::new();
     }
-    entries.unwrap_or_default().iter().filter_map(|(name, node)| arg(name, node, is_span)).collect()
+    entries
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|(name, node)| arg(name, node, is_span, is_function))
+        .collect()
 }
 
-fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
+fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<Arg> {
     if !is_name(name) {
         node.error(format!("{} cannot be the name of an argument", quote(name)))
             .help("use letters, digits and underscores, and do not begin with a digit");
@@ -104,6 +112,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
         name: name.to_owned(),
         index,
         to_index: None,
+        at_return: false,
         offset: None,
         kind,
         unit: Unit::None,
@@ -121,6 +130,10 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
         fields.forbid(&["to_index"], "only a span has a far end");
     }
     let to_index = fields.get("to_index").and_then(|n| position(&n));
+    if !is_function {
+        fields.forbid(&["at"], "only a function has an entry and a return");
+    }
+    let at_return = fields.get("at").and_then(|n| n.one_of("time", WHEN)).unwrap_or(false);
     let offset = fields.get("offset").and_then(|n| n.integer("a number of bytes", -MAX_OFFSET..=MAX_OFFSET));
     let kind = match fields.get("type") {
         Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind, index)),
@@ -130,7 +143,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool) -> Option<Arg> {
     if !matches!(kind, None | Some(ArgKind::Int(_) | ArgKind::F64)) {
         fields.forbid(&["unit"], "only numbers have a unit");
     }
-    Some(Arg { to_index, offset, unit, ..arg(index?, kind?) })
+    Some(Arg { to_index, at_return, offset, unit, ..arg(index?, kind?) })
 }
 
 fn position(node: &Node<'_>) -> Option<usize> {

@@ -78,6 +78,8 @@ pub struct Limits {
     pub label_values: u32,
     /// Probe sites that can be attached at once.
     pub sites: u32,
+    /// Spans and calls that can have begun and not ended.
+    pub starts: u32,
 }
 
 /// How uprobes are attached.
@@ -131,6 +133,8 @@ pub struct Probe {
     pub args: Vec<Arg>,
     /// What a function returns; 64 bits with a sign if it is not said.
     pub returns: Option<IntType>,
+    /// How a function's return is traced.
+    pub returns_by: ReturnsBy,
     pub metrics: Vec<Metric>,
     /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
     /// match; `{{` and `}}` stand for braces themselves.
@@ -140,6 +144,16 @@ pub struct Probe {
     pub event_type: Option<String>,
     /// True if it came from a profile: its absence from the file is reported but is not an error.
     pub from_profile: bool,
+}
+
+/// How the return of a function is traced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReturnsBy {
+    /// Probes at every instruction that leaves the function.
+    Exits,
+    /// The kernel replaces the return address on the stack, which is quicker, and ends a program that unwinds through it.
+    #[default]
+    Trampoline,
 }
 
 /// What makes a probe fire.
@@ -178,6 +192,8 @@ pub struct Arg {
     pub index: usize,
     /// Position at the far end of a span, when not `index`.
     pub to_index: Option<usize>,
+    /// What the argument points to is read when the function returns, else when it is entered.
+    pub at_return: bool,
     /// The argument is the address of a structure; the value is what lies this many bytes into it.
     pub offset: Option<i32>,
     pub kind: ArgKind,

@@ -4,11 +4,15 @@ use super::args::{self, INTEGERS};
 use super::diagnose::{nearest, quote};
 use super::fields::{Fields, Node};
 use super::metrics;
-use super::model::{On, Point, Probe, SpanKey};
+use super::model::{On, Point, Probe, ReturnsBy, SpanKey};
 
-const PROBE_KEYS: &[&str] = &["on", "function", "returns", "args", "metrics", "log", "event_type"];
+const PROBE_KEYS: &[&str] =
+    &["on", "function", "returns", "returns_by", "args", "metrics", "log", "event_type"];
 const SPAN_KEYS: &[&str] =
     &["span", "from", "to", "by", "help", "buckets", "labels", "when", "args", "log", "event_type"];
+
+const RETURNS_BY: &[(&str, ReturnsBy)] =
+    &[("exits", ReturnsBy::Exits), ("trampoline", ReturnsBy::Trampoline)];
 
 const EXPECTED: &str = "expected usdt:PROVIDER:NAME or function:NAME";
 
@@ -25,7 +29,8 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let fields = node
         .fields(if is_span { "a span" } else { "a probe" }, if is_span { SPAN_KEYS } else { PROBE_KEYS })?;
     let on = if is_span { span(&fields) } else { single(&fields) };
-    let args = fields.get("args").map(|n| args::decode(&n, is_span)).unwrap_or_default();
+    let is_function = matches!(on, Some(On::Function(_)));
+    let args = fields.get("args").map(|n| args::decode(&n, is_span, is_function)).unwrap_or_default();
     let metrics = if is_span {
         fields.get("span").and_then(|n| metrics::of_span(&fields, &n)).into_iter().collect()
     } else {
@@ -40,7 +45,16 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
         fields.forbid(&["returns"], "a USDT probe returns nothing");
     }
-    Some(Probe { at: node.at.clone(), on: on?, args, returns, metrics, log, event_type, from_profile })
+    let returns_by = (!is_span)
+        .then(|| fields.get("returns_by"))
+        .flatten()
+        .and_then(|n| n.one_of("way to trace a return", RETURNS_BY))
+        .unwrap_or_default();
+    if let Some(On::Usdt(_)) = &on {
+        fields.forbid(&["returns_by"], "a USDT probe does not return");
+    }
+    let at = node.at.clone();
+    Some(Probe { at, on: on?, args, returns, returns_by, metrics, log, event_type, from_profile })
 }
 
 fn single(fields: &Fields<'_>) -> Option<On> {

@@ -205,7 +205,7 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
     let ring =
         file.and_then(|f| f.get("ring")).and_then(|n| n.fields("the ring's settings", &["size", "poll"]));
     let limits = file.and_then(|f| f.get("limits"));
-    let limits = limits.and_then(|n| n.fields("the limits", &["label_values", "sites"]));
+    let limits = limits.and_then(|n| n.fields("the limits", &["label_values", "sites", "starts"]));
     let limit = |key: &str, what: &str, most: u32, default| {
         let node = limits.as_ref().and_then(|f| f.get(key));
         node.and_then(|n| n.integer(what, 1..=most)).unwrap_or(default)
@@ -215,6 +215,7 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
         ring_poll_ms: ring.as_ref().and_then(|f| f.get("poll")).and_then(|n| poll(&n)).unwrap_or(10),
         label_values: limit("label_values", "a number of label values", 100_000, 200),
         sites: limit("sites", "a number of probe sites", 65_536, 8192),
+        starts: limit("starts", "a number of open spans and calls", 4_194_304, 32_768),
     }
 }
 

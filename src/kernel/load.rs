@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -17,51 +16,17 @@ use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::mapping::Mapping;
 use super::misses::{Loaded, loaded};
+use super::starts::{StartMaps, Sweep};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers, start, start_key, starts};
-use crate::config::model::AttachMode;
+use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers};
+use crate::config::model::{AttachMode, ReturnsBy};
 use crate::layout::Layout;
-use crate::plan::{Hook, Plan};
+use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 use crate::resolve::ResolvedSite;
 
 /// Shards take at most this much memory together; fewer shards only cost time.
 const CELL_BYTES: u64 = 64 << 20;
-
-/// Spans that have begun and not ended, of all keys together.
-const STARTS: u32 = 10_240;
-
-/// How long the end of a span by an argument is waited for.
-const STALE: Duration = Duration::from_secs(600);
-
-/// What a look at a span's starts found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sweep {
-    /// Begun and not ended.
-    pub open: u64,
-    /// Forgotten: their thread is gone, or they are too old.
-    pub expired: u64,
-}
-
-/// As in `struct start_key`.
-fn start_key_of(bytes: &[u8]) -> start_key {
-    let mut key = start_key::default();
-    let word =
-        |from: usize| bytes.get(from..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
-    if let (Some(span), Some(tgid)) = (word(0), word(4)) {
-        (key.span, key.tgid) = (span, tgid);
-        key.key = bytes.get(8..).and_then(<[u8]>::first_chunk).map_or(0, |key| u64::from_ne_bytes(*key));
-    }
-    key
-}
-
-/// Of `struct starts`: how many are nested, and when the outermost began.
-fn depth_and_time(bytes: &[u8]) -> (u32, u64) {
-    let at = std::mem::offset_of!(starts, nested) + std::mem::offset_of!(start, time);
-    let depth = bytes.first_chunk().map_or(0, |depth| u32::from_ne_bytes(*depth));
-    let time = bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |time| u64::from_ne_bytes(*time));
-    (depth, time)
-}
 
 /// Which kind of link is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +73,8 @@ pub struct Kernel {
     skel: ProbeSkel<'static>,
     attach: Attach,
     sessions: bool,
+    /// Of starts that can be open.
+    limit: u32,
     shared: Shared,
 }
 
@@ -128,8 +95,7 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses: too old, not permitted, or out of memory.
     pub fn load(plan: &Plan, layout: &Layout, attach: Attach) -> Result<Self, KernelError> {
-        let wants_sessions =
-            plan.probes.iter().any(|probe| probe.hook == Hook::Return && probe.span.is_some());
+        let wants_sessions = plan.probes.iter().any(|probe| by_trampoline(probe) && probe.span.is_some());
         if attach == Attach::Multi && wants_sessions {
             // Their functions have had other forms in other kernels; where these are refused, returns have links of
             // their own.
@@ -166,7 +132,7 @@ impl Kernel {
                 next: "raise the memory limit, or lower `limits`".to_string(),
             }
         })?;
-        Ok(Self { skel, attach, sessions, shared })
+        Ok(Self { skel, attach, sessions, limit: plan.settings.limits.starts, shared })
     }
 
     /// What the drain thread and scrapes need.
@@ -263,34 +229,12 @@ impl Kernel {
         self.sessions
     }
 
-    /// Forgets starts whose end cannot come any more: of threads that are gone, and of other keys after [`STALE`]. Tells of
-    /// each span, by number, how many are open and how many were forgotten.
-    pub fn sweep_starts(&self, spans: &[bool]) -> Vec<Sweep> {
-        let mut swept = vec![Sweep::default(); spans.len()];
-        let now = self.clock().map_or(0, |clock| clock.nanoseconds);
-        let map = &self.skel.maps.starts;
-        for bytes in map.keys() {
-            let key = start_key_of(&bytes);
-            let (Some(by_thread), Ok(Some(value))) =
-                (spans.get(key.span as usize), map.lookup(&bytes, MapFlags::ANY))
-            else {
-                continue;
-            };
-            let (depth, begun) = depth_and_time(&value);
-            let ended = |id: &dyn std::fmt::Display| !Path::new("/proc").join(id.to_string()).exists();
-            let gone = if *by_thread {
-                ended(&key.key)
-            } else {
-                ended(&key.tgid) || now.saturating_sub(begun) > STALE.as_nanos() as u64
-            };
-            let of = &mut swept[key.span as usize];
-            if !gone {
-                of.open += u64::from(depth);
-            } else if map.delete(&bytes).is_ok() {
-                of.expired += u64::from(depth);
-            }
-        }
-        swept
+    /// Forgets starts whose end cannot come any more. Tells of each span, by number, how many are open and how many were
+    /// forgotten.
+    pub fn sweep_starts(&self, spans: &[Pairing]) -> Vec<Sweep> {
+        let maps = &self.skel.maps;
+        let maps = StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts };
+        maps.sweep(spans, self.limit, self.clock().map_or(0, |clock| clock.nanoseconds))
     }
 
     /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
@@ -298,6 +242,11 @@ impl Kernel {
         self.skel.progs.clock.test_run(ProgramInput::default()).ok()?;
         Some(self.shared.control.clock())
     }
+}
+
+/// Whether it is a return that the kernel traces by replacing the return address.
+fn by_trampoline(probe: &ProbePlan) -> bool {
+    probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
 }
 
 /// Detaching waits for the kernel, so many links are dropped at once.
@@ -358,7 +307,11 @@ fn size(
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
     maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
-    maps.starts.set_max_entries(if plan.spans > 0 { STARTS } else { 1 })?;
+    let starts = if plan.spans > 0 { plan.settings.limits.starts } else { 1 };
+    let spans = || plan.probes.iter().filter_map(|probe| probe.span);
+    maps.starts.set_max_entries(starts)?;
+    maps.nestings.set_max_entries(if spans().any(|span| span.by == Pairing::Thread) { starts } else { 1 })?;
+    maps.start_texts.set_max_entries(if spans().any(|span| span.texts) { starts } else { 1 })?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

@@ -7,7 +7,7 @@ use crate::abi::{
 };
 use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
-use crate::plan::{ActionPlan, Hook, LabelPlan, Plan, ProbePlan, SpanEnd, ValueKind};
+use crate::plan::{ActionPlan, LabelPlan, Pairing, Plan, ProbePlan, Source, SpanEnd, ValueKind};
 
 /// Added to a signed number, it makes unsigned comparison right.
 pub(crate) const BIAS: u64 = 1 << 63;
@@ -155,11 +155,14 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
             SpanEnd::Start => probe_flag::PROBE_START.0,
             SpanEnd::End => probe_flag::PROBE_END.0,
         };
-        if span.by_thread {
-            made.flags |= probe_flag::PROBE_BY_THREAD.0;
-        }
-        if plan.hook == Hook::Return {
-            made.flags |= probe_flag::PROBE_RETURN.0;
+        made.flags |= match span.by {
+            Pairing::Frame => probe_flag::PROBE_BY_FRAME.0,
+            Pairing::Thread => probe_flag::PROBE_BY_THREAD.0,
+            Pairing::Value => 0,
+        };
+        made.ncarried = small(span.carried);
+        if span.texts {
+            made.flags |= probe_flag::PROBE_TEXTS.0;
         }
         if span.only_time {
             made.flags |= probe_flag::PROBE_SESSION.0;
@@ -167,6 +170,9 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
     }
     for (at, planned) in made.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {
+            kind if kind.is_text() && matches!(planned.source, Source::Carried(_)) => {
+                (value_kind::VALUE_CARRIED, 0)
+            }
             ValueKind::Comm => (value_kind::VALUE_COMM, 0),
             ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
             ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),

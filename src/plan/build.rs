@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
+use super::late::{Late, raw};
 use super::route::route;
-use super::scope::{Late, Scope, mentioned, refuse_unused};
+use super::scope::{Scope, mentioned, refuse_unused};
 use super::{
-    ActionPlan, Hook, LabelPlan, MetricPlan, Plan, ProbePlan, Source, SpanEnd, SpanPlan, TargetPlan,
-    ValueKind, ValuePlan, profile, profiles,
+    ActionPlan, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
+    profile, profiles,
 };
 use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Arg, ArgKind, Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
-    Unit,
+    Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 
@@ -133,9 +133,12 @@ impl Builder<'_> {
 
     /// Metrics that need the return are computed there, the others at the entry.
     fn function(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point) {
-        let is_late = |name: &str| name == "retval" || name == "duration";
+        let read_late = |name: &str| probe.args.iter().any(|arg| arg.name == name && arg.at_return);
+        let is_late = |name: &str| name == "retval" || name == "duration" || read_late(name);
         let template = probe.log.as_deref().unwrap_or_default();
-        let logs_late = template.contains("{retval}") || template.contains("{duration}");
+        let late_names = probe.args.iter().filter(|arg| arg.at_return).map(|arg| arg.name.as_str());
+        let logs_late =
+            late_names.chain(["retval", "duration"]).any(|name| template.contains(&format!("{{{name}}}")));
         let (late, early): (Vec<_>, Vec<_>) =
             probe.metrics.iter().cloned().partition(|metric| mentioned(metric).any(is_late));
         if late.is_empty() && !logs_late {
@@ -180,7 +183,11 @@ impl Builder<'_> {
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
         let late = late.unwrap_or_default();
         let needs_start = late.uses_duration || !late.carried.is_empty() || !is_return;
-        let by_thread = key.is_none();
+        let by = match key {
+            _ if is_return => Pairing::Frame,
+            Some(_) => Pairing::Value,
+            None => Pairing::Thread,
+        };
         if needs_start || !early.is_empty() {
             let mut start = self.described(number, probe, from, Hook::Entry);
             if !is_return {
@@ -190,9 +197,12 @@ impl Builder<'_> {
             start.event_type.clone_from(&start.name);
             if needs_start {
                 start.values.extend(key_arg.map(|arg| raw(arg, arg.index)));
-                start.values.extend(late.carried.iter().map(|arg| raw(arg, arg.index)));
                 let only_time = is_return && late.carried.is_empty();
-                let span = |end| Some(SpanPlan { number: self.spans, end, by_thread, only_time });
+                let (carried, texts) = (late.carried.len(), late.has_texts());
+                late.refuse_long(&probe.at, self.diags);
+                late.read_at_start(&mut start.values);
+                let number = self.spans;
+                let span = |end| Some(SpanPlan { number, end, by, only_time, carried, texts });
                 start.span = span(SpanEnd::Start);
                 late_plan.span = span(SpanEnd::End);
                 self.spans += 1;
@@ -217,6 +227,7 @@ impl Builder<'_> {
             name,
             point: point.clone(),
             hook,
+            returns_by: probe.returns_by,
             span: None,
             optional: probe.from_profile,
             values: Vec::new(),
@@ -387,20 +398,5 @@ impl Builder<'_> {
                 }
             }
         }
-    }
-}
-
-/// An argument as its bare 64 bits: a number, or the address of a text.
-fn raw(arg: &Arg, index: usize) -> ValuePlan {
-    let kind = match &arg.kind {
-        ArgKind::Int(asked) => ArgKind::Int(*asked),
-        _ => ArgKind::Int(None),
-    };
-    ValuePlan {
-        at: arg.at.clone(),
-        name: format!("start:{}", arg.name),
-        source: Source::of(arg, index),
-        kind: ValueKind::Arg(kind),
-        unit: Unit::None,
     }
 }

@@ -4,6 +4,7 @@
 //! carry, is the business of the sites that are resolved later, perhaps much later.
 
 mod build;
+mod late;
 mod profiles;
 mod route;
 mod scope;
@@ -12,7 +13,7 @@ pub use build::plan;
 pub use profiles::{profile, profiles};
 
 use crate::config::model::{
-    Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, Selector, Settings, Unit,
+    Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings, Unit,
 };
 use crate::config::place::Place;
 use crate::net::NetworkConfig;
@@ -51,6 +52,8 @@ pub struct ProbePlan {
     pub name: String,
     pub point: Point,
     pub hook: Hook,
+    /// How a function's return is traced; of other probes it says nothing.
+    pub returns_by: ReturnsBy,
     /// Its part in a span, if it has one.
     pub span: Option<SpanPlan>,
     /// Its absence from the file is reported, but is no reason not to be ready.
@@ -77,10 +80,22 @@ pub struct SpanPlan {
     /// Number of the span; both ends have the same.
     pub number: u32,
     pub end: SpanEnd,
-    /// Paired by thread; else by value 0, which both ends read.
-    pub by_thread: bool,
+    pub by: Pairing,
     /// From a function's entry to its return, and the end needs nothing of the start but its time.
     pub only_time: bool,
+    /// Values that the start keeps, and whether text is among them.
+    pub carried: usize,
+    pub texts: bool,
+}
+
+/// What is the same at both ends of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairing {
+    /// A call's place on the stack.
+    Frame,
+    Thread,
+    /// Value 0, which both ends read.
+    Value,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +138,11 @@ pub enum Source {
     Duration,
     /// What the span's start kept, by number.
     Carried(usize),
+    /// The address that the start kept under this number, or what lies, at the end, this many bytes from it.
+    CarriedAddress {
+        number: usize,
+        offset: Option<i32>,
+    },
     /// The address that the function returns to.
     Caller,
     /// Which of the functions that the pattern names it is.

@@ -1,9 +1,10 @@
 //! The names that are known inside one probe: arguments and built-in values, and the metrics made of them.
 
+use super::late::{Late, unnamed_length};
 use super::{
     ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
 };
-use crate::abi::{MAX_BOUNDS, MAX_CARRIED};
+use crate::abi::MAX_BOUNDS;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
     Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, MetricKind, Op, Operand, Pattern,
@@ -21,16 +22,6 @@ pub(super) struct Scope<'a> {
     pub diags: &'a Diagnostics,
     /// Set at the end of a span or the return of a function.
     pub late: Option<Late>,
-}
-
-/// What a span's end gets from its start: each argument that is not read at the end itself.
-#[derive(Debug, Default)]
-pub(super) struct Late {
-    /// The return of a function, where no argument can be read any more and `retval` is known.
-    pub is_return: bool,
-    /// Positions of the arguments that the start must keep, in order.
-    pub carried: Vec<Arg>,
-    pub uses_duration: bool,
 }
 
 impl Scope<'_> {
@@ -157,6 +148,10 @@ impl Scope<'_> {
         }
         let made = if let Some(arg) = self.probe.args.iter().find(|arg| arg.name == name) {
             let kind = match &arg.kind {
+                // Text that the start kept brings its length.
+                ArgKind::StrLen { max, .. } if self.is_carried(arg) => {
+                    ValueKind::Arg(ArgKind::Str { max: *max })
+                }
                 ArgKind::StrLen { len_index, max } => {
                     let len = self.length(arg, *len_index)?;
                     ValueKind::StrLen { len, max: *max }
@@ -199,21 +194,15 @@ impl Scope<'_> {
         Some(self.plan.values.len() - 1)
     }
 
-    /// The value that holds the length of a text: the argument at that position, named or not.
-    fn length(&mut self, arg: &Arg, index: usize) -> Option<usize> {
+    /// Whether the argument is read at the start and wanted at the end.
+    fn is_carried(&self, arg: &Arg) -> bool {
+        self.late.is_some() && arg.to_index.is_none() && !arg.at_return
+    }
+
+    /// The length of a text: the argument at that position, named or not.
+    fn length(&mut self, text: &Arg, index: usize) -> Option<usize> {
         let known = self.probe.args.iter().find(|other| other.index == index && other.offset.is_none());
-        let of = match known {
-            Some(known) => known.clone(),
-            None => Arg {
-                name: format!("length of {}", arg.name),
-                index,
-                to_index: None,
-                offset: None,
-                kind: ArgKind::Int(None),
-                unit: Unit::None,
-                at: arg.at.clone(),
-            },
-        };
+        let of = known.cloned().unwrap_or_else(|| Arg { index, at_return: false, ..unnamed_length(text) });
         if let Some(known) = self.plan.values.iter().position(|value| value.name == of.name) {
             return Some(known);
         }
@@ -226,25 +215,10 @@ impl Scope<'_> {
     /// Where an argument is read: here, or at the start of the span, which keeps it.
     fn source(&mut self, arg: &Arg) -> Option<Source> {
         let Some(late) = &mut self.late else { return Some(Source::of(arg, arg.index)) };
-        if let Some(index) = arg.to_index {
-            return Some(Source::of(arg, index));
+        match arg.to_index {
+            Some(index) => Some(Source::of(arg, index)),
+            None => late.source(arg, &self.probe.args, self.diags),
         }
-        if let Some(known) =
-            late.carried.iter().position(|known| (known.index, known.offset) == (arg.index, arg.offset))
-        {
-            return Some(Source::Carried(known));
-        }
-        if late.carried.len() == MAX_CARRIED {
-            self.diags
-                .error(
-                    &arg.at,
-                    format!("more than {MAX_CARRIED} arguments are kept from the start to the end"),
-                )
-                .help("use fewer arguments of the start, or read them at the end with to_index");
-            return None;
-        }
-        late.carried.push(arg.clone());
-        Some(Source::Carried(late.carried.len() - 1))
     }
 
     fn built_in(&mut self, name: &str) -> Option<(Source, ValueKind, Unit)> {

@@ -11,7 +11,7 @@ use super::generation::{Cookies, Generation, Outcome};
 use super::status::{ProbeState, Status, Ticks};
 use crate::kernel::{Attach, Clock, Kernel, KernelError, Shared};
 use crate::layout::Layout;
-use crate::plan::{Plan, TargetPlan};
+use crate::plan::{Pairing, Plan, TargetPlan};
 
 /// How often files are looked at: one stat(2) for each.
 const LOOK: Duration = Duration::from_secs(1);
@@ -145,11 +145,11 @@ impl Worker {
         if self.plan.spans == 0 {
             return;
         }
-        let mut by_thread = vec![true; self.plan.spans as usize];
+        let mut pairings = vec![Pairing::Thread; self.plan.spans as usize];
         for span in self.plan.probes.iter().filter_map(|probe| probe.span) {
-            by_thread[span.number as usize] = span.by_thread;
+            pairings[span.number as usize] = span.by;
         }
-        self.status.add_sweep(&self.kernel.sweep_starts(&by_thread));
+        self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
     }
 
     /// Compares every target with the files that it means now. With `walk`, also what takes a walk over all processes.

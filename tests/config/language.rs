@@ -48,8 +48,8 @@ fn limits_and_selectors() {
     let Config { settings, targets, .. } = good("limits.yaml");
     assert!(settings.bind.is_loopback() && settings.bind.is_ipv6());
     assert_eq!(settings.log_file, Some(PathBuf::from("tests/config/good/log/exporter.log")));
-    let Limits { ring_bytes, ring_poll_ms, label_values, sites } = settings.limits;
-    assert_eq!((ring_bytes, ring_poll_ms, label_values, sites), (16 << 20, 100, 50, 100));
+    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
+    assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (16 << 20, 100, 50, 100, 5000));
     assert_eq!(settings.attach, AttachMode::Perf);
     let selectors: Vec<_> = targets.iter().map(|target| &target.selector).collect();
     assert_eq!(
@@ -75,8 +75,8 @@ fn defaults() {
     assert_eq!(settings.bind.to_string(), "127.0.0.1");
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!(settings.log_level, LogLevel::Info);
-    let Limits { ring_bytes, ring_poll_ms, label_values, sites } = settings.limits;
-    assert_eq!((ring_bytes, ring_poll_ms, label_values, sites), (4 << 20, 10, 200, 8192));
+    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
+    assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (4 << 20, 10, 200, 8192, 32_768));
     assert_eq!(settings.attach, AttachMode::Auto);
     assert_eq!(settings.auth.unwrap().password, "from the file");
 }

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What a function's return needs of its call, and a span's end of its start.
+ *
+ * A call is known by the address of its return address: as long as it lasts no other call has that place on a stack, whatever
+ * recursion, coroutines and threads there are. A call that was left without its return, by an exception or longjmp, is told
+ * by that place being used anew.
+ */
+#ifndef SPANS_BPF_H
+#define SPANS_BPF_H
+
+#include "values.bpf.h"
+
+/* Which start belongs to this hit: that of the call at this place of the stack, the thread's, or that of value 0. */
+static __always_inline struct start_key start_key(const struct probe *probe, __u64 frame, __u64 value)
+{
+	__u64 tgid_tid = bpf_get_current_pid_tgid();
+	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
+
+	if (probe->flags & PROBE_BY_FRAME)
+		key.frame = frame;
+	else
+		key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
+	return key;
+}
+
+static __always_inline struct nesting *nesting(const struct start_key *key)
+{
+	struct thread_key thread = { .span = key->span, .tid = key->key };
+
+	return bpf_map_lookup_elem(&nestings, &thread);
+}
+
+/*
+ * The place of a thread's new start among its open ones. Which of them were left without their end cannot be told: a lock
+ * that is taken while another is held looks like a loop that begins again after an error. An end belongs to the latest
+ * start in both, so all are kept; those that were left sink to the bottom, where the oldest one is forgotten when there is no
+ * room for more.
+ */
+static __always_inline bool nest(const struct hit *hit, const struct probe *probe, struct start_key *key)
+{
+	struct nesting *open = nesting(key);
+
+	if (!open) {
+		struct thread_key thread = { .span = key->span, .tid = key->key };
+		struct nesting none = {};
+
+		bpf_map_update_elem(&nestings, &thread, &none, BPF_NOEXIST);
+		open = bpf_map_lookup_elem(&nestings, &thread);
+		if (!open)
+			return false;
+	}
+	if (open->depth - open->oldest >= MAX_NESTED) {
+		open->oldest++;
+		add(hit->shard + probe->book + BOOK_FORGOTTEN, 1);
+	}
+	key->frame = open->depth++ % MAX_NESTED;
+	return true;
+}
+
+/*
+ * Keeps the texts among the carried values, of a start that is in its map: what is known of memory in a map the verifier
+ * does not follow, and the sums of eight lengths are many. Returns false if there is no room.
+ */
+static __always_inline bool keep_texts(const struct hit *hit, const struct probe *probe, __u32 first,
+				       struct start *start)
+{
+	struct text_key key = { .time = start->time, .tid = start->tid };
+	volatile __u32 *faults = &start->faults;
+	struct start_text *kept;
+	volatile __u64 *used;
+	__u32 zero = 0;
+
+	kept = bpf_map_lookup_elem(&no_text, &zero);
+	if (!kept || bpf_map_update_elem(&start_texts, &key, kept, BPF_ANY))
+		return false;
+	kept = bpf_map_lookup_elem(&start_texts, &key);
+	if (!kept)
+		return false;
+	used = &kept->used;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_CARRIED; i++) {
+		__u32 value = first + i;
+		__u64 at = *used;
+		long len;
+
+		if (i >= probe->ncarried || !BOUNDED(value, MAX_VALUES))
+			break;
+		if (probe->values[value].kind == VALUE_INT)
+			continue;
+		CLAMP(at, CARRIED_TEXTS - MAX_BYTES);
+		len = read_text(hit, probe, value, kept->bytes + at, MAX_BYTES, MAX_BYTES);
+		if (len < 0 || len > MAX_BYTES) {
+			*faults |= 1U << i;
+			continue;
+		}
+		start->carried[i] = at << 32 | (__u32)len;
+		*used = at + len;
+	}
+	return true;
+}
+
+static __always_inline void drop_text(const struct start *start)
+{
+	struct text_key key = { .time = start->time, .tid = start->tid };
+
+	bpf_map_delete_elem(&start_texts, &key);
+}
+
+/*
+ * Keeps the time and the first values for the return or the end of the span. Returns 0, or the book cell that says why
+ * not.
+ */
+__noinline int begin(struct hit *hit, struct probe *probe, __u64 frame)
+{
+	struct start start = {}, *kept;
+	struct start_key key;
+	__u32 first;
+
+	if (!hit || !probe)
+		return 0;
+	first = probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME) ? 0 : 1;
+	if (first && hit->faults & 1)
+		return BOOK_LOST_FAULT;
+	key = start_key(probe, frame, hit->values[0]);
+	if (probe->flags & PROBE_BY_THREAD && !nest(hit, probe, &key))
+		return BOOK_LOST_STARTS_FULL;
+	start.time = bpf_ktime_get_ns();
+	start.tid = bpf_get_current_pid_tgid();
+	start.faults = hit->faults >> first;
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_CARRIED; i++)
+		start.carried[i] = hit->values[first + i];
+	if (!bpf_map_update_elem(&starts, &key, &start, BPF_NOEXIST)) {
+		if (!(probe->flags & PROBE_TEXTS))
+			return 0;
+		kept = bpf_map_lookup_elem(&starts, &key);
+		if (!kept)
+			return BOOK_LOST_STARTS_FULL;
+	} else {
+		kept = bpf_map_lookup_elem(&starts, &key);
+		if (!kept)
+			return BOOK_LOST_STARTS_FULL;
+		if (probe->flags & PROBE_TEXTS)
+			drop_text(kept);
+		*kept = start;
+		/* Of a thread it has been counted. */
+		if (!(probe->flags & PROBE_BY_THREAD))
+			add(hit->shard + probe->book + BOOK_FORGOTTEN, 1);
+	}
+	if (probe->flags & PROBE_TEXTS && !keep_texts(hit, probe, first, kept)) {
+		bpf_map_delete_elem(&starts, &key);
+		return BOOK_LOST_STARTS_FULL;
+	}
+	return 0;
+}
+
+/* Finds the start that ends here; NULL if there is none. */
+static __always_inline struct start *started(const struct probe *probe, struct start_key *key)
+{
+	if (probe->flags & PROBE_BY_THREAD) {
+		struct nesting *open = nesting(key);
+
+		if (!open || open->depth == open->oldest)
+			return NULL;
+		key->frame = --open->depth % MAX_NESTED;
+	}
+	return bpf_map_lookup_elem(&starts, key);
+}
+
+/*
+ * All values of the hit; at the end of a span its start is looked up first, and is gone afterwards. Text stays where it is:
+ * its value is the address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says
+ * why the hit is lost.
+ */
+static __always_inline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
+				       const struct pt_regs *ctx, __u64 entered)
+{
+	bool ends = probe->flags & PROBE_END && !entered;
+	struct start *begun = NULL;
+	struct start_key key = {};
+
+	if (ends) {
+		bool fault = false;
+		__u64 value = 0;
+
+		if (!(probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME)))
+			value = value_at(&site->values[0], ctx, 0, NULL, &fault);
+		if (fault)
+			return BOOK_LOST_FAULT;
+		key = start_key(probe, ctx->sp + site->frame_offset, value);
+		begun = started(probe, &key);
+		if (!begun)
+			return BOOK_LOST_NO_START;
+		entered = begun->time;
+		hit->text.time = entered;
+		hit->text.tid = begun->tid;
+	}
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_VALUES; i++) {
+		bool fault = false;
+
+		if (i >= probe->nvalues)
+			break;
+		hit->values[i] = value_at(&site->values[i], ctx, entered, begun, &fault);
+		if (fault)
+			hit->faults |= 1U << i;
+	}
+	if (ends)
+		bpf_map_delete_elem(&starts, &key);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,240 @@
+//! Looking after the starts of spans and calls whose end cannot come any more.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use libbpf_rs::{MapCore, MapFlags};
+
+use crate::abi::{start, start_key, text_key, thread_key};
+use crate::plan::Pairing;
+
+/// How long the end of a span by an argument is waited for, and that of a call whose thread is gone: another one may have
+/// taken it over, as coroutines do.
+const STALE: u64 = Duration::from_secs(600).as_nanos() as u64;
+
+/// A text without a start is younger than this only while its start is being made or ended.
+const TEXT_AGE: u64 = Duration::from_secs(10).as_nanos() as u64;
+
+/// Entries that one system call reads.
+const BATCH: u32 = 1024;
+
+/// What a look at a span's starts found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Begun and not ended.
+    pub open: u64,
+    /// Forgotten: their process or thread is gone, or they are too old, or had to make room.
+    pub expired: u64,
+}
+
+/// The maps that begun spans and calls are in.
+pub(super) struct StartMaps<'a, M> {
+    pub starts: &'a M,
+    pub nestings: &'a M,
+    pub texts: &'a M,
+}
+
+/// One entry of `starts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Open {
+    span: u32,
+    tgid: u32,
+    key: u64,
+    frame: u64,
+    time: u64,
+    tid: u32,
+}
+
+impl<M: MapCore> StartMaps<'_, M> {
+    /// Forgets starts whose end cannot come any more, and, when there is little room left, those whose end is least
+    /// likely to come.
+    pub(super) fn sweep(&self, spans: &[Pairing], limit: u32, now: u64) -> Vec<Sweep> {
+        let open: Vec<Open> =
+            read(self.starts).iter().filter_map(|(key, value)| Open::decode(key, value)).collect();
+        let pairing = |open: &Open| spans.get(open.span as usize).copied();
+        let mut ended = Ended::default();
+        let dead = choose(&open, limit as usize, now, pairing, |id| ended.look(id));
+        let mut swept = vec![Sweep::default(); spans.len()];
+        for (open, dead) in open.iter().zip(&dead) {
+            let Some(of) = swept.get_mut(open.span as usize) else { continue };
+            if !dead {
+                of.open += 1;
+            } else if self.starts.delete(&open.key_bytes()).is_ok() {
+                of.expired += 1;
+            }
+        }
+        for (key, _) in read(self.nestings) {
+            let at = std::mem::offset_of!(thread_key, tid);
+            if word(&key, at).is_some_and(|tid| ended.look(tid)) {
+                let _ = self.nestings.delete(&key);
+            }
+        }
+        let alive = open.iter().zip(&dead).filter(|(_, dead)| !**dead);
+        let kept: HashSet<(u64, u64)> = alive.map(|(open, _)| (open.time, u64::from(open.tid))).collect();
+        for key in self.texts.keys() {
+            let (Some(time), Some(tid)) = (long(&key, 0), long(&key, std::mem::offset_of!(text_key, tid)))
+            else {
+                continue;
+            };
+            if !kept.contains(&(time, tid)) && now.saturating_sub(time) > TEXT_AGE {
+                let _ = self.texts.delete(&key);
+            }
+        }
+        swept
+    }
+}
+
+/// All entries of a map, as far as they do not change meanwhile.
+fn read(map: &impl MapCore) -> Vec<(Vec<u8>, Vec<u8>)> {
+    map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).map(Iterator::collect).unwrap_or_default()
+}
+
+/// Which of the starts are forgotten. `ended` tells whether the process or thread with this number is gone.
+fn choose(
+    open: &[Open],
+    limit: usize,
+    now: u64,
+    pairing: impl Fn(&Open) -> Option<Pairing>,
+    mut ended: impl FnMut(u32) -> bool,
+) -> Vec<bool> {
+    let old = |open: &Open| now.saturating_sub(open.time) > STALE;
+    let mut dead: Vec<bool> = open
+        .iter()
+        .map(|open| match pairing(open) {
+            Some(Pairing::Thread) => ended(open.tid),
+            Some(Pairing::Value) => old(open) || ended(open.tgid),
+            Some(Pairing::Frame) => ended(open.tgid) || (old(open) && ended(open.tid)),
+            None => true,
+        })
+        .collect();
+    // The likelier an end is, the later its start is sacrificed.
+    let calls = |n: &usize| pairing(&open[*n]) == Some(Pairing::Frame);
+    if left(&dead) > limit / 2 {
+        for n in (0..open.len()).filter(calls) {
+            dead[n] |= ended(open[n].tid);
+        }
+    }
+    if left(&dead) > limit / 2 {
+        let overtaken = overtaken(open);
+        sacrifice(open, &mut dead, limit / 2, |n| calls(n) && overtaken[*n]);
+    }
+    if left(&dead) > limit / 16 * 15 {
+        sacrifice(open, &mut dead, limit / 4 * 3, |_| true);
+    }
+    dead
+}
+
+fn left(dead: &[bool]) -> usize {
+    dead.iter().filter(|dead| !**dead).count()
+}
+
+/// Marks the oldest that may go, until no more than `most` are left.
+fn sacrifice(open: &[Open], dead: &mut [bool], most: usize, may: impl Fn(&usize) -> bool) {
+    let mut victims: Vec<usize> = (0..open.len()).filter(|n| !dead[*n]).filter(may).collect();
+    victims.sort_by_key(|n| open[*n].time);
+    let excess = left(dead).saturating_sub(most);
+    victims.into_iter().take(excess).for_each(|n| dead[n] = true);
+}
+
+/// Calls that were open when the same thread began another one above them. On one stack that shows that they were left by
+/// an exception; with coroutines, whose stacks lie anywhere, it may be another stack.
+fn overtaken(open: &[Open]) -> Vec<bool> {
+    let mut latest_first: Vec<usize> = (0..open.len()).collect();
+    latest_first.sort_by_key(|n| std::cmp::Reverse(open[*n].time));
+    let mut highest: HashMap<(u32, u32), u64> = HashMap::new();
+    let mut found = vec![false; open.len()];
+    for n in latest_first {
+        let highest = highest.entry((open[n].tgid, open[n].tid)).or_default();
+        found[n] = open[n].frame < *highest;
+        *highest = open[n].frame.max(*highest);
+    }
+    found
+}
+
+/// Processes and threads that were looked for.
+#[derive(Default)]
+struct Ended(HashMap<u32, bool>);
+
+impl Ended {
+    fn look(&mut self, id: u32) -> bool {
+        *self.0.entry(id).or_insert_with(|| !Path::new("/proc").join(id.to_string()).exists())
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word))
+}
+
+impl Open {
+    /// As in `struct start_key` and `struct start`.
+    fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
+        Some(Self {
+            span: word(key, std::mem::offset_of!(start_key, span))?,
+            tgid: word(key, std::mem::offset_of!(start_key, tgid))?,
+            key: long(key, std::mem::offset_of!(start_key, key))?,
+            frame: long(key, std::mem::offset_of!(start_key, frame))?,
+            time: long(value, std::mem::offset_of!(start, time))?,
+            tid: word(value, std::mem::offset_of!(start, tid))?,
+        })
+    }
+
+    fn key_bytes(&self) -> Vec<u8> {
+        let mut bytes = [self.span.to_ne_bytes(), self.tgid.to_ne_bytes()].concat();
+        [self.key, self.frame].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALIVE: u32 = 1;
+    const GONE: u32 = 2;
+    const NOW: u64 = 10 * STALE;
+
+    fn call(tid: u32, frame: u64, time: u64) -> Open {
+        Open { span: 0, tgid: ALIVE, key: 0, frame, time, tid }
+    }
+
+    fn chosen(open: &[Open], limit: usize, pairing: Pairing) -> Vec<bool> {
+        choose(open, limit, NOW, |_| Some(pairing), |id| id == GONE)
+    }
+
+    #[test]
+    fn with_room_only_what_cannot_end_is_forgotten() {
+        let young = NOW - 1;
+        let of_gone_process = Open { tgid: GONE, ..call(ALIVE, 1, young) };
+        let open = [call(ALIVE, 1, 0), call(GONE, 2, young), call(GONE, 3, 0), of_gone_process];
+        assert_eq!(chosen(&open, 100, Pairing::Frame), [false, false, true, true]);
+        assert_eq!(chosen(&open, 100, Pairing::Thread), [false, true, true, false]);
+        assert_eq!(chosen(&open, 100, Pairing::Value), [true, false, true, true]);
+    }
+
+    #[test]
+    fn under_pressure_calls_that_a_later_one_lies_above_go_first() {
+        // A call that waits at the bottom of the stack, frames that exceptions left, and the present call.
+        let mut open = vec![call(ALIVE, 1000, NOW - 100)];
+        open.extend((0..8u64).map(|n| call(ALIVE, 500 + n, NOW - 90 + n)));
+        open.push(call(ALIVE, 900, NOW - 1));
+        let mut expected = vec![true; 10];
+        (expected[0], expected[9]) = (false, false);
+        assert_eq!(chosen(&open, 4, Pairing::Frame), expected);
+        assert_eq!(chosen(&open, 20, Pairing::Frame), [false; 10]);
+    }
+
+    #[test]
+    fn a_full_map_recovers_whatever_is_in_it() {
+        let open: Vec<_> = (0..32u64).map(|n| call(ALIVE, 1000 - n, NOW - 100 + n)).collect();
+        for pairing in [Pairing::Frame, Pairing::Thread, Pairing::Value] {
+            let dead = chosen(&open, 32, pairing);
+            assert_eq!(left(&dead), 24);
+            assert!(dead[..8].iter().all(|dead| *dead), "the oldest go: {dead:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the end of a span, or the return of a function, needs of its start.
+
+use super::{Source, ValueKind, ValuePlan};
+use crate::abi::{CARRIED_TEXTS, MAX_BYTES, MAX_CARRIED};
+use crate::config::diagnose::Diagnostics;
+use crate::config::model::{Arg, ArgKind, IntType, Unit};
+use crate::config::place::Place;
+
+/// What a span's end gets from its start: each argument that is not read at the end itself. An argument means what it was
+/// when the function was called: registers, and the memory that they point to, are used again before it returns.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    /// The return of a function, where no argument can be read any more and `retval` is known.
+    pub is_return: bool,
+    /// Values that the start keeps, in order. Of text with a length, the length's number is among `lengths`.
+    pub carried: Vec<ValuePlan>,
+    /// Values that the start must read besides.
+    pub lengths: Vec<ValuePlan>,
+    pub uses_duration: bool,
+}
+
+impl Late {
+    /// Where the end finds the argument, which the start reads.
+    pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<Source> {
+        if arg.at_return {
+            let pointer = Arg { offset: None, kind: ArgKind::Int(None), ..arg.clone() };
+            let number = self.carry(raw(&pointer, arg.index), diags)?;
+            let is_text = ValueKind::Arg(arg.kind.clone()).is_text();
+            let offset = if is_text { arg.offset } else { Some(arg.offset.unwrap_or(0)) };
+            return Some(Source::CarriedAddress { number, offset });
+        }
+        let kind = match &arg.kind {
+            ArgKind::StrLen { len_index, max } => {
+                let len = self.length(arg, *len_index, args, diags)?;
+                ValueKind::StrLen { len, max: *max }
+            }
+            kind if ValueKind::Arg(kind.clone()).is_text() => ValueKind::Arg(kind.clone()),
+            _ => raw(arg, arg.index).kind,
+        };
+        let value = ValuePlan { kind, ..raw(arg, arg.index) };
+        Some(Source::Carried(self.carry(value, diags)?))
+    }
+
+    fn carry(&mut self, value: ValuePlan, diags: &Diagnostics) -> Option<usize> {
+        let alike = |known: &ValuePlan| (known.source, &known.kind) == (value.source, &value.kind);
+        if let Some(known) = self.carried.iter().position(alike) {
+            return Some(known);
+        }
+        if self.carried.len() == MAX_CARRIED {
+            let message = format!("more than {MAX_CARRIED} arguments are kept from the start to the end");
+            diags
+                .error(&value.at, message)
+                .help("use fewer arguments of the start, or read them at the end (at: return, to_index)");
+            return None;
+        }
+        self.carried.push(value);
+        Some(self.carried.len() - 1)
+    }
+
+    /// The number, among the lengths, of the one that is the argument at this position.
+    fn length(&mut self, text: &Arg, index: usize, args: &[Arg], diags: &Diagnostics) -> Option<usize> {
+        let named = args.iter().find(|arg| arg.index == index && arg.offset.is_none());
+        if named.is_some_and(|arg| arg.at_return) {
+            let message = format!("\"{}\" is read at the entry, but its length at the return", text.name);
+            diags.error(&text.at, message).help("read the text at the return too: at: return");
+            return None;
+        }
+        let of = named.cloned().unwrap_or_else(|| Arg { index, ..unnamed_length(text) });
+        let value = raw(&of, index);
+        let known = self.lengths.iter().position(|known| known.source == value.source);
+        Some(known.unwrap_or_else(|| {
+            self.lengths.push(value);
+            self.lengths.len() - 1
+        }))
+    }
+
+    pub(super) fn has_texts(&self) -> bool {
+        self.carried.iter().any(|value| value.kind.is_text())
+    }
+
+    /// Among what a start keeps, a text begins only where the longest one would fit.
+    pub(super) fn refuse_long(&self, at: &Place, diags: &Diagnostics) {
+        let texts = self.carried.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0);
+        let before_last: usize = texts.rev().skip(1).sum();
+        let room = CARRIED_TEXTS - MAX_BYTES;
+        if before_last > room {
+            diags
+                .error(
+                    at,
+                    format!(
+                        "all texts but the last that are kept from the start to the end can have {before_last} bytes; \
+                         there is room for {room}"
+                    ),
+                )
+                .help("lower their max, or split the metrics over two entries of this probe");
+        }
+    }
+
+    /// Adds what the start reads to its values, which may begin with the span's key.
+    pub(super) fn read_at_start(self, values: &mut Vec<ValuePlan>) {
+        let first_length = values.len() + self.carried.len();
+        values.extend(self.carried.into_iter().map(|mut value| {
+            if let ValueKind::StrLen { len, .. } = &mut value.kind {
+                *len += first_length;
+            }
+            value
+        }));
+        values.extend(self.lengths);
+    }
+}
+
+/// The length of a text, at a position that has no name. The position is the text's own.
+pub(super) fn unnamed_length(text: &Arg) -> Arg {
+    Arg {
+        name: format!("length of {}", text.name),
+        to_index: None,
+        offset: None,
+        kind: ArgKind::Int(None),
+        unit: Unit::None,
+        ..text.clone()
+    }
+}
+
+/// An argument as its bare 64 bits: a number, or the address of a text.
+pub(super) fn raw(arg: &Arg, index: usize) -> ValuePlan {
+    let kind = match &arg.kind {
+        ArgKind::Int(asked) => ArgKind::Int(*asked),
+        // What lies behind an address has no width of its own.
+        ArgKind::Bool if arg.offset.is_some() => ArgKind::Int(Some(IntType { bytes: 1, signed: false })),
+        _ => ArgKind::Int(None),
+    };
+    ValuePlan {
+        at: arg.at.clone(),
+        name: format!("start:{}", arg.name),
+        source: Source::of(arg, index),
+        kind: ValueKind::Arg(kind),
+        unit: Unit::None,
+    }
+}
