@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a certificate authority and one certificate for each exporter, for HTTPS between it and Prometheus.
 #
-#   ./generate-certs.sh NAME...        NAME: a host name or an IP address of a machine that runs an exporter
+#   ./generate-certs.sh NAME...            NAME: a host name or an IP address of a machine that runs an exporter
+#   ./generate-certs.sh --renew [NAME...]  issues these anew, or all that there are
 #
 # In ./certs, or in the folder that CERTS_DIR names:
 #   ca.crt           for Prometheus (ca_file)
@@ -14,10 +15,11 @@
 # another authority, or ends within 30 days. Keys are readable by their owner only, from the start.
 set -euo pipefail
 
-readonly days=825         # the longest that common clients accept
+readonly days=397         # the longest that common clients accept
 readonly ca_days=3650
 readonly renew_seconds=$((30 * 24 * 3600))
 certs=${CERTS_DIR:-certs}
+renew=
 
 fail() {
     echo "generate-certs.sh: $*" >&2
@@ -120,6 +122,8 @@ reason_to_issue() {
     if is_ipv4 "$1" || is_ipv6 "$1"; then check=-verify_ip; fi
     if [[ ! -e $crt && ! -e $key ]]; then
         echo "new"
+    elif [[ -n $renew ]]; then
+        echo "renewed"
     elif [[ ! -e $crt || ! -e $key ]]; then
         echo "one of its two files was missing"
     elif ! pair_matches "$crt" "$key"; then
@@ -169,6 +173,16 @@ main() {
     case ${1-} in
     -h | --help) usage; exit 0 ;;
     '') usage >&2; exit 2 ;;
+    --renew)
+        renew=yes
+        shift
+        if (($# == 0)); then
+            for name in "$certs"/*/node.crt; do
+                [[ ! -e $name ]] || set -- "$@" "$(basename "$(dirname "$name")")"
+            done
+            (($#)) || fail "there is no certificate in $certs to renew"
+        fi
+        ;;
     esac
     command -v openssl >/dev/null || fail "openssl is not installed (Debian: apt-get install openssl)"
     for name in "$@"; do check_name "$name"; done

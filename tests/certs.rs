@@ -90,6 +90,33 @@ fn openssl(args: &[&str]) {
 }
 
 #[test]
+fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
+    let folder = Folder::new();
+    folder.generated(&["one.example", "two.example"]);
+    let certificates = || ["one.example", "two.example"].map(|name| folder.read(&format!("{name}/node.crt")));
+    let first = certificates();
+    let authority = folder.read("ca.crt");
+    folder.generated(&["one.example"]);
+    assert_eq!(certificates(), first, "kept");
+    folder.generated(&["--renew", "one.example"]);
+    let second = certificates();
+    assert!(second[0] != first[0] && second[1] == first[1]);
+    folder.generated(&["--renew"]);
+    let third = certificates();
+    assert!(third[0] != second[0] && third[1] != second[1]);
+    assert_eq!(folder.read("ca.crt"), authority);
+    let ends_after = |days: u64| {
+        let seconds = (days * 24 * 3600).to_string();
+        let path = folder.certs().join("one.example/node.crt");
+        let mut openssl = Command::new("openssl");
+        openssl.args(["x509", "-noout", "-checkend", &seconds, "-in"]).arg(path);
+        openssl.output().unwrap().status.success()
+    };
+    assert!(ends_after(390) && !ends_after(398));
+    assert!(!Folder::new().generate(&["--renew"]).status.success(), "there is nothing to renew");
+}
+
+#[test]
 fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
     let folder = Folder::new();
     let nodes = ["192.168.1.10", "node-1.example.org", "2001:db8::1", "localhost"];

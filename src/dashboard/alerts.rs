@@ -61,6 +61,16 @@ pub fn alerts(plan: &Plan) -> String {
         ),
         "It does not run, cannot be reached, refuses the password, or is no target of Prometheus.",
     )];
+    if plan.settings.tls.is_some() {
+        rules.push(rule(
+            "ExporterCertificateEnds",
+            "fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400".to_string(),
+            None,
+            "warning",
+            "The certificate of the exporter on {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
+            "After that Prometheus cannot scrape it. A new pair of files is taken up within 30 seconds, without a restart.",
+        ));
+    }
     rules.push(rule(
         "ExporterProbeNotAttached",
         format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1"),

@@ -34,6 +34,7 @@ use std::sync::Arc;
 mod answer;
 mod auth;
 mod budget;
+mod certificate;
 mod error;
 mod exposure;
 mod gzip;

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -31,6 +32,9 @@ use super::{Level, Report, tell};
 
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a certificate that ends soon is warned of, after its loading.
+const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// One listener and what is served on it.
 pub struct Endpoint {
@@ -79,6 +83,7 @@ pub async fn serve(
     // Nothing is ever sent: the sender's end is the signal.
     let (running, stopped) = signal::channel(());
     let mut servers = JoinSet::new();
+    let stats: Vec<_> = endpoints.iter().map(|endpoint| endpoint.stats.clone()).collect();
     for endpoint in endpoints {
         let listener = tokio::net::TcpListener::from_std(endpoint.listener).map_err(HttpError::Listener)?;
         let server = Server {
@@ -96,7 +101,7 @@ pub async fn serve(
         servers.spawn(Arc::new(server).run(listener, stopped.clone()));
     }
     if let Some(tls) = tls {
-        servers.spawn(follow(tls, limits.reload, report, stopped));
+        servers.spawn(follow(tls, limits.reload, stats, report, stopped));
     }
     tokio::select! {
         () = shutdown => {},
@@ -107,11 +112,24 @@ pub async fn serve(
     Ok(())
 }
 
-/// Loads the certificate again whenever its files have changed.
-async fn follow(tls: Arc<Tls>, every: Duration, report: Report, mut stopped: signal::Receiver<()>) {
+/// Loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
+async fn follow(
+    tls: Arc<Tls>,
+    every: Duration,
+    stats: Vec<Arc<HttpStats>>,
+    report: Report,
+    mut stopped: signal::Receiver<()>,
+) {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut warned = Instant::now();
     loop {
+        let not_after = tls.not_after().unwrap_or(0);
+        stats.iter().for_each(|stats| stats.certificate_not_after.store(not_after, Ordering::Relaxed));
+        if warned.elapsed() >= WARN_AGAIN {
+            warned = Instant::now();
+            tls.validity().into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
+        }
         tokio::select! {
             _ = ticks.tick() => {},
             _ = stopped.changed() => return,

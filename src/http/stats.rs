@@ -1,7 +1,7 @@
 //! What an endpoint counts about itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Counts of one endpoint since its start. Read the fields with `Ordering::Relaxed`: each is true by
@@ -34,6 +34,8 @@ pub struct HttpStats {
     pub answers_refused: AtomicU64,
     /// Requests now being answered: a gauge.
     pub in_flight: AtomicU64,
+    /// When the certificate in use ends, in seconds since 1970; 0 without TLS.
+    pub certificate_not_after: AtomicI64,
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
 

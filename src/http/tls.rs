@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -13,6 +13,7 @@ use rustls::{Error, InconsistentKeys};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::certificate::Facts;
 use super::error::HttpError;
 
 /// No certificate chain or key comes near this many bytes.
@@ -30,9 +31,16 @@ pub struct TlsPaths {
 /// A loaded certificate, which follows its files while [`super::serve`] runs.
 pub struct Tls {
     paths: TlsPaths,
-    config: RwLock<Arc<ServerConfig>>,
+    loaded: RwLock<Loaded>,
     /// The files as they were when they were last looked at, whether they were good or not.
     seen: Mutex<Fingerprint>,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// Of the server's own certificate, if it could be parsed.
+    facts: Option<Facts>,
 }
 
 impl Tls {
@@ -43,13 +51,27 @@ impl Tls {
     /// not belong together.
     pub fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), HttpError> {
         let seen = Fingerprint::of(&paths);
-        let (config, warnings) = read(&paths).map_err(HttpError::Tls)?;
-        Ok((Self { paths, config: RwLock::new(config), seen: Mutex::new(seen) }, warnings))
+        let (loaded, warnings) = read(&paths).map_err(HttpError::Tls)?;
+        Ok((Self { paths, loaded: RwLock::new(loaded), seen: Mutex::new(seen) }, warnings))
     }
 
     /// The configuration for the next handshake.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.loaded().config
+    }
+
+    /// When the certificate in use ends, in seconds since 1970.
+    pub(super) fn not_after(&self) -> Option<i64> {
+        self.loaded().facts.map(|facts| facts.not_after)
+    }
+
+    /// What is wrong with the time that the certificate in use is valid for.
+    pub(super) fn validity(&self) -> Option<String> {
+        self.loaded().facts?.validity(&self.paths.certificate.display().to_string(), now())
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Loads the files again if they are not as they were at the last look: `None` when they are, the
@@ -62,8 +84,8 @@ impl Tls {
             return None;
         }
         *seen = now;
-        Some(read(&self.paths).map(|(config, warnings)| {
-            *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Some(read(&self.paths).map(|(loaded, warnings)| {
+            *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
             warnings
         }))
     }
@@ -86,15 +108,21 @@ impl Fingerprint {
     }
 }
 
-fn read(paths: &TlsPaths) -> Result<(Arc<ServerConfig>, Vec<String>), String> {
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), String> {
     let chain = read_chain(&paths.certificate)?;
-    let (key, warnings) = read_key(&paths.key)?;
+    let (key, mut warnings) = read_key(&paths.key)?;
     let (certificate, key_path) = (paths.certificate.display(), paths.key.display());
 
     let provider = Arc::new(ring::default_provider());
     let key = provider.key_provider.load_private_key(key).map_err(|error| {
         format!("the private key in {key_path} cannot be used ({error}); RSA, ECDSA P-256 and P-384, and Ed25519 keys can")
     })?;
+    let facts = chain.first().and_then(|own| Facts::of(own));
+    warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate.to_string(), now())));
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
@@ -111,7 +139,7 @@ fn read(paths: &TlsPaths) -> Result<(Arc<ServerConfig>, Vec<String>), String> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok((Arc::new(config), warnings))
+    Ok((Loaded { config: Arc::new(config), facts }, warnings))
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -368,6 +368,14 @@ impl Own {
                 rows.add(&[("endpoint", endpoint)], column(stats).load(Ordering::Relaxed) as f64);
             }
         }
+        let not_after = self.http[0].certificate_not_after.load(Ordering::Relaxed);
+        if not_after != 0 {
+            to.gauge(
+                "fibre_exporter_tls_certificate_not_after_seconds",
+                "When the certificate in use ends, in seconds since 1970.",
+            )
+            .add(&[], not_after as f64);
+        }
         let mut rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
         for (endpoint, stats) in endpoints.iter().zip(&self.http) {
             for row in stats.requests() {

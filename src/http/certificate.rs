@@ -1,0 +1,123 @@
+//! What a certificate says of itself (RFC 5280): from when to when it is valid, and for which names.
+
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+/// A certificate that ends sooner than this is warned of.
+const RENEWAL: i64 = 30 * DAY;
+const DAY: i64 = 24 * 3600;
+
+/// What is of interest in a server's own certificate. Times are seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Facts {
+    not_before: i64,
+    pub(super) not_after: i64,
+    has_names: bool,
+    is_v3: bool,
+}
+
+impl Facts {
+    /// Of a certificate in DER; `None` if it cannot be parsed.
+    pub(super) fn of(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let names = |extension: &ParsedExtension<'_>| match extension {
+            ParsedExtension::SubjectAlternativeName(names) => !names.general_names.is_empty(),
+            _ => false,
+        };
+        Some(Self {
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            has_names: certificate.extensions().iter().any(|extension| names(extension.parsed_extension())),
+            is_v3: certificate.version() == X509Version::V3,
+        })
+    }
+
+    /// What clients will refuse it for, or soon will, as sentences about the certificate in `shown`.
+    pub(super) fn warnings(&self, shown: &str, now: i64) -> Vec<String> {
+        let mut warnings = self.validity(shown, now).into_iter().collect::<Vec<_>>();
+        if !self.is_v3 {
+            warnings.push(format!(
+                "the certificate {shown} is of X.509 version 1, which clients refuse; issue one of version 3"
+            ));
+        } else if !self.has_names {
+            warnings.push(format!(
+                "the certificate {shown} has no subject alternative name, so clients accept it for no host; issue one \
+                 with the names that clients use (generate-certs.sh does)"
+            ));
+        }
+        warnings
+    }
+
+    /// What is wrong with the time that it is valid for.
+    pub(super) fn validity(&self, shown: &str, now: i64) -> Option<String> {
+        let left = self.not_after - now;
+        if now < self.not_before {
+            let wait = days(self.not_before - now);
+            return Some(format!(
+                "the certificate {shown} is not valid yet, but {wait} from now; is the clock right?"
+            ));
+        }
+        if left < 0 {
+            return Some(format!(
+                "the certificate {shown} ended {} ago, so clients refuse it; renew it",
+                days(-left)
+            ));
+        }
+        (left < RENEWAL).then(|| format!("the certificate {shown} ends in {}; renew it", days(left)))
+    }
+}
+
+fn days(seconds: i64) -> String {
+    match seconds / DAY {
+        0 => "less than a day".to_string(),
+        1 => "1 day".to_string(),
+        days => format!("{days} days"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn facts(names: &[&str]) -> Facts {
+        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2024, 1, 1), date_time_ymd(2025, 1, 1));
+        let key = KeyPair::generate().unwrap();
+        Facts::of(params.self_signed(&key).unwrap().der()).unwrap()
+    }
+
+    #[test]
+    fn the_time_that_it_is_valid_for_is_told() {
+        let facts = facts(&["localhost"]);
+        let begin = 1_704_067_200;
+        assert_eq!((facts.not_before, facts.not_after), (begin, begin + 366 * DAY));
+        for (now, told) in [
+            (begin - 3 * DAY - 1, Some("is not valid yet, but 3 days from now")),
+            (begin, None),
+            (begin + 336 * DAY, None),
+            (begin + 336 * DAY + 1, Some("ends in 29 days")),
+            (begin + 366 * DAY - 5, Some("ends in less than a day")),
+            (begin + 367 * DAY + 1, Some("ended 1 day ago")),
+        ] {
+            let warnings = facts.warnings("node.crt", now);
+            assert_eq!(warnings.len(), usize::from(told.is_some()), "{warnings:?}");
+            assert!(warnings.iter().all(|warning| warning.contains(told.unwrap())), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn one_without_names_is_told() {
+        let facts = facts(&[]);
+        let warnings = facts.warnings("node.crt", facts.not_before);
+        assert!(warnings.len() == 1 && warnings[0].contains("no subject alternative name"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_facts() {
+        assert_eq!(Facts::of(b""), None);
+        assert_eq!(Facts::of(&[0x30; 100]), None);
+    }
+}
