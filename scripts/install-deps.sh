@@ -20,7 +20,7 @@ packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap
 test_packages=(prometheus qemu-system-x86 busybox-static
 	iproute2 iputils-ping netcat-openbsd bpftool
 	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux golang-go
-	postgresql-15 openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
+	postgresql-15 mariadb-server mariadb-client openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
 	libpam-modules libssl3 libstdc++6)
 lint_packages=(clang-format-14 shellcheck git)
 bench_packages=(bpftrace)
@@ -95,6 +95,10 @@ install_packages() {
 	if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
 		as_root systemctl disable --quiet prometheus 2>/dev/null || true
 		say "the prometheus service stays off; the tests start their own"
+	fi
+	if [[ " ${missing[*]} " == *" mariadb-server "* ]] && command -v systemctl >/dev/null; then
+		as_root systemctl disable --quiet mariadb 2>/dev/null || true
+		say "the mariadb service stays off; the tests start their own"
 	fi
 	# Debian makes a cluster with the server; apt_install has kept it from starting.
 	if [[ -z $had_clusters && -e /etc/postgresql ]] && command -v systemctl >/dev/null; then

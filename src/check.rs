@@ -13,7 +13,9 @@ use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
 use crate::net::NetworkConfig;
-use crate::plan::{ActionPlan, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan};
+use crate::plan::{
+    ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
+};
 use crate::probes::{foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::run::RunError;
@@ -180,13 +182,16 @@ impl Checker<'_> {
             if let Some(why) = why {
                 table.line(why);
             }
+            if let Some(how) = pairing(probe) {
+                table.line(how);
+            }
         }
         self.text.push_str(&table.to_string());
         there
     }
 
     fn rows(&self, table: &mut Table, probe: &ProbePlan, sites: String, semaphores: String, notes: &Notes) {
-        let args: Vec<String> = probe.values.iter().map(|value| notes.describe(value)).collect();
+        let args: Vec<String> = probe.values.iter().map(|value| notes.describe(value, probe)).collect();
         let metrics: Vec<[String; 2]> = probe
             .actions
             .iter()
@@ -232,6 +237,18 @@ fn semaphores(resolved: &Resolved) -> String {
         0 => "none".to_string(),
         all if all == resolved.sites.len() => "all".to_string(),
         some => format!("at {some}"),
+    }
+}
+
+/// How an end finds its start, where that is not plain.
+fn pairing(probe: &ProbePlan) -> Option<&'static str> {
+    let span = probe.span.filter(|span| span.end == SpanEnd::End)?;
+    match span.by {
+        Pairing::Thread => Some(
+            "by thread: an end belongs to the latest start of its thread that has none. Where requests take turns on one \
+             thread (an event loop, coroutines), that may be another request's: use `by: ARGUMENT` there",
+        ),
+        Pairing::Frame | Pairing::Value => None,
     }
 }
 
@@ -291,14 +308,25 @@ impl Notes {
         Self { sites, whole, is_function: false }
     }
 
-    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument.
-    fn describe(&self, value: &ValuePlan) -> String {
+    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument. At the end of a call or
+    /// span, also when it is read.
+    fn describe(&self, value: &ValuePlan, probe: &ProbePlan) -> String {
+        let is_end = matches!(probe.span, Some(SpanPlan { end: SpanEnd::End, .. }));
+        let (start, end) = if probe.hook == Hook::Return { ("entry", "return") } else { ("start", "end") };
+        let when = match value.source {
+            Source::Carried(_) => format!(", read at the {start}"),
+            Source::Duration => String::new(),
+            _ if is_end => format!(", read at the {end}"),
+            _ => String::new(),
+        };
+        self.locate(value) + &when
+    }
+
+    fn locate(&self, value: &ValuePlan) -> String {
         let (index, offset) = match value.source {
             Source::Arg(index) => (index, String::new()),
             Source::Field { index, offset } => (index, format!("{offset:+}")),
             Source::Retval(_) => return format!("{} = %rax", value.name),
-            Source::Carried(_) => return format!("{} of the start", value.name),
-            Source::CarriedAddress { .. } => return format!("{} at the return", value.name),
             _ => return value.name.clone(),
         };
         let mut forms: Vec<&str> = Vec::new();

@@ -34,6 +34,11 @@ targets:
     metrics:
     - { histogram: forms_call_seconds, value: duration }
     - { counter: forms_returned_total, labels: { value: retval, shot: shot } }
+  - span: forms_cold_seconds
+    from: usdt:forms:cold
+    to: function:cold_drop
+    args: { text: { index: 0, type: string } }
+    labels: { text: text }
   - span: forms_between_seconds
     from: usdt:forms:i16
     to: usdt:forms:u16
@@ -80,6 +85,8 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     assert_eq!(cold.len(), 1, "a string on a page that is not resident is read: {cold:?}");
     assert_eq!(cold[0].1, 3.0);
     assert_eq!(cold, forms.select("forms_long_total", &[]), "by way of user space it is the same");
+    let text = cold[0].0["text"].as_str();
+    assert_eq!(forms.value("forms_cold_seconds_count", &[("text", text)]), 3.0, "the span's start keeps it");
     assert_eq!(forms.value("forms_call_seconds_count", &[]), 4.0);
     for shot in ["0", "1", "2", "3"] {
         assert_eq!(forms.value("forms_returned_total", &[("value", "1"), ("shot", shot)]), 1.0);

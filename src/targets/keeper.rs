@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::find::{Found, find, in_use, is_costly};
 use super::generation::{Cookies, Generation, Outcome};
 use super::status::{ProbeState, Status, Ticks};
+use crate::abi::book_cell;
 use crate::kernel::{Attach, Clock, Kernel, KernelError, Shared};
 use crate::layout::Layout;
 use crate::plan::{Pairing, Plan, TargetPlan};
@@ -95,6 +96,8 @@ struct Worker {
     targets: Vec<State>,
     first_clock: Option<Clock>,
     last_walk: Instant,
+    /// Starts that found no room so far.
+    starts_refused: u64,
 }
 
 /// One target's files.
@@ -111,7 +114,16 @@ impl Worker {
         let targets = plan.targets.iter().map(|_| State::default()).collect();
         let cookies = Cookies::new(plan.settings.limits.sites);
         let first_clock = kernel.clock();
-        Self { plan, kernel, status, cookies, targets, first_clock, last_walk: Instant::now() }
+        Self {
+            plan,
+            kernel,
+            status,
+            cookies,
+            targets,
+            first_clock,
+            last_walk: Instant::now(),
+            starts_refused: 0,
+        }
     }
 
     /// Until the other end of `stopped` is dropped.
@@ -125,6 +137,8 @@ impl Worker {
             }
             if walk {
                 self.last_walk = Instant::now();
+            }
+            if walk || self.found_no_room() {
                 self.sweep_starts();
             }
             self.look(walk);
@@ -139,6 +153,15 @@ impl Worker {
                 scope.spawn(|| generation.detach(&mut Cookies::new(0)));
             }
         });
+    }
+
+    /// Whether a start found no room since the last look.
+    fn found_no_room(&mut self) -> bool {
+        let bank = self.kernel.shared().bank;
+        let full = |probe| bank.book(probe, book_cell::BOOK_LOST_STARTS_FULL);
+        let starts = self.plan.probes.iter().enumerate().filter(|(_, probe)| probe.span.is_some());
+        let now = starts.map(|(number, _)| full(number)).sum();
+        std::mem::replace(&mut self.starts_refused, now) != now
     }
 
     fn sweep_starts(&self) {

@@ -1,0 +1,171 @@
+//! Texts that are gone when a call returns or a span ends, in real programs: held against the programs' own counters.
+
+#[path = "common/program.rs"]
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use program::{Exporter, finish, folder, private, run};
+
+/// A MariaDB server from a file of its own, with a folder of its own and no TCP port. Dropping it kills it.
+struct MariaDb {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl MariaDb {
+    fn start() -> Self {
+        let folder = folder();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let server = private("/usr/sbin/mariadbd", folder.path());
+        let data = format!("--datadir={}", at("data"));
+        run(Command::new("mariadb-install-db").args([
+            "--no-defaults",
+            "--user=root",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            &data,
+        ]));
+        let log = fs::File::create(folder.path().join("log")).expect("make the log");
+        let process = Command::new(server)
+            .args([
+                "--no-defaults",
+                "--user=root",
+                "--skip-networking",
+                "--innodb-buffer-pool-size=16M",
+                &data,
+            ])
+            .args([format!("--socket={}", at("socket")), format!("--pid-file={}", at("pid"))])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start the server");
+        let server = Self { process, folder };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !finish(server.client().args(["-e", "SELECT 1"])).status.success() {
+            let log = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server does not answer:\n{log}");
+            sleep(Duration::from_millis(100));
+        }
+        server
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("mariadbd")
+    }
+
+    fn client(&self) -> Command {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "--batch", "--skip-column-names"]);
+        client.arg(format!("--socket={}", self.folder.path().join("socket").display()));
+        client
+    }
+
+    /// Runs statements, one session for all; returns their rows.
+    fn sql(&self, statements: &str) -> String {
+        run(self.client().args(["-e", statements]))
+    }
+
+    /// How many statements of each kind the server has run.
+    fn statements(&self) -> Vec<(String, f64)> {
+        let rows = self.sql(
+            "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_update', 'Com_delete', 'Com_create_table')",
+        );
+        rows.lines()
+            .map(|row| {
+                let (name, count) = row.split_once('\t').expect("a name and a count");
+                (name.trim_start_matches("Com_").to_string(), count.parse().expect("a number"))
+            })
+            .collect()
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The server reads a query into a buffer that it uses again for the answer.
+#[test]
+fn mariadb_s_queries_by_verb() {
+    let server = MariaDb::start();
+    let exporter = Exporter::start(&format!(
+        r#"  - name: mariadb
+    binary: {}
+    probes:
+    - function: dispatch_command
+      args:
+        command: {{ index: 0, type: u32 }}
+        query: {{ index: 2, type: string_len, length: 3, max: 32 }}
+      metrics:
+      - histogram: query_seconds
+        value: duration
+        when: command == 3
+        labels:
+          verb: {{ value: query, match: {{ "insert *": insert, "update *": update, "delete *": delete, "create table *": create_table }}, default: other }}
+"#,
+        server.file().display()
+    ));
+    let before = server.statements();
+    let inserts: String =
+        (0..300).map(|n| format!("insert into t values ({n}, repeat('x', 500));")).collect();
+    let updates: String =
+        (0..200).map(|n| format!("update t set b = repeat('y', 400) where a = {n};")).collect();
+    let deletes: String = (0..100).map(|n| format!("delete from t where a = {n};")).collect();
+    server.sql(&format!(
+        "create database d; use d; create table t (a int primary key, b varchar(500)); {inserts}{updates}{deletes}"
+    ));
+    let after = server.statements();
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_verb = scrape.by("query_seconds_count", "verb");
+    for ((verb, before), (_, after)) in before.iter().zip(&after) {
+        assert_eq!(by_verb.get(verb), Some(&(after - before)), "{verb}: {by_verb:?}");
+    }
+    assert_eq!(by_verb["insert"], 300.0);
+}
+
+/// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.
+#[test]
+fn a_rust_program_s_strings_are_temporaries() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rust_usdt");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rust_usdt");
+    run(Command::new("cargo")
+        .args(["build", "--locked", "--quiet", "--manifest-path"])
+        .arg(project.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&cache));
+    let folder = folder();
+    let file = private(cache.join("debug/queries"), folder.path());
+    // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
+    // the kernel raises the semaphores in the wrong one.
+    let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
+    let exporter = Exporter::start(&format!(
+        r#"  - name: queries
+    binary: {}
+    probes:
+    - span: query_seconds
+      from: usdt:queries:query-begin
+      to: usdt:queries:query-done
+      args: {{ text: {{ index: 0, type: string }} }}
+      labels: {{ text: text }}
+      buckets: [10]
+"#,
+        file.display()
+    ));
+    drop(queries.stdin.take());
+    assert!(queries.wait().expect("wait for the program").success());
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_text = scrape.by("query_seconds_count", "text");
+    let expected = [("select * from users", 34.0), ("insert into users", 33.0), ("delete from users", 33.0)];
+    let expected = expected.map(|(text, count)| (text.to_string(), count)).into();
+    assert_eq!(by_text, expected);
+}
