@@ -21,7 +21,7 @@ use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::run::RunError;
 use crate::table::Table;
 use crate::targets::find::{Found, find};
-use crate::targets::{Keeper, ProbeState, debug_file, with_names};
+use crate::targets::{Keeper, ProbeState, debug_file, summary, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -163,7 +163,7 @@ impl Checker<'_> {
                 Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),
                 Some(Ok(resolved)) => {
                     let semaphores = if notes.is_function { String::new() } else { semaphores(resolved) };
-                    (resolved.sites.len().to_string(), semaphores, None)
+                    (resolved.sites.len().to_string(), semaphores, not_all(resolved))
                 }
                 Some(Err(why)) if why.is_absent() && probe.optional => {
                     let why = format!("absent, which a profile's probe may be: {why}");
@@ -229,6 +229,13 @@ impl Checker<'_> {
             added.help("use another argument; what nobody uses need not be readable");
         }
     }
+}
+
+/// Which sites are not probed, and why.
+fn not_all(resolved: &Resolved) -> Option<String> {
+    let (unfit, all) = (resolved.unfit.len(), resolved.unfit.len() + resolved.sites.len());
+    let refused = resolved.unfit.iter().map(|site| (site.name.as_str(), site.why.as_str()));
+    (unfit > 0).then(|| format!("partly: {unfit} of {all} sites are not probed: {}", summary(refused, all)))
 }
 
 /// How many of the sites have a semaphore.

@@ -3,7 +3,7 @@
 use crate::abi::{location, location_op, site, site_flag};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
-    Arch, ArgForm, Convention, Cost, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
+    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
     function_sites, parse_args, usdt_sites,
 };
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
@@ -14,8 +14,24 @@ pub struct Resolved {
     pub sites: Vec<ResolvedSite>,
     /// Where a function's arguments are, without their width; once for each calling convention among the sites.
     pub arguments: Vec<Vec<String>>,
+    /// Those that no probe is set at: one bad site costs only that site.
+    pub unfit: Vec<UnfitSite>,
     /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
     pub unsigned: u32,
+}
+
+/// A place where a probe would never fire, or would harm the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfitSite {
+    /// The function, or the file offset of a USDT probe's site.
+    pub name: String,
+    pub why: String,
+}
+
+impl std::fmt::Display for UnfitSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.why)
+    }
 }
 
 /// One place to attach.
@@ -26,6 +42,10 @@ pub struct ResolvedSite {
     /// Offset in the file of the semaphore; 0 for none.
     pub ref_ctr_offset: u64,
     pub shape: SiteShape,
+    /// The function, or the file offset of a USDT probe's site.
+    pub name: String,
+    /// Offset of the function's entry: its entry and its returns are probed together or not at all.
+    pub function: u64,
     /// Set on the return of the function that begins here.
     pub is_return: bool,
     /// As the kernel is told; the probe's number is in it.
@@ -87,6 +107,7 @@ pub fn resolve(
     let mut functions: Vec<u32> = Vec::new();
     let mut entries: Vec<bool> = Vec::new();
     let mut flags: Vec<u32> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
     let found = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
         Point::Function(pattern) => {
@@ -97,16 +118,22 @@ pub fn resolve(
             functions = found.iter().map(|f| name(f.demangled.as_ref().unwrap_or(&f.name))).collect();
             entries = found.iter().map(|function| function.at_entry).collect();
             flags = found.iter().map(site_flags).collect();
+            names = found.iter().map(|f| f.demangled.as_ref().unwrap_or(&f.name).clone()).collect();
             found.into_iter().map(with_calling_convention).collect()
         }
     };
     let mut sites = Vec::with_capacity(found.len());
     let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;
+    let mut not_used = Vec::new();
     for (n, at) in found.into_iter().enumerate() {
         let function = functions.get(n).copied().unwrap_or_default();
+        let name = names.get(n).cloned().unwrap_or_else(|| format!("offset {:#x}", at.offset));
         // At a function's entry its red zone is not in use yet.
-        refuse_useless(&at, entries.get(n).copied().unwrap_or(false))?;
+        if let Some(why) = unfit(&at, entries.get(n).copied().unwrap_or(false)) {
+            not_used.push((at.offset, UnfitSite { name, why }));
+            continue;
+        }
         let flags = flags.get(n).copied().unwrap_or_default();
         let mut entry = site { probe: number, flags, ..site::default() };
         if is_return {
@@ -123,9 +150,21 @@ pub fn resolve(
             arguments.push(places);
         }
         let (offset, ref_ctr_offset) = (at.offset, at.ref_ctr_offset);
-        sites.push(ResolvedSite { offset, ref_ctr_offset, shape: at.shape, is_return, entry });
+        sites.push(ResolvedSite {
+            offset,
+            ref_ctr_offset,
+            shape: at.shape,
+            name,
+            function: offset,
+            is_return,
+            entry,
+        });
     }
-    Ok(Resolved { sites, arguments, unsigned })
+    if let (true, Some((offset, UnfitSite { why, .. }))) = (sites.is_empty(), not_used.first()) {
+        return Err(ResolveError::Unfit { offset: *offset, why: why.clone() });
+    }
+    let unfit = not_used.into_iter().map(|(_, site)| site).collect();
+    Ok(Resolved { sites, unfit, arguments, unsigned })
 }
 
 /// Places in the x86-64 `struct pt_regs`.
@@ -154,15 +193,10 @@ fn cannot_return(function: &FunctionSite) -> ResolveError {
     ResolveError::Unfit { offset: function.site.offset, why: format!("{}: {why}", function.name) }
 }
 
-/// Refuses sites where a probe would never fire or would harm the program.
-fn refuse_useless(site: &Site, at_entry: bool) -> Result<(), ResolveError> {
-    unfit(site, at_entry).map_or(Ok(()), |why| Err(ResolveError::Unfit { offset: site.offset, why }))
-}
-
 /// Why no probe is set at a site; None if one can be.
 pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
-    if site.cost() == Cost::NeverFires {
-        return Some(site.cost().to_string());
+    if let Some(why) = site.shape.unprobeable() {
+        return Some(why);
     }
     (site.shape.overwrites_red_zone() && !at_entry).then(|| {
         "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()

@@ -247,7 +247,8 @@ fn health_router(plan: Arc<Plan>, status: Arc<Status>) -> Router {
         handler: Arc::new(move |_| {
             let why = status.not_ready(&plan);
             if why.is_empty() {
-                Reply::ok("ready\n")
+                let partly: String = status.partly(&plan).iter().map(|line| format!("{line}\n")).collect();
+                Reply::ok(format!("ready\n{partly}"))
             } else {
                 Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
             }

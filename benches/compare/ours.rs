@@ -68,7 +68,11 @@ impl Exporter {
         let sites: Vec<_> = self.sites.iter().collect();
         let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
         let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
-        self.kernel.attach(&self.target, &placed).map_err(|why| why.to_string())
+        let attached = self.kernel.attach(&self.target, &placed, &[]);
+        match attached.refused.values().next() {
+            None => Ok(attached.links),
+            Some(refusal) => Err(refusal.to_string()),
+        }
     }
 
     /// Waits for the events that are still in the ring, then renders all series.

@@ -235,8 +235,16 @@ impl<'a> Image<'a> {
         self.bytes.get(start..)?.first_chunk().copied()
     }
 
-    fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
+    pub(super) fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
         self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
+    }
+
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    pub(super) fn sections(&self) -> &'a [SectionHeader64<LittleEndian>] {
+        self.sections
     }
 
     pub(super) fn debug_symbols(&self) -> Option<Table<'a>> {
@@ -291,7 +299,7 @@ pub fn go_binary(image: &Image<'_>) -> bool {
     image.pclntab().is_some() || golang::is_marked(image)
 }
 
-fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {
+pub(super) fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {
     segment.p_flags(LE).contains(elf::PF_X)
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::Arch;
+use super::probeable::{Verdict, verdict};
 
 /// What the code at a site is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,18 +16,21 @@ pub enum SiteShape {
     /// The one-byte nop before a five-byte nop. The probe belongs on the first: on the second, Linux 6.18
     /// replaces the breakpoint by a call, which overwrites the red zone of a leaf function.
     NopNop5,
-    /// The one-byte nop before a ten-byte nop. The probe belongs on the first: on the second it never fires.
+    /// The one-byte nop before a ten-byte nop. The probe belongs on the first: on the second the kernel
+    /// takes none.
     NopNop10,
     /// A five-byte nop alone.
     Nop5,
-    /// A ten-byte nop alone.
-    Nop10,
     /// A push of a register, as many functions begin.
     Push,
     /// A landing pad of control-flow enforcement that is not followed by a push.
     Endbr64,
     /// Anything else; `cheap` when the kernel emulates it (jumps and calls).
     Other { cheap: bool },
+    /// The kernel takes no probe here, for this reason.
+    Refused(&'static str),
+    /// The kernel takes a probe here, and the program then computes something else, or dies.
+    Harmful(&'static str),
 }
 
 /// What a hit costs the traced program.
@@ -36,7 +40,7 @@ pub enum Cost {
     Cheap,
     /// Two traps, 5 to 10 microseconds.
     SingleStepped,
-    /// Nothing: the kernel accepts the probe and never reports a hit.
+    /// Nothing: no probe can be set here.
     NeverFires,
 }
 
@@ -62,7 +66,18 @@ impl SiteShape {
             SiteShape::Nop | SiteShape::NopNop5 | SiteShape::NopNop10 | SiteShape::Push => Cost::Cheap,
             SiteShape::Other { cheap: true } => Cost::Cheap,
             SiteShape::Nop5 | SiteShape::Endbr64 | SiteShape::Other { cheap: false } => Cost::SingleStepped,
-            SiteShape::Nop10 => Cost::NeverFires,
+            SiteShape::Refused(_) | SiteShape::Harmful(_) => Cost::NeverFires,
+        }
+    }
+
+    /// Why no probe can be set here, whatever the place; None if one can be.
+    pub fn unprobeable(self) -> Option<String> {
+        match self {
+            SiteShape::Refused(why) => Some(format!("the kernel takes no probe on its instruction: {why}")),
+            SiteShape::Harmful(why) => {
+                Some(format!("a probe on its instruction would change what the program does: {why}"))
+            }
+            _ => None,
         }
     }
 
@@ -81,24 +96,26 @@ impl fmt::Display for Cost {
             Cost::SingleStepped => {
                 "the kernel must single-step the instruction here: a hit costs 5 to 10 microseconds"
             }
-            Cost::NeverFires => "the kernel accepts a probe on this ten-byte nop and never reports a hit",
+            Cost::NeverFires => "no probe can be set on the instruction here",
         })
     }
 }
 
-/// Follows `branch_setup_xol_ops` and `push_setup_xol_ops` of the kernel's arch/x86/kernel/uprobes.c.
 fn x86_64(code: &[u8]) -> SiteShape {
+    let cheap = match verdict(code) {
+        Verdict::Refused(why) => return SiteShape::Refused(why),
+        Verdict::Harmful(why) => return SiteShape::Harmful(why),
+        Verdict::Emulated => true,
+        Verdict::SingleStepped => false,
+    };
     match code {
         [0x90, rest @ ..] if rest.starts_with(NOP5) => SiteShape::NopNop5,
         [0x90, rest @ ..] if rest.starts_with(NOP10) => SiteShape::NopNop10,
         [0x90, ..] | [0x66, 0x90, ..] => SiteShape::Nop,
         _ if code.starts_with(NOP5) => SiteShape::Nop5,
-        _ if code.starts_with(NOP10) => SiteShape::Nop10,
         _ if code.starts_with(ENDBR64) => SiteShape::Endbr64,
         [0x50..=0x57, ..] | [0x41, 0x50..=0x57, ..] => SiteShape::Push,
-        // jmp, call, and the short and the near conditional jumps
-        [0xeb | 0xe9 | 0xe8 | 0x70..=0x7f, ..] | [0x0f, 0x80..=0x8f, ..] => SiteShape::Other { cheap: true },
-        _ => SiteShape::Other { cheap: false },
+        _ => SiteShape::Other { cheap },
     }
 }
 
@@ -116,9 +133,9 @@ mod tests {
         assert_eq!(of(&[&[0x90], &nop5]), SiteShape::NopNop5);
         assert_eq!(of(&[&[0x90], &nop10]), SiteShape::NopNop10);
         assert_eq!(of(&[&nop5]), SiteShape::Nop5);
-        assert_eq!(of(&[&nop10]), SiteShape::Nop10);
+        assert!(matches!(of(&[&nop10]), SiteShape::Refused(why) if why.contains("segment prefix")));
         assert_eq!(of(&[&[0x90], &nop5[..4]]), SiteShape::Nop, "cut off by the end of the segment");
-        assert_eq!(SiteShape::Nop10.cost(), Cost::NeverFires);
+        assert_eq!(of(&[&nop10]).cost(), Cost::NeverFires);
         assert_eq!(SiteShape::NopNop10.cost(), Cost::Cheap);
         assert!(SiteShape::Nop5.overwrites_red_zone() && !SiteShape::NopNop5.overwrites_red_zone());
     }
@@ -128,13 +145,18 @@ mod tests {
         for (code, shape) in [
             (&[0x55, 0x48][..], SiteShape::Push),
             (&[0x41, 0x57], SiteShape::Push),
-            (&[0x41, 0x89], SiteShape::Other { cheap: false }),
+            (&[0x41, 0x89, 0xc0], SiteShape::Other { cheap: false }),
             (&[0xf3, 0x0f, 0x1e, 0xfa], SiteShape::Endbr64),
-            (&[0xf3, 0x0f, 0x1e], SiteShape::Other { cheap: false }),
+            (&[0xf3, 0x0f, 0x1e], SiteShape::Refused("it cannot be decoded")),
             (&[0xe9, 1, 2, 3, 4], SiteShape::Other { cheap: true }),
-            (&[0x0f, 0x84], SiteShape::Other { cheap: true }),
+            (&[0x0f, 0x84, 1, 2, 3, 4], SiteShape::Other { cheap: true }),
             (&[0x48, 0x83, 0xec, 0x08], SiteShape::Other { cheap: false }),
-            (&[], SiteShape::Other { cheap: false }),
+            (
+                &[0x9c],
+                SiteShape::Harmful(
+                    "it saves the flags (pushf), single-step flag included, of which the program dies",
+                ),
+            ),
         ] {
             assert_eq!(x86_64(code), shape, "{code:x?}");
         }

@@ -84,8 +84,8 @@ fn semaphore(image: &Image<'_>, note: &Note) -> Option<u64> {
 /// Gives functions that begin with a USDT probe that probe's semaphore: the kernel keeps one for each place, and refuses
 /// whoever comes to the same place with another, or with none.
 pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]) {
-    use SiteShape::{Nop, Nop5, Nop10, NopNop5, NopNop10};
-    let is_nop = |site: &Site| matches!(site.shape, Nop | Nop5 | Nop10 | NopNop5 | NopNop10);
+    use SiteShape::{Nop, Nop5, NopNop5, NopNop10};
+    let is_nop = |site: &Site| matches!(site.shape, Nop | Nop5 | NopNop5 | NopNop10);
     let mut nops =
         functions.iter_mut().map(|function| &mut function.site).filter(|site| is_nop(site)).peekable();
     let all = nops.peek().and_then(|_| notes(image).ok()).unwrap_or_default();

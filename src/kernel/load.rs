@@ -4,26 +4,26 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput, UprobeMultiOpts, UprobeOpts};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput};
 
+use super::attach::{How, Placed};
 use super::bank::{KernelBank, Parts};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::mapping::Mapping;
 use super::misses::{Loaded, loaded};
+use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::tables::Tables;
-use crate::abi::generated::{OpenProbeSkel, ProbeSkel, ProbeSkelBuilder};
+use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
 use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers};
 use crate::config::model::{AttachMode, ReturnsBy};
 use crate::layout::Layout;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
-use crate::resolve::ResolvedSite;
 
 /// Shards take at most this much memory together; fewer shards only cost time.
 const CELL_BYTES: u64 = 64 << 20;
@@ -35,27 +35,6 @@ pub enum Attach {
     Multi,
     /// One perf event for each site, for kernels before 6.6.
     Perf,
-}
-
-/// How a site is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    Entry,
-    Return,
-    /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
-    Session {
-        on_return: u32,
-    },
-    /// The return of a session: no link of its own.
-    InSession,
-}
-
-/// A site and its number.
-#[derive(Debug, Clone, Copy)]
-pub struct Placed<'a> {
-    pub cookie: u32,
-    pub site: &'a ResolvedSite,
-    pub how: How,
 }
 
 /// What other threads use of the loaded programs.
@@ -144,84 +123,21 @@ impl Kernel {
         self.attach
     }
 
-    /// Attaches to the sites of one file: for all processes that run it, now or later. Dropping the links detaches.
-    ///
-    /// # Errors
-    /// If the kernel refuses one of them; then none is attached.
-    pub fn attach(&self, path: &Path, sites: &[Placed<'_>]) -> Result<Vec<Link>, KernelError> {
-        sites.iter().try_for_each(|placed| self.describe(placed))?;
-        let mut links = Vec::new();
-        // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
-        // its start would wait for ever.
-        let kinds: [fn(How) -> bool; 3] =
-            [|how| how == How::Return, |how| matches!(how, How::Session { .. }), |how| how == How::Entry];
-        for is_kind in kinds {
-            let some: Vec<_> = sites.iter().filter(|placed| is_kind(placed.how)).collect();
-            let Some(how) = some.first().map(|placed| placed.how) else { continue };
-            let made = match self.attach {
-                Attach::Multi => self.attach_multi(path, how, &some),
-                Attach::Perf => self.attach_perf(path, how, &some),
-            };
-            links.extend(made.map_err(|why| {
-                KernelError {
-                    what: format!("attaching {} probe sites to {}", some.len(), path.display()),
-                    why,
-                    next: match self.attach {
-                        Attach::Multi => "run it as root, or with CAP_BPF and CAP_PERFMON",
-                        Attach::Perf => {
-                            "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN (for perf events); uprobes \
-                             need CONFIG_UPROBE_EVENTS"
-                        }
-                    }
-                    .to_string(),
-                }
-            })?);
-        }
-        Ok(links)
-    }
-
     /// Tells the kernel what is at a site. It must know before the first hit.
-    fn describe(&self, placed: &Placed<'_>) -> Result<(), KernelError> {
+    pub(super) fn describe(&self, placed: &Placed<'_>) -> Result<(), Refusal> {
         let mut entry = placed.site.entry;
         if let How::Session { on_return } = placed.how {
             entry.on_return = on_return;
         }
-        update(&self.skel.maps.sites, placed.cookie, &entry).map_err(|why| KernelError {
-            what: format!("describing site {} to the kernel", placed.cookie),
-            why,
-            next: "raise limits.sites".to_string(),
+        update(&self.skel.maps.sites, placed.cookie, &entry).map_err(|err| {
+            let text =
+                format!("describing site {} to the kernel: {err:#}; raise limits.sites", placed.cookie);
+            Refusal::new(RefusalKind::Sites, text)
         })
     }
 
-    fn attach_multi(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
-        let has_semaphores = sites.iter().any(|placed| placed.site.ref_ctr_offset != 0);
-        let semaphores = sites.iter().filter(|_| has_semaphores);
-        let opts = UprobeMultiOpts {
-            offsets: sites.iter().map(|placed| placed.site.offset as usize).collect(),
-            ref_ctr_offsets: semaphores.map(|placed| placed.site.ref_ctr_offset as usize).collect(),
-            cookies: sites.iter().map(|placed| u64::from(placed.cookie)).collect(),
-            retprobe: how == How::Return,
-            session: matches!(how, How::Session { .. }),
-            ..UprobeMultiOpts::default()
-        };
-        let programs = &self.skel.progs;
-        let program =
-            if matches!(how, How::Session { .. }) { &programs.probe_session } else { &programs.probe_multi };
-        Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts)?])
-    }
-
-    fn attach_perf(&self, path: &Path, how: How, sites: &[&Placed<'_>]) -> libbpf_rs::Result<Vec<Link>> {
-        let attach = |placed: &&Placed<'_>| {
-            let opts = UprobeOpts {
-                ref_ctr_offset: placed.site.ref_ctr_offset as usize,
-                cookie: u64::from(placed.cookie),
-                retprobe: how == How::Return,
-                ..UprobeOpts::default()
-            };
-            let program = &self.skel.progs.probe_perf;
-            program.attach_uprobe_with_opts(-1, path, placed.site.offset as usize, opts)
-        };
-        sites.iter().map(attach).collect()
+    pub(super) fn programs(&self) -> &ProbeProgs<'static> {
+        &self.skel.progs
     }
 
     /// Whether one link can be hit at a function's entry and at its return.
@@ -247,22 +163,6 @@ impl Kernel {
 /// Whether it is a return that the kernel traces by replacing the return address.
 fn by_trampoline(probe: &ProbePlan) -> bool {
     probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
-}
-
-/// Detaching waits for the kernel, so many links are dropped at once.
-pub fn detach(links: Vec<Link>) {
-    const THREADS: usize = 32;
-    if links.len() < 2 {
-        return;
-    }
-    let each = links.len().div_ceil(THREADS);
-    let mut links = links;
-    std::thread::scope(|scope| {
-        while !links.is_empty() {
-            let some = links.split_off(links.len().saturating_sub(each));
-            scope.spawn(move || drop(some));
-        }
-    });
 }
 
 /// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).

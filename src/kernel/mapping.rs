@@ -1,6 +1,7 @@
-//! Maps of the kernel that are shared as memory: cells, dictionaries, the control page, counters of packets.
+//! Memory that is mapped: maps of the kernel (cells, dictionaries, the control page, counters of packets), and the code of
+//! traced files.
 //!
-//! The kernel writes to them while they are read, so they are only ever seen as atomic numbers; a mapping never hands
+//! The kernel writes to its maps while they are read, so they are only ever seen as atomic numbers; a mapping never hands
 //! out a reference to a plain structure.
 #![allow(unsafe_code)]
 
@@ -70,5 +71,94 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly the region that `new` mapped; no reference to it outlives `self`.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A part of a file, mapped as a process that runs it would have it, but for the right to execute it.
+///
+/// While it exists the kernel has a process to set breakpoints in, so that it checks each instruction when a probe is
+/// attached and not when a program starts, and the breakpoints can be seen here. The pages that have one are copies, so it
+/// is dropped when that is done.
+#[derive(Debug)]
+pub struct CodeView {
+    memory: NonNull<u8>,
+    bytes: usize,
+    from: u64,
+}
+
+const PAGE: u64 = 4096;
+
+impl CodeView {
+    /// Maps the pages that hold the bytes from offset `first` to `last` of the file.
+    ///
+    /// # Errors
+    /// What mmap(2) refuses.
+    pub fn new(file: BorrowedFd<'_>, first: u64, last: u64) -> io::Result<Self> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let from = first / PAGE * PAGE;
+        let length = last.checked_sub(from).and_then(|length| length.checked_add(1)).ok_or_else(invalid)?;
+        let bytes = usize::try_from(length.next_multiple_of(PAGE)).map_err(|_| invalid())?;
+        let offset = i64::try_from(from).map_err(|_| invalid())?;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours; the result is
+        // checked before it is used.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or_else(invalid)?;
+        Ok(Self { memory, bytes, from })
+    }
+
+    /// The byte that a process which maps the file has at this offset. None outside the mapping, or where the file has
+    /// become shorter: it is copied by the kernel, since to look there would be a SIGBUS.
+    pub fn byte(&self, offset: u64) -> Option<u8> {
+        let into = usize::try_from(offset.checked_sub(self.from)?).ok().filter(|into| *into < self.bytes)?;
+        let mut byte = 0u8;
+        let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let at = libc::iovec { iov_base: self.memory.as_ptr().wrapping_add(into).cast(), iov_len: 1 };
+        let pid = i32::try_from(std::process::id()).ok()?;
+        // SAFETY: the kernel writes one byte to `byte`, which lives through the call, and itself checks the address that
+        // it reads from.
+        let read = unsafe { libc::process_vm_readv(pid, &raw const to, 1, &raw const at, 1, 0) };
+        (read == 1).then_some(byte)
+    }
+}
+
+impl Drop for CodeView {
+    fn drop(&mut self) {
+        // SAFETY: exactly the region that `new` mapped; no reference to it is ever made.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn code_is_seen_by_file_offset_and_never_kills_the_reader() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.seek(SeekFrom::Start(3 * PAGE - 1)).unwrap();
+        file.write_all(&[7, 8, 9]).unwrap();
+        let view = CodeView::new(file.as_fd(), 2 * PAGE + 5, 3 * PAGE).unwrap();
+        assert_eq!((view.byte(3 * PAGE - 1), view.byte(3 * PAGE)), (Some(7), Some(8)));
+        assert_eq!(
+            (view.byte(2 * PAGE), view.byte(2 * PAGE - 1), view.byte(4 * PAGE)),
+            (Some(0), None, None)
+        );
+        file.set_len(PAGE).unwrap();
+        assert_eq!(view.byte(3 * PAGE), None, "the file was cut off");
     }
 }

@@ -1,19 +1,23 @@
 //! The probe programs: loading them, filling their tables, and the memory that is shared with them.
 
+mod attach;
 mod bank;
 mod control;
 mod error;
 mod load;
 mod mapping;
 mod misses;
+mod refusal;
 mod starts;
 mod tables;
 
+pub use attach::{Attached, How, Placed, detach};
 pub use bank::KernelBank;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use load::log_libbpf;
-pub use load::{Attach, How, Kernel, Placed, Shared, choose, detach};
+pub use load::{Attach, Kernel, Shared, choose};
 pub(crate) use mapping::Mapping;
 pub use misses::{Loaded, misses};
+pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;

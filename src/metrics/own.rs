@@ -127,17 +127,22 @@ impl Own {
             })
         };
         let labels: Vec<[(&str, &str); 2]> = each().map(|both| both.map(|(_, label)| label)).collect();
-        let attached = states.iter().filter(|probe| probe.state == ProbeState::Attached).count();
+        let attached = states.iter().filter(|probe| probe.state.is_attached()).count();
         to.gauge("fibre_exporter_probes_attached", "Probes that are attached.").add(&[], attached as f64);
         to.gauge("fibre_exporter_probes_configured", "Probes that the configuration asks for.")
             .add(&[], states.len() as f64);
 
-        let mut rows = to.gauge("fibre_exporter_probe_attached", "Whether the probe is attached.");
+        let mut rows = to.gauge(
+            "fibre_exporter_probe_attached",
+            "Whether the probe is attached, if not at all of its sites.",
+        );
         for (labels, probe) in labels.iter().zip(&states) {
-            rows.add(labels, f64::from(u8::from(probe.state == ProbeState::Attached)));
+            rows.add(labels, f64::from(u8::from(probe.state.is_attached())));
         }
-        let mut rows = to
-            .gauge("fibre_exporter_probe_state", "The probe's state, and why it is not attached; always 1.");
+        let mut rows = to.gauge(
+            "fibre_exporter_probe_state",
+            "The probe's state, and why it is not attached, or not everywhere; always 1.",
+        );
         for (labels, probe) in labels.iter().zip(&states) {
             let state = [("state", probe.state.word()), ("reason", probe.state.reason())];
             rows.add(&[&labels[..], &state].concat(), 1.0);
@@ -145,6 +150,13 @@ impl Own {
         let mut rows = to.gauge("fibre_exporter_probe_sites", "Places at which the probe is attached.");
         for (labels, probe) in labels.iter().zip(&states) {
             rows.add(labels, probe.sites as f64);
+        }
+        let mut rows = to.gauge(
+            "fibre_exporter_probe_sites_refused",
+            "Places of the probe at which it is not attached; the reason is in fibre_exporter_probe_state.",
+        );
+        for (labels, probe) in labels.iter().zip(&states) {
+            rows.add(labels, probe.refused as f64);
         }
         type Column = (&'static str, &'static str, fn(&Books) -> u64);
         let columns: [Column; 4] = [

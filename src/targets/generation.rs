@@ -1,17 +1,20 @@
 //! The probes of one target in one file: resolved, attached, and detached when dropped.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::Link;
 
 use super::find::{Found, Identity, Stamp};
+use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::config::model::Point;
 use crate::elf::{Image, debug_file_candidates};
-use crate::kernel::{How, Kernel, Placed, detach};
+use crate::kernel::{How, Kernel, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
-use crate::resolve::{Resolved, ResolvedSite, resolve};
+use crate::resolve::{ResolvedSite, resolve};
 
 /// Numbers of sites, given back when a file is no longer probed.
 #[derive(Debug)]
@@ -40,27 +43,52 @@ pub struct Generation {
     pub probes: Vec<Outcome>,
     links: Vec<Link>,
     cookies: Vec<u32>,
+    /// Places in the file's code that no process ever runs.
+    idle: Vec<u64>,
+    /// The file could not be read, for a reason that can pass.
+    unread: bool,
+    again: Again,
 }
 
-/// How one probe fared in this file.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    pub probe: usize,
-    pub state: ProbeState,
-    pub sites: usize,
-    pub unsigned: u32,
+/// When what was refused is tried again.
+#[derive(Debug)]
+struct Again {
+    due: Instant,
+    pause: Duration,
+}
+
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Again {
+    fn new() -> Self {
+        Self { due: Instant::now() + SHORTEST_PAUSE, pause: SHORTEST_PAUSE }
+    }
+
+    /// Whether it is time; then the next time is twice as far away.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = now >= self.due;
+        if is_due {
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.due = now + self.pause;
+        }
+        is_due
+    }
+}
+
+/// What attaching needs to know of the exporter.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    pub kernel: &'a Kernel,
+    pub plan: &'a Plan,
+    pub status: &'a Status,
+    pub target: &'a TargetPlan,
 }
 
 impl Generation {
     /// Resolves and attaches all probes of the target in this file, as many as can be.
-    pub fn attach(
-        kernel: &Kernel,
-        plan: &Plan,
-        status: &Status,
-        target: &TargetPlan,
-        found: &Found,
-        cookies: &mut Cookies,
-    ) -> Self {
+    pub fn attach(context: Context<'_>, found: &Found, cookies: &mut Cookies) -> Self {
         let mut made = Self {
             shown: found.shown.clone(),
             identity: found.identity,
@@ -68,98 +96,131 @@ impl Generation {
             probes: Vec::new(),
             links: Vec::new(),
             cookies: Vec::new(),
+            idle: Vec::new(),
+            unread: false,
+            again: Again::new(),
         };
-        let mut resolved = made.resolve(plan, status, target, found);
-        if let Err(why) = made.attach_all(kernel, plan, found, &resolved, cookies)
-            && resolved.len() > 1
-        {
-            // One site can spoil the link of all: find out which probes it is, and do without them.
-            log::warn!("{why}; trying each probe alone");
-            resolved.retain(|(at, resolved)| {
-                let alone = made.attach_all(kernel, plan, found, &[(*at, resolved.clone())], cookies);
-                made.detach(cookies);
-                alone.is_ok()
-            });
-            // Whatever is refused has been noted with its probe.
-            let _ = made.attach_all(kernel, plan, found, &resolved, cookies);
-        }
+        made.read_and_attach(context, found, cookies);
         made
     }
 
-    /// Fills in how each probe fares before the kernel is asked; returns those that have sites.
-    fn resolve(
-        &mut self,
-        plan: &Plan,
-        status: &Status,
-        target: &TargetPlan,
-        found: &Found,
-    ) -> Vec<(usize, Resolved)> {
-        let bytes = fs::read(&found.path).map_err(|why| format!("{} cannot be read: {why}", found.shown));
+    fn read_and_attach(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) {
+        self.probes.clear();
+        let sites = self.resolve(context, found);
+        self.attach_sites(context, found, sites, cookies);
+    }
+
+    /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
+    pub fn retry(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) -> bool {
+        if !(self.unread || self.probes.iter().any(|probe| !probe.open.is_empty())) || !self.again.is_due() {
+            return false;
+        }
+        let before: Vec<_> = self.probes.iter().map(|probe| (probe.state.clone(), probe.sites)).collect();
+        if self.unread {
+            self.read_and_attach(context, found, cookies);
+        } else {
+            let open = self.probes.iter_mut().enumerate();
+            let sites =
+                open.flat_map(|(at, probe)| probe.open.drain(..).map(move |(site, _)| (at, site))).collect();
+            self.attach_sites(context, found, sites, cookies);
+        }
+        self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
+    }
+
+    /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
+    fn resolve(&mut self, context: Context<'_>, found: &Found) -> Vec<(usize, ResolvedSite)> {
+        let Context { plan, status, target, .. } = context;
+        let bytes = fs::read(&found.path).map_err(|err| Refusal::of_file(&err));
+        self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
         let image = bytes
             .as_ref()
-            .map_err(String::clone)
+            .map_err(|refusal| format!("{} cannot be read: {refusal}", found.shown))
             .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
         let debug =
             image.as_ref().ok().filter(|_| wants_names).and_then(|image| debug_file(image, &found.shown));
         let image = image.map(|image| with_names(image, debug.as_deref()));
-        let mut good = Vec::new();
+        let mut sites = Vec::new();
         for &number in &target.probes {
-            let mut outcome = Outcome { probe: number, state: ProbeState::Attached, sites: 0, unsigned: 0 };
+            let mut outcome = Outcome::new(number);
             let mut name = |name: &str| status.function(number, name);
-            let found =
+            let resolved =
                 image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number], &mut name));
-            match found {
+            match resolved {
                 Err(why) => outcome.state = ProbeState::Refused(why.clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
                 Ok(Err(why)) => outcome.state = ProbeState::Refused(why.to_string()),
                 Ok(Ok(resolved)) => {
-                    outcome.sites = resolved.sites.len();
                     outcome.unsigned = resolved.unsigned;
-                    good.push((self.probes.len(), resolved));
+                    outcome.unfit = resolved.unfit;
+                    sites.extend(resolved.sites.into_iter().map(|site| (self.probes.len(), site)));
                 }
             }
             self.probes.push(outcome);
         }
-        good
+        if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
+            self.idle = image.map(|image| image.idle_code()).unwrap_or_default();
+        }
+        sites
     }
 
-    fn attach_all(
+    fn attach_sites(
         &mut self,
-        kernel: &Kernel,
-        plan: &Plan,
+        context: Context<'_>,
         found: &Found,
-        resolved: &[(usize, Resolved)],
+        sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
-    ) -> Result<(), String> {
-        let sites: Vec<_> = resolved.iter().flat_map(|(_, resolved)| &resolved.sites).collect();
+    ) {
         if sites.is_empty() {
-            return Ok(());
+            return;
         }
-        let refuse = |this: &mut Self, why: String| {
-            resolved.iter().for_each(|(at, _)| this.probes[*at].refuse(why.clone()));
-            Err(why)
-        };
-        let Some(numbers) = cookies.take(sites.len()) else {
-            let why = format!("{} more probe sites than limits.sites allows; raise it", sites.len());
-            return refuse(self, why);
-        };
-        self.cookies.extend(&numbers);
-        let placed = place(plan, kernel.has_sessions(), &sites, &numbers);
-        let done = kernel.attach(&found.path, &placed);
-        match done {
-            Ok(links) => {
-                self.links.extend(links);
-                for (at, resolved) in resolved {
-                    self.probes[*at].state = ProbeState::Attached;
-                    self.probes[*at].sites = resolved.sites.len();
+        let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
+        match cookies.take(sites.len()) {
+            None => {
+                let text = format!("{} more probe sites than limits.sites allows; raise it", sites.len());
+                let refusal = Refusal::new(RefusalKind::Sites, text);
+                for (at, site) in sites {
+                    self.probes[at].refuse(site, refusal.clone());
                 }
-                Ok(())
             }
-            Err(why) => {
-                self.detach(cookies);
-                refuse(self, why.to_string())
+            Some(numbers) => self.attach_numbered(context, found, sites, &numbers, cookies),
+        }
+        touched.into_iter().for_each(|at| self.probes[at].settle());
+    }
+
+    fn attach_numbered(
+        &mut self,
+        context: Context<'_>,
+        found: &Found,
+        sites: Vec<(usize, ResolvedSite)>,
+        numbers: &[u32],
+        cookies: &mut Cookies,
+    ) {
+        let attached = {
+            let all: Vec<_> = sites.iter().map(|(_, site)| site).collect();
+            let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
+            context.kernel.attach(&found.path, &placed, &self.idle)
+        };
+        self.links.extend(attached.links);
+        if attached.beside > 0 {
+            log::info!(
+                "Target {}: another tracer holds {} sites without their semaphores; attached beside it",
+                context.target.name,
+                attached.beside
+            );
+        }
+        let mut refused = attached.refused;
+        for (position, ((at, site), number)) in sites.into_iter().zip(numbers).enumerate() {
+            match refused.remove(&position) {
+                Some(refusal) => {
+                    cookies.free.push(*number);
+                    self.probes[at].refuse(site, refusal);
+                }
+                None => {
+                    self.cookies.push(*number);
+                    self.probes[at].sites += 1;
+                }
             }
         }
     }
@@ -211,14 +272,7 @@ pub fn place<'a>(
                 how = How::InSession;
             }
         }
-        placed.push(Placed { cookie, site, how });
+        placed.push(Placed { cookie, site, how, span: span(site) });
     }
     placed
-}
-
-impl Outcome {
-    fn refuse(&mut self, why: String) {
-        self.state = ProbeState::Refused(why);
-        self.sites = 0;
-    }
 }

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::find::{Found, find, in_use, is_costly};
-use super::generation::{Cookies, Generation, Outcome};
+use super::generation::{Context, Cookies, Generation};
+use super::outcome::Outcome;
 use super::status::{ProbeState, Status, Ticks};
 use crate::abi::book_cell;
 use crate::kernel::{Attach, Clock, Kernel, KernelError, Shared};
@@ -200,7 +201,7 @@ impl Worker {
                         log::warn!("Target {}: {why}; waiting for it", planned.name);
                     }
                     for probe in &planned.probes {
-                        self.status.set(*probe, ProbeState::Waiting(why.clone()), 0, None);
+                        self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
                     }
                     state.missing = Some(why);
                 }
@@ -210,9 +211,17 @@ impl Worker {
         state.missing = None;
         let mut changed = false;
         let known = std::mem::take(&mut state.current);
+        let context =
+            Context { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
-                Some(file) if file.stamp == old.stamp => state.current.push(old),
+                Some(file) if file.stamp == old.stamp => {
+                    if old.retry(context, file, &mut self.cookies) {
+                        announce(&self.plan, planned, file, &old);
+                        changed = true;
+                    }
+                    state.current.push(old);
+                }
                 // Written over in place: the sites are elsewhere now.
                 Some(_) => {
                     old.detach(&mut self.cookies);
@@ -236,8 +245,7 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made =
-                Generation::attach(&self.kernel, &self.plan, &self.status, planned, file, &mut self.cookies);
+            let made = Generation::attach(context, file, &mut self.cookies);
             announce(&self.plan, planned, file, &made);
             state.current.push(made);
             changed = true;
@@ -261,24 +269,28 @@ impl Worker {
         });
     }
 
-    /// The states of a target's probes: attached if it is so in any of its files.
+    /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
     fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
             let of = |generation: &Generation| generation.probes.get(n).cloned();
             let outcomes: Vec<Outcome> = state.current.iter().filter_map(of).collect();
-            let attached: Vec<_> = outcomes.iter().filter(|o| o.state == ProbeState::Attached).collect();
-            match (attached.first(), outcomes.first()) {
-                (Some(_), _) => {
-                    let sites = attached.iter().map(|o| o.sites).sum();
-                    let unsigned = attached.iter().fold(u32::MAX, |all, o| all & o.unsigned);
-                    self.status.set(*probe, ProbeState::Attached, sites, Some(unsigned));
-                }
-                (None, Some(outcome)) => {
-                    self.status.set(*probe, outcome.state.clone(), 0, None);
-                }
-                (None, None) => {}
-            }
+            let Some(first) = outcomes.first() else { continue };
+            let attached: Vec<_> = outcomes.iter().filter(|o| o.state.is_attached()).collect();
+            let refused = outcomes.iter().map(Outcome::refused).sum();
+            let sites = attached.iter().map(|o| o.sites).sum();
+            let unsigned = attached.iter().fold(u32::MAX, |all, o| all & o.unsigned);
+            let unsigned = (!attached.is_empty()).then_some(unsigned);
+            let not_all = outcomes
+                .iter()
+                .find(|o| matches!(o.state, ProbeState::Partly(_) | ProbeState::Refused(_)))
+                .map(|o| ProbeState::Partly(o.state.reason().to_string()));
+            let state = match (attached.is_empty(), not_all) {
+                (true, _) => first.state.clone(),
+                (false, Some(partly)) => partly,
+                (false, None) => ProbeState::Attached,
+            };
+            self.status.set(*probe, state, [sites, refused], unsigned);
         }
     }
 
@@ -304,6 +316,10 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation) 
                 attached += 1;
                 let sites = if outcome.sites == 1 { "" } else { "s" };
                 log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
+            }
+            ProbeState::Partly(why) => {
+                attached += 1;
+                log::warn!("Attached probe in part: {name}: {why}");
             }
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
         }

@@ -20,6 +20,8 @@ pub struct ProbeStatus {
     pub state: ProbeState,
     /// Sites attached now, in all files.
     pub sites: usize,
+    /// Sites that are in the files and not attached.
+    pub refused: usize,
     pub seen: Seen,
 }
 
@@ -31,24 +33,35 @@ pub enum ProbeState {
     Absent(String),
     /// It is there but cannot be used, or the kernel refuses.
     Refused(String),
+    /// Attached, but not at all of its sites.
+    Partly(String),
     Attached,
 }
 
 impl ProbeState {
+    /// Whether hits are counted, if not at all of its sites.
+    pub fn is_attached(&self) -> bool {
+        matches!(self, ProbeState::Attached | ProbeState::Partly(_))
+    }
+
     /// One word, as a label.
     pub fn word(&self) -> &'static str {
         match self {
             ProbeState::Waiting(_) => "waiting",
             ProbeState::Absent(_) => "absent",
             ProbeState::Refused(_) => "refused",
+            ProbeState::Partly(_) => "partly",
             ProbeState::Attached => "attached",
         }
     }
 
-    /// Why it is not attached; empty if it is.
+    /// Why it is not attached, or not everywhere; empty if it is.
     pub fn reason(&self) -> &str {
         match self {
-            ProbeState::Waiting(why) | ProbeState::Absent(why) | ProbeState::Refused(why) => why,
+            ProbeState::Waiting(why)
+            | ProbeState::Absent(why)
+            | ProbeState::Refused(why)
+            | ProbeState::Partly(why) => why,
             ProbeState::Attached => "",
         }
     }
@@ -68,6 +81,7 @@ impl Status {
         let waiting = ProbeStatus {
             state: ProbeState::Waiting("not looked for yet".to_string()),
             sites: 0,
+            refused: 0,
             seen: Seen::default(),
         };
         Self {
@@ -87,30 +101,30 @@ impl Status {
         self.lock().iter().map(|probe| probe.seen.clone()).collect()
     }
 
-    /// Sets one state; whether it is another than before.
-    pub(super) fn set(&self, probe: usize, state: ProbeState, sites: usize, unsigned: Option<u32>) -> bool {
+    /// Sets one state, with the sites that are attached and those that are refused.
+    pub(super) fn set(&self, probe: usize, state: ProbeState, sites: [usize; 2], unsigned: Option<u32>) {
         let mut probes = self.lock();
-        let Some(at) = probes.get_mut(probe) else { return false };
-        let changed = at.state != state || at.sites != sites;
-        at.seen.attached |= state == ProbeState::Attached;
+        let Some(at) = probes.get_mut(probe) else { return };
+        at.seen.attached |= state.is_attached();
         if let Some(unsigned) = unsigned {
             at.seen.unsigned = unsigned;
         }
-        (at.state, at.sites) = (state, sites);
-        changed
+        at.state = state;
+        [at.sites, at.refused] = sites;
     }
 
     /// Why the targets are not ready; empty when they are. Every target needs a probe attached, and every probe that
-    /// the user wrote, while a profile's probe may be absent from this build of the application.
+    /// the user wrote, while a profile's probe may be absent from this build of the application. A probe that is attached in
+    /// part counts as attached: what it counts is true, [`Status::partly`] says what it leaves out, and no restart helps.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
         let mut why = Vec::new();
         for target in &plan.targets {
-            let attached = target.probes.iter().any(|probe| probes[*probe].state == ProbeState::Attached);
+            let attached = target.probes.iter().any(|probe| probes[*probe].state.is_attached());
             for number in &target.probes {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
-                if *state != ProbeState::Attached && !excused {
+                if !state.is_attached() && !excused {
                     why.push(format!(
                         "{}: {} is {}: {}",
                         target.name,
@@ -122,6 +136,17 @@ impl Status {
             }
         }
         why
+    }
+
+    /// Which probes leave out some of their sites, and why.
+    pub fn partly(&self, plan: &Plan) -> Vec<String> {
+        let probes = self.lock();
+        let lines = plan.probes.iter().zip(&*probes).filter_map(|(planned, status)| {
+            let ProbeState::Partly(why) = &status.state else { return None };
+            let target = &plan.targets[planned.target].name;
+            Some(format!("{target}: {} is partly attached: {why}", planned.name))
+        });
+        lines.collect()
     }
 
     /// The number of a function's name at this probe, given now if it is new.

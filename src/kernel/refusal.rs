@@ -1,0 +1,218 @@
+//! Why the kernel would not attach, told apart by its error numbers, and what to do about each.
+
+use std::fmt;
+use std::io;
+
+use caps::{CapSet, Capability};
+
+use super::load::Attach;
+
+/// `ENOTSUPP`, which is the kernel's own and has no name in user space.
+const ENOTSUPP: i32 = 524;
+
+/// Why a site, or all sites of a file, could not be attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// The reason and the next step, as a sentence.
+    pub text: String,
+}
+
+/// What sort of refusal it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RefusalKind {
+    /// The instruction there cannot be probed.
+    Instruction,
+    /// Another tracer holds the same place in a way that excludes ours.
+    Held,
+    /// Attached, as the kernel says, but no breakpoint is there.
+    Unarmed,
+    /// Not permitted.
+    Rights,
+    /// No memory.
+    Memory,
+    /// No file descriptors.
+    Descriptors,
+    /// No more numbers for sites.
+    Sites,
+    /// The file, or the file system that it is on, cannot be probed.
+    File,
+    /// A process that maps the file was in the way.
+    Busy,
+    /// The kernel lacks what is needed.
+    Missing,
+    Other,
+}
+
+impl RefusalKind {
+    /// Whether it is about one place, so that others of the same file can do better.
+    pub fn is_of_a_site(self) -> bool {
+        matches!(self, RefusalKind::Instruction | RefusalKind::Held | RefusalKind::Unarmed)
+    }
+
+    /// Whether it can pass by itself, so that it is worth trying again.
+    pub fn passes(self) -> bool {
+        !matches!(self, RefusalKind::Instruction | RefusalKind::Missing)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Refusal {
+    pub fn new(kind: RefusalKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// Of opening or reading the file to probe.
+    pub fn of_file(err: &io::Error) -> Self {
+        let kind = match err.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => RefusalKind::Descriptors,
+            Some(libc::ENOMEM) => RefusalKind::Memory,
+            _ => RefusalKind::File,
+        };
+        let next = match kind {
+            RefusalKind::Descriptors => DESCRIPTORS,
+            RefusalKind::Memory => MEMORY,
+            _ if err.kind() == io::ErrorKind::PermissionDenied => {
+                "; the exporter needs the right to read it: run it as a user who may, or with CAP_DAC_READ_SEARCH"
+            }
+            _ => "",
+        };
+        Self::new(kind, format!("{err}{next}"))
+    }
+
+    /// Of attaching, from what libbpf says.
+    pub fn of_attaching(err: &libbpf_rs::Error, attach: Attach) -> Self {
+        let said = format!("{err:#}");
+        let (kind, text) = match error_number(err) {
+            Some(ENOTSUPP | libc::ENOEXEC) => (
+                RefusalKind::Instruction,
+                "the kernel takes no probe on its instruction; probe another place of the function"
+                    .to_string(),
+            ),
+            Some(libc::EINVAL) => (
+                RefusalKind::Held,
+                format!(
+                    "another tracer holds this place with another semaphore, or the place is not in the file ({said}); \
+                     it is tried again, and is attached once that tracer has ended"
+                ),
+            ),
+            Some(libc::EPERM | libc::EACCES) => (RefusalKind::Rights, format!("{said}; {}", rights(attach))),
+            Some(libc::ENOMEM) => (RefusalKind::Memory, format!("{said}{MEMORY}")),
+            Some(libc::EMFILE | libc::ENFILE) => (RefusalKind::Descriptors, format!("{said}{DESCRIPTORS}")),
+            Some(libc::EIO) => (
+                RefusalKind::File,
+                format!(
+                    "{said}; the kernel cannot read code from the file system that the file is on: run it from another"
+                ),
+            ),
+            Some(libc::ENOENT) if attach == Attach::Perf => (
+                RefusalKind::Missing,
+                format!("{said}; perf events of uprobes need a kernel with CONFIG_UPROBE_EVENTS"),
+            ),
+            Some(libc::EBUSY | libc::EAGAIN | libc::EFAULT | libc::ESRCH | libc::EINTR) => (
+                RefusalKind::Busy,
+                format!(
+                    "{said}; a process that runs the file was changing at that moment; it is tried again"
+                ),
+            ),
+            _ => (RefusalKind::Other, said),
+        };
+        Self { kind, text }
+    }
+}
+
+const DESCRIPTORS: &str =
+    "; raise the limit of open files (LimitNOFILE= of the service, or ulimit -n); it is tried again";
+const MEMORY: &str = "; free memory, or raise the service's limit (MemoryMax=); it is tried again";
+
+/// The system's error number behind an error of libbpf-rs, which keeps it only in its text.
+pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
+    let text = format!("{err:#}");
+    let (_, rest) = text.rsplit_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok()
+}
+
+/// What is missing, of what may keep a process from attaching.
+pub(super) fn rights(attach: Attach) -> String {
+    let wanted: &[Capability] = match attach {
+        Attach::Multi => &[Capability::CAP_BPF, Capability::CAP_PERFMON],
+        Attach::Perf => &[Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN],
+    };
+    let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
+    let missing: Vec<String> = wanted.iter().filter(|right| !has(right)).map(ToString::to_string).collect();
+    if !missing.is_empty() {
+        let more = if attach == Attach::Perf { " (perf events of uprobes want the last)" } else { "" };
+        return format!("{} is missing: run it as root, or with {}{more}", missing.join(", "), list(wanted));
+    }
+    if let Some(mode) = lockdown() {
+        return format!("the kernel is locked down ({mode}), which forbids tracing, also to root");
+    }
+    "the rights are there, so a security module or a seccomp filter is in the way: in a container allow bpf(2) and \
+     perf_event_open(2)"
+        .to_string()
+}
+
+fn list(rights: &[Capability]) -> String {
+    let names: Vec<String> = rights.iter().map(ToString::to_string).collect();
+    names.split_last().map_or(String::new(), |(last, rest)| format!("{} and {last}", rest.join(", ")))
+}
+
+/// The mode of lockdown(7) that keeps programs from reading the kernel's memory, if it is on.
+pub(super) fn lockdown() -> Option<&'static str> {
+    let modes = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    modes.contains("[confidentiality]").then_some("confidentiality")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(number: i32) -> Refusal {
+        let err = libbpf_rs::Error::from(io::Error::from_raw_os_error(number));
+        Refusal::of_attaching(&err, Attach::Multi)
+    }
+
+    #[test]
+    fn refusals_are_told_apart_and_each_has_its_next_step() {
+        use RefusalKind::{Busy, Descriptors, File, Held, Instruction, Memory, Other, Rights};
+        for (number, kind, of_site, passes, says) in [
+            (ENOTSUPP, Instruction, true, false, "takes no probe on its instruction"),
+            (libc::ENOEXEC, Instruction, true, false, "takes no probe on its instruction"),
+            (libc::EINVAL, Held, true, true, "another tracer"),
+            (libc::EPERM, Rights, false, true, "(os error 1)"),
+            (libc::EACCES, Rights, false, true, "(os error 13)"),
+            (libc::ENOMEM, Memory, false, true, "MemoryMax"),
+            (libc::EMFILE, Descriptors, false, true, "LimitNOFILE"),
+            (libc::ENFILE, Descriptors, false, true, "LimitNOFILE"),
+            (libc::EIO, File, false, true, "file system"),
+            (libc::EBUSY, Busy, false, true, "tried again"),
+            (libc::EXDEV, Other, false, true, "(os error 18)"),
+        ] {
+            let refusal = of(number);
+            assert_eq!(
+                (refusal.kind, kind.is_of_a_site(), kind.passes()),
+                (kind, of_site, passes),
+                "{number}"
+            );
+            assert!(refusal.text.contains(says), "{number}: {refusal}");
+            assert_eq!(
+                refusal.text.contains("as root"),
+                kind == Rights && refusal.text.contains("missing"),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_number_is_found_under_what_was_being_done() {
+        use libbpf_rs::ErrorExt as _;
+        let err =
+            libbpf_rs::Error::from(io::Error::from_raw_os_error(ENOTSUPP)).context("failed to attach (here)");
+        assert_eq!(error_number(&err), Some(ENOTSUPP));
+    }
+}
