@@ -17,11 +17,11 @@ use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
 use crate::probes::{foreign, no_notes};
-use crate::resolve::{ResolveError, Resolved, resolve};
+use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::RunError;
 use crate::table::Table;
 use crate::targets::find::{Found, find};
-use crate::targets::{Keeper, ProbeState, debug_file, summary, with_names};
+use crate::targets::{Keeper, ProbeState, debug_file, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -234,8 +234,8 @@ impl Checker<'_> {
 /// Which sites are not probed, and why.
 fn not_all(resolved: &Resolved) -> Option<String> {
     let (unfit, all) = (resolved.unfit.len(), resolved.unfit.len() + resolved.sites.len());
-    let refused = resolved.unfit.iter().map(|site| (site.name.as_str(), site.why.as_str()));
-    (unfit > 0).then(|| format!("partly: {unfit} of {all} sites are not probed: {}", summary(refused, all)))
+    (unfit > 0)
+        .then(|| format!("partly: {unfit} of {all} sites are not probed: {}", reasons(&resolved.unfit)))
 }
 
 /// How many of the sites have a semaphore.

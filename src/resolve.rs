@@ -34,6 +34,45 @@ impl std::fmt::Display for UnfitSite {
     }
 }
 
+/// Each reason once, with the sites that have it.
+pub fn reasons(sites: &[UnfitSite]) -> String {
+    summary(sites.iter().map(|site| (site.name.as_str(), site.why.as_str())))
+}
+
+/// Sites that are named for each reason.
+const MOST_NAMES: usize = 5;
+
+/// Reasons that are given.
+const MOST_REASONS: usize = 4;
+
+/// Each reason once, with the sites that have it, not too many of both. Takes names and reasons.
+pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, why) in refused {
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((why, vec![name])),
+        }
+    }
+    let more = reasons.len().saturating_sub(MOST_REASONS);
+    let mut lines: Vec<String> = reasons
+        .iter()
+        .take(MOST_REASONS)
+        .map(|(why, names)| {
+            let shown = names[..names.len().min(MOST_NAMES)].join(", ");
+            let others = match names.len().saturating_sub(MOST_NAMES) {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            format!("{shown}{others}: {why}")
+        })
+        .collect();
+    if more > 0 {
+        lines.push(format!("and {more} more reasons"));
+    }
+    lines.join("; ")
+}
+
 /// One place to attach.
 #[derive(Debug, Clone)]
 pub struct ResolvedSite {
@@ -63,6 +102,8 @@ pub enum ResolveError {
     Missing { name: String, index: usize, has: usize },
     /// A probe there would never fire, or would harm the program.
     Unfit { offset: u64, why: String },
+    /// So it is at every site.
+    NoneFit(Vec<UnfitSite>),
 }
 
 impl std::fmt::Display for ResolveError {
@@ -77,6 +118,7 @@ impl std::fmt::Display for ResolveError {
             ResolveError::Unfit { offset, why } => {
                 write!(f, "the site at offset {offset:#x} is not used: {why}")
             }
+            ResolveError::NoneFit(sites) => f.write_str(&reasons(sites)),
         }
     }
 }
@@ -131,7 +173,7 @@ pub fn resolve(
         let name = names.get(n).cloned().unwrap_or_else(|| format!("offset {:#x}", at.offset));
         // At a function's entry its red zone is not in use yet.
         if let Some(why) = unfit(&at, entries.get(n).copied().unwrap_or(false)) {
-            not_used.push((at.offset, UnfitSite { name, why }));
+            not_used.push(UnfitSite { name, why });
             continue;
         }
         let flags = flags.get(n).copied().unwrap_or_default();
@@ -160,10 +202,10 @@ pub fn resolve(
             entry,
         });
     }
-    if let (true, Some((offset, UnfitSite { why, .. }))) = (sites.is_empty(), not_used.first()) {
-        return Err(ResolveError::Unfit { offset: *offset, why: why.clone() });
+    if sites.is_empty() {
+        return Err(ResolveError::NoneFit(not_used));
     }
-    let unfit = not_used.into_iter().map(|(_, site)| site).collect();
+    let unfit = not_used;
     Ok(Resolved { sites, unfit, arguments, unsigned })
 }
 
@@ -349,4 +391,19 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
 
 fn unreadable(name: &str, error: &FormError) -> ResolveError {
     ResolveError::Value { name: name.to_string(), why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_grouped_and_bounded() {
+        let names: Vec<String> = (0..8).map(|n| format!("f{n}")).collect();
+        let same = names.iter().map(|name| (name.as_str(), "bad"));
+        assert_eq!(summary(same.clone()), "f0, f1, f2, f3, f4 and 3 more: bad");
+        assert_eq!(summary(same.take(1).chain([("g", "worse")])), "f0: bad; g: worse");
+        let each = names.iter().map(|name| (name.as_str(), name.as_str()));
+        assert_eq!(summary(each), "f0: f0; f1: f1; f2: f2; f3: f3; and 4 more reasons");
+    }
 }

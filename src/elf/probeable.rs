@@ -64,12 +64,25 @@ pub fn verdict(code: &[u8]) -> Verdict {
     if parts.prefixes.iter().any(|prefix| matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e)) {
         return Verdict::Refused("it has a segment prefix (%es, %cs, %ss or %ds)");
     }
+    if is_amd_only(bytes, &parts) {
+        return Verdict::Refused("it is an extension of AMD's that the kernel cannot decode");
+    }
     let [opcode, rest @ ..] = parts.opcode else { return Verdict::Refused("it cannot be decoded") };
     match parts.encoding {
         Encoding::Legacy => legacy(&parts, *opcode, rest),
         Encoding::Vector => vector(*opcode, rest),
         Encoding::Xop => Verdict::Refused("it is an XOP instruction, of which kernels take some for others"),
         Encoding::Rex2 => Verdict::Refused("it is an APX instruction, of which kernels take some for others"),
+    }
+}
+
+/// FMA4 and the permutations of XOP in VEX encoding, and SSE4a.
+fn is_amd_only(bytes: &[u8], parts: &Parts<'_>) -> bool {
+    let vex3 = bytes.starts_with(&[0xc4]) && bytes.get(1).is_some_and(|map| map & 0x1f == 3);
+    match parts.opcode {
+        [0x48 | 0x49 | 0x5c..=0x5f | 0x68..=0x6b | 0x78..=0x7f, ..] => vex3,
+        [0x0f, 0x78 | 0x79, ..] => parts.prefixes.iter().any(|prefix| matches!(prefix, 0x66 | 0xf2)),
+        _ => false,
     }
 }
 

@@ -110,6 +110,29 @@ impl Kernel {
         Attached { refused: all, ..Attached::default() }
     }
 
+    /// At which places of a file, which no process may map, the kernel sets a breakpoint: it takes them all, and drops what
+    /// it cannot probe when the file is mapped. The tables of [`crate::elf::probeable`] are held against this.
+    ///
+    /// # Errors
+    /// If the kernel refuses even to take them.
+    pub fn arms(&self, path: &Path, offsets: &[u64]) -> Result<Vec<bool>, Refusal> {
+        let spot = |(position, offset): (usize, &u64)| Spot {
+            position,
+            offset: *offset,
+            semaphore: 0,
+            cookie: NO_SITE,
+        };
+        let spots: Vec<Spot> = offsets.iter().enumerate().map(spot).collect();
+        let links = self.link(Kind::Entry, path, &spots)?;
+        let (first, last) = (offsets.iter().min(), offsets.iter().max());
+        let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
+        let view = File::open(path).and_then(|file| CodeView::new(file.as_fd(), first, last));
+        let view = view.map_err(|err| Refusal::of_file(&err))?;
+        let armed = offsets.iter().map(|offset| view.byte(*offset) == Some(BREAKPOINT)).collect();
+        detach(links);
+        Ok(armed)
+    }
+
     fn attach_to(
         &self,
         made: &mut Attached,
@@ -404,10 +427,10 @@ fn refuse_halves(made: &mut Attached, sites: &[Placed<'_>]) -> bool {
     let mut is_attached = false;
     for (position, placed) in sites.iter().enumerate() {
         let Some(refusal) = whole(placed).and_then(|whole| refused.get(&whole)) else { continue };
-        if !made.refused.contains_key(&position) {
+        made.refused.entry(position).or_insert_with(|| {
             is_attached |= placed.how != How::InSession;
-            made.refused.insert(position, refusal.clone());
-        }
+            refusal.clone()
+        });
     }
     is_attached
 }

@@ -14,7 +14,7 @@ use crate::config::model::Point;
 use crate::elf::{Image, debug_file_candidates};
 use crate::kernel::{How, Kernel, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
-use crate::resolve::{ResolvedSite, resolve};
+use crate::resolve::{ResolveError, ResolvedSite, resolve};
 
 /// Numbers of sites, given back when a file is no longer probed.
 #[derive(Debug)]
@@ -150,7 +150,12 @@ impl Generation {
             match resolved {
                 Err(why) => outcome.state = ProbeState::Refused(why.clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
-                Ok(Err(why)) => outcome.state = ProbeState::Refused(why.to_string()),
+                Ok(Err(why)) => {
+                    outcome.state = ProbeState::Refused(why.to_string());
+                    if let ResolveError::NoneFit(sites) = why {
+                        outcome.unfit = sites;
+                    }
+                }
                 Ok(Ok(resolved)) => {
                     outcome.unsigned = resolved.unsigned;
                     outcome.unfit = resolved.unfit;

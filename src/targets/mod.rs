@@ -9,5 +9,4 @@ mod status;
 pub use generation::place;
 pub(crate) use generation::{debug_file, with_names};
 pub use keeper::Keeper;
-pub(crate) use outcome::summary;
 pub use status::{ProbeState, ProbeStatus, Status};

@@ -2,13 +2,7 @@
 
 use super::status::ProbeState;
 use crate::kernel::Refusal;
-use crate::resolve::{ResolvedSite, UnfitSite};
-
-/// Sites that are named for each reason.
-const MOST_NAMES: usize = 5;
-
-/// Reasons that are given.
-const MOST_REASONS: usize = 4;
+use crate::resolve::{ResolvedSite, UnfitSite, summary};
 
 /// How one probe fares in one file.
 #[derive(Debug, Clone)]
@@ -52,60 +46,11 @@ impl Outcome {
         let open = self.open.iter().map(|(site, refusal)| (site.name.as_str(), refusal.text.as_str()));
         self.state = match (self.sites, self.refused()) {
             (_, 0) => ProbeState::Attached,
-            (0, _) => ProbeState::Refused(summary(unfit.chain(open), all)),
+            (0, _) => ProbeState::Refused(summary(unfit.chain(open))),
             (_, refused) => {
-                let why = summary(unfit.chain(open), all);
+                let why = summary(unfit.chain(open));
                 ProbeState::Partly(format!("{refused} of {all} sites are not: {why}"))
             }
         };
-    }
-}
-
-/// Each reason once, with the sites that have it; only the reason where it is that of all.
-pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>, all: usize) -> String {
-    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (name, why) in refused {
-        match reasons.iter_mut().find(|(known, _)| *known == why) {
-            Some((_, names)) => names.push(name),
-            None => reasons.push((why, vec![name])),
-        }
-    }
-    if let [(why, names)] = reasons.as_slice()
-        && names.len() == all
-    {
-        return (*why).to_string();
-    }
-    let more = reasons.len().saturating_sub(MOST_REASONS);
-    let mut lines: Vec<String> = reasons
-        .iter()
-        .take(MOST_REASONS)
-        .map(|(why, names)| {
-            let shown = names[..names.len().min(MOST_NAMES)].join(", ");
-            let others = match names.len().saturating_sub(MOST_NAMES) {
-                0 => String::new(),
-                others => format!(" and {others} more"),
-            };
-            format!("{shown}{others}: {why}")
-        })
-        .collect();
-    if more > 0 {
-        lines.push(format!("and {more} more reasons"));
-    }
-    lines.join("; ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_grouped_and_bounded() {
-        let names: Vec<String> = (0..8).map(|n| format!("f{n}")).collect();
-        let same = names.iter().map(|name| (name.as_str(), "bad"));
-        assert_eq!(summary(same.clone(), 8), "bad");
-        assert_eq!(summary(same.clone(), 9), "f0, f1, f2, f3, f4 and 3 more: bad");
-        assert_eq!(summary(same.take(1).chain([("g", "worse")]), 9), "f0: bad; g: worse");
-        let each: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), name.as_str())).collect();
-        assert_eq!(summary(each.into_iter(), 9), "f0: f0; f1: f1; f2: f2; f3: f3; and 4 more reasons");
     }
 }
