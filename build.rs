@@ -1,7 +1,8 @@
 //! Compiles the BPF programs and generates the Rust side of their ABI from the object's own type information.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 
 use libbpf_cargo::SkeletonBuilder;
 
@@ -31,15 +32,34 @@ fn main() {
     }
 }
 
-/// Debian 12 names its default compiler `clang`, a versioned package only `clang-14`; either will do.
+/// The oldest that compiles the programs.
+const CLANG: u32 = 14;
+
+/// Plain `clang` if it is new enough, else the oldest `clang-N` that is: Debian 12 has 14, Debian 13 has 19.
 fn find_clang() -> String {
     let path = env::var_os("PATH").unwrap_or_default();
-    let has = |name: &str| env::split_paths(&path).any(|dir| Path::new(&dir).join(name).is_file());
-    ["clang", "clang-14", "clang-16", "clang-19"]
-        .into_iter()
-        .find(|name| has(name))
-        .unwrap_or_else(|| panic!("no clang in PATH; it compiles the BPF programs: apt-get install clang-14"))
-        .to_string()
+    let files = env::split_paths(&path).filter_map(|dir| dir.read_dir().ok()).flatten().flatten();
+    let names = files.filter_map(|file| file.file_name().into_string().ok());
+    let mut versioned: Vec<(u32, String)> = names
+        .filter_map(|name| Some((name.strip_prefix("clang-")?.parse().ok()?, name)))
+        .filter(|(version, _)| *version >= CLANG)
+        .collect();
+    versioned.sort();
+    let mut candidates =
+        std::iter::once("clang".to_string()).chain(versioned.into_iter().map(|(_, name)| name));
+    candidates.find(|name| clang_version(name).is_some_and(|version| version >= CLANG)).unwrap_or_else(|| {
+        panic!(
+            "no clang {CLANG} or later in PATH; it compiles the BPF programs. Debian: apt-get install clang; \
+             or set CLANG to one"
+        )
+    })
+}
+
+/// From `Debian clang version 14.0.6`.
+fn clang_version(name: &str) -> Option<u32> {
+    let output = Command::new(name).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.split_once("clang version ")?.1.split('.').next()?.parse().ok()
 }
 
 fn target_define() -> &'static str {

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs what is missing to build the exporter on Debian 12, and says what. Silent when all is there.
+# Installs what is missing to build the exporter on Debian 12 or 13, and says what. Silent when all is there.
 #
 #   scripts/install-deps.sh            to build and run it
 #   scripts/install-deps.sh --tests    and to test it
 #   scripts/install-deps.sh --lint     and to check its style
 #   scripts/install-deps.sh --bench    and to compare it with others
 #
-# Debian's packages need root or sudo. Rust is Debian's business only if new enough; otherwise it comes from
-# rustup, for the user who runs this.
+# Debian's packages need root or sudo. Rust is Debian's business only if new enough (Debian 13 has 1.85); otherwise it
+# comes from rustup, for the user who runs this.
 set -euo pipefail
 
 # clang compiles the BPF programs; libelf and zlib are libbpf's; sys/sdt.h (systemtap-sdt-dev) and gcc make the
-# programs to trace; openssl makes certificates.
-packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
+# programs to trace; openssl makes certificates. A|B: what is installed of them, else the first that this Debian has.
+packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
 	ca-certificates procps)
 # prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
@@ -20,9 +20,11 @@ packages=(clang-14 gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap
 test_packages=(prometheus qemu-system-x86 busybox-static
 	iproute2 iputils-ping netcat-openbsd bpftool
 	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux golang-go
-	postgresql-15 mariadb-server mariadb-client openjdk-17-jdk-headless python3.11-minimal libpython3.11 php8.2-cli ruby libruby3.1 libvirt0
-	libpam-modules libssl3 libstdc++6)
-lint_packages=(clang-format-14 shellcheck git)
+	mariadb-server mariadb-client
+	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
+	'python3.11-minimal|python3.13-minimal' 'libpython3.11|libpython3.13' 'php8.2-cli|php8.4-cli'
+	ruby 'libruby3.1|libruby3.3' libvirt0 libpam-modules 'libssl3|libssl3t64' libstdc++6)
+lint_packages=('clang-format-14|clang-format' shellcheck git)
 bench_packages=(bpftrace)
 rust=1.88 # rust-version in Cargo.toml
 
@@ -44,11 +46,35 @@ as_root() {
 	fi
 }
 
+is_installed() {
+	[[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
+}
+
+is_available() {
+	[[ -n $(apt-cache show --no-all-versions "$1" 2>/dev/null) ]]
+}
+
+# One line each, alternatives (A|B) still as they are: apt may know of none yet.
 missing_packages() {
-	local name
-	for name in "${packages[@]}"; do
-		[[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] || echo "$name"
+	local choice name names
+	for choice in "${packages[@]}"; do
+		IFS='|' read -ra names <<<"$choice"
+		for name in "${names[@]}"; do
+			is_installed "$name" && continue 2
+		done
+		echo "$choice"
 	done
+}
+
+# The first of the alternatives that apt knows; the first of all where it knows none, for apt to complain of.
+choose() {
+	local name names
+	IFS='|' read -ra names <<<"$1"
+	for name in "${names[@]}"; do
+		is_available "$name" && break
+	done
+	is_available "$name" || name=${names[0]}
+	echo "$name"
 }
 
 # A package that brings a service would start it at once. policy-rc.d is Debian's way to say no; one that is
@@ -81,13 +107,16 @@ unpack_sssd() {
 }
 
 install_packages() {
-	local missing
+	local missing index
 	mapfile -t missing < <(missing_packages)
 	((${#missing[@]})) || return 0
 	command -v apt-get >/dev/null || fail "not Debian: install the equivalents of ${missing[*]}"
-	say "installing from Debian: ${missing[*]}"
 	as_root apt-get -o DPkg::Lock::Timeout=600 update -qq >&2 </dev/null ||
 		say "apt-get update failed; trying with the lists that are there"
+	for index in "${!missing[@]}"; do
+		missing[index]=$(choose "${missing[index]}")
+	done
+	say "installing from Debian: ${missing[*]}"
 	local had_clusters=
 	[[ ! -e /etc/postgresql ]] || had_clusters=yes
 	apt_install "${missing[@]}" ||
@@ -113,18 +142,34 @@ rust_is_new_enough() {
 		printf '%s\n%s\n' "$rust" "$version" | sort -V -C
 }
 
+# rustup's own installer, as https://sh.rustup.rs fetches it.
+rustup_init() {
+	local url init status=0
+	url=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
+	init=$(mktemp -d)
+	say "no cargo $rust or newer: installing Rust from ${url%/rustup/*} into ${CARGO_HOME:-$HOME/.cargo}"
+	{ curl --proto '=https' --tlsv1.2 -sSf "$url" -o "$init/rustup-init" &&
+		curl --proto '=https' --tlsv1.2 -sSf "$url.sha256" -o "$init/sha256" &&
+		awk -v file="$init/rustup-init" '{print $1 "  " file}' "$init/sha256" | sha256sum --check --quiet &&
+		chmod 700 "$init/rustup-init" &&
+		"$init/rustup-init" -y --no-modify-path --profile minimal >&2; } || status=$?
+	rm -rf "$init"
+	return "$status"
+}
+
 install_rust() {
-	export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+	# Before Debian's cargo, which is why rustup was asked.
+	[[ ! -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]] || export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 	rust_is_new_enough && return
 	if command -v rustup >/dev/null; then
-		say "cargo is older than $rust: updating it with rustup"
+		say "cargo is older than $rust or missing: installing the stable toolchain with rustup"
 		{ rustup toolchain install stable --profile minimal >&2 && rustup default stable >&2; } ||
 			fail "rustup could not install Rust; its message is above"
 	else
-		say "no cargo $rust or newer: installing Rust from https://sh.rustup.rs into ${CARGO_HOME:-$HOME/.cargo}"
-		curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-			sh -s -- -y --no-modify-path --profile minimal >&2 ||
+		# It refuses to stand beside another cargo, unless told that it may.
+		RUSTUP_INIT_SKIP_PATH_CHECK=yes rustup_init ||
 			fail "rustup could not install Rust. Install Rust $rust or newer by hand and run this again"
+		export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 		say "for cargo in your own shell: . ${CARGO_HOME:-$HOME/.cargo}/env"
 	fi
 	rust_is_new_enough || fail "cargo $rust or newer is still not in PATH; found: $(command -v cargo || echo none)"
