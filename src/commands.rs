@@ -8,7 +8,7 @@ use crate::cli::{Format, Invocation};
 use crate::config::{self, Diagnostics, Overrides};
 use crate::kernel::choose;
 use crate::logging::Logging;
-use crate::plan::{Plan, plan, profile, profiles};
+use crate::plan::{Plan, plan_draft, profile, profiles};
 use crate::probes;
 use crate::run::{RunError, limit_rights, run};
 use crate::{check, dashboard};
@@ -38,14 +38,12 @@ pub fn perform(invocation: Invocation) -> ExitCode {
 }
 
 fn planned(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics> {
-    let loaded = config::load(overrides, &config::environment())?;
-    let plan = plan(loaded.config.clone(), false)?;
-    Ok((loaded, plan))
+    plan_draft(config::read(overrides, &config::environment()))
 }
 
 fn refuse(wrong: &Diagnostics) -> ExitCode {
     eprint!("{}", wrong.render());
-    let n = wrong.len();
+    let n = wrong.count();
     eprintln!(
         "exporter: {n} mistake{} in the configuration; nothing was started",
         if n == 1 { "" } else { "s" }
@@ -70,7 +68,7 @@ fn start(overrides: &Overrides) -> ExitCode {
             return ExitCode::from(CONFIGURATION);
         }
     };
-    loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| log::warn!("{warning}"));
     if let Err(why) = limited {
         log::warn!("{why}");
     }
@@ -89,7 +87,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
         Ok(both) => both,
         Err(wrong) => return refuse(&wrong),
     };
-    loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
     let checked = check::check(&plan);
     let shown = show(&checked.table);
     if !checked.mistakes.is_empty() {

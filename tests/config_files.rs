@@ -1,8 +1,9 @@
 //! Whole configurations: every file of `tests/config/good` loads, and every file of `tests/config/bad` is
-//! refused with exactly the text of the `.expect` file beside it.
+//! refused, by the reader or the plan, with exactly the text of the `.expect` file beside it.
 //!
 //! After changing a message, run once with `UPDATE_EXPECT=1` and read the difference.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,9 @@ mod language;
 #[path = "config/precedence.rs"]
 mod precedence;
 
-use exporter::config::{Environment, Overrides, load, load_bytes};
+use exporter::config::{Environment, Overrides, load, load_bytes, read, read_bytes};
+use exporter::plan::plan_draft;
+use serde_yaml::{Mapping, Value};
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("tests/config").join(folder)).unwrap();
@@ -39,8 +42,8 @@ fn bad_files_are_refused_with_the_expected_text() {
     assert!(files.len() >= 60);
     let mut wrong = String::new();
     for path in files {
-        let found = match load(&Overrides::file(&path), &Environment::new()) {
-            Ok(_) => "it loads\n".to_owned(),
+        let found = match plan_draft(read(&Overrides::file(&path), &Environment::new())) {
+            Ok(_) => "it is accepted\n".to_owned(),
             Err(diags) => diags.render().replace("tests/config/bad/", ""),
         };
         let expect = path.with_extension("expect");
@@ -65,6 +68,141 @@ fn one_mistake_is_reported_once() {
         let count = expect.lines().filter(|line| !line.starts_with("    help: ")).count();
         assert_eq!(count == 1, name != "many", "{name}:\n{expect}");
     }
+}
+
+/// Whatever is wrong beside it, each mistake is reported, and nothing that is right.
+#[test]
+fn two_files_together_have_the_mistakes_of_both() {
+    let singles: Vec<_> = files("bad").iter().filter_map(|path| Single::read(path)).collect();
+    assert!(singles.len() >= 120, "{} files can be put together", singles.len());
+    let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
+    for (n, one) in singles.iter().enumerate() {
+        for other in &singles[n + 1..] {
+            // A part of the pairs will do: all of them take a minute.
+            seen += 1;
+            let beside = (seen % 53 == 0).then(|| one.beside(other)).flatten();
+            let within = (seen % 5 == 0).then(|| one.within(other)).flatten();
+            for joined in [beside, within].into_iter().flatten() {
+                let found = mistakes(&joined);
+                let expected = BTreeSet::from([one.mistake.as_str(), other.mistake.as_str()]);
+                if found.iter().map(String::as_str).collect::<BTreeSet<_>>() != expected
+                    || found.len() != expected.len()
+                {
+                    wrong += &format!("--- {} and {}\n{joined}{}\n", one.name, other.name, found.join("\n"));
+                }
+                pairs += 1;
+            }
+        }
+    }
+    assert!(pairs > 300, "{pairs}");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A file with one mistake that can be put together with another one.
+struct Single {
+    name: String,
+    tree: Mapping,
+    mistake: String,
+}
+
+impl Single {
+    fn read(path: &Path) -> Option<Self> {
+        let name = path.file_stem()?.to_string_lossy().into_owned();
+        let text = fs::read_to_string(path).ok()?;
+        let tree: Mapping = serde_yaml::from_str(&text).ok()?;
+        let mistakes = mistakes(&text);
+        let [mistake] = mistakes.as_slice() else { return None };
+        // What ends the reading, what hides names, and what is no mistake beside another target or with another name.
+        let alone = [
+            "YAML tag",
+            "expected a list of targets",
+            "expected a mapping of arguments",
+            "nothing to trace",
+            "a process id without bitcoind_path",
+            "another target has the name",
+        ];
+        let fits = alone.iter().all(|text| !mistake.contains(text));
+        fits.then(|| Self { name, tree, mistake: mistake.clone() })
+    }
+
+    /// The settings and targets of both, unless they give the same setting.
+    fn beside(&self, other: &Self) -> Option<String> {
+        let mut tree = self.tree.clone();
+        for (key, value) in &other.tree {
+            match (tree.get_mut(key), value) {
+                (None, _) => {
+                    tree.insert(key.clone(), value.clone());
+                }
+                (Some(Value::Sequence(targets)), Value::Sequence(more)) if key == "targets" => {
+                    let renamed = |target: &Value| {
+                        let mut target = target.clone();
+                        if let Some(Value::String(name)) = target.get_mut("name") {
+                            name.push_str(" of the other");
+                        }
+                        target
+                    };
+                    targets.extend(more.iter().map(renamed));
+                }
+                _ => return None,
+            }
+        }
+        serde_yaml::to_string(&tree).ok()
+    }
+
+    /// The metrics and arguments of both in one probe, where that is all that differs between them.
+    fn within(&self, other: &Self) -> Option<String> {
+        let mut tree = Value::Mapping(self.tree.clone());
+        let theirs = Value::Mapping(other.tree.clone());
+        let (mine, probe) = (only_probe(&mut tree)?, &mut theirs.clone());
+        let probe = only_probe(probe)?;
+        if mine.get("on") != probe.get("on") || mine.get("on").is_none() {
+            return None;
+        }
+        for (key, value) in probe {
+            match (mine.get_mut(key), value) {
+                (None, value) => {
+                    mine.insert(key.clone(), value.clone());
+                }
+                (Some(Value::Sequence(all)), Value::Sequence(more)) => all.append(more),
+                (Some(Value::Mapping(all)), Value::Mapping(more)) => {
+                    if more.iter().any(|(name, arg)| all.get(name).is_some_and(|known| known != arg)) {
+                        return None;
+                    }
+                    all.extend(std::mem::take(more));
+                }
+                (Some(known), value) if *known == *value => {}
+                _ => return None,
+            }
+        }
+        serde_yaml::to_string(&tree).ok()
+    }
+}
+
+/// The probe of a file with one target that has one.
+fn only_probe(tree: &mut Value) -> Option<&mut Mapping> {
+    let settings = tree.as_mapping()?.keys().filter(|key| *key != "targets").count();
+    let [target] = tree.get_mut("targets")?.as_sequence_mut()?.as_mut_slice() else { return None };
+    let whole = ["name", "binary", "probes"].iter().all(|key| target.get(key).is_some());
+    if settings > 0 || !whole || target.as_mapping()?.len() != 3 {
+        return None;
+    }
+    let [probe] = target.get_mut("probes")?.as_sequence_mut()?.as_mut_slice() else { return None };
+    probe.as_mapping_mut()
+}
+
+/// Messages without places.
+fn mistakes(text: &str) -> Vec<String> {
+    let file = "tests/config/bad/pair.yaml";
+    let read = read_bytes(file, text.into(), &Overrides::default(), &Environment::new());
+    let Err(diags) = plan_draft(read) else { return Vec::new() };
+    let mistakes = diags.into_vec().into_iter().map(|one| {
+        // Places of other mistakes, which move: "... than at targets[0].probes[1]: ...".
+        let message = one.message.split(" at targets[").next().unwrap_or_default();
+        message.split(": targets[").next().unwrap_or_default().to_owned()
+    });
+    let mut mistakes: Vec<_> = mistakes.collect();
+    mistakes.dedup();
+    mistakes
 }
 
 #[test]
@@ -100,13 +238,15 @@ fn the_example_loads_and_so_do_the_examples_in_its_comments() {
 fn mangled_files_never_panic() {
     let (overrides, env) = (Overrides::default(), Environment::new());
     let (mut loaded, mut refused) = (0, 0);
-    let mut check = |bytes: Vec<u8>| match load_bytes("tests/config/good/x.yaml", bytes, &overrides, &env) {
-        Ok(_) => loaded += 1,
-        Err(diags) => {
-            assert!(!diags.render().is_empty());
-            refused += 1;
-        }
-    };
+    // The plan gets what is left of the file, placeholders included.
+    let mut check =
+        |bytes: Vec<u8>| match plan_draft(read_bytes("tests/config/good/x.yaml", bytes, &overrides, &env)) {
+            Ok(_) => loaded += 1,
+            Err(diags) => {
+                assert!(!diags.render().is_empty());
+                refused += 1;
+            }
+        };
     for path in files("good") {
         let bytes = fs::read(&path).unwrap();
         for end in 0..bytes.len() {

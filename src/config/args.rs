@@ -2,7 +2,7 @@
 
 use super::diagnose::{did_you_mean, quote};
 use super::fields::{Fields, Node};
-use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit};
+use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
 
 /// Longest text or byte string that is read from a program, in bytes.
@@ -86,17 +86,22 @@ pub(super) const INTEGERS: &[(&str, IntType)] = &[
 /// When an argument of a function is read.
 const WHEN: &[(&str, bool)] = &[("entry", false), ("return", true)];
 
-/// The arguments of `args:`. `is_span` allows `to_index`, `is_function` allows `at`.
-pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool) -> Vec<Arg> {
-    let entries = node.entries("a mapping of arguments");
-    if entries.is_none() {
+/// The arguments of `args:` that are right; the names of the others go to `unread`. `is_span` allows `to_index`,
+/// `is_function` allows `at`.
+pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: &mut Unread) -> Vec<Arg> {
+    let Some(entries) = node.entries("a mapping of arguments") else {
+        unread.all_args = true;
         return Vec::new();
+    };
+    let mut right = Vec::new();
+    for (name, node) in entries {
+        let mistakes = node.diags.len();
+        match arg(&name, &node, is_span, is_function) {
+            Some(arg) if node.diags.len() == mistakes => right.push(arg),
+            _ => unread.args.push(name),
+        }
     }
-    entries
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|(name, node)| arg(name, node, is_span, is_function))
-        .collect()
+    right
 }
 
 fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<Arg> {

@@ -5,7 +5,7 @@ use super::fields::{Fields, Node};
 use super::scalars;
 
 /// Most bounds of one histogram, +Inf not counted.
-pub const MAX_BUCKETS: usize = 64;
+pub const MAX_BUCKETS: usize = crate::abi::MAX_BOUNDS;
 
 /// The bounds that Prometheus client libraries use for seconds when none are given.
 pub(super) const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -138,12 +138,12 @@ mod tests {
             read("exponential: {start: 1us, factor: 10, count: 7}"),
             Ok(vec![1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0])
         );
-        assert_eq!(read("exponential: {start: 100us, factor: 2, count: 64}").unwrap().len(), 64);
+        assert_eq!(read("exponential: {start: 100us, factor: 2, count: 63}").unwrap().len(), MAX_BUCKETS);
     }
 
     #[test]
     fn mistakes() {
-        let many = format!("[{}]", (0..65).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+        let many = format!("[{}]", (0..64).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
         let cases = [
             ("5", "expected buckets, found"),
             ("[]", "at least one"),
@@ -152,11 +152,11 @@ mod tests {
             ("[1, .inf]", "must be finite"),
             ("[1, 5 apples]", "expected a number, a duration or a size, found \"5 apples\""),
             ("[1, [2]]", "expected a number, found a list"),
-            (many.as_str(), "65 buckets, at most 64"),
+            (many.as_str(), "64 buckets, at most 63"),
             ("{}", "one of `linear`, `exponential` is missing"),
             ("linear: {start: 0, width: 0, count: 3}", "must be greater than 0"),
             ("linear: {start: 0, count: 3}", "`width` is missing"),
-            ("linear: {start: 0, width: 1, count: 65}", "from 1 to 64"),
+            ("linear: {start: 0, width: 1, count: 64}", "from 1 to 63"),
             ("linear: {start: 1e300, width: 1, count: 2}", "must ascend"),
             ("exponential: {start: 0, factor: 2, count: 3}", "start above 0"),
             ("exponential: {start: 1, factor: 1, count: 3}", "greater than 1"),

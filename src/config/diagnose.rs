@@ -83,17 +83,8 @@ impl Diagnostics {
     /// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own. Ends with a newline.
     pub fn render(&self) -> String {
         let list = self.list.borrow();
-        let mut left = SEARCHED;
-        let mut blocks: Vec<_> = list.iter().take(SHOWN).map(|one| Block::of(one, &mut left)).collect();
-        blocks.sort_by_key(|block| (rank(&block.diagnostic.at.source), block.position));
-        // What an anchor holds is read again at each of its aliases: one text, one mistake.
-        blocks.dedup_by(|a, b| {
-            (a.position == b.position && a.position.is_some() || a.diagnostic.at == b.diagnostic.at)
-                && a.diagnostic.at.source == b.diagnostic.at.source
-                && a.diagnostic.message == b.diagnostic.message
-        });
         let mut text = String::new();
-        for block in blocks {
+        for block in blocks(&list) {
             block.write(&mut text);
         }
         if list.len() > SHOWN {
@@ -101,6 +92,12 @@ impl Diagnostics {
             let _ = writeln!(text, "and {more} more mistake{}", if more == 1 { "" } else { "s" });
         }
         text
+    }
+
+    /// How many mistakes [`Diagnostics::render`] tells of.
+    pub fn count(&self) -> usize {
+        let list = self.list.borrow();
+        blocks(&list).len() + list.len().saturating_sub(SHOWN)
     }
 }
 
@@ -121,6 +118,20 @@ fn rank(source: &Arc<Source>) -> u8 {
         Source::Profile { .. } => 3,
         Source::Default => 4,
     }
+}
+
+/// The mistakes as they are shown: in order, and each once.
+fn blocks(list: &[Diagnostic]) -> Vec<Block<'_>> {
+    let mut left = SEARCHED;
+    let mut blocks: Vec<_> = list.iter().take(SHOWN).map(|one| Block::of(one, &mut left)).collect();
+    blocks.sort_by_key(|block| (rank(&block.diagnostic.at.source), block.position));
+    // What an anchor holds is read again at each of its aliases: one text, one mistake.
+    blocks.dedup_by(|a, b| {
+        (a.position == b.position && a.position.is_some() || a.diagnostic.at == b.diagnostic.at)
+            && a.diagnostic.at.source == b.diagnostic.at.source
+            && a.diagnostic.message == b.diagnostic.message
+    });
+    blocks
 }
 
 struct Block<'d> {

@@ -71,6 +71,25 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// What could be read of a configuration, and the mistakes so far. Placeholders stand where something could not be read,
+/// so that the next stage finds its mistakes in the rest.
+#[derive(Debug)]
+pub struct Draft {
+    loaded: Loaded,
+    mistakes: Diagnostics,
+}
+
+impl Draft {
+    /// The configuration if nothing is wrong with it, else the mistakes.
+    pub fn finish(self) -> Result<Loaded, Diagnostics> {
+        self.mistakes.into_result(self.loaded)
+    }
+
+    pub(crate) fn into_parts(self) -> (Loaded, Diagnostics) {
+        (self.loaded, self.mistakes)
+    }
+}
+
 /// This process's environment, as far as it concerns the configuration.
 pub fn environment() -> Environment {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
@@ -82,6 +101,11 @@ pub fn environment() -> Environment {
 /// Reads the file that `overrides` or the environment names, if one does, and merges it with both: flags
 /// before environment before file before defaults.
 pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnostics> {
+    read(overrides, env).finish()
+}
+
+/// [`load`], for the stage that goes on in spite of mistakes: [`crate::plan::plan_draft`].
+pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
     let (path, at) = match (&overrides.config, named_by_env) {
         (Some(path), _) => (path.clone(), Place::flag("--config")),
@@ -108,6 +132,16 @@ pub fn load_bytes(
     overrides: &Overrides,
     env: &Environment,
 ) -> Result<Loaded, Diagnostics> {
+    read_bytes(path, bytes, overrides, env).finish()
+}
+
+/// [`read`], with the content of the file given.
+pub fn read_bytes(
+    path: impl Into<PathBuf>,
+    bytes: Vec<u8>,
+    overrides: &Overrides,
+    env: &Environment,
+) -> Draft {
     resolve(FileInput::Read(path.into(), bytes), overrides, env)
 }
 
@@ -119,7 +153,7 @@ enum FileInput {
     Unreadable(Place, String),
 }
 
-fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnostics> {
+fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft {
     let diags = Diagnostics::new();
     // What stands in a file that cannot be read is unknown, so nothing is said to be missing then.
     let (top, value, complete) = match input {
@@ -150,7 +184,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Result
     let network = layers.file.as_ref().and_then(|f| f.get("network")).map(|n| (n.at, n.value.clone()));
     drop(layers);
     let config = Config { settings, targets, network };
-    diags.into_result(Loaded { config, warnings: layers::unknown_variables(env) })
+    Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, mistakes: diags }
 }
 
 /// The YAML tree of a file's bytes, and the place of its top.

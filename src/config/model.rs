@@ -101,6 +101,8 @@ pub struct Target {
     pub pid: Option<u32>,
     /// Constant labels of every series of this target.
     pub labels: Vec<(String, String)>,
+    /// Whether some of the labels could not be read, so that the metrics are not compared with those of other targets.
+    pub unread_labels: bool,
     pub profiles: Vec<Named>,
     pub probes: Vec<Probe>,
 }
@@ -144,6 +146,20 @@ pub struct Probe {
     pub event_type: Option<String>,
     /// True if it came from a profile: its absence from the file is reported but is not an error.
     pub from_profile: bool,
+    pub unread: Unread,
+}
+
+/// The parts of a probe that could not be read. Their mistakes have been reported; a name that may be one of theirs is
+/// not reported as unknown, too. Nothing is unread in a configuration without mistakes.
+#[derive(Debug, Clone, Default)]
+pub struct Unread {
+    /// Which probe it is.
+    pub on: bool,
+    /// Names of arguments.
+    pub args: Vec<String>,
+    /// The names of the arguments, too.
+    pub all_args: bool,
+    pub metrics: bool,
 }
 
 /// How the return of a function is traced.
@@ -266,6 +282,9 @@ pub struct Metric {
     pub scale: Option<f64>,
     pub when: Vec<Condition>,
     pub labels: Vec<Label>,
+    /// Whether a part of it could not be read. What can be is resolved for its mistakes' sake, and the rest is not
+    /// compared with other descriptions of the metric.
+    pub unread: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,7 @@ use super::args::{self, INTEGERS};
 use super::diagnose::{nearest, quote};
 use super::fields::{Fields, Node};
 use super::metrics;
-use super::model::{On, Point, Probe, ReturnsBy, SpanKey};
+use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
 
 const PROBE_KEYS: &[&str] =
     &["on", "function", "returns", "returns_by", "args", "metrics", "log", "event_type"];
@@ -24,18 +24,25 @@ pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
 }
 
 fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
+    let mistakes = || node.diags.len();
     // Which keys are known depends on the form, so the form is looked for first.
     let is_span = node.value.get("span").is_some();
     let fields = node
         .fields(if is_span { "a span" } else { "a probe" }, if is_span { SPAN_KEYS } else { PROBE_KEYS })?;
     let on = if is_span { span(&fields) } else { single(&fields) };
-    let is_function = matches!(on, Some(On::Function(_)));
-    let args = fields.get("args").map(|n| args::decode(&n, is_span, is_function)).unwrap_or_default();
+    let mut unread = Unread { on: on.is_none(), ..Unread::default() };
+    // What cannot be read may be one.
+    let is_function = !is_span && !matches!(on, Some(On::Usdt(_)));
+    let args = fields.get("args").map(|n| args::decode(&n, is_span, is_function, &mut unread));
+    let args = args.unwrap_or_default();
+    unread.all_args |= !fields.has("args") && !fields.lacks("args");
+    let before = mistakes();
     let metrics = if is_span {
-        fields.get("span").and_then(|n| metrics::of_span(&fields, &n)).into_iter().collect()
+        fields.get("span").map(|n| metrics::of_span(&fields, &n)).into_iter().collect()
     } else {
         fields.get("metrics").map(|n| metrics::decode(&n)).unwrap_or_default()
     };
+    unread.metrics = mistakes() > before || (!is_span && !fields.has("metrics") && !fields.lacks("metrics"));
     let log = fields.get("log").and_then(|n| template(&n));
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
     let returns = (!is_span)
@@ -53,8 +60,8 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     if let Some(On::Usdt(_)) = &on {
         fields.forbid(&["returns_by"], "a USDT probe does not return");
     }
-    let at = node.at.clone();
-    Some(Probe { at, on: on?, args, returns, returns_by, metrics, log, event_type, from_profile })
+    let (at, on) = (node.at.clone(), on.unwrap_or(On::Function(String::new())));
+    Some(Probe { at, on, args, returns, returns_by, metrics, log, event_type, from_profile, unread })
 }
 
 fn single(fields: &Fields<'_>) -> Option<On> {

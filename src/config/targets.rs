@@ -29,6 +29,7 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
         selector: Selector::Binary(binary),
         pid,
         labels: Vec::new(),
+        unread_labels: false,
         profiles: vec![profile],
         probes: Vec::new(),
     }
@@ -42,7 +43,8 @@ pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
 /// Reports every target whose name another one has already.
 pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: &super::Diagnostics) {
     let mut seen: Vec<&Target> = Vec::new();
-    for target in targets {
+    // A name that could not be read is empty.
+    for target in targets.filter(|target| !target.name.is_empty()) {
         match seen.iter().find(|other| other.name == target.name) {
             Some(other) => {
                 let other = match other.at.to_string() {
@@ -68,13 +70,24 @@ fn target(node: &Node<'_>) -> Option<Target> {
         .and_then(|n| n.text_as("a name"))
         .map(str::to_owned);
     let (selector, pid) = selector(&fields);
+    let mistakes = node.diags.len();
     let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
+    let unread_labels = node.diags.len() > mistakes || (!fields.has("labels") && !fields.lacks("labels"));
     let profiles = fields.get("profile").map(|n| profiles(&n)).unwrap_or_default();
     let probes = fields.get("probes").map(|n| probes::decode(&n, false)).unwrap_or_default();
     if fields.lacks("profile") && fields.lacks("probes") {
         fields.error("nothing is traced in this target").help("write profile: NAME or probes: [...]");
     }
-    Some(Target { at: node.at.clone(), name: name?, selector: selector?, pid, labels, profiles, probes })
+    Some(Target {
+        at: node.at.clone(),
+        name: name.unwrap_or_default(),
+        selector: selector.unwrap_or(Selector::Binary(PathBuf::new())),
+        pid,
+        labels,
+        unread_labels,
+        profiles,
+        probes,
+    })
 }
 
 /// The selector, and the process filter that may stand beside `binary`.

@@ -4,17 +4,17 @@ use std::collections::HashMap;
 
 use super::late::{Late, raw};
 use super::route::route;
-use super::scope::{Scope, mentioned, refuse_unused};
+use super::scope::{Scope, is_unread, mentioned, warn_of_unused};
 use super::{
     ActionPlan, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
     profile, profiles,
 };
-use crate::config::Node;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
     Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
+use crate::config::{Draft, Loaded, Node};
 
 /// Prefixes of the names that the exporter gives to its own metrics.
 const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
@@ -23,9 +23,23 @@ const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_",
 ///
 /// With `all_to_ring` every metric is computed in user space, which tests use to compare both ways.
 pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
-    let diags = Diagnostics::new();
+    plan_in_spite(config, all_to_ring, Diagnostics::new())
+}
+
+/// The plan for a configuration as it was read, or every mistake of both stages.
+pub fn plan_draft(draft: Draft) -> Result<(Loaded, Plan), Diagnostics> {
+    let (loaded, mistakes) = draft.into_parts();
+    let plan = plan_in_spite(loaded.config.clone(), false, mistakes)?;
+    Ok((loaded, plan))
+}
+
+/// The plan, if there are no mistakes in the end. With those of the reader in `diags`, some of the configuration is
+/// placeholders, which must cause no further ones.
+fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Result<Plan, Diagnostics> {
+    let warnings = Diagnostics::new();
     let mut builder = Builder {
         diags: &diags,
+        warnings: &warnings,
         settings: &config.settings,
         probes: Vec::new(),
         metrics: Vec::new(),
@@ -59,11 +73,13 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
         .network
         .as_ref()
         .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
-    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans, network })
+    let warnings = warnings.render().lines().map(str::to_owned).collect();
+    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings })
 }
 
 struct Builder<'a> {
     diags: &'a Diagnostics,
+    warnings: &'a Diagnostics,
     settings: &'a Settings,
     probes: Vec<ProbePlan>,
     metrics: Vec<MetricPlan>,
@@ -120,7 +136,12 @@ impl Builder<'_> {
             On::Span { by: SpanKey::Arg(name), .. } => Some(name.as_str()),
             _ => None,
         };
-        refuse_unused(probe, key, self.diags);
+        warn_of_unused(probe, key, self.warnings);
+        if probe.unread.on {
+            let plan = self.described(number, probe, &Point::Function(String::new()), Hook::Entry);
+            self.filled(target, probe, plan, None, true);
+            return;
+        }
         match &probe.on {
             On::Usdt(point) => self.single(number, target, probe, point, &probe.metrics),
             On::Function(name) => self.function(number, target, probe, &Point::Function(name.clone())),
@@ -172,7 +193,9 @@ impl Builder<'_> {
     ) {
         let is_return = late_plan.hook == Hook::Return;
         let key_arg = key.and_then(|key| probe.args.iter().find(|arg| arg.name == key));
-        if let (Some(key), None) = (key, key_arg) {
+        if let (Some(key), None) = (key, key_arg)
+            && !is_unread(probe, key)
+        {
             let near = did_you_mean(key, probe.args.iter().map(|arg| arg.name.as_str()));
             self.diags
                 .error(&probe.at, format!("the span's key \"{key}\" is not one of its arguments{near}"))
@@ -252,8 +275,9 @@ impl Builder<'_> {
             scope.log();
         }
         let late = scope.late;
+        probe.metrics.iter().for_each(|metric| self.check(target, metric));
         for (metric, mut action) in made.into_iter().flatten() {
-            if self.is_fed_already(&plan, metric) {
+            if metric.unread || target.unread_labels || self.is_fed_already(&plan, metric) {
                 continue;
             }
             action.metric = self.metric(target, metric, &mut action);
@@ -280,6 +304,20 @@ impl Builder<'_> {
         self.probes.push(plan);
     }
 
+    /// Reports names that the metric and its labels cannot have.
+    fn check(&self, target: &Target, metric: &Metric) {
+        for label in &metric.labels {
+            if target.labels.iter().any(|(name, _)| *name == label.name) {
+                let message = format!("label \"{}\" is one of the target's own labels already", label.name);
+                self.diags.error(&label.at, message);
+            }
+        }
+        if let Some(prefix) = RESERVED.iter().find(|prefix| metric.name.starts_with(**prefix)) {
+            self.diags
+                .error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
+        }
+    }
+
     /// The metric's number. On its first appearance it is described; later ones must agree, and get their labels
     /// into the first one's order. The labels that every series has are put in front.
     fn metric(&mut self, target: &Target, metric: &Metric, action: &mut ActionPlan) -> usize {
@@ -288,20 +326,7 @@ impl Builder<'_> {
             target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))),
         );
         for (label, plan) in metric.labels.iter().zip(std::mem::take(&mut action.labels)) {
-            if labels.iter().any(|(name, _)| *name == label.name) {
-                self.diags.error(
-                    &label.at,
-                    format!(
-                        "label \"{}\" is already given by the exporter or the target's own labels",
-                        label.name
-                    ),
-                );
-            }
             labels.push((label.name.clone(), plan));
-        }
-        if let Some(prefix) = RESERVED.iter().find(|prefix| metric.name.starts_with(**prefix)) {
-            self.diags
-                .error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
         }
         let Some(&known) = self.names.get(&metric.name) else {
             let (names, plans) = labels.into_iter().unzip();

@@ -9,7 +9,7 @@ mod profiles;
 mod route;
 mod scope;
 
-pub use build::plan;
+pub use build::{plan, plan_draft};
 pub use profiles::{profile, profiles};
 
 use crate::config::model::{
@@ -29,6 +29,8 @@ pub struct Plan {
     pub spans: u32,
     /// Packet statistics, where they are asked for.
     pub network: Option<NetworkConfig>,
+    /// What is likely a slip, though not wrong. One line each.
+    pub warnings: Vec<String>,
 }
 
 /// An application and the probes to set on its file.

@@ -4,10 +4,9 @@ use super::late::{Late, unnamed_length};
 use super::{
     ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
 };
-use crate::abi::MAX_BOUNDS;
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, MetricKind, Op, Operand, Pattern,
+    Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
     Point, Probe, Unit,
 };
 use crate::config::place::Place;
@@ -26,36 +25,16 @@ pub(super) struct Scope<'a> {
 
 impl Scope<'_> {
     pub(super) fn action(&mut self, metric: &Metric) -> Option<ActionPlan> {
-        let mut scale = Scale::ONE;
-        let mut value = None;
-        if let Some(named) = &metric.value {
-            let index = self.value(&named.at, &named.name)?;
-            let found = &self.plan.values[index];
-            if !is_number(&found.kind) {
-                let message =
-                    format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
-                self.diags.error(&named.at, message);
-                return None;
-            }
-            scale = unit_scale(found.unit);
-            value = Some(index);
-        }
-        let factor = metric.scale.unwrap_or(1.0);
-        if !(factor > 0.0 && factor.is_finite()) {
-            self.diags.error(
-                &metric.at,
-                format!("scale {factor}: only a number above 0 keeps counters and buckets in order"),
-            );
-            return None;
-        }
-        scale.mul *= factor;
-        if let MetricKind::Histogram(bounds) = &metric.kind
-            && bounds.len() > MAX_BOUNDS
-        {
-            self.diags.error(&metric.at, format!("{} buckets; {MAX_BOUNDS} are possible", bounds.len()));
-        }
+        // All parts are looked at before the first that is wrong ends it.
+        let value = metric.value.as_ref().map(|named| self.number(named));
         let when: Vec<_> = metric.when.iter().map(|condition| self.condition(condition)).collect();
         let labels: Vec<_> = metric.labels.iter().map(|label| self.label(label)).collect();
+        let value = match value {
+            Some(value) => Some(value?),
+            None => None,
+        };
+        let mut scale = value.map_or(Scale::ONE, |value| unit_scale(self.plan.values[value].unit));
+        scale.mul *= metric.scale.unwrap_or(1.0);
         Some(ActionPlan {
             at: metric.at.clone(),
             metric: 0,
@@ -65,6 +44,17 @@ impl Scope<'_> {
             labels: labels.into_iter().collect::<Option<_>>()?,
             route: Route::Kernel,
         })
+    }
+
+    /// The index of a metric's value.
+    fn number(&mut self, named: &Named) -> Option<usize> {
+        let index = self.value(&named.at, &named.name)?;
+        if is_number(&self.plan.values[index].kind) {
+            return Some(index);
+        }
+        let message = format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
+        self.diags.error(&named.at, message);
+        None
     }
 
     fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
@@ -176,7 +166,9 @@ impl Scope<'_> {
         } else {
             let known = self.probe.args.iter().map(|arg| arg.name.as_str()).chain(BUILT_INS.iter().copied());
             let near = did_you_mean(name, known);
-            if BUILT_INS.contains(&name) {
+            if is_unread(self.probe, name) {
+                // Its mistake has been reported.
+            } else if BUILT_INS.contains(&name) {
                 let help = match name {
                     "retval" => "only a function returns; write `function: NAME`",
                     "duration" => "only a function (`function: NAME`) or a span lasts",
@@ -272,6 +264,10 @@ impl Scope<'_> {
     }
 
     fn logged(&mut self, name: &str) -> Option<LogPart> {
+        if self.probe.unread.metrics {
+            // It may be one of their labels.
+            return None;
+        }
         let is_value = self.probe.args.iter().any(|arg| arg.name == name) || BUILT_INS.contains(&name);
         let mut labels = self.probe.metrics.iter().flat_map(|metric| &metric.labels);
         match labels.find(|label| label.name == name) {
@@ -279,6 +275,13 @@ impl Scope<'_> {
             _ => self.value(&self.probe.at.clone(), name).map(LogPart::Value),
         }
     }
+}
+
+/// Whether the name may be known but for a mistake that has been reported.
+pub(super) fn is_unread(probe: &Probe, name: &str) -> bool {
+    let unread = &probe.unread;
+    let is_built_in = BUILT_INS.contains(&name);
+    unread.all_args && !is_built_in || unread.args.iter().any(|arg| arg == name) || unread.on && is_built_in
 }
 
 fn is_number(kind: &ValueKind) -> bool {
@@ -335,8 +338,8 @@ pub(super) fn mentioned(metric: &Metric) -> impl Iterator<Item = &str> {
     value.chain(metric.when.iter().map(|condition| condition.value.as_str())).chain(labels)
 }
 
-/// An argument that nothing mentions is likely a slip.
-pub(super) fn refuse_unused(probe: &Probe, key: Option<&str>, diags: &Diagnostics) {
+/// An argument that nothing mentions is likely a slip, and costs nothing.
+pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagnostics) {
     let template = probe.log.as_deref().unwrap_or_default();
     for arg in &probe.args {
         let is_length = probe
@@ -348,12 +351,8 @@ pub(super) fn refuse_unused(probe: &Probe, key: Option<&str>, diags: &Diagnostic
             || key == Some(&arg.name)
             || is_length;
         if !used && !probe.from_profile {
-            diags
-                .error(
-                    &arg.at,
-                    format!("argument \"{}\" is not used by any metric or by the log line", arg.name),
-                )
-                .help("remove it, or use it");
+            let name = &arg.name;
+            warnings.error(&arg.at, format!("argument \"{name}\" is used by no metric and no log line"));
         }
     }
 }
