@@ -21,7 +21,7 @@ use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::RunError;
 use crate::table::Table;
 use crate::targets::find::{Found, find};
-use crate::targets::{Keeper, ProbeState, debug_file, with_names};
+use crate::targets::{Keeper, ProbeState, debug_symbols, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -122,8 +122,8 @@ impl Checker<'_> {
                 let is_function =
                     |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
                 let wants_names = target.probes.iter().any(is_function);
-                let debug = wants_names.then(|| debug_file(&image, &found.shown)).flatten();
-                self.probes(target, &with_names(image, debug.as_deref()), found);
+                let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.shown)).flatten();
+                self.probes(target, &with_names(image, debug.as_ref()), found);
             }
         }
     }

@@ -18,7 +18,7 @@ pub fn debug_file_candidates(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
             Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..])),
         );
     }
-    if let (Some(name), Some(dir)) = (debuglink(image), path.parent()) {
+    if let (Some((name, _)), Some(dir)) = (debuglink(image), path.parent()) {
         candidates.push(dir.join(name));
         candidates.push(dir.join(".debug").join(name));
         candidates.push(Path::new(DEBUG_ROOT).join(dir.strip_prefix("/").unwrap_or(dir)).join(name));
@@ -27,9 +27,48 @@ pub fn debug_file_candidates(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
     candidates
 }
 
-/// The file name in `.gnu_debuglink`. A path there would lead out of the directories that are looked at.
-fn debuglink<'a>(image: &Image<'a>) -> Option<&'a str> {
+/// The file name in `.gnu_debuglink`, and the checksum of that file's contents. A path there would lead out of the
+/// directories that are looked at.
+pub(super) fn debuglink<'a>(image: &Image<'a>) -> Option<(&'a str, u32)> {
     let data = image.section_data(image.section(b".gnu_debuglink")?)?;
     let name = std::str::from_utf8(bounded_str(data, 0)?).ok()?;
-    (!name.is_empty() && name != "." && name != ".." && !name.contains('/')).then_some(name)
+    let checksum = data.get((name.len() + 1).next_multiple_of(4)..)?.first_chunk()?;
+    let is_name = !name.is_empty() && name != "." && name != ".." && !name.contains('/');
+    is_name.then_some((name, u32::from_le_bytes(*checksum)))
+}
+
+/// The checksum that `.gnu_debuglink` has of a debug file's contents.
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// The largest symbol table that is unpacked.
+const EMBEDDED_MAX: usize = 64 << 20;
+
+/// The ELF file that a stripped program of Fedora, RHEL and their kin carries, compressed, in `.gnu_debugdata`: the symbols
+/// of its functions (MiniDebugInfo). None if it has none, or what it has is damaged or too large.
+pub fn embedded_symbols(image: &Image<'_>) -> Option<Vec<u8>> {
+    let mut packed = image.section_data(image.section(b".gnu_debugdata")?)?;
+    let mut unpacked = Limited(Vec::new());
+    lzma_rs::xz_decompress(&mut packed, &mut unpacked).ok()?;
+    Some(unpacked.0)
+}
+
+/// Refuses to grow past [`EMBEDDED_MAX`].
+struct Limited(Vec<u8>);
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > EMBEDDED_MAX {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

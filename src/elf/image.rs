@@ -7,6 +7,7 @@ use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64};
 use object::pod::slice_from_bytes;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
+use super::debug::{crc32, debuglink};
 use super::golang::{self, Pclntab};
 use super::notes::{RawNote, RawNotes};
 use super::symbols::{Table, is_stripped};
@@ -88,13 +89,24 @@ impl<'a> Image<'a> {
 
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
     ///
-    /// A file whose build-id differs is [`SiteError::OtherBuild`]. Two files without one cannot be told
-    /// apart and are taken for the same build.
+    /// It must be known to be of this build: by the same build-id, or, where the program has none, by the checksum
+    /// of the file's contents in the program's `.gnu_debuglink`. Symbols of another build would place probes inside
+    /// instructions.
     pub fn with_debug_symbols(self, debug: &Image<'a>) -> Result<Image<'a>, SiteError> {
-        if self.arch != debug.arch || self.build_id() != debug.build_id() {
+        let same = match self.build_id() {
+            Some(id) => debug.build_id().as_ref() == Some(&id),
+            None => debuglink(&self).is_some_and(|(_, crc)| crc == crc32(debug.bytes)),
+        };
+        if self.arch != debug.arch || !same {
             return Err(SiteError::OtherBuild);
         }
         Ok(Image { debug_symbols: Table::of(debug, elf::SHT_SYMTAB), ..self })
+    }
+
+    /// Adds the symbols that the program carries in itself, compressed; `embedded` is what
+    /// [`super::embedded_symbols`] gave.
+    pub fn with_embedded_symbols(self, embedded: &Image<'a>) -> Image<'a> {
+        Image { debug_symbols: Table::of(embedded, elf::SHT_SYMTAB), ..self }
     }
 
     /// The processor that the program was built for.

@@ -26,7 +26,7 @@ mod sites;
 mod symbols;
 mod unwind;
 
-pub use debug::debug_file_candidates;
+pub use debug::{debug_file_candidates, embedded_symbols};
 pub use error::{ElfError, FormError, SiteError};
 pub use exits::{Exit, ExitKind, Exits, Functions};
 pub use forms::{ArgForm, Form, Reg, parse_args};

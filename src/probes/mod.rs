@@ -24,7 +24,7 @@ pub use yaml::yaml;
 use crate::config::model::Selector;
 use crate::elf::{Arch, Cost, ElfError, Image, go_binary};
 use crate::targets::find::{Found, find};
-use crate::targets::{debug_file, with_names};
+use crate::targets::{debug_symbols, with_names};
 
 /// Everything about one target.
 #[derive(Debug, Clone, Serialize)]
@@ -150,8 +150,8 @@ fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<F
         });
         Vec::new()
     });
-    let debug = functions.and_then(|_| debug_file(&image, shown));
-    let image = with_names(image, debug.as_deref());
+    let debug = functions.and_then(|_| debug_symbols(&image, &found.path, shown));
+    let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {
         functions::functions(&image, pattern).unwrap_or_else(|why| {
             remarks.push(why.to_string());

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::Link;
 
+use super::debug_symbols::{debug_symbols, with_names};
 use super::find::{Found, Identity, Stamp};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::config::model::Point;
-use crate::elf::{Image, debug_file_candidates};
+use crate::elf::Image;
 use crate::kernel::{How, Kernel, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -138,9 +138,12 @@ impl Generation {
             .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
-        let debug =
-            image.as_ref().ok().filter(|_| wants_names).and_then(|image| debug_file(image, &found.shown));
-        let image = image.map(|image| with_names(image, debug.as_deref()));
+        let debug = image
+            .as_ref()
+            .ok()
+            .filter(|_| wants_names)
+            .and_then(|image| debug_symbols(image, &found.path, &found.shown));
+        let image = image.map(|image| with_names(image, debug.as_ref()));
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);
@@ -240,20 +243,6 @@ impl Generation {
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
     }
-}
-
-/// The separate debug file of a program that was stripped, if one is installed.
-pub(crate) fn debug_file(image: &Image<'_>, shown: &str) -> Option<Vec<u8>> {
-    let read = |path: PathBuf| fs::read(path).ok();
-    let fits =
-        |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
-    debug_file_candidates(image, Path::new(shown)).into_iter().filter_map(read).find(fits)
-}
-
-/// The program with the symbols of its debug file.
-pub(crate) fn with_names<'a>(image: Image<'a>, debug: Option<&'a [u8]>) -> Image<'a> {
-    let debug = debug.and_then(|bytes| Image::parse(bytes).ok());
-    debug.and_then(|debug| image.with_debug_symbols(&debug).ok()).unwrap_or(image)
 }
 
 /// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no

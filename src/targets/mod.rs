@@ -1,12 +1,13 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
+mod debug_symbols;
 pub mod find;
 mod generation;
 mod keeper;
 mod outcome;
 mod status;
 
+pub(crate) use debug_symbols::{debug_symbols, with_names};
 pub use generation::place;
-pub(crate) use generation::{debug_file, with_names};
 pub use keeper::Keeper;
 pub use status::{ProbeState, ProbeStatus, Status};

@@ -1,0 +1,107 @@
+//! The symbols of stripped programs: from separate debug files, or from what the program carries in itself.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+
+use crate::elf::{Image, debug_file_candidates, embedded_symbols};
+
+/// The largest debug file that is read.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// An ELF file with the symbols of a program.
+#[derive(Debug)]
+pub(crate) struct DebugSymbols {
+    bytes: Vec<u8>,
+    embedded: bool,
+}
+
+/// What names the functions of the program in the file that `path` opens and that is called `shown` where it runs. A
+/// program in a container has its debug files there too.
+pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, shown: &str) -> Option<DebugSymbols> {
+    let root = root_of(path);
+    let read = |candidate: PathBuf| read_inside(&root, &candidate).ok();
+    let fits =
+        |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
+    let separate = debug_file_candidates(image, Path::new(shown)).into_iter().filter_map(read).find(fits);
+    match separate {
+        Some(bytes) => Some(DebugSymbols { bytes, embedded: false }),
+        None if image.is_stripped() => {
+            embedded_symbols(image).map(|bytes| DebugSymbols { bytes, embedded: true })
+        }
+        None => None,
+    }
+}
+
+/// The program with the symbols that [`debug_symbols`] found.
+pub(crate) fn with_names<'a>(image: Image<'a>, symbols: Option<&'a DebugSymbols>) -> Image<'a> {
+    let parsed = symbols.and_then(|symbols| Some((Image::parse(&symbols.bytes).ok()?, symbols.embedded)));
+    match parsed {
+        Some((symbols, true)) => image.with_embedded_symbols(&symbols),
+        Some((symbols, false)) => image.with_debug_symbols(&symbols).unwrap_or(image),
+        None => image,
+    }
+}
+
+/// The root directory that paths are relative to where the file runs: of the process, if the path goes through one.
+fn root_of(path: &Path) -> PathBuf {
+    let mut components = path.components();
+    let through_proc = components.next() == Some(Component::RootDir)
+        && components.next() == Some(Component::Normal("proc".as_ref()));
+    let process = components.next().and_then(|process| process.as_os_str().to_str());
+    match process.filter(|process| through_proc && process.bytes().all(|byte| byte.is_ascii_digit())) {
+        Some(process) => PathBuf::from(format!("/proc/{process}/root")),
+        None => PathBuf::from("/"),
+    }
+}
+
+/// Reads a file by its path below `root`, which no link leads out of.
+fn read_inside(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
+    // Nonblocking, so that a pipe of that name is no trap.
+    let file = openat2(root, path, flags | OFlags::NONBLOCK, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let mut file = File::from(file);
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > MOST_BYTES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_root_is_that_of_the_process() {
+        assert_eq!(root_of(Path::new("/usr/bin/x")), Path::new("/"));
+        assert_eq!(root_of(Path::new("/proc/12/exe")), Path::new("/proc/12/root"));
+        assert_eq!(root_of(Path::new("/proc/12/root/usr/bin/x")), Path::new("/proc/12/root"));
+        assert_eq!(root_of(Path::new("/proc/self/exe")), Path::new("/"));
+        assert_eq!(root_of(Path::new("relative/proc/12")), Path::new("/"));
+    }
+
+    #[test]
+    fn links_do_not_lead_out_of_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(outside.path(), "outside").unwrap();
+        fs::write(root.path().join("inside"), "inside").unwrap();
+        symlink("/inside", root.path().join("absolute")).unwrap();
+        symlink(outside.path(), root.path().join("out")).unwrap();
+        symlink("../../../../../../inside", root.path().join("up")).unwrap();
+        let read = |path: &str| read_inside(root.path(), Path::new(path));
+        for inside in ["/inside", "/absolute", "/up", "/../inside"] {
+            assert_eq!(read(inside).unwrap(), b"inside", "{inside}");
+        }
+        assert!(read("/out").is_err() && read("/").is_err());
+    }
+}
