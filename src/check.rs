@@ -185,6 +185,8 @@ impl Checker<'_> {
             if let Some(how) = pairing(probe) {
                 table.line(how);
             }
+            let remarks = resolved.iter().flatten().flat_map(|resolved| &resolved.remarks);
+            remarks.for_each(|remark| table.line(format!("note: {remark}")));
         }
         self.text.push_str(&table.to_string());
         there

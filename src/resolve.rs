@@ -4,7 +4,7 @@ use crate::abi::{location, location_op, site, site_flag};
 use crate::config::model::{ArgKind, IntType, Point};
 use crate::elf::{
     Arch, ArgForm, Convention, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
-    function_sites, parse_args, usdt_sites,
+    parse_args, remarked_sites, usdt_sites,
 };
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 
@@ -16,6 +16,8 @@ pub struct Resolved {
     pub arguments: Vec<Vec<String>>,
     /// Those that no probe is set at: one bad site costs only that site.
     pub unfit: Vec<UnfitSite>,
+    /// What the user should know of the sites' choice.
+    pub remarks: Vec<String>,
     /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
     pub unsigned: u32,
 }
@@ -147,13 +149,15 @@ pub fn resolve(
 ) -> Result<Resolved, ResolveError> {
     let is_return = probe.hook == Hook::Return;
     let mut functions: Vec<u32> = Vec::new();
+    let mut remarks = Vec::new();
     let mut entries: Vec<bool> = Vec::new();
     let mut flags: Vec<u32> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let found = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
         Point::Function(pattern) => {
-            let found = function_sites(image, pattern).map_err(ResolveError::Site)?;
+            let (found, told) = remarked_sites(image, pattern).map_err(ResolveError::Site)?;
+            remarks = told;
             if let Some(refused) = found.iter().find(|function| is_return && !can_return(function)) {
                 return Err(cannot_return(refused));
             }
@@ -206,7 +210,7 @@ pub fn resolve(
         return Err(ResolveError::NoneFit(not_used));
     }
     let unfit = not_used;
-    Ok(Resolved { sites, unfit, arguments, unsigned })
+    Ok(Resolved { sites, unfit, arguments, remarks, unsigned })
 }
 
 /// Places in the x86-64 `struct pt_regs`.
@@ -251,6 +255,12 @@ fn with_calling_convention(function: FunctionSite) -> Site {
     if !function.at_entry {
         return site;
     }
+    if function.specialised {
+        let why = "this copy of the function was made for some of its callers, so its arguments may be missing or \
+                   elsewhere; name its symbol to read them as they would be in the function itself";
+        site.args = (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect();
+        return site;
+    }
     site.args = match argument_forms(function.convention) {
         Some(forms) => parse_args(Arch::X86_64, &forms),
         None => {
@@ -269,7 +279,9 @@ const STACK_WORDS: usize = 32;
 fn argument_forms(convention: Convention) -> Option<String> {
     let on_stack = |words| (1..=words).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect::<String>();
     Some(match convention {
-        Convention::SystemV => "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9".to_string(),
+        Convention::SystemV => {
+            "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9".to_string() + &on_stack(STACK_WORDS - 6)
+        }
         Convention::GoRegisters => {
             let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
             registers.to_string() + &on_stack(STACK_WORDS - 9)

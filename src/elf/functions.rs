@@ -1,13 +1,16 @@
 //! Functions by name, by pattern and by offset.
 
+use std::collections::BTreeMap;
+
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::golang::{self, Convention, Pclntab};
-use super::names::demangle;
-use super::select::{functions, matching, missing};
+use super::names::{CloneKind, Signature, clone_of, demangle};
+use super::select::{Selected, functions, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
-use super::symbols::Symbol;
+use super::symbols::{Kind, Symbol};
+use super::unwind::Unwind;
 use super::{Arch, Cost, Image, Site, SiteError, SiteShape, go_binary};
 
 /// A function, or a place in one, where a probe is set.
@@ -31,6 +34,8 @@ pub struct FunctionSite {
     pub is_go: bool,
     /// Where the function's arguments are at its entry.
     pub convention: Convention,
+    /// A copy that the compiler made for some callers, and that the pattern does not name itself.
+    pub specialised: bool,
     /// Whether the site is a "jump if below or equal" that is taken only if the call begins anew after it.
     pub if_above: bool,
 }
@@ -55,29 +60,50 @@ enum Pattern<'a> {
 /// A probe at an entry that is `endbr64` and then a push goes on the push: arguments and return address are
 /// where they were, and a hit costs a third (measured on Linux 6.18, for entry and for return).
 pub fn function_sites(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
-    let mut sites = named(image, pattern.trim())?;
-    share_semaphores(image, &mut sites);
-    Ok(sites)
+    remarked_sites(image, pattern).map(|(sites, _)| sites)
 }
 
-fn named(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
+/// As [`function_sites`], with what the user should know of the choice: sentences without a full stop.
+pub fn remarked_sites(
+    image: &Image<'_>,
+    pattern: &str,
+) -> Result<(Vec<FunctionSite>, Vec<String>), SiteError> {
+    let mut remarks = Vec::new();
+    let mut sites = named(image, pattern.trim(), &mut remarks)?;
+    share_semaphores(image, &mut sites);
+    Ok((sites, remarks))
+}
+
+fn named(
+    image: &Image<'_>,
+    pattern: &str,
+    remarks: &mut Vec<String>,
+) -> Result<Vec<FunctionSite>, SiteError> {
     match parse(pattern)? {
         Pattern::Offset(offset) => at_offset(image, pattern, offset).map(|site| vec![site]),
         Pattern::Name(name, 0) => {
-            let (found, exact) = matching(image, name)?;
+            let found = matching(image, name)?;
+            remarks.extend(found.remarks);
+            let unwind = image.debug_symbols().map(|_| Unwind::of(image));
             let mut sites = Vec::new();
-            for symbol in found.into_values() {
-                match at_entry(image, &symbol) {
-                    Ok(site) => sites.push(site),
+            for symbol in found.by_address.values() {
+                let entry =
+                    check_entry(image, unwind.as_ref(), symbol).and_then(|()| at_entry(image, symbol));
+                match entry {
+                    Ok(site) => sites.push(FunctionSite {
+                        name: versioned(symbol, &found.by_address),
+                        specialised: is_specialised(symbol, name),
+                        ..site
+                    }),
                     // A glob takes what it can.
-                    Err(error) if exact => return Err(error),
+                    Err(error) if found.exact => return Err(error),
                     Err(_) => {}
                 }
             }
             if sites.is_empty() { Err(missing(image, name)) } else { Ok(sites) }
         }
         Pattern::Name(name, into) => {
-            let (found, exact) = matching(image, name)?;
+            let Selected { by_address: found, exact, .. } = matching(image, name)?;
             if !exact {
                 let why = "an offset can follow a name, but not a glob".to_owned();
                 return Err(SiteError::BadPattern { pattern: pattern.to_owned(), why });
@@ -117,15 +143,48 @@ fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<F
     let unmapped = || SiteError::Unmapped { what: format!("the function {}", symbol.name), vaddr };
     Ok(FunctionSite {
         name: symbol.name.to_owned(),
-        demangled: demangle(symbol.name, false),
+        demangled: demangle(symbol.name, Signature::Name),
         size: symbol.size,
         site: Site::at(image, vaddr).ok_or_else(unmapped)?,
         at_entry: true,
         checked: true,
         is_go: go_binary(image),
         convention: Convention::SystemV,
+        specialised: false,
         if_above: false,
     })
+}
+
+/// Whether the symbol names a copy that was specialised, and the user the function.
+fn is_specialised(symbol: &Symbol<'_>, pattern: &str) -> bool {
+    symbol.name != pattern && clone_of(symbol.name).is_some_and(|clone| clone.kind == CloneKind::Specialised)
+}
+
+/// Makes sure that an instruction begins where a symbol of another file, or one without a type, says that a function does.
+fn check_entry(image: &Image<'_>, unwind: Option<&Unwind<'_>>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
+    let around = match symbol.kind {
+        Kind::Label => functions(image)
+            .find(|f| f.vaddr < symbol.vaddr && symbol.vaddr - f.vaddr < f.size)
+            .map(|f| f.vaddr),
+        _ => None,
+    };
+    let frame = unwind.and_then(|unwind| unwind.covering(symbol.vaddr)).map(|frame| frame.start);
+    match around.or(frame).filter(|start| *start < symbol.vaddr) {
+        Some(start) => {
+            let whole = Symbol { vaddr: start, ..*symbol };
+            check_boundary(image, &whole, symbol.vaddr - start, symbol.name)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The symbol, with its version where others of the same name have another.
+fn versioned(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> String {
+    let others = found.values().filter(|other| other.name == symbol.name);
+    match symbol.version.filter(|_| others.into_iter().any(|other| other.version != symbol.version)) {
+        Some(version) => format!("{}@{version}", symbol.name),
+        None => symbol.name.to_owned(),
+    }
 }
 
 fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
@@ -203,6 +262,7 @@ fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSi
         checked: false,
         is_go: go_binary(image),
         convention: Convention::SystemV,
+        specialised: false,
         if_above: false,
     })
 }

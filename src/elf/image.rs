@@ -5,7 +5,8 @@ use std::ffi::CStr;
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64};
 use object::pod::slice_from_bytes;
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::read::StringTable;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, VersionTable};
 
 use super::debug::{crc32, debuglink};
 use super::golang::{self, Pclntab};
@@ -261,6 +262,12 @@ impl<'a> Image<'a> {
 
     pub(super) fn debug_symbols(&self) -> Option<Table<'a>> {
         self.debug_symbols
+    }
+
+    /// The versions of the symbols that other files link against.
+    pub(super) fn versions(&self) -> Option<VersionTable<'a, FileHeader64<LittleEndian>>> {
+        let sections = SectionTable::new(self.sections, StringTable::default());
+        sections.versions(LE, self.bytes).ok().flatten()
     }
 
     /// The first section of that name.

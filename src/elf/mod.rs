@@ -7,6 +7,7 @@
 //! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
 
 mod body;
+mod copies;
 mod debug;
 mod error;
 mod exits;
@@ -30,10 +31,11 @@ pub use debug::{debug_file_candidates, embedded_symbols};
 pub use error::{ElfError, FormError, SiteError};
 pub use exits::{Exit, ExitKind, Exits, Functions};
 pub use forms::{ArgForm, Form, Reg, parse_args};
-pub use functions::{FunctionSite, function_sites};
+pub use functions::{FunctionSite, function_sites, remarked_sites};
 pub use golang::Convention;
 pub use image::{Arch, Image, go_binary};
 pub use leaps::{Leap, is_program, leaps};
+pub use names::signature;
 pub use notes::{Note, notes};
 pub use shape::{Cost, SiteShape};
 pub use sites::{Site, usdt_sites};

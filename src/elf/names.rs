@@ -7,8 +7,21 @@ use std::fmt::{self, Write};
 const MANGLED_MAX: usize = 4096;
 const DEMANGLED_MAX: usize = 16 << 10;
 
-/// The name of a C++ or Rust function as its source has it; None for any other.
-pub(super) fn demangle(name: &str, params: bool) -> Option<String> {
+/// How much of a function's signature a demangled name has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signature {
+    /// `conv<double>`
+    Name,
+    /// `conv<double>(double)`
+    Parameters,
+    /// `int conv<double>(double)`; a Rust name with the hash that old symbols end in.
+    Whole,
+}
+
+/// The name of a C++ or Rust function as its source has it; None for any other. What the compiler appended to the
+/// symbol of a copy is left out.
+pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
+    let name = clone_of(name).map_or(name, |clone| clone.base);
     if name.len() > MANGLED_MAX || !name.starts_with("_Z") && !name.starts_with("_R") {
         return None;
     }
@@ -17,38 +30,164 @@ pub(super) fn demangle(name: &str, params: bool) -> Option<String> {
     if name.starts_with("_R") || name.contains("17h") {
         let rust = rustc_demangle::try_demangle(name).ok();
         if let Some(rust) = rust {
-            return write!(out, "{rust:#}").ok().map(|()| out.0);
+            let written = match signature {
+                Signature::Whole => write!(out, "{rust}"),
+                _ => write!(out, "{rust:#}"),
+            };
+            return written.ok().map(|()| out.0);
         }
     }
-    let mut options = cpp_demangle::DemangleOptions::new();
-    if !params {
-        options = options.no_params().no_return_type();
-    }
+    let options = cpp_demangle::DemangleOptions::new();
+    let options = match signature {
+        Signature::Name => options.no_params().no_return_type(),
+        Signature::Parameters => options.no_return_type(),
+        Signature::Whole => options,
+    };
     let symbol = cpp_demangle::Symbol::new(name).ok()?;
     symbol.structured_demangle(&mut out, &options).ok().map(|()| out.0)
 }
 
-/// Whether a symbol is a part of a function that the compiler moved away: the branches that are seldom
-/// taken, or what was left when the rest was inlined.
+/// The C++ or Rust name of a symbol, with what tells it from others of its name; None for any other symbol.
+pub fn signature(symbol: &str) -> Option<String> {
+    let is_rust = symbol.starts_with("_R") || symbol.contains("17h");
+    demangle(symbol, if is_rust { Signature::Whole } else { Signature::Parameters })
+}
+
+/// A copy or a part of a function, which the compiler made and named after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clone<'a> {
+    /// The function's symbol.
+    pub base: &'a str,
+    pub kind: CloneKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CloneKind {
+    /// All of it, called as it is: renamed because others have its name.
+    Renamed,
+    /// All of it, specialised for some callers: arguments may be missing or elsewhere.
+    Specialised,
+    /// Only branches that are seldom taken, or what was left when the rest was inlined.
+    Fragment,
+}
+
+/// What a symbol's suffixes tell: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123` and
+/// `.__uniq.123`. None for a symbol without suffixes, or with others.
+pub(super) fn clone_of(name: &str) -> Option<Clone<'_>> {
+    let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
+    let mut kind = None;
+    for suffix in suffixes.split('.') {
+        let told = match suffix {
+            "cold" | "part" => CloneKind::Fragment,
+            "isra" | "constprop" | "specialized" => CloneKind::Specialised,
+            "lto_priv" | "llvm" | "__uniq" | "localalias" | "clone" => CloneKind::Renamed,
+            number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_hexdigit()) => continue,
+            _ => return None,
+        };
+        kind = kind.max(Some(told));
+    }
+    Some(Clone { base, kind: kind? })
+}
+
+impl PartialOrd for CloneKind {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for CloneKind {
+    /// By how much of the function is missing.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (*self as u8).cmp(&(*other as u8))
+    }
+}
+
+/// Whether a symbol is a part of a function that the compiler moved away.
 pub(super) fn is_fragment(name: &str) -> bool {
-    name.split_once('.').is_some_and(|(_, suffixes)| suffixes.split('.').any(|s| s == "cold" || s == "part"))
+    clone_of(name).is_some_and(|clone| clone.kind == CloneKind::Fragment)
+}
+
+/// A demangled name in the one form that all ways to write it have in common: without ABI tags, blanks, and the types of
+/// numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
+pub(super) fn canonical(name: &str) -> String {
+    let mut plain = without_tags(name);
+    plain.retain(|c| c != ' ');
+    let bytes = plain.as_bytes();
+    let mut out = String::with_capacity(plain.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let before = at.checked_sub(1).map(|before| bytes[before]);
+        // A cast of a number among template arguments.
+        if bytes[at] == b'('
+            && matches!(before, Some(b'<' | b','))
+            && let Some(end) = plain[at..].find(')')
+            && plain[at + 1..at + end].bytes().all(|byte| is_word(byte) || byte == b':')
+            && bytes.get(at + end + 1).is_some_and(|byte| byte.is_ascii_digit() || *byte == b'-')
+        {
+            at += end + 1;
+            continue;
+        }
+        if bytes[at].is_ascii_digit() && !before.is_some_and(is_word) {
+            let digits = plain[at..].bytes().take_while(u8::is_ascii_digit).count();
+            out.push_str(&plain[at..at + digits]);
+            at += digits;
+            let suffix = plain[at..].bytes().take_while(|byte| matches!(byte, b'u' | b'l')).count();
+            if !bytes.get(at + suffix).copied().is_some_and(is_word) {
+                at += suffix;
+            }
+            continue;
+        }
+        let c = plain[at..].chars().next().unwrap_or_default();
+        out.push(c);
+        at += c.len_utf8();
+    }
+    out
+}
+
+/// A name without ABI tags, as `nm -C` writes them (`[abi:cxx11]`), and without `[clone ...]`.
+fn without_tags(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut rest = name;
+    while let Some(at) = rest.find("[abi:").into_iter().chain(rest.find(" [clone ")).min() {
+        out.push_str(&rest[..at]);
+        rest = rest[at..].split_once(']').map_or("", |(_, after)| after);
+    }
+    out + rest
 }
 
 /// The identifiers of a pattern that every symbol whose demangled name matches must contain as they are.
 /// Demangling is slow, and most symbols need not be.
 ///
 /// Mangling keeps the identifiers on the path to a function's name, apart from `std`; it does not keep
-/// operators, parameters, template arguments and what stands in braces.
-pub(super) fn literal_words(pattern: &str) -> Vec<&str> {
-    let end = pattern.find(['*', '?', '(', '<', '{', '~', ' ']).unwrap_or(pattern.len());
-    let path = &pattern[..end];
-    let path = &path[..path.find("operator").unwrap_or(path.len())];
-    let words = path.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|&word| word != "std" && !word.is_empty()).collect()
+/// operators, parameters, template arguments, what stands in braces, and for most functions not the type
+/// that they return.
+pub(super) fn literal_words(pattern: &str) -> Vec<String> {
+    let pattern = without_tags(pattern);
+    let path = pattern.find("operator").map_or(&pattern[..], |at| &pattern[..at]);
+    let mut skeleton = String::new();
+    let mut depth = 0usize;
+    for c in path.chars() {
+        match c {
+            '<' => depth += 1,
+            '>' => depth = depth.saturating_sub(1),
+            '(' | '{' if depth == 0 => break,
+            _ if depth == 0 => skeleton.push(c),
+            _ => {}
+        }
+    }
+    // What a function returns stands before its name.
+    let name = skeleton.rsplit(' ').next().unwrap_or_default();
+    if name.contains("decltype") {
+        return Vec::new();
+    }
+    let name = &name[..name.find(['*', '?', '~', '&']).unwrap_or(name.len())];
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|&word| word != "std" && !word.is_empty()).map(str::to_owned).collect()
 }
 
 /// Whether a symbol can stand for a name with these [`literal_words`].
-pub(super) fn may_demangle_to(name: &str, words: &[&str]) -> bool {
+pub(super) fn may_demangle_to(name: &str, words: &[String]) -> bool {
     // Ss and the like stand for whole names of the C++ library; St is only its namespace.
     let rest = name.strip_prefix("_ZNK").or_else(|| name.strip_prefix("_ZN")).unwrap_or("");
     let abbreviated = rest.strip_prefix('S').is_some_and(|r| r.starts_with(['a', 'b', 's', 'i', 'o', 'd']));
@@ -122,18 +261,55 @@ mod tests {
         for (pattern, words) in [
             ("CConnman::Start", &["CConnman", "Start"][..]),
             ("CTxMem*::addUnchecked", &["CTxMem"]),
-            ("std::vector<int>::push_back", &["vector"]),
+            ("std::vector<int>::push_back", &["vector", "push_back"]),
             ("a::operator new", &["a"]),
             ("(anonymous namespace)::f", &[]),
             ("*write*", &[]),
             ("Foo::~Foo", &["Foo"]),
+            ("int conv<double>(double)", &["conv"]),
+            ("std::vector<std::pair<int, A> > a::make(B)", &["a", "make"]),
+            ("char* text", &["text"]),
+            ("decltype(auto) f()", &[]),
+            ("HexStr[abi:cxx11](int)", &["HexStr"]),
         ] {
             assert_eq!(literal_words(pattern), words, "{pattern}");
         }
         let string_append = "_ZNSs6appendEPKc";
-        assert_eq!(demangle(string_append, false).as_deref(), Some("std::string::append"));
+        assert_eq!(demangle(string_append, Signature::Name).as_deref(), Some("std::string::append"));
         assert!(may_demangle_to(string_append, &literal_words("std::string::append")));
-        assert!(!may_demangle_to("_ZN8CConnman5StartERi", &["CTxMemPool"]));
+        assert!(!may_demangle_to("_ZN8CConnman5StartERi", &["CTxMemPool".to_string()]));
+    }
+
+    #[test]
+    fn ways_to_write_a_name_are_one() {
+        for (a, b) in [
+            ("HexStr[abi:cxx11](int)", "HexStr(int)"),
+            ("f(std::vector<A, std::allocator<A> >)", "f(std::vector<A,std::allocator<A>>)"),
+            ("lit<3u>", "lit<3>"),
+            ("lit<(unsigned int)3>", "lit<3ul>"),
+            ("a<(b::kind)2, 3l>::f", "a<2, 3>::f"),
+            ("f(int) [clone .constprop.0]", "f(int)"),
+        ] {
+            assert_eq!(canonical(a), canonical(b), "{a} {b}");
+        }
+        for (a, b) in [("lit<3>", "lit<4>"), ("x3u", "x3"), ("f(int)", "f(long)"), ("f<int>", "f<(int)>")] {
+            assert_ne!(canonical(a), canonical(b), "{a} {b}");
+        }
+        assert_eq!(canonical("größe::f"), "größe::f");
+    }
+
+    #[test]
+    fn copies_of_functions() {
+        let of = |name| clone_of(name).map(|clone| (clone.base, clone.kind));
+        assert_eq!(of("calc.constprop.0"), Some(("calc", CloneKind::Specialised)));
+        assert_eq!(of("calc.isra.0.lto_priv.3"), Some(("calc", CloneKind::Specialised)));
+        assert_eq!(of("calc.constprop.0.cold"), Some(("calc", CloneKind::Fragment)));
+        assert_eq!(of("calc.llvm.1234567890abcdef"), Some(("calc", CloneKind::Renamed)));
+        assert_eq!(of("calc.__uniq.12345.llvm.678"), Some(("calc", CloneKind::Renamed)));
+        for other in ["calc", "calc.0", "main.add", "net/http.(*conn).serve", ".cold", "calc.default"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(demangle("_Z3fooi.constprop.0", Signature::Parameters).as_deref(), Some("foo(int)"));
     }
 
     #[test]
@@ -144,9 +320,12 @@ mod tests {
 
     #[test]
     fn names_of_cpp_and_rust() {
-        let plain = |name| demangle(name, false);
+        let plain = |name| demangle(name, Signature::Name);
         assert_eq!(plain("_ZN8CConnman5StartERi").as_deref(), Some("CConnman::Start"));
-        assert_eq!(demangle("_ZN8CConnman5StartERi", true).as_deref(), Some("CConnman::Start(int&)"));
+        assert_eq!(
+            demangle("_ZN8CConnman5StartERi", Signature::Parameters).as_deref(),
+            Some("CConnman::Start(int&)")
+        );
         assert_eq!(plain("_ZN4core3fmt5write17h0123456789abcdefE").as_deref(), Some("core::fmt::write"));
         assert_eq!(plain("_RNvC5mylib3foo").as_deref(), Some("mylib::foo"));
         assert_eq!(plain("main"), None);
@@ -161,7 +340,7 @@ mod tests {
             let last = std::char::from_digit(i % 36, 36).unwrap().to_ascii_uppercase();
             name.push_str(&format!("1bIS{last}_S{last}_E"));
         }
-        assert!(demangle(&name, true).is_none_or(|n| n.len() <= DEMANGLED_MAX));
+        assert!(demangle(&name, Signature::Whole).is_none_or(|n| n.len() <= DEMANGLED_MAX));
         let mut out = Bounded(String::new());
         assert!(out.write_str(&"x".repeat(DEMANGLED_MAX)).is_ok());
         assert!(out.write_str("x").is_err());

@@ -2,27 +2,56 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::names::{demangle, glob, is_fragment, literal_words, may_demangle_to};
+use super::copies::{drop_chained, remarks_on, remarks_on_each};
+use super::names::{
+    CloneKind, Signature, canonical, clone_of, demangle, glob, is_fragment, literal_words, may_demangle_to,
+};
 use super::near::nearest;
 use super::symbols::{Kind, Symbol, is_stripped, symbols};
 use super::{Image, SiteError, golang};
 
-/// The matching functions by address, and whether the pattern is one's whole name rather than a glob.
+/// The functions that a pattern means.
+#[derive(Debug)]
+pub(super) struct Selected<'a> {
+    pub by_address: BTreeMap<u64, Symbol<'a>>,
+    /// The pattern is a whole name rather than a glob.
+    pub exact: bool,
+    /// What the user should know of the choice.
+    pub remarks: Vec<String>,
+}
+
+/// The functions that a pattern means.
 ///
-/// A symbol's own name goes before names as the source has them, and these before globs. Fragments of a
-/// function that the compiler moved elsewhere are found only by their symbols: as the function, they would
-/// count some of its calls twice.
-pub(super) fn matching<'a>(
-    image: &Image<'a>,
-    pattern: &str,
-) -> Result<(BTreeMap<u64, Symbol<'a>>, bool), SiteError> {
+/// A symbol's own name goes before names as the source has them, and these before globs. A name means all whole copies
+/// of the function that the compiler made under names of their own. Fragments that it moved elsewhere are found only by
+/// their symbols: as the function, they would count some of its calls twice.
+pub(super) fn matching<'a>(image: &Image<'a>, pattern: &str) -> Result<Selected<'a>, SiteError> {
+    let selected = |by_address, exact, remarks| Ok(Selected { by_address, exact, remarks });
+    let (name, version) = match pattern.split_once('@') {
+        Some((name, version)) if !name.is_empty() => (name, Some(version.trim_start_matches('@'))),
+        _ => (pattern, None),
+    };
     let mut found = BTreeMap::new();
+    let mut remarks = Vec::new();
     let mut refused = None;
-    for symbol in symbols(image).filter(|s| s.name == pattern) {
+    let mut labels = Vec::new();
+    for symbol in symbols(image) {
+        let is_copy = || {
+            clone_of(symbol.name).is_some_and(|clone| clone.base == name && clone.kind != CloneKind::Fragment)
+        };
+        if symbol.name != name && !is_copy() || version.is_some_and(|version| symbol.version != Some(version))
+        {
+            continue;
+        }
         match not_probeable(&symbol) {
             None => keep_best(&mut found, symbol),
+            Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(symbol),
             Some(why) => refused = refused.max(Some((symbol.kind == Kind::Ifunc, why))),
         }
+    }
+    if found.is_empty() {
+        let code = labels.into_iter().filter(|label| image.code_at(label.vaddr, 1).is_some());
+        code.for_each(|label| keep_best(&mut found, label));
     }
     match refused {
         // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
@@ -30,26 +59,48 @@ pub(super) fn matching<'a>(
         Some((ifunc, why)) if ifunc || found.is_empty() => {
             return Err(SiteError::NotProbeable { name: pattern.to_owned(), why });
         }
-        _ if !found.is_empty() => return Ok((without_wrappers(image, found), true)),
+        _ if !found.is_empty() => {
+            remarks.extend(remarks_on(image, pattern, &found));
+            return selected(without_wrappers(image, found), true, remarks);
+        }
         _ => {}
     }
 
     let is_glob = pattern.contains(['*', '?']);
+    let has_signature = pattern.contains(['(', '<', ' ']);
     let words = literal_words(pattern);
+    let wanted = canonical(pattern);
     let mut globbed = BTreeMap::new();
     for symbol in functions(image).filter(|s| !is_fragment(s.name)) {
-        let plain = if may_demangle_to(symbol.name, &words) { demangle(symbol.name, false) } else { None };
-        let is = |name: &Option<String>| name.as_deref() == Some(pattern);
+        let of = |signature| demangle(symbol.name, signature);
+        let plain = if may_demangle_to(symbol.name, &words) { of(Signature::Name) } else { None };
         // Parameters are written out only for a pattern that has some.
-        if is(&plain) || plain.is_some() && pattern.contains(['(', '<']) && is(&demangle(symbol.name, true)) {
+        let mut names = plain.into_iter().collect::<Vec<_>>();
+        if has_signature && !names.is_empty() {
+            names.extend([Signature::Parameters, Signature::Whole].into_iter().filter_map(of));
+        } else if pattern.contains("::h") && !names.is_empty() {
+            names.extend(of(Signature::Whole));
+        }
+        if names.iter().any(|name| name == pattern || canonical(name) == wanted) {
             keep_best(&mut found, symbol);
-        } else if is_glob && (glob(pattern, symbol.name) || plain.is_some_and(|name| glob(pattern, &name))) {
+        } else if is_glob
+            && (glob(pattern, symbol.name)
+                || names.iter().any(|name| glob(pattern, name) || glob(&wanted, &canonical(name))))
+        {
             keep_best(&mut globbed, symbol);
         }
     }
     match (found.is_empty(), globbed.is_empty()) {
-        (false, _) => Ok((found, true)),
-        (true, false) => Ok((without_wrappers(image, globbed), false)),
+        (false, _) => {
+            drop_chained(image, &mut found, &mut remarks);
+            remarks.extend(remarks_on(image, pattern, &found));
+            selected(found, true, remarks)
+        }
+        (true, false) => {
+            drop_chained(image, &mut globbed, &mut remarks);
+            remarks.extend(remarks_on_each(image, &globbed));
+            selected(without_wrappers(image, globbed), false, remarks)
+        }
         (true, true) => Err(missing(image, pattern)),
     }
 }
@@ -92,7 +143,8 @@ fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
 
 /// Why no function matches.
 pub(super) fn missing(image: &Image<'_>, pattern: &str) -> SiteError {
-    let names = functions(image).map(|s| demangle(s.name, false).unwrap_or_else(|| s.name.to_owned()));
+    let names =
+        functions(image).map(|s| demangle(s.name, Signature::Name).unwrap_or_else(|| s.name.to_owned()));
     SiteError::NoFunction {
         pattern: pattern.to_owned(),
         near: nearest(pattern, names),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use object::LittleEndian;
+use object::SymbolIndex;
 use object::elf::{self, Sym64};
 use object::pod::slice_from_bytes;
 use object::read::elf::{SectionHeader, Sym};
@@ -14,8 +15,10 @@ use super::image::{LE, bounded_str};
 /// One defined or undefined symbol.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Symbol<'a> {
-    /// Without its version (`@@GLIBC_2.14`).
+    /// Without its version.
     pub name: &'a str,
+    /// `GLIBC_2.14` of `memcpy@@GLIBC_2.14`.
+    pub version: Option<&'a str>,
     pub vaddr: u64,
     /// Bytes; 0 when the table does not say.
     pub size: u64,
@@ -31,6 +34,8 @@ pub(super) enum Kind {
     /// A function chosen when the program starts.
     Ifunc,
     ThreadLocal,
+    /// A place without a type, as assembler leaves it.
+    Label,
     Other,
 }
 
@@ -38,10 +43,20 @@ pub(super) enum Kind {
 /// Go program names its own functions, where the first two are missing: they tell functions apart that it names alike.
 pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
     let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| Table::of(image, kind));
-    let tables = [own, image.debug_symbols(), exported].into_iter().flatten().flat_map(Table::symbols);
+    let tables = [own, image.debug_symbols()].into_iter().flatten().flat_map(Table::symbols);
+    let versions = image.versions();
+    let exported = exported.into_iter().flat_map(Table::numbered).map(move |(number, symbol)| {
+        let version = versions
+            .as_ref()
+            .and_then(|versions| versions.version(versions.version_index(LE, number).index()).ok().flatten());
+        let version = version.and_then(|version| std::str::from_utf8(version.name()).ok());
+        Symbol { version: version.or(symbol.version), ..symbol }
+    });
+    let tables = tables.chain(exported);
     let pclntab = image.pclntab().filter(|_| is_stripped(image));
     tables.chain(pclntab.into_iter().flat_map(Pclntab::functions).map(|function| Symbol {
         name: function.name,
+        version: None,
         vaddr: function.entry,
         size: function.end - function.entry,
         kind: Kind::Function,
@@ -98,25 +113,36 @@ impl<'a> Table<'a> {
     }
 
     fn symbols(self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
-        self.entries.iter().filter_map(move |entry| {
+        self.numbered().map(|(_, symbol)| symbol)
+    }
+
+    /// The symbols with their numbers in the table.
+    fn numbered(self) -> impl Iterator<Item = (SymbolIndex, Symbol<'a>)> + use<'a> {
+        self.entries.iter().enumerate().filter_map(move |(number, entry)| {
             let name = std::str::from_utf8(bounded_str(self.strings, entry.st_name(LE))?).ok()?;
-            let name = name.split_once('@').map_or(name, |(plain, _version)| plain);
+            let (name, version) = match name.split_once('@') {
+                Some((plain, version)) => (plain, Some(version.trim_start_matches('@'))),
+                None => (name, None),
+            };
             let kind = match entry.st_type() {
                 elf::STT_FUNC => Kind::Function,
                 elf::STT_GNU_IFUNC => Kind::Ifunc,
                 elf::STT_TLS => Kind::ThreadLocal,
                 // These name places of the source and of the file, not of the program.
                 elf::STT_FILE | elf::STT_SECTION => return None,
+                elf::STT_NOTYPE => Kind::Label,
                 _ => Kind::Other,
             };
-            (!name.is_empty()).then(|| Symbol {
+            let symbol = Symbol {
                 name,
+                version: version.filter(|version| !version.is_empty()),
                 vaddr: entry.st_value(LE),
                 size: entry.st_size(LE),
                 kind,
                 defined: entry.st_shndx(LE) != elf::SHN_UNDEF,
                 global: !entry.is_local(),
-            })
+            };
+            (!name.is_empty()).then_some((SymbolIndex(number), symbol))
         })
     }
 }

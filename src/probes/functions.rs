@@ -1,9 +1,11 @@
 //! Functions, where the user asks for some.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{Convention, FunctionSite, Image, SiteError, function_sites};
+use crate::elf::{Convention, FunctionSite, Image, SiteError, function_sites, signature};
 use crate::resolve::unfit;
 
 /// A function, or a place in one.
@@ -30,8 +32,23 @@ pub struct Function {
 /// If there is none; with the nearest names.
 pub(super) fn functions(image: &Image<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
     let mut found: Vec<Function> = function_sites(image, pattern)?.into_iter().map(function).collect();
+    name_by_signature(&mut found);
     found.sort_by(|a, b| shown(a).cmp(shown(b)));
     Ok(found)
+}
+
+/// Names functions that have one name by their parameters too, so that each can be chosen by what is shown of it.
+fn name_by_signature(found: &mut [Function]) {
+    let mut count: HashMap<String, usize> = HashMap::new();
+    for name in found.iter().filter_map(|function| function.source_name.as_ref()) {
+        *count.entry(name.clone()).or_default() += 1;
+    }
+    for function in found {
+        let ambiguous = function.source_name.as_ref().is_some_and(|name| count[name] > 1);
+        if ambiguous && let Some(whole) = signature(&function.name) {
+            function.source_name = Some(whole);
+        }
+    }
 }
 
 fn function(found: FunctionSite) -> Function {

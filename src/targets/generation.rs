@@ -160,6 +160,9 @@ impl Generation {
                     }
                 }
                 Ok(Ok(resolved)) => {
+                    for remark in &resolved.remarks {
+                        log::info!("Probe {}: {remark}", plan.probes[number].name);
+                    }
                     outcome.unsigned = resolved.unsigned;
                     outcome.unfit = resolved.unfit;
                     sites.extend(resolved.sites.into_iter().map(|site| (self.probes.len(), site)));

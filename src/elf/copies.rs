@@ -1,0 +1,180 @@
+//! What a symbol does not tell of the function that it names: copies and parts that the compiler made, code that several
+//! functions share, functions that call each other under one name, and entries that are jumped to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+
+use super::Image;
+use super::names::{CloneKind, Signature, clone_of, demangle};
+use super::select::functions;
+use super::symbols::Symbol;
+
+/// Functions that are decoded at most; larger ones are not looked into.
+const DECODED_MAX: u64 = 256 << 10;
+/// Names that a remark lists.
+const LISTED: usize = 4;
+
+/// What the user should know of the functions that a name was found to mean.
+pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let bases: BTreeSet<&str> =
+        found.values().map(|symbol| clone_of(symbol.name).map_or(symbol.name, |clone| clone.base)).collect();
+    let copies: Vec<&str> = found
+        .values()
+        .map(|symbol| symbol.name)
+        .filter(|name| *name != pattern && clone_of(name).is_some_and(|c| c.kind == CloneKind::Specialised))
+        .collect();
+    if !copies.is_empty() {
+        remarks.push(format!(
+            "also set on the specialised clone{} {}, whose arguments may be missing or in other registers",
+            if copies.len() == 1 { "" } else { "s" },
+            listed(&copies)
+        ));
+    }
+    let mut parts = BTreeSet::new();
+    let mut shared = BTreeSet::new();
+    let mut same_name = 0;
+    let own = |symbol: &Symbol<'_>| bases.contains(clone_of(symbol.name).map_or(symbol.name, |c| c.base));
+    for symbol in functions(image) {
+        let is_part = || symbol.name.split('.').any(|suffix| suffix == "part");
+        if own(&symbol) && is_part() && !found.contains_key(&symbol.vaddr) {
+            parts.insert(symbol.name);
+        }
+        if found.contains_key(&symbol.vaddr) && !own(&symbol) && differs(&symbol, found) {
+            shared.insert(symbol.name);
+        }
+    }
+    if found.len() > 1 && bases.len() == 1 && copies.is_empty() {
+        same_name = found.values().filter(|symbol| !symbol.global).count();
+    }
+    if !parts.is_empty() {
+        let parts: Vec<_> = parts.into_iter().collect();
+        remarks.push(format!(
+            "the compiler split off {}: calls whose beginning was inlined into the caller are not counted",
+            listed(&parts)
+        ));
+    }
+    if !shared.is_empty() {
+        let names: Vec<_> = shared.into_iter().collect();
+        remarks.push(format!("{} has the same code, so that its calls are counted too", listed(&names)));
+    }
+    if same_name > 1 {
+        remarks.push(format!("{same_name} local functions have this name, and calls of all are counted"));
+    }
+    remarks.extend(remarks_on_each(image, found));
+    remarks
+}
+
+/// What is to be known of each function by itself, whatever pattern it was found by.
+pub(super) fn remarks_on_each(image: &Image<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
+    let loops: Vec<&str> =
+        found.values().filter(|symbol| is_jumped_to(image, symbol)).map(|symbol| symbol.name).collect();
+    if loops.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "the first instruction of {} is also the target of a jump inside the function (a loop): each turn counts as a \
+         call",
+        listed(&loops)
+    )]
+}
+
+/// Whether the source has another name for it, not only the file another symbol.
+fn differs(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> bool {
+    let trimmed = |name: &str| name.trim_start_matches('_').to_owned();
+    let plain = |name: &str| demangle(name, Signature::Parameters).unwrap_or_else(|| trimmed(name));
+    found.get(&symbol.vaddr).is_some_and(|known| plain(known.name) != plain(symbol.name))
+}
+
+fn listed(names: &[&str]) -> String {
+    let shown: Vec<String> = names
+        .iter()
+        .take(LISTED)
+        .map(|name| match clone_of(name) {
+            Some(_) => (*name).to_owned(),
+            None => demangle(name, Signature::Name).unwrap_or_else(|| (*name).to_owned()),
+        })
+        .collect();
+    let more = names.len().saturating_sub(LISTED);
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// The targets of direct jumps and calls in a function, with whether each is a call.
+fn targets(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<(u64, bool)> {
+    if symbol.size == 0 || symbol.size > DECODED_MAX || image.arch() != super::Arch::X86_64 {
+        return Vec::new();
+    }
+    let code = image.code_at(symbol.vaddr, symbol.size as usize).unwrap_or(&[]);
+    let decoder = Decoder::with_ip(64, code, symbol.vaddr, DecoderOptions::NONE);
+    decoder
+        .into_iter()
+        .filter_map(|instruction| match instruction.flow_control() {
+            FlowControl::Call => Some((instruction.near_branch_target(), true)),
+            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                Some((instruction.near_branch_target(), false))
+            }
+            _ => None,
+        })
+        .filter(|(target, _)| *target != 0)
+        .collect()
+}
+
+/// Whether a jump inside the function goes to the instruction that is probed. Go's do when the stack has grown, and are
+/// probed behind that.
+fn is_jumped_to(image: &Image<'_>, symbol: &Symbol<'_>) -> bool {
+    const ENDBR: u64 = 4;
+    image.pclntab().is_none()
+        && targets(image, symbol).iter().any(|(target, call)| {
+            !call
+                && (symbol.vaddr..=symbol.vaddr + ENDBR).contains(target)
+                && is_probed(image, symbol, *target)
+        })
+}
+
+fn is_probed(image: &Image<'_>, symbol: &Symbol<'_>, target: u64) -> bool {
+    let begins_with_endbr =
+        image.code_at(symbol.vaddr, 4).is_some_and(|code| code == [0xf3, 0x0f, 0x1e, 0xfa]);
+    target == symbol.vaddr || begins_with_endbr && target == symbol.vaddr + 4
+}
+
+/// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that
+/// calls the complete one, which would count each such call twice.
+pub(super) fn drop_chained(
+    image: &Image<'_>,
+    found: &mut BTreeMap<u64, Symbol<'_>>,
+    remarks: &mut Vec<String>,
+) {
+    let mut alike: BTreeMap<String, Vec<Symbol<'_>>> = BTreeMap::new();
+    for symbol in found.values().filter(|symbol| is_structor(symbol.name)) {
+        if let Some(name) = demangle(symbol.name, Signature::Parameters) {
+            alike.entry(name).or_default().push(*symbol);
+        }
+    }
+    for group in alike.into_values().filter(|group| group.len() > 1) {
+        let into_another = |symbol: &Symbol<'_>| {
+            let others = || group.iter().filter(|other| other.vaddr != symbol.vaddr);
+            targets(image, symbol).iter().any(|(target, _)| others().any(|other| other.vaddr == *target))
+        };
+        let chained: Vec<Symbol<'_>> = group.iter().copied().filter(|symbol| into_another(symbol)).collect();
+        // Were each to call the other, none would be left.
+        if chained.len() == group.len() {
+            continue;
+        }
+        for symbol in chained {
+            found.remove(&symbol.vaddr);
+            let name = demangle(symbol.name, Signature::Name).unwrap_or_default();
+            remarks.push(format!("{} of {name} calls another variant of it, which is counted", symbol.name));
+        }
+    }
+}
+
+/// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of
+/// its nested name.
+fn is_structor(name: &str) -> bool {
+    name.starts_with("_ZN")
+        && ["C1E", "C2E", "C3E", "D0E", "D1E", "D2E", "C1I", "C2I"].iter().any(|kind| name.contains(kind))
+}

@@ -1,0 +1,236 @@
+//! Every name that is shown is a name that is accepted, and means the function that it was shown for.
+//!
+//! Needs `cc`, `c++`, `objcopy`, `strip`, `xz` and the shared libraries of a Debian with a JDK.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use exporter::elf::{Image, embedded_symbols, function_sites, remarked_sites, signature};
+
+fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (input, output) = (dir.join(format!("{name}.src")), dir.join(name));
+    fs::write(&input, source).unwrap();
+    let language = if compiler == "cc" { "c" } else { "c++" };
+    run(Command::new(compiler).args(["-x", language]).arg(&input).args(flags).arg("-o").arg(&output));
+    output
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
+    let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
+    found.iter().map(|site| site.site.offset).collect()
+}
+
+/// Asks for a sample of what `*` lists by each of its names.
+fn shown_names_are_accepted(path: &Path) {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let image = Image::parse(&bytes).unwrap();
+    let all = function_sites(&image, "*").unwrap();
+    let mut by_name: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    for site in &all {
+        let shown = signature(&site.name).unwrap_or_else(|| site.name.clone());
+        by_name.entry(shown).or_default().insert(site.site.offset);
+    }
+    // Each question goes through the whole table, unoptimised.
+    let step = (all.len() / 8).max(1);
+    let mut asked = 0;
+    for site in all.iter().step_by(step).filter(|site| !site.name.contains(['*', '?'])) {
+        let by_symbol = offsets(&image, &site.name);
+        assert!(by_symbol.contains(&site.site.offset), "{}: {}", path.display(), site.name);
+        if let Some(signature) = signature(&site.name).filter(|name| !name.contains(['*', '?'])) {
+            assert_eq!(offsets(&image, &signature), by_name[&signature], "{}: {signature}", path.display());
+        }
+        asked += 1;
+    }
+    assert!(asked > 4, "{}: {asked}", path.display());
+}
+
+#[test]
+fn names_of_the_cpp_library() {
+    shown_names_are_accepted(Path::new("/usr/lib/x86_64-linux-gnu/libstdc++.so.6"));
+}
+
+#[test]
+fn names_of_a_rust_program() {
+    shown_names_are_accepted(Path::new(env!("CARGO_BIN_EXE_exporter")));
+}
+
+#[test]
+fn names_of_a_java_virtual_machine() {
+    shown_names_are_accepted(Path::new("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so"));
+}
+
+const SHAPES: &str = r#"
+#include <string>
+template <unsigned N> __attribute__((noinline)) int lit(int x) { return x + (int)N; }
+template <class T> __attribute__((noinline)) T conv(T x) { return x; }
+struct Foo {
+    virtual ~Foo();
+    explicit operator bool() const;
+    Foo &operator+=(const Foo &);
+    int get(char) const;
+    int v = 1;
+};
+Foo::~Foo() { v = 0; asm volatile("" ::: "memory"); }
+Foo::operator bool() const { return v; }
+Foo &Foo::operator+=(const Foo &o) { v += o.v; return *this; }
+int Foo::get(char c) const { return c + v; }
+std::string text(int n) { return std::string(n, 'x'); }
+asm(".globl bare\nbare: ret\n");
+extern "C" void bare();
+int main(int n, char **) {
+    Foo *f = new Foo; *f += *f; int r = f->get('a') + (bool)*f; delete f; bare();
+    return r + lit<3u>(n) + (int)conv(1.5) + (int)text(n).size();
+}
+"#;
+
+#[test]
+fn each_way_to_write_a_cpp_name_is_accepted() {
+    let bytes = fs::read(compile("names-cpp", "c++", SHAPES, &["-O1"])).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    for (ways, symbols) in [
+        (&["text", "text(int)", "text[abi:cxx11]", "text[abi:cxx11](int)"][..], &["_Z4textB5cxx11i"][..]),
+        (&["conv<double>", "conv<double>(double)", "double conv<double>(double)"], &["_Z4convIdET_S0_"]),
+        (
+            &["lit<3u>", "lit<3>", "lit<3u>(int)", "int lit<3u>(int)", "int lit<3u>( int )"],
+            &["_Z3litILj3EEii"],
+        ),
+        (&["Foo::operator bool", "Foo::operator bool() const"], &["_ZNK3FoocvbEv"]),
+        (&["Foo::operator+=", "Foo::operator+=(Foo const&)"], &["_ZN3FoopLERKS_"]),
+        (&["Foo::get", "Foo::get(char) const"], &["_ZNK3Foo3getEc"]),
+        (&["bare"], &["bare"]),
+    ] {
+        let right: BTreeSet<u64> = symbols.iter().flat_map(|symbol| offsets(&image, symbol)).collect();
+        for way in ways {
+            assert_eq!(offsets(&image, way), right, "{way}");
+        }
+    }
+}
+
+#[test]
+fn a_deleting_destructor_that_calls_the_complete_one_is_not_counted_twice() {
+    let bytes = fs::read(compile("names-destructor", "c++", SHAPES, &["-O1"])).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let (complete, deleting) = (offsets(&image, "_ZN3FooD1Ev"), offsets(&image, "_ZN3FooD0Ev"));
+    assert_ne!(complete, deleting);
+    assert_eq!(offsets(&image, "Foo::~Foo"), complete);
+    assert_eq!(offsets(&image, "Foo::*"), &offsets(&image, "Foo::*") - &deleting);
+}
+
+const COPIES: &str = r#"
+__attribute__((noinline)) static int whole(int a, int b) { asm volatile(""); return a * b + a; }
+__attribute__((noinline, noclone)) int calls(int n) { return whole(n, 7); }
+int wrapped(int n) { while (n > 100) n -= 7; return n; }
+asm(".globl drain\n.type drain, @function\ndrain: dec %edi\njnz drain\nmov %edi, %eax\nret\n.size drain, .-drain\n");
+int drain(int n);
+int main(int n, char **v) { (void)v; return calls(n) + wrapped(n) + drain(n); }
+"#;
+
+#[test]
+fn what_a_symbol_does_not_tell_is_remarked() {
+    let path = compile("names-copies", "cc", COPIES, &["-O2", "-fno-inline"]);
+    // A copy as compilers name them, whatever this one makes of the source.
+    let copied = path.with_extension("copied");
+    run(Command::new("objcopy")
+        .args(["--add-symbol", "whole.constprop.7=.text:0x0,function,local"])
+        .arg(&path)
+        .arg(&copied));
+    let bytes = fs::read(&copied).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let (sites, remarks) = remarked_sites(&image, "whole").unwrap();
+    assert!(sites.iter().any(|site| site.name == "whole.constprop.7" && site.specialised), "{sites:?}");
+    assert!(remarks.iter().any(|remark| remark.contains("whole.constprop.7")), "{remarks:?}");
+    let named = function_sites(&image, "whole.constprop.7").unwrap();
+    assert!(named.len() == 1 && !named[0].specialised, "{named:?}");
+
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let remarks = |name: &str| remarked_sites(&image, name).unwrap().1;
+    assert!(remarks("drain").iter().any(|remark| remark.contains("a loop")), "{:?}", remarks("drain"));
+    assert_eq!(remarks("main"), Vec::<String>::new());
+}
+
+#[test]
+fn versions_of_a_symbol_are_told_apart() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let map = dir.join("names-versions.map");
+    fs::write(&map, "V_1.0 { global: send; local: *; };\nV_2.0 { global: send; } V_1.0;\n").unwrap();
+    let source = "int old_send(int x) { return x; }\nint new_send(int x) { return x + 1; }\n\
+                  asm(\".symver old_send, send@V_1.0\");\nasm(\".symver new_send, send@@V_2.0\");\n";
+    let script = format!("-Wl,--version-script={}", map.display());
+    let path = compile("names-versions.so", "cc", source, &["-shared", "-fPIC", &script]);
+    for strip in [false, true] {
+        if strip {
+            run(Command::new("strip").arg(&path));
+        }
+        let bytes = fs::read(&path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let [old, new] = ["send@V_1.0", "send@@V_2.0"].map(|name| offsets(&image, name));
+        assert!(old.len() == 1 && new.len() == 1 && old != new);
+        assert_eq!(offsets(&image, "send@V_2.0"), new);
+        assert_eq!(offsets(&image, "send"), &old | &new);
+        let named: BTreeSet<String> =
+            function_sites(&image, "send").unwrap().into_iter().map(|site| site.name).collect();
+        assert_eq!(named, BTreeSet::from(["send@V_1.0".to_string(), "send@V_2.0".to_string()]));
+        assert!(function_sites(&image, "send@V_3.0").is_err());
+    }
+}
+
+const WORK: &str = "__attribute__((noinline)) int work(int x) { asm volatile(\"\"); return x * FACTOR; }\n\
+                    int main(int n, char **v) { (void)v; return work(n); }\n";
+
+#[test]
+fn a_debug_file_of_another_build_is_not_used() {
+    let build = |factor: &str| {
+        let define = format!("-DFACTOR={factor}");
+        compile(&format!("names-debug-{factor}"), "cc", WORK, &["-O1", &define, "-Wl,--build-id=none"])
+    };
+    let (path, other) = (build("3"), build("1234567"));
+    let debug = path.with_extension("debug");
+    run(Command::new("objcopy").arg("--only-keep-debug").arg(&path).arg(&debug));
+    let stripped = path.with_extension("stripped");
+    run(Command::new("objcopy")
+        .arg("--strip-all")
+        .arg(format!("--add-gnu-debuglink={}", debug.display()))
+        .args([&path, &stripped]));
+    let bytes = [&stripped, &debug, &other].map(|path| fs::read(path).unwrap());
+    let [program, debug, other] = bytes.each_ref().map(|bytes| Image::parse(bytes).unwrap());
+    assert!(program.build_id().is_none() && function_sites(&program, "work").is_err());
+    let named = program.with_debug_symbols(&debug).expect("its checksum is right");
+    assert_eq!(function_sites(&named, "work").unwrap().len(), 1);
+    assert!(program.with_debug_symbols(&other).is_err());
+    let mut changed = bytes[1].clone();
+    *changed.last_mut().unwrap() ^= 1;
+    assert!(program.with_debug_symbols(&Image::parse(&changed).unwrap()).is_err());
+    // A program that tells nothing of its debug file takes none.
+    assert!(other.with_debug_symbols(&debug).is_err());
+}
+
+#[test]
+fn symbols_that_a_program_carries_compressed_are_read() {
+    let path = compile("names-mini", "cc", WORK, &["-O1", "-DFACTOR=3"]);
+    let mini = path.with_extension("mini");
+    run(Command::new("objcopy").args(["-S", "--keep-symbol=work"]).args([&path, &mini]));
+    let packed = path.with_extension("mini.xz");
+    run(Command::new("xz").args(["--keep", "--force"]).arg(&mini));
+    let carrying = path.with_extension("carrying");
+    run(Command::new("objcopy")
+        .arg("--strip-all")
+        .arg(format!("--add-section=.gnu_debugdata={}", packed.display()))
+        .args([&path, &carrying]));
+    let whole = fs::read(&path).unwrap();
+    let right = offsets(&Image::parse(&whole).unwrap(), "work");
+    let bytes = fs::read(&carrying).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    assert!(function_sites(&image, "work").is_err());
+    let embedded = embedded_symbols(&image).unwrap();
+    let named = image.with_embedded_symbols(&Image::parse(&embedded).unwrap());
+    assert_eq!(offsets(&named, "work"), right);
+}
