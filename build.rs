@@ -26,7 +26,7 @@ fn main() {
             .source(&source)
             .clang(&clang)
             .rustfmt(&no_rustfmt)
-            .clang_args(["-Wall", "-Werror", "-mcpu=v3", "-Ibpf", target_define()])
+            .clang_args(["-Wall", "-Werror", "-mcpu=v3", "-Ibpf", "-D__TARGET_ARCH_x86"])
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .unwrap_or_else(|e| panic!("{source} with {clang}: {e:#}"));
     }
@@ -60,11 +60,4 @@ fn clang_version(name: &str) -> Option<u32> {
     let output = Command::new(name).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     text.split_once("clang version ")?.1.split('.').next()?.parse().ok()
-}
-
-fn target_define() -> &'static str {
-    match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-        Ok("aarch64") => "-D__TARGET_ARCH_arm64",
-        _ => "-D__TARGET_ARCH_x86",
-    }
 }

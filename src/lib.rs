@@ -3,6 +3,11 @@
 //! Data flows one way: config -> plan -> layout -> sites -> attach -> (kernel) -> drain -> decode -> metrics -> HTTP.
 #![deny(unsafe_code)]
 
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!(
+    "the exporter runs on x86-64 only: its probe programs read the registers of that processor, and would read wrong ones here"
+);
+
 mod abi;
 pub mod bank;
 pub mod cgroups;

@@ -7,6 +7,10 @@ mod exporter_process;
 mod exposition;
 #[path = "attach/forms.rs"]
 mod forms;
+#[path = "attach/others.rs"]
+mod others;
+#[path = "attach/passing.rs"]
+mod passing;
 #[path = "attach/sites.rs"]
 mod sites;
 #[path = "common/tracer.rs"]

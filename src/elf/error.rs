@@ -7,8 +7,8 @@ use std::fmt;
 pub enum ElfError {
     /// The first four bytes are not those of an ELF file.
     NotElf,
-    /// A 32-bit program.
-    Class32,
+    /// A 32-bit program; the number is the header's `e_machine`.
+    Class32(u16),
     /// A big-endian program.
     BigEndian,
     /// Built for another processor; the number is the header's `e_machine`.
@@ -29,7 +29,18 @@ impl fmt::Display for ElfError {
             ElfError::NotElf => f.write_str(
                 "not an ELF file: name the program itself, not a script or a wrapper that starts it",
             ),
-            ElfError::Class32 => f.write_str("a 32-bit program: only 64-bit programs can be traced"),
+            ElfError::Class32(machine) => {
+                let name = match machine {
+                    3 => "i386".to_string(),
+                    62 => "x32".to_string(),
+                    other => format!("ELF machine {other}"),
+                };
+                write!(
+                    f,
+                    "a 32-bit program ({name}), whose registers and stack are laid out otherwise: only 64-bit programs can be \
+                     traced; use a 64-bit build of it"
+                )
+            }
             ElfError::BigEndian => f.write_str("a big-endian program: only x86_64 and aarch64 can be traced"),
             ElfError::Machine(machine) => write!(
                 f,

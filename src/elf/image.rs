@@ -51,7 +51,8 @@ impl<'a> Image<'a> {
         }
         // Said before the header is cast, so that a 32-bit file is called that and not damaged.
         if ident[4] == elf::ELFCLASS32.0 {
-            return Err(ElfError::Class32);
+            let machine = bytes.get(18..).and_then(<[u8]>::first_chunk).map_or(0, |m| u16::from_le_bytes(*m));
+            return Err(ElfError::Class32(machine));
         }
         if ident[5] == elf::ELFDATA2MSB.0 {
             return Err(ElfError::BigEndian);

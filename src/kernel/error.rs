@@ -1,8 +1,11 @@
 //! What the kernel refuses, and what to do about it.
 
 use std::fmt;
+use std::path::Path;
 
 use caps::{CapSet, Capability};
+
+use super::refusal::{error_number, lockdown};
 
 /// What the kernel would not do.
 #[derive(Debug)]
@@ -26,24 +29,59 @@ impl fmt::Display for KernelError {
 
 impl std::error::Error for KernelError {}
 
-/// The most likely reason, from what the process may do and which kernel it is. The verifier's refusals look like a lack of
-/// rights, too.
+/// The most likely reason, from what the process may do and which kernel it is.
 pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {
     let has = |right| caps::has_cap(None, CapSet::Effective, right).unwrap_or(true);
-    let denied = why.kind() == libbpf_rs::ErrorKind::PermissionDenied;
-    let release = kernel_release();
-    let next = if denied && !(has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON)) {
-        "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)"
-            .to_string()
-    } else if version(&release).is_none_or(|version| version < OLDEST) {
-        format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {release}")
-    } else {
-        format!(
-            "this is Linux {release}; the kernel's own words are in the log with `log_level: DEBUG`; in a container, bpf(2) \
-             must be allowed"
-        )
+    let machine = Machine {
+        release: kernel_release(),
+        has_types: Path::new("/sys/kernel/btf/vmlinux").exists(),
+        has_rights: has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON),
+        lockdown: lockdown(),
     };
+    let next = machine.next_step(error_number(&why));
     KernelError { what: "loading the probe programs into the kernel".to_string(), why, next }
+}
+
+/// What decides why the programs are refused.
+#[derive(Debug)]
+struct Machine {
+    release: String,
+    has_types: bool,
+    has_rights: bool,
+    lockdown: Option<&'static str>,
+}
+
+impl Machine {
+    /// What to do, by the error's number. The verifier's refusals look like a lack of rights, too.
+    fn next_step(&self, number: Option<i32>) -> String {
+        let Self { release, .. } = self;
+        match number {
+            Some(libc::EMFILE | libc::ENFILE) => {
+                "there are no file descriptors left: raise the limit of open files (LimitNOFILE= of the service, or ulimit -n)"
+                    .to_string()
+            }
+            Some(libc::ENOMEM) => {
+                "there is no memory: free some, raise the service's limit (MemoryMax=), or lower `limits`".to_string()
+            }
+            Some(libc::EPERM | libc::EACCES) if !self.has_rights => {
+                "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)".to_string()
+            }
+            Some(libc::EPERM | libc::EACCES) if self.lockdown.is_some() => {
+                "the kernel is locked down (confidentiality), which forbids tracing, also to root".to_string()
+            }
+            _ if version(release).is_none_or(|version| version < OLDEST) => {
+                format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {release}")
+            }
+            _ if !self.has_types => format!(
+                "the kernel's type information is missing (/sys/kernel/btf/vmlinux): Linux {release} must be built with \
+                 CONFIG_DEBUG_INFO_BTF, and a container must see /sys"
+            ),
+            _ => format!(
+                "this is Linux {release}; the kernel's own words are in the log with `log_level: DEBUG`; in a container, bpf(2) \
+                 must be allowed"
+            ),
+        }
+    }
 }
 
 /// The first kernel that all programs are tried on.
@@ -64,6 +102,30 @@ pub fn kernel_release() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_lack_of_rights_is_told_as_one() {
+        let machine = |has_types, has_rights| Machine {
+            release: "6.12.1".to_string(),
+            has_types,
+            has_rights,
+            lockdown: None,
+        };
+        for (number, has_types, has_rights, says) in [
+            (libc::EPERM, true, false, "as root"),
+            (libc::EACCES, true, true, "log_level: DEBUG"),
+            (libc::EMFILE, true, false, "LimitNOFILE"),
+            (libc::ENOMEM, true, false, "MemoryMax"),
+            (libc::ESRCH, false, true, "/sys/kernel/btf/vmlinux"),
+            (libc::EINVAL, true, true, "log_level: DEBUG"),
+        ] {
+            let next = machine(has_types, has_rights).next_step(Some(number));
+            assert!(next.contains(says), "{number}: {next}");
+            assert_eq!(next.contains("as root"), says == "as root", "{next}");
+        }
+        let old = Machine { release: "5.10.0".to_string(), ..machine(false, true) };
+        assert!(old.next_step(Some(libc::EINVAL)).contains("Linux 6.1 or later"));
+    }
 
     #[test]
     fn releases_of_distributions_are_understood() {

@@ -142,3 +142,41 @@ fn a_probe_in_part_is_ready_with_a_warning() {
     assert!(said.contains("partly: 1 of 10 sites are not probed: many_123:"), "{said}");
     assert!(checked.status.success(), "{said}");
 }
+
+/// A real glob: hundreds of functions of libcrypto, some of which count references with a lock prefix, while a process maps
+/// the library.
+#[test]
+fn a_library_that_runs_is_traced_but_for_what_cannot_be() {
+    let folder = folder();
+    let library = folder.path().join("libcrypto.so.3");
+    let original = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
+    assert!(Command::new("cp").arg(original).arg(&library).status().unwrap().success());
+    let script = format!(
+        "import ctypes,sys\nc = ctypes.CDLL('{}')\nprint('up', flush=True)\nsys.stdin.read(1)\nfor _ in range(9): \
+         c.EVP_MD_get_size(c.EVP_sha256)\nprint('done', flush=True)\nsys.stdin.read()\n",
+        library.display()
+    );
+    let mut python = Command::new("python3")
+        .arg("-c")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = std::io::BufReader::new(python.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    let tracer = Tracer::start(&format!(
+        "node_name: t\ntargets:\n- name: crypto\n  binary: {}\n  probes:\n  - function: \"EVP_*\"\n    metrics: [{{ counter: \
+         evp_total, labels: {{ f: {{ value: function, limit: 2000 }} }} }}]\n",
+        library.display()
+    ));
+    let (state, sites) = tracer.state(0);
+    assert!(sites > 500, "{state:?}");
+    assert!(matches!(&state, ProbeState::Partly(why) if why.contains("lock prefix")), "{state:?}");
+    std::io::Write::write_all(python.stdin.as_mut().unwrap(), b"x").unwrap();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!(tracer.render()["evp_total{f=\"EVP_MD_get_size\"}"], "9");
+    drop(python.stdin.take());
+    assert!(python.wait().unwrap().success());
+}

@@ -127,7 +127,7 @@ fn what_is_no_program_is_refused_with_the_reason() {
         (scratch.write("text", "just text\n"), "not an ELF file"),
         (scratch.write("script", "#!/usr/bin/env bash\nexec true\n"), "a script for /usr/bin/env bash"),
         (scratch.write("empty", ""), "not an ELF file"),
-        (scratch.write("narrow", narrow), "32-bit"),
+        (scratch.write("narrow", narrow), "a 32-bit program (x32)"),
         (scratch.write("foreign", foreign), "built for another processor (ELF machine 243)"),
         (scratch.path("none").display().to_string(), "No such file"),
         ("/usr".to_string(), "not a regular file"),
