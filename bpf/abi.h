@@ -43,6 +43,8 @@ enum abi_limit {
 	SMALL_INTEGERS = 1024,
 	/* Open starts of one span that are kept for one thread, where a span is by thread. */
 	MAX_NESTED = 16,
+	/* Stretches of code that a function with such jumps can consist of. */
+	MAX_STRETCHES = 4,
 	/* Values carried from a function's entry to its return, or from a span's start to its end. */
 	MAX_CARRIED = 8,
 	/* Bytes of all texts that one start keeps. */
@@ -80,6 +82,14 @@ struct location {
 enum site_flag {
 	/* On a jbe: a hit only if it is not taken. Go jumps back to a function's entry when it has moved the stack. */
 	SITE_IF_ABOVE = 1 << 0,
+	SITE_JUMP = 1 << 1, /* an indirect jump, which leaves its function or does not */
+	SITE_SHARED = 1 << 2, /* an exit that calls of other functions pass too */
+};
+
+/* Some code of a function; from is relative to the site. */
+struct stretch {
+	__s64 from;
+	__u64 bytes;
 };
 
 struct site {
@@ -87,6 +97,11 @@ struct site {
 	__u32 on_return; /* session uprobe: the number of the site that stands for the return */
 	__u32 flags; /* enum site_flag */
 	__s32 frame_offset; /* stack pointer + this: where the function's return address is (or was: a uretprobe has popped it) */
+	__u32 function; /* which of its probe's functions: entries and exits are paired for each by itself */
+	__u32 pad;
+	/* With SITE_JUMP: where it leads is at target, and it stays in the function if that is in one of these. */
+	struct location target;
+	struct stretch inside[MAX_STRETCHES];
 	struct location values[MAX_VALUES];
 };
 
@@ -301,7 +316,7 @@ struct entry {
 struct start_key {
 	__u32 span;
 	__u32 tgid; /* forked processes have the same addresses in their arguments and on their stacks */
-	__u64 key; /* argument or thread; of a call 0 */
+	__u64 key; /* argument, thread, or of a call which of the probe's functions */
 	__u64 frame; /* of a call, the address of its return address; of a thread, which of its nested starts */
 };
 
@@ -363,7 +378,7 @@ struct event {
 };
 
 _Static_assert(sizeof(struct location) == 16, "layout");
-_Static_assert(sizeof(struct site) == 16 + 16 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct site) == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
 _Static_assert(sizeof(struct dictionary) == 32, "layout");

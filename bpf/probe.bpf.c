@@ -30,6 +30,7 @@ struct abi {
 	enum label_id label_id;
 	enum wake wake;
 	struct location location;
+	struct stretch stretch;
 	struct site site;
 	struct value value;
 	struct probe probe;
@@ -80,6 +81,21 @@ static __always_inline void last_hit(__u32 book)
 extern __u64 *bpf_session_cookie(void) __ksym __weak;
 extern bool bpf_session_is_return(void) __ksym __weak;
 
+/* Whether an indirect jump stays in its function. */
+static __noinline bool stays(struct pt_regs *ctx, const struct site *site)
+{
+	bool fault = false;
+	__u64 target = value_at(&site->target, ctx, 0, NULL, &fault);
+
+	if (fault)
+		return true;
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < MAX_STRETCHES; i++)
+		if (target - ctx->ip - site->inside[i].from < site->inside[i].bytes)
+			return true;
+	return false;
+}
+
 /* What is more than counting; apart, so that a hit that is only counted does not clear this one's stack. */
 static __always_inline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe,
 					 __u32 shard, const bool session)
@@ -103,12 +119,15 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	lost = read_values(&hit, probe, site, ctx, entered);
 	if (lost) {
 		add(book + lost, 1);
+		/* What is filtered ends as it begins. */
+		if (lost == BOOK_FILTERED)
+			add(book + BOOK_HITS, -1);
 		return 0;
 	}
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
-		lost = begin(&hit, probe, ctx->sp + site->frame_offset);
+		lost = begin(&hit, probe, ctx->sp + site->frame_offset, site->function);
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
 
@@ -144,6 +163,8 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 		stray();
 		return 0;
 	}
+	if (site->flags & SITE_JUMP && stays(ctx, site))
+		return 0;
 	probe = bpf_map_lookup_elem(&probes, &site->probe);
 	if (!probe) {
 		stray();

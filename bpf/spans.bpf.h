@@ -11,15 +11,19 @@
 
 #include "values.bpf.h"
 
-/* Which start belongs to this hit: that of the call at this place of the stack, the thread's, or that of value 0. */
+/*
+ * Which start belongs to this hit: that of the call at this place of the stack (value is which function was called), the
+ * thread's, or that of value 0.
+ */
 static __always_inline struct start_key start_key(const struct probe *probe, __u64 frame, __u64 value)
 {
 	__u64 tgid_tid = bpf_get_current_pid_tgid();
 	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
 
-	if (probe->flags & PROBE_BY_FRAME)
+	if (probe->flags & PROBE_BY_FRAME) {
 		key.frame = frame;
-	else
+		key.key = value;
+	} else
 		key.key = probe->flags & PROBE_BY_THREAD ? (__u32)tgid_tid : value;
 	return key;
 }
@@ -111,7 +115,7 @@ static __always_inline void drop_text(const struct start *start)
  * Keeps the time and the first values for the return or the end of the span. Returns 0, or the book cell that says why
  * not.
  */
-__noinline int begin(struct hit *hit, struct probe *probe, __u64 frame)
+__noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u32 function)
 {
 	struct start start = {}, *kept;
 	struct start_key key;
@@ -122,7 +126,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame)
 	first = probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME) ? 0 : 1;
 	if (first && hit->faults & 1)
 		return BOOK_LOST_FAULT;
-	key = start_key(probe, frame, hit->values[0]);
+	key = start_key(probe, frame, probe->flags & PROBE_BY_FRAME ? function : hit->values[0]);
 	if (probe->flags & PROBE_BY_THREAD && !nest(hit, probe, &key))
 		return BOOK_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
@@ -182,7 +186,7 @@ static __always_inline int read_values(struct hit *hit, const struct probe *prob
 
 	if (ends) {
 		bool fault = false;
-		__u64 value = 0;
+		__u64 value = site->function;
 
 		if (!(probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME)))
 			value = value_at(&site->values[0], ctx, 0, NULL, &fault);
@@ -191,7 +195,7 @@ static __always_inline int read_values(struct hit *hit, const struct probe *prob
 		key = start_key(probe, ctx->sp + site->frame_offset, value);
 		begun = started(probe, &key);
 		if (!begun)
-			return BOOK_LOST_NO_START;
+			return site->flags & SITE_SHARED ? BOOK_FILTERED : BOOK_LOST_NO_START;
 		entered = begun->time;
 		hit->text.time = entered;
 		hit->text.tid = begun->tid;

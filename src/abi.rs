@@ -20,8 +20,8 @@ pub(crate) mod generated {
 pub(crate) use generated::types::{
     abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
-    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, start_text, text_key,
-    thread_key, value, value_kind, wake,
+    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, start_text, stretch,
+    text_key, thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -33,6 +33,7 @@ macro_rules! limits {
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
     MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, CARRIED_TEXTS, SMALL_INTEGERS,
+    MAX_STRETCHES,
 }
 
 /// Cells of one probe's books.
@@ -42,7 +43,7 @@ pub(crate) const BOOK_CELLS: usize = book_cell::BOOK_CELLS.0 as usize;
 const _: () = {
     use std::mem::{offset_of, size_of};
     assert!(size_of::<location>() == 16);
-    assert!(size_of::<site>() == 16 + 16 * MAX_VALUES);
+    assert!(size_of::<site>() == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES);
     assert!(size_of::<probe>() == 32 + 4 * MAX_VALUES);
     assert!(size_of::<condition>() == 24);
     assert!(size_of::<label>() == 16);

@@ -187,6 +187,8 @@ impl Checker<'_> {
             }
             let remarks = resolved.iter().flatten().flat_map(|resolved| &resolved.remarks);
             remarks.for_each(|remark| table.line(format!("note: {remark}")));
+            let warnings = resolved.iter().flatten().flat_map(|resolved| &resolved.warnings);
+            warnings.for_each(|warning| table.line(format!("warning: {warning}")));
         }
         self.text.push_str(&table.to_string());
         there

@@ -1,11 +1,12 @@
 //! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
 
-use crate::abi::{location, location_op, site, site_flag};
-use crate::config::model::{ArgKind, IntType, Point};
+use crate::abi::{location, location_op, site};
+use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
     Arch, ArgForm, Convention, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
     parse_args, remarked_sites, usdt_sites,
 };
+use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 
 /// A probe's sites in one file, ready to be attached.
@@ -20,6 +21,8 @@ pub struct Resolved {
     pub remarks: Vec<String>,
     /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
     pub unsigned: u32,
+    /// What may do harm.
+    pub warnings: Vec<String>,
 }
 
 /// A place where a probe would never fire, or would harm the program.
@@ -89,6 +92,8 @@ pub struct ResolvedSite {
     pub function: u64,
     /// Set on the return of the function that begins here.
     pub is_return: bool,
+    /// Leaves a function.
+    pub is_exit: bool,
     /// As the kernel is told; the probe's number is in it.
     pub(crate) entry: site,
 }
@@ -147,41 +152,33 @@ pub fn resolve(
     probe: &ProbePlan,
     name: &mut dyn FnMut(&str) -> u32,
 ) -> Result<Resolved, ResolveError> {
-    let is_return = probe.hook == Hook::Return;
-    let mut functions: Vec<u32> = Vec::new();
-    let mut remarks = Vec::new();
-    let mut entries: Vec<bool> = Vec::new();
-    let mut flags: Vec<u32> = Vec::new();
-    let mut names: Vec<String> = Vec::new();
-    let found = match &probe.point {
-        Point::Usdt { provider, name } => usdt_sites(image, provider, name).map_err(ResolveError::Site)?,
-        Point::Function(pattern) => {
-            let (found, told) = remarked_sites(image, pattern).map_err(ResolveError::Site)?;
-            remarks = told;
-            if let Some(refused) = found.iter().find(|function| is_return && !can_return(function)) {
-                return Err(cannot_return(refused));
-            }
-            functions = found.iter().map(|f| name(f.demangled.as_ref().unwrap_or(&f.name))).collect();
-            entries = found.iter().map(|function| function.at_entry).collect();
-            flags = found.iter().map(site_flags).collect();
-            names = found.iter().map(|f| f.demangled.as_ref().unwrap_or(&f.name).clone()).collect();
-            found.into_iter().map(with_calling_convention).collect()
-        }
+    let places = match &probe.point {
+        Point::Usdt { provider, name } => usdt_sites(image, provider, name)
+            .map_err(ResolveError::Site)?
+            .into_iter()
+            .map(Place::of_usdt)
+            .collect(),
+        Point::Function(_) => Vec::new(),
     };
-    let mut sites = Vec::with_capacity(found.len());
+    let mut found = Found { places, ..Found::default() };
+    if let Point::Function(pattern) = &probe.point {
+        let (functions, told) = remarked_sites(image, pattern).map_err(ResolveError::Site)?;
+        found = places_in(image, probe, functions, name);
+        found.remarks.extend(told);
+    }
+    let is_function = matches!(probe.point, Point::Function(_));
+    let is_return = probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline;
+    let mut sites = Vec::with_capacity(found.places.len());
     let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;
-    let mut not_used = Vec::new();
-    for (n, at) in found.into_iter().enumerate() {
-        let function = functions.get(n).copied().unwrap_or_default();
-        let name = names.get(n).cloned().unwrap_or_else(|| format!("offset {:#x}", at.offset));
+    let mut not_used = found.unfit;
+    for Place { at, at_entry, entry, function, name, offset: function_offset, is_exit } in found.places {
         // At a function's entry its red zone is not in use yet.
-        if let Some(why) = unfit(&at, entries.get(n).copied().unwrap_or(false)) {
+        if let Some(why) = unfit(&at, at_entry) {
             not_used.push(UnfitSite { name, why });
             continue;
         }
-        let flags = flags.get(n).copied().unwrap_or_default();
-        let mut entry = site { probe: number, flags, ..site::default() };
+        let mut entry = site { probe: number, ..entry };
         if is_return {
             entry.frame_offset = POPPED;
         }
@@ -192,7 +189,7 @@ pub fn resolve(
             }
         }
         let places: Vec<String> = at.args.iter().flatten().map(ArgForm::place).map(str::to_string).collect();
-        if !functions.is_empty() && !arguments.contains(&places) {
+        if is_function && !arguments.contains(&places) {
             arguments.push(places);
         }
         let (offset, ref_ctr_offset) = (at.offset, at.ref_ctr_offset);
@@ -201,43 +198,31 @@ pub fn resolve(
             ref_ctr_offset,
             shape: at.shape,
             name,
-            function: offset,
+            function: function_offset,
             is_return,
+            is_exit,
             entry,
         });
     }
     if sites.is_empty() {
         return Err(ResolveError::NoneFit(not_used));
     }
-    let unfit = not_used;
-    Ok(Resolved { sites, unfit, arguments, remarks, unsigned })
+    Ok(Resolved {
+        sites,
+        unfit: not_used,
+        arguments,
+        remarks: found.remarks,
+        warnings: found.warnings,
+        unsigned,
+    })
 }
 
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
 const STACK_POINTER: u8 = 19;
 
-fn site_flags(function: &FunctionSite) -> u32 {
-    if function.if_above { site_flag::SITE_IF_ABOVE.0 } else { 0 }
-}
-
 /// When a uretprobe is hit, the function's `ret` has taken the return address from the stack.
 const POPPED: i32 = -8;
-
-fn can_return(function: &FunctionSite) -> bool {
-    function.at_entry && !function.is_go
-}
-
-/// The kernel traces a return by replacing the return address on the stack. Go moves its stacks and checks them, and dies
-/// of it.
-fn cannot_return(function: &FunctionSite) -> ResolveError {
-    let why = if function.is_go {
-        "its return cannot be traced: this is a Go program, which crashes when its return addresses are replaced"
-    } else {
-        "its return cannot be traced: the place is not the entry of a function"
-    };
-    ResolveError::Unfit { offset: function.site.offset, why: format!("{}: {why}", function.name) }
-}
 
 /// Why no probe is set at a site; None if one can be.
 pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
@@ -247,29 +232,6 @@ pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     (site.shape.overwrites_red_zone() && !at_entry).then(|| {
         "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
     })
-}
-
-/// The arguments of a function where its calling convention has them, 64 bits wide.
-fn with_calling_convention(function: FunctionSite) -> Site {
-    let mut site = function.site;
-    if !function.at_entry {
-        return site;
-    }
-    if function.specialised {
-        let why = "this copy of the function was made for some of its callers, so its arguments may be missing or \
-                   elsewhere; name its symbol to read them as they would be in the function itself";
-        site.args = (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect();
-        return site;
-    }
-    site.args = match argument_forms(function.convention) {
-        Some(forms) => parse_args(Arch::X86_64, &forms),
-        None => {
-            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its \
-                       arguments may be in registers or on the stack";
-            (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect()
-        }
-    };
-    site
 }
 
 /// The words on the stack that can be asked for.
@@ -289,6 +251,23 @@ fn argument_forms(convention: Convention) -> Option<String> {
         Convention::GoStack => on_stack(STACK_WORDS),
         Convention::Unknown => return None,
     })
+}
+
+/// The arguments of a function where its calling convention has them, 64 bits wide.
+pub(crate) fn with_calling_convention(function: FunctionSite) -> Site {
+    let mut site = function.site;
+    if !function.at_entry {
+        return site;
+    }
+    site.args = match argument_forms(function.convention) {
+        Some(forms) => parse_args(Arch::X86_64, &forms),
+        None => {
+            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its \
+                       arguments may be in registers or on the stack";
+            (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect()
+        }
+    };
+    site
 }
 
 fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {

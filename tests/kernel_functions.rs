@@ -124,10 +124,8 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
                 };
                 series.iter().filter_map(of).collect::<Vec<_>>()
             };
-            // Each returns what it was called with. The kernel follows the outermost 64.
-            let deep: Vec<_> = (depth.max(64) - 63..=depth)
-                .map(|n| (format!("{n}\",r=\"{n}\"}}"), "1".to_string()))
-                .collect();
+            // Each returns what it was called with.
+            let deep: Vec<_> = (1..=depth).map(|n| (format!("{n}\",r=\"{n}\"}}"), "1".to_string())).collect();
             let sorted = |mut rows: Vec<(String, String)>| {
                 rows.sort();
                 rows
@@ -145,7 +143,7 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
 /// Of a function whose entry's argument is wanted at its return.
 fn probe(name: &str) -> String {
     format!(
-        "  - function: {name}\n    returns: i32\n    returns_by: trampoline\n    args: {{ n: {{ index: 0, type: i32 }} }}\n    metrics:\n    \
+        "  - function: {name}\n    returns: i32\n    args: {{ n: {{ index: 0, type: i32 }} }}\n    metrics:\n    \
          - {{ counter: {name}_total, labels: {{ n: n, r: retval }} }}\n"
     )
 }

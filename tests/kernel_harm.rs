@@ -41,6 +41,10 @@ fn inside() -> Vec<Probe> {
 /// Sets the probes, has every leaf called a million times, and holds it to what it returns and the tracer to what it saw.
 /// The metric is a YAML list of one, whose series `pN`, for probe number N, then has this value.
 fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
+    no_harm_in(CALLS, attach, probes, metric, shown);
+}
+
+fn no_harm_in(calls: u64, attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
     let folder = folder();
     let binary = private_copy("leaf", folder.path());
     let mut yaml = format!(
@@ -51,13 +55,13 @@ fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
         writeln!(yaml, "  - {point}\n    {}", metric.replace("pN", &format!("p{n}"))).unwrap();
     }
     let tracer = Tracer::start_unready(&yaml, false);
-    let output = Command::new(&binary).arg(CALLS.to_string()).output().unwrap();
+    let output = Command::new(&binary).arg(calls.to_string()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let told = String::from_utf8(output.stdout).unwrap();
     assert_eq!(told.lines().count(), LEAVES, "{told}");
     for line in told.lines() {
         let leaf: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!((&leaf["calls"], &leaf["wrong"]), (&CALLS.into(), &0.into()), "{attach}: {line}");
+        assert_eq!((&leaf["calls"], &leaf["wrong"]), (&calls.into(), &0.into()), "{attach}: {line}");
         assert_eq!(leaf["red_zone"], true, "the compiler has put it elsewhere: {line}");
     }
     let (books, series) = (tracer.books_at_rest(), tracer.render());
@@ -69,7 +73,7 @@ fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
             let (state, books) = (tracer.state(at).0, books[at]);
             if *fit {
                 assert_eq!(state, ProbeState::Attached, "{point}");
-                assert_eq!((books.hits, books.aggregated), (CALLS, CALLS), "{attach}, {point}: {books:?}");
+                assert_eq!((books.hits, books.aggregated), (calls, calls), "{attach}, {point}: {books:?}");
                 assert_eq!(value, Some(&shown.1.to_string()), "{attach}, {point}: {series:#?}");
             } else {
                 assert!(matches!(state, ProbeState::Refused(_)), "{point}: {state:?}");
@@ -83,9 +87,15 @@ fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
 const ARGUMENT: &str = "args: { v: { index: 0, type: u64 } }\n    metrics: [{ counter: pN_total, value: v }]";
 const SEEDS: (&str, u64) = ("pN_total", CALLS * (CALLS - 1) / 2);
 /// Of a seed, a leaf returns twelve times as much and 66.
-const RETURN: &str = "returns: u64\n    metrics: [{ counter: pN_total, value: retval }]";
+const RETURN: &str =
+    "returns: u64\n    returns_by: trampoline\n    metrics: [{ counter: pN_total, value: retval }]";
 const RETURNED: (&str, u64) = ("pN_total", 12 * SEEDS.1 + 66 * CALLS);
-const DURATION: &str = "metrics: [{ histogram: pN_seconds, value: duration, buckets: [10] }]";
+/// An exit is single-stepped, which takes ten times as long.
+const LEFT: u64 = CALLS / 20;
+const RETURN_BY_EXITS: &str = "returns: u64\n    metrics: [{ counter: pN_total, value: retval }]";
+const RETURNED_BY_EXITS: (&str, u64) = ("pN_total", 6 * LEFT * (LEFT - 1) + 66 * LEFT);
+const DURATION: &str =
+    "returns_by: trampoline\n    metrics: [{ histogram: pN_seconds, value: duration, buckets: [10] }]";
 const TIMED: (&str, u64) = ("pN_seconds_count", CALLS);
 const HIT: &str = "metrics: [{ counter: pN_total }]";
 const HITS: (&str, u64) = ("pN_total", CALLS);
@@ -122,4 +132,14 @@ fn returns_by_perf_events() {
 #[test]
 fn durations_by_one_link() {
     no_harm("auto", &functions(), DURATION, TIMED);
+}
+
+#[test]
+fn exits_by_one_link() {
+    no_harm_in(LEFT, "auto", &functions(), RETURN_BY_EXITS, RETURNED_BY_EXITS);
+}
+
+#[test]
+fn exits_by_perf_events() {
+    no_harm_in(LEFT, "perf", &functions(), RETURN_BY_EXITS, RETURNED_BY_EXITS);
 }

@@ -78,7 +78,7 @@ fn returns_deeper_than_the_kernel_follows_are_neither_hits_nor_misses() {
 fn deep(binary: &Path, attach: &str) -> String {
     format!(
         "node_name: test\nattach: {attach}\ntargets:\n- name: deep\n  binary: {}\n  probes:\n  - function: deep\n    metrics:\n    \
-         - counter: calls_total\n  - function: deep\n    returns: i32\n    metrics:\n    \
+         - counter: calls_total\n  - function: deep\n    returns: i32\n    returns_by: trampoline\n    metrics:\n    \
          - {{ counter: returned_total, value: retval }}\n",
         binary.display()
     )

@@ -72,6 +72,11 @@ const STRINGS3: &str = "\
 
 const CALLED: &str = "\
 - function: called
+  returns_by: trampoline
+  metrics: [{ histogram: call_seconds, value: duration }]";
+
+const CALLED_BY_EXITS: &str = "\
+- function: called
   metrics: [{ histogram: call_seconds, value: duration }]";
 
 const PLAIN: Row = Row {
@@ -138,11 +143,18 @@ pub fn rows() -> Vec<Row> {
         },
         Row { name: "event of 3 strings", probe: "strings3", probes: STRINGS3, all_to_ring: true, ..PLAIN },
         Row {
-            name: "duration of a function, against its entry alone",
+            name: "duration of a function by the kernel's trampoline, against its entry alone",
             probe: "called",
             probes: CALLED,
             metric: "call_seconds",
             programs: &["empty_session"],
+            ..PLAIN
+        },
+        Row {
+            name: "duration of a function by its exits, against its entry alone",
+            probe: "called",
+            probes: CALLED_BY_EXITS,
+            metric: "call_seconds",
             ..PLAIN
         },
         Row {

@@ -166,9 +166,9 @@ pub struct Unread {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReturnsBy {
     /// Probes at every instruction that leaves the function.
+    #[default]
     Exits,
     /// The kernel replaces the return address on the stack, which is quicker, and ends a program that unwinds through it.
-    #[default]
     Trampoline,
 }
 

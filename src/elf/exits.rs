@@ -105,6 +105,11 @@ impl<'a> Functions<'a> {
         if is_landing && !self.symbols.contains_key(&site) { before } else { site }
     }
 
+    /// Whether exceptions that come through the function that is entered there run a handler of its: a cleanup or a catch.
+    pub fn has_handler(&self, entry: u64) -> bool {
+        self.unwind.covering(entry).is_some_and(|frame| frame.has_handler)
+    }
+
     /// Finds the exits of the function that is entered at `entry`; `size` is what its symbol says, or 0.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ impl Site {
     }
 
     /// A site without arguments or semaphore. None where the file holds no code for the address.
-    pub(super) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
+    pub(crate) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
         let code = image.code_at(vaddr, LOOK_AT)?;
         let shape = SiteShape::of(image.arch(), code);
         Some(Site { offset: image.file_offset(vaddr)?, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })

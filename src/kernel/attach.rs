@@ -153,7 +153,8 @@ impl Kernel {
                 .iter()
                 .enumerate()
                 .filter(|(position, placed)| kind.is_of(placed.how) && !made.refused.contains_key(position));
-            let spots = of_kind.map(|(position, placed)| Spot::of(position, placed)).collect();
+            let mut spots: Vec<Spot> = of_kind.map(|(position, placed)| Spot::of(position, placed)).collect();
+            spots.sort_by_key(|spot| !sites[spot.position].site.is_exit);
             self.attach_kind_of(made, kind, &opened, spots, idle)?;
         }
         if let Some(view) = view {

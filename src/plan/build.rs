@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Config, Metric, MetricKind, Named, On, Point, Probe, Selector, Settings, SpanKey, Target,
+    Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Draft, Loaded, Node};
@@ -205,7 +205,10 @@ impl Builder<'_> {
         let late = Late { is_return, ..Late::default() };
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
         let late = late.unwrap_or_default();
-        let needs_start = late.uses_duration || !late.carried.is_empty() || !is_return;
+        // An exit of the function may be one of others too: only with its entry is it known whose it is.
+        let by_exits = is_return && late_plan.returns_by == ReturnsBy::Exits;
+        let needs_start = late.uses_duration || !late.carried.is_empty() || !is_return || by_exits;
+        let reads_result = is_return && late_plan.values.iter().any(|value| value.source.is_result());
         let by = match key {
             _ if is_return => Pairing::Frame,
             Some(_) => Pairing::Value,
@@ -225,7 +228,7 @@ impl Builder<'_> {
                 late.refuse_long(&probe.at, self.diags);
                 late.read_at_start(&mut start.values);
                 let number = self.spans;
-                let span = |end| Some(SpanPlan { number, end, by, only_time, carried, texts });
+                let span = |end| Some(SpanPlan { number, end, by, only_time, carried, texts, reads_result });
                 start.span = span(SpanEnd::Start);
                 late_plan.span = span(SpanEnd::End);
                 self.spans += 1;

@@ -88,6 +88,8 @@ pub struct SpanPlan {
     /// Values that the start keeps, and whether text is among them.
     pub carried: usize,
     pub texts: bool,
+    /// Of a function: something is read when it returns, which is not known before.
+    pub reads_result: bool,
 }
 
 /// What is the same at both ends of a span.
@@ -169,6 +171,11 @@ pub enum ValueKind {
 }
 
 impl Source {
+    /// Whether the value means something only when the function has done its work.
+    pub(crate) fn is_result(&self) -> bool {
+        matches!(self, Source::Retval(_) | Source::CarriedAddress { .. })
+    }
+
     /// The argument, or what it leads to, when it is at this position.
     pub(crate) fn of(arg: &Arg, index: usize) -> Self {
         match arg.offset {

@@ -163,6 +163,9 @@ impl Generation {
                     for remark in &resolved.remarks {
                         log::info!("Probe {}: {remark}", plan.probes[number].name);
                     }
+                    for warning in &resolved.warnings {
+                        log::warn!("{} in {}: {warning}", plan.probes[number].name, self.shown);
+                    }
                     outcome.unsigned = resolved.unsigned;
                     outcome.unfit = resolved.unfit;
                     sites.extend(resolved.sites.into_iter().map(|site| (self.probes.len(), site)));

@@ -1,0 +1,139 @@
+//! Where functions are entered and left. Pure.
+
+use crate::abi::{site, site_flag};
+use crate::config::model::ReturnsBy;
+use crate::elf::{FunctionSite, Functions, Image, Site};
+use crate::plan::{Hook, Pairing, ProbePlan};
+use crate::resolve::{UnfitSite, unfit, with_calling_convention};
+use crate::returns::{Costs, Returns, by_exits, by_trampoline};
+
+/// A place to set a probe, before its values are located.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub at: Site,
+    pub at_entry: bool,
+    /// What is known of it whatever the values.
+    pub entry: site,
+    /// The number of the function's name.
+    pub function: u32,
+    /// The function, or the file offset of a USDT probe's site.
+    pub name: String,
+    /// Offset of the probe at the function's entry.
+    pub offset: u64,
+    pub is_exit: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub places: Vec<Place>,
+    /// Functions that cannot be traced as asked.
+    pub unfit: Vec<UnfitSite>,
+    pub remarks: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Place {
+    pub fn of_usdt(at: Site) -> Self {
+        let (offset, name) = (at.offset, format!("offset {:#x}", at.offset));
+        Self { at, at_entry: false, entry: site::default(), function: 0, name, offset, is_exit: false }
+    }
+}
+
+/// Where the functions are entered or left. What one of several cannot have is left out, with a note.
+pub(crate) fn places_in(
+    image: &Image<'_>,
+    probe: &ProbePlan,
+    functions: Vec<FunctionSite>,
+    name: &mut dyn FnMut(&str) -> u32,
+) -> Found {
+    let is_return = probe.hook == Hook::Return;
+    // A start without its end would only take up room.
+    let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
+    let code = is_traced.then(|| Functions::of(image));
+    let mut found = Found::default();
+    let mut exits = Costs::default();
+    for (n, function) in functions.into_iter().enumerate() {
+        let shown = function.demangled.clone().unwrap_or_else(|| function.name.clone());
+        let entry = site { function: n as u32, flags: site_flags(&function), ..site::default() };
+        let mut left = Vec::new();
+        if let Some(code) = &code {
+            match trace(image, code, probe, &function) {
+                Ok(Traced::Exits(returns)) => {
+                    exits.add(&shown, &returns);
+                    left = returns.sites;
+                }
+                Ok(Traced::Trampoline(warning)) if is_return => found.warnings.extend(warning),
+                Ok(Traced::Trampoline(_)) => {}
+                Err(why) => {
+                    let why = format!("its return cannot be traced: {why}");
+                    found.unfit.push(UnfitSite { name: shown, why });
+                    continue;
+                }
+            }
+        }
+        let number = name(&shown);
+        if is_return && probe.returns_by == ReturnsBy::Exits {
+            found.places.extend(left.into_iter().map(|(at, exit)| Place {
+                at,
+                at_entry: false,
+                entry: site { function: n as u32, ..exit },
+                function: number,
+                name: shown.clone(),
+                offset: function.site.offset,
+                is_exit: true,
+            }));
+        } else {
+            let (at_entry, offset) = (function.at_entry, function.site.offset);
+            let at = with_calling_convention(function);
+            found.places.push(Place {
+                at,
+                at_entry,
+                entry,
+                function: number,
+                name: shown,
+                offset,
+                is_exit: false,
+            });
+        }
+    }
+    if is_return {
+        found.remarks.extend(exits.notes());
+    }
+    found
+}
+
+enum Traced {
+    Exits(Returns),
+    /// With a warning.
+    Trampoline(Option<String>),
+}
+
+fn trace(
+    image: &Image<'_>,
+    code: &Functions<'_>,
+    probe: &ProbePlan,
+    function: &FunctionSite,
+) -> Result<Traced, String> {
+    if let Some(why) = unfit(&function.site, function.at_entry) {
+        return Err(why);
+    }
+    if !function.at_entry {
+        return Err("the place is not the entry of a function".to_string());
+    }
+    if function.is_go {
+        return Err("this is a Go program, which crashes when its return addresses are replaced, and moves its stacks, so \
+                    that a call is not known by its place there"
+            .to_string());
+    }
+    match probe.returns_by {
+        ReturnsBy::Exits => {
+            let reads_result = probe.span.is_some_and(|span| span.reads_result);
+            by_exits(image, code, function, reads_result).map(Traced::Exits)
+        }
+        ReturnsBy::Trampoline => by_trampoline(image, code, function).map(Traced::Trampoline),
+    }
+}
+
+fn site_flags(function: &FunctionSite) -> u32 {
+    if function.if_above { site_flag::SITE_IF_ABOVE.0 } else { 0 }
+}

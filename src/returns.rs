@@ -1,0 +1,184 @@
+//! How the return of a function is traced, and why it cannot be. Pure.
+//!
+//! By exits: probes where the function's code leaves it ([`crate::elf::Functions`]). By trampoline: the kernel puts an address
+//! of its own in the place of the return address, which is quicker, and ends the program if anything unwinds through the frame
+//! or goes on on another stack.
+
+use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
+use crate::elf::{
+    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Functions, Image, Reg, Site, is_program, leaps,
+};
+
+use crate::resolve::unfit;
+
+/// Where one function is left.
+#[derive(Debug)]
+pub struct Returns {
+    /// With what the kernel is to know of each but the probe's values.
+    pub sites: Vec<(Site, site)>,
+    pub exits: Exits,
+}
+
+/// The exits of a function as sites; `reads_result` if something is read there that only a `ret` shows.
+///
+/// # Errors
+/// If they are not known for certain, or are no place to read a result; with the reason.
+pub fn by_exits(
+    image: &Image<'_>,
+    functions: &Functions<'_>,
+    function: &FunctionSite,
+    reads_result: bool,
+) -> Result<Returns, String> {
+    let entry = functions.entry_of(function.site.vaddr);
+    let exits = functions.exits(entry, function.size)?;
+    if reads_result && !exits.all_return() {
+        return Err("it ends by jumping to a function that returns in its stead, so that its result is not seen; count \
+                    and time it without `retval` and `at: return`, or, if nothing unwinds through it, say `returns_by: \
+                    trampoline`"
+            .to_string());
+    }
+    let sites = exits.exits.iter().map(|exit| site_of(image, &exits, exit)).collect::<Result<_, String>>()?;
+    Ok(Returns { sites, exits })
+}
+
+/// What a probe's exits are and cost, summed up for a person.
+#[derive(Debug, Default)]
+pub struct Costs {
+    exits: usize,
+    dear: usize,
+    followed: Vec<String>,
+    untold: Vec<String>,
+}
+
+impl Costs {
+    pub fn add(&mut self, function: &str, returns: &Returns) {
+        self.exits += returns.sites.len();
+        self.dear += returns.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count();
+        if !returns.exits.followed.is_empty() {
+            self.followed.push(function.to_string());
+        }
+        if !returns.exits.all_return() {
+            self.untold.push(function.to_string());
+        }
+    }
+
+    /// One sentence each; none where there are no exits.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.exits == 0 {
+            return notes;
+        }
+        notes.push(format!(
+            "the return is traced where the code leaves the function: {} exits, {} of them single-stepped (5 to 15 us a hit); \
+             where nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
+            self.exits, self.dear
+        ));
+        if !self.followed.is_empty() {
+            notes.push(format!(
+                "{} by calling functions that return in its stead: their exits are watched too, whoever calls them",
+                some(&self.followed, "ends", "end")
+            ));
+        }
+        if !self.untold.is_empty() {
+            notes.push(format!(
+                "{} by jumping to functions that cannot be followed: the duration is until then",
+                some(&self.untold, "may end", "may end")
+            ));
+        }
+        notes
+    }
+}
+
+/// `a ends`, `a, b and 3 more end`.
+fn some(names: &[String], one: &str, many: &str) -> String {
+    match names {
+        [name] => format!("{name} {one}"),
+        [a, b] => format!("{a} and {b} {many}"),
+        [a, b, rest @ ..] => format!("{a}, {b} and {} more {many}", rest.len()),
+        [] => many.to_string(),
+    }
+}
+
+fn site_of(image: &Image<'_>, exits: &Exits, exit: &Exit) -> Result<(Site, site), String> {
+    let at = Site::at(image, exit.vaddr).ok_or("its code is not in the file")?;
+    if let Some(why) = unfit(&at, false) {
+        return Err(format!("at an instruction by which it may be left, {why}"));
+    }
+    let mut entry = site::default();
+    if exit.shared {
+        entry.flags |= site_flag::SITE_SHARED.0;
+    }
+    if let ExitKind::Decided(target) = &exit.kind {
+        if exits.parts.len() > MAX_STRETCHES {
+            return Err(
+                "whether a jump leaves it is known only when it is taken, and its code is in too many places"
+                    .to_string(),
+            );
+        }
+        entry.flags |= site_flag::SITE_JUMP.0;
+        entry.target = target_at(target, exit.vaddr);
+        for (to, part) in entry.inside.iter_mut().zip(&exits.parts) {
+            *to = stretch { from: part.start.wrapping_sub(exit.vaddr) as i64, bytes: part.end - part.start };
+        }
+    }
+    Ok((at, entry))
+}
+
+/// Where the target of a jump is found when it is taken.
+fn target_at(form: &Form, vaddr: u64) -> location {
+    let mut to = location { bytes: 8, ..location::default() };
+    let from_here = |address: u64| address.wrapping_sub(vaddr) as i64;
+    let op = match form {
+        Form::Reg(reg) => {
+            to.reg = reg.pt_regs_index();
+            location_op::LOC_REGISTER
+        }
+        Form::Mem { base, offset } => {
+            (to.reg, to.offset) = (base.pt_regs_index(), *offset);
+            location_op::LOC_MEMORY
+        }
+        Form::Indexed { base, index, scale, offset } => {
+            // Without a base it is an address of the file, which is as far from here as it is in the file.
+            let (base, offset) =
+                base.map_or((Reg::X86_64_IP, from_here(*offset as u64)), |base| (base, *offset));
+            (to.reg, to.index, to.offset) = (base.pt_regs_index(), index.pt_regs_index(), offset);
+            to.scale = scale.trailing_zeros() as u8;
+            location_op::LOC_INDEXED
+        }
+        Form::Static { vaddr } => {
+            (to.reg, to.offset) = (Reg::X86_64_IP.pt_regs_index(), from_here(*vaddr));
+            location_op::LOC_MEMORY
+        }
+        // No jump has these.
+        Form::Const(_) | Form::Symbol { .. } | Form::Float { .. } => location_op::LOC_CONST,
+    };
+    to.op = op.0 as u8;
+    to
+}
+
+/// Why the kernel must not replace a function's return address; Ok(Some) is a warning.
+///
+/// # Errors
+/// If it would end the program.
+pub fn by_trampoline(
+    image: &Image<'_>,
+    functions: &Functions<'_>,
+    function: &FunctionSite,
+) -> Result<Option<String>, String> {
+    if functions.has_handler(functions.entry_of(function.site.vaddr)) {
+        return Err("its return address must not be replaced: its unwind table names a handler, so exceptions come through \
+                    it, and the first would end the program; leave out `returns_by: trampoline`"
+            .to_string());
+    }
+    let Some(leap) = leaps(image) else { return Ok(None) };
+    if is_program(image) {
+        return Err(format!(
+            "its return address must not be replaced: the program uses {leap}, which would end it if it came through here; \
+             leave out `returns_by: trampoline`"
+        ));
+    }
+    Ok(Some(format!(
+        "its return address is replaced, and the library uses {leap}: a program in which that comes through this function \
+         ends"
+    )))
+}
