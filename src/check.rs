@@ -1,5 +1,6 @@
 //! The `check` command: what the plan means in the files as they are now, and whether the kernel agrees.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use crate::bank::UserBank;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::drain::Drain;
-use crate::elf::{ElfError, Image, SiteError, notes, usdt_sites};
+use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
 use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
@@ -21,7 +22,7 @@ use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::RunError;
 use crate::table::Table;
 use crate::targets::find::{Found, find};
-use crate::targets::{Keeper, ProbeState, debug_symbols, with_names};
+use crate::targets::{DebugSymbols, Keeper, ProbeState, debug_symbols, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -124,6 +125,28 @@ impl Checker<'_> {
                 let wants_names = target.probes.iter().any(is_function);
                 let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.shown)).flatten();
                 self.probes(target, &with_names(image, debug.as_ref()), found);
+                self.inlined(target, &with_names(image, debug.as_ref()), debug.as_ref());
+            }
+        }
+    }
+
+    /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
+    fn inlined(&mut self, target: &TargetPlan, image: &Image<'_>, debug: Option<&DebugSymbols>) {
+        let separate = debug.and_then(DebugSymbols::image);
+        let mut told = BTreeSet::new();
+        for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
+            let Point::Function(name) = &probe.point else { continue };
+            let copies = || {
+                let of = |debug: &Image<'_>| inlined_copies(image, debug, name);
+                of(image).or_else(|| separate.as_ref().and_then(of))
+            };
+            if told.insert(name)
+                && let Some(copies) = copies().filter(|copies| *copies > 0)
+            {
+                self.text.push_str(&format!(
+                    "  note: {name} is inlined at {copies} place{} of its callers; calls from there are not counted\n",
+                    if copies == 1 { "" } else { "s" }
+                ));
             }
         }
     }

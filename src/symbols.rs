@@ -1,47 +1,130 @@
 //! Names of code addresses, by blazesym.
+//!
+//! A path in `/proc/PID/maps` is a path of that process: in a container it may name another file here, or none. So the file
+//! is opened by way of the process, and named by only if it is the one that is mapped.
 
 use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use blazesym::Pid;
-use blazesym::symbolize::source::{Process, Source};
+use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
+
+/// Files whose symbols are kept, each with an open descriptor; the one that was not used for longest goes.
+const FILES: usize = 16;
+
+/// How long a process is taken for the same without looking.
+const RECHECK: Duration = Duration::from_secs(1);
 
 /// What an address is called that belongs to no function that is known.
 const UNKNOWN: &str = "unknown";
 
 /// Looks up names, and remembers them.
 pub struct Symbols {
-    symbolizer: Symbolizer,
     known: HashMap<(u32, u64), Arc<str>>,
+    /// When each process began, and when that was looked at: its number may be another's by now.
+    began: HashMap<u32, (u64, Instant)>,
+    /// The one used last comes last.
+    files: Vec<Mapped>,
+}
+
+/// A file that some process has mapped, with its symbols.
+struct Mapped {
+    identity: Identity,
+    file: File,
+    symbolizer: Symbolizer,
+}
+
+/// Which file it is, and which contents it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+    bytes: u64,
+}
+
+/// A part of a file that a process has mapped.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    /// Where the address lies in the file.
+    offset: u64,
+    range: &'a str,
+    /// Major and minor number.
+    device: (u32, u32),
+    inode: u64,
+    path: &'a str,
 }
 
 impl Symbols {
     pub fn new() -> Self {
-        Self { symbolizer: Symbolizer::new(), known: HashMap::new() }
+        Self { known: HashMap::new(), began: HashMap::new(), files: Vec::new() }
     }
 
     /// The function that holds the address in this process, demangled; `unknown` if nothing says so, as for a process
     /// that has ended before it was looked at.
     pub fn name(&mut self, pid: u32, address: u64) -> Arc<str> {
+        if self.is_another(pid) {
+            self.known.retain(|(known, _), _| *known != pid);
+        }
         if let Some(name) = self.known.get(&(pid, address)) {
             return name.clone();
         }
-        let mut process = Process::new(Pid::from(pid));
-        // Following /proc/PID/map_files takes a right that the exporter has given up; the paths in maps will do.
-        process.map_files = false;
-        let found = self.symbolizer.symbolize_single(&Source::Process(process), Input::AbsAddr(address));
-        let name: Arc<str> = match found {
-            Ok(Symbolized::Sym(symbol)) => symbol.name.as_ref().into(),
-            Ok(Symbolized::Unknown(_)) | Err(_) => UNKNOWN.into(),
-        };
+        let name: Arc<str> = self.look_up(pid, address).unwrap_or_else(|| UNKNOWN.into());
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
         self.known.insert((pid, address), name.clone());
+        name
+    }
+
+    /// Whether the process has a number that another had before.
+    fn is_another(&mut self, pid: u32) -> bool {
+        let known = self.began.get(&pid).copied();
+        if known.is_some_and(|(_, looked)| looked.elapsed() < RECHECK) {
+            return false;
+        }
+        if self.began.len() >= REMEMBERED {
+            self.began.clear();
+        }
+        let now = began(pid).or(known.map(|(began, _)| began)).unwrap_or(0);
+        self.began.insert(pid, (now, Instant::now()));
+        known.is_some_and(|(before, _)| before != now)
+    }
+
+    fn look_up(&mut self, pid: u32, address: u64) -> Option<Arc<str>> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+        let mapping = maps.lines().find_map(|line| mapping_of(line, address))?;
+        let file = open(pid, &mapping)?;
+        let meta = file.metadata().ok()?;
+        let identity = Identity {
+            device: meta.dev(),
+            inode: meta.ino(),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            bytes: meta.len(),
+        };
+        let mapped = match self.files.iter().position(|known| known.identity == identity) {
+            Some(at) => self.files.remove(at),
+            None => {
+                if self.files.len() >= FILES {
+                    self.files.remove(0);
+                }
+                Mapped { identity, file, symbolizer: Symbolizer::new() }
+            }
+        };
+        let path = format!("/proc/self/fd/{}", mapped.file.as_raw_fd());
+        let source = Source::Elf(Elf::new(path));
+        let name = match mapped.symbolizer.symbolize_single(&source, Input::FileOffset(mapping.offset)) {
+            Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
+            Ok(Symbolized::Unknown(_)) | Err(_) => None,
+        };
+        self.files.push(mapped);
         name
     }
 }
@@ -50,6 +133,46 @@ impl Default for Symbols {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// When the process began, in ticks since the machine did: field 22 of `/proc/PID/stat`, see proc(5).
+fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// What a line of `/proc/PID/maps` maps to the address; None if it is another's, or of no file.
+fn mapping_of(line: &str, address: u64) -> Option<Mapping<'_>> {
+    let mut fields = line.splitn(6, ' ');
+    let range = fields.next()?;
+    let (start, end) = range.split_once('-')?;
+    let hex = |digits| u64::from_str_radix(digits, 16).ok();
+    let (start, end) = (hex(start)?, hex(end)?);
+    if !(start..end).contains(&address) {
+        return None;
+    }
+    let offset = hex(fields.nth(1)?)?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = fields.next()?.parse().ok()?;
+    let path = fields.next().unwrap_or_default().trim_start();
+    let offset = offset + (address - start);
+    (inode != 0).then_some(Mapping { offset, range, device, inode, path })
+}
+
+/// The file that is mapped: by its entry in `map_files`, where that may be followed, or by its path below the process's root
+/// if that is still the same file.
+fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
+    if let Ok(file) = File::open(format!("/proc/{pid}/map_files/{}", mapping.range)) {
+        return Some(file);
+    }
+    let file = File::open(format!("/proc/{pid}/root{}", mapping.path)).ok()?;
+    let meta = file.metadata().ok()?;
+    // File systems without a block device of their own are numbered otherwise by stat(2).
+    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    let same_device = mapping.device.0 == 0 || major == 0 || mapping.device == (major, minor);
+    (meta.is_file() && meta.ino() == mapping.inode && same_device).then_some(file)
 }
 
 #[cfg(test)]
@@ -71,5 +194,35 @@ mod tests {
         }
         assert_eq!(&*symbols.name(std::process::id(), 8), "unknown");
         assert_eq!(&*symbols.name(u32::MAX >> 1, address), "unknown");
+        assert_eq!(symbols.files.len(), 1);
+    }
+
+    #[test]
+    fn lines_of_maps() {
+        let line =
+            "55d0a000-55d0b000 r-xp 00002000 fe:10 247003                     /usr/bin/a file (deleted)";
+        let found = mapping_of(line, 0x55d0_a010).unwrap();
+        let right = Mapping {
+            offset: 0x2010,
+            range: "55d0a000-55d0b000",
+            device: (0xfe, 0x10),
+            inode: 247_003,
+            path: "/usr/bin/a file (deleted)",
+        };
+        assert_eq!(found, right);
+        assert_eq!(mapping_of(line, 0x55d0_b000), None);
+        assert_eq!(mapping_of("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", 0x7ffd_1000), None);
+    }
+
+    #[test]
+    fn another_file_of_the_same_path_names_nothing() {
+        let me = std::process::id();
+        let exe = std::env::current_exe().unwrap();
+        let meta = fs::metadata(&exe).unwrap();
+        let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
+        let path = exe.to_str().unwrap();
+        let mapping = |inode| Mapping { offset: 0, range: "0-1", device, inode, path };
+        assert!(open(me, &mapping(meta.ino())).is_some());
+        assert!(open(me, &mapping(meta.ino() + 1)).is_none());
     }
 }

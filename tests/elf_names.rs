@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use exporter::elf::{Image, embedded_symbols, function_sites, remarked_sites, signature};
+use exporter::elf::{Image, embedded_symbols, function_sites, inlined_copies, remarked_sites, signature};
 
 fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -233,4 +233,32 @@ fn symbols_that_a_program_carries_compressed_are_read() {
     let embedded = embedded_symbols(&image).unwrap();
     let named = image.with_embedded_symbols(&Image::parse(&embedded).unwrap());
     assert_eq!(offsets(&named, "work"), right);
+}
+
+const INLINED: &str = r#"
+volatile int sink;
+int account(int x) { sink += x; return x * 3; }
+__attribute__((noinline)) int hot(int i) { return account(i) + 1; }
+__attribute__((noinline)) int warm(int i) { return account(i) + 2; }
+__attribute__((noinline)) int cold(int i) { return i - 1; }
+int (*volatile indirect)(int) = account;
+int main(int n, char **v) { (void)v; return hot(n) + warm(n) + cold(n) + indirect(n); }
+"#;
+
+#[test]
+fn inlined_copies_are_counted_where_debug_information_tells() {
+    for (compiler, compressed) in [("cc", "none"), ("cc", "zlib"), ("c++", "zlib")] {
+        let name = format!("names-inlined-{compressed}-{}", compiler.len());
+        let flags = ["-O2", "-g", &format!("-gz={compressed}")];
+        let path = compile(&name, compiler, INLINED, &flags);
+        let bytes = fs::read(&path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let copies = |name: &str| inlined_copies(&image, &image, name);
+        assert_eq!((copies("account"), copies("cold")), (Some(2), Some(0)), "{compiler} {compressed}");
+        assert_eq!(copies("_start"), None, "{compiler} {compressed}");
+        run(Command::new("strip").arg("--strip-debug").arg(&path));
+        let bytes = fs::read(&path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        assert_eq!(inlined_copies(&image, &image, "account"), None);
+    }
 }

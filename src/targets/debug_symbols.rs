@@ -18,6 +18,13 @@ pub(crate) struct DebugSymbols {
     embedded: bool,
 }
 
+impl DebugSymbols {
+    /// The file, for what it holds besides symbols.
+    pub fn image(&self) -> Option<Image<'_>> {
+        Image::parse(&self.bytes).ok()
+    }
+}
+
 /// What names the functions of the program in the file that `path` opens and that is called `shown` where it runs. A
 /// program in a container has its debug files there too.
 pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, shown: &str) -> Option<DebugSymbols> {

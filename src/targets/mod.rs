@@ -7,7 +7,7 @@ mod keeper;
 mod outcome;
 mod status;
 
-pub(crate) use debug_symbols::{debug_symbols, with_names};
+pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use generation::place;
 pub use keeper::Keeper;
 pub use status::{ProbeState, ProbeStatus, Status};
