@@ -106,6 +106,25 @@ unpack_sssd() {
 	rm -rf "$made"
 }
 
+# Debian's memcached is stripped of its functions' names. Built from Debian's source it has them.
+build_memcached() {
+	local folder=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/memcached made options
+	[[ -e $folder ]] && return
+	say "building memcached into $folder"
+	made=$(mktemp -d)
+	mkdir -p "$made/lists/partial"
+	echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian" \
+		"$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release) main" >"$made/sources.list"
+	options=(-qq -o "Dir::Etc::sourcelist=$made/sources.list" -o Dir::Etc::sourceparts=-
+		-o "Dir::State::lists=$made/lists")
+	(cd "$made" && apt-get "${options[@]}" update && apt-get "${options[@]}" source --download-only memcached &&
+		tar xf memcached_*.orig.tar.* && cd memcached-*/ && ./configure --quiet --disable-docs && make -s memcached) \
+		>&2 || fail "could not build memcached; the messages are above"
+	mkdir -p "$folder"
+	mv "$made"/memcached-*/memcached "$folder/"
+	rm -rf "$made"
+}
+
 install_packages() {
 	local missing index
 	mapfile -t missing < <(missing_packages)
@@ -201,6 +220,7 @@ for option in "$@"; do
 done
 install_packages
 [[ -z $tests ]] || unpack_sssd
+[[ -z $tests ]] || build_memcached
 install_rust
 [[ -z $tests ]] || install_nextest
 [[ -z $lint ]] || install_rust_lints

@@ -4,6 +4,8 @@
 mod program;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -130,6 +132,85 @@ fn mariadb_s_queries_by_verb() {
         assert_eq!(by_verb.get(verb), Some(&(after - before)), "{verb}: {by_verb:?}");
     }
     assert_eq!(by_verb["insert"], 300.0);
+}
+
+/// memcached cuts the line of a command into words where it lies, and reads the next one into its place.
+#[test]
+fn memcached_s_commands_by_name() {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| Path::new(&std::env::var("HOME").expect("a home")).join(".cache"));
+    let folder = folder();
+    let file = private(cache.join("exporter/memcached/memcached"), folder.path());
+    let socket = folder.path().join("socket");
+    let server = Command::new(&file).args(["-u", "root", "-t", "2", "-s"]).arg(&socket).spawn();
+    let mut server = Running(server.expect("start memcached"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut stream = loop {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => break BufReader::new(stream),
+            Err(why) => assert!(Instant::now() < deadline, "memcached does not answer: {why}"),
+        }
+        sleep(Duration::from_millis(20));
+    };
+    let exporter = Exporter::start(&format!(
+        r#"  - name: memcached
+    binary: {}
+    probes:
+    - function: process_command_ascii
+      args: {{ command: {{ index: 1, type: string, max: 64 }} }}
+      metrics:
+      - histogram: command_seconds
+        value: duration
+        labels:
+          command: {{ value: command, match: {{ "get *": get, "set *": set, "delete *": delete, "touch *": touch }}, default: other }}
+"#,
+        file.display()
+    ));
+    let mut ask = |command: &str| {
+        stream.get_mut().write_all(command.as_bytes()).expect("ask memcached");
+        let mut answer = String::new();
+        while !["STORED", "END", "DELETED", "TOUCHED", "NOT_FOUND"]
+            .iter()
+            .any(|end| answer.ends_with(&format!("{end}\r\n")))
+        {
+            assert!(stream.read_line(&mut answer).expect("hear memcached") > 0, "{command}: {answer}");
+        }
+        answer
+    };
+    for n in 0..300 {
+        ask(&format!("set key{n} 0 0 5\r\nvalue\r\n"));
+        ask(&format!("get key{}\r\n", n / 2));
+        ask(&format!("touch key{n} 0\r\n"));
+        if n % 3 == 0 {
+            ask(&format!("get none{n} key{n}\r\n"));
+            ask(&format!("delete key{n}\r\n"));
+        }
+    }
+    let stats = ask("stats\r\n");
+    let stat = |name: &str| -> f64 {
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("STAT {name} ")));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {stats}"))
+    };
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_command = scrape.by("command_seconds_count", "command");
+    assert_eq!(by_command["set"], stat("cmd_set"));
+    assert_eq!(by_command["touch"], stat("cmd_touch"));
+    assert_eq!(by_command["delete"], stat("delete_hits"));
+    // It counts keys, of which every fourth command has two.
+    assert_eq!(by_command["get"], stat("cmd_get") - 100.0);
+    assert_eq!(by_command["other"], 1.0, "{by_command:?}");
+    server.0.kill().expect("end memcached");
+}
+
+/// Dropping it kills it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.

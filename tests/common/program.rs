@@ -53,7 +53,7 @@ impl Exporter {
             let mut exporter = Exporter::spawn(targets);
             match exporter.wait_until_ready() {
                 Ok(()) => return exporter,
-                Err(log) if log.contains("ddress already in use") => {}
+                Err(log) if log.contains("another process listens there") => {}
                 Err(log) => panic!("the exporter did not get ready:\n{log}"),
             }
         }
