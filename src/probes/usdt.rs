@@ -64,9 +64,7 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
             semaphores: sites.iter().filter(|site| site.ref_ctr_offset != 0).count(),
             cost: sites.iter().map(|site| CostWord::of(site.cost())).max().unwrap_or(CostWord::Cheap),
             args: arguments(&sites),
-            unusable: sites.iter().find_map(|site| {
-                unfit(site, false).map(|why| format!("the site at file offset {:#x}: {why}", site.offset))
-            }),
+            unusable: unusable(&sites),
         },
         Err(why) => Probe {
             name,
@@ -77,6 +75,15 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
             unusable: Some(why.to_string()),
         },
     }
+}
+
+/// Why the probe cannot be used: one bad site costs only that site.
+fn unusable(sites: &[Site]) -> Option<String> {
+    let reason = |site: &Site| {
+        unfit(site, false).map(|why| format!("the site at file offset {:#x}: {why}", site.offset))
+    };
+    let reasons: Option<Vec<String>> = sites.iter().map(reason).collect();
+    reasons?.into_iter().next()
 }
 
 fn arguments(sites: &[Site]) -> Vec<Argument> {
@@ -155,6 +162,13 @@ mod tests {
         assert_eq!(args[1].type_word(), "?");
         assert!(why(1).contains("`4@%ah`"), "{}", why(1));
         assert!(why(2).contains("nowhere"), "{}", why(2));
+    }
+
+    #[test]
+    fn a_probe_is_unusable_only_if_all_its_sites_are() {
+        let refused = Site { shape: SiteShape::Refused("it has a lock prefix"), ..site("") };
+        assert_eq!(unusable(&[site(""), refused.clone()]), None);
+        assert!(unusable(&[refused.clone(), refused]).is_some_and(|why| why.contains("0x10: ")));
     }
 
     #[test]
