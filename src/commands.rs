@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::cli::{Format, Invocation};
-use crate::config::{self, Diagnostics, Overrides};
+use crate::config::{self, Diagnostics, Draft, Overrides};
+use crate::http::{Credentials, Tls, TlsPaths};
 use crate::kernel::choose;
 use crate::logging::Logging;
 use crate::plan::{Plan, plan_draft, profile, profiles};
@@ -38,7 +39,25 @@ pub fn perform(invocation: Invocation) -> ExitCode {
 }
 
 fn planned(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics> {
-    plan_draft(config::read(overrides, &config::environment()))
+    let draft = config::read(overrides, &config::environment());
+    refuse_unusable(&draft);
+    plan_draft(draft)
+}
+
+/// Certificates and passwords that the HTTP server would refuse, in its own words.
+fn refuse_unusable(draft: &Draft) {
+    let settings = draft.settings();
+    if let Some(files) = &settings.tls {
+        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
+        if let Err(why) = Tls::load(paths) {
+            draft.mistake(&files.at, why.to_string());
+        }
+    }
+    if let Some(auth) = &settings.auth
+        && let Err(why) = Credentials::new(&auth.username, &auth.password)
+    {
+        draft.mistake(&auth.at, why.to_string());
+    }
 }
 
 fn refuse(wrong: &Diagnostics) -> ExitCode {

@@ -267,3 +267,31 @@ fn mangled_files_never_panic() {
     }
     assert!(loaded > 100 && refused > 1000, "{loaded} loaded, {refused} refused");
 }
+
+#[test]
+fn targets_with_equal_labels_in_another_order_are_told_apart() {
+    let target = |name: &str, labels: &str| {
+        format!(
+            "  - name: {name}\n    binary: /usr/bin/{name}\n    labels: {labels}\n    probes:\n      - on: usdt:a:b\n        \
+             metrics: [{{ counter: hits_total }}]\n"
+        )
+    };
+    let labels = |other: &str| {
+        let text = format!("targets:\n{}{}", target("one", "{ x: 1, y: 2 }"), target("two", other));
+        let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+        plan_draft(read).unwrap_or_else(|diags| panic!("{diags}")).1.metrics[0].labels.clone()
+    };
+    assert_eq!(labels("{ y: 2, x: 1 }"), ["node", "x", "y", "target"]);
+    assert_eq!(labels("{ y: 1, x: 2 }"), ["node", "x", "y"]);
+}
+
+#[test]
+fn an_unused_argument_is_a_warning_with_its_place() {
+    let text = "targets:\n- name: one\n  binary: /bin/one\n  probes:\n  - on: usdt:a:b\n    args: { n: 0 }\n";
+    let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+    let (_, plan) = plan_draft(read).unwrap_or_else(|diags| panic!("{diags}"));
+    assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
+    assert!(
+        plan.warnings[0].starts_with("c.yaml:6:16: ") && plan.warnings[0].contains("\"n\" is used by no")
+    );
+}

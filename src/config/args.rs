@@ -33,7 +33,6 @@ const UNITS: &[(&str, Unit)] = &[
 enum Type {
     Int(Option<IntType>),
     Bool,
-    F64,
     Str,
     StrLen,
     GoString,
@@ -59,7 +58,6 @@ const TYPES: &[(&str, Type)] = &[
     ("u16", integer(2, false)),
     ("u32", integer(4, false)),
     ("u64", integer(8, false)),
-    ("f64", Type::F64),
     ("string", Type::Str),
     ("string_len", Type::StrLen),
     ("go_string", Type::GoString),
@@ -145,7 +143,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
         None => kind_of(&fields, Type::Int(None), index),
     };
     let unit = fields.get("unit").and_then(|n| n.one_of("unit", UNITS)).unwrap_or_default();
-    if !matches!(kind, None | Some(ArgKind::Int(_) | ArgKind::F64)) {
+    if !matches!(kind, None | Some(ArgKind::Int(_))) {
         fields.forbid(&["unit"], "only numbers have a unit");
     }
     Some(Arg { to_index, at_return, offset, unit, ..arg(index?, kind?) })
@@ -158,9 +156,14 @@ fn position(node: &Node<'_>) -> Option<usize> {
 fn type_of(node: &Node<'_>) -> Option<Type> {
     let text = node.text_as("a type")?;
     let found = TYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind);
+    if ["f64", "f32", "double", "float"].iter().any(|name| name.eq_ignore_ascii_case(text)) {
+        node.error(format!("{}: floating-point numbers cannot be read", quote(text)))
+            .help("metrics are computed from integers: use another argument");
+        return None;
+    }
     if found.is_none() {
-        let other = ["str", "char*", "double", "float", "ip", "hash", "boolean", "integer"];
-        let meant = ["string", "string", "f64", "f64", "ipv4", "hex", "bool", "int"];
+        let other = ["str", "char*", "ip", "hash", "boolean", "integer"];
+        let meant = ["string", "string", "ipv4", "hex", "bool", "int"];
         let near = match other.iter().position(|name| name.eq_ignore_ascii_case(text)) {
             Some(n) => format!(" (did you mean {:?}?)", meant[n]),
             None => did_you_mean(text, TYPES.iter().map(|(name, _)| *name)),
@@ -189,7 +192,6 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
     Some(match kind {
         Type::Int(int) => ArgKind::Int(int),
         Type::Bool => ArgKind::Bool,
-        Type::F64 => ArgKind::F64,
         Type::Str => ArgKind::Str { max: max()? },
         Type::StrLen => {
             let help = "write the position of the argument that holds the length: length: 2";

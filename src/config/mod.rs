@@ -85,6 +85,16 @@ impl Draft {
         self.mistakes.into_result(self.loaded)
     }
 
+    /// The settings as far as they could be read.
+    pub fn settings(&self) -> &model::Settings {
+        &self.loaded.config.settings
+    }
+
+    /// Adds what is wrong with something that the configuration names.
+    pub fn mistake(&self, at: &Place, message: impl Into<String>) {
+        self.mistakes.error(at, message);
+    }
+
     pub(crate) fn into_parts(self) -> (Loaded, Diagnostics) {
         (self.loaded, self.mistakes)
     }

@@ -49,6 +49,8 @@ pub enum LogLevel {
 /// Credentials of the metrics endpoint. The password is never printed: `Debug` hides it.
 #[derive(Clone)]
 pub struct Auth {
+    /// Where the password is given.
+    pub at: Place,
     pub username: String,
     pub password: String,
 }
@@ -222,7 +224,6 @@ pub enum ArgKind {
     /// An integer. `None`: width and sign from the note (functions: 64 bits, signed).
     Int(Option<IntType>),
     Bool,
-    F64,
     /// A C string of at most `max` bytes, the rest cut.
     Str {
         max: u32,

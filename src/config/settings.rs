@@ -104,7 +104,9 @@ fn auth(layers: &Layers<'_>, complete: bool) -> Option<Auth> {
         (_, None) => None,
     };
     match (username, password) {
-        (Some(username), Some(password)) => Some(Auth { username: username.value, password: password.value }),
+        (Some(username), Some(password)) => {
+            Some(Auth { at: password.at, username: username.value, password: password.value })
+        }
         (Some(username), None) if complete && !gave_password(layers) => {
             layers
                 .diags
@@ -164,11 +166,13 @@ fn read_password(layers: &Layers<'_>, file: &Said<PathBuf>) -> Option<String> {
 fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
     let cert = layers.read("tls_cert", |n| n.path());
     let key = layers.read("tls_key", |n| n.path());
+    let mistakes = layers.diags.len();
     for (said, what) in [(&cert, "the certificate"), (&key, "the private key")] {
         if let Some(said) = said {
             check_readable(layers, &said.at, &said.value, what);
         }
     }
+    let readable = layers.diags.len() == mistakes;
     let alone = |said: &Said<PathBuf>, what: &str, other: &str| {
         if complete && !layers.has(other) {
             layers
@@ -178,7 +182,9 @@ fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
         }
     };
     match (cert, key) {
-        (Some(cert), Some(key)) => Some(TlsFiles { cert: cert.value, key: key.value, at: cert.at }),
+        (Some(cert), Some(key)) => {
+            readable.then_some(TlsFiles { cert: cert.value, key: key.value, at: cert.at })
+        }
         (Some(cert), None) => {
             alone(&cert, "a certificate without its private key", "tls_key");
             None

@@ -1,6 +1,7 @@
 //! Configuration to plan: names resolved, all mistakes collected.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::late::{Late, raw};
 use super::route::route;
@@ -17,7 +18,7 @@ use crate::config::place::Place;
 use crate::config::{Draft, Loaded, Node};
 
 /// Prefixes of the names that the exporter gives to its own metrics.
-const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
+pub(crate) const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
 
 /// The plan for a configuration, or every mistake in it.
 ///
@@ -47,6 +48,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         names: HashMap::new(),
         profile: None,
         fed: HashMap::new(),
+        described: HashMap::new(),
         spans: 0,
     };
     let mut targets = Vec::new();
@@ -91,6 +93,8 @@ struct Builder<'a> {
     profile: Option<String>,
     /// Which profile was the first to feed a metric by a probe of a target.
     fed: HashMap<(usize, String, String), String>,
+    /// Where each target's metrics are described, by all that they are computed from.
+    described: HashMap<(usize, String), Place>,
     spans: u32,
 }
 
@@ -98,7 +102,12 @@ impl Builder<'_> {
     /// Adds the target's own probes and those of its profiles; returns their indices.
     fn target(&mut self, number: usize, target: &Target) -> Vec<usize> {
         let first = self.probes.len();
-        for named in &target.profiles {
+        for (n, named) in target.profiles.iter().enumerate() {
+            if target.profiles[..n].iter().any(|other| other.name == named.name) {
+                let message = format!("profile \"{}\" is one of this target's already", named.name);
+                self.diags.error(&named.at, message).help("name it once");
+                continue;
+            }
             self.profile = Some(named.name.clone());
             for probe in self.profile_probes(named) {
                 self.probe(number, target, &probe);
@@ -137,6 +146,7 @@ impl Builder<'_> {
             _ => None,
         };
         warn_of_unused(probe, key, self.warnings);
+        self.refuse_repeated(number, probe);
         if probe.unread.on {
             let plan = self.described(number, probe, &Point::Function(String::new()), Hook::Entry);
             self.filled(target, probe, plan, None, true);
@@ -296,6 +306,40 @@ impl Builder<'_> {
         *self.fed.entry(fed).or_insert_with(|| profile.clone()) != profile
     }
 
+    /// The same metric twice by the same probe of a target would count each hit twice. Two of a metric with other
+    /// conditions, values or labels are meant.
+    fn refuse_repeated(&mut self, target: usize, probe: &Probe) {
+        for metric in probe.metrics.iter().filter(|metric| !metric.unread && !probe.unread.on) {
+            let arg = |name: &str| {
+                let arg = probe.args.iter().find(|arg| arg.name == name);
+                arg.map(|arg| (arg.index, arg.to_index, arg.offset, &arg.kind, arg.unit))
+            };
+            let names: Vec<_> = mentioned(metric).map(|name| (arg(name), name)).collect();
+            let when: Vec<_> = metric.when.iter().map(|one| (one.op, &one.with)).collect();
+            let labels: Vec<_> = metric
+                .labels
+                .iter()
+                .map(|one| (&one.name, &one.value, &one.mapping, &one.default, one.limit))
+                .collect();
+            let all = format!("{:?}", (&probe.on, &metric.name, metric.scale, names, when, labels));
+            match self.described.entry((target, all)) {
+                // That two profiles do so is seen elsewhere.
+                Entry::Occupied(first) if self.profile.is_none() => {
+                    let message = format!(
+                        "{} is fed the same way at {} already: each hit would count twice",
+                        metric.name,
+                        first.get()
+                    );
+                    self.diags.error(&metric.at, message).help("remove one of the two");
+                }
+                Entry::Occupied(_) => {}
+                Entry::Vacant(vacant) => {
+                    vacant.insert(metric.at.clone());
+                }
+            }
+        }
+    }
+
     fn add(&mut self, mut plan: ProbePlan) {
         // The self-metrics tell probes apart by their names.
         let plain = plan.name.clone();
@@ -394,7 +438,7 @@ impl Builder<'_> {
             let alike = feeding
                 .iter()
                 .enumerate()
-                .any(|(n, a)| feeding[n + 1..].iter().any(|b| targets[*a].labels == targets[*b].labels));
+                .any(|(n, a)| feeding[n + 1..].iter().any(|b| same_labels(&targets[*a], &targets[*b])));
             if !alike || self.metrics[metric].labels.iter().any(|label| label == "target") {
                 continue;
             }
@@ -427,4 +471,9 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// Whether the targets' own labels are equal, in whatever order they are written.
+fn same_labels(a: &Target, b: &Target) -> bool {
+    a.labels.len() == b.labels.len() && a.labels.iter().all(|label| b.labels.contains(label))
 }

@@ -9,6 +9,7 @@ mod profiles;
 mod route;
 mod scope;
 
+pub(crate) use build::RESERVED;
 pub use build::{plan, plan_draft};
 pub use profiles::{profile, profiles};
 
@@ -216,7 +217,7 @@ impl ValueKind {
             ValueKind::Arg(ArgKind::SockAddr) => 28,
             ValueKind::Function
             | ValueKind::Cgroup
-            | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::F64 | ArgKind::Symbol) => 0,
+            | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::Symbol) => 0,
         }
     }
 }

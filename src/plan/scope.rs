@@ -146,12 +146,6 @@ impl Scope<'_> {
                     let len = self.length(arg, *len_index)?;
                     ValueKind::StrLen { len, max: *max }
                 }
-                ArgKind::F64 => {
-                    let message =
-                        format!("\"{name}\" is a floating-point number, which no probe program can read");
-                    self.diags.error(at, message);
-                    return None;
-                }
                 kind => ValueKind::Arg(kind.clone()),
             };
             ValuePlan {

@@ -8,6 +8,7 @@ use super::functions::shown;
 use super::{Argument, Function, Listing, Probe, count};
 use crate::config::is_probe_word;
 use crate::config::model::Selector;
+use crate::plan::RESERVED;
 
 /// Functions that are written out; a configuration has at most 1 MiB.
 const MOST_FUNCTIONS: usize = 1000;
@@ -84,7 +85,7 @@ impl Writer {
         );
     }
 
-    /// As comments: an argument that no metric uses is a mistake.
+    /// As comments: `check` warns of an argument that no metric uses.
     fn arguments(&mut self, args: &[Argument]) {
         if !args.is_empty() {
             self.probes.push_str("        # args:\n");
@@ -142,7 +143,7 @@ impl Writer {
         name.truncate(NAME_MAX);
         let mut name = name.trim_end_matches('_');
         let prefixed = format!("probe_{name}");
-        let reserved = ["fibre_exporter_", "process_"].iter().any(|begin| name.starts_with(begin));
+        let reserved = RESERVED.iter().any(|begin| name.starts_with(begin));
         if name.is_empty() || reserved || name.starts_with(|c: char| c.is_ascii_digit()) {
             name = prefixed.trim_end_matches('_');
         }

@@ -187,3 +187,42 @@ fn mistakes_are_told_before_anything_is_attached() {
     assert!(!ran.out.contains("Attached for"), "{}", ran.out);
     ran.bad(2);
 }
+
+/// What the HTTP server cannot use is refused before anything starts, together with other mistakes, and alike by both
+/// commands.
+#[test]
+fn unusable_certificates_and_passwords_are_mistakes_of_the_configuration() {
+    let scratch = Scratch::new();
+    let made = || rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+    let (one, other) = (made(), made());
+    let cert = scratch.write("one.crt", one.cert.pem());
+    let right = scratch.write("one.key", one.signing_key.serialize_pem());
+    let wrong = scratch.write("other.key", other.signing_key.serialize_pem());
+    let garbage =
+        scratch.write("garbage.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let hash = scratch.write("hash", "$2b$12$tooshort\n");
+    let with = |key: &str, more: &str| {
+        let text = config(&demo("fibre-demo"), "profile: fibre");
+        scratch.write("c.yaml", format!("tls_cert: {cert}\ntls_key: {key}\n{more}{text}"))
+    };
+    exporter(&["check", &with(&right, "")]).good();
+    let password = format!("metrics_auth_username: u\nmetrics_auth_password_file: {hash}\n");
+    for (key, more, mistakes) in [(&wrong, "", 1), (&garbage, "", 1), (&wrong, password.as_str(), 2)] {
+        let file = with(key, more);
+        let told = exporter(&["check", &file]).bad(2);
+        assert_eq!(told.matches("c.yaml:").count(), mistakes, "{told}");
+        assert_eq!(told.contains("begins like a bcrypt hash but is not one"), mistakes == 2, "{told}");
+        assert_eq!(exporter(&["--config", &file]).bad(2), told);
+    }
+}
+
+#[test]
+fn an_unused_argument_does_not_fail() {
+    let probes = "probes:
+      - on: usdt:udp:block_race_winner
+        args: { unneeded: 2 }
+        metrics: [{ counter: races_total }]";
+    let ran = check(&config(&demo("fibre-demo"), probes));
+    assert!(ran.err.starts_with("warning: ") && ran.err.contains("\"unneeded\""), "{}", ran.err);
+    assert_eq!(ran.code, 0);
+}

@@ -263,3 +263,34 @@ fn there_is_no_configuration_to_start_from_without_probes() {
     let told = exporter(&["probes", "--yaml", "/bin/true"]).bad(2);
     assert!(told.contains("no configuration to start from: no USDT probes"), "{told}");
 }
+
+/// Names that providers and functions have, but metrics of a user must not.
+#[test]
+fn the_starter_configuration_of_awkward_names_is_accepted() {
+    let scratch = Scratch::new();
+    let providers = ["network", "xdp", "tc_egress", "process", "fibre_exporter", "NETWORK", "_9", "le"];
+    let probes: String = providers.iter().map(|name| format!("DTRACE_PROBE1({name}, hit, n);")).collect();
+    let source = format!("#include <sys/sdt.h>\nint main(int n, char **v) {{ {probes} return 0; }}\n");
+    let program = scratch.compile("awkward", "cc", &source, &[]);
+    let yaml = exporter(&["probes", &program, "--yaml"]).good();
+    assert_eq!(yaml.matches("- on: usdt:").count(), providers.len());
+    exporter(&["check", &scratch.write("c.yaml", yaml)]).good();
+}
+
+#[test]
+fn the_starter_configurations_of_real_programs_are_accepted() {
+    let scratch = Scratch::new();
+    let real = [
+        "/usr/lib/postgresql/15/bin/postgres",
+        "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so",
+        "/usr/lib/x86_64-linux-gnu/libvirt.so.0",
+        "/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1",
+    ];
+    for program in programs().iter().map(String::as_str).chain(real) {
+        let yaml = exporter(&["probes", program, "--yaml"]).good();
+        exporter(&["check", &scratch.write("c.yaml", yaml)]).good();
+    }
+    let itself = env!("CARGO_BIN_EXE_exporter");
+    let yaml = exporter(&["probes", itself, "--functions", "*plan*", "--yaml"]).good();
+    exporter(&["check", &scratch.write("c.yaml", yaml)]).good();
+}
