@@ -1,0 +1,25 @@
+# What people expect to find; each is one of the scripts here.
+
+# Build it, run it over HTTPS, print the first metrics.
+run *args:
+    ./run {{args}}
+
+# All tests (root), or those whose name contains an argument.
+test *args:
+    ./test {{args}}
+
+# What must pass before a change is taken.
+ci:
+    .ci/run
+
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+
+fmt:
+    cargo fmt
+    git ls-files 'bpf/*.[ch]' 'demo/*.[ch]' ':!*vmlinux*' | xargs clang-format-14 -i
+
+# Where nothing is installed: a minimal Debian tree.
+test-from-nothing *releases:
+    scripts/test-from-nothing.sh {{releases}}
