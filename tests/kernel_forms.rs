@@ -5,7 +5,9 @@
 mod tracer;
 
 use std::fmt::Write;
+use std::time::Instant;
 
+use exporter::metrics::WINDOW;
 use tracer::{Forms, Tracer, folder, private_copy};
 
 /// A program of `demo/` and a way to attach.
@@ -112,7 +114,7 @@ fn integers_of_every_width_and_sign_are_exact() {
 }
 
 #[test]
-fn least_and_greatest_since_the_last_scrape() {
+fn least_and_greatest_of_the_last_two_windows() {
     let probes = "  - on: usdt:forms:i64\n    args: { v: 0 }\n    metrics:\n\
                   \x20   - { gauge: least, value: v, mode: min }\n    - { gauge: most, value: v, mode: max }\n";
     each_way(probes, |tracer, forms| {
@@ -122,9 +124,12 @@ fn least_and_greatest_since_the_last_scrape() {
         assert_eq!(series["least"], i64::MIN.to_string());
         // One less: of all 64-bit numbers, one code is taken by "none yet".
         assert_eq!(series["most"], (i64::MAX - 1).to_string());
-        assert!(tracer.render().is_empty());
+        // Two windows later they are gone; what comes then is shown.
+        let later = |windows: u32| Instant::now() + WINDOW * windows;
+        tracer.render_at(later(1));
+        assert!(tracer.render_at(later(2)).is_empty());
         forms.fire("i64", 2);
-        let series = tracer.render();
+        let series = tracer.render_at(later(2));
         assert_eq!((series["least"].as_str(), series["most"].as_str()), (&*i64::MIN.to_string(), "-1"));
     });
 }
