@@ -17,7 +17,7 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 # prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
 # trace, with what they need to be run.
-test_packages=(prometheus qemu-system-x86 busybox-static xz-utils
+test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	iproute2 iputils-ping netcat-openbsd bpftool
 	python3 g++ cmake libboost-dev libevent-dev binutils libpam0g-dev util-linux golang-go
 	mariadb-server mariadb-client

@@ -207,6 +207,10 @@ pub fn resolve(
     if sites.is_empty() {
         return Err(ResolveError::NoneFit(not_used));
     }
+    let twice = |site: &ResolvedSite| site.ref_ctr_offset != 0 && image.is_loaded_twice(site.ref_ctr_offset);
+    if sites.iter().any(twice) {
+        found.warnings.push(SHARED_PAGE.to_string());
+    }
     Ok(Resolved {
         sites,
         unfit: not_used,
@@ -216,6 +220,12 @@ pub fn resolve(
         unsigned,
     })
 }
+
+/// What is to be said of a semaphore that the kernel may raise where the program does not look.
+const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a page of the file that is loaded twice, and in a \
+                           process that starts after the exporter the kernel raises the wrong one: such processes \
+                           are not counted, those that run already are. Link the program with -z separate-loadable-segments or another \
+                           linker, or start the exporter after it";
 
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;

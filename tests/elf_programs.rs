@@ -149,6 +149,19 @@ fn a_stripped_program_keeps_its_sites_and_loses_only_named_arguments() {
 }
 
 #[test]
+fn a_semaphore_on_a_page_that_is_loaded_twice_is_seen() {
+    let twice = |name: &str, flags: &[&str]| {
+        let bytes = probes_program(name, flags);
+        let image = Image::parse(&bytes).unwrap();
+        let site = &usdt_sites(&image, "demo", "first").unwrap()[0];
+        image.is_loaded_twice(site.ref_ctr_offset)
+    };
+    assert!(twice("probes-lld", &["-fuse-ld=lld"]));
+    assert!(!twice("probes-lld-apart", &["-fuse-ld=lld", "-Wl,-z,separate-loadable-segments"]));
+    assert!(!twice("probes-bfd", &["-fuse-ld=bfd"]));
+}
+
+#[test]
 fn a_probe_that_is_not_there_is_told_with_its_neighbours() {
     let bytes = probes_program("probes-absent", &[]);
     let image = Image::parse(&bytes).unwrap();

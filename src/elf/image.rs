@@ -149,6 +149,20 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// Whether two writable segments load the page of the file that holds `offset`, as LLVM's linker lays out the data that
+    /// becomes read-only after relocation beside the rest. In a program that starts, the kernel raises a semaphore in the
+    /// first of them, which need not be the one that the program reads.
+    pub fn is_loaded_twice(&self, offset: u64) -> bool {
+        const PAGE: u64 = 4096;
+        let page = offset / PAGE;
+        let holds = |s: &ProgramHeader64<LittleEndian>| {
+            let (start, bytes) = (s.p_offset(LE), s.p_filesz(LE));
+            let end = start.saturating_add(bytes.saturating_sub(1));
+            bytes > 0 && (start / PAGE..=end / PAGE).contains(&page)
+        };
+        self.loads().filter(|s| s.p_flags(LE).contains(elf::PF_W) && holds(s)).count() > 1
+    }
+
     /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
     /// [`Image::file_offset`] for executable segments.
     pub fn code_vaddr(&self, offset: u64) -> Option<u64> {
