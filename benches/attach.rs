@@ -16,7 +16,7 @@ use std::{env, fs};
 
 use exporter::config::{Environment, Overrides, load_bytes, model::AttachMode};
 use exporter::elf::Image;
-use exporter::kernel::{Kernel, choose, detach};
+use exporter::kernel::{Kernel, PidNamespace, choose, detach};
 use exporter::layout::Layout;
 use exporter::plan::{Plan, plan};
 use exporter::resolve::resolve;
@@ -103,7 +103,7 @@ fn links(
     table: &mut String,
 ) -> Result<()> {
     let plan = planned(file, probes)?;
-    let kernel = Kernel::load(&plan, &Layout::new(&plan), choose(AttachMode::Auto))?;
+    let kernel = Kernel::load(&plan, &Layout::new(&plan), choose(AttachMode::Auto), PidNamespace::default())?;
     let bytes = fs::read(file)?;
     let image = Image::parse(&bytes)?;
     let resolved = plan

@@ -49,6 +49,10 @@ enum abi_limit {
 	MAX_CARRIED = 8,
 	/* Bytes of all texts that one start keeps. */
 	CARRIED_TEXTS = 768,
+	/* 64-bit words of a filter's name: a file name has up to 255 bytes. */
+	FILTER_WORDS = 32,
+	/* Nested control groups that are looked at for a container. */
+	MAX_CGROUP_LEVELS = 16,
 };
 
 /* How a value is found when a site is hit. */
@@ -84,6 +88,8 @@ enum site_flag {
 	SITE_IF_ABOVE = 1 << 0,
 	SITE_JUMP = 1 << 1, /* an indirect jump, which leaves its function or does not */
 	SITE_SHARED = 1 << 2, /* an exit that calls of other functions pass too */
+	/* Of a file that may take the place of a target's: hits count once it is called like that. */
+	SITE_CANDIDATE = 1 << 3,
 };
 
 /* Some code of a function; from is relative to the site. */
@@ -122,7 +128,7 @@ struct value {
 };
 
 enum probe_flag {
-	PROBE_FILTER_PID = 1 << 0, /* only this thread group: tgid */
+	PROBE_FILTER = 1 << 0, /* only the processes that filter number filter means */
 	PROBE_EMIT = 1 << 1, /* the hit goes to the ring buffer */
 	PROBE_COUNT_ONLY = 1 << 2, /* nothing to do but count the hit */
 	PROBE_START = 1 << 3, /* begins span number span */
@@ -145,7 +151,7 @@ enum event_class {
 
 struct probe {
 	__u32 flags; /* enum probe_flag */
-	__u32 tgid;
+	__u32 filter;
 	__u32 book; /* first of this probe's BOOK_CELLS cells */
 	__u32 first_action;
 	__u32 span; /* number of the span that this probe begins or ends */
@@ -157,12 +163,40 @@ struct probe {
 	struct value values[MAX_VALUES];
 };
 
+/* Which processes a target means. */
+enum filter_kind {
+	FILTER_NONE,
+	FILTER_PROCESS, /* the one with number tgid that began at this time */
+	FILTER_NAME, /* whose leader, or executable's base name, is called name */
+	FILTER_CONTAINER, /* in the control group of a container whose id begins with name */
+};
+
+struct filter {
+	__u32 kind; /* enum filter_kind */
+	__u32 tgid;
+	__u64 began; /* nanoseconds since boot; 0 until the first process with the number is seen, which is then it */
+	__u32 length; /* bytes of the name */
+	__u32 edition; /* another one when the rest is changed, so that nothing remembered is used */
+	__u64 name[FILTER_WORDS]; /* zeros after its end; for a container, the mask of its words follows them */
+};
+
+/* What was found out of a control group. */
+struct cgroup_key {
+	__u64 cgroup;
+	__u32 filter;
+	__u32 edition;
+};
+
+enum abi_id {
+	ID_OUTSIDE = 0x80000000, /* set in a key's id of a process outside of the exporter's pid namespace */
+};
+
 /* What is counted for each probe. hits = aggregated + delivered + filtered + every lost_*. */
 enum book_cell {
 	BOOK_HITS, /* hits that began; of a probe that only counts not written, since they end at once */
 	BOOK_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
 	BOOK_DELIVERED, /* the hit was put on the ring buffer, whole */
-	BOOK_FILTERED, /* not the process that is asked for */
+	BOOK_FILTERED, /* not of a process that the target means */
 	BOOK_LOST_RING, /* no room on the ring buffer */
 	BOOK_LOST_FAULT, /* a number that a metric needs could not be read */
 	BOOK_LOST_NO_START, /* end of a span that had no start */
@@ -380,6 +414,7 @@ struct event {
 _Static_assert(sizeof(struct location) == 16, "layout");
 _Static_assert(sizeof(struct site) == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct filter) == 24 + 8 * FILTER_WORDS, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
 _Static_assert(sizeof(struct dictionary) == 32, "layout");
 _Static_assert(sizeof(struct small_integers) == 4 * SMALL_INTEGERS, "layout");

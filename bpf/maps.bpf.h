@@ -17,6 +17,7 @@
 TABLE(sites, struct site, 0);
 TABLE(probes, struct probe, 0);
 TABLE(actions, struct action, 0);
+TABLE(filters, struct filter, 0);
 TABLE(patterns, struct pattern, 0);
 TABLE(bounds, struct bounds, 0);
 TABLE(dictionaries, struct dictionary, BPF_F_MMAPABLE);
@@ -82,10 +83,28 @@ struct {
 /* What a new text begins with: too large for the stack. */
 TABLE(no_text, struct start_text, 0);
 
+/* Whether a control group is of a container that is meant. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct cgroup_key);
+	__type(value, __u32);
+} cgroups SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } ring SEC(".maps");
+
+/*
+ * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
+ * so the compiler may put no copy aside in between.
+ */
+#define CLAMP(value, most)                       \
+	asm volatile("if %[v] <= %[m] goto +1\n" \
+		     "%[v] = %[m]"               \
+		     : [v] "+r"(value)           \
+		     : [m] "i"(most))
 
 const volatile __u32 shard_mask = 0;
 const volatile __u32 cells_per_shard = 0;

@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 #include "maps.bpf.h"
+#include "filter.bpf.h"
 #include "values.bpf.h"
 #include "spans.bpf.h"
 #include "aggregate.bpf.h"
@@ -28,6 +29,8 @@ struct abi {
 	enum condition_op condition_op;
 	enum label_flag label_flag;
 	enum label_id label_id;
+	enum filter_kind filter_kind;
+	enum abi_id abi_id;
 	enum wake wake;
 	struct location location;
 	struct stretch stretch;
@@ -45,6 +48,7 @@ struct abi {
 	struct small_integers small_integers;
 	struct short_key short_key;
 	struct entry entry;
+	struct filter filter;
 	struct start_key start_key;
 	struct start start;
 	struct thread_key thread_key;
@@ -175,7 +179,8 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	shard = shard_base();
 	book = shard + probe->book;
 	last_hit(book);
-	if (probe->flags & PROBE_FILTER_PID && bpf_get_current_pid_tgid() >> 32 != probe->tgid) {
+	if ((probe->flags & PROBE_FILTER && !is_meant(probe->filter)) ||
+	    (site->flags & SITE_CANDIDATE && !is_meant(candidate_filters + probe->filter))) {
 		add(book + BOOK_FILTERED, 1);
 		return 0;
 	}

@@ -17,7 +17,7 @@
  */
 static __always_inline struct start_key start_key(const struct probe *probe, __u64 frame, __u64 value)
 {
-	__u64 tgid_tid = bpf_get_current_pid_tgid();
+	__u64 tgid_tid = key_ids();
 	struct start_key key = { .span = probe->span, .tgid = tgid_tid >> 32 };
 
 	if (probe->flags & PROBE_BY_FRAME) {
@@ -130,7 +130,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u32 fu
 	if (probe->flags & PROBE_BY_THREAD && !nest(hit, probe, &key))
 		return BOOK_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
-	start.tid = bpf_get_current_pid_tgid();
+	start.tid = key_ids();
 	start.faults = hit->faults >> first;
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < MAX_CARRIED; i++)

@@ -107,16 +107,6 @@ static __always_inline __u64 register_at(const struct pt_regs *ctx, __u32 reg)
 		(value) < (limit);  \
 	})
 
-/*
- * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
- * so the compiler may put no copy aside in between.
- */
-#define CLAMP(value, most)                       \
-	asm volatile("if %[v] <= %[m] goto +1\n" \
-		     "%[v] = %[m]"               \
-		     : [v] "+r"(value)           \
-		     : [m] "i"(most))
-
 static __always_inline __u64 extend(__u64 raw, const struct location *at)
 {
 	__u32 shift = (64 - 8 * at->bytes) & 63;
@@ -142,9 +132,9 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	case LOC_CONST:
 		return at->offset;
 	case LOC_PID:
-		return bpf_get_current_pid_tgid() >> 32;
+		return ids() >> 32;
 	case LOC_TID:
-		return (__u32)bpf_get_current_pid_tgid();
+		return (__u32)ids();
 	case LOC_CPU:
 		return bpf_get_smp_processor_id();
 	case LOC_CGROUP:

@@ -17,11 +17,27 @@ pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 }
 
+/// Of the iterators, which have an object of their own.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unsafe_code
+)]
+#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+pub(crate) mod files {
+    include!(concat!(env!("OUT_DIR"), "/files.skel.rs"));
+    pub use types::{mapped_file, process};
+}
+
 pub(crate) use generated::types::{
-    abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
-    dictionary, entry, event, event_class, integer_key, label, label_flag, label_id, location, location_op,
-    pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key, start_text, stretch,
-    text_key, thread_key, value, value_kind, wake,
+    abi_id, abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
+    dictionary, entry, event, event_class, filter, filter_kind, integer_key, label, label_flag, label_id,
+    location, location_op, pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key,
+    start_text, stretch, text_key, thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -33,7 +49,7 @@ macro_rules! limits {
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
     MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, CARRIED_TEXTS, SMALL_INTEGERS,
-    MAX_STRETCHES,
+    MAX_STRETCHES, FILTER_WORDS,
 }
 
 /// Cells of one probe's books.
@@ -45,6 +61,7 @@ const _: () = {
     assert!(size_of::<location>() == 16);
     assert!(size_of::<site>() == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES);
     assert!(size_of::<probe>() == 32 + 4 * MAX_VALUES);
+    assert!(size_of::<filter>() == 24 + 8 * FILTER_WORDS);
     assert!(size_of::<condition>() == 24);
     assert!(size_of::<label>() == 16);
     assert!(size_of::<action>() == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS);
@@ -76,7 +93,7 @@ macro_rules! plain {
     };
 }
 
-plain!(site, probe, action, pattern, bounds, dictionary, control);
+plain!(site, probe, filter, action, pattern, bounds, dictionary, control);
 
 /// The value's bytes, as the kernel is given them.
 #[allow(unsafe_code)]

@@ -11,6 +11,10 @@ const KEPT: &[Capability] = &[
     Capability::CAP_SYS_PTRACE,
     // Read executables and keys of other users.
     Capability::CAP_DAC_READ_SEARCH,
+    // Be told before a traced file of another user is written over: leases.
+    Capability::CAP_LEASE,
+    // Open what a process maps and no path leads to: /proc/PID/map_files.
+    Capability::CAP_CHECKPOINT_RESTORE,
 ];
 
 /// Keeps [`KEPT`] and `more`, as far as the process has them, and drops everything else for good: also from the

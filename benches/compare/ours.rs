@@ -9,7 +9,7 @@ use exporter::bank::UserBank;
 use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::drain::Drain;
 use exporter::elf::Image;
-use exporter::kernel::{Kernel, choose};
+use exporter::kernel::{Kernel, PidNamespace, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
@@ -48,7 +48,8 @@ impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Layout::new(&plan);
-        let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto)).map_err(|why| why.to_string())?;
+        let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
+            .map_err(|why| why.to_string())?;
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
         let mut sites = Vec::new();
         for (number, probe) in (0u32..).zip(&plan.probes) {

@@ -14,19 +14,24 @@ use super::attach::{How, Placed};
 use super::bank::{KernelBank, Parts};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
+use super::files::PidNamespace;
+use super::filters::Filter;
 use super::mapping::Mapping;
 use super::misses::{Loaded, loaded};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, dictionary, entry, small_integers};
+use crate::abi::{Plain, bytes_of, control, dictionary, entry, site, site_flag, small_integers};
 use crate::config::model::{AttachMode, ReturnsBy};
 use crate::layout::Layout;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
 const CELL_BYTES: u64 = 64 << 20;
+
+/// Control groups of which it is remembered whether they are a container's that is meant.
+const CGROUPS: u32 = 4096;
 
 /// Which kind of link is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,20 +78,31 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel refuses: too old, not permitted, or out of memory.
-    pub fn load(plan: &Plan, layout: &Layout, attach: Attach) -> Result<Self, KernelError> {
+    pub fn load(
+        plan: &Plan,
+        layout: &Layout,
+        attach: Attach,
+        namespace: PidNamespace,
+    ) -> Result<Self, KernelError> {
         let wants_sessions = plan.probes.iter().any(|probe| by_trampoline(probe) && probe.span.is_some());
         if attach == Attach::Multi && wants_sessions {
             // Their functions have had other forms in other kernels; where these are refused, returns have links of
             // their own.
-            match Self::load_with(plan, layout, attach, true) {
+            match Self::load_with(plan, layout, attach, namespace, true) {
                 Ok(kernel) => return Ok(kernel),
                 Err(why) => log::debug!("no session uprobes: {why}"),
             }
         }
-        Self::load_with(plan, layout, attach, false)
+        Self::load_with(plan, layout, attach, namespace, false)
     }
 
-    fn load_with(plan: &Plan, layout: &Layout, attach: Attach, sessions: bool) -> Result<Self, KernelError> {
+    fn load_with(
+        plan: &Plan,
+        layout: &Layout,
+        attach: Attach,
+        namespace: PidNamespace,
+        sessions: bool,
+    ) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
         log_libbpf();
         // One small allocation for the life of the process; it lets the programs move between threads.
@@ -97,6 +113,10 @@ impl Kernel {
         open.progs.probe_session.set_autoload(sessions);
         let shards = shards(layout.kernel.cells);
         size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
+        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+            (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
+            rodata.candidate_filters = count(plan.targets.len());
+        }
         let skel = open.load().map_err(loading)?;
         fill(&skel.maps.probes, &tables.probes).map_err(loading)?;
         fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
@@ -112,6 +132,31 @@ impl Kernel {
             }
         })?;
         Ok(Self { skel, attach, sessions, limit: plan.settings.limits.starts, shared })
+    }
+
+    /// Which processes the target with this number means from now on.
+    ///
+    /// # Errors
+    /// If the kernel refuses, which it has no reason to.
+    pub(crate) fn set_filter(&self, target: usize, filter: &Filter) -> libbpf_rs::Result<()> {
+        update(&self.skel.maps.filters, u32::try_from(target).unwrap_or(u32::MAX), filter.row())
+    }
+
+    /// Sites of a candidate count from now on whatever the executable is called.
+    ///
+    /// # Errors
+    /// If the kernel refuses, which it has no reason to.
+    pub fn admit(&self, cookies: &[u32]) -> libbpf_rs::Result<()> {
+        let at = std::mem::offset_of!(site, flags);
+        for cookie in cookies {
+            let key = cookie.to_ne_bytes();
+            let Some(mut row) = self.skel.maps.sites.lookup(&key, MapFlags::ANY)? else { continue };
+            if let Some(flags) = row.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+                *flags = (u32::from_ne_bytes(*flags) & !site_flag::SITE_CANDIDATE.0).to_ne_bytes();
+            }
+            self.skel.maps.sites.update(&key, &row, MapFlags::ANY)?;
+        }
+        Ok(())
     }
 
     /// What the drain thread and scrapes need.
@@ -187,6 +232,10 @@ fn shards(cells: u32) -> u32 {
     cpus.min(most).min(64) as u32
 }
 
+fn count(n: usize) -> u32 {
+    u32::try_from(n.max(1)).unwrap_or(u32::MAX)
+}
+
 fn size(
     open: &mut OpenProbeSkel<'_>,
     plan: &Plan,
@@ -194,10 +243,11 @@ fn size(
     tables: &Tables,
     shards: u32,
 ) -> libbpf_rs::Result<()> {
-    let count = |n: usize| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
     let maps = &mut open.maps;
     maps.sites.set_max_entries(plan.settings.limits.sites)?;
     maps.probes.set_max_entries(count(tables.probes.len()))?;
+    maps.filters.set_max_entries(count(2 * plan.targets.len()))?;
+    maps.cgroups.set_max_entries(if plan.targets.iter().any(Filter::is_by_cgroup) { CGROUPS } else { 1 })?;
     maps.actions.set_max_entries(count(tables.actions.len()))?;
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;

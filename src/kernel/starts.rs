@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags};
 
-use crate::abi::{start, start_key, text_key, thread_key};
+use crate::abi::{abi_id, start, start_key, text_key, thread_key};
 use crate::plan::Pairing;
 
 /// How long the end of a span by an argument is waited for, and that of a call whose thread is gone: another one may have
@@ -157,7 +157,11 @@ fn overtaken(open: &[Open]) -> Vec<bool> {
 struct Ended(HashMap<u32, bool>);
 
 impl Ended {
+    /// Those outside of the exporter's pid namespace cannot be seen; their starts go when room is needed.
     fn look(&mut self, id: u32) -> bool {
+        if id & abi_id::ID_OUTSIDE.0 != 0 {
+            return false;
+        }
         *self.0.entry(id).or_insert_with(|| !Path::new("/proc").join(id.to_string()).exists())
     }
 }

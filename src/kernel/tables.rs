@@ -1,5 +1,6 @@
 //! Plan and layout as the tables of `bpf/abi.h`. Pure.
 
+use super::filters::Filter;
 use crate::abi::{
     BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds,
     condition, condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value,
@@ -34,8 +35,8 @@ impl Tables {
                 let made = tables.action(plan, probe, laid);
                 tables.actions.push(made);
             }
-            let pid = plan.targets[probe.target].pid;
-            tables.probes.push(probe_entry(number, probe, pid, first, tables.actions.len() - first));
+            let filtered = Filter::is_needed(&plan.targets[probe.target]);
+            tables.probes.push(probe_entry(number, probe, filtered, first, tables.actions.len() - first));
         }
         tables
     }
@@ -131,9 +132,9 @@ impl Tables {
     }
 }
 
-fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, nactions: usize) -> probe {
+fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, nactions: usize) -> probe {
     let mut made = probe {
-        tgid: pid.unwrap_or_default(),
+        filter: index(plan.target),
         book: index(number * BOOK_CELLS),
         first_action: index(first),
         nactions: small(nactions),
@@ -141,8 +142,8 @@ fn probe_entry(number: usize, plan: &ProbePlan, pid: Option<u32>, first: usize, 
         event_class: small(class_of(plan).0),
         ..probe::default()
     };
-    if pid.is_some() {
-        made.flags |= probe_flag::PROBE_FILTER_PID.0;
+    if filtered {
+        made.flags |= probe_flag::PROBE_FILTER.0;
     }
     if plan.emit.is_some() {
         made.flags |= probe_flag::PROBE_EMIT.0;

@@ -64,10 +64,12 @@ impl Registry {
     }
 }
 
-/// Whether no thread has this number any more.
+/// Whether no thread has this number any more. Processes outside of the exporter's pid namespace have the number 0 together.
 fn is_gone(name: &[u8]) -> bool {
-    name.first_chunk()
-        .is_some_and(|id| !Path::new("/proc").join(u64::from_le_bytes(*id).to_string()).exists())
+    name.first_chunk().is_some_and(|id| {
+        let id = u64::from_le_bytes(*id);
+        id != 0 && !Path::new("/proc").join(id.to_string()).exists()
+    })
 }
 
 impl Source {

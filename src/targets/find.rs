@@ -1,16 +1,16 @@
 //! Which files a target's selector means at this moment.
 
-use std::fs;
+use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+use super::libraries::Libraries;
+use super::processes::{Process, Processes, Uncovered, started};
 use crate::config::model::Selector;
 use crate::containers::Containers;
-
-/// Different files that one selector may mean at once.
-const MOST_FILES: usize = 16;
+use crate::kernel::{Files, Inode};
 
 /// A file to set probes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,44 +21,55 @@ pub struct Found {
     pub shown: String,
     pub identity: Identity,
     pub stamp: Stamp,
+    /// Loaded by a process that is meant, and not what it runs: only its USDT probes are of interest.
+    pub is_library: bool,
+    /// It lies beside the target's file, and may take its place.
+    pub is_candidate: bool,
 }
 
 /// Which file it is, whatever it is called: probes are set on this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity {
-    pub device: u64,
-    pub inode: u64,
-}
+pub type Identity = Inode;
 
 /// Which contents it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    modified: Option<SystemTime>,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Of the inode: it also changes by chmod, which on overlayfs can make another file of it.
+    changed: (i64, i64),
     bytes: u64,
 }
 
-/// The files that the selector means now.
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            bytes: meta.len(),
+        }
+    }
+}
+
+/// Finds files, and remembers what it has found out about them.
+#[derive(Debug, Default)]
+pub struct Finder {
+    files: Option<Files>,
+    /// By device and inode as stat(2) has them.
+    known: HashMap<(u64, u64), (Stamp, Identity)>,
+    processes: Processes,
+    libraries: Libraries,
+    /// When the processes that targets name by number began.
+    begun: HashMap<u32, u64>,
+    /// What people should know of the latest search, though something was found.
+    pub remarks: Vec<String>,
+}
+
+/// The files that the selector means now, told apart as stat(2) does.
 ///
 /// # Errors
 /// Why there is none, as a sentence for people.
 pub fn find(selector: &Selector) -> Result<Vec<Found>, String> {
-    match selector {
-        Selector::Binary(path) => look_at(path, path.display().to_string())
-            .map(|found| vec![found])
-            .map_err(|why| format!("{}: {why}", path.display())),
-        Selector::Pid(pid) => of_process(*pid)
-            .map(|found| vec![found])
-            .map_err(|why| format!("process {pid}: {}", process_error(&why))),
-        Selector::Process(name) => {
-            of_processes(|pid| is_called(pid, name)).ok_or_else(|| format!("no process is called {name}"))
-        }
-        Selector::Container(name) => {
-            let id = Containers::default().id(name).unwrap_or_else(|| name.clone());
-            of_processes(|pid| is_in_container(pid, &id)).ok_or_else(|| {
-                format!("no process runs in a container called {name}, or whose id begins with that")
-            })
-        }
-    }
+    Finder::default().find(selector, &[])
 }
 
 /// Whether selecting means a walk over all processes.
@@ -66,99 +77,173 @@ pub fn is_costly(selector: &Selector) -> bool {
     matches!(selector, Selector::Process(_) | Selector::Container(_))
 }
 
-/// Whether any process still has the file mapped.
-pub fn in_use(identity: Identity) -> bool {
-    processes().any(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/maps"))
-            .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
-    })
-}
-
-/// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
-/// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
-fn may_map(line: &str, identity: Identity) -> bool {
-    let mut fields = line.split_ascii_whitespace().skip(3);
-    let device = fields.next().and_then(|device| device.split_once(':'));
-    if fields.next().and_then(|inode| inode.parse().ok()) != Some(identity.inode) {
-        return false;
+impl Finder {
+    /// With the kernel's knowledge of files.
+    pub fn new(files: Files) -> Self {
+        Self { files: Some(files), ..Self::default() }
     }
-    let block = |major: u32, minor: u32| (major != 0).then_some((major, minor));
-    let hex = |digits| u32::from_str_radix(digits, 16).ok();
-    let shown = device.and_then(|(major, minor)| block(hex(major)?, hex(minor)?));
-    let known = block(libc::major(identity.device), libc::minor(identity.device));
-    shown.zip(known).is_none_or(|(shown, known)| shown == known)
-}
 
-fn look_at(path: &Path, shown: String) -> io::Result<Found> {
-    let meta = fs::metadata(path)?;
-    if !meta.is_file() {
-        return Err(io::Error::other("not a regular file"));
+    /// Looks at all processes anew when next a selector needs them.
+    pub fn begin_walk(&mut self) {
+        self.processes.forget();
     }
-    Ok(Found {
-        path: path.to_path_buf(),
-        shown,
-        identity: Identity { device: meta.dev(), inode: meta.ino() },
-        stamp: Stamp { modified: meta.modified().ok(), bytes: meta.len() },
-    })
+
+    /// The files that the selector means now. Files that its processes have
+    /// loaded are among them if they have one of these USDT probes, written `provider:name`.
+    ///
+    /// # Errors
+    /// Why there is none, as a sentence for people.
+    pub fn find(&mut self, selector: &Selector, usdt: &[String]) -> Result<Vec<Found>, String> {
+        self.remarks.clear();
+        match selector {
+            Selector::Binary(path) => self
+                .look_at(path, path.display().to_string())
+                .map(|found| vec![found])
+                .map_err(|err| format!("{}: {err}", path.display())),
+            Selector::Pid(pid) => self.of_one(*pid, usdt),
+            Selector::Process(name) => {
+                let (wanted, uncovered) = self.processes.named(name);
+                let none = format!("no process is called {name}");
+                self.of_all(&wanted, &uncovered, none, usdt)
+            }
+            Selector::Container(name) => {
+                let id = container_id(name);
+                let (wanted, uncovered) = self.processes.in_container(&id);
+                let none =
+                    format!("no process runs in a container called {name}, or whose id begins with that");
+                self.of_all(&wanted, &uncovered, none, usdt)
+            }
+        }
+    }
+
+    /// When the process began, by the kernel's clock; 0 if that is not known.
+    pub fn began(&mut self, pid: u32) -> u64 {
+        self.files.as_mut().and_then(|files| files.began(pid).ok()).unwrap_or_default()
+    }
+
+    /// Whether any process still has the file mapped.
+    pub fn in_use(&mut self, identity: Identity) -> bool {
+        match self.files.as_mut().filter(|_| identity.address != 0) {
+            // To detach from a file that runs is worse than to stay.
+            Some(files) => files.is_mapped(identity).unwrap_or(true),
+            None => self.processes.map(identity),
+        }
+    }
+
+    fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<Found>, String> {
+        let failed = |err: &io::Error| format!("process {pid}: {}", process_error(err));
+        let began = started(pid).map_err(|err| failed(&err))?;
+        let first = *self.begun.entry(pid).or_insert(began);
+        if first != began {
+            return Err(format!(
+                "process {pid} has ended, and another one has its number now: name the new process, or use `process:`"
+            ));
+        }
+        let found = self.of_process(pid).map_err(|err| failed(&err))?;
+        let mut all = vec![found];
+        self.add_libraries(&[Process::numbered(pid)], usdt, &mut all);
+        Ok(all)
+    }
+
+    fn of_all(
+        &mut self,
+        wanted: &[Process],
+        uncovered: &Uncovered,
+        none: String,
+        usdt: &[String],
+    ) -> Result<Vec<Found>, String> {
+        let mut all: Vec<Found> = Vec::new();
+        let mut refused = Vec::new();
+        for process in wanted {
+            match self.of_process(process.pid) {
+                Ok(found) if all.iter().all(|known| known.identity != found.identity) => all.push(found),
+                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused.push(process.pid),
+                _ => {}
+            }
+        }
+        let unseen = uncovered.sentence(&refused);
+        if all.is_empty() {
+            return Err(unseen.map_or(none.clone(), |unseen| format!("{none}; {unseen}")));
+        }
+        if !refused.is_empty() {
+            self.remarks.extend(unseen);
+        }
+        self.add_libraries(wanted, usdt, &mut all);
+        Ok(all)
+    }
+
+    fn add_libraries(&mut self, processes: &[Process], wanted: &[String], all: &mut Vec<Found>) {
+        if wanted.is_empty() {
+            return;
+        }
+        for (path, shown) in self.libraries.of(processes, wanted) {
+            let Ok(found) = self.look_at(&path, shown) else { continue };
+            if all.iter().all(|known| known.identity != found.identity) {
+                all.push(Found { is_library: true, ..found });
+            }
+        }
+    }
+
+    /// A file by its path.
+    ///
+    /// # Errors
+    /// If it cannot be looked at, or is no regular file.
+    pub fn look_at(&mut self, path: &Path, shown: String) -> io::Result<Found> {
+        let meta = fs::metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let stamp = Stamp::of(&meta);
+        let key = (meta.dev(), meta.ino());
+        let identity = match self.known.get(&key) {
+            Some((known, identity)) if *known == stamp => *identity,
+            _ => {
+                let identity = self.identity(path, &meta);
+                self.known.insert(key, (stamp, identity));
+                identity
+            }
+        };
+        Ok(Found { path: path.to_path_buf(), shown, identity, stamp, is_library: false, is_candidate: false })
+    }
+
+    fn identity(&mut self, path: &Path, meta: &fs::Metadata) -> Identity {
+        let assumed = Identity { device: meta.dev(), number: meta.ino(), address: 0 };
+        let Some(files) = &mut self.files else { return assumed };
+        File::open(path).and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
+            log::debug!(
+                "{}: told apart by stat(2), for the kernel's inode is not known: {err}",
+                path.display()
+            );
+            assumed
+        })
+    }
+
+    /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
+    fn of_process(&mut self, pid: u32) -> io::Result<Found> {
+        let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+        let shown = fs::read_link(&exe)?.display().to_string();
+        self.look_at(&exe, shown)
+    }
+
+    /// Forgets what was found out of files that are gone.
+    pub fn forget_files(&mut self) {
+        self.known.clear();
+    }
 }
 
-/// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
-fn of_process(pid: u32) -> io::Result<Found> {
-    let exe = PathBuf::from(format!("/proc/{pid}/exe"));
-    let shown = fs::read_link(&exe)?.display().to_string();
-    look_at(&exe, shown)
+/// The id, or how it begins, of the container that is called so.
+pub fn container_id(name: &str) -> String {
+    Containers::default().id(name).unwrap_or_else(|| name.to_string())
 }
 
-fn process_error(why: &io::Error) -> String {
-    match why.kind() {
+fn process_error(err: &io::Error) -> String {
+    match err.kind() {
         io::ErrorKind::NotFound => "does not exist, or is a thread of the kernel".to_string(),
         io::ErrorKind::PermissionDenied => {
             "its executable may not be read; CAP_SYS_PTRACE is needed".to_string()
         }
-        _ => why.to_string(),
+        _ => err.to_string(),
     }
-}
-
-fn of_processes(wanted: impl Fn(u32) -> bool) -> Option<Vec<Found>> {
-    let mut files: Vec<Found> = Vec::new();
-    for pid in processes().filter(|pid| wanted(*pid)) {
-        let Ok(found) = of_process(pid) else { continue };
-        if files.iter().all(|known| known.identity != found.identity) {
-            files.push(found);
-        }
-        if files.len() == MOST_FILES {
-            break;
-        }
-    }
-    (!files.is_empty()).then_some(files)
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// By the thread group leader's name, or by the executable's base name. A name of more than 15 bytes is cut by the
-/// kernel.
-fn is_called(pid: u32, name: &str) -> bool {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if comm.trim_end() == name {
-        return true;
-    }
-    fs::read_link(format!("/proc/{pid}/exe"))
-        .is_ok_and(|exe| exe.file_name().and_then(|base| base.to_str()) == Some(name))
-}
-
-/// Docker, Podman, containerd and CRI-O all put the container's id into the name of its cgroup.
-fn is_in_container(pid: u32, id: &str) -> bool {
-    id.len() >= 8
-        && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| {
-            cgroups
-                .split(|c: char| !c.is_ascii_alphanumeric())
-                .any(|part| part.len() == 64 && part.starts_with(id))
-        })
 }
 
 #[cfg(test)]
@@ -174,20 +259,7 @@ mod tests {
         let name = exe.file_name().unwrap().to_str().unwrap().to_string();
         let by_name = find(&Selector::Process(name)).unwrap();
         assert!(by_name.iter().any(|found| found.identity == by_file[0].identity));
-        assert!(in_use(by_file[0].identity));
-    }
-
-    #[test]
-    fn a_file_of_another_device_with_the_same_number_is_another() {
-        let file = |major, minor| Identity { device: libc::makedev(major, minor), inode: 247_003 };
-        let line = "561d8f2e8000-561d8f2e9000 r--p 0001d000 fe:10 247003                     /usr/bin/a file";
-        assert!(may_map(line, file(0xfe, 0x10)));
-        assert!(!may_map(line, file(0xfe, 0x11)) && !may_map(line, file(8, 0x10)));
-        assert!(!may_map(line, Identity { inode: 247_004, ..file(0xfe, 0x10) }));
-        // What has no block device is numbered otherwise by stat(2): it may be the file.
-        assert!(may_map(line, file(0, 41)));
-        assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
-        assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));
+        assert!(Finder::default().in_use(by_file[0].identity));
     }
 
     #[test]

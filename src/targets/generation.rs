@@ -10,9 +10,10 @@ use super::debug_symbols::{debug_symbols, with_names};
 use super::find::{Found, Identity, Stamp};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
+use crate::abi::site_flag;
 use crate::config::model::Point;
 use crate::elf::Image;
-use crate::kernel::{How, Kernel, Placed, Refusal, RefusalKind, detach};
+use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
 
@@ -48,7 +49,13 @@ pub struct Generation {
     /// The file could not be read, for a reason that can pass.
     unread: bool,
     again: Again,
+    /// Keeps writers waiting, where the file system has that; given back last.
+    pub lease: Option<Lease>,
 }
+
+/// Why a function of a library is not traced.
+const ONLY_EXECUTABLE: &str =
+    "functions are looked for in the executable only; name the library by `binary:`";
 
 /// When what was refused is tried again.
 #[derive(Debug)]
@@ -88,12 +95,13 @@ pub struct Context<'a> {
 
 impl Generation {
     /// Resolves and attaches all probes of the target in this file, as many as can be.
-    pub fn attach(context: Context<'_>, found: &Found, cookies: &mut Cookies) -> Self {
+    pub fn attach(context: Context<'_>, found: &Found, lease: Option<Lease>, cookies: &mut Cookies) -> Self {
         let mut made = Self {
             shown: found.shown.clone(),
             identity: found.identity,
             stamp: found.stamp,
             probes: Vec::new(),
+            lease,
             links: Vec::new(),
             cookies: Vec::new(),
             idle: Vec::new(),
@@ -147,6 +155,11 @@ impl Generation {
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);
+            if found.is_library && matches!(plan.probes[number].point, Point::Function(_)) {
+                outcome.state = ProbeState::Absent(ONLY_EXECUTABLE.to_string());
+                self.probes.push(outcome);
+                continue;
+            }
             let mut name = |name: &str| status.function(number, name);
             let resolved =
                 image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number], &mut name));
@@ -172,6 +185,9 @@ impl Generation {
                 }
             }
             self.probes.push(outcome);
+        }
+        if found.is_candidate {
+            sites.iter_mut().for_each(|(_, site)| site.entry.flags |= site_flag::SITE_CANDIDATE.0);
         }
         if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
             self.idle = image.map(|image| image.idle_code()).unwrap_or_default();
@@ -244,6 +260,19 @@ impl Generation {
     pub fn detach(&mut self, cookies: &mut Cookies) {
         detach(std::mem::take(&mut self.links));
         cookies.free.append(&mut self.cookies);
+    }
+
+    /// The file has taken the target's place: its hits count, whatever runs it.
+    pub fn admit(&mut self, kernel: &Kernel, found: &Found) {
+        (self.shown, self.stamp) = (found.shown.clone(), found.stamp);
+        if let Err(err) = kernel.admit(&self.cookies) {
+            log::error!("{}: hits of processes of other names are not counted: {err:#}", self.shown);
+        }
+    }
+
+    /// Whether the file's contents cannot have changed, whatever its times say.
+    pub fn is_as_it_was(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_held)
     }
 
     pub fn is_attached(&self) -> bool {

@@ -1,17 +1,23 @@
 //! The thread that owns the loaded programs and their links, and looks after the targets.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::find::{Found, find, in_use, is_costly};
+use super::find::{Finder, Found, container_id, is_costly};
 use super::generation::{Context, Cookies, Generation};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status, Ticks};
+use super::upgrade::{Candidate, Written, lease};
+use super::watch::Watch;
 use crate::abi::book_cell;
-use crate::kernel::{Attach, Clock, Kernel, KernelError, Shared};
+use crate::config::model::{Point, Selector};
+use crate::kernel::{Attach, Clock, Files, Filter, Kernel, KernelError, PidNamespace, Shared};
 use crate::layout::Layout;
 use crate::plan::{Pairing, Plan, TargetPlan};
 
@@ -30,7 +36,7 @@ pub struct Keeper {
     shared: Shared,
     status: Arc<Status>,
     attach: Attach,
-    stop: Option<Sender<()>>,
+    stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,25 +47,24 @@ impl Keeper {
     /// If the kernel refuses the programs, or the thread cannot be made.
     pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
-        let (stop, stopped) = channel();
         let (ready, started) = sync_channel(1);
         let failed = |why: io::Error| KernelError {
             what: "starting the thread that attaches probes".to_string(),
             why: why.into(),
             next: String::new(),
         };
+        let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
             .name("keeper".to_string())
-            .spawn(move || match Kernel::load(&plan, &layout, attach) {
+            .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped) {
                 Err(why) => {
                     let _ = ready.send(Err(why));
                 }
-                Ok(kernel) => {
-                    let mut worker = Worker::new(plan, kernel, thread_status);
+                Ok(mut worker) => {
                     worker.look(true);
                     let _ = ready.send(Ok(worker.kernel.shared()));
-                    worker.run(&stopped);
+                    worker.run();
                 }
             })
             .map_err(failed)?;
@@ -89,65 +94,142 @@ impl Drop for Keeper {
     }
 }
 
-struct Worker {
-    plan: Arc<Plan>,
-    kernel: Kernel,
-    status: Arc<Status>,
-    cookies: Cookies,
-    targets: Vec<State>,
+pub(super) struct Worker {
+    pub(super) plan: Arc<Plan>,
+    pub(super) kernel: Kernel,
+    pub(super) status: Arc<Status>,
+    pub(super) cookies: Cookies,
+    pub(super) targets: Vec<State>,
+    pub(super) finder: Finder,
+    pub(super) watch: Watch,
     first_clock: Option<Clock>,
     last_walk: Instant,
+    last_look: Instant,
     /// Starts that found no room so far.
     starts_refused: u64,
 }
 
 /// One target's files.
 #[derive(Debug, Default)]
-struct State {
-    current: Vec<Generation>,
+pub(super) struct State {
+    pub(super) current: Vec<Generation>,
     /// Replaced, but some process still runs them.
-    replaced: Vec<Generation>,
+    pub(super) replaced: Vec<Generation>,
+    /// Beside the target's file, and not it yet.
+    pub(super) candidates: Vec<Candidate>,
+    /// Since when a file that is being written keeps the target waiting.
+    pub(super) written: Option<Written>,
+    /// When somebody last wanted to write a file.
+    pub(super) broken: Option<Instant>,
     missing: Option<String>,
+    remarks: Vec<String>,
+    /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
+    paths: BTreeSet<PathBuf>,
+    filter: Option<Filter>,
+    editions: u32,
+    /// Its USDT probes, as `provider:name`.
+    usdt: Vec<String>,
 }
 
 impl Worker {
-    fn new(plan: Arc<Plan>, kernel: Kernel, status: Arc<Status>) -> Self {
-        let targets = plan.targets.iter().map(|_| State::default()).collect();
+    fn new(
+        plan: Arc<Plan>,
+        layout: &Layout,
+        attach: Attach,
+        status: Arc<Status>,
+        stopped: UnixStream,
+    ) -> Result<Self, KernelError> {
+        let failed = |what: &str, err: io::Error, next: &str| KernelError {
+            what: what.to_string(),
+            why: err.into(),
+            next: next.to_string(),
+        };
+        let mut files = Files::load()?;
+        let namespace = files.pid_namespace().map_err(|err| {
+            failed("finding out whose process ids /proc shows", err, "run it with the host's pid namespace")
+        })?;
+        if namespace != PidNamespace::default() {
+            log::info!(
+                "Process ids are those of this pid namespace; processes outside of it are traced too, and have the id 0"
+            );
+        }
+        let kernel = Kernel::load(&plan, layout, attach, namespace)?;
+        let watch = Watch::new(stopped)
+            .map_err(|err| failed("watching files", err, "raise fs.inotify.max_user_instances"))?;
+        let usdt_of = |target: &TargetPlan| {
+            let names = target.probes.iter().filter_map(|probe| match &plan.probes[*probe].point {
+                Point::Usdt { provider, name } => Some(format!("{provider}:{name}")),
+                Point::Function(_) => None,
+            });
+            names.collect()
+        };
+        let targets =
+            plan.targets.iter().map(|target| State { usdt: usdt_of(target), ..State::default() }).collect();
         let cookies = Cookies::new(plan.settings.limits.sites);
         let first_clock = kernel.clock();
-        Self {
+        let (last_walk, last_look) = (Instant::now(), Instant::now());
+        let finder = Finder::new(files);
+        let worker = Self {
             plan,
             kernel,
             status,
             cookies,
             targets,
+            finder,
+            watch,
             first_clock,
-            last_walk: Instant::now(),
+            last_walk,
+            last_look,
             starts_refused: 0,
-        }
+        };
+        worker.name_candidates();
+        Ok(worker)
     }
 
-    /// Until the other end of `stopped` is dropped.
-    fn run(&mut self, stopped: &Receiver<()>) {
+    /// Until the other end of the watch's stream is dropped.
+    fn run(&mut self) {
         let mut pause = LOOK / 5;
-        while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            pause = LOOK;
-            let walk = self.last_walk.elapsed() >= WALK;
-            if walk || self.status.ticks().is_none() {
-                self.measure_ticks();
+        loop {
+            let news = self.watch.wait(self.pause_for_writers(pause));
+            // Before anything else: somebody waits.
+            self.give_way(&news.breaks);
+            if news.is_over {
+                break;
             }
-            if walk {
-                self.last_walk = Instant::now();
+            self.prepare(&news.beside);
+            let plan = self.plan.clone();
+            for (target, planned) in plan.targets.iter().enumerate() {
+                if news.targets.contains(&target) || self.targets[target].written.is_some_and(Written::is_due)
+                {
+                    self.look_at(target, planned);
+                }
             }
-            if walk || self.found_no_room() {
-                self.sweep_starts();
+            if !news.targets.is_empty() {
+                self.follow();
             }
-            self.look(walk);
+            if self.last_look.elapsed() >= pause {
+                pause = LOOK;
+                self.last_look = Instant::now();
+                let walk = self.last_walk.elapsed() >= WALK;
+                if walk || self.status.ticks().is_none() {
+                    self.measure_ticks();
+                }
+                if walk {
+                    self.last_walk = Instant::now();
+                }
+                if walk || self.found_no_room() {
+                    self.sweep_starts();
+                }
+                self.look(walk);
+            }
         }
         let mut all: Vec<_> = self
             .targets
             .drain(..)
-            .flat_map(|state| state.current.into_iter().chain(state.replaced))
+            .flat_map(|state| {
+                let candidates = state.candidates.into_iter().map(|candidate| candidate.generation);
+                state.current.into_iter().chain(state.replaced).chain(candidates)
+            })
             .collect();
         std::thread::scope(|scope| {
             for generation in &mut all {
@@ -179,21 +261,99 @@ impl Worker {
     /// Compares every target with the files that it means now. With `walk`, also what takes a walk over all processes.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
+        if walk {
+            self.finder.begin_walk();
+        }
         for (target, planned) in plan.targets.iter().enumerate() {
-            if walk || !is_costly(&planned.selector) {
+            let is_free = self.targets[target].written.is_none_or(Written::is_due);
+            if is_free && (walk || !is_costly(&planned.selector)) {
                 self.look_at(target, planned);
             }
             if walk {
                 self.drop_unused(target, planned);
             }
         }
+        if walk {
+            self.drop_candidates();
+            self.follow();
+        }
+    }
+
+    /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
+    /// is attached to.
+    fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
+        let filter = match (planned.pid, &planned.selector) {
+            (Some(pid), _) => {
+                // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
+                let known = self.targets[target].filter.as_ref().map_or(0, Filter::began);
+                Filter::process(pid, if known > 0 { known } else { self.finder.began(pid) })
+            }
+            (None, Selector::Process(name)) => Filter::name(name),
+            (None, Selector::Container(name)) => Filter::container(&container_id(name)),
+            (None, Selector::Binary(_) | Selector::Pid(_)) => return,
+        };
+        let state = &mut self.targets[target];
+        if state.filter.as_ref() == Some(&filter) {
+            return;
+        }
+        state.editions += 1;
+        match self.kernel.set_filter(target, &filter.clone().numbered(state.editions)) {
+            Ok(()) => state.filter = Some(filter),
+            Err(err) => log::error!("Target {}: the kernel keeps its old filter: {err:#}", planned.name),
+        }
+    }
+
+    /// The files that a target means now, and those that took the place of its executables and do not run yet.
+    fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<Found>, String> {
+        let state = &mut self.targets[target];
+        let mut found = self.finder.find(&planned.selector, &state.usdt);
+        let remarks = std::mem::take(&mut self.finder.remarks);
+        for news in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
+            log::warn!("Target {}: {news}", planned.name);
+        }
+        state.remarks = remarks;
+        if !matches!(planned.selector, Selector::Process(_)) {
+            return found;
+        }
+        for file in found.iter().flatten().filter(|file| !file.is_library) {
+            let path = PathBuf::from(&file.shown);
+            if !state.paths.contains(&path)
+                && self.finder.look_at(&path, String::new()).is_ok_and(|here| here.identity == file.identity)
+            {
+                state.paths.insert(path);
+            }
+        }
+        for path in &state.paths {
+            let Ok(here) = self.finder.look_at(path, path.display().to_string()) else { continue };
+            match &mut found {
+                Ok(files) if files.iter().all(|file| file.identity != here.identity) => files.push(here),
+                Ok(_) => {}
+                Err(_) => found = Ok(vec![here]),
+            }
+        }
+        found
+    }
+
+    /// Watches the ways to all files that paths of this mount namespace lead to.
+    fn follow(&mut self) {
+        let mut paths = Vec::new();
+        for (target, planned) in self.plan.targets.iter().enumerate() {
+            if let Selector::Binary(path) = &planned.selector {
+                paths.push((target, path.clone()));
+            }
+            paths.extend(self.targets[target].paths.iter().map(|path| (target, path.clone())));
+        }
+        self.watch.follow(&paths);
     }
 
     fn look_at(&mut self, target: usize, planned: &TargetPlan) {
+        self.set_filter(target, planned);
+        let files = self.find(target, planned);
         let state = &mut self.targets[target];
-        let files = match find(&planned.selector) {
+        let files = match files {
             Ok(files) => files,
             Err(why) => {
+                state.written = None;
                 // Files that are attached stay so: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
                     let news = state.missing.as_ref() != Some(&why);
@@ -215,9 +375,10 @@ impl Worker {
             Context { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
-                Some(file) if file.stamp == old.stamp => {
+                Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
+                    old.stamp = file.stamp;
                     if old.retry(context, file, &mut self.cookies) {
-                        announce(&self.plan, planned, file, &old);
+                        announce(&self.plan, planned, file, &old, false);
                         changed = true;
                     }
                     state.current.push(old);
@@ -235,24 +396,40 @@ impl Worker {
                 None => changed = true,
             }
         }
+        let elsewhere = files.iter().any(|file| file.is_library);
+        let mut written = None;
         for file in &files {
             let state = &mut self.targets[target];
             if state.current.iter().any(|known| known.identity == file.identity) {
                 continue;
             }
+            if let Some(made) = state.admit(&self.kernel, file) {
+                announce(&self.plan, planned, file, &made, elsewhere);
+                state.current.push(made);
+                changed = true;
+                continue;
+            }
+            let lease = match lease(&self.watch.breaks, &mut self.finder, file) {
+                Ok(lease) => lease,
+                Err(why) => {
+                    written = Some(why);
+                    continue;
+                }
+            };
             // A file that came back, as when an upgrade is undone.
             if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = Generation::attach(context, file, &mut self.cookies);
-            announce(&self.plan, planned, file, &made);
+            let made = Generation::attach(context, file, lease, &mut self.cookies);
+            announce(&self.plan, planned, file, &made, elsewhere);
             state.current.push(made);
             changed = true;
         }
         if changed {
             self.publish(target, planned);
         }
+        self.wait_for_writer(target, planned, written);
     }
 
     /// Probes stay in a replaced file as long as a process runs it.
@@ -260,7 +437,7 @@ impl Worker {
         let state = &mut self.targets[target];
         let cookies = &mut self.cookies;
         state.replaced.retain_mut(|old| {
-            let used = in_use(old.identity);
+            let used = self.finder.in_use(old.identity);
             if !used {
                 log::info!("Target {}: the replaced {} no longer runs", planned.name, old.shown);
                 old.detach(cookies);
@@ -307,7 +484,8 @@ impl Worker {
     }
 }
 
-fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation) {
+/// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
+fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation, elsewhere: bool) {
     let mut attached = 0;
     for outcome in &made.probes {
         let name = &plan.probes[outcome.probe].name;
@@ -321,12 +499,15 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation) 
                 attached += 1;
                 log::warn!("Attached probe in part: {name}: {why}");
             }
+            ProbeState::Absent(_) if elsewhere => {}
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
         }
     }
     let line =
         format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
-    if attached == 0 {
+    if attached == 0 && elsewhere {
+        log::debug!("{line}");
+    } else if attached == 0 {
         log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
     } else {
         log::info!("{line}");

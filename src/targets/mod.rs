@@ -4,8 +4,12 @@ mod debug_symbols;
 pub mod find;
 mod generation;
 mod keeper;
+mod libraries;
 mod outcome;
+mod processes;
 mod status;
+mod upgrade;
+mod watch;
 
 pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use generation::place;

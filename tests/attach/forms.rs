@@ -65,7 +65,7 @@ fn program(folder: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
 /// At which of these the kernel sets a breakpoint.
 fn taken_by_the_kernel(binary: &Path, offsets: &[u64]) -> Vec<bool> {
     use exporter::config::{Environment, Overrides, load_bytes};
-    use exporter::kernel::{Kernel, choose};
+    use exporter::kernel::{Kernel, PidNamespace, choose};
     let yaml = format!(
         "node_name: t\ntargets:\n- name: t\n  binary: {}\n  probes:\n  - function: main\n",
         binary.display()
@@ -73,7 +73,7 @@ fn taken_by_the_kernel(binary: &Path, offsets: &[u64]) -> Vec<bool> {
     let loaded = load_bytes("t.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
     let plan = exporter::plan::plan(loaded.config, false).unwrap();
     let layout = exporter::layout::Layout::new(&plan);
-    let kernel = Kernel::load(&plan, &layout, choose(plan.settings.attach)).unwrap();
+    let kernel = Kernel::load(&plan, &layout, choose(plan.settings.attach), PidNamespace::default()).unwrap();
     kernel.arms(binary, offsets).unwrap()
 }
 

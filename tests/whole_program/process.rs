@@ -129,13 +129,15 @@ fn traces_forms_beside(forms: &std::path::Path) -> (Exporter, Place) {
 }
 
 #[test]
-fn of_roots_rights_it_keeps_four_in_every_thread() {
+fn of_roots_rights_it_keeps_six_in_every_thread() {
     let dac_read_search = 1 << 2;
+    let lease = 1 << 28;
     let sys_ptrace = 1 << 19;
     let sys_admin = 1 << 21;
     let perfmon = 1 << 38;
     let bpf = 1 << 39;
-    let kept: u64 = dac_read_search | sys_ptrace | perfmon | bpf;
+    let checkpoint_restore = 1 << 40;
+    let kept: u64 = dac_read_search | lease | sys_ptrace | perfmon | bpf | checkpoint_restore;
     for (attach, expected) in [("multi", kept), ("perf", kept | sys_admin)] {
         let place = Place::new();
         let demo = place.copy_of(&program("fibre-demo"), "bitcoind");

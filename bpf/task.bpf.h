@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The few members of the kernel's own structures that are read. These are no stable ABI: libbpf looks up where they are in
+ * the running kernel's type information, by their names.
+ */
+#ifndef TASK_BPF_H
+#define TASK_BPF_H
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	struct super_block *i_sb;
+	unsigned long i_ino;
+};
+
+struct qstr {
+	__u32 len;
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct file {
+	struct path f_path;
+	struct inode *f_inode;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	struct file *vm_file;
+};
+
+struct pid_namespace;
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
+struct kernfs_node {
+	const char *name;
+};
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[1];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct task_struct {
+	int tgid;
+	__u64 start_boottime;
+	char comm[16];
+	struct task_struct *group_leader;
+	struct mm_struct *mm;
+	struct pid *thread_pid;
+	struct css_set *cgroups;
+};
+
+#pragma clang attribute pop
+
+/* One of a process's numbers: it has one in its own pid namespace and in each one around that. */
+static __always_inline int upid_at(const struct pid *pid, __u32 level, struct upid *upid)
+{
+	__u64 numbers = (__u64)pid + __builtin_preserve_field_info(pid->numbers, 0);
+
+	return bpf_probe_read_kernel(upid, sizeof(*upid), (const void *)(numbers + level * sizeof(*upid)));
+}
+
+#endif

@@ -1,0 +1,284 @@
+//! What only the kernel knows of files and processes: see `bpf/files.bpf.c`.
+//!
+//! The iterators need type information of the kernel, as all programs here do. Without them files are told apart as
+//! stat(2) does, which is right but on overlayfs and other file systems that show numbers of their own.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{AsRawLibbpf, Iter, Link, ProgramMut};
+
+use super::error::{KernelError, loading};
+use crate::abi::files::{FilesSkel, FilesSkelBuilder, mapped_file, process};
+
+/// Which file it is for the kernel, whatever it is called and through which mounts it is reached: probes are kept by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode {
+    pub device: u64,
+    pub number: u64,
+    /// Of the kernel's own structure, which is the same as long as somebody holds the file; 0 if it is not known.
+    /// Subvolumes of btrfs share devices and numbers.
+    pub address: u64,
+}
+
+/// Whose numbers processes are known by: those that /proc shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PidNamespace {
+    /// Address of the kernel's structure; 0 for the first namespace, whose numbers are the kernel's own.
+    pub address: u64,
+    pub level: u32,
+}
+
+/// The loaded iterators.
+pub struct Files {
+    skel: FilesSkel<'static>,
+    /// The exporter's own process, as the kernel numbers it: what it maps to look at does not count as used.
+    own: Option<u32>,
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Files").finish_non_exhaustive()
+    }
+}
+
+const PAGE: usize = 4096;
+
+impl Files {
+    /// Loads the iterators.
+    ///
+    /// # Errors
+    /// If the kernel refuses them.
+    pub fn load() -> Result<Self, KernelError> {
+        super::log_libbpf();
+        // One small allocation for the life of the process; it lets the programs move between threads.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let open = FilesSkelBuilder::default().open(storage).map_err(loading)?;
+        Ok(Self { skel: open.load().map_err(loading)?, own: None })
+    }
+
+    /// The file's real inode: that of the layer below on overlayfs.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped, or the iterator fails.
+    pub fn inode(&mut self, file: &File) -> io::Result<Inode> {
+        let page = Page::of(file)?;
+        let address = page.0.as_ptr() as u64;
+        self.set(0, 0)?;
+        let link = attach(&self.skel.progs.mappings, std::process::id())?;
+        let mut found = None;
+        for_each(&link, |mapping: mapped_file| {
+            if mapping.start == address {
+                found = Some(mapping);
+            }
+            found.is_none()
+        })?;
+        let found =
+            found.ok_or_else(|| io::Error::other("the kernel's list of mappings lacks the one just made"))?;
+        self.own = Some(found.tgid);
+        Ok(inode_of(&found))
+    }
+
+    /// The inode and the address of each mapping of a process.
+    ///
+    /// # Errors
+    /// If there is no such process, or the iterator fails.
+    pub fn mapped_by(&mut self, pid: u32) -> io::Result<Vec<(u64, Inode)>> {
+        self.set(0, 0)?;
+        let link = attach(&self.skel.progs.mappings, pid)?;
+        let mut found = Vec::new();
+        for_each(&link, |mapping: mapped_file| {
+            found.push((mapping.start, inode_of(&mapping)));
+            true
+        })?;
+        Ok(found)
+    }
+
+    /// Whether any process but the exporter maps the file, as far as the exporter's pid namespace reaches.
+    ///
+    /// # Errors
+    /// If the iterator fails.
+    pub fn is_mapped(&mut self, inode: Inode) -> io::Result<bool> {
+        self.set(inode.address, 0)?;
+        let own = self.own;
+        let link = attach(&self.skel.progs.mappings, 0)?;
+        let mut found = false;
+        for_each(&link, |mapping: mapped_file| {
+            found = inode_of(&mapping) == inode && Some(mapping.tgid) != own;
+            !found
+        })?;
+        Ok(found)
+    }
+
+    /// When a process began, in nanoseconds since boot: it tells the process from a later one with the same number.
+    ///
+    /// # Errors
+    /// If there is no such process, or the iterator fails.
+    pub fn began(&mut self, pid: u32) -> io::Result<u64> {
+        Ok(self.process(pid, 0)?.began)
+    }
+
+    /// Whose numbers /proc shows.
+    ///
+    /// # Errors
+    /// If /proc does not show this process, or the iterator fails.
+    pub fn pid_namespace(&mut self) -> io::Result<PidNamespace> {
+        let status = fs::read_to_string("/proc/self/status").map_err(|err| {
+            io::Error::new(
+                err.kind(),
+                format!("/proc does not show this process ({err}): it belongs to another pid namespace; mount its own"),
+            )
+        })?;
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        // One in the namespace of /proc, one in each below it, down to the process's own.
+        let shown = numbers.map_or(1, |numbers| numbers.split_ascii_whitespace().count().max(1)) as u32;
+        let own = self.process(std::process::id(), 0)?.level;
+        let level = (own + 1).saturating_sub(shown);
+        if level == 0 {
+            return Ok(PidNamespace::default());
+        }
+        let address = self.process(std::process::id(), level)?.pid_namespace;
+        Ok(PidNamespace { address, level })
+    }
+
+    fn process(&mut self, pid: u32, at_level: u32) -> io::Result<process> {
+        self.set(0, at_level)?;
+        let link = attach(&self.skel.progs.processes, pid)?;
+        let mut found = None;
+        for_each(&link, |process: process| {
+            found = Some(process);
+            false
+        })?;
+        found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// What the iterators are asked for.
+    fn set(&mut self, only_inode: u64, at_level: u32) -> io::Result<()> {
+        let bss = self
+            .skel
+            .maps
+            .bss_data
+            .as_deref_mut()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        (bss.only_inode, bss.at_level) = (only_inode, at_level);
+        Ok(())
+    }
+}
+
+fn inode_of(mapping: &mapped_file) -> Inode {
+    Inode { device: mapping.device.into(), number: mapping.number, address: mapping.inode }
+}
+
+/// One page of a file, private and only readable.
+struct Page(NonNull<u8>);
+
+impl Page {
+    fn of(file: &File) -> io::Result<Self> {
+        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours, and is never
+        // looked into; the result is checked.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(memory.cast()).map(Self).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: exactly the region that `of` mapped.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// Attaches an iterator to one process, or to all of them for 0: libbpf-rs has no options for that.
+fn attach(program: &ProgramMut<'_>, pid: u32) -> io::Result<Link> {
+    let mut info = libbpf_sys::bpf_iter_link_info::default();
+    info.task.pid = pid;
+    let opts = libbpf_sys::bpf_iter_attach_opts {
+        sz: size_of::<libbpf_sys::bpf_iter_attach_opts>() as _,
+        link_info: &raw mut info,
+        link_info_len: size_of::<libbpf_sys::bpf_iter_link_info>() as _,
+        ..Default::default()
+    };
+    // SAFETY: the program is loaded, and libbpf reads the options only during the call.
+    let link =
+        unsafe { libbpf_sys::bpf_program__attach_iter(program.as_libbpf_object().as_ptr(), &raw const opts) };
+    let link = NonNull::new(link).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: libbpf has just made this link, and nothing else has it.
+    Ok(unsafe { Link::from_ptr(link) })
+}
+
+/// Reads the rows that an iterator writes, until `take` has enough.
+fn for_each<T: Copy + Default>(link: &Link, mut take: impl FnMut(T) -> bool) -> io::Result<()> {
+    let mut rows = Iter::new(link).map_err(io::Error::other)?;
+    let mut bytes = vec![0u8; size_of::<T>() * 1024];
+    let mut kept = 0;
+    loop {
+        let read = match rows.read(&mut bytes[kept..]) {
+            // The kernel asks for another try where it has skipped much.
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+            read => read?,
+        };
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = (kept + read) / size_of::<T>() * size_of::<T>();
+        for row in bytes[..whole].chunks_exact(size_of::<T>()) {
+            // SAFETY: the bytes are one row as the program wrote it, of numbers only, for which every bit pattern is valid.
+            if !take(unsafe { std::ptr::read_unaligned(row.as_ptr().cast()) }) {
+                return Ok(());
+            }
+        }
+        bytes.copy_within(whole..kept + read, 0);
+        kept = kept + read - whole;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_processes_as_the_kernel_knows_them() {
+        let mut files = Files::load().expect("these tests need root and a kernel that takes probe programs");
+        let exe = std::env::current_exe().unwrap();
+        let known = files.inode(&File::open(&exe).unwrap()).unwrap();
+        let copy = tempfile::NamedTempFile::new().unwrap();
+        fs::copy(&exe, copy.path()).unwrap();
+        let other = files.inode(&File::open(copy.path()).unwrap()).unwrap();
+        assert_ne!(known, other);
+        assert!(known.address != 0 && known.number != 0);
+        let own = files.mapped_by(std::process::id()).unwrap();
+        assert!(own.iter().any(|(_, inode)| *inode == known));
+        let held = Page::of(&File::open(copy.path()).unwrap()).unwrap();
+        assert!(!files.is_mapped(other).unwrap(), "what the exporter itself maps does not count");
+        drop(held);
+        let sleep = File::open("/bin/sleep").unwrap();
+        let sleep = files.inode(&sleep).unwrap();
+        let mut running = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        while !files.mapped_by(running.id()).unwrap().iter().any(|(_, inode)| *inode == sleep) {}
+        assert!(files.is_mapped(sleep).unwrap());
+        running.kill().unwrap();
+        running.wait().unwrap();
+        let began = files.began(std::process::id()).unwrap();
+        assert_eq!(files.began(std::process::id()).unwrap(), began);
+        assert!(files.began(u32::MAX >> 2).is_err());
+        assert_eq!(files.pid_namespace().unwrap(), PidNamespace::default());
+    }
+}

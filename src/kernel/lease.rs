@@ -1,0 +1,171 @@
+//! Read leases on traced files: the kernel makes whoever opens such a file for writing wait until it is let go.
+//!
+//! Without that, code that is written over in place gets the breakpoints of the old one, and a program that is started at once
+//! crashes. The kernel tells by a signal, which is blocked and read from a descriptor.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A lease, given back when dropped.
+#[derive(Debug)]
+pub struct Lease(File);
+
+/// Why there is no lease.
+#[derive(Debug)]
+pub enum NoLease {
+    /// Somebody has the file open for writing.
+    Written,
+    /// The file system has none, or the right to it is missing.
+    Refused(io::Error),
+}
+
+/// Where the kernel tells that a lease is to be given back: to the thread that made this, which must take the leases too.
+#[derive(Debug)]
+pub struct Breaks(OwnedFd);
+
+/// A file on which some process waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Break {
+    /// The descriptor of the lease.
+    Of(RawFd),
+    /// More signals than the kernel could keep: any of them.
+    Any,
+}
+
+// fcntl.h of Linux; the libc crate lacks some of them.
+const F_SETSIG: libc::c_int = 10;
+const F_SETOWN_EX: libc::c_int = 15;
+const F_OWNER_TID: libc::c_int = 0;
+
+#[repr(C)]
+struct Owner {
+    kind: libc::c_int,
+    pid: libc::pid_t,
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 3
+}
+
+impl Breaks {
+    /// Blocks the signal in this thread.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn new() -> io::Result<Self> {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the set, and the others are given valid signals and that set.
+        let fd = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), signal());
+            // Sent instead of the other when there are too many of these.
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGIO);
+            let failed = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+            if failed != 0 {
+                return Err(io::Error::from_raw_os_error(failed));
+            }
+            checked(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?
+        };
+        // SAFETY: a new descriptor that nothing else has.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Those that have come.
+    pub fn take(&self) -> Vec<Break> {
+        let mut found = Vec::new();
+        loop {
+            let mut told = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+            let bytes = size_of::<libc::signalfd_siginfo>();
+            // SAFETY: the kernel writes at most so many bytes to it.
+            let read = unsafe { libc::read(self.0.as_raw_fd(), told.as_mut_ptr().cast(), bytes) };
+            if usize::try_from(read) != Ok(bytes) {
+                return found;
+            }
+            // SAFETY: written by the kernel; all bit patterns are valid.
+            let told = unsafe { told.assume_init() };
+            let is_lease = told.ssi_signo == signal() as u32;
+            found.push(if is_lease { Break::Of(told.ssi_fd) } else { Break::Any });
+        }
+    }
+}
+
+impl AsFd for Breaks {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Lease {
+    /// Takes a lease on a file that is open for reading only.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn take(file: File, _told: &Breaks) -> Result<Self, NoLease> {
+        let fd = file.as_raw_fd();
+        let owner = Owner { kind: F_OWNER_TID, pid: rustix::thread::gettid().as_raw_nonzero().get() };
+        // SAFETY: fcntl(2) with arguments as it documents them; the owner lives through the call.
+        let taken = unsafe {
+            checked(libc::fcntl(fd, F_SETSIG, signal()))
+                .and_then(|_| checked(libc::fcntl(fd, F_SETOWN_EX, &raw const owner)))
+                .and_then(|_| checked(libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)))
+        };
+        match taken {
+            // Taking the lease makes this thread the owner, if it was not.
+            Ok(_) => Ok(Self(file)),
+            Err(err) if err.raw_os_error() == Some(libc::EAGAIN) => Err(NoLease::Written),
+            Err(err) => Err(NoLease::Refused(err)),
+        }
+    }
+
+    /// Whether nobody has opened the file for writing since.
+    pub fn is_held(&self) -> bool {
+        // SAFETY: a plain fcntl(2).
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
+    }
+
+    /// As [`Break::Of`] names it.
+    pub fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_writer_waits_until_the_lease_is_given_back() {
+        let breaks = Breaks::new().unwrap();
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = file.path().to_path_buf();
+        assert!(matches!(Lease::take(File::open(&path).unwrap(), &breaks), Err(NoLease::Written)));
+        let path = file.into_temp_path();
+        let lease = Lease::take(File::open(&path).unwrap(), &breaks).unwrap();
+        assert!(lease.is_held() && breaks.take().is_empty());
+        let kept = path.to_path_buf();
+        let writer = std::thread::spawn(move || {
+            use std::io::Write;
+            OpenOptions::new().write(true).open(kept).unwrap().write_all(b"x").unwrap();
+        });
+        let mut told = Vec::new();
+        while told.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+            told = breaks.take();
+        }
+        assert_eq!(told, [Break::Of(lease.number())]);
+        assert!(!lease.is_held() && fs::read(&path).unwrap().is_empty(), "nothing is written yet");
+        drop(lease);
+        writer.join().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+}

@@ -1,0 +1,145 @@
+//! Files with USDT probes that processes have loaded: shared libraries, and those that a program makes for itself at run
+//! time in a memfd, as the bindings of libstapsdt do.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use object::elf::FileHeader64;
+use object::read::ReadCache;
+use object::read::elf::FileHeader;
+use object::{Endianness, ReadRef};
+
+use super::processes::{Process, started};
+use crate::elf::{Image, notes};
+
+/// Mappings are read again of so many processes in one walk, and of every process that is new.
+const AGAIN: usize = 64;
+
+/// What is known of files and processes.
+#[derive(Debug, Default)]
+pub struct Libraries {
+    /// By device, inode and ctime: its probes.
+    files: HashMap<(u64, u64, i64, i64), Names>,
+    /// By number: when the process began, and what it had loaded.
+    processes: HashMap<u32, (u64, Vec<Library>)>,
+    next: usize,
+}
+
+/// USDT probes as `provider:name`.
+type Names = Arc<BTreeSet<String>>;
+
+/// A file with probes that a process has loaded.
+#[derive(Debug, Clone)]
+struct Library {
+    path: PathBuf,
+    shown: String,
+    probes: Names,
+}
+
+impl Libraries {
+    /// Those that have any of the probes: a path that opens each, and its name.
+    pub fn of(&mut self, processes: &[Process], wanted: &[String]) -> Vec<(PathBuf, String)> {
+        let mut all = Vec::new();
+        let first = self.next % processes.len().max(1);
+        for (n, process) in processes.iter().enumerate() {
+            let Ok(began) = started(process.pid) else { continue };
+            let is_due = (n + processes.len() - first) % processes.len() < AGAIN;
+            let known = self.processes.get(&process.pid).filter(|(of, _)| *of == began && !is_due);
+            let loaded = match known {
+                Some((_, loaded)) => loaded.clone(),
+                None => {
+                    let loaded = self.read(process.pid);
+                    self.processes.insert(process.pid, (began, loaded.clone()));
+                    loaded
+                }
+            };
+            let has_some = |library: &Library| wanted.iter().any(|name| library.probes.contains(name));
+            all.extend(loaded.into_iter().filter(has_some).map(|library| (library.path, library.shown)));
+        }
+        self.next = first + AGAIN;
+        if self.processes.len() > 2 * processes.len() + 1024 {
+            self.processes.retain(|pid, (began, _)| started(*pid).is_ok_and(|of| of == *began));
+        }
+        all
+    }
+
+    fn read(&mut self, pid: u32) -> Vec<Library> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let mut found: Vec<Library> = Vec::new();
+        for (range, shown) in maps.lines().filter_map(executable) {
+            if exe.as_os_str() == shown || found.iter().any(|known| known.shown == shown) {
+                continue;
+            }
+            let paths = [
+                format!("/proc/{pid}/map_files/{range}"),
+                format!("/proc/{pid}/root{}", shown.trim_end_matches(" (deleted)")),
+            ];
+            let opened =
+                paths.into_iter().find_map(|path| Some((File::open(&path).ok()?, PathBuf::from(path))));
+            let Some((mut file, path)) = opened else { continue };
+            let probes = self.probes(&mut file);
+            if !probes.is_empty() {
+                found.push(Library { path, shown: shown.to_string(), probes });
+            }
+        }
+        found
+    }
+
+    fn probes(&mut self, file: &mut File) -> Names {
+        let Ok(meta) = file.metadata() else { return Names::default() };
+        let key = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+        self.files.entry(key).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
+    }
+}
+
+/// None if the file is none that has probes; most are not, and only their headers are read.
+fn probes(file: &mut File) -> Option<BTreeSet<String>> {
+    if !has_notes(&ReadCache::new(&mut *file)).unwrap_or(false) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(file).and_then(|()| file.read_to_end(&mut bytes)).ok()?;
+    let found = notes(&Image::parse(&bytes).ok()?).ok()?;
+    Some(found.into_iter().map(|note| format!("{}:{}", note.provider, note.name)).collect())
+}
+
+fn has_notes<'data>(data: impl ReadRef<'data>) -> object::Result<bool> {
+    let header = FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    Ok(header.sections(endian, data)?.section_by_name(endian, b".note.stapsdt").is_some())
+}
+
+/// Address range and name of a mapping of /proc/PID/maps that has code of a file.
+fn executable(line: &str) -> Option<(&str, &str)> {
+    let mut fields = line.splitn(6, ' ');
+    let (range, rights) = (fields.next()?, fields.next()?);
+    let name = fields.nth(3)?.trim_start();
+    (rights.contains('x') && name.starts_with('/')).then_some((range, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_with_code_of_a_file() {
+        let line = "7f10-7f20 r-xp 00001000 00:01 2053      /memfd:libprobe (deleted)";
+        assert_eq!(executable(line), Some(("7f10-7f20", "/memfd:libprobe (deleted)")));
+        assert_eq!(executable("7f10-7f20 r--p 00000000 fe:10 2053      /usr/lib/libc.so.6"), None);
+        assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
+        assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0 "), None);
+    }
+
+    #[test]
+    fn most_files_have_no_probes() {
+        let mut exe = File::open(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(probes(&mut exe), None);
+        let mut text = File::open(file!()).unwrap();
+        assert_eq!(probes(&mut text), None);
+    }
+}

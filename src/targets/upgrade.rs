@@ -1,0 +1,221 @@
+//! Files that are replaced, or written over, under the probes that are set in them.
+//!
+//! A file that is written over in place would get the old code's breakpoints into its new code. So the exporter holds a read
+//! lease on it: the writer waits until the probes are out. A file that is renamed over the target's is told by inotify, and is
+//! mostly attached to before, when it is written beside it under another name.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::find::{Finder, Found};
+use super::generation::{Context, Generation};
+use super::keeper::{State, Worker};
+use super::status::ProbeState;
+use crate::config::model::Selector;
+use crate::kernel::{Break, Breaks, Filter, Kernel, Lease, NoLease};
+use crate::plan::TargetPlan;
+
+/// How long a file may lie beside the target's before it takes its place.
+const CANDIDACY: Duration = Duration::from_secs(60);
+
+/// Files of one target that may take the place of its file. One more takes that of the oldest.
+const CANDIDATES: usize = 4;
+
+/// A file that is being written is looked at so often, for so long; then with all others.
+const WRITER_PAUSE: Duration = Duration::from_millis(20);
+const WRITER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Some programs, such as truncate(1), do not wait for the lease but give up at once. One that tries again within this time
+/// finds the file free for a while.
+const AGAIN: Duration = Duration::from_secs(10);
+const FREE: Duration = Duration::from_secs(2);
+
+/// Since when a file that is being written keeps a target waiting, and until when it is left alone unless it is told that
+/// something has changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    since: Instant,
+    free_until: Instant,
+}
+
+impl Written {
+    fn now() -> Self {
+        let now = Instant::now();
+        Self { since: now, free_until: now }
+    }
+
+    pub(super) fn is_due(self) -> bool {
+        self.free_until <= Instant::now()
+    }
+}
+
+/// A file beside the target's, attached to; its hits count once it is the target's.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) generation: Generation,
+    since: Instant,
+}
+
+/// The lease on a file that is about to be attached to; none where the file system gives none.
+///
+/// # Errors
+/// Why the file must not be attached to now.
+pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &Found) -> Result<Option<Lease>, String> {
+    let opened = match File::open(&file.path) {
+        Ok(opened) => opened,
+        // Attaching will say so.
+        Err(_) => return Ok(None),
+    };
+    match Lease::take(opened, told) {
+        Ok(lease) => Ok(Some(lease)),
+        // What runs is not written any more, or at its own risk: the memory of a memfd stays open.
+        Err(NoLease::Written) if finder.in_use(file.identity) => Ok(None),
+        Err(NoLease::Written) => Err(being_written(&file.shown)),
+        Err(NoLease::Refused(err)) => {
+            log::info!(
+                "{}: no lease ({err}), so that writing over it in place while it is traced can crash it when it is started; \
+                 replace it by renaming, or give the exporter CAP_LEASE",
+                file.shown
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn being_written(file: &str) -> String {
+    format!("{file} is being written; it is attached to when that is done")
+}
+
+impl State {
+    /// The candidate that is this file, which has taken the target's place.
+    pub(super) fn admit(&mut self, kernel: &Kernel, file: &Found) -> Option<Generation> {
+        let is_it = |candidate: &Candidate| candidate.generation.identity == file.identity;
+        let at = self.candidates.iter().position(is_it)?;
+        let mut generation = self.candidates.swap_remove(at).generation;
+        generation.admit(kernel, file);
+        Some(generation)
+    }
+}
+
+impl Worker {
+    /// Takes the probes out of files that somebody is about to write, and lets the writer go on.
+    pub(super) fn give_way(&mut self, breaks: &[Break]) {
+        if breaks.is_empty() {
+            return;
+        }
+        let is_broken = |generation: &Generation| {
+            generation.lease.as_ref().is_some_and(|lease| {
+                let is_named = |broken: &Break| *broken == Break::Any || *broken == Break::Of(lease.number());
+                breaks.iter().any(is_named) && !lease.is_held()
+            })
+        };
+        let plan = self.plan.clone();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let state = &mut self.targets[target];
+            let mut broken: Vec<Generation> = state.current.extract_if(.., |g| is_broken(g)).collect();
+            let is_current = !broken.is_empty();
+            broken.extend(state.replaced.extract_if(.., |g| is_broken(g)));
+            let candidates = state.candidates.extract_if(.., |candidate| is_broken(&candidate.generation));
+            broken.extend(candidates.map(|candidate| candidate.generation));
+            for generation in &mut broken {
+                generation.detach(&mut self.cookies);
+                log::info!(
+                    "Target {}: {} is about to be written, and was detached from",
+                    planned.name,
+                    generation.shown
+                );
+            }
+            let reason =
+                broken.first().filter(|_| is_current).map(|generation| being_written(&generation.shown));
+            if reason.is_some() {
+                let mut written = Written::now();
+                if state.broken.is_some_and(|before| before.elapsed() < AGAIN) {
+                    written.free_until += FREE;
+                }
+                (state.written, state.broken) = (Some(written), Some(written.since));
+                self.wait_for_writer(target, planned, reason);
+            }
+            // Only now may the writers begin.
+            drop(broken);
+        }
+    }
+
+    /// Notes why a target has to wait, or that it has not.
+    pub(super) fn wait_for_writer(&mut self, target: usize, planned: &TargetPlan, why: Option<String>) {
+        let state = &mut self.targets[target];
+        let Some(why) = why else {
+            state.written = None;
+            return;
+        };
+        state.written.get_or_insert_with(Written::now);
+        if state.current.is_empty() {
+            for probe in &planned.probes {
+                self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+            }
+        }
+    }
+
+    /// How long to wait for news, when a target waits for a writer.
+    pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
+        let waits =
+            |state: &State| state.written.is_some_and(|written| written.since.elapsed() < WRITER_PATIENCE);
+        if self.targets.iter().any(waits) { WRITER_PAUSE } else { pause }
+    }
+
+    /// Tells the kernel how a file must be called to be a target's.
+    pub(super) fn name_candidates(&self) {
+        for (target, planned) in self.plan.targets.iter().enumerate() {
+            let Selector::Binary(path) = &planned.selector else { continue };
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if let Err(err) = self.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name)) {
+                log::debug!("Target {}: no candidates: {err:#}", planned.name);
+            }
+        }
+    }
+
+    /// Attaches to files that were written beside a target's.
+    pub(super) fn prepare(&mut self, beside: &[(usize, PathBuf)]) {
+        let plan = self.plan.clone();
+        for (target, path) in beside {
+            let planned = &plan.targets[*target];
+            let Ok(found) = self.finder.look_at(path, path.display().to_string()) else { continue };
+            // What a name filters is filtered anyway.
+            let found = Found { is_candidate: matches!(planned.selector, Selector::Binary(_)), ..found };
+            let state = &mut self.targets[*target];
+            let all = state.current.iter().chain(&state.replaced);
+            let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.generation));
+            if known.any(|known| known.identity == found.identity) || !is_elf(&found) {
+                continue;
+            }
+            let Ok(lease) = lease(&self.watch.breaks, &mut self.finder, &found) else { continue };
+            let context =
+                Context { kernel: &self.kernel, plan: &plan, status: &self.status, target: planned };
+            let mut generation = Generation::attach(context, &found, lease, &mut self.cookies);
+            if !generation.is_attached() {
+                generation.detach(&mut self.cookies);
+                continue;
+            }
+            log::debug!("Target {}: {} may take its place", planned.name, found.shown);
+            if state.candidates.len() == CANDIDATES {
+                state.candidates.remove(0).generation.detach(&mut self.cookies);
+            }
+            state.candidates.push(Candidate { generation, since: Instant::now() });
+        }
+    }
+
+    /// Lets go of files that stayed beside.
+    pub(super) fn drop_candidates(&mut self) {
+        for state in &mut self.targets {
+            let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
+            old.for_each(|mut candidate| candidate.generation.detach(&mut self.cookies));
+        }
+    }
+}
+
+fn is_elf(file: &Found) -> bool {
+    let mut magic = [0; 4];
+    File::open(&file.path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
