@@ -116,12 +116,19 @@ fn each_way_to_write_a_cpp_name_is_accepted() {
 
 #[test]
 fn a_deleting_destructor_that_calls_the_complete_one_is_not_counted_twice() {
-    let bytes = fs::read(compile("names-destructor", "c++", SHAPES, &["-O1"])).unwrap();
-    let image = Image::parse(&bytes).unwrap();
-    let (complete, deleting) = (offsets(&image, "_ZN3FooD1Ev"), offsets(&image, "_ZN3FooD0Ev"));
-    assert_ne!(complete, deleting);
-    assert_eq!(offsets(&image, "Foo::~Foo"), complete);
-    assert_eq!(offsets(&image, "Foo::*"), &offsets(&image, "Foo::*") - &deleting);
+    // A library calls its own functions by the linker's jumps.
+    for (name, flags) in [
+        ("names-destructor", &["-O1"][..]),
+        ("names-destructor.so", &["-O1", "-shared", "-fPIC"]),
+        ("names-destructor-cet.so", &["-O1", "-shared", "-fPIC", "-fcf-protection", "-Wl,-z,now"]),
+    ] {
+        let bytes = fs::read(compile(name, "c++", SHAPES, flags)).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let (complete, deleting) = (offsets(&image, "_ZN3FooD1Ev"), offsets(&image, "_ZN3FooD0Ev"));
+        assert_ne!(complete, deleting);
+        assert_eq!(offsets(&image, "Foo::~Foo"), complete, "{name}");
+        assert_eq!(offsets(&image, "Foo::*"), &offsets(&image, "Foo::*") - &deleting, "{name}");
+    }
 }
 
 const COPIES: &str = r#"
@@ -211,6 +218,51 @@ fn a_debug_file_of_another_build_is_not_used() {
     assert!(program.with_debug_symbols(&Image::parse(&changed).unwrap()).is_err());
     // A program that tells nothing of its debug file takes none.
     assert!(other.with_debug_symbols(&debug).is_err());
+}
+
+#[test]
+fn debug_symbols_that_point_into_other_functions_are_refused() {
+    let path =
+        compile("names-stale", "cc", WORK, &["-O1", "-DFACTOR=3", "-Wl,--build-id=0x0123456789abcdef"]);
+    let bytes = fs::read(&path).unwrap();
+    let entry = function_sites(&Image::parse(&bytes).unwrap(), "work").unwrap()[0].site.vaddr;
+    // lea (%rdi,%rdi,2),%eax is three bytes long, then comes ret.
+    let debug = path.with_extension("debug");
+    run(Command::new("objcopy")
+        .args(["--add-symbol", &format!("torn={:#x},function,global", entry + 1)])
+        .args(["--add-symbol", &format!("other={:#x},function,global", entry + 3)])
+        .args(["--add-symbol", &format!("right={entry:#x},function,global")])
+        .args([&path, &debug]));
+    let stripped = path.with_extension("stripped");
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(&path));
+    let [program, debug] = [&stripped, &debug].map(|path| fs::read(path).unwrap());
+    let debug = Image::parse(&debug).unwrap();
+    let named = Image::parse(&program).unwrap().with_debug_symbols(&debug).expect("the same build-id");
+    assert_eq!(offsets(&named, "right"), offsets(&named, "work"));
+    let error = |name: &str| function_sites(&named, name).unwrap_err().to_string();
+    // Two bytes after its wrong entry, an instruction begins; that is no reason to believe the entry.
+    for (name, says) in [("torn", "inside an instruction"), ("torn+2", "inside an instruction")] {
+        assert!(error(name).contains(says), "{}", error(name));
+    }
+    for name in ["other", "other+1"] {
+        assert!(error(name).contains("another build"), "{}", error(name));
+    }
+    assert_eq!(offsets(&named, "*"), &offsets(&named, "*") - &BTreeSet::from([entry + 1, entry + 3]));
+}
+
+#[test]
+fn compressed_symbols_without_end_are_not_unpacked() {
+    let path = compile("names-bomb", "cc", WORK, &["-O1", "-DFACTOR=3"]);
+    let packed = path.with_extension("xz");
+    run(Command::new("sh")
+        .arg("-c")
+        .arg(format!("head -c 70000000 /dev/zero | xz -0 > {}", packed.display())));
+    let carrying = path.with_extension("carrying");
+    run(Command::new("objcopy")
+        .arg(format!("--add-section=.gnu_debugdata={}", packed.display()))
+        .args([&path, &carrying]));
+    let bytes = fs::read(&carrying).unwrap();
+    assert!(embedded_symbols(&Image::parse(&bytes).unwrap()).is_none());
 }
 
 #[test]

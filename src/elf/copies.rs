@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
+use object::elf::SHT_DYNSYM;
 
 use super::Image;
 use super::names::{CloneKind, Signature, clone_of, demangle};
 use super::select::functions;
-use super::symbols::Symbol;
+use super::symbols::{Symbol, Table};
 
 /// Functions that are decoded at most; larger ones are not looked into.
 const DECODED_MAX: u64 = 256 << 10;
@@ -157,7 +158,10 @@ pub(super) fn drop_chained(
     for group in alike.into_values().filter(|group| group.len() > 1) {
         let into_another = |symbol: &Symbol<'_>| {
             let others = || group.iter().filter(|other| other.vaddr != symbol.vaddr);
-            targets(image, symbol).iter().any(|(target, _)| others().any(|other| other.vaddr == *target))
+            targets(image, symbol).iter().any(|(target, _)| {
+                let stub = stub_name(image, *target).map(complete);
+                others().any(|other| other.vaddr == *target || stub.as_ref() == Some(&complete(other.name)))
+            })
         };
         let chained: Vec<Symbol<'_>> = group.iter().copied().filter(|symbol| into_another(symbol)).collect();
         // Were each to call the other, none would be left.
@@ -170,6 +174,37 @@ pub(super) fn drop_chained(
             remarks.push(format!("{} of {name} calls another variant of it, which is counted", symbol.name));
         }
     }
+}
+
+/// One symbol for the complete and the base variant: without virtual base classes they are the same code, and a library calls
+/// it by either.
+fn complete(name: &str) -> String {
+    name.replacen("D2E", "D1E", 1).replacen("C2E", "C1E", 1)
+}
+
+/// What the linker's jump at this address leads to. A library calls functions that it exports by such jumps, since a program
+/// may have others of the same names.
+fn stub_name<'a>(image: &Image<'a>, vaddr: u64) -> Option<&'a str> {
+    const ENTRY: usize = 24;
+    let code = image.code_at(vaddr, 16)?;
+    let mut decoder = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE);
+    let mut jump = decoder.decode();
+    if jump.mnemonic() == Mnemonic::Endbr64 {
+        jump = decoder.decode();
+    }
+    if jump.flow_control() != FlowControl::IndirectBranch || !jump.is_ip_rel_memory_operand() {
+        return None;
+    }
+    let slot = jump.ip_rel_memory_address().to_le_bytes();
+    let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
+    let tables = [data(b".rela.plt"), data(b".rela.dyn")];
+    let entry = tables
+        .into_iter()
+        .flat_map(|table| table.chunks_exact(ENTRY))
+        .find(|entry| entry.starts_with(&slot))?;
+    // The symbol's number is the upper half of the second word.
+    let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);
+    Table::of(image, SHT_DYNSYM)?.name_of(number as usize)
 }
 
 /// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of

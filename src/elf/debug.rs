@@ -43,32 +43,3 @@ pub(super) fn crc32(bytes: &[u8]) -> u32 {
     crc.update(bytes);
     crc.sum()
 }
-
-/// The largest symbol table that is unpacked.
-const EMBEDDED_MAX: usize = 64 << 20;
-
-/// The ELF file that a stripped program of Fedora, RHEL and their kin carries, compressed, in `.gnu_debugdata`: the symbols
-/// of its functions (MiniDebugInfo). None if it has none, or what it has is damaged or too large.
-pub fn embedded_symbols(image: &Image<'_>) -> Option<Vec<u8>> {
-    let mut packed = image.section_data(image.section(b".gnu_debugdata")?)?;
-    let mut unpacked = Limited(Vec::new());
-    lzma_rs::xz_decompress(&mut packed, &mut unpacked).ok()?;
-    Some(unpacked.0)
-}
-
-/// Refuses to grow past [`EMBEDDED_MAX`].
-struct Limited(Vec<u8>);
-
-impl std::io::Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > EMBEDDED_MAX {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}

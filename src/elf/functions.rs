@@ -10,7 +10,7 @@ use super::select::{Selected, functions, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
 use super::symbols::{Kind, Symbol};
-use super::unwind::Unwind;
+use super::unwind::frame_at;
 use super::{Arch, Cost, Image, Site, SiteError, SiteShape, go_binary};
 
 /// A function, or a place in one, where a probe is set.
@@ -84,12 +84,9 @@ fn named(
         Pattern::Name(name, 0) => {
             let found = matching(image, name)?;
             remarks.extend(found.remarks);
-            let unwind = image.debug_symbols().map(|_| Unwind::of(image));
             let mut sites = Vec::new();
             for symbol in found.by_address.values() {
-                let entry =
-                    check_entry(image, unwind.as_ref(), symbol).and_then(|()| at_entry(image, symbol));
-                match entry {
+                match at_entry(image, symbol) {
                     Ok(site) => sites.push(FunctionSite {
                         name: versioned(symbol, &found.by_address),
                         specialised: is_specialised(symbol, name),
@@ -160,22 +157,27 @@ fn is_specialised(symbol: &Symbol<'_>, pattern: &str) -> bool {
     symbol.name != pattern && clone_of(symbol.name).is_some_and(|clone| clone.kind == CloneKind::Specialised)
 }
 
-/// Makes sure that an instruction begins where a symbol of another file, or one without a type, says that a function does.
-fn check_entry(image: &Image<'_>, unwind: Option<&Unwind<'_>>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
-    let around = match symbol.kind {
-        Kind::Label => functions(image)
-            .find(|f| f.vaddr < symbol.vaddr && symbol.vaddr - f.vaddr < f.size)
-            .map(|f| f.vaddr),
-        _ => None,
-    };
-    let frame = unwind.and_then(|unwind| unwind.covering(symbol.vaddr)).map(|frame| frame.start);
-    match around.or(frame).filter(|start| *start < symbol.vaddr) {
-        Some(start) => {
-            let whole = Symbol { vaddr: start, ..*symbol };
-            check_boundary(image, &whole, symbol.vaddr - start, symbol.name)
-        }
-        None => Ok(()),
+/// Makes sure that a function can begin where a symbol without a type, or one that is not the program's own, says that one
+/// does.
+fn check_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
+    let is_label = symbol.kind == Kind::Label;
+    if !is_label && !symbol.from_debug_symbols {
+        return Ok(());
     }
+    let around = || functions(image).find(|f| f.vaddr < symbol.vaddr && symbol.vaddr - f.vaddr < f.size);
+    let labelled = if is_label { around().map(|f| f.vaddr) } else { None };
+    let frame = || frame_at(image, symbol.vaddr).map(|frame| frame.start);
+    let Some(start) = labelled.or_else(frame).filter(|start| *start < symbol.vaddr) else { return Ok(()) };
+    let whole = Symbol { vaddr: start, ..*symbol };
+    check_boundary(image, &whole, symbol.vaddr - start, symbol.name)?;
+    if symbol.from_debug_symbols && !is_label {
+        return Err(SiteError::NotProbeable {
+            name: symbol.name.to_owned(),
+            why: "the debug symbols put it inside another function of the program, so they must be of another \
+                  build: install those of the installed version",
+        });
+    }
+    Ok(())
 }
 
 /// The symbol, with its version where others of the same name have another.
@@ -188,6 +190,7 @@ fn versioned(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> String {
 }
 
 fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
+    check_entry(image, symbol)?;
     let entry = function_site(image, symbol, symbol.vaddr)?;
     if let Some(table) = image.pclntab()
         && let Some(function) = table.covering(symbol.vaddr)
@@ -238,6 +241,7 @@ fn inside(image: &Image<'_>, symbol: &Symbol<'_>, into: u64) -> Result<FunctionS
         let why = format!("{} has only {} bytes", symbol.name, symbol.size);
         return Err(SiteError::BadPattern { pattern: what, why });
     }
+    check_entry(image, symbol)?;
     check_boundary(image, symbol, into, &what)?;
     let site = function_site(image, symbol, symbol.vaddr.wrapping_add(into))?;
     Ok(FunctionSite { name: what, at_entry: false, ..site })

@@ -26,6 +26,8 @@ pub(super) struct Symbol<'a> {
     /// False for what the file imports from another.
     pub defined: bool,
     pub global: bool,
+    /// Whether it is of a debug file, or of the symbols packed into the program, and not of the program's own tables.
+    pub from_debug_symbols: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,10 @@ pub(super) enum Kind {
 /// Go program names its own functions, where the first two are missing: they tell functions apart that it names alike.
 pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
     let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| Table::of(image, kind));
-    let tables = [own, image.debug_symbols()].into_iter().flatten().flat_map(Table::symbols);
+    let own = own.into_iter().flat_map(Table::symbols);
+    let debug = image.debug_symbols().into_iter().flat_map(Table::symbols);
+    let debug = debug.map(|symbol| Symbol { from_debug_symbols: true, ..symbol });
+    let tables = own.chain(debug);
     let versions = image.versions();
     let exported = exported.into_iter().flat_map(Table::numbered).map(move |(number, symbol)| {
         let version = versions
@@ -62,6 +67,7 @@ pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>>
         kind: Kind::Function,
         defined: true,
         global: false,
+        from_debug_symbols: false,
     }))
 }
 
@@ -116,6 +122,11 @@ impl<'a> Table<'a> {
         self.numbered().map(|(_, symbol)| symbol)
     }
 
+    /// The name of the symbol with this number.
+    pub fn name_of(self, number: usize) -> Option<&'a str> {
+        std::str::from_utf8(bounded_str(self.strings, self.entries.get(number)?.st_name(LE))?).ok()
+    }
+
     /// The symbols with their numbers in the table.
     fn numbered(self) -> impl Iterator<Item = (SymbolIndex, Symbol<'a>)> + use<'a> {
         self.entries.iter().enumerate().filter_map(move |(number, entry)| {
@@ -141,6 +152,7 @@ impl<'a> Table<'a> {
                 kind,
                 defined: entry.st_shndx(LE) != elf::SHN_UNDEF,
                 global: !entry.is_local(),
+                from_debug_symbols: false,
             };
             (!name.is_empty()).then_some((SymbolIndex(number), symbol))
         })

@@ -4,9 +4,11 @@
 //! what exceptions, debuggers and profilers go by. Here it tells how far a function reaches, whether it names a handler for
 //! exceptions, and, for each instruction, whether the return address is on top of the stack.
 
+use std::ops::Range;
+
 use gimli::{
-    BaseAddresses, CfaRule, CieOrFde, DebugFrame, EhFrame, EndianSlice, LittleEndian, UnwindContext,
-    UnwindSection, X86_64,
+    BaseAddresses, CfaRule, CieOrFde, DebugFrame, EhFrame, EhFrameHdr, EndianSlice, LittleEndian,
+    UnwindContext, UnwindSection, X86_64,
 };
 use object::read::elf::SectionHeader;
 
@@ -81,6 +83,23 @@ impl<'a> Unwind<'a> {
         };
         rows.unwrap_or_default()
     }
+}
+
+/// The code around an address that one entry of `.eh_frame` describes, by the index that the linker made of them: without
+/// reading them all.
+pub(super) fn frame_at(image: &Image<'_>, vaddr: u64) -> Option<Range<u64>> {
+    let section = |name| {
+        let section = image.section(name)?;
+        Some((section.sh_addr(LE), image.section_data(section)?))
+    };
+    let (index_at, index) = section(b".eh_frame_hdr")?;
+    let (entries_at, entries) = section(b".eh_frame")?;
+    let bases = BaseAddresses::default().set_eh_frame_hdr(index_at).set_eh_frame(entries_at);
+    let index = EhFrameHdr::new(index, LittleEndian).parse(&bases, 8).ok()?;
+    let mut frames = EhFrame::new(entries, LittleEndian);
+    frames.set_address_size(8);
+    let found = index.table()?.fde_for_address(&frames, &bases, vaddr, EhFrame::cie_from_offset).ok()?;
+    Some(found.initial_address()..found.end_address())
 }
 
 fn collect<'a, S: UnwindSection<Slice<'a>>>(
