@@ -38,12 +38,13 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
     let mut same_name = 0;
     let own = |symbol: &Symbol<'_>| bases.contains(clone_of(symbol.name).map_or(symbol.name, |c| c.base));
     for symbol in functions(image) {
-        let is_part = || symbol.name.split('.').any(|suffix| suffix == "part");
-        if own(&symbol) && is_part() && !found.contains_key(&symbol.vaddr) {
+        // What is cheap comes first: this is asked of every symbol, for every function that is probed.
+        if found.contains_key(&symbol.vaddr) {
+            if !own(&symbol) && differs(&symbol, found) {
+                shared.insert(symbol.name);
+            }
+        } else if symbol.name.split('.').any(|suffix| suffix == "part") && own(&symbol) {
             parts.insert(symbol.name);
-        }
-        if found.contains_key(&symbol.vaddr) && !own(&symbol) && differs(&symbol, found) {
-            shared.insert(symbol.name);
         }
     }
     if found.len() > 1 && bases.len() == 1 && copies.is_empty() {
