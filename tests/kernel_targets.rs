@@ -8,6 +8,8 @@ mod tracer;
 mod files;
 #[path = "targets/meant.rs"]
 mod meant;
+#[path = "targets/namespaces.rs"]
+mod namespaces;
 #[path = "targets/support.rs"]
 mod support;
 #[path = "targets/upgrades.rs"]

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::libraries::Libraries;
 use super::processes::{Process, Processes, Uncovered, started};
@@ -60,9 +61,34 @@ pub struct Finder {
     libraries: Libraries,
     /// When the processes that targets name by number began.
     begun: HashMap<u32, u64>,
+    /// Processes that run the file which their executable's path leads to.
+    checked: HashMap<u32, Identity>,
+    /// Whether a file was in use, and when that was looked up.
+    used: Option<(Identity, Instant, bool)>,
     /// What people should know of the latest search, though something was found.
     pub remarks: Vec<String>,
+    /// Processes of the latest search that run another file than their executable's path leads to: on overlayfs, the one
+    /// below, which was copied up meanwhile.
+    pub copied_up: Vec<CopiedUp>,
 }
+
+/// A process whose executable no path leads to.
+#[derive(Debug)]
+pub struct CopiedUp {
+    pub pid: u32,
+    pub shown: String,
+    /// All that it maps.
+    pub maps: Vec<Identity>,
+}
+
+/// What is remembered of so many files; then it is found out anew.
+const KNOWN: usize = 4096;
+
+/// The kernel's own device numbers have so many bits for the minor one.
+const KERNEL_MINOR_BITS: u32 = 20;
+
+/// How long it is not looked up again whether a file is in use.
+const USED: Duration = Duration::from_secs(1);
 
 /// The files that the selector means now, told apart as stat(2) does.
 ///
@@ -95,6 +121,7 @@ impl Finder {
     /// Why there is none, as a sentence for people.
     pub fn find(&mut self, selector: &Selector, usdt: &[String]) -> Result<Vec<Found>, String> {
         self.remarks.clear();
+        self.copied_up.clear();
         match selector {
             Selector::Binary(path) => self
                 .look_at(path, path.display().to_string())
@@ -121,8 +148,20 @@ impl Finder {
         self.files.as_mut().and_then(|files| files.began(pid).ok()).unwrap_or_default()
     }
 
-    /// Whether any process still has the file mapped.
+    /// Whether any process still has the file mapped, or had a moment ago.
     pub fn in_use(&mut self, identity: Identity) -> bool {
+        if let Some((of, at, used)) = self.used
+            && of == identity
+            && at.elapsed() < USED
+        {
+            return used;
+        }
+        let used = self.look_for_use(identity);
+        self.used = Some((identity, Instant::now(), used));
+        used
+    }
+
+    fn look_for_use(&mut self, identity: Identity) -> bool {
         match self.files.as_mut().filter(|_| identity.address != 0) {
             // To detach from a file that runs is worse than to stay.
             Some(files) => files.is_mapped(identity).unwrap_or(true),
@@ -198,6 +237,9 @@ impl Finder {
         let identity = match self.known.get(&key) {
             Some((known, identity)) if *known == stamp => *identity,
             _ => {
+                if self.known.len() >= KNOWN {
+                    self.known.clear();
+                }
                 let identity = self.identity(path, &meta);
                 self.known.insert(key, (stamp, identity));
                 identity
@@ -218,16 +260,35 @@ impl Finder {
         })
     }
 
+    /// Whether the process runs the file that its executable's path leads to.
+    fn check_layer(&mut self, pid: u32, exe: &Path, found: &Found) -> io::Result<()> {
+        let meta = fs::metadata(exe)?;
+        let device =
+            u64::from(libc::major(meta.dev())) << KERNEL_MINOR_BITS | u64::from(libc::minor(meta.dev()));
+        let is_plain = (device, meta.ino()) == (found.identity.device, found.identity.number);
+        if is_plain || found.identity.address == 0 || self.checked.get(&pid) == Some(&found.identity) {
+            return Ok(());
+        }
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let maps: Vec<_> = files.mapped_by(pid)?.into_iter().map(|(_, inode)| inode).collect();
+        if maps.contains(&found.identity) {
+            if self.checked.len() >= KNOWN {
+                self.checked.clear();
+            }
+            self.checked.insert(pid, found.identity);
+        } else if !maps.is_empty() {
+            self.copied_up.push(CopiedUp { pid, shown: found.shown.clone(), maps });
+        }
+        Ok(())
+    }
+
     /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
     fn of_process(&mut self, pid: u32) -> io::Result<Found> {
         let exe = PathBuf::from(format!("/proc/{pid}/exe"));
         let shown = fs::read_link(&exe)?.display().to_string();
-        self.look_at(&exe, shown)
-    }
-
-    /// Forgets what was found out of files that are gone.
-    pub fn forget_files(&mut self) {
-        self.known.clear();
+        let found = self.look_at(&exe, shown)?;
+        self.check_layer(pid, &exe, &found)?;
+        Ok(found)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::find::{Finder, Found, container_id, is_costly};
+use super::find::{Finder, Found, Identity, container_id, is_costly};
 use super::generation::{Context, Cookies, Generation};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status, Ticks};
@@ -307,7 +307,18 @@ impl Worker {
     fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<Found>, String> {
         let state = &mut self.targets[target];
         let mut found = self.finder.find(&planned.selector, &state.usdt);
-        let remarks = std::mem::take(&mut self.finder.remarks);
+        let mut remarks = std::mem::take(&mut self.finder.remarks);
+        let attached = |inode: &Identity| {
+            state.current.iter().chain(&state.replaced).any(|generation| generation.identity == *inode)
+        };
+        let copied_up = self.finder.copied_up.iter().filter(|process| !process.maps.iter().any(attached));
+        remarks.extend(copied_up.map(|process| {
+            format!(
+                "process {} runs {} as it was before it was copied up to another layer, to which no path leads: what it does \
+                 is not counted until it is started again",
+                process.pid, process.shown
+            )
+        }));
         for news in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
             log::warn!("Target {}: {news}", planned.name);
         }
@@ -354,6 +365,10 @@ impl Worker {
             Ok(files) => files,
             Err(why) => {
                 state.written = None;
+                // That one process will not come back.
+                if matches!(planned.selector, Selector::Pid(_)) {
+                    state.current.drain(..).for_each(|mut old| old.detach(&mut self.cookies));
+                }
                 // Files that are attached stay so: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
                     let news = state.missing.as_ref() != Some(&why);

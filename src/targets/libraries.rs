@@ -19,6 +19,9 @@ use crate::elf::{Image, notes};
 /// Mappings are read again of so many processes in one walk, and of every process that is new.
 const AGAIN: usize = 64;
 
+/// What is remembered of so many files; then it is found out anew.
+const KNOWN: usize = 4096;
+
 /// What is known of files and processes.
 #[derive(Debug, Default)]
 pub struct Libraries {
@@ -93,6 +96,9 @@ impl Libraries {
     fn probes(&mut self, file: &mut File) -> Names {
         let Ok(meta) = file.metadata() else { return Names::default() };
         let key = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+        if self.files.len() >= KNOWN {
+            self.files.clear();
+        }
         self.files.entry(key).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
     }
 }
