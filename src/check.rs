@@ -17,7 +17,7 @@ use crate::net::NetworkConfig;
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
-use crate::probes::{foreign, no_notes};
+use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::RunError;
 use crate::table::Table;
@@ -210,6 +210,9 @@ impl Checker<'_> {
             }
             let remarks = resolved.iter().flatten().flat_map(|resolved| &resolved.remarks);
             remarks.for_each(|remark| table.line(format!("note: {remark}")));
+            if notes.in_general_registers() {
+                arguments(&probe.values).for_each(|note| table.line(format!("note: {note}")));
+            }
             let warnings = resolved.iter().flatten().flat_map(|resolved| &resolved.warnings);
             warnings.for_each(|warning| table.line(format!("warning: {warning}")));
         }
@@ -340,6 +343,11 @@ impl Notes {
             .collect();
         let whole = sites.first().map(|args| args.join(" "));
         Self { sites, whole, is_function: false }
+    }
+
+    /// Whether the arguments of a function are where C has them.
+    fn in_general_registers(&self) -> bool {
+        self.is_function && self.sites.iter().any(|args| args.first().is_some_and(|place| place == "%rdi"))
     }
 
     /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument. At the end of a call or

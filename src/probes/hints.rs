@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::config::model::Selector;
+use crate::config::model::{ArgKind, Selector};
 use crate::elf::{ElfError, Image, go_binary, notes};
+use crate::plan::{Source, ValueKind, ValuePlan};
 use crate::targets::find::Found;
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
@@ -82,6 +83,28 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
         );
     }
     remarks
+}
+
+/// What is taken for granted of the arguments that a function's probe reads, whose types no symbol tells.
+pub(crate) fn arguments(values: &[ValuePlan]) -> impl Iterator<Item = String> {
+    let read = |value: &&ValuePlan| matches!(value.source, Source::Arg(_) | Source::Field { .. });
+    let wide = |value: &&ValuePlan| {
+        matches!(value.source, Source::Arg(_)) && matches!(value.kind, ValueKind::Arg(ArgKind::Int(None)))
+    };
+    let names: Vec<&str> = values.iter().filter(wide).map(|value| value.name.as_str()).collect();
+    let width = (!names.is_empty()).then(|| {
+        format!(
+            "{} read as 64 bits with a sign; C's int is `type: i32`, unsigned `type: u32`",
+            names.join(", ")
+        )
+    });
+    let order = values.iter().any(|value| read(&value)).then(|| {
+        "arguments are counted as C passes whole numbers and addresses: leave out float and double; C++'s `this` and the \
+         address of a large result come before the first; a structure by value of 9 to 16 bytes counts as two, a larger \
+         one is on the stack"
+            .to_string()
+    });
+    width.into_iter().chain(order)
 }
 
 fn jvm_beside(name: &str, path: &Path) -> Option<String> {

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use columns::columns;
 pub use functions::Function;
-pub(crate) use hints::no_notes;
+pub(crate) use hints::{arguments, no_notes};
 pub use json::json;
 pub use usdt::{Argument, Probe, Provider};
 pub use yaml::yaml;

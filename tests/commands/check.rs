@@ -226,3 +226,21 @@ fn an_unused_argument_does_not_fail() {
     assert!(ran.err.starts_with("warning: ") && ran.err.contains("\"unneeded\""), "{}", ran.err);
     assert_eq!(ran.code, 0);
 }
+
+#[test]
+fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
+    let scratch = Scratch::new();
+    let source = "__attribute__((noinline)) int wide(double x, int n) { return n + (int)x; }
+                  int main(int n, char **v) { (void)v; return wide(1.5, n); }";
+    let binary = scratch.compile("p", "cc", source, &["-O1", "-g"]);
+    let table = |args: &str| {
+        let probes = format!(
+            "probes:\n    - function: wide\n      {args}\n      metrics: [{{ counter: c_total, labels: {{ n: n }} }}]"
+        );
+        check(&config(&binary, &probes)).good()
+    };
+    let untyped = table("args: { n: 0 }");
+    assert!(untyped.contains("note: n read as 64 bits") && untyped.contains("leave out float"), "{untyped}");
+    let typed = table("args: { n: { index: 0, type: i32 } }");
+    assert!(!typed.contains("64 bits") && typed.contains("leave out float"), "{typed}");
+}
