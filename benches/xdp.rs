@@ -141,9 +141,11 @@ fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
         .bss_plain
         .set_value_size((slots * size_of::<skeleton::types::net_plain>()) as u32)
         .expect("plain");
+    exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::PLAIN_BLOCKS, slots as i32 - 1)
+        .expect("operand");
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
-    constants.cpu_mask = slots as u64 - 1;
     (constants.with_talkers, constants.with_flows) = (true, true);
+    constants.hash_keys = std::array::from_fn(|at| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * at as u64 + 1));
     (constants.talker_sets_mask, constants.flow_sets_mask) = (SETS - 1, SETS - 1);
     open.maps.talkers.set_max_entries(SETS).expect("sets of talkers");
     open.maps.flows.set_max_entries(SETS).expect("sets of flows");

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Counts what crosses one interface: XDP on the way in, TC (TCX) on the way out. Nothing is changed, held or
- * dropped. Loaded once per interface, with its constants, and of the programs for one direction only
- * the one that is wanted.
+ * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed, held or dropped.
+ * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
  *
  * The common frame has a short way of its own without calls, and everything else goes through a global function, whose
  * registers and stack the common way does not pay for.
@@ -21,24 +20,9 @@ const volatile struct {
 	enum net_tcp_kind tcp;
 	enum net_size size;
 	enum net_plain_shortest shortest;
+	enum net_link link;
+	enum net_direction direction;
 } names;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct net_stats);
-} ingress_stats SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct net_stats);
-} egress_stats SEC(".maps");
-
-/* A key that need not be put on the stack. */
-static const volatile __u32 zero = 0;
 
 /* Bytes in which all headers of a packet end, but for long chains of long IPv6 extension headers. */
 #define HEADERS 512
@@ -107,9 +91,9 @@ static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u6
 		stats->tcp[NET_TCP_FIN]++;
 }
 
-/* Counts a frame that came in. */
-static __always_inline void account_ingress(const struct frame *f, struct net_stats *stats, __u64 what,
-					    bool talkers)
+/* Counts a frame that came in by XDP. */
+static __always_inline void account_xdp(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
+					bool talkers)
 {
 	struct net_row *row = row_of(stats, NET_VERDICT_PASS, what);
 
@@ -120,25 +104,29 @@ static __always_inline void account_ingress(const struct frame *f, struct net_st
 	row->bytes += f->length;
 	if (what & RARE)
 		count_rare(stats, what, 1);
-	if (talkers && IS_IP_AT(what) && !IS_FAULT(what))
-		track(f, what, stats, false, 1, f->length);
+	if (talkers && HAS_IP(what) && !IS_FAULT(what))
+		track(f, what, stats, PORT_ID(port), false, 1, f->length);
 }
 
-static __always_inline struct frame xdp_frame(struct xdp_md *ctx, bool pieces)
+static __always_inline struct frame xdp_frame(struct xdp_md *ctx, __u64 port, bool pieces)
 {
 	struct frame f = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, .xdp = ctx };
 
 	f.length = pieces ? bpf_xdp_get_buff_len(ctx) : f.end - f.data;
+	f.link = PORT_LINK(port);
 	return f;
 }
 
 static __always_inline int ingress_any(struct xdp_md *ctx, bool talkers, bool pieces)
 {
-	struct frame f = xdp_frame(ctx, pieces);
-	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);
+	__u64 port = port_of(ctx->ingress_ifindex);
+	struct net_stats *stats = stats_of(PORT_ID(port), false);
+	struct frame f = xdp_frame(ctx, port, pieces);
 
-	if (stats)
-		account_ingress(&f, stats, parse_frame(&f), talkers);
+	if (stats) {
+		skip_outer(&f);
+		account_xdp(&f, stats, parse_frame(&f), port, talkers);
+	}
 	return XDP_PASS;
 }
 
@@ -152,40 +140,31 @@ __noinline int ingress_any_talkers(struct xdp_md *ctx)
 	return ingress_any(ctx, true, false);
 }
 
-/*
- * No argument, because type information of a function without a body in C has no name for it, which the kernel refuses.
- * A CPU's number is bounded by what the verifier itself knows of it: that of Linux 6.12 does, that of 6.1 does not.
- */
+/* No argument, because type information of a function without a body in C has no name for it, which the kernel refuses. */
 SEC("xdp")
 __attribute__((naked)) int net_ingress(void)
 {
-	COUNT_PLAIN("", ingress_any_plain);
-}
-
-SEC("xdp")
-__attribute__((naked)) int net_ingress_masked(void)
-{
-	COUNT_PLAIN(PLAIN_BOUND, ingress_any_plain);
+	COUNT_PLAIN(ingress_any_plain);
 }
 
 /* Common frames without a call, into the same counters as all others. */
 static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 {
-	struct net_stats *stats = bpf_map_lookup_elem(&ingress_stats, (void *)&zero);
+	__u64 port = port_of(ctx->ingress_ifindex), what;
+	struct net_stats *stats = stats_of(PORT_ID(port), false);
 	struct frame f;
-	__u64 what;
 
 	if (!stats)
 		return XDP_PASS;
-	f = xdp_frame(ctx, false);
-	what = parse_common(&f);
+	f = xdp_frame(ctx, port, false);
+	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
-	account_ingress(&f, stats, what, talkers);
+	account_xdp(&f, stats, what, port, talkers);
 	return XDP_PASS;
 }
 
-/* For interfaces that there is no memory for: see PLAIN_BUDGET in src/net/load.rs. */
+/* For interfaces that have no counters of plain frames, or no Ethernet header. */
 SEC("xdp")
 int net_ingress_long(struct xdp_md *ctx)
 {
@@ -206,24 +185,58 @@ int net_ingress_frags(struct xdp_md *ctx)
 }
 
 /*
- * Counts what leaves. A packet that the card or the kernel will yet cut into segments counts as those: wire_len is
- * the kernel's own sum of them with a copy of the headers for each. All but the last are equally long.
+ * Bytes of headers that each segment of a packet has, as far as the frame was parsed; zero if that is not known. A packet
+ * that a tunnel wraps is cut behind headers that were not looked at.
  */
-static __always_inline void account_egress(const struct frame *f, struct net_stats *stats, __u64 what)
+static __always_inline __u32 segment_headers(const struct frame *f, __u64 what)
 {
-	__u32 packets = f->skb->gso_segs, bytes = f->skb->wire_len, last;
+	__u32 at = IS_L4_AT(what);
+	void *l4;
+
+	barrier_var(at);
+	at &= L4_AT_MASK;
+	l4 = f->data + at;
+	if (!at || l4 + UDP_HEADER > f->end)
+		return 0;
+	if (IS_NUMBER(what) != IPPROTO_TCP)
+		return at + UDP_HEADER;
+	if (l4 + TCP_HEADER > f->end)
+		return 0;
+	return at + (*(__u8 *)(l4 + 12) >> 4) * 4;
+}
+
+/*
+ * Counts a packet of the network stack, which may be one that the card has put together of several, or will yet be cut
+ * into as many: it counts as those, each with a copy of the headers. What comes from a virtual machine tells their size
+ * and not their number. On the way out the kernel has summed up their bytes itself (wire_len). All but the last are
+ * equally long.
+ */
+static __always_inline void account_tc(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
+				       bool egress)
+{
+	__u32 packets = 1, bytes = f->length, size = f->skb->gso_size, headers, last;
 	struct net_row *row = row_of(stats, NET_VERDICT_PASS, what);
 
 	if (!row)
 		return;
-	if (packets < 1)
-		packets = 1;
-	if (bytes < f->length)
-		bytes = f->length;
+	if (size) {
+		headers = segment_headers(f, what);
+		packets = f->skb->gso_segs;
+		if (!packets)
+			packets = (f->length - headers + size - 1) / size;
+		if (packets < 1 || packets > 65535)
+			packets = 1;
+		bytes += (packets - 1) * headers;
+		if (egress && f->skb->wire_len > f->length)
+			bytes = f->skb->wire_len;
+	}
 	last = bytes;
 	if (packets > 1) {
-		__u32 full = (bytes - f->length) / (packets - 1) + f->skb->gso_size;
+		__u32 full = (bytes - f->length) / (packets - 1) + size;
 
+		/* Of unequal ones (SCTP) it says no size. */
+		if (full * (packets - 1) >= bytes)
+			full = bytes / packets;
 		count_packets(row, full, packets - 1, true);
 		last -= full * (packets - 1);
 	}
@@ -231,51 +244,76 @@ static __always_inline void account_egress(const struct frame *f, struct net_sta
 	row->bytes += bytes;
 	if (what & RARE)
 		count_rare(stats, what, packets);
-	if (with_talkers && IS_IP_AT(what) && !IS_FAULT(what))
-		track(f, what, stats, true, packets, bytes);
+	if (with_talkers && HAS_IP(what) && !IS_FAULT(what))
+		track(f, what, stats, PORT_ID(port), egress, packets, bytes);
 }
 
-static __always_inline struct frame skb_frame(struct __sk_buff *ctx)
+static __always_inline struct frame skb_frame(struct __sk_buff *ctx, __u64 port, bool egress)
 {
 	struct frame f = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx->len, .skb = ctx };
 
+	f.link = PORT_LINK(port);
+	if (!egress)
+		skip_outer(&f);
 	return f;
 }
 
-__noinline int egress_any(struct __sk_buff *ctx)
+static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 {
-	struct frame f = skb_frame(ctx);
-	struct net_stats *stats = bpf_map_lookup_elem(&egress_stats, (void *)&zero);
-	__u64 what;
+	__u64 port = port_of(ctx->ifindex), what;
+	struct net_stats *stats = stats_of(PORT_ID(port), egress);
+	struct frame f = skb_frame(ctx, port, egress);
 
 	if (!stats)
 		return TCX_NEXT;
 	what = parse_frame(&f);
 	if (IS_FAULT(what) == NET_FAULT_TRUNCATED && f.end - f.data < f.length) {
 		/* Some headers lie in a page: bring them in front and look again. */
-		bpf_skb_pull_data(ctx, f.length < HEADERS ? f.length : HEADERS);
-		f = skb_frame(ctx);
+		bpf_skb_pull_data(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
+		f = skb_frame(ctx, port, egress);
 		what = parse_frame(&f);
 	}
-	account_egress(&f, stats, what);
+	account_tc(&f, stats, what, port, egress);
 	return TCX_NEXT;
+}
+
+__noinline int ingress_any_tc(struct __sk_buff *ctx)
+{
+	return tc_any(ctx, false);
+}
+
+__noinline int egress_any(struct __sk_buff *ctx)
+{
+	return tc_any(ctx, true);
+}
+
+static __always_inline int tc_common(struct __sk_buff *ctx, bool egress)
+{
+	__u64 port = port_of(ctx->ifindex), what;
+	struct net_stats *stats = stats_of(PORT_ID(port), egress);
+	struct frame f;
+
+	if (!stats)
+		return TCX_NEXT;
+	f = skb_frame(ctx, port, true);
+	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
+	if (!what)
+		return egress ? egress_any(ctx) : ingress_any_tc(ctx);
+	account_tc(&f, stats, what, port, egress);
+	return TCX_NEXT;
+}
+
+/* Where native XDP would cost more than it saves, or there is none: virtual devices and those without Ethernet. */
+SEC("tc")
+int net_tc_ingress(struct __sk_buff *ctx)
+{
+	return tc_common(ctx, false);
 }
 
 SEC("tc")
 int net_egress(struct __sk_buff *ctx)
 {
-	struct net_stats *stats = bpf_map_lookup_elem(&egress_stats, (void *)&zero);
-	struct frame f;
-	__u64 what;
-
-	if (!stats)
-		return TCX_NEXT;
-	f = skb_frame(ctx);
-	what = parse_common(&f);
-	if (!what)
-		return egress_any(ctx);
-	account_egress(&f, stats, what);
-	return TCX_NEXT;
+	return tc_common(ctx, true);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

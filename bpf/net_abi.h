@@ -65,6 +65,40 @@ enum net_tcp_kind {
 	NET_TCP_KINDS,
 };
 
+/* What a frame begins with, by the type of its device. */
+enum net_link {
+	NET_LINK_ETHERNET,
+	NET_LINK_IP, /* IPv4 or IPv6, and nothing before it */
+	NET_LINK_GRE, /* the same, but received with the outer IPv4 and GRE headers in front */
+	NET_LINK_SIT, /* the same, but received with the outer IPv4 header in front */
+	NET_LINK_OPAQUE, /* nothing that is known here */
+	NET_LINK_COUNT,
+};
+
+/*
+ * An interface that is counted on, as programs find it by its index: in a table at the index's low bits, or in a
+ * hash if another has that place. The lowest bits of its id are the slot of its counters; ids are not given out again.
+ */
+#define NET_PORTS 2048
+#define NET_SLOT_BITS 12
+struct net_port {
+	unsigned int ifindex;
+	unsigned int id;
+	unsigned short block; /* the first CPU's part of the counters of plain frames */
+	unsigned char link;
+	unsigned char pad[5];
+};
+struct net_ports {
+	struct net_port at[NET_PORTS];
+};
+
+/* Keys of the counters of one interface. */
+enum net_direction {
+	NET_INGRESS,
+	NET_EGRESS,
+	NET_DIRECTIONS,
+};
+
 #define NET_MAX_VLAN_TAGS 2
 #define NET_MAX_EXTENSIONS 8
 
@@ -97,7 +131,7 @@ struct net_row {
 	unsigned long long bytes;
 };
 
-/* Everything counted on one interface in one direction by one CPU. Only counters of 64 bits. */
+/* Everything counted on one interface in one direction by one CPU. Words of 64 bits. */
 struct net_stats {
 	struct net_row rows[NET_VERDICT_COUNT][NET_FAMILY_COUNT][NET_PROTOCOL_SLOTS];
 	unsigned long long drops[NET_REASON_COUNT];
@@ -107,6 +141,11 @@ struct net_stats {
 	/* Packets that belong to no tracked talker or flow, because the table was full of busier ones. */
 	unsigned long long talkers_refused;
 	unsigned long long flows_refused;
+	/* Packets of talkers and flows that had to make room for others. */
+	unsigned long long talkers_evicted;
+	unsigned long long flows_evicted;
+	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
+	unsigned long long port;
 };
 
 /*
@@ -153,7 +192,7 @@ struct net_cell {
 /* A remote host on one interface: the source of what comes in, the destination of what goes out. */
 struct net_talker {
 	unsigned int address[4]; /* network byte order; IPv4 as ::ffff:a.b.c.d */
-	unsigned int ifindex;
+	unsigned int port; /* the interface's id */
 	unsigned int first; /* tick of the first packet counted */
 	struct net_cell in;
 	struct net_cell out;
@@ -173,7 +212,7 @@ struct net_flow_key {
 	unsigned char ip_protocol; /* IANA number */
 	unsigned char egress; /* 1: seen leaving the interface */
 	unsigned short pad;
-	unsigned int ifindex;
+	unsigned int port; /* the interface's id */
 	unsigned int pad2;
 };
 
@@ -202,6 +241,9 @@ struct net_sketch {
 	unsigned long long misses;
 	unsigned short rows[NET_SKETCH_ROWS][NET_SKETCH_CELLS];
 };
+
+/* Keys of the hash of talkers and flows: one for each word of 32 bits, and one to begin with. */
+#define NET_HASH_KEYS 13
 
 /* Packets within an epoch that make an untracked source or flow push out the oldest entry of its set. */
 #define NET_ADMIT 8

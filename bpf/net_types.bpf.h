@@ -24,7 +24,9 @@ typedef _Bool bool;
 #define false 0
 
 /* enum bpf_map_type, include/uapi/linux/bpf.h */
+#define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_ARRAY_OF_MAPS 12
 
 /* enum xdp_action and the TCX verdicts, include/uapi/linux/bpf.h */
 #define XDP_PASS 2

@@ -21,6 +21,7 @@
 #define UDP_HEADER 8
 #define ICMP_HEADER 8
 #define ICMPV6_HEADER 4
+#define GRE_HEADER 4
 
 #define ETHERTYPE_IPV4 0x0800
 #define ETHERTYPE_IPV6 0x86dd
@@ -29,21 +30,27 @@
 
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
+#define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_IPV6 41
 #define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
+#define IPPROTO_GRE 47
 #define IPPROTO_AH 51
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_MH 135
 #define IPPROTO_HIP 139
+#define IPPROTO_MPLS 137
 #define IPPROTO_SHIM6 140
 
 /* A frame to look at, in an XDP or a TC program. */
 struct frame {
 	void *data, *end;
 	__u32 length; /* more than end - data if the frame is in several pieces */
+	__u32 link; /* enum net_link */
+	__u32 skipped; /* outer headers in front of `data` */
 	struct xdp_md *xdp;
 	struct __sk_buff *skb;
 };
@@ -63,8 +70,9 @@ struct frame {
 #define IS_TCP_FLAGS(what) ((__u32)(what) >> 16 & 0xff)
 #define NUMBER(number) ((__u64)(number) << 24)
 #define IS_NUMBER(what) ((__u32)(what) >> 24)
-#define IP_AT(offset) ((__u64)(offset) << 32)
-#define IS_IP_AT(what) ((__u32)((what) >> 32) & 0xff)
+#define IP_AT(offset) ((__u64)((offset) | 0x80) << 32)
+#define HAS_IP(what) ((what) >> 39 & 1)
+#define IS_IP_AT(what) ((__u32)((what) >> 32) & 0x1f)
 #define L4_AT(offset) ((__u64)(offset) << 40)
 #define L4_AT_MASK 0x7fff
 #define IS_L4_AT(what) ((__u32)((what) >> 40) & L4_AT_MASK)
@@ -242,12 +250,14 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 	if (left > room) {
 		rare |= FAULT(NET_FAULT_LENGTH);
 	} else if (is_extension(next)) {
-		__u32 found = f->xdp ? ipv6_extensions_xdp(f->xdp, offset, next, left)
-				     : ipv6_extensions_tc(f->skb, offset, next, left);
+		__u32 found = f->xdp ? ipv6_extensions_xdp(f->xdp, offset + f->skipped, next, left)
+				     : ipv6_extensions_tc(f->skb, offset + f->skipped, next, left);
 
 		next = found >> EXT_NEXT_SHIFT & 0xff;
-		left -= (found & EXT_OFFSET_MASK) - offset;
-		offset = found & EXT_OFFSET_MASK;
+		left -= (found & EXT_OFFSET_MASK) - f->skipped - offset;
+		offset = (found & EXT_OFFSET_MASK) - f->skipped;
+		barrier_var(offset);
+		offset &= EXT_OFFSET_MASK;
 		rare |= FAULT(found >> EXT_FAULT_SHIFT & 0xf) | (found & EXT_FRAGMENT ? FRAGMENT : 0);
 		later = (found & EXT_LATER) != 0;
 	}
@@ -263,12 +273,64 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 	return parse_transport(f, offset, left, what);
 }
 
+/*
+ * Takes the headers of a tunnel off what came in by it. The kernel counts without them, and the device's packets are
+ * those inside: drivers of GRE and SIT set the frame's start to them all the same.
+ */
+static __always_inline void skip_outer(struct frame *f)
+{
+	__u32 number = f->link == NET_LINK_GRE ? IPPROTO_GRE : IPPROTO_IPV6, at, flags;
+	void *ip = f->data;
+
+	if (f->link != NET_LINK_GRE && f->link != NET_LINK_SIT)
+		return;
+	if (ip + IPV4_HEADER > f->end || *(__u8 *)ip >> 4 != 4)
+		return;
+	/* SIT devices take IPv4 and MPLS in IPv4 too. */
+	if (*(__u8 *)(ip + 9) != number &&
+	    (number == IPPROTO_GRE || (*(__u8 *)(ip + 9) != IPPROTO_IPIP && *(__u8 *)(ip + 9) != IPPROTO_MPLS)))
+		return;
+	at = (*(__u8 *)ip & 0xf) * 4;
+	if (number == IPPROTO_GRE) {
+		if (ip + at + GRE_HEADER > f->end)
+			return;
+		flags = be16_at(ip + at);
+		at += GRE_HEADER;
+		at += flags & 0x8000 ? 4 : 0; /* checksum */
+		at += flags & 0x2000 ? 4 : 0; /* key */
+		at += flags & 0x1000 ? 4 : 0; /* sequence number */
+	}
+	if (at > f->length)
+		return;
+	f->data += at;
+	f->length -= at;
+	f->skipped = at;
+}
+
+/* Says what a packet without a link header is. */
+static __always_inline __u64 parse_packet(const struct frame *f)
+{
+	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);
+
+	if (f->link == NET_LINK_OPAQUE)
+		return other;
+	if (f->data + 1 > f->end)
+		return other | FAULT(NET_FAULT_TRUNCATED);
+	if (*(__u8 *)f->data >> 4 == 4)
+		return parse_ipv4(f, 0);
+	if (*(__u8 *)f->data >> 4 == 6)
+		return parse_ipv6(f, 0);
+	return other;
+}
+
 /* Says what the frame is. */
 static __always_inline __u64 parse_frame(const struct frame *f)
 {
 	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);
 	__u32 type, i, offset = ETH_HEADER;
 
+	if (f->link != NET_LINK_ETHERNET)
+		return parse_packet(f);
 	if (f->data + ETH_HEADER > f->end)
 		return other | FAULT(NET_FAULT_TRUNCATED);
 	type = be16_at(f->data + 12);

@@ -17,18 +17,18 @@
 #ifndef PLAIN_BPF_H
 #define PLAIN_BPF_H
 
-#include "packet.bpf.h"
+#include "port.bpf.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	       "numbers of the network are compared as they are loaded");
 _Static_assert(sizeof(struct net_plain) == 1 << 16, "the shift that finds a CPU's part");
 _Static_assert(NET_PLAIN_SHORTEST_IPV6 == NET_PLAIN_SHORTEST_IPV4 + 20, "one header instead of the other");
 
-/* One for each CPU, so that nothing is atomic: user space makes it as long. */
+/* One for each CPU and interface, so that nothing is atomic: user space makes it as long, a power of two. */
 struct net_plain plain[1] SEC(".bss.plain");
 
-/* CPUs, rounded up to a power of two, less one, for verifiers that know no bound of a CPU's number. */
-const volatile __u64 cpu_mask = 0;
+/* Stands for their number less one: user space puts that into the instruction before it loads the program. */
+#define PLAIN_BLOCKS 0x7e57
 
 /* EtherType and the byte behind it, version and in IPv4 the header's length, as loaded into a number. */
 #define PLAIN_KIND(ethertype, byte) ((__u32)bpf_htons(ethertype) | (byte) << 16)
@@ -50,16 +50,24 @@ const volatile __u64 cpu_mask = 0;
  * says), r3 the frame's end and then by how much the frame is longer, r4 the end of the shortest one's TCP header, r5
  * this CPU's counters. The shortest is a TCP segment without options or data; shorter datagrams go the long way.
  *
- * `bound` are instructions that bound a CPU's number in r0. That r1 is stored and loaded again around the call is taken
+ * The interface's place in the table is its own as long as this program is attached there: user space sees to that, and no
+ * index is compared here. That r1 is stored and loaded again around the call is taken
  * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the long way's function is called.
  */
 /* clang-format off */
-#define COUNT_PLAIN(bound, long_function)                                                                         \
+#define COUNT_PLAIN(long_function)                                                                         \
 	asm volatile(                                                                                             \
 	"	*(u64 *)(r10 - 8) = r1;"                                                                          \
 	"	call %[cpu];"                                                                                     \
 	"	r1 = *(u64 *)(r10 - 8);"                                                                          \
-		bound                                                                                             \
+	"	r5 = *(u32 *)(r1 + %[ifindex]);"                                                                  \
+	"	w5 &= %[ports_mask];"                                                                             \
+	"	r5 <<= 4;"                                                                                        \
+	"	r4 = %[ports] ll;"                                                                                \
+	"	r4 += r5;"                                                                                        \
+	"	r4 = *(u16 *)(r4 + %[block]);"                                                                    \
+	"	r0 += r4;"                                                                                        \
+	"	r0 &= %[blocks];"                                                                                 \
 	"	r0 <<= 16;"                                                                                       \
 	"	r5 = %[plain] ll;"                                                                                \
 	"	r5 += r0;"                                                                                        \
@@ -124,7 +132,10 @@ const volatile __u64 cpu_mask = 0;
 	"	if w0 == %[tcp] goto tcp_%=;"                                                                     \
 	"	if w0 == %[udp] goto udp_%=;"                                                                     \
 	"	goto long_%=;"                                                                                    \
-	::	[cpu] "i"(PLAIN_GET_SMP_PROCESSOR_ID), [cpu_mask] "i"(&cpu_mask), [plain] "i"(plain),             \
+	::	[cpu] "i"(PLAIN_GET_SMP_PROCESSOR_ID), [ports] "i"(&ports), [plain] "i"(plain),                   \
+		[ports_mask] "i"(NET_PORTS - 1), [blocks] "i"(PLAIN_BLOCKS),                                      \
+		[ifindex] "i"(__builtin_offsetof(struct xdp_md, ingress_ifindex)),                                \
+		[block] "i"(__builtin_offsetof(struct net_port, block)),                                          \
 		[row] "i"(NET_PLAIN_STEPS), [last] "i"(NET_PLAIN_STEPS - 1), [pass] "i"(XDP_PASS),                \
 		[shortest4] "i"(NET_PLAIN_SHORTEST_IPV4), [long_function_] "i"(long_function),                    \
 		[data] "i"(__builtin_offsetof(struct xdp_md, data)),                                              \
@@ -134,11 +145,6 @@ const volatile __u64 cpu_mask = 0;
 		[udp_for_tcp] "i"(PLAIN_PROTOCOL(IPPROTO_UDP) ^ PLAIN_PROTOCOL(IPPROTO_TCP)),                     \
 		[tcp_mask] "i"(PLAIN_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
 
-/* To the CPUs that there is room for. */
-#define PLAIN_BOUND                                                                                               \
-	"	r5 = %[cpu_mask] ll;"                                                                             \
-	"	r5 = *(u64 *)(r5 + 0);"                                                                           \
-	"	r0 &= r5;"
 /* clang-format on */
 
 #endif

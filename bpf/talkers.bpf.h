@@ -8,6 +8,9 @@
  * ever touches its own table with interrupts' bottom halves off, so that nothing is locked or atomic, a hit is
  * one cache line of tags and one entry, and a miss decides from the same line whether there is room.
  *
+ * Each host and flow may be in either of two sets and goes into that with more room, which fills sets evenly: at two
+ * thirds of a table's entries, practically none overflows. So tables are half again as large as the configuration says.
+ *
  * Who gets in: an empty way or one that was silent for `idle_ticks` is taken at once. Otherwise the newcomer
  * must show NET_ADMIT packets in the sketch's present epoch, which an invented source does not, and
  * then takes the place of the least recently seen. Flows are only kept of tracked talkers: a spoofed flood is
@@ -16,16 +19,15 @@
 #ifndef TALKERS_BPF_H
 #define TALKERS_BPF_H
 
-#include "packet.bpf.h"
+#include "port.bpf.h"
 
 /* Set by user space before the load; sizes are powers of two. */
 const volatile bool with_talkers = false;
 const volatile bool with_flows = false;
-const volatile __u64 seed = 0;
+const volatile __u64 hash_keys[NET_HASH_KEYS] = { 0 };
 const volatile __u32 talker_sets_mask = 0;
 const volatile __u32 flow_sets_mask = 0;
 const volatile __u32 idle_ticks = 3600; /* one minute */
-const volatile __u32 ifindex = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -49,15 +51,20 @@ struct {
 } sketch SEC(".maps");
 
 /*
- * One round of a multiplicative hash; the seed keeps collisions from being made on purpose. A product's low bits
- * know only its factor's low bits, and neighbours' addresses differ in a word's high ones: both are folded. The
- * factor is 2^64 over the golden ratio, which spreads runs of neighbours evenly; others that are good for random keys
- * put a /24 into five sets.
+ * A word's part of a hash. The sum of words of 32 bits, each times a secret key of 64, is strongly universal (multilinear
+ * hashing): whoever does not know the keys finds no two addresses that meet more often than by chance, whatever bits
+ * they choose.
  */
-static __always_inline __u64 mix(__u64 hash, __u64 word)
+static __always_inline __u64 part(__u32 key, __u32 word)
 {
-	hash ^= word;
+	return hash_keys[key] * word;
+}
+
+/* Spreads neighbours, which a sum of products leaves at even distances, over sets. One to one. */
+static __always_inline __u64 finish(__u64 hash)
+{
 	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+	hash = (hash ^ hash >> 29) * 0xbf58476d1ce4e5b9ULL;
 	return hash ^ hash >> 32;
 }
 
@@ -87,28 +94,60 @@ static __always_inline bool sketch_admits(__u64 hash)
 }
 
 /*
- * The way of `set` for a newcomer: an empty or idle one, or the oldest if the sketch lets it in; NET_WAYS if
- * there is none. That nothing is idle before `full_until` is remembered, so that a flood does not look again and again.
+ * Where a newcomer goes: a way of `a`, or NET_WAYS and a way of `b`; REFUSED if there is none. An empty way of the set
+ * that has more of them; or one that was silent; or the oldest, if the sketch lets it in. That nothing is idle before
+ * `full_until` is remembered, so that a flood does not look again and again.
  */
-static __always_inline __u32 way_for(struct net_set *set, __u64 hash, __u32 now)
-{
-	__u32 i, way = 0, oldest;
+#define REFUSED (2 * NET_WAYS)
 
-	if (now <= set->full_until && !sketch_admits(hash))
-		return NET_WAYS;
-	oldest = set->seen[0];
+struct eldest {
+	__u64 seen_way; /* when it was seen, and below it, in three bits, the way */
+	__u64 empty; /* empty ways of its set */
+};
+
+/* Without branches, of each of which the verifier would follow both ways. */
+static __always_inline struct eldest eldest_of(const struct net_set *set)
+{
+	struct eldest e = { -1ULL >> 1, 0 };
+	__u64 i;
+
 #pragma unroll
-	for (i = 1; i < NET_WAYS; i++) {
-		if (set->seen[i] < oldest) {
-			oldest = set->seen[i];
-			way = i;
-		}
+	for (i = 0; i < NET_WAYS; i++) {
+		__u64 seen = set->seen[i], less;
+
+		e.empty += (seen - 1) >> 63;
+		less = (seen << 3 | i) - e.seen_way;
+		barrier_var(less);
+		e.seen_way += less & (__u64)((__s64)less >> 63);
 	}
-	/* Within `full_until` the sketch has let it in. */
-	if (oldest == 0 || now - oldest > idle_ticks || now <= set->full_until)
+	return e;
+}
+
+__noinline __u32 way_for(struct net_set *a, struct net_set *b, __u64 hash, __u32 now)
+{
+	struct eldest first, second;
+	__u32 seen, way;
+	bool full;
+
+	if (!a || !b)
+		return REFUSED;
+	full = now <= a->full_until && now <= b->full_until;
+	if (full && !sketch_admits(hash))
+		return REFUSED;
+	first = eldest_of(a);
+	second = eldest_of(b);
+	if (first.empty != second.empty ? first.empty > second.empty : first.seen_way <= second.seen_way) {
+		seen = first.seen_way >> 3;
+		way = first.seen_way & (NET_WAYS - 1);
+	} else {
+		seen = second.seen_way >> 3;
+		way = NET_WAYS + (second.seen_way & (NET_WAYS - 1));
+	}
+	/* If `full`, the sketch has let it in. */
+	if (seen == 0 || full || now - seen > idle_ticks)
 		return way;
-	set->full_until = oldest + idle_ticks;
-	return NET_WAYS;
+	a->full_until = b->full_until = seen + idle_ticks;
+	return REFUSED;
 }
 
 /*
@@ -152,9 +191,14 @@ static __always_inline struct address address_at(const void *from, bool v6)
 	return a;
 }
 
-static __always_inline __u64 mix_address(__u64 hash, struct address a, bool v6)
+/* The part of an address in a hash, with keys from `key` on. */
+static __always_inline __u64 address_part(__u32 key, struct address a, bool v6)
 {
-	return mix(hash, v6 ? a.low + a.high * 0xd6e8feb86659fd93ULL : a.low);
+	__u64 sum = part(key + 3, a.low >> 32);
+
+	if (v6)
+		sum += part(key, a.high) + part(key + 1, a.high >> 32) + part(key + 2, a.low);
+	return sum;
 }
 
 static __always_inline bool same_address(const __u32 *words, struct address a)
@@ -168,131 +212,211 @@ static __always_inline void put_address(__u32 *words, struct address a)
 	((__u64 *)words)[1] = a.low;
 }
 
-/* Counts for the remote host; false if it is not tracked. `hash` is of its address. */
-static __always_inline bool talk(struct address address, __u64 hash, bool egress, __u32 now, __u64 packets,
-				 __u64 bytes)
+/* Counts what is taken out of a table for the interface that it was counted on, if that is still there. */
+__noinline int talker_evicted(__u32 port, __u64 received, __u64 sent)
 {
-	__u32 index = hash & talker_sets_mask, tag = hash >> 32, way;
-	struct net_talkers *t = bpf_map_lookup_elem(&talkers, &index);
-	struct net_talker *e;
+	struct net_stats *stats = stats_of(port, false);
 
-	if (!t)
-		return false;
-	way = way_of(&t->set, tag);
-	if (way < NET_WAYS) {
-		e = &t->entries[way];
-		if (!same_address(e->address, address) || e->ifindex != ifindex)
-			return false;
-	} else {
-		way = way_for(&t->set, hash, now);
-		if (way >= NET_WAYS)
-			return false;
-		e = &t->entries[way];
-		__builtin_memset(e, 0, sizeof(*e));
-		put_address(e->address, address);
-		e->ifindex = ifindex;
-		e->first = now;
-		t->set.tags[way] = tag;
-	}
-	t->set.seen[way] = now;
-	count(egress ? &e->out : &e->in, packets, bytes);
-	return true;
+	if (stats && stats->port == port)
+		stats->talkers_evicted += received;
+	stats = stats_of(port, true);
+	if (stats && stats->port == port)
+		stats->talkers_evicted += sent;
+	return 0;
 }
 
-/* What a flow is told by, in the six words of struct net_flow_key. */
-struct flow_words {
+__noinline int flow_evicted(__u32 port, __u32 egress, __u64 packets)
+{
+	struct net_stats *stats = stats_of(port, egress);
+
+	if (stats && stats->port == port)
+		stats->flows_evicted += packets;
+	return 0;
+}
+
+/* The second set of a key. */
+static __always_inline __u32 other_set(__u64 hash, __u32 mask)
+{
+	return (hash >> 20 ^ hash << 7) & mask;
+}
+
+/* A sound IP packet, by what its talker and its flow are told. */
+struct tracked {
 	struct address source, destination;
-	__u64 ports; /* source_port, destination_port, ip_protocol, egress, pad */
+	__u64 ports; /* source_port, destination_port, ip_protocol, egress and pad of struct net_flow_key */
+	__u64 hash; /* of what is looked for */
+	__u64 packets, bytes;
+	__u32 port, now, tcp_flags, egress;
 };
 
-static __always_inline bool flow(const struct flow_words *key, __u64 hash, __u32 tcp_flags, __u32 now,
-				 __u64 packets, __u64 bytes)
+/*
+ * Counts for the remote host; zero if it is not tracked. A function of its own, as the next one, because the verifier would
+ * look at either on every way through the other.
+ */
+__noinline int talk(const struct tracked *p)
 {
-	__u32 index = hash & flow_sets_mask, tag = hash >> 32, way;
-	struct net_flows *f = bpf_map_lookup_elem(&flows, &index);
+	struct net_talkers *t, *u;
+	struct address address;
+	struct net_talker *e;
+	__u32 index, tag, way;
+
+	if (!p)
+		return 0;
+	address = p->egress ? p->destination : p->source;
+	index = p->hash & talker_sets_mask;
+	tag = p->hash >> 32;
+	t = bpf_map_lookup_elem(&talkers, &index);
+	if (!t)
+		return 0;
+	way = way_of(&t->set, tag);
+	if (way >= NET_WAYS) {
+		index = other_set(p->hash, talker_sets_mask);
+		u = bpf_map_lookup_elem(&talkers, &index);
+		if (!u)
+			return 0;
+		way = way_of(&u->set, tag);
+		if (way < NET_WAYS) {
+			t = u;
+		} else {
+			way = way_for(&t->set, &u->set, p->hash, p->now);
+			if (way >= REFUSED)
+				return 0;
+			if (way >= NET_WAYS)
+				t = u;
+			way &= NET_WAYS - 1;
+			barrier_var(way);
+			way &= NET_WAYS - 1;
+			e = &t->entries[way];
+			if (e->in.packets | e->out.packets)
+				talker_evicted(e->port, e->in.packets, e->out.packets);
+			__builtin_memset(e, 0, sizeof(*e));
+			put_address(e->address, address);
+			e->port = p->port;
+			e->first = p->now;
+			t->set.tags[way] = tag;
+		}
+	}
+	e = &t->entries[way];
+	if (!same_address(e->address, address) || e->port != p->port)
+		return 0;
+	t->set.seen[way] = p->now;
+	count(p->egress ? &e->out : &e->in, p->packets, p->bytes);
+	return 1;
+}
+
+/* The same for the flow. */
+__noinline int flow(const struct tracked *p)
+{
+	struct net_flows *f, *g;
+	__u32 index, tag, way;
 	struct net_flow *e;
 	__u64 *words;
 
+	if (!p)
+		return 0;
+	index = p->hash & flow_sets_mask;
+	tag = p->hash >> 32;
+	f = bpf_map_lookup_elem(&flows, &index);
 	if (!f)
-		return false;
+		return 0;
 	way = way_of(&f->set, tag);
-	if (way < NET_WAYS) {
-		e = &f->entries[way];
-		words = (__u64 *)&e->key;
-		if (words[0] != key->source.high || words[1] != key->source.low ||
-		    words[2] != key->destination.high || words[3] != key->destination.low ||
-		    words[4] != key->ports || words[5] != ifindex)
-			return false;
-	} else {
-		way = way_for(&f->set, hash, now);
-		if (way >= NET_WAYS)
-			return false;
-		e = &f->entries[way];
-		words = (__u64 *)&e->key;
-		__builtin_memset(e, 0, sizeof(*e));
-		words[0] = key->source.high;
-		words[1] = key->source.low;
-		words[2] = key->destination.high;
-		words[3] = key->destination.low;
-		words[4] = key->ports;
-		words[5] = ifindex;
-		e->first = now;
-		f->set.tags[way] = tag;
-	}
-	f->set.seen[way] = now;
-	count(&e->sum, packets, bytes);
-	if (tcp_flags) {
-		if (tcp_flags & NET_TH_SYN) {
-			e->tcp_flags = tcp_flags;
-			e->tcp_data = 0;
+	if (way >= NET_WAYS) {
+		index = other_set(p->hash, flow_sets_mask);
+		g = bpf_map_lookup_elem(&flows, &index);
+		if (!g)
+			return 0;
+		way = way_of(&g->set, tag);
+		if (way < NET_WAYS) {
+			f = g;
 		} else {
-			e->tcp_flags |= tcp_flags;
-			e->tcp_data |= !(tcp_flags & NET_TH_RST);
+			way = way_for(&f->set, &g->set, p->hash, p->now);
+			if (way >= REFUSED)
+				return 0;
+			if (way >= NET_WAYS)
+				f = g;
+			way &= NET_WAYS - 1;
+			barrier_var(way);
+			way &= NET_WAYS - 1;
+			e = &f->entries[way];
+			if (e->sum.packets)
+				flow_evicted(e->key.port, e->key.egress, e->sum.packets);
+			words = (__u64 *)&e->key;
+			__builtin_memset(e, 0, sizeof(*e));
+			words[0] = p->source.high;
+			words[1] = p->source.low;
+			words[2] = p->destination.high;
+			words[3] = p->destination.low;
+			words[4] = p->ports;
+			words[5] = p->port;
+			e->first = p->now;
+			f->set.tags[way] = tag;
 		}
 	}
-	return true;
+	e = &f->entries[way];
+	words = (__u64 *)&e->key;
+	if (words[0] != p->source.high || words[1] != p->source.low || words[2] != p->destination.high ||
+	    words[3] != p->destination.low || words[4] != p->ports || words[5] != p->port)
+		return 0;
+	f->set.seen[way] = p->now;
+	count(&e->sum, p->packets, p->bytes);
+	if (p->tcp_flags) {
+		if (p->tcp_flags & NET_TH_SYN) {
+			e->tcp_flags = p->tcp_flags;
+			e->tcp_data = 0;
+		} else {
+			e->tcp_flags |= p->tcp_flags;
+			e->tcp_data |= !(p->tcp_flags & NET_TH_RST);
+		}
+	}
+	return 1;
 }
 
 /* Counts a sound IP packet for its remote host and its flow. */
-static __always_inline void track(const struct frame *f, __u64 what, struct net_stats *stats, bool egress,
-				  __u64 packets, __u64 bytes)
+static __always_inline void track(const struct frame *f, __u64 what, struct net_stats *stats, __u32 port,
+				  bool egress, __u64 packets, __u64 bytes)
 {
 	bool v6 = IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0);
-	__u32 now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT, at = IS_L4_AT(what);
-	void *ip = f->data + (IS_IP_AT(what) & 0x1f), *l4;
-	struct flow_words key;
-	struct address remote;
-	__u64 hash;
+	void *ip = f->data + IS_IP_AT(what), *l4;
+	struct tracked p = {};
+	__u32 at = IS_L4_AT(what);
+	__u64 sum;
 
 	if (ip + (v6 ? IPV6_HEADER : IPV4_HEADER) > f->end)
 		return;
-	key.source = address_at(ip + (v6 ? 8 : 12), v6);
-	key.destination = address_at(ip + (v6 ? 24 : 16), v6);
-	remote = egress ? key.destination : key.source;
-	hash = mix_address(seed ^ ifindex, remote, v6);
-	if (!talk(remote, hash, egress, now, packets, bytes)) {
+	p.source = address_at(ip + (v6 ? 8 : 12), v6);
+	p.destination = address_at(ip + (v6 ? 24 : 16), v6);
+	p.port = port;
+	p.now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT;
+	p.egress = egress;
+	p.packets = packets;
+	p.bytes = bytes;
+	p.tcp_flags = IS_TCP_FLAGS(what);
+	sum = hash_keys[0] + part(1, port) + address_part(2, egress ? p.destination : p.source, v6);
+	/* In memory order: both ports, the protocol, the direction. */
+	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 must be shown. */
+	at &= L4_AT_MASK;
+	l4 = f->data + at;
+	if (at && l4 + 4 <= f->end)
+		p.ports = *(__u32 *)l4;
+	p.ports |= (__u64)IS_NUMBER(what) << 32 | (__u64)egress << 40;
+	p.hash = finish(sum);
+	if (!talk(&p)) {
 		stats->talkers_refused += packets;
 		return;
 	}
 	if (!with_flows)
 		return;
-	/* In memory order: both ports, the protocol, the direction. */
-	key.ports = 0;
-	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 must be shown. */
-	at &= L4_AT_MASK;
-	l4 = f->data + at;
-	if (at && l4 + 4 <= f->end)
-		key.ports = *(__u32 *)l4;
-	key.ports |= (__u64)IS_NUMBER(what) << 32 | (__u64)egress << 40;
-	hash = mix(mix_address(hash, egress ? key.source : key.destination, v6), key.ports);
-	if (!flow(&key, hash, IS_TCP_FLAGS(what), now, packets, bytes))
+	sum += address_part(6, egress ? p.source : p.destination, v6) + part(10, p.ports) +
+	       part(11, p.ports >> 32);
+	p.hash = finish(sum);
+	if (!flow(&p))
 		stats->flows_refused += packets;
 }
 
 _Static_assert(__builtin_offsetof(struct net_flow_key, source_port) == 32, "words of the key");
 _Static_assert(__builtin_offsetof(struct net_flow_key, ip_protocol) == 36, "words of the key");
 _Static_assert(__builtin_offsetof(struct net_flow_key, egress) == 37, "words of the key");
-_Static_assert(__builtin_offsetof(struct net_flow_key, ifindex) == 40, "words of the key");
+_Static_assert(__builtin_offsetof(struct net_flow_key, port) == 40, "words of the key");
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the words of the flow key are written for little-endian machines"
 #endif

@@ -13,7 +13,7 @@ use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
 use crate::kernel::{Attach, choose};
 use crate::layout::Layout;
 use crate::metrics::own::Books;
-use crate::net::NetworkConfig;
+use crate::net::{NetworkConfig, Space};
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
@@ -73,16 +73,34 @@ impl Checker<'_> {
         let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
         let mode = format!("{:?}", network.mode).to_lowercase();
         let cpus = libbpf_rs::num_possible_cpus().unwrap_or(1);
-        let lines = [
-            format!("network: interfaces {} (XDP mode {mode})", network.interfaces.join(", ")),
+        let (each, plain) = network.interface_memory(cpus);
+        let elsewhere = network.elsewhere.iter().map(|(space, names)| {
+            let place = match space {
+                Space::Own => "here".to_string(),
+                Space::Netns(name) => format!("network namespace {name}"),
+                Space::Container(name) => format!("container {name}"),
+            };
+            format!("; in {place}: {}", names.join(", "))
+        });
+        let elsewhere: String = elsewhere.collect();
+        let mut lines = vec![
+            format!("network: interfaces {}{elsewhere} (mode {mode})", network.interfaces.join(", ")),
             "  packets and bytes by direction, family, protocol and verdict".to_string(),
             format!("  also: {}", wanted.join(", ")),
             format!(
-                "  kernel memory: {} KiB for each interface, {} KiB for talkers and flows of all",
-                network.interface_memory(cpus) / 1024,
+                "  kernel memory: {} KiB for each interface, {} KiB more where XDP counts; {} KiB for talkers and flows of \
+                 all",
+                each / 1024,
+                plain / 1024,
                 network.table_memory(cpus) / 1024
             ),
         ];
+        for scope in network.scopes().iter().filter(|scope| scope.space == Space::Own) {
+            match crate::net::preview(scope, network.mode) {
+                Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),
+                Err(error) => lines.push(format!("  the interfaces cannot be listed: {error}")),
+            }
+        }
         lines.iter().for_each(|line| self.text.push_str(&format!("{line}\n")));
     }
 

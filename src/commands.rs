@@ -77,7 +77,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     };
     let settings = &loaded.config.settings;
     let attach = choose(settings.attach);
-    let limited = limit_rights(attach, plan.network.is_some());
+    let limited = limit_rights(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, settings.log_file.as_deref()) {
         Ok(logging) => logging,
         Err(why) => {

@@ -56,6 +56,17 @@ impl Containers {
     }
 }
 
+/// Whether the process is in the container with this id, or one that begins so. Docker, Podman, containerd and CRI-O all put
+/// the whole id into the name of its cgroup.
+pub fn is_in_container(pid: u32, id: &str) -> bool {
+    id.len() >= 8
+        && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| {
+            cgroups
+                .split(|c: char| !c.is_ascii_alphanumeric())
+                .any(|part| part.len() == 64 && part.starts_with(id))
+        })
+}
+
 fn read(path: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }

@@ -105,8 +105,12 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
-        Endpoint { listener: metrics, router: metrics_router(scrape, network), stats: metrics_stats },
-        Endpoint { listener: health, router: health_router(plan, keeper.status()), stats: health_stats },
+        Endpoint { listener: metrics, router: metrics_router(scrape, network.clone()), stats: metrics_stats },
+        Endpoint {
+            listener: health,
+            router: health_router(plan, keeper.status(), network),
+            stats: health_stats,
+        },
     ];
     serve(endpoints, options)?;
     log::info!("Stopped");
@@ -231,7 +235,7 @@ fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
     Network::start(config, tell).map_err(|why| RunError::Other(why.to_string()))
 }
 
-fn health_router(plan: Arc<Plan>, status: Arc<Status>) -> Router {
+fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Network>>) -> Router {
     let health = Route {
         path: "/health",
         about: "200 while the exporter runs",
@@ -241,11 +245,12 @@ fn health_router(plan: Arc<Plan>, status: Arc<Status>) -> Router {
     };
     let ready = Route {
         path: "/ready",
-        about: "200 once the probes of all targets are attached, else 503 with the reasons",
+        about: "200 once the probes of all targets are attached and all interfaces counted on, else 503 with the reasons",
         access: Access::Open,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(move |_| {
-            let why = status.not_ready(&plan);
+            let mut why = status.not_ready(&plan);
+            why.extend(network.iter().flat_map(|network| network.not_ready()));
             if why.is_empty() {
                 let partly: String = status.partly(&plan).iter().map(|line| format!("{line}\n")).collect();
                 Reply::ok(format!("ready\n{partly}"))
@@ -291,14 +296,18 @@ fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunErro
 ///
 /// # Errors
 /// If the kernel refuses to take them away.
-pub fn limit_rights(attach: Attach, network: bool) -> Result<(), String> {
+pub fn limit_rights(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), String> {
     let mut more = Vec::new();
     if attach == Attach::Perf {
         // perf_event_open(2) wants it for uprobes, whatever else it accepts.
         more.push(Capability::CAP_SYS_ADMIN);
     }
-    if network {
+    if let Some(network) = network {
         more.push(Capability::CAP_NET_ADMIN);
+        if !network.elsewhere.is_empty() {
+            // setns(2) wants it for network namespaces.
+            more.push(Capability::CAP_SYS_ADMIN);
+        }
     }
     privileges::drop_all_but(&more)
         .map_err(|why| format!("rights that are not needed could not be given up: {why}"))

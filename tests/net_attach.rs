@@ -15,8 +15,10 @@ mod namespace;
 
 use std::time::Duration;
 
-use counting::{NATIVE_VETH_OMITS, agrees_with_the_kernel, config, number, send_datagrams, settle, start};
-use exporter::net::{Event, Mode, NetworkConfig, XdpMode};
+use counting::{
+    NATIVE_VETH_OMITS, agrees_with_the_kernel, attached, config, number, send_datagrams, settle, start,
+};
+use exporter::net::{Event, Hook, Mode, NetworkConfig};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use namespace::{HERE, Namespace, connect, pair, up};
 
@@ -33,7 +35,7 @@ fn another_program_stays() {
         json[0]["xdp"]["prog"]["id"].as_u64()
     };
     let other = holder().expect("the other's program is there");
-    for mode in [Mode::Native, Mode::Generic, Mode::Auto] {
+    for mode in [Mode::Native, Mode::Generic] {
         let (network, events) = start(&here, config(mode));
         let Event::Refused { direction: "ingress", refusal, .. } = events.recv().unwrap() else {
             panic!("{mode:?}: not refused")
@@ -82,7 +84,7 @@ fn interfaces_come_and_go_and_nothing_stays_behind() {
     assert!(network.collect().is_empty());
 
     connect(&here, &there);
-    assert_eq!(event(), Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Generic) });
+    assert_eq!(attached(&events), ("exn0".into(), Some(Hook::Generic)));
     up(&here, &there);
     send_datagrams(&there, 3, 10);
     settle(&here);
@@ -110,12 +112,9 @@ fn a_large_mtu_is_said_or_taken_in_pieces() {
     let (here, there) = pair();
     here.command("ip link set exn0 mtu 9000");
     there.command("ip link set exn1 mtu 9000");
-    let (network, events) = start(&here, config(Mode::Auto));
+    let (network, events) = start(&here, config(Mode::Native));
     // veth takes frames in pieces, so that native mode works with it.
-    assert_eq!(
-        events.recv().unwrap(),
-        Event::Attached { interface: "exn0".into(), mode: Some(XdpMode::Native) }
-    );
+    assert_eq!(attached(&events), ("exn0".into(), Some(Hook::Native)));
     up(&here, &there);
     send_datagrams(&there, 20, 8000);
     settle(&here);
@@ -136,8 +135,5 @@ fn a_driver_without_xdp_is_said() {
     assert!(refusal.text.contains("mode: generic"), "{refusal}");
     let (_network, events) =
         start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Auto) });
-    assert_eq!(
-        events.recv().unwrap(),
-        Event::Attached { interface: "lo".into(), mode: Some(XdpMode::Generic) }
-    );
+    assert_eq!(attached(&events), ("lo".into(), Some(Hook::Tcx)));
 }

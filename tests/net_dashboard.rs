@@ -54,6 +54,7 @@ fn every_query_has_data() {
         interfaces: vec!["exn0".to_string()],
         mode: Mode::Auto,
         count: Count { talkers: 512, flows: 512, top_sources: 5, tcp_connections: true, ..Count::default() },
+        ..NetworkConfig::default()
     };
     let network = Arc::new(here.run(move || Network::start(config, |_| {})).expect("counting starts"));
     up(&here, &there);

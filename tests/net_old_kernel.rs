@@ -14,7 +14,7 @@ use on_kernel::{EXPORTER, Output};
 const COMMANDS: &str = r#"
 for count in flags talkers; do
     cat >/config.yaml <<END
-network: { interfaces: [lo], mode: generic, count: { $count: true } }
+network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
     [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
@@ -37,12 +37,12 @@ END
 done
 "#;
 
-fn packets_are_counted_on(kernel: &str) {
+fn packets_are_counted_on(kernel: &str, hook: &str) {
     let output = Output::of(kernel, &COMMANDS.replace("$EXPORTER", EXPORTER), &[]);
     for count in ["flags", "talkers"] {
         let (metrics, log) = (output.part(count), output.part(&format!("log of {count}")));
         let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
-        assert!(log.contains("lo: counting packets, XDP in generic mode"), "{count}: {log}");
+        assert!(log.contains(&format!("lo: counting packets, {hook} (")), "{count}: {log}");
         // Ten requests and ten replies go the long way, TCP the short one.
         assert_eq!(metrics.sum("xdp_packets_total", &[("protocol", "icmp")]), 20.0, "{log}");
         assert!(metrics.sum("xdp_packets_total", &[("protocol", "tcp")]) > 10.0, "{log}");
@@ -56,10 +56,10 @@ fn packets_are_counted_on(kernel: &str) {
 
 #[test]
 fn linux_6_1() {
-    packets_are_counted_on("6.1");
+    packets_are_counted_on("6.1", "XDP in generic mode");
 }
 
 #[test]
 fn linux_6_12() {
-    packets_are_counted_on("6.12");
+    packets_are_counted_on("6.12", "TC ingress");
 }

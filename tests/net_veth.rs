@@ -11,15 +11,16 @@ mod namespace;
 use std::process::{Command, Stdio};
 
 use counting::{
-    NATIVE_VETH_OMITS, agrees_with_the_kernel, config, number, send_datagrams, settle, start, totals, until,
+    NATIVE_VETH_OMITS, agrees_with_the_kernel, attached, config, number, send_datagrams, settle, start,
+    totals, until,
 };
-use exporter::net::{Count, Event, Family, Mode, XdpMode};
+use exporter::net::{Count, Family, Hook, Mode};
 use namespace::{HERE, Namespace, pair, up};
 
-fn senders_and_kernel_agree(mode: Mode, expected: XdpMode, header: u64) {
+fn senders_and_kernel_agree(mode: Mode, expected: Hook, header: u64) {
     let (here, there) = pair();
     let (network, events) = start(&here, config(mode));
-    assert_eq!(events.recv().unwrap(), Event::Attached { interface: "exn0".into(), mode: Some(expected) });
+    assert_eq!(attached(&events), ("exn0".into(), Some(expected)));
     up(&here, &there);
 
     there.command(&format!("ping -c 20 -i 0.01 -s 100 -q {HERE}"));
@@ -87,12 +88,17 @@ fn senders_and_kernel_agree(mode: Mode, expected: XdpMode, header: u64) {
 
 #[test]
 fn generic_mode() {
-    senders_and_kernel_agree(Mode::Generic, XdpMode::Generic, 0);
+    senders_and_kernel_agree(Mode::Generic, Hook::Generic, 0);
+}
+
+#[test]
+fn tc_ingress() {
+    senders_and_kernel_agree(Mode::Auto, Hook::Tcx, 0);
 }
 
 #[test]
 fn native_mode() {
-    senders_and_kernel_agree(Mode::Auto, XdpMode::Native, NATIVE_VETH_OMITS);
+    senders_and_kernel_agree(Mode::Native, Hook::Native, NATIVE_VETH_OMITS);
 }
 
 /// Serves a file over HTTP from one namespace and gets it with curl from the other; gives what came, in bytes.

@@ -17,8 +17,8 @@ pub(crate) mod generated {
 }
 
 pub(crate) use generated::types::{
-    net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_row, net_set, net_stats, net_talker,
-    net_talkers,
+    net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_port, net_ports, net_row, net_set,
+    net_stats, net_talker, net_talkers,
 };
 
 macro_rules! named {
@@ -78,6 +78,39 @@ named!(
     Rst = NET_TCP_RST "rst", SynAck = NET_TCP_SYNACK "synack", Syn = NET_TCP_SYN "syn", Fin = NET_TCP_FIN "fin"
 );
 
+named!(
+    /// What a device's frames begin with.
+    Link is net_link, NET_LINK_COUNT from 0:
+    Ethernet = NET_LINK_ETHERNET "ethernet", Ip = NET_LINK_IP "ip", Gre = NET_LINK_GRE "gre", Sit = NET_LINK_SIT "sit",
+    Opaque = NET_LINK_OPAQUE "opaque"
+);
+named!(
+    /// A direction on an interface.
+    Direction is net_direction, NET_DIRECTIONS from 0:
+    Ingress = NET_INGRESS "ingress", Egress = NET_EGRESS "egress"
+);
+
+impl Link {
+    /// Of a device of this kind (`ARPHRD_*`, include/uapi/linux/if_arp.h).
+    pub fn of_hardware(kind: u16) -> Self {
+        /// `ARPHRD_RAWIP`, `ARPHRD_IP6GRE`: libc has no names for them.
+        const RAWIP: u16 = 519;
+        const IP6GRE: u16 = 823;
+        match kind {
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Self::Ethernet,
+            libc::ARPHRD_IPGRE => Self::Gre,
+            libc::ARPHRD_SIT => Self::Sit,
+            libc::ARPHRD_NONE
+            | libc::ARPHRD_PPP
+            | libc::ARPHRD_TUNNEL
+            | libc::ARPHRD_TUNNEL6
+            | RAWIP
+            | IP6GRE => Self::Ip,
+            _ => Self::Opaque,
+        }
+    }
+}
+
 impl AddressFamily {
     /// The protocols that a frame of this family can be counted under.
     pub fn protocols(self) -> &'static [Protocol] {
@@ -116,6 +149,15 @@ pub(crate) const WAYS: usize = (size_of::<net_set>() - 8) / 8;
 
 /// Bytes of one CPU's sketch (`struct net_sketch`). The verifier refuses the programs if it is too little.
 pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;
+
+/// Interfaces that there can be counters for: one slot is for packets of no known interface.
+pub(crate) const SLOTS: usize = 1 << 12;
+/// `PLAIN_BLOCKS` of `bpf/plain.bpf.h`, which stands for a number that is only known when the program is loaded.
+pub const PLAIN_BLOCKS: i32 = 0x7e57;
+/// `NET_HASH_KEYS`.
+pub(crate) const HASH_KEYS: usize = 13;
+/// Interfaces that programs find without a hash.
+pub(crate) const PORTS: usize = size_of::<net_ports>() / size_of::<net_port>();
 
 // Counters are read as words of 64 bits, tables by offset.
 const _: () = {

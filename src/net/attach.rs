@@ -6,40 +6,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::{ProgramHandle, TC_EGRESS, TcHook, TcHookBuilder, Xdp, XdpFlags};
 
-use super::config::Mode;
+use super::hook::Hook;
 use super::links::Interface;
-use super::sys::create_link;
+use super::sys::{chain, create_link, link_ifindex};
 
 /// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
 /// the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
 pub(crate) const ONE_PIECE_MTU: u32 = 4096 - 256 - 320 - 22;
 
-/// How the XDP program runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum XdpMode {
-    Native,
-    Generic,
-    /// In the card. The configuration refuses it (`decode`); here for the label.
-    Offload,
-}
-
-impl XdpMode {
-    pub const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Offload];
-
-    /// As it is shown in labels.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Offload => "offload",
-        }
-    }
-}
-
 /// Why a program is not on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// One of a few words, for a label: `busy`, `mtu`, `unsupported`, `permission`, `other`.
+    /// One of a few words, for a label: `busy`, `mtu`, `unsupported`, `no_hook`, `hidden`, `permission`, `other`.
     pub reason: &'static str,
     /// What failed, on what, why, and what to do next.
     pub text: String,
@@ -55,7 +33,7 @@ impl fmt::Display for Refusal {
 #[derive(Debug)]
 pub(crate) enum Attached {
     /// The kernel detaches when the descriptor is closed, even if this process is killed.
-    Link { _link: OwnedFd },
+    Link { link: OwnedFd, chain: Option<u32> },
     /// A filter of the `clsact` queue discipline, for kernels before 6.6.
     Filter { _filter: Filter },
 }
@@ -82,55 +60,101 @@ fn filter_hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
         .hook(TC_EGRESS)
 }
 
-/// Attaches XDP. On success says in which mode.
+impl Attached {
+    /// Whether the kernel still has it there: an administrator can force it off, and interfaces can be made anew with the
+    /// same name and index.
+    pub fn is_on(&self, on: &Interface) -> bool {
+        match self {
+            Self::Link { link, .. } => link_ifindex(link.as_fd()).is_ok_and(|index| index == on.index as u32),
+            // The filter is gone with the interface; that it was taken away is not looked for before 6.6.
+            Self::Filter { .. } => true,
+        }
+    }
+
+    /// Who of a chain of programs runs before it, if any does: that one may end the chain.
+    pub fn is_behind(&self, program: BorrowedFd<'_>, on: &Interface) -> Option<u32> {
+        let Self::Link { chain: Some(kind), .. } = self else { return None };
+        let ours = program_id(program)?;
+        chain(on.index, *kind).ok()?.first().copied().filter(|first| *first != ours)
+    }
+}
+
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> Option<u32> {
+    libbpf_rs::ProgramImpl::<()>::id_from_fd(program).ok()
+}
+
+/// A program of any owner, in words.
+pub(crate) fn described(id: u32) -> String {
+    let name = ProgramHandle::from_prog_id(id).ok().map(|found| found.name().to_string_lossy().into_owned());
+    let known = name.filter(|name| !name.is_empty()).map(|name| format!(" {name:?}")).unwrap_or_default();
+    format!("program{known}, id {id}")
+}
+
+/// Attaches to what comes in.
 ///
 /// # Errors
 /// Why not; nothing is then changed.
-pub(crate) fn attach_xdp(
+pub(crate) fn attach_ingress(
     program: BorrowedFd<'_>,
     on: &Interface,
-    mode: Mode,
-) -> Result<(Attached, XdpMode), Refusal> {
-    let modes: &[XdpMode] = match mode {
-        Mode::Native => &[XdpMode::Native],
-        Mode::Generic => &[XdpMode::Generic],
-        Mode::Auto => &[XdpMode::Native, XdpMode::Generic],
-    };
-    let mut refusals = Vec::new();
-    for mode in modes {
-        let flags = match mode {
-            XdpMode::Generic => XdpFlags::SKB_MODE,
-            _ => XdpFlags::DRV_MODE,
-        };
-        // A link never takes another program's place: the kernel answers EBUSY or EEXIST.
-        match create_link(program, on.index, libbpf_sys::BPF_XDP, flags.bits()) {
-            Ok(link) => return Ok((Attached::Link { _link: link }, *mode)),
-            Err(error) => {
-                let refusal = xdp_refusal(program, on, *mode, &error);
-                if refusal.reason == "busy" {
-                    return Err(refusal);
-                }
-                refusals.push(refusal);
-            }
+    hook: Hook,
+    ours: &dyn Fn(u32) -> bool,
+) -> Result<Attached, Refusal> {
+    let flags = match hook {
+        Hook::Generic => XdpFlags::SKB_MODE,
+        Hook::Native => XdpFlags::DRV_MODE,
+        Hook::Offload => XdpFlags::HW_MODE,
+        Hook::Tcx => {
+            let attached = attach_tcx(program, on, libbpf_sys::BPF_TCX_INGRESS);
+            return attached.map_err(|error| tcx_refusal(on, "ingress", &error));
         }
+    };
+    // A link never takes another program's place: the kernel answers EBUSY or EEXIST.
+    match create_link(program, on.index, libbpf_sys::BPF_XDP, flags.bits()) {
+        Ok(link) => Ok(Attached::Link { link, chain: None }),
+        Err(error) => Err(xdp_refusal(program, on, hook, &error, ours)),
     }
-    refusals.pop().map_or_else(|| unreachable!("there is always a mode to try"), Err)
+}
+
+/// Before all others that are there, because any of them may end the chain.
+fn attach_tcx(program: BorrowedFd<'_>, on: &Interface, kind: u32) -> io::Result<Attached> {
+    let link = create_link(program, on.index, kind, libbpf_sys::BPF_F_BEFORE)?;
+    Ok(Attached::Link { link, chain: Some(kind) })
+}
+
+/// The kernel's answer to an attach type that it has not heard of.
+fn is_unknown(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 /// What the kernel's refusal means. Links bring no text with them, so it is told from the number and the circumstances.
-fn xdp_refusal(program: BorrowedFd<'_>, on: &Interface, mode: XdpMode, error: &io::Error) -> Refusal {
+fn xdp_refusal(
+    program: BorrowedFd<'_>,
+    on: &Interface,
+    mode: Hook,
+    error: &io::Error,
+    ours: &dyn Fn(u32) -> bool,
+) -> Refusal {
     let (name, label) = (&on.name, mode.label());
     let refusal =
         |reason, why: String| Refusal { reason, text: format!("{name}: {label} XDP is not attached: {why}") };
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
-            let holder = holder(program, on).unwrap_or_else(|| "another program".to_string());
             refusal(
                 "busy",
-                format!(
-                    "{holder} is there, and is left alone; to count here, have its owner take it away (`ip link set dev \
-                     {name} xdp off` shows and removes it), or leave {name} out of network.interfaces"
-                ),
+                match holder(program, on) {
+                    Some((id, _)) if ours(id) => "a program of this exporter is there already".to_string(),
+                    Some((_, holder)) => format!(
+                        "{holder} is there, and is left alone; to count here, have its owner take it away (`ip link set \
+                         dev {name} xdp off` shows and removes it), use `mode: tcx`, or leave {name} out of \
+                         network.interfaces"
+                    ),
+                    // The kernel wants programs on lower devices attached first.
+                    None => format!(
+                        "a device above {name} (a bridge, bond or VLAN) has an XDP program, which must be attached after \
+                         this; use `mode: auto` or `mode: tcx`"
+                    ),
+                },
             )
         }
         Some(libc::EPERM | libc::EACCES) => refusal(
@@ -138,7 +162,7 @@ fn xdp_refusal(program: BorrowedFd<'_>, on: &Interface, mode: XdpMode, error: &i
             format!("{error}; run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root"),
         ),
         Some(libc::ERANGE | libc::EMSGSIZE | libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP)
-            if mode == XdpMode::Native && on.mtu > ONE_PIECE_MTU =>
+            if mode == Hook::Native && on.mtu > ONE_PIECE_MTU =>
         {
             refusal(
                 "mtu",
@@ -158,7 +182,7 @@ fn xdp_refusal(program: BorrowedFd<'_>, on: &Interface, mode: XdpMode, error: &i
         Some(libc::EOPNOTSUPP | libc::EINVAL) => refusal(
             "unsupported",
             match mode {
-                XdpMode::Generic => format!("the interface does not take it ({error})"),
+                Hook::Generic => format!("the interface does not take it ({error})"),
                 _ => format!("the driver does not do XDP ({error}); use `mode: generic` or `mode: auto`"),
             },
         ),
@@ -172,8 +196,8 @@ fn xdp_refusal(program: BorrowedFd<'_>, on: &Interface, mode: XdpMode, error: &i
     }
 }
 
-/// Who has XDP on the interface, in words.
-fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<String> {
+/// Who has XDP on the interface: the program's id, and in words.
+fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
     let found = Xdp::new(program).query(on.index, XdpFlags::NONE).ok()?;
     let (id, mode) = [
         (found.drv_prog_id, "native"),
@@ -187,14 +211,13 @@ fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<String> {
     ]
     .into_iter()
     .find(|(id, _)| *id != 0)?;
-    let name =
-        ProgramHandle::from_prog_id(id).ok().map(|program| program.name().to_string_lossy().into_owned());
-    let known = name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default();
-    let dispatcher = match name.as_deref() {
-        Some("xdp_dispatcher") => " (the dispatcher of libxdp, which this program does not join)",
-        _ => "",
+    let described = described(id);
+    let dispatcher = if described.contains("\"xdp_dispatcher\"") {
+        " (the dispatcher of libxdp, which this program does not join)"
+    } else {
+        ""
     };
-    Some(format!("program{known}, id {id}, in {mode} mode{dispatcher}"))
+    Some((id, format!("{described}, in {mode} mode{dispatcher}")))
 }
 
 /// The priority and handle of our TC filter: numbers that nothing else is likely to choose.
@@ -203,16 +226,15 @@ const FILTER_HANDLE: u32 = 0x4558;
 /// The name the kernel knows our egress program by.
 const EGRESS_NAME: &str = "net_egress";
 
-/// Attaches to what leaves the interface: after other TCX programs, or as a filter where there is no TCX.
+/// Attaches to what leaves the interface: before other TCX programs, or as a filter where there is no TCX.
 ///
 /// # Errors
 /// Why not; nothing is then changed.
 pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
-    match create_link(program, on.index, libbpf_sys::BPF_TCX_EGRESS, 0) {
-        Ok(link) => Ok(Attached::Link { _link: link }),
-        // Before 6.6: an attach type that the kernel has not heard of.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => attach_filter(program, on),
-        Err(error) => Err(egress_refusal(on, &error)),
+    match attach_tcx(program, on, libbpf_sys::BPF_TCX_EGRESS) {
+        Ok(attached) => Ok(attached),
+        Err(error) if is_unknown(&error) => attach_filter(program, on),
+        Err(error) => Err(tcx_refusal(on, "egress", &error)),
     }
 }
 
@@ -222,7 +244,7 @@ pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<A
 /// # Errors
 /// Why not.
 pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
-    let program = program.try_clone_to_owned().map_err(|error| egress_refusal(on, &error))?;
+    let program = program.try_clone_to_owned().map_err(|error| tcx_refusal(on, "egress", &error))?;
     let mut hook = filter_hook(program.as_fd(), on.index);
     let other = |error: libbpf_rs::Error| Refusal {
         reason: "other",
@@ -248,23 +270,16 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
     Ok(Attached::Filter { _filter: Filter { ifindex: on.index, program } })
 }
 
-fn egress_refusal(on: &Interface, error: &io::Error) -> Refusal {
+fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
     let (reason, next) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             ("permission", "run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root")
         }
         Some(libc::ERANGE | libc::ENOSPC) => ("busy", "as many programs as fit are there; see `bpftool net`"),
+        _ if is_unknown(error) => ("unsupported", "kernels before 6.6 have no TCX; use `mode: auto`"),
         _ => ("other", "see `bpftool net` for what is there"),
     };
-    Refusal { reason, text: format!("{}: TC egress is not attached: {error}; {next}", on.name) }
-}
-
-/// Whether the XDP program that was attached by a link is still there: an administrator can force it off.
-pub(crate) fn xdp_is_there(program: BorrowedFd<'_>, on: i32) -> bool {
-    let ours = libbpf_rs::ProgramImpl::<()>::id_from_fd(program).unwrap_or_default();
-    Xdp::new(program).query(on, XdpFlags::NONE).is_ok_and(|found| {
-        [found.prog_id, found.drv_prog_id, found.skb_prog_id, found.hw_prog_id].contains(&ours)
-    })
+    Refusal { reason, text: format!("{}: TC {direction} is not attached: {error}; {next}", on.name) }
 }
 
 #[cfg(test)]
@@ -272,7 +287,10 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::net::load::load_egress;
+    use crate::net::abi::{Direction, Link};
+    use crate::net::books::Books;
+    use crate::net::config::Count;
+    use crate::net::programs::{Program, Programs};
 
     /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
     fn run(line: &str) -> String {
@@ -293,18 +311,20 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let loaded = load_egress(on.index, None).unwrap();
+            let programs = Programs::new(Books::create(&Count::default()).unwrap(), 0).unwrap();
+            let program = programs.get(Program::TcEgress).unwrap();
+            let entry = programs.enter(on.index, on.link, false).unwrap();
 
             // One that was killed leaves its filter; the next takes that place.
-            std::mem::forget(attach_filter(loaded.program.as_fd(), &on).unwrap());
-            let attached = attach_filter(loaded.program.as_fd(), &on).unwrap();
+            std::mem::forget(attach_filter(program.as_fd(), &on).unwrap());
+            let attached = attach_filter(program.as_fd(), &on).unwrap();
             let filters = || run("tc filter show dev exn0 egress");
             assert_eq!(filters().matches("handle 0x4558").count(), 1, "{}", filters());
 
             // An interface that comes up looks for routers and groups: that is traffic enough.
             run("ip link set exn1 up");
             run("ip link set exn0 up");
-            let sent = || loaded.counters().total_packets();
+            let sent = || entry.counters(Direction::Egress).total_packets();
             for _ in 0..200 {
                 if sent() > 0 {
                     break;
@@ -317,7 +337,7 @@ mod tests {
 
             // Somebody else's filter at our place stays.
             run("tc filter add dev exn0 egress prio 49531 u32 match u32 0 0 flowid 1:1");
-            let refusal = attach_filter(loaded.program.as_fd(), &on).unwrap_err();
+            let refusal = attach_filter(program.as_fd(), &on).unwrap_err();
             assert!(refusal.text.starts_with("exn0: "), "{refusal}");
             assert!(filters().contains("u32"), "{}", filters());
         });
@@ -327,7 +347,17 @@ mod tests {
     #[test]
     fn refusals_say_what_to_do() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let on = Interface { name: "eth0".into(), index: 1, mtu: 9000 };
+        let on = Interface {
+            name: "eth0".into(),
+            altnames: vec![],
+            index: 1,
+            mtu: 9000,
+            link: Link::Ethernet,
+            loopback: false,
+            kind: None,
+            bus: None,
+            master: None,
+        };
         for (number, mtu, reason, next) in [
             (libc::EPERM, 1500, "permission", "CAP_NET_ADMIN"),
             (libc::EOPNOTSUPP, 1500, "unsupported", "mode: generic"),
@@ -338,7 +368,7 @@ mod tests {
         ] {
             let error = io::Error::from_raw_os_error(number);
             let refusal =
-                xdp_refusal(null.as_fd(), &Interface { mtu, ..on.clone() }, XdpMode::Native, &error);
+                xdp_refusal(null.as_fd(), &Interface { mtu, ..on.clone() }, Hook::Native, &error, &|_| false);
             assert_eq!(refusal.reason, reason, "{refusal}");
             assert!(refusal.text.contains(next), "{refusal}");
         }

@@ -2,23 +2,51 @@
 
 use crate::glob;
 
+use super::hook::{Hook, choose};
+use super::links::Interface;
+
 /// The section `network:` of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkConfig {
-    /// Names or globs (`*`, `?`) of interfaces. They may appear later.
+    /// Names or globs (`*`, `?`) of interfaces of the exporter's own network namespace. They may appear later.
     pub interfaces: Vec<String>,
+    /// Names or globs of those that are left out everywhere, though they fit.
+    pub exclude: Vec<String>,
+    /// Interfaces of other network namespaces.
+    pub elsewhere: Vec<(Space, Vec<String>)>,
     pub mode: Mode,
     pub count: Count,
 }
 
-/// How XDP is attached.
+/// A network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Space {
+    /// The exporter's own.
+    Own,
+    /// By name, as `ip netns` knows it, or by path.
+    Netns(String),
+    /// That of a container, by name or id.
+    Container(String),
+}
+
+/// The interfaces that are wanted of one network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    pub space: Space,
+    interfaces: Vec<String>,
+    exclude: Vec<String>,
+}
+
+/// Where what comes in is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// In the driver, or not at all.
+    /// By XDP in the driver, or not at all.
     Native,
-    /// In the network stack, with any driver; costs a copy of many packets.
+    /// By XDP in the network stack, with any driver; costs a copy of many packets.
     Generic,
-    /// Native, and where the driver cannot, generic. `xdp_mode` says which.
+    /// By TC ingress.
+    Tcx,
+    /// Where it costs least: see [`super::hook`]. `xdp_mode` says what that is.
     #[default]
     Auto,
 }
@@ -53,24 +81,67 @@ impl Default for Count {
 }
 
 impl NetworkConfig {
-    /// Whether the interface is one of those to count on.
-    pub fn wants(&self, name: &str) -> bool {
-        self.interfaces.iter().any(|pattern| glob::matches(pattern, name))
+    /// By network namespace, the own one first.
+    pub fn scopes(&self) -> Vec<Scope> {
+        let scope = |space: &Space, interfaces: &Vec<String>| Scope {
+            space: space.clone(),
+            interfaces: interfaces.clone(),
+            exclude: self.exclude.clone(),
+        };
+        let own = Some(scope(&Space::Own, &self.interfaces)).filter(|own| !own.interfaces.is_empty());
+        own.into_iter()
+            .chain(self.elsewhere.iter().map(|(space, interfaces)| scope(space, interfaces)))
+            .collect()
     }
 
-    /// Names that are written out and so are expected to be there.
-    pub fn exact_names(&self) -> impl Iterator<Item = &str> {
-        self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?']))
+    /// How many interfaces of a namespace may be counted by XDP with counters of plain frames: as many as are there now or
+    /// have a name in the configuration.
+    pub(crate) fn plain_interfaces(&self, scope: &Scope, present: &[Interface]) -> usize {
+        if self.count.talkers > 0 || self.mode == Mode::Tcx {
+            return 0;
+        }
+        let by_xdp = |there: &&Interface| {
+            choose(there, self.mode).is_ok_and(|choice| choice.hooks.first() != Some(&Hook::Tcx))
+        };
+        let wanted = present.iter().filter(|there| scope.wants(&there.name, &there.altnames));
+        let now = wanted.filter(by_xdp).count();
+        let later =
+            scope.exact_names().filter(|name| !present.iter().any(|there| there.is_called(name))).count();
+        now + later
     }
 
-    /// Kernel memory of one interface's counters on a machine with so many CPUs, in bytes.
-    pub fn interface_memory(&self, cpus: usize) -> u64 {
-        super::load::memory(self.count.talkers > 0, cpus)
+    /// Kernel memory of one interface's counters on a machine with so many CPUs, in bytes: without those of plain frames,
+    /// and the most that these add where it is counted by XDP.
+    pub fn interface_memory(&self, cpus: usize) -> (u64, u64) {
+        let plain = if self.count.talkers > 0 { 0 } else { super::programs::plain_memory(1, cpus) };
+        (super::programs::memory(cpus), plain)
     }
 
     /// Kernel memory of the tables of talkers and flows on a machine with so many CPUs, in bytes.
     pub fn table_memory(&self, cpus: usize) -> u64 {
         super::tables::memory(&self.count, cpus)
+    }
+}
+
+impl Scope {
+    /// Whether the interface is one of those to count on.
+    pub fn wants(&self, name: &str, altnames: &[String]) -> bool {
+        let any = |patterns: &[String]| {
+            let is = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name));
+            is(name) || altnames.iter().any(|other| is(other))
+        };
+        any(&self.interfaces) && !any(&self.exclude)
+    }
+
+    /// Whether one of the interface's names is written out.
+    pub fn names(&self, name: &str, altnames: &[String]) -> bool {
+        self.exact_names().any(|exact| exact == name || altnames.iter().any(|other| exact == other))
+    }
+
+    /// Names that are written out and so are expected to be there.
+    pub fn exact_names(&self) -> impl Iterator<Item = &str> {
+        let exact = self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?']));
+        exact.filter(|name| !self.exclude.iter().any(|pattern| glob::matches(pattern, name)))
     }
 }
 
@@ -81,28 +152,35 @@ mod tests {
     #[test]
     fn names_and_globs() {
         let config = NetworkConfig {
-            interfaces: vec!["eth0".into(), "veth*".into()],
-            mode: Mode::Auto,
-            count: Count::default(),
+            interfaces: vec!["eth0".into(), "veth*".into(), "wan".into()],
+            exclude: vec!["veth9*".into()],
+            elsewhere: vec![(Space::Netns("blue".into()), vec!["*".into()])],
+            ..NetworkConfig::default()
         };
-        for (name, wanted) in [("eth0", true), ("eth01", false), ("veth1a", true), ("xveth", false)] {
-            assert_eq!(config.wants(name), wanted, "{name}");
+        let scopes = config.scopes();
+        for (name, wanted) in
+            [("eth0", true), ("eth01", false), ("veth1a", true), ("xveth", false), ("veth91", false)]
+        {
+            assert_eq!(scopes[0].wants(name, &[]), wanted, "{name}");
         }
-        assert_eq!(config.exact_names().collect::<Vec<_>>(), ["eth0"]);
+        assert!(scopes[0].wants("enp3s0", &["wan".into()]) && scopes[0].names("enp3s0", &["wan".into()]));
+        assert_eq!(scopes[0].exact_names().collect::<Vec<_>>(), ["eth0", "wan"]);
+        assert_eq!(scopes[1].space, Space::Netns("blue".into()));
+        assert!(scopes[1].wants("lo", &[]) && !scopes[1].wants("veth91", &[]));
     }
 
     #[test]
     fn memory_grows_with_entries_and_cpus() {
-        let mut config = NetworkConfig { interfaces: vec![], mode: Mode::Auto, count: Count::default() };
+        let mut config = NetworkConfig::default();
         assert_eq!(config.table_memory(8), 0);
         config.count.talkers = 4096;
         let talkers = config.table_memory(1);
-        assert!((4096 * 56..4096 * 80).contains(&talkers), "{talkers}");
+        assert!((8192 * 56..8192 * 80).contains(&talkers), "{talkers}");
         config.count.flows = 4096;
         assert!(config.table_memory(2) > 4 * talkers);
         // Plain frames are only counted apart where there are no talkers.
-        let with_talkers = config.interface_memory(3);
+        assert_eq!(config.interface_memory(3).1, 0);
         config.count.talkers = 0;
-        assert_eq!(config.interface_memory(3), with_talkers + (4 << 16));
+        assert_eq!(config.interface_memory(3).1, 4 << 16);
     }
 }

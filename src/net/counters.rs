@@ -116,14 +116,24 @@ impl Counters {
         self.at(offset_of!(net_stats, fragments), family as usize)
     }
 
-    /// Packets whose remote host is not tracked.
-    pub fn talkers_refused(&self) -> u64 {
-        self.at(offset_of!(net_stats, talkers_refused), 0)
+    /// Packets whose remote host is not tracked, or no longer.
+    pub fn talkers_untracked(&self) -> u64 {
+        self.at(offset_of!(net_stats, talkers_refused), 0) + self.talkers_evicted()
     }
 
-    /// Packets of tracked hosts whose flow is not.
-    pub fn flows_refused(&self) -> u64 {
-        self.at(offset_of!(net_stats, flows_refused), 0)
+    /// Packets of tracked hosts whose flow is not tracked, or no longer.
+    pub fn flows_untracked(&self) -> u64 {
+        self.at(offset_of!(net_stats, flows_refused), 0) + self.flows_evicted()
+    }
+
+    /// Packets of hosts that had to make room for others.
+    pub fn talkers_evicted(&self) -> u64 {
+        self.at(offset_of!(net_stats, talkers_evicted), 0)
+    }
+
+    /// Packets of flows that had to make room for others.
+    pub fn flows_evicted(&self) -> u64 {
+        self.at(offset_of!(net_stats, flows_evicted), 0)
     }
 }
 

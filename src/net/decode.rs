@@ -1,12 +1,14 @@
 //! The section `network:` of a configuration.
 
-use super::config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
+use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use crate::config::Node;
 
-const KEYS: &[&str] = &["interfaces", "mode", "count"];
+const KEYS: &[&str] = &["interfaces", "exclude", "mode", "count"];
+const SPACE_KEYS: &[&str] = &["netns", "container", "interfaces"];
 const COUNT_KEYS: &[&str] = &["sizes", "flags", "talkers", "flows", "top_sources", "tcp_connections"];
 const TABLE_KEYS: &[&str] = &["entries"];
-const MODES: &[(&str, Mode)] = &[("native", Mode::Native), ("generic", Mode::Generic), ("auto", Mode::Auto)];
+const MODES: &[(&str, Mode)] =
+    &[("native", Mode::Native), ("generic", Mode::Generic), ("tcx", Mode::Tcx), ("auto", Mode::Auto)];
 
 /// Entries of a table whose size is not said.
 const ENTRIES: u32 = 4096;
@@ -17,18 +19,42 @@ const HELP: &str = "write interfaces: [eth0], or a glob: [\"veth*\"]";
 pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     let fields = node.fields("the network's settings", KEYS)?;
     let named = fields.require("interfaces", HELP)?;
-    let interfaces: Vec<String> = named
-        .one_or_list()
-        .iter()
-        .filter_map(|name| name.text_as("the name of an interface"))
-        .map(str::to_owned)
-        .collect();
-    if interfaces.is_empty() {
+    let (mut interfaces, mut elsewhere) = (Vec::new(), Vec::new());
+    for one in named.one_or_list() {
+        if one.value.is_mapping() {
+            elsewhere.extend(space(&one));
+        } else {
+            interfaces.extend(one.text_as("the name of an interface").map(str::to_owned));
+        }
+    }
+    if interfaces.is_empty() && elsewhere.is_empty() {
         named.expected("at least one interface").help(HELP);
     }
+    let exclude = fields.get("exclude").map(|node| names(&node)).unwrap_or_default();
     let mode = fields.get("mode").and_then(|node| mode(&node)).unwrap_or_default();
     let count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
-    Some(NetworkConfig { interfaces, mode, count })
+    Some(NetworkConfig { interfaces, exclude, elsewhere, mode, count })
+}
+
+fn names(node: &Node<'_>) -> Vec<String> {
+    let all = node.one_or_list();
+    all.iter().filter_map(|name| name.text_as("the name of an interface")).map(str::to_owned).collect()
+}
+
+/// `{ netns: NAME }` or `{ container: NAME }`, with `interfaces`, or all but the loopback.
+fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
+    let fields = node.fields("interfaces of another network namespace", SPACE_KEYS)?;
+    let named = |key: &str| Some(fields.get(key)?.text_as("a name")?.to_owned());
+    let space = match (named("netns"), named("container")) {
+        (Some(name), None) => Space::Netns(name),
+        (None, Some(name)) => Space::Container(name),
+        _ => {
+            fields.error("either `netns` or `container` is needed".to_string()).help("write { netns: NAME }");
+            return None;
+        }
+    };
+    let interfaces = fields.get("interfaces").map(|node| names(&node));
+    Some((space, interfaces.unwrap_or_else(|| vec!["?*".to_string()])))
 }
 
 /// `offload` is understood and refused: it is a mode of XDP, but the kernel gives cards no maps but plain arrays and hashes
@@ -103,6 +129,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!((long.mode, long.count.talkers, long.count.flows), (Mode::Generic, 64, ENTRIES));
+        let other = read(
+            "{ interfaces: [eth0, { netns: blue, interfaces: 'e*' }, { container: web }], exclude: lo }",
+        );
+        let other = other.unwrap();
+        assert_eq!(other.elsewhere[0], (Space::Netns("blue".into()), vec!["e*".to_string()]));
+        assert_eq!(other.elsewhere[1].0, Space::Container("web".into()));
+        assert_eq!(other.exclude, ["lo"]);
         assert!(!long.count.sizes && long.count.tcp_connections && long.count.top_sources == 5);
     }
 
@@ -110,6 +143,8 @@ mod tests {
     fn mistakes_are_named() {
         for (text, said) in [
             ("{ mode: auto }", "`interfaces` is missing"),
+            ("{ interfaces: { netns: a, container: b } }", "either `netns` or `container`"),
+            ("{ interfaces: { netns: a, interface: b } }", "did you mean \"interfaces\""),
             ("{ interfaces: [] }", "at least one interface"),
             ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
             ("{ interfaces: eth0, mode: offload }", "a card runs no programs that count for each CPU"),

@@ -43,6 +43,17 @@ impl Family {
         self.samples.push(Sample { labels, value });
     }
 
+    /// Adds a series of an interface: its labels come first.
+    pub fn push_of(&mut self, of: &[(&'static str, String)], labels: &[(&'static str, &str)], value: Value) {
+        let own = labels.iter().map(|(name, value)| (*name, (*value).to_string()));
+        self.samples.push(Sample { labels: of.iter().cloned().chain(own).collect(), value });
+    }
+
+    /// Adds a series of an interface's counter or gauge.
+    pub fn number_of(&mut self, of: &[(&'static str, String)], labels: &[(&'static str, &str)], value: u64) {
+        self.push_of(of, labels, Value::Number(value));
+    }
+
     /// Adds a series of a counter or gauge.
     pub fn number(&mut self, labels: &[(&'static str, &str)], value: u64) {
         self.push(labels, Value::Number(value));

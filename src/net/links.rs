@@ -4,14 +4,28 @@
 
 use std::io;
 
-use super::netlink::{attributes, dump, u32_at};
+use std::collections::{BTreeSet, HashMap};
+
+use netlink_sys::{Socket, SocketAddr};
+
+use super::abi::Link;
+use super::netlink::{attributes, dump, each_message, u16_at, u32_at};
 
 const NETLINK_ROUTE: isize = 0;
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTMGRP_LINK: u32 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_STATS64: u16 = 23;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// `struct ifinfomsg`.
 const INFO: usize = 16;
@@ -20,9 +34,34 @@ const INFO: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub name: String,
+    /// Other names of it.
+    pub altnames: Vec<String>,
     pub index: i32,
     /// Largest IP packet, in bytes.
     pub mtu: u32,
+    /// What its frames begin with.
+    pub link: Link,
+    pub loopback: bool,
+    /// Of a device made by software: `veth`, `bridge`, ...
+    pub kind: Option<String>,
+    /// Of a device on a bus: `pci`, `usb`, `virtio`, ...
+    pub bus: Option<String>,
+    /// The bridge, bond or VRF that it belongs to.
+    pub master: Option<i32>,
+}
+
+impl Interface {
+    /// Whether this is its name, or one of its others.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.altnames.iter().any(|other| other == name)
+    }
+}
+
+/// Packets of an interface as the kernel counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct KernelCount {
+    pub received: u64,
+    pub sent: u64,
 }
 
 /// All interfaces.
@@ -30,42 +69,142 @@ pub(crate) struct Interface {
 /// # Errors
 /// If the kernel does not say.
 pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
+    ask(RTEXT_FILTER_SKIP_STATS, interface)
+}
+
+/// What the kernel itself has counted, by index.
+///
+/// # Errors
+/// If the kernel does not say.
+pub(crate) fn kernel_counts() -> io::Result<HashMap<i32, KernelCount>> {
+    Ok(ask(0, kernel_count)?.into_iter().collect())
+}
+
+fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
     let mut body = vec![0u8; INFO];
     body.extend_from_slice(&8u16.to_ne_bytes());
     body.extend_from_slice(&IFLA_EXT_MASK.to_ne_bytes());
-    body.extend_from_slice(&RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    // A list that changed while it was read is asked for again, but not for ever: the next poll does so anyway.
+    body.extend_from_slice(&filter.to_ne_bytes());
+    // A list that changed while it was read is asked for again, but not for ever: a message of the change comes anyway.
+    let mut found = Vec::new();
     for _ in 0..3 {
-        let mut found = Vec::new();
+        found.clear();
         let changed = dump(NETLINK_ROUTE, RTM_GETLINK, &body, |kind, message| {
             if kind == RTM_NEWLINK {
-                found.extend(interface(message));
+                found.extend(read(message));
             }
         })?;
         if !changed {
-            return Ok(found);
+            break;
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::Interrupted,
-        "the list of interfaces changed three times while it was read",
-    ))
+    Ok(found)
 }
 
 fn interface(message: &[u8]) -> Option<Interface> {
     let index = u32_at(message, 4)? as i32;
-    let (mut name, mut mtu) = (None, 0);
+    let hardware = u16_at(message, 2)?;
+    let mut found = Interface {
+        name: String::new(),
+        altnames: Vec::new(),
+        index,
+        mtu: 0,
+        link: Link::of_hardware(hardware),
+        loopback: hardware == libc::ARPHRD_LOOPBACK,
+        kind: None,
+        bus: None,
+        master: None,
+    };
     for (kind, value) in attributes(message.get(INFO..)?) {
         match kind {
-            IFLA_IFNAME => {
-                let text = value.split(|byte| *byte == 0).next()?;
-                name = Some(String::from_utf8_lossy(text).into_owned());
+            IFLA_IFNAME => found.name = text(value),
+            IFLA_MTU => found.mtu = u32_at(value, 0)?,
+            IFLA_MASTER => found.master = u32_at(value, 0).map(|index| index as i32),
+            IFLA_PARENT_DEV_BUS_NAME => found.bus = Some(text(value)),
+            IFLA_LINKINFO => {
+                found.kind =
+                    attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value));
             }
-            IFLA_MTU => mtu = u32_at(value, 0)?,
+            IFLA_PROP_LIST => {
+                let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
+                found.altnames = names.map(|(_, value)| text(value)).collect();
+            }
             _ => {}
         }
     }
-    Some(Interface { name: name?, index, mtu })
+    Some(found).filter(|found| !found.name.is_empty())
+}
+
+fn kernel_count(message: &[u8]) -> Option<(i32, KernelCount)> {
+    let index = u32_at(message, 4)? as i32;
+    let (_, stats) = attributes(message.get(INFO..)?).find(|(kind, _)| *kind == IFLA_STATS64)?;
+    // struct rtnl_link_stats64: rx_packets, tx_packets, ...
+    let word = |at: usize| Some(u64::from_ne_bytes(stats.get(at..at + 8)?.try_into().ok()?));
+    Some((index, KernelCount { received: word(0)?, sent: word(8)? }))
+}
+
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// What the kernel tells of interfaces as it happens.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    socket: Socket,
+}
+
+/// Which interfaces something happened to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// By index: those that are gone, though others may have the same index now.
+    pub gone: BTreeSet<i32>,
+    pub touched: BTreeSet<i32>,
+}
+
+impl Changes {
+    /// Listens in the thread's network namespace.
+    ///
+    /// # Errors
+    /// If the kernel makes no socket.
+    pub fn listen() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, RTMGRP_LINK))?;
+        socket.set_non_blocking(true)?;
+        // Should it not be allowed as much, messages may be lost; that is told, and the list is read in any case.
+        let _ = socket.set_rx_buf_sz(1u32 << 20);
+        Ok(Self { socket })
+    }
+
+    /// All that has come so far.
+    pub fn take(&self) -> Changed {
+        let mut changed = Changed::default();
+        // Ends with EAGAIN. After ENOBUFS, when messages were lost, what matters is in the list of interfaces.
+        while let Ok((datagram, from)) = self.socket.recv_from_full() {
+            if from.port_number() == 0 {
+                // What is cut short tells of something too: the list is read after any message.
+                let _ = each_message(&datagram, |kind, body| changed.note(kind, body));
+            }
+        }
+        changed
+    }
+}
+
+impl Changed {
+    fn note(&mut self, kind: u16, body: &[u8]) {
+        let Some(index) = u32_at(body, 4).map(|index| index as i32) else { return };
+        self.touched.insert(index);
+        // A bridge tells of ports that leave it with the same message, of its own family.
+        if kind == RTM_DELLINK && body.first() == Some(&(libc::AF_UNSPEC as u8)) {
+            self.gone.insert(index);
+        }
+    }
+}
+
+impl std::os::fd::AsFd for Changes {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 #[cfg(test)]

@@ -5,28 +5,41 @@
 
 mod abi;
 mod attach;
+mod board;
+mod books;
 mod collect;
 mod config;
 mod counters;
 mod decode;
+mod event;
 mod family;
+mod follow;
+mod hook;
 mod links;
-mod load;
 mod netlink;
 mod port;
+mod programs;
 mod query;
 mod sockets;
+mod spaces;
 mod sys;
 mod tables;
 mod watch;
 
-pub use abi::{AddressFamily, Fault, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind, Verdict};
-pub use attach::{Refusal, XdpMode};
-pub use config::{Count, Mode, NetworkConfig, TABLE_ENTRIES, TOP_SOURCES};
+pub use abi::{
+    AddressFamily, Direction, Fault, Link, PLAIN_BLOCKS, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind,
+    Verdict,
+};
+pub use attach::Refusal;
+pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
 pub use decode::decode;
+pub use event::Event;
 pub use family::{Family, Kind, Sample, Value};
-pub use load::cpu_slots;
-pub use query::{FlowRow, PER_PAGE, QueryError, TalkerRow};
+pub use follow::preview;
+pub use hook::Hook;
+pub use programs::cpu_slots;
+pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};
+pub use sys::set_operand;
 pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};
-pub use watch::{Event, Network, NetworkError};
+pub use watch::{Network, NetworkError};

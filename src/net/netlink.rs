@@ -68,6 +68,14 @@ fn messages(mut rest: &[u8], interrupted: &mut bool, each: &mut impl FnMut(u16, 
     Ok(false)
 }
 
+/// Hands over the messages of one datagram that was not asked for.
+///
+/// # Errors
+/// If it is no netlink, or tells of an error.
+pub(crate) fn each_message(datagram: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    messages(datagram, &mut false, &mut each).map(drop)
+}
+
 /// The attributes of a message: type and value.
 pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {

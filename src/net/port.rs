@@ -1,87 +1,233 @@
 //! One interface with its programs.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use super::attach::{Attached, ONE_PIECE_MTU, Refusal, XdpMode, attach_egress, attach_xdp, xdp_is_there};
-use super::collect::Reading;
+use super::abi::{Direction, Link};
+use super::attach::{Attached, ONE_PIECE_MTU, Refusal, attach_egress, attach_ingress, described};
 use super::config::Mode;
-use super::links::Interface;
-use super::load::{Loaded, Pieces, load_egress, load_ingress};
-use super::tables::Tables;
+use super::hook::{Hook, choose, crosses_hooks};
+use super::links::{Interface, KernelCount};
+use super::programs::{Entry, Program, Programs};
+
+/// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.
+const MISSING: u64 = 32;
 
 /// An interface that is counted on, as far as the kernel lets us. Dropping it detaches.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub on: Interface,
-    ingress: Result<Ingress, Refusal>,
-    egress: Result<Egress, Refusal>,
+    // Attached programs go before the entry that they find the interface by.
+    ingress: Side,
+    egress: Side,
+    entry: Arc<Entry>,
 }
 
+/// One direction.
 #[derive(Debug)]
-struct Ingress {
-    _attached: Attached,
-    mode: XdpMode,
-    loaded: Loaded,
+struct Side {
+    state: Result<Placed, Refusal>,
+    /// What was counted at the last comparison, by the kernel and here.
+    compared: Option<(u64, u64)>,
+    /// Comparisons in a row that found packets missing.
+    missing: u32,
 }
 
+/// A program in its place.
 #[derive(Debug)]
-struct Egress {
-    _attached: Attached,
-    loaded: Loaded,
+struct Placed {
+    attached: Attached,
+    program: Arc<OwnedFd>,
+    hook: Hook,
+    reason: String,
+}
+
+/// What became of a direction since it was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It is attached now and was not, or was taken away and is there again; why that hook.
+    Attached {
+        direction: Direction,
+        hook: Hook,
+        reason: String,
+    },
+    /// It is not attached, or no longer.
+    Refused {
+        direction: Direction,
+        refusal: Refusal,
+    },
+    /// It is first in its chain again.
+    Moved {
+        direction: Direction,
+        before: String,
+    },
+    /// It is attached, and does not see what the kernel counts; or sees it again.
+    Hidden {
+        direction: Direction,
+        packets: u64,
+    },
+    Seen {
+        direction: Direction,
+    },
 }
 
 impl Port {
     /// Loads and attaches both directions, each for itself: one that is refused leaves the other.
-    pub fn open(on: Interface, mode: Mode, tables: Option<&Tables>) -> Self {
-        let ingress = open_ingress(&on, mode, tables);
-        let egress = open_egress(&on, tables);
-        Self { on, ingress, egress }
+    ///
+    /// # Errors
+    /// If the kernel makes no counters.
+    pub fn open(on: Interface, mode: Mode, programs: &Programs) -> libbpf_rs::Result<Self> {
+        let entry = Arc::new(programs.enter(on.index, on.link, may_be_plain(&on, mode, programs))?);
+        let ingress = Side::new(open_ingress(&on, mode, programs, &entry));
+        let egress = Side::new(open_egress(&on, programs));
+        Ok(Self { on, ingress, egress, entry })
     }
 
-    /// Tries again what was refused. True if something changed.
-    pub fn retry(&mut self, mode: Mode, tables: Option<&Tables>) -> bool {
-        let gone = self
-            .ingress
-            .as_ref()
-            .is_ok_and(|ingress| !xdp_is_there(ingress.loaded.program.as_fd(), self.on.index));
-        let mut changed = false;
-        if self.ingress.is_err() || gone {
-            let again = open_ingress(&self.on, mode, tables);
-            changed |= gone || again.is_ok();
-            self.ingress = again;
+    /// Tries again what was refused, and what the kernel does not have any more.
+    pub fn retry(&mut self, mode: Mode, programs: &Programs) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for direction in Direction::ALL {
+            let on = self.on.clone();
+            let entry = Arc::clone(&self.entry);
+            let side = self.side(*direction);
+            let gone = side.state.as_ref().is_ok_and(|placed| !placed.attached.is_on(&on));
+            if side.state.is_ok() && !gone {
+                continue;
+            }
+            let again = match direction {
+                Direction::Ingress => open_ingress(&on, mode, programs, &entry),
+                Direction::Egress => open_egress(&on, programs),
+            };
+            let same = matches!((&side.state, &again), (Err(before), Err(now)) if before == now);
+            *side = Side::new(again);
+            if !same {
+                changes.push(side.told(*direction));
+            }
         }
-        if self.egress.is_err() {
-            self.egress = open_egress(&self.on, tables);
-            changed |= self.egress.is_ok();
+        changes
+    }
+
+    /// Puts programs before those that were attached before them later on.
+    pub fn lead(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for direction in Direction::ALL {
+            let on = self.on.clone();
+            let side = self.side(*direction);
+            let Ok(placed) = &side.state else { continue };
+            let Some(first) = placed.attached.is_behind(placed.program.as_fd(), &on) else { continue };
+            let (program, hook, reason) = (Arc::clone(&placed.program), placed.hook, placed.reason.clone());
+            // First off and then on: in the other order a packet between would be counted twice.
+            side.state = Err(Refusal { reason: "other", text: String::new() });
+            let again = match direction {
+                Direction::Ingress => attach_ingress(program.as_fd(), &on, hook, &|_| false),
+                Direction::Egress => attach_egress(program.as_fd(), &on),
+            };
+            side.state = again.map(|attached| Placed { attached, program, hook, reason });
+            changes.push(match &side.state {
+                Ok(_) => Change::Moved { direction: *direction, before: described(first) },
+                Err(_) => side.told(*direction),
+            });
         }
-        changed
+        changes
     }
 
-    /// The mode of XDP, if it is attached.
-    pub fn mode(&self) -> Option<XdpMode> {
-        self.ingress.as_ref().ok().map(|ingress| ingress.mode)
+    /// Compares with the kernel's own counters.
+    pub fn compare(&mut self, kernel: KernelCount) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (direction, kernel) in [(Direction::Ingress, kernel.received), (Direction::Egress, kernel.sent)] {
+            let ours = self.entry.counters(direction).total_packets();
+            let side = self.side(direction);
+            if side.state.is_err() {
+                continue;
+            }
+            let Some((kernel_before, ours_before)) = side.compared.replace((kernel, ours)) else { continue };
+            let (theirs, ours) = (kernel.wrapping_sub(kernel_before), ours.wrapping_sub(ours_before));
+            let was_hidden = side.is_hidden();
+            if theirs >= MISSING && ours < theirs / 2 {
+                side.missing += 1;
+            } else if ours > 0 {
+                side.missing = 0;
+            }
+            match (was_hidden, side.is_hidden()) {
+                (false, true) => changes.push(Change::Hidden { direction, packets: theirs - ours }),
+                (true, false) => changes.push(Change::Seen { direction }),
+                _ => {}
+            }
+        }
+        changes
     }
 
-    /// Direction and reason of what is not attached.
-    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, &Refusal)> {
-        let ingress = self.ingress.as_ref().err().map(|refusal| ("ingress", refusal));
-        let egress = self.egress.as_ref().err().map(|refusal| ("egress", refusal));
-        ingress.into_iter().chain(egress)
+    /// How both directions came to be as they are.
+    pub fn told(&self) -> Vec<Change> {
+        vec![self.ingress.told(Direction::Ingress), self.egress.told(Direction::Egress)]
     }
 
-    /// What was counted so far.
-    pub fn read(&self) -> Reading {
-        Reading {
-            name: self.on.name.clone(),
-            ingress: self
-                .ingress
-                .as_ref()
-                .ok()
-                .map(|ingress| (ingress.loaded.counters(), Some(ingress.mode))),
-            egress: self.egress.as_ref().ok().map(|egress| egress.loaded.counters()),
-            refused: self.refusals().map(|(direction, refusal)| (direction, refusal.reason)).collect(),
+    /// Where what comes in is counted.
+    pub fn hook(&self) -> Option<Hook> {
+        self.ingress.state.as_ref().ok().map(|placed| placed.hook)
+    }
+
+    /// Why a direction is not counted.
+    pub fn refusal(&self, direction: Direction) -> Option<Refusal> {
+        let side = if direction == Direction::Ingress { &self.ingress } else { &self.egress };
+        match &side.state {
+            Err(refusal) => Some(refusal.clone()),
+            Ok(placed) => side.is_hidden().then(|| Refusal {
+                reason: "hidden",
+                text: format!(
+                    "{}: {} is attached for {}, and sees less than half of what the kernel counts",
+                    self.on.name,
+                    placed.hook.phrase(),
+                    direction.label()
+                ),
+            }),
         }
     }
+
+    /// Whether what leaves is counted.
+    pub fn is_sending(&self) -> bool {
+        self.egress.state.is_ok()
+    }
+
+    /// Whether the kernel does not have any more what was attached.
+    pub fn is_lost(&self) -> bool {
+        [&self.ingress, &self.egress]
+            .iter()
+            .any(|side| side.state.as_ref().is_ok_and(|placed| !placed.attached.is_on(&self.on)))
+    }
+
+    pub fn entry(&self) -> Arc<Entry> {
+        Arc::clone(&self.entry)
+    }
+
+    fn side(&mut self, direction: Direction) -> &mut Side {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+}
+
+impl Side {
+    fn new(state: Result<Placed, Refusal>) -> Self {
+        Self { state, compared: None, missing: 0 }
+    }
+
+    /// One comparison may have fallen between two readings of a burst.
+    fn is_hidden(&self) -> bool {
+        self.missing >= 2
+    }
+
+    fn told(&self, direction: Direction) -> Change {
+        match &self.state {
+            Ok(placed) => Change::Attached { direction, hook: placed.hook, reason: placed.reason.clone() },
+            Err(refusal) => Change::Refused { direction, refusal: refusal.clone() },
+        }
+    }
+}
+
+fn refuse(on: &Interface, why: &str) -> Refusal {
+    Refusal { reason: "no_hook", text: format!("{}: {why}", on.name) }
 }
 
 fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
@@ -95,24 +241,64 @@ fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
     }
 }
 
-fn open_ingress(on: &Interface, mode: Mode, tables: Option<&Tables>) -> Result<Ingress, Refusal> {
-    let attempt = |pieces, mode| {
-        let loaded = load_ingress(on.index, pieces, tables).map_err(refuse_load(on))?;
-        let (attached, mode) = attach_xdp(loaded.program.as_fd(), on, mode)?;
-        Ok(Ingress { _attached: attached, mode, loaded })
-    };
-    if mode == Mode::Generic || on.mtu <= ONE_PIECE_MTU {
-        return attempt(Pieces::One, mode);
+/// Whether the first hook that will be tried is XDP with the short way.
+fn may_be_plain(on: &Interface, mode: Mode, programs: &Programs) -> bool {
+    let first = choose(on, mode).ok().and_then(|choice| choice.hooks.first().copied());
+    !programs.with_talkers() && matches!(first, Some(Hook::Native | Hook::Generic))
+}
+
+fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) -> Result<Placed, Refusal> {
+    let choice = choose(on, mode).map_err(|why| refuse(on, &why))?;
+    let mut reason = choice.reason;
+    let mut last = None;
+    for hook in choice.hooks {
+        match open_hook(on, *hook, programs, entry) {
+            Ok((attached, program)) => return Ok(Placed { attached, program, hook: *hook, reason }),
+            Err(refusal) => {
+                reason = refusal.text.clone();
+                last = Some(refusal);
+            }
+        }
     }
-    // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
-    match attempt(Pieces::Several, Mode::Native) {
-        Err(refusal) if mode == Mode::Auto && refusal.reason != "busy" => attempt(Pieces::One, Mode::Generic),
-        result => result,
+    Err(last.unwrap_or_else(|| refuse(on, "no hook to attach to")))
+}
+
+fn open_hook(
+    on: &Interface,
+    hook: Hook,
+    programs: &Programs,
+    entry: &Entry,
+) -> Result<(Attached, Arc<OwnedFd>), Refusal> {
+    let candidates: &[Program] = match hook {
+        Hook::Tcx => &[Program::TcIngress],
+        // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
+        Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
+        _ if programs.with_talkers() => &[Program::Talkers],
+        _ if entry.has_plain() && on.link == Link::Ethernet => &[Program::Plain, Program::Long],
+        _ => &[Program::Long],
+    };
+    let mut error = None;
+    for candidate in candidates {
+        match programs.get(*candidate) {
+            Ok(program) => {
+                let attached = attach_ingress(program.as_fd(), on, hook, &|id| programs.are(id))?;
+                return Ok((attached, program));
+            }
+            Err(why) => {
+                log::debug!("{}: {why:#}", candidate.name());
+                error = Some(why);
+            }
+        }
+    }
+    match error {
+        Some(error) => Err(refuse_load(on)(error)),
+        None => Err(refuse(on, "no program for it")),
     }
 }
 
-fn open_egress(on: &Interface, tables: Option<&Tables>) -> Result<Egress, Refusal> {
-    let loaded = load_egress(on.index, tables).map_err(refuse_load(on))?;
-    let attached = attach_egress(loaded.program.as_fd(), on)?;
-    Ok(Egress { _attached: attached, loaded })
+fn open_egress(on: &Interface, programs: &Programs) -> Result<Placed, Refusal> {
+    crosses_hooks(on).map_err(|why| refuse(on, &why))?;
+    let program = programs.get(Program::TcEgress).map_err(refuse_load(on))?;
+    let attached = attach_egress(program.as_fd(), on)?;
+    Ok(Placed { attached, program, hook: Hook::Tcx, reason: String::new() })
 }

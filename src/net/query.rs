@@ -13,10 +13,41 @@ pub const PER_PAGE: u32 = 1000;
 
 const DEFAULT_PER_PAGE: u32 = 50;
 
+/// Where it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+pub struct Place {
+    pub interface: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+}
+
+impl From<&Vec<(&'static str, String)>> for Place {
+    fn from(labels: &Vec<(&'static str, String)>) -> Self {
+        let find = |key: &str| labels.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone());
+        Self {
+            interface: find("interface").unwrap_or_default(),
+            netns: find("netns"),
+            container: find("container"),
+        }
+    }
+}
+
+impl Place {
+    /// As labels of a series.
+    pub fn labels(self) -> Vec<(&'static str, String)> {
+        let others = [("netns", self.netns), ("container", self.container)];
+        let others = others.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        std::iter::once(("interface", self.interface)).chain(others).collect()
+    }
+}
+
 /// A remote host. Times are Unix seconds, exact to 17 ms.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TalkerRow {
-    pub interface: String,
+    #[serde(flatten)]
+    pub place: Place,
     pub address: IpAddr,
     pub bytes: u64,
     pub packets: u64,
@@ -31,7 +62,8 @@ pub struct TalkerRow {
 /// One direction of a conversation. Times are Unix seconds, exact to 17 ms.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FlowRow {
-    pub interface: String,
+    #[serde(flatten)]
+    pub place: Place,
     /// `ingress` or `egress`.
     pub direction: &'static str,
     /// `tcp`, `udp`, `icmp`, `icmpv6`, or the IANA number.
@@ -91,7 +123,7 @@ pub(crate) trait Row: Serialize {
 
 impl Row for TalkerRow {
     fn interface(&self) -> &str {
-        &self.interface
+        &self.place.interface
     }
     fn has_address(&self, address: IpAddr) -> bool {
         self.address == address
@@ -103,13 +135,13 @@ impl Row for TalkerRow {
         (self.first_seen, self.last_seen)
     }
     fn identity(&self) -> impl Ord {
-        (self.interface.clone(), self.address)
+        (self.place.clone(), self.address)
     }
 }
 
 impl Row for FlowRow {
     fn interface(&self) -> &str {
-        &self.interface
+        &self.place.interface
     }
     fn has_address(&self, address: IpAddr) -> bool {
         self.source == address || self.destination == address
@@ -122,7 +154,7 @@ impl Row for FlowRow {
     }
     fn identity(&self) -> impl Ord {
         let ends = (self.source, self.source_port, self.destination, self.destination_port);
-        (self.interface.clone(), self.direction, self.protocol.clone(), ends)
+        (self.place.clone(), self.direction, self.protocol.clone(), ends)
     }
 }
 
@@ -174,7 +206,11 @@ impl Query {
                     query.per_page = number(&value, PER_PAGE).ok_or_else(|| error(key, &range))?;
                 }
                 "interface" => query.interface = Some(value),
-                "address" => query.address = Some(value.parse().map_err(|_| error(key, "an IP address"))?),
+                "address" => {
+                    let address: IpAddr = value.parse().map_err(|_| error(key, "an IP address"))?;
+                    // Packets of an IPv4-mapped address are those of the IPv4 address.
+                    query.address = Some(address.to_canonical());
+                }
                 _ => {
                     let known = "sort, order, page, per_page, interface and address";
                     return Err(QueryError(format!("unknown parameter {key:?}; there are {known}")));
@@ -264,7 +300,7 @@ mod tests {
 
     fn row(address: &str, bytes: u64, packets: u64) -> TalkerRow {
         TalkerRow {
-            interface: "eth0".into(),
+            place: Place { interface: "eth0".into(), ..Place::default() },
             address: address.parse().unwrap(),
             bytes,
             packets,
@@ -295,6 +331,7 @@ mod tests {
         assert_eq!(addresses("sort=last_seen&per_page=1&page=2", rows()), (3, vec!["192.0.2.1".into()]));
         assert_eq!(addresses("page=9", rows()), (3, vec![]));
         assert_eq!(addresses("address=2001%3Adb8%3a%3A1", rows()), (1, vec!["2001:db8::1".into()]));
+        assert_eq!(addresses("address=::ffff:192.0.2.1", rows()), (1, vec!["192.0.2.1".into()]));
         assert_eq!(addresses("interface=eth1", rows()), (0, vec![]));
     }
 

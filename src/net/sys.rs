@@ -1,8 +1,11 @@
-//! The two calls that no safe wrapper has: links with attach flags, and the monotonic clock.
+//! Calls that no safe wrapper has: links with attach flags and what became of them, chains of programs, network
+//! namespaces, random keys, and the monotonic clock.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
 
 /// Attaches a program to a network interface by a link; closing the descriptor detaches it.
 ///
@@ -26,6 +29,92 @@ pub(crate) fn create_link(
     }
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The interface that an XDP or TCX link is attached to; zero once it was detached by force or the interface is gone.
+///
+/// # Errors
+/// If the kernel does not say.
+pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let result = unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: plain numbers, all of which may be read whatever the kernel has written. TCX keeps its own in the same place.
+    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
+}
+
+/// Ids of the programs of a hook of an interface, in the order in which they run.
+///
+/// # Errors
+/// If the kernel does not know the hook, or there are more than sixty-four.
+pub(crate) fn chain(ifindex: i32, kind: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let mut options = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as _,
+        prog_ids: ids.as_mut_ptr(),
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.count = ids.len() as u32;
+    // SAFETY: the array outlives the call, and its length is given.
+    let result = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex, kind, &mut options) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    // SAFETY: both fields of the union are the same number.
+    let count = unsafe { options.__bindgen_anon_1.count } as usize;
+    Ok(ids[..count.min(ids.len())].to_vec())
+}
+
+/// Puts `operand` into all of a program's "and" instructions whose own is `placeholder`: a constant that is not known when
+/// the program is compiled, and costs nothing when it runs.
+///
+/// # Errors
+/// If there is none, or the program is loaded already.
+pub fn set_operand(program: &mut OpenProgramMut<'_>, placeholder: i32, operand: i32) -> io::Result<()> {
+    let mut instructions = program.insns().to_vec();
+    let and = (libbpf_sys::BPF_ALU64 | libbpf_sys::BPF_AND | libbpf_sys::BPF_K) as u8;
+    let mut found = 0;
+    for one in instructions.iter_mut().filter(|one| one.code == and && one.imm == placeholder) {
+        one.imm = operand;
+        found += 1;
+    }
+    if found == 0 {
+        return Err(io::Error::other(format!("no operand {placeholder:#x}")));
+    }
+    // SAFETY: libbpf copies as many instructions as it is told; their number is the same as before.
+    let result = unsafe {
+        libbpf_sys::bpf_program__set_insns(
+            program.as_libbpf_object().as_ptr(),
+            instructions.as_mut_ptr(),
+            instructions.len() as _,
+        )
+    };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// Moves this thread into a network namespace.
+///
+/// # Errors
+/// If it is none, or without CAP_SYS_ADMIN.
+pub(crate) fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a system call without pointers; it concerns this thread alone.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Words that nobody can guess.
+///
+/// # Errors
+/// If the kernel has none.
+pub(crate) fn random<const WORDS: usize>() -> io::Result<[u64; WORDS]> {
+    let mut words = [0u64; WORDS];
+    // SAFETY: the kernel writes as many bytes as the array has. So few come at once.
+    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
+    if got == size_of_val(&words) as isize { Ok(words) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC_COARSE`, the clock of the tables.

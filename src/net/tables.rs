@@ -7,9 +7,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::abi::{
-    SKETCH_BYTES, TICK_NANOSECONDS, WAYS, net_flow, net_flow_key, net_flows, net_set, net_talker, net_talkers,
+    HASH_KEYS, SKETCH_BYTES, TICK_NANOSECONDS, WAYS, net_flow, net_flow_key, net_flows, net_set, net_talker,
+    net_talkers,
 };
 use super::config::Count;
+use super::sys::random;
 
 /// Tables that all interfaces share.
 #[derive(Debug)]
@@ -17,8 +19,8 @@ pub(crate) struct Tables {
     pub talkers: MapHandle,
     pub flows: MapHandle,
     pub sketch: MapHandle,
-    /// Keeps hash collisions from being made on purpose.
-    pub seed: u64,
+    /// Keep hash collisions from being made on purpose.
+    pub keys: [u64; HASH_KEYS],
     pub with_flows: bool,
 }
 
@@ -32,7 +34,8 @@ pub struct Sum {
 /// Which host a talker is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TalkerKey {
-    pub ifindex: u32,
+    /// The interface's id.
+    pub port: u32,
     pub address: IpAddr,
 }
 
@@ -48,7 +51,8 @@ pub struct Talker {
 /// Which flow it is; ports in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    pub ifindex: u32,
+    /// The interface's id.
+    pub port: u32,
     pub egress: bool,
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -68,9 +72,10 @@ pub struct Flow {
     pub tcp_data: bool,
 }
 
-/// Sets of a table with at least so many entries.
+/// Sets of a table in which so many entries really fit: with two sets to choose from for each, two thirds of all places can
+/// be taken before one of them overflows.
 pub(crate) fn sets(entries: u32) -> u32 {
-    entries.div_ceil(WAYS as u32).next_power_of_two()
+    (entries + entries / 2).div_ceil(WAYS as u32).next_power_of_two().max(2)
 }
 
 /// Kernel memory of the tables, in bytes.
@@ -89,7 +94,7 @@ impl Tables {
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn create(count: &Count, seed: u64) -> libbpf_rs::Result<Option<Self>> {
+    pub fn create(count: &Count) -> libbpf_rs::Result<Option<Self>> {
         if count.talkers == 0 {
             return Ok(None);
         }
@@ -104,7 +109,7 @@ impl Tables {
             talkers: table("talkers", size_of::<net_talkers>(), sets(count.talkers))?,
             flows: table("flows", size_of::<net_flows>(), sets(count.flows.max(1)))?,
             sketch: table("sketch", SKETCH_BYTES as usize, 1)?,
-            seed,
+            keys: random()?,
             with_flows: count.flows > 0,
         }))
     }
@@ -176,7 +181,7 @@ fn each_entry(map: &MapHandle, size: usize, mut each: impl FnMut(u32, &[u8])) ->
 
 fn talker(entry: &[u8], last: u32) -> Option<(TalkerKey, Talker)> {
     let key = TalkerKey {
-        ifindex: u32_at(entry, offset_of!(net_talker, ifindex))?,
+        port: u32_at(entry, offset_of!(net_talker, port))?,
         address: address_at(entry, offset_of!(net_talker, address))?,
     };
     let talker = Talker {
@@ -192,7 +197,7 @@ fn flow(entry: &[u8], last: u32) -> Option<(FlowKey, Flow)> {
     let key = |offset: usize| offset_of!(net_flow, key) + offset;
     let port = |offset: usize| Some(u16::from_be_bytes(entry.get(offset..offset + 2)?.try_into().ok()?));
     let found = FlowKey {
-        ifindex: u32_at(entry, key(offset_of!(net_flow_key, ifindex)))?,
+        port: u32_at(entry, key(offset_of!(net_flow_key, port)))?,
         egress: *entry.get(key(offset_of!(net_flow_key, egress)))? != 0,
         source: address_at(entry, key(offset_of!(net_flow_key, source)))?,
         destination: address_at(entry, key(offset_of!(net_flow_key, destination)))?,
@@ -231,7 +236,7 @@ mod tests {
 
     #[test]
     fn entries_become_sets_of_a_power_of_two() {
-        for (entries, expected) in [(0, 1), (1, 1), (8, 1), (9, 2), (4096, 512), (5000, 1024)] {
+        for (entries, expected) in [(0, 2), (1, 2), (8, 2), (12, 4), (4096, 1024), (5000, 1024)] {
             assert_eq!(sets(entries), expected, "{entries}");
         }
     }

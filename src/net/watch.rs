@@ -1,75 +1,41 @@
-//! Interfaces that come and go, and everything that is asked of those that are there.
+//! Threads that attach in each network namespace, and everything that is asked of what is there.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::io;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::attach::{Refusal, XdpMode};
-use super::collect::{Reading, TopSource, families};
-use super::config::NetworkConfig;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::attach::Refusal;
+use super::board::{Board, Missing, labels};
+use super::books::Books;
+use super::collect::{TopSource, families};
+use super::config::{NetworkConfig, Scope, Space};
+use super::event::Event;
 use super::family::Family;
-use super::links::{Interface, interfaces};
-use super::port::Port;
+use super::follow::Follower;
+use super::hook::Hook;
+use super::links::{Changed, Changes, interfaces};
+use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
-use super::sys::monotonic;
-use super::tables::{Tables, read_flows, read_talkers, unix_seconds};
+use super::spaces::Namespace;
+use super::sys::{enter, monotonic};
+use super::tables::{read_flows, read_talkers, unix_seconds};
 
-/// How often interfaces are looked for.
-const POLL: Duration = Duration::from_secs(2);
+/// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
+const VERIFY: Duration = Duration::from_secs(1);
 
-/// Every so many polls, what was refused is tried again.
-const RETRY: u32 = 15;
+/// Every so many of these, counts are compared with the kernel's.
+const COMPARE: u32 = 2;
 
-/// Something worth a line in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// An interface is counted on; `mode` is `None` if only what leaves it is.
-    Attached { interface: String, mode: Option<XdpMode> },
-    /// One direction of an interface is not counted.
-    Refused { interface: String, direction: &'static str, refusal: Refusal },
-    /// An interface is gone, and its counts with it.
-    Gone { interface: String },
-    /// A name of the configuration that no interface has yet.
-    Missing { interface: String },
-    /// The kernel does not say which interfaces there are.
-    Blind { error: String },
-}
-
-impl Event {
-    /// Whether something is not as the configuration wants it.
-    pub fn is_problem(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Missing { .. } | Self::Blind { .. })
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attached { interface, mode: Some(mode) } => {
-                write!(f, "{interface}: counting packets, XDP in {} mode", mode.label())
-            }
-            Self::Attached { interface, mode: None } => {
-                write!(f, "{interface}: counting packets that leave only")
-            }
-            Self::Refused { refusal, .. } => refusal.fmt(f),
-            Self::Gone { interface } => write!(f, "{interface}: the interface is gone"),
-            Self::Missing { interface } => {
-                write!(
-                    f,
-                    "{interface}: there is no such interface (yet); it will be counted on when it appears"
-                )
-            }
-            Self::Blind { error } => write!(f, "the interfaces cannot be listed: {error}"),
-        }
-    }
-}
+/// Every so many, what was refused is tried again though nothing is known to have happened.
+const RETRY: u32 = 30;
 
 /// Why nothing can be counted at all.
 #[derive(Debug)]
@@ -86,92 +52,141 @@ impl std::error::Error for NetworkError {}
 /// The packet counters of a running exporter. Dropping it detaches all programs.
 #[derive(Debug)]
 pub struct Network {
-    shared: Arc<Shared>,
-    /// Dropped first, which ends the watch.
-    stop: Option<Sender<()>>,
-    watch: Option<JoinHandle<()>>,
+    config: NetworkConfig,
+    books: Arc<Books>,
+    board: Arc<Board>,
+    stop: Arc<Stop>,
+    watches: Vec<JoinHandle<()>>,
 }
 
+/// Ends the threads.
 #[derive(Debug)]
-struct Shared {
-    config: NetworkConfig,
-    tables: Option<Tables>,
-    /// By name.
-    ports: Mutex<BTreeMap<String, Port>>,
+struct Stop {
+    asked: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Stop {
+    fn now(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+        // It is never read, so that all who wait are woken. There is always room for one.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Waits for this, for what is readable, or for some time.
+    fn wait(&self, changes: Option<&Changes>, time: Duration) {
+        let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
+        if let Some(changes) = changes {
+            fds.push(PollFd::new(changes, PollFlags::IN));
+        }
+        let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        // Whatever woke it, what has happened is looked for.
+        let _ = poll(&mut fds, Some(&limit));
+    }
+}
+
+type Tell = Arc<Mutex<dyn FnMut(Event) + Send>>;
+
+fn telling(tell: &Tell) -> impl FnMut(Event) + '_ {
+    |event| (tell.lock().unwrap_or_else(PoisonError::into_inner))(event)
 }
 
 impl Network {
-    /// Attaches to all configured interfaces that are there, and starts a thread that watches for others. `tell` is
-    /// called with everything worth a log line, from this thread first and from that one later.
+    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that watches for
+    /// others. `tell` is called with everything worth a log line, from this thread first and from those later.
     ///
-    /// Must be called in the network namespace that is meant, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
-    /// They are needed as long as interfaces are to be attached to that appear later.
+    /// Must be called in the network namespace that is meant, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, for other
+    /// namespaces `CAP_SYS_ADMIN` too. They are needed as long as interfaces are to be attached to that appear later.
     ///
     /// # Errors
-    /// If the kernel makes no tables for talkers, does not list its interfaces, or there is no thread. An interface that
-    /// refuses is no error: it is told, exported, and tried again.
+    /// If the kernel makes no tables, does not list its interfaces, or there is no thread. An interface that refuses is no
+    /// error: it is told, exported, and tried again.
     pub fn start(
         config: NetworkConfig,
-        mut tell: impl FnMut(Event) + Send + 'static,
+        tell: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
-        let seed = RandomState::new().hash_one(std::process::id()) | 1;
-        let tables = Tables::create(&config.count, seed).map_err(|error| {
+        let books = Books::create(&config.count).map_err(|error| {
             let bytes = config.table_memory(libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError(format!(
-                "the tables of talkers and flows ({bytes} bytes of kernel memory) cannot be made: {error:#}; lower \
-                 network.count.talkers.entries and flows.entries, or run with CAP_BPF"
+                "the tables of counters, talkers and flows ({bytes} bytes of kernel memory) cannot be made: {error:#}; \
+                 lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
             ))
         })?;
-        let shared = Arc::new(Shared { config, tables, ports: Mutex::default() });
-        let present = interfaces()
-            .map_err(|error| NetworkError(format!("the interfaces cannot be listed: {error}")))?;
-        for name in shared.config.exact_names() {
-            if !present.iter().any(|interface| interface.name == name) {
-                tell(Event::Missing { interface: name.to_string() });
-            }
+        let event = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|error| NetworkError(format!("no descriptor to wait for: {error}")))?;
+        let mut network = Self {
+            board: Arc::default(),
+            stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
+            watches: Vec::new(),
+            books,
+            config,
+        };
+        let tell: Tell = Arc::new(Mutex::new(tell));
+        for (number, scope) in network.config.scopes().into_iter().enumerate() {
+            network.watch(number, scope, &tell)?;
         }
-        shared.follow(present, false, &mut tell);
-        let (stop, stopped) = channel::<()>();
-        let watched = Arc::clone(&shared);
+        Ok(network)
+    }
+
+    fn watch(&mut self, number: usize, scope: Scope, tell: &Tell) -> Result<(), NetworkError> {
+        let visit = Visit {
+            labels: labels(&scope.space),
+            scope,
+            number,
+            config: self.config.clone(),
+            books: Arc::clone(&self.books),
+            board: Arc::clone(&self.board),
+            stop: Arc::clone(&self.stop),
+            tell: Arc::clone(tell),
+        };
+        let here = if visit.scope.space == Space::Own {
+            // Before this returns, so that what comes from now on is counted.
+            Some(visit.begin().map_err(NetworkError)?)
+        } else {
+            visit.absent("it was not looked for yet");
+            None
+        };
         let watch = std::thread::Builder::new()
             .name("network".to_string())
-            .spawn(move || {
-                let mut polls = 0u32;
-                while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
-                    polls = polls.wrapping_add(1);
-                    match interfaces() {
-                        Ok(present) => watched.follow(present, polls.is_multiple_of(RETRY), &mut tell),
-                        Err(error) if polls.is_multiple_of(RETRY) => {
-                            tell(Event::Blind { error: error.to_string() })
-                        }
-                        Err(_) => {}
-                    }
-                }
+            .spawn(move || match here {
+                Some((follower, changes)) => visit.stay(follower, &changes, &|| true),
+                None => visit.come_and_go(),
             })
             .map_err(|error: io::Error| NetworkError(format!("no thread can be started: {error}")))?;
-        Ok(Self { shared, stop: Some(stop), watch: Some(watch) })
+        self.watches.push(watch);
+        Ok(())
     }
 
     /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.
     pub fn collect(&self) -> Vec<Family> {
-        let readings: Vec<Reading> = self.shared.ports().values().map(Port::read).collect();
-        let top = self.shared.top_sources();
-        let connections = self.shared.config.count.tcp_connections.then(tcp_connections).and_then(Result::ok);
-        families(&self.shared.config.count, &readings, &top, connections.as_ref().map(|counts| &counts[..]))
+        let connections = self.config.count.tcp_connections.then(tcp_connections).and_then(Result::ok);
+        families(
+            &self.config.count,
+            &self.board.readings(),
+            &self.top_sources(),
+            connections.as_ref().map(|counts| &counts[..]),
+            self.books.strays(),
+        )
     }
 
-    /// Interfaces that are counted on: name, and the mode of XDP if that is attached.
-    pub fn attached(&self) -> Vec<(String, Option<XdpMode>)> {
-        self.shared.ports().iter().map(|(name, port)| (name.clone(), port.mode())).collect()
+    /// Interfaces that are counted on: name, and where what comes in is counted.
+    pub fn attached(&self) -> Vec<(String, Option<Hook>)> {
+        self.board.all().iter().map(|shown| (shown.name.clone(), shown.hook)).collect()
     }
 
     /// What is not attached though it should be, in words.
     pub fn refusals(&self) -> Vec<Refusal> {
-        self.shared
-            .ports()
-            .values()
-            .flat_map(|port| port.refusals().map(|(_, refusal)| refusal.clone()))
-            .collect()
+        let all = self.board.all();
+        all.iter().flat_map(|shown| shown.refusals.iter().map(|(_, refusal)| refusal.clone())).collect()
+    }
+
+    /// Why not everything is counted that the configuration names; nothing if it is.
+    pub fn not_ready(&self) -> Vec<String> {
+        self.board.not_ready()
     }
 
     /// The answer to `/api/v1/talkers?query`, JSON.
@@ -179,7 +194,7 @@ impl Network {
     /// # Errors
     /// If the query is not understood: a fault of the request.
     pub fn talkers(&self, query: &str) -> Result<String, QueryError> {
-        Ok(Query::parse(query)?.answer(self.shared.talkers()))
+        Ok(Query::parse(query)?.answer(self.talker_rows()))
     }
 
     /// The answer to `/api/v1/flows?query`, JSON.
@@ -187,72 +202,22 @@ impl Network {
     /// # Errors
     /// If the query is not understood: a fault of the request.
     pub fn flows(&self, query: &str) -> Result<String, QueryError> {
-        Ok(Query::parse(query)?.answer(self.shared.flows()))
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(watch) = self.watch.take() {
-            // A watch that panicked has nothing left to detach with; the ports are dropped below in any case.
-            let _ = watch.join();
-        }
-        self.shared.ports().clear();
-    }
-}
-
-impl Shared {
-    fn ports(&self) -> MutexGuard<'_, BTreeMap<String, Port>> {
-        // Ports are only inserted and removed whole, so that a panic elsewhere leaves them usable.
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Query::parse(query)?.answer(self.flow_rows()))
     }
 
-    /// Lets go of interfaces that are gone, and takes those that are new. An interface that was deleted and made again
-    /// has another index, and starts at zero like the kernel's own counters.
-    fn follow(&self, present: Vec<Interface>, retry: bool, tell: &mut impl FnMut(Event)) {
-        let mut ports = self.ports();
-        let gone: Vec<String> = ports
-            .values()
-            .filter(|port| {
-                !present.iter().any(|there| there.name == port.on.name && there.index == port.on.index)
-            })
-            .map(|port| port.on.name.clone())
-            .collect();
-        for interface in gone {
-            ports.remove(&interface);
-            tell(Event::Gone { interface });
-        }
-        for there in present.into_iter().filter(|there| self.config.wants(&there.name)) {
-            match ports.get_mut(&there.name) {
-                None => {
-                    let name = there.name.clone();
-                    let port = Port::open(there, self.config.mode, self.tables.as_ref());
-                    report(&port, tell);
-                    ports.insert(name, port);
-                }
-                Some(port) => {
-                    port.on.mtu = there.mtu;
-                    if retry && port.retry(self.config.mode, self.tables.as_ref()) {
-                        report(port, tell);
-                    }
-                }
-            }
-        }
+    /// Labels of interfaces by id.
+    fn interfaces(&self) -> BTreeMap<u32, Vec<(&'static str, String)>> {
+        self.board.all().iter().map(|shown| (shown.entry.id(), shown.labels.clone())).collect()
     }
 
-    fn names(&self) -> BTreeMap<u32, String> {
-        self.ports().values().map(|port| (port.on.index as u32, port.on.name.clone())).collect()
-    }
-
-    fn talkers(&self) -> Vec<TalkerRow> {
-        let (names, monotonic, unix) = (self.names(), monotonic(), unix_now());
-        let all =
-            self.tables.as_ref().and_then(|tables| read_talkers(&tables.talkers).ok()).unwrap_or_default();
+    fn talker_rows(&self) -> Vec<TalkerRow> {
+        let (ports, monotonic, unix) = (self.interfaces(), monotonic(), unix_now());
+        let tables = self.books.tables.as_ref();
+        let all = tables.and_then(|tables| read_talkers(&tables.talkers).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, talker)| {
                 Some(TalkerRow {
-                    interface: names.get(&key.ifindex)?.clone(),
+                    place: ports.get(&key.port)?.into(),
                     address: key.address,
                     bytes: talker.received.bytes + talker.sent.bytes,
                     packets: talker.received.packets + talker.sent.packets,
@@ -267,14 +232,14 @@ impl Shared {
             .collect()
     }
 
-    fn flows(&self) -> Vec<FlowRow> {
-        let (names, monotonic, unix) = (self.names(), monotonic(), unix_now());
-        let with_flows = self.tables.as_ref().filter(|tables| tables.with_flows);
+    fn flow_rows(&self) -> Vec<FlowRow> {
+        let (ports, monotonic, unix) = (self.interfaces(), monotonic(), unix_now());
+        let with_flows = self.books.tables.as_ref().filter(|tables| tables.with_flows);
         let all = with_flows.and_then(|tables| read_flows(&tables.flows).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, flow)| {
                 Some(FlowRow {
-                    interface: names.get(&key.ifindex)?.clone(),
+                    place: ports.get(&key.port)?.into(),
                     direction: if key.egress { "egress" } else { "ingress" },
                     protocol: match i32::from(key.protocol) {
                         libc::IPPROTO_TCP => "tcp".to_string(),
@@ -304,13 +269,13 @@ impl Shared {
         if wanted == 0 {
             return Vec::new();
         }
-        let mut rows = self.talkers();
+        let mut rows = self.talker_rows();
         rows.retain(|row| row.received_bytes > 0);
         rows.sort_by_key(|row| (std::cmp::Reverse(row.received_bytes), row.address));
         rows.truncate(wanted);
         rows.into_iter()
             .map(|row| TopSource {
-                interface: row.interface,
+                labels: row.place.labels(),
                 address: row.address.to_string(),
                 bytes: row.received_bytes,
             })
@@ -318,15 +283,129 @@ impl Shared {
     }
 }
 
-fn report(port: &Port, tell: &mut impl FnMut(Event)) {
-    let interface = || port.on.name.clone();
-    let mut refused = 0;
-    for (direction, refusal) in port.refusals() {
-        refused += 1;
-        tell(Event::Refused { interface: interface(), direction, refusal: refusal.clone() });
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.stop.now();
+        for watch in self.watches.drain(..) {
+            // One that panicked has dropped what it had attached.
+            let _ = watch.join();
+        }
     }
-    if refused < 2 {
-        tell(Event::Attached { interface: interface(), mode: port.mode() });
+}
+
+/// What a thread needs to count in one network namespace.
+struct Visit {
+    scope: Scope,
+    number: usize,
+    labels: Vec<(&'static str, String)>,
+    config: NetworkConfig,
+    books: Arc<Books>,
+    board: Arc<Board>,
+    stop: Arc<Stop>,
+    tell: Tell,
+}
+
+impl Visit {
+    /// Attaches to what is there, and listens from before that on.
+    fn begin(&self) -> Result<(Follower, Changes), String> {
+        let changes = Changes::listen()
+            .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
+        let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
+        let plain = self.config.plain_interfaces(&self.scope, &present);
+        let programs = Programs::new(Arc::clone(&self.books), plain)
+            .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
+        let mut follower = Follower::new(
+            self.scope.clone(),
+            self.config.mode,
+            self.number,
+            self.labels.clone(),
+            Arc::clone(&self.board),
+            programs,
+        );
+        follower.follow(&Changed::default(), &mut telling(&self.tell));
+        Ok((follower, changes))
+    }
+
+    /// Follows what happens until it is asked to stop, or the namespace is gone.
+    fn stay(&self, mut follower: Follower, changes: &Changes, is_there: &dyn Fn() -> bool) {
+        let mut tell = telling(&self.tell);
+        let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
+        loop {
+            self.stop.wait(Some(changes), next.saturating_duration_since(Instant::now()));
+            if self.stop.is_asked() {
+                return;
+            }
+            let changed = changes.take();
+            if changed != Changed::default() {
+                follower.follow(&changed, &mut tell);
+            }
+            if Instant::now() < next {
+                continue;
+            }
+            if !is_there() {
+                return;
+            }
+            next = Instant::now() + VERIFY;
+            turns = turns.wrapping_add(1);
+            follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut tell);
+            if turns.is_multiple_of(RETRY) {
+                // Messages may have been lost.
+                follower.follow(&Changed::default(), &mut tell);
+            }
+        }
+    }
+
+    /// Waits for the namespace, is in it as long as others have it, and leaves it then: it would not end while this thread is
+    /// there.
+    fn come_and_go(&self) {
+        let home = match Namespace::own() {
+            Ok(home) => home,
+            Err(error) => return self.tell_absent(&format!("/proc cannot be read: {error}")),
+        };
+        let mut said = String::new();
+        while !self.stop.is_asked() {
+            let error = match Namespace::find(&self.scope.space) {
+                Ok(there) if there.is_same(&home) => {
+                    "it has the network namespace of this exporter: name its interfaces without `netns` and `container`"
+                        .to_string()
+                }
+                Ok(there) => match self.go(&there) {
+                    Ok(()) => "it is gone".to_string(),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if self.stop.is_asked() {
+                return;
+            }
+            if let Err(error) = enter(home.file.as_fd()) {
+                return self.tell_absent(&format!("this thread cannot leave it: {error}"));
+            }
+            if error != said {
+                self.tell_absent(&error);
+                said = error;
+            }
+            self.stop.wait(None, VERIFY);
+        }
+    }
+
+    fn go(&self, there: &Namespace) -> Result<(), String> {
+        enter(there.file.as_fd())
+            .map_err(|error| format!("it cannot be entered: {error}; run with CAP_SYS_ADMIN"))?;
+        let (follower, changes) = self.begin()?;
+        self.stay(follower, &changes, &|| there.is_there());
+        Ok(())
+    }
+
+    fn absent(&self, error: &str) {
+        let error = Some(error.to_string());
+        self.board.missing(self.number, Missing { labels: self.labels.clone(), names: vec![], error });
+    }
+
+    fn tell_absent(&self, error: &str) {
+        self.absent(error);
+        let space = self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<String>();
+        telling(&self.tell)(Event::Absent { space, error: error.to_string() });
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use exporter::net::{Count, Event, Family, Mode, Network, NetworkConfig, Value};
+use exporter::net::{Event, Family, Hook, Mode, Network, NetworkConfig, Value};
 
 use crate::namespace::{HERE, Namespace, THERE};
 
@@ -12,7 +12,7 @@ use crate::namespace::{HERE, Namespace, THERE};
 pub const NATIVE_VETH_OMITS: u64 = 14;
 
 pub fn config(mode: Mode) -> NetworkConfig {
-    NetworkConfig { interfaces: vec!["exn*".to_string()], mode, count: Count::default() }
+    NetworkConfig { interfaces: vec!["exn*".to_string()], mode, ..NetworkConfig::default() }
 }
 
 /// Starts counting in a namespace; events come to the receiver.
@@ -25,6 +25,14 @@ pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Ev
         })
     });
     (network.expect("counting starts"), events)
+}
+
+/// The next event tells that `exn0`, or another, is counted on: where what comes in is.
+pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
+    match events.recv_timeout(Duration::from_secs(20)).expect("an event") {
+        Event::Attached { interface, hook, .. } => (interface, hook),
+        other => panic!("{other}"),
+    }
 }
 
 /// The sum of a metric's series that have all these labels.

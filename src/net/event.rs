@@ -1,0 +1,93 @@
+//! What is worth a line in the log.
+
+use std::fmt;
+
+use super::attach::Refusal;
+use super::hook::Hook;
+
+/// Something worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An interface is counted on; `hook` is `None` if only what leaves it is. Why that hook.
+    Attached { interface: String, hook: Option<Hook>, reason: String },
+    /// One direction of an interface is not counted.
+    Refused { interface: String, direction: &'static str, refusal: Refusal },
+    /// A program was taken away by force, and is there again.
+    Restored { interface: String, direction: &'static str },
+    /// A program that came later ran before ours, and runs after it now.
+    Moved { interface: String, direction: &'static str, before: String },
+    /// A program is attached and does not see what the kernel counts.
+    Hidden { interface: String, direction: &'static str, packets: u64 },
+    /// It sees it again.
+    Seen { interface: String, direction: &'static str },
+    /// An interface has another name.
+    Renamed { from: String, to: String },
+    /// An interface is gone, and its counts with it.
+    Gone { interface: String },
+    /// A name of the configuration that no interface has yet.
+    Missing { interface: String },
+    /// A network namespace of the configuration that there is not, or not any more; and why not.
+    Absent { space: String, error: String },
+    /// The kernel does not say which interfaces there are.
+    Blind { error: String },
+}
+
+impl Event {
+    /// Whether something is not as the configuration wants it.
+    pub fn is_problem(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::Restored { .. }
+                | Self::Moved { .. }
+                | Self::Hidden { .. }
+                | Self::Missing { .. }
+                | Self::Absent { .. }
+                | Self::Blind { .. }
+        )
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attached { interface, hook: Some(hook), reason } => {
+                write!(f, "{interface}: counting packets, {} ({reason})", hook.phrase())
+            }
+            Self::Attached { interface, hook: None, .. } => {
+                write!(f, "{interface}: counting packets that leave only")
+            }
+            Self::Refused { refusal, .. } => refusal.fmt(f),
+            Self::Restored { interface, direction } => write!(
+                f,
+                "{interface}: the {direction} program was detached by someone else, and is attached again; packets \
+                 between are not counted"
+            ),
+            Self::Moved { interface, direction, before } => write!(
+                f,
+                "{interface}: {before}, ran before the {direction} program, which is before it now; packets that it let \
+                 nobody else see are not counted"
+            ),
+            Self::Hidden { interface, direction, packets } => write!(
+                f,
+                "{interface}: the {direction} program is attached and did not see {packets} packets that the kernel \
+                 counts; something takes them before it (`bpftool net show dev {interface}`)"
+            ),
+            Self::Seen { interface, direction } => {
+                write!(f, "{interface}: the {direction} program sees what the kernel counts again")
+            }
+            Self::Renamed { from, to } => write!(f, "{from}: the interface is called {to} now"),
+            Self::Gone { interface } => write!(f, "{interface}: the interface is gone"),
+            Self::Missing { interface } => {
+                write!(
+                    f,
+                    "{interface}: there is no such interface (yet); it will be counted on when it appears"
+                )
+            }
+            Self::Absent { space, error } => {
+                write!(f, "{space}: {error}; it will be counted in when it appears")
+            }
+            Self::Blind { error } => write!(f, "the interfaces cannot be listed: {error}"),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Where packets are counted on the way in, chosen by what it costs. Pure.
+//!
+//! Native XDP on a veth turns off segmentation offload at its other end and takes three quarters of the throughput; on a
+//! virtio card it turns off receive offloads. TC ingress sees the same packets there for next to nothing, and on devices
+//! without an Ethernet header, where native XDP sees none. Where a card's driver has XDP, packets are met before
+//! the network stack spends anything on them.
+
+use super::abi::Link;
+use super::config::Mode;
+use super::links::Interface;
+
+/// Where what comes in is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP in the driver.
+    Native,
+    /// XDP in the network stack.
+    Generic,
+    /// XDP in the card. The configuration refuses it (`decode`); here for the label.
+    Offload,
+    /// TC ingress, by TCX.
+    Tcx,
+}
+
+impl Hook {
+    pub const ALL: [Self; 4] = [Self::Native, Self::Generic, Self::Offload, Self::Tcx];
+
+    /// As it is shown in labels.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offload => "offload",
+            Self::Tcx => "tcx",
+        }
+    }
+
+    /// As it is shown in sentences.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Self::Native => "XDP in native mode",
+            Self::Generic => "XDP in generic mode",
+            Self::Offload => "XDP in the card",
+            Self::Tcx => "TC ingress",
+        }
+    }
+}
+
+/// Hooks to try, the best first, and why that is the best.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub hooks: &'static [Hook],
+    pub reason: String,
+}
+
+/// Buses of cards that a hypervisor plays.
+const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
+
+/// Chooses for an interface, or says why no hook sees its packets.
+///
+/// # Errors
+/// Why nothing can be counted on the way in, in words that follow the interface's name.
+pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
+    if on.kind.as_deref() == Some("ifb") {
+        let why = "what is redirected to an ifb leaves it again, and is counted as sent; it receives nothing";
+        return Err(why.to_string());
+    }
+    crosses_hooks(on)?;
+    let chosen = |hooks, reason: &str| Ok(Choice { hooks, reason: reason.to_string() });
+    match mode {
+        Mode::Native if on.link != Link::Ethernet => {
+            Err("native XDP never sees packets of a device without an Ethernet header; use `mode: auto`"
+                .to_string())
+        }
+        Mode::Native => chosen(&[Hook::Native], "as configured"),
+        Mode::Generic => chosen(&[Hook::Generic], "as configured"),
+        Mode::Tcx => chosen(&[Hook::Tcx], "as configured"),
+        Mode::Auto if on.loopback => chosen(SOFT, "loopback"),
+        Mode::Auto if on.link != Link::Ethernet => chosen(SOFT, "no Ethernet header"),
+        Mode::Auto => match (&on.kind, &on.bus) {
+            (Some(kind), _) => chosen(SOFT, &format!("virtual device ({kind})")),
+            (None, Some(bus)) if PARAVIRTUAL.contains(&bus.as_str()) => chosen(
+                SOFT,
+                &format!("paravirtual device ({bus}), native XDP would turn off its receive offloads"),
+            ),
+            (None, Some(bus)) => {
+                chosen(&[Hook::Native, Hook::Tcx, Hook::Generic], &format!("hardware device ({bus})"))
+            }
+            (None, None) => chosen(SOFT, "virtual device"),
+        },
+    }
+}
+
+/// For devices that are made by software.
+const SOFT: &[Hook] = &[Hook::Tcx, Hook::Generic];
+
+/// Whether programs on an interface see packets at all, in either direction.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn crosses_hooks(on: &Interface) -> Result<(), String> {
+    if on.kind.as_deref() == Some("vrf") {
+        let why = "packets of a VRF pass no hook of the VRF itself, only those of its member interfaces: count on these";
+        return Err(why.to_string());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(kind: Option<&str>, bus: Option<&str>, link: Link) -> Interface {
+        Interface {
+            name: "x".into(),
+            altnames: vec![],
+            index: 3,
+            mtu: 1500,
+            link,
+            loopback: false,
+            kind: kind.map(String::from),
+            bus: bus.map(String::from),
+            master: None,
+        }
+    }
+
+    #[test]
+    fn the_cheapest_hook_is_tried_first() {
+        for (kind, bus, link, first, said) in [
+            (None, Some("pci"), Link::Ethernet, Hook::Native, "hardware"),
+            (None, Some("virtio"), Link::Ethernet, Hook::Tcx, "receive offloads"),
+            (Some("veth"), None, Link::Ethernet, Hook::Tcx, "veth"),
+            (Some("wireguard"), None, Link::Ip, Hook::Tcx, "no Ethernet header"),
+            (None, Some("usb"), Link::Ip, Hook::Tcx, "no Ethernet header"),
+            (None, None, Link::Ethernet, Hook::Tcx, "virtual"),
+        ] {
+            let choice = choose(&interface(kind, bus, link), Mode::Auto).unwrap();
+            assert_eq!(choice.hooks[0], first, "{kind:?} {bus:?}");
+            assert!(choice.reason.contains(said), "{}", choice.reason);
+        }
+    }
+
+    #[test]
+    fn what_no_hook_sees_is_refused() {
+        let vrf = interface(Some("vrf"), None, Link::Ethernet);
+        assert!(choose(&vrf, Mode::Auto).unwrap_err().contains("member interfaces"));
+        assert!(crosses_hooks(&vrf).is_err());
+        let ifb = interface(Some("ifb"), None, Link::Ethernet);
+        assert!(choose(&ifb, Mode::Generic).is_err() && crosses_hooks(&ifb).is_ok());
+        let tun = interface(Some("tun"), None, Link::Ip);
+        assert!(choose(&tun, Mode::Native).unwrap_err().contains("mode: auto"));
+        assert_eq!(choose(&tun, Mode::Generic).unwrap().hooks, [Hook::Generic]);
+    }
+}

@@ -1,0 +1,358 @@
+//! The packet programs of one network namespace, each loaded once, and the interfaces that they know.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+
+use crate::kernel::{Mapping, log_libbpf};
+
+use super::abi::generated::{NetSkel, NetSkelBuilder};
+use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};
+use super::books::{Books, Slot};
+use super::counters::Counters;
+use super::sys::set_operand;
+
+/// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted the long way
+/// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
+const PLAIN_BUDGET: usize = 16 << 20;
+
+static PLAIN_TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Which program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Program {
+    /// XDP with the short way for plain frames.
+    Plain,
+    /// XDP without it.
+    Long,
+    Talkers,
+    /// XDP for frames of several pieces, which native mode needs for an MTU above
+    /// [`ONE_PIECE_MTU`](super::attach::ONE_PIECE_MTU).
+    Pieces,
+    TcIngress,
+    TcEgress,
+}
+
+impl Program {
+    /// As the kernel knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "net_ingress",
+            Self::Long => "net_ingress_long",
+            Self::Talkers => "net_ingress_talkers",
+            Self::Pieces => "net_ingress_frags",
+            Self::TcIngress => "net_tc_ingress",
+            Self::TcEgress => "net_egress",
+        }
+    }
+}
+
+/// For how many CPUs plain frames are counted: all numbers that a CPU of this machine can have, as a power of two.
+///
+/// # Errors
+/// If the system does not say which CPUs are possible.
+pub fn cpu_slots() -> io::Result<usize> {
+    let ranges = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
+    last.map(|number| (number + 1).next_power_of_two())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
+}
+
+/// Kernel memory of the counters of one interface in both directions, in bytes, those of plain frames left out.
+pub(crate) fn memory(cpus: usize) -> u64 {
+    (2 * cpus * size_of::<super::abi::net_stats>()) as u64
+}
+
+/// The most that counters of plain frames take for so many interfaces, in bytes.
+pub(crate) fn plain_memory(interfaces: usize, cpus: usize) -> u64 {
+    if interfaces == 0 {
+        return 0;
+    }
+    let wanted = (interfaces * cpus.next_power_of_two()).next_power_of_two() * size_of::<net_plain>();
+    wanted.min(PLAIN_BUDGET) as u64
+}
+
+/// Programs and tables of a network namespace. Interfaces are told apart by their index, which is the namespace's own.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    books: Arc<Books>,
+    known: Arc<Known>,
+    loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
+}
+
+/// The tables by which programs find an interface.
+#[derive(Debug)]
+struct Known {
+    ports: (MapHandle, Mapping),
+    more: MapHandle,
+    plain: Option<Plain>,
+    /// Who has which place in `ports`: an interface's index, or zero.
+    places: Mutex<Vec<u32>>,
+}
+
+/// Counters of plain frames.
+#[derive(Debug)]
+struct Plain {
+    map: MapHandle,
+    words: Mapping,
+    /// Of one interface: as many as there are CPUs.
+    slots: usize,
+    blocks: usize,
+    /// First blocks that no interface has. The one that was longest unused is taken, so that no CPU still counts there.
+    free: Mutex<std::collections::VecDeque<u16>>,
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        PLAIN_TAKEN.fetch_sub(self.blocks * size_of::<net_plain>(), Ordering::Relaxed);
+    }
+}
+
+/// An interface that programs know. Dropping it makes them forget it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    index: u32,
+    slot: Slot,
+    block: Option<u16>,
+    known: Arc<Known>,
+}
+
+impl Programs {
+    /// Tables for the interfaces of one namespace; `plain` are how many at most have counters of plain frames.
+    ///
+    /// # Errors
+    /// If the kernel refuses: not permitted, or out of memory.
+    pub fn new(books: Arc<Books>, plain: usize) -> libbpf_rs::Result<Self> {
+        let shared = options(libbpf_sys::BPF_F_MMAPABLE);
+        let ports = MapHandle::create(
+            MapType::Array,
+            Some(".bss.ports"),
+            4,
+            size_of::<net_ports>() as u32,
+            1,
+            &shared,
+        )?;
+        let mapping = Mapping::new(ports.as_fd(), 1, size_of::<net_ports>())?;
+        let more = MapHandle::create(
+            MapType::Hash,
+            Some("more_ports"),
+            4,
+            size_of::<net_port>() as u32,
+            super::abi::SLOTS as u32,
+            &options(libbpf_sys::BPF_F_NO_PREALLOC),
+        )?;
+        let known = Known {
+            ports: (ports, mapping),
+            more,
+            plain: Plain::new(plain)?,
+            places: Mutex::new(vec![0; PORTS]),
+        };
+        Ok(Self { books, known: Arc::new(known), loaded: Mutex::default() })
+    }
+
+    /// Enters an interface, before anything is attached to it; with counters of plain frames if there are any left.
+    ///
+    /// # Errors
+    /// If the kernel makes no counters for it.
+    pub fn enter(&self, ifindex: i32, link: Link, plain: bool) -> libbpf_rs::Result<Entry> {
+        let index = ifindex as u32;
+        let slot = self.books.open()?;
+        let place = index as usize % PORTS;
+        let mut places = self.known.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let direct = places[place] == 0;
+        let block = self
+            .known
+            .plain
+            .as_ref()
+            .filter(|_| plain && direct && link == Link::Ethernet)
+            .and_then(Plain::take);
+        let port = net_port {
+            ifindex: index,
+            id: slot.id(),
+            block: block.unwrap_or(0),
+            link: link as u8,
+            ..Default::default()
+        };
+        if direct {
+            let words = &self.known.ports.1.halves()[place * size_of::<net_port>() / 4..];
+            words[offset_of!(net_port, id) / 4].store(port.id, Ordering::Relaxed);
+            let packed = u32::from(port.block) | u32::from(port.link) << 16;
+            words[offset_of!(net_port, block) / 4].store(packed, Ordering::Relaxed);
+            // Last, for it makes the rest valid.
+            words[offset_of!(net_port, ifindex) / 4].store(index, Ordering::Release);
+            places[place] = index;
+        } else {
+            let mut bytes = vec![0u8; size_of::<net_port>()];
+            bytes[offset_of!(net_port, ifindex)..][..4].copy_from_slice(&index.to_ne_bytes());
+            bytes[offset_of!(net_port, id)..][..4].copy_from_slice(&port.id.to_ne_bytes());
+            bytes[offset_of!(net_port, link)] = port.link;
+            self.known.more.update(&index.to_ne_bytes(), &bytes, MapFlags::ANY)?;
+        }
+        Ok(Entry { index, slot, block, known: Arc::clone(&self.known) })
+    }
+
+    /// A program in the kernel; loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// If the kernel refuses: not permitted (`CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`), or out of memory.
+    pub fn get(&self, program: Program) -> libbpf_rs::Result<Arc<OwnedFd>> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = loaded.get(&program) {
+            return Ok(Arc::clone(found));
+        }
+        let new = Arc::new(self.load(program)?);
+        loaded.insert(program, Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// Whether they keep talkers.
+    pub fn with_talkers(&self) -> bool {
+        self.books.tables.is_some()
+    }
+
+    /// Whether the kernel's program of this id is one of these.
+    pub fn are(&self, id: u32) -> bool {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.values().any(|program| {
+            libbpf_rs::ProgramImpl::<()>::id_from_fd(program.as_fd()).is_ok_and(|known| known == id)
+        })
+    }
+
+    fn load(&self, which: Program) -> libbpf_rs::Result<OwnedFd> {
+        log_libbpf();
+        let mut storage = MaybeUninit::uninit();
+        let mut open = NetSkelBuilder::default().open(&mut storage)?;
+        if let (Some(constants), Some(tables)) = (open.maps.rodata_data.as_deref_mut(), &self.books.tables) {
+            constants.with_talkers = true;
+            constants.with_flows = tables.with_flows;
+            constants.talker_sets_mask = tables.talkers.max_entries() - 1;
+            constants.flow_sets_mask = tables.flows.max_entries() - 1;
+            constants.hash_keys = tables.keys;
+        }
+        if let Some(tables) = &self.books.tables {
+            open.maps.talkers.reuse_fd(tables.talkers.as_fd())?;
+            open.maps.flows.reuse_fd(tables.flows.as_fd())?;
+            open.maps.sketch.reuse_fd(tables.sketch.as_fd())?;
+        }
+        open.maps.bss_ports.reuse_fd(self.known.ports.0.as_fd())?;
+        open.maps.more_ports.reuse_fd(self.known.more.as_fd())?;
+        open.maps.strays.reuse_fd(self.books.strays_map())?;
+        open.maps.counters.reuse_fd(self.books.counters())?;
+        match &self.known.plain {
+            Some(plain) if which == Program::Plain => {
+                // The size first: libbpf has mapped the map's memory, and unmaps as much as the map is large.
+                open.maps.bss_plain.set_value_size((plain.blocks * size_of::<net_plain>()) as u32)?;
+                open.maps.bss_plain.reuse_fd(plain.map.as_fd())?;
+                set_operand(&mut open.progs.net_ingress, PLAIN_BLOCKS, plain.blocks as i32 - 1)?;
+            }
+            _ => open.maps.bss_plain.set_autocreate(false)?,
+        }
+        for mut program in open.open_object_mut().progs_mut() {
+            let wanted = program.name() == which.name();
+            program.set_autoload(wanted);
+        }
+        let skel = open.load()?;
+        Ok(program(&skel, which.name())?)
+    }
+}
+
+impl Plain {
+    /// `None` if there is no room for one interface.
+    fn new(interfaces: usize) -> libbpf_rs::Result<Option<Self>> {
+        if interfaces == 0 {
+            return Ok(None);
+        }
+        let slots = cpu_slots()?;
+        let bytes = plain_memory(interfaces, slots) as usize;
+        let more = |taken| Some(taken + bytes).filter(|sum| *sum <= PLAIN_BUDGET);
+        if bytes < slots * size_of::<net_plain>()
+            || PLAIN_TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err()
+        {
+            return Ok(None);
+        }
+        let give_back = |error| {
+            PLAIN_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
+            error
+        };
+        let shared = options(libbpf_sys::BPF_F_MMAPABLE);
+        let map = MapHandle::create(MapType::Array, Some(".bss.plain"), 4, bytes as u32, 1, &shared)
+            .map_err(give_back)?;
+        let words =
+            Mapping::new(map.as_fd(), 1, bytes).map_err(|error| give_back(libbpf_rs::Error::from(error)))?;
+        let blocks = bytes / size_of::<net_plain>();
+        let free = (0..blocks as u16).step_by(slots).collect();
+        Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free) }))
+    }
+
+    /// A first block, all of whose counters are zero.
+    fn take(&self) -> Option<u16> {
+        let block = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        self.words_of(block).iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        Some(block)
+    }
+
+    fn words_of(&self, block: u16) -> &[std::sync::atomic::AtomicU64] {
+        let each = size_of::<net_plain>() / 8;
+        &self.words.words()[usize::from(block) * each..][..self.slots * each]
+    }
+}
+
+impl Entry {
+    /// By which programs know it, and tables of talkers.
+    pub fn id(&self) -> u32 {
+        self.slot.id()
+    }
+
+    /// Whether it has counters of plain frames.
+    pub fn has_plain(&self) -> bool {
+        self.block.is_some()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self, direction: Direction) -> Counters {
+        let sum = self.slot.counters(direction);
+        match (&self.known.plain, self.block) {
+            (Some(plain), Some(block)) if direction == Direction::Ingress => {
+                sum.with_plain(plain.words_of(block).iter().map(|word| word.load(Ordering::Relaxed)))
+            }
+            _ => sum,
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut places = self.known.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.index as usize % PORTS;
+        if places[place] == self.index {
+            places[place] = 0;
+            let words = &self.known.ports.1.halves()[place * size_of::<net_port>() / 4..];
+            words[offset_of!(net_port, ifindex) / 4].store(0, Ordering::Release);
+        } else {
+            // It fails only if it is not there.
+            let _ = self.known.more.delete(&self.index.to_ne_bytes());
+        }
+        if let (Some(plain), Some(block)) = (&self.known.plain, self.block) {
+            plain.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(block);
+        }
+    }
+}
+
+pub(crate) fn options(flags: u32) -> libbpf_sys::bpf_map_create_opts {
+    libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        map_flags: flags,
+        ..Default::default()
+    }
+}
+
+fn program(skel: &NetSkel<'_>, name: &str) -> io::Result<OwnedFd> {
+    let program = skel.object().progs().find(|program| program.name() == name);
+    program.ok_or_else(|| io::Error::other(format!("no program {name}")))?.as_fd().try_clone_to_owned()
+}
