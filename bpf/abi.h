@@ -90,6 +90,7 @@ enum site_flag {
 	SITE_SHARED = 1 << 2, /* an exit that calls of other functions pass too */
 	/* Of a file that may take the place of a target's: hits count once it is called like that. */
 	SITE_CANDIDATE = 1 << 3,
+	SITE_GOROUTINE = 1 << 4, /* of a call on a goroutine's stack: R14 is the goroutine */
 };
 
 /* Some code of a function; from is relative to the site. */
@@ -350,8 +351,17 @@ struct entry {
 struct start_key {
 	__u32 span;
 	__u32 tgid; /* forked processes have the same addresses in their arguments and on their stacks */
-	__u64 key; /* argument, thread, or of a call which of the probe's functions */
+	__u64 key; /* argument, thread, or of a call which of the probe's functions; on a goroutine's stack, also which one */
 	__u64 frame; /* of a call, the address of its return address; of a thread, which of its nested starts */
+};
+
+/*
+ * A goroutine's stack moves, but stays as far from its upper end: the frame is relative to that. Addresses of goroutines,
+ * like all of user space with tables of four levels, have 47 bits.
+ */
+enum goroutine_key {
+	GOROUTINE_FUNCTION = 47, /* shift of the function's number */
+	GOROUTINE_MARK = 63, /* number of the bit that tells such keys from others */
 };
 
 struct start {

@@ -21,6 +21,7 @@ struct abi {
 	enum abi_none none;
 	enum location_op location_op;
 	enum site_flag site_flag;
+	enum goroutine_key goroutine_key;
 	enum value_kind value_kind;
 	enum probe_flag probe_flag;
 	enum event_class event_class;
@@ -106,7 +107,8 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 {
 	struct hit hit = { .shard = shard };
 	__u32 book = shard + probe->book;
-	bool keeps_time = false;
+	bool keeps_time = false, fault = false;
+	struct call call;
 	__u64 entered = 0;
 	int lost;
 
@@ -120,7 +122,8 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 			entered = *kept;
 		keeps_time = true;
 	}
-	lost = read_values(&hit, probe, site, ctx, entered);
+	call = call_of(site, ctx, &fault);
+	lost = fault ? BOOK_LOST_FAULT : read_values(&hit, probe, site, ctx, &call, entered);
 	if (lost) {
 		add(book + lost, 1);
 		/* What is filtered ends as it begins. */
@@ -131,7 +134,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
-		lost = begin(&hit, probe, ctx->sp + site->frame_offset, site->function);
+		lost = begin(&hit, probe, call.frame, call.function);
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
 

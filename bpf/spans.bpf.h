@@ -11,6 +11,31 @@
 
 #include "values.bpf.h"
 
+/* A call of a function: which one, and where its return address is. */
+struct call {
+	__u64 function;
+	__u64 frame;
+};
+
+/* The upper end of a goroutine's stack, in Go's runtime.g. */
+#define G_STACK_HIGH 8
+
+/* Which call is entered or left here; on a goroutine's stack it is known by that and by the distance from the stack's end. */
+static __always_inline struct call call_of(const struct site *site, const struct pt_regs *ctx, bool *fault)
+{
+	struct call call = { .function = site->function, .frame = ctx->sp + site->frame_offset };
+	__u64 high = 0, goroutine = ctx->r14;
+
+	if (site->flags & SITE_GOROUTINE) {
+		if (read_user(&high, sizeof(high), (const void *)(goroutine + G_STACK_HIGH)))
+			*fault = true;
+		call.frame -= high;
+		goroutine &= (1ULL << GOROUTINE_FUNCTION) - 1;
+		call.function = 1ULL << GOROUTINE_MARK | call.function << GOROUTINE_FUNCTION | goroutine;
+	}
+	return call;
+}
+
 /*
  * Which start belongs to this hit: that of the call at this place of the stack (value is which function was called), the
  * thread's, or that of value 0.
@@ -115,7 +140,7 @@ static __always_inline void drop_text(const struct start *start)
  * Keeps the time and the first values for the return or the end of the span. Returns 0, or the book cell that says why
  * not.
  */
-__noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u32 function)
+__noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 function)
 {
 	struct start start = {}, *kept;
 	struct start_key key;
@@ -178,7 +203,7 @@ static __always_inline struct start *started(const struct probe *probe, struct s
  * why the hit is lost.
  */
 static __always_inline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
-				       const struct pt_regs *ctx, __u64 entered)
+				       const struct pt_regs *ctx, const struct call *call, __u64 entered)
 {
 	bool ends = probe->flags & PROBE_END && !entered;
 	struct start *begun = NULL;
@@ -186,13 +211,13 @@ static __always_inline int read_values(struct hit *hit, const struct probe *prob
 
 	if (ends) {
 		bool fault = false;
-		__u64 value = site->function;
+		__u64 value = call->function;
 
 		if (!(probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME)))
 			value = value_at(&site->values[0], ctx, 0, NULL, &fault);
 		if (fault)
 			return BOOK_LOST_FAULT;
-		key = start_key(probe, ctx->sp + site->frame_offset, value);
+		key = start_key(probe, call->frame, value);
 		begun = started(probe, &key);
 		if (!begun)
 			return site->flags & SITE_SHARED ? BOOK_FILTERED : BOOK_LOST_NO_START;

@@ -35,9 +35,9 @@ pub(crate) mod files {
 
 pub(crate) use generated::types::{
     abi_id, abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
-    dictionary, entry, event, event_class, filter, filter_kind, integer_key, label, label_flag, label_id,
-    location, location_op, pattern, probe, probe_flag, site, site_flag, small_integers, start, start_key,
-    start_text, stretch, text_key, thread_key, value, value_kind, wake,
+    dictionary, entry, event, event_class, filter, filter_kind, goroutine_key, integer_key, label,
+    label_flag, label_id, location, location_op, pattern, probe, probe_flag, site, site_flag, small_integers,
+    start, start_key, start_text, stretch, text_key, thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {

@@ -2,7 +2,7 @@
 
 use crate::abi::{site, site_flag};
 use crate::config::model::ReturnsBy;
-use crate::elf::{FunctionSite, Functions, Image, Site};
+use crate::elf::{Convention, FunctionSite, Functions, Image, Site};
 use crate::plan::{Hook, Pairing, ProbePlan};
 use crate::resolve::{UnfitSite, unfit, with_calling_convention};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline};
@@ -54,12 +54,14 @@ pub(crate) fn places_in(
     let mut exits = Costs::default();
     for (n, function) in functions.into_iter().enumerate() {
         let shown = function.demangled.clone().unwrap_or_else(|| function.name.clone());
-        let entry = site { function: n as u32, flags: site_flags(&function), ..site::default() };
+        let pairing = if is_traced { pairing_flags(&function) } else { 0 };
+        let flags = pairing | site_flags(&function);
+        let entry = site { function: n as u32, flags, ..site::default() };
         let mut left = Vec::new();
         if let Some(code) = &code {
             match trace(image, code, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
-                    exits.add(&shown, &returns);
+                    exits.add(&shown, function.is_go, &returns);
                     left = returns.sites;
                 }
                 Ok(Traced::Trampoline(warning)) if is_return => found.warnings.extend(warning),
@@ -76,7 +78,7 @@ pub(crate) fn places_in(
             found.places.extend(left.into_iter().map(|(at, exit)| Place {
                 at,
                 at_entry: false,
-                entry: site { function: n as u32, ..exit },
+                entry: site { function: n as u32, flags: pairing | exit.flags, ..exit },
                 function: number,
                 name: shown.clone(),
                 offset: function.site.offset,
@@ -120,9 +122,9 @@ fn trace(
     if !function.at_entry {
         return Err("the place is not the entry of a function".to_string());
     }
-    if function.is_go {
-        return Err("this is a Go program, which crashes when its return addresses are replaced, and moves its stacks, so \
-                    that a call is not known by its place there"
+    if matches!(function.convention, Convention::Unknown | Convention::GoStack) {
+        return Err("this is a Go program, which crashes when its return addresses are replaced, and no register tells the \
+                    goroutine here: it is assembly, or built by a Go before 1.17 or one that is not known yet"
             .to_string());
     }
     match probe.returns_by {
@@ -132,6 +134,11 @@ fn trace(
         }
         ReturnsBy::Trampoline => by_trampoline(image, code, function).map(Traced::Trampoline),
     }
+}
+
+/// How a call is known at its entry and its exits.
+fn pairing_flags(function: &FunctionSite) -> u32 {
+    if function.convention == Convention::GoRegisters { site_flag::SITE_GOROUTINE.0 } else { 0 }
 }
 
 fn site_flags(function: &FunctionSite) -> u32 {

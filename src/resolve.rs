@@ -244,23 +244,13 @@ pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     })
 }
 
-/// The words on the stack that can be asked for.
-const STACK_WORDS: usize = 32;
+/// The words of arguments that can be asked for.
+const WORDS: usize = 32;
 
-/// Forms of the arguments, as a USDT note would write them; None if they are not known.
-fn argument_forms(convention: Convention) -> Option<String> {
-    let on_stack = |words| (1..=words).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect::<String>();
-    Some(match convention {
-        Convention::SystemV => {
-            "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9".to_string() + &on_stack(STACK_WORDS - 6)
-        }
-        Convention::GoRegisters => {
-            let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
-            registers.to_string() + &on_stack(STACK_WORDS - 9)
-        }
-        Convention::GoStack => on_stack(STACK_WORDS),
-        Convention::Unknown => return None,
-    })
+/// Words of arguments on the stack, as a USDT note would write them.
+fn on_stack(words: usize) -> Vec<Result<ArgForm, FormError>> {
+    let forms: String = (1..=words).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect();
+    parse_args(Arch::X86_64, &forms)
 }
 
 /// The arguments of a function where its calling convention has them, 64 bits wide.
@@ -269,12 +259,26 @@ pub(crate) fn with_calling_convention(function: FunctionSite) -> Site {
     if !function.at_entry {
         return site;
     }
-    site.args = match argument_forms(function.convention) {
-        Some(forms) => parse_args(Arch::X86_64, &forms),
-        None => {
-            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its \
-                       arguments may be in registers or on the stack";
-            (0..STACK_WORDS).map(|word| Err(FormError::new(&word.to_string(), why))).collect()
+    let unknown = |word: usize, why: &str| Err(FormError::new(&word.to_string(), why));
+    site.args = match function.convention {
+        Convention::SystemV => {
+            let mut args = parse_args(Arch::X86_64, "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9");
+            args.extend(on_stack(WORDS - args.len()));
+            args
+        }
+        Convention::GoRegisters => {
+            let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
+            let mut args = parse_args(Arch::X86_64, registers);
+            let why = "only the first nine words of a Go function's arguments are in registers, and where the others are \
+                       depends on their types";
+            args.extend((args.len()..WORDS).map(|word| unknown(word, why)));
+            args
+        }
+        Convention::GoStack => on_stack(WORDS),
+        Convention::Unknown => {
+            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its arguments may \
+                       be in registers or on the stack";
+            (0..WORDS).map(|word| unknown(word, why)).collect()
         }
     };
     site

@@ -46,12 +46,14 @@ pub fn by_exits(
 pub struct Costs {
     exits: usize,
     dear: usize,
+    is_go: bool,
     followed: Vec<String>,
     untold: Vec<String>,
 }
 
 impl Costs {
-    pub fn add(&mut self, function: &str, returns: &Returns) {
+    pub fn add(&mut self, function: &str, is_go: bool, returns: &Returns) {
+        self.is_go |= is_go;
         self.exits += returns.sites.len();
         self.dear += returns.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count();
         if !returns.exits.followed.is_empty() {
@@ -68,9 +70,13 @@ impl Costs {
         if self.exits == 0 {
             return notes;
         }
+        let other = match self.is_go {
+            true => "calls are told apart by goroutine",
+            false => "where nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
+        };
         notes.push(format!(
             "the return is traced where the code leaves the function: {} exits, {} of them single-stepped (5 to 15 us a hit); \
-             where nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
+             {other}",
             self.exits, self.dear
         ));
         if !self.followed.is_empty() {
@@ -165,6 +171,11 @@ pub fn by_trampoline(
     functions: &Functions<'_>,
     function: &FunctionSite,
 ) -> Result<Option<String>, String> {
+    if function.is_go {
+        return Err("its return address must not be replaced: this is a Go program, which moves its stacks and would crash; \
+                    leave out `returns_by: trampoline`"
+            .to_string());
+    }
     if functions.has_handler(functions.entry_of(function.site.vaddr)) {
         return Err("its return address must not be replaced: its unwind table names a handler, so exceptions come through \
                     it, and the first would end the program; leave out `returns_by: trampoline`"

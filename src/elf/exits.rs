@@ -14,7 +14,7 @@ use super::image::LE;
 use super::names::is_fragment;
 use super::select::functions;
 use super::unwind::Unwind;
-use super::{Arch, Form, Image};
+use super::{Arch, Form, Image, golang};
 use object::read::elf::SectionHeader;
 
 /// The most functions that are followed into because a function ends by calling them.
@@ -100,6 +100,9 @@ impl<'a> Functions<'a> {
 
     /// The entry of the function whose probe is at `site`: some are probed behind their first instruction.
     pub fn entry_of(&self, site: u64) -> u64 {
+        if let Some(function) = self.image.pclntab().and_then(|table| table.covering(site)) {
+            return function.entry;
+        }
         let before = site.wrapping_sub(super::shape::ENDBR64.len() as u64);
         let is_landing = self.image.code_at(before, 4).is_some_and(|code| code == super::shape::ENDBR64);
         if is_landing && !self.symbols.contains_key(&site) { before } else { site }
@@ -117,6 +120,11 @@ impl<'a> Functions<'a> {
     pub fn exits(&self, entry: u64, size: u64) -> Result<Exits, NoExits> {
         if self.image.arch() != Arch::X86_64 {
             return Err("exits are found in x86-64 code only".to_string());
+        }
+        if let Some(table) = self.image.pclntab()
+            && let Some(function) = table.covering(entry).filter(|function| function.entry == entry)
+        {
+            return golang::exits(&self.image, &table, &function);
         }
         if let Some(frame) = self.unwind.covering(entry) {
             let row = if frame.start == entry { frame.at_start } else { self.above(entry).flatten() };

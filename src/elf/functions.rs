@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Decoder, DecoderOptions};
 
-use super::golang::{self, Convention, Pclntab};
+use super::golang::{self, Convention};
 use super::names::{CloneKind, Signature, clone_of, demangle};
 use super::select::{Selected, functions, matching, missing};
 use super::shape::ENDBR64;
@@ -195,7 +195,14 @@ fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, Site
     if let Some(table) = image.pclntab()
         && let Some(function) = table.covering(symbol.vaddr)
     {
-        return at_go_entry(image, &table, &function, entry);
+        return at_go_entry(image, table.layout, &function, entry);
+    }
+    if entry.is_go && image.pclntab().is_none() && image.arch() == Arch::X86_64 {
+        // Perhaps of a Go that is newer than this program. Its stack check may be known; how it is called is not.
+        let end = symbol.vaddr.saturating_add(symbol.size.max(1));
+        let function = golang::Function { name: symbol.name, entry: symbol.vaddr, end, is_assembly: false };
+        let entry = at_go_entry(image, golang::Layout::Go1_16, &function, entry)?;
+        return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
     if entry.site.shape == SiteShape::Endbr64
         && let Some(next) = Site::at(image, symbol.vaddr.wrapping_add(ENDBR64.len() as u64))
@@ -209,7 +216,7 @@ fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, Site
 /// The place in a Go function that each call passes once.
 fn at_go_entry(
     image: &Image<'_>,
-    table: &Pclntab<'_>,
+    layout: golang::Layout,
     function: &golang::Function<'_>,
     symbol: FunctionSite,
 ) -> Result<FunctionSite, SiteError> {
@@ -220,7 +227,7 @@ fn at_go_entry(
     if function.entry != symbol.site.vaddr {
         return Err(unfit("it is a place inside another function"));
     }
-    let entry = golang::entry(image, table.layout, function).map_err(unfit)?;
+    let entry = golang::entry(image, layout, function).map_err(unfit)?;
     let site = |vaddr| Site::at(image, vaddr).ok_or_else(|| unfit("its code is not in the file"));
     let after = site(entry.vaddr)?;
     // The jump is emulated. What follows it is a push since Go 1.21; before, it is single-stepped.

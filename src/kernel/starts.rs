@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags};
 
-use crate::abi::{abi_id, start, start_key, text_key, thread_key};
+use crate::abi::{abi_id, goroutine_key, start, start_key, text_key, thread_key};
 use crate::plan::Pairing;
 
 /// How long the end of a span by an argument is waited for, and that of a call whose thread is gone: another one may have
@@ -104,7 +104,9 @@ fn choose(
         .map(|open| match pairing(open) {
             Some(Pairing::Thread) => ended(open.tid),
             Some(Pairing::Value) => old(open) || ended(open.tgid),
-            Some(Pairing::Frame) => ended(open.tgid) || (old(open) && ended(open.tid)),
+            Some(Pairing::Frame) => {
+                ended(open.tgid) || (old(open) && !open.is_goroutine() && ended(open.tid))
+            }
             None => true,
         })
         .collect();
@@ -112,7 +114,7 @@ fn choose(
     let calls = |n: &usize| pairing(&open[*n]) == Some(Pairing::Frame);
     if left(&dead) > limit / 2 {
         for n in (0..open.len()).filter(calls) {
-            dead[n] |= ended(open[n].tid);
+            dead[n] |= !open[n].is_goroutine() && ended(open[n].tid);
         }
     }
     if left(&dead) > limit / 2 {
@@ -137,15 +139,15 @@ fn sacrifice(open: &[Open], dead: &mut [bool], most: usize, may: impl Fn(&usize)
     victims.into_iter().take(excess).for_each(|n| dead[n] = true);
 }
 
-/// Calls that were open when the same thread began another one above them. On one stack that shows that they were left by
+/// Calls that were open when the same thread or goroutine began another one above them. On one stack that shows that they were left by
 /// an exception; with coroutines, whose stacks lie anywhere, it may be another stack.
 fn overtaken(open: &[Open]) -> Vec<bool> {
     let mut latest_first: Vec<usize> = (0..open.len()).collect();
     latest_first.sort_by_key(|n| std::cmp::Reverse(open[*n].time));
-    let mut highest: HashMap<(u32, u32), u64> = HashMap::new();
+    let mut highest: HashMap<(u32, u64), u64> = HashMap::new();
     let mut found = vec![false; open.len()];
     for n in latest_first {
-        let highest = highest.entry((open[n].tgid, open[n].tid)).or_default();
+        let highest = highest.entry((open[n].tgid, open[n].stack())).or_default();
         found[n] = open[n].frame < *highest;
         *highest = open[n].frame.max(*highest);
     }
@@ -185,6 +187,20 @@ impl Open {
             time: long(value, std::mem::offset_of!(start, time))?,
             tid: word(value, std::mem::offset_of!(start, tid))?,
         })
+    }
+
+    /// Whether the call is on the stack of a goroutine, which is no thread's.
+    fn is_goroutine(&self) -> bool {
+        self.key >> goroutine_key::GOROUTINE_MARK.0 & 1 == 1
+    }
+
+    /// Tells the stacks of a process apart.
+    fn stack(&self) -> u64 {
+        if self.is_goroutine() {
+            self.key & ((1 << goroutine_key::GOROUTINE_FUNCTION.0) - 1)
+        } else {
+            u64::from(self.tid)
+        }
     }
 
     fn key_bytes(&self) -> Vec<u8> {
@@ -230,6 +246,21 @@ mod tests {
         (expected[0], expected[9]) = (false, false);
         assert_eq!(chosen(&open, 4, Pairing::Frame), expected);
         assert_eq!(chosen(&open, 20, Pairing::Frame), [false; 10]);
+    }
+
+    #[test]
+    fn calls_of_a_goroutine_belong_to_no_thread() {
+        let goroutine = |n: u64, tid, frame: i64, time| Open {
+            key: 1 << goroutine_key::GOROUTINE_MARK.0 | n << 12,
+            ..call(tid, frame as u64, time)
+        };
+        // The thread that it began on is gone; the goroutine is not.
+        assert_eq!(chosen(&[goroutine(1, GONE, -80, 0)], 100, Pairing::Frame), [false]);
+        // Two goroutines on one thread, the second with a shorter stack; and of the first a call that was left.
+        let mut open = vec![goroutine(1, ALIVE, -800, NOW - 9), goroutine(1, ALIVE, -900, NOW - 8)];
+        open.extend([goroutine(2, ALIVE, -80, NOW - 7), goroutine(1, ALIVE, -850, NOW - 6)]);
+        assert_eq!(overtaken(&open), [false, true, false, false]);
+        assert_eq!(chosen(&open, 4, Pairing::Frame), [false, true, false, false]);
     }
 
     #[test]

@@ -57,12 +57,9 @@ fn function(found: FunctionSite) -> Function {
         limits.push("no return, no arguments (not an entry)");
     }
     match found.convention {
-        Convention::Unknown => limits.push("no arguments (assembly, or an old Go)"),
-        Convention::GoStack => limits.push("arguments on the stack"),
+        Convention::Unknown => limits.push("no return, no arguments (assembly, or a Go that is not known)"),
+        Convention::GoStack => limits.push("no return (arguments on the stack)"),
         Convention::SystemV | Convention::GoRegisters => {}
-    }
-    if found.is_go && found.at_entry {
-        limits.push("no return (Go)");
     }
     if !found.checked {
         limits.push("not known to be the start of an instruction");

@@ -53,6 +53,9 @@ pub(in crate::elf) fn entry(
         };
         return Ok(Entry { vaddr: after, convention, jump });
     }
+    if returns_to_entry(code, function.entry) {
+        return Err("its first instruction is also the head of a loop, and each turn would count as a call");
+    }
     let convention = match layout {
         _ if function.is_assembly => Convention::Unknown,
         Layout::Go1_2 => Convention::GoStack,
@@ -175,6 +178,17 @@ fn grows_stack(code: &[u8], entry: u64, at: u64) -> bool {
     false
 }
 
+/// Whether a function without a stack check jumps to its own entry.
+fn returns_to_entry(code: &[u8], entry: u64) -> bool {
+    Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().any(|instruction| {
+        let jumps = matches!(
+            instruction.flow_control(),
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+        );
+        jumps && instruction.near_branch_target() == entry
+    })
+}
+
 /// Whether the function makes R14 the goroutine before it calls anything, as only what is called with arguments on the
 /// stack does: there the caller has not.
 fn sets_goroutine(code: &[u8], entry: u64) -> bool {
@@ -250,5 +264,8 @@ mod tests {
         let set: &[u8] = &[0x64, 0x4c, 0x8b, 0x34, 0x25, 0xf8, 0xff, 0xff, 0xff, 0xc3];
         assert!(sets_goroutine(set, ENTRY));
         assert!(!sets_goroutine(&[CALL, set].concat(), ENTRY));
+        // L: mov (%rax),%ecx; test %ecx,%ecx; je L; ret, and with the jump to the second instruction
+        assert!(returns_to_entry(&[0x8b, 0x08, 0x85, 0xc9, 0x74, 0xfa, 0xc3], ENTRY));
+        assert!(!returns_to_entry(&[0x8b, 0x08, 0x85, 0xc9, 0x74, 0xfc, 0xc3], ENTRY));
     }
 }

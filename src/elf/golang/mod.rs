@@ -2,10 +2,12 @@
 //! its stacks, and keeps the names of functions in a table of its own.
 
 mod entry;
+mod exits;
 mod pclntab;
 mod text;
 
 pub(super) use entry::{entry, wrappers};
+pub(super) use exits::exits;
 pub(super) use pclntab::{Layout, Pclntab, is_marked};
 
 /// How a function is called, as far as a probe at its entry must know.

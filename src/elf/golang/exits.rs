@@ -1,0 +1,70 @@
+//! Where a Go function is left.
+//!
+//! `.gopclntab` says where each function ends, nothing of it lies elsewhere, and the compiler keeps its jump tables out of
+//! the code. A wrapper may end in a jump to the method that it wraps, which then returns in its stead.
+
+use std::collections::BTreeMap;
+
+use super::{Convention, Function, Pclntab, entry};
+use crate::elf::body::{Body, Jump};
+use crate::elf::exits::{Exit, ExitKind, Exits};
+use crate::elf::{Form, Image};
+
+/// Functions that are followed into because the one before ends by calling them.
+const FOLLOWED_MAX: usize = 8;
+/// The most exits of one function.
+const EXITS_MAX: usize = 512;
+
+/// The exits of a function. Err says why they are not known, to follow a colon.
+pub(in crate::elf) fn exits(
+    image: &Image<'_>,
+    table: &Pclntab<'_>,
+    function: &Function<'_>,
+) -> Result<Exits, String> {
+    let mut bodies = vec![body(image, table, function)?];
+    let mut exits = BTreeMap::new();
+    let mut next = 0;
+    while let Some(current) = bodies.get(next) {
+        let shared = next > 0;
+        let mut exit = |vaddr, kind| exits.insert(vaddr, Exit { vaddr, kind, shared });
+        current.returns.iter().for_each(|&at| drop(exit(at, ExitKind::Return)));
+        let mut followed = Vec::new();
+        for Jump { at, target, conditional } in current.jumps.iter().copied() {
+            let is_known = |body: &Body| body.range.start == target;
+            if current.range.contains(&target) || bodies.iter().chain(&followed).any(is_known) {
+                continue;
+            }
+            let callee = table.covering(target).filter(|callee| callee.entry == target);
+            match callee.and_then(|callee| body(image, table, &callee).ok()) {
+                _ if conditional => return Err(format!("a conditional jump leads out of it at {at:#x}")),
+                Some(body) if bodies.len() + followed.len() <= FOLLOWED_MAX => followed.push(body),
+                _ => drop(exit(at, ExitKind::TailCall)),
+            }
+        }
+        bodies.append(&mut followed);
+        next += 1;
+    }
+    match exits.len() {
+        0 => Err("it never returns".to_string()),
+        1..=EXITS_MAX => Ok(Exits {
+            followed: bodies[1..].iter().map(|body| body.range.start).collect(),
+            parts: bodies.into_iter().map(|body| body.range).collect(),
+            exits: exits.into_values().collect(),
+            has_handler: false,
+        }),
+        many => Err(format!("it has {many} exits, and at most {EXITS_MAX} are watched")),
+    }
+}
+
+/// The code of a function that finds its goroutine in R14, as it does its callers and they their callees.
+fn body(image: &Image<'_>, table: &Pclntab<'_>, function: &Function<'_>) -> Result<Body, String> {
+    if entry(image, table.layout, function)?.convention != Convention::GoRegisters {
+        return Err("it is assembly, or built by a Go before 1.17, and its goroutine is not in a register"
+            .to_string());
+    }
+    let body = Body::decode(image, function.entry..function.end)?;
+    if let Some(jump) = body.indirect.iter().find(|jump| !matches!(jump.target, Form::Indexed { .. })) {
+        return Err(format!("nothing tells where it jumps at {:#x}", jump.at));
+    }
+    Ok(body)
+}
