@@ -55,9 +55,10 @@ inside() {
 	mount --rbind /sys "$tree/sys"
 	mount --rbind /dev "$tree/dev"
 	mount -t tmpfs tmpfs "$tree/run"
+	# shellcheck disable=SC2016 # expanded in there
 	exec chroot "$tree" env -i HOME=/root USER=root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 		http_proxy="${http_proxy-}" https_proxy="${https_proxy-}" \
-		bash -euc '# shellcheck disable=SC2016
+		bash -euc '
 			cd /root/exporter
 			cat /etc/debian_version
 			./run --once --port "$1" --health-port "$(($1 + 1))"
