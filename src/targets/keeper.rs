@@ -128,7 +128,7 @@ pub(super) struct State {
     filter: Option<Filter>,
     editions: u32,
     /// Its USDT probes, as `provider:name`.
-    usdt: Vec<String>,
+    pub(super) usdt: Vec<String>,
 }
 
 impl Worker {

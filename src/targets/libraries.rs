@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object::elf::FileHeader64;
@@ -101,6 +101,16 @@ impl Libraries {
         }
         self.files.entry(key).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
     }
+}
+
+/// Whether the file has any of the probes.
+pub fn has_any(path: &Path, wanted: &[String]) -> bool {
+    let found = || probes(&mut File::open(path).ok().filter(is_regular)?);
+    !wanted.is_empty() && found().is_some_and(|found| wanted.iter().any(|name| found.contains(name)))
+}
+
+fn is_regular(file: &File) -> bool {
+    file.metadata().is_ok_and(|meta| meta.is_file())
 }
 
 /// None if the file is none that has probes; most are not, and only their headers are read.

@@ -6,13 +6,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::find::{Finder, Found};
 use super::generation::{Context, Generation};
 use super::keeper::{State, Worker};
+use super::libraries::has_any;
 use super::status::ProbeState;
+use super::watch::Beside;
 use crate::config::model::Selector;
 use crate::kernel::{Break, Breaks, Filter, Kernel, Lease, NoLease};
 use crate::plan::TargetPlan;
@@ -177,10 +178,14 @@ impl Worker {
     }
 
     /// Attaches to files that were written beside a target's.
-    pub(super) fn prepare(&mut self, beside: &[(usize, PathBuf)]) {
+    pub(super) fn prepare(&mut self, beside: &[Beside]) {
         let plan = self.plan.clone();
-        for (target, path) in beside {
+        for Beside { target, path, is_called_like } in beside {
             let planned = &plan.targets[*target];
+            // Under any other name it must have the target's own probes to be taken for another version of it.
+            if !is_called_like && !has_any(path, &self.targets[*target].usdt) {
+                continue;
+            }
             let Ok(found) = self.finder.look_at(path, path.display().to_string()) else { continue };
             // What a name filters is filtered anyway.
             let found = Found { is_candidate: matches!(planned.selector, Selector::Binary(_)), ..found };

@@ -28,7 +28,16 @@ pub struct News {
     /// Targets on whose way something has changed.
     pub targets: HashSet<usize>,
     /// Files that were written or put beside a target's file, and could take its place.
-    pub beside: Vec<(usize, PathBuf)>,
+    pub beside: Vec<Beside>,
+}
+
+/// A file beside a target's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Beside {
+    pub target: usize,
+    pub path: PathBuf,
+    /// It is called like the target's, with something before or after that.
+    pub is_called_like: bool,
 }
 
 /// Waits for all that can happen.
@@ -141,9 +150,10 @@ impl Watch {
             for (name, target, is_last) in &folder.names {
                 if changed == name {
                     news.targets.insert(*target);
-                } else if *is_last && is_beside(changed, name) && !event.events().contains(ReadFlags::ATTRIB)
-                {
-                    news.beside.push((*target, folder.path.join(changed)));
+                } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
+                    let is_called_like = is_called_like(changed, name);
+                    let path = folder.path.join(changed);
+                    news.beside.push(Beside { target: *target, path, is_called_like });
                 }
             }
         }
@@ -151,7 +161,7 @@ impl Watch {
 }
 
 /// Whether a file of this name is likely to be renamed to the other: `X.new`, `X.dpkg-new`, `.X.abcd`.
-fn is_beside(written: &OsStr, name: &OsStr) -> bool {
+fn is_called_like(written: &OsStr, name: &OsStr) -> bool {
     let (written, name) = (written.as_bytes(), name.as_bytes());
     let written = written.strip_prefix(b".").unwrap_or(written);
     !name.is_empty() && written.len() > name.len() && written.windows(name.len()).any(|part| part == name)
@@ -217,7 +227,7 @@ mod tests {
 
     #[test]
     fn names_of_files_that_will_be_renamed() {
-        let is = |written: &str, name: &str| is_beside(written.as_ref(), name.as_ref());
+        let is = |written: &str, name: &str| is_called_like(written.as_ref(), name.as_ref());
         for written in ["app.new", "app.dpkg-new", ".app.a1B2c3", "app~", "new-app", "app;5f3759df"] {
             assert!(is(written, "app"), "{written}");
         }
@@ -233,10 +243,8 @@ mod tests {
         watch.follow(&[(3, path.clone())]);
         fs::write(folder.path().join("app.new"), "x").unwrap();
         let news = watch.wait(Duration::from_secs(10));
-        assert!(
-            news.beside.contains(&(3, folder.path().join("app.new"))) && news.targets.is_empty(),
-            "{news:?}"
-        );
+        let beside = Beside { target: 3, path: folder.path().join("app.new"), is_called_like: true };
+        assert!(news.beside.contains(&beside) && news.targets.is_empty(), "{news:?}");
         fs::rename(folder.path().join("app.new"), &path).unwrap();
         assert!(watch.wait(Duration::from_secs(10)).targets.contains(&3));
         watch.follow(&[]);

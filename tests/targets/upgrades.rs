@@ -57,7 +57,7 @@ fn written_over_by_a_slow_shell_that_keeps_the_times() {
 }
 
 /// Every hit of a file that takes the other's place is counted, from the first one on, and the old one goes on counting.
-fn by_rename(target: impl Fn(&Path) -> String, suffix: &str) {
+fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) {
     let (builds, folder) = (builds(), folder());
     let name = format!("up{}", std::process::id());
     let program = folder.path().join(&name);
@@ -67,7 +67,7 @@ fn by_rename(target: impl Fn(&Path) -> String, suffix: &str) {
     let tracer = Tracer::start(&config(&[("p", &target(&program))]));
     let mut expected = 0;
     for turn in 1..6 {
-        let beside = folder.path().join(format!("{name}{suffix}"));
+        let beside = folder.path().join(beside(&name));
         copy(&both[turn % 2], &beside);
         // As dpkg does, which is not at once.
         std::thread::sleep(std::time::Duration::from_millis(500));
@@ -83,12 +83,12 @@ fn by_rename(target: impl Fn(&Path) -> String, suffix: &str) {
 
 #[test]
 fn renamed_over_a_file_that_is_named() {
-    by_rename(|program| format!("binary: {}", program.display()), ".dpkg-new");
+    by_rename(|program| format!("binary: {}", program.display()), |name| format!("{name}.dpkg-new"));
 }
 
 #[test]
 fn renamed_over_the_file_of_a_process() {
-    by_rename(|program| format!("process: {}", program.file_name().unwrap().display()), ".new");
+    by_rename(|program| format!("process: {}", program.file_name().unwrap().display()), |_| "tmpX8f2".into());
 }
 
 #[test]
