@@ -25,11 +25,19 @@ fn in_place(write: impl Fn(&Path, &Path)) {
     assert_eq!(tracer.stray(), 0);
 }
 
+/// Waits until hits are seen, and a while later still: the last that was done to the file, such as touch(1), may have asked
+/// for it a moment ago, and the probes be on their way out.
 fn counted_again(tracer: &Tracer, program: &Path) {
-    eventually("the file to be traced again", || {
+    let is_counted = || {
         let before = count(tracer, "p_total");
         fire_at_once(program, 1);
         count(tracer, "p_total") > before
+    };
+    eventually("the file to be traced again", || {
+        is_counted() && {
+            std::thread::sleep(std::time::Duration::from_millis(250));
+            is_counted()
+        }
     });
 }
 
