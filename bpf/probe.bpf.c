@@ -123,7 +123,8 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		keeps_time = true;
 	}
 	call = call_of(site, ctx, &fault);
-	lost = fault ? BOOK_LOST_FAULT : read_values(&hit, probe, site, ctx, &call, entered);
+	call.entered = entered;
+	lost = fault ? BOOK_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
 	if (lost) {
 		add(book + lost, 1);
 		/* What is filtered ends as it begins. */

@@ -15,6 +15,7 @@
 struct call {
 	__u64 function;
 	__u64 frame;
+	__u64 entered; /* the time that a session uprobe kept, or 0 */
 };
 
 /* The upper end of a goroutine's stack, in Go's runtime.g. */
@@ -199,12 +200,13 @@ static __always_inline struct start *started(const struct probe *probe, struct s
 
 /*
  * All values of the hit; at the end of a span its start is looked up first, and is gone afterwards. Text stays where it is:
- * its value is the address. Entered is the time that a session uprobe kept, or 0. Returns 0, or the book cell that says
- * why the hit is lost.
+ * its value is the address. Returns 0, or the book cell that says why the hit is lost. Apart, for the stack that it takes:
+ * what follows goes three calls deep, and all of them together have 512 bytes.
  */
-static __always_inline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
-				       const struct pt_regs *ctx, const struct call *call, __u64 entered)
+static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
+				  const struct pt_regs *ctx, const struct call *call)
 {
+	__u64 entered = call->entered;
 	bool ends = probe->flags & PROBE_END && !entered;
 	struct start *begun = NULL;
 	struct start_key key = {};
