@@ -20,6 +20,7 @@ pub mod dashboard;
 pub mod decode;
 pub mod drain;
 pub mod elf;
+pub mod exposition;
 pub mod glob;
 pub mod http;
 pub mod kernel;

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use caps::Capability;
 use hyper::StatusCode;
-use prometheus::core::Collector;
-use prometheus::{Encoder, TextEncoder};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::bank::UserBank;
 use crate::config::model::{Config, Settings};
 use crate::drain::Drain;
+use crate::exposition::Format;
 use crate::http::{
     self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route,
     Router, ServerOptions, Tls, TlsPaths,
@@ -22,8 +21,8 @@ use crate::http::{
 use crate::kernel::{Attach, KernelError};
 use crate::layout::Layout;
 use crate::logging::Logging;
+use crate::metrics::Registry;
 use crate::metrics::own::{Own, unix_now};
-use crate::metrics::{Registry, packets};
 use crate::net::{Event, Network, NetworkConfig, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
@@ -163,23 +162,21 @@ struct Scrape {
 }
 
 impl Scrape {
-    fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+    fn render(&self, format: Format) -> Vec<u8> {
         self.drain.catch_up(CATCH_UP);
         let seen = self.own.status.seen();
         let mut text = Vec::new();
         {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.render(&seen, Instant::now(), &mut text);
+            registry.render(&seen, Instant::now(), format, &mut text);
             self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
             self.own.note_folded(registry.folded());
         }
         if let Some(network) = &self.network {
-            network.collect().iter().for_each(|family| packets::write(family, &mut text));
+            network.collect().iter().for_each(|family| family.write(format, &mut text));
         }
-        let mut own = self.own.collect();
-        own.extend(prometheus::gather());
-        TextEncoder::new().encode(&own, &mut text)?;
-        Ok(text)
+        self.own.collect().write(format, &mut text);
+        text
     }
 }
 
@@ -189,10 +186,7 @@ fn metrics_router(scrape: Scrape, network: Option<Arc<Network>>) -> Router {
         about: "Prometheus metrics",
         access: Access::Credentials,
         content_type: http::PROMETHEUS_TEXT,
-        handler: Arc::new(move |_| match scrape.render() {
-            Ok(text) => Reply::ok(text),
-            Err(why) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
-        }),
+        handler: Arc::new(move |_| Reply::ok(scrape.render(Format::Text))),
     };
     let mut routes = vec![metrics];
     if let Some(network) = network {

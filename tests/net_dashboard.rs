@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use exporter::metrics::packets;
+use exporter::exposition::Format;
 use exporter::net::{Count, Mode, Network, NetworkConfig};
 
 use dashboard::{Dashboard, Variable};
@@ -39,7 +39,7 @@ fn serve(listener: &TcpListener, network: &Network, stop: &AtomicBool) {
         let lines = BufReader::new(&stream).lines();
         let _request: Vec<_> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
         let mut text = Vec::new();
-        network.collect().iter().for_each(|family| packets::write(family, &mut text));
+        network.collect().iter().for_each(|family| family.write(Format::Text, &mut text));
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n";
         // A scraper that has gone away is not our concern.
         let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", text.len())

@@ -14,7 +14,8 @@ use counting::{
     NATIVE_VETH_OMITS, agrees_with_the_kernel, attached, config, number, send_datagrams, settle, start,
     totals, until,
 };
-use exporter::net::{Count, Family, Hook, Mode};
+use exporter::exposition::Family;
+use exporter::net::{Count, Hook, Mode};
 use namespace::{HERE, Namespace, pair, up};
 
 fn senders_and_kernel_agree(mode: Mode, expected: Hook, header: u64) {
@@ -146,13 +147,10 @@ fn segments_are_counted_as_they_are_on_the_wire() {
     assert!(number(&sent, "tc_egress_packets_total", &[("protocol", "tcp")]) > BYTES as u64 / 1460);
     assert_eq!(totals(&sent)[2], here.statistics("exn0").tx_packets);
     let sizes = |families: &[Family], direction: &str| {
-        let family = families.iter().find(|family| family.name == "xdp_packet_size_bytes").unwrap();
-        let sample = family
-            .samples
-            .iter()
-            .find(|sample| sample.labels.contains(&("direction", direction.to_string())))
-            .unwrap();
-        sample.value.clone()
+        let family = families.iter().find(|family| family.name() == "xdp_packet_size_bytes").unwrap();
+        let of = format!("direction=\"{direction}\"");
+        let sample = family.samples().find(|sample| sample.key.ends_with(&of)).unwrap();
+        format!("{:?}", sample.value)
     };
     assert_eq!(sizes(&sent, "egress"), sizes(&received, "ingress"));
 }

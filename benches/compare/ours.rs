@@ -80,7 +80,7 @@ impl Exporter {
     pub fn scrape(&mut self) -> &[u8] {
         self.drain.catch_up(Duration::from_secs(10));
         self.text.clear();
-        self.registry.render(&[], Instant::now(), &mut self.text);
+        self.registry.render(&[], Instant::now(), exporter::exposition::Format::Text, &mut self.text);
         &self.text
     }
 

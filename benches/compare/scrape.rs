@@ -3,8 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use exporter::config::model::MetricKind;
-use exporter::metrics::encode::{Head, Number};
+use exporter::exposition::{Format, Head, Kind, Number, Sample, Value};
 use prometheus::{Encoder, IntCounterVec, Opts, Registry, TextEncoder};
 
 use crate::Options;
@@ -67,9 +66,9 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     for series in 0..SERIES {
         counters.with_label_values(&[series.to_string().as_str(), "localhost"]).inc_by(series);
     }
-    let head = Head::new("sizes_total", "Sizes total.", &MetricKind::Counter);
-    let starts: Vec<_> =
-        (0..SERIES).map(|kind| head.start(&format!("node=\"localhost\",kind=\"{kind}\""))).collect();
+    let head = Head::new("sizes_total", "Sizes total.", Kind::Counter);
+    let keys: Vec<_> =
+        (0..SERIES).map(|kind| head.key(&format!("node=\"localhost\",kind=\"{kind}\""))).collect();
     let mut text = Vec::new();
     let mut encoding_cost = Cost::default();
     let mut ours_cost = Cost::default();
@@ -78,10 +77,11 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         ours_cost.measure(|| Ok(exporter.scrape().len()))?;
         encoding_cost.measure(|| {
             text.clear();
-            head.intro(&mut text);
-            for (number, start) in starts.iter().enumerate() {
-                head.value(start, Number::Int(number as i128), &mut text);
-            }
+            let samples = keys
+                .iter()
+                .enumerate()
+                .map(|(number, key)| Sample { key, value: Value::Number(Number::Int(number as i128)) });
+            Format::Text.write(&head, samples, &mut text);
             Ok(text.len())
         })?;
         theirs_cost.measure(|| {

@@ -1,11 +1,9 @@
 //! From cells to the text of a scrape.
 
-pub mod encode;
 pub mod evaluate;
-mod families;
 mod forget;
 pub mod own;
-pub mod packets;
+mod process;
 pub mod registry;
 pub mod show;
 

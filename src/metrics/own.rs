@@ -4,12 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
-
-use super::families::Families;
+use super::process;
 use crate::abi::book_cell;
 use crate::drain::DrainStats;
+use crate::exposition::Families;
 use crate::http::HttpStats;
 use crate::kernel::{Attach, KernelBank, Shared, Sweep};
 use crate::logging::Logging;
@@ -79,42 +77,37 @@ impl Books {
     }
 }
 
-impl Collector for Own {
-    fn desc(&self) -> Vec<&Desc> {
-        // The families are described as they are made; the registry only needs descriptions to find duplicates.
-        Vec::new()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut made = Families::default();
-        self.process(&mut made);
-        self.probes(&mut made);
-        self.errors(&mut made);
-        self.http(&mut made);
-        made.done()
-    }
-}
-
 impl Own {
-    fn process(&self, to: &mut Families) {
-        to.gauge("fibre_exporter_up", "Whether the exporter runs.").add(&[], 1.0);
+    /// All of them, as they are now.
+    pub fn collect(&self) -> Families {
+        let mut to = Families::default();
+        self.exporter(&mut to);
+        self.probes(&mut to);
+        self.errors(&mut to);
+        self.http(&mut to);
+        process::collect(&mut to);
+        to
+    }
+
+    fn exporter(&self, to: &mut Families) {
+        to.gauge("fibre_exporter_up", "Whether the exporter runs.").number(&[], 1u64);
         to.gauge("fibre_exporter_start_time_seconds", "When the exporter started, in seconds since 1970.")
-            .add(&[], self.started);
+            .number(&[], self.started);
         let attach = match self.attach {
             Attach::Multi => "uprobe_multi",
             Attach::Perf => "perf_event",
         };
-        to.gauge("fibre_exporter_info", "What runs; the value is always 1.").add(
+        to.gauge("fibre_exporter_info", "What runs; the value is always 1.").number(
             &[
                 ("version", env!("CARGO_PKG_VERSION")),
                 ("attach", attach),
                 ("kernel", &crate::kernel::kernel_release()),
                 ("node", &self.plan.settings.node_name),
             ],
-            1.0,
+            1u64,
         );
         to.gauge("fibre_exporter_series", "Measured series of the latest scrape.")
-            .add(&[], self.series.load(Ordering::Relaxed) as f64);
+            .number(&[], self.series.load(Ordering::Relaxed));
     }
 
     fn probes(&self, to: &mut Families) {
@@ -128,35 +121,35 @@ impl Own {
         };
         let labels: Vec<[(&str, &str); 2]> = each().map(|both| both.map(|(_, label)| label)).collect();
         let attached = states.iter().filter(|probe| probe.state.is_attached()).count();
-        to.gauge("fibre_exporter_probes_attached", "Probes that are attached.").add(&[], attached as f64);
+        to.gauge("fibre_exporter_probes_attached", "Probes that are attached.").number(&[], attached as u64);
         to.gauge("fibre_exporter_probes_configured", "Probes that the configuration asks for.")
-            .add(&[], states.len() as f64);
+            .number(&[], states.len() as u64);
 
-        let mut rows = to.gauge(
+        let rows = to.gauge(
             "fibre_exporter_probe_attached",
             "Whether the probe is attached, if not at all of its sites.",
         );
         for (labels, probe) in labels.iter().zip(&states) {
-            rows.add(labels, f64::from(u8::from(probe.state.is_attached())));
+            rows.number(labels, u64::from(probe.state.is_attached()));
         }
-        let mut rows = to.gauge(
+        let rows = to.gauge(
             "fibre_exporter_probe_state",
             "The probe's state, and why it is not attached, or not everywhere; always 1.",
         );
         for (labels, probe) in labels.iter().zip(&states) {
             let state = [("state", probe.state.word()), ("reason", probe.state.reason())];
-            rows.add(&[&labels[..], &state].concat(), 1.0);
+            rows.number(&[&labels[..], &state].concat(), 1u64);
         }
-        let mut rows = to.gauge("fibre_exporter_probe_sites", "Places at which the probe is attached.");
+        let rows = to.gauge("fibre_exporter_probe_sites", "Places at which the probe is attached.");
         for (labels, probe) in labels.iter().zip(&states) {
-            rows.add(labels, probe.sites as f64);
+            rows.number(labels, probe.sites as u64);
         }
-        let mut rows = to.gauge(
+        let rows = to.gauge(
             "fibre_exporter_probe_sites_refused",
             "Places of the probe at which it is not attached; the reason is in fibre_exporter_probe_state.",
         );
         for (labels, probe) in labels.iter().zip(&states) {
-            rows.add(labels, probe.refused as f64);
+            rows.number(labels, probe.refused as u64);
         }
         type Column = (&'static str, &'static str, fn(&Books) -> u64);
         let columns: [Column; 4] = [
@@ -178,33 +171,32 @@ impl Own {
             }),
         ];
         for (name, help, column) in columns {
-            let mut rows = to.counter(name, help);
+            let rows = to.counter(name, help);
             for (labels, books) in labels.iter().zip(&books) {
-                rows.add(labels, column(books) as f64);
+                rows.number(labels, column(books));
             }
         }
-        let mut rows =
-            to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
+        let rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
                 let lost = self.shared.bank.book(probe, *which);
-                rows.add(&[&labels[..], &[("reason", reason)]].concat(), lost as f64);
+                rows.number(&[&labels[..], &[("reason", reason)]].concat(), lost);
             }
         }
-        let mut rows =
+        let rows =
             to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
         for (labels, books) in labels.iter().zip(&books) {
-            rows.add(labels, books.in_flight as f64);
+            rows.number(labels, books.in_flight);
         }
-        let mut rows = to.counter(
+        let rows = to.counter(
             "fibre_exporter_probe_read_faults_total",
             "Hits of which a value could not be read from the application's memory.",
         );
         for (probe, labels) in labels.iter().enumerate() {
-            rows.add(labels, self.shared.bank.book(probe, book_cell::BOOK_READ_FAULTS) as f64);
+            rows.number(labels, self.shared.bank.book(probe, book_cell::BOOK_READ_FAULTS));
         }
         if let Some(ticks) = self.status.ticks() {
-            let mut rows = to.gauge(
+            let rows = to.gauge(
                 "fibre_exporter_probe_last_hit_timestamp_seconds",
                 "When the probe was hit last, in seconds since 1970, to about 10 ms; absent before the first hit.",
             );
@@ -212,7 +204,7 @@ impl Own {
                 let jiffies = self.shared.bank.last_hit(probe);
                 if jiffies > 0 {
                     let ago = (ticks.jiffies as i64).wrapping_sub(jiffies as i64) as f64 / ticks.hz;
-                    rows.add(labels, ticks.unix - ago);
+                    rows.number(labels, ticks.unix - ago);
                 }
             }
         }
@@ -227,22 +219,22 @@ impl Own {
                 None => types.push((&probe.event_type, done)),
             }
         }
-        let mut rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
+        let rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
         for (name, sum) in types {
-            rows.add(&[("event_type", name)], sum as f64);
+            rows.number(&[("event_type", name)], sum);
         }
     }
 
     /// No part of the books: a hit that the kernel kept from the program was never begun.
     fn misses(&self, to: &mut Families) {
-        let mut rows = to.counter(
+        let rows = to.counter(
             "fibre_exporter_program_misses_total",
             "Hits for which the kernel did not run the program, by its own count; they are in no probe's hits.",
         );
         for program in self.shared.programs.iter() {
             // A kernel that does not say has no row: not a zero.
             if let Ok(misses) = program.misses() {
-                rows.add(&[("program", program.name)], misses as f64);
+                rows.number(&[("program", program.name)], misses);
             }
         }
     }
@@ -265,8 +257,7 @@ impl Own {
             ),
         ];
         for (name, help, column) in columns {
-            let mut rows =
-                if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
+            let rows = if name.ends_with("_total") { to.counter(name, help) } else { to.gauge(name, help) };
             for probe in self.plan.probes.iter().filter(|probe| starts(probe)) {
                 let number = probe.span.map_or(0, |span| span.number as usize);
                 let target = self.plan.targets[probe.target].name.as_str();
@@ -277,7 +268,7 @@ impl Own {
                 let ends = self.plan.probes.iter().enumerate().filter(of_span);
                 let left = ends.map(|(n, _)| self.shared.bank.book(n, book_cell::BOOK_FORGOTTEN)).sum();
                 if let Some(sweep) = spans.get(number) {
-                    rows.add(&[("target", target), ("probe", &probe.name)], column(sweep, left) as f64);
+                    rows.number(&[("target", target), ("probe", &probe.name)], column(sweep, left));
                 }
             }
         }
@@ -299,36 +290,32 @@ impl Own {
 
     /// Folding is counted for each probe; a metric's is that of the probes that feed it.
     fn folded(&self, to: &mut Families) {
-        let mut rows = to.counter(
+        let rows = to.counter(
             "fibre_exporter_series_folded_total",
             "Label values that went to \"other\" because their label's limit was reached, by a metric's probes.",
         );
         let folded = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
         for (metric, folded) in self.plan.metrics.iter().zip(&*folded) {
-            rows.add(&[("metric", &metric.name)], *folded as f64);
+            rows.number(&[("metric", &metric.name)], *folded);
         }
     }
 
     fn errors(&self, to: &mut Families) {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let states = self.status.probes();
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
-        let book =
-            |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>() as f64;
-        let mut rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
+        let book = |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>();
+        let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
         for (reason, which) in LOST {
-            rows.add(&[("error_type", reason)], book(*which));
+            rows.number(&[("error_type", reason)], book(*which));
         }
-        rows.add(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
-        rows.add(&[("error_type", "event_negative")], load(&self.drain.negative));
-        rows.add(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
-        rows.add(&[("error_type", "stray_hit")], self.shared.control.stray() as f64);
-        rows.add(
-            &[("error_type", "log_line_dropped")],
-            self.logging.as_ref().map_or(0, Logging::dropped) as f64,
-        );
+        rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
+        rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));
+        rows.number(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
+        rows.number(&[("error_type", "stray_hit")], self.shared.control.stray());
+        rows.number(&[("error_type", "log_line_dropped")], self.logging.as_ref().map_or(0, Logging::dropped));
         to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
-            .add(&[], refused as f64);
+            .number(&[], refused as u64);
     }
 
     fn http(&self, to: &mut Families) {
@@ -375,9 +362,9 @@ impl Own {
         ];
         let endpoints = ["metrics", "health"];
         for (name, help, column) in columns {
-            let mut rows = to.counter(name, help);
+            let rows = to.counter(name, help);
             for (endpoint, stats) in endpoints.iter().zip(&self.http) {
-                rows.add(&[("endpoint", endpoint)], column(stats).load(Ordering::Relaxed) as f64);
+                rows.number(&[("endpoint", endpoint)], column(stats).load(Ordering::Relaxed));
             }
         }
         let not_after = self.http[0].certificate_not_after.load(Ordering::Relaxed);
@@ -386,16 +373,13 @@ impl Own {
                 "fibre_exporter_tls_certificate_not_after_seconds",
                 "When the certificate in use ends, in seconds since 1970.",
             )
-            .add(&[], not_after as f64);
+            .number(&[], not_after);
         }
-        let mut rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
+        let rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
         for (endpoint, stats) in endpoints.iter().zip(&self.http) {
             for row in stats.requests() {
                 let status = row.status.to_string();
-                rows.add(
-                    &[("endpoint", endpoint), ("route", row.route), ("status", &status)],
-                    row.count as f64,
-                );
+                rows.number(&[("endpoint", endpoint), ("route", row.route), ("status", &status)], row.count);
             }
         }
     }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::encode::{Head, Number, push_label};
 use super::evaluate::extreme_number;
 use super::forget::Ended;
 use super::own::Books;
@@ -14,6 +13,7 @@ use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
+use crate::exposition::{self, Format, Head, Number, Sample, push_label};
 use crate::kernel::KernelBank;
 use crate::layout::{ActionLayout, Layout};
 use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
@@ -55,7 +55,7 @@ pub(super) struct Family {
     kind: MetricKind,
     /// Some action has a scale, so that values are not whole numbers.
     real: bool,
-    /// What a series' lines begin with, to the series.
+    /// Keys of series.
     index: HashMap<Box<str>, u32>,
     series: Vec<Series>,
     /// Of all series, buckets after buckets.
@@ -66,8 +66,8 @@ pub(super) struct Family {
 
 #[derive(Debug)]
 struct Series {
-    /// See [`Head::start`].
-    start: Box<str>,
+    /// See [`Head::key`].
+    key: Box<str>,
     /// Runs of cells that feed it.
     fed_by: u32,
     int: i128,
@@ -107,7 +107,7 @@ impl Registry {
             .metrics
             .iter()
             .map(|metric| Family {
-                head: Head::new(&metric.name, &metric.help, &metric.kind),
+                head: Head::new(metric.name.clone(), metric.help.clone(), shown_as(&metric.kind)),
                 kind: metric.kind.clone(),
                 real: false,
                 index: HashMap::new(),
@@ -140,9 +140,9 @@ impl Registry {
         }
     }
 
-    /// Appends all series as text. `seen` has an entry for each probe of the plan. What it shows depends on when it
+    /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
     /// is called, but not on who has called it before.
-    pub fn render(&mut self, seen: &[Seen], now: Instant, to: &mut Vec<u8>) {
+    pub fn render(&mut self, seen: &[Seen], now: Instant, format: Format, to: &mut Vec<u8>) {
         let window_ends = now.saturating_duration_since(self.window) >= WINDOW;
         if window_ends {
             self.window = now;
@@ -165,7 +165,7 @@ impl Registry {
             }
         }
         for family in &self.families {
-            family.write(to);
+            format.write(&family.head, family.samples(), to);
         }
         // Afterwards: the last numbers of a process that has ended have been shown.
         self.forget_ended(now);
@@ -191,13 +191,6 @@ impl Registry {
 }
 
 impl Family {
-    fn buckets(&self) -> usize {
-        match &self.kind {
-            MetricKind::Histogram(bounds) => bounds.len() + 1,
-            _ => 0,
-        }
-    }
-
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
@@ -207,12 +200,12 @@ impl Family {
 
     /// The series with these labels, which one more run of cells feeds from now on.
     fn series(&mut self, labels: &str) -> u32 {
-        let start = self.head.start(labels).into_boxed_str();
-        if let Some(known) = self.index.get(&start) {
+        let key = self.head.key(labels).into_boxed_str();
+        if let Some(known) = self.index.get(&key) {
             self.series[*known as usize].fed_by += 1;
             return *known;
         }
-        let made = Series { start: start.clone(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
+        let made = Series { key: key.clone(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
         let number = match self.free.pop() {
             Some(free) => {
                 self.series[free as usize] = made;
@@ -220,11 +213,11 @@ impl Family {
             }
             None => {
                 self.series.push(made);
-                self.counts.resize(self.counts.len() + self.buckets(), 0);
+                self.counts.resize(self.counts.len() + self.head.buckets(), 0);
                 u32::try_from(self.series.len() - 1).unwrap_or(UNKNOWN - 1)
             }
         };
-        self.index.insert(start, number);
+        self.index.insert(key, number);
         number
     }
 
@@ -233,31 +226,31 @@ impl Family {
         let series = &mut self.series[number as usize];
         series.fed_by -= 1;
         if series.fed_by == 0 {
-            self.index.remove(&series.start);
+            self.index.remove(&series.key);
             series.live = false;
             self.free.push(number);
         }
     }
 
-    fn write(&self, to: &mut Vec<u8>) {
-        let buckets = self.buckets();
-        let mut first = true;
-        for (number, series) in self.series.iter().enumerate().filter(|(_, series)| series.live) {
-            if std::mem::take(&mut first) {
-                self.head.intro(to);
-            }
-            let value = if self.real {
+    /// Those that have a value in this scrape.
+    fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
+        let buckets = self.head.buckets();
+        let live = self.series.iter().enumerate().filter(|(_, series)| series.live);
+        live.map(move |(at, series)| {
+            let number = if self.real {
                 Number::Real(series.int as f64 + series.real)
             } else {
                 Number::Int(series.int)
             };
-            if buckets == 0 {
-                self.head.value(&series.start, value, to);
-            } else {
-                let counts = &self.counts[number * buckets..(number + 1) * buckets];
-                self.head.histogram(&series.start, counts, value, to);
-            }
-        }
+            let value = match buckets {
+                0 => exposition::Value::Number(number),
+                _ => exposition::Value::Histogram {
+                    counts: &self.counts[at * buckets..][..buckets],
+                    sum: number,
+                },
+            };
+            Sample { key: &series.key, value }
+        })
     }
 }
 
@@ -325,7 +318,7 @@ impl Source {
         let action = &probe.actions[self.action];
         let scale = action.scale;
         let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
-        let buckets = family.buckets();
+        let buckets = family.head.buckets();
         for number in 0..laid.series {
             let cell = laid.cell + number * laid.stride;
             let shown_empty = laid.labels.is_empty() && seen.attached;
@@ -376,6 +369,15 @@ impl Source {
             }
             series.live = true;
         }
+    }
+}
+
+/// What Prometheus is told.
+fn shown_as(kind: &MetricKind) -> exposition::Kind {
+    match kind {
+        MetricKind::Counter => exposition::Kind::Counter,
+        MetricKind::Gauge(_) => exposition::Kind::Gauge,
+        MetricKind::Histogram(bounds) => exposition::Kind::Histogram(bounds.clone()),
     }
 }
 

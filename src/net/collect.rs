@@ -3,9 +3,9 @@
 use super::abi::{AddressFamily, Fault, Reason, SIZE_BOUNDS, TcpKind, Verdict};
 use super::config::Count;
 use super::counters::Counters;
-use super::family::{Family, Kind, Value};
 use super::hook::Hook;
 use super::sockets::STATES;
+use crate::exposition::{Family, Kind};
 
 /// What tells an interface from others: `interface`, and of another network namespace its name.
 type Labels = [(&'static str, String)];
@@ -82,14 +82,10 @@ pub(crate) fn families(
 
     if count.sizes {
         let help = "Sizes of frames in bytes, Ethernet header included.";
-        let mut sizes = Family::new("xdp_packet_size_bytes", Kind::Histogram, help);
+        let bounds = SIZE_BOUNDS.iter().copied().map(f64::from).collect();
+        let mut sizes = Family::new("xdp_packet_size_bytes", Kind::Histogram(bounds), help);
         for (of, direction, counters) in &both {
-            let value = Value::Histogram {
-                bounds: SIZE_BOUNDS,
-                counts: counters.sizes().to_vec(),
-                sum: counters.total_bytes(),
-            };
-            sizes.push_of(of, &[("direction", direction)], value);
+            sizes.histogram_of(of, &[("direction", direction)], &counters.sizes(), counters.total_bytes());
         }
         all.push(sizes);
     }
@@ -164,7 +160,7 @@ pub(crate) fn families(
         }
         all.push(family);
     }
-    all.retain(|family| !family.samples.is_empty());
+    all.retain(|family| !family.is_empty());
     all
 }
 
@@ -193,7 +189,7 @@ fn states(readings: &[Reading]) -> [Family; 3] {
             attached.number_of(of, &[("direction", direction)], u64::from(is));
         }
         for (direction, reason) in &reading.refused {
-            refused.number_of(of, &[("direction", direction), ("reason", reason)], 1);
+            refused.number_of(of, &[("direction", direction), ("reason", reason)], 1u64);
         }
     }
     [mode, attached, refused]
@@ -230,9 +226,10 @@ fn cells(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exposition::{Format, Value};
 
     fn names(families: &[Family]) -> Vec<&str> {
-        families.iter().map(|family| family.name).collect()
+        families.iter().map(Family::name).collect()
     }
 
     #[test]
@@ -256,9 +253,10 @@ mod tests {
                 "network_attached"
             ]
         );
-        assert_eq!(all[0].samples.len(), 9);
-        let generic = all[5].samples.iter().find(|sample| sample.labels[1].1 == "generic").unwrap();
-        assert_eq!(generic.value, Value::Number(1));
+        assert_eq!(all[0].samples().count(), 9);
+        let mut text = Vec::new();
+        all[5].write(Format::Text, &mut text);
+        assert!(String::from_utf8(text).unwrap().contains("{interface=\"eth0\",mode=\"generic\"} 1\n"));
     }
 
     #[test]
@@ -269,9 +267,11 @@ mod tests {
             ..Reading::default()
         };
         let all = families(&Count::default(), &[reading], &[], Some(&[0; STATES.len()]), 0);
-        let sizes = all.iter().find(|family| family.kind == Kind::Histogram).unwrap();
-        let Value::Histogram { bounds, counts, .. } = &sizes.samples[0].value else { panic!("no histogram") };
-        assert_eq!(counts.len(), bounds.len() + 1);
+        let sizes = all.iter().find(|family| family.name() == "xdp_packet_size_bytes").unwrap();
+        let Some(Value::Histogram { counts, .. }) = sizes.samples().next().map(|sample| sample.value) else {
+            panic!("no histogram")
+        };
+        assert_eq!(counts.len(), SIZE_BOUNDS.len() + 1);
         assert!(names(&all).contains(&"network_tcp_connections"));
         assert!(!names(&all).contains(&"xdp_packets_total"));
     }

@@ -12,7 +12,6 @@ mod config;
 mod counters;
 mod decode;
 mod event;
-mod family;
 mod follow;
 mod hook;
 mod links;
@@ -35,7 +34,6 @@ pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SO
 pub use counters::{Counters, cells};
 pub use decode::decode;
 pub use event::Event;
-pub use family::{Family, Kind, Sample, Value};
 pub use follow::preview;
 pub use hook::Hook;
 pub use programs::cpu_slots;

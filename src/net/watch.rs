@@ -17,7 +17,6 @@ use super::books::Books;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::event::Event;
-use super::family::Family;
 use super::follow::Follower;
 use super::hook::Hook;
 use super::links::{Changed, Changes, interfaces};
@@ -27,6 +26,7 @@ use super::sockets::tcp_connections;
 use super::spaces::Namespace;
 use super::sys::{enter, monotonic};
 use super::tables::{read_flows, read_talkers, unix_seconds};
+use crate::exposition::Family;
 
 /// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
 const VERIFY: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use exporter::bank::UserBank;
 use exporter::config::{Environment, Overrides, load_bytes};
 use exporter::drain::Drain;
+use exporter::exposition::Format;
 use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
@@ -72,7 +73,7 @@ impl Tracer {
     pub fn render_at(&self, now: Instant) -> Series {
         self.drain.catch_up(PATIENCE);
         let mut text = Vec::new();
-        self.registry.lock().unwrap().render(&self.keeper.status().seen(), now, &mut text);
+        self.registry.lock().unwrap().render(&self.keeper.status().seen(), now, Format::Text, &mut text);
         let text = String::from_utf8(text).expect("the exposition format is UTF-8");
         let rows = text.lines().filter(|line| !line.starts_with('#'));
         let node = format!("node=\"{}\"", self.plan.settings.node_name);

@@ -4,7 +4,8 @@ use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use exporter::net::{Event, Family, Hook, Mode, Network, NetworkConfig, Value};
+use exporter::exposition::{Family, Number, Value};
+use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 
 use crate::namespace::{HERE, Namespace, THERE};
 
@@ -38,16 +39,19 @@ pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
 /// The sum of a metric's series that have all these labels.
 pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
     let family =
-        families.iter().find(|family| family.name == name).unwrap_or_else(|| panic!("no metric {name}"));
-    let fits = |have: &[(&str, String)]| {
-        labels.iter().all(|(key, value)| have.iter().any(|(k, v)| k == key && v == value))
+        families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no metric {name}"));
+    // No value in these tests has a comma or a quote in it.
+    let fits = |have: &str| {
+        labels.iter().all(|(key, value)| have.split(',').any(|one| one == format!("{key}=\"{value}\"")))
     };
-    let samples: Vec<_> = family.samples.iter().filter(|sample| fits(&sample.labels)).collect();
+    let head = family.head();
+    let samples: Vec<_> = family.samples().filter(|sample| fits(head.labels(sample.key))).collect();
     assert!(!samples.is_empty(), "{name} has no series {labels:?}");
     samples
         .iter()
-        .map(|sample| match &sample.value {
-            Value::Number(number) => *number,
+        .map(|sample| match sample.value {
+            Value::Number(Number::Int(number)) => u64::try_from(number).unwrap(),
+            Value::Number(Number::Real(number)) => panic!("{name}: {number}"),
             Value::Histogram { counts, .. } => counts.iter().sum(),
         })
         .sum()
