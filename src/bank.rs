@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::layout;
-
 /// A bank that can be read while it is being added to.
 pub trait Bank: Send + Sync {
     /// The cell's total over all shards; additions wrap, so that sums of negative numbers work.
@@ -52,16 +50,13 @@ struct Names {
 }
 
 impl UserBank {
-    /// A bank for the metrics of so many probes.
-    pub fn new(layout: &layout::Bank, probes: usize) -> Self {
+    /// A bank of so many cells, with a dictionary for each of the limits, for the metrics of so many probes.
+    pub fn new(cells: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
+        let dictionary = |limit| Dictionary { limit, names: RwLock::default() };
         Self {
             folded: (0..probes).map(|_| AtomicU64::new(0)).collect(),
-            cells: (0..layout.cells).map(|_| AtomicU64::new(0)).collect(),
-            dictionaries: layout
-                .dictionaries
-                .iter()
-                .map(|dictionary| Dictionary { limit: dictionary.limit, names: RwLock::default() })
-                .collect(),
+            cells: (0..cells).map(|_| AtomicU64::new(0)).collect(),
+            dictionaries: limits.into_iter().map(dictionary).collect(),
         }
     }
 
@@ -162,8 +157,7 @@ mod tests {
     use super::*;
 
     fn bank(limit: u32) -> UserBank {
-        let dictionary = layout::DictionaryLayout { first_entry: 0, capacity: limit, limit };
-        UserBank::new(&layout::Bank { cells: 4, dictionaries: vec![dictionary], entries: limit }, 1)
+        UserBank::new(4, [limit], 1)
     }
 
     #[test]

@@ -5,14 +5,12 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bank::UserBank;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::drain::Drain;
 use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
-use crate::kernel::{Attach, choose};
+use crate::kernel::{Attach, Books, choose};
 use crate::layout::Layout;
-use crate::metrics::own::Books;
 use crate::net::{NetworkConfig, Space};
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
@@ -420,7 +418,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
-    let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
+    let user = Arc::new(layout.user_bank(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
         .map_err(|why| RunError::Other(format!("starting the thread that drains the ring buffer: {why}")))?;
     std::thread::sleep(time);

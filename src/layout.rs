@@ -4,6 +4,7 @@
 //! own, so that one reader serves both and both give the same series.
 
 use crate::abi::{BOOK_CELLS, label_id};
+use crate::bank::UserBank;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
 
@@ -107,6 +108,15 @@ impl Layout {
         // Whole cache lines, so that two CPUs never share one.
         layout.kernel.cells = layout.kernel.cells.next_multiple_of(CELLS_IN_A_LINE);
         layout
+    }
+
+    /// The bank of what is computed from events, for the metrics of so many probes.
+    pub fn user_bank(&self, probes: usize) -> UserBank {
+        UserBank::new(
+            self.user.cells,
+            self.user.dictionaries.iter().map(|dictionary| dictionary.limit),
+            probes,
+        )
     }
 }
 

@@ -100,6 +100,11 @@ impl Log for Logging {
     }
 }
 
+/// What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
+pub(crate) fn log_libbpf() {
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
+}
+
 /// Until the last sender is gone. Errors cannot be reported anywhere: the log is where they would go.
 fn write(lines: &Receiver<Message>, mut file: Option<File>) {
     let mut stdout = io::stdout();

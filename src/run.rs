@@ -10,7 +10,6 @@ use caps::Capability;
 use hyper::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::bank::UserBank;
 use crate::config::model::{Config, Settings};
 use crate::drain::Drain;
 use crate::exposition::Format;
@@ -22,11 +21,11 @@ use crate::kernel::{Attach, KernelError};
 use crate::layout::Layout;
 use crate::logging::Logging;
 use crate::metrics::Registry;
-use crate::metrics::own::{Own, unix_now};
 use crate::net::{Event, Network, NetworkConfig, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
 use crate::targets::{Keeper, Status};
+use crate::telemetry::{Own, unix_now};
 
 /// How long a scrape waits for events that are still in the ring.
 const CATCH_UP: Duration = Duration::from_millis(250);
@@ -84,7 +83,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
-    let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
+    let user = Arc::new(layout.user_bank(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
         .map_err(other("starting the thread that drains the ring buffer"))?;
     let registry = Registry::new(plan.clone(), &layout, keeper.shared().bank, user);

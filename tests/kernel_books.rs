@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use configuration::{Probed, Random, Role, configuration};
 
-use exporter::metrics::own::Books;
+use exporter::kernel::Books;
 use exporter::plan::{ActionPlan, ProbePlan, Route};
 use tracer::{Forms, Series, Tracer, folder, private_copy};
 

@@ -12,7 +12,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use exporter::metrics::own::Books;
+use exporter::kernel::Books;
 use exporter::targets::ProbeState;
 use tracer::{Series, Tracer, folder};
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use exporter::bank::UserBank;
 use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::drain::Drain;
 use exporter::elf::Image;
@@ -56,7 +55,7 @@ impl Exporter {
             let resolved = resolve(&image, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
             sites.extend(resolved.sites);
         }
-        let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
+        let user = Arc::new(layout.user_bank(plan.probes.len()));
         let registry = Registry::new(plan.clone(), &layout, kernel.shared().bank, user.clone());
         let drain =
             Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|why| why.to_string())?;

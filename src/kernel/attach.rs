@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
 use super::load::{Attach, Kernel};
-use super::mapping::CodeView;
 use super::refusal::{Refusal, RefusalKind};
+use crate::mapping::CodeView;
 use crate::resolve::ResolvedSite;
 
 /// How a site is attached.

@@ -3,12 +3,12 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use super::mapping::Mapping;
 use libbpf_rs::{MapCore, MapHandle};
 
 use crate::abi::{SMALL_INTEGERS, TEXT_WORDS, book_cell, dictionary, entry, integer_key};
 use crate::bank::Bank;
 use crate::layout::{self, DictionaryLayout};
+use crate::mapping::Mapping;
 
 /// What the bank is made of.
 #[derive(Debug)]

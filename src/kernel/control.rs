@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::mapping::Mapping;
 use crate::abi::{control, wake};
+use crate::mapping::Mapping;
 
 /// The control page.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ impl Files {
     /// # Errors
     /// If the kernel refuses them.
     pub fn load() -> Result<Self, KernelError> {
-        super::log_libbpf();
+        crate::logging::log_libbpf();
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let open = FilesSkelBuilder::default().open(storage).map_err(loading)?;

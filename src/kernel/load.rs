@@ -16,7 +16,6 @@ use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::filters::Filter;
-use super::mapping::Mapping;
 use super::misses::{Loaded, loaded};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
@@ -25,6 +24,8 @@ use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuild
 use crate::abi::{Plain, bytes_of, control, dictionary, entry, site, site_flag, small_integers};
 use crate::config::model::{AttachMode, ReturnsBy};
 use crate::layout::Layout;
+use crate::logging::log_libbpf;
+use crate::mapping::Mapping;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
@@ -66,11 +67,6 @@ impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kernel").field("attach", &self.attach).finish_non_exhaustive()
     }
-}
-
-/// What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
-pub(crate) fn log_libbpf() {
-    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
 }
 
 impl Kernel {

@@ -2,13 +2,13 @@
 
 mod attach;
 mod bank;
+mod books;
 mod control;
 mod error;
 mod files;
 mod filters;
 mod lease;
 mod load;
-mod mapping;
 mod misses;
 mod refusal;
 mod starts;
@@ -16,14 +16,14 @@ mod tables;
 
 pub use attach::{Attached, How, Placed, detach};
 pub use bank::KernelBank;
+pub use books::Books;
+pub(crate) use books::LOST;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::{Filter, id_of_container};
 pub use lease::{Break, Breaks, Lease, NoLease};
-pub(crate) use load::log_libbpf;
 pub use load::{Attach, Kernel, Shared, choose};
-pub(crate) use mapping::Mapping;
 pub use misses::{Loaded, misses};
 pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;

@@ -2,8 +2,6 @@
 
 pub mod evaluate;
 mod forget;
-pub mod own;
-mod process;
 pub mod registry;
 pub mod show;
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::evaluate::extreme_number;
 use super::forget::Ended;
-use super::own::Books;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
@@ -14,7 +13,7 @@ use crate::cgroups::Cgroups;
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
 use crate::exposition::{self, Format, Head, Number, Sample, push_label};
-use crate::kernel::KernelBank;
+use crate::kernel::{Books, KernelBank};
 use crate::layout::{ActionLayout, Layout};
 use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
 

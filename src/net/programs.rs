@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
-use crate::kernel::{Mapping, log_libbpf};
+use crate::logging::log_libbpf;
+use crate::mapping::Mapping;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};

@@ -10,14 +10,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use exporter::bank::UserBank;
 use exporter::config::{Environment, Overrides, load_bytes};
 use exporter::drain::Drain;
 use exporter::exposition::Format;
+use exporter::kernel::Books;
 use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
-use exporter::metrics::own::Books;
 use exporter::plan::{Plan, plan};
 use exporter::targets::{Keeper, ProbeState};
 
@@ -58,7 +57,7 @@ impl Tracer {
         let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
             panic!("these tests need root and a kernel that takes probe programs: {why}")
         });
-        let user = Arc::new(UserBank::new(&layout.user, plan.probes.len()));
+        let user = Arc::new(layout.user_bank(plan.probes.len()));
         let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared()).unwrap();
         let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().bank, user));
         Self { plan, keeper, drain, registry }

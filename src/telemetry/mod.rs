@@ -1,0 +1,92 @@
+//! The exporter's metrics about itself, read from where they are counted at every scrape.
+
+mod endpoint;
+mod probes;
+mod process;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::drain::DrainStats;
+use crate::exposition::Families;
+use crate::http::HttpStats;
+use crate::kernel::{Attach, LOST, Shared};
+use crate::logging::Logging;
+use crate::plan::Plan;
+use crate::targets::{ProbeState, Status};
+
+/// Where everything is counted.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub plan: Arc<Plan>,
+    pub shared: Shared,
+    pub status: Arc<Status>,
+    pub drain: Arc<DrainStats>,
+    /// Of the metrics and the health endpoint.
+    pub http: [Arc<HttpStats>; 2],
+    pub attach: Attach,
+    pub logging: Option<Logging>,
+    pub started: f64,
+    /// Series of the latest scrape.
+    pub series: Arc<AtomicU64>,
+    /// Of each metric, label values that its probes have folded.
+    pub folded: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Own {
+    /// All of them, as they are now.
+    pub fn collect(&self) -> Families {
+        let mut to = Families::default();
+        self.exporter(&mut to);
+        self.probes(&mut to);
+        self.errors(&mut to);
+        self.http(&mut to);
+        process::collect(&mut to);
+        to
+    }
+
+    fn exporter(&self, to: &mut Families) {
+        to.gauge("fibre_exporter_up", "Whether the exporter runs.").number(&[], 1u64);
+        to.gauge("fibre_exporter_start_time_seconds", "When the exporter started, in seconds since 1970.")
+            .number(&[], self.started);
+        let attach = match self.attach {
+            Attach::Multi => "uprobe_multi",
+            Attach::Perf => "perf_event",
+        };
+        to.gauge("fibre_exporter_info", "What runs; the value is always 1.").number(
+            &[
+                ("version", env!("CARGO_PKG_VERSION")),
+                ("attach", attach),
+                ("kernel", &crate::kernel::kernel_release()),
+                ("node", &self.plan.settings.node_name),
+            ],
+            1u64,
+        );
+        to.gauge("fibre_exporter_series", "Measured series of the latest scrape.")
+            .number(&[], self.series.load(Ordering::Relaxed));
+    }
+
+    fn errors(&self, to: &mut Families) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let states = self.status.probes();
+        let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
+        let book = |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>();
+        let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
+        for (reason, which) in LOST {
+            rows.number(&[("error_type", reason)], book(*which));
+        }
+        rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
+        rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));
+        rows.number(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
+        rows.number(&[("error_type", "stray_hit")], self.shared.control.stray());
+        rows.number(&[("error_type", "log_line_dropped")], self.logging.as_ref().map_or(0, Logging::dropped));
+        to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
+            .number(&[], refused as u64);
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
