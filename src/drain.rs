@@ -254,8 +254,7 @@ impl Handler {
             None => event.value(value, route.texts & 1 << value != 0),
         };
         for laid in &route.actions {
-            let metric = &self.plan.metrics[probe.actions[laid.action].metric];
-            let lost = match evaluate(&self.bank, laid, metric, probe, time, &read, &mut self.scratch) {
+            let lost = match evaluate(&self.bank, laid, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,

@@ -3,9 +3,11 @@
 //! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`Bank`] of its
 //! own, so that one reader serves both and both give the same series.
 
+use std::sync::Arc;
+
 use crate::abi::{BOOK_CELLS, label_id};
 use crate::bank::UserBank;
-use crate::config::model::{GaugeKind, MetricKind};
+use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
 
 /// Numbers that a dictionary may waste when two CPUs draw one for the same new value at once.
@@ -65,6 +67,7 @@ pub struct ActionLayout {
     pub family: Option<u32>,
     /// Histogram: upper bounds in the unit that is read.
     pub bounds: Vec<i64>,
+    pub(crate) kind: Arc<dyn Kind>,
 }
 
 /// One label that varies.
@@ -99,7 +102,7 @@ impl Layout {
                     Route::Ring(_) => false,
                 };
                 let bank = if in_kernel { &mut layout.kernel } else { &mut layout.user };
-                let kind = &plan.metrics[plan_action.metric].kind;
+                let kind = kinds::of(&plan.metrics[plan_action.metric].kind);
                 let mut made = bank.action(kind, plan_action);
                 (made.probe, made.action, made.in_kernel) = (probe, action, in_kernel);
                 layout.actions.push(made);
@@ -121,14 +124,9 @@ impl Layout {
 }
 
 impl Bank {
-    fn action(&mut self, kind: &MetricKind, plan: &ActionPlan) -> ActionLayout {
-        let bounds = match kind {
-            MetricKind::Histogram(bounds) => {
-                bounds.iter().map(|bound| plan.scale.raw_bound(*bound)).collect()
-            }
-            _ => Vec::new(),
-        };
-        let stride = stride(kind, plan.value.is_some());
+    fn action(&mut self, kind: Arc<dyn Kind>, plan: &ActionPlan) -> ActionLayout {
+        let bounds = kind.raw_bounds(plan.scale);
+        let stride = kind.slots(plan.value.is_some());
         let mut labels = Vec::new();
         let (mut series, mut free) = (1u64, 0);
         for (number, label) in plan.labels.iter().enumerate() {
@@ -153,7 +151,18 @@ impl Bank {
         let series = u32::try_from(series).unwrap_or(u32::MAX);
         let cell = self.cells;
         self.cells = self.cells.saturating_add(series.saturating_mul(stride));
-        ActionLayout { probe: 0, action: 0, in_kernel: false, cell, stride, series, labels, family, bounds }
+        ActionLayout {
+            probe: 0,
+            action: 0,
+            in_kernel: false,
+            cell,
+            stride,
+            series,
+            labels,
+            family,
+            bounds,
+            kind,
+        }
     }
 
     fn dictionary(&mut self, limit: u32) -> u32 {
@@ -161,16 +170,5 @@ impl Bank {
         self.dictionaries.push(DictionaryLayout { first_entry: self.entries, capacity, limit });
         self.entries = self.entries.saturating_add(capacity);
         u32::try_from(self.dictionaries.len() - 1).expect("one for each label")
-    }
-}
-
-/// Cells of one series: see `enum action_kind` in the ABI.
-fn stride(kind: &MetricKind, has_value: bool) -> u32 {
-    match kind {
-        MetricKind::Counter if has_value => 2,
-        MetricKind::Counter => 1,
-        MetricKind::Gauge(GaugeKind::Last) => 2,
-        MetricKind::Gauge(GaugeKind::Min | GaugeKind::Max) => 1,
-        MetricKind::Histogram(bounds) => u32::try_from(bounds.len()).expect("few buckets") + 2,
     }
 }

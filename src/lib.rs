@@ -24,6 +24,7 @@ pub mod exposition;
 pub mod glob;
 pub mod http;
 pub mod kernel;
+mod kinds;
 pub mod layout;
 pub mod logging;
 mod mapping;

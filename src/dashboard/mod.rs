@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 pub use alerts::alerts;
 
-use crate::config::model::MetricKind;
+use crate::kinds;
+use crate::kinds::panel::{Query, Selection};
 use crate::plan::{MetricPlan, Plan};
-use panels::{Grid, Query, by, legend, unit};
+use panels::{Grid, by, legend};
 
 /// The variables that narrow a query; the same on every series of an exporter.
 const CHOSEN: &str = r#"job=~"$job", instance=~"$instance""#;
@@ -112,26 +113,9 @@ fn show(grid: &mut Grid, metric: &MetricPlan) {
     let name = &metric.name;
     let labels: Vec<&str> = metric.labels.iter().map(String::as_str).collect();
     let (by, legend) = (by(&labels), legend(&labels));
-    let queries = match &metric.kind {
-        MetricKind::Counter => vec![Query {
-            expr: format!("sum by ({by}) (rate({name}{{{CHOSEN}}}[$__rate_interval]))"),
-            legend,
-        }],
-        MetricKind::Gauge(_) => vec![Query { expr: format!("{name}{{{CHOSEN}}}"), legend }],
-        MetricKind::Histogram(_) => {
-            let rate = |part: &str| format!("rate({name}_{part}{{{CHOSEN}}}[$__rate_interval])");
-            let quantile = |q: &str| Query {
-                expr: format!("histogram_quantile({q}, sum by ({by}, le) ({}))", rate("bucket")),
-                legend: format!("{legend} {}%", &q[2..]),
-            };
-            let mean = Query {
-                expr: format!("sum by ({by}) ({}) / sum by ({by}) ({})", rate("sum"), rate("count")),
-                legend: format!("{legend} mean"),
-            };
-            vec![quantile("0.50"), quantile("0.95"), quantile("0.99"), mean]
-        }
-    };
-    grid.time_series(name, &sentence(&metric.help), unit(name, &metric.kind), &queries);
+    let of = Selection { name, matchers: CHOSEN, by: &by, legend: &legend };
+    let panel = kinds::of(&metric.kind).panel(&of);
+    grid.time_series(name, &sentence(&metric.help), panel.unit, &panel.queries);
 }
 
 /// The row about the exporter itself.

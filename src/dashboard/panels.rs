@@ -2,19 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::config::model::MetricKind;
+use crate::kinds::panel::Query;
 
 /// Columns of a dashboard.
 const WIDTH: usize = 24;
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
-
-/// One query of a panel.
-pub(super) struct Query {
-    pub expr: String,
-    /// With `{{label}}` where a label's value goes.
-    pub legend: String,
-}
 
 /// The panels so far.
 #[derive(Default)]
@@ -104,33 +97,9 @@ pub(super) fn legend(labels: &[&str]) -> String {
     names.join(" ")
 }
 
-/// Grafana's name of the unit, from the metric's, by Prometheus' conventions for names.
-pub(super) fn unit(name: &str, kind: &MetricKind) -> &'static str {
-    let base = name.strip_suffix("_total").unwrap_or(name);
-    let ends = |suffix: &str| base.ends_with(suffix);
-    match kind {
-        MetricKind::Counter if ends("_bytes") => "Bps",
-        // Seconds in a second.
-        MetricKind::Counter if ends("_seconds") => "percentunit",
-        MetricKind::Counter => "cps",
-        _ if ends("_bytes") => "bytes",
-        _ if ends("_seconds") => "s",
-        _ => "short",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn units_follow_names() {
-        let histogram = MetricKind::Histogram(Vec::new());
-        assert_eq!(unit("a_bytes_total", &MetricKind::Counter), "Bps");
-        assert_eq!(unit("a_total", &MetricKind::Counter), "cps");
-        assert_eq!(unit("a_duration_seconds", &histogram), "s");
-        assert_eq!(unit("a_tx_count", &histogram), "short");
-    }
 
     #[test]
     fn labels_are_kept_apart() {

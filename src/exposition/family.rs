@@ -45,6 +45,16 @@ pub enum Number {
     Real(f64),
 }
 
+impl Kind {
+    /// What the names of its series end with, beside those with the name of the metric itself.
+    pub fn suffixes(&self) -> &'static [&'static str] {
+        match self {
+            Kind::Counter | Kind::Gauge => &[],
+            Kind::Histogram(_) => &["_bucket", "_sum", "_count"],
+        }
+    }
+}
+
 impl From<u64> for Number {
     fn from(number: u64) -> Self {
         Number::Int(number.into())

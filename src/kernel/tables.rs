@@ -2,11 +2,10 @@
 
 use super::filters::Filter;
 use crate::abi::{
-    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds,
-    condition, condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value,
-    value_kind,
+    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
+    condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value, value_kind,
 };
-use crate::config::model::{ArgKind, GaugeKind, MetricKind, Op, Operand, Pattern};
+use crate::config::model::{ArgKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
 use crate::plan::{ActionPlan, LabelPlan, Pairing, Plan, ProbePlan, Source, SpanEnd, ValueKind};
 
@@ -32,7 +31,7 @@ impl Tables {
         for (number, probe) in plan.probes.iter().enumerate() {
             let first = tables.actions.len();
             for laid in layout.actions.iter().filter(|laid| laid.probe == number && laid.in_kernel) {
-                let made = tables.action(plan, probe, laid);
+                let made = tables.action(probe, laid);
                 tables.actions.push(made);
             }
             let filtered = Filter::is_needed(&plan.targets[probe.target]);
@@ -41,15 +40,15 @@ impl Tables {
         tables
     }
 
-    fn action(&mut self, plan: &Plan, probe: &ProbePlan, laid: &ActionLayout) -> action {
+    fn action(&mut self, probe: &ProbePlan, laid: &ActionLayout) -> action {
         let planned = &probe.actions[laid.action];
-        let metric = &plan.metrics[planned.metric];
+        let has_value = planned.value.is_some();
         let mut made = action {
-            kind: small(action_kind_of(&metric.kind, planned)),
+            kind: small(laid.kind.action(has_value).0),
             value: planned.value.map_or(small(abi_none::NO_VALUE.0), small),
             nconditions: small(planned.when.len()),
             nlabels: small(laid.labels.len()),
-            needs_nonnegative: u8::from(metric.kind == MetricKind::Counter && planned.value.is_some()),
+            needs_nonnegative: u8::from(laid.kind.refuses_negative() && has_value),
             cell: laid.cell,
             stride: laid.stride,
             family: laid.family.unwrap_or(abi_none::NO_FAMILY.0),
@@ -200,18 +199,6 @@ fn class_of(plan: &ProbePlan) -> event_class {
     } else {
         event_class::EVENT_LONG_TEXTS
     }
-}
-
-fn action_kind_of(kind: &MetricKind, plan: &ActionPlan) -> u32 {
-    match kind {
-        MetricKind::Counter if plan.value.is_some() => action_kind::ACTION_ADD,
-        MetricKind::Counter => action_kind::ACTION_COUNT,
-        MetricKind::Gauge(GaugeKind::Last) => action_kind::ACTION_LAST,
-        MetricKind::Gauge(GaugeKind::Min) => action_kind::ACTION_MIN,
-        MetricKind::Gauge(GaugeKind::Max) => action_kind::ACTION_MAX,
-        MetricKind::Histogram(_) => action_kind::ACTION_HISTOGRAM,
-    }
-    .0
 }
 
 fn dictionary_entry(laid: &DictionaryLayout) -> dictionary {

@@ -2,11 +2,12 @@
 
 use crate::abi::label_id;
 use crate::bank::UserBank;
-use crate::config::model::{GaugeKind, MetricKind, Op, Operand, Pattern};
+use crate::config::model::{Op, Operand, Pattern};
 use crate::decode::Value;
+use crate::kinds::Update;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
-use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind};
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, ValueKind};
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const FAMILY_LABELS: usize = 32;
@@ -26,7 +27,6 @@ pub enum Outcome {
 pub fn evaluate<'a>(
     bank: &UserBank,
     laid: &ActionLayout,
-    metric: &MetricPlan,
     probe: &ProbePlan,
     time: u64,
     read: &impl Fn(usize) -> Value<'a>,
@@ -45,45 +45,13 @@ pub fn evaluate<'a>(
         Some(Value::Int(number)) => number,
         Some(_) => return Outcome::Unreadable,
     };
-    if metric.kind == MetricKind::Counter && value < 0 {
+    if laid.kind.refuses_negative() && value < 0 {
         return Outcome::Negative;
     }
-    let cell = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
-    match &metric.kind {
-        MetricKind::Counter => {
-            bank.add(cell, value as u64);
-            if action.value.is_some() {
-                bank.add(cell + 1, 1);
-            }
-        }
-        MetricKind::Histogram(_) => {
-            bank.add(cell, value as u64);
-            let bucket = laid.bounds.partition_point(|bound| *bound < value);
-            bank.add(cell + 1 + bucket as u32, 1);
-        }
-        MetricKind::Gauge(GaugeKind::Last) => {
-            bank.set(cell, value as u64);
-            bank.set(cell + 1, time);
-        }
-        MetricKind::Gauge(kind) => {
-            let max = *kind == GaugeKind::Max;
-            let code = extreme_code(value);
-            bank.update(cell, |old| {
-                if old == 0 || (if max { code > old } else { code < old }) { code } else { old }
-            });
-        }
-    }
+    let slot = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
+    let update = Update { value, has_value: action.value.is_some(), time, bounds: &laid.bounds };
+    laid.kind.update(bank, slot, &update);
     Outcome::Done
-}
-
-/// As the kernel keeps minima and maxima: ordered like the number, and never 0.
-pub fn extreme_code(number: i64) -> u64 {
-    (number as u64).wrapping_add(1 << 63).saturating_add(1)
-}
-
-/// The number behind a code; `None` if nothing was seen.
-pub fn extreme_number(code: u64) -> Option<i64> {
-    (code != 0).then(|| (code - 1).wrapping_sub(1 << 63) as i64)
 }
 
 fn holds(

@@ -4,16 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::evaluate::extreme_number;
 use super::forget::Ended;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{book_cell, label_id};
 use crate::bank::{Bank, UserBank};
 use crate::cgroups::Cgroups;
-use crate::config::model::{GaugeKind, MetricKind};
 use crate::decode::Value;
-use crate::exposition::{self, Format, Head, Number, Sample, push_label};
+use crate::exposition::{self, Format, Head, Sample, push_label};
 use crate::kernel::{Books, KernelBank};
+use crate::kinds::{self, How, Kind, Slots, Total};
 use crate::layout::{ActionLayout, Layout};
 use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
 
@@ -51,7 +50,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub(super) struct Family {
     head: Head,
-    kind: MetricKind,
+    kind: Arc<dyn Kind>,
     /// Some action has a scale, so that values are not whole numbers.
     real: bool,
     /// Keys of series.
@@ -69,12 +68,7 @@ struct Series {
     key: Box<str>,
     /// Runs of cells that feed it.
     fed_by: u32,
-    int: i128,
-    real: f64,
-    /// When a gauge got the value, by the kernel's clock.
-    time: u64,
-    /// Has a value in this scrape.
-    live: bool,
+    total: Total,
 }
 
 /// One action's cells, and which series each run of them belongs to.
@@ -105,9 +99,10 @@ impl Registry {
         let mut families: Vec<Family> = plan
             .metrics
             .iter()
-            .map(|metric| Family {
-                head: Head::new(metric.name.clone(), metric.help.clone(), shown_as(&metric.kind)),
-                kind: metric.kind.clone(),
+            .map(|metric| (metric, kinds::of(&metric.kind)))
+            .map(|(metric, kind)| Family {
+                head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as()),
+                kind,
                 real: false,
                 index: HashMap::new(),
                 series: Vec::new(),
@@ -121,8 +116,8 @@ impl Registry {
                 families[planned.metric].real |= planned.scale != Scale::ONE;
                 let laid = layout.actions.iter().find(|laid| laid.probe == probe && laid.action == action);
                 let number = laid.map_or(1, |laid| laid.series as usize);
-                let extreme = is_extreme(&families[planned.metric].kind);
-                let previous = vec![0; if extreme { number } else { 0 }];
+                let windowed = families[planned.metric].kind.is_windowed();
+                let previous = vec![0; if windowed { number } else { 0 }];
                 let series = vec![UNKNOWN; number];
                 sources.push(Source { probe, action, laid: laid.cloned(), series, previous });
             }
@@ -185,7 +180,7 @@ impl Registry {
 
     /// Series that the latest scrape had.
     pub fn live_series(&self) -> usize {
-        self.families.iter().flat_map(|family| &family.series).filter(|series| series.live).count()
+        self.families.iter().flat_map(|family| &family.series).filter(|series| series.total.live).count()
     }
 }
 
@@ -193,7 +188,7 @@ impl Family {
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
-            (series.int, series.real, series.time, series.live) = (0, 0.0, 0, false);
+            series.total = Total::default();
         }
     }
 
@@ -204,7 +199,7 @@ impl Family {
             self.series[*known as usize].fed_by += 1;
             return *known;
         }
-        let made = Series { key: key.clone(), fed_by: 1, int: 0, real: 0.0, time: 0, live: false };
+        let made = Series { key: key.clone(), fed_by: 1, total: Total::default() };
         let number = match self.free.pop() {
             Some(free) => {
                 self.series[free as usize] = made;
@@ -226,7 +221,7 @@ impl Family {
         series.fed_by -= 1;
         if series.fed_by == 0 {
             self.index.remove(&series.key);
-            series.live = false;
+            series.total.live = false;
             self.free.push(number);
         }
     }
@@ -234,13 +229,9 @@ impl Family {
     /// Those that have a value in this scrape.
     fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
         let buckets = self.head.buckets();
-        let live = self.series.iter().enumerate().filter(|(_, series)| series.live);
+        let live = self.series.iter().enumerate().filter(|(_, series)| series.total.live);
         live.map(move |(at, series)| {
-            let number = if self.real {
-                Number::Real(series.int as f64 + series.real)
-            } else {
-                Number::Int(series.int)
-            };
+            let number = series.total.shown(self.real);
             let value = match buckets {
                 0 => exposition::Value::Number(number),
                 _ => exposition::Value::Histogram {
@@ -250,22 +241,6 @@ impl Family {
             };
             Sample { key: &series.key, value }
         })
-    }
-}
-
-impl Series {
-    fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
-        let raw = raw.into();
-        if scale == Scale::ONE {
-            self.int += raw;
-        } else {
-            self.real += scale.apply(raw as f64);
-        }
-    }
-
-    fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
-        (self.int, self.real) = (0, 0.0);
-        self.add(raw, scale);
     }
 }
 
@@ -299,9 +274,9 @@ impl Source {
             const_labels(probe, self.action, plan, &mut scratch.labels);
             self.series[0] = family.series(&scratch.labels);
         }
-        let series = &mut family.series[self.series[0] as usize];
-        series.live = true;
-        series.int += i128::from(hits);
+        let total = &mut family.series[self.series[0] as usize].total;
+        total.live = true;
+        total.add(hits, Scale::ONE);
     }
 
     fn add(
@@ -315,19 +290,15 @@ impl Source {
     ) {
         let Some(laid) = &self.laid else { return };
         let action = &probe.actions[self.action];
-        let scale = action.scale;
         let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
+        let how = How { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
+        let shown_unset = laid.labels.is_empty() && seen.attached && family.kind.starts_at_zero();
         for number in 0..laid.series {
-            let cell = laid.cell + number * laid.stride;
-            let shown_empty = laid.labels.is_empty() && seen.attached;
             let previous = self.previous.get(number as usize).copied().unwrap_or(0);
-            let shown = previous != 0
-                || touched(&family.kind, laid.stride, bank, cell)
-                || shown_empty && shows_zero(&family.kind);
-            if !shown {
-                continue;
-            }
+            let first = laid.cell + number * laid.stride;
+            let slots = Slots { bank, first, number: laid.stride, previous };
+            let Some(raw) = family.kind.read(&slots).or(shown_unset.then_some(0)) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
                 if !labels(laid, number, probe, self.action, plan, bank, seen, scratch) {
@@ -336,74 +307,11 @@ impl Source {
                 *known = family.series(&scratch.labels);
             }
             let at = *known as usize;
-            let series = &mut family.series[at];
-            match &family.kind {
-                MetricKind::Counter => series.add(bank.total(cell) as i64, scale),
-                MetricKind::Gauge(GaugeKind::Last) => {
-                    // Several probes may feed it: the latest counts.
-                    let time = bank.single(cell + 1);
-                    if time >= series.time {
-                        series.time = time;
-                        let raw = bank.single(cell);
-                        if unsigned { series.set(raw, scale) } else { series.set(raw as i64, scale) }
-                    }
-                }
-                MetricKind::Gauge(kind) => {
-                    let code = further(*kind, previous, bank.single(cell));
-                    let Some(new) = extreme_number(code) else { continue };
-                    let scaled = scale.apply(new as f64);
-                    let old = series.int as f64 + series.real;
-                    let better = if *kind == GaugeKind::Max { scaled > old } else { scaled < old };
-                    if !series.live || better {
-                        series.set(new, scale);
-                    }
-                }
-                MetricKind::Histogram(_) => {
-                    for bucket in 0..buckets {
-                        let count = bank.total(cell + 1 + bucket as u32);
-                        family.counts[at * buckets + bucket] += count;
-                    }
-                    series.add(bank.total(cell) as i64, scale);
-                }
-            }
-            series.live = true;
+            let total = &mut family.series[at].total;
+            family.kind.merge(raw, &slots, how, total, &mut family.counts[at * buckets..][..buckets]);
+            total.live = true;
         }
     }
-}
-
-/// What Prometheus is told.
-fn shown_as(kind: &MetricKind) -> exposition::Kind {
-    match kind {
-        MetricKind::Counter => exposition::Kind::Counter,
-        MetricKind::Gauge(_) => exposition::Kind::Gauge,
-        MetricKind::Histogram(bounds) => exposition::Kind::Histogram(bounds.clone()),
-    }
-}
-
-fn is_extreme(kind: &MetricKind) -> bool {
-    matches!(kind, MetricKind::Gauge(GaugeKind::Min | GaugeKind::Max))
-}
-
-/// The greater or lesser of two codes of extremes, of which 0 is none.
-fn further(kind: GaugeKind, a: u64, b: u64) -> u64 {
-    match kind {
-        GaugeKind::Min if a != 0 && b != 0 => a.min(b),
-        _ => a.max(b),
-    }
-}
-
-/// Whether the series has been added to at all.
-fn touched(kind: &MetricKind, stride: u32, bank: &dyn Bank, cell: u32) -> bool {
-    match kind {
-        MetricKind::Counter => bank.total(cell + stride - 1) != 0,
-        MetricKind::Gauge(_) => bank.single(cell + stride - 1) != 0,
-        MetricKind::Histogram(_) => (1..stride).any(|n| bank.total(cell + n) != 0),
-    }
-}
-
-/// Counters and histograms begin at 0; a gauge that was never set has no value.
-fn shows_zero(kind: &MetricKind) -> bool {
-    !matches!(kind, MetricKind::Gauge(_))
 }
 
 fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &mut String) {

@@ -12,10 +12,11 @@ use super::{
 };
 use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
-    Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
+    Config, Metric, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Draft, Loaded, Node};
+use crate::kinds;
 
 /// Prefixes of the names that the exporter gives to its own metrics.
 pub(crate) const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
@@ -455,10 +456,7 @@ impl Builder<'_> {
     /// A histogram is several names to Prometheus.
     fn refuse_clashing_names(&self) {
         for (metric, at) in self.metrics.iter().zip(&self.places) {
-            if !matches!(metric.kind, MetricKind::Histogram(_)) {
-                continue;
-            }
-            for suffix in ["_bucket", "_sum", "_count"] {
+            for suffix in kinds::of(&metric.kind).exposed_as().suffixes() {
                 if let Some(&other) = self.names.get(&format!("{}{suffix}", metric.name)) {
                     self.diags.error(
                         &self.places[other],

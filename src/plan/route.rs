@@ -7,7 +7,8 @@ use crate::abi::{
     TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{ArgKind, GaugeKind, MetricKind, Operand, Pattern, Settings, Unit};
+use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings, Unit};
+use crate::kinds;
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
 /// which is cut there, is not mistaken for it; and one for the NUL.
@@ -60,8 +61,7 @@ pub(super) fn route(
     });
     let late = (0..probe.actions.len()).any(|n| {
         let action = &probe.actions[n];
-        matches!(action.route, Route::Ring(_))
-            && metrics[action.metric].kind == MetricKind::Gauge(GaugeKind::Last)
+        matches!(action.route, Route::Ring(_)) && kinds::of(&metrics[action.metric].kind).needs_time()
     });
     if late {
         // The latest value is the latest by the kernel's clock, whichever way it came.
@@ -116,7 +116,7 @@ fn unnamed(probe: &ProbePlan, source: Source) -> ValuePlan {
 
 /// A counter without conditions and variable labels is the number of hits, which is counted anyway.
 fn counts_hits(action: &ActionPlan, kind: &MetricKind) -> bool {
-    *kind == MetricKind::Counter
+    kinds::of(kind).counts_hits()
         && action.value.is_none()
         && action.when.is_empty()
         && action.labels.iter().all(|label| matches!(label, LabelPlan::Const(_)))

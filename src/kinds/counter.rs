@@ -1,0 +1,82 @@
+//! Counters: how often, or how much in all.
+
+use super::panel::{Panel, Query, Selection};
+use super::{How, Kind, Slots, Total, Update};
+use crate::abi::action_kind;
+use crate::bank::UserBank;
+use crate::exposition;
+
+#[derive(Debug)]
+pub(super) struct Counter;
+
+impl Kind for Counter {
+    fn exposed_as(&self) -> exposition::Kind {
+        exposition::Kind::Counter
+    }
+
+    fn slots(&self, has_value: bool) -> u32 {
+        sum_slots(has_value)
+    }
+
+    fn action(&self, has_value: bool) -> action_kind {
+        if has_value { action_kind::ACTION_ADD } else { action_kind::ACTION_COUNT }
+    }
+
+    fn refuses_negative(&self) -> bool {
+        true
+    }
+
+    fn counts_hits(&self) -> bool {
+        true
+    }
+
+    fn starts_at_zero(&self) -> bool {
+        true
+    }
+
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
+        add(bank, slot, by);
+    }
+
+    fn read(&self, from: &Slots<'_>) -> Option<u64> {
+        read_sum(from)
+    }
+
+    fn merge(&self, number: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+        // What was added was never negative.
+        to.add(number, how.scale);
+    }
+
+    fn panel(&self, of: &Selection<'_>) -> Panel {
+        let expr = of.sum(&of.rate(of.name));
+        let unit = match of.base_unit() {
+            Some("bytes") => "Bps",
+            // Seconds in a second.
+            Some("seconds") => "percentunit",
+            _ => "cps",
+        };
+        Panel { unit, queries: vec![Query { expr, legend: of.legend.to_string() }] }
+    }
+}
+
+/// Slots of a sum: the sum, and of values, which may add up to 0, how many there were.
+pub(super) fn sum_slots(has_value: bool) -> u32 {
+    if has_value { 2 } else { 1 }
+}
+
+/// Adds to a sum.
+pub(super) fn add(bank: &UserBank, slot: u32, by: &Update<'_>) {
+    bank.add(slot, by.value as u64);
+    if by.has_value {
+        bank.add(slot + 1, 1);
+    }
+}
+
+/// The sum, unless nothing was added.
+pub(super) fn read_sum(from: &Slots<'_>) -> Option<u64> {
+    let last = from.total(from.number - 1);
+    if last == 0 {
+        return None;
+    }
+    Some(if from.number == 1 { last } else { from.total(0) })
+}

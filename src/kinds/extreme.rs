@@ -1,0 +1,101 @@
+//! Gauges of the least or greatest value of the last one to two windows.
+
+use super::last::gauge_panel;
+use super::panel::{Panel, Selection};
+use super::{How, Kind, Slots, Total, Update};
+use crate::abi::action_kind;
+use crate::bank::UserBank;
+use crate::exposition;
+
+/// Its slot holds a code of the value, and 0 is none; not sharded.
+#[derive(Debug)]
+pub(super) enum Extreme {
+    Min,
+    Max,
+}
+
+impl Extreme {
+    /// The further one of two codes.
+    fn further(&self, a: u64, b: u64) -> u64 {
+        match self {
+            Extreme::Min if a != 0 && b != 0 => a.min(b),
+            Extreme::Min | Extreme::Max => a.max(b),
+        }
+    }
+}
+
+impl Kind for Extreme {
+    fn exposed_as(&self) -> exposition::Kind {
+        exposition::Kind::Gauge
+    }
+
+    fn slots(&self, _: bool) -> u32 {
+        1
+    }
+
+    fn action(&self, _: bool) -> action_kind {
+        match self {
+            Extreme::Min => action_kind::ACTION_MIN,
+            Extreme::Max => action_kind::ACTION_MAX,
+        }
+    }
+
+    fn is_windowed(&self) -> bool {
+        true
+    }
+
+    fn starts_at_zero(&self) -> bool {
+        false
+    }
+
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
+        bank.update(slot, |old| self.further(old, code_of(by.value)));
+    }
+
+    /// The code.
+    fn read(&self, from: &Slots<'_>) -> Option<u64> {
+        Some(self.further(from.previous, from.single(0))).filter(|code| *code != 0)
+    }
+
+    fn merge(&self, code: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+        let new = number_of(code);
+        let (scaled, old) = (how.scale.apply(new as f64), to.as_real());
+        let better = match self {
+            Extreme::Min => scaled < old,
+            Extreme::Max => scaled > old,
+        };
+        if !to.live || better {
+            to.set(new, how.scale);
+        }
+    }
+
+    fn panel(&self, of: &Selection<'_>) -> Panel {
+        gauge_panel(of)
+    }
+}
+
+/// As the kernel keeps minima and maxima: ordered like the number, and never 0.
+fn code_of(number: i64) -> u64 {
+    (number as u64).wrapping_add(1 << 63).saturating_add(1)
+}
+
+/// The number behind a code, which is not 0.
+fn number_of(code: u64) -> i64 {
+    code.saturating_sub(1).wrapping_sub(1 << 63) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_ordered_like_numbers_and_never_none() {
+        let numbers = [i64::MIN, -5, -1, 0, 1, 7, i64::MAX - 1];
+        let codes = numbers.map(code_of);
+        assert!(codes.is_sorted() && codes[0] > 0);
+        assert_eq!(codes.map(number_of), numbers);
+        assert_eq!(Extreme::Min.further(0, codes[2]), codes[2]);
+        assert_eq!(Extreme::Min.further(codes[1], codes[2]), codes[1]);
+        assert_eq!(Extreme::Max.further(codes[1], codes[2]), codes[2]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Histograms: how many values there were up to each bound, and their sum.
+
+use super::panel::{Panel, Query, Selection};
+use super::{How, Kind, Scale, Slots, Total, Update};
+use crate::abi::action_kind;
+use crate::bank::UserBank;
+use crate::exposition;
+
+/// The sum, and a slot for each bucket, the last beyond all bounds.
+#[derive(Debug)]
+pub(super) struct Histogram {
+    /// In the metric's unit.
+    pub bounds: Vec<f64>,
+}
+
+impl Kind for Histogram {
+    fn exposed_as(&self) -> exposition::Kind {
+        exposition::Kind::Histogram(self.bounds.clone())
+    }
+
+    fn slots(&self, _: bool) -> u32 {
+        u32::try_from(self.bounds.len()).expect("few buckets") + 2
+    }
+
+    fn action(&self, _: bool) -> action_kind {
+        action_kind::ACTION_HISTOGRAM
+    }
+
+    fn raw_bounds(&self, scale: Scale) -> Vec<i64> {
+        self.bounds.iter().map(|bound| scale.raw_bound(*bound)).collect()
+    }
+
+    fn starts_at_zero(&self) -> bool {
+        true
+    }
+
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
+        bank.add(slot, by.value as u64);
+        let bucket = by.bounds.partition_point(|bound| *bound < by.value);
+        bank.add(slot + 1 + bucket as u32, 1);
+    }
+
+    /// The sum.
+    fn read(&self, from: &Slots<'_>) -> Option<u64> {
+        (1..from.number).any(|bucket| from.total(bucket) != 0).then(|| from.total(0))
+    }
+
+    fn merge(&self, sum: u64, from: &Slots<'_>, how: How, to: &mut Total, buckets: &mut [u64]) {
+        for (slot, bucket) in (1..).zip(buckets) {
+            *bucket += from.total(slot);
+        }
+        to.add(sum as i64, how.scale);
+    }
+
+    fn panel(&self, of: &Selection<'_>) -> Panel {
+        let part = |part: &str| of.rate(&format!("{}_{part}", of.name));
+        let quantile = |q: &str| Query {
+            expr: format!("histogram_quantile({q}, {})", of.sum_with("le", &part("bucket"))),
+            legend: format!("{} {}%", of.legend, &q[2..]),
+        };
+        let mean = Query {
+            expr: format!("{} / {}", of.sum(&part("sum")), of.sum(&part("count"))),
+            legend: format!("{} mean", of.legend),
+        };
+        Panel { unit: of.unit(), queries: vec![quantile("0.50"), quantile("0.95"), quantile("0.99"), mean] }
+    }
+}

@@ -1,0 +1,64 @@
+//! Gauges of the latest value.
+
+use super::panel::{Panel, Query, Selection};
+use super::{How, Kind, Slots, Total, Update};
+use crate::abi::action_kind;
+use crate::bank::UserBank;
+use crate::exposition;
+
+/// The value, and its time; not sharded.
+#[derive(Debug)]
+pub(super) struct Last;
+
+impl Kind for Last {
+    fn exposed_as(&self) -> exposition::Kind {
+        exposition::Kind::Gauge
+    }
+
+    fn slots(&self, _: bool) -> u32 {
+        2
+    }
+
+    fn action(&self, _: bool) -> action_kind {
+        action_kind::ACTION_LAST
+    }
+
+    fn needs_time(&self) -> bool {
+        true
+    }
+
+    fn starts_at_zero(&self) -> bool {
+        false
+    }
+
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
+        bank.set(slot, by.value as u64);
+        bank.set(slot + 1, by.time);
+    }
+
+    /// The time.
+    fn read(&self, from: &Slots<'_>) -> Option<u64> {
+        Some(from.single(1)).filter(|time| *time != 0)
+    }
+
+    fn merge(&self, time: u64, from: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+        // Several probes may feed it: the latest counts.
+        if time >= to.time {
+            to.time = time;
+            let raw = from.single(0);
+            if how.unsigned { to.set(raw, how.scale) } else { to.set(raw as i64, how.scale) }
+        }
+    }
+
+    fn panel(&self, of: &Selection<'_>) -> Panel {
+        gauge_panel(of)
+    }
+}
+
+/// The series as they are.
+pub(super) fn gauge_panel(of: &Selection<'_>) -> Panel {
+    Panel {
+        unit: of.unit(),
+        queries: vec![Query { expr: of.series(of.name), legend: of.legend.to_string() }],
+    }
+}

@@ -1,0 +1,126 @@
+//! Kinds of metric: a module each, with all that is particular to the kind.
+//!
+//! A kind says how many slots one series has and how the kernel updates them, does the same in user space, reads the
+//! slots at a scrape, and draws the metric's panel. Everything else treats all kinds alike, by the trait [`Kind`]; only
+//! [`of`] knows them by name.
+
+mod counter;
+mod extreme;
+mod histogram;
+mod last;
+pub(crate) mod panel;
+mod value;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::abi::action_kind;
+use crate::bank::{Bank, UserBank};
+use crate::config::model::{GaugeKind, MetricKind};
+use crate::exposition;
+use panel::{Panel, Selection};
+
+pub use value::Scale;
+pub(crate) use value::Total;
+
+/// The kind that a configuration asks for.
+pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
+    match kind {
+        MetricKind::Counter => Arc::new(counter::Counter),
+        MetricKind::Gauge(GaugeKind::Last) => Arc::new(last::Last),
+        MetricKind::Gauge(GaugeKind::Min) => Arc::new(extreme::Extreme::Min),
+        MetricKind::Gauge(GaugeKind::Max) => Arc::new(extreme::Extreme::Max),
+        MetricKind::Histogram(bounds) => Arc::new(histogram::Histogram { bounds: bounds.clone() }),
+    }
+}
+
+/// What is particular to a kind of metric. `has_value` is whether an action adds or sets a value, or counts hits.
+pub(crate) trait Kind: fmt::Debug + Send + Sync {
+    /// What Prometheus is told it is.
+    fn exposed_as(&self) -> exposition::Kind;
+
+    /// Slots of one series; what they are is said at the action.
+    fn slots(&self, has_value: bool) -> u32;
+
+    /// How the kernel updates them.
+    fn action(&self, has_value: bool) -> action_kind;
+
+    /// A histogram's upper bounds, in the unit that is read.
+    fn raw_bounds(&self, _scale: Scale) -> Vec<i64> {
+        Vec::new()
+    }
+
+    /// Whether a negative value is refused, because the metric can only grow.
+    fn refuses_negative(&self) -> bool {
+        false
+    }
+
+    /// Whether it is the number of hits, if it has no value, conditions or labels that vary.
+    fn counts_hits(&self) -> bool {
+        false
+    }
+
+    /// Whether the latest of several updates counts, so that each needs its time.
+    fn needs_time(&self) -> bool {
+        false
+    }
+
+    /// Whether its slots begin anew with each window of time.
+    fn is_windowed(&self) -> bool {
+        false
+    }
+
+    /// Whether it shows 0 from the start, where its labels are known beforehand.
+    fn starts_at_zero(&self) -> bool;
+
+    /// Updates the slots of the series that begin at `slot`, in user space, as the kernel does by its action.
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>);
+
+    /// The number in the slots, whose meaning is the kind's own; `None` if nothing has updated them.
+    fn read(&self, from: &Slots<'_>) -> Option<u64>;
+
+    /// Takes such a number into the series' total, which several actions may feed; of a histogram the buckets too.
+    fn merge(&self, number: u64, from: &Slots<'_>, how: How, to: &mut Total, buckets: &mut [u64]);
+
+    /// How a dashboard shows it.
+    fn panel(&self, of: &Selection<'_>) -> Panel;
+}
+
+/// One update by an event.
+#[derive(Debug)]
+pub(crate) struct Update<'a> {
+    /// 1 if hits are counted.
+    pub value: i64,
+    pub has_value: bool,
+    /// By the kernel's clock.
+    pub time: u64,
+    /// See [`Kind::raw_bounds`].
+    pub bounds: &'a [i64],
+}
+
+/// The slots of one series.
+pub(crate) struct Slots<'a> {
+    pub bank: &'a dyn Bank,
+    pub first: u32,
+    pub number: u32,
+    /// Where there are windows, what the first slot was at the end of the one before.
+    pub previous: u64,
+}
+
+impl Slots<'_> {
+    fn total(&self, slot: u32) -> u64 {
+        self.bank.total(self.first + slot)
+    }
+
+    fn single(&self, slot: u32) -> u64 {
+        self.bank.single(self.first + slot)
+    }
+}
+
+/// How an action's numbers are understood.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    pub scale: Scale,
+    /// Their 64 bits have no sign.
+    pub unsigned: bool,
+}

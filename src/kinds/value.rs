@@ -1,0 +1,96 @@
+//! Numbers on their way from slots to series.
+
+use crate::exposition::Number;
+
+/// What turns the integer that was read into the metric's unit: `value * mul / div`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    pub mul: f64,
+    pub div: f64,
+}
+
+impl Scale {
+    pub const ONE: Scale = Scale { mul: 1.0, div: 1.0 };
+
+    /// The value in the metric's unit. Division by a power of ten keeps decimal fractions exact.
+    pub fn apply(self, raw: f64) -> f64 {
+        raw * self.mul / self.div
+    }
+
+    /// The largest raw integer whose scaled value is at most `bound`.
+    pub fn raw_bound(self, bound: f64) -> i64 {
+        let exact = bound * self.div / self.mul;
+        let nearest = exact.round();
+        // 0.005 s is 4999.999... us in binary; a bound is meant as written.
+        if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) {
+            nearest as i64
+        } else {
+            exact.floor() as i64
+        }
+    }
+}
+
+/// One series' number in one scrape, which several actions may feed.
+#[derive(Debug, Default)]
+pub(crate) struct Total {
+    /// Of actions without a scale, exact.
+    int: i128,
+    real: f64,
+    /// When a gauge got the value, by the kernel's clock.
+    pub time: u64,
+    /// Something has fed it.
+    pub live: bool,
+}
+
+impl Total {
+    pub fn add(&mut self, raw: impl Into<i128>, scale: Scale) {
+        let raw = raw.into();
+        if scale == Scale::ONE {
+            self.int += raw;
+        } else {
+            self.real += scale.apply(raw as f64);
+        }
+    }
+
+    pub fn set(&mut self, raw: impl Into<i128>, scale: Scale) {
+        (self.int, self.real) = (0, 0.0);
+        self.add(raw, scale);
+    }
+
+    pub fn as_real(&self) -> f64 {
+        self.int as f64 + self.real
+    }
+
+    /// The number as it is shown, with a fraction or without.
+    pub fn shown(&self, real: bool) -> Number {
+        if real { Number::Real(self.as_real()) } else { Number::Int(self.int) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_in_seconds_are_whole_microseconds_and_nanoseconds() {
+        let us = Scale { mul: 1.0, div: 1e6 };
+        let ns = Scale { mul: 1.0, div: 1e9 };
+        for (seconds, micros) in
+            [(0.001, 1000), (0.005, 5000), (0.025, 25_000), (2.5, 2_500_000), (10.0, 10_000_000)]
+        {
+            assert_eq!(us.raw_bound(seconds), micros);
+            assert_eq!(ns.raw_bound(seconds), micros * 1000);
+        }
+    }
+
+    #[test]
+    fn a_bound_between_integers_is_the_lower_one() {
+        assert_eq!(Scale::ONE.raw_bound(2.5), 2);
+        assert_eq!(Scale::ONE.raw_bound(-2.5), -3);
+    }
+
+    #[test]
+    fn decimal_fractions_stay_exact() {
+        assert_eq!(Scale { mul: 1.0, div: 1e6 }.apply(12_345.0), 0.012_345);
+    }
+}
