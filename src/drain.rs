@@ -75,12 +75,18 @@ impl Drain {
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
 
-    /// Waits until all events that are in the ring now have been counted, or for `patience`.
-    pub fn catch_up(&self, patience: Duration) {
+    /// Waits until all events that are in the ring now have been counted, or for `patience`; whether they have been.
+    pub fn catch_up(&self, patience: Duration) -> bool {
         let (done, wait) = sync_channel(1);
-        if self.requests.try_send(done).is_ok() && ring(&self.bell).is_ok() {
-            let _ = wait.recv_timeout(patience);
-        }
+        self.requests.try_send(done).is_ok()
+            && ring(&self.bell).is_ok()
+            && wait.recv_timeout(patience).is_ok()
+    }
+
+    /// Whether the thread works: it answers within `patience`, or is kept from answering by events that it counts.
+    pub fn is_alive(&self, patience: Duration) -> bool {
+        let before = self.stats.events.load(Ordering::Relaxed);
+        self.catch_up(patience) || self.stats.events.load(Ordering::Relaxed) != before
     }
 
     pub fn stats(&self) -> &Arc<DrainStats> {

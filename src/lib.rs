@@ -37,6 +37,7 @@ pub mod probes;
 pub mod resolve;
 mod returns;
 pub mod run;
+mod service;
 pub mod symbols;
 mod table;
 pub mod targets;

@@ -2,7 +2,9 @@
 //!
 //! Lines go through a bounded queue to a thread of their own, so that a terminal that is stopped or a slow disk never
 //! holds up events; a line that finds the queue full is dropped and counted. The form is the one that FIBRE operators
-//! have their filters for: `2024-01-15 10:30:00 [INFO] exporter: text`.
+//! have their filters for: `2024-01-15 10:30:00 [INFO] exporter: text`. To systemd's journal, which adds the time and
+//! the name itself, standard output is `<6>text` instead: the level is that of `sd-daemon(3)`, so that
+//! `journalctl --priority` finds what is wrong.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use chrono::Local;
+use chrono::{DateTime, Local};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::model::LogLevel;
@@ -32,9 +34,47 @@ pub struct Logging {
 
 #[derive(Debug)]
 enum Message {
-    Line(String),
+    Line(Line),
     /// Everything before it has been written when it is answered.
     Flush(SyncSender<()>),
+}
+
+/// One event.
+#[derive(Debug)]
+struct Line {
+    level: Level,
+    at: DateTime<Local>,
+    text: String,
+}
+
+impl Line {
+    fn plain(&self) -> String {
+        let level = match self.level {
+            Level::Error => "ERROR",
+            Level::Warn => "WARNING",
+            Level::Info => "INFO",
+            Level::Debug | Level::Trace => "DEBUG",
+        };
+        format!("{} [{level}] exporter: {}\n", self.at.format("%Y-%m-%d %H:%M:%S"), self.text)
+    }
+
+    /// For the journal, with the priority of `syslog(3)`.
+    fn journal(&self) -> String {
+        let priority = match self.level {
+            Level::Error => 3,
+            Level::Warn => 4,
+            Level::Info => 6,
+            Level::Debug | Level::Trace => 7,
+        };
+        format!("<{priority}>{}\n", self.text)
+    }
+}
+
+/// Whether standard output is the journal's: `systemd.exec(5)` tells its device and inode, because a redirected child
+/// inherits the variable too.
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(io::stdout()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 impl Logging {
@@ -81,15 +121,9 @@ impl Log for Logging {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let level = match record.level() {
-            Level::Error => "ERROR",
-            Level::Warn => "WARNING",
-            Level::Info => "INFO",
-            Level::Debug | Level::Trace => "DEBUG",
-        };
         // One event is one line, whatever the application's strings hold.
         let text = record.args().to_string().replace(['\n', '\r'], " ");
-        let line = format!("{} [{level}] exporter: {text}\n", Local::now().format("%Y-%m-%d %H:%M:%S"));
+        let line = Line { level: record.level(), at: Local::now(), text };
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -108,12 +142,14 @@ pub(crate) fn log_libbpf() {
 /// Until the last sender is gone. Errors cannot be reported anywhere: the log is where they would go.
 fn write(lines: &Receiver<Message>, mut file: Option<File>) {
     let mut stdout = io::stdout();
+    let journal = is_journal();
     while let Ok(message) = lines.recv() {
         match message {
             Message::Line(line) => {
-                let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+                let shown = if journal { line.journal() } else { line.plain() };
+                let _ = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
                 if let Some(file) = &mut file {
-                    let _ = file.write_all(line.as_bytes());
+                    let _ = file.write_all(line.plain().as_bytes());
                 }
             }
             Message::Flush(done) => {

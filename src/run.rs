@@ -24,11 +24,15 @@ use crate::metrics::Registry;
 use crate::net::{Event, Network, NetworkConfig, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
+use crate::service;
 use crate::targets::{Keeper, Status};
 use crate::telemetry::{Own, unix_now};
 
 /// How long a scrape waits for events that are still in the ring.
 const CATCH_UP: Duration = Duration::from_millis(250);
+
+/// How long the thread that drains the ring may take to answer the service manager's watchdog.
+const ALIVE: Duration = Duration::from_secs(5);
 
 /// How long threads that still render have, once a signal has come.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -100,6 +104,12 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
         series: Arc::new(AtomicU64::new(0)),
         folded: Arc::default(),
     };
+    let drain = Arc::new(drain);
+    let alive = {
+        let drain = drain.clone();
+        move || drain.is_alive(ALIVE)
+    };
+    let address = metrics_url(&settings);
     let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
@@ -110,7 +120,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
             stats: health_stats,
         },
     ];
-    serve(endpoints, options)?;
+    serve(endpoints, options, &address, alive)?;
     log::info!("Stopped");
     drop(keeper);
     logging.wait();
@@ -132,7 +142,6 @@ fn announce(settings: &Settings, plan: &Plan) {
 }
 
 fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
-    let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let mut options = ServerOptions::default();
     if let Some(files) = &settings.tls {
         let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
@@ -144,19 +153,28 @@ fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
     if let Some(auth) = &settings.auth {
         options.auth = Some(Credentials::new(&auth.username, &auth.password)?);
     }
+    log::info!("Prometheus metrics: {}", metrics_url(settings));
     log::info!(
-        "Prometheus metrics: {scheme}://{}/metrics",
-        SocketAddr::new(settings.bind, settings.metrics_port)
+        "Health check: {}://{}/health",
+        scheme(settings),
+        SocketAddr::new(settings.bind, settings.health_port)
     );
-    log::info!("Health check: {scheme}://{}/health", SocketAddr::new(settings.bind, settings.health_port));
     Ok(options)
+}
+
+fn scheme(settings: &Settings) -> &'static str {
+    if settings.tls.is_some() { "https" } else { "http" }
+}
+
+fn metrics_url(settings: &Settings) -> String {
+    format!("{}://{}/metrics", scheme(settings), SocketAddr::new(settings.bind, settings.metrics_port))
 }
 
 /// What a request for the metrics needs.
 struct Scrape {
     registry: Mutex<Registry>,
     own: Own,
-    drain: Drain,
+    drain: Arc<Drain>,
     network: Option<Arc<Network>>,
 }
 
@@ -255,7 +273,12 @@ fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Netwo
     Router::new("exporter", vec![health, ready])
 }
 
-fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunError> {
+fn serve(
+    endpoints: Vec<Endpoint>,
+    options: ServerOptions,
+    address: &str,
+    alive: impl Fn() -> bool + Clone + Send + 'static,
+) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -273,11 +296,14 @@ fn serve(endpoints: Vec<Endpoint>, options: ServerOptions) -> Result<(), RunErro
             Level::Error => log::error!("{}", notice.text),
         });
         log::info!("Waiting for events...");
+        service::ready(address);
         let ended = async {
             tokio::select! {
                 _ = term.recv() => log::info!("SIGTERM: stopping"),
                 _ = int.recv() => log::info!("SIGINT: stopping"),
+                () = service::watchdog(alive) => {}
             }
+            service::stopping();
         };
         http::serve(endpoints, options, report, ended).await.map_err(RunError::from)
     });

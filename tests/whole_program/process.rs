@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
@@ -47,6 +50,58 @@ fn a_signal_ends_it_with_status_0_whatever_goes_on() {
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, exporter.port)).is_err(), "it still listens");
         demo.stop();
     }
+}
+
+/// sd_notify(3): what systemd is told, and when.
+#[test]
+fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
+    let place = Place::new();
+    let forms = place.copy_of(&program("forms"), "forms");
+    let socket = place.path("notify");
+    let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
+    manager.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    let told = || {
+        let mut message = [0; 1024];
+        let length = manager.recv(&mut message).expect("a message to the manager");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let mut exporter = Setup::new(&place, forms_config(&forms))
+        .environment("NOTIFY_SOCKET", &socket.display().to_string())
+        .environment("WATCHDOG_USEC", "300000")
+        .start();
+    let ready = told();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    assert!(ready.contains("STATUS=Serving metrics at http://"), "{ready}");
+    assert!(ready.ends_with(&format!(":{}/metrics\n", exporter.port)), "{ready}");
+    // It is true when it is said.
+    exporter.scrape();
+    for _ in 0..3 {
+        assert_eq!(told(), "WATCHDOG=1\n");
+    }
+    exporter.end("TERM");
+    let last = std::iter::from_fn(|| Some(told())).find(|message| message != "WATCHDOG=1\n");
+    assert!(last.expect("a last message").starts_with("STOPPING=1\n"));
+}
+
+/// sd-daemon(3): a priority before each line and no second time stamp. JOURNAL_STREAM alone does not say so: a child
+/// whose output goes elsewhere inherits it.
+#[test]
+fn the_journal_gets_priorities_and_a_file_gets_time_stamps() {
+    let place = Place::new();
+    let forms = place.copy_of(&program("forms"), "forms");
+    let output = place.write("log", "").metadata().expect("the log's inode");
+    let run = |inode: u64| {
+        let mut exporter = Setup::new(&place, forms_config(&forms))
+            .environment("JOURNAL_STREAM", &format!("{}:{inode}", output.dev()))
+            .start();
+        exporter.end("TERM");
+        exporter.log()
+    };
+    let journal = run(output.ino());
+    assert!(journal.lines().all(|line| line.starts_with('<')), "{journal}");
+    assert!(journal.contains("<6>Waiting for events...\n"), "{journal}");
+    let elsewhere = run(1);
+    assert!(elsewhere.contains(" [INFO] exporter: Waiting for events...\n"), "{elsewhere}");
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! The service manager: what systemd is told of the process's life, by the protocol of `sd_notify(3)`.
+//!
+//! Without a manager that listens (`NOTIFY_SOCKET`), nothing is sent.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// That metrics are served now, and where: `systemctl start` returns, `systemctl status` shows it.
+pub(crate) fn ready(address: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("Serving metrics at {address}"))]);
+}
+
+/// That the end has begun.
+pub(crate) fn stopping() {
+    notify(&[NotifyState::Stopping, NotifyState::Status("Detaching the probes")]);
+}
+
+/// Tells the manager's watchdog, if it wants to know (`WatchdogSec=`), that the exporter works, for as long as `alive`
+/// says so. Never returns.
+///
+/// `alive` may block; it is called on a thread for that, three times within the manager's patience.
+pub(crate) async fn watchdog<F>(alive: F)
+where
+    F: Fn() -> bool + Clone + Send + 'static,
+{
+    let Some(patience) =
+        sd_notify::watchdog_enabled().filter(|patience| *patience >= Duration::from_millis(3))
+    else {
+        return std::future::pending().await;
+    };
+    let mut ticks = tokio::time::interval(patience / 3);
+    // After a stop (SIGSTOP, a suspended machine) one beat is enough.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        if tokio::task::spawn_blocking(alive.clone()).await.unwrap_or(false) {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            log::error!(
+                "The thread that drains the ring buffer does not answer; if this goes on, the service \
+                 manager's watchdog ends the exporter"
+            );
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(err) = sd_notify::notify(states) {
+        log::warn!("Failed to notify the service manager of {}: {err}", states[0]);
+    }
+}
