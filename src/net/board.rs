@@ -14,7 +14,7 @@ use super::programs::Entry;
 /// One interface, as it was when it was last looked at.
 #[derive(Debug, Clone)]
 pub(crate) struct Shown {
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     pub name: String,
     /// Whether the configuration has its name, and not only a pattern that fits.
     pub exact: bool,
@@ -31,11 +31,16 @@ pub(crate) struct Board {
     ports: Mutex<BTreeMap<(usize, i32), Arc<Shown>>>,
     /// By namespace: names of the configuration that no interface has; or why the namespace cannot be seen at all.
     missing: Mutex<BTreeMap<usize, Missing>>,
+    /// By namespace, the labels of interfaces that are yet to be attached to.
+    waiting: Mutex<BTreeMap<usize, Vec<Labels>>>,
 }
+
+/// Name and value of labels that tell an interface from others.
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Missing {
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     pub names: Vec<String>,
     pub error: Option<String>,
 }
@@ -46,7 +51,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The labels by which series of a namespace are told from those of others.
-pub(crate) fn labels(space: &Space) -> Vec<(&'static str, String)> {
+pub(crate) fn labels(space: &Space) -> Labels {
     match space {
         Space::Own => Vec::new(),
         Space::Netns(name) => vec![("netns", name.clone())],
@@ -55,13 +60,11 @@ pub(crate) fn labels(space: &Space) -> Vec<(&'static str, String)> {
 }
 
 impl Board {
-    pub fn show(&self, space: usize, labels: &[(&'static str, String)], port: &Port, exact: bool) {
-        let mut all = vec![("interface", port.on.name.clone())];
-        all.extend_from_slice(labels);
+    pub fn show(&self, space: usize, labels: Labels, port: &Port, exact: bool) {
         let refusals =
             Direction::ALL.iter().filter_map(|direction| Some((*direction, port.refusal(*direction)?)));
         let shown = Shown {
-            labels: all,
+            labels,
             name: port.on.name.clone(),
             exact,
             hook: port.hook(),
@@ -83,7 +86,12 @@ impl Board {
         let (removed, mut kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             all.into_iter().partition(|((of, _), _)| *of == space);
         lock(&self.ports).append(&mut kept);
+        lock(&self.waiting).remove(&space);
         drop(removed);
+    }
+
+    pub fn waiting(&self, space: usize, interfaces: Vec<Labels>) {
+        lock(&self.waiting).insert(space, interfaces);
     }
 
     pub fn missing(&self, space: usize, missing: Missing) {
@@ -104,10 +112,12 @@ impl Board {
             readings.extend(missing.names.iter().map(|name| {
                 let mut labels = vec![("interface", name.clone())];
                 labels.extend_from_slice(&missing.labels);
-                let refused = Direction::ALL.iter().map(|direction| (direction.label(), "missing")).collect();
-                Reading { labels, refused, ..Reading::default() }
+                not_counted(labels, "missing")
             }));
         }
+        readings.extend(
+            lock(&self.waiting).values().flatten().map(|labels| not_counted(labels.clone(), "pending")),
+        );
         readings
     }
 
@@ -124,6 +134,13 @@ impl Board {
                 ),
             }
         }
+        for waiting in lock(&self.waiting).values().filter(|waiting| !waiting.is_empty()) {
+            let first = waiting[0].iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" of ");
+            reasons.push(format!(
+                "network: {} interfaces are yet to be attached to, {first} is next",
+                waiting.len()
+            ));
+        }
         for shown in self.all() {
             let told =
                 shown.refusals.iter().filter(|(_, refusal)| shown.exact || refusal.reason != "no_hook");
@@ -133,6 +150,11 @@ impl Board {
         }
         reasons
     }
+}
+
+fn not_counted(labels: Labels, reason: &'static str) -> Reading {
+    let refused = Direction::ALL.iter().map(|direction| (direction.label(), reason)).collect();
+    Reading { labels, refused, ..Reading::default() }
 }
 
 impl Shown {

@@ -1,7 +1,8 @@
 //! Counters of all interfaces of all namespaces, and the tables of talkers and flows.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
@@ -11,10 +12,15 @@ use super::counters::Counters;
 use super::programs::options;
 use super::tables::Tables;
 
+/// Counters that are made ahead of the interfaces they are for. The kernel waits for 8 ms, until no program can still be in
+/// the old ones, when they are put into the table, so that a new interface would miss its first packets; and it waits once
+/// for all that are put there together.
+const SPARE: usize = 4;
+
 /// What programs count into.
 #[derive(Debug)]
 pub(crate) struct Books {
-    /// By slot, the counters of an interface: made with it, so that one with a slot that another had begins at zero.
+    /// By slot, the counters of an interface: made for it, so that one with a slot that another had begins at zero.
     counters: MapHandle,
     pub tables: Option<Tables>,
     slots: Mutex<Slots>,
@@ -24,8 +30,12 @@ pub(crate) struct Books {
 
 #[derive(Debug)]
 struct Slots {
-    /// By slot; the first is taken.
-    taken: Vec<bool>,
+    /// Those that nothing is in.
+    empty: VecDeque<u32>,
+    /// Those with counters that nobody has used.
+    ready: VecDeque<(u32, MapHandle)>,
+    /// Those with counters of an interface that is gone.
+    used: Vec<u32>,
     next: u32,
 }
 
@@ -46,11 +56,11 @@ impl Books {
         let strays = stats("strays")?;
         let inner = libbpf_sys::bpf_map_create_opts { inner_map_fd: raw(strays.as_fd()), ..options(0) };
         let counters = MapHandle::create(MapType::ArrayOfMaps, Some("counters"), 4, 4, SLOTS as u32, &inner)?;
-        put(&counters, 0, &strays)?;
-        let mut taken = vec![false; SLOTS];
-        taken[0] = true;
-        let slots = Mutex::new(Slots { taken, next: 1 });
-        Ok(Arc::new(Self { counters, tables: Tables::create(count)?, slots, strays }))
+        let slots =
+            Slots { empty: (1..SLOTS as u32).collect(), ready: VecDeque::new(), used: Vec::new(), next: 1 };
+        let books = Self { counters, tables: Tables::create(count)?, slots: Mutex::new(slots), strays };
+        books.put(&[(0, &books.strays)])?;
+        Ok(Arc::new(books))
     }
 
     /// The table of counters.
@@ -68,34 +78,86 @@ impl Books {
         Direction::ALL.iter().map(|direction| read(&self.strays, *direction).total_packets()).sum()
     }
 
+    /// Makes counters for so many interfaces and some to spare, and gives back the memory of those that are gone.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn reserve(&self, interfaces: usize) -> libbpf_rs::Result<()> {
+        let mut slots = self.lock();
+        let wanted = interfaces + SPARE;
+        if slots.ready.len() >= wanted.div_ceil(2).max(interfaces) && slots.used.is_empty() {
+            return Ok(());
+        }
+        let missing = wanted.saturating_sub(slots.ready.len());
+        let used = std::mem::take(&mut slots.used);
+        let take = missing.saturating_sub(used.len()).min(slots.empty.len());
+        let again = used.len().min(missing);
+        let fill: Vec<u32> =
+            used[..again].iter().copied().chain(slots.empty.drain(..take)).collect::<Vec<_>>();
+        let made = fill.iter().map(|_| stats("stats")).collect::<libbpf_rs::Result<Vec<_>>>();
+        let put = made.and_then(|made| {
+            let fresh = fill.iter().copied().zip(&made);
+            let cleared = used[again..].iter().map(|slot| (*slot, &self.strays));
+            self.put(&fresh.chain(cleared).collect::<Vec<_>>())?;
+            Ok(made)
+        });
+        match put {
+            Ok(made) => {
+                slots.ready.extend(fill.into_iter().zip(made));
+                slots.empty.extend(&used[again..]);
+                Ok(())
+            }
+            Err(error) => {
+                // What is in them now is replaced before they are given out.
+                slots.empty.extend(fill);
+                slots.empty.extend(&used[again..]);
+                Err(error)
+            }
+        }
+    }
+
     /// Counters for one more interface, all zero.
     ///
     /// # Errors
     /// If there are too many, or no memory.
     pub fn open(self: &Arc<Self>) -> libbpf_rs::Result<Slot> {
-        let full = || {
-            libbpf_rs::Error::from(std::io::Error::other(format!(
-                "{} interfaces are counted on already",
-                SLOTS - 1
-            )))
-        };
-        let stats = stats("stats")?;
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = slots.taken.iter().position(|taken| !taken).ok_or_else(full)? as u32;
+        if self.lock().ready.is_empty() {
+            self.reserve(1)?;
+        }
+        let mut slots = self.lock();
+        let (slot, stats) = slots.ready.pop_front().ok_or_else(|| {
+            let text = format!("{} interfaces are counted on already", SLOTS - 1);
+            libbpf_rs::Error::from(std::io::Error::other(text))
+        })?;
         let id = slots.next * SLOTS as u32 + slot;
         // Not zero in any bit above the slot: zero is no interface.
         slots.next = (slots.next + 1) % (u32::MAX / SLOTS as u32 + 1);
         slots.next = slots.next.max(1);
+        drop(slots);
+        let slot = Slot { id, stats, books: Arc::clone(self) };
         // What is evicted from a table is counted for whoever has the slot, if it is the same.
         let mut first = vec![0u8; size_of::<net_stats>()];
         first[std::mem::offset_of!(net_stats, port)..][..8].copy_from_slice(&u64::from(id).to_ne_bytes());
         let values = vec![first; libbpf_rs::num_possible_cpus()?];
         for direction in Direction::ALL {
-            stats.update_percpu(&key(*direction), &values, MapFlags::ANY)?;
+            slot.stats.update_percpu(&key(*direction), &values, MapFlags::ANY)?;
         }
-        put(&self.counters, slot, &stats)?;
-        slots.taken[slot as usize] = true;
-        Ok(Slot { id, stats, books: Arc::clone(self) })
+        Ok(slot)
+    }
+
+    /// Puts counters into the table, all of them at once.
+    fn put(&self, entries: &[(u32, &MapHandle)]) -> libbpf_rs::Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<u8> = entries.iter().flat_map(|(slot, _)| slot.to_ne_bytes()).collect();
+        let values: Vec<u8> = entries.iter().flat_map(|(_, map)| raw(map.as_fd()).to_ne_bytes()).collect();
+        self.counters.update_batch(&keys, &values, entries.len() as u32, MapFlags::ANY, MapFlags::ANY)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        // A panic elsewhere leaves whole entries.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,11 +174,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let slot = self.id % SLOTS as u32;
-        let mut slots = self.books.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        // It fails only if it is not there.
-        let _ = self.books.counters.delete(&slot.to_ne_bytes());
-        slots.taken[slot as usize] = false;
+        // The table keeps the counters until they are replaced, together with others.
+        self.books.lock().used.push(self.id % SLOTS as u32);
     }
 }
 
@@ -136,10 +195,38 @@ fn key(direction: Direction) -> [u8; 4] {
     (direction as u32).to_ne_bytes()
 }
 
-fn put(counters: &MapHandle, slot: u32, stats: &MapHandle) -> libbpf_rs::Result<()> {
-    counters.update(&slot.to_ne_bytes(), &raw(stats.as_fd()).to_ne_bytes(), MapFlags::ANY)
-}
-
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     std::os::fd::AsRawFd::as_raw_fd(&fd) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// As root.
+    #[test]
+    fn slots_are_given_out_again_with_counters_that_are_zero() {
+        let books = Books::create(&Count::default()).expect("this test needs root");
+        books.reserve(20).unwrap();
+        let mut first: Vec<Slot> = (0..20).map(|_| books.open().unwrap()).collect();
+        let gone = first.remove(7);
+        let (slot, id) = (gone.id() % SLOTS as u32, gone.id());
+        let mut value = vec![0u8; size_of::<net_stats>()];
+        value[0] = 1;
+        let values = vec![value; libbpf_rs::num_possible_cpus().unwrap()];
+        gone.stats.update_percpu(&key(Direction::Ingress), &values, MapFlags::ANY).unwrap();
+        assert!(gone.counters(Direction::Ingress).total_packets() > 0);
+        drop(gone);
+        let taken: BTreeSet<u32> = first.iter().map(|slot| slot.id() % SLOTS as u32).collect();
+        assert!(!taken.contains(&slot) && !taken.contains(&0));
+        books.reserve(10).unwrap();
+        first.extend((0..10).map(|_| books.open().unwrap()));
+        let again = first.iter().find(|one| one.id() % SLOTS as u32 == slot).expect("its slot is given out");
+        assert_ne!(again.id(), id);
+        assert_eq!(again.counters(Direction::Ingress).total_packets(), 0);
+        let slots: BTreeSet<u32> = first.iter().map(|slot| slot.id() % SLOTS as u32).collect();
+        assert_eq!(slots.len(), first.len());
+    }
 }

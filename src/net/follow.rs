@@ -1,7 +1,8 @@
 //! Interfaces of one network namespace that come, go and change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::abi::Direction;
 use super::board::{Board, Missing};
@@ -12,44 +13,47 @@ use super::links::{Changed, Interface, interfaces, kernel_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
 
+/// Interfaces that are attached to however long it takes. The kernel attaches and detaches a TC program in 12 ms, during
+/// which it waits for an RCU grace period and does nothing else for the network: further ones are attached to as time allows.
+const AT_ONCE: usize = 4;
+
+/// The part of a network namespace that is counted.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub scope: Scope,
+    pub mode: Mode,
+    /// Number of the namespace on the board.
+    pub number: usize,
+    pub labels: Vec<(&'static str, String)>,
+}
+
 /// What happens to the interfaces of a namespace, and what is done about it. Belongs to a thread that is in it.
 pub(crate) struct Follower {
-    scope: Scope,
-    mode: Mode,
-    /// Number of the namespace on the board.
-    number: usize,
-    labels: Vec<(&'static str, String)>,
+    area: Area,
     board: Arc<Board>,
     programs: Programs,
     /// By index, which a rename leaves alone.
     ports: BTreeMap<i32, Port>,
+    /// Interfaces that are yet to be attached to, in that order.
+    waiting: VecDeque<Interface>,
     missing: Option<Vec<String>>,
     is_blind: bool,
 }
 
 impl Follower {
-    pub fn new(
-        scope: Scope,
-        mode: Mode,
-        number: usize,
-        labels: Vec<(&'static str, String)>,
-        board: Arc<Board>,
-        programs: Programs,
-    ) -> Self {
+    pub fn new(area: Area, board: Arc<Board>, programs: Programs) -> Self {
         Self {
-            scope,
-            mode,
-            number,
-            labels,
+            area,
             board,
             programs,
             ports: BTreeMap::new(),
+            waiting: VecDeque::new(),
             missing: None,
             is_blind: false,
         }
     }
 
-    /// Makes what is attached fit the interfaces that there are.
+    /// Makes what is attached fit the interfaces that there are; those that are new are attached to by [`Self::attach_more`].
     pub fn follow(&mut self, changed: &Changed, tell: &mut dyn FnMut(Event)) {
         for index in &changed.gone {
             self.forget(*index, tell);
@@ -71,22 +75,64 @@ impl Follower {
         for index in gone {
             self.forget(index, tell);
         }
-        for there in wanted {
+        for there in &wanted {
             self.meet(there, changed.touched.contains(&there.index), tell);
         }
+        let is_new = |there: &&&Interface| !self.ports.contains_key(&there.index);
+        let (exact, others): (Vec<&Interface>, Vec<&Interface>) = wanted
+            .iter()
+            .filter(is_new)
+            .partition(|there| self.area.scope.names(&there.name, &there.altnames));
+        self.waiting = exact.into_iter().chain(others).cloned().collect();
         self.note_missing(&present, tell);
+    }
+
+    /// Whether interfaces are yet to be attached to.
+    pub fn is_behind(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Attaches to interfaces that are new: to a few in any case, to others until `end`.
+    pub fn attach_more(&mut self, end: Instant, tell: &mut dyn FnMut(Event)) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = self.programs.reserve(self.waiting.len()) {
+            tell(Event::Blind { error: format!("no counters for interfaces: {error:#}") });
+        }
+        for number in 0.. {
+            if number >= AT_ONCE && Instant::now() >= end {
+                break;
+            }
+            let Some(there) = self.waiting.pop_front() else { break };
+            match Port::open(there.clone(), self.area.mode, &self.programs) {
+                Ok(port) => {
+                    let changes = port.told();
+                    self.ports.insert(there.index, port);
+                    self.show(there.index);
+                    self.told(there.index, changes, false, tell);
+                }
+                Err(error) => tell(Event::Blind { error: format!("{}: no counters: {error:#}", there.name) }),
+            }
+        }
+        self.board.waiting(
+            self.area.number,
+            self.waiting.iter().map(|there| self.labels_of(&there.name)).collect(),
+        );
     }
 
     /// Looks after what is attached: is it there, is it first, does it see what the kernel counts?
     pub fn verify(&mut self, retry: bool, compare: bool, tell: &mut dyn FnMut(Event)) {
         let counts = if compare { kernel_counts().unwrap_or_default() } else { Default::default() };
+        // Counters for the next interfaces are made while there is time. If they cannot be, that is told when there is one.
+        let _ = self.programs.reserve(0);
         let indexes: Vec<i32> = self.ports.keys().copied().collect();
         for index in indexes {
             let Some(port) = self.ports.get_mut(&index) else { continue };
             let lost = port.is_lost();
             let mut changes = port.lead();
             if lost || retry {
-                changes.extend(port.retry(self.mode, &self.programs));
+                changes.extend(port.retry(self.area.mode, &self.programs));
             }
             if let Some(count) = counts.get(&index) {
                 changes.extend(port.compare(*count));
@@ -99,57 +145,49 @@ impl Follower {
     }
 
     fn wants(&self, there: &Interface) -> bool {
-        self.scope.wants(&there.name, &there.altnames)
+        self.area.scope.wants(&there.name, &there.altnames)
     }
 
-    /// One that is new is attached to; of one that is known, what was refused is tried again if anything happened to it.
+    /// Of an interface that is known, what was refused is tried again if anything happened to it.
     fn meet(&mut self, there: &Interface, touched: bool, tell: &mut dyn FnMut(Event)) {
-        match self.ports.get_mut(&there.index) {
-            None => match Port::open(there.clone(), self.mode, &self.programs) {
-                Ok(port) => {
-                    let changes = port.told();
-                    self.ports.insert(there.index, port);
-                    self.show(there.index);
-                    self.told(there.index, changes, false, tell);
-                }
-                Err(error) => tell(Event::Blind { error: format!("{}: no counters: {error:#}", there.name) }),
-            },
-            Some(port) => {
-                let from = port.on.name.clone();
-                let changed = port.on != *there;
-                port.on = there.clone();
-                if from != there.name {
-                    tell(Event::Renamed { from, to: there.name.clone() });
-                }
-                let lost = port.is_lost();
-                let changes =
-                    if touched || changed || lost { port.retry(self.mode, &self.programs) } else { vec![] };
-                if changed || !changes.is_empty() {
-                    self.show(there.index);
-                }
-                self.told(there.index, changes, lost, tell);
-            }
+        let Some(port) = self.ports.get_mut(&there.index) else { return };
+        let from = port.on.name.clone();
+        let changed = port.on != *there;
+        port.on = there.clone();
+        if from != there.name {
+            tell(Event::Renamed { from, to: there.name.clone() });
         }
+        let lost = port.is_lost();
+        let changes =
+            if touched || changed || lost { port.retry(self.area.mode, &self.programs) } else { vec![] };
+        if changed || !changes.is_empty() {
+            self.show(there.index);
+        }
+        self.told(there.index, changes, lost, tell);
     }
 
     fn forget(&mut self, index: i32, tell: &mut dyn FnMut(Event)) {
         if let Some(port) = self.ports.remove(&index) {
-            self.board.remove(self.number, index);
+            self.board.remove(self.area.number, index);
             tell(Event::Gone { interface: self.shown_name(&port.on.name) });
         }
     }
 
     fn show(&self, index: i32) {
         if let Some(port) = self.ports.get(&index) {
-            let exact = self.scope.names(&port.on.name, &port.on.altnames);
-            self.board.show(self.number, &self.labels, port, exact);
+            let exact = self.area.scope.names(&port.on.name, &port.on.altnames);
+            self.board.show(self.area.number, self.labels_of(&port.on.name), port, exact);
         }
+    }
+
+    fn labels_of(&self, name: &str) -> Vec<(&'static str, String)> {
+        std::iter::once(("interface", name.to_string())).chain(self.area.labels.iter().cloned()).collect()
     }
 
     fn note_missing(&mut self, present: &[Interface], tell: &mut dyn FnMut(Event)) {
         let is_there = |name: &str| present.iter().any(|there| there.is_called(name));
         let names: Vec<String> =
-            self.scope.exact_names().filter(|name| !is_there(name)).map(String::from).collect();
+            self.area.scope.exact_names().filter(|name| !is_there(name)).map(String::from).collect();
         if self.missing.as_ref() == Some(&names) {
             return;
         }
@@ -158,13 +196,15 @@ impl Follower {
                 tell(Event::Missing { interface: self.shown_name(name) });
             }
         }
-        self.board
-            .missing(self.number, Missing { labels: self.labels.clone(), names: names.clone(), error: None });
+        self.board.missing(
+            self.area.number,
+            Missing { labels: self.area.labels.clone(), names: names.clone(), error: None },
+        );
         self.missing = Some(names);
     }
 
     fn shown_name(&self, name: &str) -> String {
-        let place = self.labels.iter().map(|(kind, of)| format!(" ({kind} {of})")).collect::<String>();
+        let place = self.area.labels.iter().map(|(kind, of)| format!(" ({kind} {of})")).collect::<String>();
         format!("{name}{place}")
     }
 
@@ -205,7 +245,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.board.clear(self.number);
+        self.board.clear(self.area.number);
     }
 }
 

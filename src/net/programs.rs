@@ -157,6 +157,14 @@ impl Programs {
         Ok(Self { books, known: Arc::new(known), loaded: Mutex::default() })
     }
 
+    /// Gets counters for so many interfaces ready, all at once, and gives back those of interfaces that are gone.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn reserve(&self, interfaces: usize) -> libbpf_rs::Result<()> {
+        self.books.reserve(interfaces)
+    }
+
     /// Enters an interface, before anything is attached to it; with counters of plain frames if there are any left.
     ///
     /// # Errors

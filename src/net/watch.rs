@@ -17,7 +17,7 @@ use super::books::Books;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::event::Event;
-use super::follow::Follower;
+use super::follow::{Area, Follower};
 use super::hook::Hook;
 use super::links::{Changed, Changes, interfaces};
 use super::programs::Programs;
@@ -36,6 +36,9 @@ const COMPARE: u32 = 2;
 
 /// Every so many, what was refused is tried again though nothing is known to have happened.
 const RETRY: u32 = 30;
+
+/// For how long interfaces are attached to before anything else goes on.
+const AT_START: Duration = Duration::from_millis(400);
 
 /// Why nothing can be counted at all.
 #[derive(Debug)]
@@ -308,21 +311,22 @@ struct Visit {
 impl Visit {
     /// Attaches to what is there, and listens from before that on.
     fn begin(&self) -> Result<(Follower, Changes), String> {
+        let end = Instant::now() + AT_START;
         let changes = Changes::listen()
             .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
         let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
         let plain = self.config.plain_interfaces(&self.scope, &present);
         let programs = Programs::new(Arc::clone(&self.books), plain)
             .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
-        let mut follower = Follower::new(
-            self.scope.clone(),
-            self.config.mode,
-            self.number,
-            self.labels.clone(),
-            Arc::clone(&self.board),
-            programs,
-        );
+        let area = Area {
+            scope: self.scope.clone(),
+            mode: self.config.mode,
+            number: self.number,
+            labels: self.labels.clone(),
+        };
+        let mut follower = Follower::new(area, Arc::clone(&self.board), programs);
         follower.follow(&Changed::default(), &mut telling(&self.tell));
+        follower.attach_more(end, &mut telling(&self.tell));
         Ok((follower, changes))
     }
 
@@ -331,7 +335,8 @@ impl Visit {
         let mut tell = telling(&self.tell);
         let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
         loop {
-            self.stop.wait(Some(changes), next.saturating_duration_since(Instant::now()));
+            let idle = if follower.is_behind() { Duration::ZERO } else { Duration::MAX };
+            self.stop.wait(Some(changes), idle.min(next.saturating_duration_since(Instant::now())));
             if self.stop.is_asked() {
                 return;
             }
@@ -339,6 +344,7 @@ impl Visit {
             if changed != Changed::default() {
                 follower.follow(&changed, &mut tell);
             }
+            follower.attach_more(Instant::now(), &mut tell);
             if Instant::now() < next {
                 continue;
             }
