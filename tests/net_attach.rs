@@ -8,8 +8,16 @@
 mod bench {
     include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 }
+#[path = "net_attach/beside_others.rs"]
+mod beside_others;
 #[path = "net_support/counting.rs"]
 mod counting;
+#[path = "net_attach/foreign.rs"]
+mod foreign;
+#[path = "net_attach/many.rs"]
+mod many;
+#[path = "net_attach/names.rs"]
+mod names;
 #[path = "net_support/namespace.rs"]
 mod namespace;
 

@@ -1,6 +1,6 @@
 //! What a scrape is shown. Whoever attaches puts it here, so that a scrape waits for nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::Direction;
@@ -27,12 +27,17 @@ pub(crate) struct Shown {
 
 #[derive(Debug, Default)]
 pub(crate) struct Board {
-    /// By namespace and index.
-    ports: Mutex<BTreeMap<(usize, i32), Arc<Shown>>>,
+    ports: Mutex<Ports>,
     /// By namespace: names of the configuration that no interface has; or why the namespace cannot be seen at all.
     missing: Mutex<BTreeMap<usize, Missing>>,
-    /// By namespace, the labels of interfaces that are yet to be attached to.
-    waiting: Mutex<BTreeMap<usize, Vec<Labels>>>,
+}
+
+#[derive(Debug, Default)]
+struct Ports {
+    /// By namespace and index.
+    shown: BTreeMap<(usize, i32), Arc<Shown>>,
+    /// Labels of those that are yet to be attached to, in that order.
+    waiting: BTreeMap<usize, VecDeque<(i32, Labels)>>,
 }
 
 /// Name and value of labels that tell an interface from others.
@@ -72,26 +77,32 @@ impl Board {
             refusals: refusals.collect(),
             entry: port.entry(),
         };
-        lock(&self.ports).insert((space, port.on.index), Arc::new(shown));
+        let mut ports = lock(&self.ports);
+        if let Some(waiting) = ports.waiting.get_mut(&space) {
+            waiting.retain(|(index, _)| *index != port.on.index);
+        }
+        ports.shown.insert((space, port.on.index), Arc::new(shown));
     }
 
     pub fn remove(&self, space: usize, index: i32) {
-        let removed = lock(&self.ports).remove(&(space, index));
+        let removed = lock(&self.ports).shown.remove(&(space, index));
         // Memory of the kernel is given back without the lock.
         drop(removed);
     }
 
     pub fn clear(&self, space: usize) {
-        let all = std::mem::take(&mut *lock(&self.ports));
-        let (removed, mut kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.into_iter().partition(|((of, _), _)| *of == space);
-        lock(&self.ports).append(&mut kept);
-        lock(&self.waiting).remove(&space);
+        let mut ports = lock(&self.ports);
+        ports.waiting.remove(&space);
+        let (removed, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut ports.shown).into_iter().partition(|((of, _), _)| *of == space);
+        ports.shown = kept;
+        drop(ports);
         drop(removed);
     }
 
-    pub fn waiting(&self, space: usize, interfaces: Vec<Labels>) {
-        lock(&self.waiting).insert(space, interfaces);
+    /// Index and labels of interfaces that are yet to be attached to.
+    pub fn waiting(&self, space: usize, interfaces: impl Iterator<Item = (i32, Labels)>) {
+        lock(&self.ports).waiting.insert(space, interfaces.collect());
     }
 
     pub fn missing(&self, space: usize, missing: Missing) {
@@ -100,14 +111,23 @@ impl Board {
 
     /// All interfaces, by name.
     pub fn all(&self) -> Vec<Arc<Shown>> {
-        let mut all: Vec<_> = lock(&self.ports).values().map(Arc::clone).collect();
+        self.all_and_waiting().0
+    }
+
+    fn all_and_waiting(&self) -> (Vec<Arc<Shown>>, Vec<Labels>) {
+        let ports = lock(&self.ports);
+        let mut all: Vec<_> = ports.shown.values().map(Arc::clone).collect();
+        let waiting = ports.waiting.values().flatten().map(|(_, labels)| labels.clone()).collect();
+        drop(ports);
         all.sort_by(|a, b| a.labels.cmp(&b.labels));
-        all
+        (all, waiting)
     }
 
     /// What was counted so far, and what is missing.
     pub fn readings(&self) -> Vec<Reading> {
-        let mut readings: Vec<Reading> = self.all().iter().map(|shown| shown.read()).collect();
+        let (all, waiting) = self.all_and_waiting();
+        let mut readings: Vec<Reading> = all.iter().map(|shown| shown.read()).collect();
+        readings.extend(waiting.into_iter().map(|labels| not_counted(labels, "pending")));
         for missing in lock(&self.missing).values() {
             readings.extend(missing.names.iter().map(|name| {
                 let mut labels = vec![("interface", name.clone())];
@@ -115,9 +135,6 @@ impl Board {
                 not_counted(labels, "missing")
             }));
         }
-        readings.extend(
-            lock(&self.waiting).values().flatten().map(|labels| not_counted(labels.clone(), "pending")),
-        );
         readings
     }
 
@@ -134,14 +151,15 @@ impl Board {
                 ),
             }
         }
-        for waiting in lock(&self.waiting).values().filter(|waiting| !waiting.is_empty()) {
-            let first = waiting[0].iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" of ");
+        let (all, waiting) = self.all_and_waiting();
+        if let Some(next) = waiting.first() {
+            let next = next.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" of ");
             reasons.push(format!(
-                "network: {} interfaces are yet to be attached to, {first} is next",
+                "network: {} interfaces are yet to be attached to, {next} is next",
                 waiting.len()
             ));
         }
-        for shown in self.all() {
+        for shown in all {
             let told =
                 shown.refusals.iter().filter(|(_, refusal)| shown.exact || refusal.reason != "no_hook");
             reasons.extend(told.map(|(direction, refusal)| {

@@ -1,6 +1,6 @@
 //! Interfaces of one network namespace that come, go and change.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::board::{Board, Missing};
 use super::config::{Mode, Scope};
 use super::event::Event;
 use super::hook::{Hook, choose};
-use super::links::{Changed, Interface, interfaces, kernel_counts};
+use super::links::{Changed, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
 
@@ -58,18 +58,22 @@ impl Follower {
         for index in &changed.gone {
             self.forget(*index, tell);
         }
-        let present = match interfaces() {
-            Ok(present) => present,
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_blind, true) {
-                    tell(Event::Blind { error: error.to_string() });
-                }
-                return;
-            }
-        };
+        match interfaces() {
+            Ok(present) => self.fit(&present, changed, tell),
+            Err(error) => self.blind(&error, tell),
+        }
+    }
+
+    fn blind(&mut self, error: &std::io::Error, tell: &mut dyn FnMut(Event)) {
+        if !std::mem::replace(&mut self.is_blind, true) {
+            tell(Event::Blind { error: error.to_string() });
+        }
+    }
+
+    fn fit(&mut self, present: &[Interface], changed: &Changed, tell: &mut dyn FnMut(Event)) {
         self.is_blind = false;
         let wanted: Vec<&Interface> =
-            lower_first(&present).into_iter().filter(|there| self.wants(there)).collect();
+            lower_first(present).into_iter().filter(|there| self.wants(there)).collect();
         let indexes: BTreeSet<i32> = wanted.iter().map(|there| there.index).collect();
         let gone: Vec<i32> = self.ports.keys().filter(|index| !indexes.contains(index)).copied().collect();
         for index in gone {
@@ -84,7 +88,9 @@ impl Follower {
             .filter(is_new)
             .partition(|there| self.area.scope.names(&there.name, &there.altnames));
         self.waiting = exact.into_iter().chain(others).cloned().collect();
-        self.note_missing(&present, tell);
+        let waiting = self.waiting.iter().map(|there| (there.index, self.labels_of(&there.name)));
+        self.board.waiting(self.area.number, waiting);
+        self.note_missing(present, tell);
     }
 
     /// Whether interfaces are yet to be attached to.
@@ -115,15 +121,22 @@ impl Follower {
                 Err(error) => tell(Event::Blind { error: format!("{}: no counters: {error:#}", there.name) }),
             }
         }
-        self.board.waiting(
-            self.area.number,
-            self.waiting.iter().map(|there| self.labels_of(&there.name)).collect(),
-        );
     }
 
-    /// Looks after what is attached: is it there, is it first, does it see what the kernel counts?
+    /// Looks after what is attached: is it there, is it first; and of `compare`, does it see what the kernel counts, and is it
+    /// for the interfaces that there are? Of another name for an interface that is down the kernel sends no message.
     pub fn verify(&mut self, retry: bool, compare: bool, tell: &mut dyn FnMut(Event)) {
-        let counts = if compare { kernel_counts().unwrap_or_default() } else { Default::default() };
+        let mut counts = HashMap::new();
+        if compare {
+            match interfaces_and_counts() {
+                Ok(found) => {
+                    let (present, found): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+                    counts = present.iter().map(|there| there.index).zip(found).collect();
+                    self.fit(&present, &Changed::default(), tell);
+                }
+                Err(error) => self.blind(&error, tell),
+            }
+        }
         // Counters for the next interfaces are made while there is time. If they cannot be, that is told when there is one.
         let _ = self.programs.reserve(0);
         let indexes: Vec<i32> = self.ports.keys().copied().collect();
@@ -134,12 +147,12 @@ impl Follower {
             if lost || retry {
                 changes.extend(port.retry(self.area.mode, &self.programs));
             }
-            if let Some(count) = counts.get(&index) {
+            if let Some(Some(count)) = counts.get(&index) {
                 changes.extend(port.compare(*count));
             }
             if !changes.is_empty() {
-                self.told(index, changes, lost, tell);
                 self.show(index);
+                self.told(index, changes, lost, tell);
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use netlink_sys::{Socket, SocketAddr};
 
@@ -72,12 +72,12 @@ pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
     ask(RTEXT_FILTER_SKIP_STATS, interface)
 }
 
-/// What the kernel itself has counted, by index.
+/// All interfaces, each with what the kernel itself has counted.
 ///
 /// # Errors
 /// If the kernel does not say.
-pub(crate) fn kernel_counts() -> io::Result<HashMap<i32, KernelCount>> {
-    Ok(ask(0, kernel_count)?.into_iter().collect())
+pub(crate) fn interfaces_and_counts() -> io::Result<Vec<(Interface, Option<KernelCount>)>> {
+    ask(0, |message| Some((interface(message)?, kernel_count(message))))
 }
 
 fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
@@ -135,12 +135,11 @@ fn interface(message: &[u8]) -> Option<Interface> {
     Some(found).filter(|found| !found.name.is_empty())
 }
 
-fn kernel_count(message: &[u8]) -> Option<(i32, KernelCount)> {
-    let index = u32_at(message, 4)? as i32;
+fn kernel_count(message: &[u8]) -> Option<KernelCount> {
     let (_, stats) = attributes(message.get(INFO..)?).find(|(kind, _)| *kind == IFLA_STATS64)?;
     // struct rtnl_link_stats64: rx_packets, tx_packets, ...
     let word = |at: usize| Some(u64::from_ne_bytes(stats.get(at..at + 8)?.try_into().ok()?));
-    Some((index, KernelCount { received: word(0)?, sent: word(8)? }))
+    Some(KernelCount { received: word(0)?, sent: word(8)? })
 }
 
 fn text(value: &[u8]) -> String {

@@ -175,10 +175,10 @@ impl Port {
             Ok(placed) => side.is_hidden().then(|| Refusal {
                 reason: "hidden",
                 text: format!(
-                    "{}: {} is attached for {}, and sees less than half of what the kernel counts",
+                    "{}: {} is attached, and sees less than half of what the kernel counts; see `bpftool net show dev {}`",
                     self.on.name,
-                    placed.hook.phrase(),
-                    direction.label()
+                    if direction == Direction::Ingress { placed.hook.phrase() } else { "TC egress" },
+                    self.on.name
                 ),
             }),
         }

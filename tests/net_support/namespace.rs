@@ -39,6 +39,11 @@ impl Namespace {
         Self { jobs: Some(jobs), thread: Some(thread), id }
     }
 
+    /// By which `ip link` knows the namespace.
+    pub fn id(&self) -> i32 {
+        self.id
+    }
+
     /// Runs a closure inside.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = channel();
@@ -119,8 +124,17 @@ pub fn pair() -> (Namespace, Namespace) {
 
 /// Makes the veth pair.
 pub fn connect(here: &Namespace, there: &Namespace) {
+    connect_with("", here, there);
+}
+
+/// Makes the veth pair, its end here with this index, which it may have had before.
+pub fn connect_at(index: i32, here: &Namespace, there: &Namespace) {
+    connect_with(&format!("index {index}"), here, there);
+}
+
+fn connect_with(options: &str, here: &Namespace, there: &Namespace) {
     here.command(&format!(
-        "ip link add exn0 address {HERE_MAC} type veth peer name exn1 address {THERE_MAC} netns {}",
+        "ip link add exn0 {options} address {HERE_MAC} type veth peer name exn1 address {THERE_MAC} netns {}",
         there.id
     ));
     here.command(&format!("ip addr add {HERE}/24 dev exn0"));

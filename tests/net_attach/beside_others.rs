@@ -1,0 +1,158 @@
+//! Attached means counting, whatever others do to the interface.
+
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use exporter::net::{Event, Hook, Mode, Network};
+
+use super::foreign::{before_others, native_xdp, send_past_tc};
+use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
+use crate::namespace::{Namespace, connect_at, pair, up};
+
+const TC_ACT_OK: i32 = 0;
+const XDP_DROP: i32 = 1;
+
+fn index_of(here: &Namespace, name: &str) -> i32 {
+    let text = here.command(&format!("ip -j link show dev {name}"));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json[0]["ifindex"].as_i64().unwrap() as i32
+}
+
+fn event(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(Duration::from_secs(20)).expect("an event")
+}
+
+fn received(network: &Network) -> u64 {
+    number(&network.collect(), "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")])
+}
+
+/// Ids of the links by which programs of these names are on the interface.
+fn links_on(index: i32) -> Vec<u32> {
+    let names = ["net_tc_ingress", "net_ingress", "net_egress"];
+    let ours = |link: &libbpf_rs::query::LinkInfo| {
+        let program = libbpf_rs::ProgramHandle::from_prog_id(link.prog_id);
+        let is_on = match &link.info {
+            libbpf_rs::query::LinkTypeInfo::Tcx(tcx) => tcx.ifindex == index as u32,
+            libbpf_rs::query::LinkTypeInfo::Xdp(xdp) => xdp.ifindex == index as u32,
+            _ => false,
+        };
+        is_on && program.is_ok_and(|program| names.iter().any(|name| program.name() == *name))
+    };
+    libbpf_rs::query::LinkInfoIter::default().filter(ours).map(|link| link.id).collect()
+}
+
+#[test]
+fn what_is_detached_by_force_is_attached_again() {
+    for (mode, hook) in [(Mode::Auto, Hook::Tcx), (Mode::Native, Hook::Native)] {
+        let (here, there) = (Namespace::new(), Namespace::new());
+        // An index that no other test's interface has, for links do not say whose namespace it is in.
+        connect_at(1234, &here, &there);
+        let (network, events) = start(&here, config(mode));
+        assert_eq!(attached(&events), ("exn0".into(), Some(hook)));
+        up(&here, &there);
+        let links = links_on(1234);
+        assert_eq!(links.len(), 2, "one for each direction: {}", here.command("bpftool net show dev exn0"));
+        for id in &links {
+            here.command(&format!("bpftool link detach id {id}"));
+        }
+        let mut restored = [event(&events), event(&events)].map(|event| match event {
+            Event::Restored { direction, .. } => direction,
+            other => panic!("{other}"),
+        });
+        restored.sort_unstable();
+        assert_eq!(restored, ["egress", "ingress"]);
+        let before = received(&network);
+        send_datagrams(&there, 100, 100);
+        settle(&here);
+        assert_eq!(received(&network) - before, 100);
+        assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
+    }
+}
+
+#[test]
+fn one_that_comes_later_and_ends_the_chain_hides_nothing_for_long() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, config(Mode::Auto));
+    attached(&events);
+    up(&here, &there);
+    let index = index_of(&here, "exn0");
+    let both = [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS];
+    let others = here.run(move || both.map(|kind| before_others(index, kind, TC_ACT_OK)));
+    for direction in ["ingress", "egress"] {
+        let Event::Moved { direction: of, before, .. } = event(&events) else { panic!("not moved") };
+        assert_eq!(of, direction);
+        assert!(before.contains("\"somebody\""), "{before}");
+    }
+    let counted = |name| number(&network.collect(), name, &[("family", "ipv4"), ("protocol", "udp")]);
+    let (before, sent) = (received(&network), counted("tc_egress_packets_total"));
+    send_datagrams(&there, 100, 100);
+    here.run(|| {
+        let socket = std::net::UdpSocket::bind((crate::namespace::HERE, 0)).unwrap();
+        for _ in 0..100 {
+            while socket.send_to(&[0; 50], (crate::namespace::THERE, 9)).is_err() {}
+        }
+    });
+    settle(&here);
+    assert_eq!(received(&network) - before, 100);
+    assert_eq!(counted("tc_egress_packets_total") - sent, 100);
+    drop(others);
+}
+
+/// Sends in several bursts, so that comparisons with the kernel's counts have something to see, until it is told.
+fn hidden_after(burst: impl Fn(), events: &Receiver<Event>, direction: &str) {
+    for _ in 0..200 {
+        burst();
+        match events.recv_timeout(Duration::from_millis(100)) {
+            Ok(Event::Hidden { direction: of, packets, .. }) => {
+                assert_eq!(of, direction);
+                assert!(packets >= 32, "{packets}");
+                return;
+            }
+            Ok(other) => panic!("{other}"),
+            Err(_) => {}
+        }
+    }
+    panic!("it was never told");
+}
+
+#[test]
+fn what_another_program_takes_before_ours_is_told() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, config(Mode::Auto));
+    assert_eq!(attached(&events).1, Some(Hook::Tcx));
+    up(&here, &there);
+    let index = index_of(&here, "exn0");
+    let other = here.run(move || native_xdp(index, XDP_DROP));
+    hidden_after(|| send_datagrams(&there, 50, 100), &events, "ingress");
+    let families = network.collect();
+    assert_eq!(number(&families, "network_attach_refused", &[("reason", "hidden")]), 1);
+    assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
+    assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
+    let why = network.not_ready().join("\n");
+    assert!(why.contains("exn0: TC ingress is attached, and sees less than half"), "{why}");
+    drop(other);
+    until("it is seen again", || {
+        send_datagrams(&there, 50, 100);
+        matches!(events.try_recv(), Ok(Event::Seen { direction: "ingress", .. }))
+    });
+    assert!(network.not_ready().is_empty());
+}
+
+#[test]
+fn what_passes_the_egress_program_by_is_told() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, config(Mode::Auto));
+    attached(&events);
+    up(&here, &there);
+    let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 0x88, 0xb5], &[7; 60]].concat();
+    hidden_after(
+        || {
+            let frame = frame.clone();
+            here.run(move || send_past_tc("exn0", &frame, 50));
+        },
+        &events,
+        "egress",
+    );
+    let why = network.not_ready().join("\n");
+    assert!(why.contains("exn0: TC egress is attached, and sees less than half"), "{why}");
+}

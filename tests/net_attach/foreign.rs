@@ -1,0 +1,88 @@
+//! Programs of somebody else on an interface, and packets that pass ours by.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// A program of two instructions, which gives a verdict, and its place; both are gone when it is dropped.
+pub struct Foreign {
+    _program: OwnedFd,
+    _link: OwnedFd,
+}
+
+/// Attaches a TC program that comes before others. To be called in the interface's network namespace.
+pub fn before_others(index: i32, kind: u32, verdict: i32) -> Foreign {
+    foreign(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, index, kind, libbpf_sys::BPF_F_BEFORE, verdict)
+}
+
+/// Attaches an XDP program in native mode.
+pub fn native_xdp(index: i32, verdict: i32) -> Foreign {
+    const DRIVER_MODE: u32 = 1 << 2;
+    foreign(libbpf_sys::BPF_PROG_TYPE_XDP, index, libbpf_sys::BPF_XDP, DRIVER_MODE, verdict)
+}
+
+fn foreign(program_kind: u32, index: i32, kind: u32, flags: u32, verdict: i32) -> Foreign {
+    let instruction =
+        |code: u32, imm: i32| libbpf_sys::bpf_insn { code: code as u8, imm, ..Default::default() };
+    let instructions = [
+        instruction(libbpf_sys::BPF_ALU64 | libbpf_sys::BPF_MOV | libbpf_sys::BPF_K, verdict),
+        instruction(libbpf_sys::BPF_JMP | libbpf_sys::BPF_EXIT, 0),
+    ];
+    let options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: names end with zero, the instructions' number is theirs, options are none or outlive the call; descriptors
+    // were made by the kernel for this alone.
+    unsafe {
+        let program = libbpf_sys::bpf_prog_load(
+            program_kind,
+            c"somebody".as_ptr(),
+            c"GPL".as_ptr(),
+            instructions.as_ptr(),
+            instructions.len() as _,
+            std::ptr::null_mut(),
+        );
+        assert!(program >= 0, "another's program: {}", std::io::Error::from_raw_os_error(-program));
+        let program = OwnedFd::from_raw_fd(program);
+        let link = libbpf_sys::bpf_link_create(program.as_raw_fd(), index, kind, &options);
+        assert!(link >= 0, "another's link: {}", std::io::Error::from_raw_os_error(-link));
+        Foreign { _program: program, _link: OwnedFd::from_raw_fd(link) }
+    }
+}
+
+/// Sends frames that pass by what is attached to what leaves.
+pub fn send_past_tc(interface: &str, frame: &[u8], times: usize) {
+    const PACKET_QDISC_BYPASS: i32 = 20;
+    // SAFETY: a socket, a name with its terminator, and values whose lengths are given; all outlive the calls.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        assert!(socket >= 0, "no raw socket: {}", std::io::Error::last_os_error());
+        let socket = OwnedFd::from_raw_fd(socket);
+        let (on, size) = (1i32, size_of::<i32>() as u32);
+        let set = libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_QDISC_BYPASS,
+            (&raw const on).cast(),
+            size,
+        );
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        let name = std::ffi::CString::new(interface).unwrap();
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
+        to.sll_halen = 6;
+        for _ in 0..times {
+            let length = size_of::<libc::sockaddr_ll>() as u32;
+            let sent = libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                length,
+            );
+            assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
+        }
+    }
+}
