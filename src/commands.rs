@@ -50,23 +50,19 @@ fn refuse_unusable(draft: &Draft) {
     if let Some(files) = &settings.tls {
         let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
         if let Err(why) = Tls::load(paths) {
-            draft.mistake(&files.at, why.to_string());
+            draft.error(&files.at, why.to_string());
         }
     }
     if let Some(auth) = &settings.auth
         && let Err(why) = Credentials::new(&auth.username, &auth.password)
     {
-        draft.mistake(&auth.at, why.to_string());
+        draft.error(&auth.at, why.to_string());
     }
 }
 
-fn refuse(wrong: &Diagnostics) -> ExitCode {
-    eprint!("{}", wrong.render());
-    let n = wrong.count();
-    eprintln!(
-        "exporter: {n} mistake{} in the configuration; nothing was started",
-        if n == 1 { "" } else { "s" }
-    );
+fn refuse(errors: &Diagnostics) -> ExitCode {
+    eprint!("{errors}");
+    eprintln!("exporter: {}", errors.summary());
     ExitCode::from(CONFIGURATION)
 }
 

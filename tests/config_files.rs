@@ -59,9 +59,9 @@ fn bad_files_are_refused_with_the_expected_text() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// One mistake each, but for the file that shows many at once.
+/// One error each, but for the file that shows many at once.
 #[test]
-fn one_mistake_is_reported_once() {
+fn one_error_is_reported_once() {
     for path in files("bad") {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let expect = fs::read_to_string(path.with_extension("expect")).unwrap();
@@ -70,9 +70,9 @@ fn one_mistake_is_reported_once() {
     }
 }
 
-/// Whatever is wrong beside it, each mistake is reported, and nothing that is right.
+/// Whatever is wrong beside it, each error is reported, and nothing that is right.
 #[test]
-fn two_files_together_have_the_mistakes_of_both() {
+fn two_files_together_have_the_errors_of_both() {
     let singles: Vec<_> = files("bad").iter().filter_map(|path| Single::read(path)).collect();
     assert!(singles.len() >= 120, "{} files can be put together", singles.len());
     let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
@@ -83,8 +83,8 @@ fn two_files_together_have_the_mistakes_of_both() {
             let beside = (seen % 53 == 0).then(|| one.beside(other)).flatten();
             let within = (seen % 5 == 0).then(|| one.within(other)).flatten();
             for joined in [beside, within].into_iter().flatten() {
-                let found = mistakes(&joined);
-                let expected = BTreeSet::from([one.mistake.as_str(), other.mistake.as_str()]);
+                let found = errors(&joined);
+                let expected = BTreeSet::from([one.error.as_str(), other.error.as_str()]);
                 if found.iter().map(String::as_str).collect::<BTreeSet<_>>() != expected
                     || found.len() != expected.len()
                 {
@@ -98,11 +98,11 @@ fn two_files_together_have_the_mistakes_of_both() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// A file with one mistake that can be put together with another one.
+/// A file with one error that can be put together with another one.
 struct Single {
     name: String,
     tree: Mapping,
-    mistake: String,
+    error: String,
 }
 
 impl Single {
@@ -110,9 +110,9 @@ impl Single {
         let name = path.file_stem()?.to_string_lossy().into_owned();
         let text = fs::read_to_string(path).ok()?;
         let tree: Mapping = serde_yaml::from_str(&text).ok()?;
-        let mistakes = mistakes(&text);
-        let [mistake] = mistakes.as_slice() else { return None };
-        // What ends the reading, what hides names, and what is no mistake beside another target or with another name.
+        let errors = errors(&text);
+        let [error] = errors.as_slice() else { return None };
+        // What ends the reading, what hides names, and what is no error beside another target or with another name.
         let alone = [
             "YAML tag",
             "expected a list of targets",
@@ -121,8 +121,8 @@ impl Single {
             "a process id without bitcoind_path",
             "another target has the name",
         ];
-        let fits = alone.iter().all(|text| !mistake.contains(text));
-        fits.then(|| Self { name, tree, mistake: mistake.clone() })
+        let fits = alone.iter().all(|text| !error.contains(text));
+        fits.then(|| Self { name, tree, error: error.clone() })
     }
 
     /// The settings and targets of both, unless they give the same setting.
@@ -191,18 +191,18 @@ fn only_probe(tree: &mut Value) -> Option<&mut Mapping> {
 }
 
 /// Messages without places.
-fn mistakes(text: &str) -> Vec<String> {
+fn errors(text: &str) -> Vec<String> {
     let file = "tests/config/bad/pair.yaml";
     let read = read_bytes(file, text.into(), &Overrides::default(), &Environment::new());
     let Err(diags) = plan_draft(read) else { return Vec::new() };
-    let mistakes = diags.into_vec().into_iter().map(|one| {
-        // Places of other mistakes, which move: "... than at targets[0].probes[1]: ...".
+    let errors = diags.into_vec().into_iter().map(|one| {
+        // Places of other errors, which move: "... than at targets[0].probes[1]: ...".
         let message = one.message.split(" at targets[").next().unwrap_or_default();
         message.split(": targets[").next().unwrap_or_default().to_owned()
     });
-    let mut mistakes: Vec<_> = mistakes.collect();
-    mistakes.dedup();
-    mistakes
+    let mut errors: Vec<_> = errors.collect();
+    errors.dedup();
+    errors
 }
 
 #[test]

@@ -93,9 +93,9 @@ pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: 
     };
     let mut right = Vec::new();
     for (name, node) in entries {
-        let mistakes = node.diags.len();
+        let errors = node.diags.len();
         match arg(&name, &node, is_span, is_function) {
-            Some(arg) if node.diags.len() == mistakes => right.push(arg),
+            Some(arg) if node.diags.len() == errors => right.push(arg),
             _ => unread.args.push(name),
         }
     }

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes() {
+    fn errors() {
         let many = format!("[{}]", (0..64).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
         let cases = [
             ("5", "expected buckets, found"),

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes() {
+    fn errors() {
         let cases = [
             ("a", "expected a comparison after `a`, found the end"),
             ("a 5", "expected a comparison after `a`, found \"5\""),

@@ -1,4 +1,4 @@
-//! Mistakes: collecting all of them, and showing each with its place and the next step.
+//! Errors: collecting all of them, and showing each with its place and the next step.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::place::{Place, Source};
 
-/// At most this many mistakes are shown.
+/// At most this many errors are shown.
 const SHOWN: usize = 100;
 /// Finding a line costs a pass over the file: lines are told until this many bytes have been passed, which
 /// leaves none out in a file of 160 KiB.
 const SEARCHED: usize = 16 << 20;
 
-/// One mistake.
+/// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     pub at: Place,
@@ -22,13 +22,13 @@ pub struct Diagnostic {
     pub help: Option<String>,
 }
 
-/// Every mistake found so far. It is shared while a stage runs, so adding to it needs no `&mut`.
+/// Every error found so far. It is shared while a stage runs, so adding to it needs no `&mut`.
 #[derive(Debug, Clone, Default)]
 pub struct Diagnostics {
     list: RefCell<Vec<Diagnostic>>,
 }
 
-/// The mistake just added, to which a help may be added.
+/// The error just added, to which a help may be added.
 pub struct Added<'d> {
     diags: &'d Diagnostics,
     index: usize,
@@ -42,12 +42,12 @@ impl Added<'_> {
 }
 
 impl Diagnostics {
-    /// No mistakes.
+    /// No errors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a mistake. `diags.error(&probe.at, format!(...)).help("...")`.
+    /// Adds an error. `diags.error(&probe.at, format!(...)).help("...")`.
     pub fn error(&self, at: &Place, message: impl Into<String>) -> Added<'_> {
         let mut list = self.list.borrow_mut();
         list.push(Diagnostic { at: at.clone(), message: message.into(), help: None });
@@ -59,27 +59,27 @@ impl Diagnostics {
         self.list.borrow().is_empty()
     }
 
-    /// How many mistakes were found, those told twice included.
+    /// How many errors were found, those told twice included.
     pub fn len(&self) -> usize {
         self.list.borrow().len()
     }
 
-    /// The mistakes in the order in which they were found.
+    /// The errors in the order in which they were found.
     pub fn into_vec(self) -> Vec<Diagnostic> {
         self.list.into_inner()
     }
 
-    /// Takes over the mistakes of another stage.
+    /// Takes over the errors of another stage.
     pub fn append(&self, other: Diagnostics) {
         self.list.borrow_mut().extend(other.into_vec());
     }
 
-    /// `value` if there is no mistake, else the mistakes.
+    /// `value` if there is no error, else the errors.
     pub fn into_result<T>(self, value: T) -> Result<T, Diagnostics> {
         if self.is_empty() { Ok(value) } else { Err(self) }
     }
 
-    /// All mistakes as text, one block each, sorted by source, line and column:
+    /// All errors as text, one block each, sorted by source, line and column:
     /// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own. Ends with a newline.
     pub fn render(&self) -> String {
         let list = self.list.borrow();
@@ -89,15 +89,21 @@ impl Diagnostics {
         }
         if list.len() > SHOWN {
             let more = list.len() - SHOWN;
-            let _ = writeln!(text, "and {more} more mistake{}", if more == 1 { "" } else { "s" });
+            let _ = writeln!(text, "and {more} more error{}", if more == 1 { "" } else { "s" });
         }
         text
     }
 
-    /// How many mistakes [`Diagnostics::render`] tells of.
-    pub fn count(&self) -> usize {
+    /// How many there are, and where: `3 errors in config.yaml`.
+    pub fn summary(&self) -> String {
         let list = self.list.borrow();
-        blocks(&list).len() + list.len().saturating_sub(SHOWN)
+        let count = blocks(&list).len() + list.len().saturating_sub(SHOWN);
+        let first = list.first().map(|diagnostic| &diagnostic.at.source);
+        let in_one_file = first.filter(|first| {
+            matches!(***first, Source::File { .. }) && list.iter().all(|one| one.at.source == **first)
+        });
+        let place = in_one_file.map_or_else(|| "the configuration".to_owned(), |file| file.to_string());
+        format!("{count} error{} in {place}", if count == 1 { "" } else { "s" })
     }
 }
 
@@ -120,12 +126,12 @@ fn rank(source: &Arc<Source>) -> u8 {
     }
 }
 
-/// The mistakes as they are shown: in order, and each once.
+/// The errors as they are shown: in order, and each once.
 fn blocks(list: &[Diagnostic]) -> Vec<Block<'_>> {
     let mut left = SEARCHED;
     let mut blocks: Vec<_> = list.iter().take(SHOWN).map(|one| Block::of(one, &mut left)).collect();
     blocks.sort_by_key(|block| (rank(&block.diagnostic.at.source), block.position));
-    // What an anchor holds is read again at each of its aliases: one text, one mistake.
+    // What an anchor holds is read again at each of its aliases: one text, one error.
     blocks.dedup_by(|a, b| {
         (a.position == b.position && a.position.is_some() || a.diagnostic.at == b.diagnostic.at)
             && a.diagnostic.at.source == b.diagnostic.at.source
@@ -277,11 +283,11 @@ mod tests {
             diags.error(&Place::none(), n.to_string());
         }
         assert_eq!(diags.render().lines().count(), SHOWN + 1);
-        assert!(diags.render().ends_with("and 1 more mistake\n"));
+        assert!(diags.render().ends_with("and 1 more error\n"));
     }
 
     #[test]
-    fn in_a_large_file_the_first_mistakes_have_their_lines() {
+    fn in_a_large_file_the_first_errors_have_their_lines() {
         let text = format!("a: 1\n{}", "# filling\n".repeat(100_000));
         let bytes = text.len();
         let file = Place::top(Source::File { path: "c.yaml".into(), text });

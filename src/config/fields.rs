@@ -31,12 +31,12 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// A value at its place, whose mistakes go to `diags`.
+    /// A value at its place, whose errors go to `diags`.
     pub fn new(at: Place, value: &'a Value, diags: &'a Diagnostics) -> Self {
         Self { at, value, diags }
     }
 
-    /// Reports a mistake in this value.
+    /// Reports an error in this value.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
         self.diags.error(&self.at, message)
     }
@@ -303,7 +303,7 @@ impl<'a> Fields<'a> {
         node
     }
 
-    /// The one of `keys` that stands there; none, or more than one, is a mistake.
+    /// The one of `keys` that stands there; none, or more than one, is an error.
     pub fn exactly_one(&self, keys: &[&'static str], help: &str) -> Option<(&'static str, Node<'a>)> {
         let mut present = keys.iter().filter_map(|key| Some((*key, self.get(key)?)));
         let listed = || keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
@@ -315,20 +315,20 @@ impl<'a> Fields<'a> {
         };
         for (other, _) in present {
             self.diags
-                .error(&self.at.key_name(other), format!("`{other}` cannot stand beside `{key}`"))
+                .error(&self.at.key_name(other), format!("`{key}` and `{other}` are mutually exclusive"))
                 .help(format!("write exactly one of {}", listed()));
         }
         Some((key, node))
     }
 
-    /// Reports each of `keys` that stands there although it means nothing here, and `why`.
+    /// Reports each of `keys` that stands there although it is not valid here, and `why`.
     pub fn forbid(&self, keys: &[&str], why: &str) {
         for key in keys.iter().filter(|key| self.has(key)) {
-            self.diags.error(&self.at.key_name(key), format!("`{key}` means nothing here: {why}"));
+            self.diags.error(&self.at.key_name(key), format!("`{key}` is not valid here: {why}"));
         }
     }
 
-    /// Reports a mistake in the mapping as a whole.
+    /// Reports an error in the mapping as a whole.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
         self.diags.error(&self.at, message)
     }

@@ -66,7 +66,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 impl Key {
-    /// The entry called `name`. Names are fixed in this program, so a wrong one is a mistake in it.
+    /// The entry called `name`. Names are fixed in this program, so a wrong one is an error in it.
     pub(super) fn named(name: &str) -> &'static Key {
         match KEYS.iter().find(|key| key.name == name) {
             Some(key) => key,

@@ -66,7 +66,7 @@ pub(super) struct Layers<'a> {
 }
 
 impl Layers<'_> {
-    /// Reads the setting `name` from every source that has it, so that each one's mistakes are found, and
+    /// Reads the setting `name` from every source that has it, so that each one's errors are found, and
     /// gives the value of the highest. A key or variable with nothing behind it is not set.
     pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
         let from_text = |at: Place, text: &str, rank| {

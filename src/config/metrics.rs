@@ -22,7 +22,7 @@ pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
 }
 
 fn metric(node: &Node<'_>) -> Option<Metric> {
-    let mistakes = node.diags.len();
+    let errors = node.diags.len();
     let fields = node.fields("a metric", KEYS)?;
     let form = fields.exactly_one(&["counter", "gauge", "histogram"], HELP);
     let name = form.as_ref().and_then(|(_, node)| self::name(node));
@@ -61,20 +61,20 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
     let help = help(&fields, name.as_deref());
     let (at, name, kind) = (node.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
-    let unread = node.diags.len() > mistakes;
+    let unread = node.diags.len() > errors;
     Some(Metric { at, name, help, kind, value, scale, when, labels, unread })
 }
 
 /// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
 pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
-    let mistakes = span.diags.len();
+    let errors = span.diags.len();
     let name = self::name(span);
     let kind = bounds(fields, name.as_deref(), true).map(MetricKind::Histogram);
     let value = Some(Named { at: span.at.clone(), name: "duration".to_owned() });
     let (when, labels) = (when(fields), labels(fields));
     let help = help(fields, name.as_deref());
     let (at, name, kind) = (fields.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
-    let unread = span.diags.len() > mistakes;
+    let unread = span.diags.len() > errors;
     Metric { at, name, help, kind, value, scale: None, when, labels, unread }
 }
 

@@ -1,7 +1,7 @@
-//! From command line, environment and YAML file to a [`model::Config`], or to all mistakes at once.
+//! From command line, environment and YAML file to a [`model::Config`], or to all errors at once.
 //!
 //! Nothing is looked up here but the files that the configuration names: no program, no kernel. The stages
-//! after this one report their own mistakes with the same [`Place`] and [`Diagnostics`].
+//! after this one report their own errors with the same [`Place`] and [`Diagnostics`].
 
 mod args;
 mod buckets;
@@ -71,18 +71,18 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// What could be read of a configuration, and the mistakes so far. Placeholders stand where something could not be read,
-/// so that the next stage finds its mistakes in the rest.
+/// What could be read of a configuration, and the errors so far. Placeholders stand where something could not be read,
+/// so that the next stage finds its errors in the rest.
 #[derive(Debug)]
 pub struct Draft {
     loaded: Loaded,
-    mistakes: Diagnostics,
+    errors: Diagnostics,
 }
 
 impl Draft {
-    /// The configuration if nothing is wrong with it, else the mistakes.
+    /// The configuration if nothing is wrong with it, else the errors.
     pub fn finish(self) -> Result<Loaded, Diagnostics> {
-        self.mistakes.into_result(self.loaded)
+        self.errors.into_result(self.loaded)
     }
 
     /// The settings as far as they could be read.
@@ -91,12 +91,12 @@ impl Draft {
     }
 
     /// Adds what is wrong with something that the configuration names.
-    pub fn mistake(&self, at: &Place, message: impl Into<String>) {
-        self.mistakes.error(at, message);
+    pub fn error(&self, at: &Place, message: impl Into<String>) {
+        self.errors.error(at, message);
     }
 
     pub(crate) fn into_parts(self) -> (Loaded, Diagnostics) {
-        (self.loaded, self.mistakes)
+        (self.loaded, self.errors)
     }
 }
 
@@ -114,7 +114,7 @@ pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnost
     read(overrides, env).finish()
 }
 
-/// [`load`], for the stage that goes on in spite of mistakes: [`crate::plan::plan_draft`].
+/// [`load`], for the stage that goes on in spite of errors: [`crate::plan::plan_draft`].
 pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
     let (path, at) = match (&overrides.config, named_by_env) {
@@ -194,7 +194,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     let network = layers.file.as_ref().and_then(|f| f.get("network")).map(|n| (n.at, n.value.clone()));
     drop(layers);
     let config = Config { settings, targets, network };
-    Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, mistakes: diags }
+    Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, errors: diags }
 }
 
 /// The YAML tree of a file's bytes, and the place of its top.

@@ -151,8 +151,8 @@ pub struct Probe {
     pub unread: Unread,
 }
 
-/// The parts of a probe that could not be read. Their mistakes have been reported; a name that may be one of theirs is
-/// not reported as unknown, too. Nothing is unread in a configuration without mistakes.
+/// The parts of a probe that could not be read. Their errors have been reported; a name that may be one of theirs is
+/// not reported as unknown, too. Nothing is unread in a configuration without errors.
 #[derive(Debug, Clone, Default)]
 pub struct Unread {
     /// Which probe it is.
@@ -283,7 +283,7 @@ pub struct Metric {
     pub scale: Option<f64>,
     pub when: Vec<Condition>,
     pub labels: Vec<Label>,
-    /// Whether a part of it could not be read. What can be is resolved for its mistakes' sake, and the rest is not
+    /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
     /// compared with other descriptions of the metric.
     pub unread: bool,
 }

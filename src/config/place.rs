@@ -1,7 +1,7 @@
 //! Where a piece of configuration was written: a source, and a path inside it.
 //!
 //! Lines and columns are not kept. They are looked up in the source's text (by `locate`) only when
-//! a mistake is shown, so a configuration without mistakes pays nothing for them.
+//! an error is shown, so a configuration without errors pays nothing for them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -24,7 +24,7 @@ pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
 }
 
 fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
-    let mistakes = || node.diags.len();
+    let errors = || node.diags.len();
     // Which keys are known depends on the form, so the form is looked for first.
     let is_span = node.value.get("span").is_some();
     let fields = node
@@ -36,13 +36,13 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let args = fields.get("args").map(|n| args::decode(&n, is_span, is_function, &mut unread));
     let args = args.unwrap_or_default();
     unread.all_args |= !fields.has("args") && !fields.lacks("args");
-    let before = mistakes();
+    let before = errors();
     let metrics = if is_span {
         fields.get("span").map(|n| metrics::of_span(&fields, &n)).into_iter().collect()
     } else {
         fields.get("metrics").map(|n| metrics::decode(&n)).unwrap_or_default()
     };
-    unread.metrics = mistakes() > before || (!is_span && !fields.has("metrics") && !fields.lacks("metrics"));
+    unread.metrics = errors() > before || (!is_span && !fields.has("metrics") && !fields.lacks("metrics"));
     let log = fields.get("log").and_then(|n| template(&n));
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
     let returns = (!is_span)

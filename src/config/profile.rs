@@ -21,7 +21,7 @@ pub struct Profile {
     pub probes: Vec<Probe>,
 }
 
-/// Reads the profile `name` from its text; its mistakes have places in that text.
+/// Reads the profile `name` from its text; its errors have places in that text.
 pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
     let source = Arc::new(Source::Profile { name: name.to_owned(), text: text.to_owned() });
     let diags = Diagnostics::new();
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_have_places_in_the_profile() {
+    fn errors_have_places_in_the_profile() {
         let text = "profile: demo\ndescription: d\nprobes:\n  - on: a:b\n";
         let found = parse_profile("other", text).unwrap_err().render();
         assert!(found.starts_with("profile other:1:10: profile: the profile is called \"demo\""), "{found}");

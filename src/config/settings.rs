@@ -166,13 +166,13 @@ fn read_password(layers: &Layers<'_>, file: &Said<PathBuf>) -> Option<String> {
 fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
     let cert = layers.read("tls_cert", |n| n.path());
     let key = layers.read("tls_key", |n| n.path());
-    let mistakes = layers.diags.len();
+    let errors = layers.diags.len();
     for (said, what) in [(&cert, "the certificate"), (&key, "the private key")] {
         if let Some(said) = said {
             check_readable(layers, &said.at, &said.value, what);
         }
     }
-    let readable = layers.diags.len() == mistakes;
+    let readable = layers.diags.len() == errors;
     let alone = |said: &Said<PathBuf>, what: &str, other: &str| {
         if complete && !layers.has(other) {
             layers

@@ -70,9 +70,9 @@ fn target(node: &Node<'_>) -> Option<Target> {
         .and_then(|n| n.text_as("a name"))
         .map(str::to_owned);
     let (selector, pid) = selector(&fields);
-    let mistakes = node.diags.len();
+    let errors = node.diags.len();
     let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
-    let unread_labels = node.diags.len() > mistakes || (!fields.has("labels") && !fields.lacks("labels"));
+    let unread_labels = node.diags.len() > errors || (!fields.has("labels") && !fields.lacks("labels"));
     let profiles = fields.get("profile").map(|n| profiles(&n)).unwrap_or_default();
     let probes = fields.get("probes").map(|n| probes::decode(&n, false)).unwrap_or_default();
     if fields.lacks("profile") && fields.lacks("probes") {

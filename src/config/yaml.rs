@@ -39,9 +39,7 @@ pub fn parse(source: &Arc<Source>, diags: &Diagnostics) -> Option<Value> {
     let first = documents.next()?;
     let read = Build { state: &state, path: Link::Top, depth: 0 }.deserialize(first);
     for path in state.repeated.take() {
-        diags
-            .error(&Place { source: Arc::clone(source), path }, "this key stands here a second time")
-            .help("keep one of the two");
+        diags.error(&Place { source: Arc::clone(source), path }, "duplicate key").help("keep one of the two");
     }
     let value = match read {
         Ok(value) => value,
@@ -352,8 +350,8 @@ mod tests {
     #[test]
     fn mistakes_of_form_have_a_place() {
         let cases = [
-            ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: a: this key stands here a second time"),
-            ("x:\n  - {b: 1, c: 2, b: 3}\n", "c.yaml:2:18: x[0].b: this key stands here a second time"),
+            ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: a: duplicate key"),
+            ("x:\n  - {b: 1, c: 2, b: 3}\n", "c.yaml:2:18: x[0].b: duplicate key"),
             ("a: 1\n---\nb: 1\n", "c.yaml:3:1: a second YAML document begins before this"),
             ("a: !secret x\n", "c.yaml:1:4: the YAML tag \"!secret\" is not used here"),
             ("a: *b\n", "c.yaml:1:4: not valid YAML: unknown anchor"),

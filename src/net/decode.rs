@@ -15,7 +15,7 @@ const ENTRIES: u32 = 4096;
 
 const HELP: &str = "write interfaces: [eth0], or a glob: [\"veth*\"]";
 
-/// Reads the section; its mistakes go to the node's list.
+/// Reads the section; its errors go to the node's list.
 pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     let fields = node.fields("the network's settings", KEYS)?;
     let named = fields.require("interfaces", HELP)?;
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_are_named() {
         for (text, said) in [
             ("{ mode: auto }", "`interfaces` is missing"),
             ("{ interfaces: { netns: a, container: b } }", "either `netns` or `container`"),

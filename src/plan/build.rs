@@ -1,4 +1,4 @@
-//! Configuration to plan: names resolved, all mistakes collected.
+//! Configuration to plan: names resolved, all errors collected.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,21 +21,21 @@ use crate::kinds;
 /// Prefixes of the names that the exporter gives to its own metrics.
 pub(crate) const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
 
-/// The plan for a configuration, or every mistake in it.
+/// The plan for a configuration, or every error in it.
 ///
 /// With `all_to_ring` every metric is computed in user space, which tests use to compare both ways.
 pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
     plan_in_spite(config, all_to_ring, Diagnostics::new())
 }
 
-/// The plan for a configuration as it was read, or every mistake of both stages.
+/// The plan for a configuration as it was read, or every error of both stages.
 pub fn plan_draft(draft: Draft) -> Result<(Loaded, Plan), Diagnostics> {
-    let (loaded, mistakes) = draft.into_parts();
-    let plan = plan_in_spite(loaded.config.clone(), false, mistakes)?;
+    let (loaded, errors) = draft.into_parts();
+    let plan = plan_in_spite(loaded.config.clone(), false, errors)?;
     Ok((loaded, plan))
 }
 
-/// The plan, if there are no mistakes in the end. With those of the reader in `diags`, some of the configuration is
+/// The plan, if there are no errors in the end. With those of the reader in `diags`, some of the configuration is
 /// placeholders, which must cause no further ones.
 fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Result<Plan, Diagnostics> {
     let warnings = Diagnostics::new();

@@ -1,4 +1,4 @@
-//! What will be done, with every name resolved and every mistake found, before the kernel is asked for anything.
+//! What will be done, with every name resolved and every error found, before the kernel is asked for anything.
 //!
 //! A [`Plan`] comes from a configuration alone: whether the target's file exists, and which arguments its notes
 //! carry, is the business of the sites that are resolved later, perhaps much later.

@@ -161,7 +161,7 @@ impl Scope<'_> {
             let known = self.probe.args.iter().map(|arg| arg.name.as_str()).chain(BUILT_INS.iter().copied());
             let near = did_you_mean(name, known);
             if is_unread(self.probe, name) {
-                // Its mistake has been reported.
+                // Its error has been reported.
             } else if BUILT_INS.contains(&name) {
                 let help = match name {
                     "retval" => "only a function returns; write `function: NAME`",
@@ -271,7 +271,7 @@ impl Scope<'_> {
     }
 }
 
-/// Whether the name may be known but for a mistake that has been reported.
+/// Whether the name may be known but for an error that has been reported.
 pub(super) fn is_unread(probe: &Probe, name: &str) -> bool {
     let unread = &probe.unread;
     let is_built_in = BUILT_INS.contains(&name);

@@ -162,7 +162,7 @@ impl Writer {
              # a counter for each probe that can be used. Delete what you do not need. To use arguments, uncomment them,\n\
              # give them names that say what they are, and use these in metrics: as `value:`, in `labels:`, in `when:`.\n\
              # The notes give width and sign only: a 64-bit argument may be a pointer, to text ({{ index: 0, type: string }})\n\
-             # or to bytes (type: hex). `exporter check FILE` says what would be traced, and every mistake.\n",
+             # or to bytes (type: hex). `exporter check FILE` says what would be traced, and every error.\n",
             comment(&listing.target)
         );
         if self.sites > DEFAULT_SITES {

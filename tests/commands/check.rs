@@ -100,7 +100,7 @@ fn a_file_that_is_not_there_yet_is_waited_for() {
 }
 
 #[test]
-fn mistakes_quote_the_note_and_have_their_place() {
+fn errors_quote_the_note_and_have_their_place() {
     let probes = "probes:
       - on: usdt:forms:many
         args: { number: 8, fine: 1 }
@@ -129,16 +129,16 @@ fn mistakes_quote_the_note_and_have_their_place() {
         words.iter().for_each(|word| assert!(line.contains(word), "{word}: {line}"));
     }
     assert_eq!(lines.len(), expected.len() + 1, "{told}");
-    assert!(told.contains("4 mistakes"), "{told}");
+    assert!(told.contains("4 errors"), "{told}");
 }
 
 #[test]
-fn a_file_that_is_no_program_is_one_mistake() {
+fn a_file_that_is_no_program_is_one_error() {
     let scratch = Scratch::new();
     let text = scratch.write("text", "just text\n");
     for (file, why) in [(text.as_str(), "not an ELF file"), ("/bin/true", "no USDT probes")] {
         let told = check(&config(file, "profile: [fibre, bitcoin-core]")).bad(2);
-        assert!(told.contains(why) && told.contains("1 mistake "), "{told}");
+        assert!(told.contains(why) && told.contains("1 error in "), "{told}");
     }
 }
 
@@ -180,7 +180,7 @@ fn without_rights_the_kernel_refuses() {
 }
 
 #[test]
-fn mistakes_are_told_before_anything_is_attached() {
+fn errors_are_told_before_anything_is_attached() {
     let scratch = Scratch::new();
     let probe = "probes: [{ on: \"usdt:forms:nope\", metrics: [{ counter: a }] }]";
     let ran = exporter(&["check", "--attach", &scratch.write("c.yaml", config(&demo("forms"), probe))]);
@@ -188,10 +188,10 @@ fn mistakes_are_told_before_anything_is_attached() {
     ran.bad(2);
 }
 
-/// What the HTTP server cannot use is refused before anything starts, together with other mistakes, and alike by both
+/// What the HTTP server cannot use is refused before anything starts, together with other errors, and alike by both
 /// commands.
 #[test]
-fn unusable_certificates_and_passwords_are_mistakes_of_the_configuration() {
+fn unusable_certificates_and_passwords_are_errors_of_the_configuration() {
     let scratch = Scratch::new();
     let made = || rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
     let (one, other) = (made(), made());
@@ -207,11 +207,11 @@ fn unusable_certificates_and_passwords_are_mistakes_of_the_configuration() {
     };
     exporter(&["check", &with(&right, "")]).good();
     let password = format!("metrics_auth_username: u\nmetrics_auth_password_file: {hash}\n");
-    for (key, more, mistakes) in [(&wrong, "", 1), (&garbage, "", 1), (&wrong, password.as_str(), 2)] {
+    for (key, more, errors) in [(&wrong, "", 1), (&garbage, "", 1), (&wrong, password.as_str(), 2)] {
         let file = with(key, more);
         let told = exporter(&["check", &file]).bad(2);
-        assert_eq!(told.matches("c.yaml:").count(), mistakes, "{told}");
-        assert_eq!(told.contains("begins like a bcrypt hash but is not one"), mistakes == 2, "{told}");
+        assert_eq!(told.matches("c.yaml:").count(), errors, "{told}");
+        assert_eq!(told.contains("begins like a bcrypt hash but is not one"), errors == 2, "{told}");
         assert_eq!(exporter(&["--config", &file]).bad(2), told);
     }
 }

@@ -13,7 +13,7 @@ fn it_says_its_version() {
 }
 
 #[test]
-fn a_bad_configuration_is_refused_with_all_its_mistakes() {
+fn a_bad_configuration_is_refused_with_all_its_errors() {
     let place = Place::new();
     let config = place.write(
         "config.yaml",
@@ -27,16 +27,16 @@ fn a_bad_configuration_is_refused_with_all_its_mistakes() {
     let (status, out, err) = finish(exporter().arg("--config").arg(&config));
     assert_eq!((status, out.as_str()), (Some(2), ""), "{err}");
     let shown = config.display();
-    for mistake in [
+    for error in [
         format!("{shown}:2:1: metrcs_port: unknown key (did you mean \"metrics_port\"?)"),
         format!("{shown}:3:14: health_port: expected a port from 1 to 65535, found the number 99999"),
         format!("{shown}:4:11: tls_cert: cannot read the certificate /nonexistent/node.crt: No such file"),
         format!("{shown}:4:11: tls_cert: a certificate without its private key"),
         format!("{shown}:5:10: verbose: expected true or false, found the number 7"),
         format!("{shown}:6:24: metrics_auth_password: a password without a user"),
-        "exporter: 6 mistakes in the configuration; nothing was started".to_owned(),
+        format!("exporter: 6 errors in {shown}"),
     ] {
-        assert!(err.contains(&mistake), "no {mistake} in:\n{err}");
+        assert!(err.contains(&error), "no {error} in:\n{err}");
     }
     assert!(!err.contains("hunter2"), "{err}");
 }
