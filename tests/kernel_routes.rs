@@ -3,6 +3,8 @@
 
 #[path = "common/tracer.rs"]
 mod tracer;
+#[path = "kernel_routes/up_down.rs"]
+mod up_down;
 
 use std::path::Path;
 use std::time::Instant;

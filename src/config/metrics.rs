@@ -8,13 +8,34 @@ use super::labels;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
 
-const KEYS: &[&str] =
-    &["counter", "gauge", "histogram", "help", "value", "scale", "mode", "when", "labels", "buckets"];
+const KEYS: &[&str] = &[
+    "counter",
+    "gauge",
+    "histogram",
+    "up_down",
+    "help",
+    "value",
+    "scale",
+    "mode",
+    "direction",
+    "at",
+    "when",
+    "labels",
+    "buckets",
+];
 
-const HELP: &str = "write counter: NAME, gauge: NAME or histogram: NAME";
+const FORMS: &[&str] = &["counter", "gauge", "histogram", "up_down"];
+
+const HELP: &str = "write counter: NAME, gauge: NAME, histogram: NAME or up_down: NAME";
 
 const MODES: &[(&str, GaugeKind)] =
     &[("last", GaugeKind::Last), ("min", GaugeKind::Min), ("max", GaugeKind::Max)];
+
+/// Whether it lowers.
+const DIRECTIONS: &[(&str, bool)] = &[("up", false), ("down", true)];
+
+/// Whether it is the return.
+const MOMENTS: &[(&str, bool)] = &[("entry", false), ("return", true)];
 
 /// The metrics of `metrics:`.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
@@ -24,7 +45,7 @@ pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
 fn metric(node: &Node<'_>) -> Option<Metric> {
     let errors = node.diags.len();
     let fields = node.fields("a metric", KEYS)?;
-    let form = fields.exactly_one(&["counter", "gauge", "histogram"], HELP);
+    let form = fields.exactly_one(FORMS, HELP);
     let name = form.as_ref().and_then(|(_, node)| self::name(node));
     let value = fields.get("value").and_then(|n| {
         let name = n.name()?.to_owned();
@@ -44,6 +65,13 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     if form.is_some_and(|form| form != "gauge") {
         fields.forbid(&["mode"], "only a gauge has a mode");
     }
+    if form.is_some_and(|form| form != "up_down") {
+        fields.forbid(&["direction"], "only an up_down metric has a direction");
+    } else if form.is_some() && !fields.has("direction") {
+        fields
+            .error("`direction` is missing: whether this probe raises the metric or lowers it")
+            .help("write direction: up or direction: down");
+    }
     if form.is_some_and(|form| form != "histogram") {
         fields.forbid(&["buckets"], "only a histogram has buckets");
     }
@@ -56,13 +84,16 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
             let shows_duration = value.as_ref().is_some_and(|value| value.name == "duration");
             bounds(&fields, name.as_deref(), shows_duration).map(MetricKind::Histogram)
         }
+        Some("up_down") => Some(MetricKind::UpDown),
         _ => Some(MetricKind::Counter),
     };
+    let lowers = fields.get("direction").and_then(|n| n.one_of("direction", DIRECTIONS)).unwrap_or(false);
+    let at_return = fields.get("at").and_then(|n| n.one_of("moment", MOMENTS)).unwrap_or(false);
     let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
     let help = help(&fields, name.as_deref());
     let (at, name, kind) = (node.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = node.diags.len() > errors;
-    Some(Metric { at, name, help, kind, value, scale, when, labels, unread })
+    Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, unread })
 }
 
 /// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
@@ -75,7 +106,8 @@ pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
     let help = help(fields, name.as_deref());
     let (at, name, kind) = (fields.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = span.diags.len() > errors;
-    Metric { at, name, help, kind, value, scale: None, when, labels, unread }
+    let (scale, lowers, at_return) = (None, false, false);
+    Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, unread }
 }
 
 fn name(node: &Node<'_>) -> Option<String> {

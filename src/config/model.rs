@@ -281,6 +281,10 @@ pub struct Metric {
     pub value: Option<Named>,
     /// Multiplies the value after its unit.
     pub scale: Option<f64>,
+    /// Takes away instead of adding; only of [`MetricKind::UpDown`].
+    pub lowers: bool,
+    /// Computed when the function returns, even if nothing in it is known only then.
+    pub at_return: bool,
     pub when: Vec<Condition>,
     pub labels: Vec<Label>,
     /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
@@ -292,6 +296,8 @@ pub struct Metric {
 pub enum MetricKind {
     Counter,
     Gauge(GaugeKind),
+    /// A gauge that some metrics of this name raise and others lower.
+    UpDown,
     /// Upper bounds, ascending, without +Inf, in the metric's own unit.
     Histogram(Vec<f64>),
 }

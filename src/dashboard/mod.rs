@@ -111,7 +111,7 @@ fn variables() -> Value {
 /// One metric by its kind: rates of counters, values of gauges, quantiles and mean of histograms.
 fn show(grid: &mut Grid, metric: &MetricPlan) {
     let name = &metric.name;
-    let labels: Vec<&str> = metric.labels.iter().map(String::as_str).collect();
+    let labels: Vec<&str> = metric.shown_labels().collect();
     let (by, legend) = (by(&labels), legend(&labels));
     let of = Selection { name, matchers: CHOSEN, by: &by, legend: &legend };
     let panel = kinds::of(&metric.kind).panel(&of);

@@ -9,6 +9,7 @@ mod extreme;
 mod histogram;
 mod last;
 pub(crate) mod panel;
+mod up_down;
 mod value;
 
 use std::fmt;
@@ -30,6 +31,7 @@ pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
         MetricKind::Gauge(GaugeKind::Last) => Arc::new(last::Last),
         MetricKind::Gauge(GaugeKind::Min) => Arc::new(extreme::Extreme::Min),
         MetricKind::Gauge(GaugeKind::Max) => Arc::new(extreme::Extreme::Max),
+        MetricKind::UpDown => Arc::new(up_down::UpDown),
         MetricKind::Histogram(bounds) => Arc::new(histogram::Histogram { bounds: bounds.clone() }),
     }
 }
@@ -62,6 +64,11 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
 
     /// Whether the latest of several updates counts, so that each needs its time.
     fn needs_time(&self) -> bool {
+        false
+    }
+
+    /// Whether what a process has done to it ends with the process, so that each process has slots of its own.
+    fn ends_with_process(&self) -> bool {
         false
     }
 

@@ -11,6 +11,18 @@ pub struct Scale {
 
 impl Scale {
     pub const ONE: Scale = Scale { mul: 1.0, div: 1.0 };
+    const MINUS_ONE: Scale = Scale { mul: -1.0, div: 1.0 };
+
+    /// Whether a whole number stays one.
+    pub fn is_whole(self) -> bool {
+        self == Self::ONE || self == Self::MINUS_ONE
+    }
+
+    /// What lowers instead of raising.
+    #[must_use]
+    pub fn negated(self) -> Self {
+        Self { mul: -self.mul, div: self.div }
+    }
 
     /// The value in the metric's unit. Division by a power of ten keeps decimal fractions exact.
     pub fn apply(self, raw: f64) -> f64 {
@@ -47,6 +59,8 @@ impl Total {
         let raw = raw.into();
         if scale == Scale::ONE {
             self.int += raw;
+        } else if scale == Scale::MINUS_ONE {
+            self.int -= raw;
         } else {
             self.real += scale.apply(raw as f64);
         }
@@ -87,6 +101,19 @@ mod tests {
     fn a_bound_between_integers_is_the_lower_one() {
         assert_eq!(Scale::ONE.raw_bound(2.5), 2);
         assert_eq!(Scale::ONE.raw_bound(-2.5), -3);
+    }
+
+    #[test]
+    fn what_lowers_is_exact_too() {
+        let mut total = Total::default();
+        total.add(i64::MAX, Scale::ONE);
+        total.add(i64::MAX - 3, Scale::ONE.negated());
+        assert_eq!(total.shown(!Scale::ONE.negated().is_whole()), Number::Int(3));
+        let ms = Scale { mul: 1.0, div: 1e3 };
+        let mut total = Total::default();
+        total.add(2500, ms);
+        total.add(500, ms.negated());
+        assert_eq!(total.shown(!ms.negated().is_whole()), Number::Real(2.0));
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
+use super::labels::{Scratch, ids};
 use super::registry::{Family, Registry, Source, UNKNOWN, WINDOW};
 use crate::abi::label_id;
 use crate::bank::Bank;
-use crate::layout::LabelLayout;
+use crate::layout::ActionLayout;
 use crate::plan;
 
 /// When a process was first seen to have ended: by the probe, the action and the label that it has a number of, and
@@ -20,20 +21,32 @@ pub(super) struct Ended {
     since: HashMap<(usize, usize, usize, u32), Instant>,
 }
 
+/// Which labels of processes are looked at: those that series show, or those that only tell slots apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    Never,
+    ForAWhile,
+}
+
 impl Registry {
-    /// Forgets the series of metrics with a label `pid` or `tid` whose process or thread has been gone for [`WINDOW`], or
-    /// has been shown once if three quarters of the label's places are taken. Metrics with so many labels that label
-    /// sets are numbered keep theirs; these are bounded like any other.
-    pub(super) fn forget_ended(&mut self, now: Instant) {
+    /// Forgets what processes and threads have done that are gone. A series that shows one in a label stays for
+    /// [`WINDOW`], or is shown once if three quarters of the label's places are taken; what is never shown by
+    /// process goes at once.
+    pub(super) fn forget_ended(&mut self, now: Instant, shown: Shown) {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
-            let Some(laid) = source.laid.clone().filter(|laid| laid.family.is_none()) else { continue };
+            let Some(laid) = source.laid.clone() else { continue };
             let bank: &dyn Bank = if laid.in_kernel { &*self.kernel } else { &*self.user };
             let action = &probe.actions[source.action];
-            for label in &laid.labels {
+            for (position, label) in laid.labels.iter().enumerate() {
+                let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;
                 let of_process =
                     matches!(probe.values[label.value].source, plan::Source::Pid | plan::Source::Tid);
-                let (true, Some(dictionary)) = (of_process, label.dictionary) else { continue };
+                let (true, Some(dictionary)) =
+                    (of_process && hidden == (shown == Shown::Never), label.dictionary)
+                else {
+                    continue;
+                };
                 let plan::LabelPlan::From { mapping, limit, .. } = &action.labels[label.label] else {
                     continue;
                 };
@@ -53,11 +66,21 @@ impl Registry {
                         self.ended.since.remove(&key(number));
                     }
                 }
-                let crowded = taken * 4 > limit.saturating_mul(3);
-                for (number, _) in gone.iter().filter(|(_, ago)| crowded || *ago >= WINDOW) {
-                    self.ended.since.remove(&key(*number));
-                    source.forget(label, first + number, bank, &mut self.families[action.metric]);
-                    bank.forget(dictionary, *number);
+                let at_once = hidden || taken * 4 > limit.saturating_mul(3);
+                let over: Vec<u32> = gone
+                    .into_iter()
+                    .filter(|(_, ago)| at_once || *ago >= WINDOW)
+                    .map(|(number, _)| number)
+                    .collect();
+                if over.is_empty() {
+                    continue;
+                }
+                let is_over = |id: u32| id >= first && over.contains(&(id - first));
+                let family = &mut self.families[action.metric];
+                source.forget(&laid, position, is_over, bank, family, &mut self.scratch);
+                for number in over {
+                    self.ended.since.remove(&key(number));
+                    bank.forget(dictionary, number);
                 }
             }
         }
@@ -73,10 +96,20 @@ fn is_gone(name: &[u8]) -> bool {
 }
 
 impl Source {
-    /// Clears all series in which the label has this number.
-    fn forget(&mut self, label: &LabelLayout, id: u32, bank: &dyn Bank, family: &mut Family) {
-        let Some(laid) = &self.laid else { return };
-        for number in (0..laid.series).filter(|number| number / label.multiplier % label.radix == id) {
+    /// Clears all series in which the label at this position has a number that is over.
+    fn forget(
+        &mut self,
+        laid: &ActionLayout,
+        position: usize,
+        is_over: impl Fn(u32) -> bool,
+        bank: &dyn Bank,
+        family: &mut Family,
+        scratch: &mut Scratch,
+    ) {
+        for number in 0..laid.series {
+            if !ids(laid, number, bank, scratch) || !is_over(scratch.ids[position]) {
+                continue;
+            }
             let cell = laid.cell + number * laid.stride;
             (cell..cell + laid.stride).for_each(|cell| bank.clear(cell));
             if let Some(previous) = self.previous.get_mut(number as usize) {
@@ -85,6 +118,10 @@ impl Source {
             let known = std::mem::replace(&mut self.series[number as usize], UNKNOWN);
             if known != UNKNOWN {
                 family.release(known);
+            }
+            // Of numbered label sets, the first series is of none.
+            if let (Some(sets), Some(set)) = (laid.family, number.checked_sub(1)) {
+                bank.forget(sets, set);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 mod forget;
+mod labels;
 pub mod registry;
 pub mod show;
 

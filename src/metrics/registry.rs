@@ -4,17 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::forget::Ended;
-use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::{book_cell, label_id};
+use super::forget::{Ended, Shown};
+use super::labels::{Scratch, const_labels, labels};
+use crate::abi::book_cell;
 use crate::bank::{Bank, UserBank};
-use crate::cgroups::Cgroups;
-use crate::decode::Value;
-use crate::exposition::{self, Format, Head, Sample, push_label};
+use crate::exposition::{self, Format, Head, Sample};
 use crate::kernel::{Books, KernelBank};
 use crate::kinds::{self, How, Kind, Slots, Total};
-use crate::layout::{ActionLayout, Layout};
-use crate::plan::{LabelPlan, Plan, ProbePlan, Scale, ValueKind};
+use crate::layout::{ActionLayout, LabelLayout, Layout};
+use crate::plan::{HIDDEN, Plan, ProbePlan, Scale};
 
 /// All measured series of a plan.
 #[derive(Debug)]
@@ -83,15 +81,6 @@ pub(super) struct Source {
     pub(super) previous: Vec<u64>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    labels: String,
-    text: String,
-    pub(super) name: Vec<u8>,
-    ids: Vec<u32>,
-    cgroups: Cgroups,
-}
-
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 impl Registry {
@@ -113,7 +102,7 @@ impl Registry {
         let mut sources = Vec::new();
         for (probe, planned) in plan.probes.iter().enumerate() {
             for (action, planned) in planned.actions.iter().enumerate() {
-                families[planned.metric].real |= planned.scale != Scale::ONE;
+                families[planned.metric].real |= !planned.scale.is_whole();
                 let laid = layout.actions.iter().find(|laid| laid.probe == probe && laid.action == action);
                 let number = laid.map_or(1, |laid| laid.series as usize);
                 let windowed = families[planned.metric].kind.is_windowed();
@@ -122,6 +111,8 @@ impl Registry {
                 sources.push(Source { probe, action, laid: laid.cloned(), series, previous });
             }
         }
+        // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
+        sources.sort_by_key(|source| plan.probes[source.probe].actions[source.action].scale.mul > 0.0);
         Self {
             plan,
             kernel,
@@ -141,6 +132,7 @@ impl Registry {
         if window_ends {
             self.window = now;
         }
+        self.forget_ended(now, Shown::Never);
         for family in &mut self.families {
             family.reset();
         }
@@ -162,7 +154,7 @@ impl Registry {
             format.write(&family.head, family.samples(), to);
         }
         // Afterwards: the last numbers of a process that has ended have been shown.
-        self.forget_ended(now);
+        self.forget_ended(now, Shown::ForAWhile);
     }
 
     /// Of each metric, label values that went to "other" at the probes that feed it.
@@ -293,12 +285,15 @@ impl Source {
         let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
         let how = How { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
-        let shown_unset = laid.labels.is_empty() && seen.attached && family.kind.starts_at_zero();
+        // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.
+        let hidden = |label: &LabelLayout| plan.metrics[action.metric].labels[label.label] == HIDDEN;
+        let shown_unset = seen.attached && family.kind.starts_at_zero() && laid.labels.iter().all(hidden);
         for number in 0..laid.series {
             let previous = self.previous.get(number as usize).copied().unwrap_or(0);
             let first = laid.cell + number * laid.stride;
             let slots = Slots { bank, first, number: laid.stride, previous };
-            let Some(raw) = family.kind.read(&slots).or(shown_unset.then_some(0)) else { continue };
+            let unset = (shown_unset && number == 0).then_some(0);
+            let Some(raw) = family.kind.read(&slots).or(unset) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
                 if !labels(laid, number, probe, self.action, plan, bank, seen, scratch) {
@@ -311,105 +306,5 @@ impl Source {
             family.kind.merge(raw, &slots, how, total, &mut family.counts[at * buckets..][..buckets]);
             total.live = true;
         }
-    }
-}
-
-fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &mut String) {
-    to.clear();
-    let action = &probe.actions[action];
-    for (name, label) in plan.metrics[action.metric].labels.iter().zip(&action.labels) {
-        if let LabelPlan::Const(value) = label {
-            push_label(name, value, to);
-        }
-    }
-}
-
-/// The label text of series `number`; false if a name behind it is not known yet.
-#[allow(clippy::too_many_arguments)]
-fn labels(
-    laid: &ActionLayout,
-    number: u32,
-    probe: &ProbePlan,
-    action: usize,
-    plan: &Plan,
-    bank: &dyn Bank,
-    seen: &Seen,
-    scratch: &mut Scratch,
-) -> bool {
-    scratch.ids.clear();
-    match laid.family {
-        None => scratch.ids.extend(laid.labels.iter().map(|label| number / label.multiplier % label.radix)),
-        Some(_) if number == 0 => scratch.ids.extend(laid.labels.iter().map(|_| label_id::ID_OTHER.0)),
-        Some(family) => {
-            if !bank.name(family, number - 1, &mut scratch.name) {
-                return false;
-            }
-            let words =
-                scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
-            scratch.ids.extend(words.take(laid.labels.len()).map(|id| id as u32));
-        }
-    }
-    scratch.labels.clear();
-    let action = &probe.actions[action];
-    for (n, (name, label)) in plan.metrics[action.metric].labels.iter().zip(&action.labels).enumerate() {
-        let (value, mapping, default) = match label {
-            LabelPlan::Const(value) => {
-                push_label(name, value, &mut scratch.labels);
-                continue;
-            }
-            LabelPlan::From { value, mapping, default, .. } => (*value, mapping, default),
-        };
-        let Some(at) = laid.labels.iter().position(|label| label.label == n) else { return false };
-        let id = scratch.ids.get(at).copied().unwrap_or(label_id::ID_OTHER.0);
-        let text = match id {
-            id if id == label_id::ID_OTHER.0 => OTHER,
-            id if id == label_id::ID_UNREADABLE.0 => UNREADABLE,
-            id => {
-                let past = (id - label_id::ID_PATTERN.0) as usize;
-                match (mapping.get(past), default, laid.labels[at].dictionary) {
-                    (Some((_, shown)), ..) => shown,
-                    (None, Some(default), _) => default,
-                    (None, None, Some(dictionary)) => {
-                        let number = (past - mapping.len()) as u32;
-                        if !bank.name(dictionary, number, &mut scratch.name) {
-                            return false;
-                        }
-                        let Scratch { name, cgroups, text, .. } = scratch;
-                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
-                        &scratch.text
-                    }
-                    (None, None, None) => OTHER,
-                }
-            }
-        };
-        push_label(name, text, &mut scratch.labels);
-    }
-    true
-}
-
-/// A dictionary's bytes as the value that they were.
-fn show_name(
-    kind: &ValueKind,
-    name: &[u8],
-    value: usize,
-    seen: &Seen,
-    cgroups: &mut Cgroups,
-    to: &mut String,
-) {
-    to.clear();
-    let shown = if kind.is_symbol() {
-        Value::Text(name)
-    } else if kind.is_text() {
-        Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
-    } else {
-        Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
-    };
-    match (kind, shown) {
-        (ValueKind::Function, Value::Int(number)) => {
-            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
-            to.push_str(function.map_or(OTHER, String::as_str));
-        }
-        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
-        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
     }
 }

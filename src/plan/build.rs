@@ -7,7 +7,7 @@ use super::late::{Late, raw};
 use super::route::route;
 use super::scope::{Scope, is_unread, mentioned, warn_of_unused};
 use super::{
-    ActionPlan, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
+    ActionPlan, HIDDEN, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
     profile, profiles,
 };
 use crate::config::diagnose::{Diagnostics, did_you_mean};
@@ -153,6 +153,9 @@ impl Builder<'_> {
             self.filled(target, probe, plan, None, true);
             return;
         }
+        if !matches!(probe.on, On::Function(_)) {
+            self.refuse_at_return(probe);
+        }
         match &probe.on {
             On::Usdt(point) => self.single(number, target, probe, point, &probe.metrics),
             On::Function(name) => self.function(number, target, probe, &Point::Function(name.clone())),
@@ -160,6 +163,14 @@ impl Builder<'_> {
                 let late = self.described(number, probe, to, Hook::Entry);
                 self.pair(number, target, probe, from, late, &[], key);
             }
+        }
+    }
+
+    /// Reports metrics that are to be computed at a return where there is none.
+    fn refuse_at_return(&self, probe: &Probe) {
+        for metric in probe.metrics.iter().filter(|metric| metric.at_return) {
+            self.diags
+                .error(&metric.at, "`at: return` is not valid here: only a function returns".to_string());
         }
     }
 
@@ -171,8 +182,11 @@ impl Builder<'_> {
         let late_names = probe.args.iter().filter(|arg| arg.at_return).map(|arg| arg.name.as_str());
         let logs_late =
             late_names.chain(["retval", "duration"]).any(|name| template.contains(&format!("{{{name}}}")));
-        let (late, early): (Vec<_>, Vec<_>) =
-            probe.metrics.iter().cloned().partition(|metric| mentioned(metric).any(is_late));
+        let (late, early): (Vec<_>, Vec<_>) = probe
+            .metrics
+            .iter()
+            .cloned()
+            .partition(|metric| metric.at_return || mentioned(metric).any(is_late));
         if late.is_empty() && !logs_late {
             return self.single(number, target, probe, point, &probe.metrics);
         }
@@ -322,7 +336,10 @@ impl Builder<'_> {
                 .iter()
                 .map(|one| (&one.name, &one.value, &one.mapping, &one.default, one.limit))
                 .collect();
-            let all = format!("{:?}", (&probe.on, &metric.name, metric.scale, names, when, labels));
+            let all = format!(
+                "{:?}",
+                (&probe.on, &metric.name, metric.scale, metric.lowers, metric.at_return, names, when, labels)
+            );
             match self.described.entry((target, all)) {
                 // That two profiles do so is seen elsewhere.
                 Entry::Occupied(first) if self.profile.is_none() => {
@@ -373,9 +390,11 @@ impl Builder<'_> {
         labels.extend(
             target.labels.iter().map(|(name, value)| (name.clone(), LabelPlan::Const(value.clone()))),
         );
-        for (label, plan) in metric.labels.iter().zip(std::mem::take(&mut action.labels)) {
+        let mut plans = std::mem::take(&mut action.labels).into_iter();
+        for (label, plan) in metric.labels.iter().zip(plans.by_ref()) {
             labels.push((label.name.clone(), plan));
         }
+        labels.extend(plans.map(|plan| (HIDDEN.to_string(), plan)));
         let Some(&known) = self.names.get(&metric.name) else {
             let (names, plans) = labels.into_iter().unzip();
             action.labels = plans;
@@ -416,7 +435,7 @@ impl Builder<'_> {
                     "{} has other labels here than at {}, where they are: {}",
                     metric.name,
                     self.places[known],
-                    first.labels.join(", ")
+                    first.shown_labels().collect::<Vec<_>>().join(", ")
                 ),
             );
         }

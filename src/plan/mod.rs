@@ -233,6 +233,16 @@ pub struct MetricPlan {
     pub labels: Vec<String>,
 }
 
+/// The name of a label that tells slots apart and no series: several runs of slots add up to one series.
+pub const HIDDEN: &str = "";
+
+impl MetricPlan {
+    /// The labels that series show.
+    pub fn shown_labels(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().map(String::as_str).filter(|name| *name != HIDDEN)
+    }
+}
+
 /// One metric's update by one probe.
 #[derive(Debug, Clone)]
 pub struct ActionPlan {

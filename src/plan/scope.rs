@@ -10,6 +10,7 @@ use crate::config::model::{
     Point, Probe, Unit,
 };
 use crate::config::place::Place;
+use crate::kinds;
 
 /// A whole number of 64 bits with a sign.
 const WORD: IntType = IntType { bytes: 8, signed: true };
@@ -35,14 +36,31 @@ impl Scope<'_> {
         };
         let mut scale = value.map_or(Scale::ONE, |value| unit_scale(self.plan.values[value].unit));
         scale.mul *= metric.scale.unwrap_or(1.0);
+        if metric.lowers {
+            scale = scale.negated();
+        }
+        let mut labels: Vec<LabelPlan> = labels.into_iter().collect::<Option<_>>()?;
+        if kinds::of(&metric.kind).ends_with_process() && !self.tells_processes_apart(&labels) {
+            let value = self.value(&metric.at, "pid")?;
+            labels.push(LabelPlan::From { value, mapping: Vec::new(), default: None, limit: u32::MAX });
+        }
         Some(ActionPlan {
             at: metric.at.clone(),
             metric: 0,
             value,
             scale,
             when: when.into_iter().collect::<Option<_>>()?,
-            labels: labels.into_iter().collect::<Option<_>>()?,
+            labels,
             route: Route::Kernel,
+        })
+    }
+
+    fn tells_processes_apart(&self, labels: &[LabelPlan]) -> bool {
+        labels.iter().any(|label| match label {
+            LabelPlan::From { value, mapping, default: None, .. } => {
+                mapping.is_empty() && self.plan.values[*value].source == Source::Pid
+            }
+            LabelPlan::From { .. } | LabelPlan::Const(_) => false,
         })
     }
 

@@ -1,0 +1,52 @@
+//! Gauges that some probes raise and others lower: connections open, requests in flight.
+
+use super::counter::{add, read_sum, sum_slots};
+use super::last::gauge_panel;
+use super::panel::{Panel, Selection};
+use super::{How, Kind, Slots, Total, Update};
+use crate::abi::action_kind;
+use crate::bank::UserBank;
+use crate::exposition;
+
+/// Each action's sum by itself, as of a counter; that of one which lowers has a negative scale.
+#[derive(Debug)]
+pub(super) struct UpDown;
+
+impl Kind for UpDown {
+    fn exposed_as(&self) -> exposition::Kind {
+        exposition::Kind::Gauge
+    }
+
+    fn slots(&self, has_value: bool) -> u32 {
+        sum_slots(has_value)
+    }
+
+    fn action(&self, has_value: bool) -> action_kind {
+        if has_value { action_kind::ACTION_ADD } else { action_kind::ACTION_COUNT }
+    }
+
+    /// A process that has ended closes nothing any more.
+    fn ends_with_process(&self) -> bool {
+        true
+    }
+
+    fn starts_at_zero(&self) -> bool {
+        true
+    }
+
+    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
+        add(bank, slot, by);
+    }
+
+    fn read(&self, from: &Slots<'_>) -> Option<u64> {
+        read_sum(from)
+    }
+
+    fn merge(&self, sum: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+        to.add(sum as i64, how.scale);
+    }
+
+    fn panel(&self, of: &Selection<'_>) -> Panel {
+        gauge_panel(of)
+    }
+}

@@ -1,0 +1,130 @@
+//! The labels of a series, from its number.
+
+use super::registry::Seen;
+use super::show::{OTHER, UNREADABLE, show};
+use crate::abi::label_id;
+use crate::bank::Bank;
+use crate::cgroups::Cgroups;
+use crate::decode::Value;
+use crate::exposition::push_label;
+use crate::layout::ActionLayout;
+use crate::plan::{HIDDEN, LabelPlan, Plan, ProbePlan, ValueKind};
+
+/// Memory that is used anew for each series.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub labels: String,
+    text: String,
+    pub name: Vec<u8>,
+    pub ids: Vec<u32>,
+    cgroups: Cgroups,
+}
+
+pub(super) fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &mut String) {
+    to.clear();
+    let action = &probe.actions[action];
+    for (name, label) in plan.metrics[action.metric].labels.iter().zip(&action.labels) {
+        if let LabelPlan::Const(value) = label {
+            push_label(name, value, to);
+        }
+    }
+}
+
+/// The label text of series `number`; false if a name behind it is not known yet.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn labels(
+    laid: &ActionLayout,
+    number: u32,
+    probe: &ProbePlan,
+    action: usize,
+    plan: &Plan,
+    bank: &dyn Bank,
+    seen: &Seen,
+    scratch: &mut Scratch,
+) -> bool {
+    if !ids(laid, number, bank, scratch) {
+        return false;
+    }
+    scratch.labels.clear();
+    let action = &probe.actions[action];
+    for (n, (name, label)) in plan.metrics[action.metric].labels.iter().zip(&action.labels).enumerate() {
+        let (value, mapping, default) = match label {
+            LabelPlan::Const(value) => {
+                push_label(name, value, &mut scratch.labels);
+                continue;
+            }
+            LabelPlan::From { .. } if name == HIDDEN => continue,
+            LabelPlan::From { value, mapping, default, .. } => (*value, mapping, default),
+        };
+        let Some(at) = laid.labels.iter().position(|label| label.label == n) else { return false };
+        let id = scratch.ids.get(at).copied().unwrap_or(label_id::ID_OTHER.0);
+        let text = match id {
+            id if id == label_id::ID_OTHER.0 => OTHER,
+            id if id == label_id::ID_UNREADABLE.0 => UNREADABLE,
+            id => {
+                let past = (id - label_id::ID_PATTERN.0) as usize;
+                match (mapping.get(past), default, laid.labels[at].dictionary) {
+                    (Some((_, shown)), ..) => shown,
+                    (None, Some(default), _) => default,
+                    (None, None, Some(dictionary)) => {
+                        let number = (past - mapping.len()) as u32;
+                        if !bank.name(dictionary, number, &mut scratch.name) {
+                            return false;
+                        }
+                        let Scratch { name, cgroups, text, .. } = scratch;
+                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
+                        &scratch.text
+                    }
+                    (None, None, None) => OTHER,
+                }
+            }
+        };
+        push_label(name, text, &mut scratch.labels);
+    }
+    true
+}
+
+/// Puts the numbers of the labels of series `number` into `scratch.ids`; false if they are not known yet.
+pub(super) fn ids(laid: &ActionLayout, number: u32, bank: &dyn Bank, scratch: &mut Scratch) -> bool {
+    scratch.ids.clear();
+    match laid.family {
+        None => scratch.ids.extend(laid.labels.iter().map(|label| number / label.multiplier % label.radix)),
+        Some(_) if number == 0 => scratch.ids.extend(laid.labels.iter().map(|_| label_id::ID_OTHER.0)),
+        Some(family) => {
+            if !bank.name(family, number - 1, &mut scratch.name) {
+                return false;
+            }
+            let words =
+                scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
+            scratch.ids.extend(words.take(laid.labels.len()).map(|id| id as u32));
+        }
+    }
+    true
+}
+
+/// A dictionary's bytes as the value that they were.
+fn show_name(
+    kind: &ValueKind,
+    name: &[u8],
+    value: usize,
+    seen: &Seen,
+    cgroups: &mut Cgroups,
+    to: &mut String,
+) {
+    to.clear();
+    let shown = if kind.is_symbol() {
+        Value::Text(name)
+    } else if kind.is_text() {
+        Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
+    } else {
+        Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
+    };
+    match (kind, shown) {
+        (ValueKind::Function, Value::Int(number)) => {
+            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
+            to.push_str(function.map_or(OTHER, String::as_str));
+        }
+        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
+        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
+    }
+}
