@@ -101,3 +101,63 @@ pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: `Plain` has no uninitialised bytes, and the slice covers exactly the value.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
+
+/// The structures that the kernel writes to while they are mapped, field by field as they stand in abi.h.
+#[allow(unsafe_code)]
+mod views {
+    use std::mem::{offset_of, size_of};
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+
+    use super::{SMALL_INTEGERS, TEXT_WORDS, control, dictionary, entry, small_integers};
+    use crate::mapping::Shared;
+
+    #[derive(Debug)]
+    #[repr(C)]
+    pub(crate) struct EntryView {
+        pub ready: AtomicU32,
+        pad: AtomicU32,
+        pub words: [AtomicU64; TEXT_WORDS],
+    }
+
+    #[derive(Debug)]
+    #[repr(C)]
+    pub(crate) struct DictionaryView {
+        first_entry: AtomicU32,
+        capacity: AtomicU32,
+        limit: AtomicU32,
+        pub accepted: AtomicU32,
+        next: AtomicU32,
+        pad: AtomicU32,
+        pub free: AtomicU64,
+    }
+
+    #[derive(Debug)]
+    #[repr(C)]
+    pub(crate) struct ControlView {
+        pub wake: AtomicU32,
+        pub wake_bytes: AtomicU32,
+        pub stray: AtomicU64,
+        pub jiffies: AtomicU64,
+        pub now: AtomicU64,
+    }
+
+    pub(crate) type SmallIntegersView = [AtomicU32; SMALL_INTEGERS];
+
+    macro_rules! same_layout {
+        ($view:ty, $of:ty, $($field:ident),*) => {
+            const _: () = {
+                assert!(size_of::<$view>() == size_of::<$of>());
+                $(assert!(offset_of!($view, $field) == offset_of!($of, $field));)*
+            };
+            // SAFETY: atomics only, whose sizes add up to that of the structure, so there is no padding.
+            unsafe impl Shared for $view {}
+        };
+    }
+
+    same_layout!(EntryView, entry, ready, pad, words);
+    same_layout!(DictionaryView, dictionary, first_entry, capacity, limit, accepted, next, pad, free);
+    same_layout!(ControlView, control, wake, wake_bytes, stray, jiffies, now);
+    const _: () = assert!(size_of::<SmallIntegersView>() == size_of::<small_integers>());
+}
+
+pub(crate) use views::{ControlView, DictionaryView, EntryView, SmallIntegersView};

@@ -6,32 +6,49 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-/// The memory of one array map, unmapped when dropped.
+/// Memory that the kernel writes to at any time, seen as one type for as long as it is mapped: no two sizes of atomics
+/// lie over the same bytes, which Rust's memory model has no meaning for.
+///
+/// # Safety
+/// Implemented only for atomic integers, arrays of them, and `repr(C)` structures of these without padding: every
+/// pattern of bits is a value, and nothing of it is changed but atomically.
+pub unsafe trait Shared {}
+
+// SAFETY: an atomic integer.
+unsafe impl Shared for AtomicU32 {}
+// SAFETY: an atomic integer.
+unsafe impl Shared for AtomicU64 {}
+// SAFETY: nothing lies between the elements of an array.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
+
+/// The memory of one array map as a slice of values, unmapped when dropped.
 #[derive(Debug)]
-pub struct Mapping {
-    memory: NonNull<u8>,
-    bytes: usize,
+pub struct Mapped<T: Shared> {
+    memory: NonNull<T>,
+    values: usize,
 }
 
 // SAFETY: the memory is not tied to a thread, and is only reached through atomics.
-unsafe impl Send for Mapping {}
+unsafe impl<T: Shared> Send for Mapped<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl<T: Shared> Sync for Mapped<T> {}
 
-impl Mapping {
-    /// Maps the whole value area of a `BPF_F_MMAPABLE` array of `entries` values of `value_bytes` each.
+impl<T: Shared> Mapped<T> {
+    /// Maps the value area of a `BPF_F_MMAPABLE` array that is so many of these values long.
     ///
     /// # Errors
     /// What mmap(2) refuses, and sizes that do not fit the address space.
-    pub fn new(map: BorrowedFd<'_>, entries: usize, value_bytes: usize) -> io::Result<Self> {
-        // The kernel rounds each value up to eight bytes, and the whole up to pages (kernel/bpf/arraymap.c).
-        let bytes = value_bytes
-            .next_multiple_of(8)
-            .checked_mul(entries)
+    pub fn new(map: BorrowedFd<'_>, values: usize) -> io::Result<Self> {
+        // The kernel begins each of a map's values at a multiple of eight bytes (kernel/bpf/arraymap.c); smaller ones
+        // here are parts of one of its values.
+        const { assert!(size_of::<T>().is_multiple_of(8) || size_of::<T>() == 4) };
+        let bytes = size_of::<T>()
+            .checked_mul(values)
             .filter(|bytes| *bytes > 0 && isize::try_from(*bytes).is_ok())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         // SAFETY: a fresh shared mapping at an address of the kernel's choice touches no memory of ours; the result
@@ -51,26 +68,24 @@ impl Mapping {
         }
         let memory =
             NonNull::new(memory.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(Self { memory, bytes })
-    }
-
-    /// The whole mapping as 64-bit numbers.
-    pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, `bytes` long, lives as long as `self`, and is only seen as atomics.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.bytes / 8) }
-    }
-
-    /// The whole mapping as 32-bit numbers.
-    pub fn halves(&self) -> &[AtomicU32] {
-        // SAFETY: as for `words`.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.bytes / 4) }
+        Ok(Self { memory, values })
     }
 }
 
-impl Drop for Mapping {
+impl<T: Shared> Deref for Mapped<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping is page-aligned, holds so many values, lives as long as `self`, and by `Shared` may be
+        // seen as this type, which is the only one that it is ever seen as.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.values) }
+    }
+}
+
+impl<T: Shared> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: exactly the region that `new` mapped; no reference to it outlives `self`.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.values * size_of::<T>()) };
     }
 }
 

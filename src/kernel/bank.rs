@@ -1,24 +1,23 @@
 //! The bank that the probe programs add to.
 
-use std::mem::offset_of;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::{MapCore, MapHandle};
 
-use crate::abi::{SMALL_INTEGERS, TEXT_WORDS, book_cell, dictionary, entry, integer_key};
+use crate::abi::{DictionaryView, EntryView, SMALL_INTEGERS, SmallIntegersView, book_cell, integer_key};
 use crate::bank::Bank;
 use crate::layout::{self, DictionaryLayout};
-use crate::mapping::Mapping;
+use crate::mapping::Mapped;
 
 /// What the bank is made of.
 #[derive(Debug)]
 pub(super) struct Parts {
-    pub cells: Mapping,
+    pub cells: Mapped<AtomicU64>,
     pub shards: u32,
-    pub entries: Mapping,
+    pub entries: Mapped<EntryView>,
     /// Of each dictionary, how many values are in use, and which numbers are free.
-    pub dictionaries: Mapping,
-    pub small_integers: Mapping,
+    pub dictionaries: Mapped<DictionaryView>,
+    pub small_integers: Mapped<SmallIntegersView>,
     /// The maps that find a number, the long keys first.
     pub numbers: [MapHandle; 2],
 }
@@ -30,10 +29,6 @@ pub struct KernelBank {
     cells_per_shard: u32,
     dictionaries: Vec<DictionaryLayout>,
 }
-
-const DICTIONARY_WORDS: usize = size_of::<dictionary>() / 8;
-
-const ENTRY_WORDS: usize = size_of::<entry>() / 8;
 
 impl KernelBank {
     pub(super) fn new(parts: Parts, layout: &layout::Bank) -> Self {
@@ -55,9 +50,18 @@ impl KernelBank {
         u32::try_from(probe).unwrap_or(u32::MAX) * book_cell::BOOK_CELLS.0 + which.0
     }
 
+    fn cell(&self, shard: u32, cell: u32) -> &AtomicU64 {
+        &self.parts.cells[shard as usize * self.cells_per_shard as usize + cell as usize]
+    }
+
     fn load(&self, shard: u32, cell: u32) -> u64 {
-        self.parts.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
-            .load(Ordering::Relaxed)
+        self.cell(shard, cell).load(Ordering::Relaxed)
+    }
+
+    /// What stands behind a number of a dictionary.
+    fn entry(&self, dictionary: u32, number: u32) -> Option<&EntryView> {
+        let laid = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)?;
+        self.parts.entries.get((laid.first_entry + number) as usize)
     }
 }
 
@@ -71,63 +75,45 @@ impl Bank for KernelBank {
     }
 
     fn take(&self, cell: u32) -> u64 {
-        self.parts.cells.words()[cell as usize].swap(0, Ordering::Relaxed)
+        self.cell(0, cell).swap(0, Ordering::Relaxed)
     }
 
     fn clear(&self, cell: u32) {
-        for shard in 0..self.parts.shards {
-            self.parts.cells.words()[shard as usize * self.cells_per_shard as usize + cell as usize]
-                .store(0, Ordering::Relaxed);
-        }
+        (0..self.parts.shards).for_each(|shard| self.cell(shard, cell).store(0, Ordering::Relaxed));
     }
 
     fn forget(&self, dictionary: u32, number: u32) {
-        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)
-        else {
-            return;
-        };
-        let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
-        let Some(words) = self.parts.entries.words().get(first..first + 1 + TEXT_WORDS) else { return };
+        let Some(entry) = self.entry(dictionary, number) else { return };
         // As in `struct word_key`, and for integers `struct integer_key`.
         let mut key = u64::from(dictionary).to_le_bytes().to_vec();
-        words[1..].iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
+        entry.words.iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
         let [long, short] = &self.parts.numbers;
         let _ = short.delete(&key[..size_of::<integer_key>()]);
         // Of text, the table has nothing: clearing a place in it is harmless.
-        let value = words[1].load(Ordering::Relaxed) as usize;
+        let value = entry.words[0].load(Ordering::Relaxed) as usize;
         if value < SMALL_INTEGERS {
-            let small = &self.parts.small_integers.halves()[dictionary as usize * SMALL_INTEGERS + value];
-            small.store(0, Ordering::Relaxed);
+            self.parts.small_integers[dictionary as usize][value].store(0, Ordering::Relaxed);
         }
         if long.delete(&key).is_err() {
             return;
         }
-        words[0].store(0, Ordering::Release);
-        let shared =
-            &self.parts.dictionaries.words()[dictionary as usize * DICTIONARY_WORDS..][..DICTIONARY_WORDS];
-        let free = &shared[offset_of!(dictionary, free) / 8];
-        let _ = free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
-            words[1].store(top & 0xffff_ffff, Ordering::Relaxed);
+        entry.ready.store(0, Ordering::Release);
+        let shared = &self.parts.dictionaries[dictionary as usize];
+        let _ = shared.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
+            entry.words[0].store(top & 0xffff_ffff, Ordering::Relaxed);
             Some(((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1))
         });
-        let accepted = &self.parts.dictionaries.halves()
-            [(dictionary as usize * size_of::<dictionary>() + offset_of!(dictionary, accepted)) / 4];
-        accepted.fetch_sub(1, Ordering::AcqRel);
+        shared.accepted.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
-        let Some(laid) = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)
-        else {
-            return false;
-        };
-        let first = (laid.first_entry + number) as usize * ENTRY_WORDS;
-        let Some(words) = self.parts.entries.words().get(first..first + 1 + TEXT_WORDS) else { return false };
-        // `ready` is the first half of the first word, and is set last.
-        if words[0].load(Ordering::Acquire) as u32 == 0 {
+        let Some(entry) = self.entry(dictionary, number) else { return false };
+        // It is set last.
+        if entry.ready.load(Ordering::Acquire) == 0 {
             return false;
         }
         to.clear();
-        for word in &words[1..] {
+        for word in &entry.words {
             to.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }
         true

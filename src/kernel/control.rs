@@ -1,14 +1,14 @@
 //! The page that is shared with the probe programs: what the drain thread waits for, and which time it is.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::abi::{control, wake};
-use crate::mapping::Mapping;
+use crate::abi::{ControlView, wake};
+use crate::mapping::Mapped;
 
 /// The control page.
 #[derive(Debug)]
 pub struct Control {
-    page: Mapping,
+    page: Mapped<ControlView>,
 }
 
 /// Jiffies and the time they go with.
@@ -20,35 +20,31 @@ pub struct Clock {
 }
 
 impl Control {
-    pub(super) fn new(page: Mapping) -> Self {
+    pub(super) fn new(page: Mapped<ControlView>) -> Self {
         Self { page }
     }
 
-    fn half(&self, offset: usize) -> &AtomicU32 {
-        &self.page.halves()[offset / 4]
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        &self.page.words()[offset / 8]
+    fn view(&self) -> &ControlView {
+        &self.page[0]
     }
 
     /// Asks to be woken. The kernel takes the request back when it wakes.
     pub(crate) fn wake(&self, on: wake, bytes: u32) {
-        self.half(std::mem::offset_of!(control, wake_bytes)).store(bytes, Ordering::Relaxed);
+        self.view().wake_bytes.store(bytes, Ordering::Relaxed);
         // Whoever sees the request must see the threshold; and events that came before it must be seen by the
         // drain that follows it.
-        self.half(std::mem::offset_of!(control, wake)).store(on.0, Ordering::SeqCst);
+        self.view().wake.store(on.0, Ordering::SeqCst);
     }
 
     /// Hits whose site was unknown: always 0 unless the exporter has a fault.
     pub fn stray(&self) -> u64 {
-        self.word(std::mem::offset_of!(control, stray)).load(Ordering::Relaxed)
+        self.view().stray.load(Ordering::Relaxed)
     }
 
     pub(super) fn clock(&self) -> Clock {
         Clock {
-            jiffies: self.word(std::mem::offset_of!(control, jiffies)).load(Ordering::Relaxed),
-            nanoseconds: self.word(std::mem::offset_of!(control, now)).load(Ordering::Relaxed),
+            jiffies: self.view().jiffies.load(Ordering::Relaxed),
+            nanoseconds: self.view().now.load(Ordering::Relaxed),
         }
     }
 }

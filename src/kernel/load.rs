@@ -21,11 +21,11 @@ use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, control, dictionary, entry, site, site_flag, small_integers};
+use crate::abi::{Plain, bytes_of, site, site_flag};
 use crate::config::model::{AttachMode, ReturnsBy};
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
-use crate::mapping::Mapping;
+use crate::mapping::Mapped;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
@@ -272,14 +272,14 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loade
     let dictionaries = layout.kernel.dictionaries.len().max(1);
     let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
     let parts = Parts {
-        cells: Mapping::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize, 8)?,
+        cells: Mapped::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize)?,
         shards,
-        entries: Mapping::new(maps.entries.as_fd(), entries, size_of::<entry>())?,
-        dictionaries: Mapping::new(maps.dictionaries.as_fd(), dictionaries, size_of::<dictionary>())?,
-        small_integers: Mapping::new(maps.small_integers.as_fd(), dictionaries, size_of::<small_integers>())?,
+        entries: Mapped::new(maps.entries.as_fd(), entries)?,
+        dictionaries: Mapped::new(maps.dictionaries.as_fd(), dictionaries)?,
+        small_integers: Mapped::new(maps.small_integers.as_fd(), dictionaries)?,
         numbers: [handle(&maps.numbers)?, handle(&maps.integers)?],
     };
-    let control = Mapping::new(maps.control.as_fd(), 1, size_of::<control>())?;
+    let control = Mapped::new(maps.control.as_fd(), 1)?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
         bank: Arc::new(KernelBank::new(parts, &layout.kernel)),

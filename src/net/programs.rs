@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use crate::logging::log_libbpf;
-use crate::mapping::Mapping;
+use crate::mapping::Mapped;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};
@@ -90,7 +90,7 @@ pub(crate) struct Programs {
 /// The tables by which programs find an interface.
 #[derive(Debug)]
 struct Known {
-    ports: (MapHandle, Mapping),
+    ports: (MapHandle, Mapped<AtomicU32>),
     more: MapHandle,
     plain: Option<Plain>,
     /// Who has which place in `ports`: an interface's index, or zero.
@@ -101,7 +101,7 @@ struct Known {
 #[derive(Debug)]
 struct Plain {
     map: MapHandle,
-    words: Mapping,
+    words: Mapped<AtomicU64>,
     /// Of one interface: as many as there are CPUs.
     slots: usize,
     blocks: usize,
@@ -139,7 +139,7 @@ impl Programs {
             1,
             &shared,
         )?;
-        let mapping = Mapping::new(ports.as_fd(), 1, size_of::<net_ports>())?;
+        let mapping = Mapped::new(ports.as_fd(), size_of::<net_ports>() / 4)?;
         let more = MapHandle::create(
             MapType::Hash,
             Some("more_ports"),
@@ -189,7 +189,7 @@ impl Programs {
             ..Default::default()
         };
         if direct {
-            let words = &self.known.ports.1.halves()[place * size_of::<net_port>() / 4..];
+            let words = &self.known.ports.1[place * size_of::<net_port>() / 4..];
             words[offset_of!(net_port, id) / 4].store(port.id, Ordering::Relaxed);
             let packed = u32::from(port.block) | u32::from(port.link) << 16;
             words[offset_of!(net_port, block) / 4].store(packed, Ordering::Relaxed);
@@ -293,7 +293,7 @@ impl Plain {
         let map = MapHandle::create(MapType::Array, Some(".bss.plain"), 4, bytes as u32, 1, &shared)
             .map_err(give_back)?;
         let words =
-            Mapping::new(map.as_fd(), 1, bytes).map_err(|error| give_back(libbpf_rs::Error::from(error)))?;
+            Mapped::new(map.as_fd(), bytes / 8).map_err(|error| give_back(libbpf_rs::Error::from(error)))?;
         let blocks = bytes / size_of::<net_plain>();
         let free = (0..blocks as u16).step_by(slots).collect();
         Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free) }))
@@ -306,9 +306,9 @@ impl Plain {
         Some(block)
     }
 
-    fn words_of(&self, block: u16) -> &[std::sync::atomic::AtomicU64] {
+    fn words_of(&self, block: u16) -> &[AtomicU64] {
         let each = size_of::<net_plain>() / 8;
-        &self.words.words()[usize::from(block) * each..][..self.slots * each]
+        &self.words[usize::from(block) * each..][..self.slots * each]
     }
 }
 
@@ -341,7 +341,7 @@ impl Drop for Entry {
         let place = self.index as usize % PORTS;
         if places[place] == self.index {
             places[place] = 0;
-            let words = &self.known.ports.1.halves()[place * size_of::<net_port>() / 4..];
+            let words = &self.known.ports.1[place * size_of::<net_port>() / 4..];
             words[offset_of!(net_port, ifindex) / 4].store(0, Ordering::Release);
         } else {
             // It fails only if it is not there.
