@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
  * The one parser of frames. It never reads past `end`, takes no field's word for a length, and says what is
- * wrong with a frame instead of giving up. tests/net_support/model.rs is the same thing in Rust; a fuzz compares them.
+ * wrong with a frame instead of giving up. tests/net/model.rs is the same thing in Rust; a fuzz compares them.
  *
  * Formats: IEEE 802.1Q, RFC 791 (IPv4), RFC 8200 and 4302 (IPv6 and its extension headers), RFC 2675
  * (jumbograms), RFC 9293 (TCP), RFC 768 (UDP).

@@ -1,4 +1,4 @@
-//! What must hold for any input. The fuzz targets run it on what the fuzzer invents, `tests/fuzz_seeds.rs` on the seeds.
+//! What must hold for any input. The fuzz targets run it on what the fuzzer invents, `tests/unprivileged/fuzz_seeds.rs` on the seeds.
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //!
 //! The kernel judges an instruction by tables of opcodes (arch/x86/kernel/uprobes.c), when it sets the breakpoint into
 //! the memory of a process: with no process there, it takes any place and drops it later without a word. The rules here
-//! are those of Linux 6.1 to 6.18; `tests/kernel_attach.rs` holds them against the running kernel, form by form.
+//! are those of Linux 6.1 to 6.18; `tests/kernel/attach/` holds them against the running kernel, form by form.
 //!
 //! It also takes instructions that it then gets wrong. Its checks look at one opcode byte, whatever opcode map that
 //! belongs to, so a vector instruction whose byte is that of a jump is "emulated" as that jump: skipped. A traced

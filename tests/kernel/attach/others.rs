@@ -1,0 +1,129 @@
+//! Beside another tracer: the kernel keeps one semaphore for each place, and refuses whoever brings another, or none.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use exporter::elf::{Image, usdt_sites};
+use exporter::targets::ProbeState;
+
+use crate::support::tracer::{Forms, Tracer, eventually, folder, private_copy};
+
+/// Holds places as a tracer does that knows nothing of the kernel's counting (older BCC), or with some semaphore.
+const HOLD: &str = r#"
+#define _GNU_SOURCE
+#include <linux/perf_event.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	struct perf_event_attr attr = { .size = sizeof(attr), .sample_period = 1 };
+	FILE *type = fopen("/sys/bus/event_source/devices/uprobe/type", "r");
+	unsigned int number;
+	if (argc < 4 || !type || fscanf(type, "%u", &number) != 1)
+		return 2;
+	attr.type = number;
+	attr.config = strtoul(argv[2], 0, 0) << 32;
+	attr.config1 = (unsigned long)argv[1];
+	for (int i = 3; i < argc; i++) {
+		attr.config2 = strtoul(argv[i], 0, 0);
+		if (syscall(SYS_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC) < 0) {
+			perror("perf_event_open");
+			return 1;
+		}
+	}
+	puts("up");
+	fflush(stdout);
+	pause();
+}
+"#;
+
+struct Other(Child);
+
+impl Other {
+    fn start(folder: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Self {
+        let (source, program) = (folder.join("hold.c"), folder.join("hold"));
+        std::fs::write(&source, HOLD).unwrap();
+        assert!(Command::new("cc").arg("-o").args([&program, &source]).status().unwrap().success());
+        let mut child = Command::new(&program)
+            .arg(file)
+            .arg(semaphore.to_string())
+            .args(offsets.iter().map(u64::to_string))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut up).expect("it holds the place");
+        Self(child)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where the probe's sites and its semaphore are.
+fn places_of(binary: &Path, probe: &str) -> (Vec<u64>, u64) {
+    let bytes = std::fs::read(binary).unwrap();
+    let sites = usdt_sites(&Image::parse(&bytes).unwrap(), "forms", probe).unwrap();
+    assert!(sites.iter().all(|site| site.ref_ctr_offset != 0), "{sites:?}");
+    (sites.iter().map(|site| site.offset).collect(), sites[0].ref_ctr_offset)
+}
+
+fn tracing(binary: &Path, attach: &str) -> String {
+    format!(
+        "node_name: t\nattach: {attach}\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics: [{{ \
+         counter: fired_total }}]\n",
+        binary.display()
+    )
+}
+
+#[test]
+fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
+    for attach in ["auto", "perf"] {
+        let folder = folder();
+        let binary = private_copy("forms", folder.path());
+        let (offsets, _) = places_of(&binary, "i32");
+        let mut before = Forms::start(&binary);
+        let other = Other::start(folder.path(), &binary, &offsets, 0);
+        let tracer = Tracer::start(&tracing(&binary, attach));
+        assert_eq!(tracer.state(0), (ProbeState::Attached, offsets.len()), "{attach}");
+        let mut after = Forms::start(&binary);
+        for forms in [&mut before, &mut after] {
+            let raised: Vec<_> = forms.semaphores().into_iter().filter(|(_, value)| *value != 0).collect();
+            assert_eq!(raised, [("forms:i32".to_string(), 1)], "{attach}");
+        }
+        let fired = before.fire("i32", 7)["fired"].as_u64().unwrap()
+            + after.fire("i32", 5)["fired"].as_u64().unwrap();
+        drop(other);
+        let fired = fired + after.fire("i32", 3)["fired"].as_u64().unwrap();
+        assert_eq!(tracer.render()["fired_total"], fired.to_string(), "{attach}");
+        assert_eq!(tracer.stray(), 0, "the places that raise semaphores are never run");
+        drop(tracer);
+        for forms in [&mut before, &mut after] {
+            assert!(forms.semaphores().values().all(|value| *value == 0), "{attach}");
+        }
+    }
+}
+
+#[test]
+fn a_tracer_with_another_semaphore_is_waited_for() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let (offsets, semaphore) = places_of(&binary, "i32");
+    let other = Other::start(folder.path(), &binary, &offsets, semaphore + 2);
+    let mut forms = Forms::start(&binary);
+    let tracer = Tracer::start_unready(&tracing(&binary, "auto"), false);
+    let (state, _) = tracer.state(0);
+    assert!(matches!(&state, ProbeState::Refused(why) if why.contains("another tracer")), "{state:?}");
+    drop(other);
+    eventually("the probe to be attached", || tracer.state(0) == (ProbeState::Attached, offsets.len()));
+    let fired = forms.fire("i32", 4)["fired"].as_u64().unwrap();
+    assert_eq!(tracer.render()["fired_total"], fired.to_string());
+}

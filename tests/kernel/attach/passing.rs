@@ -1,0 +1,100 @@
+//! Refusals that pass are tried again, and told as what they are.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::exporter::{Place, Setup};
+
+fn yaml(binary: &Path) -> String {
+    format!(
+        "node_name: t\ntargets:\n- name: t\n  binary: {}\n  probes:\n  - function: main\n    metrics: [{{ counter: \
+         main_total }}]\n",
+        binary.display()
+    )
+}
+
+fn compile(place: &Place, name: &str) -> std::path::PathBuf {
+    let (source, binary) = (place.write("main.c", "int main(void) { return 0; }\n"), place.path(name));
+    assert!(Command::new("cc").arg("-o").args([&binary, &source]).status().unwrap().success());
+    binary
+}
+
+fn counts_a_run(exporter: &crate::support::exporter::Exporter, binary: &Path) {
+    exporter.wait_until_ready();
+    assert!(Command::new(binary).status().unwrap().success());
+    assert!(exporter.text().lines().any(|line| line == "main_total{node=\"t\"} 1"), "{}", exporter.text());
+}
+
+#[test]
+fn without_file_descriptors_it_waits_for_some() {
+    let place = Place::new();
+    let built = compile(&place, "built");
+    let binary = place.path("program");
+    let exporter = Setup::new(&place, yaml(&binary)).start();
+    let limit = |files: &str| {
+        let pid = exporter.pid().to_string();
+        assert!(Command::new("prlimit").args(["--pid", &pid, files]).status().unwrap().success());
+    };
+    limit("--nofile=3:20000");
+    std::fs::rename(&built, &binary).unwrap();
+    exporter.wait_for_log("Too many open files");
+    assert!(
+        exporter.log().contains("LimitNOFILE") && !exporter.log().contains("as root"),
+        "{}",
+        exporter.log()
+    );
+    limit("--nofile=20000:20000");
+    counts_a_run(&exporter, &binary);
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
+    let place = Place::new();
+    let binary = compile(&place, "program");
+    let mode = |bits| std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(bits)).unwrap();
+    mode(0o000);
+    // Without the rights by which root reads everything.
+    let exporter = Setup::new(&place, yaml(&binary))
+        .through(&["setpriv", "--bounding-set", "-dac_override,-dac_read_search"])
+        .start();
+    exporter.wait_for_log("Permission denied");
+    let (status, text) = exporter.health("/ready");
+    assert!(status == 503 && text.contains("CAP_DAC_READ_SEARCH"), "{text}");
+    mode(0o755);
+    counts_a_run(&exporter, &binary);
+}
+
+#[test]
+fn a_file_system_without_execution_is_named() {
+    let place = Place::new();
+    let binary = compile(&place, "program");
+    let folder = place.path("mounted");
+    std::fs::create_dir(&folder).unwrap();
+    let mount = format!(
+        "mount -t tmpfs -o noexec none {0} && cp {1} {0} && exec \"$@\"",
+        folder.display(),
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml(&folder.join("program")))
+        .through(&["unshare", "--mount", "sh", "-c", &mount, "sh"])
+        .start();
+    exporter.wait_for_log("mounted with `noexec`");
+    assert_eq!(exporter.health("/ready").0, 503);
+}
+
+#[test]
+fn a_kernel_that_hides_its_types_is_named() {
+    let place = Place::new();
+    let binary = compile(&place, "program");
+    let config = place.write("config.yaml", &yaml(&binary));
+    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", hide, "sh", env!("CARGO_BIN_EXE_exporter"), "check", "--attach"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(said.contains("/sys/kernel/btf/vmlinux") && !said.contains("as root"), "{said}");
+}

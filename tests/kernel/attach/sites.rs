@@ -1,0 +1,182 @@
+//! One bad site costs that site, and everything that is said of a probe agrees.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use exporter::targets::ProbeState;
+
+use crate::support::exporter::{Place, Setup, wait_for};
+use crate::support::tracer::{Tracer, folder};
+
+const FUNCTIONS: usize = 300;
+
+/// 300 functions, of which number 123 begins with a lock prefix, as the counters of programs with atomics do. Each line that
+/// it reads makes it call all of them.
+fn many(folder: &Path) -> PathBuf {
+    let mut source = "#include <stdio.h>\nlong total;\n".to_string();
+    for n in 0..FUNCTIONS {
+        let body = if n == 123 {
+            "__atomic_fetch_add(&total, 1, __ATOMIC_SEQ_CST);".to_string()
+        } else {
+            format!("__asm__ volatile(\"\" :: \"r\"({n}));")
+        };
+        source += &format!("__attribute__((noinline)) void many_{n:03}(void) {{ {body} }}\n");
+    }
+    source += "int main(void) { puts(\"up\"); fflush(stdout); while (getchar() != EOF) {\n";
+    source += &(0..FUNCTIONS).map(|n| format!("many_{n:03}();\n")).collect::<String>();
+    source += "puts(\"done\"); fflush(stdout); } return 0; }\n";
+    let (file, binary) = (folder.join("many.c"), folder.join("many"));
+    std::fs::write(&file, source).unwrap();
+    assert!(Command::new("cc").args(["-O2", "-o"]).args([&binary, &file]).status().unwrap().success());
+    binary
+}
+
+/// Runs it to its end, with one round of calls.
+fn run_once(binary: &Path) {
+    let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"x").unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// A process that maps the file, until it is dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(binary: &Path) -> Self {
+        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut byte = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_glob_does_without_its_one_bad_function() {
+    let folder = folder();
+    let binary = many(folder.path());
+    // Perf events are one for each site, and the kernel detaches one after the other: fewer of them.
+    for (attach, glob, all) in [("auto", "many_*", FUNCTIONS), ("perf", "many_12*", 10)] {
+        for running in [false, true] {
+            let _running = running.then(|| Running::start(&binary));
+            let tracer = Tracer::start(&format!(
+                "node_name: t\nattach: {attach}\ntargets:\n- name: many\n  binary: {}\n  probes:\n  - function: \"{glob}\"\n    \
+                 metrics: [{{ counter: calls_total, labels: {{ f: {{ value: function, limit: 400 }} }} }}]\n",
+                binary.display()
+            ));
+            let (state, sites) = tracer.state(0);
+            assert_eq!(sites, all - 1, "{attach}, running {running}: {state:?}");
+            assert!(
+                matches!(&state, ProbeState::Partly(why)
+                    if why.starts_with(&format!("1 of {all} sites are not: many_123: ")) && why.contains("lock prefix")),
+                "{state:?}"
+            );
+            run_once(&binary);
+            let series = tracer.render();
+            let called = series.iter().filter(|(name, _)| name.starts_with("calls_total{"));
+            let counts: Vec<&str> = called.map(|(_, count)| count.as_str()).collect();
+            assert_eq!((counts.len(), counts.iter().all(|count| *count == "1")), (all - 1, true), "{attach}");
+        }
+    }
+}
+
+/// The log, `/ready`, the metrics and `check` say the same of a probe that is attached in part and of one that cannot be.
+#[test]
+fn what_is_said_of_a_probe_agrees() {
+    let place = Place::new();
+    let binary = many(place.path("").as_path());
+    let yaml = format!(
+        "node_name: t\ntargets:\n- name: many\n  binary: {}\n  probes:\n  - function: \"many_12*\"\n    metrics: [{{ counter: \
+         some_total }}]\n  - function: many_123\n    metrics: [{{ counter: none_total }}]\n",
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_for_log("Attached 1/2 probes to many");
+    let log = exporter.log();
+    assert!(log.contains("Attached probe in part: many_12*: 1 of 10 sites are not: many_123: "), "{log}");
+    assert!(log.contains("Probe many_123 is refused"), "{log}");
+    let (status, text) = exporter.health("/ready");
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("many: many_123 is refused:") && text.contains("lock prefix"), "{text}");
+    let text = exporter.text();
+    let has = |series: &str| assert!(text.lines().any(|line| line == series), "{series} in {text}");
+    has("fibre_exporter_probes_attached 1");
+    for (name, glob, one) in [("attached", 1, 0), ("sites", 9, 0), ("sites_refused", 1, 1)] {
+        has(&format!("fibre_exporter_probe_{name}{{target=\"many\",probe=\"many_12*\"}} {glob}"));
+        has(&format!("fibre_exporter_probe_{name}{{target=\"many\",probe=\"many_123\"}} {one}"));
+    }
+    assert!(
+        text.contains("probe=\"many_12*\",state=\"partly\",reason=\"1 of 10 sites are not: many_123: "),
+        "{text}"
+    );
+    assert!(text.contains("probe=\"many_123\",state=\"refused\""), "{text}");
+    run_once(&binary);
+    wait_for("the calls to be counted", || {
+        exporter.text().lines().any(|line| line == "some_total{node=\"t\"} 9")
+    });
+}
+
+/// A probe that is attached in part is ready, and `/ready` says what it leaves out.
+#[test]
+fn a_probe_in_part_is_ready_with_a_warning() {
+    let place = Place::new();
+    let binary = many(place.path("").as_path());
+    let yaml = format!(
+        "node_name: t\ntargets:\n- name: many\n  binary: {}\n  probes:\n  - function: \"many_12*\"\n    metrics: [{{ counter: \
+         some_total }}]\n",
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml.clone()).start();
+    exporter.wait_until_ready();
+    let (_, text) = exporter.health("/ready");
+    assert!(text.starts_with("ready\nmany: many_12* is partly attached: 1 of 10 sites"), "{text}");
+    let config = place.write("check.yaml", &yaml);
+    let checked = crate::support::exporter::exporter().arg("check").arg(&config).output().unwrap();
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert!(said.contains("partly: 1 of 10 sites are not probed: many_123:"), "{said}");
+    assert!(checked.status.success(), "{said}");
+}
+
+/// A real glob: hundreds of functions of libcrypto, some of which count references with a lock prefix, while a process maps
+/// the library.
+#[test]
+fn a_library_that_runs_is_traced_but_for_what_cannot_be() {
+    let folder = folder();
+    let library = folder.path().join("libcrypto.so.3");
+    let original = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
+    assert!(Command::new("cp").arg(original).arg(&library).status().unwrap().success());
+    let script = format!(
+        "import ctypes,sys\nc = ctypes.CDLL('{}')\nprint('up', flush=True)\nsys.stdin.read(1)\nfor _ in range(9): \
+         c.EVP_MD_get_size(c.EVP_sha256)\nprint('done', flush=True)\nsys.stdin.read()\n",
+        library.display()
+    );
+    let mut python = Command::new("python3")
+        .arg("-c")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = std::io::BufReader::new(python.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    let tracer = Tracer::start(&format!(
+        "node_name: t\ntargets:\n- name: crypto\n  binary: {}\n  probes:\n  - function: \"EVP_*\"\n    metrics: [{{ counter: \
+         evp_total, labels: {{ f: {{ value: function, limit: 2000 }} }} }}]\n",
+        library.display()
+    ));
+    let (state, sites) = tracer.state(0);
+    assert!(sites > 500, "{state:?}");
+    assert!(matches!(&state, ProbeState::Partly(why) if why.contains("lock prefix")), "{state:?}");
+    std::io::Write::write_all(python.stdin.as_mut().unwrap(), b"x").unwrap();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!(tracer.render()["evp_total{f=\"EVP_MD_get_size\"}"], "9");
+    drop(python.stdin.take());
+    assert!(python.wait().unwrap().success());
+}

@@ -1,0 +1,258 @@
+//! The books balance: random configurations, bursts from several processes at once, rings, dictionaries and the room for
+//! starts of spans far too small, and processes that are killed in the middle. Every round has a seed, which it prints:
+//! `BOOKS_SEED=7` runs only that one.
+
+mod configuration;
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use self::configuration::{Probed, Random, Role, configuration};
+
+use crate::support::tracer::{Forms, Series, Tracer, folder, private_copy};
+use exporter::kernel::Books;
+use exporter::plan::{ActionPlan, ProbePlan, Route};
+
+/// As many random configurations as these fit into the time, but no fewer than the first and no more than the last.
+const ROUNDS: std::ops::Range<u64> = 24..60;
+const TIME: Duration = Duration::from_secs(30);
+
+/// The first round's; the next has the next.
+const SEED: u64 = 2026;
+
+/// What one process was told to fire, and what it says that it did.
+struct Work {
+    forms: Forms,
+    pid: u32,
+    asked: Vec<(&'static str, u64)>,
+    fired: HashMap<&'static str, u64>,
+    killed: bool,
+}
+
+impl Work {
+    fn count(&self, form: &str) -> (u64, u64) {
+        let fired = self.fired.get(form).copied().unwrap_or_default();
+        let asked = self.asked.iter().filter(|(name, _)| *name == form).map(|(_, count)| count).sum();
+        (fired, if self.killed { asked } else { fired })
+    }
+}
+
+#[test]
+fn the_books_balance_whatever_happens() {
+    if let Ok(seed) = std::env::var("BOOKS_SEED") {
+        one_round(seed.parse().expect("BOOKS_SEED is a number"));
+        return;
+    }
+    let began = Instant::now();
+    let (mut seen, mut of_spans) = (Books::default(), Books::default());
+    let mut killed = 0;
+    for round in 0..ROUNDS.end {
+        if round >= ROUNDS.start && began.elapsed() > TIME {
+            break;
+        }
+        let (books, kills) = one_round(SEED + round);
+        for (role, of) in books {
+            let sums = if matches!(role, Role::Return | Role::End) { &mut of_spans } else { &mut seen };
+            sums.aggregated += of.aggregated;
+            sums.delivered += of.delivered;
+            sums.filtered += of.filtered;
+            sums.lost += of.lost;
+        }
+        killed += kills;
+    }
+    // Every way to end was gone, and many times.
+    for sums in [seen, of_spans] {
+        assert!(
+            sums.aggregated > 1000 && sums.delivered > 1000 && sums.filtered > 1000 && sums.lost > 1000,
+            "{sums:?}"
+        );
+    }
+    assert!(killed > 3);
+}
+
+fn one_round(seed: u64) -> (Vec<(Role, Books)>, usize) {
+    let random = &mut Random(seed);
+    let folder = folder();
+    let program = random.pick(&["forms", "forms-no-pie"]);
+    let binary = private_copy(program, folder.path());
+    let mut work: Vec<_> = (0..1 + random.below(4))
+        .map(|_| {
+            let forms = Forms::start(&binary);
+            Work { pid: forms.pid(), forms, asked: Vec::new(), fired: HashMap::new(), killed: false }
+        })
+        .collect();
+    let only = random.chance(3).then(|| work[0].pid);
+    let (config, probed) = configuration(random, &binary, only);
+    eprintln!("BOOKS_SEED={seed}: {program}, {} processes\n{config}", work.len());
+    let tracer = Tracer::start_by(&config, random.chance(4));
+    assert_eq!(tracer.plan.probes.len(), probed.len());
+    let forms: BTreeSet<_> = probed.iter().map(|probed| probed.form).collect();
+    for process in &mut work {
+        for _ in 0..1 + random.below(3) {
+            for form in &forms {
+                process.asked.push((form, random.below(4000)));
+            }
+        }
+        for (form, count) in &process.asked {
+            process.forms.begin(form, *count);
+        }
+    }
+    let victims = if work.len() > 1 { random.below(2) as usize } else { 0 };
+    let mut before = tracer.render();
+    let mut books_before = vec![Books::default(); probed.len()];
+    for n in 0..5 {
+        std::thread::sleep(Duration::from_millis(random.below(8)));
+        for process in work.iter_mut().rev().take(if n == 2 { victims } else { 0 }) {
+            process.forms.kill();
+            process.killed = true;
+        }
+        let now = tracer.render();
+        grows(&before, &now);
+        before = now;
+        for (probe, before) in books_before.iter_mut().enumerate() {
+            let now = tracer.books(probe);
+            *before = check_in_between(*before, now);
+        }
+    }
+    for process in &mut work {
+        for (form, _) in process.asked.clone() {
+            let Some(answer) = process.forms.answer() else { break };
+            assert_eq!(answer["damaged"], 0, "{answer}");
+            *process.fired.entry(form).or_default() += answer["fired"].as_u64().unwrap();
+        }
+        assert!(
+            process.killed
+                || process.fired.values().sum::<u64>() == process.asked.iter().map(|a| a.1).sum::<u64>()
+        );
+    }
+    let books = tracer.books_at_rest();
+    let (drained, undecodable) = tracer.drained();
+    let series = tracer.render();
+    grows(&before, &series);
+    assert_eq!((undecodable, tracer.stray()), (0, 0));
+    for (n, probed) in probed.iter().enumerate() {
+        check_in_between(books_before[n], books[n]);
+        check_counts(probed.form, &work, only, books[n]);
+        check_series(&tracer.plan.probes[n], probed, &series, books[n], victims == 0);
+        if probed.role == Role::Return {
+            // Only a process that was killed inside can have a call without its return.
+            let open = books[n - 1].hits - books[n].hits;
+            assert!(
+                open <= victims as u64,
+                "{open} calls without a return: {:?} {:?}",
+                books[n - 1],
+                books[n]
+            );
+        }
+    }
+    let delivered: u64 = books.iter().map(|books| books.delivered).sum();
+    let lossy = tracer.plan.probes.iter().zip(&probed).zip(&books);
+    let lossy = lossy.filter(|((plan, probed), _)| loses_in_kernel(plan) || probed.role.is_start());
+    let may_be_more: u64 = lossy.map(|(_, books)| books.lost).sum();
+    assert!(
+        (delivered..=delivered + may_be_more).contains(&drained),
+        "{drained} drained, {delivered} delivered"
+    );
+    (probed.iter().map(|probed| probed.role).zip(books).collect(), victims)
+}
+
+/// True of the books at any moment, and between two of them.
+fn check_in_between(before: Books, now: Books) -> Books {
+    assert_eq!(now.hits, now.aggregated + now.delivered + now.filtered + now.lost);
+    assert_eq!(now.begun, now.hits + now.in_flight, "more came out than went in: {now:?}");
+    let columns = |b: Books| [b.hits, b.begun, b.aggregated, b.delivered, b.filtered, b.lost];
+    assert!(columns(before).iter().zip(columns(now)).all(|(old, new)| *old <= new), "{before:?} {now:?}");
+    now
+}
+
+/// What the programs say that they fired.
+fn check_counts(form: &str, work: &[Work], only: Option<u32>, books: Books) {
+    let count = |wanted: &dyn Fn(u32) -> bool| {
+        let counts = work.iter().filter(|process| wanted(process.pid)).map(|process| process.count(form));
+        let (least, most) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+        least..=most
+    };
+    assert_eq!((books.in_flight, books.begun), (0, books.hits));
+    let all = count(&|_| true);
+    assert!(all.contains(&books.hits), "{form}: fired {all:?}: {books:?}");
+    let others = count(&|pid| only.is_some_and(|only| pid != only));
+    assert!(others.contains(&books.filtered), "{form}: others fired {others:?}: {books:?}");
+}
+
+/// A hit that some metric in the kernel misses is lost, but goes to user space all the same.
+fn loses_in_kernel(probe: &ProbePlan) -> bool {
+    let in_kernel = probe.actions.iter().filter(|action| action.route == Route::Kernel);
+    in_kernel.into_iter().any(|action| action.value.is_some() || !action.when.is_empty())
+}
+
+fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, books: Books, all_live: bool) {
+    let sum = |metric: &str| -> u64 {
+        let name = format!("p{}_{metric}", probed.number);
+        let rows = series.iter().filter(|(series, _)| series.split('{').next() == Some(&name));
+        rows.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
+    };
+    let ends_span = matches!(probed.role, Role::Return | Role::End);
+    let wanted = books.hits - books.filtered;
+    // A hit that lost something in the kernel went to user space all the same, but for an end without its start.
+    let delivered =
+        if loses_in_kernel(plan) { books.delivered..=wanted } else { books.delivered..=books.delivered };
+    let check = |metric: &str, action: &ActionPlan| {
+        let found = sum(metric);
+        let of_the_dead = metric == "pid_total" && !all_live;
+        match action.route {
+            // The series of a process that has ended goes away.
+            _ if of_the_dead => assert!(found <= wanted, "{metric}: {found} {books:?}"),
+            Route::Hits | Route::Kernel if ends_span && plan.emit.is_none() => {
+                assert_eq!(found, books.aggregated, "{metric}: {books:?}")
+            }
+            Route::Hits | Route::Kernel if ends_span => {
+                assert!((books.delivered..=wanted).contains(&found), "{metric}: {found} {books:?}")
+            }
+            Route::Hits | Route::Kernel => assert_eq!(found, wanted, "{metric}: {books:?}"),
+            Route::Ring(_) => assert!(delivered.contains(&found), "{metric}: {found} {books:?}"),
+        }
+    };
+    for (metric, action) in probed.counting.iter().zip(&plan.actions) {
+        check(metric, action);
+    }
+    match (&plan.emit, loses_in_kernel(plan)) {
+        (None, _) => assert_eq!(books.delivered, 0),
+        (Some(_), _) => assert_eq!(books.aggregated, 0, "{books:?}"),
+    }
+    let loses = plan.emit.is_some() || loses_in_kernel(plan) || probed.role.is_start();
+    assert!(loses || books.lost == 0, "{books:?}");
+    if probed.role == Role::Return && probed.has_room && plan.emit.is_none() {
+        assert_eq!(books.lost, 0, "every return has its call: {books:?}");
+    }
+}
+
+/// Counters never fall, and never leap to where only a difference below zero leads.
+fn grows(before: &Series, now: &Series) {
+    for (series, count) in
+        now.iter().filter(|(series, _)| series.contains("_hits_total") || series.contains("_by_total"))
+    {
+        let number = |text: &str| text.parse::<i128>().unwrap();
+        let before = before.get(series).map_or(0, |count| number(count));
+        let now = number(count);
+        assert!(before <= now && now < 1 << 40, "{series}: {before} before, {now} now");
+    }
+}
+
+/// Nothing but hits of other processes: a count of them must not show at any moment.
+#[test]
+fn filtered_hits_never_show() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let (one, mut two) = (Forms::start(&binary), Forms::start(&binary));
+    let tracer = Tracer::start(&format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  pid: {}\n  probes:\n\
+         \x20 - on: usdt:forms:i32\n    metrics: [{{ counter: hits_total }}]\n",
+        binary.display(),
+        one.pid()
+    ));
+    two.begin("i32", 200_000);
+    while tracer.books(0).hits < 200_000 {
+        assert_eq!(tracer.render()["hits_total"], "0");
+    }
+    assert_eq!(tracer.books_at_rest()[0].filtered, 200_000);
+}

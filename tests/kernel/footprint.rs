@@ -1,0 +1,87 @@
+//! How much memory the exporter takes with ten thousand series: in the kernel's tables and in its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::program::{Exporter, compile, folder, run};
+
+const SERIES: usize = 10_000;
+
+/// What a debug build takes too; a release build takes less.
+const MOST: u64 = 64 << 20;
+
+/// Fires with as many numbers and texts as there are to be series.
+const SOURCE: &str = r#"
+#include <stdio.h>
+#include <sys/sdt.h>
+int main(void) {
+    for (int n = 0; n < 5000; n++) {
+        char text[64];
+        snprintf(text, sizeof text, "peer-%d.of-the-node.example.org:%d", n, 8333 + n);
+        DTRACE_PROBE2(many, series, n, text);
+    }
+    return 0;
+}
+"#;
+
+/// Scrapes more than once, as buffers grow with the first. `more` goes to both metrics.
+fn footprint(more: &str, route: &str) {
+    let folder = folder();
+    let program = compile("gcc", "many.c", SOURCE, &[], folder.path());
+    let exporter = Exporter::start(&format!(
+        "  - name: many\n    binary: {}\n    probes:\n    - on: usdt:many:series\n      \
+         args: {{ n: 0, text: {{ index: 1, type: string }} }}\n      metrics:\n      \
+         - {{ counter: numbers_total, labels: {{ n: {{ value: n, limit: {SERIES} }} }}{more} }}\n      \
+         - {{ counter: texts_total, labels: {{ text: {{ value: text, limit: {SERIES} }} }}{more} }}\n",
+        program.display()
+    ));
+    run(&mut Command::new(program));
+    for _ in 0..3 {
+        let samples = exporter.scrape();
+        let series: usize =
+            ["numbers_total", "texts_total"].map(|name| samples.named(name).count()).iter().sum();
+        assert_eq!(series, SERIES);
+        assert_eq!(samples.sum(&format!("fibre_exporter_probe_{route}_total"), &[]), 5000.0);
+        samples.assert_nothing_lost();
+    }
+    let proc = Path::new("/proc").join(exporter.pid().to_string());
+    let lines = |path: &Path, head: &str| -> u64 {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let number = |line: &str| line.strip_prefix(head)?.trim().trim_end_matches(" kB").parse::<u64>().ok();
+        text.lines().filter_map(number).sum()
+    };
+    // The most that it ever took, loading and attaching included.
+    let resident = lines(&proc.join("status"), "VmHWM:") << 10;
+    // What the kernel keeps for it: maps and programs; those that are mapped count twice.
+    let held = fs::read_dir(proc.join("fdinfo")).expect("list descriptors");
+    let mut maps = BTreeMap::new();
+    for held in held.map(|held| held.expect("a descriptor").path()) {
+        for kind in ["map_id:", "prog_id:"] {
+            if let id @ 1.. = lines(&held, kind) {
+                maps.insert((kind, id), lines(&held, "memlock:"));
+            }
+        }
+    }
+    let kernel: u64 = maps.values().sum();
+    println!("{route}: {:.1} MiB resident, {:.1} MiB in the kernel", mib(resident), mib(kernel));
+    assert!(resident > 0 && kernel > 0);
+    assert!(resident + kernel < MOST, "{} + {} MiB", mib(resident), mib(kernel));
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[test]
+fn ten_thousand_series_of_the_kernel_take_less_than_64_mib() {
+    footprint("", "aggregated");
+}
+
+#[test]
+fn ten_thousand_series_of_events_take_less_than_64_mib() {
+    // Too long for the kernel to compare.
+    let long = "no peer is called so ".repeat(5);
+    footprint(&format!(", when: 'text != \"{long}\"'"), "delivered");
+}

@@ -1,0 +1,20 @@
+//! The exporter's parts against the running kernel, on programs that the tests build. Needs root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attach;
+mod books;
+mod footprint;
+mod forms;
+mod functions;
+mod golang;
+mod harm;
+mod misses;
+mod old_kernel;
+mod processes;
+mod returns;
+mod routes;
+mod spans;
+mod spans_left_open;
+mod targets;

@@ -1,0 +1,87 @@
+//! What the kernel says that it kept from a program, and what it never says: returns of calls nested too deep.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::tracer::{Tracer, folder};
+use exporter::kernel::misses;
+use libbpf_rs::query::ProgInfoIter;
+use libbpf_rs::{ObjectBuilder, ProgramInput};
+
+/// A program that is hit by what it does itself: the second, inner hit is the one that the kernel keeps from it. A uprobe
+/// cannot do that, for what it runs is no user space; and the kernel looks for it at tracepoints, kprobes and
+/// trampolines, not at uprobes. So this stands in for the exporter's own programs, whose number no kernel moves yet.
+const RECURSIVE: &str = r#"
+#define SEC(name) __attribute__((section(name), used))
+static long (*print)(const char *text, unsigned size, ...) = (void *)6;
+char LICENSE[] SEC("license") = "GPL";
+SEC("raw_tp/bpf_trace_printk") int INNER(void *ctx) { char text[] = "again"; print(text, sizeof(text)); return 0; }
+SEC("syscall") int outer(void *ctx) { char text[] = "first"; print(text, sizeof(text)); return 0; }
+"#;
+
+#[test]
+fn what_the_kernel_kept_from_a_program_is_told() {
+    let folder = folder();
+    let (source, object) = (folder.path().join("recursive.c"), folder.path().join("recursive.o"));
+    // Another run of this test may be under way, whose program has another name.
+    let name = format!("inner{}", std::process::id());
+    std::fs::write(&source, RECURSIVE.replace("INNER", &name)).unwrap();
+    run(Command::new(env!("BPF_CLANG")).args(["-O2", "-target", "bpf", "-c", "-o"]).args([&object, &source]));
+    let object = ObjectBuilder::default().open_file(object).unwrap().load().unwrap();
+    let programs: Vec<_> = object.progs_mut().collect();
+    let [inner, outer] =
+        [&*name, "outer"].map(|name| programs.iter().position(|p| p.name() == name).unwrap());
+    let _link = programs[inner].attach().unwrap();
+    for _ in 0..7 {
+        programs[outer].test_run(ProgramInput::default()).unwrap();
+    }
+    // Whatever else on this machine prints adds to it, so the kernel's other way to tell is asked before and after.
+    let told = || ProgInfoIter::default().find(|info| info.name == *name).unwrap();
+    let (before, ours, after) = (told(), misses(programs[inner].as_fd()).unwrap(), told());
+    assert!(before.recursion_misses >= 7, "{}", before.recursion_misses);
+    assert!((before.recursion_misses..=after.recursion_misses).contains(&ours), "{ours}");
+    assert_eq!(misses(programs[outer].as_fd()).unwrap(), 0);
+}
+
+/// As many returns of one thread as the kernel follows at once (MAX_URETPROBE_DEPTH); of further ones it only writes a line
+/// into its log, "omit uretprobe due to nestedness limit".
+const FOLLOWED: u64 = 64;
+
+const DEEP: &str = r#"
+#include <stdlib.h>
+__attribute__((noinline)) int deep(volatile int n) { int below = n > 1 ? deep(n - 1) : 0; return below + 1; }
+int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]); }
+"#;
+
+#[test]
+fn returns_deeper_than_the_kernel_follows_are_neither_hits_nor_misses() {
+    let folder = folder();
+    let (source, binary) = (folder.path().join("deep.c"), folder.path().join("deep"));
+    std::fs::write(&source, DEEP).unwrap();
+    run(Command::new("cc").args(["-O1", "-fno-optimize-sibling-calls", "-o"]).args([&binary, &source]));
+    for attach in ["auto", "perf"] {
+        for depth in [FOLLOWED, FOLLOWED + 36] {
+            let tracer = Tracer::start(&deep(&binary, attach));
+            run(Command::new(&binary).arg(depth.to_string()));
+            let books = tracer.books_at_rest();
+            let [calls, returns] = [0, 1].map(|n| books[n].aggregated);
+            assert_eq!((calls, returns), (depth, FOLLOWED), "{attach}: {books:#?}");
+            assert_eq!(tracer.misses(), 0, "{attach}: the kernel has begun to count these");
+        }
+    }
+}
+
+fn deep(binary: &Path, attach: &str) -> String {
+    format!(
+        "node_name: test\nattach: {attach}\ntargets:\n- name: deep\n  binary: {}\n  probes:\n  - function: deep\n    metrics:\n    \
+         - counter: calls_total\n  - function: deep\n    returns: i32\n    returns_by: trampoline\n    metrics:\n    \
+         - {{ counter: returned_total, value: retval }}\n",
+        binary.display()
+    )
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}

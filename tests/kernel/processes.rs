@@ -1,0 +1,155 @@
+//! Metrics with a label for the process: bounded by the processes that live, not by those that ever lived.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use exporter::metrics::WINDOW;
+
+use crate::support::tracer::{Forms, Tracer, folder, private_copy};
+
+/// Processes that may have a series at once.
+const LIMIT: usize = 3;
+
+/// Runs more processes than the limit, one after the other, and returns the series shown after each.
+fn one_after_the_other(all_to_ring: bool) {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    args: {{ v: 0 }}\n    \
+         metrics:\n    - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n    \
+         - histogram: sizes\n      value: v\n      buckets: [0, 10]\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    let tracer = Tracer::start_by(&yaml, all_to_ring);
+    let shown = |tracer: &Tracer| -> Vec<(String, String)> {
+        let of = |(name, value): (String, String)| name.starts_with("fired_total{").then_some((name, value));
+        tracer.render().into_iter().filter_map(of).collect()
+    };
+    for _ in 0..4 * LIMIT {
+        let mut forms = Forms::start(&binary);
+        let fired = forms.fire("i32", 5)["fired"].as_u64().unwrap();
+        let pid = forms.pid();
+        forms.kill();
+        drop(forms);
+        let label = format!("pid=\"{pid}\"");
+        for reader in ["one", "another"] {
+            let last = shown(&tracer);
+            assert_eq!(last.len(), 1, "{reader} sees a process that has ended, and no other: {last:?}");
+            assert!(
+                last[0].0.contains(&label) && last[0].1 == fired.to_string(),
+                "{label} {fired}: {last:?}"
+            );
+        }
+        // This one sees it too, and after it it goes away.
+        tracer.render_at(Instant::now() + WINDOW);
+        assert_eq!(shown(&tracer), []);
+        assert!(tracer.render().keys().all(|name| !name.contains(&label)));
+    }
+}
+
+#[test]
+fn series_of_ended_processes_go_away_in_the_kernel() {
+    one_after_the_other(false);
+}
+
+#[test]
+fn series_of_ended_processes_go_away_in_user_space() {
+    one_after_the_other(true);
+}
+
+/// Hits of one probe by process.
+fn counting_by_process(binary: &Path) -> Tracer {
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n",
+        binary.display()
+    );
+    Tracer::start(&yaml)
+}
+
+/// Small numbers have a table of their own in the kernel: a number that was given back must be gone from there too, or a
+/// later process of the same number would be counted as whoever has its place now.
+#[test]
+fn a_small_process_number_comes_again() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let tracer = counting_by_process(&binary);
+    let shown =
+        |tracer: &Tracer| tracer.render().into_iter().find(|(name, _)| name.starts_with("fired_total{"));
+    let mut first = start_as(&binary, |pid| (300..1000).contains(&pid));
+    let again = first.pid();
+    for _ in 0..2 {
+        let fired = first.fire("i32", 5)["fired"].as_u64().unwrap();
+        first.kill();
+        drop(first);
+        let (name, value) = shown(&tracer).unwrap();
+        assert!(name.contains(&format!("pid=\"{again}\"")) && value == fired.to_string(), "{name} {value}");
+        tracer.render_at(Instant::now() + WINDOW);
+        assert_eq!(shown(&tracer), None);
+        // Another one takes the place that was given back, and stays.
+        let mut other = Forms::start(&binary);
+        other.fire("i32", 3);
+        first = start_as(&binary, |pid| pid == again);
+        other.kill();
+        tracer.render();
+        tracer.render_at(Instant::now() + WINDOW);
+    }
+    first.kill();
+}
+
+/// Starts the program as a process whose number is right, which is the next one that the kernel has free.
+fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
+    for _ in 0..2000 {
+        let next = (300..1000).find(|pid| right(*pid)).unwrap();
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
+        let mut forms = Forms::start(binary);
+        if right(forms.pid()) {
+            return forms;
+        }
+        forms.kill();
+        // Some other process has it, and may live for seconds.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("no process got the number that was asked for");
+}
+
+#[test]
+fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let tracer = counting_by_process(&binary);
+    for _ in 0..4 {
+        let mut processes: Vec<Forms> = (0..LIMIT).map(|_| Forms::start(&binary)).collect();
+        let mut fired: Vec<_> = processes
+            .iter_mut()
+            .map(|forms| {
+                let fired = forms.fire("i32", 5)["fired"].as_u64().unwrap();
+                (format!("fired_total{{pid=\"{}\"}}", forms.pid()), fired.to_string())
+            })
+            .collect();
+        fired.sort();
+        processes.iter_mut().for_each(Forms::kill);
+        drop(processes);
+        let shown: Vec<_> =
+            tracer.render().into_iter().filter(|(name, _)| name.starts_with("fired_total{")).collect();
+        assert_eq!(shown, fired);
+    }
+}
+
+#[test]
+fn more_processes_than_the_limit_at_once_are_other() {
+    let folder = folder();
+    let binary = private_copy("forms", folder.path());
+    let tracer = counting_by_process(&binary);
+    let mut processes: Vec<Forms> = (0..=LIMIT).map(|_| Forms::start(&binary)).collect();
+    let fired: Vec<u64> =
+        processes.iter_mut().map(|forms| forms.fire("i32", 5)["fired"].as_u64().unwrap()).collect();
+    let series = tracer.render();
+    let of = |label: &str| {
+        series.iter().find(|(name, _)| name.contains(&format!("pid=\"{label}\""))).map(|(_, v)| v.clone())
+    };
+    for (forms, fired) in processes.iter().zip(&fired).take(LIMIT) {
+        assert_eq!(of(&forms.pid().to_string()), Some(fired.to_string()), "{series:?}");
+    }
+    assert_eq!(of("other"), Some(fired[LIMIT].to_string()), "{series:?}");
+}

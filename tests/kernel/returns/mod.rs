@@ -1,0 +1,179 @@
+//! Functions that are left in every way, with their returns traced: the program goes on as without the tracer, every return is
+//! seen with its result, and what did not return is not counted. In both ways to attach.
+//!
+//! An exit costs some 10 microseconds where it must be single-stepped, so that each scenario makes some ten thousands of
+//! calls; `LEAPS=20` in the environment makes twenty times as many.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::support::tracer::{Series, Tracer, folder};
+use exporter::kernel::Books;
+use exporter::targets::ProbeState;
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/returns");
+
+/// A scenario of `leaps.cc`, how often it goes round, and its functions, with whether their results are seen.
+type Scenario = (&'static str, u64, &'static [(&'static str, bool)]);
+
+/// Functions of `leaps.cc` and how often each scenario is asked to go round. Of some the result is not seen.
+const SCENARIOS: [Scenario; 7] = [
+    ("exceptions", 5_000, &[("deep", true), ("guarded", true)]),
+    ("jumps", 5_000, &[("jumps_down", true), ("signalled", true)]),
+    ("contexts", 20_000, &[("yields", true)]),
+    ("stacks", 20_000, &[("leaves_stack", true)]),
+    ("threads", 8_000, &[("ends_thread", true), ("is_cancelled", true)]),
+    (
+        "recursion",
+        20_000,
+        &[("recursive", true), ("last_call", true), ("through_pointer", false), ("nothing", false)],
+    ),
+    ("processes", 5_000, &[("forks", true)]),
+];
+
+fn build(compiler: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf {
+    let built = folder.join(source.split('.').next().unwrap());
+    let output = Command::new(compiler)
+        .args(flags)
+        .arg("-o")
+        .arg(&built)
+        .arg(Path::new(SOURCES).join(source))
+        .output();
+    let output = output.unwrap_or_else(|why| panic!("{compiler}: {why}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    built
+}
+
+fn many(calls: u64) -> u64 {
+    calls * std::env::var("LEAPS").map_or(1, |times| times.parse().unwrap())
+}
+
+fn run(program: &Path, args: &[&str]) -> Output {
+    Command::new(program).args(args).output().unwrap()
+}
+
+/// What the program says of itself: for each function, calls, returns, and the sum of what it returned.
+fn said(output: &Output) -> BTreeMap<String, [u64; 3]> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let name = words.next()?.to_string();
+        let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+        Some((name, numbers.try_into().ok()?))
+    };
+    text.lines().map(|text| line(text).unwrap_or_else(|| panic!("{text}"))).collect()
+}
+
+struct Seen<'a> {
+    tracer: &'a Tracer,
+    books: Vec<Books>,
+    series: Series,
+}
+
+impl<'a> Seen<'a> {
+    fn of(tracer: &'a Tracer) -> Self {
+        Self { books: tracer.books_at_rest(), series: tracer.render(), tracer }
+    }
+
+    fn books(&self, probe: &str) -> Books {
+        let at = self.tracer.plan.probes.iter().position(|known| known.name == probe);
+        self.books[at.unwrap_or_else(|| panic!("{probe}"))]
+    }
+
+    fn number(&self, series: &str) -> u64 {
+        self.series.get(series).map_or(0, |value| value.parse::<f64>().unwrap() as u64)
+    }
+
+    /// Every call and every return of the function was seen, with the right result, and nothing else.
+    fn assert_exact(&self, function: &str, said: [u64; 3], sees_result: bool, lost: u64) {
+        let [entered, returned, sum] = said;
+        let at_entry = self.books(function);
+        let at_exit = self.books(&format!("{function}:return"));
+        assert_eq!((at_entry.hits, at_entry.lost), (entered, 0), "{function}: {at_entry:?}");
+        assert_eq!((at_exit.aggregated, at_exit.lost), (returned, lost), "{function}: {at_exit:?}");
+        assert_eq!(self.number(&format!("{function}_seconds_count")), returned, "{function}");
+        if sees_result {
+            assert_eq!(self.number(&format!("{function}_total")), sum, "{function}: {:#?}", self.series);
+        }
+    }
+}
+
+fn configuration(attach: &str, binary: &Path, functions: &[(&str, bool)]) -> String {
+    let mut yaml = format!(
+        "node_name: test\nattach: {attach}\ntargets:\n- name: leaps\n  binary: {}\n  probes:\n",
+        binary.display()
+    );
+    for (name, sees_result) in functions {
+        writeln!(yaml, "  - function: {name}\n    returns: u64\n    metrics:").unwrap();
+        writeln!(yaml, "    - histogram: {name}_seconds\n      value: duration\n      buckets: [10]")
+            .unwrap();
+        if *sees_result {
+            writeln!(yaml, "    - counter: {name}_total\n      value: retval").unwrap();
+        }
+    }
+    yaml
+}
+
+fn leaps(attach: &str) {
+    let folder = folder();
+    let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], folder.path());
+    for (scenario, calls, functions) in SCENARIOS {
+        let calls = many(calls);
+        let tracer = Tracer::start(&configuration(attach, &binary, functions));
+        let output = run(&binary, &[scenario, &calls.to_string()]);
+        assert!(output.status.success(), "{attach}, {scenario}: {output:?}");
+        let (said, seen) = (said(&output), Seen::of(&tracer));
+        for (function, sees_result) in functions {
+            // A child's return is that of no call of the child's.
+            let lost = if scenario == "processes" { calls.div_ceil(50) } else { 0 };
+            seen.assert_exact(function, said[*function], *sees_result, lost);
+        }
+        assert_eq!(tracer.stray(), 0);
+    }
+}
+
+#[test]
+fn every_way_out_by_one_link() {
+    leaps("auto");
+}
+
+#[test]
+fn every_way_out_by_perf_events() {
+    leaps("perf");
+}
+
+#[test]
+fn panics_of_rust() {
+    let folder = folder();
+    let binary = build("rustc", "panics.rs", &["-O", "--edition=2024"], folder.path());
+    for attach in ["auto", "perf"] {
+        let tracer = Tracer::start(&configuration(attach, &binary, &[("may_panic", true)]));
+        let output = run(&binary, &[&many(5_000).to_string()]);
+        assert!(output.status.success(), "{attach}: {output:?}");
+        let [entered, returned, _] = said(&output)["may_panic"];
+        let seen = Seen::of(&tracer);
+        // A function of depth d returns d, when it does; each fourth has each depth, and two of three return.
+        let sum = seen.number("may_panic_total");
+        seen.assert_exact("may_panic", [entered, returned, sum], true, 0);
+        // What nobody catches ends the program as it does untraced.
+        let output = run(&binary, &["3", "uncaught"]);
+        assert_eq!(output.status.code(), Some(101), "{attach}: {output:?}");
+    }
+}
+
+/// The kernel's own way is refused where the program could die of it.
+#[test]
+fn trampolines_are_refused_where_something_unwinds() {
+    let folder = folder();
+    let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], folder.path());
+    let yaml = configuration("auto", &binary, &[("deep", true), ("recursive", true)]);
+    let tracer = Tracer::start_unready(&yaml.replace("returns: u64", "returns_by: trampoline"), false);
+    for probe in 0..tracer.plan.probes.len() {
+        let ProbeState::Refused(why) = tracer.state(probe).0 else { panic!("{:?}", tracer.state(probe)) };
+        assert!(why.contains("must not be replaced"), "{why}");
+    }
+    let output = run(&binary, &["exceptions", "1000"]);
+    assert!(output.status.success(), "{output:?}");
+}

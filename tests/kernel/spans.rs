@@ -1,0 +1,265 @@
+//! Values are what they were when the call or the span began, whatever has become of the memory since; and each return
+//! finds its own call.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::tracer::{Series, Tracer, folder};
+
+fn build(source: &str, folder: &Path) -> PathBuf {
+    let (file, binary) = (folder.join("traced.c"), folder.join("traced"));
+    std::fs::write(&file, source).unwrap();
+    let options = ["-O1", "-fno-optimize-sibling-calls", "-pthread", "-o"];
+    assert!(Command::new("cc").args(options).args([&binary, &file]).status().unwrap().success());
+    binary
+}
+
+/// Runs the program under these probes, by every way there is: attached by links and by perf events, computed in the kernel
+/// and in user space.
+fn by_every_way(source: &str, probes: &str, settings: &str, held: impl Fn(&Tracer, &Series)) {
+    let folder = folder();
+    let binary = build(source, folder.path());
+    let ways = [("auto", false), ("auto", true), ("perf", false)];
+    let returns = ["exits", "trampoline"];
+    for ((attach, all_to_ring), returns_by) in ways.iter().flat_map(|way| returns.map(|by| (*way, by))) {
+        let probes = probes.replace("trampoline", returns_by);
+        let yaml = format!(
+            "node_name: test\nattach: {attach}\n{settings}targets:\n- name: traced\n  binary: {}\n  probes:\n{probes}",
+            binary.display()
+        );
+        let tracer = Tracer::start_by(&yaml, all_to_ring);
+        assert!(Command::new(&binary).status().unwrap().success(), "{attach}");
+        let series = tracer.render();
+        println!("{attach}, all to the ring: {all_to_ring}: {series:#?}");
+        held(&tracer, &series);
+    }
+}
+
+fn nothing_lost(tracer: &Tracer) {
+    for books in tracer.books_at_rest() {
+        assert_eq!(books.lost, 0, "{books:?}");
+    }
+}
+
+fn assert_series(series: &Series, expected: &[(&str, &str)]) {
+    for (name, value) in expected {
+        assert_eq!(series.get(*name).map(String::as_str), Some(*value), "{name} in {series:#?}");
+    }
+}
+
+/// Every kind of argument, of a function that uses its arguments' memory for something else, and moves their registers.
+const CONSUMED: &str = r#"
+#include <string.h>
+#include <sys/sdt.h>
+struct request { int id; short state; const char *path; };
+__attribute__((noinline)) int handle(char *line, struct request *r, char *blob, unsigned len, unsigned char *ip) {
+	DTRACE_PROBE2(test, start, line, 7);
+	memset(line, 'Z', 3);
+	memset(blob, 'Z', len);
+	memset(ip, 255, 4);
+	r->state = 9;
+	r->path = "/other";
+	DTRACE_PROBE2(test, end, "later", 7);
+	__asm__ volatile("" ::: "memory");
+	return len;
+}
+int main(void) {
+	for (volatile int i = 0; i < 10; i++) {
+		char line[16] = "get key", blob[8] = "set", path[8] = "/index", long_line[80] = "";
+		unsigned char ip[4] = { 127, 0, 0, (unsigned char)i };
+		struct request r = { 7, -2, path };
+		/* Or the compiler would leave out what the function overwrites. */
+		__asm__ volatile("" ::: "memory");
+		if (handle(line, &r, blob, 3, ip) != 3)
+			return 1;
+		memset(long_line, 'a' + i % 2, 70);
+		memset(path, 'Z', 3);
+	}
+	return 0;
+}
+"#;
+
+#[test]
+fn a_return_s_labels_are_what_the_function_was_called_with() {
+    let probes = r#"
+  - function: handle
+    returns: i32
+    returns_by: trampoline
+    args:
+      line: { index: 0, type: string, max: 16 }
+      state: { index: 1, offset: 4, type: i16 }
+      path: { index: 1, offset: 8, type: string }
+      verb: { index: 2, type: string_len, length: 3, max: 8 }
+      raw: { index: 2, type: hex, len: 4 }
+      ip: { index: 4, type: ipv4 }
+    metrics:
+    - { counter: line_total, labels: { line: line, rc: retval } }
+    - { counter: path_total, when: retval == 3, labels: { path: path, state: state } }
+    - { counter: verb_total, when: 'retval == 3 and verb == "set"', labels: { verb: { value: verb, match: { "s*": store }, default: other } } }
+    - { counter: raw_total, when: retval == 3, labels: { raw: raw } }
+    - { counter: ip_total, when: 'retval == 3 and ip == "127.0.0.4"', labels: { ip: ip } }
+    - { histogram: call_seconds, value: duration, buckets: [10], labels: { line: line } }
+"#;
+    by_every_way(CONSUMED, probes, "", |tracer, series| {
+        nothing_lost(tracer);
+        assert_series(
+            series,
+            &[
+                ("line_total{line=\"get key\",rc=\"3\"}", "10"),
+                ("path_total{path=\"/index\",state=\"-2\"}", "10"),
+                ("verb_total{verb=\"store\"}", "10"),
+                ("raw_total{raw=\"73657400\"}", "10"),
+                ("ip_total{ip=\"127.0.0.4\"}", "1"),
+                ("call_seconds_count{line=\"get key\"}", "10"),
+            ],
+        );
+    });
+}
+
+#[test]
+fn a_span_s_labels_are_those_of_its_start() {
+    let probes = r#"
+  - span: by_thread_seconds
+    from: usdt:test:start
+    to: usdt:test:end
+    args: { line: { index: 0, type: string } }
+    labels: { line: line }
+    buckets: [10]
+  - span: by_key_seconds
+    from: usdt:test:start
+    to: usdt:test:end
+    by: key
+    args: { key: { index: 1, type: i32 }, line: { index: 0, type: string }, late: { index: 0, to_index: 0, type: string } }
+    labels: { line: line, late: late }
+    buckets: [10]
+"#;
+    by_every_way(CONSUMED, probes, "", |tracer, series| {
+        nothing_lost(tracer);
+        assert_series(
+            series,
+            &[
+                ("by_thread_seconds_count{line=\"get key\"}", "10"),
+                ("by_key_seconds_count{line=\"get key\",late=\"later\"}", "10"),
+            ],
+        );
+    });
+}
+
+/// A text that cannot be read says so, and the other values are what they are.
+#[test]
+fn a_text_that_is_nowhere_is_unreadable_and_the_rest_is_not() {
+    let source = r#"
+__attribute__((noinline)) int handle(const char *text, int n) { __asm__ volatile(""); return n; }
+int main(void) {
+	for (volatile int i = 0; i < 10; i++) handle(i % 2 ? "here" : (const char *)8, i % 2);
+	return 0;
+}
+"#;
+    let probes = r#"
+  - function: handle
+    returns: i32
+    returns_by: trampoline
+    args: { text: { index: 0, type: string }, n: { index: 1, type: i32 } }
+    metrics: [{ counter: text_total, when: retval >= 0, labels: { text: text, n: n } }]
+"#;
+    by_every_way(source, probes, "", |_, series| {
+        assert_series(
+            series,
+            &[("text_total{text=\"here\",n=\"1\"}", "5"), ("text_total{text=\"unreadable\",n=\"0\"}", "5")],
+        );
+    });
+}
+
+/// What a call gives back through its arguments.
+#[test]
+fn at_return_reads_what_the_call_has_written() {
+    let source = r#"
+#include <string.h>
+struct answer { long id; const char *text; };
+__attribute__((noinline)) int take(char *buffer, unsigned long *len, struct answer *answer, unsigned char *flag) {
+	strcpy(buffer, "reply");
+	*len = 3;
+	answer->text = "ok";
+	*flag = 1;
+	__asm__ volatile("" : "+r"(buffer), "+r"(len), "+r"(answer), "+r"(flag) :: "memory");
+	return 0;
+}
+int main(void) {
+	for (volatile int i = 0; i < 10; i++) {
+		char buffer[16] = "asked";
+		unsigned long len = 16;
+		unsigned char flags[2] = { 0, 1 };
+		struct answer answer = { 1, "none" };
+		if (take(buffer, &len, &answer, flags)) return 1;
+	}
+	return 0;
+}
+"#;
+    let probes = r#"
+  - function: take
+    returns: i32
+    returns_by: trampoline
+    args:
+      asked: { index: 0, type: string, max: 16 }
+      reply: { index: 0, type: string_len, length: 1, max: 16, at: return }
+      len: { index: 1, type: u64, at: return }
+      room: { index: 1, offset: 0, type: u64 }
+      text: { index: 2, offset: 8, type: string, at: return }
+      flag: { index: 3, type: bool, at: return }
+    metrics:
+    - { counter: read_total, value: len }
+    - { counter: replies_total, labels: { asked: asked, reply: reply, text: text, flag: flag } }
+    - { counter: rooms_total, when: retval == 0, labels: { room: room } }
+"#;
+    by_every_way(source, probes, "", |tracer, series| {
+        nothing_lost(tracer);
+        assert_series(
+            series,
+            &[
+                ("read_total", "30"),
+                ("replies_total{asked=\"asked\",reply=\"rep\",text=\"ok\",flag=\"true\"}", "10"),
+                ("rooms_total{room=\"16\"}", "10"),
+            ],
+        );
+    });
+}
+
+/// Calls that are left and never come back to their place fill the map; it must not stay full.
+#[test]
+fn a_map_full_of_calls_that_were_left_recovers() {
+    let source = r#"
+#include <setjmp.h>
+#include <unistd.h>
+static jmp_buf out;
+__attribute__((noinline)) int call(volatile int leave) { if (leave) longjmp(out, 1); return 1; }
+__attribute__((noinline)) int deeper(volatile int n) {
+	volatile char room[32] = { 0 };
+	return n ? deeper(n - 1) + room[0] : call(1);
+}
+int main(void) {
+	for (volatile int i = 0; i < 500; i++)
+		if (!setjmp(out)) deeper(i);
+	sleep(4);
+	for (volatile int i = 0; i < 100; i++) call(0);
+	return 0;
+}
+"#;
+    let probes = r#"
+  - function: call
+    returns: i32
+    args: { leave: { index: 0, type: i32 } }
+    metrics: [{ counter: call_total, labels: { rc: retval, leave: leave } }]
+"#;
+    let folder = folder();
+    let binary = build(source, folder.path());
+    let tracer = Tracer::start(&format!(
+        "node_name: test\nlimits: {{ starts: 64 }}\ntargets:\n- name: traced\n  binary: {}\n  probes:\n{probes}",
+        binary.display()
+    ));
+    assert!(Command::new(&binary).status().unwrap().success());
+    let books = tracer.books_at_rest();
+    assert_series(&tracer.render(), &[("call_total{rc=\"1\",leave=\"0\"}", "100")]);
+    // What found no room is told, and nothing else is lost.
+    assert_eq!(books[0].lost, 500 - 64, "{books:?}");
+    assert_eq!(books[1].lost, 0, "{books:?}");
+}

@@ -1,0 +1,115 @@
+//! Spans whose starts have no end, as errors leave them behind, and spans of forked processes with the same key.
+
+use std::process::Command;
+
+use crate::support::program::{Exporter, Samples, compile, folder, run};
+
+/// Runs a C program with the probes of provider `test` and these spans; returns what was counted once so many starts are
+/// known to be over without their end.
+fn trace(source: &str, spans: &str, forgotten: f64) -> Samples {
+    let folder = folder();
+    let program = compile("gcc", "spans.c", source, &[], folder.path());
+    let exporter =
+        Exporter::start(&format!("  - name: spans\n    binary: {}\n    probes:\n{spans}", program.display()));
+    run(&mut Command::new(program));
+    let expired = |samples: &Samples| samples.sum("fibre_exporter_span_starts_expired_total", &[]);
+    let samples = exporter.scrape_until("the starts without an end", |samples| expired(samples) >= forgotten);
+    assert_eq!(expired(&samples), forgotten);
+    samples
+}
+
+#[test]
+fn calls_left_by_longjmp_do_not_stand_in_the_way() {
+    // Every second call is left without its end; the last ones nest four deep, each with its end.
+    let source = r#"
+#include <setjmp.h>
+#include <sys/sdt.h>
+static jmp_buf out;
+__attribute__((noinline)) static void call(volatile int n) {
+    DTRACE_PROBE(test, start);
+    if (n % 2) longjmp(out, 1);
+    DTRACE_PROBE(test, end);
+}
+__attribute__((noinline)) static int nest(volatile int depth) {
+    DTRACE_PROBE(test, start);
+    int below = depth ? nest(depth - 1) : 0;
+    DTRACE_PROBE(test, end);
+    return below + 1;
+}
+int main(void) {
+    for (volatile int i = 0; i < 100; i++)
+        if (!setjmp(out)) call(i);
+    for (int i = 0; i < 5; i++)
+        if (nest(3) != 4) return 1;
+    return 0;
+}
+"#;
+    let spans = "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n";
+    // Some make room for others; the rest are forgotten when their thread is seen to have ended.
+    let samples = trace(source, spans, 50.0);
+    assert_eq!(samples.sum("call_seconds_count", &[]), 50.0 + 5.0 * 4.0);
+    samples.assert_nothing_lost();
+}
+
+/// Begin and end are functions of their own, so that nested starts have the same place on the stack; the inner span takes 1
+/// ms, the outer 30. An outer one that is left in between must not move the pairs that follow.
+#[test]
+fn spans_nest_whose_ends_are_in_helpers() {
+    let source = r#"
+#include <sys/sdt.h>
+#include <unistd.h>
+__attribute__((noinline)) static void begin(void) { DTRACE_PROBE(test, start); }
+__attribute__((noinline)) static void end(void) { DTRACE_PROBE(test, end); }
+int main(void) {
+    for (volatile int i = 0; i < 10; i++) {
+        begin();
+        usleep(29000);
+        if (i == 5) continue;
+        for (volatile int n = 0; n < 2; n++) { begin(); usleep(500); end(); }
+        end();
+    }
+    return 0;
+}
+"#;
+    let spans = "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n\
+                 \x20       buckets: [25ms, 10]\n";
+    let samples = trace(source, spans, 1.0);
+    assert_eq!(samples.sum("call_seconds_count", &[]), 27.0);
+    assert_eq!(samples.sum("call_seconds_bucket", &[("le", "0.025")]), 18.0);
+    samples.assert_nothing_lost();
+}
+
+#[test]
+fn the_same_key_in_two_processes_is_two_keys() {
+    // Both processes begin with key 7 before either ends.
+    let source = r#"
+#include <sys/sdt.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    int there[2], back[2];
+    char byte = 0;
+    if (pipe(there) || pipe(back)) return 1;
+    if (!fork()) {
+        if (read(there[0], &byte, 1) != 1) _exit(1);
+        DTRACE_PROBE1(test, start, 7);
+        if (write(back[1], &byte, 1) != 1) _exit(1);
+        if (read(there[0], &byte, 1) != 1) _exit(1);
+        DTRACE_PROBE1(test, end, 7);
+        _exit(0);
+    }
+    DTRACE_PROBE1(test, start, 7);
+    if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1) return 1;
+    DTRACE_PROBE1(test, end, 7);
+    if (write(there[1], &byte, 1) != 1) return 1;
+    int status = 1;
+    wait(&status);
+    return status;
+}
+"#;
+    let spans = "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n\
+                 \x20       by: id\n        args: { id: 0 }\n";
+    let samples = trace(source, spans, 0.0);
+    assert_eq!(samples.sum("call_seconds_count", &[]), 2.0);
+    samples.assert_nothing_lost();
+}

@@ -1,0 +1,95 @@
+//! One attachment for each file as the kernel knows it.
+
+use std::os::unix::fs::symlink;
+
+use super::support::*;
+use crate::support::tracer::{Tracer, folder};
+
+#[test]
+fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
+    let (builds, folder) = (builds(), folder());
+    let lower = folder.path().join("lower");
+    std::fs::create_dir(&lower).unwrap();
+    let name = format!("image-{}", std::process::id());
+    copy(&builds.path().join("first"), &lower.join(&name));
+    let mounts: Vec<Overlay> =
+        (0..3).map(|n| Overlay::over(&lower, &folder.path().join(n.to_string()))).collect();
+    let mut programs: Vec<Program> =
+        mounts.iter().map(|mount| Program::start(&mount.at.join(&name))).collect();
+    let tracer = Tracer::start(&config(&[("all", &format!("process: {name}"))]));
+    assert_eq!(tracer.state(0).1, 1, "one site of one file");
+    programs.iter_mut().for_each(|program| program.fire(100));
+    assert_eq!(count(&tracer, "all_total"), 300);
+
+    // chmod makes a file of its own in the layer above, which shows the same numbers. The old process goes on in the old one.
+    let copied_up = mounts[0].at.join(&name);
+    run("chmod", &["700", copied_up.to_str().unwrap()]);
+    let mut new = Program::start(&copied_up);
+    until_sites(&tracer, 0, 2);
+    new.fire(1000);
+    programs.iter_mut().for_each(|program| program.fire(10));
+    assert_eq!(count(&tracer, "all_total"), 1330);
+    assert_eq!(tracer.stray(), 0);
+}
+
+#[test]
+fn paths_of_one_file_are_one_file() {
+    let (builds, folder) = (builds(), folder());
+    let at = folder.path();
+    let name = format!("many-{}", std::process::id());
+    let file = at.join(&name);
+    copy(&builds.path().join("first"), &file);
+    std::fs::create_dir(at.join("linked")).unwrap();
+    std::fs::hard_link(&file, at.join("linked").join(&name)).unwrap();
+    symlink(&file, at.join("link")).unwrap();
+    let mut programs =
+        [file.clone(), at.join("linked").join(&name), at.join("link")].map(|path| Program::start(&path));
+    let tracer = Tracer::start(&config(&[
+        ("named", &format!("process: {name}")),
+        ("linked", &format!("binary: {}", at.join("link").display())),
+    ]));
+    programs.iter_mut().for_each(|program| program.fire(5));
+    assert_eq!((tracer.state(0).1, tracer.state(1).1), (1, 1));
+    assert_eq!((count(&tracer, "named_total"), count(&tracer, "linked_total")), (15, 15));
+}
+
+#[test]
+fn forty_files_of_one_name_are_all_traced() {
+    let (builds, folder) = (builds(), folder());
+    let name = format!("forty-{}", std::process::id());
+    let mut programs: Vec<Program> = (0..40)
+        .map(|n| {
+            let own = folder.path().join(n.to_string());
+            std::fs::create_dir(&own).unwrap();
+            copy(&builds.path().join("first"), &own.join(&name));
+            Program::start(&own.join(&name))
+        })
+        .collect();
+    let tracer = Tracer::start(&config(&[("all", &format!("process: {name}"))]));
+    programs.iter_mut().for_each(|program| program.fire(3));
+    assert_eq!((tracer.state(0).1, count(&tracer, "all_total")), (40, 120));
+}
+
+#[test]
+fn probes_of_a_library_without_a_path_are_found_also_when_it_comes_later() {
+    let folder = folder();
+    let name = format!("memfd-{}", std::process::id());
+    let (program, library) = (folder.path().join(&name), folder.path().join("library.so"));
+    build(&program, &["-O1", "-DPAD=1"]);
+    build(&library, &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
+    let load = format!("load {}", library.display());
+    let (mut early, mut late) = (Program::start(&program), Program::start(&program));
+    early.say(&load);
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: made\n  process: {name}\n  probes:\n  - on: usdt:lib:hit\n    metrics: \
+         [{{ counter: made_total }}]\n"
+    );
+    let tracer = Tracer::start(&yaml);
+    early.fire(100);
+    assert_eq!(count(&tracer, "made_total"), 100);
+    late.say(&load);
+    until_sites(&tracer, 0, 2);
+    late.fire(1000);
+    early.fire(10_000);
+    assert_eq!(count(&tracer, "made_total"), 11_100);
+}

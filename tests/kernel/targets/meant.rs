@@ -1,0 +1,151 @@
+//! A target that means some processes counts those and no others.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::support::*;
+use exporter::targets::ProbeState;
+
+use crate::support::tracer::{Tracer, eventually, folder};
+
+#[test]
+fn another_name_of_the_same_file_is_not_counted() {
+    let (builds, folder) = (builds(), folder());
+    let [alpha, beta] = ["alpha", "beta"].map(|name| format!("{name}-{}", std::process::id() % 100_000));
+    let [alpha_path, beta_path] = [&alpha, &beta].map(|name| folder.path().join(name));
+    copy(&builds.path().join("first"), &alpha_path);
+    fs::hard_link(&alpha_path, &beta_path).unwrap();
+    let (mut first, mut other) = (Program::start(&alpha_path), Program::start(&beta_path));
+    let tracer = Tracer::start(&config(&[("alpha", &format!("process: {alpha}"))]));
+    first.fire(1);
+    other.fire(10_000);
+    assert_eq!(count(&tracer, "alpha_total"), 1);
+
+    // From its first hit, however short its life; children too; and whoever becomes alpha, as long as it is.
+    fire_at_once(&alpha_path, 10);
+    first.say("fork 100");
+    other.say("fork 10_000");
+    other.say(&format!("name {alpha}"));
+    other.fire(1000);
+    other.say("name something");
+    other.fire(10_000);
+    assert_eq!(count(&tracer, "alpha_total"), 1111);
+    // Executing another name of the same file is the end of being alpha, and the other way round.
+    first.tell(&format!("exec {}", beta_path.display()));
+    first.fire(20_000);
+    other.tell(&format!("exec {}", alpha_path.display()));
+    other.fire(5000);
+    assert_eq!(count(&tracer, "alpha_total"), 6111);
+    // What was left out is told.
+    let books = tracer.books_at_rest().remove(0);
+    assert_eq!(books.hits, 6111 + 10_000 + 10 + 10_000 + 20_000, "{books:?}");
+}
+
+#[test]
+fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
+    let (builds, folder) = (builds(), folder());
+    let name =
+        format!("a-name-that-is-longer-than-any-word-of-it-and-than-sixty-four-bytes-{}", std::process::id());
+    let (path, other) = (folder.path().join(&name), folder.path().join(name.replace("any", "all")));
+    copy(&builds.path().join("first"), &path);
+    fs::hard_link(&path, &other).unwrap();
+    let mut program = Program::start(&path);
+    let tracer = Tracer::start(&config(&[("long", &format!("process: {name}"))]));
+    program.fire(7);
+    fire_at_once(&other, 100);
+    assert_eq!(count(&tracer, "long_total"), 7);
+}
+
+/// A control group that is taken away when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn start(&self, program: &std::path::Path) -> Program {
+        let script = "echo $$ > $0/cgroup.procs && exec $1";
+        Program::of(Command::new("sh").args(["-c", script]).arg(&self.0).arg(program))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Empty only once its processes have been waited for.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn hierarchy() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let found = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    found.expect("control groups of version 2").split(' ').nth(1).unwrap().into()
+}
+
+#[test]
+fn a_container_is_that_container_with_all_its_control_groups() {
+    let (builds, folder) = (builds(), folder());
+    let program = folder.path().join("image");
+    copy(&builds.path().join("first"), &program);
+    let id = |n: u32| {
+        format!("{:08x}{}", std::process::id() ^ n << 24, "0123456789abcdef".repeat(4)[..56].to_owned())
+    };
+    let (one, two) = (id(1), id(2));
+    let first = Cgroup::new(hierarchy().join(format!("docker-{one}.scope")));
+    let inner = Cgroup::new(first.0.join("inner/deeper"));
+    let middle = Cgroup(first.0.join("inner"));
+    let watcher = Cgroup::new(hierarchy().join(format!("libpod-conmon-{one}.scope")));
+    let second = Cgroup::new(hierarchy().join(format!("docker-{two}.scope")));
+    let mut programs = [&first, &inner, &second, &watcher].map(|cgroup| cgroup.start(&program));
+    programs.iter_mut().for_each(|program| program.fire(0));
+    let tracer = Tracer::start(&config(&[
+        ("one", &format!("container: {}", &one[..12])),
+        ("two", &format!("container: {two}")),
+    ]));
+    for (program, times) in programs.iter_mut().zip([1, 10, 100, 1000]) {
+        program.fire(times);
+    }
+    fire_at_once(&program, 10_000);
+    assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (11, 100));
+    // One that starts later, in a control group that is new.
+    let newer = Cgroup::new(first.0.join("newer"));
+    newer.start(&program).fire(5);
+    assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (16, 100));
+    assert_eq!(tracer.books_at_rest()[0].hits, 11_116);
+    drop((programs, newer, inner, middle));
+}
+
+#[test]
+fn a_number_that_is_used_again_is_not_the_process() {
+    let (builds, folder) = (builds(), folder());
+    let program = folder.path().join("numbered");
+    copy(&builds.path().join("first"), &program);
+    let mut first = Program::start(&program);
+    let pid = first.pid();
+    let tracer = Tracer::start(&config(&[
+        ("alone", &format!("pid: {pid}")),
+        ("of_file", &format!("binary: {}\n  pid: {pid}", program.display())),
+    ]));
+    first.fire(3);
+    drop(first);
+    let again = (0..2000).find_map(|_| {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        Some(Program::start(&program)).filter(|program| program.pid() == pid)
+    });
+    let mut again = again.expect("the number is free");
+    again.fire(100);
+    assert_eq!((count(&tracer, "alone_total"), count(&tracer, "of_file_total")), (3, 3));
+    assert_eq!(tracer.books(1).filtered, 100);
+    eventually(
+        "the end of the process to be told",
+        || matches!(tracer.state(0), (ProbeState::Waiting(why), 0) if why.contains("has ended")),
+    );
+}

@@ -1,0 +1,80 @@
+//! The exporter in a pid namespace of its own, as in a container, beside processes in it, below it and outside of it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::support::*;
+use crate::support::tracer::{eventually, folder};
+
+const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
+
+/// What the shell in the new namespace does: one program in it, one in a namespace below, and the exporter.
+const INSIDE: &str = r#"
+mkfifo in below; echo $$ > ready
+./inner < in > inner.out & echo $! > pid; exec 8> in
+unshare -pf --mount-proc ./inner < below > below.out & exec 7> below
+sed "s/PID/$(cat pid)/" config.in > config
+$0 --config config > log 2>&1 8>&- 7>&- & exporter=$!
+until grep -q "Waiting for events" log; do kill -0 $exporter || exit 1; sleep 0.05; done
+echo 100 >&8; echo 1000 >&7
+until [ -s below.out ] && [ -s inner.out ]; do sleep 0.05; done
+touch fired; while [ ! -e done ]; do sleep 0.05; done
+kill $exporter; wait $exporter
+"#;
+
+#[test]
+fn ids_are_those_of_the_exporters_own_namespace() {
+    let (builds, folder) = (builds(), folder());
+    let at = folder.path();
+    copy(&builds.path().join("first"), &at.join("inner"));
+    let port = 19900 + (std::process::id() % 40) as u16 * 2;
+    fs::write(at.join("config.in"), config_of(&at.join("inner"), port)).unwrap();
+    let mut outside = Program::start(&at.join("inner"));
+    let mut shell = Command::new("unshare")
+        .args(["-pf", "--mount-proc", "--kill-child", "bash", "-c", INSIDE, EXPORTER])
+        .current_dir(at)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the programs inside to have fired", || {
+        assert!(shell.try_wait().unwrap().is_none(), "{:?}", fs::read_to_string(at.join("log")));
+        at.join("fired").exists()
+    });
+    outside.fire(10_000);
+    let pid = fs::read_to_string(at.join("pid")).unwrap();
+    let scrape = || {
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        String::from_utf8(Command::new("curl").args(["-s", &url]).output().unwrap().stdout).unwrap()
+    };
+    let by_pid = |text: &str, pid: &str| value(text, &format!("hits_total{{node=\"t\",pid=\"{pid}\"}}"));
+    // Twice, for series of ended processes would go after the first time.
+    for _ in 0..2 {
+        let text = scrape();
+        assert_eq!(by_pid(&text, pid.trim()), Some(100), "{text}");
+        assert_eq!(by_pid(&text, "0"), Some(10_000), "outside of the namespace");
+        let all: u64 = text.lines().filter(|line| line.starts_with("hits_total{")).filter_map(number).sum();
+        assert_eq!(all, 11_100, "and what is below has an id of this one too: {text}");
+        assert_eq!(value(&text, "mine_total{node=\"t\"}"), Some(100));
+    }
+    fs::write(at.join("done"), "").unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
+fn config_of(program: &Path, port: u16) -> String {
+    format!(
+        "node_name: t\nmetrics_port: {port}\nhealth_port: {}\ntargets:\n- name: all\n  binary: {}\n  probes:\n  \
+         - on: usdt:t:hit\n    metrics: [{{ counter: hits_total, labels: {{ pid: pid }} }}]\n- name: mine\n  pid: PID\n  \
+         probes:\n  - on: usdt:t:hit\n    metrics: [{{ counter: mine_total }}]\n",
+        port + 1,
+        program.display()
+    )
+}
+
+fn number(line: &str) -> Option<u64> {
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+fn value(text: &str, series: &str) -> Option<u64> {
+    text.lines().find(|line| line.starts_with(series)).and_then(number)
+}

@@ -1,0 +1,141 @@
+//! Programs that are built, started and told how often to fire.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
+
+use crate::support::tracer::{Tracer, eventually, folder};
+
+/// Builds the program at a path, in one of its builds.
+pub fn build(at: &Path, options: &[&str]) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernel/targets/program.c");
+    let built = Command::new("cc").args(options).arg("-o").arg(at).arg(source).arg("-ldl").status().unwrap();
+    assert!(built.success());
+}
+
+/// A folder with `first` and `second`, two builds of the program whose probes are in different places.
+pub fn builds() -> tempfile::TempDir {
+    let folder = folder();
+    build(&folder.path().join("first"), &["-O1", "-DPAD=1"]);
+    build(&folder.path().join("second"), &["-O3", "-fcf-protection=full", "-DPAD=40"]);
+    folder
+}
+
+pub fn run(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).status().unwrap();
+    assert!(done.success(), "{program} {arguments:?}: {done}");
+}
+
+/// Copies by another process: a descriptor that is open for writing here could leak into a child that another test starts.
+pub fn copy(from: &Path, to: &Path) {
+    run("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]);
+}
+
+/// A running program.
+pub struct Program {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+/// Forked children of one test must not inherit what another one is writing.
+static STARTING: Mutex<()> = Mutex::new(());
+
+impl Program {
+    pub fn start(path: &Path) -> Self {
+        Self::of(&mut Command::new(path))
+    }
+
+    pub fn of(command: &mut Command) -> Self {
+        let _one = STARTING.lock();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, input, output: BufReader::new(output) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Says the line, and returns what the program has to say when it is done.
+    pub fn say(&mut self, line: &str) -> String {
+        writeln!(self.input, "{line}").unwrap();
+        self.input.flush().unwrap();
+        self.answer()
+    }
+
+    /// As [`Program::say`], for what has no answer.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+        self.input.flush().unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut answer = String::new();
+        self.output.read_line(&mut answer).unwrap();
+        assert!(!answer.is_empty(), "the program has ended: {:?}", self.child.wait());
+        answer.trim_end().to_string()
+    }
+
+    pub fn fire(&mut self, times: u64) {
+        self.say(&times.to_string());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Targets by what follows `- name: T`; each counts hits of its own as `T_total`.
+pub fn config(targets: &[(&str, &str)]) -> String {
+    let mut text = "node_name: test\ntargets:\n".to_string();
+    for (name, selector) in targets {
+        text += &format!(
+            "- name: {name}\n  {selector}\n  probes:\n  - on: usdt:t:hit\n    metrics: [{{ counter: {name}_total }}]\n"
+        );
+    }
+    text
+}
+
+pub fn count(tracer: &Tracer, series: &str) -> u64 {
+    tracer.render().get(series).map_or(0, |value| value.parse().unwrap())
+}
+
+/// Starts the program at once, from a shell as an operator does, and has it fire; it must end well.
+pub fn fire_at_once(path: &Path, times: u64) {
+    run(path.to_str().unwrap(), &[&times.to_string()]);
+}
+
+/// An overlay mount over `lower`, taken away when dropped.
+pub struct Overlay {
+    pub at: PathBuf,
+}
+
+impl Overlay {
+    pub fn over(lower: &Path, work: &Path) -> Self {
+        let [upper, inner, at] = ["upper", "work", "merged"].map(|name| work.join(name));
+        for folder in [&upper, &inner, &at] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), inner.display());
+        run("mount", &["-t", "overlay", "overlay", "-o", &options, at.to_str().unwrap()]);
+        Self { at }
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", self.at.to_str().unwrap()]).status();
+    }
+}
+
+/// Waits until the first target's sites are so many, in all its files.
+pub fn until_sites(tracer: &Tracer, probe: usize, sites: usize) {
+    eventually(&format!("{sites} sites, {:?} now", tracer.state(probe)), || tracer.state(probe).1 == sites);
+}

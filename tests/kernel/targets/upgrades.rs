@@ -1,0 +1,143 @@
+//! Files that are replaced or written over: the program must run as without the exporter, and be counted from its start
+//! wherever that is possible.
+
+use std::path::Path;
+
+use super::support::*;
+use crate::support::tracer::{Tracer, eventually, folder};
+
+/// Writes one build over the other again and again, starting it at once. How many of its hits are seen depends on who is
+/// faster, but it must run, and be counted when it is attached to again.
+fn in_place(write: impl Fn(&Path, &Path)) {
+    let (builds, folder) = (builds(), folder());
+    let program = folder.path().join("program");
+    let both = ["first", "second"].map(|build| builds.path().join(build));
+    copy(&both[0], &program);
+    let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
+    for turn in 1..8 {
+        write(&both[turn % 2], &program);
+        fire_at_once(&program, 5);
+        counted_again(&tracer, &program);
+        let before = count(&tracer, "p_total");
+        fire_at_once(&program, 7);
+        assert_eq!(count(&tracer, "p_total"), before + 7);
+    }
+    assert_eq!(tracer.stray(), 0);
+}
+
+/// Waits until hits are seen, and a while later still: the last that was done to the file, such as touch(1), may have asked
+/// for it a moment ago, and the probes be on their way out.
+fn counted_again(tracer: &Tracer, program: &Path) {
+    let is_counted = || {
+        let before = count(tracer, "p_total");
+        fire_at_once(program, 1);
+        count(tracer, "p_total") > before
+    };
+    eventually("the file to be traced again", || {
+        is_counted() && {
+            std::thread::sleep(std::time::Duration::from_millis(250));
+            is_counted()
+        }
+    });
+}
+
+#[test]
+fn written_over_by_cp() {
+    in_place(copy);
+}
+
+#[test]
+fn written_over_by_dd_without_truncation() {
+    in_place(|from, to| {
+        // truncate(1) does not wait for the probes to be taken out, and has to be run again.
+        let script = "dd if=$0 of=$1 conv=notrunc bs=512 status=none; until truncate -r $0 $1 2>$1.err; do sleep 0.01; done";
+        run("sh", &["-c", script, from.to_str().unwrap(), to.to_str().unwrap()]);
+    });
+}
+
+#[test]
+fn written_over_by_a_slow_shell_that_keeps_the_times() {
+    in_place(|from, to| {
+        let script =
+            "touch -r $1 $1.times; cat $0 > $1; sleep 0.1; cat /dev/null >> $1; touch -r $1.times $1";
+        run("sh", &["-c", script, from.to_str().unwrap(), to.to_str().unwrap()]);
+    });
+}
+
+/// Every hit of a file that takes the other's place is counted, from the first one on, and the old one goes on counting.
+fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) {
+    let (builds, folder) = (builds(), folder());
+    let name = format!("up{}", std::process::id());
+    let program = folder.path().join(&name);
+    let both = ["first", "second"].map(|build| builds.path().join(build));
+    copy(&both[0], &program);
+    let mut old = Program::start(&program);
+    let tracer = Tracer::start(&config(&[("p", &target(&program))]));
+    let mut expected = 0;
+    for turn in 1..6 {
+        let beside = folder.path().join(beside(&name));
+        copy(&both[turn % 2], &beside);
+        // As dpkg does, which is not at once.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        // A trial run under the other name is not the target's.
+        fire_at_once(&beside, 10_000);
+        let script = "mv $0 $1 && exec $1 300";
+        run("sh", &["-c", script, beside.to_str().unwrap(), program.to_str().unwrap()]);
+        old.fire(1000);
+        expected += 1300;
+        assert_eq!(count(&tracer, "p_total"), expected, "turn {turn}");
+    }
+}
+
+#[test]
+fn renamed_over_a_file_that_is_named() {
+    by_rename(|program| format!("binary: {}", program.display()), |name| format!("{name}.dpkg-new"));
+}
+
+#[test]
+fn renamed_over_the_file_of_a_process() {
+    by_rename(|program| format!("process: {}", program.file_name().unwrap().display()), |_| "tmpX8f2".into());
+}
+
+#[test]
+fn a_link_that_is_turned_to_another_folder() {
+    let (builds, folder) = (builds(), folder());
+    let at = folder.path();
+    for (version, build) in [("v1", "first"), ("v2", "second")] {
+        std::fs::create_dir_all(at.join(version).join("bin")).unwrap();
+        copy(&builds.path().join(build), &at.join(version).join("bin/app"));
+    }
+    let turn = |to: &str| run("ln", &["-sfn", to, at.join("current").to_str().unwrap()]);
+    turn("v1");
+    let app = at.join("current/bin/app");
+    let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", app.display()))]));
+    fire_at_once(&app, 3);
+    turn("v2");
+    counted_again(&tracer, &app);
+    let before = count(&tracer, "p_total");
+    fire_at_once(&app, 50);
+    assert_eq!(count(&tracer, "p_total"), before + 50);
+}
+
+#[test]
+fn a_change_of_rights_or_times_is_no_change() {
+    let (builds, folder) = (builds(), folder());
+    let program = folder.path().join("program");
+    copy(&builds.path().join("first"), &program);
+    let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
+    let mut running = Program::start(&program);
+    let mut fired = 0;
+    for turn in 0..20 {
+        match turn % 3 {
+            0 => run("chmod", &[if turn % 2 == 0 { "700" } else { "755" }, program.to_str().unwrap()]),
+            1 => run("touch", &[program.to_str().unwrap()]),
+            _ => run("ln", &["-f", program.to_str().unwrap(), folder.path().join("other").to_str().unwrap()]),
+        }
+        for _ in 0..20 {
+            running.fire(10);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        fired += 200;
+    }
+    assert_eq!(count(&tracer, "p_total"), fired);
+}

@@ -1,0 +1,376 @@
+//! Millions of frames through the kernel's test runs: the programs must count each as the model does.
+//!
+//! Needs root (CAP_BPF, CAP_NET_ADMIN). Touches no interface. The seed is fixed: every run sends the same frames.
+
+// The generated skeleton is not ours to style.
+#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
+}
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+
+use self::skeleton::types::net_plain;
+use self::skeleton::{NetSkel, NetSkelBuilder, OpenNetSkel};
+use exporter::net::{
+    AddressFamily, Counters, Direction, Fault, FlowKey, PLAIN_BLOCKS, Protocol, SIZE_BOUNDS, SIZES, TcpKind,
+    Verdict, cells, cpu_slots, read_flows, read_talkers, set_operand,
+};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut, ProgramInput, ProgramMut};
+
+use crate::frames::Chance;
+use crate::model::{Ends, Parsed};
+
+/// Any numbers.
+const KEYS: [u64; 13] = {
+    let mut keys = [0x9e37_79b9_7f4a_7c15u64; 13];
+    let mut at = 1;
+    while at < keys.len() {
+        keys[at] = keys[at - 1].wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(at as u64);
+        at += 1;
+    }
+    keys
+};
+
+/// Frames that each program is given.
+const FRAMES: u32 = 1_000_000;
+/// Frames between two comparisons.
+const BATCH: u32 = 2500;
+
+/// What a program should have counted.
+#[derive(Debug, Default, Clone)]
+struct Expected {
+    packets: HashMap<(AddressFamily, Protocol), u64>,
+    bytes: HashMap<(AddressFamily, Protocol), u64>,
+    faults: HashMap<Fault, u64>,
+    fragments: HashMap<AddressFamily, u64>,
+    tcp: HashMap<TcpKind, u64>,
+    sizes: [u64; SIZES],
+}
+
+impl Expected {
+    fn add(&mut self, frame: &[u8], parsed: &Parsed) {
+        let key = (parsed.family, parsed.protocol);
+        *self.packets.entry(key).or_default() += 1;
+        *self.bytes.entry(key).or_default() += frame.len() as u64;
+        self.sizes[SIZE_BOUNDS.partition_point(|bound| *bound < frame.len() as u32)] += 1;
+        if let Some(fault) = parsed.fault {
+            *self.faults.entry(fault).or_default() += 1;
+        }
+        if parsed.fragment {
+            *self.fragments.entry(parsed.family).or_default() += 1;
+        }
+        if let Some(kind) = parsed.tcp_kind() {
+            *self.tcp.entry(kind).or_default() += 1;
+        }
+    }
+
+    /// The first difference, in words.
+    fn difference(&self, counters: &Counters) -> Option<String> {
+        let differs = |what: String, expected: u64, found: u64| {
+            (expected != found).then(|| format!("{what}: the model says {expected}, the program {found}"))
+        };
+        for (verdict, family, protocol) in cells() {
+            let of = |map: &HashMap<(AddressFamily, Protocol), u64>| {
+                if verdict == Verdict::Pass { map.get(&(family, protocol)).copied().unwrap_or(0) } else { 0 }
+            };
+            let packets = counters.packets(verdict, family, protocol);
+            let bytes = counters.bytes(verdict, family, protocol);
+            let found = differs(
+                format!("packets of {family:?} {protocol:?} {verdict:?}"),
+                of(&self.packets),
+                packets,
+            )
+            .or_else(|| differs(format!("bytes of {family:?} {protocol:?}"), of(&self.bytes), bytes));
+            if found.is_some() {
+                return found;
+            }
+        }
+        let faults = Fault::ALL.iter().find_map(|fault| {
+            differs(
+                format!("{fault:?}"),
+                self.faults.get(fault).copied().unwrap_or(0),
+                counters.faults(*fault),
+            )
+        });
+        let fragments = AddressFamily::ALL.iter().find_map(|family| {
+            let expected = self.fragments.get(family).copied().unwrap_or(0);
+            differs(format!("fragments of {family:?}"), expected, counters.fragments(*family))
+        });
+        let tcp = TcpKind::ALL.iter().find_map(|kind| {
+            differs(format!("{kind:?}"), self.tcp.get(kind).copied().unwrap_or(0), counters.tcp(*kind))
+        });
+        let sizes = (0..SIZES).find_map(|size| {
+            differs(format!("size bucket {size}"), self.sizes[size], counters.sizes()[size])
+        });
+        faults.or(fragments).or(tcp).or(sizes)
+    }
+}
+
+fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> OpenNetSkel<'_> {
+    let mut open = NetSkelBuilder::default().open(storage).expect("failed to open the packet programs");
+    let slots = cpu_slots().expect("possible CPUs");
+    open.maps.bss_plain.set_value_size((slots * size_of::<net_plain>()) as u32).unwrap();
+    set_operand(&mut open.progs.net_ingress, PLAIN_BLOCKS, slots as i32 - 1).unwrap();
+    open
+}
+
+fn load(open: OpenNetSkel<'_>) -> NetSkel<'_> {
+    open.load().expect("the kernel refused the packet programs; this test needs root")
+}
+
+/// Where a program counts, no interface being entered: by CPU and direction, and what of it is plain.
+type Stats<'a> = (&'a MapImpl<'a, Mut>, Direction, Option<&'a MapImpl<'a, Mut>>);
+
+fn counters((by_cpu, direction, plain): Stats<'_>) -> Counters {
+    let key = (direction as u32).to_ne_bytes();
+    let sum = Counters::sum(&by_cpu.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
+    let plain = plain.map(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value"));
+    let words = plain.iter().flat_map(|bytes| bytes.chunks_exact(8));
+    sum.with_plain(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
+}
+
+/// Runs a program once over a frame.
+fn run(program: &ProgramMut<'_>, frame: &[u8]) {
+    let input = ProgramInput { data_in: Some(frame), ..ProgramInput::default() };
+    program
+        .test_run(input)
+        .unwrap_or_else(|error| panic!("test run of {} bytes {frame:02x?}: {error:#}", frame.len()));
+}
+
+/// Sends the frames, compares in batches, and in one that differs names the first frame that does.
+fn compare(program: &ProgramMut<'_>, stats: Stats<'_>, seed: u64, shortest: usize, pieces: u32) {
+    let mut chance = Chance::new(seed);
+    let mut expected = Expected::default();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..pieces / BATCH {
+        let start = (chance.clone(), expected.clone(), counters(stats));
+        for _ in 0..BATCH {
+            let frame = frame_of(&mut chance, shortest);
+            let parsed = crate::model::parse(&frame);
+            seen.insert((parsed.family, parsed.protocol, parsed.fault, parsed.fragment));
+            expected.add(&frame, &parsed);
+            run(program, &frame);
+        }
+        if let Some(text) = expected.difference(&counters(stats)) {
+            panic!("{text}\n{}", find(program, stats, start, shortest));
+        }
+    }
+    // Chance must have come everywhere, or the comparison says little.
+    for fault in Fault::ALL {
+        for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
+            let possible = *fault != Fault::Extensions || family == AddressFamily::Ipv6;
+            let met = seen.iter().any(|one| one.0 == family && one.2 == Some(*fault));
+            assert_eq!(met, possible, "{fault:?} in {family:?}");
+        }
+    }
+    assert!(seen.len() > 30, "only {} kinds of frames", seen.len());
+}
+
+fn frame_of(chance: &mut Chance, shortest: usize) -> Vec<u8> {
+    let mut frame = crate::frames::any(chance);
+    if frame.len() < shortest {
+        frame.resize(shortest, 0);
+    }
+    frame
+}
+
+/// The frame of a batch that was counted differently, found by sending the batch again, frame by frame.
+fn find(
+    program: &ProgramMut<'_>,
+    stats: Stats<'_>,
+    (mut chance, _, _): (Chance, Expected, Counters),
+    shortest: usize,
+) -> String {
+    for _ in 0..BATCH {
+        let frame = frame_of(&mut chance, shortest);
+        let before = counters(stats);
+        run(program, &frame);
+        let after = counters(stats);
+        let parsed = crate::model::parse(&frame);
+        let grew = |number: &dyn Fn(&Counters) -> u64| number(&after) - number(&before);
+        let cell = grew(&|counters| counters.packets(Verdict::Pass, parsed.family, parsed.protocol)) == 1;
+        let fault = Fault::ALL.iter().all(|fault| {
+            grew(&|counters| counters.faults(*fault)) == u64::from(parsed.fault == Some(*fault))
+        });
+        let fragment = grew(&|counters| counters.fragments(parsed.family)) == u64::from(parsed.fragment);
+        let tcp = TcpKind::ALL
+            .iter()
+            .all(|kind| grew(&|counters| counters.tcp(*kind)) == u64::from(parsed.tcp_kind() == Some(*kind)));
+        if !(cell && fault && fragment && tcp) {
+            return format!("the frame {frame:02x?}\nis, says the model, {parsed:?}");
+        }
+    }
+    "no single frame differs: sizes or bytes do".to_string()
+}
+
+#[test]
+fn ingress_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(
+        &skel.progs.net_ingress,
+        (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_plain)),
+        0x5eed_0001,
+        14,
+        2 * FRAMES,
+    );
+}
+
+/// Sound TCP segments and UDP datagrams of every size, beyond what the short way takes on both ends. Chance makes few
+/// long ones.
+#[test]
+fn every_size_is_counted_as_it_is() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    let mut tcp = vec![0; 20];
+    (tcp[12], tcp[13]) = (0x50, 0x10);
+    {
+        let program = &skel.progs.net_ingress;
+        let stats = (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_plain));
+        let mut expected = 0;
+        for (ethertype, header, shortest) in [(0x0800u16, 20, 54), (0x86dd, 40, 74)] {
+            for (number, protocol) in [(6, Protocol::Tcp), (17, Protocol::Udp)] {
+                let family = if header == 20 { AddressFamily::Ipv4 } else { AddressFamily::Ipv6 };
+                let before = counters(stats);
+                let (mut frames, mut bytes) = (0, 0);
+                for size in (shortest - 12..shortest + 2100).filter(|size| number == 17 || *size >= shortest)
+                {
+                    let mut frame = vec![0; 12];
+                    frame.extend(ethertype.to_be_bytes());
+                    frame.resize(14 + header, 0);
+                    let transport = size - 14 - header;
+                    if header == 20 {
+                        (frame[14], frame[23]) = (0x45, number);
+                        frame[16..18].copy_from_slice(&(transport as u16 + 20).to_be_bytes());
+                    } else {
+                        (frame[14], frame[20]) = (0x60, number);
+                        frame[18..20].copy_from_slice(&(transport as u16).to_be_bytes());
+                    }
+                    let mut datagram = vec![0; 8];
+                    datagram[4..6].copy_from_slice(&(transport as u16).to_be_bytes());
+                    frame.extend(if number == 6 { &tcp } else { &datagram });
+                    frame.resize(size, 0x5a);
+                    run(program, &frame);
+                    (frames, bytes) = (frames + 1, bytes + size as u64);
+                }
+                let after = counters(stats);
+                let grew = |of: fn(&Counters, Verdict, AddressFamily, Protocol) -> u64| {
+                    of(&after, Verdict::Pass, family, protocol) - of(&before, Verdict::Pass, family, protocol)
+                };
+                assert_eq!((grew(Counters::packets), grew(Counters::bytes)), (frames, bytes), "{protocol:?}");
+                assert_eq!(after.total_packets() - before.total_packets(), frames, "{family:?} {protocol:?}");
+                expected += frames;
+            }
+        }
+        assert!(expected > 4 * 2100);
+        assert_eq!(Fault::ALL.iter().map(|fault| counters(stats).faults(*fault)).sum::<u64>(), 0);
+    }
+}
+
+#[test]
+fn ingress_by_the_long_way_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(
+        &skel.progs.net_ingress_long,
+        (&skel.maps.strays, Direction::Ingress, None),
+        0x5eed_0007,
+        14,
+        FRAMES / 2,
+    );
+}
+
+#[test]
+fn ingress_in_pieces_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    compare(
+        &skel.progs.net_ingress_frags,
+        (&skel.maps.strays, Direction::Ingress, None),
+        0x5eed_0002,
+        14,
+        FRAMES / 4,
+    );
+}
+
+#[test]
+fn egress_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    // Test runs of TC programs are refused for less than an Ethernet and an IP header.
+    compare(&skel.progs.net_egress, (&skel.maps.strays, Direction::Egress, None), 0x5eed_0003, 54, FRAMES);
+}
+
+#[test]
+fn tc_ingress_counts_what_the_model_does() {
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(open(&mut storage));
+    let stats = (&skel.maps.strays, Direction::Ingress, None);
+    compare(&skel.progs.net_tc_ingress, stats, 0x5eed_0008, 54, FRAMES / 2);
+}
+
+/// Few hosts and ports, so that the tables have room: then every sound packet is in them, whole.
+#[test]
+fn talkers_and_flows_are_what_the_model_says() {
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open(&mut storage);
+    let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
+    (constants.with_talkers, constants.with_flows) = (true, true);
+    (constants.talker_sets_mask, constants.flow_sets_mask) = (255, 1023);
+    constants.hash_keys = KEYS;
+    open.maps.talkers.set_max_entries(256).unwrap();
+    open.maps.flows.set_max_entries(1024).unwrap();
+    let skel = load(open);
+
+    let mut chance = Chance::new(0x5eed_0004);
+    let mut expected = Expected::default();
+    let mut flows: HashMap<Ends, (u64, u64)> = HashMap::new();
+    for _ in 0..200_000 {
+        let frame = crate::frames::sound(&mut chance);
+        let parsed = crate::model::parse(&frame);
+        expected.add(&frame, &parsed);
+        if let Some(ends) = parsed.ends {
+            let sum = flows.entry(ends).or_default();
+            sum.0 += 1;
+            sum.1 += frame.len() as u64;
+        }
+        run(&skel.progs.net_ingress_talkers, &frame);
+    }
+    let found = counters((&skel.maps.strays, Direction::Ingress, None));
+    assert_eq!(expected.difference(&found), None);
+    assert_eq!(
+        (found.talkers_untracked(), found.flows_untracked()),
+        (0, 0),
+        "the tables were too small for this test"
+    );
+    assert!(flows.len() > 300, "only {} flows", flows.len());
+
+    let handle = |map| libbpf_rs::MapHandle::try_from(map).unwrap();
+    let kernel: HashMap<Ends, (u64, u64)> = read_flows(&handle(&skel.maps.flows))
+        .unwrap()
+        .into_iter()
+        .map(|(key, flow)| {
+            let FlowKey { source, destination, source_port, destination_port, protocol: number, .. } = key;
+            (
+                Ends { source, destination, number, source_port, destination_port },
+                (flow.sum.packets, flow.sum.bytes),
+            )
+        })
+        .collect();
+    assert_eq!(kernel, flows);
+    let mut sources: HashMap<std::net::IpAddr, (u64, u64)> = HashMap::new();
+    for (ends, (packets, bytes)) in &flows {
+        let sum = sources.entry(ends.source).or_default();
+        sum.0 += packets;
+        sum.1 += bytes;
+    }
+    let talkers: HashMap<_, _> = read_talkers(&handle(&skel.maps.talkers))
+        .unwrap()
+        .into_iter()
+        .map(|(key, talker)| (key.address, (talker.received.packets, talker.received.bytes)))
+        .collect();
+    assert_eq!(talkers, sources);
+}

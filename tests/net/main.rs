@@ -1,0 +1,16 @@
+//! The packet programs, in network namespaces of their own. Needs root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod counting;
+mod frames;
+mod model;
+mod namespace;
+
+mod attach;
+mod dashboard;
+mod flood;
+mod fuzz;
+mod old_kernel;
+mod veth;

@@ -1,0 +1,14 @@
+//! The exporter's numbers against the books of real programs. Needs root and the programs: `scripts/install-deps.sh --tests`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bitcoin;
+mod bitcoin_harness;
+mod golang;
+mod libraries;
+mod openjdk;
+mod postgresql;
+mod scripts;
+mod sites;
+mod texts;

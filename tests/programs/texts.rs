@@ -1,0 +1,249 @@
+//! Texts that are gone when a call returns or a span ends, in real programs: held against the programs' own counters.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::program::{Exporter, finish, folder, private, run};
+
+/// A MariaDB server from a file of its own, with a folder of its own and no TCP port. Dropping it kills it.
+struct MariaDb {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl MariaDb {
+    fn start() -> Self {
+        let folder = folder();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let server = private("/usr/sbin/mariadbd", folder.path());
+        let data = format!("--datadir={}", at("data"));
+        run(Command::new("mariadb-install-db").args([
+            "--no-defaults",
+            "--user=root",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            &data,
+        ]));
+        let log = fs::File::create(folder.path().join("log")).expect("make the log");
+        let process = Command::new(server)
+            .args([
+                "--no-defaults",
+                "--user=root",
+                "--skip-networking",
+                "--innodb-buffer-pool-size=16M",
+                &data,
+            ])
+            .args([format!("--socket={}", at("socket")), format!("--pid-file={}", at("pid"))])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start the server");
+        let server = Self { process, folder };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !finish(server.client().args(["-e", "SELECT 1"])).status.success() {
+            let log = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server does not answer:\n{log}");
+            sleep(Duration::from_millis(100));
+        }
+        server
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("mariadbd")
+    }
+
+    fn client(&self) -> Command {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "--batch", "--skip-column-names"]);
+        client.arg(format!("--socket={}", self.folder.path().join("socket").display()));
+        client
+    }
+
+    /// Runs statements, one session for all; returns their rows.
+    fn sql(&self, statements: &str) -> String {
+        run(self.client().args(["-e", statements]))
+    }
+
+    /// How many statements of each kind the server has run.
+    fn statements(&self) -> Vec<(String, f64)> {
+        let rows = self.sql(
+            "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_update', 'Com_delete', 'Com_create_table')",
+        );
+        rows.lines()
+            .map(|row| {
+                let (name, count) = row.split_once('\t').expect("a name and a count");
+                (name.trim_start_matches("Com_").to_string(), count.parse().expect("a number"))
+            })
+            .collect()
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The server reads a query into a buffer that it uses again for the answer.
+#[test]
+fn mariadb_s_queries_by_verb() {
+    let server = MariaDb::start();
+    let exporter = Exporter::start(&format!(
+        r#"  - name: mariadb
+    binary: {}
+    probes:
+    - function: dispatch_command
+      args:
+        command: {{ index: 0, type: u32 }}
+        query: {{ index: 2, type: string_len, length: 3, max: 32 }}
+      metrics:
+      - histogram: query_seconds
+        value: duration
+        when: command == 3
+        labels:
+          verb: {{ value: query, match: {{ "insert *": insert, "update *": update, "delete *": delete, "create table *": create_table }}, default: other }}
+"#,
+        server.file().display()
+    ));
+    let before = server.statements();
+    let inserts: String =
+        (0..300).map(|n| format!("insert into t values ({n}, repeat('x', 500));")).collect();
+    let updates: String =
+        (0..200).map(|n| format!("update t set b = repeat('y', 400) where a = {n};")).collect();
+    let deletes: String = (0..100).map(|n| format!("delete from t where a = {n};")).collect();
+    server.sql(&format!(
+        "create database d; use d; create table t (a int primary key, b varchar(500)); {inserts}{updates}{deletes}"
+    ));
+    let after = server.statements();
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_verb = scrape.by("query_seconds_count", "verb");
+    for ((verb, before), (_, after)) in before.iter().zip(&after) {
+        assert_eq!(by_verb.get(verb), Some(&(after - before)), "{verb}: {by_verb:?}");
+    }
+    assert_eq!(by_verb["insert"], 300.0);
+}
+
+/// memcached cuts the line of a command into words where it lies, and reads the next one into its place.
+#[test]
+fn memcached_s_commands_by_name() {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| Path::new(&std::env::var("HOME").expect("a home")).join(".cache"));
+    let folder = folder();
+    let file = private(cache.join("exporter/memcached/memcached"), folder.path());
+    let socket = folder.path().join("socket");
+    let server = Command::new(&file).args(["-u", "root", "-t", "2", "-s"]).arg(&socket).spawn();
+    let mut server = Running(server.expect("start memcached"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut stream = loop {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => break BufReader::new(stream),
+            Err(why) => assert!(Instant::now() < deadline, "memcached does not answer: {why}"),
+        }
+        sleep(Duration::from_millis(20));
+    };
+    let exporter = Exporter::start(&format!(
+        r#"  - name: memcached
+    binary: {}
+    probes:
+    - function: process_command_ascii
+      args: {{ command: {{ index: 1, type: string, max: 64 }} }}
+      metrics:
+      - histogram: command_seconds
+        value: duration
+        labels:
+          command: {{ value: command, match: {{ "get *": get, "set *": set, "delete *": delete, "touch *": touch }}, default: other }}
+"#,
+        file.display()
+    ));
+    let mut ask = |command: &str| {
+        stream.get_mut().write_all(command.as_bytes()).expect("ask memcached");
+        let mut answer = String::new();
+        while !["STORED", "END", "DELETED", "TOUCHED", "NOT_FOUND"]
+            .iter()
+            .any(|end| answer.ends_with(&format!("{end}\r\n")))
+        {
+            assert!(stream.read_line(&mut answer).expect("hear memcached") > 0, "{command}: {answer}");
+        }
+        answer
+    };
+    for n in 0..300 {
+        ask(&format!("set key{n} 0 0 5\r\nvalue\r\n"));
+        ask(&format!("get key{}\r\n", n / 2));
+        ask(&format!("touch key{n} 0\r\n"));
+        if n % 3 == 0 {
+            ask(&format!("get none{n} key{n}\r\n"));
+            ask(&format!("delete key{n}\r\n"));
+        }
+    }
+    let stats = ask("stats\r\n");
+    let stat = |name: &str| -> f64 {
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("STAT {name} ")));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {stats}"))
+    };
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_command = scrape.by("command_seconds_count", "command");
+    assert_eq!(by_command["set"], stat("cmd_set"));
+    assert_eq!(by_command["touch"], stat("cmd_touch"));
+    assert_eq!(by_command["delete"], stat("delete_hits"));
+    // It counts keys, of which every fourth command has two.
+    assert_eq!(by_command["get"], stat("cmd_get") - 100.0);
+    assert_eq!(by_command["other"], 1.0, "{by_command:?}");
+    server.0.kill().expect("end memcached");
+}
+
+/// Dropping it kills it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.
+#[test]
+fn a_rust_program_s_strings_are_temporaries() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/rust_usdt");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rust_usdt");
+    run(Command::new("cargo")
+        .args(["build", "--locked", "--quiet", "--manifest-path"])
+        .arg(project.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&cache));
+    let folder = folder();
+    let file = private(cache.join("debug/queries"), folder.path());
+    // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
+    // the kernel raises the semaphores in the wrong one.
+    let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
+    let exporter = Exporter::start(&format!(
+        r#"  - name: queries
+    binary: {}
+    probes:
+    - span: query_seconds
+      from: usdt:queries:query-begin
+      to: usdt:queries:query-done
+      args: {{ text: {{ index: 0, type: string }} }}
+      labels: {{ text: text }}
+      buckets: [10]
+"#,
+        file.display()
+    ));
+    drop(queries.stdin.take());
+    assert!(queries.wait().expect("wait for the program").success());
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    let by_text = scrape.by("query_seconds_count", "text");
+    let expected = [("select * from users", 34.0), ("insert into users", 33.0), ("delete from users", 33.0)];
+    let expected = expected.map(|(text, count)| (text.to_string(), count)).into();
+    assert_eq!(by_text, expected);
+}

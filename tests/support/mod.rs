@@ -1,0 +1,12 @@
+//! What the tests of all tiers share.
+#![allow(dead_code, reason = "each tier uses a part of it")]
+
+pub mod bitcoin;
+pub mod dashboard;
+pub mod demo;
+pub mod exporter;
+pub mod exposition;
+pub mod on_kernel;
+pub mod program;
+pub mod prometheus;
+pub mod tracer;

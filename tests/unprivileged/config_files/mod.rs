@@ -1,0 +1,295 @@
+//! Whole configurations: every file of `tests/config/good` loads, and every file of `tests/config/bad` is
+//! refused, by the reader or the plan, with exactly the text of the `.expect` file beside it.
+//!
+//! After changing a message, run once with `UPDATE_EXPECT=1` and read the difference.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+mod language;
+mod precedence;
+
+use exporter::config::{Environment, Overrides, load, load_bytes, read, read_bytes};
+use exporter::plan::plan_draft;
+use serde_yaml::{Mapping, Value};
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(Path::new("tests/config").join(folder)).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    files
+}
+
+#[test]
+fn good_files_load() {
+    let files = files("good");
+    assert!(files.len() >= 9);
+    for path in files {
+        let loaded = load(&Overrides::file(&path), &Environment::new());
+        let loaded = loaded.unwrap_or_else(|diags| panic!("{}:\n{diags}", path.display()));
+        assert!(loaded.warnings.is_empty());
+        assert!(!loaded.config.targets.is_empty() || loaded.config.network.is_some());
+    }
+}
+
+#[test]
+fn bad_files_are_refused_with_the_expected_text() {
+    let files = files("bad");
+    assert!(files.len() >= 60);
+    let mut wrong = String::new();
+    for path in files {
+        let found = match plan_draft(read(&Overrides::file(&path), &Environment::new())) {
+            Ok(_) => "it is accepted\n".to_owned(),
+            Err(diags) => diags.render().replace("tests/config/bad/", ""),
+        };
+        let expect = path.with_extension("expect");
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            fs::write(&expect, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&expect).unwrap_or_default();
+        if found != expected {
+            wrong += &format!("{}\n--- expected\n{expected}--- found\n{found}\n", path.display());
+        }
+        assert!(!found.contains("hunter2"), "a secret is shown: {found}");
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// One error each, but for the file that shows many at once.
+#[test]
+fn one_error_is_reported_once() {
+    for path in files("bad") {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let expect = fs::read_to_string(path.with_extension("expect")).unwrap();
+        let count = expect.lines().filter(|line| !line.starts_with("    help: ")).count();
+        assert_eq!(count == 1, name != "many", "{name}:\n{expect}");
+    }
+}
+
+/// Whatever is wrong beside it, each error is reported, and nothing that is right.
+#[test]
+fn two_files_together_have_the_errors_of_both() {
+    let singles: Vec<_> = files("bad").iter().filter_map(|path| Single::read(path)).collect();
+    assert!(singles.len() >= 120, "{} files can be put together", singles.len());
+    let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
+    for (n, one) in singles.iter().enumerate() {
+        for other in &singles[n + 1..] {
+            // A part of the pairs will do: all of them take a minute.
+            seen += 1;
+            let beside = (seen % 53 == 0).then(|| one.beside(other)).flatten();
+            let within = (seen % 5 == 0).then(|| one.within(other)).flatten();
+            for joined in [beside, within].into_iter().flatten() {
+                let found = errors(&joined);
+                let expected = BTreeSet::from([one.error.as_str(), other.error.as_str()]);
+                if found.iter().map(String::as_str).collect::<BTreeSet<_>>() != expected
+                    || found.len() != expected.len()
+                {
+                    wrong += &format!("--- {} and {}\n{joined}{}\n", one.name, other.name, found.join("\n"));
+                }
+                pairs += 1;
+            }
+        }
+    }
+    assert!(pairs > 300, "{pairs}");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A file with one error that can be put together with another one.
+struct Single {
+    name: String,
+    tree: Mapping,
+    error: String,
+}
+
+impl Single {
+    fn read(path: &Path) -> Option<Self> {
+        let name = path.file_stem()?.to_string_lossy().into_owned();
+        let text = fs::read_to_string(path).ok()?;
+        let tree: Mapping = serde_yaml::from_str(&text).ok()?;
+        let errors = errors(&text);
+        let [error] = errors.as_slice() else { return None };
+        // What ends the reading, what hides names, and what is no error beside another target or with another name.
+        let alone = [
+            "YAML tag",
+            "expected a list of targets",
+            "expected a mapping of arguments",
+            "nothing to trace",
+            "a process id without bitcoind_path",
+            "another target has the name",
+        ];
+        let fits = alone.iter().all(|text| !error.contains(text));
+        fits.then(|| Self { name, tree, error: error.clone() })
+    }
+
+    /// The settings and targets of both, unless they give the same setting.
+    fn beside(&self, other: &Self) -> Option<String> {
+        let mut tree = self.tree.clone();
+        for (key, value) in &other.tree {
+            match (tree.get_mut(key), value) {
+                (None, _) => {
+                    tree.insert(key.clone(), value.clone());
+                }
+                (Some(Value::Sequence(targets)), Value::Sequence(more)) if key == "targets" => {
+                    let renamed = |target: &Value| {
+                        let mut target = target.clone();
+                        if let Some(Value::String(name)) = target.get_mut("name") {
+                            name.push_str(" of the other");
+                        }
+                        target
+                    };
+                    targets.extend(more.iter().map(renamed));
+                }
+                _ => return None,
+            }
+        }
+        serde_yaml::to_string(&tree).ok()
+    }
+
+    /// The metrics and arguments of both in one probe, where that is all that differs between them.
+    fn within(&self, other: &Self) -> Option<String> {
+        let mut tree = Value::Mapping(self.tree.clone());
+        let theirs = Value::Mapping(other.tree.clone());
+        let (mine, probe) = (only_probe(&mut tree)?, &mut theirs.clone());
+        let probe = only_probe(probe)?;
+        if mine.get("on") != probe.get("on") || mine.get("on").is_none() {
+            return None;
+        }
+        for (key, value) in probe {
+            match (mine.get_mut(key), value) {
+                (None, value) => {
+                    mine.insert(key.clone(), value.clone());
+                }
+                (Some(Value::Sequence(all)), Value::Sequence(more)) => all.append(more),
+                (Some(Value::Mapping(all)), Value::Mapping(more)) => {
+                    if more.iter().any(|(name, arg)| all.get(name).is_some_and(|known| known != arg)) {
+                        return None;
+                    }
+                    all.extend(std::mem::take(more));
+                }
+                (Some(known), value) if *known == *value => {}
+                _ => return None,
+            }
+        }
+        serde_yaml::to_string(&tree).ok()
+    }
+}
+
+/// The probe of a file with one target that has one.
+fn only_probe(tree: &mut Value) -> Option<&mut Mapping> {
+    let settings = tree.as_mapping()?.keys().filter(|key| *key != "targets").count();
+    let [target] = tree.get_mut("targets")?.as_sequence_mut()?.as_mut_slice() else { return None };
+    let whole = ["name", "binary", "probes"].iter().all(|key| target.get(key).is_some());
+    if settings > 0 || !whole || target.as_mapping()?.len() != 3 {
+        return None;
+    }
+    let [probe] = target.get_mut("probes")?.as_sequence_mut()?.as_mut_slice() else { return None };
+    probe.as_mapping_mut()
+}
+
+/// Messages without places.
+fn errors(text: &str) -> Vec<String> {
+    let file = "tests/config/bad/pair.yaml";
+    let read = read_bytes(file, text.into(), &Overrides::default(), &Environment::new());
+    let Err(diags) = plan_draft(read) else { return Vec::new() };
+    let errors = diags.into_vec().into_iter().map(|one| {
+        // Places of other errors, which move: "... than at targets[0].probes[1]: ...".
+        let message = one.message.split(" at targets[").next().unwrap_or_default();
+        message.split(": targets[").next().unwrap_or_default().to_owned()
+    });
+    let mut errors: Vec<_> = errors.collect();
+    errors.dedup();
+    errors
+}
+
+#[test]
+fn the_example_loads_and_so_do_the_examples_in_its_comments() {
+    let text = fs::read_to_string("config.example.yaml").unwrap();
+    let load_text = |text: &str| {
+        let loaded =
+            load_bytes("config.example.yaml", text.into(), &Overrides::default(), &Environment::new());
+        loaded.unwrap_or_else(|diags| panic!("{diags}")).config
+    };
+    assert_eq!(load_text(&text).targets.len(), 1);
+
+    let (flat, targets) = text.split_at(text.find("# targets:").unwrap());
+    let uncommented: String =
+        targets.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(""))).collect();
+    let config = load_text(&format!("{flat}{uncommented}"));
+    let names: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    assert_eq!(names, ["bitcoind", "cluster", "relay", "tls"]);
+    assert_eq!(config.targets[2].probes.len(), 2);
+
+    for line in flat.lines() {
+        let Some(setting) =
+            line.strip_prefix("# ").filter(|l| l.starts_with("ring:") || l.starts_with("limits:"))
+        else {
+            continue;
+        };
+        load_text(&format!("bitcoind_path: x\n{setting}\n"));
+    }
+}
+
+/// What a slip of the editor makes of a good file: it may load or not, and must say why without falling over.
+#[test]
+fn mangled_files_never_panic() {
+    let (overrides, env) = (Overrides::default(), Environment::new());
+    let (mut loaded, mut refused) = (0, 0);
+    // The plan gets what is left of the file, placeholders included.
+    let mut check =
+        |bytes: Vec<u8>| match plan_draft(read_bytes("tests/config/good/x.yaml", bytes, &overrides, &env)) {
+            Ok(_) => loaded += 1,
+            Err(diags) => {
+                assert!(!diags.render().is_empty());
+                refused += 1;
+            }
+        };
+    for path in files("good") {
+        let bytes = fs::read(&path).unwrap();
+        for end in 0..bytes.len() {
+            check(bytes[..end].to_vec());
+        }
+        for at in (0..bytes.len()).step_by(23) {
+            for byte in [b' ', b'\n', b':', b'[', b'}', b'"', b'&', b'*', b'-', 0xff, 0] {
+                let mut changed = bytes.clone();
+                changed[at] = byte;
+                check(changed);
+            }
+        }
+        let lines: Vec<_> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+        for left_out in 0..lines.len() {
+            let kept = lines.iter().enumerate().filter(|(n, _)| *n != left_out);
+            check(kept.flat_map(|(_, line)| line.to_vec()).collect());
+        }
+    }
+    assert!(loaded > 100 && refused > 1000, "{loaded} loaded, {refused} refused");
+}
+
+#[test]
+fn targets_with_equal_labels_in_another_order_are_told_apart() {
+    let target = |name: &str, labels: &str| {
+        format!(
+            "  - name: {name}\n    binary: /usr/bin/{name}\n    labels: {labels}\n    probes:\n      - on: usdt:a:b\n        \
+             metrics: [{{ counter: hits_total }}]\n"
+        )
+    };
+    let labels = |other: &str| {
+        let text = format!("targets:\n{}{}", target("one", "{ x: 1, y: 2 }"), target("two", other));
+        let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+        plan_draft(read).unwrap_or_else(|diags| panic!("{diags}")).1.metrics[0].labels.clone()
+    };
+    assert_eq!(labels("{ y: 2, x: 1 }"), ["node", "x", "y", "target"]);
+    assert_eq!(labels("{ y: 1, x: 2 }"), ["node", "x", "y"]);
+}
+
+#[test]
+fn an_unused_argument_is_a_warning_with_its_place() {
+    let text = "targets:\n- name: one\n  binary: /bin/one\n  probes:\n  - on: usdt:a:b\n    args: { n: 0 }\n";
+    let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+    let (_, plan) = plan_draft(read).unwrap_or_else(|diags| panic!("{diags}"));
+    assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
+    assert!(
+        plan.warnings[0].starts_with("c.yaml:6:16: ") && plan.warnings[0].contains("\"n\" is used by no")
+    );
+}

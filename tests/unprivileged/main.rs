@@ -1,0 +1,14 @@
+//! What an ordinary user can run anywhere: no root, no BPF, no packet of the exporter's own.
+//!
+//! Needs `cc`, `c++`, binutils, openssl and the packages whose programs are read: `scripts/install-deps.sh --tests`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod certs;
+mod config_files;
+mod elf_exits;
+mod elf_names;
+mod elf_programs;
+mod fuzz_seeds;
+mod stack;

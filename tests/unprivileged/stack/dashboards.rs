@@ -1,0 +1,227 @@
+//! The shipped dashboards: their form, their PromQL, and that the FIBRE one shows every metric.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value as Json;
+
+use super::stand_in::{FAMILIES, Kind};
+use super::{repository, shipped_dashboards};
+use crate::support::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
+use crate::support::prometheus::promtool;
+
+/// Values for the variables of the dashboards, where only the form of a query matters.
+const ANY: &[Variable] = &[
+    ("job", "fibre"),
+    ("node", ".*"),
+    ("instance", ".*"),
+    ("interface", ".*"),
+    ("window", "1h"),
+    ("top", "10"),
+];
+
+fn each_dashboard(check: impl Fn(&Dashboard) -> Vec<String>) {
+    for file in shipped_dashboards() {
+        let found = check(&Dashboard::load(&file).unwrap());
+        assert!(found.is_empty(), "{}:\n{}", file.display(), found.join("\n"));
+    }
+}
+
+/// Rows and panels, those in collapsed rows left out (they have no place until the row is opened).
+fn visible(dashboard: &Dashboard) -> &[Json] {
+    dashboard.json["panels"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// What is wrong with the form of a dashboard, against what Grafana 11 writes itself.
+fn faults_of_form(dashboard: &Dashboard) -> Vec<String> {
+    let json = &dashboard.json;
+    let mut faults = Vec::new();
+    let mut want = |good: bool, fault: String| faults.extend((!good).then_some(fault));
+    want(json["schemaVersion"] == 39, "schemaVersion is not 39, Grafana 11's".into());
+    want(json["id"].is_null(), "an id belongs to one Grafana only".into());
+    for key in ["uid", "title", "description"] {
+        want(json[key].as_str().is_some_and(|t| !t.is_empty()), format!("no {key}"));
+    }
+    let mut ids = BTreeSet::new();
+    for panel in visible(dashboard) {
+        let title = panel["title"].as_str().unwrap_or_default();
+        want(!title.is_empty(), format!("a panel without a title: {}", panel["id"]));
+        want(ids.insert(panel["id"].as_u64()), format!("{title}: its id {} is not unique", panel["id"]));
+        if panel["type"] == "row" {
+            continue;
+        }
+        let data_source = serde_json::json!({"type": "prometheus", "uid": "${datasource}"});
+        want(panel["datasource"] == data_source, format!("{title}: not the chosen data source"));
+        let description = panel["description"].as_str().unwrap_or_default();
+        want(description.ends_with('.'), format!("{title}: no description in sentences"));
+        let targets = panel["targets"].as_array().map_or(&[] as &[Json], Vec::as_slice);
+        want(!targets.is_empty(), format!("{title}: no query"));
+        let mut ref_ids = BTreeSet::new();
+        for target in targets {
+            want(target["datasource"] == data_source, format!("{title}: a query of another data source"));
+            want(ref_ids.insert(target["refId"].as_str()), format!("{title}: a refId twice"));
+        }
+    }
+    faults
+}
+
+/// Panels that lie over each other or reach over the right edge, which is at 24.
+fn faults_of_place(dashboard: &Dashboard) -> Vec<String> {
+    let place = |panel: &Json| ["x", "y", "w", "h"].map(|k| panel["gridPos"][k].as_u64());
+    let mut faults = Vec::new();
+    let mut taken = BTreeSet::new();
+    for panel in visible(dashboard) {
+        let [Some(x), Some(y), Some(w @ 1..), Some(h @ 1..)] = place(panel) else {
+            faults.push(format!("{}: no place", panel["title"]));
+            continue;
+        };
+        if x + w > 24 {
+            faults.push(format!("{}: reaches over the right edge", panel["title"]));
+        }
+        let cells = (y..y + h).flat_map(|row| (x..x + w).map(move |column| (row, column)));
+        if cells.filter(|cell| !taken.insert(*cell)).count() > 0 {
+            faults.push(format!("{}: lies over another panel", panel["title"]));
+        }
+    }
+    faults
+}
+
+/// What promtool says of expressions, as the recording rules that it would have them in.
+fn refused(expressions: &[String]) -> Result<(), String> {
+    let rules: Vec<Json> = expressions
+        .iter()
+        .enumerate()
+        .map(|(i, expr)| serde_json::json!({"record": format!("expression:{i}"), "expr": expr}))
+        .collect();
+    let file = tempfile::NamedTempFile::new().expect("cannot make a temporary file");
+    // JSON is YAML.
+    let text = serde_json::json!({"groups": [{"name": "expressions", "rules": rules}]}).to_string();
+    std::fs::write(&file, text).expect("cannot write rules");
+    promtool(["check", "rules", &file.path().display().to_string()]).map(drop)
+}
+
+/// The names of exporter metrics in an expression, as they are in it (`_bucket` and so on included).
+fn metric_names(expr: &str) -> BTreeSet<String> {
+    // Every second piece is in quotes: a label's value.
+    let code = expr.split('"').step_by(2).collect::<Vec<_>>().join("\"");
+    code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| ["fibre_", "bitcoin_", "process_"].iter().any(|p| word.starts_with(p)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The names under which a metric's series are found.
+fn series_names() -> BTreeSet<String> {
+    FAMILIES
+        .iter()
+        .flat_map(|(name, kind, _)| match kind {
+            Kind::Histogram => ["_bucket", "_sum", "_count"].map(|s| format!("{name}{s}")).to_vec(),
+            _ => vec![(*name).to_owned()],
+        })
+        .collect()
+}
+
+#[test]
+fn dashboards_have_the_form_that_grafana_writes() {
+    each_dashboard(faults_of_form);
+}
+
+#[test]
+fn a_dashboard_of_a_wrong_form_is_found() {
+    let dashboard = Dashboard::parse(
+        r#"{"schemaVersion": 39, "uid": "u", "title": "t", "description": "d", "panels": [
+            {"id": 1, "title": "One", "type": "stat"}, {"id": 1, "title": "Two", "type": "row"}]}"#,
+    );
+    let faults = faults_of_form(&dashboard.unwrap());
+    let expected = ["not the chosen data source", "no description", "no query", "its id 1 is not unique"];
+    assert_eq!(faults.len(), expected.len(), "{faults:?}");
+    assert!(faults.iter().zip(expected).all(|(f, e)| f.contains(e)), "{faults:?}");
+}
+
+#[test]
+fn panels_lie_beside_each_other() {
+    each_dashboard(faults_of_place);
+}
+
+#[test]
+fn panels_over_each_other_are_found() {
+    let at = |x: u32, y: u32, w: u32| serde_json::json!({"title": "p", "gridPos": {"x": x, "y": y, "w": w, "h": 4}});
+    let faults = |panels: [Json; 2]| {
+        let json = serde_json::json!({"panels": panels});
+        faults_of_place(&Dashboard { json, panels: Vec::new() })
+    };
+    assert_eq!(faults([at(0, 0, 12), at(12, 0, 12)]), Vec::<String>::new());
+    assert_eq!(faults([at(0, 0, 12), at(11, 3, 12)]), [r#""p": lies over another panel"#]);
+    assert_eq!(faults([at(0, 0, 12), at(13, 0, 12)]), [r#""p": reaches over the right edge"#]);
+}
+
+#[test]
+fn every_query_is_promql() {
+    each_dashboard(|dashboard| {
+        let queries = dashboard.panels.iter().flat_map(|p| &p.queries);
+        let expressions: Result<Vec<_>, _> =
+            queries.map(|q| substitute(&q.expr, &[ANY, BUILT_IN_VARIABLES])).collect();
+        expressions.and_then(|e| refused(&e)).err().into_iter().collect()
+    });
+}
+
+#[test]
+fn what_is_not_promql_is_found() {
+    assert_eq!(refused(&["sum by (node) (up)".into()]), Ok(()));
+    let told = refused(&["up".into(), "sum by (node (up)".into()]).unwrap_err();
+    assert!(told.contains("expression:1"), "{told}");
+}
+
+#[test]
+fn a_variable_without_a_value_is_an_error() {
+    let of = |expr: &str| substitute(expr, &[&[("node", "a"), ("node_name", "b")]]);
+    assert_eq!(of("x{n=\"$node\"}[${node_name}s] $1").as_deref(), Ok("x{n=\"a\"}[bs] $1"));
+    assert!(of("rate(x[$window])").is_err());
+    assert!(of("${node").is_err());
+}
+
+#[test]
+fn the_variables_ask_for_series_that_exist() {
+    let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
+    let list = dashboard.json["templating"]["list"].as_array().unwrap().clone();
+    let names: Vec<_> = list.iter().filter_map(|v| v["name"].as_str()).collect();
+    assert_eq!(names, ["datasource", "job", "node", "instance", "window", "top"]);
+    for variable in list.iter().filter(|v| v["type"] == "query") {
+        let query = variable["query"]["query"].as_str().unwrap_or_default();
+        assert_eq!(variable["definition"], query);
+        let arguments = query.strip_prefix("label_values(").and_then(|q| q.strip_suffix(')'));
+        let (selector, label) = arguments.and_then(|a| a.rsplit_once(", ")).expect(query);
+        assert_eq!(label, variable["name"], "{query}");
+        assert_eq!(refused(&[substitute(selector, &[ANY]).unwrap()]), Ok(()));
+        assert!(metric_names(selector).is_subset(&series_names()), "{query}");
+    }
+}
+
+#[test]
+fn the_fibre_dashboard_shows_every_metric_and_no_unknown_one() {
+    let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
+    let queries = || dashboard.panels.iter().flat_map(|p| &p.queries);
+    let shown: BTreeSet<String> = queries().flat_map(|q| metric_names(&q.expr)).collect();
+    let unknown: Vec<_> = shown.difference(&series_names()).cloned().collect();
+    assert_eq!(unknown, Vec::<String>::new());
+    // The counters of the endpoint are asked for by a pattern.
+    assert!(queries().any(|q| q.expr.contains(r#"__name__=~"fibre_exporter_http_.+_total""#)));
+    let missing: Vec<_> = FAMILIES
+        .iter()
+        .map(|(name, ..)| *name)
+        .filter(|name| !name.starts_with("fibre_exporter_http_"))
+        .filter(|name| !shown.contains(*name) && !shown.contains(&format!("{name}_bucket")))
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}
+
+#[test]
+fn alerts_ask_for_series_that_exist() {
+    let text = std::fs::read_to_string(repository("docker/prometheus/rules/fibre.yml")).unwrap();
+    let rules: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
+    let groups = rules["groups"].as_sequence().unwrap();
+    let all = groups.iter().flat_map(|g| g["rules"].as_sequence().unwrap());
+    let asked: BTreeSet<String> = all.flat_map(|r| metric_names(r["expr"].as_str().unwrap())).collect();
+    assert!(asked.len() > 5, "{asked:?}");
+    let unknown: Vec<_> = asked.difference(&series_names()).cloned().collect();
+    assert_eq!(unknown, Vec::<String>::new());
+}

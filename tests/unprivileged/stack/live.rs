@@ -1,0 +1,86 @@
+//! Every query of the dashboard in a real Prometheus that scrapes a stand-in for the exporter.
+
+use std::time::Duration;
+
+use super::repository;
+use super::stand_in::{PASSWORD, StandIn};
+use crate::support::dashboard::{Dashboard, Variable};
+use crate::support::prometheus::{Prometheus, Scrape};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
+fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().expect("cannot make a temporary file");
+    std::fs::write(&file, password).expect("cannot write the password");
+    let scrape = Scrape {
+        target: exporter.address.clone(),
+        ca_file: None,
+        password_file: file.path().to_owned(),
+        node: Some("configured".into()),
+    };
+    (Prometheus::start(&scrape).unwrap(), file)
+}
+
+/// The dashboard's queries that give no data when the exporter lacks one metric.
+fn empty_queries(without: &'static str) -> Vec<String> {
+    let exporter = StandIn::start(without);
+    let (prometheus, _password) = scraping(&exporter, PASSWORD);
+    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_for_scrapes(4, PATIENCE).unwrap();
+    let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
+    let variables: &[Variable] = &[
+        ("job", "fibre"),
+        ("node", "demo"),
+        ("instance", &exporter.address),
+        ("window", "5m"),
+        ("top", "10"),
+    ];
+    prometheus.queries_without_data(&dashboard, variables).unwrap()
+}
+
+#[test]
+fn every_panel_has_data_when_the_exporter_gives_all_metrics() {
+    assert_eq!(empty_queries(""), Vec::<String>::new());
+}
+
+#[test]
+fn a_metric_that_is_missing_shows_as_panels_without_data() {
+    let empty = empty_queries("fibre_block_missing_tx_bytes");
+    assert!(empty.iter().all(|q| q.contains("fibre_block_missing_tx_bytes")), "{empty:#?}");
+    // Three quantiles and the mean.
+    assert_eq!(empty.len(), 4, "{empty:#?}");
+}
+
+#[test]
+fn a_wrong_password_is_told() {
+    let exporter = StandIn::start("");
+    let (prometheus, _password) = scraping(&exporter, "wrong");
+    prometheus.wait_for_scrapes(1, PATIENCE).unwrap();
+    let told = prometheus.wait_until_up(Duration::ZERO).unwrap_err();
+    assert!(told.contains("401"), "{told}");
+}
+
+#[test]
+fn the_exporter_names_its_node_and_the_configuration_names_it_where_the_exporter_does_not() {
+    let exporter = StandIn::start("");
+    let (prometheus, _password) = scraping(&exporter, PASSWORD);
+    prometheus.wait_until_up(PATIENCE).unwrap();
+    let nodes = |expr: &str| -> Vec<Option<String>> {
+        prometheus.query(expr).unwrap().iter().map(|s| s.labels.get("node").cloned()).collect()
+    };
+    assert_eq!(nodes("fibre_blocks_sent_total"), [Some("demo".into())]);
+    assert_eq!(nodes("process_open_fds"), [Some("configured".into())]);
+    assert_eq!(nodes("up"), [Some("configured".into())]);
+    assert_eq!(nodes(r#"{exported_node!="", job="fibre"}"#), []);
+}
+
+#[test]
+fn a_refused_query_says_why() {
+    let exporter = StandIn::start("");
+    let (prometheus, _password) = scraping(&exporter, PASSWORD);
+    let told = prometheus.query("rate(up)").unwrap_err();
+    assert!(told.contains("expected type range vector"), "{told}");
+    let one = prometheus.query("1 + 1").unwrap();
+    assert_eq!(one.iter().map(|s| s.value).collect::<Vec<_>>(), [2.0]);
+}

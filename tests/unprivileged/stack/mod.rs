@@ -1,0 +1,23 @@
+//! The monitoring stack: the compose file and what it mounts, the alerts, and the dashboard, the latter
+//! against a real Prometheus. No container runs here.
+
+mod dashboards;
+mod files;
+mod live;
+mod stand_in;
+
+use std::path::{Path, PathBuf};
+
+/// A path inside the repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The dashboards that are shipped.
+fn shipped_dashboards() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(repository("grafana")).expect("cannot list grafana/");
+    let files = files.map(|entry| entry.expect("cannot list grafana/").path());
+    let found: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "json")).collect();
+    assert!(!found.is_empty(), "no dashboard in grafana/");
+    found
+}

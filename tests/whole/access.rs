@@ -1,0 +1,185 @@
+//! Who gets an answer: TLS, the password, and clients that do not behave.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::demo::program;
+use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, wait_for};
+
+/// curl's exit code for a certificate that it does not trust.
+const UNTRUSTED: i32 = 60;
+
+fn secure(place: &Place) -> Exporter {
+    let exporter = Setup::fibre(place, &place.copy_of(&program("fibre-demo"), "bitcoind")).secure().start();
+    exporter.wait_until_ready();
+    exporter
+}
+
+/// What both ports answer to a client that trusts this CA, or those of the system.
+fn with_authority(exporter: &Exporter, place: &Place, authority: Option<&str>) -> [Output; 2] {
+    [(exporter.port, "/metrics"), (exporter.health_port, "/health")].map(|(port, path)| {
+        let mut command = exporter.curl(port, path);
+        if let Some(name) = authority {
+            command.arg("--cacert").arg(place.path(name));
+        }
+        command.output().expect("run curl")
+    })
+}
+
+#[test]
+fn only_the_right_authority_vouches_for_it() {
+    let place = Place::new();
+    let exporter = secure(&place);
+    let code = |output: &Output| output.status.code();
+    let right = with_authority(&exporter, &place, Some("certs/ca.crt"));
+    assert_eq!(right.each_ref().map(code), [Some(0); 2], "{right:?}");
+    place.certificates("others");
+    for wrong in [Some("others/ca.crt"), None] {
+        let output = with_authority(&exporter, &place, wrong);
+        assert_eq!(output.each_ref().map(code), [Some(UNTRUSTED); 2], "{output:?}");
+    }
+    // Without TLS there is nothing to be had.
+    let plain = format!("http://localhost:{}/metrics", exporter.port);
+    let output = exporter.fetch("/metrics", &["--url", &plain, "--fail", "--output", "/dev/null"]);
+    assert!(!output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_metrics_want_the_password_and_health_does_not() {
+    let place = Place::new();
+    let exporter = secure(&place);
+    let wrong = [
+        ("no password", String::new()),
+        ("a wrong password", format!("user = \"{USER}:{PASSWORD}.\"\n")),
+        ("an empty password", format!("user = \"{USER}:\"\n")),
+        ("another user", format!("user = \"{USER}.:{PASSWORD}\"\n")),
+        ("a bearer token", "header = \"Authorization: Bearer cHJvbWV0aGV1czp4\"\n".to_owned()),
+        ("not base64", "header = \"Authorization: Basic %%%\"\n".to_owned()),
+    ];
+    for (what, lines) in &wrong {
+        let lines = format!("cacert = \"{}\"\n{lines}", place.path("certs/ca.crt").display());
+        let config = place.write("wrong", &lines);
+        let mut command = exporter.curl(exporter.port, "/metrics");
+        let output = command.arg("--include").arg("--config").arg(config).output().expect("run curl");
+        let answer = String::from_utf8_lossy(&output.stdout).to_lowercase();
+        assert!(answer.starts_with("http/1.1 401 "), "{what}: {answer}");
+        assert!(answer.contains("\nwww-authenticate: basic realm="), "{what}: {answer}");
+        assert!(!answer.contains("fibre_"), "{what}: {answer}");
+    }
+    let scrape = exporter.scrape();
+    let refused = scrape.value("fibre_exporter_http_unauthorized_total", &[("endpoint", "metrics")]);
+    assert_eq!(refused, wrong.len() as f64);
+    assert_eq!(exporter.health("/health"), (200, "ok\n".to_owned()));
+    assert_eq!(exporter.health("/ready"), (200, "ready\n".to_owned()));
+}
+
+/// A connection that says `first` and then no more.
+fn half_said(port: u16, first: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
+    stream.write_all(first).expect("write");
+    stream.set_nonblocking(true).expect("set a socket's mode");
+    stream
+}
+
+/// Whether the other end has not closed it.
+fn is_open(mut stream: &TcpStream) -> bool {
+    matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+/// Scrapes beside clients of which each has said only `first`, and beside one that goes on to say `drip`, a byte at
+/// a time. The scrape has not waited for them if they are still there after it: their own time-outs would have
+/// ended them. A machine that stops for seconds gets another try.
+fn scrape_is_not_delayed(exporter: &Exporter, first: &[u8], drip: &[u8]) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, exporter.port)).expect("connect");
+                for byte in drip {
+                    if stop.load(Ordering::Relaxed) || stream.write_all(&[*byte]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        });
+        let tried = std::panic::catch_unwind(|| {
+            wait_for("a scrape that is faster than the time-outs of others", || {
+                let ports = [exporter.port, exporter.health_port];
+                let silent: Vec<_> =
+                    ports.iter().flat_map(|port| (0..8).map(|_| half_said(*port, first))).collect();
+                exporter.text();
+                exporter.health("/ready");
+                silent.iter().all(is_open)
+            });
+        });
+        stop.store(true, Ordering::Relaxed);
+        tried.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_says_nothing_or_says_it_slowly_delays_nobody() {
+    let place = Place::new();
+    let exporter = secure(&place);
+    // The beginning of a TLS record that is a handshake of 512 bytes.
+    let hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 252][..], &[3; 500]].concat();
+    scrape_is_not_delayed(&exporter, b"", &hello);
+    scrape_is_not_delayed(&exporter, &hello[..40], &hello);
+}
+
+#[test]
+fn a_client_that_sends_half_a_request_delays_nobody() {
+    let place = Place::new();
+    let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).start();
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(500));
+    scrape_is_not_delayed(&exporter, b"", request.as_bytes());
+    scrape_is_not_delayed(&exporter, &request.as_bytes()[..30], request.as_bytes());
+}
+
+#[test]
+fn more_silent_clients_than_there_are_places_do_not_keep_a_scrape_out() {
+    let place = Place::new();
+    let exporter = secure(&place);
+    let _silent: Vec<_> = (0..200).map(|_| half_said(exporter.port, b"")).collect();
+    assert_eq!(exporter.scrape().value("fibre_exporter_up", &[]), 1.0);
+}
+
+#[test]
+fn the_password_shows_only_where_the_user_put_it() {
+    let yaml = |line: &str| format!("metrics_auth_username: {USER}\n{line}log_level: DEBUG\nverbose: true\n");
+    let in_file = format!("metrics_auth_password: {PASSWORD}\n");
+    for way in ["a file of its own", "the configuration", "the environment", "the command line"] {
+        let place = Place::new();
+        let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
+        let setup = Setup::fibre(&place, &binary);
+        let setup = match way {
+            "a file of its own" => setup.secure(),
+            "the configuration" => setup.yaml(&yaml(&in_file)),
+            "the environment" => setup.yaml(&yaml("")).environment("FIBRE_METRICS_AUTH_PASSWORD", PASSWORD),
+            _ => setup.yaml(&yaml("")).arguments(&["--metrics-auth-password", PASSWORD]),
+        };
+        let mut exporter = setup.start();
+        exporter.wait_until_ready();
+        let of_process = |file: &str| {
+            let bytes = std::fs::read(format!("/proc/{}/{file}", exporter.pid())).expect("read /proc");
+            String::from_utf8_lossy(&bytes).contains(PASSWORD)
+        };
+        assert_eq!(of_process("cmdline"), way == "the command line", "{way}");
+        assert_eq!(of_process("environ"), way == "the environment", "{way}");
+        // It is asked for: right and wrong.
+        let config = place.write("right", &format!("user = \"{USER}:{PASSWORD}\"\n"));
+        let config = config.display().to_string();
+        let right = exporter.fetch("/metrics", &["--fail", "--config", &config]);
+        assert!(right.status.success(), "{way}: {right:?}");
+        assert!(!String::from_utf8_lossy(&right.stdout).contains(PASSWORD), "{way}");
+        let mut anonymous = exporter.curl(exporter.port, "/metrics");
+        let wrong = anonymous.args(["--insecure", "--user", "x:y", "--fail"]).output().expect("run curl");
+        assert_eq!(wrong.status.code(), Some(22), "{way}: {wrong:?}");
+        assert!(exporter.end("TERM").success(), "{way}");
+        assert!(!exporter.log().contains(PASSWORD), "{way}: {}", exporter.log());
+    }
+}

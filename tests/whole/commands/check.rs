@@ -1,0 +1,246 @@
+//! `exporter check`.
+
+use std::process::Command;
+
+use super::{Running, Scratch, config, demo, exporter, ran};
+
+fn check(text: &str) -> super::Ran {
+    let scratch = Scratch::new();
+    exporter(&["check", &scratch.write("c.yaml", text)])
+}
+
+fn squeezed(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_profile_against_the_demo() {
+    let names = exporter(&["profiles"]).good();
+    let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.contains(&"fibre") && names.contains(&"bitcoin-core"), "{names:?}");
+    for name in names {
+        let ran = check(&config(&demo("fibre-demo"), &format!("profile: {name}")));
+        let profile = exporter(&["profiles", name]).good();
+        // The demo has providers of these two only.
+        if ["usdt:udp:", "usdt:validation:"].iter().any(|provider| profile.contains(provider)) {
+            assert!(ran.good().contains("fibre-demo"), "{name}");
+        } else {
+            let told = ran.bad(2);
+            // The demo calls functions of the C library, which it does not hold itself.
+            let whys = ["none of this target's probes is in it", "name the shared library that holds it"];
+            assert!(whys.iter().any(|why| told.contains(why)), "{name}: {told}");
+        }
+    }
+}
+
+#[test]
+fn the_plan_is_a_table() {
+    let table = check(&config(&demo("fibre-demo"), "profile: fibre")).good();
+    let rows: Vec<String> = table.lines().map(squeezed).collect();
+    assert_eq!(rows[0], format!("t: {}", demo("fibre-demo")));
+    assert_eq!(rows[1], "PROBE SITES SEMAPHORES ARGUMENTS METRIC COMPUTED IN");
+    let send = rows.iter().find(|row| row.starts_with("udp:block_send_start")).expect("a row");
+    assert_eq!(*send, "udp:block_send_start 1 all fibre_blocks_sent_total kernel: it is the number of hits");
+    let winner = rows.iter().find(|row| row.starts_with("udp:block_race_winner")).expect("a row");
+    assert!(winner.contains("winner = arg2 8@"), "{winner}");
+    // Each column begins in one place.
+    let at = |line: &str, word: &str| line.find(word).unwrap_or_else(|| panic!("no {word} in {line}"));
+    let lines: Vec<&str> = table.lines().collect();
+    let send = lines.iter().find(|line| line.contains("udp:block_send_start")).expect("a row");
+    assert_eq!(at(lines[1], "METRIC"), at(send, "fibre_blocks_sent_total"));
+    assert_eq!(at(lines[1], "COMPUTED"), at(send, "kernel: "));
+}
+
+#[test]
+fn what_needs_the_whole_event_says_why() {
+    let probes = "probes:
+      - on: usdt:udp:block_race_winner
+        args: { winner: { index: 2, type: string } }
+        metrics:
+          - counter: deliveries_total
+            labels: { by: { value: winner, match: { \"*FIBRE*\": udp }, default: other } }";
+    let table = check(&config(&demo("fibre-demo"), probes)).good();
+    assert!(table.contains("user space: winner: \"*FIBRE*\" is matched outside the kernel"), "{table}");
+}
+
+#[test]
+fn spans_and_returns_show_both_ends() {
+    let probes = "probes:
+      - span: race_seconds
+        from: usdt:udp:block_send_start
+        to: usdt:udp:block_race_time
+        by: thread
+      - function: main
+        metrics: [{ gauge: left_with, value: retval }, { histogram: ran_seconds, value: duration }]";
+    let table = check(&config(&demo("fibre-demo"), probes)).good();
+    let rows: Vec<String> = table.lines().map(squeezed).collect();
+    let has = |words: &[&str]| {
+        assert!(rows.iter().any(|row| words.iter().all(|word| row.contains(word))), "{words:?}:\n{table}");
+    };
+    has(&["udp:block_send_start", " 1 all", "kernel: it starts a span"]);
+    has(&["udp:block_race_time 1 all", "race_seconds kernel: "]);
+    has(&["retval = %rax", "left_with"]);
+    has(&["ran_seconds"]);
+}
+
+#[test]
+fn the_return_of_a_go_function_is_refused() {
+    let scratch = Scratch::new();
+    let source = "__attribute__((section(\".go.buildinfo\"))) const char go[] = \"x\";\nint main(void) { return 0; }\n";
+    let go = scratch.compile("go", "cc", source, &[]);
+    let probes = "probes: [{ function: main, metrics: [{ gauge: a, value: retval }] }]";
+    let told = check(&config(&go, probes)).bad(2);
+    assert!(told.contains("Go program") && told.contains("crashes"), "{told}");
+}
+
+#[test]
+fn a_file_that_is_not_there_yet_is_waited_for() {
+    let table = check(&config("/nonexistent/program", "profile: fibre")).good();
+    assert!(table.contains("/nonexistent/program: No such file") && table.contains("waited for"), "{table}");
+}
+
+#[test]
+fn errors_quote_the_note_and_have_their_place() {
+    let probes = "probes:
+      - on: usdt:forms:many
+        args: { number: 8, fine: 1 }
+        metrics:
+          - { gauge: a, value: number }
+          - { gauge: b, value: fine }
+      - on: usdt:forms:i16
+        args: { third: 3 }
+        metrics: [{ gauge: c, value: third }]
+      - on: usdt:forms:globl
+        metrics: [{ counter: d }]
+      - function: no_such_function
+        metrics: [{ counter: e }]";
+    let ran = check(&config(&demo("forms"), probes));
+    assert!(ran.out.contains("number = arg8 8f@"), "{}", ran.out);
+    let told = ran.bad(2);
+    let lines: Vec<&str> = told.lines().filter(|line| !line.trim_start().starts_with("help:")).collect();
+    let expected: [(&str, &[&str]); 4] = [
+        ("c.yaml:6:", &["argument \"number\" cannot be read", "floating-point", "note reads `-1@"]),
+        ("c.yaml:11:", &["argument \"third\" has index 3", "has 1 arguments", "note reads `-2@"]),
+        ("c.yaml:13:", &["no USDT probe forms:globl", "the nearest", "forms:global"]),
+        ("c.yaml:15:", &["no function no_such_function"]),
+    ];
+    for (line, (place, words)) in lines.iter().zip(expected) {
+        assert!(line.contains(place), "{place}: {line}");
+        words.iter().for_each(|word| assert!(line.contains(word), "{word}: {line}"));
+    }
+    assert_eq!(lines.len(), expected.len() + 1, "{told}");
+    assert!(told.contains("4 errors"), "{told}");
+}
+
+#[test]
+fn a_file_that_is_no_program_is_one_error() {
+    let scratch = Scratch::new();
+    let text = scratch.write("text", "just text\n");
+    for (file, why) in [(text.as_str(), "not an ELF file"), ("/bin/true", "no USDT probes")] {
+        let told = check(&config(file, "profile: [fibre, bitcoin-core]")).bad(2);
+        assert!(told.contains(why) && told.contains("1 error in "), "{told}");
+    }
+}
+
+/// The row of a probe in the table that attaching prints: state, sites, hits, lost.
+fn row(out: &str, probe: &str) -> Vec<String> {
+    let out = out.split("Attached for").nth(1).unwrap_or_else(|| panic!("nothing was attached:\n{out}"));
+    let row = out.lines().find(|line| line.contains(probe)).unwrap_or_else(|| panic!("no {probe}:\n{out}"));
+    row.split_whitespace().skip(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn attaching_counts_hits_and_leaves() {
+    let scratch = Scratch::new();
+    let program = scratch.path("attached");
+    std::fs::copy(demo("fibre-demo"), &program).expect("copy the demo");
+    let program = program.display().to_string();
+    let process = Running::start(&program, &["--rate", "50"]);
+    let file = scratch.write("c.yaml", config(&program, "profile: [fibre, bitcoin-core]"));
+    let out = exporter(&["check", "--attach", "--seconds", "2", &file]).good();
+    for probe in ["udp:block_send_start", "validation:block_connected", "udp:block_race_winner"] {
+        let cells = row(&out, probe);
+        let number = |n: usize| cells[n].parse::<u64>().expect("a number");
+        assert_eq!(cells[0], "attached", "{out}");
+        assert_eq!((number(1), number(3)), (1, 0), "{out}");
+        assert!(number(2) > 0, "{out}");
+    }
+    assert_eq!(row(&out, "mempool:added")[0], "absent", "{out}");
+    drop(process);
+}
+
+#[test]
+fn without_rights_the_kernel_refuses() {
+    let scratch = Scratch::new();
+    let file = scratch.write("c.yaml", config(&demo("fibre-demo"), "profile: fibre"));
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_exporter")]);
+    let told = ran(command.args(["check", "--attach", &file])).bad(3);
+    assert!(told.contains("loading the probe programs") && told.contains("CAP_BPF"), "{told}");
+}
+
+#[test]
+fn errors_are_told_before_anything_is_attached() {
+    let scratch = Scratch::new();
+    let probe = "probes: [{ on: \"usdt:forms:nope\", metrics: [{ counter: a }] }]";
+    let ran = exporter(&["check", "--attach", &scratch.write("c.yaml", config(&demo("forms"), probe))]);
+    assert!(!ran.out.contains("Attached for"), "{}", ran.out);
+    ran.bad(2);
+}
+
+/// What the HTTP server cannot use is refused before anything starts, together with other errors, and alike by both
+/// commands.
+#[test]
+fn unusable_certificates_and_passwords_are_errors_of_the_configuration() {
+    let scratch = Scratch::new();
+    let made = || rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+    let (one, other) = (made(), made());
+    let cert = scratch.write("one.crt", one.cert.pem());
+    let right = scratch.write("one.key", one.signing_key.serialize_pem());
+    let wrong = scratch.write("other.key", other.signing_key.serialize_pem());
+    let garbage =
+        scratch.write("garbage.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let hash = scratch.write("hash", "$2b$12$tooshort\n");
+    let with = |key: &str, more: &str| {
+        let text = config(&demo("fibre-demo"), "profile: fibre");
+        scratch.write("c.yaml", format!("tls_cert: {cert}\ntls_key: {key}\n{more}{text}"))
+    };
+    exporter(&["check", &with(&right, "")]).good();
+    let password = format!("metrics_auth_username: u\nmetrics_auth_password_file: {hash}\n");
+    for (key, more, errors) in [(&wrong, "", 1), (&garbage, "", 1), (&wrong, password.as_str(), 2)] {
+        let file = with(key, more);
+        let told = exporter(&["check", &file]).bad(2);
+        assert_eq!(told.matches("c.yaml:").count(), errors, "{told}");
+        assert_eq!(told.contains("begins like a bcrypt hash but is not one"), errors == 2, "{told}");
+        assert_eq!(exporter(&["--config", &file]).bad(2), told);
+    }
+}
+
+#[test]
+fn an_unused_argument_does_not_fail() {
+    let probes = "probes:
+      - on: usdt:udp:block_race_winner
+        args: { unneeded: 2 }
+        metrics: [{ counter: races_total }]";
+    let ran = check(&config(&demo("fibre-demo"), probes));
+    assert!(ran.err.starts_with("warning: ") && ran.err.contains("\"unneeded\""), "{}", ran.err);
+    assert_eq!(ran.code, 0);
+}
+
+#[test]
+fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
+    let scratch = Scratch::new();
+    let source = "__attribute__((noinline)) int wide(double x, int n) { return n + (int)x; }
+                  int main(int n, char **v) { (void)v; return wide(1.5, n); }";
+    let binary = scratch.compile("p", "cc", source, &["-O1", "-g"]);
+    let table = |args: &str| {
+        let probes = format!(
+            "probes:\n    - function: wide\n      {args}\n      metrics: [{{ counter: c_total, labels: {{ n: n }} }}]"
+        );
+        check(&config(&binary, &probes)).good()
+    };
+    let untyped = table("args: { n: 0 }");
+    assert!(untyped.contains("note: n read as 64 bits") && untyped.contains("leave out float"), "{untyped}");
+    let typed = table("args: { n: { index: 0, type: i32 } }");
+    assert!(!typed.contains("64 bits") && typed.contains("leave out float"), "{typed}");
+}

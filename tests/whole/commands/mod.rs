@@ -1,0 +1,112 @@
+//! The commands, through the binary: what they print and with which code they leave.
+//!
+//! Needs root, the programs of demo/, `cc`, `c++`, `readelf`, `objcopy`, `setpriv` and `promtool`.
+
+mod check;
+mod dashboard;
+mod probes;
+mod usage;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// What a command did.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs the exporter; nothing of the test's own environment configures it.
+fn exporter(args: &[&str]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_exporter"));
+    ran(command.args(args))
+}
+
+fn ran(command: &mut Command) -> Ran {
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    Ran {
+        code: output.status.code().unwrap_or_else(|| panic!("{command:?}: {}", output.status)),
+        out: String::from_utf8(output.stdout).expect("UTF-8 on standard output"),
+        err: String::from_utf8(output.stderr).expect("UTF-8 on standard error"),
+    }
+}
+
+impl Ran {
+    /// What it printed, if it succeeded in silence otherwise.
+    #[track_caller]
+    fn good(self) -> String {
+        assert_eq!((self.code, self.err.as_str()), (0, ""), "{}", self.out);
+        self.out
+    }
+
+    /// What it complained of, if it left with this code.
+    #[track_caller]
+    fn bad(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        self.err
+    }
+}
+
+/// A program of demo/, as `make -C demo` builds it.
+fn demo(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/demo").join(name);
+    assert!(path.is_file(), "{} is not there: run make -C demo", path.display());
+    path.display().to_string()
+}
+
+/// A fresh file in a directory that goes when the test ends.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Scratch(tempfile::tempdir().expect("make a directory"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).expect("write a file");
+        path.display().to_string()
+    }
+
+    fn compile(&self, name: &str, compiler: &str, source: &str, flags: &[&str]) -> String {
+        let input = self.write(if compiler == "cc" { "source.c" } else { "source.cc" }, source);
+        let output = self.path(name);
+        let status = Command::new(compiler).arg(input).args(flags).arg("-o").arg(&output).status();
+        assert!(status.is_ok_and(|status| status.success()), "{compiler} fails");
+        output.display().to_string()
+    }
+}
+
+/// A process that is killed when the test ends.
+struct Running(Child);
+
+impl Running {
+    fn start(program: &str, args: &[&str]) -> Self {
+        let child = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Running(child.unwrap_or_else(|e| panic!("{program} does not start: {e}")))
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A configuration with one target.
+fn config(binary: &str, rest: &str) -> String {
+    format!("targets:\n  - name: t\n    binary: {binary}\n    {rest}\n")
+}

@@ -1,0 +1,13 @@
+//! The built exporter from outside: what a user starts, what a Prometheus scrapes, what an operator reads. Its
+//! numbers are held against those of the programs that it traces. It needs root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod command_line;
+mod commands;
+mod process;
+mod siege;
+mod targets;
+mod totals;

@@ -1,0 +1,240 @@
+//! The process itself: how it ends, what it may do, and what it leaves behind.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
+
+use crate::support::demo::{Demo, Forms, I32_SITES, program};
+use crate::support::exporter::{Exporter, Place, Setup, wait_for};
+
+/// An exporter that traces a probe of `forms`, which tells its semaphore.
+fn traces_forms(place: &Place, forms: &std::path::Path) -> Exporter {
+    let exporter = Setup::new(place, forms_config(forms)).start();
+    exporter.wait_until_ready();
+    exporter
+}
+
+fn forms_config(forms: &std::path::Path) -> String {
+    format!(
+        "targets:\n\
+         - name: forms\n  \
+           binary: {}\n  \
+           probes:\n  \
+           - on: usdt:forms:i32\n    \
+             metrics:\n    \
+             - {{counter: forms_fired_total, help: Fired.}}\n",
+        forms.display()
+    )
+}
+
+#[test]
+fn a_signal_ends_it_with_status_0_whatever_goes_on() {
+    for signal in ["TERM", "INT"] {
+        let place = Place::new();
+        let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+        let mut exporter = Setup::fibre(&place, &demo).arguments(&["--verbose"]).secure().start();
+        exporter.wait_until_ready();
+        // Events come in, one client is silent and one has been served and stays.
+        let demo = Demo::start(&demo, &["--rate", "2000"]);
+        let _silent = TcpStream::connect((Ipv4Addr::LOCALHOST, exporter.port)).expect("connect");
+        exporter.scrape();
+        let status = exporter.end(signal);
+        assert!(status.success(), "SIG{signal}: {status}\n{}", exporter.log());
+        let log = exporter.log();
+        assert!(log.contains(&format!("SIG{signal}: stopping")), "{log}");
+        assert!(log.ends_with("[INFO] exporter: Stopped\n"), "{log}");
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, exporter.port)).is_err(), "it still listens");
+        demo.stop();
+    }
+}
+
+/// sd_notify(3): what systemd is told, and when.
+#[test]
+fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
+    let place = Place::new();
+    let forms = place.copy_of(&program("forms"), "forms");
+    let socket = place.path("notify");
+    let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
+    manager.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    let told = || {
+        let mut message = [0; 1024];
+        let length = manager.recv(&mut message).expect("a message to the manager");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let mut exporter = Setup::new(&place, forms_config(&forms))
+        .environment("NOTIFY_SOCKET", &socket.display().to_string())
+        .environment("WATCHDOG_USEC", "300000")
+        .start();
+    let ready = told();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    assert!(ready.contains("STATUS=Serving metrics at http://"), "{ready}");
+    assert!(ready.ends_with(&format!(":{}/metrics\n", exporter.port)), "{ready}");
+    // It is true when it is said.
+    exporter.scrape();
+    for _ in 0..3 {
+        assert_eq!(told(), "WATCHDOG=1\n");
+    }
+    exporter.end("TERM");
+    let last = std::iter::from_fn(|| Some(told())).find(|message| message != "WATCHDOG=1\n");
+    assert!(last.expect("a last message").starts_with("STOPPING=1\n"));
+}
+
+/// sd-daemon(3): a priority before each line and no second time stamp. JOURNAL_STREAM alone does not say so: a child
+/// whose output goes elsewhere inherits it.
+#[test]
+fn the_journal_gets_priorities_and_a_file_gets_time_stamps() {
+    let place = Place::new();
+    let forms = place.copy_of(&program("forms"), "forms");
+    let output = place.write("log", "").metadata().expect("the log's inode");
+    let run = |inode: u64| {
+        let mut exporter = Setup::new(&place, forms_config(&forms))
+            .environment("JOURNAL_STREAM", &format!("{}:{inode}", output.dev()))
+            .start();
+        exporter.end("TERM");
+        exporter.log()
+    };
+    let journal = run(output.ino());
+    assert!(journal.lines().all(|line| line.starts_with('<')), "{journal}");
+    assert!(journal.contains("<6>Waiting for events...\n"), "{journal}");
+    let elsewhere = run(1);
+    assert!(elsewhere.contains(" [INFO] exporter: Waiting for events...\n"), "{elsewhere}");
+}
+
+#[test]
+fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms");
+    let mut forms = Forms::start(&binary);
+    assert_eq!(forms.semaphore("forms:i32"), 0);
+    for signal in ["TERM", "INT", "KILL"] {
+        let mut exporter = traces_forms(&place, &binary);
+        assert_eq!(forms.semaphore("forms:i32"), I32_SITES, "raised in a process that ran before");
+        assert_eq!(Forms::start(&binary).semaphore("forms:i32"), I32_SITES, "and in one that starts after");
+        assert_eq!(forms.semaphore("forms:u32"), 0, "not of a probe that nobody asked for");
+        // The kernel raises it once for all tracers of a site: it stays as long as one of them does.
+        let second = traces_forms_beside(&binary);
+        drop(second);
+        let counted = exporter.scrape().value("forms_fired_total", &[]);
+        assert_eq!(forms.semaphore("forms:i32"), I32_SITES);
+        forms.fire("i32", 5);
+        assert_eq!(exporter.scrape().value("forms_fired_total", &[]), counted + 5.0);
+        exporter.end(signal);
+        // After SIGKILL the kernel takes the probes out, when it gets to it.
+        wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
+        assert_eq!(forms.fire("i32", 5)["fired"], 5, "the program goes on, SIG{signal}");
+    }
+}
+
+#[test]
+fn nothing_of_it_is_left_in_the_kernel_however_it_ends() {
+    for attach in ["auto", "perf"] {
+        for signal in ["TERM", "KILL"] {
+            let place = Place::new();
+            let binary = place.copy_of(&program("forms"), "forms");
+            let mut exporter =
+                Setup::new(&place, forms_config(&binary)).yaml(&format!("attach: {attach}\n")).start();
+            exporter.wait_until_ready();
+            let held = held_in_kernel(exporter.pid());
+            for kind in ["link_id:", "prog_id:", "map_id:"] {
+                assert!(held.iter().any(|(of, _)| *of == kind), "no {kind} among {held:?}");
+            }
+            assert!(held.is_subset(&all_in_kernel()), "{held:?}");
+            exporter.end(signal);
+            // The kernel frees what was held when it gets to it.
+            wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
+        }
+    }
+}
+
+/// Links, programs and maps, by their numbers, which the kernel does not give twice.
+type Held = BTreeSet<(&'static str, u32)>;
+
+/// Those that the process holds.
+fn held_in_kernel(pid: u32) -> Held {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
+    let texts = descriptors.map(|at| std::fs::read_to_string(at.expect("a descriptor").path()));
+    let mut held = Held::new();
+    for text in texts.map_while(Result::ok) {
+        for line in text.lines() {
+            for kind in ["link_id:", "prog_id:", "map_id:"] {
+                held.extend(line.strip_prefix(kind).map(|id| (kind, id.trim().parse().expect("a number"))));
+            }
+        }
+    }
+    held
+}
+
+/// Those that there are.
+fn all_in_kernel() -> Held {
+    let links = LinkInfoIter::default().map(|link| ("link_id:", link.id));
+    let programs = ProgInfoIter::default().map(|program| ("prog_id:", program.id));
+    let maps = MapInfoIter::default().map(|map| ("map_id:", map.id));
+    links.chain(programs).chain(maps).collect()
+}
+
+/// With a folder of its own, which must outlive it.
+fn traces_forms_beside(forms: &std::path::Path) -> (Exporter, Place) {
+    let place = Place::new();
+    let exporter = traces_forms(&place, forms);
+    (exporter, place)
+}
+
+#[test]
+fn of_roots_rights_it_keeps_six_in_every_thread() {
+    let dac_read_search = 1 << 2;
+    let lease = 1 << 28;
+    let sys_ptrace = 1 << 19;
+    let sys_admin = 1 << 21;
+    let perfmon = 1 << 38;
+    let bpf = 1 << 39;
+    let checkpoint_restore = 1 << 40;
+    let kept: u64 = dac_read_search | lease | sys_ptrace | perfmon | bpf | checkpoint_restore;
+    for (attach, expected) in [("multi", kept), ("perf", kept | sys_admin)] {
+        let place = Place::new();
+        let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+        let exporter = Setup::fibre(&place, &demo).yaml(&format!("attach: {attach}\n")).start();
+        exporter.wait_until_ready();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
+        let tasks: Vec<_> = tasks.map(|task| task.expect("a thread").path().join("status")).collect();
+        assert!(tasks.len() >= 4, "{tasks:?}");
+        for task in tasks {
+            let status = std::fs::read_to_string(&task).expect("read a thread's status");
+            let set = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+                u64::from_str_radix(line.trim(), 16).expect("a set in hexadecimal")
+            };
+            for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+                assert_eq!(set(name), expected, "{name} of {attach} in {}: {status}", task.display());
+            }
+            assert_eq!((set("CapInh:"), set("CapAmb:")), (0, 0), "{status}");
+        }
+    }
+}
+
+#[test]
+fn four_rights_are_enough_without_being_root() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let rights = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";
+    let exporter = Setup::fibre(&place, &demo)
+        .through(&[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            &format!("--inh-caps={rights}"),
+            &format!("--ambient-caps={rights}"),
+            &format!("--bounding-set={rights}"),
+            "--no-new-privs",
+            "--",
+        ])
+        .start();
+    exporter.wait_until_ready();
+    let totals = crate::support::demo::play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
+    exporter.scrape().measured().assert_same(&totals.series("demo"));
+    assert!(!exporter.log().contains("[WARNING]"), "{}", exporter.log());
+}

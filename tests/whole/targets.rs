@@ -1,0 +1,168 @@
+//! Programs that come late, come again, are replaced, or run twice.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::demo::{Demo, Forms, I32_SITES, play, program};
+use crate::support::exporter::{Exporter, Place, Setup, wait_for};
+
+const BURST: &[&str] = &["--rate", "0", "--wait-attached"];
+const HEIGHT: &str = "fibre_last_block_height";
+
+fn burst<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [BURST, more].concat()
+}
+
+/// What counts the probe `i32` of this program.
+fn counts_forms(place: &Place, binary: &Path, selector: &str) -> Exporter {
+    let yaml = format!(
+        "targets:\n\
+         - name: forms\n  \
+           binary: {}\n  \
+           {selector}\n  \
+           probes:\n  \
+           - on: usdt:forms:i32\n    \
+             args: {{value: 0}}\n    \
+             metrics:\n    \
+             - {{counter: forms_fired_total, help: Fired.}}\n    \
+             - {{gauge: forms_value, help: The last value., value: value}}\n",
+        binary.display()
+    );
+    Setup::new(place, yaml).start()
+}
+
+fn fired(exporter: &Exporter) -> f64 {
+    exporter.scrape().value("forms_fired_total", &[])
+}
+
+#[test]
+fn a_file_that_appears_later_is_traced_from_then_on() {
+    let place = Place::new();
+    let demo = place.path("bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    let (status, body) = exporter.health("/ready");
+    assert_eq!(status, 503);
+    assert!(body.contains("bitcoind: udp:block_reconstructed is waiting: "), "{body}");
+    assert!(body.contains("No such file or directory"), "{body}");
+    let scrape = exporter.scrape();
+    assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 0.0);
+    assert_eq!(scrape.select("fibre_exporter_probe_state", &[("state", "waiting")]).len(), 6);
+    assert!(exporter.log().contains("[WARNING] exporter: Target bitcoind: "), "{}", exporter.log());
+
+    // In one step, as a package manager does it.
+    let new = place.copy_of(&program("fibre-demo"), "bitcoind.new");
+    fs::rename(new, &demo).expect("rename");
+    exporter.wait_until_ready();
+    let totals = play(&demo, &burst(&["--blocks", "100"]));
+    exporter.scrape().measured().assert_same(&totals.series("demo"));
+}
+
+#[test]
+fn a_program_that_starts_later_and_again_is_counted_on() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    let first = play(&demo, &burst(&["--blocks", "60"]));
+    exporter.scrape().measured().assert_same(&first.series("demo"));
+    let second = play(&demo, &burst(&["--blocks", "40", "--seed", "2", "--start-height", "900060"]));
+    let both = first.series("demo").and(&second.series("demo"), &[HEIGHT]);
+    exporter.scrape().measured().assert_same(&both);
+}
+
+#[test]
+fn two_processes_of_one_file_are_counted_together() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    let first = Demo::start(&demo, &burst(&["--blocks", "1000", "--seed", "3"]));
+    let second = Demo::start(&demo, &burst(&["--blocks", "1000", "--seed", "4"]));
+    let (first, second) = (first.end().series("demo"), second.end().series("demo"));
+    let scrape = exporter.scrape().measured();
+    scrape.without(HEIGHT).assert_same(&first.and(&second, &[]).without(HEIGHT));
+    assert_eq!(scrape.value(HEIGHT, &[]), 900_999.0, "the last of either");
+}
+
+#[test]
+fn a_program_that_is_killed_loses_nothing_that_it_fired() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms");
+    let exporter = counts_forms(&place, &binary, "");
+    exporter.wait_until_ready();
+    let mut sum = 0.0;
+    for count in [1000, 1, 50] {
+        let mut forms = Forms::start(&binary);
+        forms.fire("i32", count);
+        // Dropped with SIGKILL.
+        drop(forms);
+        sum += count as f64;
+        assert_eq!(fired(&exporter), sum);
+    }
+    assert_eq!(exporter.health("/ready").0, 200, "whether it runs does not matter");
+}
+
+#[test]
+fn a_file_that_is_replaced_is_counted_old_and_new() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms");
+    let exporter = counts_forms(&place, &binary, "");
+    exporter.wait_until_ready();
+    let mut old = Forms::start(&binary);
+    old.fire("i32", 10);
+    assert_eq!(fired(&exporter), 10.0);
+
+    // The new one is another build: its sites are elsewhere, its arguments in other places.
+    fs::rename(place.copy_of(&program("forms-no-pie"), "forms.new"), &binary).expect("rename");
+    wait_for("the new file to be traced", || exporter.log().matches("Attached 1/1 probes").count() == 2);
+    let mut new = Forms::start(&binary);
+    assert_eq!((old.semaphore("forms:i32"), new.semaphore("forms:i32")), (I32_SITES, I32_SITES));
+    old.fire("i32", 20);
+    new.fire("i32", 300);
+    assert_eq!(fired(&exporter), 330.0);
+    assert_eq!(exporter.health("/ready").0, 200);
+
+    // When nobody runs the old one any more, its probes go; the new one's stay.
+    drop(old);
+    wait_for("the old file to be let go", || exporter.log().contains("no longer runs"));
+    new.fire("i32", 4000);
+    assert_eq!(fired(&exporter), 4330.0);
+    assert_eq!(new.semaphore("forms:i32"), I32_SITES);
+}
+
+#[test]
+fn a_file_that_is_gone_is_counted_as_long_as_it_runs_and_found_again() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms");
+    let exporter = counts_forms(&place, &binary, "");
+    exporter.wait_until_ready();
+    let mut old = Forms::start(&binary);
+    fs::remove_file(&binary).expect("remove a file");
+    old.fire("i32", 7);
+    assert_eq!(fired(&exporter), 7.0);
+    place.copy_of(&program("forms"), "forms");
+    wait_for("the new file to be traced", || exporter.log().matches("Attached 1/1 probes").count() == 2);
+    Forms::start(&binary).fire("i32", 8);
+    old.fire("i32", 9);
+    assert_eq!(fired(&exporter), 24.0);
+}
+
+#[test]
+fn with_a_pid_only_that_process_is_counted() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let wanted = Demo::start(&binary, &burst(&["--blocks", "30", "--linger", "60", "--seed", "5"]));
+    let other = Demo::start(&binary, &burst(&["--blocks", "50", "--seed", "6"]));
+    let exporter = Setup::fibre(&place, &binary).arguments(&["--pid", &wanted.pid().to_string()]).start();
+    exporter.wait_until_ready();
+    other.end();
+    let connected = || exporter.scrape().sum("bitcoin_blocks_connected_total", &[]);
+    wait_for("the blocks of one process", || connected() == 30.0);
+    let totals = wanted.stop();
+    let scrape = exporter.scrape();
+    scrape.measured().assert_same(&totals.series("demo"));
+    assert_eq!(
+        scrape.value("fibre_exporter_probe_filtered_total", &[("probe", "validation:block_connected")]),
+        50.0
+    );
+}

@@ -1,0 +1,269 @@
+//! The numbers: every metric of the profile `fibre` equals what the demo says it fired, whoever scrapes, and
+//! whichever way the events go.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_yaml::Value as Yaml;
+
+use crate::support::dashboard::{Dashboard, Variable};
+use crate::support::demo::{Demo, Totals, play, program};
+use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, exporter, finish, wait_for};
+use crate::support::exposition::Metrics;
+use crate::support::prometheus::{Prometheus, Scrape};
+
+/// As many as make every bucket of every histogram count something.
+const MANY: &[&str] = &["--rate", "0", "--blocks", "3000", "--wait-attached"];
+
+#[test]
+fn every_metric_is_what_the_demo_fired_over_https_with_a_password() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).secure().start();
+    exporter.wait_until_ready();
+    let totals = play(&demo, MANY);
+    assert_eq!(totals.fired("validation:block_connected"), 3000);
+    let scrape = exporter.scrape();
+    scrape.measured().assert_same(&totals.series("demo"));
+    books_balance(&scrape, &totals);
+    assert_eq!(scrape.sum("fibre_exporter_probe_delivered_total", &[]), 0.0, "nothing needs the ring");
+}
+
+/// The exporter's own numbers about a run of the demo of which nothing was lost.
+fn books_balance(scrape: &Metrics, totals: &Totals) {
+    assert_eq!(scrape.value("fibre_exporter_up", &[]), 1.0);
+    assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 6.0);
+    assert_eq!(scrape.sum("fibre_exporter_errors_total", &[]), 0.0);
+    assert_eq!(scrape.sum("fibre_exporter_probe_lost_total", &[]), 0.0);
+    assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", "probe_multi")]), 0.0);
+    for probe in [
+        "udp:block_reconstructed",
+        "udp:block_reconstruction_detail",
+        "udp:block_send_start",
+        "udp:block_race_winner",
+        "udp:block_race_time",
+        "validation:block_connected",
+    ] {
+        let of = |what: &str| scrape.value(&format!("fibre_exporter_probe_{what}"), &[("probe", probe)]);
+        assert_eq!(of("attached"), 1.0, "{probe}");
+        assert_eq!(of("hits_total"), totals.fired(probe) as f64, "{probe}");
+        assert_eq!(of("aggregated_total") + of("delivered_total"), of("hits_total"), "{probe}");
+        let (_, event) = probe.split_once(':').expect("a provider");
+        let processed = scrape.value("fibre_exporter_events_processed_total", &[("event_type", event)]);
+        assert_eq!(processed, totals.fired(probe) as f64, "{probe}");
+        assert!(of("last_hit_timestamp_seconds") > scrape.value("process_start_time_seconds", &[]) - 1.0);
+    }
+}
+
+#[test]
+fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_panel() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).secure().start();
+    exporter.wait_until_ready();
+    let target = format!("localhost:{}", exporter.port);
+    let prometheus = Prometheus::start(&Scrape {
+        target: target.clone(),
+        ca_file: exporter.authority.clone(),
+        password_file: place.path("password"),
+        node: None,
+    })
+    .unwrap();
+    prometheus.wait_until_up(PATIENCE).unwrap();
+
+    // Over some scrapes, because a rate needs an increase from one scrape to the next.
+    let totals = play(&demo, &["--rate", "100", "--blocks", "400", "--wait-attached"]);
+    wait_for("Prometheus to have scraped the last block", || {
+        let found = prometheus.query("bitcoin_blocks_connected_total").unwrap();
+        found.iter().any(|sample| sample.value == 400.0)
+    });
+    measured(&prometheus).assert_same(&totals.series("demo"));
+
+    let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
+    let variables: &[Variable] =
+        &[("job", "fibre"), ("node", "demo"), ("instance", &target), ("window", "5m"), ("top", "10")];
+    assert_eq!(prometheus.queries_without_data(&dashboard, variables).unwrap(), Vec::<String>::new());
+    assert_eq!(prometheus.query(r#"ALERTS{alertstate="firing"}"#).unwrap(), [], "all is well");
+}
+
+/// What Prometheus has of the profile's series, without the labels that it adds itself.
+fn measured(prometheus: &Prometheus) -> Metrics {
+    let all = prometheus.query(r#"{__name__=~"(fibre|bitcoin)_.+", job="fibre"}"#).unwrap();
+    let series: BTreeMap<_, _> = all
+        .into_iter()
+        .map(|mut sample| {
+            let name = sample.labels.remove("__name__").expect("a name");
+            sample.labels.retain(|label, _| label != "job" && label != "instance");
+            ((name, sample.labels), sample.value)
+        })
+        // The stack's recording rules are named after what they record, with colons.
+        .filter(|((name, _), _)| !name.contains(':'))
+        .collect();
+    Metrics(series).measured()
+}
+
+#[test]
+fn promtool_has_nothing_to_say_about_a_scrape() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    for _ in 0..2 {
+        let text = exporter.text();
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run promtool (Debian's package prometheus)");
+        promtool.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write to promtool");
+        let output = promtool.wait_with_output().expect("wait for promtool");
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        // First without an event, then with all kinds.
+        play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
+    }
+}
+
+#[test]
+fn verbose_logs_each_event_once_and_changes_no_number() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).arguments(&["--verbose"]).start();
+    exporter.wait_until_ready();
+    let totals = play(&demo, &["--rate", "0", "--blocks", "200", "--wait-attached"]);
+    let scrape = exporter.scrape();
+    scrape.measured().assert_same(&totals.series("demo"));
+    books_balance(&scrape, &totals);
+    one_line_for_each_event(&exporter, &totals);
+}
+
+#[test]
+fn metrics_of_which_the_kernel_can_compute_none_have_the_same_numbers() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let yaml =
+        format!("node_name: demo\ntargets:\n- {{name: relay, binary: {}}}\nverbose: true\n", demo.display());
+    let mut config: Yaml = serde_yaml::from_str(&yaml).unwrap();
+    config["targets"][0]["probes"] = probes_for_the_ring();
+    let setup = Setup::new(&place, serde_yaml::to_string(&config).unwrap());
+
+    let plan = place.write("plan.yaml", &serde_yaml::to_string(&config).unwrap());
+    let (status, plan, wrong) = finish(exporter().arg("check").arg(plan));
+    let computed = |place: &str| plan.lines().filter(|line| line.contains(place)).count();
+    let routes = (computed(" user space: "), computed(" kernel: "));
+    assert_eq!((status, routes), (Some(0), (18, 0)), "{plan}{wrong}");
+
+    let exporter = setup.start();
+    exporter.wait_until_ready();
+    let totals = play(&demo, &["--rate", "0", "--blocks", "200", "--wait-attached"]);
+    let scrape = exporter.scrape();
+    scrape.measured().assert_same(&totals.series("demo"));
+    books_balance(&scrape, &totals);
+    assert_eq!(scrape.sum("fibre_exporter_probe_aggregated_total", &[]), 0.0);
+    one_line_for_each_event(&exporter, &totals);
+}
+
+/// The probes of the profile `fibre`, each metric with one more condition: always true, and on a text that is too
+/// long for the kernel to compare.
+fn probes_for_the_ring() -> Yaml {
+    let text = std::fs::read_to_string(repository("profiles/fibre.yaml")).unwrap();
+    let profile: Yaml = serde_yaml::from_str(&text).unwrap();
+    let mut probes = profile["probes"].clone();
+    for probe in probes.as_sequence_mut().unwrap() {
+        let name = probe["on"].as_str().unwrap();
+        // The first argument is the hash, in one of two forms.
+        let bytes = name.contains("race") || name.contains("connected");
+        let hash = if bytes { "{index: 0, type: hex, len: 32}" } else { "{index: 0, type: string, max: 80}" };
+        if probe.get("args").is_none() {
+            probe["args"] = Yaml::Mapping(serde_yaml::Mapping::new());
+        }
+        probe["args"]["hash"] = serde_yaml::from_str(hash).unwrap();
+        for metric in probe["metrics"].as_sequence_mut().unwrap() {
+            let mut conditions =
+                vec![format!("hash != \"{}\"", "no hash has this many letters ".repeat(3)).into()];
+            conditions.extend(metric.get("when").cloned());
+            metric["when"] = Yaml::Sequence(conditions);
+        }
+    }
+    probes
+}
+
+fn one_line_for_each_event(exporter: &Exporter, totals: &Totals) {
+    let blocks = totals.fired("validation:block_connected");
+    let connected = || events(exporter, "Block connected: ");
+    wait_for("the last event's line", || connected().len() as u64 >= blocks);
+    for (text, probe) in [
+        ("Block reconstructed: height=", "udp:block_reconstructed"),
+        ("Block reconstruction detail: height=", "udp:block_reconstruction_detail"),
+        ("Block send started", "udp:block_send_start"),
+        ("Block delivery: height=", "udp:block_race_winner"),
+        ("Block connected: height=", "validation:block_connected"),
+    ] {
+        wait_for(text, || events(exporter, text).len() as u64 >= totals.fired(probe));
+        assert_eq!(events(exporter, text).len() as u64, totals.fired(probe), "{text}");
+    }
+    wait_for("the last race", || {
+        events(exporter, "Block race: height=").len() as u64 >= totals.fired("udp:block_race_time")
+    });
+    let mut transactions = 0;
+    for (number, line) in connected().iter().enumerate() {
+        let fields: Vec<_> = line.split(' ').map(|field| field.split_once('=').expect(line)).collect();
+        let [("height", height), ("tx_count", count), ("connection_time", time)] = fields[..] else {
+            panic!("another form: {line}");
+        };
+        assert_eq!(height, (900_000 + number).to_string(), "{line}");
+        transactions += count.parse::<u64>().expect(line);
+        // Milliseconds with one digit after the point.
+        let (whole, tenth) = time.strip_suffix("ms").and_then(|time| time.split_once('.')).expect(line);
+        assert!(whole.parse::<u64>().is_ok() && tenth.len() == 1 && tenth.parse::<u8>().is_ok(), "{line}");
+    }
+    let sum = totals.series("demo").value("bitcoin_block_tx_count_sum", &[]);
+    assert_eq!(transactions as f64, sum);
+}
+
+/// What comes after `text` in the lines that are events of this kind.
+fn events(exporter: &Exporter, text: &str) -> Vec<String> {
+    let head = format!(" [INFO] exporter: {text}");
+    exporter
+        .log()
+        .lines()
+        .filter_map(|line| line.split_once(&head))
+        .map(|(_, rest)| rest.to_owned())
+        .collect()
+}
+
+#[test]
+fn a_node_without_the_udp_provider_gives_what_it_has_and_says_what_is_absent() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "bitcoind");
+    let exporter = Setup::fibre(&place, &binary).start();
+    // None at all: then it is not ready, and says why.
+    let (status, body) = exporter.health("/ready");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("validation:block_connected is absent: "), "{body}");
+    assert!(exporter.log().contains("[ERROR] exporter: Attached 0/6 probes"), "{}", exporter.log());
+    assert_eq!(exporter.health("/health").0, 200);
+    let scrape = exporter.scrape();
+    assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 0.0);
+    assert_eq!(scrape.select("fibre_exporter_probe_state", &[("state", "absent")]).len(), 6);
+    assert_eq!(scrape.measured(), Metrics::default(), "no zero for what cannot be counted");
+}
+
+#[test]
+fn a_demo_that_nobody_waits_for_is_counted_from_its_first_event() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    // The probes are in the file: a process that starts now has them from its first instruction.
+    let totals = Demo::start(&demo, &["--rate", "0", "--blocks", "100"]).end();
+    assert_eq!(totals.fired("validation:block_connected"), 100);
+    exporter.scrape().measured().assert_same(&totals.series("demo"));
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
