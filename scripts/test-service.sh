@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Runs the exporter as a service under a systemd of its own: a minimal Debian 12, booted in a container.
+#
+#   scripts/test-service.sh [EXPORTER]        without it: target/release/exporter, else target/debug/exporter
+#
+# The shipped unit and the demo program are installed there, and then: a start without configuration fails and the
+# journal says why; a start returns when metrics are served; blocks are counted exactly; it comes back after SIGKILL and,
+# by the watchdog, after SIGSTOP; the traced program is upgraded by dpkg and goes on being counted; and it
+# stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl and Debian's mirror (or MIRROR); the tree is made in
+# /var/tmp (or TMPDIR) and removed at the end. It takes two minutes, most of it for the tree.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+
+mirror=${MIRROR:-http://deb.debian.org/debian}
+exporter=${1:-}
+[[ -n $exporter ]] || for built in target/debug/exporter target/release/exporter; do
+	[[ ! -x $built ]] || exporter=$built
+done
+demo=target/demo/fibre-demo
+metrics=http://127.0.0.1:19439/metrics
+work=
+container=
+
+say() {
+	echo "test-service: $*"
+}
+
+fail() {
+	echo "test-service: FAILED: $*" >&2
+	[[ -z $container ]] || inside journalctl --no-pager -u fibre-exporter -n 30 >&2 || true
+	exit 1
+}
+
+clean_up() {
+	[[ -z $container ]] || kill -KILL "$container" 2>/dev/null || true
+	wait 2>/dev/null || true
+	[[ -z $work ]] || rm -rf --one-file-system "$work"
+}
+trap clean_up EXIT
+
+# Runs a command in the container.
+inside() {
+	nsenter --all --target "$(pgrep --parent "$container" | head -n 1)" "$@"
+}
+
+wait_for() {
+	local what=$1 tries=0
+	shift
+	until "$@" >/dev/null 2>&1; do
+		((++tries < 300)) || fail "$what did not come"
+		sleep 0.1
+	done
+}
+
+make_tree() {
+	mmdebstrap --quiet --variant=apt --include=systemd,systemd-sysv,dbus,libelf1,zlib1g bookworm "$1" "$mirror"
+	rm -f "$1/etc/machine-id"
+	ln -s /dev/null "$1/etc/systemd/system/systemd-networkd-wait-online.service"
+	ln -s /dev/null "$1/etc/systemd/system/systemd-firstboot.service"
+	install -m 755 "$exporter" "$1/usr/local/bin/exporter"
+	install -m 644 fibre-exporter.service "$1/etc/systemd/system/"
+	install -d "$1/etc/systemd/system/fibre-exporter.service.d"
+	# Quicker than a person would have it.
+	printf '[Service]\nRestartSec=0.2\nWatchdogSec=3\n' >"$1/etc/systemd/system/fibre-exporter.service.d/test.conf"
+}
+
+# The traced program as a Debian package of version $1. Each version is a file of its own.
+make_package() {
+	local tree=$1 version=$2 root=$work/package
+	rm -rf "$root"
+	install -D -m 755 "$demo" "$root/usr/bin/bitcoind"
+	# What follows the ELF file's end is in no segment: another file for the kernel, the same program.
+	printf '%s' "$version" >>"$root/usr/bin/bitcoind"
+	install -d "$root/DEBIAN"
+	printf 'Package: demo\nVersion: %s\nArchitecture: amd64\nMaintainer: nobody\nDescription: demo\n' "$version" >"$root/DEBIAN/control"
+	dpkg-deb --build --root-owner-group "$root" "$tree/root/demo_$version.deb" >/dev/null
+}
+
+# The kernel keeps nothing from this machine in there; the container's own system call filter would forbid bpf(2).
+boot() {
+	SYSTEMD_SECCOMP=0 systemd-nspawn --quiet --boot --directory="$1" --machine="exporter-test-$$" --capability=all \
+		--register=no --keep-unit --bind-ro=/sys/kernel/btf --console=pipe >"$work/boot.log" 2>&1 </dev/null &
+	container=$!
+	wait_for "the container's systemd" inside systemctl is-active basic.target
+	wait_for "the end of the boot" eval "[[ \$(inside systemctl is-system-running) =~ running|degraded ]]"
+}
+
+counted() {
+	curl --silent --show-error "$metrics" | awk '/^bitcoin_blocks_connected_total/ { print $2 }'
+}
+
+# Plays $1 blocks, each of which is to be counted; waits until they are.
+play() {
+	inside bitcoind --wait-attached --rate 0 --blocks "$1" >/dev/null
+}
+
+main_pid() {
+	inside systemctl show --property=MainPID --value fibre-exporter
+}
+
+is_another_than() {
+	local now
+	now=$(main_pid)
+	((now != 0 && now != $1)) && curl --silent --fail http://127.0.0.1:19440/ready
+}
+
+((EUID == 0)) || fail "run this as root"
+for tool in mmdebstrap systemd-nspawn dpkg-deb curl; do
+	command -v "$tool" >/dev/null || fail "there is no $tool"
+done
+[[ -x $exporter ]] || fail "build the exporter first"
+make --silent -C demo
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/exporter-service.XXXXXX")
+tree=$work/tree
+say "making a Debian tree in $work"
+make_tree "$tree" >"$work/tree.log" 2>&1 || fail "no tree could be made: $(tail -n 5 "$work/tree.log")"
+make_package "$tree" 1
+make_package "$tree" 2
+boot "$tree"
+
+say "a start without configuration fails, and the journal says why"
+! inside systemctl enable --now --quiet fibre-exporter 2>/dev/null || fail "it started without a configuration"
+inside journalctl --no-pager -o cat -p err -u fibre-exporter | grep -q 'config.yaml' || fail "no reason in the journal"
+
+say "a start returns when metrics are served"
+inside dpkg --install /root/demo_1.deb >/dev/null
+install -D -m 600 /dev/stdin "$tree/etc/fibre-exporter/config.yaml" <<-END
+	bitcoind_path: /usr/bin/bitcoind
+	node_name: test
+	metrics_port: 19439
+	health_port: 19440
+	log_file: /var/log/fibre-exporter/exporter.log
+END
+inside systemctl reset-failed fibre-exporter
+inside systemctl start fibre-exporter || fail "it does not start"
+curl --silent --fail http://127.0.0.1:19440/ready >/dev/null || fail "it is not ready"
+play 500
+[[ $(counted) == 500 ]] || fail "$(counted) of 500 blocks were counted"
+
+say "dpkg upgrades the traced program"
+inside dpkg --install /root/demo_2.deb >/dev/null
+play 500
+[[ $(counted) == 1000 ]] || fail "$(counted) of 1000 blocks were counted over an upgrade"
+
+for signal in KILL STOP; do
+	say "it comes back after SIG$signal"
+	before=$(main_pid)
+	inside systemctl kill --kill-whom=main --signal="$signal" fibre-exporter
+	wait_for "another exporter after SIG$signal" is_another_than "$before"
+	play 50
+	[[ $(counted) == 50 ]] || fail "$(counted) of 50 blocks were counted after SIG$signal"
+done
+
+say "the log file is written, and the journal knows warnings from the rest"
+grep -q '\[INFO\] exporter: Waiting for events' "$tree/var/log/private/fibre-exporter/exporter.log" || fail "no log file"
+inside journalctl --no-pager -o cat -p info -u fibre-exporter | grep -q '^Waiting for events' || fail "no line in the journal"
+! inside journalctl --no-pager -o cat -p warning -u fibre-exporter | grep -q '^Waiting for events' || fail "all lines are warnings"
+
+say "it stops"
+inside systemctl stop fibre-exporter
+[[ $(inside systemctl is-failed fibre-exporter || true) == inactive ]] || fail "it did not stop cleanly"
+
+exposure=$(systemd-analyze security --offline=true ./fibre-exporter.service | grep -o '[0-9]\+\.[0-9]\+ ' | tail -n 1)
+awk -v is="$exposure" 'BEGIN { exit !(is > 0 && is < 2.5) }' || fail "systemd rates its exposure at $exposure"
+say "passed; systemd rates its exposure at $exposure"
