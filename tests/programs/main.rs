@@ -5,10 +5,12 @@ mod support;
 
 mod bitcoin;
 mod bitcoin_harness;
+mod failing_calls;
 mod golang;
 mod libraries;
 mod openjdk;
 mod postgresql;
+mod qemu;
 mod scripts;
 mod sites;
 mod texts;

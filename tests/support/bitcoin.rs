@@ -19,7 +19,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -27,6 +28,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 
 /// Bytes before the payload of each message on an unencrypted connection (`-v2transport=0`): getpeerinfo
@@ -225,6 +227,16 @@ impl Node {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// A connection of its own to the RPC server, on which requests are made without a process for each.
+    pub fn rpc(&self) -> Rpc {
+        let cookie = fs::read_to_string(self.data.path().join("regtest/.cookie")).expect("the cookie");
+        let stream =
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.rpc_port)).expect("connect to the RPC port");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_nodelay(true).expect("no delay");
+        Rpc { stream: BufReader::new(stream), login: BASE64_STANDARD.encode(cookie) }
+    }
+
     /// Calls a method that must succeed and answers with JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let answer = self.call(arguments).unwrap_or_else(|e| panic!("{arguments:?}: {e}"));
@@ -318,6 +330,42 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A connection to a node's RPC server.
+pub struct Rpc {
+    stream: BufReader<TcpStream>,
+    login: String,
+}
+
+impl Rpc {
+    /// Sends this body, whatever it is; the answer's HTTP status and body.
+    pub fn post(&mut self, body: &str) -> (u16, Value) {
+        let (login, length) = (&self.login, body.len());
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: node\r\nAuthorization: Basic {login}\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        self.stream.get_mut().write_all(request.as_bytes()).expect("ask the node");
+        let (mut status, mut length) = (0, 0);
+        loop {
+            let mut line = String::new();
+            assert!(
+                self.stream.read_line(&mut line).expect("hear the node") > 0,
+                "the node hung up on {body}"
+            );
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(rest) = line.strip_prefix("http/1.1 ") {
+                status = rest[..3].parse().expect("a status");
+            } else if let Some(bytes) = line.strip_prefix("content-length: ") {
+                length = bytes.parse().expect("a length");
+            } else if line.is_empty() {
+                break;
+            }
+        }
+        let mut answer = vec![0; length];
+        self.stream.read_exact(&mut answer).expect("the answer");
+        (status, serde_json::from_slice(&answer).unwrap_or(Value::Null))
     }
 }
 

@@ -1,0 +1,162 @@
+//! Calls that end in an exception, through functions whose durations are measured: the node lives, its answers are right, and
+//! entries and returns are what was asked for.
+//!
+//! The node throws out of nearly every function on a call's way when something about the call is wrong. A tracer that puts
+//! addresses of its own on the stack ends it with the first such call. `LEAPS=20` in the environment makes twenty times as
+//! many calls.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::support::bitcoin::{Node, Rpc, bitcoind};
+use crate::support::exporter::{Exporter, Place, Setup, wait_for};
+
+/// Functions on a call's way through the node, from the outer to the inner ones.
+const FUNCTIONS: [&str; 8] = [
+    "HTTPReq_JSONRPC",
+    "ExecuteHTTPRPC",
+    "JSONRPCRequest::parse",
+    "JSONRPCExec",
+    "CRPCTable::execute",
+    "ExecuteCommand",
+    "RPCMethod::HandleRequest",
+    "JSONRPCError",
+];
+
+/// Other functions on the way, most of which are left by exceptions, too: they only must do no harm.
+const OTHERS: [&str; 2] = ["RPCMethod::*", "UniValue::get_*"];
+
+const ROUNDS: u64 = 400;
+
+/// A body, the HTTP status and the error code of its answer (0 for none), and for each of [`FUNCTIONS`] how often it is
+/// entered and returns.
+type Request = (Value, u16, i64, [(u64, u64); 8]);
+
+const ONCE: (u64, u64) = (1, 1);
+const THROWS: (u64, u64) = (1, 0);
+const NEVER: (u64, u64) = (0, 0);
+
+fn requests() -> Vec<Request> {
+    let out_of_range = json!({ "method": "getblockhash", "params": [99_999_999] });
+    let unknown = json!({ "method": "no_such_method" });
+    // Calls of the second version are answered where they are made, so the exception goes less far.
+    let wrong_type = json!({ "jsonrpc": "2.0", "id": 1, "method": "getblockhash", "params": ["text"] });
+    let good = json!({ "method": "getblockcount" });
+    let no_parameters = json!({ "method": "getblockhash" });
+    let batch = json!([good, no_parameters, unknown]);
+    vec![
+        (good, 200, 0, [ONCE, ONCE, ONCE, ONCE, ONCE, ONCE, ONCE, NEVER]),
+        (out_of_range, 500, -8, [ONCE, ONCE, ONCE, THROWS, THROWS, THROWS, THROWS, ONCE]),
+        (unknown, 404, -32601, [ONCE, ONCE, ONCE, THROWS, THROWS, NEVER, NEVER, ONCE]),
+        (wrong_type, 200, -3, [ONCE, ONCE, ONCE, ONCE, THROWS, THROWS, THROWS, ONCE]),
+        (batch, 200, 0, [ONCE, ONCE, (3, 3), (3, 3), (3, 1), (2, 1), (2, 1), (2, 2)]),
+        (json!({ "id": 1 }), 400, -32600, [ONCE, ONCE, THROWS, NEVER, NEVER, NEVER, NEVER, ONCE]),
+        (json!(3), 500, -32700, [ONCE, ONCE, NEVER, NEVER, NEVER, NEVER, NEVER, ONCE]),
+    ]
+}
+
+fn configuration(attach: &str, binary: &str) -> String {
+    let mut yaml = format!("attach: {attach}\ntargets:\n- name: node\n  binary: {binary}\n  probes:\n");
+    for (n, function) in FUNCTIONS.iter().enumerate() {
+        writeln!(
+            yaml,
+            "  - function: \"{function}\"\n    metrics: [{{ histogram: f{n}_seconds, value: duration, buckets: [10] }}]"
+        )
+        .unwrap();
+    }
+    for (n, glob) in OTHERS.iter().enumerate() {
+        writeln!(
+            yaml,
+            "  - function: \"{glob}\"\n    metrics: [{{ histogram: g{n}_seconds, value: duration, labels: {{ function: function }} }}]"
+        )
+        .unwrap();
+    }
+    yaml
+}
+
+/// Entries and returns of each function so far.
+fn counted(exporter: &Exporter) -> [(u64, u64); 8] {
+    let scrape = exporter.scrape();
+    let mut rows = [(0, 0); 8];
+    for (row, function) in rows.iter_mut().zip(FUNCTIONS) {
+        let hits = |probe: &str, name: &str| scrape.sum(name, &[("probe", probe)]) as u64;
+        row.0 = hits(function, "fibre_exporter_probe_aggregated_total");
+        row.1 = hits(&format!("{function}:return"), "fibre_exporter_probe_aggregated_total");
+        let lost = hits(function, "fibre_exporter_probe_lost_total")
+            + hits(&format!("{function}:return"), "fibre_exporter_probe_lost_total");
+        assert_eq!(lost, 0, "{function}");
+    }
+    rows
+}
+
+fn error_of(answer: &Value) -> i64 {
+    answer["error"]["code"].as_i64().unwrap_or(0)
+}
+
+/// What the node answers to each body.
+fn ask_all(rpc: &mut Rpc, requests: &[(String, u16, i64)], height: u64) {
+    for (body, status, error) in requests {
+        let (told, answer) = rpc.post(body);
+        assert_eq!((told, error_of(&answer)), (*status, *error), "{body}: {answer}");
+        if let [good, bad, unknown] = answer.as_array().map_or(&[][..], Vec::as_slice) {
+            assert_eq!(good["result"].as_u64(), Some(height), "{answer}");
+            assert_eq!((error_of(bad), error_of(unknown)), (-1, -32601), "{answer}");
+        } else if *error == 0 {
+            assert_eq!(answer["result"].as_u64(), Some(height), "{body}: {answer}");
+        }
+    }
+}
+
+fn calls_that_fail(attach: &str) {
+    let place = Place::new();
+    let binary = place.copy_of(&bitcoind(), "bitcoind");
+    let exporter = Setup::new(&place, configuration(attach, &binary.display().to_string())).start();
+    exporter.wait_until_ready();
+    let mut node = Node::start(&binary, &[]);
+    node.mine(5);
+    let pid = node.pid();
+
+    let requests = requests();
+    let rounds = ROUNDS * std::env::var("LEAPS").map_or(1, |times| times.parse().expect("a number"));
+    let mut expected = settled(&exporter);
+    for (_, _, _, effect) in &requests {
+        for ((entered, returned), (enters, returns)) in expected.iter_mut().zip(effect) {
+            *entered += enters * rounds;
+            *returned += returns * rounds;
+        }
+    }
+    let bodies: Vec<_> =
+        requests.iter().map(|(body, status, error, _)| (body.to_string(), *status, *error)).collect();
+    let mut rpc = node.rpc();
+    for _ in 0..rounds {
+        ask_all(&mut rpc, &bodies, 5);
+    }
+    let seen = settled(&exporter);
+    let named = |rows: [(u64, u64); 8]| FUNCTIONS.into_iter().zip(rows).collect::<BTreeMap<_, _>>();
+    assert_eq!(named(seen), named(expected), "{attach}");
+    assert_eq!(node.pid(), pid);
+    node.stop();
+}
+
+/// The counts when nothing is on its way any more: an answer is sent before the functions that made it return.
+fn settled(exporter: &Exporter) -> [(u64, u64); 8] {
+    let mut last = counted(exporter);
+    wait_for("the node to be at rest", || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let now = counted(exporter);
+        std::mem::replace(&mut last, now) == now
+    });
+    last
+}
+
+#[test]
+fn calls_that_fail_by_one_link() {
+    calls_that_fail("auto");
+}
+
+#[test]
+fn calls_that_fail_by_perf_events() {
+    calls_that_fail("perf");
+}
