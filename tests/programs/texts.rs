@@ -1,5 +1,6 @@
 //! Texts that are gone when a call returns or a span ends, in real programs: held against the programs' own counters.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -210,18 +211,23 @@ impl Drop for Running {
     }
 }
 
+/// Builds a program of this folder that is a project of its own; the file.
+fn build(project: &str, program: &str) -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(project);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(project);
+    run(Command::new("cargo")
+        .args(["build", "--locked", "--quiet", "--manifest-path"])
+        .arg(manifest.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target));
+    target.join("debug").join(program)
+}
+
 /// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.
 #[test]
 fn a_rust_program_s_strings_are_temporaries() {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/rust_usdt");
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rust_usdt");
-    run(Command::new("cargo")
-        .args(["build", "--locked", "--quiet", "--manifest-path"])
-        .arg(project.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&cache));
     let folder = folder();
-    let file = private(cache.join("debug/queries"), folder.path());
+    let file = private(build("rust_usdt", "queries"), folder.path());
     // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
     // the kernel raises the semaphores in the wrong one.
     let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
@@ -246,4 +252,56 @@ fn a_rust_program_s_strings_are_temporaries() {
     let expected = [("select * from users", 34.0), ("insert into users", 33.0), ("delete from users", 33.0)];
     let expected = expected.map(|(text, count)| (text.to_string(), count)).into();
     assert_eq!(by_text, expected);
+}
+
+/// The crate `diesel` makes each query's text anew, hands a copy of it to SQLite, and drops both. Its own instrumentation counts
+/// queries by their verb.
+#[test]
+fn diesel_s_queries_by_verb() {
+    let folder = folder();
+    let program = private(build("rust_diesel", "diesel_queries"), folder.path());
+    let library = private("/usr/lib/x86_64-linux-gnu/libsqlite3.so.0", folder.path());
+    let verbs = "match: { \"INSERT *\": insert, \"SELECT *\": select, \"select *\": select, \"UPDATE *\": update, \
+                 \"DELETE *\": delete, \"pragma *\": pragma }, default: other";
+    let exporter = Exporter::start(&format!(
+        r#"  - name: program
+    binary: {}
+    probes:
+    - function: diesel::sqlite::connection::stmt::Statement::prepare
+      args: {{ sql: {{ index: 2, type: string_len, length: 3, max: 32 }} }}
+      metrics:
+      - histogram: prepare_seconds
+        value: duration
+        labels: {{ verb: {{ value: sql, {verbs} }} }}
+  - name: sqlite
+    binary: {}
+    probes:
+    - function: sqlite3_prepare_v3
+      args: {{ sql: {{ index: 1, type: string_len, length: 2, max: 32 }} }}
+      returns: i32
+      metrics:
+      - histogram: sqlite_prepare_seconds
+        value: duration
+        labels: {{ verb: {{ value: sql, {verbs} }}, result: retval }}
+"#,
+        program.display(),
+        library.display()
+    ));
+    let told = run(Command::new(&program).env("LD_LIBRARY_PATH", folder.path()));
+    let mut expected: BTreeMap<_, _> = told
+        .lines()
+        .map(|line| {
+            let (verb, count) = line.split_once(' ').expect("a verb and a count");
+            (verb.to_string(), count.parse::<f64>().expect("a number"))
+        })
+        .collect();
+    assert_eq!((expected.len(), expected["insert"]), (5, 250.0), "{told}");
+    let scrape = exporter.scrape();
+    scrape.assert_nothing_lost();
+    // The table was made before diesel's count began.
+    expected.insert("other".to_string(), 1.0);
+    assert_eq!(scrape.by("prepare_seconds_count", "verb"), expected);
+    assert_eq!(scrape.by("sqlite_prepare_seconds_count", "verb"), expected);
+    let results = scrape.by("sqlite_prepare_seconds_count", "result");
+    assert_eq!(results["1"], 20.0, "{results:?}");
 }
