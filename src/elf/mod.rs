@@ -23,6 +23,7 @@ mod names;
 mod near;
 pub mod notes;
 pub mod probeable;
+mod search;
 mod select;
 mod shape;
 mod sites;
