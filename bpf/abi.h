@@ -84,13 +84,25 @@ struct location {
 };
 
 enum site_flag {
-	/* On a jbe: a hit only if it is not taken. Go jumps back to a function's entry when it has moved the stack. */
-	SITE_IF_ABOVE = 1 << 0,
 	SITE_JUMP = 1 << 1, /* an indirect jump, which leaves its function or does not */
 	SITE_SHARED = 1 << 2, /* an exit that calls of other functions pass too */
 	/* Of a file that may take the place of a target's: hits count once it is called like that. */
 	SITE_CANDIDATE = 1 << 3,
 	SITE_GOROUTINE = 1 << 4, /* of a call on a goroutine's stack: R14 is the goroutine */
+	/* Passed by a call on its way to its exit, see enum call_stage; not counted. */
+	SITE_LOOP_BACK = 1 << 5,
+	SITE_TAIL_JUMP = 1 << 6,
+	SITE_CALLEE_ENTRY = 1 << 7,
+	SITE_PASSAGE = SITE_LOOP_BACK | SITE_TAIL_JUMP | SITE_CALLEE_ENTRY,
+};
+
+/* Where a call is whose start is kept. */
+enum call_stage {
+	CALL_ENTERED,
+	CALL_LOOPS_BACK, /* at its own entry again, by a jump: no other call */
+	/* At the entry of a function that it ends in. A start that is found there at another stage was left: by an exception. */
+	CALL_JUMPS_ON,
+	CALL_IN_CALLEE,
 };
 
 /* Some code of a function; from is relative to the site. */
@@ -105,7 +117,9 @@ struct site {
 	__u32 flags; /* enum site_flag */
 	__s32 frame_offset; /* stack pointer + this: where the function's return address is (or was: a uretprobe has popped it) */
 	__u32 function; /* which of its probe's functions: entries and exits are paired for each by itself */
-	__u32 pad;
+	/* 0, or 1 + the processor's condition (0 overflow to 15 greater) under which alone it is hit. On a jbe that Go takes when
+	 * it has moved the stack, "above": the call begins anew then. */
+	__u32 condition;
 	/* With SITE_JUMP: where it leads is at target, and it stays in the function if that is in one of these. */
 	struct location target;
 	struct stretch inside[MAX_STRETCHES];
@@ -367,7 +381,8 @@ enum goroutine_key {
 struct start {
 	__u64 time;
 	__u32 tid;
-	__u32 faults; /* bit i: carried value i could not be read */
+	__u16 faults; /* bit i: carried value i could not be read */
+	__u16 stage; /* enum call_stage */
 	__u64 carried[MAX_CARRIED];
 };
 

@@ -21,6 +21,7 @@ struct abi {
 	enum abi_none none;
 	enum location_op location_op;
 	enum site_flag site_flag;
+	enum call_stage call_stage;
 	enum goroutine_key goroutine_key;
 	enum value_kind value_kind;
 	enum probe_flag probe_flag;
@@ -80,7 +81,44 @@ static __always_inline void last_hit(__u32 book)
 }
 
 #define X86_EFLAGS_CF (1 << 0)
+#define X86_EFLAGS_PF (1 << 2)
 #define X86_EFLAGS_ZF (1 << 6)
+#define X86_EFLAGS_SF (1 << 7)
+#define X86_EFLAGS_OF (1 << 11)
+
+/* Whether the processor's condition holds, as a conditional jump asks: the lowest bit turns it around. */
+static __noinline bool holds(__u64 flags, __u32 condition)
+{
+	bool less = !(flags & X86_EFLAGS_SF) != !(flags & X86_EFLAGS_OF), is = false;
+
+	switch (condition >> 1 & 7) {
+	case 0:
+		is = flags & X86_EFLAGS_OF;
+		break;
+	case 1:
+		is = flags & X86_EFLAGS_CF;
+		break;
+	case 2:
+		is = flags & X86_EFLAGS_ZF;
+		break;
+	case 3:
+		is = flags & (X86_EFLAGS_CF | X86_EFLAGS_ZF);
+		break;
+	case 4:
+		is = flags & X86_EFLAGS_SF;
+		break;
+	case 5:
+		is = flags & X86_EFLAGS_PF;
+		break;
+	case 6:
+		is = less;
+		break;
+	case 7:
+		is = less || flags & X86_EFLAGS_ZF;
+		break;
+	}
+	return is != (condition & 1);
+}
 
 /* Kernel 6.13 and later. */
 extern __u64 *bpf_session_cookie(void) __ksym __weak;
@@ -125,17 +163,14 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	call = call_of(site, ctx, &fault);
 	call.entered = entered;
 	lost = fault ? BOOK_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
-	if (lost) {
-		add(book + lost, 1);
-		/* What is filtered ends as it begins. */
-		if (lost == BOOK_FILTERED)
-			add(book + BOOK_HITS, -1);
-		return 0;
-	}
+	if (lost)
+		goto end;
 	if (hit.faults)
 		add(book + BOOK_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
 		lost = begin(&hit, probe, call.frame, call.function);
+	if (lost == BOOK_FILTERED)
+		goto end;
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
 
@@ -150,7 +185,11 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	}
 	if (probe->flags & PROBE_TEXTS && probe->flags & PROBE_END)
 		bpf_map_delete_elem(&start_texts, &hit.text);
+end:
 	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
+	/* What is filtered ends as it begins. */
+	if (lost == BOOK_FILTERED)
+		add(book + BOOK_HITS, -1);
 	return 0;
 }
 
@@ -178,8 +217,12 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 		stray();
 		return 0;
 	}
-	if (site->flags & SITE_IF_ABOVE && ctx->flags & (X86_EFLAGS_CF | X86_EFLAGS_ZF))
+	if (site->condition && !holds(ctx->flags, site->condition - 1))
 		return 0;
+	if (site->flags & SITE_PASSAGE) {
+		pass(site, probe, ctx, shard_base() + probe->book);
+		return 0;
+	}
 	shard = shard_base();
 	book = shard + probe->book;
 	last_hit(book);

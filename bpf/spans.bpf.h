@@ -96,7 +96,7 @@ static __always_inline bool keep_texts(const struct hit *hit, const struct probe
 				       struct start *start)
 {
 	struct text_key key = { .time = start->time, .tid = start->tid };
-	volatile __u32 *faults = &start->faults;
+	volatile __u16 *faults = &start->faults;
 	struct start_text *kept;
 	volatile __u64 *used;
 	__u32 zero = 0;
@@ -171,6 +171,10 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		kept = bpf_map_lookup_elem(&starts, &key);
 		if (!kept)
 			return BOOK_LOST_STARTS_FULL;
+		if (kept->stage == CALL_LOOPS_BACK) {
+			kept->stage = CALL_ENTERED;
+			return BOOK_FILTERED;
+		}
 		if (probe->flags & PROBE_TEXTS)
 			drop_text(kept);
 		*kept = start;
@@ -183,6 +187,32 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		return BOOK_LOST_STARTS_FULL;
 	}
 	return 0;
+}
+
+/*
+ * A call passes a place on the way to its exit. At the entry of a function that it ends in, a start that did not come by the
+ * call's own jump is of a call that was left before: another one has its place on the stack.
+ */
+static __noinline void pass(const struct site *site, const struct probe *probe, const struct pt_regs *ctx,
+			    __u32 book)
+{
+	bool fault = false;
+	struct call call = call_of(site, ctx, &fault);
+	struct start_key key = start_key(probe, call.frame, call.function);
+	struct start *start = bpf_map_lookup_elem(&starts, &key);
+
+	if (!start)
+		return;
+	if (!(site->flags & SITE_CALLEE_ENTRY)) {
+		start->stage = site->flags & SITE_LOOP_BACK ? CALL_LOOPS_BACK : CALL_JUMPS_ON;
+	} else if (start->stage == CALL_JUMPS_ON) {
+		start->stage = CALL_IN_CALLEE;
+	} else {
+		if (probe->flags & PROBE_TEXTS)
+			drop_text(start);
+		bpf_map_delete_elem(&starts, &key);
+		add(book + BOOK_FORGOTTEN, 1);
+	}
 }
 
 /* Finds the start that ends here; NULL if there is none. */

@@ -7,6 +7,9 @@ use crate::plan::{Hook, Pairing, ProbePlan};
 use crate::resolve::{UnfitSite, unfit, with_calling_convention};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline};
 
+/// The processor's condition "above", as the kernel side is told.
+const CONDITION_ABOVE: u32 = 7 + 1;
+
 /// A place to set a probe, before its values are located.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -55,14 +58,15 @@ pub(crate) fn places_in(
     for (n, function) in functions.into_iter().enumerate() {
         let shown = function.demangled.clone().unwrap_or_else(|| function.name.clone());
         let pairing = if is_traced { pairing_flags(&function) } else { 0 };
-        let flags = pairing | site_flags(&function);
-        let entry = site { function: n as u32, flags, ..site::default() };
+        let condition = if function.if_above { CONDITION_ABOVE } else { 0 };
+        let entry = site { function: n as u32, flags: pairing, condition, ..site::default() };
         let mut left = Vec::new();
         if let Some(code) = &code {
             match trace(image, code, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
                     exits.add(&shown, function.is_go, &returns);
                     left = returns.sites;
+                    left.extend(returns.passages);
                 }
                 Ok(Traced::Trampoline(warning)) if is_return => found.warnings.extend(warning),
                 Ok(Traced::Trampoline(_)) => {}
@@ -139,8 +143,4 @@ fn trace(
 /// How a call is known at its entry and its exits.
 fn pairing_flags(function: &FunctionSite) -> u32 {
     if function.convention == Convention::GoRegisters { site_flag::SITE_GOROUTINE.0 } else { 0 }
-}
-
-fn site_flags(function: &FunctionSite) -> u32 {
-    if function.if_above { site_flag::SITE_IF_ABOVE.0 } else { 0 }
 }

@@ -6,7 +6,8 @@
 
 use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
 use crate::elf::{
-    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Functions, Image, Reg, Site, is_program, leaps,
+    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Functions, Image, Passage, PassageKind, Reg, Site,
+    is_program, leaps,
 };
 
 use crate::resolve::unfit;
@@ -16,6 +17,8 @@ use crate::resolve::unfit;
 pub struct Returns {
     /// With what the kernel is to know of each but the probe's values.
     pub sites: Vec<(Site, site)>,
+    /// Likewise, of places that a call passes on its way there.
+    pub passages: Vec<(Site, site)>,
     pub exits: Exits,
 }
 
@@ -37,8 +40,11 @@ pub fn by_exits(
                     trampoline`"
             .to_string());
     }
-    let sites = exits.exits.iter().map(|exit| site_of(image, &exits, exit)).collect::<Result<_, String>>()?;
-    Ok(Returns { sites, exits })
+    let sites = exits.exits.iter().map(|exit| exit_site(image, exit)).collect::<Result<_, String>>()?;
+    let is_needed = |passage: &&Passage| passage.kind == PassageKind::LoopBack || functions.may_unwind();
+    let passages = exits.passages.iter().filter(is_needed).map(|passage| passage_site(image, passage));
+    let passages = passages.collect::<Result<_, String>>()?;
+    Ok(Returns { sites, passages, exits })
 }
 
 /// What a probe's exits are and cost, summed up for a person.
@@ -105,17 +111,13 @@ fn some(names: &[String], one: &str, many: &str) -> String {
     }
 }
 
-fn site_of(image: &Image<'_>, exits: &Exits, exit: &Exit) -> Result<(Site, site), String> {
-    let at = Site::at(image, exit.vaddr).ok_or("its code is not in the file")?;
-    if let Some(why) = unfit(&at, false) {
-        return Err(format!("at an instruction by which it may be left, {why}"));
-    }
-    let mut entry = site::default();
+fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
+    let (at, mut entry) = site_at(image, exit.vaddr, exit.when)?;
     if exit.shared {
         entry.flags |= site_flag::SITE_SHARED.0;
     }
-    if let ExitKind::Decided(target) = &exit.kind {
-        if exits.parts.len() > MAX_STRETCHES {
+    if let ExitKind::Decided { target, inside } = &exit.kind {
+        if inside.len() > MAX_STRETCHES {
             return Err(
                 "whether a jump leaves it is known only when it is taken, and its code is in too many places"
                     .to_string(),
@@ -123,11 +125,30 @@ fn site_of(image: &Image<'_>, exits: &Exits, exit: &Exit) -> Result<(Site, site)
         }
         entry.flags |= site_flag::SITE_JUMP.0;
         entry.target = target_at(target, exit.vaddr);
-        for (to, part) in entry.inside.iter_mut().zip(&exits.parts) {
+        for (to, part) in entry.inside.iter_mut().zip(inside) {
             *to = stretch { from: part.start.wrapping_sub(exit.vaddr) as i64, bytes: part.end - part.start };
         }
     }
     Ok((at, entry))
+}
+
+fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), String> {
+    let (at, mut entry) = site_at(image, passage.vaddr, passage.when)?;
+    entry.flags |= match passage.kind {
+        PassageKind::LoopBack => site_flag::SITE_LOOP_BACK,
+        PassageKind::TailJump => site_flag::SITE_TAIL_JUMP,
+        PassageKind::CalleeEntry => site_flag::SITE_CALLEE_ENTRY,
+    }
+    .0;
+    Ok((at, entry))
+}
+
+fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, site), String> {
+    let at = Site::at(image, vaddr).ok_or("its code is not in the file")?;
+    if let Some(why) = unfit(&at, false) {
+        return Err(format!("at an instruction by which it may be left, {why}"));
+    }
+    Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))
 }
 
 /// Where the target of a jump is found when it is taken.

@@ -1,8 +1,11 @@
 //! One stretch of code, decoded from end to end: where control leaves it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use super::{Form, Image, Reg};
 
@@ -23,6 +26,10 @@ pub(super) struct Body {
     pub calls: Vec<u64>,
     /// Where it takes the address of code or data that lies within itself.
     pub own_addresses: Vec<u64>,
+    /// Addresses within itself that it reads or writes: data.
+    pub reads: Vec<u64>,
+    /// Instructions after which control does not go on to the next one.
+    stops: Vec<u64>,
     /// Instructions that put another value into the stack pointer than one near the old one or the frame pointer.
     pub stack_switches: Vec<u64>,
     /// Whether control can run over its end into what follows.
@@ -34,7 +41,17 @@ pub(super) struct Body {
 pub(super) struct Jump {
     pub at: u64,
     pub target: u64,
-    pub conditional: bool,
+    pub when: Condition,
+}
+
+/// When a jump is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    Always,
+    /// Under this condition of the processor's flags: 0 overflow, 1 not, to 15 greater.
+    If(u8),
+    /// The flags do not tell.
+    Untold,
 }
 
 /// A jump to an address that a register or memory holds.
@@ -76,14 +93,17 @@ impl Body {
             indirect: Vec::new(),
             calls: Vec::new(),
             own_addresses: Vec::new(),
+            reads: Vec::new(),
+            stops: Vec::new(),
             stack_switches: Vec::new(),
             falls_through: true,
         };
+        let is_fixed = !image.is_pie();
         let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
         let mut before: Vec<Instruction> = Vec::with_capacity(2 * LOOKED_BACK);
         while decoder.can_decode() {
             let instruction = decoder.decode();
-            body.take(&instruction, &before)
+            body.take(&instruction, &before, is_fixed)
                 .map_err(|why| format!("{why} at +{:#x}", instruction.ip() - range.start))?;
             if before.len() == 2 * LOOKED_BACK {
                 before.drain(..LOOKED_BACK);
@@ -106,13 +126,34 @@ impl Body {
         self.starts.binary_search(&vaddr).is_ok()
     }
 
+    /// The instructions that control comes to from these.
+    pub fn reached(&self, roots: impl Iterator<Item = u64>) -> BTreeSet<u64> {
+        let mut left: Vec<u64> = roots.filter(|root| self.range.contains(root)).collect();
+        let mut reached = BTreeSet::new();
+        while let Some(root) = left.pop() {
+            let from = self.starts.partition_point(|start| *start < root);
+            for at in self.starts[from..].iter().copied() {
+                if !reached.insert(at) {
+                    break;
+                }
+                let first = self.jumps.partition_point(|jump| jump.at < at);
+                let jump = self.jumps.get(first).filter(|jump| jump.at == at);
+                left.extend(jump.map(|jump| jump.target).filter(|target| self.range.contains(target)));
+                if self.stops.binary_search(&at).is_ok() {
+                    break;
+                }
+            }
+        }
+        reached
+    }
+
     /// The address of the instruction behind this one.
     pub fn after(&self, vaddr: u64) -> u64 {
         let next = self.starts.partition_point(|start| *start <= vaddr);
         self.starts.get(next).copied().unwrap_or(self.range.end)
     }
 
-    fn take(&mut self, now: &Instruction, before: &[Instruction]) -> Result<(), String> {
+    fn take(&mut self, now: &Instruction, before: &[Instruction], is_fixed: bool) -> Result<(), String> {
         let at = now.ip();
         if now.is_invalid() {
             return Err("its code cannot be decoded".to_string());
@@ -121,9 +162,10 @@ impl Body {
             return Err("what no program executes (data among its code?) is".to_string());
         }
         self.starts.push(at);
-        if let Some(own) = own_address(now, &self.range) {
-            self.own_addresses.push(own);
-        }
+        let range = self.range.clone();
+        let is_own = |named: &u64| range.contains(named) && *named != range.start;
+        self.own_addresses.extend(address_taken(now, is_fixed).filter(is_own));
+        self.reads.extend(address_read(now, is_fixed).filter(is_own));
         if switches_stack(now) {
             self.stack_switches.push(at);
         }
@@ -131,16 +173,25 @@ impl Body {
             return Ok(());
         }
         self.falls_through = false;
+        if matches!(
+            now.flow_control(),
+            FlowControl::Return
+                | FlowControl::UnconditionalBranch
+                | FlowControl::IndirectBranch
+                | FlowControl::Exception
+        ) {
+            self.stops.push(at);
+        }
         match now.flow_control() {
             FlowControl::Return if returns_to_caller(now, before.last()) => self.returns.push(at),
             FlowControl::Return => return Err("it uses a return as a jump,".to_string()),
             FlowControl::UnconditionalBranch => {
                 let target = near_target(now).ok_or("it jumps to another segment,")?;
-                self.jumps.push(Jump { at, target, conditional: false });
+                self.jumps.push(Jump { at, target, when: Condition::Always });
             }
             FlowControl::ConditionalBranch => {
                 let target = near_target(now).ok_or("it jumps to another segment,")?;
-                self.jumps.push(Jump { at, target, conditional: true });
+                self.jumps.push(Jump { at, target, when: condition_of(now) });
                 self.falls_through = true;
             }
             FlowControl::IndirectBranch => {
@@ -157,6 +208,14 @@ impl Body {
             FlowControl::Next => self.falls_through = now.mnemonic() != Mnemonic::Hlt,
         }
         Ok(())
+    }
+}
+
+fn condition_of(jump: &Instruction) -> Condition {
+    match jump.condition_code() {
+        ConditionCode::None => Condition::Untold,
+        _ if !jump.is_jcc_short_or_near() => Condition::Untold,
+        code => Condition::If(code as u8 - ConditionCode::o as u8),
     }
 }
 
@@ -188,10 +247,32 @@ fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
         && !writes_top
 }
 
-/// Where an instruction names a place within its own function, other than to jump or call there.
-fn own_address(now: &Instruction, range: &Range<u64>) -> Option<u64> {
-    let named = now.is_ip_rel_memory_operand().then(|| now.ip_rel_memory_address());
-    named.filter(|named| range.contains(named) && *named != range.start)
+/// An address that an instruction computes, or has as a number, as one may in a program that is loaded at one address.
+fn address_taken(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    if now.mnemonic() == Mnemonic::Lea {
+        return known_address(now, is_fixed);
+    }
+    let is_number =
+        |kind| matches!(kind, OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64);
+    let operand = (0..now.op_count()).find(|operand| is_fixed && is_number(now.op_kind(*operand)))?;
+    matches!(now.mnemonic(), Mnemonic::Mov | Mnemonic::Push).then(|| now.immediate(operand))
+}
+
+/// An address in memory that an instruction reads or writes, or where a table begins that it looks up.
+fn address_read(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    let touches = !matches!(now.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    known_address(now, is_fixed).filter(|_| touches)
+}
+
+/// The address of a memory operand that no register but an index is part of.
+fn known_address(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    if now.is_ip_rel_memory_operand() {
+        return Some(now.ip_rel_memory_address());
+    }
+    let has_memory = (0..now.op_count()).any(|operand| now.op_kind(operand) == OpKind::Memory);
+    let is_flat = !matches!(now.memory_segment(), Register::FS | Register::GS);
+    (is_fixed && has_memory && is_flat && now.memory_base() == Register::None)
+        .then(|| now.memory_displacement64())
 }
 
 /// Whether the stack pointer gets a value that is told neither from its old one nor from the frame pointer.

@@ -6,24 +6,25 @@
 //! the stack where the function was entered is the function's return. Nothing is guessed: code that does not decode to its
 //! end, or a jump that cannot be told, is a reason to refuse.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::image::LE;
 use super::names::is_fragment;
-use super::search::{Kind, Search};
+use super::search::Search;
 use super::select::functions;
 use super::unwind::Unwind;
-use super::{Arch, Form, Image, golang};
+use super::{Arch, Form, Image, golang, is_program, leaps};
 use object::read::elf::SectionHeader;
 
 /// How a function is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exits {
-    /// Its code, in order of address.
-    pub parts: Vec<Range<u64>>,
     /// In order of address.
     pub exits: Vec<Exit>,
+    /// In order of address.
+    pub passages: Vec<Passage>,
     /// Functions that it ends in, whose exits are its own.
     pub followed: Vec<u64>,
     /// Whether its unwind table names a handler: cleanups, or a catch.
@@ -37,6 +38,27 @@ pub struct Exit {
     pub kind: ExitKind,
     /// Whether calls of other functions pass here too.
     pub shared: bool,
+    /// The processor's condition (0 overflow to 15 greater) under which it leaves; None if it always does.
+    pub when: Option<u8>,
+}
+
+/// An instruction at which the same call goes on elsewhere, which its probes must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    pub vaddr: u64,
+    pub kind: PassageKind,
+    /// The processor's condition under which it is one; None if it always is.
+    pub when: Option<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassageKind {
+    /// A jump to the function's own entry: what is entered there is no other call.
+    LoopBack,
+    /// A jump to a function that the call ends in.
+    TailJump,
+    /// Where such a function is entered, by whomever. A call that has not come by its jump was left before: by an exception.
+    CalleeEntry,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +67,16 @@ pub enum ExitKind {
     Return,
     /// A jump to a function that cannot be followed: it returns in this one's stead, unseen.
     TailCall,
-    /// A jump whose target is known only when it is taken. Outside the function's parts it is a tail call.
-    Decided(Form),
+    /// A jump whose target is known only when it is taken. Outside of these stretches of code it is a tail call.
+    Decided { target: Form, inside: Vec<Range<u64>> },
+}
+
+impl Exit {
+    /// Whether it is hit when nothing is left, too. What jumps to where one fixed pointer says is rarely anything but a call of
+    /// another file's function.
+    pub(super) fn is_costly(&self) -> bool {
+        matches!(&self.kind, ExitKind::Decided { target, .. } if !matches!(target, Form::Static { .. }))
+    }
 }
 
 impl Exits {
@@ -65,6 +95,7 @@ pub struct Functions<'a> {
     pub(super) symbols: BTreeMap<u64, (u64, &'a str)>,
     /// Where the linker put its jumps to other files' functions.
     stubs: Vec<Range<u64>>,
+    may_unwind: OnceCell<bool>,
 }
 
 /// Why no exits are known, to follow a colon.
@@ -86,7 +117,7 @@ impl<'a> Functions<'a> {
             Some(start..start.checked_add(section.sh_size(LE))?)
         };
         let stubs = [&b".plt"[..], b".plt.sec", b".plt.got", b".iplt"].into_iter().filter_map(stub).collect();
-        Functions { image: *image, unwind: Unwind::of(image), symbols, stubs }
+        Functions { image: *image, unwind: Unwind::of(image), symbols, stubs, may_unwind: OnceCell::new() }
     }
 
     /// The entry of the function whose probe is at `site`: some are probed behind their first instruction.
@@ -97,6 +128,30 @@ impl<'a> Functions<'a> {
         let before = site.wrapping_sub(super::shape::ENDBR64.len() as u64);
         let is_landing = self.image.code_at(before, 4).is_some_and(|code| code == super::shape::ENDBR64);
         if is_landing && !self.symbols.contains_key(&site) { before } else { site }
+    }
+
+    /// Where a function that begins here is probed: `endbr64` and a push, at the push.
+    pub(super) fn probed_entry(&self, entry: u64) -> u64 {
+        let next = entry.wrapping_add(super::shape::ENDBR64.len() as u64);
+        let code = self.image.code_at(entry, 4);
+        let is_push =
+            || super::Site::at(&self.image, next).is_some_and(|site| site.shape == super::SiteShape::Push);
+        if code.is_some_and(|code| code == super::shape::ENDBR64) && is_push() { next } else { entry }
+    }
+
+    /// Whether a function's first instruction is there, not counting a landing pad.
+    pub(super) fn is_first(&self, vaddr: u64, entry: u64) -> bool {
+        let into = vaddr.wrapping_sub(entry);
+        let is_landing = || self.image.code_at(entry, 4).is_some_and(|code| code == super::shape::ENDBR64);
+        into == 0 || into == super::shape::ENDBR64.len() as u64 && is_landing()
+    }
+
+    /// Whether calls may be left by something else than an exit: an exception, `longjmp`. False only for a program that has
+    /// none of that.
+    pub fn may_unwind(&self) -> bool {
+        *self.may_unwind.get_or_init(|| {
+            !is_program(&self.image) || self.symbols.is_empty() || leaps(&self.image).is_some()
+        })
     }
 
     /// Whether exceptions that come through the function that is entered there run a handler of its: a cleanup or a catch.
@@ -131,7 +186,7 @@ impl<'a> Functions<'a> {
             return Err("neither its symbol nor an unwind table says how long it is".to_string());
         }
         let mut search = Search::new(self, entry);
-        search.add(range, Kind::Own)?;
+        search.add(range)?;
         search.close()?;
         search.exits()
     }

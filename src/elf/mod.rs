@@ -32,7 +32,7 @@ mod unwind;
 
 pub use debug::debug_file_candidates;
 pub use error::{ElfError, FormError, SiteError};
-pub use exits::{Exit, ExitKind, Exits, Functions, NoExits};
+pub use exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
 pub use forms::{ArgForm, Form, Reg, parse_args};
 pub use functions::{FunctionSite, function_sites, remarked_sites};
 pub use golang::Convention;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::Form;
-use super::body::{Body, IndirectJump, Jump};
-use super::exits::{Exit, ExitKind, Exits, Functions, NoExits};
+use super::body::{Body, Condition, IndirectJump, Jump};
+use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
 use super::names::is_fragment;
 
 /// The most functions that are followed into because a function ends by calling them.
@@ -17,18 +16,12 @@ const EXITS_MAX: usize = 512;
 /// The most jumps of one function that are decided when they are hit: each costs the program a trap.
 const DECIDED_MAX: usize = 16;
 
-/// What a part is to the function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The function, and what was moved out of it.
-    Own,
-    /// A function that it ends in.
-    Followed,
-}
-
 struct Part {
     body: Body,
-    kind: Kind,
+    /// Where the function is entered whose code it is: the one that is searched, or one that it ends in.
+    of: u64,
+    /// Others may call it at its first instruction.
+    is_callable: bool,
 }
 
 pub(super) struct Search<'s, 'a> {
@@ -38,17 +31,20 @@ pub(super) struct Search<'s, 'a> {
     /// Jumps that leave for good.
     left: Vec<Jump>,
     followed: Vec<u64>,
+    passages: BTreeMap<u64, Passage>,
 }
 
 impl<'s, 'a> Search<'s, 'a> {
     pub fn new(code: &'s Functions<'a>, entry: u64) -> Self {
-        Search { code, entry, parts: Vec::new(), left: Vec::new(), followed: Vec::new() }
+        let (parts, left, followed, passages) = Default::default();
+        Search { code, entry, parts, left, followed, passages }
     }
 
-    pub fn add(&mut self, range: Range<u64>, kind: Kind) -> Result<(), NoExits> {
+    /// Takes in the function's own code.
+    pub fn add(&mut self, range: Range<u64>) -> Result<(), NoExits> {
         let body = Body::decode(&self.code.image, range)?;
         self.check(&body)?;
-        self.parts.push(Part { body, kind });
+        self.parts.push(Part { body, of: self.entry, is_callable: false });
         Ok(())
     }
 
@@ -62,7 +58,8 @@ impl<'s, 'a> Search<'s, 'a> {
                 return Err(format!("it switches stacks at +{:#x}", at - body.range.start));
             }
         }
-        if body.own_addresses.iter().any(|own| !body.has_instruction(*own)) {
+        let is_data = |own: &u64| body.reads.contains(own) || !body.has_instruction(*own);
+        if body.own_addresses.iter().chain(&body.reads).any(is_data) {
             return Err("there is data among its code".to_string());
         }
         let jumps = body.jumps.iter().map(|jump| jump.target);
@@ -82,75 +79,113 @@ impl<'s, 'a> Search<'s, 'a> {
     pub fn close(&mut self) -> Result<(), NoExits> {
         let mut next = 0;
         while next < self.parts.len() {
-            let (jumps, kind) = {
-                let part = &self.parts[next];
-                if part.body.falls_through {
-                    let end = part.body.range.end;
-                    let jump = Jump { at: end, target: end, conditional: true };
-                    (part.body.jumps.iter().copied().chain([jump]).collect::<Vec<_>>(), part.kind)
-                } else {
-                    (part.body.jumps.clone(), part.kind)
-                }
-            };
+            let part = &self.parts[next];
+            let of = part.of;
+            let mut jumps = part.body.jumps.clone();
+            if part.body.falls_through {
+                let end = part.body.range.end;
+                jumps.push(Jump { at: end, target: end, when: Condition::Untold });
+            }
             for jump in jumps {
-                self.jump(jump, kind)?;
+                self.jump(jump, of)?;
             }
             next += 1;
         }
         Ok(())
     }
 
-    fn jump(&mut self, jump: Jump, from: Kind) -> Result<(), NoExits> {
+    fn jump(&mut self, jump: Jump, from: u64) -> Result<(), NoExits> {
         let target = jump.target;
+        if self.code.is_first(target, self.entry) {
+            return match from == self.entry {
+                true => self.pass(jump, PassageKind::LoopBack),
+                // A call of the function anew, at the same place of the stack.
+                false => self.leave(jump),
+            };
+        }
         if let Some(part) = self.parts.iter().find(|part| part.body.range.contains(&target)) {
-            return match part.body.has_instruction(target) {
-                true => Ok(()),
-                false => Err("it jumps into the middle of an instruction".to_string()),
+            if !part.body.has_instruction(target) {
+                return Err("it jumps into the middle of an instruction".to_string());
+            }
+            let start = part.body.range.start;
+            return match part.is_callable && self.code.is_first(target, start) {
+                true => self.pass(jump, PassageKind::TailJump),
+                false => Ok(()),
             };
         }
         let code = self.code;
         let range = code.around(target).filter(|_| !code.is_stub(target));
         let Some(range) = range else { return self.leave(jump) };
         let initial = code.unwind.covering(target).filter(|frame| frame.start == target).map(|f| f.at_start);
+        // What was moved out of a function is entered from nowhere else. A part that others call, too, is none.
+        let name = code.name(target);
         let moved = range.start != target
-            || is_fragment(code.name(target))
+            || is_fragment(name) && !is_callable_fragment(name)
             || initial.is_some_and(|above| above != Some(8))
             || jump.at == target;
         let body = Body::decode(&code.image, range).and_then(|body| self.check(&body).map(|()| body));
         let body = match body {
             Ok(body) => body,
-            Err(why) if moved => return Err(format!("it jumps to {target:#x}, of which {why}")),
+            Err(why) if moved || is_fragment(name) => {
+                return Err(format!("it jumps to {target:#x}, of which {why}"));
+            }
             Err(_) => return self.leave(jump),
         };
         let comes_back = body.jumps.iter().any(|back| {
-            back.target != self.entry
-                && self.parts.iter().any(|part| {
-                    part.body.range.contains(&back.target) && part.body.range.start != back.target
-                })
+            let is_middle =
+                |part: &Part| part.body.range.contains(&back.target) && part.body.range.start != back.target;
+            back.target != self.entry && self.parts.iter().any(is_middle)
         });
-        let kind = match from {
-            Kind::Own if moved || comes_back => Kind::Own,
-            _ => Kind::Followed,
-        };
-        if kind == Kind::Followed && !(moved || comes_back) {
+        let inherits = moved || comes_back;
+        let of = if inherits { from } else { target };
+        if !inherits && !is_fragment(name) {
             let exits = self.parts.iter().map(|part| part.body.returns.len()).sum::<usize>();
             if self.followed.len() >= FOLLOWED_MAX || exits + body.returns.len() > EXITS_MAX / 4 {
                 return self.leave(jump);
             }
-            self.followed.push(target);
         }
         if self.parts.len() >= PARTS_MAX {
             return Err(format!("its code is in more than {PARTS_MAX} places"));
         }
-        self.parts.push(Part { body, kind });
+        self.parts.push(Part { body, of, is_callable: !inherits });
+        if inherits {
+            return Ok(());
+        }
+        self.followed.push(target);
+        let entry = self.code.probed_entry(target);
+        self.passages.insert(entry, Passage { vaddr: entry, kind: PassageKind::CalleeEntry, when: None });
+        self.pass(jump, PassageKind::TailJump)
+    }
+
+    /// Notes a jump by which the same call goes on.
+    fn pass(&mut self, jump: Jump, kind: PassageKind) -> Result<(), NoExits> {
+        let to = match kind {
+            PassageKind::LoopBack => self.entry,
+            _ => self.code.around(jump.target).map_or(jump.target, |range| range.start),
+        };
+        // The probe there is not hit by who jumps to what follows it.
+        if jump.target > self.code.probed_entry(to) {
+            return Ok(());
+        }
+        let when = match jump.when {
+            Condition::Always => None,
+            Condition::If(code) => Some(code),
+            Condition::Untold => {
+                return Err(format!(
+                    "control comes to {:#x}, where a function is entered, by no jump that can be told to be taken",
+                    jump.target
+                ));
+            }
+        };
+        self.passages.insert(jump.at, Passage { vaddr: jump.at, kind, when });
         Ok(())
     }
 
     /// The jump is an exit.
     fn leave(&mut self, jump: Jump) -> Result<(), NoExits> {
-        if jump.conditional {
+        if jump.when == Condition::Untold {
             return Err(format!(
-                "a conditional jump leads to {:#x}, a function that cannot be followed",
+                "control comes to {:#x}, a function that cannot be followed, by no jump that can be told to be taken",
                 jump.target
             ));
         }
@@ -160,29 +195,24 @@ impl<'s, 'a> Search<'s, 'a> {
 
     pub fn exits(mut self) -> Result<Exits, NoExits> {
         self.parts.sort_by_key(|part| part.body.range.start);
-        let entries = |range: &Range<u64>| {
-            let mut symbols = self.code.symbols.range(range.clone());
-            symbols.any(|(&at, (_, name))| at != self.entry && !is_fragment(name))
-        };
         let mut exits = BTreeMap::new();
         for part in &self.parts {
             let body = &part.body;
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
-            let shared = part.kind == Kind::Followed || entries(&body.range) || calls_itself;
-            for &vaddr in &body.returns {
-                exits.insert(vaddr, Exit { vaddr, kind: ExitKind::Return, shared });
+            let shared = part.of != self.entry || self.other_entries(body).next().is_some() || calls_itself;
+            for vaddr in self.returns(body) {
+                exits.insert(vaddr, Exit { vaddr, kind: ExitKind::Return, shared, when: None });
             }
             for jump in body.jumps.iter().filter(|jump| self.left.contains(jump)) {
-                exits.insert(jump.at, Exit { vaddr: jump.at, kind: ExitKind::TailCall, shared });
+                let when = if let Condition::If(code) = jump.when { Some(code) } else { None };
+                exits.insert(jump.at, Exit { vaddr: jump.at, kind: ExitKind::TailCall, shared, when });
             }
-            for jump in self.indirect(body) {
-                let IndirectJump { at, target, .. } = jump;
-                exits.insert(at, Exit { vaddr: at, kind: ExitKind::Decided(target), shared });
+            for jump in self.indirect(part) {
+                let kind = ExitKind::Decided { target: jump.target, inside: self.inside(part.of) };
+                exits.insert(jump.at, Exit { vaddr: jump.at, kind, shared, when: None });
             }
         }
-        // What jumps to where one fixed pointer says is rarely anything but a call of another file's function.
-        let is_costly = |exit: &&Exit| matches!(&exit.kind, ExitKind::Decided(target) if !matches!(target, Form::Static { .. }));
-        let decided = exits.values().filter(is_costly).count();
+        let decided = exits.values().filter(|exit| exit.is_costly()).count();
         if decided > DECIDED_MAX {
             return Err(format!(
                 "it has {decided} indirect jumps of which nothing tells whether they leave it"
@@ -194,21 +224,67 @@ impl<'s, 'a> Search<'s, 'a> {
         if exits.is_empty() {
             return Err("it never returns".to_string());
         }
-        let own = self.parts.iter().filter(|part| part.kind == Kind::Own);
-        let has_handler = own
-            .filter_map(|part| self.code.unwind.covering(part.body.range.start))
-            .any(|frame| frame.has_handler);
+        let own = self.parts.iter().filter(|part| part.of == self.entry);
+        let has_handler = own.clone().any(|part| self.code.has_handler(part.body.range.start));
         Ok(Exits {
-            parts: self.parts.iter().map(|part| part.body.range.clone()).collect(),
             exits: exits.into_values().collect(),
+            passages: self.passages.into_values().collect(),
             followed: self.followed,
             has_handler,
         })
     }
 
+    /// Where else a function begins in the stretch.
+    fn other_entries(&self, body: &Body) -> impl Iterator<Item = u64> {
+        let symbols = self.code.symbols.range(body.range.clone());
+        symbols.filter(|(at, (_, name))| **at != self.entry && !is_fragment(name)).map(|(at, _)| *at)
+    }
+
+    /// The `ret`s that are certain to be code: those that control comes to. What nothing leads to may be data, and where
+    /// jumps come from cannot be told if there are indirect ones, or a table of handlers: then all are.
+    fn returns(&self, body: &Body) -> Vec<u64> {
+        let is_entered = |frame: &super::unwind::Frame| frame.has_handler;
+        let has_handler = self.code.unwind.covering(body.range.start).is_some_and(is_entered);
+        if has_handler || !body.indirect.is_empty() {
+            return body.returns.clone();
+        }
+        let others = self.parts.iter().map(|part| &part.body);
+        let jumps = others.clone().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
+        let ends = others.clone().filter(|body| body.falls_through).map(|body| body.range.end);
+        let named = others.flat_map(|body| body.calls.iter().chain(&body.own_addresses)).copied();
+        let roots = jumps
+            .chain(ends)
+            .chain(named)
+            .chain(self.other_entries(body))
+            .chain([self.entry, body.range.start]);
+        let reached = body.reached(roots);
+        body.returns.iter().copied().filter(|at| reached.contains(at)).collect()
+    }
+
+    /// The code that a jump of such a part stays in: all of the same function, without where it is entered.
+    fn inside(&self, of: u64) -> Vec<Range<u64>> {
+        let mut inside: Vec<Range<u64>> = Vec::new();
+        for part in self.parts.iter().filter(|part| part.of == of) {
+            let Range { mut start, end } = part.body.range;
+            for entry in [part.is_callable.then_some(start), Some(self.entry)].into_iter().flatten() {
+                if (start..end).contains(&entry) {
+                    inside.push(start..entry);
+                    start = entry + 1;
+                }
+            }
+            match inside.last_mut() {
+                Some(last) if last.end == start && last.start < last.end => last.end = end,
+                _ => inside.push(start..end),
+            }
+        }
+        inside.retain(|range| !range.is_empty());
+        inside
+    }
+
     /// The indirect jumps that may leave: those before which the return address may be on top of the stack. What jumps with
     /// something of its own on the stack stays inside: a jump table.
-    fn indirect(&self, body: &Body) -> Vec<IndirectJump> {
+    fn indirect(&self, part: &Part) -> Vec<IndirectJump> {
+        let body = &part.body;
         // Some compilers do not describe what a function does on its way out, and then the table tells nothing there.
         let told = |body: &Body| body.returns.iter().all(|at| self.code.above(*at) == Some(Some(8)));
         let exact = match body.returns.is_empty() {
@@ -220,13 +296,14 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         };
         let stays = |jump: &&IndirectJump| {
-            self.is_switch(jump) || exact && self.code.above(jump.at).is_some_and(|above| above != Some(8))
+            self.is_switch(jump, part.of)
+                || exact && self.code.above(jump.at).is_some_and(|above| above != Some(8))
         };
         body.indirect.iter().filter(|jump| !stays(jump)).cloned().collect()
     }
 
     /// Whether the jump's table leads into the function itself, as its first entry tells.
-    fn is_switch(&self, jump: &IndirectJump) -> bool {
+    fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
         let Some(table) = jump.table else { return false };
         let first =
             match table.relative {
@@ -235,7 +312,19 @@ impl<'s, 'a> Search<'s, 'a> {
                 }),
                 false => self.code.image.bytes_at(table.vaddr).map(u64::from_le_bytes),
             };
-        first
-            .is_some_and(|to| to != self.entry && self.parts.iter().any(|part| part.body.has_instruction(to)))
+        let holds = |to: u64| {
+            let mut parts = self.parts.iter().filter(|part| part.of == of);
+            to != self.entry
+                && parts.any(|part| {
+                    part.body.has_instruction(to) && !(part.is_callable && part.body.range.start == to)
+                })
+        };
+        first.is_some_and(holds)
     }
+}
+
+/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest.
+fn is_callable_fragment(name: &str) -> bool {
+    let mut suffixes = name.split('.').skip(1);
+    suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use exporter::elf::{Exit, ExitKind, Functions, Image, function_sites, is_program, leaps};
+use exporter::elf::{Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, leaps};
 
 /// Each function ends with `end`, which gives it its size.
 const CODE: &str = r#"
@@ -45,6 +45,8 @@ end forms
 
 # Only the unwinder comes to what stands behind the call.
 begin pad
+	.cfi_personality 0x1b, local_callee
+	.cfi_lsda 0x1b, end_table
 	push %rbx
 	.cfi_def_cfa_offset 16
 	call plain
@@ -120,9 +122,37 @@ end tail_stub
 
 begin maybe_stub
 	test %edi, %edi
-	je puts@PLT
-	ret
+maybe_stub_t1: je puts@PLT
+maybe_stub_r1: ret
 end maybe_stub
+
+# Its first instruction is a loop's head.
+begin loops
+	decl (%rdi)
+back_to_loops: jg loops
+loops_r1: ret
+end loops
+
+# A call of itself anew, by way of another function.
+begin even
+	dec %edi
+	jns odd
+even_r1: ret
+end even
+begin odd
+	dec %edi
+even_t1: jns even
+even_r2: ret
+end odd
+
+# What nothing leads to is not known to be code.
+begin data_behind
+	jmp 1f
+	.long 0xc3c3c3c3
+1:
+data_behind_r1: ret
+	.long 0xc3c3c3c3
+end data_behind
 
 begin virtual
 	mov (%rdi), %rax
@@ -220,6 +250,23 @@ begin data_inside
 1:	.long 0x90c3c3c3
 	ret
 end data_inside
+begin data_aligned
+	mov 1f(%rip), %eax
+	ret
+1:	.long 0x90c3c3c3
+	ret
+end data_aligned
+begin maybe_callee
+	dec %rcx
+	loop local_callee
+	ret
+end maybe_callee
+	.type local_callee, @function
+local_callee:
+	.cfi_startproc
+	ret
+	.cfi_endproc
+	.size local_callee, . - local_callee
 begin not_code
 	jmp 1f
 	.byte 0xea, 0xea
@@ -265,9 +312,10 @@ endless:
 	.section .note.GNU-stack, "", @progbits
 "#;
 
-const REFUSED: [(&str, &str); 10] = [
-    ("maybe_stub", "conditional jump"),
+const REFUSED: [(&str, &str); 11] = [
+    ("maybe_callee", "no jump that can be told to be taken"),
     ("data_inside", "data among its code"),
+    ("data_aligned", "data among its code"),
     ("not_code", "cannot be decoded"),
     ("into_instruction", "middle of an instruction"),
     ("retpoline", "return as a jump"),
@@ -303,7 +351,7 @@ fn letter(exit: &Exit) -> char {
     match exit.kind {
         ExitKind::Return => 'r',
         ExitKind::TailCall => 't',
-        ExitKind::Decided(_) => 'd',
+        ExitKind::Decided { .. } => 'd',
     }
 }
 
@@ -336,7 +384,7 @@ fn every_exit_is_found_and_nothing_else() {
             let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
             assert_eq!(exits, labels(name), "{name}: {found:#x?}");
-            let shared = ["tail", "inner", "runs_on"].contains(&name);
+            let shared = ["tail", "inner", "runs_on", "even"].contains(&name);
             let is_shared = found.exits.iter().any(|exit| exit.shared);
             assert_eq!(is_shared, shared, "{name}: {found:#x?}");
         } else {
@@ -344,7 +392,66 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 15 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 19 + REFUSED.len() + 1 + 1);
+}
+
+/// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
+#[test]
+fn what_a_call_passes_on_its_way() {
+    use PassageKind::{CalleeEntry, LoopBack, TailJump};
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    let symbols = symbols(&library);
+    let bytes = fs::read(&library).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    let exits = |name: &str| code.exits(symbols[name], 0).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let passed = |name: &str| -> Vec<_> {
+        exits(name).passages.iter().map(|passage| (passage.vaddr, passage.kind, passage.when)).collect()
+    };
+    const NOT_SIGN: u8 = 9;
+    const GREATER: u8 = 15;
+    assert_eq!(passed("plain"), []);
+    assert_eq!(passed("moved"), [], "what was moved out is called by nobody");
+    assert_eq!(passed("loops"), [(symbols["back_to_loops"], LoopBack, Some(GREATER))]);
+    assert_eq!(
+        passed("tail"),
+        [(symbols["tail"] + 2, TailJump, None), (symbols["callee"], CalleeEntry, None)]
+    );
+    let into_odd = symbols["even"] + 2;
+    assert_eq!(passed("even"), [(into_odd, TailJump, Some(NOT_SIGN)), (symbols["odd"], CalleeEntry, None)]);
+    let when = |name: &str| exits(name).exits.iter().map(|exit| exit.when).collect::<Vec<_>>();
+    assert_eq!(when("maybe_stub"), [Some(4), None]);
+    assert_eq!(when("even"), [None, Some(NOT_SIGN), None]);
+}
+
+/// A program that is loaded at one address names its data by numbers.
+#[test]
+fn data_among_code_that_is_named_by_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, program) = (folder.path().join("fixed.S"), folder.path().join("fixed"));
+    let table = "1: .long 0x90c3c3c3\n ret";
+    let function = |name: &str, code: &str| {
+        format!(".globl {name}\n.type {name}, @function\n{name}:\n{code}\n.size {name}, . - {name}\n")
+    };
+    let code = [
+        function("main", "ret"),
+        function("reads", &format!("mov 1f(,%rdi,4), %eax\n ret\n{table}")),
+        function("takes", &format!("mov $1f, %eax\n ret\n .byte 0xb8\n{table}")),
+        function("adds", &format!("add $100, %eax\n ret\n 1: ret")),
+    ];
+    fs::write(&source, code.concat() + ".section .note.GNU-stack, \"\", @progbits\n").unwrap();
+    run(Command::new("gcc").args(["-no-pie", "-o"]).arg(&program).arg(&source));
+    let symbols = symbols(&program);
+    let bytes = fs::read(&program).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    let size = |name| function_sites(&image, name).unwrap()[0].size;
+    for name in ["reads", "takes"] {
+        let said = code.exits(symbols[name], size(name)).expect_err(name);
+        assert!(said.contains("data among its code"), "{name}: {said}");
+    }
+    assert_eq!(code.exits(symbols["adds"], size("adds")).unwrap().exits.len(), 1);
 }
 
 /// A stripped file has only what it exports and its unwind table.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Convention, Function, Pclntab, entry};
-use crate::elf::body::{Body, Jump};
+use crate::elf::body::{Body, Condition, Jump};
 use crate::elf::exits::{Exit, ExitKind, Exits};
 use crate::elf::{Form, Image};
 
@@ -26,17 +26,19 @@ pub(in crate::elf) fn exits(
     let mut next = 0;
     while let Some(current) = bodies.get(next) {
         let shared = next > 0;
-        let mut exit = |vaddr, kind| exits.insert(vaddr, Exit { vaddr, kind, shared });
+        let mut exit = |vaddr, kind| exits.insert(vaddr, Exit { vaddr, kind, shared, when: None });
         current.returns.iter().for_each(|&at| drop(exit(at, ExitKind::Return)));
         let mut followed = Vec::new();
-        for Jump { at, target, conditional } in current.jumps.iter().copied() {
+        for Jump { at, target, when } in current.jumps.iter().copied() {
             let is_known = |body: &Body| body.range.start == target;
             if current.range.contains(&target) || bodies.iter().chain(&followed).any(is_known) {
                 continue;
             }
             let callee = table.covering(target).filter(|callee| callee.entry == target);
             match callee.and_then(|callee| body(image, table, &callee).ok()) {
-                _ if conditional => return Err(format!("a conditional jump leads out of it at {at:#x}")),
+                _ if when != Condition::Always => {
+                    return Err(format!("a conditional jump leads out of it at {at:#x}"));
+                }
                 Some(body) if bodies.len() + followed.len() <= FOLLOWED_MAX => followed.push(body),
                 _ => drop(exit(at, ExitKind::TailCall)),
             }
@@ -48,8 +50,8 @@ pub(in crate::elf) fn exits(
         0 => Err("it never returns".to_string()),
         1..=EXITS_MAX => Ok(Exits {
             followed: bodies[1..].iter().map(|body| body.range.start).collect(),
-            parts: bodies.into_iter().map(|body| body.range).collect(),
             exits: exits.into_values().collect(),
+            passages: Vec::new(),
             has_handler: false,
         }),
         many => Err(format!("it has {many} exits, and at most {EXITS_MAX} are watched")),

@@ -144,6 +144,33 @@ fn every_way_out_by_perf_events() {
     leaps("perf");
 }
 
+/// Scenarios of `handovers.cc`.
+const HANDOVERS: [Scenario; 3] = [
+    ("handlers", 3_000, &[("first", true), ("second", true), ("finishes", true)]),
+    ("loops", 1_000, &[("drains", true)]),
+    ("turns", 1_000, &[("pings", false), ("prints", false)]),
+];
+
+/// A call that ends in another function is not taken for one that an exception ended before at the same place of the stack, and
+/// the turns of a loop that begins where the function does are one call.
+#[test]
+fn calls_that_end_elsewhere_or_begin_in_a_loop() {
+    let folder = folder();
+    let binary = build("g++", "handovers.cc", &["-O1"], folder.path());
+    for attach in ["auto", "perf"] {
+        for (scenario, calls, functions) in HANDOVERS {
+            let tracer = Tracer::start(&configuration(attach, &binary, functions));
+            let output = run(&binary, &[scenario, &many(calls).to_string()]);
+            assert!(output.status.success(), "{attach}, {scenario}: {output:?}");
+            let (said, seen) = (said(&output), Seen::of(&tracer));
+            for (function, sees_result) in functions {
+                seen.assert_exact(function, said[*function], *sees_result, 0);
+            }
+            assert_eq!(tracer.stray(), 0);
+        }
+    }
+}
+
 #[test]
 fn panics_of_rust() {
     let folder = folder();
