@@ -438,7 +438,7 @@ fn data_among_code_that_is_named_by_a_number() {
         function("main", "ret"),
         function("reads", &format!("mov 1f(,%rdi,4), %eax\n ret\n{table}")),
         function("takes", &format!("mov $1f, %eax\n ret\n .byte 0xb8\n{table}")),
-        function("adds", &format!("add $100, %eax\n ret\n 1: ret")),
+        function("adds", "add $100, %eax\n ret\n 1: ret"),
     ];
     fs::write(&source, code.concat() + ".section .note.GNU-stack, \"\", @progbits\n").unwrap();
     run(Command::new("gcc").args(["-no-pie", "-o"]).arg(&program).arg(&source));
