@@ -219,7 +219,7 @@ enum book_cell {
 	BOOK_LOST_NEGATIVE, /* a negative amount for a counter, which can only grow */
 	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
-	BOOK_FOLDED, /* label sets that went to "other"; not a way a hit can end */
+	BOOK_LABEL_OVERFLOW, /* label sets that went to "other"; not a way a hit can end */
 	BOOK_FORGOTTEN, /* earlier starts that a start or a return showed to be over without their end; not a way a hit can end */
 	BOOK_CELLS = 16,
 };

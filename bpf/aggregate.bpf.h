@@ -319,7 +319,7 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 {
 	struct ids ids = {};
 	__u32 number = 0;
-	bool folded = false;
+	bool overflow = false;
 
 #pragma clang loop unroll(full)
 	for (__u32 l = 0; l < MAX_LABELS; l++) {
@@ -329,17 +329,17 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 		if (l >= action->nlabels)
 			break;
 		id = label_id(hit, probe, label);
-		folded |= id == ID_OTHER;
+		overflow |= id == ID_OTHER;
 		number += id * label->multiplier;
 		ids.id[l] = id;
 	}
 	if (action->family != NO_FAMILY) {
 		number =
 			number_of_set(action->family, &ids) + 1; /* none is ~0: series 0, "other" in every label */
-		folded |= !number;
+		overflow |= !number;
 	}
-	if (folded)
-		add(hit->shard + probe->book + BOOK_FOLDED, 1);
+	if (overflow)
+		add(hit->shard + probe->book + BOOK_LABEL_OVERFLOW, 1);
 	return number;
 }
 

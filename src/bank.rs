@@ -33,7 +33,7 @@ pub struct UserBank {
     cells: Vec<AtomicU64>,
     dictionaries: Vec<Dictionary>,
     /// Of each probe, label values that went to "other".
-    folded: Vec<AtomicU64>,
+    overflows: Vec<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -54,20 +54,20 @@ impl UserBank {
     pub fn new(cells: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
         let dictionary = |limit| Dictionary { limit, names: RwLock::default() };
         Self {
-            folded: (0..probes).map(|_| AtomicU64::new(0)).collect(),
+            overflows: (0..probes).map(|_| AtomicU64::new(0)).collect(),
             cells: (0..cells).map(|_| AtomicU64::new(0)).collect(),
             dictionaries: limits.into_iter().map(dictionary).collect(),
         }
     }
 
     /// Counts a label value of this probe that went to "other".
-    pub fn fold(&self, probe: usize) {
-        self.folded[probe].fetch_add(1, Ordering::Relaxed);
+    pub fn count_overflow(&self, probe: usize) {
+        self.overflows[probe].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Label values of this probe that went to "other".
-    pub fn folded(&self, probe: usize) -> u64 {
-        self.folded[probe].load(Ordering::Relaxed)
+    pub fn overflows(&self, probe: usize) -> u64 {
+        self.overflows[probe].load(Ordering::Relaxed)
     }
 
     /// Adds to a cell, wrapping. Only the drain thread may, which needs no locked instruction then.

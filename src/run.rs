@@ -102,7 +102,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
         logging: Some(logging.clone()),
         started: unix_now(),
         series: Arc::new(AtomicU64::new(0)),
-        folded: Arc::default(),
+        overflows: Arc::default(),
     };
     let drain = Arc::new(drain);
     let alive = {
@@ -187,7 +187,7 @@ impl Scrape {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
             registry.render(&seen, Instant::now(), format, &mut text);
             self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
-            self.own.note_folded(registry.folded());
+            self.own.note_overflows(registry.overflows());
         }
         if let Some(network) = &self.network {
             network.collect().iter().for_each(|family| family.write(format, &mut text));

@@ -111,9 +111,9 @@ pub fn alerts(plan: &Plan) -> String {
     let free = metrics_with_free_labels(plan);
     if !free.is_empty() {
         rules.push(rule(
-            "ExporterSeriesFolded",
+            "ExporterLabelOverflow",
             format!(
-                "increase(fibre_exporter_series_folded_total{{metric=~{}}}[1h]) > 0",
+                "increase(fibre_exporter_label_overflow_total{{metric=~{}}}[1h]) > 0",
                 one_of(free.into_iter())
             ),
             None,

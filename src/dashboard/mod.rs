@@ -151,10 +151,10 @@ fn health(grid: &mut Grid) {
         &one(rate("probe_read_faults_total"), by_probe),
     );
     grid.time_series(
-        "Label values folded",
+        "Label overflow",
         "Label values that were counted as \"other\" because their label's limit was reached.",
         "ops",
-        &one(rate("series_folded_total"), "{{instance}} {{metric}}"),
+        &one(rate("label_overflow_total"), "{{instance}} {{metric}}"),
     );
     grid.time_series(
         "Errors",

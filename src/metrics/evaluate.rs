@@ -102,7 +102,7 @@ fn series<'a>(
         return 0;
     }
     let mut number = 0;
-    let mut folded = false;
+    let mut overflow = false;
     let mut ids = [0u8; 8 * FAMILY_LABELS];
     for (n, label) in laid.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
@@ -128,22 +128,22 @@ fn series<'a>(
                 }
             }
         };
-        folded |= id == label_id::ID_OTHER.0;
+        overflow |= id == label_id::ID_OTHER.0;
         number = id.wrapping_mul(label.multiplier).wrapping_add(number);
         if let Some(at) = ids.get_mut(8 * n..8 * n + 8) {
             at.copy_from_slice(&u64::from(id).to_le_bytes());
         }
     }
-    let (number, folded) = match laid.family {
-        None => (number, folded),
+    let (number, overflow) = match laid.family {
+        None => (number, overflow),
         // Past the limit of label sets everything is "other", which is series 0.
         Some(family) => match bank.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]) {
-            Some(number) => (number + 1, folded),
+            Some(number) => (number + 1, overflow),
             None => (0, true),
         },
     };
-    if folded {
-        bank.fold(laid.probe);
+    if overflow {
+        bank.count_overflow(laid.probe);
     }
     number
 }

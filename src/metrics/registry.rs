@@ -158,16 +158,16 @@ impl Registry {
     }
 
     /// Of each metric, label values that went to "other" at the probes that feed it.
-    pub fn folded(&self) -> Vec<u64> {
-        let mut folded = vec![0; self.families.len()];
+    pub fn overflows(&self) -> Vec<u64> {
+        let mut overflows = vec![0; self.families.len()];
         for (number, probe) in self.plan.probes.iter().enumerate() {
-            let here = self.kernel.book(number, book_cell::BOOK_FOLDED) + self.user.folded(number);
+            let here = self.kernel.book(number, book_cell::BOOK_LABEL_OVERFLOW) + self.user.overflows(number);
             let mut metrics: Vec<_> = probe.actions.iter().map(|action| action.metric).collect();
             metrics.sort_unstable();
             metrics.dedup();
-            metrics.into_iter().for_each(|metric| folded[metric] += here);
+            metrics.into_iter().for_each(|metric| overflows[metric] += here);
         }
-        folded
+        overflows
     }
 
     /// Series that the latest scrape had.

@@ -30,8 +30,8 @@ pub struct Own {
     pub started: f64,
     /// Series of the latest scrape.
     pub series: Arc<AtomicU64>,
-    /// Of each metric, label values that its probes have folded.
-    pub folded: Arc<Mutex<Vec<u64>>>,
+    /// Of each metric, label values beyond a limit at the probes that feed it.
+    pub overflows: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Own {

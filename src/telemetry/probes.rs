@@ -108,7 +108,7 @@ impl Own {
             }
         }
         self.misses(to);
-        self.folded(to);
+        self.overflows(to);
         self.spans(to);
         let mut types: Vec<(&str, u64)> = Vec::new();
         for (probe, books) in self.plan.probes.iter().zip(&books) {
@@ -173,10 +173,10 @@ impl Own {
         }
     }
 
-    /// Takes over how much each metric's probes have folded; the first time that a metric does is worth a line.
-    pub fn note_folded(&self, folded: Vec<u64>) {
-        let mut known = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
-        for (number, now) in folded.iter().enumerate() {
+    /// Takes over how many label values of each metric were beyond their limit; a metric's first time is worth a line.
+    pub fn note_overflows(&self, overflows: Vec<u64>) {
+        let mut known = self.overflows.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, now) in overflows.iter().enumerate() {
             if *now > 0 && known.get(number).is_none_or(|before| *before == 0) {
                 log::warn!(
                     "{}: a label has reached its limit; further values are counted under \"other\"",
@@ -184,18 +184,18 @@ impl Own {
                 );
             }
         }
-        *known = folded;
+        *known = overflows;
     }
 
-    /// Folding is counted for each probe; a metric's is that of the probes that feed it.
-    fn folded(&self, to: &mut Families) {
+    /// Overflow is counted for each probe; a metric's is that of the probes that feed it.
+    fn overflows(&self, to: &mut Families) {
         let rows = to.counter(
-            "fibre_exporter_series_folded_total",
+            "fibre_exporter_label_overflow_total",
             "Label values that went to \"other\" because their label's limit was reached, by a metric's probes.",
         );
-        let folded = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
-        for (metric, folded) in self.plan.metrics.iter().zip(&*folded) {
-            rows.number(&[("metric", &metric.name)], *folded);
+        let overflows = self.overflows.lock().unwrap_or_else(PoisonError::into_inner);
+        for (metric, overflows) in self.plan.metrics.iter().zip(&*overflows) {
+            rows.number(&[("metric", &metric.name)], *overflows);
         }
     }
 }

@@ -199,7 +199,7 @@ impl Samples {
 
     /// Fails the test unless every hit was counted in full.
     pub fn assert_nothing_lost(&self) {
-        for name in ["fibre_exporter_probe_lost_total", "fibre_exporter_series_folded_total"] {
+        for name in ["fibre_exporter_probe_lost_total", "fibre_exporter_label_overflow_total"] {
             let lost: Vec<_> = self.named(name).filter(|(_, value)| *value != 0.0).collect();
             assert!(lost.is_empty(), "{lost:?}");
         }

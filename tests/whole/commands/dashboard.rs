@@ -124,5 +124,5 @@ fn alerts_are_rules() {
     // Only a probe that the user wrote must be there.
     let [shipped, own] = [0, 1].map(|n| dashboard(&configurations()[n], &["--alerts"]));
     assert!(!shipped.contains("ExporterProbeAbsent") && own.contains("ExporterProbeAbsent"));
-    assert!(own.contains("winners_total") && !own.contains("heights"), "only what can fold may: {own}");
+    assert!(own.contains("winners_total") && !own.contains("heights"), "only what can overflow may: {own}");
 }
