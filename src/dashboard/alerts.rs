@@ -1,11 +1,20 @@
 //! Prometheus rules for what makes the metrics untrue: an exporter that is gone, probes that are not attached, hits
 //! that were lost. What a metric's own value should be, only its user knows.
+//!
+//! Every rule is about the exporters with this configuration's node name, each by its instance: two of the same name are
+//! told apart, and exporters with another configuration have rules of their own.
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use crate::plan::{LabelPlan, Plan, ProbePlan};
+
+/// Where each alert is explained, in a section of its name.
+const RUNBOOK: &str = "docs/alerts.md";
+
+/// How long an exporter is remembered that is gone.
+const MEMORY: &str = "7d";
 
 #[derive(Serialize)]
 struct Rules {
@@ -37,103 +46,180 @@ struct Labels {
 struct Annotations {
     summary: String,
     description: &'static str,
+    runbook_url: String,
+}
+
+impl Rule {
+    fn new(
+        alert: &'static str,
+        severity: &'static str,
+        expr: String,
+        summary: &str,
+        why: &'static str,
+    ) -> Self {
+        let runbook_url = format!("{RUNBOOK}#{}", alert.to_lowercase());
+        let annotations = Annotations { summary: summary.to_string(), description: why, runbook_url };
+        Self { alert, expr, lasting: None, labels: Labels { severity }, annotations }
+    }
+
+    /// Fires only after it has held for so long.
+    fn lasting(mut self, time: &'static str) -> Self {
+        self.lasting = Some(time);
+        self
+    }
 }
 
 /// A rule file, in YAML.
 pub fn alerts(plan: &Plan) -> String {
-    let node = quoted(&plan.settings.node_name);
-    let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
-    let rule = |alert, expr, lasting, severity, summary: &str, description| Rule {
-        alert,
-        expr,
-        lasting,
-        labels: Labels { severity },
-        annotations: Annotations { summary: summary.to_string(), description },
+    let rules = Rules {
+        groups: [Group { name: format!("exporter {}", plan.settings.node_name), rules: rules(plan) }],
     };
-    let mut rules = vec![rule(
-        "ExporterGone",
-        format!("absent(fibre_exporter_info{{node={node}}})"),
-        Some("5m"),
-        "critical",
-        &format!(
-            "Prometheus has no metrics of the exporter of node {}.",
-            template_safe(&plan.settings.node_name)
-        ),
-        "It does not run, cannot be reached, refuses the password, or is no target of Prometheus.",
-    )];
-    if plan.settings.tls.is_some() {
-        rules.push(rule(
-            "ExporterCertificateEnds",
-            "fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400".to_string(),
-            None,
+    // Strings and lists only: nothing of it can fail.
+    serde_yaml::to_string(&rules).unwrap_or_default()
+}
+
+fn rules(plan: &Plan) -> Vec<Rule> {
+    let node = quoted(&plan.settings.node_name);
+    let info = format!("fibre_exporter_info{{node={node}}}");
+    // Of the exporters with this node name.
+    let ours = |expr: &str| format!("{expr} and on (job, instance) {info}");
+    let mut rules = vec![
+        Rule::new(
+            "ExporterDown",
+            "critical",
+            format!("up == 0 and on (job, instance) max by (job, instance) (max_over_time({info}[{MEMORY}]))"),
+            &format!(
+                "The exporter of node {} on {{{{ $labels.instance }}}} cannot be scraped.",
+                template_safe(&plan.settings.node_name)
+            ),
+            "It does not run, cannot be reached, or refuses the password; Prometheus' page Targets has the last error.",
+        )
+        .lasting("2m"),
+        Rule::new(
+            "ExporterNotScraped",
+            "critical",
+            format!("absent_over_time({info}[{MEMORY}])"),
+            &format!(
+                "Prometheus has no metrics of an exporter of node {}.",
+                template_safe(&plan.settings.node_name)
+            ),
+            "It is no target of Prometheus, or could never be scraped.",
+        )
+        .lasting("10m"),
+        Rule::new(
+            "ExporterScrapeSlow",
             "warning",
+            ours("scrape_duration_seconds > 2"),
+            "Scrapes of {{ $labels.instance }} take {{ $value | humanizeDuration }}.",
+            "The machine is busy, the network slow, or there are very many series: see fibre_exporter_series.",
+        )
+        .lasting("15m"),
+    ];
+    if plan.settings.tls.is_some() {
+        rules.push(Rule::new(
+            "ExporterCertificateEnds",
+            "warning",
+            ours("fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400"),
             "The certificate of the exporter on {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
             "After that Prometheus cannot scrape it. A new pair of files is taken up within 30 seconds, without a restart.",
         ));
+        rules.push(Rule::new(
+            "ExporterReloadFailed",
+            "warning",
+            ours("fibre_exporter_tls_certificate_reload_successful == 0"),
+            "The exporter on {{ $labels.instance }} cannot use its new certificate.",
+            "The earlier one is still in use. The exporter's log says what is wrong with the new one.",
+        ));
     }
-    rules.push(rule(
-        "ExporterProbeNotAttached",
-        format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1"),
-        Some("5m"),
-        "warning",
-        "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
-        "Its metrics stay as they are whatever the program does. `exporter check FILE` tells more.",
-    ));
+    if !plan.targets.is_empty() {
+        rules.extend(probe_rules(plan, &ours));
+    }
+    if plan.network.is_some() {
+        rules.push(
+            Rule::new(
+                "ExporterInterfaceNotCounted",
+                "warning",
+                ours("network_attach_refused{reason!=\"pending\"} == 1"),
+                "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
+                "Packets of this interface and direction are in no metric. The exporter's log and /ready say more.",
+            )
+            .lasting("5m"),
+        );
+    }
+    rules
+}
+
+/// Rules of probes, and of their hits.
+fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
+    let mut rules = vec![
+        Rule::new(
+            "ExporterProbeNotAttached",
+            "warning",
+            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1")),
+            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
+            "Its metrics stay as they are whatever the program does. `exporter check FILE` tells more.",
+        )
+        .lasting("5m"),
+        Rule::new(
+            "ExporterProbePartlyAttached",
+            "info",
+            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=\"partly\"}} == 1")),
+            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is not attached everywhere: {{ $labels.reason }}.",
+            "What it counts is true, but it leaves out some of its places.",
+        )
+        .lasting("15m"),
+    ];
     let own: Vec<&ProbePlan> = plan.probes.iter().filter(|probe| !probe.optional).collect();
     if !own.is_empty() {
         let names = one_of(own.iter().map(|probe| probe.name.as_str()));
         let of = one_of(own.iter().map(|probe| plan.targets[probe.target].name.as_str()));
-        rules.push(rule(
-            "ExporterProbeAbsent",
-            format!("fibre_exporter_probe_state{{target=~{of}, probe=~{names}, state=\"absent\"}} == 1"),
-            Some("5m"),
-            "warning",
-            "{{ $labels.probe }} is not in the file of {{ $labels.target }} on {{ $labels.instance }}.",
-            "The program may have been replaced by another version or build; `exporter probes FILE` lists what it has.",
-        ));
+        let absent =
+            format!("fibre_exporter_probe_state{{target=~{of}, probe=~{names}, state=\"absent\"}} == 1");
+        rules.push(
+            Rule::new(
+                "ExporterProbeAbsent",
+                "warning",
+                ours(&absent),
+                "{{ $labels.probe }} is not in the file of {{ $labels.target }} on {{ $labels.instance }}.",
+                "The program may have been replaced by another version or build; `exporter probes FILE` lists what it has.",
+            )
+            .lasting("5m"),
+        );
     }
-    rules.push(rule(
+    rules.push(Rule::new(
         "ExporterHitsLost",
-        format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0"),
-        None,
         "warning",
+        ours(&format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0")),
         "Hits of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were lost ({{ $labels.reason }}).",
         "Counts of this probe are too low by what was lost. A full ring wants a larger `ring: { size }`.",
     ));
-    rules.push(rule(
+    rules.push(Rule::new(
         "ExporterReadFaults",
-        format!("increase(fibre_exporter_probe_read_faults_total{{target=~{targets}}}[10m]) > 0"),
-        None,
         "warning",
+        ours(&format!("increase(fibre_exporter_probe_read_faults_total{{target=~{targets}}}[10m]) > 0")),
         "Arguments of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} could not be read.",
         "The memory that the probe pointed to was not there, or the argument is no pointer: see its `type`.",
     ));
     let free = metrics_with_free_labels(plan);
     if !free.is_empty() {
-        rules.push(rule(
+        let of = one_of(free.into_iter().map(|metric| plan.metrics[metric].name.as_str()));
+        rules.push(Rule::new(
             "ExporterLabelOverflow",
-            format!(
-                "increase(fibre_exporter_label_overflow_total{{metric=~{}}}[1h]) > 0",
-                one_of(free.into_iter())
-            ),
-            None,
-            "warning",
+            "info",
+            ours(&format!("increase(fibre_exporter_label_overflow_total{{metric=~{of}}}[1h]) > 0")),
             "{{ $labels.metric }} on {{ $labels.instance }} has more label values than it may show.",
             "The rest is counted as \"other\". Map the values, or raise the label's `limit`.",
         ));
     }
-    let rules = Rules { groups: [Group { name: "exporter".to_string(), rules }] };
-    // Strings and lists only: nothing of it can fail.
-    serde_yaml::to_string(&rules).unwrap_or_default()
+    rules
 }
 
 /// Those with a label whose values the program chooses.
-fn metrics_with_free_labels(plan: &Plan) -> Vec<&str> {
+pub(super) fn metrics_with_free_labels(plan: &Plan) -> BTreeSet<usize> {
     let is_free = |label: &LabelPlan| matches!(label, LabelPlan::From { default: None, .. });
     let actions = plan.probes.iter().flat_map(|probe| &probe.actions);
-    let free: BTreeSet<usize> =
-        actions.filter(|action| action.labels.iter().any(is_free)).map(|action| action.metric).collect();
-    free.into_iter().map(|metric| plan.metrics[metric].name.as_str()).collect()
+    actions.filter(|action| action.labels.iter().any(is_free)).map(|action| action.metric).collect()
 }
 
 /// A PromQL string. Its escapes are Go's, of which JSON's are a part.
@@ -142,7 +228,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A PromQL string with a regular expression that matches these texts only.
-fn one_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn one_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     let mut all: Vec<String> = Vec::new();
     for text in texts {
         let mut escaped = String::new();

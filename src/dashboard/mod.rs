@@ -1,6 +1,8 @@
 //! The `dashboard` command: what Grafana and Prometheus need to show and to watch a configuration's metrics.
 
 mod alerts;
+mod glance;
+mod network;
 mod panels;
 
 use serde_json::{Value, json};
@@ -15,11 +17,15 @@ use panels::{Grid, by, legend};
 /// The variables that narrow a query; the same on every series of an exporter.
 const CHOSEN: &str = r#"job=~"$job", instance=~"$instance""#;
 
-/// Grafana's JSON model, as version 11 exports it (schema 39): a panel for each metric, in a row for each target,
-/// and a row about the exporter itself.
+/// Grafana's JSON model, as version 11 exports it (schema 39): a first screen that says whether all is well, then a row
+/// for each target with a panel for each metric, one about packets, and one about the exporter itself. Only the first of
+/// these rows is open.
 pub fn dashboard(plan: &Plan) -> String {
     let mut grid = Grid::default();
+    glance::show(&mut grid, plan);
     let mut shown = vec![false; plan.metrics.len()];
+    let free = alerts::metrics_with_free_labels(plan);
+    let mut collapsed = false;
     for target in &plan.targets {
         let actions = target.probes.iter().flat_map(|probe| &plan.probes[*probe].actions);
         let mut fed: Vec<usize> = Vec::new();
@@ -29,15 +35,19 @@ pub fn dashboard(plan: &Plan) -> String {
             }
         }
         if !fed.is_empty() {
-            grid.row(&target.name);
-            fed.into_iter().for_each(|metric| show(&mut grid, &plan.metrics[metric]));
+            grid.row(&target.name, std::mem::replace(&mut collapsed, true));
+            fed.into_iter().for_each(|metric| show(&mut grid, &plan.metrics[metric], free.contains(&metric)));
         }
     }
-    health(&mut grid);
-    let names: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
+    if let Some(network) = &plan.network {
+        network::show(&mut grid, network, std::mem::replace(&mut collapsed, true));
+    }
+    health(&mut grid, plan);
+    let mut names: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
+    names.extend(plan.network.as_ref().map(|_| "packets"));
     let names = names.join(", ");
     let made = json!({
-        "uid": uid(&names),
+        "uid": uid(plan),
         "title": format!("Traced: {names}"),
         "description": format!("What the exporter's configuration measures of {names}, and the exporter's own health."),
         "tags": ["exporter"],
@@ -49,23 +59,39 @@ pub fn dashboard(plan: &Plan) -> String {
         "refresh": "30s",
         "timezone": "browser",
         "time": {"from": "now-6h", "to": "now"},
-        "templating": {"list": variables()},
+        "templating": {"list": variables(plan, !free.is_empty())},
         "panels": grid.panels,
     });
     // Strings, numbers and lists only: nothing of it can fail.
     serde_json::to_string_pretty(&made).unwrap_or_default() + "\n"
 }
 
-/// The same names give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.
-fn uid(names: &str) -> String {
+/// The same targets and metrics give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.
+fn uid(plan: &Plan) -> String {
+    let targets = plan.targets.iter().map(|target| target.name.as_str());
+    let metrics = plan.metrics.iter().map(|metric| metric.name.as_str());
+    let network = plan.network.iter().map(|_| "network:");
+    let all: Vec<&str> = targets.chain(metrics).chain(network).collect();
     // FNV-1a, 64 bits.
-    let hash = names.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let hash = all.join("\n").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     format!("exporter-{hash:016x}")
 }
 
-fn variables() -> Value {
+fn variables(plan: &Plan, has_free_labels: bool) -> Value {
+    // Exporters with such a configuration, and no others.
+    let targets: Vec<&str> = plan.targets.iter().map(|target| target.name.as_str()).collect();
+    let series = |matchers: &str| match targets.is_empty() {
+        true => format!("network_attached{{{matchers}}}"),
+        false => {
+            let of = alerts::one_of(targets.iter().copied());
+            format!(
+                "fibre_exporter_probe_attached{{target=~{of}{}{matchers}}}",
+                if matchers.is_empty() { "" } else { ", " }
+            )
+        }
+    };
     let query = |name: &str, label: &str, description: &str, query: &str| {
         json!({
             "name": name,
@@ -85,8 +111,26 @@ fn variables() -> Value {
             "options": [],
         })
     };
-    json!([
-        {
+    let choice = |name: &str, label: &str, description: &str, values: &[&str], chosen: &str| {
+        let options: Vec<Value> = values
+            .iter()
+            .map(|value| json!({"text": value, "value": value, "selected": *value == chosen}))
+            .collect();
+        json!({
+            "name": name,
+            "label": label,
+            "description": description,
+            "type": "custom",
+            "query": values.join(","),
+            "hide": 0,
+            "multi": false,
+            "includeAll": false,
+            "current": {"text": chosen, "value": chosen},
+            "options": options,
+        })
+    };
+    let mut all = vec![
+        json!({
             "name": "datasource",
             "label": "Data source",
             "description": "The Prometheus that scrapes the exporters.",
@@ -97,32 +141,85 @@ fn variables() -> Value {
             "multi": false,
             "includeAll": false,
             "options": [],
-        },
-        query("job", "Job", "The scrape job of the exporters.", "label_values(fibre_exporter_up, job)"),
+        }),
+        query(
+            "job",
+            "Job",
+            "The scrape job of the exporters.",
+            &format!("label_values({}, job)", series("")),
+        ),
         query(
             "instance",
             "Exporter",
             "Address of the exporter.",
-            "label_values(fibre_exporter_up{job=~\"$job\"}, instance)"
+            &format!("label_values({}, instance)", series("job=~\"$job\"")),
         ),
-    ])
+        choice(
+            "window",
+            "Window",
+            "What counts, quantiles and means look back at: longer where events are rare.",
+            &["1m", "5m", "15m", "1h", "6h", "1d"],
+            "5m",
+        ),
+    ];
+    if has_free_labels {
+        let about = "Series of a metric with many label values that are shown.";
+        all.push(choice("top", "Top", about, &["5", "10", "20", "50"], "10"));
+    }
+    Value::Array(all)
 }
 
-/// One metric by its kind: rates of counters, values of gauges, quantiles and mean of histograms.
-fn show(grid: &mut Grid, metric: &MetricPlan) {
-    let name = &metric.name;
+/// A metric's panel, by its kind.
+fn show(grid: &mut Grid, metric: &MetricPlan, is_free: bool) {
     let labels: Vec<&str> = metric.shown_labels().collect();
     let (by, legend) = (by(&labels), legend(&labels));
-    let of = Selection { name, matchers: CHOSEN, by: &by, legend: &legend };
+    let of = Selection { name: &metric.name, matchers: CHOSEN, by: &by, legend: &legend, top: is_free };
     let panel = kinds::of(&metric.kind).panel(&of);
-    grid.time_series(name, &sentence(&metric.help), panel.unit, &panel.queries);
+    let title = metric.help.trim_end_matches('.');
+    grid.time_series(title, &format!("{}: {}", metric.name, panel.about), panel.unit, &panel.queries);
+}
+
+/// A metric of the exporter's own.
+fn own(metric: &str) -> String {
+    format!("fibre_exporter_{metric}{{{CHOSEN}}}")
+}
+
+fn own_rate(metric: &str) -> String {
+    format!("rate({}[$__rate_interval])", own(metric))
 }
 
 /// The row about the exporter itself.
-fn health(grid: &mut Grid) {
-    grid.row("Exporter health");
-    let own = |metric: &str| format!("fibre_exporter_{metric}{{{CHOSEN}}}");
-    let rate = |metric: &str| format!("rate(fibre_exporter_{metric}{{{CHOSEN}}}[$__rate_interval])");
+fn health(grid: &mut Grid, plan: &Plan) {
+    grid.row("Exporter health", true);
+    let rate = own_rate;
+    let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
+    if !plan.targets.is_empty() {
+        probe_health(grid);
+    }
+    grid.time_series(
+        "Errors",
+        "What went wrong in the exporter, by type.",
+        "ops",
+        &one(rate("errors_total"), "{{instance}} {{error_type}}"),
+    );
+    grid.time_series("Series", "Series of the latest scrape.", "short", &one(own("series"), "{{instance}}"));
+    grid.time_series(
+        "CPU",
+        "Share of one CPU that the exporter takes.",
+        "percentunit",
+        &one(format!("rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"), "{{instance}}"),
+    );
+    grid.time_series(
+        "Memory",
+        "Memory that the exporter has in use.",
+        "bytes",
+        &one(format!("process_resident_memory_bytes{{{CHOSEN}}}"), "{{instance}}"),
+    );
+}
+
+/// Panels about probes and their hits.
+fn probe_health(grid: &mut Grid) {
+    let rate = own_rate;
     let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
     grid.time_series(
         "Probes",
@@ -156,27 +253,4 @@ fn health(grid: &mut Grid) {
         "ops",
         &one(rate("label_overflow_total"), "{{instance}} {{metric}}"),
     );
-    grid.time_series(
-        "Errors",
-        "What went wrong in the exporter, by type.",
-        "ops",
-        &one(rate("errors_total"), "{{instance}} {{error_type}}"),
-    );
-    grid.time_series("Series", "Series of the latest scrape.", "short", &one(own("series"), "{{instance}}"));
-    grid.time_series(
-        "CPU",
-        "Share of one CPU that the exporter takes.",
-        "percentunit",
-        &one(format!("rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"), "{{instance}}"),
-    );
-    grid.time_series(
-        "Memory",
-        "Memory that the exporter has in use.",
-        "bytes",
-        &one(format!("process_resident_memory_bytes{{{CHOSEN}}}"), "{{instance}}"),
-    );
-}
-
-fn sentence(help: &str) -> String {
-    if help.ends_with('.') { help.to_string() } else { format!("{help}.") }
 }

@@ -5,38 +5,64 @@ use serde_json::{Value, json};
 use crate::kinds::panel::Query;
 
 /// Columns of a dashboard.
-const WIDTH: usize = 24;
+pub(super) const WIDTH: usize = 24;
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
+const STAT_WIDTH: usize = 4;
+const STAT_HEIGHT: usize = 4;
 
 /// The panels so far.
 #[derive(Default)]
 pub(super) struct Grid {
     pub panels: Vec<Value>,
+    /// Panels of the last row, which is collapsed and holds them itself.
+    inside: Option<usize>,
+    id: usize,
     x: usize,
     y: usize,
+    /// Of the panels in this line.
+    height: usize,
+}
+
+/// What a single number looks like.
+pub(super) struct Stat<'a> {
+    pub title: &'a str,
+    pub description: &'a str,
+    pub unit: &'a str,
+    pub expr: String,
+    /// From this number on it is bad; `None` if it cannot be.
+    pub bad_from: Option<f64>,
+}
+
+/// A column of a table.
+pub(super) struct Column<'a> {
+    /// Without one it is not shown, and only its labels are.
+    pub name: &'a str,
+    pub expr: String,
+    pub unit: &'a str,
+    /// Colours from which number on; the first has none.
+    pub steps: &'a [(&'a str, Option<f64>)],
 }
 
 impl Grid {
-    /// Begins a row under what is there.
-    pub fn row(&mut self, title: &str) {
+    /// Begins a row under what is there. A collapsed one shows only its title until it is opened.
+    pub fn row(&mut self, title: &str, collapsed: bool) {
         self.end_line();
-        let id = self.panels.len() + 1;
-        self.panels.push(json!({
-            "id": id,
+        self.inside = None;
+        let row = json!({
             "type": "row",
             "title": title,
-            "collapsed": false,
+            "collapsed": collapsed,
             "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": self.y},
             "panels": [],
-        }));
+        });
+        self.push(row);
         self.y += 1;
+        self.inside = collapsed.then(|| self.panels.len() - 1);
     }
 
+    /// Numbers over time.
     pub fn time_series(&mut self, title: &str, description: &str, unit: &str, queries: &[Query]) {
-        if self.x + PANEL_WIDTH > WIDTH {
-            self.end_line();
-        }
         let targets: Vec<Value> = ('A'..='Z')
             .zip(queries)
             .map(|(id, query)| {
@@ -50,14 +76,12 @@ impl Grid {
                 })
             })
             .collect();
-        let id = self.panels.len() + 1;
-        self.panels.push(json!({
-            "id": id,
+        let panel = json!({
             "type": "timeseries",
             "title": title,
             "description": description,
             "datasource": data_source(),
-            "gridPos": {"h": PANEL_HEIGHT, "w": PANEL_WIDTH, "x": self.x, "y": self.y},
+            "gridPos": self.place(PANEL_WIDTH, PANEL_HEIGHT),
             "targets": targets,
             "fieldConfig": {
                 "defaults": {
@@ -70,15 +94,147 @@ impl Grid {
                 "legend": {"showLegend": true, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
                 "tooltip": {"mode": "multi", "sort": "desc"},
             },
-        }));
-        self.x += PANEL_WIDTH;
+        });
+        self.push(panel);
+    }
+
+    /// One number as it is now: that of an exporter which is gone is not shown for ever.
+    pub fn stat(&mut self, stat: &Stat<'_>) {
+        let mut steps =
+            vec![json!({"color": if stat.bad_from.is_some() { "green" } else { "text" }, "value": null})];
+        steps.extend(stat.bad_from.map(|from| json!({"color": "red", "value": from})));
+        let panel = json!({
+            "type": "stat",
+            "title": stat.title,
+            "description": stat.description,
+            "datasource": data_source(),
+            "gridPos": self.place(STAT_WIDTH, STAT_HEIGHT),
+            "targets": [instant("A", &stat.expr)],
+            "fieldConfig": {
+                "defaults": {
+                    "unit": stat.unit,
+                    "noValue": "no data",
+                    "thresholds": {"mode": "absolute", "steps": steps},
+                },
+                "overrides": [],
+            },
+            "options": {
+                "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": false},
+                "colorMode": "value",
+                "graphMode": "none",
+                "textMode": "value",
+                "justifyMode": "auto",
+                "orientation": "auto",
+            },
+        });
+        self.push(panel);
+    }
+
+    /// A row for each exporter as it is now, by its labels `by`, which come first under the names beside them. The rows
+    /// are sorted by the first column that is not a label, least first.
+    pub fn table(
+        &mut self,
+        title: &str,
+        description: &str,
+        by: &[(&str, &str)],
+        columns: &[Column<'_>],
+        height: usize,
+    ) {
+        let (mut targets, mut overrides) = (Vec::new(), Vec::new());
+        let mut names = serde_json::Map::new();
+        let mut order = serde_json::Map::new();
+        let mut hidden = serde_json::Map::from_iter([("Time".to_string(), json!(true))]);
+        for (at, (label, name)) in by.iter().enumerate() {
+            names.insert((*label).to_string(), json!(name));
+            order.insert((*label).to_string(), json!(at));
+        }
+        for (at, (id, column)) in ('A'..='Z').zip(columns).enumerate() {
+            let value = format!("Value #{id}");
+            let mut target = instant(&id.to_string(), &column.expr);
+            target["format"] = json!("table");
+            targets.push(target);
+            if column.name.is_empty() {
+                hidden.insert(value, json!(true));
+                continue;
+            }
+            names.insert(value.clone(), json!(column.name));
+            order.insert(value, json!(by.len() + at));
+            let mut properties = vec![json!({"id": "unit", "value": column.unit})];
+            if !column.steps.is_empty() {
+                let steps: Vec<Value> = column
+                    .steps
+                    .iter()
+                    .map(|(color, value)| json!({"color": color, "value": value}))
+                    .collect();
+                properties.push(json!({"id": "thresholds", "value": {"mode": "absolute", "steps": steps}}));
+                properties.push(json!({"id": "custom.cellOptions", "value": {"type": "color-background", "mode": "basic"}}));
+            }
+            overrides
+                .push(json!({"matcher": {"id": "byName", "options": column.name}, "properties": properties}));
+        }
+        let panel = json!({
+            "type": "table",
+            "title": title,
+            "description": description,
+            "datasource": data_source(),
+            "gridPos": self.place(WIDTH, height),
+            "targets": targets,
+            "transformations": [
+                {"id": "merge", "options": {}},
+                {"id": "organize", "options": {"excludeByName": hidden, "indexByName": order, "renameByName": names}},
+            ],
+            "fieldConfig": {
+                "defaults": {"noValue": "–", "custom": {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": false}},
+                "overrides": overrides,
+            },
+            "options": {
+                "showHeader": true,
+                "cellHeight": "sm",
+                "footer": {"show": false, "reducer": ["sum"], "fields": ""},
+                "sortBy": columns.first().map(|column| json!({"displayName": column.name, "desc": false})).into_iter().collect::<Vec<_>>(),
+            },
+        });
+        self.push(panel);
+    }
+
+    /// The next place for a panel of this size.
+    fn place(&mut self, width: usize, height: usize) -> Value {
+        if self.x + width > WIDTH {
+            self.end_line();
+        }
+        let place = json!({"h": height, "w": width, "x": self.x, "y": self.y});
+        self.x += width;
+        self.height = self.height.max(height);
+        place
+    }
+
+    fn push(&mut self, mut panel: Value) {
+        self.id += 1;
+        panel["id"] = json!(self.id);
+        let inside = self.inside.and_then(|row| self.panels[row]["panels"].as_array_mut());
+        match inside {
+            Some(panels) => panels.push(panel),
+            None => self.panels.push(panel),
+        }
     }
 
     fn end_line(&mut self) {
         if self.x > 0 {
-            (self.x, self.y) = (0, self.y + PANEL_HEIGHT);
+            (self.x, self.y, self.height) = (0, self.y + self.height, 0);
         }
     }
+}
+
+fn instant(id: &str, expr: &str) -> Value {
+    json!({
+        "refId": id,
+        "datasource": data_source(),
+        "editorMode": "code",
+        "expr": expr,
+        "legendFormat": "__auto",
+        "instant": true,
+        "range": false,
+    })
 }
 
 pub(super) fn data_source() -> Value {
@@ -92,9 +248,10 @@ pub(super) fn by(labels: &[&str]) -> String {
     all.join(", ")
 }
 
+/// What tells series apart: their labels, and the exporter, since two may have the same name.
 pub(super) fn legend(labels: &[&str]) -> String {
-    let names: Vec<_> = labels.iter().map(|label| format!("{{{{{label}}}}}")).collect();
-    names.join(" ")
+    let names = labels.iter().chain(&["instance"]).map(|label| format!("{{{{{label}}}}}"));
+    names.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -102,8 +259,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_kept_apart() {
+    fn labels_and_exporters_are_kept_apart() {
         assert_eq!(by(&["node", "peer"]), "instance, node, peer");
-        assert_eq!(legend(&["node", "peer"]), "{{node}} {{peer}}");
+        assert_eq!(legend(&["node", "peer"]), "{{node}} {{peer}} {{instance}}");
+    }
+
+    #[test]
+    fn a_collapsed_row_holds_its_panels_and_takes_one_line() {
+        let mut grid = Grid::default();
+        grid.row("One", false);
+        grid.time_series("a", "A.", "short", &[]);
+        for title in ["Two", "Three"] {
+            grid.row(title, true);
+            (0..4).for_each(|_| grid.time_series("b", "B.", "short", &[]));
+        }
+        let titles: Vec<_> = grid.panels.iter().map(|panel| panel["title"].as_str().unwrap()).collect();
+        assert_eq!(titles, ["One", "a", "Two", "Three"]);
+        let rows: Vec<_> = grid.panels.iter().map(|panel| panel["gridPos"]["y"].as_u64().unwrap()).collect();
+        assert_eq!(rows, [0, 1, 9, 26]);
+        assert_eq!(grid.panels[3]["panels"].as_array().unwrap().len(), 4);
     }
 }

@@ -136,16 +136,21 @@ async fn follow(
         }
         let again = tls.clone();
         let shown = tls.paths().certificate.display();
+        let failed = |is| {
+            stats.iter().for_each(|stats| stats.certificate_reload_failed.store(is, Ordering::Relaxed));
+        };
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
+                failed(false);
                 tell(&report, Level::Info, format!("the certificate {shown} was loaded again"));
                 warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
             }
-            Ok(Some(Err(reason))) => tell(
-                &report,
-                Level::Error,
-                format!("the changed certificate or key is not used, the old pair stays: {reason}"),
-            ),
+            Ok(Some(Err(reason))) => {
+                failed(true);
+                let text =
+                    format!("the changed certificate or key is not used, the old pair stays: {reason}");
+                tell(&report, Level::Error, text);
+            }
             Ok(None) | Err(_) => {}
         }
     }

@@ -1,7 +1,7 @@
 //! What an endpoint counts about itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Counts of one endpoint since its start. Read the fields with `Ordering::Relaxed`: each is true by
@@ -36,6 +36,8 @@ pub struct HttpStats {
     pub in_flight: AtomicU64,
     /// When the certificate in use ends, in seconds since 1970; 0 without TLS.
     pub certificate_not_after: AtomicI64,
+    /// The certificate or key that has changed since cannot be used, so that the earlier pair is still in use.
+    pub certificate_reload_failed: AtomicBool,
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
 

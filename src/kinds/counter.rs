@@ -48,14 +48,9 @@ impl Kind for Counter {
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
-        let expr = of.sum(&of.rate(of.name));
-        let unit = match of.base_unit() {
-            Some("bytes") => "Bps",
-            // Seconds in a second.
-            Some("seconds") => "percentunit",
-            _ => "cps",
-        };
-        Panel { unit, queries: vec![Query { expr, legend: of.legend.to_string() }] }
+        let expr = of.most(of.sum(&of.increase(of.name)));
+        let queries = vec![Query { expr, legend: of.legend.to_string() }];
+        Panel { unit: of.unit(), about: "how much it grew within the chosen window.", queries }
     }
 }
 

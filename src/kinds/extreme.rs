@@ -70,7 +70,11 @@ impl Kind for Extreme {
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
-        gauge_panel(of)
+        let about = match self {
+            Extreme::Min => "the least value of the last one to two minutes.",
+            Extreme::Max => "the greatest value of the last one to two minutes.",
+        };
+        gauge_panel(of, about)
     }
 }
 

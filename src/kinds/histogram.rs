@@ -53,15 +53,17 @@ impl Kind for Histogram {
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
-        let part = |part: &str| of.rate(&format!("{}_{part}", of.name));
-        let quantile = |q: &str| Query {
-            expr: format!("histogram_quantile({q}, {})", of.sum_with("le", &part("bucket"))),
-            legend: format!("{} {}%", of.legend, &q[2..]),
+        let part = |part: &str| of.increase(&format!("{}_{part}", of.name));
+        let quantile = |q: &str, name: &str| Query {
+            expr: of.most(format!("histogram_quantile({q}, {})", of.sum_with("le", &part("bucket")))),
+            legend: format!("{name} {}", of.legend),
         };
-        let mean = Query {
-            expr: format!("{} / {}", of.sum(&part("sum")), of.sum(&part("count"))),
-            legend: format!("{} mean", of.legend),
-        };
-        Panel { unit: of.unit(), queries: vec![quantile("0.50"), quantile("0.95"), quantile("0.99"), mean] }
+        let mean = of.most(format!("{} / {}", of.sum(&part("sum")), of.sum(&part("count"))));
+        let mean = Query { expr: mean, legend: format!("mean {}", of.legend) };
+        Panel {
+            unit: of.unit(),
+            about: "median, 95th percentile and mean of what was observed within the chosen window.",
+            queries: vec![quantile("0.50", "p50"), quantile("0.95", "p95"), mean],
+        }
     }
 }

@@ -51,14 +51,16 @@ impl Kind for Last {
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
-        gauge_panel(of)
+        gauge_panel(of, "the latest value.")
     }
 }
 
-/// The series as they are.
-pub(super) fn gauge_panel(of: &Selection<'_>) -> Panel {
-    Panel {
-        unit: of.unit(),
-        queries: vec![Query { expr: of.series(of.name), legend: of.legend.to_string() }],
+/// The series as they are; of times, as dates.
+pub(super) fn gauge_panel(of: &Selection<'_>, about: &'static str) -> Panel {
+    let mut expr = of.most(of.series(of.name));
+    if of.is_timestamp() {
+        // Grafana's dates are in milliseconds.
+        expr.push_str(" * 1000");
     }
+    Panel { unit: of.unit(), about, queries: vec![Query { expr, legend: of.legend.to_string() }] }
 }

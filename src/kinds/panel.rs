@@ -5,6 +5,8 @@
 pub(crate) struct Panel {
     /// Grafana's name of the unit.
     pub unit: &'static str,
+    /// What is seen, in a sentence.
+    pub about: &'static str,
     pub queries: Vec<Query>,
 }
 
@@ -25,6 +27,8 @@ pub(crate) struct Selection<'a> {
     /// Labels that series are told apart by.
     pub by: &'a str,
     pub legend: &'a str,
+    /// There may be many series: only the greatest are shown.
+    pub top: bool,
 }
 
 impl Selection<'_> {
@@ -33,8 +37,14 @@ impl Selection<'_> {
         format!("{name}{{{}}}", self.matchers)
     }
 
-    pub fn rate(&self, name: &str) -> String {
-        format!("rate({}[$__rate_interval])", self.series(name))
+    /// How much it grew in the window that was chosen, which suits rare events too.
+    pub fn increase(&self, name: &str) -> String {
+        format!("increase({}[$window])", self.series(name))
+    }
+
+    /// The greatest, where there may be many.
+    pub fn most(&self, expr: String) -> String {
+        if self.top { format!("topk($top, {expr})") } else { expr }
     }
 
     pub fn sum(&self, expr: &str) -> String {
@@ -51,8 +61,16 @@ impl Selection<'_> {
         base.rsplit_once('_').map(|(_, unit)| unit)
     }
 
+    /// Whether it is a time since 1970.
+    pub fn is_timestamp(&self) -> bool {
+        self.name.ends_with("_timestamp_seconds")
+    }
+
     /// Grafana's unit of what the metric measures.
     pub fn unit(&self) -> &'static str {
+        if self.is_timestamp() {
+            return "dateTimeAsIso";
+        }
         match self.base_unit() {
             Some("bytes") => "bytes",
             Some("seconds") => "s",
@@ -64,18 +82,20 @@ impl Selection<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::MetricKind;
+    use crate::config::model::{GaugeKind, MetricKind};
     use crate::kinds::of;
 
     #[test]
     fn units_follow_names() {
         let unit = |name, kind: &MetricKind| {
-            of(kind).panel(&Selection { name, matchers: "", by: "instance", legend: "" }).unit
+            of(kind).panel(&Selection { name, matchers: "", by: "instance", legend: "", top: false }).unit
         };
         let histogram = MetricKind::Histogram(Vec::new());
-        assert_eq!(unit("a_bytes_total", &MetricKind::Counter), "Bps");
-        assert_eq!(unit("a_total", &MetricKind::Counter), "cps");
-        assert_eq!(unit("a_seconds_total", &MetricKind::Counter), "percentunit");
+        let gauge = MetricKind::Gauge(GaugeKind::Last);
+        assert_eq!(unit("a_bytes_total", &MetricKind::Counter), "bytes");
+        assert_eq!(unit("a_total", &MetricKind::Counter), "short");
+        assert_eq!(unit("a_seconds_total", &MetricKind::Counter), "s");
+        assert_eq!(unit("a_timestamp_seconds", &gauge), "dateTimeAsIso");
         assert_eq!(unit("a_duration_seconds", &histogram), "s");
         assert_eq!(unit("a_tx_count", &histogram), "short");
     }

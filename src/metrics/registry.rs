@@ -12,7 +12,7 @@ use crate::exposition::{self, Format, Head, Sample};
 use crate::kernel::{Books, KernelBank};
 use crate::kinds::{self, How, Kind, Slots, Total};
 use crate::layout::{ActionLayout, LabelLayout, Layout};
-use crate::plan::{HIDDEN, Plan, ProbePlan, Scale};
+use crate::plan::{ActionPlan, HIDDEN, LabelPlan, Plan, ProbePlan, Scale};
 
 /// All measured series of a plan.
 #[derive(Debug)]
@@ -157,12 +157,16 @@ impl Registry {
         self.forget_ended(now, Shown::ForAWhile);
     }
 
-    /// Of each metric, label values that went to "other" at the probes that feed it.
+    /// Of each metric with a label whose values are limited, those that went to "other" at the probes that feed it.
     pub fn overflows(&self) -> Vec<u64> {
         let mut overflows = vec![0; self.families.len()];
         for (number, probe) in self.plan.probes.iter().enumerate() {
             let here = self.kernel.book(number, book_cell::BOOK_LABEL_OVERFLOW) + self.user.overflows(number);
-            let mut metrics: Vec<_> = probe.actions.iter().map(|action| action.metric).collect();
+            let limited = |action: &&ActionPlan| {
+                action.labels.iter().any(|label| matches!(label, LabelPlan::From { default: None, .. }))
+            };
+            let mut metrics: Vec<_> =
+                probe.actions.iter().filter(limited).map(|action| action.metric).collect();
             metrics.sort_unstable();
             metrics.dedup();
             metrics.into_iter().for_each(|metric| overflows[metric] += here);

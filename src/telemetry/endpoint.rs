@@ -63,6 +63,12 @@ impl Own {
                 "When the certificate in use ends, in seconds since 1970.",
             )
             .number(&[], not_after);
+            let failed = self.http[0].certificate_reload_failed.load(Ordering::Relaxed);
+            to.gauge(
+                "fibre_exporter_tls_certificate_reload_successful",
+                "Whether the certificate in use is that of the files; 0 if these have changed and cannot be used.",
+            )
+            .number(&[], u64::from(!failed));
         }
         let rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
         for (endpoint, stats) in endpoints.iter().zip(&self.http) {

@@ -86,6 +86,12 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
         &[("job", "fibre"), ("node", "demo"), ("instance", &target), ("window", "5m"), ("top", "10")];
     assert_eq!(prometheus.queries_without_data(&dashboard, variables).unwrap(), Vec::<String>::new());
     assert_eq!(prometheus.query(r#"ALERTS{alertstate="firing"}"#).unwrap(), [], "all is well");
+
+    let config = place.path("config.yaml").display().to_string();
+    let (code, text, told) = finish(crate::support::exporter::exporter().args(["dashboard", &config]));
+    assert_eq!((code, told.as_str()), (Some(0), ""));
+    let generated = Dashboard::parse(&text).unwrap();
+    assert_eq!(prometheus.queries_without_data(&generated, variables).unwrap(), Vec::<String>::new());
 }
 
 /// What Prometheus has of the profile's series, without the labels that it adds itself.

@@ -215,6 +215,22 @@ fn the_fibre_dashboard_shows_every_metric_and_no_unknown_one() {
 }
 
 #[test]
+fn every_alert_has_a_severity_a_section_in_the_docs_and_a_test_in_which_it_fires() {
+    let read = |path: &str| std::fs::read_to_string(repository(path)).unwrap();
+    let (docs, tests) = (read("docs/alerts.md"), read("tests/unprivileged/stack/alerts.yml"));
+    let rules: serde_yaml::Value = serde_yaml::from_str(&read("docker/prometheus/rules/fibre.yml")).unwrap();
+    for rule in rules["groups"].as_sequence().unwrap().iter().flat_map(|g| g["rules"].as_sequence().unwrap())
+    {
+        let (name, severity) =
+            (rule["alert"].as_str().unwrap(), rule["labels"]["severity"].as_str().unwrap());
+        assert!(docs.contains(&format!("### {name}\n\n*{severity}.* ")), "{name} is not in docs/alerts.md");
+        let runbook = format!("docs/alerts.md#{}", name.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook_url"], runbook.as_str());
+        assert!(tests.contains(&format!("alertname: {name}\n")), "no test lets {name} fire");
+    }
+}
+
+#[test]
 fn alerts_ask_for_series_that_exist() {
     let text = std::fs::read_to_string(repository("docker/prometheus/rules/fibre.yml")).unwrap();
     let rules: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();

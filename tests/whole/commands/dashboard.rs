@@ -1,6 +1,7 @@
 //! `exporter dashboard`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value as Json, json};
@@ -16,12 +17,16 @@ fn configurations() -> Vec<String> {
         metrics:
           - { counter: winners_total, labels: { peer: { value: peer, limit: 5 } } }
           - { gauge: height_max, mode: max, value: height }
+          - { gauge: seen_timestamp_seconds, value: height }
           - { histogram: heights, value: height, buckets: [1, 2] }
       - function: \"main+0x0\"
         metrics: [{ counter: mains_total }]";
     vec![
         config(&demo("fibre-demo"), "profile: [fibre, bitcoin-core]"),
         config(&demo("fibre-demo"), own).replace("name: t", "name: \"x (y) {{z}}\""),
+        "network: { interfaces: [lo], count: { talkers: true, top_sources: 3, tcp_connections: true } }\n"
+            .to_string(),
+        format!("{}network: {{ interfaces: [lo] }}\n", config(&demo("fibre-demo"), "profile: fibre")),
     ]
 }
 
@@ -40,29 +45,40 @@ fn promtool(rules: &str) {
     assert!(output.status.success(), "{}\n{rules}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Panels, those in collapsed rows too.
 fn panels(json: &Json) -> impl Iterator<Item = &Json> {
-    json["panels"].as_array().expect("panels").iter().filter(|panel| panel["type"] != "row")
+    let top = json["panels"].as_array().expect("panels").iter();
+    let inside = |panel: &Json| panel["panels"].as_array().map_or(0, Vec::len);
+    top.flat_map(move |panel| {
+        std::iter::once(panel).chain((0..inside(panel)).map(move |n| &panel["panels"][n]))
+    })
+    .filter(|panel| panel["type"] != "row")
 }
 
 #[test]
 fn every_metric_has_a_panel_and_every_query_is_promql() {
     for text in configurations() {
         let json: Json = serde_json::from_str(&dashboard(&text, &[])).expect("JSON");
-        let titles: BTreeSet<&str> = panels(&json).filter_map(|panel| panel["title"].as_str()).collect();
+        let shown: BTreeSet<&str> = panels(&json)
+            .filter_map(|panel| panel["description"].as_str()?.split_once(": "))
+            .map(|(metric, _)| metric)
+            .collect();
         let scratch = Scratch::new();
         let table = exporter(&["check", &scratch.write("c.yaml", &text)]).good();
         let words = table.split_whitespace();
         let metrics: Vec<&str> = words.filter(|w| w.starts_with("fibre_") || w.ends_with("_total")).collect();
-        assert!(!metrics.is_empty(), "{table}");
-        metrics.iter().for_each(|metric| assert!(titles.contains(metric), "{metric}: {titles:?}"));
+        assert_eq!(metrics.is_empty(), !has_probes(&text), "{table}");
+        metrics.iter().for_each(|metric| assert!(shown.contains(metric), "{metric}: {shown:?}"));
 
         let queries = panels(&json).flat_map(|panel| panel["targets"].as_array().expect("queries"));
         let rules: Vec<Json> = queries
             .enumerate()
             .map(|(n, query)| {
                 let expr = query["expr"].as_str().expect("an expression");
-                let expr =
-                    expr.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*");
+                let values =
+                    [("$__rate_interval", "1m"), ("$__range", "1h"), ("$window", "5m"), ("$top", "10")];
+                let values = values.iter().chain(&[("$job", ".*"), ("$instance", ".*")]);
+                let expr = values.fold(expr.to_string(), |expr, (name, value)| expr.replace(name, value));
                 assert!(!expr.contains('$'), "{expr}");
                 json!({"record": format!("expression:{n}"), "expr": expr})
             })
@@ -96,33 +112,123 @@ fn panels_lie_beside_each_other_and_say_what_they_show() {
 #[test]
 fn the_kinds_are_shown_by_what_they_are() {
     let json: Json = serde_json::from_str(&dashboard(&configurations()[1], &[])).expect("JSON");
-    let exprs = |title: &str| -> Vec<String> {
-        let panel = panels(&json).find(|panel| panel["title"] == title).expect(title);
+    let exprs = |metric: &str| -> Vec<String> {
+        let about = |panel: &&Json| {
+            panel["description"].as_str().is_some_and(|text| text.starts_with(&format!("{metric}: ")))
+        };
+        let panel = panels(&json).find(about).expect(metric);
         let targets = panel["targets"].as_array().expect("queries").iter();
         targets.map(|target| target["expr"].as_str().expect("text").to_string()).collect()
     };
     assert_eq!(
         exprs("winners_total"),
         [
-            r#"sum by (instance, node, site, peer) (rate(winners_total{job=~"$job", instance=~"$instance"}[$__rate_interval]))"#
+            r#"topk($top, sum by (instance, node, site, peer) (increase(winners_total{job=~"$job", instance=~"$instance"}[$window])))"#
         ]
     );
     assert_eq!(exprs("height_max"), [r#"height_max{job=~"$job", instance=~"$instance"}"#]);
-    assert_eq!(exprs("heights").len(), 4);
+    assert_eq!(
+        exprs("seen_timestamp_seconds"),
+        [r#"seen_timestamp_seconds{job=~"$job", instance=~"$instance"} * 1000"#]
+    );
+    assert_eq!(exprs("heights").len(), 3);
     assert!(exprs("heights")[0].contains("histogram_quantile(0.50") && exprs("heights")[0].contains("le)"));
+    let dates = panels(&json).find(|panel| panel["title"] == "Seen timestamp seconds").expect("its help");
+    assert_eq!(dates["fieldConfig"]["defaults"]["unit"], "dateTimeAsIso");
+    for panel in panels(&json).filter(|panel| panel["type"] == "timeseries") {
+        for target in panel["targets"].as_array().expect("queries") {
+            let legend = target["legendFormat"].as_str().expect("a legend");
+            assert!(legend.contains("{{instance}}"), "two exporters look alike: {legend}");
+        }
+    }
 }
 
 #[test]
-fn alerts_are_rules() {
+fn the_first_screen_is_of_now_and_the_rows_below_the_first_are_collapsed() {
+    let mut uids = BTreeSet::new();
+    for text in configurations() {
+        let json: Json = serde_json::from_str(&dashboard(&text, &[])).expect("JSON");
+        assert!(uids.insert(json["uid"].to_string()), "another configuration has the same uid");
+        let all = json["panels"].as_array().expect("panels");
+        let first_row = all.iter().position(|panel| panel["type"] == "row").expect("a row");
+        for panel in &all[..first_row] {
+            for target in panel["targets"].as_array().expect("queries") {
+                assert_eq!((&target["instant"], &target["range"]), (&json!(true), &json!(false)), "{panel}");
+            }
+        }
+        let table = all[..first_row].iter().find(|panel| panel["type"] == "table").expect("a table");
+        assert!(table["targets"][0]["expr"].as_str().is_some_and(|expr| expr.contains("(up{")), "{table}");
+        let collapsed: Vec<_> = all.iter().filter_map(|panel| panel["collapsed"].as_bool()).collect();
+        assert_eq!(collapsed.iter().filter(|is| !**is).count(), 1, "{collapsed:?}");
+        assert!(!collapsed[0]);
+        let titles: Vec<_> = all.iter().filter_map(|panel| panel["title"].as_str()).collect();
+        assert_eq!(titles.contains(&"Network"), text.contains("network:"), "{titles:?}");
+        assert_eq!(titles.contains(&"Hits lost"), text.contains("targets:"), "{titles:?}");
+    }
+}
+
+/// What the metrics' names are checked for is no part of a configuration of packets.
+fn has_probes(text: &str) -> bool {
+    text.contains("targets:")
+}
+
+#[test]
+fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
+    let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/alerts.md")).unwrap();
     for text in configurations() {
         let rules = dashboard(&text, &["--alerts"]);
         promtool(&rules);
-        for alert in ["ExporterGone", "ExporterProbeNotAttached", "ExporterHitsLost"] {
+        for alert in ["ExporterDown", "ExporterNotScraped"] {
             assert!(rules.contains(alert), "{rules}");
+        }
+        assert_eq!(rules.contains("ExporterHitsLost"), has_probes(&text), "{rules}");
+        assert_eq!(rules.contains("ExporterInterfaceNotCounted"), text.contains("network:"), "{rules}");
+        let yaml: serde_yaml::Value = serde_yaml::from_str(&rules).unwrap();
+        for rule in yaml["groups"][0]["rules"].as_sequence().expect("rules") {
+            let name = rule["alert"].as_str().expect("a name");
+            let severity = rule["labels"]["severity"].as_str().expect("a severity");
+            assert!(["critical", "warning", "info"].contains(&severity), "{name}");
+            assert!(
+                docs.contains(&format!("### {name}\n\n*{severity}.* ")),
+                "{name} is not in docs/alerts.md"
+            );
+            let runbook = format!("docs/alerts.md#{}", name.to_lowercase());
+            assert_eq!(rule["annotations"]["runbook_url"], runbook.as_str());
         }
     }
     // Only a probe that the user wrote must be there.
     let [shipped, own] = [0, 1].map(|n| dashboard(&configurations()[n], &["--alerts"]));
     assert!(!shipped.contains("ExporterProbeAbsent") && own.contains("ExporterProbeAbsent"));
     assert!(own.contains("winners_total") && !own.contains("heights"), "only what can overflow may: {own}");
+}
+
+#[test]
+fn alerts_fire_when_they_should_for_each_of_two_nodes_of_one_name() {
+    let network = "network: { interfaces: [lo] }\ntls_cert: CERT\ntls_key: KEY\n";
+    let scratch = Scratch::new();
+    let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
+    let cert = scratch.write("c.crt", certificate.cert.pem());
+    let key = scratch.write("c.key", certificate.signing_key.serialize_pem());
+    let text = format!(
+        "node_name: n\n{}{}",
+        network.replace("CERT", &cert).replace("KEY", &key),
+        config(
+            &demo("fibre-demo"),
+            "profile: fibre\n    probes:\n      - on: usdt:udp:block_race_winner\n        args: { peer: { index: 3, type: string } }\n        metrics: [{ counter: winners_total, labels: { peer: peer } }]"
+        )
+    );
+    let rules = scratch.write("rules.yml", dashboard(&text, &["--alerts"]));
+    let tests = include_str!("alerts.yml").replace("RULES", &rules);
+    let output = Command::new("promtool")
+        .args(["test", "rules", &scratch.write("tests.yml", &tests)])
+        .output()
+        .expect("run promtool (Debian's package prometheus)");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    // Each rule fires in one of the tests.
+    let yaml: serde_yaml::Value = serde_yaml::from_str(&std::fs::read_to_string(&rules).unwrap()).unwrap();
+    for rule in yaml["groups"][0]["rules"].as_sequence().expect("rules") {
+        let name = rule["alert"].as_str().expect("a name");
+        assert!(tests.contains(&format!("alertname: {name}\n")), "no test lets {name} fire");
+    }
 }

@@ -1,0 +1,111 @@
+//! The rows about packets.
+
+use super::CHOSEN;
+use super::panels::Grid;
+use crate::kinds::panel::Query;
+use crate::net::NetworkConfig;
+
+/// What interfaces are told apart by.
+const PLACE: &str = "instance, interface";
+
+pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
+    let rate = |name: &str| format!("rate({name}{{{CHOSEN}}}[$__rate_interval])");
+    let sum = |by: &str, expr: &str| format!("sum by ({by}) ({expr})");
+    let query = |expr: String, legend: &str| Query { expr, legend: legend.to_string() };
+    let both = |received: &str, sent: &str| {
+        [
+            query(sum(PLACE, &rate(received)), "{{interface}} received {{instance}}"),
+            query(sum(PLACE, &rate(sent)), "{{interface}} sent {{instance}}"),
+        ]
+    };
+    let count = &config.count;
+    grid.row("Network", collapsed);
+    grid.time_series(
+        "Bytes",
+        "Bytes of frames received and sent, Ethernet header included.",
+        "Bps",
+        &both("xdp_bytes_total", "tc_egress_bytes_total"),
+    );
+    grid.time_series(
+        "Frames",
+        "Frames received and sent.",
+        "pps",
+        &both("xdp_packets_total", "tc_egress_packets_total"),
+    );
+    let by_protocol = "instance, family, protocol";
+    grid.time_series(
+        "Received by protocol",
+        "Bytes received, by address family and protocol.",
+        "Bps",
+        &[query(sum(by_protocol, &rate("xdp_bytes_total")), "{{family}} {{protocol}} {{instance}}")],
+    );
+    grid.time_series(
+        "Malformed frames",
+        "Frames whose headers are cut short or contradict each other.",
+        "pps",
+        &[query(
+            sum("instance, interface, direction, fault", &rate("xdp_malformed_packets_total")),
+            "{{interface}} {{direction}} {{fault}} {{instance}}",
+        )],
+    );
+    if count.sizes {
+        let buckets = sum("instance, direction, le", &rate("xdp_packet_size_bytes_bucket"));
+        let quantile = |q: &str, legend: &str| query(format!("histogram_quantile({q}, {buckets})"), legend);
+        grid.time_series(
+            "Frame sizes",
+            "The median, and the size that 95 of 100 frames do not exceed.",
+            "bytes",
+            &[
+                quantile("0.50", "{{direction}} median {{instance}}"),
+                quantile("0.95", "{{direction}} 95 % {{instance}}"),
+            ],
+        );
+    }
+    if count.flags {
+        grid.time_series(
+            "TCP openings and closings",
+            "TCP segments that open or close a connection.",
+            "pps",
+            &[query(
+                sum("instance, direction, flag", &rate("xdp_tcp_flags_total")),
+                "{{direction}} {{flag}} {{instance}}",
+            )],
+        );
+    }
+    if count.tcp_connections {
+        grid.time_series(
+            "TCP sockets",
+            "TCP sockets of the exporter's network namespace, by state.",
+            "short",
+            &[query(format!("network_tcp_connections{{{CHOSEN}}}"), "{{state}} {{instance}}")],
+        );
+    }
+    if count.top_sources > 0 {
+        grid.time_series(
+            "Top sources",
+            "Bytes received from the sources that sent most.",
+            "bytes",
+            &[query(format!("xdp_top_source_bytes{{{CHOSEN}}}"), "{{interface}} {{source}} {{instance}}")],
+        );
+    }
+    if count.talkers > 0 {
+        grid.time_series(
+            "Untracked packets",
+            "Packets that belong to no tracked talker or flow.",
+            "pps",
+            &[query(
+                sum("instance, interface, table", &rate("network_untracked_packets_total")),
+                "{{interface}} {{table}} {{instance}}",
+            )],
+        );
+    }
+    grid.time_series(
+        "Not counted",
+        "Directions of interfaces in which packets are not counted, and why.",
+        "short",
+        &[query(
+            format!("network_attach_refused{{{CHOSEN}}}"),
+            "{{interface}} {{direction}} {{reason}} {{instance}}",
+        )],
+    );
+}
