@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::harm;
 use crate::support::tracer::{Series, Tracer, folder};
 
 /// Each goroutine begins with a small stack, and `deep` wants 2 KiB for each call. `huge` wants so much that the stack
@@ -380,7 +381,8 @@ fn fibs(n: u32) -> i64 {
     if n < 2 { value(n) } else { value(n) + fibs(n - 1) + fibs(n - 2) }
 }
 
-/// A million calls from as many goroutines as there is work for, while the collector moves stacks and signals preempt.
+/// Many calls from as many goroutines as there is work for, whose stacks grow in the middle of a call, while the collector
+/// shrinks them and signals preempt.
 const MILLION: &str = r#"
 package main
 
@@ -394,7 +396,20 @@ import (
 )
 
 //go:noinline
+func grow(depth int) int {
+	var room [512]byte
+	room[depth] = byte(depth)
+	if depth == 0 {
+		return 0
+	}
+	return grow(depth-1) + int(room[depth])
+}
+
+//go:noinline
 func work(n int, text string) (int, string) {
+	if n%100 == 0 {
+		grow(n / 20)
+	}
 	if n%1000 == 0 {
 		runtime.GC()
 	}
@@ -427,12 +442,12 @@ func main() {
 "#;
 
 #[test]
-fn no_harm_in_a_million_calls() {
+fn no_harm_in_many_calls() {
     let folder = folder();
     let binary = build(folder.path(), MILLION, &[]);
     let each: i64 = (1..=1000).map(|n| 12 * n + 4).sum();
-    // By perf events only some: what single-steps the returns is the same code of the kernel's.
-    for (attach, goroutines) in [("auto", 1000), ("perf", 200)] {
+    for attach in ["auto", "perf"] {
+        let goroutines = harm::calls(200_000) as i64 / 1000;
         let count = goroutines.to_string();
         let expected = format!("{} 0\n", goroutines * each);
         let tracer = Tracer::start(&format!(
@@ -449,6 +464,8 @@ targets:
     - {{ histogram: work_seconds, value: duration, buckets: [100] }}
     - {{ counter: returned_total, value: retval }}
     - {{ counter: n_total, value: n }}
+  - function: main.grow
+    metrics: [{{ histogram: grow_seconds, value: duration, buckets: [100] }}]
 "#,
             binary.display()
         ));
@@ -457,6 +474,8 @@ targets:
         assert_is(&series, "work_seconds_count", 1000 * goroutines);
         assert_is(&series, "returned_total", goroutines * each);
         assert_is(&series, "n_total", goroutines * (1..=1000).sum::<i64>());
+        let grown: i64 = (1..=10).map(|n| n * 100 / 20 + 1).sum();
+        assert_is(&series, "grow_seconds_count", goroutines * grown);
         tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
     }
 }

@@ -2,8 +2,7 @@
 //! entries and returns are what was asked for.
 //!
 //! The node throws out of nearly every function on a call's way when something about the call is wrong. A tracer that puts
-//! addresses of its own on the stack ends it with the first such call. `LEAPS=20` in the environment makes twenty times as
-//! many calls.
+//! addresses of its own on the stack ends it with the first such call. `HARM_CALLS=1000000` in the environment makes a million.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::bitcoin::{Node, Rpc, bitcoind};
 use crate::support::exporter::{Exporter, Place, Setup, wait_for};
+use crate::support::harm;
 
 /// Functions on a call's way through the node, from the outer to the inner ones.
 const FUNCTIONS: [&str; 8] = [
@@ -28,7 +28,8 @@ const FUNCTIONS: [&str; 8] = [
 /// Other functions on the way, most of which are left by exceptions, too: they only must do no harm.
 const OTHERS: [&str; 2] = ["RPCMethod::*", "UniValue::get_*"];
 
-const ROUNDS: u64 = 400;
+/// Requests, of one or three calls each.
+const CALLS: u64 = 2_800;
 
 /// A body, the HTTP status and the error code of its answer (0 for none), and for each of [`FUNCTIONS`] how often it is
 /// entered and returns.
@@ -119,7 +120,7 @@ fn calls_that_fail(attach: &str) {
     let pid = node.pid();
 
     let requests = requests();
-    let rounds = ROUNDS * std::env::var("LEAPS").map_or(1, |times| times.parse().expect("a number"));
+    let rounds = harm::calls(CALLS).div_ceil(requests.len() as u64);
     let mut expected = settled(&exporter);
     for (_, _, _, effect) in &requests {
         for ((entered, returned), (enters, returns)) in expected.iter_mut().zip(effect) {

@@ -1,6 +1,6 @@
 //! QEMU, whose block layer and monitor run in coroutines: it leaves a function's frame by jumping to another stack, and comes
 //! back to it in its middle, perhaps from another thread. With the durations of all of that measured it answers as before, and
-//! entries and returns are what it was asked for. `LEAPS=20` in the environment asks for twenty times as much.
+//! entries and returns are what it was asked for. `HARM_CALLS=1000000` in the environment makes a million calls of coroutines.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
 use crate::support::exposition::Metrics;
+use crate::support::harm;
 
 const COROUTINES: [&str; 2] = ["qemu_coroutine*", "aio_co_*"];
 /// The monitor and the block layer. One link takes them all; perf events are set one by one, each of which takes its time.
@@ -30,7 +31,8 @@ const BY_EVENTS: [&str; 10] = [
     "blk_co_pwrite",
 ];
 
-const ROUNDS: u64 = 60;
+/// Switches between stacks, of which a round makes more than 20.
+const SWITCHES: u64 = 1_200;
 
 /// A machine without anything but a disk, and a connection to its monitor. Dropping it kills it.
 struct Qemu {
@@ -218,8 +220,7 @@ fn coroutines(attach: &str, commands: &[&str]) {
     exporter.wait_until_ready();
     let mut qemu = Qemu::start(&place, &file);
     let before = Seen::at_rest(&exporter);
-    let (rounds, sent) =
-        (ROUNDS * std::env::var("LEAPS").map_or(1, |times| times.parse().expect("a number")), qemu.sent);
+    let (rounds, sent) = (harm::calls(SWITCHES) / 20, qemu.sent);
     for n in 0..rounds {
         qemu.one_round(n);
     }
@@ -238,8 +239,9 @@ fn coroutines(attach: &str, commands: &[&str]) {
     }
     let waiting = seen.returns("qemu_coroutine_new") - seen.returns("qemu_coroutine_delete");
     let inside = |seen: &Seen, function: &str| seen.entries(function) - seen.returns(function);
-    assert!(seen.returns("qemu_coroutine_switch") > 4 * rounds);
-    assert_eq!(inside(&seen, "qemu_coroutine_switch"), waiting, "{attach}");
+    let switch = "qemu_coroutine_switch";
+    assert!(seen.returns(switch) - before.returns(switch) > 20 * rounds);
+    assert_eq!(inside(&seen, switch), waiting, "{attach}");
     let yields = "qemu_coroutine_yield";
     assert!(seen.returns(yields) - before.returns(yields) >= rounds);
     assert_eq!(inside(&seen, yields), inside(&before, yields), "{attach}");

@@ -6,6 +6,7 @@ pub mod dashboard;
 pub mod demo;
 pub mod exporter;
 pub mod exposition;
+pub mod harm;
 pub mod on_kernel;
 pub mod program;
 pub mod prometheus;

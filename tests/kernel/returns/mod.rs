@@ -1,36 +1,38 @@
 //! Functions that are left in every way, with their returns traced: the program goes on as without the tracer, every return is
 //! seen with its result, and what did not return is not counted. In both ways to attach.
-//!
-//! An exit costs some 10 microseconds where it must be single-stepped, so that each scenario makes some ten thousands of
-//! calls; `LEAPS=20` in the environment makes twenty times as many.
+//! `HARM_CALLS=1000000` in the environment makes a million calls of each scenario.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::harm;
 use crate::support::tracer::{Series, Tracer, folder};
 use exporter::kernel::Books;
 use exporter::targets::ProbeState;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/returns");
 
-/// A scenario of `leaps.cc`, how often it goes round, and its functions, with whether their results are seen.
+/// Traced calls of each scenario.
+const CALLS: u64 = 30_000;
+
+/// A scenario of `leaps.cc`, how many traced calls it makes in 100 rounds, and its functions, with whether their results are
+/// seen.
 type Scenario = (&'static str, u64, &'static [(&'static str, bool)]);
 
-/// Functions of `leaps.cc` and how often each scenario is asked to go round. Of some the result is not seen.
 const SCENARIOS: [Scenario; 7] = [
-    ("exceptions", 5_000, &[("deep", true), ("guarded", true)]),
-    ("jumps", 5_000, &[("jumps_down", true), ("signalled", true)]),
-    ("contexts", 20_000, &[("yields", true)]),
-    ("stacks", 20_000, &[("leaves_stack", true)]),
-    ("threads", 8_000, &[("ends_thread", true), ("is_cancelled", true)]),
+    ("exceptions", 600, &[("deep", true), ("guarded", true)]),
+    ("jumps", 300, &[("jumps_down", true), ("signalled", true)]),
+    ("contexts", 100, &[("yields", true)]),
+    ("stacks", 100, &[("leaves_stack", true)]),
+    ("threads", 100, &[("ends_thread", true), ("is_cancelled", true)]),
     (
         "recursion",
-        20_000,
+        141,
         &[("recursive", true), ("last_call", true), ("through_pointer", false), ("nothing", false)],
     ),
-    ("processes", 5_000, &[("forks", true)]),
+    ("processes", 100, &[("forks", true)]),
 ];
 
 fn build(compiler: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf {
@@ -46,8 +48,8 @@ fn build(compiler: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf
     built
 }
 
-fn many(calls: u64) -> u64 {
-    calls * std::env::var("LEAPS").map_or(1, |times| times.parse().unwrap())
+fn rounds(calls: u64, calls_of_100: u64) -> u64 {
+    (calls * 100).div_ceil(calls_of_100).next_multiple_of(100)
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {
@@ -119,15 +121,18 @@ fn configuration(attach: &str, binary: &Path, functions: &[(&str, bool)]) -> Str
 fn leaps(attach: &str) {
     let folder = folder();
     let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], folder.path());
-    for (scenario, calls, functions) in SCENARIOS {
-        let calls = many(calls);
+    for (scenario, calls_of_100, functions) in SCENARIOS {
+        let wanted = harm::calls(CALLS);
+        let rounds = rounds(wanted, calls_of_100);
         let tracer = Tracer::start(&configuration(attach, &binary, functions));
-        let output = run(&binary, &[scenario, &calls.to_string()]);
+        let output = run(&binary, &[scenario, &rounds.to_string()]);
         assert!(output.status.success(), "{attach}, {scenario}: {output:?}");
         let (said, seen) = (said(&output), Seen::of(&tracer));
+        let made: u64 = said.values().map(|[entered, ..]| entered).sum();
+        assert!(made >= wanted, "{scenario}: only {made} calls");
         for (function, sees_result) in functions {
             // A child's return is that of no call of the child's.
-            let lost = if scenario == "processes" { calls.div_ceil(50) } else { 0 };
+            let lost = if scenario == "processes" { rounds.div_ceil(50) } else { 0 };
             seen.assert_exact(function, said[*function], *sees_result, lost);
         }
         assert_eq!(tracer.stray(), 0);
@@ -146,9 +151,9 @@ fn every_way_out_by_perf_events() {
 
 /// Scenarios of `handovers.cc`.
 const HANDOVERS: [Scenario; 3] = [
-    ("handlers", 3_000, &[("first", true), ("second", true), ("finishes", true)]),
-    ("loops", 1_000, &[("drains", true)]),
-    ("turns", 1_000, &[("pings", false), ("prints", false)]),
+    ("handlers", 100, &[("first", true), ("second", true), ("finishes", true)]),
+    ("loops", 300, &[("drains", true)]),
+    ("turns", 300, &[("pings", false), ("prints", false)]),
 ];
 
 /// A call that ends in another function is not taken for one that an exception ended before at the same place of the stack, and
@@ -158,9 +163,11 @@ fn calls_that_end_elsewhere_or_begin_in_a_loop() {
     let folder = folder();
     let binary = build("g++", "handovers.cc", &["-O1"], folder.path());
     for attach in ["auto", "perf"] {
-        for (scenario, calls, functions) in HANDOVERS {
+        for (scenario, calls_of_100, functions) in HANDOVERS {
+            // Its loops make many hits of a call.
+            let rounds = rounds(harm::calls(CALLS / 10), calls_of_100);
             let tracer = Tracer::start(&configuration(attach, &binary, functions));
-            let output = run(&binary, &[scenario, &many(calls).to_string()]);
+            let output = run(&binary, &[scenario, &rounds.to_string()]);
             assert!(output.status.success(), "{attach}, {scenario}: {output:?}");
             let (said, seen) = (said(&output), Seen::of(&tracer));
             for (function, sees_result) in functions {
@@ -175,9 +182,11 @@ fn calls_that_end_elsewhere_or_begin_in_a_loop() {
 fn panics_of_rust() {
     let folder = folder();
     let binary = build("rustc", "panics.rs", &["-O", "--edition=2024"], folder.path());
+    // A round makes one to four calls.
+    let rounds = harm::calls(CALLS) / 2;
     for attach in ["auto", "perf"] {
         let tracer = Tracer::start(&configuration(attach, &binary, &[("may_panic", true)]));
-        let output = run(&binary, &[&many(5_000).to_string()]);
+        let output = run(&binary, &[&rounds.to_string()]);
         assert!(output.status.success(), "{attach}: {output:?}");
         let [entered, returned, _] = said(&output)["may_panic"];
         let seen = Seen::of(&tracer);
