@@ -1,9 +1,9 @@
 //! Arguments of a probe.
 
-use super::diagnose::{did_you_mean, quote};
 use super::fields::{Fields, Node};
 use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
+use super::words::{did_you_mean, quote};
 
 /// Longest text or byte string that is read from a program, in bytes.
 pub const MAX_LEN: u32 = 256;
@@ -94,9 +94,9 @@ pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: 
     let mut right = Vec::new();
     for (name, node) in entries {
         let errors = node.diags.len();
-        match arg(&name, &node, is_span, is_function) {
+        match arg(&name.text, &node, is_span, is_function) {
             Some(arg) if node.diags.len() == errors => right.push(arg),
-            _ => unread.args.push(name),
+            _ => unread.args.push(name.text.clone()),
         }
     }
     right

@@ -1,8 +1,8 @@
 //! Bounds of histogram buckets.
 
-use super::diagnose::quote;
 use super::fields::{Fields, Node};
 use super::scalars;
+use super::words::quote;
 
 /// Most bounds of one histogram, +Inf not counted.
 pub const MAX_BUCKETS: usize = crate::abi::MAX_BOUNDS;
@@ -122,7 +122,7 @@ mod tests {
     use crate::config::place::Place;
 
     fn read(yaml: &str) -> Result<Vec<f64>, String> {
-        let value = serde_yaml::from_str(yaml).unwrap();
+        let value = crate::config::yaml::tree(yaml);
         let diags = Diagnostics::new();
         let bounds = decode(&Node::new(Place::none(), &value, &diags));
         assert_eq!(bounds.is_some(), diags.is_empty(), "{yaml}");

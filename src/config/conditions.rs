@@ -1,9 +1,9 @@
 //! `when:`: `NAME OP VALUE`, joined by `and`.
 
-use super::diagnose::quote;
 use super::fields::Node;
 use super::model::{Condition, Op, Operand};
 use super::scalars::is_name;
+use super::words::quote;
 
 const OPS: &[(&str, Op)] = &[
     ("==", Op::Eq),

@@ -5,25 +5,24 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use serde_yaml::{Mapping, Value};
-
-use super::diagnose::{Added, Diagnostics, did_you_mean, nearest, quote};
+use super::diagnose::{Added, Diagnostics};
 use super::place::{Place, Source};
 use super::scalars;
+use super::tree::{Field, Meaning, Scalar, Tree, Value, find};
+use super::words::{did_you_mean, nearest, quote};
 
 /// A value with its place.
 #[derive(Debug, Clone)]
 pub struct Node<'a> {
     pub at: Place,
-    pub value: &'a Value,
+    pub value: &'a Tree,
     pub diags: &'a Diagnostics,
 }
 
 /// The values of a mapping whose keys are known.
-#[derive(Debug)]
 pub struct Fields<'a> {
     pub at: Place,
-    map: &'a Mapping,
+    map: &'a [Field],
     diags: &'a Diagnostics,
     known: &'static [&'static str],
     /// Known keys that an unknown one was probably meant to be.
@@ -32,13 +31,16 @@ pub struct Fields<'a> {
 
 impl<'a> Node<'a> {
     /// A value at its place, whose errors go to `diags`.
-    pub fn new(at: Place, value: &'a Value, diags: &'a Diagnostics) -> Self {
-        Self { at, value, diags }
+    pub fn new(at: Place, value: &'a Tree, diags: &'a Diagnostics) -> Self {
+        Self { at: at.at(value.position), value, diags }
     }
 
     /// Reports an error in this value.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
-        self.diags.error(&self.at, message)
+        match self.value.value {
+            Value::Unread => self.diags.met_again(),
+            _ => self.diags.error(&self.at, message),
+        }
     }
 
     /// Reports that the value is not what it should be, quoting it.
@@ -48,16 +50,19 @@ impl<'a> Node<'a> {
 
     /// What the value is, in words.
     fn found(&self) -> String {
-        match self.value {
-            Value::Null => "nothing".to_owned(),
-            Value::Bool(value) => value.to_string(),
-            Value::Number(number) => format!("the number {number}"),
+        let scalar = match &self.value.value {
+            Value::Scalar(scalar) => scalar,
+            Value::List(_) => return "a list".to_owned(),
+            Value::Map(_) => return "a mapping".to_owned(),
+            Value::Unread => return String::new(),
+        };
+        match scalar.meaning {
+            Meaning::Null => "nothing".to_owned(),
+            Meaning::Bool(_) => scalar.text.clone(),
+            Meaning::Integer(_) | Meaning::Float(_) => format!("the number {}", cut(&scalar.text)),
             // A password can slip into another key's value when a line is wrongly indented.
-            Value::String(text) if text.to_ascii_lowercase().contains("password") => "other text".to_owned(),
-            Value::String(text) => quote(text),
-            Value::Sequence(_) => "a list".to_owned(),
-            Value::Mapping(_) => "a mapping".to_owned(),
-            Value::Tagged(_) => "a tagged value".to_owned(),
+            Meaning::Text if scalar.text.to_ascii_lowercase().contains("password") => "other text".to_owned(),
+            Meaning::Text => quote(&scalar.text),
         }
     }
 
@@ -67,24 +72,30 @@ impl<'a> Node<'a> {
     }
 
     /// Whether the value comes from a flag or the environment, where everything is text.
-    fn is_plain_text(&self) -> bool {
+    fn is_from_text(&self) -> bool {
         matches!(*self.at.source, Source::Env(_) | Source::Flag(_))
+    }
+
+    fn scalar(&self) -> Option<&'a Scalar> {
+        match &self.value.value {
+            Value::Scalar(scalar) => Some(scalar),
+            _ => None,
+        }
     }
 
     /// Text that is not empty. `what` says what it should be: `a path`.
     pub fn text_as(&self, what: &str) -> Option<&'a str> {
-        match self.value {
-            Value::String(text) if text.trim().is_empty() => {
+        match self.value.as_str() {
+            Some(text) if text.trim().is_empty() => {
                 self.error(format!("expected {what}, found empty text"));
                 None
             }
-            Value::String(text) => Some(text),
-            Value::Number(_) | Value::Bool(_) => {
-                self.expected(what).help("put it in quotes if it is meant as text");
-                None
-            }
-            _ => {
-                self.expected(what);
+            Some(text) => Some(text),
+            None => {
+                let added = self.expected(what);
+                if self.scalar().is_some_and(|scalar| scalar.meaning != Meaning::Null) {
+                    added.help("put it in quotes if it is meant as text");
+                }
                 None
             }
         }
@@ -97,32 +108,28 @@ impl<'a> Node<'a> {
 
     /// Text that must never appear in a message.
     pub fn secret(&self) -> Option<&'a str> {
-        match self.value {
-            Value::String(text) if !text.is_empty() => return Some(text),
-            Value::Number(_) | Value::Bool(_) => self
-                .error("expected text, found a number or a boolean (the value is not shown)")
-                .help("put it in quotes"),
-            Value::String(_) | Value::Null => {
+        match self.scalar().map(|scalar| (scalar.meaning, scalar.text.as_str())) {
+            Some((Meaning::Text, text)) if !text.is_empty() => return Some(text),
+            Some((Meaning::Text | Meaning::Null, _)) => {
                 self.error("expected text, found nothing");
             }
-            _ => {
+            Some(_) => self
+                .error("expected text, found a number or a boolean (the value is not shown)")
+                .help("put it in quotes"),
+            None => {
                 self.error("expected text, found a list or a mapping (the value is not shown)");
             }
         }
         None
     }
 
-    /// Text for a label: numbers without a fraction and booleans too, as written.
+    /// Text for a label: numbers and booleans too, as written.
     pub fn label_text(&self) -> Option<String> {
-        match self.value {
-            Value::String(text) => Some(text.clone()),
-            Value::Bool(value) => Some(value.to_string()),
-            Value::Number(number) if !number.is_f64() => Some(number.to_string()),
-            _ => {
-                self.expected("text");
-                None
-            }
+        let scalar = self.scalar().filter(|scalar| scalar.meaning != Meaning::Null);
+        if scalar.is_none() {
+            self.expected("text");
         }
+        scalar.map(|scalar| scalar.text.clone())
     }
 
     /// The name of an argument or a built-in value.
@@ -150,17 +157,19 @@ impl<'a> Node<'a> {
     where
         T: TryFrom<i128> + PartialOrd + Display,
     {
-        let number = match self.value {
-            Value::Number(n) => n.as_u64().map(i128::from).or(n.as_i64().map(i128::from)),
-            Value::String(text) if self.is_plain_text() => text.trim().parse().ok(),
-            _ => None,
+        let text = self.value.as_str().map(str::trim);
+        let number = match text {
+            Some(text) if self.is_from_text() => text.parse().ok(),
+            _ => self.value.as_integer(),
         };
         let number = number.and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n));
         if number.is_none() {
             let added = self.expected(format!("{what} from {} to {}", range.start(), range.end()));
-            let is_quoted = matches!(self.value, Value::String(text) if text.trim().parse::<i128>().is_ok());
-            if is_quoted && !self.is_plain_text() {
-                added.help("write the number without quotes");
+            if let Some(text) = text.filter(|_| !self.is_from_text()) {
+                let is_plain = self.scalar().is_some_and(|scalar| scalar.is_plain);
+                if let Some(help) = how_to_write(text, is_plain) {
+                    added.help(help);
+                }
             }
         }
         number
@@ -178,13 +187,13 @@ impl<'a> Node<'a> {
     /// `true` and `false`; also `yes`, `no`, `on`, `off`, which YAML 1.1 files use, and in the environment
     /// `1` and `0`.
     pub fn boolean(&self) -> Option<bool> {
-        let boolean = match self.value {
-            Value::Bool(value) => Some(*value),
-            Value::String(text) => match text.trim().to_ascii_lowercase().as_str() {
+        let boolean = match self.scalar().map(|scalar| (scalar.meaning, &scalar.text)) {
+            Some((Meaning::Bool(value), _)) => Some(value),
+            Some((Meaning::Text, text)) => match text.trim().to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" => Some(true),
                 "false" | "no" | "off" => Some(false),
-                "1" if self.is_plain_text() => Some(true),
-                "0" if self.is_plain_text() => Some(false),
+                "1" if self.is_from_text() => Some(true),
+                "0" if self.is_from_text() => Some(false),
                 _ => None,
             },
             _ => None,
@@ -209,7 +218,7 @@ impl<'a> Node<'a> {
 
     /// The elements of a list. `what` says what it is: `a list of probes`.
     pub fn list(&self, what: &str) -> Option<Vec<Node<'a>>> {
-        let Value::Sequence(values) = self.value else {
+        let Some(values) = self.value.as_sequence() else {
             let added = self.expected(what);
             if self.value.is_mapping() {
                 added.help("begin each element with `- `");
@@ -221,39 +230,47 @@ impl<'a> Node<'a> {
 
     /// The elements of a list, or the value itself as the only element.
     pub fn one_or_list(&self) -> Vec<Node<'a>> {
-        match self.value {
-            Value::Sequence(_) => self.list("a list").unwrap_or_default(),
+        match self.value.value {
+            Value::List(_) => self.list("a list").unwrap_or_default(),
             _ => vec![self.clone()],
         }
     }
 
-    /// The entries of a mapping whose keys are the user's own, with each key's text.
-    pub fn entries(&self, what: &str) -> Option<Vec<(String, Node<'a>)>> {
-        let Value::Mapping(map) = self.value else {
+    /// The entries of a mapping whose keys are the user's own, with each key.
+    pub fn entries(&self, what: &str) -> Option<Vec<(&'a Scalar, Node<'a>)>> {
+        let Value::Map(fields) = &self.value.value else {
             self.expected(what);
             return None;
         };
-        let entry = |(key, value): (&Value, &'a Value)| {
-            let key = key_text(key);
-            (key.clone(), Node::new(self.at.key(&key), value, self.diags))
-        };
-        Some(map.iter().map(entry).collect())
+        let node = |field: &'a Field| Node::new(self.at.key(&field.key.text), &field.value, self.diags);
+        Some(fields.iter().map(|field| (&field.key, node(field))).collect())
     }
 
     /// The value as a mapping of `known` keys; every other key is reported.
     pub fn fields(&self, what: &str, known: &'static [&'static str]) -> Option<Fields<'a>> {
-        let Value::Mapping(map) = self.value else {
+        self.fields_and(what, known, |_| false)
+    }
+
+    /// [`Node::fields`], with further keys that are passed over.
+    pub(super) fn fields_and(
+        &self,
+        what: &str,
+        known: &'static [&'static str],
+        is_passed_over: impl Fn(&str) -> bool,
+    ) -> Option<Fields<'a>> {
+        let Value::Map(map) = &self.value.value else {
             self.expected(format!("{what} (a mapping)")).help(format!("the keys are {}", known.join(", ")));
             return None;
         };
         let mut misspelt = Vec::new();
-        for key in map.keys().map(key_text).filter(|key| !known.contains(&key.as_str())) {
-            let near = nearest(&key, known.to_vec());
+        let is_known = |key: &str| known.contains(&key) || is_passed_over(key);
+        let unknown = map.iter().filter(|field| !is_known(&field.key.text));
+        for Field { key, key_position, .. } in unknown {
+            let near = nearest(&key.text, known.to_vec());
             let meant = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
-            let added = self.diags.error(&self.at.key_name(&key), format!("unknown key{meant}"));
-            if key == "<<" {
-                added.help("merge keys are not supported: write the keys out");
-            } else if near.is_none() {
+            let place = self.at.key(&key.text).at(*key_position);
+            let added = self.diags.error(&place, format!("unknown key{meant}"));
+            if near.is_none() {
                 added.help(format!("{what} has the keys {}", known.join(", ")));
             }
             misspelt.extend(known.iter().filter(|known| Some(**known) == near));
@@ -262,29 +279,40 @@ impl<'a> Node<'a> {
     }
 }
 
-/// A key as places name it.
-fn key_text(key: &Value) -> String {
-    match key {
-        Value::String(text) => text.clone(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() => float.to_string(),
-            _ => number.to_string(),
-        },
-        // The reader lets no other key through.
-        _ => String::new(),
+/// A number as it is shown.
+fn cut(number: &str) -> String {
+    number.char_indices().nth(40).map_or(number.to_owned(), |(at, _)| format!("{}...", &number[..at]))
+}
+
+/// How to write text as the number that it looks like.
+fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
+    let digits = text.replace('_', "");
+    let number = digits.trim_start_matches('0');
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    match (is_number, is_plain) {
+        (true, true) if text.contains('_') => Some(format!("write {digits}")),
+        (true, true) => Some(format!(
+            "a leading zero makes it octal to some readers of YAML and decimal to others: write {} or 0o{number}",
+            if number.is_empty() { "0" } else { number }
+        )),
+        (true, false) => Some("write the number without quotes".to_owned()),
+        (false, _) => None,
     }
 }
 
 impl<'a> Fields<'a> {
-    /// The value of `key`, which is one of the known keys, if it stands there.
+    /// The value of `key`, which is one of the known keys, if it is there.
     pub fn get(&self, key: &str) -> Option<Node<'a>> {
         debug_assert!(self.known.contains(&key), "{key} is not in the table of known keys");
-        let value = self.map.get(key)?;
-        Some(Node::new(self.at.key(key), value, self.diags))
+        Some(Node::new(self.at.key(key), &find(self.map, key)?.value, self.diags))
     }
 
-    /// Whether `key`, one of the known keys, stands there.
+    /// The place of `key` itself.
+    fn key_place(&self, key: &str) -> Place {
+        self.at.key(key).at(find(self.map, key).and_then(|field| field.key_position))
+    }
+
+    /// Whether `key`, one of the known keys, is there.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
@@ -303,7 +331,7 @@ impl<'a> Fields<'a> {
         node
     }
 
-    /// The one of `keys` that stands there; none, or more than one, is an error.
+    /// The one of `keys` that is there; none, or more than one, is an error.
     pub fn exactly_one(&self, keys: &[&'static str], help: &str) -> Option<(&'static str, Node<'a>)> {
         let mut present = keys.iter().filter_map(|key| Some((*key, self.get(key)?)));
         let listed = || keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
@@ -315,16 +343,16 @@ impl<'a> Fields<'a> {
         };
         for (other, _) in present {
             self.diags
-                .error(&self.at.key_name(other), format!("`{key}` and `{other}` are mutually exclusive"))
+                .error(&self.key_place(other), format!("`{key}` and `{other}` are mutually exclusive"))
                 .help(format!("write exactly one of {}", listed()));
         }
         Some((key, node))
     }
 
-    /// Reports each of `keys` that stands there although it is not valid here, and `why`.
+    /// Reports each of `keys` that is there although it is not valid here, and `why`.
     pub fn forbid(&self, keys: &[&str], why: &str) {
         for key in keys.iter().filter(|key| self.has(key)) {
-            self.diags.error(&self.at.key_name(key), format!("`{key}` is not valid here: {why}"));
+            self.diags.error(&self.key_place(key), format!("`{key}` is not valid here: {why}"));
         }
     }
 

@@ -1,27 +1,27 @@
 //! Labels of a metric.
 
-use serde_yaml::Value;
-
-use super::diagnose::{Diagnostics, quote};
+use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::model::{Label, LabelValue, Pattern};
 use super::place::Place;
 use super::scalars::is_name;
+use super::tree::{Meaning, Scalar};
+use super::words::quote;
 
 const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., default: ..., limit: ... }";
 
 /// The labels of `labels:`, in the order written.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Label> {
     let entries = node.entries("a mapping of labels").unwrap_or_default();
-    entries.iter().filter_map(|(name, node)| label(name, node)).collect()
+    entries.iter().filter_map(|(name, node)| label(&name.text, node)).collect()
 }
 
 /// Constant labels: of a target.
 pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
     let entries = node.entries("a mapping of labels").unwrap_or_default();
-    let constant = |(name, node): (String, Node<'_>)| {
-        check_name(&name, &node.at, node.diags);
-        Some((name, node.label_text()?))
+    let constant = |(name, node): (&Scalar, Node<'_>)| {
+        check_name(&name.text, &node.at, node.diags);
+        Some((name.text.clone(), node.label_text()?))
     };
     entries.into_iter().filter_map(constant).collect()
 }
@@ -52,13 +52,12 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
         default: None,
         limit: None,
     };
-    match node.value {
-        Value::String(_) => return Some(plain(LabelValue::From(node.name()?.to_owned()))),
-        Value::Mapping(_) => {}
-        _ => {
-            node.expected("a label").help(HELP);
-            return None;
-        }
+    if node.value.as_str().is_some() {
+        return Some(plain(LabelValue::From(node.name()?.to_owned())));
+    }
+    if !node.value.is_mapping() {
+        node.expected("a label").help(HELP);
+        return None;
     }
     let fields = node.fields("a label", &["const", "value", "match", "default", "limit"])?;
     let (form, value) = fields.exactly_one(&["const", "value"], HELP)?;
@@ -77,29 +76,27 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
 }
 
 fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
-    let Value::Mapping(map) = node.value else {
+    if !node.value.is_mapping() {
         node.expected("a mapping from patterns to label values").help("write match: { \"F*\": fibre }");
         return Vec::new();
-    };
+    }
     // The keys' own types matter: 5 is a number, "5" is text.
     let entries = node.entries("a mapping").unwrap_or_default();
-    let pair = |(key, (text, node)): (&Value, (String, Node<'_>))| {
-        let pattern = match key {
-            Value::Number(number) => {
-                let whole = number.as_u64().map(i128::from).or(number.as_i64().map(i128::from));
-                whole.map(Pattern::Int).ok_or("is neither text nor a whole number")
-            }
-            _ => text_pattern(&text),
+    let pair = |(key, node): (&Scalar, Node<'_>)| {
+        let pattern = match key.meaning {
+            Meaning::Integer(number) => Ok(Pattern::Int(number)),
+            Meaning::Float(_) => Err("is neither text nor a whole number"),
+            _ => text_pattern(&key.text),
         };
         match pattern {
             Ok(pattern) => Some((pattern, node.label_text()?)),
             Err(why) => {
-                node.error(format!("the pattern {} {why}", quote(&text)));
+                node.error(format!("the pattern {} {why}", quote(&key.text)));
                 None
             }
         }
     };
-    map.keys().zip(entries).filter_map(pair).collect()
+    entries.into_iter().filter_map(pair).collect()
 }
 
 /// Exact text, `PREFIX*`, or a glob of `*`, `?` and `[...]`.
@@ -144,7 +141,7 @@ mod tests {
     }
 
     fn read(yaml: &str) -> Result<Vec<Label>, String> {
-        let value = serde_yaml::from_str(yaml).unwrap();
+        let value = crate::config::yaml::tree(yaml);
         let diags = Diagnostics::new();
         let labels = decode(&Node::new(Place::none(), &value, &diags));
         diags.into_result(labels).map_err(|diags| diags.render())

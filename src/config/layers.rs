@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use serde_yaml::Value;
-
 use super::diagnose::Diagnostics;
 use super::fields::{Fields, Node};
 use super::keys::{KEYS, Key};
 use super::place::Place;
+use super::tree::Tree;
 
 /// The environment variables of interest, by name: those that begin with `FIBRE_`.
 pub type Environment = BTreeMap<String, String>;
@@ -69,10 +68,8 @@ impl Layers<'_> {
     /// Reads the setting `name` from every source that has it, so that each one's errors are found, and
     /// gives the value of the highest. A key or variable with nothing behind it is not set.
     pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
-        let from_text = |at: Place, text: &str, rank| {
-            let value = Value::String(text.to_owned());
-            said(&Node::new(at, &value, self.diags), rank, &decode)
-        };
+        let from_text =
+            |at: Place, text: &str, rank| said(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
         let key = Key::named(name);
         let flag = self.overrides.get(name).map(|text| {
             let at = Place::flag(&format!("--{}", key.flag));
@@ -106,7 +103,7 @@ fn said<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -
     decode(node).map(|value| Said { at: node.at.clone(), value, rank })
 }
 
-fn is_empty(value: &Value) -> bool {
+fn is_empty(value: &Tree) -> bool {
     value.is_null() || value.as_str().is_some_and(str::is_empty)
 }
 
@@ -116,7 +113,7 @@ pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
     let unknown = env.keys().filter(|name| name.starts_with("FIBRE_") && !known.contains(&name.as_str()));
     unknown
         .map(|name| {
-            let near = super::diagnose::did_you_mean(name, known.iter().copied());
+            let near = super::words::did_you_mean(name, known.iter().copied());
             format!("{name}: no setting has this environment variable; it is ignored{near}")
         })
         .collect()

@@ -2,11 +2,11 @@
 
 use super::buckets;
 use super::conditions;
-use super::diagnose::quote;
 use super::fields::{Fields, Node};
 use super::labels;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
+use super::words::quote;
 
 const KEYS: &[&str] = &[
     "counter",

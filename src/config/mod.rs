@@ -11,7 +11,6 @@ pub mod fields;
 pub mod keys;
 mod labels;
 mod layers;
-mod locate;
 mod metrics;
 pub mod model;
 pub mod place;
@@ -20,25 +19,29 @@ mod profile;
 mod scalars;
 mod settings;
 mod targets;
+pub mod tree;
+mod words;
 mod yaml;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use serde_yaml::Value;
-
-pub use diagnose::{Diagnostic, Diagnostics, did_you_mean, nearest};
+pub use diagnose::{Diagnostic, Diagnostics};
 pub use fields::{Fields, Node};
 pub use layers::{Environment, Overrides};
 pub use model::Config;
 pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
 pub use profile::{Profile, parse_profile};
+pub use words::{did_you_mean, nearest};
 pub use yaml::MAX_BYTES;
+#[cfg(test)]
+pub(crate) use yaml::tree;
 
 use layers::Layers;
+use tree::Position;
+use yaml::Document;
 
 /// The keys at the top of a file.
 const TOP_KEYS: &[&str] = &[
@@ -173,19 +176,27 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
             (Place::none(), None, false)
         }
         FileInput::Read(path, bytes) => {
-            let (top, value) = tree(path, bytes, &diags);
-            let complete = value.is_some();
-            (top, value, complete)
+            let top = Place::top(Source::File(path));
+            match text(bytes) {
+                Ok(text) => {
+                    let Document { tree, is_complete } = yaml::parse(&top.source, &text, &diags);
+                    (top.at(tree.position), Some(tree), is_complete)
+                }
+                Err((position, why)) => {
+                    diags.error(&top.clone().at(position), why);
+                    (top, None, false)
+                }
+            }
         }
     };
     let node = value.as_ref().map(|value| Node::new(top.clone(), value, &diags));
-    let file = node.and_then(|node| match node.value {
-        Value::Mapping(_) => node.fields("the file", TOP_KEYS),
-        _ => {
-            // The text may hold anything, so it is not quoted.
-            node.error("expected `key: value` lines").help("see config.example.yaml");
-            None
+    let file = node.and_then(|node| {
+        if node.value.is_mapping() {
+            return node.fields_and("the file", TOP_KEYS, |key| key.starts_with("x-"));
         }
+        // The text may hold anything, so it is not quoted.
+        node.error("expected `key: value` lines").help("see config.example.yaml");
+        None
     });
     let complete = complete && (file.is_some() || value.is_none());
     let layers = Layers { overrides, env, file, diags: &diags };
@@ -197,26 +208,22 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, errors: diags }
 }
 
-/// The YAML tree of a file's bytes, and the place of its top.
-fn tree(path: PathBuf, bytes: Vec<u8>, diags: &Diagnostics) -> (Place, Option<Value>) {
-    let text = if bytes.len() > MAX_BYTES {
-        Err("the file is larger than 1 MiB, which is the most that is read".to_owned())
-    } else {
-        String::from_utf8(bytes).map_err(|error| {
-            format!("the file is not text: byte {} is not UTF-8", error.utf8_error().valid_up_to() + 1)
-        })
-    };
-    let (text, wrong) = match text {
-        Ok(text) => (text, None),
-        Err(wrong) => (String::new(), Some(wrong)),
-    };
-    let top = Place::top(Source::File { path, text });
-    if let Some(wrong) = wrong {
-        diags.error(&top, wrong);
-        return (top, None);
+/// The text of a file, or what is wrong with it and where.
+fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
+    if bytes.len() > MAX_BYTES {
+        return Err((None, "the file is larger than 1 MiB, which is the most that is read".to_owned()));
     }
-    let value = yaml::parse(&Arc::clone(&top.source), diags);
-    (top, value)
+    String::from_utf8(bytes).map_err(|error| {
+        let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
+        let before = String::from_utf8_lossy(&bytes[..valid]);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let what = match bytes {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the file is UTF-16: save it as UTF-8".to_owned(),
+            _ => format!("the byte {:#04x} is not UTF-8: save the file as UTF-8", bytes[valid]),
+        };
+        (Some(Position { line, column }), what)
+    })
 }
 
 /// The target that `bitcoind_path` stands for, and those of `targets:`.
@@ -231,7 +238,7 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
             .help("set bitcoind_path, or write `pid` inside a target");
     }
     let lacks = |key| layers.file.as_ref().is_none_or(|f| f.lacks(key));
-    let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(Vec::is_empty);
+    let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(<[_]>::is_empty);
     let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
     if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
         layers.diags.error(top, "nothing to trace: there is no target").help(

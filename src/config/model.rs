@@ -16,7 +16,7 @@ pub struct Config {
     pub targets: Vec<Target>,
     /// What stands behind `network:`, undecoded: its decoder reads it with [`super::Node`] and
     /// [`super::Fields`].
-    pub network: Option<(Place, serde_yaml::Value)>,
+    pub network: Option<(Place, super::tree::Tree)>,
 }
 
 /// What is not about a target.

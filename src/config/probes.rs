@@ -1,10 +1,10 @@
 //! Probes: `on:`, `function:` and `span:`.
 
 use super::args::{self, INTEGERS};
-use super::diagnose::{nearest, quote};
 use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
+use super::words::{nearest, quote};
 
 const PROBE_KEYS: &[&str] =
     &["on", "function", "returns", "returns_by", "args", "metrics", "log", "event_type"];
@@ -190,9 +190,10 @@ mod tests {
     use super::*;
     use crate::config::diagnose::Diagnostics;
     use crate::config::place::Place;
+    use crate::config::tree::Tree;
 
     fn read(text: &str) -> Result<Point, String> {
-        let value = serde_yaml::Value::String(text.to_owned());
+        let value = Tree::text(text);
         let diags = Diagnostics::new();
         let point = point(&Node::new(Place::none(), &value, &diags));
         point.ok_or_else(|| diags.render())

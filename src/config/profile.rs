@@ -1,12 +1,12 @@
 //! Profile files: probes of a known program, in the same language.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use super::diagnose::{Diagnostics, quote};
+use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::model::Probe;
 use super::place::{Place, Source};
+use super::words::quote;
 use super::{probes, yaml};
 
 /// What a profile says. It is expanded into targets by the plan.
@@ -23,11 +23,10 @@ pub struct Profile {
 
 /// Reads the profile `name` from its text; its errors have places in that text.
 pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
-    let source = Arc::new(Source::Profile { name: name.to_owned(), text: text.to_owned() });
+    let top = Place::top(Source::Profile(name.to_owned()));
     let diags = Diagnostics::new();
-    let Some(value) = yaml::parse(&source, &diags) else { return Err(diags) };
-    let node = Node::new(Place { source, path: Vec::new() }, &value, &diags);
-    let profile = decode(name, &node);
+    let tree = yaml::parse(&top.source, text, &diags).tree;
+    let profile = decode(name, &Node::new(top, &tree, &diags));
     match profile {
         Some(profile) => diags.into_result(profile),
         None => Err(diags),
@@ -50,7 +49,7 @@ fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
     let binaries = binaries.iter().filter_map(|n| n.path()).collect();
     let probes = fields.require("probes", "a profile is there for its probes").map(|n| {
         let probes = probes::decode(&n, true);
-        if probes.is_empty() && n.value.as_sequence().is_some_and(Vec::is_empty) {
+        if probes.is_empty() && n.value.as_sequence().is_some_and(<[_]>::is_empty) {
             n.error("the profile has no probes");
         }
         probes

@@ -5,12 +5,12 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use super::diagnose::quote;
 use super::fields::{Fields, Node};
 use super::layers::{Layers, Said};
 use super::model::{AttachMode, Auth, Limits, LogLevel, Settings, TlsFiles};
 use super::place::Place;
 use super::scalars;
+use super::words::quote;
 
 const LEVELS: &[(&str, LogLevel)] = &[
     ("DEBUG", LogLevel::Debug),

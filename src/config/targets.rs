@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::diagnose::quote;
 use super::fields::{Fields, Node};
 use super::model::{Named, Selector, Target};
 use super::place::Place;
+use super::words::quote;
 use super::{labels, probes};
 
 const KEYS: &[&str] = &["name", "binary", "process", "pid", "container", "labels", "profile", "probes"];

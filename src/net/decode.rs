@@ -112,7 +112,7 @@ mod tests {
     use crate::config::{Diagnostics, Place};
 
     fn read(text: &str) -> Result<NetworkConfig, String> {
-        let value = serde_yaml::from_str(text).unwrap();
+        let value = crate::config::tree(text);
         let diags = Diagnostics::new();
         let config = decode(&Node::new(Place::none(), &value, &diags));
         if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }

@@ -10,11 +10,11 @@ use super::{
     ActionPlan, HIDDEN, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
     profile, profiles,
 };
-use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
     Config, Metric, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
+use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, Loaded, Node};
 use crate::kinds;
 

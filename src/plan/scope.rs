@@ -4,12 +4,12 @@ use super::late::{Late, unnamed_length};
 use super::{
     ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
 };
-use crate::config::diagnose::{Diagnostics, did_you_mean};
 use crate::config::model::{
     Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
     Point, Probe, Unit,
 };
 use crate::config::place::Place;
+use crate::config::{Diagnostics, did_you_mean};
 use crate::kinds;
 
 /// A whole number of 64 bits with a sign.

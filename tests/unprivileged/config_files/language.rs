@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use exporter::config::model::*;
+use exporter::config::tree::Position;
 use exporter::config::{Environment, Overrides, load};
 
 fn good(name: &str) -> Config {
@@ -85,7 +86,7 @@ fn defaults() {
 fn a_file_about_the_network_needs_no_target() {
     let config = good("network-only.yaml");
     let (at, node) = config.network.unwrap();
-    assert_eq!((at.to_string().as_str(), at.position()), ("network", Some((2, 3))));
+    assert_eq!((at.to_string().as_str(), at.position()), ("network", Some(Position { line: 2, column: 3 })));
     assert!(node.get("interfaces").is_some());
 }
 
@@ -130,7 +131,7 @@ fn the_design_s_own_example() {
     assert_eq!(relay.metrics[1].help, "Fibre last block height.");
     assert_eq!(
         relay.metrics[1].at.position(),
-        Some((48, 13)),
+        Some(Position { line: 48, column: 13 }),
         "places survive decoding, for the stages after it"
     );
 }
@@ -250,9 +251,25 @@ fn styles_of_yaml_make_no_difference() {
     assert_eq!(anchored.probes[0].on, aliased.probes[0].on);
     assert_eq!(
         aliased.probes[0].metrics[0].at.position(),
-        Some((7, 16)),
+        Some(Position { line: 7, column: 16 }),
         "at the anchor, where it is written"
     );
     assert_eq!(other.name, "multi-line");
     assert_eq!(other.selector, Selector::Binary("/usr/bin/other".into()));
+}
+
+#[test]
+fn yaml_as_people_write_it() {
+    let Config { settings, targets, .. } = good("traps.yaml");
+    assert_eq!((settings.node_name.as_str(), settings.verbose), ("0123", false));
+    let [_, first, second] = targets.as_slice() else { panic!("three targets") };
+    assert_eq!(first.selector, Selector::Binary("/usr/bin/one".into()));
+    assert_eq!(second.selector, Selector::Binary("/usr/bin/two".into()));
+    let labels = [("version", "1.10"), ("build", "0123"), ("country", "no"), ("hex", "0x10"), ("empty", "")];
+    for target in [first, second] {
+        let found: Vec<_> =
+            target.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(found, labels);
+        assert_eq!(target.probes.len(), 1);
+    }
 }

@@ -196,6 +196,7 @@ fn errors(text: &str) -> Vec<String> {
     let errors = diags.into_vec().into_iter().map(|one| {
         // Places of other errors, which move: "... than at targets[0].probes[1]: ...".
         let message = one.message.split(" at targets[").next().unwrap_or_default();
+        let message = message.split(": it is on line ").next().unwrap_or_default();
         message.split(": targets[").next().unwrap_or_default().to_owned()
     });
     let mut errors: Vec<_> = errors.collect();

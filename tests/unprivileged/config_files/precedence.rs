@@ -279,7 +279,7 @@ fn the_file_itself() {
     let endless = load(&Overrides::file("/dev/zero"), &none).unwrap_err().render();
     assert!(endless.contains("larger than 1 MiB"), "{endless}");
     let binary = with_bytes(b"bitcoind_path: \xff\n".to_vec());
-    assert_eq!(binary, "c.yaml: the file is not text: byte 16 is not UTF-8\n");
+    assert_eq!(binary, "c.yaml:1:16: the byte 0xff is not UTF-8: save the file as UTF-8\n");
 }
 
 fn with_bytes(bytes: Vec<u8>) -> String {

@@ -1,0 +1,89 @@
+//! Words for messages: quoted text, and the name that was probably meant.
+
+/// `text` in double quotes with control characters escaped, cut to what fits on a line.
+pub fn quote(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        Some((cut, _)) => format!("{:?}...", &text[..cut]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// ` (did you mean "X"?)` when a candidate is near, else nothing: to be put behind a message.
+pub fn did_you_mean<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
+    nearest(name, candidates).map(|near| format!(" (did you mean {}?)", quote(near))).unwrap_or_default()
+}
+
+/// The candidate nearest to `name` that is near enough to be what was meant; the first of equals.
+///
+/// Near is one change (a letter added, left out, replaced, or swapped with its neighbour) in three letters,
+/// whatever their case.
+pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    // Nobody mistypes a longer name than this; comparing is quadratic.
+    const LONGEST: usize = 128;
+    let letters = |text: &str| text.chars().flat_map(char::to_lowercase).take(LONGEST).collect::<Vec<_>>();
+    let name = letters(name);
+    let mut best: Option<(usize, &str)> = None;
+    for candidate in candidates {
+        let other = letters(candidate);
+        let allowed = (name.len().max(other.len()) / 3).max(1);
+        let found = distance(&name, &other);
+        // A name of one letter is one change away from every other such name.
+        if found <= allowed && found < other.len() && best.is_none_or(|(least, _)| found < least) {
+            best = Some((found, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
+}
+
+/// Edit distance with swaps of neighbours (optimal string alignment).
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut before = vec![0; b.len() + 1];
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let replaced = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = replaced.min(above[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        let of = |a: &str, b: &str| distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
+        assert_eq!(of("", ""), 0);
+        assert_eq!(of("", "abc"), 3);
+        assert_eq!(of("ustd", "usdt"), 1);
+        assert_eq!(of("kitten", "sitting"), 3);
+        assert_eq!(of("probe", "probes"), 1);
+    }
+
+    #[test]
+    fn near_names() {
+        let keys = ["probes", "profile", "binary", "name"];
+        assert_eq!(nearest("probs", keys), Some("probes"));
+        assert_eq!(nearest("Binray", keys), Some("binary"));
+        assert_eq!(nearest("colour", keys), None);
+        assert_eq!(nearest("", keys), None);
+        assert_eq!(nearest("x", ["y"]), None);
+        assert_eq!(nearest(&"p".repeat(100_000), keys), None);
+        assert_eq!(did_you_mean("nam", keys), " (did you mean \"name\"?)");
+        assert_eq!(did_you_mean("colour", keys), "");
+    }
+
+    #[test]
+    fn quoting_cuts_and_escapes() {
+        assert_eq!(quote("a\nb"), "\"a\\nb\"");
+        assert_eq!(quote(&"é".repeat(61)), format!("\"{}\"...", "é".repeat(60)));
+    }
+}
