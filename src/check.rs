@@ -11,7 +11,7 @@ use crate::drain::Drain;
 use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
 use crate::kernel::{Attach, Books, choose};
 use crate::layout::Layout;
-use crate::net::{NetworkConfig, Space};
+use crate::net::NetworkConfig;
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
@@ -59,47 +59,10 @@ impl Checker<'_> {
         if !self.text.is_empty() {
             self.text.push('\n');
         }
-        let count = &network.count;
-        let wanted = [
-            (count.sizes, "packet sizes".to_string()),
-            (count.flags, "TCP flags".to_string()),
-            (count.talkers > 0, format!("{} talkers", count.talkers)),
-            (count.flows > 0, format!("{} flows", count.flows)),
-            (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
-            (count.tcp_connections, "TCP connections by state".to_string()),
-        ];
-        let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
-        let mode = format!("{:?}", network.mode).to_lowercase();
-        let cpus = libbpf_rs::num_possible_cpus().unwrap_or(1);
-        let (each, plain) = network.interface_memory(cpus);
-        let elsewhere = network.elsewhere.iter().map(|(space, names)| {
-            let place = match space {
-                Space::Own => "here".to_string(),
-                Space::Netns(name) => format!("network namespace {name}"),
-                Space::Container(name) => format!("container {name}"),
-            };
-            format!("; in {place}: {}", names.join(", "))
-        });
-        let elsewhere: String = elsewhere.collect();
-        let mut lines = vec![
-            format!("network: interfaces {}{elsewhere} (mode {mode})", network.interfaces.join(", ")),
-            "  packets and bytes by direction, family, protocol and verdict".to_string(),
-            format!("  also: {}", wanted.join(", ")),
-            format!(
-                "  kernel memory: {} KiB for each interface, {} KiB more where XDP counts; {} KiB for talkers and flows of \
-                 all",
-                each / 1024,
-                plain / 1024,
-                network.table_memory(cpus) / 1024
-            ),
-        ];
-        for scope in network.scopes().iter().filter(|scope| scope.space == Space::Own) {
-            match crate::net::preview(scope, network.mode) {
-                Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),
-                Err(error) => lines.push(format!("  the interfaces cannot be listed: {error}")),
-            }
+        for line in crate::net::describe(network) {
+            self.text.push_str(&line);
+            self.text.push('\n');
         }
-        lines.iter().for_each(|line| self.text.push_str(&format!("{line}\n")));
     }
 
     fn target(&mut self, target: &TargetPlan) {

@@ -9,7 +9,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use super::abi::{Direction, SLOTS, net_stats};
 use super::config::Count;
 use super::counters::Counters;
-use super::programs::options;
+use super::sys::options;
 use super::tables::Tables;
 
 /// Counters that are made ahead of the interfaces they are for. The kernel waits for 8 ms, until no program can still be in

@@ -2,9 +2,6 @@
 
 use crate::glob;
 
-use super::hook::{Hook, choose};
-use super::links::Interface;
-
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkConfig {
@@ -46,7 +43,7 @@ pub enum Mode {
     Generic,
     /// By TC ingress.
     Tcx,
-    /// Where it costs least: see [`super::hook`]. `xdp_mode` says what that is.
+    /// Where it costs least: `xdp_mode` says what that is.
     #[default]
     Auto,
 }
@@ -92,34 +89,6 @@ impl NetworkConfig {
         own.into_iter()
             .chain(self.elsewhere.iter().map(|(space, interfaces)| scope(space, interfaces)))
             .collect()
-    }
-
-    /// How many interfaces of a namespace may be counted by XDP with counters of plain frames: as many as are there now or
-    /// have a name in the configuration.
-    pub(crate) fn plain_interfaces(&self, scope: &Scope, present: &[Interface]) -> usize {
-        if self.count.talkers > 0 || self.mode == Mode::Tcx {
-            return 0;
-        }
-        let by_xdp = |there: &&Interface| {
-            choose(there, self.mode).is_ok_and(|choice| choice.hooks.first() != Some(&Hook::Tcx))
-        };
-        let wanted = present.iter().filter(|there| scope.wants(&there.name, &there.altnames));
-        let now = wanted.filter(by_xdp).count();
-        let later =
-            scope.exact_names().filter(|name| !present.iter().any(|there| there.is_called(name))).count();
-        now + later
-    }
-
-    /// Kernel memory of one interface's counters on a machine with so many CPUs, in bytes: without those of plain frames,
-    /// and the most that these add where it is counted by XDP.
-    pub fn interface_memory(&self, cpus: usize) -> (u64, u64) {
-        let plain = if self.count.talkers > 0 { 0 } else { super::programs::plain_memory(1, cpus) };
-        (super::programs::memory(cpus), plain)
-    }
-
-    /// Kernel memory of the tables of talkers and flows on a machine with so many CPUs, in bytes.
-    pub fn table_memory(&self, cpus: usize) -> u64 {
-        super::tables::memory(&self.count, cpus)
     }
 }
 
@@ -167,20 +136,5 @@ mod tests {
         assert_eq!(scopes[0].exact_names().collect::<Vec<_>>(), ["eth0", "wan"]);
         assert_eq!(scopes[1].space, Space::Netns("blue".into()));
         assert!(scopes[1].wants("lo", &[]) && !scopes[1].wants("veth91", &[]));
-    }
-
-    #[test]
-    fn memory_grows_with_entries_and_cpus() {
-        let mut config = NetworkConfig::default();
-        assert_eq!(config.table_memory(8), 0);
-        config.count.talkers = 4096;
-        let talkers = config.table_memory(1);
-        assert!((8192 * 56..8192 * 80).contains(&talkers), "{talkers}");
-        config.count.flows = 4096;
-        assert!(config.table_memory(2) > 4 * talkers);
-        // Plain frames are only counted apart where there are no talkers.
-        assert_eq!(config.interface_memory(3).1, 0);
-        config.count.talkers = 0;
-        assert_eq!(config.interface_memory(3).1, 4 << 16);
     }
 }

@@ -8,7 +8,7 @@ use super::abi::Direction;
 use super::board::{Board, Missing};
 use super::config::{Mode, Scope};
 use super::event::Event;
-use super::hook::{Hook, choose};
+use super::hook::Hook;
 use super::links::{Changed, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
@@ -269,26 +269,4 @@ fn lower_first(all: &[Interface]) -> Vec<&Interface> {
     // A bridge may be the port of no bridge, but a bond may: those with a master and none below come first.
     sorted.sort_by_key(|one| (masters.contains(&one.index), one.master.is_none(), one.index));
     sorted
-}
-
-/// For each interface of the configuration that is there: what it will be counted by, and why. Attaches nothing.
-///
-/// # Errors
-/// If the kernel does not list its interfaces.
-pub fn preview(scope: &Scope, mode: Mode) -> std::io::Result<Vec<String>> {
-    let all = interfaces()?;
-    let mut lines: Vec<String> = all
-        .iter()
-        .filter(|there| scope.wants(&there.name, &there.altnames))
-        .map(|there| match choose(there, mode) {
-            Ok(choice) => {
-                let hooks: Vec<_> = choice.hooks.iter().map(|hook| hook.phrase()).collect();
-                format!("{}: {} ({})", there.name, hooks.join(", else "), choice.reason)
-            }
-            Err(why) => format!("{}: nothing that comes in: {why}", there.name),
-        })
-        .collect();
-    let missing = scope.exact_names().filter(|name| !all.iter().any(|there| there.is_called(name)));
-    lines.extend(missing.map(|name| format!("{name}: there is no such interface (yet)")));
-    Ok(lines)
 }

@@ -6,7 +6,7 @@
 //! the network stack spends anything on them.
 
 use super::abi::Link;
-use super::config::Mode;
+use super::config::{Mode, NetworkConfig, Scope};
 use super::links::Interface;
 
 /// Where what comes in is counted.
@@ -89,6 +89,21 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
             (None, None) => chosen(SOFT, "virtual device"),
         },
     }
+}
+
+/// How many interfaces of a namespace may be counted by XDP with counters of plain frames: as many as are there now or have
+/// a name in the configuration.
+pub(crate) fn plain_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
+    if config.count.talkers > 0 || config.mode == Mode::Tcx {
+        return 0;
+    }
+    let by_xdp = |there: &&Interface| {
+        choose(there, config.mode).is_ok_and(|choice| choice.hooks.first() != Some(&Hook::Tcx))
+    };
+    let wanted = present.iter().filter(|there| scope.wants(&there.name, &there.altnames));
+    let now = wanted.filter(by_xdp).count();
+    let later = scope.exact_names().filter(|name| !present.iter().any(|there| there.is_called(name))).count();
+    now + later
 }
 
 /// For devices that are made by software.

@@ -17,6 +17,7 @@ mod hook;
 mod links;
 mod netlink;
 mod port;
+mod preview;
 mod programs;
 mod query;
 mod sockets;
@@ -34,8 +35,8 @@ pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SO
 pub use counters::{Counters, cells};
 pub use decode::decode;
 pub use event::Event;
-pub use follow::preview;
 pub use hook::Hook;
+pub use preview::describe;
 pub use programs::cpu_slots;
 pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};
 pub use sys::set_operand;

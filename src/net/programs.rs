@@ -17,7 +17,7 @@ use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};
 use super::books::{Books, Slot};
 use super::counters::Counters;
-use super::sys::set_operand;
+use super::sys::{options, set_operand};
 
 /// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted the long way
 /// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
@@ -33,8 +33,7 @@ pub(crate) enum Program {
     /// XDP without it.
     Long,
     Talkers,
-    /// XDP for frames of several pieces, which native mode needs for an MTU above
-    /// [`ONE_PIECE_MTU`](super::attach::ONE_PIECE_MTU).
+    /// XDP for frames of several pieces, which native mode needs for a large MTU.
     Pieces,
     TcIngress,
     TcEgress,
@@ -350,14 +349,6 @@ impl Drop for Entry {
         if let (Some(plain), Some(block)) = (&self.known.plain, self.block) {
             plain.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(block);
         }
-    }
-}
-
-pub(crate) fn options(flags: u32) -> libbpf_sys::bpf_map_create_opts {
-    libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-        map_flags: flags,
-        ..Default::default()
     }
 }
 

@@ -7,6 +7,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
 
+/// How a map is made.
+pub(crate) fn options(flags: u32) -> libbpf_sys::bpf_map_create_opts {
+    libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        map_flags: flags,
+        ..Default::default()
+    }
+}
+
 /// Attaches a program to a network interface by a link; closing the descriptor detaches it.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::abi::{
     net_talkers,
 };
 use super::config::Count;
-use super::sys::random;
+use super::sys::{options, random};
 
 /// Tables that all interfaces share.
 #[derive(Debug)]
@@ -98,12 +98,8 @@ impl Tables {
         if count.talkers == 0 {
             return Ok(None);
         }
-        let options = libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
         let table = |name: &str, size: usize, sets: u32| {
-            MapHandle::create(MapType::PercpuArray, Some(name), 4, size as u32, sets, &options)
+            MapHandle::create(MapType::PercpuArray, Some(name), 4, size as u32, sets, &options(0))
         };
         Ok(Some(Self {
             talkers: table("talkers", size_of::<net_talkers>(), sets(count.talkers))?,

@@ -18,14 +18,14 @@ use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::event::Event;
 use super::follow::{Area, Follower};
-use super::hook::Hook;
+use super::hook::{Hook, plain_interfaces};
 use super::links::{Changed, Changes, interfaces};
 use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
 use super::spaces::Namespace;
 use super::sys::{enter, monotonic};
-use super::tables::{read_flows, read_talkers, unix_seconds};
+use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use crate::exposition::Family;
 
 /// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
@@ -113,7 +113,7 @@ impl Network {
         tell: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
         let books = Books::create(&config.count).map_err(|error| {
-            let bytes = config.table_memory(libbpf_rs::num_possible_cpus().unwrap_or(1));
+            let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError(format!(
                 "the tables of counters, talkers and flows ({bytes} bytes of kernel memory) cannot be made: {error:#}; \
                  lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
@@ -315,7 +315,7 @@ impl Visit {
         let changes = Changes::listen()
             .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
         let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
-        let plain = self.config.plain_interfaces(&self.scope, &present);
+        let plain = plain_interfaces(&self.config, &self.scope, &present);
         let programs = Programs::new(Arc::clone(&self.books), plain)
             .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
         let area = Area {

@@ -1,0 +1,100 @@
+//! What will be counted, in words and before anything is attached.
+
+use super::config::{Mode, NetworkConfig, Scope, Space};
+use super::hook::choose;
+use super::links::interfaces;
+use super::{programs, tables};
+
+/// What `check` says of the configuration, a line each: what is counted, how much kernel memory that takes on this machine,
+/// and for each interface that is there where it will be counted, and why.
+pub fn describe(config: &NetworkConfig) -> Vec<String> {
+    let count = &config.count;
+    let wanted = [
+        (count.sizes, "packet sizes".to_string()),
+        (count.flags, "TCP flags".to_string()),
+        (count.talkers > 0, format!("{} talkers", count.talkers)),
+        (count.flows > 0, format!("{} flows", count.flows)),
+        (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
+        (count.tcp_connections, "TCP connections by state".to_string()),
+    ];
+    let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
+    let mode = format!("{:?}", config.mode).to_lowercase();
+    let (each, plain, all) = memory(config, libbpf_rs::num_possible_cpus().unwrap_or(1));
+    let elsewhere: String = config
+        .elsewhere
+        .iter()
+        .map(|(space, names)| {
+            let place = match space {
+                Space::Own => "here".to_string(),
+                Space::Netns(name) => format!("network namespace {name}"),
+                Space::Container(name) => format!("container {name}"),
+            };
+            format!("; in {place}: {}", names.join(", "))
+        })
+        .collect();
+    let mut lines = vec![
+        format!("network: interfaces {}{elsewhere} (mode {mode})", config.interfaces.join(", ")),
+        "  packets and bytes by direction, family, protocol and verdict".to_string(),
+        format!("  also: {}", wanted.join(", ")),
+        format!(
+            "  kernel memory: {} KiB for each interface, {} KiB more where XDP counts; {} KiB for talkers and flows of \
+             all",
+            each / 1024,
+            plain / 1024,
+            all / 1024
+        ),
+    ];
+    for scope in config.scopes().iter().filter(|scope| scope.space == Space::Own) {
+        match hooks(scope, config.mode) {
+            Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),
+            Err(error) => lines.push(format!("  the interfaces cannot be listed: {error}")),
+        }
+    }
+    lines
+}
+
+/// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of plain frames, the
+/// most that these add where it is counted by XDP, and of the tables of talkers and flows.
+fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
+    let plain = if config.count.talkers > 0 { 0 } else { programs::plain_memory(1, cpus) };
+    (programs::memory(cpus), plain, tables::memory(&config.count, cpus))
+}
+
+/// For each interface of the configuration that is there: what it will be counted by, and why.
+fn hooks(scope: &Scope, mode: Mode) -> std::io::Result<Vec<String>> {
+    let all = interfaces()?;
+    let mut lines: Vec<String> = all
+        .iter()
+        .filter(|there| scope.wants(&there.name, &there.altnames))
+        .map(|there| match choose(there, mode) {
+            Ok(choice) => {
+                let hooks: Vec<_> = choice.hooks.iter().map(|hook| hook.phrase()).collect();
+                format!("{}: {} ({})", there.name, hooks.join(", else "), choice.reason)
+            }
+            Err(why) => format!("{}: nothing that comes in: {why}", there.name),
+        })
+        .collect();
+    let missing = scope.exact_names().filter(|name| !all.iter().any(|there| there.is_called(name)));
+    lines.extend(missing.map(|name| format!("{name}: there is no such interface (yet)")));
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_entries_and_cpus() {
+        let mut config = NetworkConfig::default();
+        assert_eq!(memory(&config, 8).2, 0);
+        config.count.talkers = 4096;
+        let talkers = memory(&config, 1).2;
+        assert!((8192 * 56..8192 * 80).contains(&talkers), "{talkers}");
+        config.count.flows = 4096;
+        assert!(memory(&config, 2).2 > 4 * talkers);
+        // Plain frames are only counted apart where there are no talkers.
+        assert_eq!(memory(&config, 3).1, 0);
+        config.count.talkers = 0;
+        assert_eq!(memory(&config, 3).1, 4 << 16);
+    }
+}
