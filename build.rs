@@ -12,6 +12,7 @@ const OBJECTS: &[&str] = &["probe", "files", "net", "net_bench"];
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=bpf");
+    println!("cargo:rerun-if-changed=src/net/stats");
     println!("cargo:rerun-if-env-changed=CLANG");
     let clang = env::var("CLANG").unwrap_or_else(|_| find_clang());
     // The benchmarks compile programs of their own to compare with.
@@ -26,7 +27,7 @@ fn main() {
             .source(&source)
             .clang(&clang)
             .rustfmt(&no_rustfmt)
-            .clang_args(["-Wall", "-Werror", "-mcpu=v3", "-Ibpf", "-D__TARGET_ARCH_x86"])
+            .clang_args(["-Wall", "-Werror", "-mcpu=v3", "-Ibpf", "-Isrc/net", "-D__TARGET_ARCH_x86"])
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .unwrap_or_else(|e| panic!("{source} with {clang}: {e:#}"));
     }

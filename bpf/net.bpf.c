@@ -22,80 +22,17 @@ const volatile struct {
 	enum net_plain_shortest shortest;
 	enum net_link link;
 	enum net_direction direction;
+	enum net_switch switches;
 } names;
 
 /* Bytes in which all headers of a packet end, but for long chains of long IPv6 extension headers. */
 #define HEADERS 512
 
-/* The size bucket of a frame of (i - 1) * 64 + 1 to i * 64 bytes, as an offset in bytes. */
-#define S(x) (NET_SIZE_##x * 8)
-#define N4(x) x, x, x, x
-#define N8(x) N4(x), N4(x)
-#define N16(x) N8(x), N8(x)
-#define N32(x) N16(x), N16(x)
-#define N64(x) N32(x), N32(x)
-#define SIZE_STEPS 2048
-static const volatile __u8 size_offset[SIZE_STEPS] = {
-	S(64),	       S(64),	      S(128),	     S(256),
-	S(256),	       N4(S(512)),    N8(S(1024)),   N8(S(1536)),
-	N32(S(4096)),  N8(S(4096)),   N64(S(9216)),  N16(S(9216)),
-	N64(S(16384)), N32(S(16384)), N16(S(16384)), [257 ... SIZE_STEPS - 1] = S(INF),
-};
-
-static __always_inline struct net_row *row_of(struct net_stats *stats, enum net_verdict verdict, __u64 what)
-{
-	__u32 cell = IS_CELL(what);
-
-	return cell < IS(NET_FAMILY_COUNT, 0) ? &stats->rows[verdict][0][0] + cell : 0;
-}
-
-/* Counts packets of `length` bytes each; `large` if they can be larger than the table. */
-static __always_inline void count_packets(struct net_row *row, __u32 length, __u64 packets, bool large)
-{
-	__u32 step = (length + 63) / 64;
-
-	if (large && step >= SIZE_STEPS)
-		step = SIZE_STEPS - 1;
-	barrier_var(step);
-	step &= SIZE_STEPS - 1;
-	*(__u64 *)((void *)row->packets + size_offset[step]) += packets;
-}
-
-/* What few packets have: faults, fragments, and TCP flags that open or close a connection. */
-#define RARE (FAULT(0xf) | FRAGMENT | TCP_FLAGS(NET_TH_FIN | NET_TH_SYN | NET_TH_RST))
-
-static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u64 packets)
-{
-	__u32 fault = IS_FAULT(what), family = IS_CELL(what) / NET_PROTOCOL_SLOTS, flags = IS_TCP_FLAGS(what);
-
-	/*
-	 * The compiler knows these bounds and leaves such a comparison out, or makes one of two that the verifier of
-	 * Linux 6.12 does not follow.
-	 */
-	if (fault) {
-		barrier_var(fault);
-		if (fault < NET_FAULT_COUNT)
-			stats->faults[fault] += packets;
-	}
-	barrier_var(family);
-	if (what & FRAGMENT && family < NET_FAMILY_COUNT)
-		stats->fragments[family] += packets;
-	/* Of a packet that will be cut into segments, one is the first and one the last. */
-	if (flags & NET_TH_RST)
-		stats->tcp[NET_TCP_RST]++;
-	else if (flags & NET_TH_SYN && flags & NET_TH_ACK)
-		stats->tcp[NET_TCP_SYNACK]++;
-	else if (flags & NET_TH_SYN)
-		stats->tcp[NET_TCP_SYN]++;
-	else if (flags & NET_TH_FIN)
-		stats->tcp[NET_TCP_FIN]++;
-}
-
 /* Counts a frame that came in by XDP. */
 static __always_inline void account_xdp(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
 					bool talkers)
 {
-	struct net_row *row = row_of(stats, NET_VERDICT_PASS, what);
+	struct net_row *row = row_of(stats->rows[NET_VERDICT_PASS][0], what);
 
 	if (!row)
 		return;
@@ -215,7 +152,7 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 				       bool egress)
 {
 	__u32 packets = 1, bytes = f->length, size = f->skb->gso_size, headers, last;
-	struct net_row *row = row_of(stats, NET_VERDICT_PASS, what);
+	struct net_row *row = row_of(stats->rows[NET_VERDICT_PASS][0], what);
 
 	if (!row)
 		return;

@@ -15,18 +15,6 @@ enum net_verdict {
 	NET_VERDICT_COUNT,
 };
 
-/* Why a packet was dropped. */
-enum net_reason {
-	NET_REASON_BLOCKLIST,
-	NET_REASON_CIDR,
-	NET_REASON_SYN_FLOOD,
-	NET_REASON_PORT_SCAN,
-	NET_REASON_TCP_ANOMALY,
-	NET_REASON_MALFORMED,
-	NET_REASON_RATE_LIMIT,
-	NET_REASON_COUNT,
-};
-
 /* Address family, as the EtherType behind at most two VLAN tags claims. */
 enum net_family {
 	NET_FAMILY_OTHER, /* ARP, LLDP, 802.3, a third VLAN tag, ... */
@@ -54,15 +42,6 @@ enum net_fault {
 	NET_FAULT_LENGTH, /* IP or UDP says it is longer than what came, or shorter than its header */
 	NET_FAULT_EXTENSIONS, /* more than NET_MAX_EXTENSIONS IPv6 extension headers */
 	NET_FAULT_COUNT,
-};
-
-/* TCP segments by what they do to a connection; one segment counts once, in this order of precedence. */
-enum net_tcp_kind {
-	NET_TCP_RST,
-	NET_TCP_SYNACK,
-	NET_TCP_SYN,
-	NET_TCP_FIN,
-	NET_TCP_KINDS,
 };
 
 /* What a frame begins with, by the type of its device. */
@@ -102,51 +81,8 @@ enum net_direction {
 #define NET_MAX_VLAN_TAGS 2
 #define NET_MAX_EXTENSIONS 8
 
-/*
- * Frame sizes: bucket i counts frames of at most the bytes that name it (Ethernet header included, frame check
- * sequence not), the last one all larger. Every bound is a multiple of 64, so that a table indexed by
- * size / 64 finds the bucket in one load.
- */
-enum net_size {
-	NET_SIZE_64,
-	NET_SIZE_128,
-	NET_SIZE_256,
-	NET_SIZE_512,
-	NET_SIZE_1024,
-	NET_SIZE_1536,
-	NET_SIZE_4096,
-	NET_SIZE_9216,
-	NET_SIZE_16384,
-	NET_SIZE_INF,
-	NET_SIZE_COUNT,
-};
-
-/* Protocols and sizes take a power of two places, of which some are not used. */
+/* Protocols take a power of two places, of which some are not used. */
 #define NET_PROTOCOL_SLOTS 8
-#define NET_SIZE_SLOTS 15
-
-/* One family and protocol: packets by size, so that one addition counts both, and bytes. */
-struct net_row {
-	unsigned long long packets[NET_SIZE_SLOTS];
-	unsigned long long bytes;
-};
-
-/* Everything counted on one interface in one direction by one CPU. Words of 64 bits. */
-struct net_stats {
-	struct net_row rows[NET_VERDICT_COUNT][NET_FAMILY_COUNT][NET_PROTOCOL_SLOTS];
-	unsigned long long drops[NET_REASON_COUNT];
-	unsigned long long faults[NET_FAULT_COUNT];
-	unsigned long long tcp[NET_TCP_KINDS];
-	unsigned long long fragments[NET_FAMILY_COUNT];
-	/* Packets that belong to no tracked talker or flow, because the table was full of busier ones. */
-	unsigned long long talkers_refused;
-	unsigned long long flows_refused;
-	/* Packets of talkers and flows that had to make room for others. */
-	unsigned long long talkers_evicted;
-	unsigned long long flows_evicted;
-	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
-	unsigned long long port;
-};
 
 /*
  * What one CPU counted of plain frames (plain.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), each size

@@ -6,7 +6,7 @@
 #ifndef PORT_BPF_H
 #define PORT_BPF_H
 
-#include "packet.bpf.h"
+#include "stats/all.bpf.h"
 
 _Static_assert(sizeof(struct net_port) == 16, "the shift that finds an interface");
 

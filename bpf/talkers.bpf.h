@@ -218,10 +218,10 @@ __noinline int talker_evicted(__u32 port, __u64 received, __u64 sent)
 	struct net_stats *stats = stats_of(port, false);
 
 	if (stats && stats->port == port)
-		stats->talkers_evicted += received;
+		stats->tracked.talkers_evicted += received;
 	stats = stats_of(port, true);
 	if (stats && stats->port == port)
-		stats->talkers_evicted += sent;
+		stats->tracked.talkers_evicted += sent;
 	return 0;
 }
 
@@ -230,7 +230,7 @@ __noinline int flow_evicted(__u32 port, __u32 egress, __u64 packets)
 	struct net_stats *stats = stats_of(port, egress);
 
 	if (stats && stats->port == port)
-		stats->flows_evicted += packets;
+		stats->tracked.flows_evicted += packets;
 	return 0;
 }
 
@@ -401,7 +401,7 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	p.ports |= (__u64)IS_NUMBER(what) << 32 | (__u64)egress << 40;
 	p.hash = finish(sum);
 	if (!talk(&p)) {
-		stats->talkers_refused += packets;
+		stats->tracked.talkers_refused += packets;
 		return;
 	}
 	if (!with_flows)
@@ -410,7 +410,7 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	       part(11, p.ports >> 32);
 	p.hash = finish(sum);
 	if (!flow(&p))
-		stats->flows_refused += packets;
+		stats->tracked.flows_refused += packets;
 }
 
 _Static_assert(__builtin_offsetof(struct net_flow_key, source_port) == 32, "words of the key");

@@ -18,15 +18,16 @@ pub(crate) mod generated {
 
 pub(crate) use generated::types::{
     net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_port, net_ports, net_row, net_set,
-    net_stats, net_talker, net_talkers,
+    net_stats, net_talker, net_talkers, net_tracked,
 };
 
+/// An enumeration of the ABI with its names in labels.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident is $c:ident, $count:ident from $first:literal: $($variant:ident = $value:ident $label:literal),*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(usize)]
-        pub enum $name { $($variant = generated::types::$c::$value.0 as usize),* }
+        pub enum $name { $($variant = $crate::net::abi::generated::types::$c::$value.0 as usize),* }
 
         impl $name {
             /// All of them, in the order of the ABI.
@@ -38,21 +39,16 @@ macro_rules! named {
             }
         }
 
-        const _: () = assert!($name::ALL.len() + $first == generated::types::$c::$count.0 as usize);
+        const _: () =
+            assert!($name::ALL.len() + $first == $crate::net::abi::generated::types::$c::$count.0 as usize);
     };
 }
+pub(super) use named;
 
 named!(
     /// What became of a packet.
     Verdict is net_verdict, NET_VERDICT_COUNT from 0:
     Pass = NET_VERDICT_PASS "pass", Drop = NET_VERDICT_DROP "drop"
-);
-named!(
-    /// Why a packet was dropped.
-    Reason is net_reason, NET_REASON_COUNT from 0:
-    Blocklist = NET_REASON_BLOCKLIST "blocklist", Cidr = NET_REASON_CIDR "cidr", SynFlood = NET_REASON_SYN_FLOOD "syn_flood",
-    PortScan = NET_REASON_PORT_SCAN "port_scan", TcpAnomaly = NET_REASON_TCP_ANOMALY "tcp_anomaly",
-    Malformed = NET_REASON_MALFORMED "malformed", RateLimit = NET_REASON_RATE_LIMIT "rate_limit"
 );
 named!(
     /// Address family of a frame.
@@ -72,12 +68,6 @@ named!(
     HeaderLength = NET_FAULT_HEADER_LENGTH "header_length", Length = NET_FAULT_LENGTH "length",
     Extensions = NET_FAULT_EXTENSIONS "extension_headers"
 );
-named!(
-    /// TCP segments that open or close a connection.
-    TcpKind is net_tcp_kind, NET_TCP_KINDS from 0:
-    Rst = NET_TCP_RST "rst", SynAck = NET_TCP_SYNACK "synack", Syn = NET_TCP_SYN "syn", Fin = NET_TCP_FIN "fin"
-);
-
 named!(
     /// What a device's frames begin with.
     Link is net_link, NET_LINK_COUNT from 0:

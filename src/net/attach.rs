@@ -311,7 +311,7 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let programs = Programs::new(Books::create(&Count::default()).unwrap(), 0).unwrap();
+            let programs = Programs::new(Books::create(&Count::default()).unwrap(), 0, 0).unwrap();
             let program = programs.get(Program::TcEgress).unwrap();
             let entry = programs.enter(on.index, on.link, false).unwrap();
 

@@ -1,14 +1,12 @@
 //! What was counted, as metrics.
 
-use super::abi::{AddressFamily, Fault, Reason, SIZE_BOUNDS, TcpKind, Verdict};
+use super::abi::Direction;
 use super::config::Count;
 use super::counters::Counters;
 use super::hook::Hook;
 use super::sockets::STATES;
+use super::stats::{self, Counted};
 use crate::exposition::{Family, Kind};
-
-/// What tells an interface from others: `interface`, and of another network namespace its name.
-type Labels = [(&'static str, String)];
 
 /// One interface at one moment.
 #[derive(Debug, Clone, Default)]
@@ -38,102 +36,21 @@ pub(crate) fn families(
     connections: Option<&[u64]>,
     strays: u64,
 ) -> Vec<Family> {
-    let mut all = Vec::new();
-    let ingress: Vec<_> = readings
+    let counted: Vec<Counted<'_>> = Direction::ALL
         .iter()
-        .filter_map(|reading| Some((&reading.labels[..], &reading.ingress.as_ref()?.0)))
+        .flat_map(|direction| {
+            readings.iter().filter_map(|reading| {
+                let counters = match direction {
+                    Direction::Ingress => reading.ingress.as_ref().map(|(counters, _)| counters),
+                    Direction::Egress => reading.egress.as_ref(),
+                };
+                Some(Counted { of: &reading.labels, direction: *direction, counters: counters? })
+            })
+        })
         .collect();
-    let egress: Vec<_> =
-        readings.iter().filter_map(|reading| Some((&reading.labels[..], reading.egress.as_ref()?))).collect();
-    let both: Vec<_> = ingress
-        .iter()
-        .map(|(of, counters)| (*of, "ingress", *counters))
-        .chain(egress.iter().map(|(of, counters)| (*of, "egress", *counters)))
-        .collect();
-
-    all.push(cells("xdp_packets_total", "Frames received.", &ingress, Counters::packets));
-    all.push(cells(
-        "xdp_bytes_total",
-        "Bytes of frames received, Ethernet header included.",
-        &ingress,
-        Counters::bytes,
-    ));
-    all.push(cells(
-        "tc_egress_packets_total",
-        "Frames sent; a packet that is yet to be cut into segments counts as those.",
-        &egress,
-        Counters::packets,
-    ));
-    all.push(cells(
-        "tc_egress_bytes_total",
-        "Bytes of frames sent, Ethernet header included.",
-        &egress,
-        Counters::bytes,
-    ));
-
-    let mut drops =
-        Family::new("xdp_drops_total", Kind::Counter, "Frames dropped, by reason. Nothing drops frames yet.");
-    for (of, counters) in &ingress {
-        for reason in Reason::ALL {
-            drops.number_of(of, &[("reason", reason.label())], counters.drops(*reason));
-        }
-    }
-    all.push(drops);
-
-    if count.sizes {
-        let help = "Sizes of frames in bytes, Ethernet header included.";
-        let bounds = SIZE_BOUNDS.iter().copied().map(f64::from).collect();
-        let mut sizes = Family::new("xdp_packet_size_bytes", Kind::Histogram(bounds), help);
-        for (of, direction, counters) in &both {
-            sizes.histogram_of(of, &[("direction", direction)], &counters.sizes(), counters.total_bytes());
-        }
-        all.push(sizes);
-    }
-    if count.flags {
-        let help = "TCP segments that open or close a connection; a segment with several flags counts once.";
-        let mut flags = Family::new("xdp_tcp_flags_total", Kind::Counter, help);
-        for (of, direction, counters) in &both {
-            for kind in TcpKind::ALL {
-                let labels = [("direction", *direction), ("flag", kind.label())];
-                flags.number_of(of, &labels, counters.tcp(*kind));
-            }
-        }
-        all.push(flags);
-    }
-
-    let help =
-        "Frames whose headers are cut short or contradict each other; they are passed and counted above too.";
-    let mut faults = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
-    let mut fragments = Family::new("xdp_fragments_total", Kind::Counter, "Fragments of larger datagrams.");
-    for (of, direction, counters) in &both {
-        for fault in Fault::ALL {
-            let labels = [("direction", *direction), ("fault", fault.label())];
-            faults.number_of(of, &labels, counters.faults(*fault));
-        }
-        for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
-            let labels = [("direction", *direction), ("family", family.label())];
-            fragments.number_of(of, &labels, counters.fragments(family));
-        }
-    }
-    all.push(faults);
-    all.push(fragments);
-
+    let mut all = stats::families(&count.statistics, &counted);
     if count.talkers > 0 {
-        let help = "Packets that belong to no tracked talker or flow, because its table was full of busier ones, or no longer.";
-        let mut refused = Family::new("network_untracked_packets_total", Kind::Counter, help);
-        let help = "Packets of talkers and flows that made room for others; they are untracked packets too.";
-        let mut evicted = Family::new("network_evicted_packets_total", Kind::Counter, help);
-        for (of, direction, counters) in &both {
-            let labels = |table| [("direction", *direction), ("table", table)];
-            refused.number_of(of, &labels("talkers"), counters.talkers_untracked());
-            evicted.number_of(of, &labels("talkers"), counters.talkers_evicted());
-            if count.flows > 0 {
-                refused.number_of(of, &labels("flows"), counters.flows_untracked());
-                evicted.number_of(of, &labels("flows"), counters.flows_evicted());
-            }
-        }
-        all.push(refused);
-        all.push(evicted);
+        all.extend(stats::tracked(count.flows > 0, &counted));
     }
     if count.top_sources > 0 {
         let help = "Bytes received from the sources that sent most, as far as they are tracked.";
@@ -195,34 +112,6 @@ fn states(readings: &[Reading]) -> [Family; 3] {
     [mode, attached, refused]
 }
 
-/// One family of counters for every cell that can be counted in; drops only where there are any.
-fn cells(
-    name: &'static str,
-    help: &'static str,
-    readings: &[(&Labels, &Counters)],
-    number: fn(&Counters, Verdict, AddressFamily, super::abi::Protocol) -> u64,
-) -> Family {
-    let mut result = Family::new(name, Kind::Counter, help);
-    for (of, counters) in readings {
-        for family in AddressFamily::ALL {
-            for protocol in family.protocols() {
-                for verdict in Verdict::ALL {
-                    let value = number(counters, *verdict, *family, *protocol);
-                    if *verdict == Verdict::Pass || value > 0 {
-                        let labels = [
-                            ("family", family.label()),
-                            ("protocol", protocol.label()),
-                            ("verdict", verdict.label()),
-                        ];
-                        result.number_of(of, &labels, value);
-                    }
-                }
-            }
-        }
-    }
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,7 +128,7 @@ mod tests {
             ingress: Some((Counters::default(), Hook::Generic)),
             ..Reading::default()
         };
-        let count = Count { sizes: false, flags: false, ..Count::default() };
+        let count = Count { statistics: Default::default(), ..Count::default() };
         let all = families(&count, &[reading], &[], None, 0);
         assert_eq!(
             names(&all),
@@ -271,7 +160,7 @@ mod tests {
         let Some(Value::Histogram { counts, .. }) = sizes.samples().next().map(|sample| sample.value) else {
             panic!("no histogram")
         };
-        assert_eq!(counts.len(), SIZE_BOUNDS.len() + 1);
+        assert_eq!(counts.len(), super::super::abi::SIZES);
         assert!(names(&all).contains(&"network_tcp_connections"));
         assert!(!names(&all).contains(&"xdp_packets_total"));
     }

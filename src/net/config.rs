@@ -1,6 +1,10 @@
 //! What of the network is counted.
 
+use std::collections::BTreeSet;
+
 use crate::glob;
+
+use super::stats;
 
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,13 +52,11 @@ pub enum Mode {
     Auto,
 }
 
-/// What is counted beside packets and bytes, sizes and TCP flags.
+/// What is counted beside packets and bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
-    /// Export `xdp_packet_size_bytes`. It is always counted, for it costs nothing.
-    pub sizes: bool,
-    /// Export `xdp_tcp_flags_total`.
-    pub flags: bool,
+    /// Keys of statistics that are on, of those that can be turned off ([`super::stats`]).
+    pub statistics: BTreeSet<&'static str>,
     /// Remote hosts kept by each CPU; zero for none.
     pub talkers: u32,
     /// Flows kept by each CPU, of talkers that are kept; zero for none.
@@ -73,7 +75,8 @@ pub const TOP_SOURCES: std::ops::RangeInclusive<u32> = 1..=1000;
 
 impl Default for Count {
     fn default() -> Self {
-        Self { sizes: true, flags: true, talkers: 0, flows: 0, top_sources: 0, tcp_connections: false }
+        let on = stats::switches().filter(|switch| switch.default).map(|switch| switch.key);
+        Self { statistics: on.collect(), talkers: 0, flows: 0, top_sources: 0, tcp_connections: false }
     }
 }
 

@@ -3,8 +3,7 @@
 use std::mem::offset_of;
 
 use super::abi::{
-    AddressFamily, Fault, PLAIN_ROWS, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind, Verdict, net_plain_row,
-    net_row, net_stats,
+    AddressFamily, PLAIN_ROWS, Protocol, SIZE_BOUNDS, SIZES, Verdict, net_plain_row, net_row, net_stats,
 };
 
 const WORDS: usize = size_of::<net_stats>() / 8;
@@ -54,7 +53,8 @@ impl Counters {
         self
     }
 
-    fn at(&self, offset: usize, index: usize) -> u64 {
+    /// The word at an offset in `struct net_stats`, or so many words behind it.
+    pub(super) fn at(&self, offset: usize, index: usize) -> u64 {
         self.words.get(offset / 8 + index).copied().unwrap_or(0)
     }
 
@@ -95,46 +95,6 @@ impl Counters {
     pub fn total_bytes(&self) -> u64 {
         cells().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
     }
-
-    /// Frames dropped.
-    pub fn drops(&self, reason: Reason) -> u64 {
-        self.at(offset_of!(net_stats, drops), reason as usize)
-    }
-
-    /// Frames that something is wrong with.
-    pub fn faults(&self, fault: Fault) -> u64 {
-        self.at(offset_of!(net_stats, faults), fault as usize)
-    }
-
-    /// TCP segments.
-    pub fn tcp(&self, kind: TcpKind) -> u64 {
-        self.at(offset_of!(net_stats, tcp), kind as usize)
-    }
-
-    /// Fragments of larger datagrams.
-    pub fn fragments(&self, family: AddressFamily) -> u64 {
-        self.at(offset_of!(net_stats, fragments), family as usize)
-    }
-
-    /// Packets whose remote host is not tracked, or no longer.
-    pub fn talkers_untracked(&self) -> u64 {
-        self.at(offset_of!(net_stats, talkers_refused), 0) + self.talkers_evicted()
-    }
-
-    /// Packets of tracked hosts whose flow is not tracked, or no longer.
-    pub fn flows_untracked(&self) -> u64 {
-        self.at(offset_of!(net_stats, flows_refused), 0) + self.flows_evicted()
-    }
-
-    /// Packets of hosts that had to make room for others.
-    pub fn talkers_evicted(&self) -> u64 {
-        self.at(offset_of!(net_stats, talkers_evicted), 0)
-    }
-
-    /// Packets of flows that had to make room for others.
-    pub fn flows_evicted(&self) -> u64 {
-        self.at(offset_of!(net_stats, flows_evicted), 0)
-    }
 }
 
 /// Every cell that a frame can be counted in.
@@ -160,7 +120,10 @@ mod tests {
             assert!(at.insert(Counters::row(verdict, family, protocol)));
         }
         assert!(at.last().unwrap() + ROW_WORDS <= offset_of!(net_stats, drops) / 8);
-        assert_eq!(counters.drops(Reason::Blocklist), 2 << (offset_of!(net_stats, drops) / 8 % 8));
+        assert_eq!(
+            counters.at(offset_of!(net_stats, drops), 1),
+            2 << ((offset_of!(net_stats, drops) / 8 + 1) % 8)
+        );
     }
 
     #[test]

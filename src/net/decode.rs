@@ -1,11 +1,17 @@
 //! The section `network:` of a configuration.
 
+use std::sync::LazyLock;
+
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
+use super::stats;
 use crate::config::Node;
 
 const KEYS: &[&str] = &["interfaces", "exclude", "mode", "count"];
 const SPACE_KEYS: &[&str] = &["netns", "container", "interfaces"];
-const COUNT_KEYS: &[&str] = &["sizes", "flags", "talkers", "flows", "top_sources", "tcp_connections"];
+static COUNT_KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    let others = ["talkers", "flows", "top_sources", "tcp_connections"];
+    stats::switches().map(|switch| switch.key).chain(others).collect()
+});
 const TABLE_KEYS: &[&str] = &["entries"];
 const MODES: &[(&str, Mode)] =
     &[("native", Mode::Native), ("generic", Mode::Generic), ("tcx", Mode::Tcx), ("auto", Mode::Auto)];
@@ -71,14 +77,13 @@ fn mode(node: &Node<'_>) -> Option<Mode> {
 }
 
 fn count(node: &Node<'_>) -> Option<Count> {
-    let fields = node.fields("what is counted", COUNT_KEYS)?;
+    let fields = node.fields("what is counted", &COUNT_KEYS)?;
     let switch =
         |key: &str, default: bool| fields.get(key).and_then(|node| node.boolean()).unwrap_or(default);
     let table = |key: &str| fields.get(key).and_then(|node| entries(&node)).unwrap_or(0);
     let plain = Count::default();
     let count = Count {
-        sizes: switch("sizes", plain.sizes),
-        flags: switch("flags", plain.flags),
+        statistics: stats::switches().filter(|one| switch(one.key, one.default)).map(|one| one.key).collect(),
         talkers: table("talkers"),
         flows: table("flows"),
         top_sources: fields
@@ -136,7 +141,8 @@ mod tests {
         assert_eq!(other.elsewhere[0], (Space::Netns("blue".into()), vec!["e*".to_string()]));
         assert_eq!(other.elsewhere[1].0, Space::Container("web".into()));
         assert_eq!(other.exclude, ["lo"]);
-        assert!(!long.count.sizes && long.count.tcp_connections && long.count.top_sources == 5);
+        assert!(long.count.tcp_connections && long.count.top_sources == 5);
+        assert!(!long.count.statistics.contains("sizes") && long.count.statistics.contains("flags"));
     }
 
     #[test]

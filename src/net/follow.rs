@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::abi::Direction;
+use super::attach::Refusal;
 use super::board::{Board, Missing};
 use super::config::{Mode, Scope};
 use super::event::Event;
@@ -225,6 +226,7 @@ impl Follower {
         let Some(port) = self.ports.get(&index) else { return };
         let name = || self.shown_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;
+        let mut refused: Option<Refusal> = None;
         for change in changes {
             match change {
                 Change::Attached { direction, .. } if lost => {
@@ -236,7 +238,10 @@ impl Follower {
                 Change::Attached { direction, .. } => {
                     attached.get_or_insert((direction, port.hook(), String::new()));
                 }
+                // What holds for both directions is told once.
+                Change::Refused { refusal, .. } if refused.as_ref() == Some(&refusal) => {}
                 Change::Refused { direction, refusal } => {
+                    refused = Some(refusal.clone());
                     tell(Event::Refused { interface: name(), direction: direction.label(), refusal });
                 }
                 Change::Moved { direction, before } => {

@@ -8,6 +8,7 @@
 use super::abi::Link;
 use super::config::{Mode, NetworkConfig, Scope};
 use super::links::Interface;
+use super::stats::program_switches;
 
 /// Where what comes in is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,11 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
             Err("native XDP never sees packets of a device without an Ethernet header; use `mode: auto`"
                 .to_string())
         }
+        // They run in the drivers of its members, and see their packets as those of the members.
+        Mode::Native if on.kind.as_deref() == Some("bond") => {
+            Err("native XDP tells packets of a bond by the member they came from; count on the members, or use `mode: auto`"
+                .to_string())
+        }
         Mode::Native => chosen(&[Hook::Native], "as configured"),
         Mode::Generic => chosen(&[Hook::Generic], "as configured"),
         Mode::Tcx => chosen(&[Hook::Tcx], "as configured"),
@@ -94,7 +100,9 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
 /// How many interfaces of a namespace may be counted by XDP with counters of plain frames: as many as are there now or have
 /// a name in the configuration.
 pub(crate) fn plain_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
-    if config.count.talkers > 0 || config.mode == Mode::Tcx {
+    // The fast path counts nothing else.
+    let else_wanted = config.count.talkers > 0 || program_switches(&config.count.statistics) != 0;
+    if else_wanted || config.mode == Mode::Tcx {
         return 0;
     }
     let by_xdp = |there: &&Interface| {
@@ -164,6 +172,9 @@ mod tests {
         assert!(choose(&ifb, Mode::Generic).is_err() && crosses_hooks(&ifb).is_ok());
         let tun = interface(Some("tun"), None, Link::Ip);
         assert!(choose(&tun, Mode::Native).unwrap_err().contains("mode: auto"));
+        let bond = interface(Some("bond"), None, Link::Ethernet);
+        assert!(choose(&bond, Mode::Native).unwrap_err().contains("count on the members"));
+        assert_eq!(choose(&bond, Mode::Auto).unwrap().hooks[0], Hook::Tcx);
         assert_eq!(choose(&tun, Mode::Generic).unwrap().hooks, [Hook::Generic]);
     }
 }

@@ -22,14 +22,12 @@ mod programs;
 mod query;
 mod sockets;
 mod spaces;
+mod stats;
 mod sys;
 mod tables;
 mod watch;
 
-pub use abi::{
-    AddressFamily, Direction, Fault, Link, PLAIN_BLOCKS, Protocol, Reason, SIZE_BOUNDS, SIZES, TcpKind,
-    Verdict,
-};
+pub use abi::{AddressFamily, Direction, Fault, Link, PLAIN_BLOCKS, Protocol, SIZE_BOUNDS, SIZES, Verdict};
 pub use attach::Refusal;
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
@@ -39,6 +37,7 @@ pub use hook::Hook;
 pub use preview::describe;
 pub use programs::cpu_slots;
 pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};
+pub use stats::{Reason, TcpKind};
 pub use sys::set_operand;
 pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};
 pub use watch::{Network, NetworkError};

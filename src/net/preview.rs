@@ -3,21 +3,20 @@
 use super::config::{Mode, NetworkConfig, Scope, Space};
 use super::hook::choose;
 use super::links::interfaces;
-use super::{programs, tables};
+use super::{programs, stats, tables};
 
 /// What `check` says of the configuration, a line each: what is counted, how much kernel memory that takes on this machine,
 /// and for each interface that is there where it will be counted, and why.
 pub fn describe(config: &NetworkConfig) -> Vec<String> {
     let count = &config.count;
-    let wanted = [
-        (count.sizes, "packet sizes".to_string()),
-        (count.flags, "TCP flags".to_string()),
+    let statistics = stats::switches().map(|one| (count.statistics.contains(one.key), one.name.to_string()));
+    let others = [
         (count.talkers > 0, format!("{} talkers", count.talkers)),
         (count.flows > 0, format!("{} flows", count.flows)),
         (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
         (count.tcp_connections, "TCP connections by state".to_string()),
     ];
-    let wanted: Vec<_> = wanted.into_iter().filter_map(|(on, what)| on.then_some(what)).collect();
+    let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();
     let mode = format!("{:?}", config.mode).to_lowercase();
     let (each, plain, all) = memory(config, libbpf_rs::num_possible_cpus().unwrap_or(1));
     let elsewhere: String = config

@@ -82,6 +82,7 @@ pub(crate) fn plain_memory(interfaces: usize, cpus: usize) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Programs {
     books: Arc<Books>,
+    switches: u32,
     known: Arc<Known>,
     loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
 }
@@ -124,11 +125,12 @@ pub(crate) struct Entry {
 }
 
 impl Programs {
-    /// Tables for the interfaces of one namespace; `plain` are how many at most have counters of plain frames.
+    /// Tables for the interfaces of one namespace; `plain` are how many at most have counters of plain frames, `switches` what
+    /// else is counted ([`super::stats::program_switches`]).
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn new(books: Arc<Books>, plain: usize) -> libbpf_rs::Result<Self> {
+    pub fn new(books: Arc<Books>, plain: usize, switches: u32) -> libbpf_rs::Result<Self> {
         let shared = options(libbpf_sys::BPF_F_MMAPABLE);
         let ports = MapHandle::create(
             MapType::Array,
@@ -153,7 +155,7 @@ impl Programs {
             plain: Plain::new(plain)?,
             places: Mutex::new(vec![0; PORTS]),
         };
-        Ok(Self { books, known: Arc::new(known), loaded: Mutex::default() })
+        Ok(Self { books, switches, known: Arc::new(known), loaded: Mutex::default() })
     }
 
     /// Gets counters for so many interfaces ready, all at once, and gives back those of interfaces that are gone.
@@ -236,6 +238,9 @@ impl Programs {
         log_libbpf();
         let mut storage = MaybeUninit::uninit();
         let mut open = NetSkelBuilder::default().open(&mut storage)?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.switches = self.switches;
+        }
         if let (Some(constants), Some(tables)) = (open.maps.rodata_data.as_deref_mut(), &self.books.tables) {
             constants.with_talkers = true;
             constants.with_flows = tables.with_flows;

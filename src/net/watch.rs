@@ -24,6 +24,7 @@ use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
 use super::spaces::Namespace;
+use super::stats::program_switches;
 use super::sys::{enter, monotonic};
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use crate::exposition::Family;
@@ -316,8 +317,9 @@ impl Visit {
             .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
         let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
         let plain = plain_interfaces(&self.config, &self.scope, &present);
-        let programs = Programs::new(Arc::clone(&self.books), plain)
-            .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
+        let programs =
+            Programs::new(Arc::clone(&self.books), plain, program_switches(&self.config.count.statistics))
+                .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
         let area = Area {
             scope: self.scope.clone(),
             mode: self.config.mode,

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * What is counted of packets on an interface. Each statistic is a pair of files in this folder, NAME.bpf.h and NAME.rs, and
+ * a line in each list here and in mod.rs.
+ */
+#ifndef STATS_ALL_BPF_H
+#define STATS_ALL_BPF_H
+
+#include "packets.bpf.h"
+#include "drops.bpf.h"
+#include "fragments.bpf.h"
+#include "parse_errors.bpf.h"
+#include "tcp_flags.bpf.h"
+#include "tracked.bpf.h"
+
+/* Everything counted on one interface in one direction by one CPU. Words of 64 bits. */
+struct net_stats {
+	struct net_row rows[NET_VERDICT_COUNT][NET_FAMILY_COUNT][NET_PROTOCOL_SLOTS];
+	struct net_drops drops;
+	struct net_parse_errors errors;
+	struct net_tcp_flags tcp;
+	struct net_fragments fragments;
+	struct net_tracked tracked;
+	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
+	__u64 port;
+};
+
+/* What few packets have, so that one test finds out whether there is any. */
+#define RARE (RARE_PARSE_ERRORS | RARE_FRAGMENTS | RARE_TCP_FLAGS)
+
+static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u64 packets)
+{
+	count_parse_errors(&stats->errors, what, packets);
+	count_fragments(&stats->fragments, what, packets);
+	count_tcp_flags(&stats->tcp, what);
+}
+
+/* Those that look at every packet, and only if the configuration asks for it: bits of `switches`. */
+enum net_switch {
+	NET_SWITCH_COUNT,
+};
+const volatile __u32 switches = 0;
+#define WANTED(name) (switches & 1u << NET_SWITCH_##name)
+
+#endif

@@ -1,0 +1,98 @@
+//! What is counted of packets on an interface. Each statistic is a pair of files in this folder, `NAME.rs` and (what programs
+//! do for it) `NAME.bpf.h`, and a line in the lists here and in `all.bpf.h`.
+
+mod drops;
+mod fragments;
+mod packets;
+mod parse_errors;
+mod sizes;
+mod tcp_flags;
+mod tracked;
+
+use std::collections::BTreeSet;
+
+use crate::exposition::Family;
+
+use super::abi::Direction;
+use super::counters::Counters;
+
+pub use drops::Reason;
+pub use tcp_flags::TcpKind;
+
+/// A statistic: the metrics that show it, and whether they are wanted.
+pub(crate) struct Statistic {
+    /// `None` if it is always counted.
+    pub switch: Option<Switch>,
+    pub families: fn(&[Counted<'_>]) -> Vec<Family>,
+}
+
+/// How the configuration turns a statistic on and off.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    /// In `network.count`.
+    pub key: &'static str,
+    pub default: bool,
+    /// As `check` calls it.
+    pub name: &'static str,
+    /// Its `enum net_switch`, if programs do something for it that they otherwise do not.
+    pub bit: Option<u32>,
+}
+
+/// What was counted on an interface in one direction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counted<'a> {
+    /// What tells the interface from others: `interface`, and of another network namespace its name.
+    pub of: &'a [(&'static str, String)],
+    pub direction: Direction,
+    pub counters: &'a Counters,
+}
+
+/// All of them, in the order in which they are shown.
+pub(crate) const ALL: &[Statistic] = &[
+    packets::STATISTIC,
+    drops::STATISTIC,
+    sizes::STATISTIC,
+    tcp_flags::STATISTIC,
+    parse_errors::STATISTIC,
+    fragments::STATISTIC,
+];
+
+/// Of packets that the tables of talkers and flows do not have; shown if there are such tables.
+pub(crate) use tracked::families as tracked;
+
+/// All that can be turned on and off.
+pub(crate) fn switches() -> impl Iterator<Item = &'static Switch> {
+    ALL.iter().filter_map(|statistic| statistic.switch.as_ref())
+}
+
+/// What programs are told of those that are on (`switches` in `all.bpf.h`).
+pub(crate) fn program_switches(on: &BTreeSet<&'static str>) -> u32 {
+    let bits = switches().filter(|switch| on.contains(switch.key)).filter_map(|switch| switch.bit);
+    bits.fold(0, |all, bit| all | 1 << bit)
+}
+
+/// The metrics of the statistics that are on.
+pub(crate) fn families(on: &BTreeSet<&'static str>, counted: &[Counted<'_>]) -> Vec<Family> {
+    let is_on =
+        |statistic: &&Statistic| statistic.switch.as_ref().is_none_or(|switch| on.contains(switch.key));
+    ALL.iter().filter(is_on).flat_map(|statistic| (statistic.families)(counted)).collect()
+}
+
+/// Those of one direction.
+fn of<'a>(direction: Direction, counted: &'a [Counted<'a>]) -> impl Iterator<Item = &'a Counted<'a>> {
+    counted.iter().filter(move |one| one.direction == direction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_not_given_twice() {
+        let keys: Vec<_> = switches().map(|switch| switch.key).collect();
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+        let bits: Vec<_> = switches().filter_map(|switch| switch.bit).collect();
+        assert_eq!(bits.iter().collect::<BTreeSet<_>>().len(), bits.len());
+        assert!(bits.iter().all(|bit| *bit < 32));
+    }
+}

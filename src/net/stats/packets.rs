@@ -1,0 +1,63 @@
+//! Packets and bytes by direction, verdict, family and protocol.
+
+use crate::exposition::{Family, Kind};
+
+use super::super::abi::{AddressFamily, Direction, Protocol, Verdict};
+use super::super::counters::Counters;
+use super::{Counted, Statistic, of};
+
+pub(super) const STATISTIC: Statistic = Statistic { switch: None, families };
+
+fn families(counted: &[Counted<'_>]) -> Vec<Family> {
+    let ingress: Vec<_> = of(Direction::Ingress, counted).collect();
+    let egress: Vec<_> = of(Direction::Egress, counted).collect();
+    vec![
+        cells("xdp_packets_total", "Frames received.", &ingress, Counters::packets),
+        cells(
+            "xdp_bytes_total",
+            "Bytes of frames received, Ethernet header included.",
+            &ingress,
+            Counters::bytes,
+        ),
+        cells(
+            "tc_egress_packets_total",
+            "Frames sent; a packet that is yet to be cut into segments counts as those.",
+            &egress,
+            Counters::packets,
+        ),
+        cells(
+            "tc_egress_bytes_total",
+            "Bytes of frames sent, Ethernet header included.",
+            &egress,
+            Counters::bytes,
+        ),
+    ]
+}
+
+/// One family of counters for every cell that can be counted in; drops only where there are any.
+fn cells(
+    name: &'static str,
+    help: &'static str,
+    counted: &[&Counted<'_>],
+    number: fn(&Counters, Verdict, AddressFamily, Protocol) -> u64,
+) -> Family {
+    let mut result = Family::new(name, Kind::Counter, help);
+    for one in counted {
+        for family in AddressFamily::ALL {
+            for protocol in family.protocols() {
+                for verdict in Verdict::ALL {
+                    let value = number(one.counters, *verdict, *family, *protocol);
+                    if *verdict == Verdict::Pass || value > 0 {
+                        let labels = [
+                            ("family", family.label()),
+                            ("protocol", protocol.label()),
+                            ("verdict", verdict.label()),
+                        ];
+                        result.number_of(one.of, &labels, value);
+                    }
+                }
+            }
+        }
+    }
+    result
+}

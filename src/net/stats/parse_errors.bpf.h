@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/* Packets that the parser found something wrong with. */
+#ifndef STATS_PARSE_ERRORS_BPF_H
+#define STATS_PARSE_ERRORS_BPF_H
+
+#include "packet.bpf.h"
+
+struct net_parse_errors {
+	__u64 packets[NET_FAULT_COUNT];
+};
+
+#define RARE_PARSE_ERRORS FAULT(0xf)
+
+static __always_inline void count_parse_errors(struct net_parse_errors *to, __u64 what, __u64 packets)
+{
+	__u32 fault = IS_FAULT(what);
+
+	/* The compiler knows this bound and would leave the comparison out. */
+	if (fault) {
+		barrier_var(fault);
+		if (fault < NET_FAULT_COUNT)
+			to->packets[fault] += packets;
+	}
+}
+
+#endif

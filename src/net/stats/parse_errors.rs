@@ -1,0 +1,31 @@
+//! Packets that the parser found something wrong with.
+
+use std::mem::offset_of;
+
+use crate::exposition::{Family, Kind};
+
+use super::super::abi::{Fault, net_stats};
+use super::super::counters::Counters;
+use super::{Counted, Statistic};
+
+pub(super) const STATISTIC: Statistic = Statistic { switch: None, families };
+
+impl Counters {
+    /// Frames that something is wrong with.
+    pub fn faults(&self, fault: Fault) -> u64 {
+        self.at(offset_of!(net_stats, errors), fault as usize)
+    }
+}
+
+fn families(counted: &[Counted<'_>]) -> Vec<Family> {
+    let help =
+        "Frames whose headers are cut short or contradict each other; they are passed and counted above too.";
+    let mut faults = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
+    for one in counted {
+        for fault in Fault::ALL {
+            let labels = [("direction", one.direction.label()), ("fault", fault.label())];
+            faults.number_of(one.of, &labels, one.counters.faults(*fault));
+        }
+    }
+    vec![faults]
+}

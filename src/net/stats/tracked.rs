@@ -1,0 +1,53 @@
+//! Packets that the tables of talkers and flows do not have.
+
+use std::mem::offset_of;
+
+use crate::exposition::{Family, Kind};
+
+use super::super::abi::{net_stats, net_tracked};
+use super::super::counters::Counters;
+use super::Counted;
+
+impl Counters {
+    fn tracked(&self, offset: usize) -> u64 {
+        self.at(offset_of!(net_stats, tracked) + offset, 0)
+    }
+
+    /// Packets whose remote host is not tracked, or no longer.
+    pub fn talkers_untracked(&self) -> u64 {
+        self.tracked(offset_of!(net_tracked, talkers_refused)) + self.talkers_evicted()
+    }
+
+    /// Packets of tracked hosts whose flow is not tracked, or no longer.
+    pub fn flows_untracked(&self) -> u64 {
+        self.tracked(offset_of!(net_tracked, flows_refused)) + self.flows_evicted()
+    }
+
+    /// Packets of hosts that had to make room for others.
+    pub fn talkers_evicted(&self) -> u64 {
+        self.tracked(offset_of!(net_tracked, talkers_evicted))
+    }
+
+    /// Packets of flows that had to make room for others.
+    pub fn flows_evicted(&self) -> u64 {
+        self.tracked(offset_of!(net_tracked, flows_evicted))
+    }
+}
+
+/// With `flows` if these are kept beside the talkers.
+pub(crate) fn families(flows: bool, counted: &[Counted<'_>]) -> Vec<Family> {
+    let help = "Packets that belong to no tracked talker or flow, because its table was full of busier ones, or no longer.";
+    let mut refused = Family::new("network_untracked_packets_total", Kind::Counter, help);
+    let help = "Packets of talkers and flows that made room for others; they are untracked packets too.";
+    let mut evicted = Family::new("network_evicted_packets_total", Kind::Counter, help);
+    for one in counted {
+        let labels = |table| [("direction", one.direction.label()), ("table", table)];
+        refused.number_of(one.of, &labels("talkers"), one.counters.talkers_untracked());
+        evicted.number_of(one.of, &labels("talkers"), one.counters.talkers_evicted());
+        if flows {
+            refused.number_of(one.of, &labels("flows"), one.counters.flows_untracked());
+            evicted.number_of(one.of, &labels("flows"), one.counters.flows_evicted());
+        }
+    }
+    vec![refused, evicted]
+}
