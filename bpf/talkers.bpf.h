@@ -381,10 +381,19 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	__u32 at = IS_L4_AT(what);
 	__u64 sum;
 
-	if (ip + (v6 ? IPV6_HEADER : IPV4_HEADER) > f->end)
-		return;
-	p.source = address_at(ip + (v6 ? 8 : 12), v6);
-	p.destination = address_at(ip + (v6 ? 24 : 16), v6);
+	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
+	if (v6) {
+		if (ip + IPV6_HEADER > f->end)
+			return;
+		p.source = address_at(ip + 8, true);
+		p.destination = address_at(ip + 24, true);
+	} else {
+		barrier_var(ip);
+		if (ip + IPV4_HEADER > f->end)
+			return;
+		p.source = address_at(ip + 12, false);
+		p.destination = address_at(ip + 16, false);
+	}
 	p.port = port;
 	p.now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT;
 	p.egress = egress;

@@ -5,7 +5,8 @@
 #
 # KERNEL is a version of Debian's cloud kernel (6.1, 6.12: the newest of these is taken) or a package's name. COMMANDS
 # is a script for busybox's shell, run as root. Each FILE lies at the same place there; its shared libraries are added.
-# Nothing else of this machine is there. What the commands print comes out here, and their exit status is this one's; it
+# Nothing else of this machine is there, and of the kernel's modules only those that ON_KERNEL_MODULES names, with what they
+# depend on; they are loaded before the commands run. What the commands print comes out here, and their exit status is this one's; it
 # is 126 if the kernel complained of a fault of its own, and 125 if the machine did not do its work.
 #
 # Needs qemu-system-x86 and busybox-static. The kernel is kept in ~/.cache/exporter/kernels.
@@ -13,6 +14,7 @@ set -euo pipefail
 
 packages=(qemu-system-x86 busybox-static)
 seconds=${ON_KERNEL_SECONDS:-600} # until the machine is given up
+read -ra modules <<<"${ON_KERNEL_MODULES:-}"
 
 fail() {
 	echo "on-kernel: $*" >&2
@@ -41,15 +43,22 @@ get_kernel() {
 	local package=$1 cache=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/kernels made
 	[[ $package == linux-image-* ]] || package=$(newest "$package")
 	[[ -n $package ]] || fail "apt knows no linux-image-$1.*-cloud-amd64: run apt-get update, with Debian's security updates among its sources"
-	if [[ ! -e $cache/$package ]]; then
+	# A folder of an earlier version of this script has no modules.
+	if [[ ! -e $cache/$package || ! -e $cache/modules-$package ]]; then
 		mkdir -p "$cache"
 		made=$(mktemp -d "$cache/part.XXXXXX")
 		(
 			cd "$made"
 			apt-get -qq download "$package" >&2
-			dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards './boot/vmlinuz-*'
+			dpkg-deb --fsys-tarfile ./*.deb |
+				tar -x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/net/*' './lib/modules/*/kernel/drivers/net/*' \
+					'./lib/modules/*/kernel/lib/*' './lib/modules/*/kernel/arch/*' './lib/modules/*/kernel/crypto/*'
+			mkdir modules
+			find lib -name '*.ko*' -exec mv -t modules {} +
+			find modules -name '*.xz' -exec xz -d {} +
 		) || fail "could not download and unpack $package; the messages are above"
 		# Another process may have been faster; both have the same file.
+		[[ -e $cache/modules-$package ]] || mv -T "$made/modules" "$cache/modules-$package" 2>/dev/null || true
 		mv -f "$made"/boot/vmlinuz-* "$cache/$package"
 		rm -rf "$made"
 	fi
@@ -58,6 +67,21 @@ get_kernel() {
 
 add() {
 	[[ -e $work/root$1 ]] || install -D "$(realpath "$1")" "$work/root$1"
+}
+
+# Adds a module, those that it depends on before it.
+add_module() {
+	local file name
+	# Names of files and of modules differ in these two characters.
+	file=$(find "$folder" -name "${1//[-_]/[-_]}.ko")
+	[[ -n $file ]] || return 0 # built in
+	[[ -e $work/root/modules/$1.ko ]] && return
+	for name in $(grep -aoPm1 '(?<=\0depends=)[^\0]*' "$file" | tr -d '\0' | tr , ' '); do
+		add_module "$name"
+	done
+	mkdir -p "$work/root/modules"
+	cp "$file" "$work/root/modules/$1.ko"
+	echo "insmod /modules/$1.ko" >>"$work/root/modules/load"
 }
 
 work=$(mktemp -d)
@@ -73,6 +97,10 @@ for file; do
 		add "$library"
 	done < <(ldd "$file" 2>/dev/null | grep -oE '/[^ ]+' | sort -u)
 done
+folder=$(dirname "$image")/modules-$(basename "$image")
+for name in "${modules[@]}"; do
+	add_module "$name"
+done
 printf '%s\n' "$commands" >"$work/root/commands"
 cat >"$work/root/init" <<-'END'
 	#!/bin/busybox sh
@@ -84,6 +112,7 @@ cat >"$work/root/init" <<-'END'
 	mount -t tracefs trace /sys/kernel/tracing
 	ip link set lo up
 	stty -F /dev/ttyS1 raw
+	[ ! -e /modules/load ] || sh -e /modules/load >/dev/ttyS1 2>&1 || echo 'a module was refused' >/dev/ttyS1
 	sh /commands >/dev/ttyS1 2>&1 </dev/null
 	status=$?
 	# An emulated CPU may well be slow; anything else that the kernel complains of is a failure.

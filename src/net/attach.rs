@@ -248,7 +248,10 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
     let mut hook = filter_hook(program.as_fd(), on.index);
     let other = |error: libbpf_rs::Error| Refusal {
         reason: "other",
-        text: format!("{}: the TC egress filter is not attached: {error:#}", on.name),
+        text: format!(
+            "{}: the TC egress filter is not attached: {error:#}; it needs the kernel's modules sch_ingress and cls_bpf",
+            on.name
+        ),
     };
     hook.create().map_err(other)?;
     if let Ok(id) = hook.query() {
@@ -276,7 +279,7 @@ fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
             ("permission", "run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root")
         }
         Some(libc::ERANGE | libc::ENOSPC) => ("busy", "as many programs as fit are there; see `bpftool net`"),
-        _ if is_unknown(error) => ("unsupported", "kernels before 6.6 have no TCX; use `mode: auto`"),
+        _ if is_unknown(error) => ("unsupported", "there is no TCX before Linux 6.6; use `mode: auto`"),
         _ => ("other", "see `bpftool net` for what is there"),
     };
     Refusal { reason, text: format!("{}: TC {direction} is not attached: {error}; {next}", on.name) }

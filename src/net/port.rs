@@ -255,7 +255,10 @@ fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) 
         match open_hook(on, *hook, programs, entry) {
             Ok((attached, program)) => return Ok(Placed { attached, program, hook: *hook, reason }),
             Err(refusal) => {
-                reason = refusal.text.clone();
+                reason = match (hook, refusal.reason) {
+                    (Hook::Tcx, "unsupported") => "there is no TCX before Linux 6.6".to_string(),
+                    _ => refusal.text.clone(),
+                };
                 last = Some(refusal);
             }
         }

@@ -8,11 +8,18 @@ pub const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
 /// What commands printed there, in parts that begin with a line `-- NAME`.
 pub struct Output(String);
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 impl Output {
     /// Runs the commands with `scripts/on-kernel.sh`, which has the exporter and these files there too. They must succeed.
     pub fn of(kernel: &str, commands: &str, files: &[&str]) -> Self {
+        Self::with_modules(kernel, "", commands, files)
+    }
+
+    /// The same with modules of the kernel's, separated by spaces.
+    pub fn with_modules(kernel: &str, modules: &str, commands: &str, files: &[&str]) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/on-kernel.sh");
         let output = Command::new(script)
+            .env("ON_KERNEL_MODULES", modules)
             .args([kernel, commands, EXPORTER])
             .args(files)
             .output()
