@@ -48,7 +48,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
             "{{interface}} {{direction}} {{fault}} {{instance}}",
         )],
     );
-    if count.sizes {
+    if count.has("sizes") {
         let buckets = sum("instance, direction, le", &rate("xdp_packet_size_bytes_bucket"));
         let quantile = |q: &str, legend: &str| query(format!("histogram_quantile({q}, {buckets})"), legend);
         grid.time_series(
@@ -61,7 +61,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
             ],
         );
     }
-    if count.flags {
+    if count.has("flags") {
         grid.time_series(
             "TCP openings and closings",
             "TCP segments that open or close a connection.",

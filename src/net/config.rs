@@ -80,6 +80,13 @@ impl Default for Count {
     }
 }
 
+impl Count {
+    /// Whether a statistic that can be turned off is on.
+    pub fn has(&self, key: &str) -> bool {
+        self.statistics.contains(key)
+    }
+}
+
 impl NetworkConfig {
     /// By network namespace, the own one first.
     pub fn scopes(&self) -> Vec<Scope> {
