@@ -9,40 +9,11 @@
 #define FILTER_BPF_H
 
 #include <bpf/bpf_core_read.h>
+#include "ids.bpf.h"
 #include "task.bpf.h"
-
-/* Where /proc is of the first pid namespace these are 0, and the verifier leaves out what they guard. */
-const volatile __u64 pid_namespace = 0;
-const volatile __u32 pid_level = 0;
 
 /* The first of the filters for candidates: one for each target, after those for targets. */
 const volatile __u32 candidate_filters = 0;
-
-/* A task's id in the exporter's pid namespace, or 0 if it is outside of it. */
-static __always_inline __u32 id_inside(struct task_struct *task)
-{
-	struct pid *pid = BPF_CORE_READ(task, thread_pid);
-	struct upid upid;
-
-	if (!pid || BPF_CORE_READ(pid, level) < pid_level || upid_at(pid, pid_level, &upid) ||
-	    (__u64)upid.ns != pid_namespace)
-		return 0;
-	return upid.nr;
-}
-
-static __always_inline __u64 ids_inside(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	__u32 tid = id_inside(task);
-
-	return tid ? (__u64)id_inside(BPF_CORE_READ(task, group_leader)) << 32 | tid : 0;
-}
-
-/* Process and thread, in the upper and the lower half. */
-static __always_inline __u64 ids(void)
-{
-	return pid_namespace ? ids_inside() : bpf_get_current_pid_tgid();
-}
 
 /* The same as a key: processes outside of the namespace, whose ids are 0, must not be taken for one another. */
 static __always_inline __u64 key_ids(void)
