@@ -15,6 +15,7 @@ struct super_block {
 struct inode {
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	__u32 i_generation;
 };
 
 struct qstr {
@@ -58,6 +59,7 @@ struct pid {
 
 struct kernfs_node {
 	const char *name;
+	__u64 id;
 };
 
 struct cgroup {
@@ -70,7 +72,15 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+struct signal_struct {
+	struct {
+		int counter;
+	} live;
+};
+
 struct task_struct {
+	unsigned in_execve : 1;
+	int pid;
 	int tgid;
 	__u64 start_boottime;
 	char comm[16];
@@ -78,6 +88,7 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct pid *thread_pid;
 	struct css_set *cgroups;
+	struct signal_struct *signal;
 };
 
 #pragma clang attribute pop

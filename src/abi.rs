@@ -33,6 +33,25 @@ pub(crate) mod files {
     pub use types::{mapped_file, process};
 }
 
+/// Of what tells which processes come and go.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unsafe_code
+)]
+#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+pub(crate) mod events {
+    include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));
+    pub use types::{
+        cgroup_state, file_flag, file_key, name_key, name_length, process_event, process_event_kind,
+        tracked_state,
+    };
+}
+
 pub(crate) use generated::types::{
     abi_id, abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
     dictionary, entry, event, event_class, filter, filter_kind, goroutine_key, integer_key, label,

@@ -1,17 +1,18 @@
 //! Which files a target's selector means at this moment.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::libraries::Libraries;
-use super::processes::{Process, Processes, Uncovered, started};
+use super::processes::{Applied, Meant, Processes, Uncovered, started};
 use crate::config::model::Selector;
 use crate::containers::Containers;
-use crate::kernel::{Files, Inode};
+use crate::kernel::{FileKey, Files, Inode, ProcessChange, ProcessEvent, ProcessEvents};
 
 /// A file to set probes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,21 +56,43 @@ impl Stamp {
 #[derive(Debug, Default)]
 pub struct Finder {
     files: Option<Files>,
+    /// What the kernel tells of processes; without it they are walked through.
+    events: Option<ProcessEvents>,
     /// By device and inode as stat(2) has them.
     known: HashMap<(u64, u64), (Stamp, Identity)>,
     processes: Processes,
     libraries: Libraries,
-    /// When the processes that targets name by number began.
+    /// By what targets call them.
+    containers: HashMap<String, String>,
+    /// Processes that targets name by number.
+    pinned: HashSet<u32>,
+    /// When these began.
     begun: HashMap<u32, u64>,
     /// Processes that run the file which their executable's path leads to.
     checked: HashMap<u32, Identity>,
     /// Whether a file was in use, and when that was looked up.
     used: Option<(Identity, Instant, bool)>,
+    /// Files that processes were seen to run, as the kernel tells of them.
+    executed: HashMap<FileKey, Identity>,
+    /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
+    /// how long after that once more. None where nobody needs libraries.
+    young: Option<Vec<(Instant, Duration, u32)>>,
     /// What people should know of the latest search, though something was found.
     pub remarks: Vec<String>,
     /// Processes of the latest search that run another file than their executable's path leads to: on overlayfs, the one
     /// below, which was copied up meanwhile.
     pub copied_up: Vec<CopiedUp>,
+}
+
+/// What has become of processes.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Targets that may mean other files now.
+    pub targets: BTreeSet<usize>,
+    /// Programs that have ended already: their names, and paths.
+    pub ended: Vec<(String, PathBuf)>,
+    /// Processes that run a file which was not seen before.
+    executed: Vec<(u32, FileKey)>,
 }
 
 /// A process whose executable no path leads to.
@@ -80,6 +103,13 @@ pub struct CopiedUp {
     /// All that it maps.
     pub maps: Vec<Identity>,
 }
+
+/// How long after a program began its mappings are read first; then after four times that, and so on.
+const FIRST_READ: Duration = Duration::from_millis(3);
+const LAST_READ: Duration = Duration::from_secs(3);
+
+/// Processes whose mappings are read so often; of more of them in their turn with all others.
+const YOUNG: usize = 256;
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
@@ -98,20 +128,212 @@ pub fn find(selector: &Selector) -> Result<Vec<Found>, String> {
     Finder::default().find(selector, &[])
 }
 
-/// Whether selecting means a walk over all processes.
-pub fn is_costly(selector: &Selector) -> bool {
-    matches!(selector, Selector::Process(_) | Selector::Container(_))
+/// Whether the selector means processes, and whatever they run.
+pub fn is_by_process(selector: &Selector) -> bool {
+    !matches!(selector, Selector::Binary(_))
 }
 
 impl Finder {
-    /// With the kernel's knowledge of files.
-    pub fn new(files: Files) -> Self {
-        Self { files: Some(files), ..Self::default() }
+    /// With the kernel's knowledge of files, and what it tells of the processes that targets mean.
+    /// `needs_libraries` if any of the targets has probes that can be in these.
+    pub fn new(
+        files: Files,
+        selectors: &[Selector],
+        events: Option<ProcessEvents>,
+        needs_libraries: bool,
+    ) -> Self {
+        let young = (needs_libraries && events.is_some()).then(Vec::new);
+        let mut finder = Self { files: Some(files), events, young, ..Self::default() };
+        let meant = selectors.iter().map(|selector| finder.meant(selector)).collect();
+        finder.processes = Processes::of(meant);
+        let pids = selectors.iter().filter_map(|selector| match selector {
+            Selector::Pid(pid) => Some(*pid),
+            _ => None,
+        });
+        finder.pinned = pids.collect();
+        if let Some(events) = &finder.events {
+            finder.pinned.iter().for_each(|pid| events.pin(*pid));
+        }
+        finder
+    }
+
+    fn meant(&mut self, selector: &Selector) -> Option<Meant> {
+        match selector {
+            Selector::Binary(_) => None,
+            Selector::Pid(pid) => Some(Meant::Pid(*pid)),
+            Selector::Process(name) => Some(Meant::Name(name.clone())),
+            Selector::Container(name) => Some(Meant::Container(self.container_id(name))),
+        }
+    }
+
+    /// Whether changes of processes are told.
+    pub fn has_events(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Becomes readable when there is something to follow at once.
+    pub fn told(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(AsFd::as_fd)
     }
 
     /// Looks at all processes anew when next a selector needs them.
     pub fn begin_walk(&mut self) {
         self.processes.forget();
+    }
+
+    /// Processes may have loaded other files meanwhile, which the kernel does not tell: those that began a while ago, and a
+    /// few of all others in turn.
+    pub fn read_mappings_again(&mut self) {
+        self.processes.forget_some_libraries();
+    }
+
+    /// Asks the engines again which containers are called as targets call them.
+    pub fn name_containers(&mut self, selectors: &[Selector]) {
+        let mut has_changed = false;
+        for (target, selector) in selectors.iter().enumerate() {
+            let Selector::Container(name) = selector else { continue };
+            let id = container_id(name);
+            if self.containers.get(name) != Some(&id) {
+                self.containers.insert(name.clone(), id.clone());
+                self.processes.set_meant(target, Meant::Container(id));
+                has_changed = true;
+            }
+        }
+        if let Some(events) = self.events.as_ref().filter(|_| has_changed) {
+            events.forget_cgroups();
+        }
+    }
+
+    /// The id, or how it begins, of the container that is called so.
+    pub fn container_id(&mut self, name: &str) -> String {
+        self.containers.entry(name.to_string()).or_insert_with(|| container_id(name)).clone()
+    }
+
+    /// Follows what the kernel has told of processes. None if some of that was lost, so that a
+    /// walk is needed.
+    pub fn follow(&mut self, selectors: &[Selector]) -> Option<News> {
+        let mut news = News::default();
+        let Some(events) = &mut self.events else { return Some(news) };
+        let told = events.take();
+        if events.has_lost() {
+            return None;
+        }
+        // Of a process that has ended meanwhile nothing can be looked up.
+        let ends = |event: &&ProcessEvent| event.change == ProcessChange::Ended;
+        let ended: HashSet<u32> = told.iter().filter(ends).map(|event| event.pid).collect();
+        for event in &told {
+            self.follow_one(event, selectors, ended.contains(&event.pid), &mut news);
+        }
+        self.read_young();
+        self.walk();
+        news.targets = self.processes.take_changed();
+        Some(news)
+    }
+
+    /// When [`follow`](Self::follow) has something to do, even if nothing is told.
+    pub fn due_in(&self) -> Option<Duration> {
+        let due = self.young.iter().flatten().map(|(due, ..)| *due).min();
+        due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn read_young(&mut self) {
+        let now = Instant::now();
+        for (due, pause, pid) in self.young.iter_mut().flatten() {
+            if *due <= now {
+                if let Some(process) = self.processes.get_mut(*pid) {
+                    process.libraries = None;
+                    self.processes.touch(*pid);
+                }
+                (*due, *pause) = (now + *pause, *pause * 4);
+            }
+        }
+        if let Some(young) = &mut self.young {
+            young.retain(|(_, pause, pid)| *pause <= LAST_READ * 4 && self.processes.get(*pid).is_some());
+        }
+    }
+
+    fn follow_one(&mut self, event: &ProcessEvent, selectors: &[Selector], has_ended: bool, news: &mut News) {
+        let pid = event.pid;
+        let applied = if has_ended && event.change != ProcessChange::Ended {
+            Applied::default()
+        } else {
+            self.processes.apply(event)
+        };
+        if applied.is_new_cgroup && applied.containers > 0 {
+            self.name_containers(selectors);
+        }
+        let Some(events) = &self.events else { return };
+        if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
+            && let Some(is_meant) = self.processes.means_cgroup(cgroup)
+        {
+            events.set_cgroup(cgroup, is_meant);
+        }
+        let is_pinned = self.pinned.contains(&pid);
+        if !applied.is_of_interest && event.change != ProcessChange::Ended && !is_pinned {
+            events.forget(pid);
+        }
+        let ProcessChange::Executed { path, file, .. } = &event.change else { return };
+        if !applied.is_of_interest {
+            // It may have ended before it could be looked at; the next one is to find its file attached to.
+            if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                news.ended.push((name, path.clone()));
+            }
+        } else {
+            news.executed.push((pid, *file));
+            if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
+                young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
+            }
+        }
+    }
+
+    /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
+    fn walk(&mut self) {
+        for pid in self.processes.walk_if_needed() {
+            let Some(events) = &self.events else { return };
+            if !self.pinned.contains(&pid) {
+                events.track(pid);
+            }
+            // It may have ended before that.
+            if !Path::new("/proc").join(pid.to_string()).exists() {
+                self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended });
+                if !self.pinned.contains(&pid) {
+                    events.forget(pid);
+                }
+            }
+        }
+    }
+
+    /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
+    pub fn note_executed(&mut self, news: &News) {
+        let Some(events) = &self.events else { return };
+        for (pid, key) in &news.executed {
+            let Some(file) = self.processes.get(*pid).and_then(|process| process.file.as_ref()) else {
+                continue;
+            };
+            if self.executed.len() >= KNOWN {
+                self.executed.drain().for_each(|(key, _)| events.forget_file(key));
+            }
+            self.executed.insert(*key, file.identity);
+            events.set_known(*key);
+        }
+    }
+
+    /// The file is no longer attached to: whoever runs it next is to be looked at.
+    pub fn forget_executed(&mut self, identity: Identity) {
+        let Some(events) = &self.events else { return };
+        self.executed.retain(|key, of| {
+            let is_other = *of != identity;
+            if !is_other {
+                events.forget_file(*key);
+            }
+            is_other
+        });
+    }
+
+    /// Whether the contents of these files have changed is looked at again.
+    pub fn check_again(&mut self, files: &[Identity]) {
+        self.processes.forget_files(files);
     }
 
     /// The files that the selector means now. Files that its processes have
@@ -129,12 +351,14 @@ impl Finder {
                 .map_err(|err| format!("{}: {err}", path.display())),
             Selector::Pid(pid) => self.of_one(*pid, usdt),
             Selector::Process(name) => {
+                self.walk();
                 let (wanted, uncovered) = self.processes.named(name);
                 let none = format!("no process is called {name}");
                 self.of_all(&wanted, &uncovered, none, usdt)
             }
             Selector::Container(name) => {
-                let id = container_id(name);
+                let id = self.container_id(name);
+                self.walk();
                 let (wanted, uncovered) = self.processes.in_container(&id);
                 let none =
                     format!("no process runs in a container called {name}, or whose id begins with that");
@@ -178,26 +402,32 @@ impl Finder {
                 "process {pid} has ended, and another one has its number now: name the new process, or use `process:`"
             ));
         }
+        self.walk();
         let found = self.of_process(pid).map_err(|err| failed(&err))?;
         let mut all = vec![found];
-        self.add_libraries(&[Process::numbered(pid)], usdt, &mut all);
+        self.add_libraries(&[pid], usdt, &mut all);
         Ok(all)
     }
 
     fn of_all(
         &mut self,
-        wanted: &[Process],
+        wanted: &[u32],
         uncovered: &Uncovered,
         none: String,
         usdt: &[String],
     ) -> Result<Vec<Found>, String> {
         let mut all: Vec<Found> = Vec::new();
+        let mut seen = HashSet::new();
         let mut refused = Vec::new();
-        for process in wanted {
-            match self.of_process(process.pid) {
-                Ok(found) if all.iter().all(|known| known.identity != found.identity) => all.push(found),
-                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused.push(process.pid),
-                _ => {}
+        for pid in wanted {
+            match self.of_process(*pid) {
+                Ok(found) => {
+                    if seen.insert(found.identity) {
+                        all.push(found);
+                    }
+                }
+                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused.push(*pid),
+                Err(_) => {}
             }
         }
         let unseen = uncovered.sentence(&refused);
@@ -211,12 +441,31 @@ impl Finder {
         Ok(all)
     }
 
-    fn add_libraries(&mut self, processes: &[Process], wanted: &[String], all: &mut Vec<Found>) {
+    fn add_libraries(&mut self, processes: &[u32], wanted: &[String], all: &mut Vec<Found>) {
         if wanted.is_empty() {
             return;
         }
-        for (path, shown) in self.libraries.of(processes, wanted) {
-            let Ok(found) = self.look_at(&path, shown) else { continue };
+        let mut seen = HashSet::new();
+        let mut of_process = Vec::new();
+        for pid in processes {
+            let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
+            of_process.push(known.unwrap_or_else(|| {
+                let found = self.libraries.of(*pid);
+                if let Some(process) = self.processes.get_mut(*pid) {
+                    process.libraries = Some(found.clone());
+                }
+                found
+            }));
+        }
+        for library in of_process.into_iter().flatten() {
+            if !library.has_any(wanted) || !seen.insert(library.file) {
+                continue;
+            }
+            let Ok(found) = self.look_at(&library.path, library.shown) else {
+                // Another process that has loaded it may still be there.
+                seen.remove(&library.file);
+                continue;
+            };
             if all.iter().all(|known| known.identity != found.identity) {
                 all.push(Found { is_library: true, ..found });
             }
@@ -260,40 +509,54 @@ impl Finder {
         })
     }
 
-    /// Whether the process runs the file that its executable's path leads to.
-    fn check_layer(&mut self, pid: u32, exe: &Path, found: &Found) -> io::Result<()> {
+    /// All that the process maps, if that is not the file which its executable's path leads to.
+    fn check_layer(&mut self, pid: u32, exe: &Path, found: &Found) -> io::Result<Option<Vec<Identity>>> {
         let meta = fs::metadata(exe)?;
         let device =
             u64::from(libc::major(meta.dev())) << KERNEL_MINOR_BITS | u64::from(libc::minor(meta.dev()));
         let is_plain = (device, meta.ino()) == (found.identity.device, found.identity.number);
         if is_plain || found.identity.address == 0 || self.checked.get(&pid) == Some(&found.identity) {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(files) = &mut self.files else { return Ok(()) };
+        let Some(files) = &mut self.files else { return Ok(None) };
         let maps: Vec<_> = files.mapped_by(pid)?.into_iter().map(|(_, inode)| inode).collect();
         if maps.contains(&found.identity) {
             if self.checked.len() >= KNOWN {
                 self.checked.clear();
             }
             self.checked.insert(pid, found.identity);
-        } else if !maps.is_empty() {
-            self.copied_up.push(CopiedUp { pid, shown: found.shown.clone(), maps });
+            return Ok(None);
         }
-        Ok(())
+        Ok(Some(maps).filter(|maps| !maps.is_empty()))
     }
 
     /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
     fn of_process(&mut self, pid: u32) -> io::Result<Found> {
-        let exe = PathBuf::from(format!("/proc/{pid}/exe"));
-        let shown = fs::read_link(&exe)?.display().to_string();
-        let found = self.look_at(&exe, shown)?;
-        self.check_layer(pid, &exe, &found)?;
+        let known = self
+            .processes
+            .get(pid)
+            .and_then(|process| Some((process.file.clone()?, process.copied_up.clone())));
+        let (found, copied_up) = match known {
+            Some(known) => known,
+            None => {
+                let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+                let shown = fs::read_link(&exe)?.display().to_string();
+                let found = self.look_at(&exe, shown)?;
+                let copied_up = self.check_layer(pid, &exe, &found)?;
+                if let Some(process) = self.processes.get_mut(pid) {
+                    (process.file, process.copied_up) = (Some(found.clone()), copied_up.clone());
+                }
+                (found, copied_up)
+            }
+        };
+        if let Some(maps) = copied_up {
+            self.copied_up.push(CopiedUp { pid, shown: found.shown.clone(), maps });
+        }
         Ok(found)
     }
 }
 
-/// The id, or how it begins, of the container that is called so.
-pub fn container_id(name: &str) -> String {
+fn container_id(name: &str) -> String {
     Containers::default().id(name).unwrap_or_else(|| name.to_string())
 }
 

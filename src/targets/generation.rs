@@ -49,6 +49,8 @@ pub struct Generation {
     /// The file could not be read, for a reason that can pass.
     unread: bool,
     again: Again,
+    /// No process that is meant runs it any more: whether some other does is looked up again and again.
+    unused: Option<Unused>,
     /// Keeps writers waiting, where the file system has that; given back last.
     pub lease: Option<Lease>,
 }
@@ -84,6 +86,18 @@ impl Again {
     }
 }
 
+/// What is known of a file that no process is known to run.
+#[derive(Debug)]
+struct Unused {
+    since: Instant,
+    /// Another file has taken its place.
+    is_replaced: bool,
+    check: Again,
+}
+
+/// How long a file that is still there stays attached to for the next process that runs it.
+const KEPT: Duration = Duration::from_secs(60);
+
 /// What attaching needs to know of the exporter.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -107,6 +121,7 @@ impl Generation {
             idle: Vec::new(),
             unread: false,
             again: Again::new(),
+            unused: None,
         };
         made.read_and_attach(context, found, cookies);
         made
@@ -118,9 +133,14 @@ impl Generation {
         self.attach_sites(context, found, sites, cookies);
     }
 
+    /// Whether something was refused for a reason that can pass.
+    pub fn wants_retry(&self) -> bool {
+        self.unread || self.probes.iter().any(|probe| !probe.open.is_empty())
+    }
+
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
     pub fn retry(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) -> bool {
-        if !(self.unread || self.probes.iter().any(|probe| !probe.open.is_empty())) || !self.again.is_due() {
+        if !self.wants_retry() || !self.again.is_due() {
             return false;
         }
         let before: Vec<_> = self.probes.iter().map(|probe| (probe.state.clone(), probe.sites)).collect();
@@ -260,6 +280,23 @@ impl Generation {
     pub fn detach(&mut self, cookies: &mut Cookies) {
         detach(std::mem::take(&mut self.links));
         cookies.free.append(&mut self.cookies);
+    }
+
+    /// Notes that no process that is meant runs the file.
+    pub fn leave(&mut self, is_replaced: bool) {
+        self.unused = Some(Unused { since: Instant::now(), is_replaced, check: Again::new() });
+    }
+
+    /// A process runs the file again.
+    pub fn come_back(&mut self) {
+        self.unused = None;
+    }
+
+    /// Whether it is time to look up if any process still runs a file that was left.
+    pub fn wants_check_of_use(&mut self) -> bool {
+        self.unused.as_mut().is_some_and(|unused| {
+            (unused.is_replaced || unused.since.elapsed() > KEPT) && unused.check.is_due()
+        })
     }
 
     /// The file has taken the target's place: its hits count, whatever runs it.

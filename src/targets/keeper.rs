@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::find::{Finder, Found, Identity, container_id, is_costly};
+use super::find::{Finder, Found, Identity, News, is_by_process};
 use super::generation::{Context, Cookies, Generation};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status, Ticks};
@@ -17,15 +17,21 @@ use super::upgrade::{Candidate, Written, lease};
 use super::watch::Watch;
 use crate::abi::book_cell;
 use crate::config::model::{Point, Selector};
-use crate::kernel::{Attach, Clock, Files, Filter, Kernel, KernelError, PidNamespace, Shared};
+use crate::kernel::{
+    Attach, Clock, Files, Filter, Kernel, KernelError, PidNamespace, ProcessEvents, Shared, Wanted,
+};
 use crate::layout::Layout;
 use crate::plan::{Pairing, Plan, TargetPlan};
 
 /// How often files are looked at: one stat(2) for each.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often all processes are looked at, where a target is given by process, and for files that were replaced.
+/// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
+/// processes do, all of these.
 const WALK: Duration = Duration::from_secs(5);
+
+/// How often container engines are asked for names, which can change without any process doing something.
+const NAMES: Duration = Duration::from_secs(60);
 
 /// Ticks of the kernel in a second, by its configuration.
 const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
@@ -105,6 +111,10 @@ pub(super) struct Worker {
     first_clock: Option<Clock>,
     last_walk: Instant,
     last_look: Instant,
+    last_names: Instant,
+    /// Events of processes were lost: all have to be looked at.
+    is_behind: bool,
+    selectors: Vec<Selector>,
     /// Starts that found no room so far.
     starts_refused: u64,
 }
@@ -115,6 +125,8 @@ pub(super) struct State {
     pub(super) current: Vec<Generation>,
     /// Replaced, but some process still runs them.
     pub(super) replaced: Vec<Generation>,
+    /// Files without any of the probes that ran a while ago: they need not be read again.
+    barren: Vec<Generation>,
     /// Beside the target's file, and not it yet.
     pub(super) candidates: Vec<Candidate>,
     /// Since when a file that is being written keeps the target waiting.
@@ -129,6 +141,45 @@ pub(super) struct State {
     editions: u32,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,
+}
+
+/// Files without probes that are remembered of one target.
+const BARREN: usize = 64;
+
+impl State {
+    /// Notes that no process which is meant runs the file, or that another one has its place.
+    fn leave(&mut self, mut old: Generation, is_replaced: bool, target: &str) {
+        if old.is_attached() {
+            if is_replaced {
+                log::info!("Target {target}: {} was replaced", old.shown);
+            }
+            old.leave(is_replaced);
+            self.replaced.push(old);
+        } else if !old.wants_retry() {
+            if self.barren.len() >= BARREN {
+                self.barren.remove(0);
+            }
+            // A file that is not probed can be written over by anyone.
+            old.lease = None;
+            self.barren.push(old);
+        }
+    }
+
+    /// The probes of a file that runs again, or that has got its place back, as when an upgrade is undone.
+    fn take_back(&mut self, file: &Found) -> Option<Generation> {
+        let is_it = |old: &Generation| {
+            old.identity == file.identity && (old.stamp == file.stamp || old.is_as_it_was())
+        };
+        let at = |all: &[Generation]| all.iter().position(is_it);
+        let mut old = match (at(&self.replaced), at(&self.barren)) {
+            (Some(at), _) => self.replaced.swap_remove(at),
+            (None, Some(at)) => self.barren.swap_remove(at),
+            (None, None) => return None,
+        };
+        old.come_back();
+        old.stamp = file.stamp;
+        Some(old)
+    }
 }
 
 impl Worker {
@@ -168,7 +219,12 @@ impl Worker {
         let cookies = Cookies::new(plan.settings.limits.sites);
         let first_clock = kernel.clock();
         let (last_walk, last_look) = (Instant::now(), Instant::now());
-        let finder = Finder::new(files);
+        let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
+        let events = process_events(&selectors, namespace);
+        let needs_libraries = |state: &State| !state.usdt.is_empty();
+        let needs_libraries =
+            selectors.iter().zip(&targets).any(|(of, state)| is_by_process(of) && needs_libraries(state));
+        let finder = Finder::new(files, &selectors, events, needs_libraries);
         let worker = Self {
             plan,
             kernel,
@@ -180,6 +236,9 @@ impl Worker {
             first_clock,
             last_walk,
             last_look,
+            last_names: Instant::now(),
+            is_behind: false,
+            selectors,
             starts_refused: 0,
         };
         worker.name_candidates();
@@ -190,13 +249,17 @@ impl Worker {
     fn run(&mut self) {
         let mut pause = LOOK / 5;
         loop {
-            let news = self.watch.wait(self.pause_for_writers(pause));
+            let due = self.finder.due_in().unwrap_or(pause);
+            let news = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.told());
             // Before anything else: somebody waits.
             self.give_way(&news.breaks);
             if news.is_over {
                 break;
             }
             self.prepare(&news.beside);
+            if news.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
+                self.follow_processes();
+            }
             let plan = self.plan.clone();
             for (target, planned) in plan.targets.iter().enumerate() {
                 if news.targets.contains(&target) || self.targets[target].written.is_some_and(Written::is_due)
@@ -238,6 +301,33 @@ impl Worker {
         });
     }
 
+    /// Looks at the targets for which processes have begun or changed.
+    fn follow_processes(&mut self) {
+        let Some(news) = self.finder.follow(&self.selectors) else {
+            log::debug!("more has happened to processes than could be told: all are looked at");
+            self.is_behind = true;
+            return;
+        };
+        self.look_for(&news);
+    }
+
+    fn look_for(&mut self, news: &News) {
+        let plan = self.plan.clone();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let Selector::Process(name) = &planned.selector else { continue };
+            let ended = news.ended.iter().filter(|(of, _)| of == name);
+            let before = self.targets[target].paths.len();
+            self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
+            if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
+                self.look_at(target, planned);
+            }
+        }
+        for target in &news.targets {
+            self.look_at(*target, &plan.targets[*target]);
+        }
+        self.finder.note_executed(news);
+    }
+
     /// Whether a start found no room since the last look.
     fn found_no_room(&mut self) -> bool {
         let bank = self.kernel.shared().bank;
@@ -258,15 +348,24 @@ impl Worker {
         self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
     }
 
-    /// Compares every target with the files that it means now. With `walk`, also what takes a walk over all processes.
+    /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
+    /// may be news. With `walk`, also what is looked at rarely.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
         if walk {
-            self.finder.begin_walk();
+            self.begin_walk();
         }
+        self.follow_processes();
         for (target, planned) in plan.targets.iter().enumerate() {
-            let is_free = self.targets[target].written.is_none_or(Written::is_due);
-            if is_free && (walk || !is_costly(&planned.selector)) {
+            let state = &self.targets[target];
+            let is_free = state.written.is_none_or(Written::is_due);
+            let is_told = is_by_process(&planned.selector) && self.finder.has_events();
+            let may_differ = if is_told {
+                state.written.is_some() || state.current.iter().any(Generation::wants_retry)
+            } else {
+                walk || !is_by_process(&planned.selector)
+            };
+            if is_free && may_differ {
                 self.look_at(target, planned);
             }
             if walk {
@@ -279,6 +378,24 @@ impl Worker {
         }
     }
 
+    fn begin_walk(&mut self) {
+        if !self.finder.has_events() || std::mem::take(&mut self.is_behind) {
+            self.finder.begin_walk();
+        }
+        if !self.finder.has_events() || self.last_names.elapsed() >= NAMES {
+            self.last_names = Instant::now();
+            self.finder.name_containers(&self.selectors);
+        }
+        let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| is_by_process(of));
+        let by_process: Vec<&State> = by_process.map(|(_, state)| state).collect();
+        if by_process.iter().any(|state| !state.usdt.is_empty()) {
+            self.finder.read_mappings_again();
+        }
+        let generations = by_process.iter().flat_map(|state| &state.current);
+        let unsure: Vec<_> = generations.filter(|g| !g.is_as_it_was()).map(|g| g.identity).collect();
+        self.finder.check_again(&unsure);
+    }
+
     /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
     /// is attached to.
     fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
@@ -289,7 +406,7 @@ impl Worker {
                 Filter::process(pid, if known > 0 { known } else { self.finder.began(pid) })
             }
             (None, Selector::Process(name)) => Filter::name(name),
-            (None, Selector::Container(name)) => Filter::container(&container_id(name)),
+            (None, Selector::Container(name)) => Filter::container(&self.finder.container_id(name)),
             (None, Selector::Binary(_) | Selector::Pid(_)) => return,
         };
         let state = &mut self.targets[target];
@@ -367,7 +484,10 @@ impl Worker {
                 state.written = None;
                 // That one process will not come back.
                 if matches!(planned.selector, Selector::Pid(_)) {
-                    state.current.drain(..).for_each(|mut old| old.detach(&mut self.cookies));
+                    for mut old in state.current.drain(..) {
+                        old.detach(&mut self.cookies);
+                        self.finder.forget_executed(old.identity);
+                    }
                 }
                 // Files that are attached stay so: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
@@ -401,14 +521,15 @@ impl Worker {
                 // Written over in place: the sites are elsewhere now.
                 Some(_) => {
                     old.detach(&mut self.cookies);
+                    self.finder.forget_executed(old.identity);
                     changed = true;
                 }
-                None if old.is_attached() => {
-                    log::info!("Target {}: {} was replaced", planned.name, old.shown);
-                    state.replaced.push(old);
+                None => {
+                    let is_replaced =
+                        !is_by_process(&planned.selector) || state.paths.contains(Path::new(&old.shown));
+                    state.leave(old, is_replaced, &planned.name);
                     changed = true;
                 }
-                None => changed = true,
             }
         }
         let elsewhere = files.iter().any(|file| file.is_library);
@@ -416,6 +537,11 @@ impl Worker {
         for file in &files {
             let state = &mut self.targets[target];
             if state.current.iter().any(|known| known.identity == file.identity) {
+                continue;
+            }
+            if let Some(old) = state.take_back(file) {
+                state.current.push(old);
+                changed = true;
                 continue;
             }
             if let Some(made) = state.admit(&self.kernel, file) {
@@ -431,7 +557,7 @@ impl Worker {
                     continue;
                 }
             };
-            // A file that came back, as when an upgrade is undone.
+            // Written over while nobody ran it.
             if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
@@ -452,10 +578,11 @@ impl Worker {
         let state = &mut self.targets[target];
         let cookies = &mut self.cookies;
         state.replaced.retain_mut(|old| {
-            let used = self.finder.in_use(old.identity);
+            let used = !old.wants_check_of_use() || self.finder.in_use(old.identity);
             if !used {
-                log::info!("Target {}: the replaced {} no longer runs", planned.name, old.shown);
+                log::info!("Target {}: {} no longer runs, and was detached from", planned.name, old.shown);
                 old.detach(cookies);
+                self.finder.forget_executed(old.identity);
             }
             used
         });
@@ -497,6 +624,23 @@ impl Worker {
             self.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
         }
     }
+}
+
+/// What the kernel tells of the processes that targets mean; None where no target means any, or the kernel does not tell.
+fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<ProcessEvents> {
+    let mut wanted = Wanted::default();
+    for selector in selectors {
+        match selector {
+            Selector::Process(name) => wanted.names.push(name.clone()),
+            Selector::Container(_) => wanted.by_cgroup = true,
+            Selector::Binary(_) | Selector::Pid(_) => {}
+        }
+    }
+    if !selectors.iter().any(is_by_process) {
+        return None;
+    }
+    let started = ProcessEvents::start(&wanted, namespace);
+    started.inspect_err(|err| log::info!("Processes are looked for every {} s: {err}", WALK.as_secs())).ok()
 }
 
 /// With `elsewhere`, what this file lacks is in libraries that its process has loaded.

@@ -13,64 +13,45 @@ use object::read::ReadCache;
 use object::read::elf::FileHeader;
 use object::{Endianness, ReadRef};
 
-use super::processes::{Process, started};
 use crate::elf::{Image, notes};
-
-/// Mappings are read again of so many processes in one walk, and of every process that is new.
-const AGAIN: usize = 64;
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
 
-/// What is known of files and processes.
+/// What is known of files.
 #[derive(Debug, Default)]
 pub struct Libraries {
     /// By device, inode and ctime: its probes.
-    files: HashMap<(u64, u64, i64, i64), Names>,
-    /// By number: when the process began, and what it had loaded.
-    processes: HashMap<u32, (u64, Vec<Library>)>,
-    next: usize,
+    files: HashMap<FileTimes, Names>,
 }
+
+/// Device, inode and ctime.
+type FileTimes = (u64, u64, i64, i64);
 
 /// USDT probes as `provider:name`.
 type Names = Arc<BTreeSet<String>>;
 
 /// A file with probes that a process has loaded.
 #[derive(Debug, Clone)]
-struct Library {
-    path: PathBuf,
-    shown: String,
+pub struct Library {
+    /// A path that opens it.
+    pub path: PathBuf,
+    pub shown: String,
+    /// Tells it apart from others.
+    pub file: FileTimes,
     probes: Names,
 }
 
-impl Libraries {
-    /// Those that have any of the probes: a path that opens each, and its name.
-    pub fn of(&mut self, processes: &[Process], wanted: &[String]) -> Vec<(PathBuf, String)> {
-        let mut all = Vec::new();
-        let first = self.next % processes.len().max(1);
-        for (n, process) in processes.iter().enumerate() {
-            let Ok(began) = started(process.pid) else { continue };
-            let is_due = (n + processes.len() - first) % processes.len() < AGAIN;
-            let known = self.processes.get(&process.pid).filter(|(of, _)| *of == began && !is_due);
-            let loaded = match known {
-                Some((_, loaded)) => loaded.clone(),
-                None => {
-                    let loaded = self.read(process.pid);
-                    self.processes.insert(process.pid, (began, loaded.clone()));
-                    loaded
-                }
-            };
-            let has_some = |library: &Library| wanted.iter().any(|name| library.probes.contains(name));
-            all.extend(loaded.into_iter().filter(has_some).map(|library| (library.path, library.shown)));
-        }
-        self.next = first + AGAIN;
-        if self.processes.len() > 2 * processes.len() + 1024 {
-            self.processes.retain(|pid, (began, _)| started(*pid).is_ok_and(|of| of == *began));
-        }
-        all
+impl Library {
+    /// Whether it has any of these probes.
+    pub fn has_any(&self, wanted: &[String]) -> bool {
+        wanted.iter().any(|name| self.probes.contains(name))
     }
+}
 
-    fn read(&mut self, pid: u32) -> Vec<Library> {
+impl Libraries {
+    /// All that a process has loaded.
+    pub fn of(&mut self, pid: u32) -> Vec<Library> {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let mut found: Vec<Library> = Vec::new();
@@ -85,21 +66,21 @@ impl Libraries {
             let opened =
                 paths.into_iter().find_map(|path| Some((File::open(&path).ok()?, PathBuf::from(path))));
             let Some((mut file, path)) = opened else { continue };
-            let probes = self.probes(&mut file);
+            let Ok(meta) = file.metadata() else { continue };
+            let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+            let probes = self.probes(&mut file, times);
             if !probes.is_empty() {
-                found.push(Library { path, shown: shown.to_string(), probes });
+                found.push(Library { path, shown: shown.to_string(), file: times, probes });
             }
         }
         found
     }
 
-    fn probes(&mut self, file: &mut File) -> Names {
-        let Ok(meta) = file.metadata() else { return Names::default() };
-        let key = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+    fn probes(&mut self, file: &mut File, times: FileTimes) -> Names {
         if self.files.len() >= KNOWN {
             self.files.clear();
         }
-        self.files.entry(key).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
+        self.files.entry(times).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
     }
 }
 

@@ -122,6 +122,7 @@ impl Worker {
             broken.extend(candidates.map(|candidate| candidate.generation));
             for generation in &mut broken {
                 generation.detach(&mut self.cookies);
+                self.finder.forget_executed(generation.identity);
                 log::info!(
                     "Target {}: {} is about to be written, and was detached from",
                     planned.name,

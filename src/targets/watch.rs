@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
@@ -29,6 +29,8 @@ pub struct News {
     pub targets: HashSet<usize>,
     /// Files that were written or put beside a target's file, and could take its place.
     pub beside: Vec<Beside>,
+    /// Processes have begun, or done something else that must be looked at at once.
+    pub processes: bool,
 }
 
 /// A file beside a target's.
@@ -110,19 +112,22 @@ impl Watch {
         }
     }
 
-    /// Waits at most so long.
-    pub fn wait(&mut self, most: Duration) -> News {
+    /// Waits at most so long, or until there are news of processes.
+    pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> News {
         let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(&self.stop, PollFlags::IN),
             PollFd::new(&self.breaks, PollFlags::IN),
             PollFd::from_borrowed_fd(self.inotify.as_fd(), PollFlags::IN),
         ];
+        fds.extend(processes.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let mut news = News::default();
         if poll(&mut fds, Some(&timeout)).is_err() {
             return news;
         }
-        let [stop, breaks, changes] = fds.map(|fd| !fd.revents().is_empty());
+        let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
+        let [stop, breaks, changes] = [0, 1, 2].map(is_ready);
+        news.processes = is_ready(3);
         news.is_over = stop;
         if breaks {
             news.breaks = self.breaks.take();
@@ -242,13 +247,13 @@ mod tests {
         let path = folder.path().join("app");
         watch.follow(&[(3, path.clone())]);
         fs::write(folder.path().join("app.new"), "x").unwrap();
-        let news = watch.wait(Duration::from_secs(10));
+        let news = watch.wait(Duration::from_secs(10), None);
         let beside = Beside { target: 3, path: folder.path().join("app.new"), is_called_like: true };
         assert!(news.beside.contains(&beside) && news.targets.is_empty(), "{news:?}");
         fs::rename(folder.path().join("app.new"), &path).unwrap();
-        assert!(watch.wait(Duration::from_secs(10)).targets.contains(&3));
+        assert!(watch.wait(Duration::from_secs(10), None).targets.contains(&3));
         watch.follow(&[]);
         fs::write(&path, "y").unwrap();
-        assert!(watch.wait(Duration::from_millis(1)).targets.is_empty());
+        assert!(watch.wait(Duration::from_millis(1), None).targets.is_empty());
     }
 }

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Which processes come and go, and change their names or control groups: told to src/targets/processes.rs, so that /proc need
+ * not be walked.
+ *
+ * Programs that are no target cost two or three look-ups each time they execute, fork or exit, and are not told. The reader is
+ * woken only for what it may have to act on at once: a file that it has not attached to. All else waits in the ring for its
+ * next look.
+ */
+#include "kernel.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "ids.bpf.h"
+#include "task.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum event_limit {
+	PATH_BYTES = 128,
+};
+
+enum process_event_kind {
+	PROCESS_EXECUTED,
+	PROCESS_FORKED,
+	PROCESS_ENDED,
+	PROCESS_RENAMED,
+	PROCESS_MOVED, /* to another control group */
+};
+
+/* A file as it is opened: on overlayfs that of the overlay. */
+struct file_key {
+	__u64 inode; /* address of the kernel's inode */
+	__u64 number;
+	__u32 device;
+	__u32 generation; /* tells inodes apart that have the same number one after the other */
+};
+
+struct process_event {
+	__u32 kind; /* enum process_event_kind */
+	__u32 pid;
+	__u32 parent; /* PROCESS_FORKED */
+	__u32 pad;
+	__u64 cgroup;
+	struct file_key file; /* the executable */
+	__u8 comm[16];
+	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
+};
+
+enum file_flag {
+	FILE_KNOWN = 1 << 0, /* nothing has to be done at once when a process executes it */
+	FILE_SEMAPHORES = 1 << 1, /* whatever process executes it is told */
+};
+
+enum tracked_state {
+	TRACKED_FOUND = 1,
+	TRACKED_PINNED = 2, /* told whatever it does, and waited for when it has ended */
+};
+
+enum cgroup_state {
+	CGROUP_NEW, /* the reader has not said yet whether it is a target's */
+	CGROUP_MEANT,
+	CGROUP_OTHER,
+};
+
+/* The key of a name: its length, and how it begins. The reader compares the rest. */
+struct name_key {
+	__u32 length;
+	__u32 pad;
+	__u64 start[2];
+};
+
+/* Length of a name that is compared with that of the leader, which is cut, and filled with zeros, at 15 bytes. */
+enum name_length {
+	NAME_COMM = 0xffffffff,
+};
+
+struct events_abi {
+	struct process_event process_event;
+	struct name_key name_key;
+	enum event_limit event_limit;
+	enum process_event_kind process_event_kind;
+	enum file_flag file_flag;
+	enum tracked_state tracked_state;
+	enum cgroup_state cgroup_state;
+	enum name_length name_length;
+};
+const volatile struct events_abi events_abi = {};
+
+/* Whether targets are given by control group. */
+const volatile __u32 has_cgroups = 0;
+
+/* The reader is woken when so much waits for it. */
+const volatile __u32 wake_bytes = 1;
+
+/* Events that found no room: the reader walks through /proc then. */
+__u64 lost = 0;
+
+#define HASH(name_, type_, key_, value_, entries_) \
+	struct {                                   \
+		__uint(type, type_);               \
+		__uint(max_entries, entries_);     \
+		__type(key, key_);                 \
+		__type(value, value_);             \
+	} name_ SEC(".maps")
+
+HASH(names, BPF_MAP_TYPE_HASH, struct name_key, __u32, 1);
+HASH(tracked, BPF_MAP_TYPE_HASH, __u32, __u32, 65536);
+HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, __u64, __u32, 4096);
+HASH(files, BPF_MAP_TYPE_LRU_HASH, struct file_key, __u32, 8192);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} ring SEC(".maps");
+
+static __always_inline __u32 process_id(struct task_struct *task)
+{
+	return pid_namespace ? id_inside(BPF_CORE_READ(task, group_leader)) : BPF_CORE_READ(task, tgid);
+}
+
+static __always_inline __u32 flags_of(const struct file_key *file)
+{
+	__u32 *flags = bpf_map_lookup_elem(&files, file);
+
+	return flags ? *flags : 0;
+}
+
+static __always_inline void set_file(struct file_key *key, struct file *file)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+
+	key->inode = (__u64)inode;
+	key->number = BPF_CORE_READ(inode, i_ino);
+	key->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key->generation = BPF_CORE_READ(inode, i_generation);
+}
+
+/* All but a path that the reader has no need of. */
+#define SHORT_EVENT __builtin_offsetof(struct process_event, path)
+
+static __always_inline void send(const struct process_event *event, __u64 bytes, bool at_once)
+{
+	__u64 waits = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+	__u64 flags = at_once || waits >= wake_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+
+	if (bpf_ringbuf_output(&ring, (void *)event, bytes, flags))
+		__sync_fetch_and_add(&lost, 1);
+}
+
+static __always_inline bool is_comm_wanted(const __u8 *comm)
+{
+	struct name_key key = { .length = NAME_COMM };
+
+	__builtin_memcpy(key.start, comm, sizeof(key.start));
+	return bpf_map_lookup_elem(&names, &key);
+}
+
+static __always_inline bool is_exe_wanted(struct file *exe)
+{
+	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
+	struct name_key key = { .length = BPF_CORE_READ(dentry, d_name.len) };
+	__u64 size = key.length;
+
+	if (size > sizeof(key.start))
+		size = sizeof(key.start);
+	if (!size || bpf_probe_read_kernel(key.start, size, BPF_CORE_READ(dentry, d_name.name)))
+		return false;
+	return bpf_map_lookup_elem(&names, &key);
+}
+
+/* A control group that was not seen before is told once: it may be that of a container which was not there before. */
+static __always_inline bool is_cgroup_wanted(__u64 cgroup)
+{
+	__u32 *state, is_new = CGROUP_NEW;
+
+	if (!has_cgroups)
+		return false;
+	state = bpf_map_lookup_elem(&cgroups, &cgroup);
+	if (!state)
+		bpf_map_update_elem(&cgroups, &cgroup, &is_new, BPF_NOEXIST);
+	return !state || *state != CGROUP_OTHER;
+}
+
+/* Keeps account of what is told from now on of the process; whether that is something. */
+static __always_inline bool track(__u32 pid, bool is_meant)
+{
+	__u32 *state = bpf_map_lookup_elem(&tracked, &pid), found = TRACKED_FOUND;
+
+	if (is_meant && !state && bpf_map_update_elem(&tracked, &pid, &found, BPF_ANY))
+		__sync_fetch_and_add(&lost, 1);
+	if (!is_meant && state && *state == TRACKED_FOUND)
+		bpf_map_delete_elem(&tracked, &pid);
+	return is_meant || state;
+}
+
+struct linux_binprm {
+	const char *filename;
+} __attribute__((preserve_access_index));
+
+SEC("raw_tp/sched_process_exec")
+int executed(__u64 *ctx)
+{
+	struct linux_binprm *program = (void *)ctx[2];
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct process_event event = { .kind = PROCESS_EXECUTED, .pid = process_id(task) };
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	bool is_meant, is_told;
+	__u32 flags;
+
+	if (!event.pid || !exe)
+		return 0;
+	bpf_get_current_comm(event.comm, sizeof(event.comm));
+	event.cgroup = bpf_get_current_cgroup_id();
+	is_meant = is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_cgroup_wanted(event.cgroup);
+	is_told = track(event.pid, is_meant);
+	set_file(&event.file, exe);
+	flags = flags_of(&event.file);
+	if (!is_told && !(flags & FILE_SEMAPHORES))
+		return 0;
+	if (flags == FILE_KNOWN) {
+		send(&event, SHORT_EVENT, false);
+	} else {
+		bpf_probe_read_kernel_str(event.path, sizeof(event.path), BPF_CORE_READ(program, filename));
+		send(&event, sizeof(event), true);
+	}
+	return 0;
+}
+
+SEC("raw_tp/sched_process_fork")
+int forked(__u64 *ctx)
+{
+	struct task_struct *parent = (void *)ctx[0], *child = (void *)ctx[1];
+	struct process_event event = { .kind = PROCESS_FORKED };
+	__u32 found = TRACKED_FOUND;
+
+	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
+		return 0;
+	event.parent = process_id(parent);
+	event.pid = process_id(child);
+	if (!event.pid)
+		return 0;
+	if (bpf_map_lookup_elem(&tracked, &event.pid)) {
+		send(&event, SHORT_EVENT, true);
+		return 0;
+	}
+	if (!bpf_map_lookup_elem(&tracked, &event.parent))
+		return 0;
+	if (bpf_map_update_elem(&tracked, &event.pid, &found, BPF_ANY))
+		__sync_fetch_and_add(&lost, 1);
+	send(&event, SHORT_EVENT, false);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exit")
+int ended(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	struct process_event event = { .kind = PROCESS_ENDED };
+
+	/* Threads that outlive it go on being the process. */
+	if (BPF_CORE_READ(task, signal, live.counter) > 0)
+		return 0;
+	event.pid = process_id(task);
+	if (event.pid && track(event.pid, false))
+		send(&event, SHORT_EVENT, false);
+	return 0;
+}
+
+SEC("raw_tp/task_rename")
+int renamed(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	struct process_event event = { .kind = PROCESS_RENAMED };
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	bool is_wanted;
+
+	/* Of a thread, of the kernel, or on the way to another program, which is told then. */
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) || !exe ||
+	    BPF_CORE_READ_BITFIELD_PROBED(task, in_execve))
+		return 0;
+	bpf_probe_read_kernel_str(event.comm, sizeof(event.comm), (void *)ctx[1]);
+	event.pid = process_id(task);
+	if (!event.pid)
+		return 0;
+	is_wanted = is_comm_wanted(event.comm);
+	if (is_wanted)
+		track(event.pid, true);
+	else if (!bpf_map_lookup_elem(&tracked, &event.pid))
+		return 0;
+	set_file(&event.file, exe);
+	send(&event, SHORT_EVENT, is_wanted && flags_of(&event.file) != FILE_KNOWN);
+	return 0;
+}
+
+SEC("raw_tp/cgroup_attach_task")
+int moved(__u64 *ctx)
+{
+	struct cgroup *to = (void *)ctx[0];
+	struct task_struct *task = (void *)ctx[2];
+	struct process_event event = { .kind = PROCESS_MOVED };
+
+	event.cgroup = BPF_CORE_READ(to, kn, id);
+	event.pid = process_id(task);
+	if (!event.pid)
+		return 0;
+	if (is_cgroup_wanted(event.cgroup))
+		track(event.pid, true);
+	if (bpf_map_lookup_elem(&tracked, &event.pid))
+		send(&event, SHORT_EVENT, true);
+	return 0;
+}

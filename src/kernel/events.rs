@@ -1,0 +1,324 @@
+//! Which processes come and go, as the kernel tells it: see `bpf/events.bpf.c`.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use rustix::event::epoll;
+
+use super::error::{KernelError, loading};
+use super::files::PidNamespace;
+use crate::abi::events::{
+    EventsSkel, EventsSkelBuilder, cgroup_state, file_flag, file_key, name_key, name_length, process_event,
+    process_event_kind, tracked_state,
+};
+
+/// A file as processes open it: on overlayfs that of the overlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileKey {
+    pub inode: u64,
+    pub number: u64,
+    device: u32,
+    generation: u32,
+}
+
+/// What has happened to a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessEvent {
+    pub pid: u32,
+    pub change: ProcessChange,
+}
+
+/// See [`ProcessEvent`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessChange {
+    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known.
+    Executed {
+        file: FileKey,
+        path: PathBuf,
+        cgroup: u64,
+    },
+    /// It was made by this process.
+    Forked {
+        parent: u32,
+    },
+    Ended,
+    /// Its leader calls itself so.
+    Renamed {
+        comm: String,
+    },
+    /// It is in another control group.
+    Moved {
+        cgroup: u64,
+    },
+}
+
+/// What is told of processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Those that are called so, by the leader's or the executable's name.
+    pub names: Vec<String>,
+    /// Those in control groups that are said to be meant, and the first of each control group that is new.
+    pub by_cgroup: bool,
+}
+
+/// The attached programs.
+pub struct ProcessEvents {
+    skel: EventsSkel<'static>,
+    ring: RingBuffer<'static>,
+    taken: Rc<RefCell<Vec<ProcessEvent>>>,
+    epoll: OwnedFd,
+    lost: u64,
+    _links: Vec<Link>,
+}
+
+impl fmt::Debug for ProcessEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessEvents").finish_non_exhaustive()
+    }
+}
+
+/// The reader is woken when a quarter of the ring is full.
+const WAKE_BYTES: u32 = 1 << 16;
+
+impl ProcessEvents {
+    /// Loads and attaches the programs.
+    ///
+    /// # Errors
+    /// What the kernel refuses; processes can be found by walking through /proc then.
+    pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
+        crate::logging::log_libbpf();
+        // One small allocation for the life of the process; it lets the programs move between threads.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = EventsSkelBuilder::default().open(storage).map_err(loading)?;
+        let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
+        open.maps.names.set_max_entries(entries).map_err(loading)?;
+        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+            (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
+            (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
+        }
+        let skel = open.load().map_err(loading)?;
+        for key in wanted.names.iter().flat_map(|name| keys_of(name)).flatten() {
+            skel.maps.names.update(&key, &1u32.to_ne_bytes(), MapFlags::ANY).map_err(loading)?;
+        }
+        let programs = &skel.progs;
+        let mut attached = vec![&programs.executed, &programs.forked, &programs.ended];
+        attached.extend((!wanted.names.is_empty()).then_some(&programs.renamed));
+        attached.extend(wanted.by_cgroup.then_some(&programs.moved));
+        let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>();
+        let links = links.map_err(loading)?;
+        let taken = Rc::new(RefCell::new(Vec::new()));
+        let sink = taken.clone();
+        let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
+        let mut builder = RingBufferBuilder::new();
+        let add = builder.add(&map, move |record| {
+            sink.borrow_mut().extend(decode(record));
+            0
+        });
+        add.map_err(loading)?;
+        let ring = builder.build().map_err(loading)?;
+        let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
+        Ok(Self { skel, ring, taken, epoll, lost: 0, _links: links })
+    }
+
+    /// What has happened since.
+    pub fn take(&mut self) -> Vec<ProcessEvent> {
+        let mut events = [const { MaybeUninit::uninit() }; 1];
+        let _ =
+            epoll::wait(&self.epoll, &mut events, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
+        // It only fails if a callback does.
+        let _ = self.ring.consume();
+        self.taken.take()
+    }
+
+    /// Whether events were lost since this was asked last.
+    pub fn has_lost(&mut self) -> bool {
+        let now = self.skel.maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
+        std::mem::replace(&mut self.lost, now) != now
+    }
+
+    /// What this process does is told from now on.
+    pub fn track(&self, pid: u32) {
+        self.set(&self.skel.maps.tracked, &pid.to_ne_bytes(), tracked_state::TRACKED_FOUND.0);
+    }
+
+    /// Likewise, and also what a later process with the number does.
+    pub fn pin(&self, pid: u32) {
+        self.set(&self.skel.maps.tracked, &pid.to_ne_bytes(), tracked_state::TRACKED_PINNED.0);
+    }
+
+    /// What this process does is of no interest.
+    pub fn forget(&self, pid: u32) {
+        let _ = self.skel.maps.tracked.delete(&pid.to_ne_bytes());
+    }
+
+    /// Whether processes in the control group are meant.
+    pub fn set_cgroup(&self, cgroup: u64, is_meant: bool) {
+        let state = if is_meant { cgroup_state::CGROUP_MEANT } else { cgroup_state::CGROUP_OTHER };
+        self.set(&self.skel.maps.cgroups, &cgroup.to_ne_bytes(), state.0);
+    }
+
+    /// Other containers are meant than before: all control groups are new.
+    pub fn forget_cgroups(&self) {
+        let cgroups = &self.skel.maps.cgroups;
+        let all: Vec<_> = cgroups.keys().collect();
+        all.iter().for_each(|key| drop(cgroups.delete(key)));
+    }
+
+    /// A process that executes the file needs nothing at once.
+    pub fn set_known(&self, file: FileKey) {
+        self.set(&self.skel.maps.files, &file.bytes(), file_flag::FILE_KNOWN.0);
+    }
+
+    /// The file is as one that was never seen.
+    pub fn forget_file(&self, file: FileKey) {
+        let _ = self.skel.maps.files.delete(&file.bytes());
+    }
+
+    fn set(&self, map: &impl MapCore, key: &[u8], value: u32) {
+        if let Err(err) = map.update(key, &value.to_ne_bytes(), MapFlags::ANY) {
+            log::debug!("telling the kernel which processes are of interest: {err}");
+        }
+    }
+}
+
+impl AsFd for ProcessEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// Edge-triggered, for what need not be acted on at once stays in the ring.
+fn watch(ring: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&epoll, ring, epoll::EventData::new_u64(0), edge)?;
+    Ok(epoll)
+}
+
+/// The keys of a name: as an executable's, and, if it is short enough, as a leader's.
+fn keys_of(name: &str) -> [Option<Vec<u8>>; 2] {
+    let mut start = [0; 16];
+    let taken = name.len().min(start.len());
+    start[..taken].copy_from_slice(&name.as_bytes()[..taken]);
+    let key = |length: u32| {
+        let mut key = vec![0; size_of::<name_key>()];
+        key[..4].copy_from_slice(&length.to_ne_bytes());
+        key[offset_of!(name_key, start)..].copy_from_slice(&start);
+        key
+    };
+    let length = u32::try_from(name.len()).unwrap_or_default();
+    [Some(key(length)), (name.len() < start.len()).then(|| key(name_length::NAME_COMM.0))]
+}
+
+impl FileKey {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<file_key>()];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(offset_of!(file_key, inode), &self.inode.to_ne_bytes());
+        put(offset_of!(file_key, number), &self.number.to_ne_bytes());
+        put(offset_of!(file_key, device), &self.device.to_ne_bytes());
+        put(offset_of!(file_key, generation), &self.generation.to_ne_bytes());
+        bytes
+    }
+}
+
+fn word(record: &[u8], at: usize) -> Option<u32> {
+    record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn long(record: &[u8], at: usize) -> Option<u64> {
+    record.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+fn decode(record: &[u8]) -> Option<ProcessEvent> {
+    let at = offset_of!(process_event, file);
+    let file = FileKey {
+        inode: long(record, at + offset_of!(file_key, inode))?,
+        number: long(record, at + offset_of!(file_key, number))?,
+        device: word(record, at + offset_of!(file_key, device))?,
+        generation: word(record, at + offset_of!(file_key, generation))?,
+    };
+    let cgroup = long(record, offset_of!(process_event, cgroup))?;
+    let comm = offset_of!(process_event, comm);
+    let path = record.get(offset_of!(process_event, path)..).unwrap_or_default();
+    let change = match process_event_kind(word(record, offset_of!(process_event, kind))?) {
+        process_event_kind::PROCESS_EXECUTED => {
+            ProcessChange::Executed { file, path: text(path).into(), cgroup }
+        }
+        process_event_kind::PROCESS_FORKED => {
+            ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }
+        }
+        process_event_kind::PROCESS_ENDED => ProcessChange::Ended,
+        process_event_kind::PROCESS_RENAMED => {
+            ProcessChange::Renamed { comm: text(record.get(comm..comm + 16)?) }
+        }
+        process_event_kind::PROCESS_MOVED => ProcessChange::Moved { cgroup },
+        _ => return None,
+    };
+    Some(ProcessEvent { pid: word(record, offset_of!(process_event, pid))?, change })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// What happens to this process, until nothing more does.
+    fn of(events: &mut ProcessEvents, pid: u32) -> Vec<ProcessChange> {
+        events.take().into_iter().filter(|event| event.pid == pid).map(|event| event.change).collect()
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("wanted{}", std::process::id());
+        let path = folder.path().join(&name);
+        std::fs::copy("/bin/dash", &path).unwrap();
+        let wanted = Wanted { names: vec![name], ..Wanted::default() };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        let start = |path: &std::path::Path| {
+            let mut child =
+                Command::new(path).args(["-c", "(true); read x"]).stdin(Stdio::piped()).spawn().unwrap();
+            let pid = child.id();
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            pid
+        };
+        let pid = start(&path);
+        let told = of(&mut events, pid);
+        let ProcessChange::Executed { file, path: ref executed, .. } = told[0] else { panic!("{told:?}") };
+        assert_eq!(executed, &path);
+        assert!(file.inode != 0 && told.last() == Some(&ProcessChange::Ended), "{told:?}");
+        let other = start("/bin/dash".as_ref());
+        assert_eq!(of(&mut events, other), []);
+        // Of a file that is known its path is not told.
+        events.set_known(file);
+        let pid = start(&path);
+        let told = of(&mut events, pid);
+        assert!(matches!(&told[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));
+        events.pin(u32::MAX >> 2);
+        events.forget(u32::MAX >> 2);
+        assert!(!events.has_lost());
+    }
+
+    #[test]
+    fn a_name_has_a_key_for_each_way_to_be_called_so() {
+        let [exe, comm] = keys_of("bitcoind");
+        assert_eq!(exe.unwrap()[..4], 8u32.to_ne_bytes());
+        assert_eq!(comm.unwrap()[..4], u32::MAX.to_ne_bytes());
+        assert_eq!(keys_of("a-name-of-16-byte")[1], None);
+    }
+}
