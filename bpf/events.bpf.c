@@ -41,6 +41,7 @@ struct process_event {
 	__u32 parent; /* PROCESS_FORKED */
 	__u32 pad;
 	__u64 cgroup;
+	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
 	struct file_key file; /* the executable */
 	__u8 comm[16];
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
@@ -217,6 +218,7 @@ int executed(__u64 *ctx)
 	flags = flags_of(&event.file);
 	if (!is_told && !(flags & FILE_SEMAPHORES))
 		return 0;
+	event.time = bpf_ktime_get_ns();
 	if (flags == FILE_KNOWN) {
 		send(&event, SHORT_EVENT, false);
 	} else {

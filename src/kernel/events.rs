@@ -38,11 +38,13 @@ pub struct ProcessEvent {
 /// See [`ProcessEvent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessChange {
-    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known.
+    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known. The time is that
+    /// of `CLOCK_MONOTONIC`, in nanoseconds.
     Executed {
         file: FileKey,
         path: PathBuf,
         cgroup: u64,
+        time: u64,
     },
     /// It was made by this process.
     Forked {
@@ -255,7 +257,8 @@ fn decode(record: &[u8]) -> Option<ProcessEvent> {
     let path = record.get(offset_of!(process_event, path)..).unwrap_or_default();
     let change = match process_event_kind(word(record, offset_of!(process_event, kind))?) {
         process_event_kind::PROCESS_EXECUTED => {
-            ProcessChange::Executed { file, path: text(path).into(), cgroup }
+            let time = long(record, offset_of!(process_event, time))?;
+            ProcessChange::Executed { file, path: text(path).into(), cgroup, time }
         }
         process_event_kind::PROCESS_FORKED => {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }

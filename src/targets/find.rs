@@ -77,6 +77,8 @@ pub struct Finder {
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
     /// how long after that once more. None where nobody needs libraries.
     young: Option<Vec<(Instant, Duration, u32)>>,
+    /// How often all of /proc was looked through.
+    pub walks: u64,
     /// What people should know of the latest search, though something was found.
     pub remarks: Vec<String>,
     /// Processes of the latest search that run another file than their executable's path leads to: on overlayfs, the one
@@ -91,8 +93,8 @@ pub struct News {
     pub targets: BTreeSet<usize>,
     /// Programs that have ended already: their names, and paths.
     pub ended: Vec<(String, PathBuf)>,
-    /// Processes that run a file which was not seen before.
-    executed: Vec<(u32, FileKey)>,
+    /// Processes that have begun to run a program.
+    pub executed: Vec<Executed>,
 }
 
 /// A process whose executable no path leads to.
@@ -110,6 +112,15 @@ const LAST_READ: Duration = Duration::from_secs(3);
 
 /// Processes whose mappings are read so often; of more of them in their turn with all others.
 const YOUNG: usize = 256;
+
+/// A process that has begun to run a program.
+#[derive(Debug)]
+pub struct Executed {
+    pid: u32,
+    key: FileKey,
+    /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time: u64,
+}
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
@@ -159,7 +170,11 @@ impl Finder {
 
     fn meant(&mut self, selector: &Selector) -> Option<Meant> {
         match selector {
-            Selector::Binary(_) => None,
+            // To be told when it is run.
+            Selector::Binary(path) => {
+                let name = path.file_name().and_then(|name| name.to_str());
+                name.map(|name| Meant::Name(name.to_string()))
+            }
             Selector::Pid(pid) => Some(Meant::Pid(*pid)),
             Selector::Process(name) => Some(Meant::Name(name.clone())),
             Selector::Container(name) => Some(Meant::Container(self.container_id(name))),
@@ -272,7 +287,7 @@ impl Finder {
         if !applied.is_of_interest && event.change != ProcessChange::Ended && !is_pinned {
             events.forget(pid);
         }
-        let ProcessChange::Executed { path, file, .. } = &event.change else { return };
+        let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
         if !applied.is_of_interest {
             // It may have ended before it could be looked at; the next one is to find its file attached to.
             if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
@@ -280,7 +295,7 @@ impl Finder {
                 news.ended.push((name, path.clone()));
             }
         } else {
-            news.executed.push((pid, *file));
+            news.executed.push(Executed { pid, key: *file, time: *time });
             if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
                 young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
             }
@@ -289,7 +304,9 @@ impl Finder {
 
     /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
     fn walk(&mut self) {
-        for pid in self.processes.walk_if_needed() {
+        let found = self.processes.walk_if_needed();
+        self.walks += u64::from(found.is_some());
+        for pid in found.unwrap_or_default() {
             let Some(events) = &self.events else { return };
             if !self.pinned.contains(&pid) {
                 events.track(pid);
@@ -306,17 +323,22 @@ impl Finder {
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
     pub fn note_executed(&mut self, news: &News) {
-        let Some(events) = &self.events else { return };
-        for (pid, key) in &news.executed {
-            let Some(file) = self.processes.get(*pid).and_then(|process| process.file.as_ref()) else {
-                continue;
-            };
+        for executed in &news.executed {
+            let Some(identity) = self.file_of(executed) else { continue };
+            let Some(events) = &self.events else { return };
             if self.executed.len() >= KNOWN {
                 self.executed.drain().for_each(|(key, _)| events.forget_file(key));
             }
-            self.executed.insert(*key, file.identity);
-            events.set_known(*key);
+            if self.executed.insert(executed.key, identity) != Some(identity) {
+                events.set_known(executed.key);
+            }
         }
+    }
+
+    /// What the process runs.
+    pub fn file_of(&mut self, executed: &Executed) -> Option<Identity> {
+        let known = self.executed.get(&executed.key).copied();
+        known.or_else(|| Some(self.of_process(executed.pid).ok()?.identity))
     }
 
     /// The file is no longer attached to: whoever runs it next is to be looked at.

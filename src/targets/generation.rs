@@ -49,6 +49,8 @@ pub struct Generation {
     /// The file could not be read, for a reason that can pass.
     unread: bool,
     again: Again,
+    /// When it was attached to, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub attached: u64,
     /// No process that is meant runs it any more: whether some other does is looked up again and again.
     unused: Option<Unused>,
     /// Keeps writers waiting, where the file system has that; given back last.
@@ -98,6 +100,12 @@ struct Unused {
 /// How long a file that is still there stays attached to for the next process that runs it.
 const KEPT: Duration = Duration::from_secs(60);
 
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// What attaching needs to know of the exporter.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -121,9 +129,11 @@ impl Generation {
             idle: Vec::new(),
             unread: false,
             again: Again::new(),
+            attached: 0,
             unused: None,
         };
         made.read_and_attach(context, found, cookies);
+        made.attached = monotonic();
         made
     }
 

@@ -1,6 +1,6 @@
 //! The thread that owns the loaded programs and their links, and looks after the targets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::find::{Finder, Found, Identity, News, is_by_process};
 use super::generation::{Context, Cookies, Generation};
 use super::outcome::Outcome;
-use super::status::{ProbeState, Status, Ticks};
+use super::status::{ProbeState, Reattached, Status, Ticks};
 use super::upgrade::{Candidate, Written, lease};
 use super::watch::Watch;
 use crate::abi::book_cell;
@@ -137,6 +137,8 @@ pub(super) struct State {
     remarks: Vec<String>,
     /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
     paths: BTreeSet<PathBuf>,
+    /// What was attached to by each name of a file.
+    attached: HashMap<String, Identity>,
     filter: Option<Filter>,
     editions: u32,
     /// Its USDT probes, as `provider:name`.
@@ -146,7 +148,25 @@ pub(super) struct State {
 /// Files without probes that are remembered of one target.
 const BARREN: usize = 64;
 
+/// Names of files that are remembered of one target.
+const NAMES_OF_FILES: usize = 1024;
+
 impl State {
+    /// Counts a file that is attached to in place of another, or again.
+    fn note_attached(&mut self, made: &Generation, target: usize, status: &Status) {
+        if !made.is_attached() {
+            return;
+        }
+        if self.attached.len() >= NAMES_OF_FILES {
+            self.attached.clear();
+        }
+        match self.attached.insert(made.shown.clone(), made.identity) {
+            Some(before) if before == made.identity => status.add_reattached(target, Reattached::Written),
+            Some(_) => status.add_reattached(target, Reattached::Replaced),
+            None => {}
+        }
+    }
+
     /// Notes that no process which is meant runs the file, or that another one has its place.
     fn leave(&mut self, mut old: Generation, is_replaced: bool, target: &str) {
         if old.is_attached() {
@@ -308,6 +328,7 @@ impl Worker {
             self.is_behind = true;
             return;
         };
+        self.status.set_walks(self.finder.walks);
         self.look_for(&news);
     }
 
@@ -324,6 +345,16 @@ impl Worker {
         }
         for target in &news.targets {
             self.look_at(*target, &plan.targets[*target]);
+        }
+        for executed in &news.executed {
+            let Some(identity) = self.finder.file_of(executed) else { continue };
+            for (target, state) in self.targets.iter().enumerate() {
+                let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
+                let late = of.map_or(0, |of| of.attached.saturating_sub(executed.time));
+                if late > 0 {
+                    self.status.add_unprobed(target, late);
+                }
+            }
         }
         self.finder.note_executed(news);
     }
@@ -545,6 +576,7 @@ impl Worker {
                 continue;
             }
             if let Some(made) = state.admit(&self.kernel, file) {
+                state.note_attached(&made, target, &self.status);
                 announce(&self.plan, planned, file, &made, elsewhere);
                 state.current.push(made);
                 changed = true;
@@ -563,6 +595,7 @@ impl Worker {
                 old.detach(&mut self.cookies);
             }
             let made = Generation::attach(context, file, lease, &mut self.cookies);
+            state.note_attached(&made, target, &self.status);
             announce(&self.plan, planned, file, &made, elsewhere);
             state.current.push(made);
             changed = true;
@@ -626,17 +659,20 @@ impl Worker {
     }
 }
 
-/// What the kernel tells of the processes that targets mean; None where no target means any, or the kernel does not tell.
+/// What the kernel tells of the processes that targets mean; None where it does not tell.
 fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<ProcessEvents> {
     let mut wanted = Wanted::default();
     for selector in selectors {
         match selector {
             Selector::Process(name) => wanted.names.push(name.clone()),
             Selector::Container(_) => wanted.by_cgroup = true,
-            Selector::Binary(_) | Selector::Pid(_) => {}
+            Selector::Binary(path) => {
+                wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()))
+            }
+            Selector::Pid(_) => {}
         }
     }
-    if !selectors.iter().any(is_by_process) {
+    if selectors.is_empty() {
         return None;
     }
     let started = ProcessEvents::start(&wanted, namespace);

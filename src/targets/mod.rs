@@ -14,4 +14,4 @@ mod watch;
 pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use generation::place;
 pub use keeper::Keeper;
-pub use status::{ProbeState, ProbeStatus, Status};
+pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts};

@@ -127,10 +127,10 @@ impl Processes {
         self.is_walked = false;
     }
 
-    /// Processes that were found by a walk which this call had to make.
-    pub fn walk_if_needed(&mut self) -> Vec<u32> {
+    /// Processes that were found by a walk, if this call had to make one.
+    pub fn walk_if_needed(&mut self) -> Option<Vec<u32>> {
         if self.is_walked {
-            return Vec::new();
+            return None;
         }
         self.is_walked = true;
         let mut before = std::mem::take(&mut self.all);
@@ -147,7 +147,7 @@ impl Processes {
             self.all.insert(pid, Process { libraries, ..found });
         }
         self.changed.extend((0..self.meant.len()).filter(|target| self.meant[*target].is_some()));
-        self.all.keys().copied().collect()
+        Some(self.all.keys().copied().collect())
     }
 
     /// Targets for which something has changed since this was asked last.
@@ -466,14 +466,15 @@ mod tests {
             (applied.is_of_interest, processes.take_changed().into_iter().collect::<Vec<_>>())
         };
         let child = u32::MAX - 1;
-        let executed = |cgroup| ProcessChange::Executed { file: Default::default(), path: "".into(), cgroup };
+        let executed =
+            |cgroup| ProcessChange::Executed { file: Default::default(), path: "".into(), cgroup, time: 0 };
         assert_eq!(tell(own, executed(1)), (true, vec![1, 3]));
         assert_eq!(tell(child, ProcessChange::Forked { parent: own }), (true, vec![1]));
         assert_eq!(
             tell(child, ProcessChange::Renamed { comm: "x".into() }),
             (me.exe == Some(me.comm), vec![1])
         );
-        assert_eq!(tell(child, ProcessChange::Ended).0, false);
+        assert!(!tell(child, ProcessChange::Ended).0);
         assert_eq!(tell(child, ProcessChange::Forked { parent: child }), (false, vec![]));
         assert_eq!(tell(own, ProcessChange::Ended), (false, vec![1, 3]));
     }

@@ -1,6 +1,7 @@
 //! How each probe is doing, for the log, `/ready` and the self-metrics.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::kernel::Sweep;
 use crate::metrics::registry::Seen;
@@ -12,6 +13,32 @@ pub struct Status {
     probes: Mutex<Vec<ProbeStatus>>,
     hz: Mutex<Option<Ticks>>,
     spans: Mutex<Vec<Sweep>>,
+    targets: Mutex<TargetCounts>,
+}
+
+/// What is counted of targets.
+#[derive(Debug, Clone, Default)]
+pub struct TargetCounts {
+    /// How often all of /proc was looked through.
+    pub walks: u64,
+    /// By target: files that were attached to in place of another, by [`Reattached`].
+    pub reattached: Vec<[u64; 2]>,
+    /// By target: how long processes ran before their file was attached to.
+    pub unprobed: Vec<Duration>,
+}
+
+/// Why a target's file was attached to again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reattached {
+    /// Another file has its name.
+    Replaced,
+    /// It was written over in place.
+    Written,
+}
+
+impl Reattached {
+    /// Each, with its word as a label.
+    pub const ALL: [(Self, &'static str); 2] = [(Self::Replaced, "replaced"), (Self::Written, "written")];
 }
 
 /// One probe's state.
@@ -88,6 +115,11 @@ impl Status {
             probes: Mutex::new(vec![waiting; plan.probes.len()]),
             hz: Mutex::new(None),
             spans: Mutex::new(vec![Sweep::default(); plan.spans as usize]),
+            targets: Mutex::new(TargetCounts {
+                walks: 0,
+                reattached: vec![[0; 2]; plan.targets.len()],
+                unprobed: vec![Duration::ZERO; plan.targets.len()],
+            }),
         }
     }
 
@@ -172,6 +204,27 @@ impl Status {
             span.open = found.open;
             span.expired += found.expired;
         }
+    }
+
+    /// What was counted of targets so far.
+    pub fn targets(&self) -> TargetCounts {
+        self.lock_targets().clone()
+    }
+
+    pub(super) fn set_walks(&self, walks: u64) {
+        self.lock_targets().walks = walks;
+    }
+
+    pub(super) fn add_reattached(&self, target: usize, why: Reattached) {
+        self.lock_targets().reattached[target][why as usize] += 1;
+    }
+
+    pub(super) fn add_unprobed(&self, target: usize, nanoseconds: u64) {
+        self.lock_targets().unprobed[target] += Duration::from_nanos(nanoseconds);
+    }
+
+    fn lock_targets(&self) -> MutexGuard<'_, TargetCounts> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn ticks(&self) -> Option<Ticks> {

@@ -3,6 +3,7 @@
 mod endpoint;
 mod probes;
 mod process;
+mod targets;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,7 @@ impl Own {
         let mut to = Families::default();
         self.exporter(&mut to);
         self.probes(&mut to);
+        self.targets(&mut to);
         self.errors(&mut to);
         self.http(&mut to);
         process::collect(&mut to);

@@ -18,7 +18,7 @@ use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
-use exporter::targets::{Keeper, ProbeState};
+use exporter::targets::{Keeper, ProbeState, TargetCounts};
 
 /// How long anything may take that takes no time on a machine at rest.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -125,6 +125,11 @@ impl Tracer {
     pub fn state(&self, probe: usize) -> (ProbeState, usize) {
         let probe = &self.keeper.status().probes()[probe];
         (probe.state.clone(), probe.sites)
+    }
+
+    /// How the targets' files and processes were found.
+    pub fn targets(&self) -> TargetCounts {
+        self.keeper.status().targets()
     }
 
     /// Hits that named no site: a fault of the exporter.

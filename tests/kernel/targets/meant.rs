@@ -1,8 +1,6 @@
 //! A target that means some processes counts those and no others.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 
 use super::support::*;
 use exporter::targets::ProbeState;
@@ -55,39 +53,6 @@ fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
     program.fire(7);
     fire_at_once(&other, 100);
     assert_eq!(count(&tracer, "long_total"), 7);
-}
-
-/// A control group that is taken away when dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new(path: PathBuf) -> Self {
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn start(&self, program: &std::path::Path) -> Program {
-        let script = "echo $$ > $0/cgroup.procs && exec $1";
-        Program::of(Command::new("sh").args(["-c", script]).arg(&self.0).arg(program))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Empty only once its processes have been waited for.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-}
-
-fn hierarchy() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let found = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    found.expect("control groups of version 2").split(' ').nth(1).unwrap().into()
 }
 
 #[test]

@@ -4,6 +4,7 @@
  *
  *   NUMBER       fires
  *   fork NUMBER  a child fires
+ *   leave NUMBER a child fires when its parent has ended
  *   name NAME    calls itself so
  *   exec FILE    becomes another program, which goes on with the input
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
@@ -82,6 +83,15 @@ int main(int argc, char **argv)
 			}
 			if (waitpid(child, &status, 0) != child || status)
 				return 2;
+		} else if (!strncmp(line, "leave ", 6)) {
+			pid_t parent = getpid();
+
+			if (!fork()) {
+				while (getppid() == parent)
+					usleep(1000);
+				fire(atol(line + 6));
+				_exit(0);
+			}
 		} else if (!strncmp(line, "name ", 5)) {
 			prctl(PR_SET_NAME, line + 5);
 		} else if (!strncmp(line, "exec ", 5)) {

@@ -139,3 +139,37 @@ impl Drop for Overlay {
 pub fn until_sites(tracer: &Tracer, probe: usize, sites: usize) {
     eventually(&format!("{sites} sites, {:?} now", tracer.state(probe)), || tracer.state(probe).1 == sites);
 }
+
+/// A control group that is taken away when dropped.
+pub struct Cgroup(pub PathBuf);
+
+impl Cgroup {
+    pub fn new(path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn start(&self, program: &Path) -> Program {
+        let script = "echo $$ > $0/cgroup.procs && exec $1";
+        Program::of(Command::new("sh").args(["-c", script]).arg(&self.0).arg(program))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Empty only once its processes have been waited for.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+/// Where control groups of version 2 are.
+pub fn hierarchy() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let found = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    found.expect("control groups of version 2").split(' ').nth(1).unwrap().into()
+}

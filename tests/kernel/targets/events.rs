@@ -1,0 +1,131 @@
+//! Processes are told by the kernel: what starts, is renamed or moved is attached to, and /proc is looked through once only.
+
+use std::path::Path;
+
+use exporter::targets::ProbeState;
+
+use super::support::*;
+use crate::support::tracer::{Tracer, eventually, folder};
+
+fn start(targets: &[(&str, &str)]) -> Tracer {
+    let tracer = Tracer::start_unready(&config(targets), false);
+    assert_eq!(tracer.targets().walks, 1);
+    tracer
+}
+
+fn until_attached(tracer: &Tracer, probe: usize) {
+    eventually(&format!("the probe to be attached, {:?} now", tracer.state(probe)), || {
+        tracer.state(probe).0 == ProbeState::Attached
+    });
+}
+
+fn named(what: &str) -> String {
+    format!("{what}{}", std::process::id() % 100_000)
+}
+
+/// A program of its own file, at a path with this name.
+fn program(builds: &Path, folder: &Path, name: &str) -> std::path::PathBuf {
+    let path = folder.join(name);
+    copy(&builds.join("first"), &path);
+    path
+}
+
+#[test]
+fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
+    let (builds, folder) = (builds(), folder());
+    let at = |name: &str| program(builds.path(), folder.path(), name);
+    let id = format!("{:08x}{}", std::process::id(), "fedcba9876543210".repeat(4)[..56].to_owned());
+    let [started, renamed] = ["ev-a", "ev-b"].map(named);
+    // It runs before, and is called otherwise, and in no container.
+    let (mut other, mut outside) = (Program::start(&at("before")), Program::start(&at("outside")));
+    let tracer = start(&[
+        ("started", &format!("process: {started}")),
+        ("renamed", &format!("process: {renamed}")),
+        ("moved", &format!("container: {id}")),
+    ]);
+    let mut first = Program::start(&at(&started));
+    until_attached(&tracer, 0);
+    first.fire(3);
+    other.say(&format!("name {renamed}"));
+    until_attached(&tracer, 1);
+    other.fire(5);
+    // A container that was not there before, whose first process comes by exec, and another one by being moved.
+    let container = Cgroup::new(hierarchy().join(format!("docker-{id}.scope")));
+    let mut inside = container.start(&at("inside"));
+    until_sites(&tracer, 2, 1);
+    inside.fire(7);
+    std::fs::write(container.0.join("cgroup.procs"), outside.pid().to_string()).unwrap();
+    until_sites(&tracer, 2, 2);
+    outside.fire(11);
+    let counts = ["started", "renamed", "moved"].map(|name| count(&tracer, &format!("{name}_total")));
+    assert_eq!(counts, [3, 5, 18]);
+    assert_eq!(tracer.targets().walks, 1, "all that was told");
+    drop((inside, outside));
+}
+
+#[test]
+fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
+    let (builds, folder) = (builds(), folder());
+    let name = named("ev-short");
+    let path = program(builds.path(), folder.path(), &name);
+    let tracer = start(&[("short", &format!("process: {name}"))]);
+    fire_at_once(&path, 1);
+    until_attached(&tracer, 0);
+    let before = count(&tracer, "short_total");
+    for _ in 0..20 {
+        fire_at_once(&path, 5);
+    }
+    assert_eq!(count(&tracer, "short_total"), before + 100);
+    assert_eq!(tracer.targets().walks, 1);
+}
+
+#[test]
+fn a_process_with_a_number_is_waited_for() {
+    let (builds, folder) = (builds(), folder());
+    let path = program(builds.path(), folder.path(), "numbered");
+    // A number that is free now.
+    let pid = Program::start(&path).pid();
+    let tracer = start(&[("one", &format!("pid: {pid}"))]);
+    assert!(matches!(tracer.state(0).0, ProbeState::Waiting(_)));
+    let it = (0..2000).find_map(|_| {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        Some(Program::start(&path)).filter(|program| program.pid() == pid)
+    });
+    let mut it = it.expect("the number is free");
+    until_attached(&tracer, 0);
+    it.fire(9);
+    assert_eq!((count(&tracer, "one_total"), tracer.targets().walks), (9, 1));
+}
+
+#[test]
+fn children_go_on_when_their_parent_has_ended() {
+    let (builds, folder) = (builds(), folder());
+    let name = named("ev-child");
+    let path = program(builds.path(), folder.path(), &name);
+    let tracer = start(&[("family", &format!("process: {name}"))]);
+    let mut parent = Program::start(&path);
+    until_attached(&tracer, 0);
+    // The shell is gone before its child fires; the child never executed anything.
+    parent.say("leave 2000");
+    drop(parent);
+    eventually("the child's hits", || count(&tracer, "family_total") == 2000);
+    assert_eq!(tracer.state(0), (ProbeState::Attached, 1));
+    assert_eq!(tracer.targets().walks, 1);
+}
+
+#[test]
+fn reattaching_is_counted_by_reason() {
+    let (builds, folder) = (builds(), folder());
+    let both = ["first", "second"].map(|build| builds.path().join(build));
+    let path = program(builds.path(), folder.path(), "upgraded");
+    let tracer = start(&[("p", &format!("binary: {}", path.display()))]);
+    assert_eq!(tracer.targets().reattached, [[0, 0]]);
+    let beside = folder.path().join("other");
+    copy(&both[1], &beside);
+    run("mv", &[beside.to_str().unwrap(), path.to_str().unwrap()]);
+    eventually("the new file", || tracer.targets().reattached == [[1, 0]]);
+    copy(&both[0], &path);
+    eventually("the file with other contents", || tracer.targets().reattached == [[1, 1]]);
+    fire_at_once(&path, 4);
+    assert_eq!(count(&tracer, "p_total"), 4);
+}
