@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::rows::FLOOR;
+/// The floor: an empty program on the same probe.
+pub const FLOOR: &str = "empty";
 
 /// What was measured of one contender of a row.
 pub struct Samples {

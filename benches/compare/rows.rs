@@ -2,7 +2,7 @@
 
 use crate::Options;
 use crate::ours::Exporter;
-use crate::report::Samples;
+use crate::report::{FLOOR, Samples};
 use crate::rivals::{Bpftrace, Rivals};
 use crate::target::Target;
 
@@ -24,8 +24,6 @@ pub struct Row {
 /// bpftrace takes part in every so many rounds.
 const BPFTRACE_EVERY: usize = 5;
 
-/// The floor: an empty program on the same probe.
-pub const FLOOR: &str = "empty";
 pub const OURS: &str = "this exporter";
 
 const COUNTER: &str = "\

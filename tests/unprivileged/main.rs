@@ -6,6 +6,7 @@
 mod support;
 
 mod certs;
+mod circles;
 mod config_files;
 mod elf_exits;
 mod elf_names;

@@ -1,0 +1,334 @@
+//! Modules beside each other depend on each other in one direction only, at every level of the tree.
+//!
+//! Read from the text: every path that begins with `crate`, `super` or `self` outside of tests is followed to the module
+//! that it leads into, through what a `mod.rs` exports again. A parent and its children are one thing here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// Circles that are still there, as the sets of their modules. Only to be taken away from: a module that is in none of them
+/// gets into none.
+const KNOWN: &[&[&str]] = &[
+    &["config::diagnose", "config::locate", "config::place"],
+    &[
+        "elf::body",
+        "elf::copies",
+        "elf::debug",
+        "elf::exits",
+        "elf::forms",
+        "elf::golang",
+        "elf::image",
+        "elf::notes",
+        "elf::select",
+        "elf::shape",
+        "elf::symbols",
+        "elf::unwind",
+    ],
+    &["elf::functions", "elf::sites"],
+    &["exposition::family", "exposition::text"],
+    &["http::budget", "http::watch"],
+    &["kernel::attach", "kernel::error", "kernel::files", "kernel::load", "kernel::misses", "kernel::refusal"],
+    &["metrics::forget", "metrics::labels", "metrics::registry"],
+    &["net::books", "net::config", "net::hook", "net::programs", "net::tables"],
+    &["places", "resolve", "returns"],
+    &["targets::find", "targets::libraries", "targets::processes"],
+    &["targets::keeper", "targets::upgrade"],
+];
+
+type Module = Vec<String>;
+/// Where one module names another: `file:line`.
+type Edges = BTreeMap<Module, BTreeMap<Module, String>>;
+
+/// A crate's modules with their files and texts, without tests and comments.
+struct Tree {
+    files: BTreeMap<Module, (String, String)>,
+}
+
+impl Tree {
+    fn read(root: &str) -> Tree {
+        let mut tree = Tree { files: BTreeMap::new() };
+        tree.add(Path::new(env!("CARGO_MANIFEST_DIR")).join(root).as_path(), root, &[]);
+        assert!(tree.files.len() > 3, "{root} has no modules");
+        tree
+    }
+
+    fn add(&mut self, folder: &Path, shown: &str, module: &[String]) {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            let name = entry.file_name().into_string().unwrap();
+            let shown = format!("{shown}/{name}");
+            if entry.path().is_dir() {
+                self.add(&entry.path(), &shown, &[module, std::slice::from_ref(&name)].concat());
+            } else if let Some(stem) = name.strip_suffix(".rs").filter(|stem| *stem != "tests") {
+                // The program's main.rs beside a lib.rs is another crate.
+                if stem == "main" && folder.join("lib.rs").exists() {
+                    continue;
+                }
+                let own = ["mod", "lib", "main"].contains(&stem);
+                let stem: &[String] = if own { &[] } else { &[stem.to_owned()] };
+                let text = code(&fs::read_to_string(entry.path()).unwrap());
+                self.files.insert([module, stem].concat(), (shown, text));
+            }
+        }
+    }
+
+    fn edges(&self) -> Edges {
+        let mut edges = Edges::new();
+        for (module, (file, text)) in &self.files {
+            for (line, path) in paths(text) {
+                let Some(target) = self.resolve(module, &path) else { continue };
+                let common = module.iter().zip(&target).take_while(|(a, b)| a == b).count();
+                if module.len() > common && target.len() > common {
+                    let (from, to) = (module[..=common].to_vec(), target[..=common].to_vec());
+                    edges.entry(from).or_default().entry(to).or_insert(format!("{file}:{line}"));
+                }
+            }
+        }
+        edges
+    }
+
+    /// The module that a path leads into.
+    fn resolve(&self, from: &[String], path: &[String]) -> Option<Module> {
+        let mut at = from.to_vec();
+        let mut rest = path;
+        while let [first, more @ ..] = rest {
+            match first.as_str() {
+                "crate" => at.clear(),
+                "self" => {}
+                "super" => {
+                    at.pop()?;
+                }
+                _ => break,
+            }
+            rest = more;
+        }
+        while let [name, more @ ..] = rest {
+            let child = [&at[..], std::slice::from_ref(name)].concat();
+            if self.files.keys().any(|module| module.starts_with(&child)) {
+                at = child;
+                rest = more;
+            } else {
+                // A name that the module exports again from one of its own.
+                let exported = self.exports(&at).remove(name);
+                return exported.or(Some(at));
+            }
+        }
+        Some(at)
+    }
+
+    /// Names that a module takes from its children, with the child.
+    fn exports(&self, module: &[String]) -> BTreeMap<String, Module> {
+        let Some((_, text)) = self.files.get(module) else { return BTreeMap::new() };
+        let uses = statements(text, "use");
+        let taken = uses.iter().filter_map(|(_, path)| {
+            let path = if path.first().is_some_and(|first| first == "self") { &path[1..] } else { path };
+            let child = [module, path.get(..1)?].concat();
+            (path.len() > 1 && self.files.contains_key(&child)).then(|| (path.last().unwrap().clone(), child))
+        });
+        taken.collect()
+    }
+}
+
+/// The text up to its tests, with its comments and the insides of its strings blanked, line by line.
+fn code(text: &str) -> String {
+    let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+    let lines = text.lines().map(|line| {
+        let mut kept = String::new();
+        let mut quoted = false;
+        let mut chars = line.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '\\' if quoted => drop(chars.next()),
+                '"' => quoted = !quoted,
+                '/' if !quoted && chars.peek() == Some(&'/') => break,
+                _ if quoted => {}
+                c => kept.push(c),
+            }
+        }
+        kept
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// All paths in the text that begin with a keyword, with their lines; groups in braces are taken apart.
+fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
+    let tokens = tokens(text);
+    let mut found = Vec::new();
+    for (n, (line, token)) in tokens.iter().enumerate() {
+        let begins =
+            ["crate", "super", "self"].contains(token) && tokens.get(n + 1).is_some_and(|t| t.1 == "::");
+        if begins && (n == 0 || tokens[n - 1].1 != "::") {
+            let mut all = Vec::new();
+            group(&tokens, n, &[], &mut all);
+            found.extend(all.into_iter().map(|path| (*line, path)));
+        }
+    }
+    found
+}
+
+/// The paths of all statements that begin with this word.
+fn statements(text: &str, word: &str) -> Vec<(usize, Vec<String>)> {
+    let tokens = tokens(text);
+    let mut found = Vec::new();
+    for (n, (line, token)) in tokens.iter().enumerate() {
+        if *token == word {
+            let mut all = Vec::new();
+            group(&tokens, n + 1, &[], &mut all);
+            found.extend(all.into_iter().map(|path| (*line, path)));
+        }
+    }
+    found
+}
+
+/// Reads one path from here on, or a group of them; returns what comes after.
+fn group(tokens: &[(usize, &str)], mut at: usize, before: &[String], all: &mut Vec<Vec<String>>) -> usize {
+    let mut path = before.to_vec();
+    loop {
+        match tokens.get(at).map(|token| token.1) {
+            Some("{") => {
+                at += 1;
+                while tokens.get(at).is_some_and(|token| token.1 != "}") {
+                    let next = group(tokens, at, &path, all);
+                    // Anything that is no path: a comma, the rest of a line.
+                    at = next.max(at + 1);
+                    while tokens.get(at).is_some_and(|token| ![",", "}"].contains(&token.1)) {
+                        at += 1;
+                    }
+                    at += usize::from(tokens.get(at).is_some_and(|token| token.1 == ","));
+                }
+                return at + 1;
+            }
+            Some(word) if is_name(word) => {
+                path.push(word.to_owned());
+                at += 1;
+            }
+            _ => break,
+        }
+        if tokens.get(at).is_none_or(|token| token.1 != "::") {
+            break;
+        }
+        at += 1;
+    }
+    if path.len() > before.len() {
+        all.push(path);
+    }
+    at
+}
+
+fn is_name(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+/// Words, `::` and single characters, with their lines.
+fn tokens(text: &str) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let mut rest = line.trim_start();
+        while !rest.is_empty() {
+            let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            let end = match word {
+                0 if rest.starts_with("::") => 2,
+                0 => rest.chars().next().map_or(1, char::len_utf8),
+                word => word,
+            };
+            found.push((number + 1, &rest[..end]));
+            rest = rest[end..].trim_start();
+        }
+    }
+    found
+}
+
+/// For each circle its modules, and one way round with the places.
+fn circles(edges: &Edges) -> Vec<(BTreeSet<String>, String)> {
+    let name = |module: &Module| module.join("::");
+    let reach = |from: &Module| {
+        // Each module that can be reached, with the one before it.
+        let mut seen: BTreeMap<Module, Module> = BTreeMap::new();
+        let mut next = vec![from.clone()];
+        while let Some(module) = next.pop() {
+            for to in edges.get(&module).into_iter().flat_map(BTreeMap::keys) {
+                if !seen.contains_key(to) {
+                    seen.insert(to.clone(), module.clone());
+                    next.push(to.clone());
+                }
+            }
+        }
+        seen
+    };
+    let reached: BTreeMap<_, _> = edges.keys().map(|module| (module, reach(module))).collect();
+    let mut done = BTreeSet::new();
+    let mut found = Vec::new();
+    for (module, seen) in &reached {
+        if done.contains(*module) || !seen.contains_key(*module) {
+            continue;
+        }
+        let members: BTreeSet<_> = seen
+            .keys()
+            .filter(|other| reached.get(other).is_some_and(|back| back.contains_key(*module)))
+            .collect();
+        done.extend(members.iter().map(|module| (*module).clone()));
+        let mut way = String::new();
+        let mut at = *module;
+        loop {
+            let before = &seen[at];
+            way = format!("  {} -> {} at {}\n{way}", name(before), name(at), edges[before][at]);
+            at = before;
+            if at == *module {
+                break;
+            }
+        }
+        found.push((members.into_iter().map(name).collect(), way));
+    }
+    found
+}
+
+#[test]
+fn modules_depend_on_each_other_in_one_direction() {
+    let mut new = String::new();
+    for root in ["src", "benches/compare"] {
+        for (members, way) in circles(&Tree::read(root).edges()) {
+            if !KNOWN.iter().any(|known| members.iter().all(|member| known.contains(&member.as_str()))) {
+                new += &format!("{root}: {members:?}\n{way}");
+            }
+        }
+    }
+    assert!(new.is_empty(), "modules in a circle; move what both need below both:\n{new}");
+}
+
+/// The search itself, on texts.
+#[test]
+fn a_circle_is_found_however_it_is_written() {
+    let circle = |files: &[(&str, &str)]| {
+        let files = files.iter().map(|(module, text)| {
+            let module =
+                module.split("::").filter(|part| !part.is_empty()).map(ToString::to_string).collect();
+            (module, (String::from("text"), code(text)))
+        });
+        let found = circles(&Tree { files: files.collect() }.edges());
+        found
+            .into_iter()
+            .map(|(members, _)| members.into_iter().collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    // A use, a group over several lines, a path within the code.
+    assert_eq!(circle(&[("a", "use crate::b::X;"), ("b", "use crate::{\n c,\n a::{Y, Z},\n};")]), ["a b"]);
+    assert_eq!(
+        circle(&[("a", "fn f() { crate::b::g() }"), ("b", "use crate::c;"), ("c", "use super::a;")]),
+        ["a b c"]
+    );
+    // Children of one folder, by what their parent exports again.
+    assert_eq!(
+        circle(&[("p", "pub use x::One;"), ("p::x", "use super::y::Two;"), ("p::y", "use super::One;")]),
+        ["p::x p::y"]
+    );
+    // Folders, by files deep within.
+    assert_eq!(
+        circle(&[("a::k::m", "use crate::b;"), ("b::n", "use crate::a::k;"), ("a", ""), ("b", "")]),
+        ["a b"]
+    );
+    // One direction, a parent, comments, texts and tests are no circle.
+    assert_eq!(circle(&[("a", "use crate::b;"), ("b", "// crate::a\nlet x = \"crate::a\";")]), none);
+    assert_eq!(circle(&[("p", "use x::X;"), ("p::x", "use super::Thing;")]), none);
+    assert_eq!(circle(&[("a", "use crate::b;"), ("b", "\n#[cfg(test)]\nmod tests { use crate::a; }")]), none);
+}
