@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::program::{Exporter, compile, folder, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{compile, folder, run};
 
 const SERIES: usize = 10_000;
 
@@ -30,7 +31,7 @@ int main(void) {
 fn footprint(more: &str, route: &str) {
     let folder = folder();
     let program = compile("gcc", "many.c", SOURCE, &[], folder.path());
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         "  - name: many\n    binary: {}\n    probes:\n    - on: usdt:many:series\n      \
          args: {{ n: 0, text: {{ index: 1, type: string }} }}\n      metrics:\n      \
          - {{ counter: numbers_total, labels: {{ n: {{ value: n, limit: {SERIES} }} }}{more} }}\n      \
@@ -41,7 +42,7 @@ fn footprint(more: &str, route: &str) {
     for _ in 0..3 {
         let samples = exporter.scrape();
         let series: usize =
-            ["numbers_total", "texts_total"].map(|name| samples.named(name).count()).iter().sum();
+            ["numbers_total", "texts_total"].map(|name| samples.select(name, &[]).len()).iter().sum();
         assert_eq!(series, SERIES);
         assert_eq!(samples.sum(&format!("fibre_exporter_probe_{route}_total"), &[]), 5000.0);
         samples.assert_nothing_lost();

@@ -4,7 +4,9 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use crate::support::tracer::{Forms, Tracer, folder, private_copy};
+use crate::support::demo::{Forms, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 use exporter::metrics::WINDOW;
 
 /// A program of `demo/` and a way to attach.

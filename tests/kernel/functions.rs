@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::tracer::{Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 
 /// Calls of `fib(6)`, itself among them, and what they return in all.
 const CALLS: u64 = 25;

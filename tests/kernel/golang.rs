@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::harm;
-use crate::support::tracer::{Series, Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 
 /// Each goroutine begins with a small stack, and `deep` wants 2 KiB for each call. `huge` wants so much that the stack
 /// check has another form, `leaf` has none. Prints what it computed, which must not depend on being traced.

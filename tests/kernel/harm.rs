@@ -4,8 +4,10 @@
 use std::fmt::Write;
 use std::process::Command;
 
+use crate::support::demo::private_copy;
 use crate::support::harm;
-use crate::support::tracer::{Tracer, folder, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 use exporter::targets::ProbeState;
 
 const CALLS: u64 = 1_000_000;

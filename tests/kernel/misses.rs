@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::tracer::{Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 use exporter::kernel::misses;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ObjectBuilder, ProgramInput};

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use exporter::metrics::WINDOW;
 
-use crate::support::tracer::{Forms, Tracer, folder, private_copy};
+use crate::support::demo::{Forms, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 
 /// Processes that may have a series at once.
 const LIMIT: usize = 3;

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::tracer::{Series, Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 
 fn build(source: &str, folder: &Path) -> PathBuf {
     let (file, binary) = (folder.join("traced.c"), folder.join("traced"));

@@ -2,17 +2,21 @@
 
 use std::process::Command;
 
-use crate::support::program::{Exporter, Samples, compile, folder, run};
+use crate::support::exporter::Exporter;
+use crate::support::exposition::Metrics;
+use crate::support::program::{compile, folder, run};
 
 /// Runs a C program with the probes of provider `test` and these spans; returns what was counted once so many starts are
 /// known to be over without their end.
-fn trace(source: &str, spans: &str, forgotten: f64) -> Samples {
+fn trace(source: &str, spans: &str, forgotten: f64) -> Metrics {
     let folder = folder();
     let program = compile("gcc", "spans.c", source, &[], folder.path());
-    let exporter =
-        Exporter::start(&format!("  - name: spans\n    binary: {}\n    probes:\n{spans}", program.display()));
+    let exporter = Exporter::tracing(&format!(
+        "  - name: spans\n    binary: {}\n    probes:\n{spans}",
+        program.display()
+    ));
     run(&mut Command::new(program));
-    let expired = |samples: &Samples| samples.sum("fibre_exporter_span_starts_expired_total", &[]);
+    let expired = |samples: &Metrics| samples.sum("fibre_exporter_span_starts_expired_total", &[]);
     let samples = exporter.scrape_until("the starts without an end", |samples| expired(samples) >= forgotten);
     assert_eq!(expired(&samples), forgotten);
     samples

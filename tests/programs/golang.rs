@@ -1,14 +1,15 @@
 //! Programs in Go that others wrote, without symbols: what is counted of them, against their own accounting.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::program::{Exporter, first_of, folder, private};
+use crate::support::exporter::Exporter;
+use crate::support::http;
+use crate::support::program::{first_of, folder, private};
 
 const API: &str = "github.com/prometheus/prometheus/web/api/v1.(*API)";
 const ENGINE: &str = "github.com/prometheus/prometheus/promql.(*Engine)";
@@ -35,24 +36,20 @@ impl Server {
             .expect("run prometheus; scripts/install-deps.sh --tests installs it");
         let server = Server { process, port };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !server.get("/-/ready").is_some_and(|answer| answer.contains("200 OK")) {
+        while !server.get("/-/ready").is_ok_and(|(status, _)| status == 200) {
             assert!(Instant::now() < deadline, "prometheus does not get ready");
             sleep(Duration::from_millis(50));
         }
         server
     }
 
-    fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+    fn get(&self, path: &str) -> Result<(u16, String), String> {
+        http::answer(&mut http::curl(&format!("http://127.0.0.1:{}{path}", self.port)))
     }
 
     /// The value of one of its own series; 0 if it has none of the name.
     fn own(&self, series: &str) -> f64 {
-        let text = self.get("/metrics").expect("scrape prometheus");
+        let (_, text) = self.get("/metrics").expect("scrape prometheus");
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.trim().parse().unwrap())
     }
@@ -70,7 +67,7 @@ fn prometheus_requests_and_queries() {
     let folder = folder();
     let binary = private(first_of(&["/usr/bin/prometheus"]), folder.path());
     let server = Server::start(&binary, folder.path());
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         r#"
   - name: prometheus
     binary: {}

@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::program::{Exporter, compile, finish, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{compile, finish, folder, private, run};
 
 /// Where Debian has the libraries.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::program::{Exporter, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{folder, private, run};
 
 const JDK: &str = "/usr/lib/jvm/java-17-openjdk-amd64";
 

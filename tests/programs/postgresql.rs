@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::program::{Exporter, finish, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{finish, folder, private, run};
 
 /// Debian's folder of the server's programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";

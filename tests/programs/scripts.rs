@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::program::{Exporter, finish, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{finish, folder, private, run};
 
 #[test]
 fn python_collections_imports_and_audit_events() {
@@ -114,7 +115,7 @@ fn ruby_collections_exceptions_requires_and_calls() {
     let folder = folder();
     let library = private("/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1", folder.path());
     // The profile, and what its own text gives as an example.
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         "  - name: ruby\n    binary: {}\n    profile: ruby\n    probes:\n\
          \x20     - on: usdt:ruby:cmethod__entry\n\
          \x20       args: {{ class: {{ index: 0, type: string, max: 60 }}, method: {{ index: 1, type: string, max: 60 }} }}\n\

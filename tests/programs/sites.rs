@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::support::program::{Exporter, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{folder, private, run};
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -44,7 +45,7 @@ fn attach_all(file: impl Into<PathBuf>, known: impl Into<Option<(usize, usize)>>
     }
 
     let started = Instant::now();
-    let exporter = Exporter::start(&targets);
+    let exporter = Exporter::tracing(&targets);
     let attached = started.elapsed();
     let samples = exporter.scrape();
     for ((provider, name), sites) in &probes {
@@ -102,7 +103,7 @@ fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
     let counted = |probe: &str, name: &str| {
         format!("      - {{ on: \"usdt:nextest:{probe}\", metrics: [{{ counter: {name} }}] }}\n")
     };
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         "  - name: nextest\n    binary: {}\n    probes:\n{}{}{}",
         copy.display(),
         counted("test-attempt-start", "tests_started_total"),

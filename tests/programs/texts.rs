@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::program::{Exporter, finish, folder, private, run};
+use crate::support::exporter::Exporter;
+use crate::support::program::{finish, folder, private, run};
 
 /// A MariaDB server from a file of its own, with a folder of its own and no TCP port. Dropping it kills it.
 struct MariaDb {
@@ -96,7 +97,7 @@ impl Drop for MariaDb {
 #[test]
 fn mariadb_s_queries_by_verb() {
     let server = MariaDb::start();
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         r#"  - name: mariadb
     binary: {}
     probes:
@@ -150,7 +151,7 @@ fn memcached_s_commands_by_name() {
         }
         sleep(Duration::from_millis(20));
     };
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         r#"  - name: memcached
     binary: {}
     probes:
@@ -231,7 +232,7 @@ fn a_rust_program_s_strings_are_temporaries() {
     // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
     // the kernel raises the semaphores in the wrong one.
     let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         r#"  - name: queries
     binary: {}
     probes:
@@ -263,7 +264,7 @@ fn diesel_s_queries_by_verb() {
     let library = private("/usr/lib/x86_64-linux-gnu/libsqlite3.so.0", folder.path());
     let verbs = "match: { \"INSERT *\": insert, \"SELECT *\": select, \"select *\": select, \"UPDATE *\": update, \
                  \"DELETE *\": delete, \"pragma *\": pragma }, default: other";
-    let exporter = Exporter::start(&format!(
+    let exporter = Exporter::tracing(&format!(
         r#"  - name: program
     binary: {}
     probes:

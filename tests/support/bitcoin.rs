@@ -14,9 +14,6 @@
 //!   of a package. A replacement is one `replaced`, one `removed` and one `added`.
 //! - A clean stop writes the UTXO cache twice (`utxocache:flush`); the restart connects no block again.
 
-// Each test binary that includes this file uses a part of it.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

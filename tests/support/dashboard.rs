@@ -2,8 +2,6 @@
 //!
 //! The form is Grafana's own JSON model ("Dashboard JSON model" in its manual).
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::path::Path;
 
 use serde_json::Value;

@@ -1,7 +1,5 @@
 //! The programs of demo/ as targets: `fibre-demo` and what it says it fired, and `forms`.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +11,7 @@ use serde_json::Value;
 
 use super::exporter::{send_signal, wait_for_end};
 use super::exposition::{Metrics, labels};
+use super::program::private;
 
 /// A program of demo/, built on first use.
 pub fn program(name: &str) -> PathBuf {
@@ -30,6 +29,11 @@ pub fn program(name: &str) -> PathBuf {
         root.join("target/demo")
     });
     folder.join(name)
+}
+
+/// A copy of a program of demo/, for probes of the test's own.
+pub fn private_copy(name: &str, folder: &Path) -> PathBuf {
+    private(program(name), folder)
 }
 
 /// Runs a fibre-demo to its end; its totals.
@@ -140,37 +144,66 @@ impl Totals {
 /// Sites of the probe forms:i32: each raises the semaphore by one.
 pub const I32_SITES: u64 = 2;
 
-/// A `forms -` that waits for commands. Dropping it kills it.
+/// A running `forms` of `demo/`, which fires what it is told to.
 pub struct Forms {
     child: Child,
-    commands: ChildStdin,
+    ask: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Forms {
-    pub fn start(binary: &Path) -> Forms {
-        let mut child = Command::new(binary)
-            .arg("-")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("start {}: {e}", binary.display()));
-        let commands = child.stdin.take().expect("a pipe");
+    pub fn start(program: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", program.display()));
+        let ask = child.stdin.take().expect("a pipe");
         let answers = BufReader::new(child.stdout.take().expect("a pipe"));
-        Forms { child, commands, answers }
+        Self { child, ask, answers }
     }
 
-    /// Fires a form so many times; its answer.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fires the probe, and waits until it is done. Returns the program's answer.
     pub fn fire(&mut self, form: &str, count: u64) -> Value {
-        writeln!(self.commands, "{form} {count}").expect("write to forms");
+        self.begin(form, count);
+        let answer = self.answer().unwrap_or_else(|| panic!("{form}: the program ended"));
+        assert_eq!(answer["fired"], count, "{answer}");
+        assert_eq!(answer["damaged"], 0, "{answer}");
+        answer
+    }
+
+    /// Tells it to fire, without waiting.
+    pub fn begin(&mut self, form: &str, count: u64) {
+        writeln!(self.ask, "{form} {count}").unwrap();
+        self.ask.flush().unwrap();
+    }
+
+    /// The next answer; `None` if it has ended.
+    pub fn answer(&mut self) -> Option<Value> {
         let mut line = String::new();
-        self.answers.read_line(&mut line).expect("read from forms");
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e} in {line:?}"))
+        self.answers.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}")))
     }
 
     /// A probe's semaphore: how often tracers have raised it.
     pub fn semaphore(&mut self, probe: &str) -> u64 {
-        self.fire("semaphores", 0)["semaphores"][probe].as_u64().expect("a semaphore")
+        self.semaphores()[probe]
+    }
+
+    /// The semaphore of every probe that has one, by the probe's name.
+    pub fn semaphores(&mut self) -> BTreeMap<String, u64> {
+        self.begin("semaphores", 0);
+        let answer = self.answer().expect("the program runs");
+        let all = answer["semaphores"].as_object().unwrap();
+        all.iter().map(|(probe, value)| (probe.clone(), value.as_u64().unwrap())).collect()
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 

@@ -5,8 +5,6 @@
 //!
 //! It needs root, and `curl` and `openssl`. Ports are taken from 19300 to 19399, on loopback.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -17,9 +15,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::exposition::Metrics;
+use super::http;
+use super::program::copy_by_another;
 
 /// How long anything may take before the test fails. Generous: nothing here measures speed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const USER: &str = "prometheus";
 pub const PASSWORD: &str = "the password of a test";
@@ -130,12 +130,10 @@ impl Place {
         path
     }
 
-    /// A copy of a program, another file for the kernel. Made by another process: this one would hold the copy
-    /// open for writing while another of its threads starts a program, and then it could not be run.
+    /// A copy of a program, another file for the kernel.
     pub fn copy_of(&self, program: &Path, name: &str) -> PathBuf {
         let copy = self.path(name);
-        let status = Command::new("cp").arg("--").arg(program).arg(&copy).status().expect("run cp");
-        assert!(status.success(), "cannot copy {}", program.display());
+        copy_by_another(program, &copy);
         copy
     }
 
@@ -259,7 +257,8 @@ impl<'a> Setup<'a> {
         let curl = secure.as_ref().map(|_| self.place.path("curl"));
         let ports = [port, health_port];
         let [port, health_port] = ports.each_ref().map(|port| port.number);
-        let mut started = Exporter { child, port, health_port, log, curl, authority: secure, _ports: ports };
+        let mut started =
+            Exporter { child, port, health_port, log, curl, authority: secure, _ports: ports, _place: None };
         started.wait_until_it_serves();
         started
     }
@@ -275,9 +274,34 @@ pub struct Exporter {
     /// The CA of its certificate, if it has one.
     pub authority: Option<PathBuf>,
     _ports: [Port; 2],
+    /// Its folder, where it is nobody else's.
+    _place: Option<Place>,
 }
 
 impl Exporter {
+    /// Traces this file with this profile, in a folder of its own; every probe is attached.
+    #[track_caller]
+    pub fn with_profile(binary: &Path, profile: &str) -> Exporter {
+        let target = format!("  - name: traced\n    binary: {}\n    profile: {profile}\n", binary.display());
+        let exporter = Exporter::tracing(&target);
+        let scrape = exporter.scrape();
+        let states = scrape.select("fibre_exporter_probe_attached", &[]);
+        assert!(!states.is_empty(), "the profile {profile} has no probe");
+        let missing: Vec<_> = states.iter().filter(|(_, value)| *value != 1.0).collect();
+        assert!(missing.is_empty(), "not attached: {missing:?}\n{}", exporter.log());
+        exporter
+    }
+
+    /// Traces the entries of `targets:`, in a folder of its own; it is ready.
+    #[track_caller]
+    pub fn tracing(targets: &str) -> Exporter {
+        let place = Place::new();
+        let mut exporter = Setup::new(&place, format!("node_name: test\ntargets:\n{targets}")).start();
+        exporter._place = Some(place);
+        exporter.wait_until_ready();
+        exporter
+    }
+
     #[track_caller]
     fn wait_until_it_serves(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -306,15 +330,10 @@ impl Exporter {
         self.curl(self.port, path).args(config).args(more).output().expect("run curl")
     }
 
-    /// curl for a path of one of its ports, with neither password nor CA. It gives up after a while, so that an
-    /// answer that never comes is a failure.
+    /// curl for a path of one of its ports, with neither password nor CA.
     pub fn curl(&self, port: u16, path: &str) -> Command {
         let scheme = if self.authority.is_some() { "https" } else { "http" };
-        let mut command = Command::new("curl");
-        // --disable: no configuration of the user's own.
-        command.args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30"]);
-        command.arg(format!("{scheme}://localhost:{port}{path}")).stdin(Stdio::null());
-        command
+        http::curl(&format!("{scheme}://localhost:{port}{path}"))
     }
 
     /// The text of one scrape.
@@ -331,6 +350,17 @@ impl Exporter {
         Metrics::parse(&self.text()).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Scrapes until `condition` holds for what the program does on its own time; fails the test if it never does.
+    #[track_caller]
+    pub fn scrape_until(&self, what: &str, condition: impl Fn(&Metrics) -> bool) -> Metrics {
+        let mut scrape = self.scrape();
+        wait_for(what, || {
+            scrape = self.scrape();
+            condition(&scrape)
+        });
+        scrape
+    }
+
     /// Status and body of a path of the health port.
     #[track_caller]
     pub fn health(&self, path: &str) -> (u16, String) {
@@ -338,10 +368,7 @@ impl Exporter {
         if let Some(authority) = &self.authority {
             command.arg("--cacert").arg(authority);
         }
-        let output = command.args(["--write-out", "\n%{http_code}"]).output().expect("run curl");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("{output:?}"));
-        (status.parse().expect("a status"), body.to_owned())
+        http::answer(&mut command).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// Waits until all its targets' probes are attached.
@@ -354,6 +381,13 @@ impl Exporter {
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         wait_for(&format!("the log to say {text}"), || self.log().contains(text));
+    }
+
+    /// Asks it to end, and waits until it has: all probes are detached then.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let status = self.end("TERM");
+        assert!(status.success(), "the exporter ended with {status}:\n{}", self.log());
     }
 
     /// Sends it a signal and waits for its end.

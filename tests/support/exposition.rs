@@ -1,7 +1,5 @@
 //! Reads Prometheus's text format (exposition_formats.md, version 0.0.4) as far as tests need it.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::collections::BTreeMap;
 
 /// Labels by name.
@@ -56,6 +54,27 @@ impl Metrics {
             })
             .map(|((_, labels), value)| (labels, *value))
             .collect()
+    }
+
+    /// The values of a label among the series of this name, with the sum of each.
+    pub fn by(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
+        let mut sums = BTreeMap::new();
+        for (labels, value) in self.select(name, &[]) {
+            if let Some(shown) = labels.get(label) {
+                *sums.entry(shown.clone()).or_default() += value;
+            }
+        }
+        sums
+    }
+
+    /// Fails the test unless every hit was counted in full.
+    #[track_caller]
+    pub fn assert_nothing_lost(&self) {
+        for name in ["fibre_exporter_probe_lost_total", "fibre_exporter_label_overflow_total"] {
+            let lost: Vec<_> =
+                self.select(name, &[]).into_iter().filter(|(_, value)| *value != 0.0).collect();
+            assert!(lost.is_empty(), "{name}: {lost:?}");
+        }
     }
 
     /// The series of both, counted together; gauges are those of `later`.

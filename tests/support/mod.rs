@@ -7,6 +7,7 @@ pub mod demo;
 pub mod exporter;
 pub mod exposition;
 pub mod harm;
+pub mod http;
 pub mod on_kernel;
 pub mod program;
 pub mod prometheus;

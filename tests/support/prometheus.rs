@@ -4,12 +4,9 @@
 //! the stack are those that [`adapt`] makes: where the target and the files are, and how often to look.
 //! The module `dashboard` must stand beside it.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +16,7 @@ use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
 use super::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
+use super::http;
 
 /// What the exporter under test is to Prometheus; all else comes from the stack's `prometheus.yml`.
 pub struct Scrape {
@@ -274,22 +272,16 @@ impl Prometheus {
         }
     }
 
-    /// The body that a path answers; HTTP/1.0, so that it ends with the connection and is in one piece.
+    /// The body that a path answers.
     fn get(&self, path: &str) -> Result<String, String> {
-        let exchange = || -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-            stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-            write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = exchange().map_err(|e| format!("prometheus does not answer: {e}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("prometheus cut its answer short")?;
-        let status = head.lines().next().unwrap_or_default();
+        let (status, body) = http::answer(&mut http::curl(&format!("http://127.0.0.1:{}{path}", self.port)))
+            .map_err(|e| format!("prometheus does not answer: {e}"))?;
         // The API explains a refused query in the body of a 400 or 422.
-        if status.contains(" 200 ") || body.starts_with('{') { Ok(body.into()) } else { Err(status.into()) }
+        if status == 200 || body.starts_with('{') {
+            Ok(body)
+        } else {
+            Err(format!("status {status}: {body}"))
+        }
     }
 }
 

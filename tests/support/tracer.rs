@@ -1,11 +1,7 @@
 //! The whole way from a configuration's text to its series, in this process: what the tests of the kernel's side
 //! share. It needs root, and fails where the kernel refuses.
-#![allow(dead_code)]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -143,87 +139,6 @@ pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
     load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new())
         .and_then(|loaded| plan(loaded.config, all_to_ring))
         .map_err(|wrong| wrong.to_string())
-}
-
-/// A folder of this test's own, for files that probes are set in: these go by the file, not by the process.
-pub fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// A copy of one of the programs of `demo/`.
-pub fn private_copy(program: &str, folder: &Path) -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/demo").join(program);
-    assert!(built.exists(), "{} is missing; `make -C demo` builds it", built.display());
-    let copy = folder.join(program);
-    // By another process: a descriptor that is open for writing here could leak into a child that another test
-    // starts at this moment, and a file that is open for writing cannot be run.
-    let copied = Command::new("cp").arg("--").args([&built, &copy]).status().unwrap();
-    assert!(copied.success());
-    copy
-}
-
-/// A running `forms` of `demo/`, which fires what it is told to.
-pub struct Forms {
-    child: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Forms {
-    pub fn start(program: &Path) -> Self {
-        let mut child =
-            Command::new(program).arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let ask = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, ask, answers }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Fires the probe, and waits until it is done. Returns the program's answer.
-    pub fn fire(&mut self, form: &str, count: u64) -> serde_json::Value {
-        self.begin(form, count);
-        let answer = self.answer().unwrap_or_else(|| panic!("{form}: the program ended"));
-        assert_eq!(answer["fired"], count, "{answer}");
-        assert_eq!(answer["damaged"], 0, "{answer}");
-        answer
-    }
-
-    /// Tells it to fire, without waiting.
-    pub fn begin(&mut self, form: &str, count: u64) {
-        writeln!(self.ask, "{form} {count}").unwrap();
-        self.ask.flush().unwrap();
-    }
-
-    /// The next answer; `None` if it has ended.
-    pub fn answer(&mut self) -> Option<serde_json::Value> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).ok().filter(|read| *read > 0)?;
-        Some(serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}")))
-    }
-
-    /// The semaphore of every probe that has one, by the probe's name.
-    pub fn semaphores(&mut self) -> BTreeMap<String, u64> {
-        self.begin("semaphores", 0);
-        let answer = self.answer().expect("the program runs");
-        let all = answer["semaphores"].as_object().unwrap();
-        all.iter().map(|(probe, value)| (probe.clone(), value.as_u64().unwrap())).collect()
-    }
-
-    /// Ends it in the middle of whatever it does.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Forms {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Waits until it holds.

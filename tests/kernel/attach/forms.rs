@@ -7,7 +7,8 @@ use std::process::Command;
 use exporter::elf::probeable::{Verdict, verdict};
 use exporter::targets::ProbeState;
 
-use crate::support::tracer::{Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 
 /// Every opcode of the one-byte and the 0f map, with prefixes, and every opcode of the three VEX maps and of EVEX; all with
 /// register operands, and bytes after them that serve as an immediate.

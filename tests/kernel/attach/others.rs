@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use exporter::elf::{Image, usdt_sites};
 use exporter::targets::ProbeState;
 
-use crate::support::tracer::{Forms, Tracer, eventually, folder, private_copy};
+use crate::support::demo::{Forms, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
 
 /// Holds places as a tracer does that knows nothing of the kernel's counting (older BCC), or with some semaphore.
 const HOLD: &str = r#"

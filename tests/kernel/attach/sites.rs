@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use exporter::targets::ProbeState;
 
 use crate::support::exporter::{Place, Setup, wait_for};
-use crate::support::tracer::{Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 
 const FUNCTIONS: usize = 300;
 

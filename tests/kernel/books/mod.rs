@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use self::configuration::{Probed, Random, Role, configuration};
 
-use crate::support::tracer::{Forms, Series, Tracer, folder, private_copy};
+use crate::support::demo::{Forms, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 use exporter::kernel::Books;
 use exporter::plan::{ActionPlan, ProbePlan, Route};
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::harm;
-use crate::support::tracer::{Series, Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 use exporter::kernel::Books;
 use exporter::targets::ProbeState;
 

@@ -6,7 +6,9 @@ mod up_down;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::support::tracer::{Forms, Series, Tracer, folder, private_copy};
+use crate::support::demo::{Forms, private_copy};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 use exporter::metrics::WINDOW;
 use exporter::plan::Route;
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::assert_same;
-use crate::support::tracer::{Series, Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Series, Tracer};
 
 /// Lines on standard input are done and answered with "done":
 /// - `work THREADS OPENED CLOSED`: each thread calls so often `opened` and `closed`, with sizes 100 and 10 and its number.

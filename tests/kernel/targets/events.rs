@@ -5,7 +5,8 @@ use std::path::Path;
 use exporter::targets::ProbeState;
 
 use super::support::*;
-use crate::support::tracer::{Tracer, eventually, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
 
 fn start(targets: &[(&str, &str)]) -> Tracer {
     let tracer = Tracer::start_unready(&config(targets), false);

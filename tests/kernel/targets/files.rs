@@ -3,7 +3,8 @@
 use std::os::unix::fs::symlink;
 
 use super::support::*;
-use crate::support::tracer::{Tracer, folder};
+use crate::support::program::folder;
+use crate::support::tracer::Tracer;
 
 #[test]
 fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {

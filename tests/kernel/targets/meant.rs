@@ -5,7 +5,8 @@ use std::fs;
 use super::support::*;
 use exporter::targets::ProbeState;
 
-use crate::support::tracer::{Tracer, eventually, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
 
 #[test]
 fn another_name_of_the_same_file_is_not_counted() {

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::support::*;
-use crate::support::tracer::{eventually, folder};
+use crate::support::program::folder;
+use crate::support::tracer::eventually;
 
 const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
-use crate::support::tracer::{Tracer, eventually, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
 
 /// Builds the program at a path, in one of its builds.
 pub fn build(at: &Path, options: &[&str]) {

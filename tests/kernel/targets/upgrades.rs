@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use super::support::*;
-use crate::support::tracer::{Tracer, eventually, folder};
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
 
 /// Writes one build over the other again and again, starting it at once. How many of its hits are seen depends on who is
 /// faster, but it must run, and be counted when it is attached to again.

@@ -7,8 +7,10 @@ mod dashboard;
 mod probes;
 mod usage;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+
+use crate::support::demo::program;
 
 /// What a command did.
 #[derive(Debug)]
@@ -50,11 +52,9 @@ impl Ran {
     }
 }
 
-/// A program of demo/, as `make -C demo` builds it.
+/// A program of demo/.
 fn demo(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/demo").join(name);
-    assert!(path.is_file(), "{} is not there: run make -C demo", path.display());
-    path.display().to_string()
+    program(name).display().to_string()
 }
 
 /// A fresh file in a directory that goes when the test ends.
