@@ -1,5 +1,7 @@
 //! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
 
+use std::borrow::Cow;
+
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
@@ -183,7 +185,7 @@ pub fn resolve(
             entry.frame_offset = POPPED;
         }
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
-            *to = locate(&at, value, function)?;
+            *to = locate(&at, &narrowed(value, is_function), function)?;
             if to.bytes != 8 || to.is_signed != 0 {
                 unsigned &= !(1 << n);
             }
@@ -282,6 +284,18 @@ pub(crate) fn with_calling_convention(function: FunctionSite) -> Site {
         }
     };
     site
+}
+
+/// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
+/// says how wide it is.
+fn narrowed(value: &ValuePlan, is_function: bool) -> Cow<'_, ValuePlan> {
+    match value.kind {
+        ValueKind::Arg(ArgKind::Bool) if is_function => {
+            let kind = ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 1, signed: false })));
+            Cow::Owned(ValuePlan { kind, ..value.clone() })
+        }
+        _ => Cow::Borrowed(value),
+    }
 }
 
 fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {

@@ -112,7 +112,7 @@ fn some(names: &[String], one: &str, many: &str) -> String {
 }
 
 fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
-    let (at, mut entry) = site_at(image, exit.vaddr, exit.when)?;
+    let (at, mut entry) = site_at(image, exit.vaddr, exit.when, false)?;
     if exit.shared {
         entry.flags |= site_flag::SITE_SHARED.0;
     }
@@ -133,7 +133,8 @@ fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
 }
 
 fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), String> {
-    let (at, mut entry) = site_at(image, passage.vaddr, passage.when)?;
+    let is_entry = passage.kind == PassageKind::CalleeEntry;
+    let (at, mut entry) = site_at(image, passage.vaddr, passage.when, is_entry)?;
     entry.flags |= match passage.kind {
         PassageKind::LoopBack => site_flag::SITE_LOOP_BACK,
         PassageKind::TailJump => site_flag::SITE_TAIL_JUMP,
@@ -143,9 +144,9 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
     Ok((at, entry))
 }
 
-fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, site), String> {
+fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>, is_entry: bool) -> Result<(Site, site), String> {
     let at = Site::at(image, vaddr).ok_or("its code is not in the file")?;
-    if let Some(why) = unfit(&at, false) {
+    if let Some(why) = unfit(&at, is_entry) {
         return Err(format!("at an instruction by which it may be left, {why}"));
     }
     Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))

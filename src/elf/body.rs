@@ -147,6 +147,14 @@ impl Body {
         reached
     }
 
+    /// Whether control goes from this instruction only to the next, with the stack where it was.
+    pub fn runs_on_plainly(&self, image: &Image<'_>, vaddr: u64) -> bool {
+        let code = image.code_at(vaddr, 15).unwrap_or(&[]);
+        let now = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode();
+        let writes_stack = now.op_count() > 0 && now.op0_register() == Register::RSP;
+        now.flow_control() == FlowControl::Next && !now.is_stack_instruction() && !writes_stack
+    }
+
     /// The address of the instruction behind this one.
     pub fn after(&self, vaddr: u64) -> u64 {
         let next = self.starts.partition_point(|start| *start <= vaddr);

@@ -7,7 +7,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
 use object::elf::SHT_DYNSYM;
 
 use super::Image;
-use super::names::{CloneKind, Signature, clone_of, demangle};
+use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle};
 use super::select::functions;
 use super::symbols::{Symbol, Table};
 
@@ -35,6 +35,7 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
     }
     let mut parts = BTreeSet::new();
     let mut shared = BTreeSet::new();
+    let mut resumed = BTreeSet::new();
     let mut same_name = 0;
     let own = |symbol: &Symbol<'_>| bases.contains(clone_of(symbol.name).map_or(symbol.name, |c| c.base));
     for symbol in functions(image) {
@@ -45,6 +46,8 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
             }
         } else if symbol.name.split('.').any(|suffix| suffix == "part") && own(&symbol) {
             parts.insert(symbol.name);
+        } else if coroutine_of(symbol.name).is_some_and(|of| bases.contains(of)) {
+            resumed.insert(symbol.name);
         }
     }
     if found.len() > 1 && bases.len() == 1 && copies.is_empty() {
@@ -55,6 +58,13 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
         remarks.push(format!(
             "the compiler split off {}: calls whose beginning was inlined into the caller are not counted",
             listed(&parts)
+        ));
+    }
+    if !resumed.is_empty() {
+        let names: Vec<_> = resumed.into_iter().collect();
+        remarks.push(format!(
+            "it is a coroutine: a call of it ends where it is suspended first, and what is resumed is in {}",
+            listed(&names)
         ));
     }
     if !shared.is_empty() {

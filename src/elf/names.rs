@@ -74,6 +74,9 @@ pub(super) enum CloneKind {
 /// What a symbol's suffixes tell: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123` and
 /// `.__uniq.123`. None for a symbol without suffixes, or with others.
 pub(super) fn clone_of(name: &str) -> Option<Clone<'_>> {
+    if let Some(base) = coroutine_of(name) {
+        return Some(Clone { base, kind: CloneKind::Fragment });
+    }
     let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
     let mut kind = None;
     for suffix in suffixes.split('.') {
@@ -87,6 +90,17 @@ pub(super) fn clone_of(name: &str) -> Option<Clone<'_>> {
         kind = kind.max(Some(told));
     }
     Some(Clone { base, kind: kind? })
+}
+
+/// The C++ coroutine, by its symbol, of which this is a part that runs when it is resumed or destroyed: `X.resume`, `X.destroy` and
+/// `X.cleanup` by LLVM, `...X.Frame.actor` and `...X.Frame.destroy` by GCC. Demangled, all are called like the coroutine.
+pub(super) fn coroutine_of(name: &str) -> Option<&str> {
+    let (stem, part) = name.rsplit_once('.').filter(|_| name.starts_with("_Z"))?;
+    match (part, stem.strip_suffix(".Frame")) {
+        ("actor" | "destroy", Some(frame)) => frame.rfind("_Z").map(|at| &frame[at..]),
+        ("resume" | "destroy" | "cleanup", None) => Some(stem),
+        _ => None,
+    }
 }
 
 impl PartialOrd for CloneKind {
@@ -314,6 +328,10 @@ mod tests {
 
     #[test]
     fn fragments() {
+        assert_eq!(coroutine_of("_Z3genPZ3geniE13_Z3geni.Frame.actor"), Some("_Z3geni"));
+        assert_eq!(coroutine_of("_ZN1A3genEi.resume"), Some("_ZN1A3genEi"));
+        assert_eq!(coroutine_of("thread.resume"), None);
+        assert!(is_fragment("_Z3geni.destroy"));
         assert!(is_fragment("_Z3foov.cold") && is_fragment("foo.part.0") && is_fragment("foo.isra.0.cold"));
         assert!(!is_fragment("foo.isra.0") && !is_fragment("foo") && !is_fragment("cold"));
     }

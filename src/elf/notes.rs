@@ -52,7 +52,8 @@ pub fn notes(image: &Image<'_>) -> Result<Vec<Note>, ElfError> {
 fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {
     let (addresses, strings) = desc.split_at_checked(24).ok_or("shorter than its three addresses")?;
     let address = |i: usize| u64_at(addresses, i * 8);
-    let moved_by = base.map_or(0, |now| now.wrapping_sub(address(1)));
+    // Notes that were not made by SystemTap's macros may leave out the base: it is never at address 0.
+    let moved_by = base.filter(|_| address(1) != 0).map_or(0, |now| now.wrapping_sub(address(1)));
     let semaphore = match address(2) {
         0 => 0,
         linked => linked.wrapping_add(moved_by),
@@ -181,6 +182,8 @@ mod tests {
         assert_eq!((with.location, with.semaphore), (0x6010, 0x8000));
         let down = note(&desc(0x7010, 0x8000, 0, b"p\0n\0\0"), Some(0x2000)).unwrap();
         assert_eq!((down.location, down.semaphore), (0x1010, 0));
+        let without = note(&desc(0x1010, 0, 0x3000, b"p\0n\0\0"), Some(0x7000)).unwrap();
+        assert_eq!((without.location, without.semaphore), (0x1010, 0x3000));
     }
 
     #[test]

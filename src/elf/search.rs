@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::Site;
 use super::body::{Body, Condition, IndirectJump, Jump};
 use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
-use super::names::is_fragment;
+use super::names::{coroutine_of, is_fragment};
 
 /// The most functions that are followed into because a function ends by calling them.
 const FOLLOWED_MAX: usize = 8;
@@ -20,8 +21,8 @@ struct Part {
     body: Body,
     /// Where the function is entered whose code it is: the one that is searched, or one that it ends in.
     of: u64,
-    /// Others may call it at its first instruction.
-    is_callable: bool,
+    /// Of a function that others may call: where whoever calls it passes first that a probe can be set.
+    passed: Option<u64>,
 }
 
 pub(super) struct Search<'s, 'a> {
@@ -44,7 +45,7 @@ impl<'s, 'a> Search<'s, 'a> {
     pub fn add(&mut self, range: Range<u64>) -> Result<(), NoExits> {
         let body = Body::decode(&self.code.image, range)?;
         self.check(&body)?;
-        self.parts.push(Part { body, of: self.entry, is_callable: false });
+        self.parts.push(Part { body, of: self.entry, passed: None });
         Ok(())
     }
 
@@ -98,7 +99,7 @@ impl<'s, 'a> Search<'s, 'a> {
         let target = jump.target;
         if self.code.is_first(target, self.entry) {
             return match from == self.entry {
-                true => self.pass(jump, PassageKind::LoopBack),
+                true => self.pass(jump, PassageKind::LoopBack, self.code.probed_entry(self.entry)),
                 // A call of the function anew, at the same place of the stack.
                 false => self.leave(jump),
             };
@@ -107,10 +108,11 @@ impl<'s, 'a> Search<'s, 'a> {
             if !part.body.has_instruction(target) {
                 return Err("it jumps into the middle of an instruction".to_string());
             }
-            let start = part.body.range.start;
-            return match part.is_callable && self.code.is_first(target, start) {
-                true => self.pass(jump, PassageKind::TailJump),
-                false => Ok(()),
+            return match part.passed {
+                Some(passed) if self.code.is_first(target, part.body.range.start) => {
+                    self.pass(jump, PassageKind::TailJump, passed)
+                }
+                _ => Ok(()),
             };
         }
         let code = self.code;
@@ -138,6 +140,10 @@ impl<'s, 'a> Search<'s, 'a> {
         });
         let inherits = moved || comes_back;
         let of = if inherits { from } else { target };
+        let passed = if inherits { None } else { self.passed_by_all(&body) };
+        if !inherits && passed.is_none() {
+            return self.leave(jump);
+        }
         if !inherits && !is_fragment(name) {
             let exits = self.parts.iter().map(|part| part.body.returns.len()).sum::<usize>();
             if self.followed.len() >= FOLLOWED_MAX || exits + body.returns.len() > EXITS_MAX / 4 {
@@ -147,24 +153,37 @@ impl<'s, 'a> Search<'s, 'a> {
         if self.parts.len() >= PARTS_MAX {
             return Err(format!("its code is in more than {PARTS_MAX} places"));
         }
-        self.parts.push(Part { body, of, is_callable: !inherits });
-        if inherits {
-            return Ok(());
-        }
+        self.parts.push(Part { body, of, passed });
+        let Some(vaddr) = passed else { return Ok(()) };
         self.followed.push(target);
-        let entry = self.code.probed_entry(target);
-        self.passages.insert(entry, Passage { vaddr: entry, kind: PassageKind::CalleeEntry, when: None });
-        self.pass(jump, PassageKind::TailJump)
+        self.passages.insert(vaddr, Passage { vaddr, kind: PassageKind::CalleeEntry, when: None });
+        self.pass(jump, PassageKind::TailJump, vaddr)
     }
 
-    /// Notes a jump by which the same call goes on.
-    fn pass(&mut self, jump: Jump, kind: PassageKind) -> Result<(), NoExits> {
-        let to = match kind {
-            PassageKind::LoopBack => self.entry,
-            _ => self.code.around(jump.target).map_or(jump.target, |range| range.start),
-        };
+    /// Where whoever calls a function passes with the return address on top of the stack, and never again: the first of its
+    /// instructions that a probe can be set at.
+    fn passed_by_all(&self, body: &Body) -> Option<u64> {
+        const LOOKED_AT: usize = 4;
+        let image = &self.code.image;
+        let mut at = self.code.probed_entry(body.range.start);
+        for _ in 0..LOOKED_AT {
+            if Site::at(image, at).is_some_and(|site| site.shape.unprobeable().is_none()) {
+                return Some(at);
+            }
+            let next = body.after(at);
+            let is_target = body.jumps.iter().map(|jump| jump.target).chain(body.calls.iter().copied());
+            if !body.runs_on_plainly(image, at) || is_target.into_iter().any(|target| target == next) {
+                return None;
+            }
+            at = next;
+        }
+        None
+    }
+
+    /// Notes a jump by which the same call goes on; who comes by it is seen at `passed`.
+    fn pass(&mut self, jump: Jump, kind: PassageKind, passed: u64) -> Result<(), NoExits> {
         // The probe there is not hit by who jumps to what follows it.
-        if jump.target > self.code.probed_entry(to) {
+        if jump.target > passed {
             return Ok(());
         }
         let when = match jump.when {
@@ -266,7 +285,7 @@ impl<'s, 'a> Search<'s, 'a> {
         let mut inside: Vec<Range<u64>> = Vec::new();
         for part in self.parts.iter().filter(|part| part.of == of) {
             let Range { mut start, end } = part.body.range;
-            for entry in [part.is_callable.then_some(start), Some(self.entry)].into_iter().flatten() {
+            for entry in [part.passed.map(|_| start), Some(self.entry)].into_iter().flatten() {
                 if (start..end).contains(&entry) {
                     inside.push(start..entry);
                     start = entry + 1;
@@ -316,15 +335,19 @@ impl<'s, 'a> Search<'s, 'a> {
             let mut parts = self.parts.iter().filter(|part| part.of == of);
             to != self.entry
                 && parts.any(|part| {
-                    part.body.has_instruction(to) && !(part.is_callable && part.body.range.start == to)
+                    part.body.has_instruction(to) && !(part.passed.is_some() && part.body.range.start == to)
                 })
         };
         first.is_some_and(holds)
     }
 }
 
-/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest.
+/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
+/// or by who resumes a coroutine.
 fn is_callable_fragment(name: &str) -> bool {
+    if coroutine_of(name).is_some() {
+        return true;
+    }
     let mut suffixes = name.split('.').skip(1);
     suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
 }

@@ -138,6 +138,33 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
     }
 }
 
+/// A truth value is the low byte of its register: compilers leave what they like above it.
+#[test]
+fn truth_values_are_a_byte() {
+    let source = r#"
+#include <stdbool.h>
+__attribute__((noinline)) void seen(bool on) { __asm__ volatile("" ::"r"(on)); }
+int main(void) {
+	for (unsigned long value = 0; value < 4; value++)
+		__asm__ volatile("call seen" ::"D"(0xabcd00 | (value == 3)) : "rax", "rcx", "memory");
+	return 0;
+}
+"#;
+    let folder = folder();
+    let (file, binary) = (folder.path().join("truth.c"), folder.path().join("truth"));
+    std::fs::write(&file, source).unwrap();
+    assert!(Command::new("cc").args(["-O1", "-o"]).args([&binary, &file]).status().unwrap().success());
+    let tracer = Tracer::start(&format!(
+        "node_name: test\ntargets:\n- name: truth\n  binary: {}\n  probes:\n  - function: seen\n    args: {{ on: {{ \
+         index: 0, type: bool }} }}\n    metrics: [{{ counter: seen_total, labels: {{ on: on }} }}]\n",
+        binary.display()
+    ));
+    assert!(Command::new(&binary).status().unwrap().success());
+    let series = tracer.render();
+    let of = |on: &str| series.get(&format!("seen_total{{on=\"{on}\"}}")).map(String::as_str);
+    assert_eq!((of("true"), of("false")), (Some("1"), Some("3")), "{series:#?}");
+}
+
 /// Of a function whose entry's argument is wanted at its return.
 fn probe(name: &str) -> String {
     format!(

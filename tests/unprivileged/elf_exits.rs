@@ -112,6 +112,33 @@ tail_r2:
 	ret
 end callee
 
+# No probe can be set at the first instruction of what it goes on in.
+begin tail_locked
+	inc %edi
+	jmp locked
+end tail_locked
+begin locked
+	lock decl (%rsi)
+locked_entry: test %edi, %edi
+	je 1f
+locked_r1:
+tail_locked_r1:
+	ret
+1:
+locked_r2:
+tail_locked_r2:
+	ret
+end locked
+begin tail_looping
+tail_looping_t1: jmp looping
+end tail_looping
+begin looping
+	lock decl (%rsi)
+1:	dec %edi
+	jne 1b
+looping_r1: ret
+end looping
+
 begin tail_stub
 	test %edi, %edi
 	je 1f
@@ -384,7 +411,7 @@ fn every_exit_is_found_and_nothing_else() {
             let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
             assert_eq!(exits, labels(name), "{name}: {found:#x?}");
-            let shared = ["tail", "inner", "runs_on", "even"].contains(&name);
+            let shared = ["tail", "tail_locked", "inner", "runs_on", "even"].contains(&name);
             let is_shared = found.exits.iter().any(|exit| exit.shared);
             assert_eq!(is_shared, shared, "{name}: {found:#x?}");
         } else {
@@ -392,7 +419,7 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 19 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 23 + REFUSED.len() + 1 + 1);
 }
 
 /// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
@@ -418,6 +445,7 @@ fn what_a_call_passes_on_its_way() {
         passed("tail"),
         [(symbols["tail"] + 2, TailJump, None), (symbols["callee"], CalleeEntry, None)]
     );
+    assert_eq!(passed("tail_locked")[1], (symbols["locked_entry"], CalleeEntry, None));
     let into_odd = symbols["even"] + 2;
     assert_eq!(passed("even"), [(into_odd, TailJump, Some(NOT_SIGN)), (symbols["odd"], CalleeEntry, None)]);
     let when = |name: &str| exits(name).exits.iter().map(|exit| exit.when).collect::<Vec<_>>();

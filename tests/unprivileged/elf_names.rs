@@ -314,3 +314,48 @@ fn inlined_copies_are_counted_where_debug_information_tells() {
         assert_eq!(inlined_copies(&image, &image, "account"), None);
     }
 }
+
+const COROUTINES: &str = r"
+#include <coroutine>
+struct Turns {
+    struct promise_type {
+        Turns get_return_object() { return { std::coroutine_handle<promise_type>::from_promise(*this) }; }
+        std::suspend_always initial_suspend() { return {}; }
+        std::suspend_always final_suspend() noexcept { return {}; }
+        std::suspend_always yield_value(int) { return {}; }
+        void return_void() {}
+        void unhandled_exception() {}
+    };
+    std::coroutine_handle<promise_type> handle;
+};
+Turns turns(int n) { for (int i = 0; i < n; i++) co_yield i; }
+struct Table { Turns rows(int n); };
+Turns Table::rows(int n) { co_yield n; }
+int main() { Table table; turns(2).handle.resume(); table.rows(1).handle.destroy(); }
+";
+
+/// What runs when a coroutine is resumed has its name, demangled, and is no call of it.
+#[test]
+fn a_coroutine_is_its_beginning() {
+    let by_gcc = compile("coroutines-gcc", "g++", COROUTINES, &["-std=c++20", "-O1"]);
+    let by_clang =
+        compile("coroutines-clang", "clang++-14", COROUTINES, &["-std=c++20", "-fcoroutines-ts", "-O1"]);
+    for (path, rest) in [(by_gcc, ".actor"), (by_clang, ".resume")] {
+        let bytes = fs::read(path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        for (name, symbol) in
+            [("turns", "_Z5turnsi"), ("Table::rows", "_ZN5Table4rowsEi"), ("Table::*", "_ZN5Table4rowsEi")]
+        {
+            let (sites, remarks) = remarked_sites(&image, name).unwrap();
+            let names: Vec<_> = sites.iter().map(|site| site.name.as_str()).collect();
+            assert_eq!(names, [symbol], "{name}");
+            let is_told =
+                remarks.iter().any(|remark| remark.contains("is a coroutine") && remark.contains(rest));
+            assert_eq!(is_told, !name.contains('*'), "{name}: {remarks:?}");
+        }
+    }
+    let bytes = fs::read(compile("coroutines-gcc", "g++", COROUTINES, &["-std=c++20", "-O1"])).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let part = "_Z5turnPZ5turnsiE15_Z5turnsi.Frame.actor".replace("_Z5turnP", "_Z5turnsP");
+    assert_eq!(function_sites(&image, &part).unwrap().len(), 1, "by its own name");
+}
