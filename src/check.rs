@@ -17,7 +17,7 @@ use crate::plan::{
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, reasons, resolve};
-use crate::run::RunError;
+use crate::run::{RunError, failed_to};
 use crate::table::Table;
 use crate::targets::find::{Found, find};
 use crate::targets::{DebugSymbols, Keeper, ProbeState, debug_symbols, with_names};
@@ -383,7 +383,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     // Without it the ring would fill, and hits would be lost that a run does not lose.
     let user = Arc::new(layout.user_bank(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
-        .map_err(|why| RunError::Other(format!("starting the thread that drains the ring buffer: {why}")))?;
+        .map_err(failed_to("start the thread that drains the ring buffer"))?;
     std::thread::sleep(time);
     let shared = keeper.shared();
     let how = match attach {

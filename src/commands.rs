@@ -8,10 +8,10 @@ use crate::cli::{Format, Invocation};
 use crate::config::{self, Diagnostics, Draft, Overrides};
 use crate::http::{Credentials, Tls, TlsPaths};
 use crate::kernel::choose;
-use crate::logging::Logging;
+use crate::logging::{LogFile, Logging};
 use crate::plan::{Plan, plan_draft, profile, profiles};
 use crate::probes;
-use crate::run::{RunError, limit_rights, run};
+use crate::run::{Listeners, RunError, drop_capabilities, run};
 use crate::{check, dashboard};
 
 /// The configuration, the environment or the command line is wrong.
@@ -73,21 +73,33 @@ fn start(overrides: &Overrides) -> ExitCode {
     };
     let settings = &loaded.config.settings;
     let attach = choose(settings.attach);
-    let limited = limit_rights(attach, plan.network.as_ref());
-    let logging = match Logging::install(settings.log_level, settings.log_file.as_deref()) {
-        Ok(logging) => logging,
-        Err(why) => {
-            let file =
+    // Both while there are all privileges: the file may be another user's, the ports below 1024.
+    let file = match settings.log_file.as_ref().map(LogFile::open).transpose() {
+        Ok(file) => file,
+        Err(err) => {
+            let path =
                 settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
-            eprintln!("exporter: the log file {file} cannot be opened: {why}");
+            eprintln!("exporter: the log file {path} cannot be opened: {err}");
             return ExitCode::from(CONFIGURATION);
+        }
+    };
+    let listeners = Listeners::bind(settings);
+    let limited = drop_capabilities(attach, plan.network.as_ref());
+    let logging = match Logging::install(settings.log_level, file) {
+        Ok(logging) => logging,
+        Err(err) => {
+            eprintln!("exporter: failed to start the log: {err}");
+            return ExitCode::from(RUN_TIME);
         }
     };
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| log::warn!("{warning}"));
     if let Err(why) = limited {
         log::warn!("{why}");
     }
-    match run(&loaded.config, plan, attach, logging.clone()) {
+    let ran = listeners
+        .map_err(RunError::from)
+        .and_then(|listeners| run(&loaded.config, plan, attach, logging.clone(), listeners));
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

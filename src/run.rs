@@ -1,10 +1,11 @@
 //! The run command: everything put together, until a signal ends it.
 
-use std::fmt;
-use std::net::SocketAddr;
+use std::error::Error;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use caps::Capability;
 use hyper::StatusCode;
@@ -21,7 +22,7 @@ use crate::kernel::{Attach, KernelError};
 use crate::layout::Layout;
 use crate::logging::Logging;
 use crate::metrics::Registry;
-use crate::net::{Event, Network, NetworkConfig, QueryError};
+use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
 use crate::service;
@@ -29,33 +30,45 @@ use crate::targets::{Keeper, Status};
 use crate::telemetry::{Own, unix_now};
 
 /// How long a scrape waits for events that are still in the ring.
-const CATCH_UP: Duration = Duration::from_millis(250);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long the thread that drains the ring may take to answer the service manager's watchdog.
-const ALIVE: Duration = Duration::from_secs(5);
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long threads that still render have, once a signal has come.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 
 /// Why it ended.
 #[derive(Debug)]
 pub enum RunError {
     Kernel(KernelError),
     Http(HttpError),
-    Other(String),
+    Network(NetworkError),
+    /// What could not be done, and why.
+    Io(&'static str, io::Error),
 }
 
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RunError::Kernel(error) => error.fmt(f),
-            RunError::Http(error) => error.fmt(f),
-            RunError::Other(error) => f.write_str(error),
+            RunError::Kernel(err) => err.fmt(f),
+            RunError::Http(err) => err.fmt(f),
+            RunError::Network(err) => err.fmt(f),
+            RunError::Io(what, err) => write!(f, "failed to {what}: {err}"),
         }
     }
 }
 
-impl std::error::Error for RunError {}
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            RunError::Kernel(err) => err.source(),
+            RunError::Http(err) => err.source(),
+            RunError::Network(err) => err.source(),
+            RunError::Io(_, err) => Some(err),
+        }
+    }
+}
 
 impl From<KernelError> for RunError {
     fn from(error: KernelError) -> Self {
@@ -69,19 +82,42 @@ impl From<HttpError> for RunError {
     }
 }
 
-fn other(what: &str) -> impl Fn(std::io::Error) -> RunError {
-    move |why| RunError::Other(format!("{what}: {why}"))
+/// The error of an operation that is called so.
+pub(crate) fn failed_to(what: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |err| RunError::Io(what, err)
+}
+
+/// The ports, bound before privileges are dropped.
+#[derive(Debug)]
+pub struct Listeners {
+    metrics: TcpListener,
+    health: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both ports.
+    ///
+    /// # Errors
+    /// If one of them cannot be had.
+    pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
+        let bind = |port| http::bind(SocketAddr::new(settings.bind, port));
+        Ok(Self { metrics: bind(settings.metrics_port)?, health: bind(settings.health_port)? })
+    }
 }
 
 /// Traces and serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the ports are taken, the certificate is unusable, or the kernel refuses the probe programs.
-pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Result<(), RunError> {
+/// If the certificate is unusable, or the kernel refuses the probe programs.
+pub fn run(
+    config: &Config,
+    plan: Plan,
+    attach: Attach,
+    logging: Logging,
+    listeners: Listeners,
+) -> Result<(), RunError> {
     let settings = config.settings.clone();
     announce(&settings, &plan);
-    let metrics = http::bind(SocketAddr::new(settings.bind, settings.metrics_port))?;
-    let health = http::bind(SocketAddr::new(settings.bind, settings.health_port))?;
     let options = options(&settings)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
@@ -89,7 +125,7 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
     let user = Arc::new(layout.user_bank(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
-        .map_err(other("starting the thread that drains the ring buffer"))?;
+        .map_err(failed_to("start the thread that drains the ring buffer"))?;
     let registry = Registry::new(plan.clone(), &layout, keeper.shared().bank, user);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let own = Own {
@@ -107,15 +143,19 @@ pub fn run(config: &Config, plan: Plan, attach: Attach, logging: Logging) -> Res
     let drain = Arc::new(drain);
     let alive = {
         let drain = drain.clone();
-        move || drain.is_alive(ALIVE)
+        move || drain.is_alive(WATCHDOG_TIMEOUT)
     };
     let address = metrics_url(&settings);
     let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
-        Endpoint { listener: metrics, router: metrics_router(scrape, network.clone()), stats: metrics_stats },
         Endpoint {
-            listener: health,
+            listener: listeners.metrics,
+            router: metrics_router(scrape, network.clone()),
+            stats: metrics_stats,
+        },
+        Endpoint {
+            listener: listeners.health,
             router: health_router(plan, keeper.status(), network),
             stats: health_stats,
         },
@@ -136,6 +176,12 @@ fn announce(settings: &Settings, plan: &Plan) {
         settings.node_name,
         settings.metrics_port
     );
+    if !http::has_address(settings.bind) {
+        log::warn!(
+            "no interface of this machine has the address {} (`bind:`) yet; nothing is served until one has it",
+            settings.bind
+        );
+    }
     for warning in http::exposure_warnings(settings.bind, settings.auth.is_some(), settings.tls.is_some()) {
         log::warn!("{warning}");
     }
@@ -180,7 +226,7 @@ struct Scrape {
 
 impl Scrape {
     fn render(&self, format: Format) -> Vec<u8> {
-        self.drain.catch_up(CATCH_UP);
+        self.drain.catch_up(DRAIN_TIMEOUT);
         let seen = self.own.status.seen();
         let mut text = Vec::new();
         {
@@ -243,7 +289,7 @@ fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
     let tell = |event: Event| {
         if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
     };
-    Network::start(config, tell).map_err(|why| RunError::Other(why.to_string()))
+    Network::start(config, tell).map_err(RunError::Network)
 }
 
 fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Network>>) -> Router {
@@ -285,10 +331,10 @@ fn serve(
         .thread_name("http")
         .enable_all()
         .build()
-        .map_err(other("starting the HTTP threads"))?;
+        .map_err(failed_to("start the HTTP threads"))?;
     let served = runtime.block_on(async {
-        let mut term = signal(SignalKind::terminate()).map_err(other("waiting for SIGTERM"))?;
-        let mut int = signal(SignalKind::interrupt()).map_err(other("waiting for SIGINT"))?;
+        let mut term = signal(SignalKind::terminate()).map_err(failed_to("wait for SIGTERM"))?;
+        let mut int = signal(SignalKind::interrupt()).map_err(failed_to("wait for SIGINT"))?;
         let report = Arc::new(|notice: Notice| match notice.level {
             Level::Debug => log::debug!("{}", notice.text),
             Level::Info => log::info!("{}", notice.text),
@@ -307,15 +353,15 @@ fn serve(
         };
         http::serve(endpoints, options, report, ended).await.map_err(RunError::from)
     });
-    runtime.shutdown_timeout(LAST_WORDS);
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
     served
 }
 
-/// Gives up rights, before the first thread is made. The error is for the log, which needs a thread.
+/// Drops capabilities that are not needed, before the first thread is made. The error is for the log, which needs a thread.
 ///
 /// # Errors
 /// If the kernel refuses to take them away.
-pub fn limit_rights(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), String> {
+pub fn drop_capabilities(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), String> {
     let mut more = Vec::new();
     if attach == Attach::Perf {
         // perf_event_open(2) wants it for uprobes, whatever else it accepts.
@@ -328,6 +374,5 @@ pub fn limit_rights(attach: Attach, network: Option<&NetworkConfig>) -> Result<(
             more.push(Capability::CAP_SYS_ADMIN);
         }
     }
-    privileges::drop_all_but(&more)
-        .map_err(|why| format!("rights that are not needed could not be given up: {why}"))
+    privileges::drop_all_but(&more).map_err(|why| format!("failed to drop capabilities: {why}"))
 }

@@ -52,7 +52,7 @@ pub use error::HttpError;
 pub use exposure::exposure_warnings;
 pub use limits::Limits;
 pub use route::{Access, Handler, Reply, RequestInfo, Route, Router};
-pub use server::{Endpoint, ServerOptions, bind, serve};
+pub use server::{Endpoint, ServerOptions, bind, has_address, serve};
 pub use stats::{HttpStats, RequestCount};
 pub use tls::{Tls, TlsPaths};
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch as signal};
@@ -33,6 +34,9 @@ use super::{Level, Report, tell};
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
 /// How often a certificate that ends soon is warned of, after its loading.
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
@@ -54,15 +58,38 @@ pub struct ServerOptions {
     pub limits: Limits,
 }
 
-/// Listens on an address. Port 0 takes a free port, which the listener's `local_addr` tells.
+/// Listens on an address. Port 0 takes a free port, which the listener's `local_addr` tells. An address that no interface
+/// has yet, as while the machine starts, is listened on all the same, for when one has it: see [`has_address`].
 ///
 /// # Errors
 /// [`HttpError::Bind`], whose text names the address and says what to do.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
     let fail = |source| HttpError::Bind { address, source };
-    let listener = TcpListener::bind(address).map_err(fail)?;
+    let listener = match TcpListener::bind(address) {
+        Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => bind_freely(address),
+        other => other,
+    };
+    let listener = listener.map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
     Ok(listener)
+}
+
+/// By IP_FREEBIND, see ip(7).
+fn bind_freely(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether an interface of this machine has the address, or it means all of them.
+pub fn has_address(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// Serves all endpoints until `shutdown` resolves. Then no more connections are taken, answers in progress

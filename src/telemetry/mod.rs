@@ -82,7 +82,9 @@ impl Own {
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));
         rows.number(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
         rows.number(&[("error_type", "stray_hit")], self.shared.control.stray());
-        rows.number(&[("error_type", "log_line_dropped")], self.logging.as_ref().map_or(0, Logging::dropped));
+        let of_log = |count: fn(&Logging) -> u64| self.logging.as_ref().map_or(0, count);
+        rows.number(&[("error_type", "log_line_dropped")], of_log(Logging::dropped));
+        rows.number(&[("error_type", "log_write_failed")], of_log(Logging::failed));
         to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
             .number(&[], refused as u64);
     }

@@ -9,5 +9,6 @@ mod command_line;
 mod commands;
 mod process;
 mod siege;
+mod start;
 mod targets;
 mod totals;

@@ -6,9 +6,9 @@
 //! the name itself, standard output is `<6>text` instead: the level is that of `sd-daemon(3)`, so that
 //! `journalctl --priority` finds what is wrong.
 
-use std::fs::{File, OpenOptions};
+mod file;
+
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -18,6 +18,7 @@ use chrono::{DateTime, Local};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::model::LogLevel;
+pub use file::LogFile;
 
 /// Lines that may wait.
 const QUEUE: usize = 4096;
@@ -30,6 +31,7 @@ const FLUSH: Duration = Duration::from_millis(200);
 pub struct Logging {
     queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -81,12 +83,12 @@ impl Logging {
     /// Installs the log for the whole process.
     ///
     /// # Errors
-    /// If the file cannot be opened for appending, or a log is installed already.
-    pub fn install(level: LogLevel, file: Option<&Path>) -> io::Result<Self> {
-        let file = file.map(|path| OpenOptions::new().append(true).create(true).open(path)).transpose()?;
+    /// If the log's thread cannot be made, or a log is installed already.
+    pub fn install(level: LogLevel, file: Option<LogFile>) -> io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUE);
-        let logging = Self { queue, dropped: Arc::default() };
-        std::thread::Builder::new().name("log".to_string()).spawn(move || write(&lines, file))?;
+        let logging = Self { queue, dropped: Arc::default(), failed: Arc::default() };
+        let failed = logging.failed.clone();
+        std::thread::Builder::new().name("log".to_string()).spawn(move || write(&lines, file, &failed))?;
         log::set_boxed_logger(Box::new(logging.clone())).map_err(io::Error::other)?;
         log::set_max_level(match level {
             LogLevel::Debug => LevelFilter::Debug,
@@ -100,6 +102,11 @@ impl Logging {
     /// Lines that found the queue full.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Lines that were not written, or not everywhere: the disk is full, or nobody reads.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Waits until what was logged has been written, but not for long.
@@ -139,17 +146,18 @@ pub(crate) fn log_libbpf() {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
 }
 
-/// Until the last sender is gone. Errors cannot be reported anywhere: the log is where they would go.
-fn write(lines: &Receiver<Message>, mut file: Option<File>) {
+/// Until the last sender is gone. Errors are counted: the log is where they would be told.
+fn write(lines: &Receiver<Message>, mut file: Option<LogFile>, failed: &AtomicU64) {
     let mut stdout = io::stdout();
     let journal = is_journal();
     while let Ok(message) = lines.recv() {
         match message {
             Message::Line(line) => {
                 let shown = if journal { line.journal() } else { line.plain() };
-                let _ = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
-                if let Some(file) = &mut file {
-                    let _ = file.write_all(line.plain().as_bytes());
+                let to_stdout = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+                let to_file = file.as_mut().map_or(Ok(()), |file| file.write(&line.plain()));
+                if to_stdout.and(to_file).is_err() {
+                    failed.fetch_add(1, Ordering::Relaxed);
                 }
             }
             Message::Flush(done) => {

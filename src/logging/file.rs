@@ -1,0 +1,148 @@
+//! The log file: appended to, opened again when it is renamed, and whatever cannot be written is counted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How often it is looked at whether the path still is the file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A log file. Opened before privileges are dropped, it can be any user's.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    checked: Instant,
+    /// The last line was cut off, by a full disk for example.
+    torn: bool,
+    /// It could not be opened again, which is told once.
+    stuck: bool,
+}
+
+impl LogFile {
+    /// Opens the file for appending; it is made if it is not there.
+    ///
+    /// # Errors
+    /// What open(2) refuses.
+    pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
+        let file = append(&path)?;
+        Ok(Self { path, file, checked: Instant::now(), torn: false, stuck: false })
+    }
+
+    /// Appends a line, to the file that has the path now: `logrotate` renames the earlier one.
+    ///
+    /// # Errors
+    /// If the line was not written, or not whole.
+    pub(super) fn write(&mut self, line: &str) -> io::Result<()> {
+        self.write_at(line, Instant::now())
+    }
+
+    fn write_at(&mut self, line: &str, now: Instant) -> io::Result<()> {
+        if now.saturating_duration_since(self.checked) >= CHECK_INTERVAL {
+            self.checked = now;
+            self.reopen_if_renamed();
+        }
+        if std::mem::take(&mut self.torn) {
+            self.append("\n")?;
+        }
+        self.append(line)
+    }
+
+    fn append(&mut self, text: &str) -> io::Result<()> {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => {
+                    self.torn |= rest.len() < text.len();
+                    return Err(err);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen_if_renamed(&mut self) {
+        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let here = self.file.metadata().map(identity);
+        if let (Ok(here), Ok(there)) = (&here, std::fs::metadata(&self.path).map(identity))
+            && *here == there
+        {
+            return;
+        }
+        match append(&self.path) {
+            Ok(file) => (self.file, self.torn, self.stuck) = (file, false, false),
+            Err(err) if !std::mem::replace(&mut self.stuck, true) => {
+                let path = self.path.display();
+                let line =
+                    format!("failed to open {path} again: {err}; the log goes on in the earlier file\n");
+                let _ = self.append(&line);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn append(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_renamed_file_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("log"), folder.path().join("log.1"));
+        let mut file = LogFile::open(&path).unwrap();
+        let began = Instant::now();
+        file.write_at("one\n", began).unwrap();
+        fs::rename(&path, &old).unwrap();
+        // It is not looked at for every line.
+        file.write_at("two\n", began).unwrap();
+        file.write_at("three\n", began + CHECK_INTERVAL).unwrap();
+        // As with logrotate's `create`, and after its next turn with `copytruncate`.
+        fs::rename(&path, folder.path().join("log.2")).unwrap();
+        fs::write(&path, "").unwrap();
+        file.write_at("four\n", began + 2 * CHECK_INTERVAL).unwrap();
+        fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        file.write_at("five\n", began + 3 * CHECK_INTERVAL).unwrap();
+        let read = |path| fs::read_to_string(path).unwrap();
+        assert_eq!((read(old), read(folder.path().join("log.2"))), ("one\ntwo\n".into(), "three\n".into()));
+        assert_eq!(read(path), "five\n");
+    }
+
+    #[test]
+    fn where_it_cannot_be_opened_again_the_log_goes_on_in_the_earlier_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let path = inner.join("log");
+        let mut file = LogFile::open(&path).unwrap();
+        let began = file.checked;
+        let moved = folder.path().join("moved");
+        fs::rename(&inner, &moved).unwrap();
+        for n in 1..=3 {
+            file.write_at(&format!("{n}\n"), began + n * CHECK_INTERVAL).unwrap();
+        }
+        let text = fs::read_to_string(moved.join("log")).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("failed to open ") && lines[1..] == ["1", "2", "3"], "{text}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_no_end() {
+        let mut file = LogFile::open("/dev/full").unwrap();
+        for _ in 0..2 {
+            assert_eq!(file.write("line\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+    }
+}

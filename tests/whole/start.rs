@@ -1,0 +1,61 @@
+//! What the exporter opens at its start: ports and the log file, of whomever they are, before it drops its privileges.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::Command;
+
+use crate::support::demo::program;
+use crate::support::exporter::{Place, Setup, wait_for};
+
+/// A user that root may write for only with CAP_DAC_OVERRIDE, which the exporter does not keep.
+const SOMEBODY: u32 = 31_337;
+
+/// Runs a shell command in the network namespace of a process.
+fn within(pid: u32, command: &str) -> String {
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args(["--net", "--target", &pid.to_string(), "sh", "-c", command]);
+    let output = nsenter.output().expect("run nsenter");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn low_ports_another_users_log_and_an_address_that_comes_later() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let folder = place.path("theirs");
+    fs::create_dir(&folder).expect("make a folder");
+    let log = place.write("theirs/log", "");
+    for (path, mode) in [(&folder, 0o700), (&log, 0o600)] {
+        chown(path, Some(SOMEBODY), Some(SOMEBODY)).expect("give it away");
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("protect it");
+    }
+    // In a network namespace of its own, where no port is taken and no such address is there yet.
+    let exporter = Setup::fibre(&place, &demo)
+        .yaml(&format!("bind: 192.0.2.7\nlog_file: {}\n", log.display()))
+        .arguments(&["--port", "80", "--health-port", "81"])
+        .through(&["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
+        .start();
+    exporter.wait_for_log("no interface of this machine has the address 192.0.2.7");
+    within(exporter.pid(), "ip address add 192.0.2.7/32 dev lo");
+    let scraped = within(exporter.pid(), "curl -sS --fail http://192.0.2.7/metrics");
+    assert!(
+        scraped.contains("\nfibre_exporter_errors_total{error_type=\"log_write_failed\"} 0\n"),
+        "{scraped}"
+    );
+    assert_eq!(within(exporter.pid(), "curl -sS --fail http://192.0.2.7:81/health"), "ok\n");
+    wait_for("the log in the other user's file", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("Waiting for events"))
+    });
+}
+
+#[test]
+fn lines_that_a_full_disk_does_not_take_are_counted() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).yaml("log_file: /dev/full\n").start();
+    exporter.wait_until_ready();
+    let failed =
+        exporter.scrape().value("fibre_exporter_errors_total", &[("error_type", "log_write_failed")]);
+    assert!(failed > 0.0, "{}", exporter.log());
+}
