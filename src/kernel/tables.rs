@@ -48,7 +48,7 @@ impl Tables {
             value: planned.value.map_or(small(abi_none::NO_VALUE.0), small),
             nconditions: small(planned.when.len()),
             nlabels: small(laid.labels.len()),
-            needs_nonnegative: u8::from(laid.kind.refuses_negative() && has_value),
+            needs_nonnegative: u8::from(planned.refuses_negative && has_value),
             cell: laid.cell,
             stride: laid.stride,
             family: laid.family.unwrap_or(abi_none::NO_FAMILY.0),
@@ -59,7 +59,8 @@ impl Tables {
             made.bounds = self.bounds_of(&laid.bounds);
         }
         for (at, condition) in made.conditions.iter_mut().zip(&planned.when) {
-            *at = self.condition(small(condition.value), condition.op, &condition.with);
+            let unsigned = probe.values[condition.value].kind.is_unsigned_word();
+            *at = self.condition(small(condition.value), condition.op, &condition.with, unsigned);
         }
         for (at, label) in made.labels.iter_mut().zip(&laid.labels) {
             *at = self.label(planned, probe, label);
@@ -79,26 +80,21 @@ impl Tables {
         }))
     }
 
-    fn condition(&mut self, value: u8, op: Op, with: &Operand) -> condition {
+    fn condition(&mut self, value: u8, op: Op, with: &Operand, unsigned: bool) -> condition {
+        let mut bias = BIAS;
         let (op, operand) = match with {
-            Operand::Int(number) => {
-                let op = match op {
-                    Op::Eq | Op::StartsWith => condition_op::COND_EQ,
-                    Op::Ne => condition_op::COND_NE,
-                    Op::Lt => condition_op::COND_LT,
-                    Op::Le => condition_op::COND_LE,
-                    Op::Gt => condition_op::COND_GT,
-                    Op::Ge => condition_op::COND_GE,
-                };
-                (op, biased(i64::try_from(*number).unwrap_or_default()))
+            Operand::Int(number) if unsigned => {
+                bias = 0;
+                unsigned_comparison(op, *number)
             }
+            Operand::Int(number) => (comparison(op), biased(i64::try_from(*number).unwrap_or_default())),
             Operand::Str(text) => {
                 self.patterns.push(text_pattern(text, op != Op::StartsWith));
                 let op = if op == Op::Ne { condition_op::COND_NOT_STRING } else { condition_op::COND_STRING };
                 (op, self.patterns.len() as u64 - 1)
             }
         };
-        condition { operand, bias: BIAS, value, op: small(op.0), ..condition::default() }
+        condition { operand, bias, value, op: small(op.0), ..condition::default() }
     }
 
     fn label(&mut self, action: &ActionPlan, probe: &ProbePlan, laid: &LabelLayout) -> label {
@@ -198,6 +194,26 @@ fn class_of(plan: &ProbePlan) -> event_class {
         event_class::EVENT_SHORT_TEXTS
     } else {
         event_class::EVENT_LONG_TEXTS
+    }
+}
+
+fn comparison(op: Op) -> condition_op {
+    match op {
+        Op::Eq | Op::StartsWith => condition_op::COND_EQ,
+        Op::Ne => condition_op::COND_NE,
+        Op::Lt => condition_op::COND_LT,
+        Op::Le => condition_op::COND_LE,
+        Op::Gt => condition_op::COND_GT,
+        Op::Ge => condition_op::COND_GE,
+    }
+}
+
+/// How numbers without a sign are compared with any number: all of them are above one that is negative.
+fn unsigned_comparison(op: Op, with: i128) -> (condition_op, u64) {
+    match (u64::try_from(with), op) {
+        (Ok(with), op) => (comparison(op), with),
+        (Err(_), Op::Ne | Op::Gt | Op::Ge) => (condition_op::COND_GE, 0),
+        (Err(_), Op::Eq | Op::StartsWith | Op::Lt | Op::Le) => (condition_op::COND_LT, 0),
     }
 }
 

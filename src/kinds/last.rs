@@ -27,6 +27,10 @@ impl Kind for Last {
         true
     }
 
+    fn shows_any_word(&self) -> bool {
+        true
+    }
+
     fn starts_at_zero(&self) -> bool {
         false
     }

@@ -57,6 +57,11 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether it shows 64 bits with a sign and without one alike.
+    fn shows_any_word(&self) -> bool {
+        false
+    }
+
     /// Whether it is the number of hits, if it has no value, conditions or labels that vary.
     fn counts_hits(&self) -> bool {
         false

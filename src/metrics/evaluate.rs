@@ -45,7 +45,7 @@ pub fn evaluate<'a>(
         Some(Value::Int(number)) => number,
         Some(_) => return Outcome::Unreadable,
     };
-    if laid.kind.refuses_negative() && value < 0 {
+    if action.refuses_negative && value < 0 {
         return Outcome::Negative;
     }
     let slot = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
@@ -62,7 +62,8 @@ fn holds(
 ) -> Option<bool> {
     match (&condition.with, value) {
         (Operand::Int(with), Value::Int(value)) => {
-            let (value, with) = (i128::from(value), *with);
+            let value = if kind.is_unsigned_word() { i128::from(value as u64) } else { i128::from(value) };
+            let with = *with;
             Some(match condition.op {
                 Op::Eq | Op::StartsWith => value == with,
                 Op::Ne => value != with,

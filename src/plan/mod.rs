@@ -198,6 +198,11 @@ impl ValueKind {
         *self == ValueKind::Arg(ArgKind::Symbol)
     }
 
+    /// Whether its 64 bits have no sign, so that it can be 2^63 and more, which no sum of numbers with a sign can hold.
+    pub fn is_unsigned_word(&self) -> bool {
+        *self == ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 8, signed: false })))
+    }
+
     /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
     pub fn is_compared_as_shown(&self) -> bool {
         matches!(
@@ -252,6 +257,8 @@ pub struct ActionPlan {
     /// Index into the probe's values; `None` counts.
     pub value: Option<usize>,
     pub scale: Scale,
+    /// A value that is negative, or without a sign 2^63 and more, is refused and told: the metric cannot hold it.
+    pub refuses_negative: bool,
     pub when: Vec<ConditionPlan>,
     pub labels: Vec<LabelPlan>,
     pub route: Route,

@@ -44,11 +44,14 @@ impl Scope<'_> {
             let value = self.value(&metric.at, "pid")?;
             labels.push(LabelPlan::From { value, mapping: Vec::new(), default: None, limit: u32::MAX });
         }
+        let kind = kinds::of(&metric.kind);
+        let is_unsigned = value.is_some_and(|value| self.plan.values[value].kind.is_unsigned_word());
         Some(ActionPlan {
             at: metric.at.clone(),
             metric: 0,
             value,
             scale,
+            refuses_negative: kind.refuses_negative() || is_unsigned && !kind.shows_any_word(),
             when: when.into_iter().collect::<Option<_>>()?,
             labels,
             route: Route::Kernel,
@@ -96,10 +99,13 @@ impl Scope<'_> {
             );
             return None;
         }
+        let is_unsigned = self.plan.values[value].kind.is_unsigned_word();
         if let Operand::Int(number) = condition.with
             && i64::try_from(number).is_err()
+            && !(is_unsigned && u64::try_from(number).is_ok())
         {
-            self.diags.error(&condition.at, format!("{number} does not fit into 64 bits with a sign"));
+            let sign = if is_unsigned { "" } else { " with a sign" };
+            self.diags.error(&condition.at, format!("{number} does not fit into 64 bits{sign}"));
         }
         let (mut op, mut with) = (condition.op, condition.with.clone());
         // Whatever is not 0 is true.

@@ -380,3 +380,41 @@ fn what_needs_user_space_goes_there_with_its_probe_only() {
     assert_eq!(one.drained().0, 16);
     assert_eq!(two.drained().0, 26);
 }
+
+/// The form's values are 0, 1, 2^63 and 2^64 - 1, over and over.
+#[test]
+fn numbers_of_64_bits_without_a_sign() {
+    let probes = probe(
+        "u64",
+        "v: { index: 0, type: u64 }",
+        &[
+            "counter: sum_total, value: v",
+            "histogram: values, value: v, buckets: [0, 1]",
+            "gauge: least, value: v, mode: min",
+            "gauge: greatest, value: v, mode: max",
+            "up_down: raised, direction: up, value: v",
+            "gauge: latest, value: v",
+            "counter: by_value_total, labels: { v: v }",
+            "counter: above_total, when: v > 1",
+            "counter: any_total, when: v > -1",
+            "counter: none_total, when: v < -1",
+            "counter: half_total, when: v == 9223372036854775808",
+            "counter: all_total, when: v >= 18446744073709551615",
+        ],
+    );
+    let (series, kernel, user) = both_ways(&probes, |binary| {
+        Forms::start(binary).fire("u64", 8);
+    });
+    // What would turn negative, or wrap around, is not added up: it is refused and told.
+    assert_eq!(series["sum_total"], "2");
+    assert_eq!(series["raised"], "0", "its process has ended");
+    assert_eq!((series["values_count"].as_str(), series["values_sum"].as_str()), ("4", "2"));
+    assert_eq!((series["least"].as_str(), series["greatest"].as_str()), ("0", "1"));
+    assert_eq!(kernel.books_at_rest()[0].lost, 4);
+    assert_eq!(user.refused_in_user_space(), (0, 5 * 4));
+    // What is only shown or compared is right.
+    assert_eq!(series["latest"], u64::MAX.to_string());
+    assert_eq!(series["by_value_total{v=\"9223372036854775808\"}"], "2");
+    let counted = ["above_total", "any_total", "none_total", "half_total", "all_total"];
+    assert_eq!(counted.map(|name| series[name].as_str()), ["4", "8", "0", "2", "2"]);
+}
