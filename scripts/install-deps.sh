@@ -27,6 +27,8 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 lint_packages=('clang-format-14|clang-format' shellcheck git)
 bench_packages=(bpftrace)
 rust=1.88 # rust-version in Cargo.toml
+# What rustup installs here by itself anyway.
+toolchain=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../rust-toolchain.toml")
 
 say() {
 	echo "install-deps: $*" >&2
@@ -171,7 +173,7 @@ rustup_init() {
 		curl --proto '=https' --tlsv1.2 -sSf "$url.sha256" -o "$init/sha256" &&
 		awk -v file="$init/rustup-init" '{print $1 "  " file}' "$init/sha256" | sha256sum --check --quiet &&
 		chmod 700 "$init/rustup-init" &&
-		"$init/rustup-init" -y --no-modify-path --profile minimal >&2; } || status=$?
+		"$init/rustup-init" -y --no-modify-path --profile minimal --default-toolchain "$toolchain" >&2; } || status=$?
 	rm -rf "$init"
 	return "$status"
 }
@@ -181,8 +183,8 @@ install_rust() {
 	[[ ! -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]] || export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 	rust_is_new_enough && return
 	if command -v rustup >/dev/null; then
-		say "cargo is older than $rust or missing: installing the stable toolchain with rustup"
-		{ rustup toolchain install stable --profile minimal >&2 && rustup default stable >&2; } ||
+		say "cargo is older than $rust or missing: installing Rust $toolchain with rustup"
+		rustup toolchain install "$toolchain" --profile minimal >&2 ||
 			fail "rustup could not install Rust; its message is above"
 	else
 		# It refuses to stand beside another cargo, unless told that it may.

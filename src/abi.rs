@@ -12,7 +12,7 @@
     non_snake_case,
     unsafe_code
 )]
-#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 }
@@ -27,7 +27,7 @@ pub(crate) mod generated {
     non_snake_case,
     unsafe_code
 )]
-#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod files {
     include!(concat!(env!("OUT_DIR"), "/files.skel.rs"));
     pub use types::{mapped_file, process};
@@ -43,7 +43,7 @@ pub(crate) mod files {
     non_snake_case,
     unsafe_code
 )]
-#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));
     pub use types::{

@@ -127,11 +127,7 @@ impl Answerer {
             watch.trust();
         }
         watch.enter_handling();
-        let info = RequestInfo {
-            path: route.path.to_string(),
-            query: request.uri().query().map(str::to_string),
-            peer,
-        };
+        let info = RequestInfo { query: request.uri().query().map(str::to_string) };
         let takes_gzip = gzip::accepted(request.headers());
         let handler = route.handler.clone();
         // The semaphore is never closed. The permit goes with the handler, which runs to its end even when

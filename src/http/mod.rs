@@ -50,10 +50,9 @@ mod watch;
 pub use auth::Credentials;
 pub use error::HttpError;
 pub use exposure::exposure_warnings;
-pub use limits::Limits;
-pub use route::{Access, Handler, Reply, RequestInfo, Route, Router};
+pub use route::{Access, Reply, RequestInfo, Route, Router};
 pub use server::{Endpoint, ServerOptions, bind, has_address, serve};
-pub use stats::{HttpStats, RequestCount};
+pub use stats::HttpStats;
 pub use tls::{Tls, TlsPaths};
 
 /// Content type of the Prometheus text exposition format, version 0.0.4.

@@ -1,7 +1,6 @@
 //! The table of routes, and which of them a request is for.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
@@ -37,11 +36,8 @@ pub struct Route {
 /// What a handler may know of a request.
 #[derive(Debug, Clone)]
 pub struct RequestInfo {
-    pub path: String,
     /// What follows the question mark, undecoded.
     pub query: Option<String>,
-    /// The other end of the connection.
-    pub peer: SocketAddr,
 }
 
 /// A handler's answer.

@@ -11,7 +11,7 @@
     non_snake_case,
     unsafe_code
 )]
-#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod generated {
     include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 }

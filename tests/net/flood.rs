@@ -3,7 +3,14 @@
 //! Needs root. Touches no interface.
 
 // The generated skeleton is not ours to style.
-#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
+#[allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    non_camel_case_types,
+    non_snake_case,
+    unused_imports
+)]
 mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 }

@@ -4,7 +4,14 @@
 //! Needs root, `ip`, `ping` and `bpftool`.
 
 // Somebody else's program, for which any will do. The generated skeleton is not ours to style.
-#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, unused_imports)]
+#[allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    non_camel_case_types,
+    non_snake_case,
+    unused_imports
+)]
 mod bench {
     include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 }
