@@ -41,6 +41,7 @@ static __always_inline void account_xdp(const struct frame *f, struct net_stats 
 	row->bytes += f->length;
 	if (what & RARE)
 		count_rare(stats, what, 1);
+	count_wanted(stats, f, what);
 	if (talkers && HAS_IP(what) && !IS_FAULT(what))
 		track(f, what, stats, PORT_ID(port), false, 1, f->length);
 }
@@ -181,6 +182,7 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 	row->bytes += bytes;
 	if (what & RARE)
 		count_rare(stats, what, packets);
+	count_wanted(stats, f, what);
 	if (with_talkers && HAS_IP(what) && !IS_FAULT(what))
 		track(f, what, stats, PORT_ID(port), egress, packets, bytes);
 }
