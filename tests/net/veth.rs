@@ -173,6 +173,59 @@ fn two_vlan_tags_from_a_raw_socket() {
     agrees_with_the_kernel(&here, &network, 0);
 }
 
+/// Segments of every kind from a raw socket, of which few are trouble; and a real reader that stops reading.
+#[test]
+fn resets_and_zero_windows() {
+    for mode in [Mode::Auto, Mode::Generic, Mode::Native] {
+        let (here, there) = pair();
+        let mut wanted = config(mode);
+        wanted.count.statistics.insert("tcp_trouble");
+        let (network, _) = start(&here, wanted);
+        up(&here, &there);
+        // Flags and window.
+        for (flags, window, times) in [
+            (0x10, 0u16, 5),
+            (0x18, 0, 2),
+            (0x10, 1, 20),
+            (0x14, 0, 3),
+            (0x04, 9, 4),
+            (0x02, 0, 6),
+            (0x11, 0, 8),
+        ] {
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 99, 0, 2, 10, 99, 0, 9]);
+            frame.extend([0, 7, 0, 8, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags]);
+            frame.extend(window.to_be_bytes());
+            frame.extend([0; 4]);
+            there.run(move || crate::namespace::send_raw("exn1", &frame, times));
+        }
+        settle(&here);
+        let families = network.collect();
+        let counted = |name| number(&families, name, &[("direction", "ingress")]);
+        assert_eq!(
+            [counted("xdp_tcp_resets_total"), counted("xdp_tcp_zero_windows_total")],
+            [7, 7],
+            "{mode:?}"
+        );
+        assert_eq!(number(&families, "xdp_tcp_zero_windows_total", &[("direction", "egress")]), 0);
+        let full = |network: &exporter::net::Network| {
+            number(&network.collect(), "xdp_tcp_zero_windows_total", &[("direction", "egress")]) > 0
+        };
+        let listener = here.run(|| std::net::TcpListener::bind((HERE, 7001)).unwrap());
+        let sender = there.run(|| {
+            let stream = std::net::TcpStream::connect((HERE, 7001)).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        });
+        until("the reader has no room", || {
+            let _ = std::io::Write::write(&mut &sender, &[0; 1 << 16]);
+            full(&network)
+        });
+        drop(listener);
+    }
+}
+
 #[test]
 fn nothing_of_a_flood_is_lost() {
     const DATAGRAMS: u64 = 200_000;

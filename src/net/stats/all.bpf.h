@@ -11,6 +11,7 @@
 #include "fragments.bpf.h"
 #include "parse_errors.bpf.h"
 #include "tcp_flags.bpf.h"
+#include "tcp_trouble.bpf.h"
 #include "tracked.bpf.h"
 
 /* Everything counted on one interface in one direction by one CPU. Words of 64 bits. */
@@ -19,6 +20,7 @@ struct net_stats {
 	struct net_drops drops;
 	struct net_parse_errors errors;
 	struct net_tcp_flags tcp;
+	struct net_tcp_trouble trouble;
 	struct net_fragments fragments;
 	struct net_tracked tracked;
 	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
@@ -37,6 +39,7 @@ static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u6
 
 /* Those that look at every packet, and only if the configuration asks for it: bits of `switches`. */
 enum net_switch {
+	NET_SWITCH_TCP_TROUBLE,
 	NET_SWITCH_COUNT,
 };
 const volatile __u32 switches = 0;
@@ -44,6 +47,8 @@ const volatile __u32 switches = 0;
 
 static __always_inline void count_wanted(struct net_stats *stats, const struct frame *f, __u64 what)
 {
+	if (WANTED(TCP_TROUBLE))
+		count_tcp_trouble(&stats->trouble, f, what);
 }
 
 #endif

@@ -7,6 +7,7 @@ mod packets;
 mod parse_errors;
 mod sizes;
 mod tcp_flags;
+mod tcp_trouble;
 mod tracked;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,7 @@ pub(crate) const ALL: &[Statistic] = &[
     drops::STATISTIC,
     sizes::STATISTIC,
     tcp_flags::STATISTIC,
+    tcp_trouble::STATISTIC,
     parse_errors::STATISTIC,
     fragments::STATISTIC,
 ];

@@ -1,0 +1,44 @@
+//! TCP resets, and segments whose sender has no room for more.
+
+use std::mem::offset_of;
+
+use crate::exposition::{Family, Kind};
+
+use super::super::abi::{generated, net_stats};
+use super::super::counters::Counters;
+use super::{Counted, Statistic, Switch};
+
+pub(super) const STATISTIC: Statistic = Statistic {
+    switch: Some(Switch {
+        key: "tcp_trouble",
+        default: false,
+        name: "TCP resets and zero windows",
+        bit: Some(generated::types::net_switch::NET_SWITCH_TCP_TROUBLE.0),
+    }),
+    families,
+};
+
+impl Counters {
+    /// TCP segments that reset a connection.
+    pub fn tcp_resets(&self) -> u64 {
+        self.at(offset_of!(net_stats, trouble), 0)
+    }
+
+    /// TCP segments that say their sender takes no more for now.
+    pub fn tcp_zero_windows(&self) -> u64 {
+        self.at(offset_of!(net_stats, trouble), 1)
+    }
+}
+
+fn families(counted: &[Counted<'_>]) -> Vec<Family> {
+    let mut resets =
+        Family::new("xdp_tcp_resets_total", Kind::Counter, "TCP segments that reset a connection.");
+    let help = "TCP segments with a window of zero: their sender takes no more for now.";
+    let mut windows = Family::new("xdp_tcp_zero_windows_total", Kind::Counter, help);
+    for one in counted {
+        let labels = [("direction", one.direction.label())];
+        resets.number_of(one.of, &labels, one.counters.tcp_resets());
+        windows.number_of(one.of, &labels, one.counters.tcp_zero_windows());
+    }
+    vec![resets, windows]
+}
