@@ -7,7 +7,7 @@ use std::process::Command;
 use libbpf_cargo::SkeletonBuilder;
 
 /// Every BPF object: one line each.
-const OBJECTS: &[&str] = &["probe", "files", "events", "net", "net_bench"];
+const OBJECTS: &[&str] = &["probe", "files", "events", "net", "net_bench", "stack"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -65,6 +65,10 @@ pub struct Count {
     pub top_sources: u32,
     /// Export `network_tcp_connections`.
     pub tcp_connections: bool,
+    /// Export why the kernel drops packets.
+    pub drop_reasons: bool,
+    /// Export how TCP connections fare.
+    pub tcp: bool,
 }
 
 /// Entries of a table that can be asked for.
@@ -76,7 +80,15 @@ pub const TOP_SOURCES: std::ops::RangeInclusive<u32> = 1..=1000;
 impl Default for Count {
     fn default() -> Self {
         let on = stats::switches().filter(|switch| switch.default).map(|switch| switch.key);
-        Self { statistics: on.collect(), talkers: 0, flows: 0, top_sources: 0, tcp_connections: false }
+        Self {
+            statistics: on.collect(),
+            talkers: 0,
+            flows: 0,
+            top_sources: 0,
+            tcp_connections: false,
+            drop_reasons: false,
+            tcp: false,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::Node;
 const KEYS: &[&str] = &["interfaces", "exclude", "mode", "count"];
 const SPACE_KEYS: &[&str] = &["netns", "container", "interfaces"];
 static COUNT_KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    let others = ["talkers", "flows", "top_sources", "tcp_connections"];
+    let others = ["talkers", "flows", "top_sources", "tcp_connections", "drop_reasons", "tcp"];
     stats::switches().map(|switch| switch.key).chain(others).collect()
 });
 const TABLE_KEYS: &[&str] = &["entries"];
@@ -91,6 +91,8 @@ fn count(node: &Node<'_>) -> Option<Count> {
             .and_then(|node| node.integer("a number of series", TOP_SOURCES))
             .unwrap_or(0),
         tcp_connections: switch("tcp_connections", plain.tcp_connections),
+        drop_reasons: switch("drop_reasons", plain.drop_reasons),
+        tcp: switch("tcp", plain.tcp),
     };
     for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {
         if needs > 0 && count.talkers == 0 {

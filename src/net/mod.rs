@@ -22,6 +22,7 @@ mod programs;
 mod query;
 mod sockets;
 mod spaces;
+mod stack;
 mod stats;
 mod sys;
 mod tables;

@@ -15,6 +15,8 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         (count.flows > 0, format!("{} flows", count.flows)),
         (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
         (count.tcp_connections, "TCP connections by state".to_string()),
+        (count.drop_reasons, "the kernel's reasons for dropping packets".to_string()),
+        (count.tcp, "how TCP connections fare".to_string()),
     ];
     let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();
     let mode = format!("{:?}", config.mode).to_lowercase();

@@ -24,6 +24,7 @@ use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
 use super::spaces::Namespace;
+use super::stack::Stack;
 use super::stats::program_switches;
 use super::sys::{enter, monotonic};
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
@@ -61,6 +62,7 @@ pub struct Network {
     board: Arc<Board>,
     stop: Arc<Stop>,
     watches: Vec<JoinHandle<()>>,
+    stack: Option<Stack>,
 }
 
 /// Ends the threads.
@@ -122,7 +124,14 @@ impl Network {
         })?;
         let event = eventfd(0, EventfdFlags::CLOEXEC)
             .map_err(|error| NetworkError(format!("no descriptor to wait for: {error}")))?;
+        let stack = Stack::load(&config.count).map_err(|error| {
+            NetworkError(format!(
+                "the programs of network.count.drop_reasons and tcp cannot be attached: {error:#}; they need CAP_BPF and \
+                 CAP_PERFMON"
+            ))
+        })?;
         let mut network = Self {
+            stack,
             board: Arc::default(),
             stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
             watches: Vec::new(),
@@ -168,13 +177,15 @@ impl Network {
     /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.
     pub fn collect(&self) -> Vec<Family> {
         let connections = self.config.count.tcp_connections.then(tcp_connections).and_then(Result::ok);
-        families(
+        let mut all = families(
             &self.config.count,
             &self.board.readings(),
             &self.top_sources(),
             connections.as_ref().map(|counts| &counts[..]),
             self.books.strays(),
-        )
+        );
+        all.extend(self.stack.iter().flat_map(Stack::families));
+        all
     }
 
     /// Interfaces that are counted on: name, and where what comes in is counted.

@@ -13,4 +13,5 @@ mod dashboard;
 mod flood;
 mod fuzz;
 mod old_kernel;
+mod stack;
 mod veth;

@@ -11,7 +11,7 @@ for count in flags talkers; do
     cat >/config.yaml <<END
 network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
-    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true/' /config.yaml
+    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.
@@ -50,6 +50,11 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
             metrics.sum("xdp_packet_size_bytes_count", &[("direction", "ingress")]),
             metrics.sum("xdp_packets_total", &[])
         );
+        if count == "talkers" {
+            assert!(metrics.sum("network_tcp_handshake_seconds_count", &[]) >= 2.0, "{log}");
+            assert!(metrics.sum("network_tcp_state_changes_total", &[("to", "established")]) >= 2.0);
+            assert!(!metrics.select("network_kernel_drops_total", &[]).is_empty(), "{log}");
+        }
     }
 }
 

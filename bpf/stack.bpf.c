@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * What the network stack tells of packets it drops and of TCP connections, by its tracepoints: of one network namespace, and
+ * of drops also those that belong to none. Nothing here runs for an ordinary packet.
+ */
+#include "net_types.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+/* Fields that are read, by the names that they have in the kernel; where they lie is known when it is loaded. */
+#define KERNEL __attribute__((preserve_access_index))
+
+struct ns_common {
+	unsigned int inum;
+} KERNEL;
+struct net {
+	struct ns_common ns;
+} KERNEL;
+typedef struct {
+	struct net *net;
+} KERNEL possible_net_t;
+struct net_device {
+	possible_net_t nd_net;
+} KERNEL;
+struct sock_common {
+	possible_net_t skc_net;
+} KERNEL;
+struct sock {
+	struct sock_common __sk_common;
+	unsigned short sk_protocol;
+} KERNEL;
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	char cb[48];
+} KERNEL;
+struct tcp_skb_cb {
+	unsigned short tcp_gso_segs;
+} KERNEL;
+struct tcp_sock {
+	unsigned int srtt_us;
+} KERNEL;
+
+#define BPF_MAP_TYPE_ARRAY 2
+#define BPF_NOEXIST 1
+#define BPF_ANY 0
+#define IPPROTO_TCP 6
+
+struct bpf_raw_tracepoint_args {
+	__u64 args[6];
+};
+
+/* Set by user space before the load: the namespace, as stat(2) numbers it. */
+const volatile __u32 namespace = 0;
+
+#define DROP_REASONS 512
+#define TCP_STATES 16
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+
+/* Bucket i counts what is below 2^(i + shift), the last one all that is not. */
+#define SLOTS 24
+struct stack_histogram {
+	__u64 counts[SLOTS];
+	__u64 sum;
+};
+
+/* Words of 64 bits. */
+struct stack_stats {
+	/* By the kernel's number; those of its parts that number their own (SUBSYS) are in the last one. */
+	__u64 drops[DROP_REASONS];
+	__u64 states[TCP_STATES][TCP_STATES];
+	__u64 retransmits;
+	__u64 resets_sent;
+	__u64 resets_received;
+	/* Connections for whose beginning there was no room. */
+	__u64 untimed;
+	/* Microseconds, of connections that this side opened and that the other did. */
+	struct stack_histogram handshake[2];
+	/* Microseconds, smoothed, when a connection begins to close. */
+	struct stack_histogram rtt;
+	/* Milliseconds from the handshake to the end. */
+	struct stack_histogram duration;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct stack_stats);
+} stats SEC(".maps");
+
+/* When connections were established, by their socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, 1 /* BPF_F_NO_PREALLOC */);
+	__type(key, __u64);
+	__type(value, __u64);
+} begun SEC(".maps");
+
+static __always_inline struct stack_stats *here(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&stats, &key);
+}
+
+static __always_inline bool is_ours(struct net *net)
+{
+	return BPF_CORE_READ(net, ns.inum) == namespace;
+}
+
+static __always_inline bool has_ours(struct sock *sk)
+{
+	return sk && is_ours(BPF_CORE_READ(sk, __sk_common.skc_net.net));
+}
+
+static __always_inline __u32 log2_of(__u64 value)
+{
+	__u32 result = 0;
+
+	if (value >> 32) {
+		value >>= 32;
+		result += 32;
+	}
+	if (value >> 16) {
+		value >>= 16;
+		result += 16;
+	}
+	if (value >> 8) {
+		value >>= 8;
+		result += 8;
+	}
+	if (value >> 4) {
+		value >>= 4;
+		result += 4;
+	}
+	if (value >> 2) {
+		value >>= 2;
+		result += 2;
+	}
+	return result + (value >> 1 != 0);
+}
+
+/* `shift` is the exponent of the first bound. */
+static __always_inline void observe(struct stack_histogram *to, __u64 value, __u32 shift)
+{
+	__u32 slot = value ? log2_of(value) + 1 : 0;
+
+	/* Bounds are inclusive. */
+	if (value && !(value & (value - 1)))
+		slot--;
+	slot = slot > shift ? slot - shift : 0;
+	if (slot >= SLOTS)
+		slot = SLOTS - 1;
+	barrier_var(slot);
+	if (slot >= SLOTS)
+		return;
+	to->counts[slot]++;
+	to->sum += value;
+}
+
+SEC("raw_tp/kfree_skb")
+int drop(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sk_buff *skb = (void *)ctx->args[0];
+	__u32 reason = ctx->args[2];
+	struct net_device *dev = BPF_CORE_READ(skb, dev);
+	struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct net *net = 0;
+	struct stack_stats *s;
+
+	if (sk)
+		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	else if (dev)
+		net = BPF_CORE_READ(dev, nd_net.net);
+	if (net && !is_ours(net))
+		return 0;
+	s = here();
+	if (!s)
+		return 0;
+	if (reason >= DROP_REASONS)
+		reason = DROP_REASONS - 1;
+	barrier_var(reason);
+	if (reason < DROP_REASONS)
+		s->drops[reason]++;
+	return 0;
+}
+
+SEC("raw_tp/inet_sock_set_state")
+int state(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (void *)ctx->args[0];
+	__u32 from = ctx->args[1], to = ctx->args[2], rtt;
+	__u64 key = (__u64)sk, now, *start;
+	struct stack_stats *s;
+
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP || !has_ours(sk))
+		return 0;
+	s = here();
+	if (!s || from >= TCP_STATES || to >= TCP_STATES)
+		return 0;
+	s->states[from][to]++;
+	/* The kernel keeps eight times the smoothed time. */
+	rtt = BPF_CORE_READ((struct tcp_sock *)sk, srtt_us) >> 3;
+	now = bpf_ktime_get_ns();
+	if (to == TCP_ESTABLISHED) {
+		if (from == TCP_SYN_SENT || from == TCP_SYN_RECV)
+			observe(&s->handshake[from == TCP_SYN_RECV], rtt, 4);
+		if (bpf_map_update_elem(&begun, &key, &now, BPF_ANY))
+			s->untimed++;
+		return 0;
+	}
+	if (from == TCP_ESTABLISHED && rtt)
+		observe(&s->rtt, rtt, 4);
+	if (to != TCP_CLOSE)
+		return 0;
+	start = bpf_map_lookup_elem(&begun, &key);
+	if (start) {
+		observe(&s->duration, (now - *start) / 1000000, 0);
+		bpf_map_delete_elem(&begun, &key);
+	}
+	return 0;
+}
+
+SEC("raw_tp/tcp_retransmit_skb")
+int retransmit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sk_buff *skb = (void *)ctx->args[1];
+	struct stack_stats *s;
+
+	if (!has_ours((void *)ctx->args[0]))
+		return 0;
+	s = here();
+	if (s) {
+		__u16 segments = BPF_CORE_READ((struct tcp_skb_cb *)&skb->cb[0], tcp_gso_segs);
+
+		s->retransmits += segments ?: 1;
+	}
+	return 0;
+}
+
+SEC("raw_tp/tcp_send_reset")
+int reset_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (void *)ctx->args[0];
+	struct sk_buff *skb = (void *)ctx->args[1];
+	struct stack_stats *s;
+	struct net *net = 0;
+
+	/* Without a socket it answers a packet. */
+	if (sk)
+		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	else if (skb)
+		net = BPF_CORE_READ(skb, dev, nd_net.net);
+	if (!is_ours(net))
+		return 0;
+	s = here();
+	if (s)
+		s->resets_sent++;
+	return 0;
+}
+
+SEC("raw_tp/tcp_receive_reset")
+int reset_received(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct stack_stats *s;
+
+	if (!has_ours((void *)ctx->args[0]))
+		return 0;
+	s = here();
+	if (s)
+		s->resets_received++;
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

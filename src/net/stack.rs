@@ -1,0 +1,269 @@
+//! What the network stack itself tells of the exporter's network namespace: why it drops packets, and how TCP connections
+//! fare. By tracepoints (`bpf/stack.bpf.c`), and what has none from `/proc`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::Enum;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use crate::exposition::{Family, Kind, Number};
+use crate::logging::log_libbpf;
+
+use super::config::Count;
+use super::sockets::STATES;
+
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    unsafe_code
+)]
+#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
+}
+
+use generated::StackSkelBuilder;
+use generated::types::{stack_histogram, stack_stats};
+
+/// Exponents of the first bounds: of microseconds, and of milliseconds.
+const TIMES: (u32, f64) = (4, 1e-6);
+const DURATIONS: (u32, f64) = (0, 1e-3);
+
+/// Reasons that have a counter of their own; the last has all others.
+const REASONS: usize = offset_of!(stack_stats, states) / 8;
+const ROW: usize = 16;
+const SLOTS: usize = size_of::<stack_histogram>() / 8 - 1;
+
+/// The programs at the stack's tracepoints. Dropping it takes them away.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    drops: bool,
+    tcp: bool,
+    stats: MapHandle,
+    reasons: BTreeMap<usize, String>,
+    _links: Vec<OwnedFd>,
+}
+
+impl Stack {
+    /// Attaches what is wanted, for the thread's network namespace; `None` if nothing is.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn load(count: &Count) -> libbpf_rs::Result<Option<Self>> {
+        if !count.drop_reasons && !count.tcp {
+            return Ok(None);
+        }
+        log_libbpf();
+        let mut storage = MaybeUninit::uninit();
+        let mut open = StackSkelBuilder::default().open(&mut storage)?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
+        }
+        open.progs.drop.set_autoload(count.drop_reasons);
+        let progs = &mut open.progs;
+        for program in
+            [&mut progs.state, &mut progs.retransmit, &mut progs.reset_sent, &mut progs.reset_received]
+        {
+            program.set_autoload(count.tcp);
+        }
+        let skel = open.load()?;
+        let stats = MapHandle::try_from(&skel.maps.stats)?;
+        let mut links = Vec::new();
+        for (wanted, program, tracepoint) in [
+            (count.drop_reasons, &skel.progs.drop, "kfree_skb"),
+            (count.tcp, &skel.progs.state, "inet_sock_set_state"),
+            (count.tcp, &skel.progs.retransmit, "tcp_retransmit_skb"),
+            (count.tcp, &skel.progs.reset_sent, "tcp_send_reset"),
+            (count.tcp, &skel.progs.reset_received, "tcp_receive_reset"),
+        ] {
+            if wanted {
+                links.push(program.attach_raw_tracepoint(tracepoint)?.as_fd().try_clone_to_owned()?);
+            }
+        }
+        let reasons = if count.drop_reasons { drop_reasons()? } else { BTreeMap::new() };
+        Ok(Some(Self { drops: count.drop_reasons, tcp: count.tcp, stats, reasons, _links: links }))
+    }
+
+    /// What was told so far. What `/proc` says is of the calling thread's namespace.
+    pub fn families(&self) -> Vec<Family> {
+        // A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.
+        let words = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
+        let mut sum = vec![0u64; size_of::<stack_stats>() / 8];
+        for cpu in words.unwrap_or_default() {
+            for (word, part) in sum.iter_mut().zip(cpu.chunks_exact(8)) {
+                *word = word.wrapping_add(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+            }
+        }
+        let at = |offset: usize| &sum[offset / 8..];
+        let mut all = Vec::new();
+        if self.drops {
+            all.push(self.drops(at(offset_of!(stack_stats, drops))));
+        }
+        if self.tcp {
+            all.push(state_changes(at(offset_of!(stack_stats, states))));
+            all.extend(tcp_counters(at));
+            all.extend(tcp_times(at));
+            all.extend(listen_counters().unwrap_or_default());
+        }
+        all
+    }
+
+    /// Only those that there were, for there are more than a hundred.
+    fn drops(&self, counts: &[u64]) -> Family {
+        let help = "Packets that the kernel dropped, by its reason.";
+        let mut family = Family::new("network_kernel_drops_total", Kind::Counter, help);
+        let mut others = 0;
+        for (reason, count) in counts[..REASONS].iter().enumerate().filter(|(_, count)| **count > 0) {
+            match self.reasons.get(&reason) {
+                Some(name) => family.number(&[("reason", name)], *count),
+                None => others += count,
+            }
+        }
+        family.number(&[("reason", "other")], others);
+        family
+    }
+}
+
+fn state_changes(counts: &[u64]) -> Family {
+    let help = "Changes of the state of TCP sockets; from syn_sent to close a connection could not be made.";
+    let mut family = Family::new("network_tcp_state_changes_total", Kind::Counter, help);
+    for (from, name_from) in STATES.iter().enumerate() {
+        for (to, name_to) in STATES.iter().enumerate() {
+            // States count from one.
+            let count = counts[(from + 1) * ROW + to + 1];
+            if count > 0 || (*name_from, *name_to) == ("syn_sent", "close") {
+                family.number(&[("from", name_from), ("to", name_to)], count);
+            }
+        }
+    }
+    family
+}
+
+fn tcp_counters<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
+    let help = "TCP segments that were sent again.";
+    let mut retransmits = Family::new("network_tcp_retransmits_total", Kind::Counter, help);
+    retransmits.number(&[], at(offset_of!(stack_stats, retransmits))[0]);
+    let help = "TCP connections that were reset, by who did it.";
+    let mut resets = Family::new("network_tcp_resets_total", Kind::Counter, help);
+    resets.number(&[("direction", "sent")], at(offset_of!(stack_stats, resets_sent))[0]);
+    resets.number(&[("direction", "received")], at(offset_of!(stack_stats, resets_received))[0]);
+    let help = "TCP connections that are not in network_tcp_connection_duration_seconds, for lack of room.";
+    let mut untimed = Family::new("network_tcp_untimed_connections_total", Kind::Counter, help);
+    untimed.number(&[], at(offset_of!(stack_stats, untimed))[0]);
+    vec![retransmits, resets, untimed]
+}
+
+fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
+    let of = |name, help, (shift, unit): (u32, f64), series: &[(&[(&'static str, &str)], usize)]| {
+        let bounds = (0..SLOTS as u32 - 1).map(|slot| f64::from(slot + shift).exp2() * unit).collect();
+        let mut family = Family::new(name, Kind::Histogram(bounds), help);
+        for (labels, offset) in series {
+            let words = at(*offset);
+            let sum = words[offset_of!(stack_histogram, sum) / 8] as f64 * unit;
+            family.histogram_of(&[], labels, &words[..SLOTS], Number::Real(sum));
+        }
+        family
+    };
+    let handshake = offset_of!(stack_stats, handshake);
+    vec![
+        of(
+            "network_tcp_handshake_seconds",
+            "Round-trip time of the handshake of TCP connections, by which side opened them.",
+            TIMES,
+            &[
+                (&[("opened_by", "self")], handshake),
+                (&[("opened_by", "peer")], handshake + size_of::<stack_histogram>()),
+            ],
+        ),
+        of(
+            "network_tcp_rtt_seconds",
+            "Smoothed round-trip time of TCP connections when they began to close.",
+            TIMES,
+            &[(&[], offset_of!(stack_stats, rtt))],
+        ),
+        of(
+            "network_tcp_connection_duration_seconds",
+            "Time from the handshake to the end of TCP connections.",
+            DURATIONS,
+            &[(&[], offset_of!(stack_stats, duration))],
+        ),
+    ]
+}
+
+/// The kernel's names of its reasons, in small letters.
+fn drop_reasons() -> libbpf_rs::Result<BTreeMap<usize, String>> {
+    let btf = Btf::from_vmlinux()?;
+    let Some(all) = btf.type_by_name::<Enum<'_>>("skb_drop_reason") else {
+        let text = "this kernel's type information has no skb_drop_reason (Linux 5.17)";
+        return Err(io::Error::other(text).into());
+    };
+    let named = all.iter().filter_map(|member| {
+        let name = member.name?.to_str()?.trim_start_matches("SKB_").trim_start_matches("DROP_REASON_");
+        Some((usize::try_from(member.value).ok()?, name.to_lowercase()))
+    });
+    Ok(named.filter(|(number, _)| *number < REASONS - 1).collect())
+}
+
+/// Connections that found the queue of a listening socket full, and those that were not taken for any reason.
+fn listen_counters() -> io::Result<Vec<Family>> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let value = |name: &str| netstat(&text, name);
+    let counters = [
+        (
+            "network_tcp_listen_overflows_total",
+            "TCP connections that found the queue of their listening socket full.",
+            "ListenOverflows",
+        ),
+        (
+            "network_tcp_listen_drops_total",
+            "TCP connections that a listening socket did not take, for whatever reason.",
+            "ListenDrops",
+        ),
+    ];
+    let families = counters.into_iter().filter_map(|(name, help, key)| {
+        let mut family = Family::new(name, Kind::Counter, help);
+        family.number(&[], value(key)?);
+        Some(family)
+    });
+    Ok(families.collect())
+}
+
+/// A counter of `/proc/net/netstat`, which has a line of names and one of values for each protocol.
+fn netstat(text: &str, name: &str) -> Option<u64> {
+    let lines: Vec<&str> = text.lines().collect();
+    lines.chunks_exact(2).find_map(|pair| {
+        let at = pair[0].split_whitespace().position(|one| one == name)?;
+        pair[1].split_whitespace().nth(at)?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_found_by_its_name() {
+        let text = "TcpExt: A ListenOverflows B\nTcpExt: 1 22 3\nIpExt: C D\nIpExt: 4 5\n";
+        assert_eq!(netstat(text, "ListenOverflows"), Some(22));
+        assert_eq!(netstat(text, "D"), Some(5));
+        assert_eq!(netstat(text, "E"), None);
+        assert_eq!(netstat("", "A"), None);
+    }
+
+    #[test]
+    fn reasons_have_the_names_of_this_kernel() {
+        let reasons = drop_reasons().expect("this kernel has type information");
+        assert!(reasons.values().any(|name| name == "no_socket"), "{reasons:?}");
+        assert!(reasons.values().any(|name| name == "not_specified"), "{reasons:?}");
+    }
+}

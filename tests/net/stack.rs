@@ -1,0 +1,173 @@
+//! What the network stack tells of drops and of TCP connections, against the kernel's own counters.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use exporter::exposition::{Family, Value};
+use exporter::net::Mode;
+
+use crate::counting::{config, number, send_datagrams, start, until};
+use crate::namespace::{HERE, Namespace, THERE, pair, up};
+
+/// A counter of `/proc/net/snmp` or `netstat` in a namespace.
+fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
+    let text = inside.command(&format!("cat /proc/self/net/{file}"));
+    let lines: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with(&format!("{protocol}:")))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let at = lines[0].iter().position(|one| *one == name).unwrap_or_else(|| panic!("no {name}: {text}"));
+    lines[1][at].parse().unwrap()
+}
+
+/// Observations of a histogram's series with a label, and their sum in microseconds.
+fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    let sample = family.samples().find(|sample| family.head().labels(sample.key).contains(label)).unwrap();
+    let Value::Histogram { counts, sum } = sample.value else { panic!("no histogram") };
+    let exporter::exposition::Number::Real(sum) = sum else { panic!("not in seconds") };
+    (counts.iter().sum(), (sum * 1e6).round() as u64)
+}
+
+/// `tcpi_rtt` of a connection, in microseconds.
+fn smoothed(stream: &TcpStream) -> u64 {
+    let mut info = [0u8; 256];
+    let mut length = info.len() as u32;
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    u64::from(u32::from_ne_bytes(info[68..72].try_into().unwrap()))
+}
+
+#[test]
+fn connections_are_told_as_the_kernel_counts_them() {
+    let (here, there) = pair();
+    let mut wanted = config(Mode::Auto);
+    wanted.count.tcp = true;
+    let (network, _) = start(&here, wanted);
+    up(&here, &there);
+
+    // Opened by the other side, with some data each.
+    let listener = here.run(|| TcpListener::bind((HERE, 7100)).unwrap());
+    let mut rtt = 0;
+    for _ in 0..10 {
+        let mut client = there.run(|| TcpStream::connect((HERE, 7100)).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(&[7; 5000]).unwrap();
+        server.read_exact(&mut [0; 5000]).unwrap();
+        server.write_all(b"ok").unwrap();
+        client.read_exact(&mut [0; 2]).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        rtt += smoothed(&server);
+        drop(server);
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    }
+    // Opened by this side: five are taken, three refused, one is reset by the other.
+    let theirs = there.run(|| TcpListener::bind((THERE, 7200)).unwrap());
+    for _ in 0..5 {
+        let client = here.run(|| TcpStream::connect((THERE, 7200)).unwrap());
+        let (server, _) = theirs.accept().unwrap();
+        rtt += smoothed(&client);
+        drop(client);
+        drop(server);
+    }
+    here.run(|| {
+        for _ in 0..3 {
+            TcpStream::connect((THERE, 7201)).expect_err("nobody listens");
+        }
+    });
+    let mut client = here.run(|| TcpStream::connect((THERE, 7200)).unwrap());
+    let (server, _) = theirs.accept().unwrap();
+    client.write_all(b"never read").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    rtt += smoothed(&client);
+    drop(server);
+    until("it is reset", || client.read(&mut [0; 1]).is_err());
+    drop(client);
+
+    let tcp = |name: &str| kernel(&here, "snmp", "Tcp", name);
+    let families = network.collect();
+    let change = |from: &str, to: &str| {
+        let family =
+            families.iter().find(|family| family.name() == "network_tcp_state_changes_total").unwrap();
+        let wanted = [format!("from=\"{from}\""), format!("to=\"{to}\"")];
+        let has = |key: &str| wanted.iter().all(|one| family.head().labels(key).contains(one.as_str()));
+        if family.samples().any(|sample| has(sample.key)) {
+            number(&families, family.name(), &[("from", from), ("to", to)])
+        } else {
+            0
+        }
+    };
+    assert_eq!(change("close", "syn_sent"), tcp("ActiveOpens"));
+    assert_eq!(change("syn_recv", "established"), tcp("PassiveOpens"));
+    assert_eq!([change("syn_sent", "close"), tcp("AttemptFails")], [3, 3]);
+    assert_eq!([change("established", "close"), tcp("EstabResets")], [1, 1]);
+    assert_eq!(number(&families, "network_tcp_resets_total", &[("direction", "received")]), 4);
+    assert_eq!(observed(&families, "network_tcp_handshake_seconds", "peer").0, 10);
+    assert_eq!(observed(&families, "network_tcp_handshake_seconds", "self").0, 6);
+    assert_eq!(observed(&families, "network_tcp_rtt_seconds", ""), (16, rtt));
+    assert_eq!(observed(&families, "network_tcp_connection_duration_seconds", "").0, 16);
+}
+
+#[test]
+fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
+    let (here, there) = pair();
+    let mut wanted = config(Mode::Auto);
+    wanted.count.tcp = true;
+    let (network, _) = start(&here, wanted);
+    up(&here, &there);
+    let theirs = there.run(|| TcpListener::bind((THERE, 7200)).unwrap());
+    let mut client = here.run(|| TcpStream::connect((THERE, 7200)).unwrap());
+    let (mut server, _) = theirs.accept().unwrap();
+    // Frames vanish: the other end knows no neighbour to answer, and takes none for itself.
+    there.command("ip link set exn1 address 02:00:00:00:99:77");
+    client.write_all(&[7; 20_000]).unwrap();
+    let again = || kernel(&here, "snmp", "Tcp", "RetransSegs");
+    until("something is sent again", || again() >= 3);
+    there.command("ip link set exn1 address 02:00:00:00:99:02");
+    server.read_exact(&mut [0; 20_000]).unwrap();
+    drop((client, server));
+    until("both count the same", || {
+        let before = again();
+        let ours = number(&network.collect(), "network_tcp_retransmits_total", &[]);
+        ours == before && again() == before
+    });
+}
+
+#[test]
+fn drops_have_the_reasons_of_the_kernel() {
+    let (here, there) = pair();
+    let mut wanted = config(Mode::Auto);
+    wanted.count.drop_reasons = true;
+    let (network, _) = start(&here, wanted);
+    up(&here, &there);
+    let drops = |reason: &str| {
+        let families = network.collect();
+        let family = families.iter().find(|family| family.name() == "network_kernel_drops_total").unwrap();
+        let label = format!("reason=\"{reason}\"");
+        let is_there = family.samples().any(|sample| family.head().labels(sample.key) == label);
+        if is_there { number(&families, family.name(), &[("reason", reason)]) } else { 0 }
+    };
+    send_datagrams(&there, 30, 100);
+    until("all have come", || kernel(&here, "snmp", "Udp", "NoPorts") >= 30);
+    assert_eq!(drops("no_socket"), kernel(&here, "snmp", "Udp", "NoPorts"));
+    // A socket that nobody reads.
+    let full = here.run(|| UdpSocket::bind((HERE, 7777)).unwrap());
+    until("its buffer is full", || {
+        send_datagrams(&there, 200, 1000);
+        kernel(&here, "snmp", "Udp", "RcvbufErrors") > 0
+    });
+    assert_eq!(drops("socket_rcvbuff"), kernel(&here, "snmp", "Udp", "RcvbufErrors"));
+    drop(full);
+}
