@@ -73,6 +73,21 @@ pub(super) struct JumpTable {
     pub from: u64,
 }
 
+impl JumpTable {
+    /// Where entry number `n` leads.
+    pub fn entry(&self, image: &Image<'_>, n: u64) -> Option<u64> {
+        let size = if self.relative { 4 } else { 8 };
+        let at = self.vaddr.checked_add(n * size)?;
+        match self.relative {
+            true => {
+                let offset = i32::from_le_bytes(image.bytes_at(at)?);
+                Some(self.vaddr.wrapping_add_signed(i64::from(offset)))
+            }
+            false => image.bytes_at(at).map(u64::from_le_bytes),
+        }
+    }
+}
+
 /// How many instructions before a jump are looked at for its table.
 const LOOKED_BACK: usize = 8;
 

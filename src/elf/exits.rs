@@ -7,7 +7,7 @@
 //! end, or a jump that cannot be told, is a reason to refuse.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::image::LE;
@@ -96,6 +96,7 @@ pub struct Functions<'a> {
     /// Where the linker put its jumps to other files' functions.
     stubs: Vec<Range<u64>>,
     may_unwind: OnceCell<bool>,
+    moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
 }
 
 /// Why no exits are known, to follow a colon.
@@ -117,7 +118,14 @@ impl<'a> Functions<'a> {
             Some(start..start.checked_add(section.sh_size(LE))?)
         };
         let stubs = [&b".plt"[..], b".plt.sec", b".plt.got", b".iplt"].into_iter().filter_map(stub).collect();
-        Functions { image: *image, unwind: Unwind::of(image), symbols, stubs, may_unwind: OnceCell::new() }
+        Functions {
+            image: *image,
+            unwind: Unwind::of(image),
+            symbols,
+            stubs,
+            may_unwind: OnceCell::new(),
+            moved: OnceCell::new(),
+        }
     }
 
     /// The entry of the function whose probe is at `site`: some are probed behind their first instruction.
@@ -137,6 +145,26 @@ impl<'a> Functions<'a> {
         let is_push =
             || super::Site::at(&self.image, next).is_some_and(|site| site.shape == super::SiteShape::Push);
         if code.is_some_and(|code| code == super::shape::ENDBR64) && is_push() { next } else { entry }
+    }
+
+    /// What the symbols call parts of the function: a jump table may be all that leads there.
+    fn moved_out_of(&self, entry: u64) -> impl Iterator<Item = Range<u64>> {
+        let moved = self.moved.get_or_init(|| {
+            let mut moved: HashMap<&str, Vec<u64>> = HashMap::new();
+            let mut known: HashMap<&str, u32> = HashMap::new();
+            for (&vaddr, (_, name)) in &self.symbols {
+                *known.entry(name).or_default() += 1;
+                let whole = name.strip_suffix(".cold").or_else(|| Some(name.rsplit_once(".__part.")?.0));
+                if let Some(whole) = whole {
+                    moved.entry(whole).or_default().push(vaddr);
+                }
+            }
+            // Of local functions of one name it is not known whose they are.
+            moved.retain(|whole, _| known.get(whole) == Some(&1));
+            moved
+        });
+        let parts = moved.get(self.name(entry)).into_iter().flatten();
+        parts.filter_map(|part| self.around(*part).filter(|range| range.start == *part))
     }
 
     /// Whether a function's first instruction is there, not counting a landing pad.
@@ -187,6 +215,9 @@ impl<'a> Functions<'a> {
         }
         let mut search = Search::new(self, entry);
         search.add(range)?;
+        for part in self.moved_out_of(entry) {
+            search.add(part)?;
+        }
         search.close()?;
         search.exits()
     }

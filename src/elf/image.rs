@@ -149,6 +149,14 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// Whether the address is in memory that is loaded without being in the file: zeros.
+    pub(super) fn is_zero_filled(&self, vaddr: u64) -> bool {
+        self.loads().any(|s| {
+            let into = vaddr.checked_sub(s.p_vaddr(LE));
+            into.is_some_and(|into| (s.p_filesz(LE)..s.p_memsz(LE)).contains(&into))
+        })
+    }
+
     /// Whether two writable segments load the page of the file that holds `offset`, as LLVM's linker lays out the data that
     /// becomes read-only after relocation beside the rest. In a program that starts, the kernel raises a semaphore in the
     /// first of them, which need not be the one that the program reads.

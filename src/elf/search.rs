@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Site;
-use super::body::{Body, Condition, IndirectJump, Jump};
+use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
 use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
 use super::names::{coroutine_of, is_fragment};
 
@@ -90,7 +90,39 @@ impl<'s, 'a> Search<'s, 'a> {
             for jump in jumps {
                 self.jump(jump, of)?;
             }
+            self.switch(next)?;
             next += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes in what only a jump table leads to: parts that were moved away, which are not entered by a call.
+    fn switch(&mut self, number: usize) -> Result<(), NoExits> {
+        const ENTRIES: u64 = 512;
+        let of = self.parts[number].of;
+        let tables: Vec<JumpTable> =
+            self.parts[number].body.indirect.iter().filter_map(|jump| jump.table).collect();
+        for table in tables {
+            // The table ends where an entry leads to no such code.
+            let entries = (0..ENTRIES).map_while(|n| table.entry(&self.code.image, n));
+            for to in entries.collect::<Vec<_>>() {
+                if let Some(part) = self.parts.iter().find(|part| part.body.range.contains(&to)) {
+                    match part.of == of && part.body.has_instruction(to) {
+                        true => continue,
+                        false => break,
+                    }
+                }
+                let frame = self.code.unwind.covering(to).filter(|frame| frame.at_start != Some(8));
+                let Some(range) = frame.map(|frame| frame.start..frame.end) else { break };
+                let Ok(body) = Body::decode(&self.code.image, range) else { break };
+                if !body.has_instruction(to) || self.check(&body).is_err() {
+                    break;
+                }
+                if self.parts.len() >= PARTS_MAX {
+                    return Err(format!("its code is in more than {PARTS_MAX} places"));
+                }
+                self.parts.push(Part { body, of, passed: None });
+            }
         }
         Ok(())
     }
@@ -138,7 +170,9 @@ impl<'s, 'a> Search<'s, 'a> {
                 |part: &Part| part.body.range.contains(&back.target) && part.body.range.start != back.target;
             back.target != self.entry && self.parts.iter().any(is_middle)
         });
-        let inherits = moved || comes_back;
+        // Nothing tells a part without a name from a function, and jumps by a table come to it unseen.
+        let is_unclear = name.is_empty() && self.parts.iter().any(|part| !part.body.indirect.is_empty());
+        let inherits = moved || comes_back || is_unclear;
         let of = if inherits { from } else { target };
         let passed = if inherits { None } else { self.passed_by_all(&body) };
         if !inherits && passed.is_none() {
@@ -219,7 +253,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let body = &part.body;
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
             let shared = part.of != self.entry || self.other_entries(body).next().is_some() || calls_itself;
-            for vaddr in self.returns(body) {
+            for vaddr in self.returns(part) {
                 exits.insert(vaddr, Exit { vaddr, kind: ExitKind::Return, shared, when: None });
             }
             for jump in body.jumps.iter().filter(|jump| self.left.contains(jump)) {
@@ -261,10 +295,13 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// The `ret`s that are certain to be code: those that control comes to. What nothing leads to may be data, and where
     /// jumps come from cannot be told if there are indirect ones, or a table of handlers: then all are.
-    fn returns(&self, body: &Body) -> Vec<u64> {
-        let is_entered = |frame: &super::unwind::Frame| frame.has_handler;
-        let has_handler = self.code.unwind.covering(body.range.start).is_some_and(is_entered);
-        if has_handler || !body.indirect.is_empty() {
+    fn returns(&self, part: &Part) -> Vec<u64> {
+        let body = &part.body;
+        let is_entered_unseen = |part: &Part| {
+            let frame = self.code.unwind.covering(part.body.range.start);
+            !part.body.indirect.is_empty() || frame.is_some_and(|frame| frame.has_handler)
+        };
+        if self.parts.iter().any(|other| other.of == part.of && is_entered_unseen(other)) {
             return body.returns.clone();
         }
         let others = self.parts.iter().map(|part| &part.body);
@@ -324,13 +361,7 @@ impl<'s, 'a> Search<'s, 'a> {
     /// Whether the jump's table leads into the function itself, as its first entry tells.
     fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
         let Some(table) = jump.table else { return false };
-        let first =
-            match table.relative {
-                true => self.code.image.bytes_at(table.vaddr).map(|bytes: [u8; 4]| {
-                    table.vaddr.wrapping_add_signed(i64::from(i32::from_le_bytes(bytes)))
-                }),
-                false => self.code.image.bytes_at(table.vaddr).map(u64::from_le_bytes),
-            };
+        let first = table.entry(&self.code.image, 0);
         let holds = |to: u64| {
             let mut parts = self.parts.iter().filter(|part| part.of == of);
             to != self.entry

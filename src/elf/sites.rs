@@ -69,6 +69,12 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
     let mut site = site.ok_or_else(|| SiteError::Unmapped { what: what("site"), vaddr: note.location })?;
     if note.semaphore != 0 {
         // Without its semaphore the program would never reach the probe.
+        if image.is_zero_filled(note.semaphore) {
+            let name = format!("{}:{}", note.provider, note.name);
+            let why = "its semaphore is in memory that is cleared when the program starts (.bss), where the kernel cannot \
+                       keep it raised: give it the section `.probes`, as the macros of <sys/sdt.h> do";
+            return Err(SiteError::NotProbeable { name, why });
+        }
         site.ref_ctr_offset = semaphore(image, note)
             .ok_or_else(|| SiteError::Unmapped { what: what("semaphore"), vaddr: note.semaphore })?;
     }

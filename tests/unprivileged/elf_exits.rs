@@ -222,6 +222,44 @@ end_table:
 	.text
 end through_table
 
+# A part that only its table leads to, with a name and without.
+begin cold_case
+	push %rbx
+	.cfi_def_cfa_offset 16
+	cmp $2, %edi
+	ja 3f
+	lea cold_table(%rip), %rdx
+	mov %edi, %edi
+	movslq (%rdx,%rdi,4), %rax
+	add %rdx, %rax
+	jmp *%rax
+1:	pop %rbx
+	.cfi_def_cfa_offset 8
+cold_case_r1: ret
+	.cfi_def_cfa_offset 16
+3:	pop %rbx
+	.cfi_def_cfa_offset 8
+cold_case_r2: ret
+	.cfi_endproc
+	.size cold_case, . - cold_case
+	.section .text.unlikely, "ax"
+	.type cold_case.cold, @function
+cold_case.cold:
+	.cfi_startproc
+	.cfi_def_cfa_offset 16
+	nop
+2:	pop %rbx
+	.cfi_def_cfa_offset 8
+cold_case_r3: ret
+	.cfi_endproc
+	.size cold_case.cold, . - cold_case.cold
+	.section .rodata
+cold_table: .long 1b - cold_table
+	.long 2b - cold_table
+	.long 1b - cold_table
+	.long 0
+	.text
+
 # What has a frame when it jumps does not leave.
 begin framed
 	push %rbx
@@ -419,7 +457,7 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 23 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 24 + REFUSED.len() + 1 + 1);
 }
 
 /// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
@@ -492,10 +530,11 @@ fn a_stripped_file_tells_as_much() {
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let code = Functions::of(&image);
-    for name in ["moved", "nameless"] {
+    for (name, returns) in [("moved", 2), ("nameless", 2), ("cold_case", 3)] {
         let found = code.exits(symbols[name], 0).unwrap_or_else(|why| panic!("{name}: {why}"));
         let exits: BTreeSet<_> = found.exits.iter().map(|exit| exit.vaddr).collect();
-        assert_eq!(exits, BTreeSet::from([1, 2].map(|n| symbols[&format!("{name}_r{n}")])), "{found:#x?}");
+        let expected: BTreeSet<_> = (1..=returns).map(|n| symbols[&format!("{name}_r{n}")]).collect();
+        assert_eq!(exits, expected, "{found:#x?}");
     }
 }
 

@@ -388,3 +388,16 @@ fn hostile_notes_do_not_cost_more_than_their_size() {
         assert!(parse_args(Arch::Aarch64, &huge).iter().all(Result::is_err));
     }
 }
+
+/// What the program clears when it starts is no place for a semaphore that is raised before.
+#[test]
+fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
+    let source = PROBES.replace("__attribute__((section(\".probes\"))) = 0x1111", "");
+    assert_ne!(source, PROBES);
+    let path = compile("probes-bss", "cc", &source, &["-O2"]);
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let error = usdt_sites(&image, "demo", "first").unwrap_err().to_string();
+    assert!(error.contains("demo:first") && error.contains("cleared when the program starts"), "{error}");
+    assert!(usdt_sites(&image, "demo", "second__part").is_ok());
+}
