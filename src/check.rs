@@ -9,7 +9,7 @@ use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::drain::Drain;
 use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
-use crate::kernel::{Attach, Books, choose};
+use crate::kernel::{Accounting, Attach, choose};
 use crate::layout::Layout;
 use crate::net::NetworkConfig;
 use crate::plan::{
@@ -381,7 +381,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
-    let user = Arc::new(layout.user_bank(plan.probes.len()));
+    let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
     std::thread::sleep(time);
@@ -393,15 +393,15 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let states = keeper.status().probes();
     let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST"]);
     for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
-        let books = Books::read(&shared, number);
+        let accounting = Accounting::read(&shared, number);
         let state = &status.state;
         table.row([
             plan.targets[probe.target].name.clone(),
             probe.name.clone(),
             state.word().to_string(),
             status.sites.to_string(),
-            books.hits.to_string(),
-            books.lost.to_string(),
+            accounting.hits.to_string(),
+            accounting.lost.to_string(),
         ]);
         if !state.reason().is_empty() {
             table.line(state.reason());

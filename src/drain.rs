@@ -17,7 +17,6 @@ use libbpf_rs::RingBufferBuilder;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::abi::wake;
-use crate::bank::UserBank;
 use crate::config::model::Settings;
 use crate::decode::{Event, Value};
 use crate::kernel::Shared;
@@ -25,6 +24,7 @@ use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting};
 use crate::metrics::show::{show, show_with_unit};
 use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, Source};
+use crate::store::UserStore;
 use crate::symbols::Symbols;
 
 /// How long an event may wait that nobody was woken for.
@@ -57,7 +57,12 @@ impl Drain {
     ///
     /// # Errors
     /// If the ring buffer, its descriptors or the thread cannot be made.
-    pub fn start(plan: Arc<Plan>, layout: &Layout, bank: Arc<UserBank>, shared: Shared) -> io::Result<Self> {
+    pub fn start(
+        plan: Arc<Plan>,
+        layout: &Layout,
+        store: Arc<UserStore>,
+        shared: Shared,
+    ) -> io::Result<Self> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (requests, asked) = sync_channel(16);
         let stop = Arc::new(AtomicBool::new(false));
@@ -67,7 +72,7 @@ impl Drain {
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.
-            let handler = Handler::new(plan, routes, bank, thread_stats);
+            let handler = Handler::new(plan, routes, store, thread_stats);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
@@ -197,7 +202,7 @@ fn wait(epoll: &OwnedFd, timeout: Option<Duration>, bell: &OwnedFd) -> bool {
 /// What is done with each record.
 struct Handler {
     plan: Arc<Plan>,
-    bank: Arc<UserBank>,
+    store: Arc<UserStore>,
     stats: Arc<DrainStats>,
     /// What each probe's events are for.
     routes: Vec<Route>,
@@ -210,11 +215,11 @@ struct Handler {
 }
 
 impl Handler {
-    fn new(plan: Arc<Plan>, routes: Vec<Route>, bank: Arc<UserBank>, stats: Arc<DrainStats>) -> Self {
+    fn new(plan: Arc<Plan>, routes: Vec<Route>, store: Arc<UserStore>, stats: Arc<DrainStats>) -> Self {
         let Settings { verbose, .. } = plan.settings;
         Self {
             plan,
-            bank,
+            store,
             stats,
             routes,
             verbose,
@@ -260,7 +265,7 @@ impl Handler {
             None => event.value(value, route.texts & 1 << value != 0),
         };
         for laid in &route.actions {
-            let lost = match evaluate(&self.bank, laid, probe, time, &read, &mut self.scratch) {
+            let lost = match evaluate(&self.store, laid, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,

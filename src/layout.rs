@@ -1,23 +1,23 @@
-//! Numbers for everything that is counted: which cells, dictionaries and pattern numbers each metric uses.
+//! Numbers for everything that is counted: which slots, dictionaries and pattern numbers each metric uses.
 //!
-//! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`Bank`] of its
+//! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`StoreLayout`] of its
 //! own, so that one reader serves both and both give the same series.
 
 use std::sync::Arc;
 
 use crate::abi::{BOOK_CELLS, label_id};
-use crate::bank::UserBank;
 use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
+use crate::store::UserStore;
 
 /// Numbers that a dictionary may waste when two CPUs draw one for the same new value at once.
 const SPARE: u32 = 16;
 
-/// Most cells of a metric with several free labels before label sets, not label values, are numbered.
-const DENSE_CELLS: u64 = 65_536;
+/// Most slots of a metric with several free labels before label sets, not label values, are numbered.
+const DENSE_SLOTS: u64 = 65_536;
 
-/// Cells of 8 bytes in two cache lines, which x86 fetches together.
-const CELLS_IN_A_LINE: u32 = 16;
+/// Slots of 8 bytes in two cache lines, which x86 fetches together.
+const SLOTS_IN_A_LINE: u32 = 16;
 
 /// Label sets of such a metric, `other` not counted.
 const MAX_SETS: u32 = 10_000;
@@ -25,17 +25,17 @@ const MAX_SETS: u32 = 10_000;
 /// The layout of a plan.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    pub kernel: Bank,
-    pub user: Bank,
-    /// One for each action of the plan that needs cells, in the plan's order.
+    pub kernel: StoreLayout,
+    pub user: StoreLayout,
+    /// One for each action of the plan that needs slots, in the plan's order.
     pub actions: Vec<ActionLayout>,
 }
 
-/// What one bank must provide.
+/// What one store must provide.
 #[derive(Debug, Clone, Default)]
-pub struct Bank {
-    /// Cells of one shard; the kernel's bank begins with the books of every probe.
-    pub cells: u32,
+pub struct StoreLayout {
+    /// Slots of one shard; the kernel's store begins with the books of every probe.
+    pub slots: u32,
     pub dictionaries: Vec<DictionaryLayout>,
     /// Names of all dictionaries together.
     pub entries: u32,
@@ -56,8 +56,8 @@ pub struct ActionLayout {
     /// Index into the probe's actions.
     pub action: usize,
     pub in_kernel: bool,
-    pub cell: u32,
-    /// Cells of one series.
+    pub slot: u32,
+    /// Slots of one series.
     pub stride: u32,
     /// Series there can be.
     pub series: u32,
@@ -88,10 +88,10 @@ impl Layout {
     /// Lays out all metrics of the plan.
     pub fn new(plan: &Plan) -> Self {
         let books =
-            u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than cells");
+            u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than slots");
         let mut layout = Layout {
-            kernel: Bank { cells: books, ..Bank::default() },
-            user: Bank::default(),
+            kernel: StoreLayout { slots: books, ..StoreLayout::default() },
+            user: StoreLayout::default(),
             actions: Vec::new(),
         };
         for (probe, plan_probe) in plan.probes.iter().enumerate() {
@@ -101,29 +101,29 @@ impl Layout {
                     Route::Kernel => true,
                     Route::Ring(_) => false,
                 };
-                let bank = if in_kernel { &mut layout.kernel } else { &mut layout.user };
+                let store = if in_kernel { &mut layout.kernel } else { &mut layout.user };
                 let kind = kinds::of(&plan.metrics[plan_action.metric].kind);
-                let mut made = bank.action(kind, plan_action);
+                let mut made = store.action(kind, plan_action);
                 (made.probe, made.action, made.in_kernel) = (probe, action, in_kernel);
                 layout.actions.push(made);
             }
         }
         // Whole cache lines, so that two CPUs never share one.
-        layout.kernel.cells = layout.kernel.cells.next_multiple_of(CELLS_IN_A_LINE);
+        layout.kernel.slots = layout.kernel.slots.next_multiple_of(SLOTS_IN_A_LINE);
         layout
     }
 
-    /// The bank of what is computed from events, for the metrics of so many probes.
-    pub fn user_bank(&self, probes: usize) -> UserBank {
-        UserBank::new(
-            self.user.cells,
+    /// The store of what is computed from events, for the metrics of so many probes.
+    pub fn user_store(&self, probes: usize) -> UserStore {
+        UserStore::new(
+            self.user.slots,
             self.user.dictionaries.iter().map(|dictionary| dictionary.limit),
             probes,
         )
     }
 }
 
-impl Bank {
+impl StoreLayout {
     fn action(&mut self, kind: Arc<dyn Kind>, plan: &ActionPlan) -> ActionLayout {
         let bounds = kind.raw_bounds(plan.scale);
         let stride = kind.slots(plan.value.is_some());
@@ -142,20 +142,20 @@ impl Bank {
             series = series.saturating_mul(u64::from(radix));
         }
         let mut family = None;
-        if free > 1 && series * u64::from(stride) > DENSE_CELLS {
+        if free > 1 && series * u64::from(stride) > DENSE_SLOTS {
             let widest = labels.iter().map(|label| label.radix).max().unwrap_or(0);
             let limit = MAX_SETS.max(widest);
             family = Some(self.dictionary(limit));
             series = u64::from(limit + SPARE) + 1;
         }
         let series = u32::try_from(series).unwrap_or(u32::MAX);
-        let cell = self.cells;
-        self.cells = self.cells.saturating_add(series.saturating_mul(stride));
+        let slot = self.slots;
+        self.slots = self.slots.saturating_add(series.saturating_mul(stride));
         ActionLayout {
             probe: 0,
             action: 0,
             in_kernel: false,
-            cell,
+            slot,
             stride,
             series,
             labels,

@@ -9,7 +9,6 @@ compile_error!(
 );
 
 mod abi;
-mod bank;
 mod cgroups;
 mod check;
 pub mod cli;
@@ -38,6 +37,7 @@ pub mod resolve;
 mod returns;
 mod run;
 mod service;
+mod store;
 mod symbols;
 mod table;
 pub mod targets;

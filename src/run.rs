@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::privileges;
 use crate::service;
 use crate::targets::{Keeper, Status};
-use crate::telemetry::{Own, unix_now};
+use crate::telemetry::{Telemetry, unix_now};
 
 /// How long a scrape waits for events that are still in the ring.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
@@ -123,12 +123,12 @@ pub fn run(
     let layout = Arc::new(Layout::new(&plan));
     let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
     let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
-    let user = Arc::new(layout.user_bank(plan.probes.len()));
+    let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
-    let registry = Registry::new(plan.clone(), &layout, keeper.shared().bank, user);
+    let registry = Registry::new(plan.clone(), &layout, keeper.shared().store, user);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
-    let own = Own {
+    let telemetry = Telemetry {
         plan: plan.clone(),
         shared: keeper.shared(),
         status: keeper.status(),
@@ -146,7 +146,7 @@ pub fn run(
         move || drain.is_alive(WATCHDOG_TIMEOUT)
     };
     let address = metrics_url(&settings);
-    let scrape = Scrape { registry: Mutex::new(registry), own, drain, network: network.clone() };
+    let scrape = Scrape { registry: Mutex::new(registry), telemetry, drain, network: network.clone() };
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
         Endpoint {
@@ -219,7 +219,7 @@ fn metrics_url(settings: &Settings) -> String {
 /// What a request for the metrics needs.
 struct Scrape {
     registry: Mutex<Registry>,
-    own: Own,
+    telemetry: Telemetry,
     drain: Arc<Drain>,
     network: Option<Arc<Network>>,
 }
@@ -227,18 +227,18 @@ struct Scrape {
 impl Scrape {
     fn render(&self, format: Format) -> Vec<u8> {
         self.drain.catch_up(DRAIN_TIMEOUT);
-        let seen = self.own.status.seen();
+        let seen = self.telemetry.status.seen();
         let mut text = Vec::new();
         {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
             registry.render(&seen, Instant::now(), format, &mut text);
-            self.own.series.store(registry.live_series() as u64, Ordering::Relaxed);
-            self.own.note_overflows(registry.overflows());
+            self.telemetry.series.store(registry.live_series() as u64, Ordering::Relaxed);
+            self.telemetry.note_overflows(registry.overflows());
         }
         if let Some(network) = &self.network {
             network.collect().iter().for_each(|family| family.write(format, &mut text));
         }
-        self.own.collect().write(format, &mut text);
+        self.telemetry.collect().write(format, &mut text);
         text
     }
 }

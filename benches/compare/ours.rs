@@ -55,8 +55,8 @@ impl Exporter {
             let resolved = resolve(&image, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
             sites.extend(resolved.sites);
         }
-        let user = Arc::new(layout.user_bank(plan.probes.len()));
-        let registry = Registry::new(plan.clone(), &layout, kernel.shared().bank, user.clone());
+        let user = Arc::new(layout.user_store(plan.probes.len()));
+        let registry = Registry::new(plan.clone(), &layout, kernel.shared().store, user.clone());
         let drain =
             Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|why| why.to_string())?;
         let target = target.path.clone();

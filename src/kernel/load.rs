@@ -11,7 +11,6 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput};
 
 use super::attach::{How, Placed};
-use super::bank::{KernelBank, Parts};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
@@ -19,6 +18,7 @@ use super::filters::Filter;
 use super::misses::{Loaded, loaded};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
+use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
 use crate::abi::{Plain, bytes_of, site, site_flag};
@@ -29,7 +29,7 @@ use crate::mapping::Mapped;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
-const CELL_BYTES: u64 = 64 << 20;
+const SLOT_BYTES: u64 = 64 << 20;
 
 /// Control groups of which it is remembered whether they are a container's that is meant.
 const CGROUPS: u32 = 4096;
@@ -46,7 +46,7 @@ pub enum Attach {
 /// What other threads use of the loaded programs.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    pub bank: Arc<KernelBank>,
+    pub store: Arc<KernelStore>,
     pub control: Arc<Control>,
     pub ring: Arc<MapHandle>,
     /// Those that hits run.
@@ -107,7 +107,7 @@ impl Kernel {
         open.progs.probe_multi.set_autoload(attach == Attach::Multi);
         open.progs.probe_perf.set_autoload(attach == Attach::Perf);
         open.progs.probe_session.set_autoload(sessions);
-        let shards = shards(layout.kernel.cells);
+        let shards = shards(layout.kernel.slots);
         size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
@@ -122,7 +122,7 @@ impl Kernel {
         let programs = loaded(&skel.progs, attach, sessions);
         let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
             KernelError {
-                what: "mapping the cells into memory".to_string(),
+                what: "mapping the counters into memory".to_string(),
                 why: why.into(),
                 next: "raise the memory limit, or lower `limits`".to_string(),
             }
@@ -221,9 +221,9 @@ pub fn choose(mode: AttachMode) -> Attach {
 }
 
 /// A power of two, enough for every CPU where memory allows.
-fn shards(cells: u32) -> u32 {
+fn shards(slots: u32) -> u32 {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two() as u64;
-    let affordable = CELL_BYTES / (8 * u64::from(cells.max(1)));
+    let affordable = SLOT_BYTES / (8 * u64::from(slots.max(1)));
     let most = if affordable == 0 { 1 } else { 1 << affordable.ilog2() };
     cpus.min(most).min(64) as u32
 }
@@ -252,7 +252,7 @@ fn size(
     let entries = layout.kernel.entries.max(1);
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
-    maps.cells.set_max_entries(layout.kernel.cells.saturating_mul(shards))?;
+    maps.cells.set_max_entries(layout.kernel.slots.saturating_mul(shards))?;
     let starts = if plan.spans > 0 { plan.settings.limits.starts } else { 1 };
     let spans = || plan.probes.iter().filter_map(|probe| probe.span);
     maps.starts.set_max_entries(starts)?;
@@ -262,7 +262,7 @@ fn size(
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     rodata.shard_mask = shards - 1;
-    rodata.cells_per_shard = layout.kernel.cells;
+    rodata.cells_per_shard = layout.kernel.slots;
     Ok(())
 }
 
@@ -272,7 +272,7 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loade
     let dictionaries = layout.kernel.dictionaries.len().max(1);
     let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
     let parts = Parts {
-        cells: Mapped::new(maps.cells.as_fd(), (layout.kernel.cells * shards) as usize)?,
+        slots: Mapped::new(maps.cells.as_fd(), (layout.kernel.slots * shards) as usize)?,
         shards,
         entries: Mapped::new(maps.entries.as_fd(), entries)?,
         dictionaries: Mapped::new(maps.dictionaries.as_fd(), dictionaries)?,
@@ -282,7 +282,7 @@ fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loade
     let control = Mapped::new(maps.control.as_fd(), 1)?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
     Ok(Shared {
-        bank: Arc::new(KernelBank::new(parts, &layout.kernel)),
+        store: Arc::new(KernelStore::new(parts, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),
         programs: programs.into(),

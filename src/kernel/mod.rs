@@ -1,8 +1,7 @@
 //! The probe programs: loading them, filling their tables, and the memory that is shared with them.
 
+mod accounting;
 mod attach;
-mod bank;
-mod books;
 mod control;
 mod error;
 mod events;
@@ -13,12 +12,12 @@ mod load;
 mod misses;
 mod refusal;
 mod starts;
+mod store;
 mod tables;
 
+pub use accounting::Accounting;
+pub(crate) use accounting::LOST;
 pub use attach::{Attached, How, Placed, detach};
-pub use bank::KernelBank;
-pub use books::Books;
-pub(crate) use books::LOST;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub use events::{FileKey, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
@@ -29,3 +28,4 @@ pub use load::{Attach, Kernel, Shared, choose};
 pub use misses::{Loaded, misses};
 pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;
+pub use store::KernelStore;

@@ -49,7 +49,7 @@ impl Tables {
             nconditions: small(planned.when.len()),
             nlabels: small(laid.labels.len()),
             needs_nonnegative: u8::from(planned.refuses_negative && has_value),
-            cell: laid.cell,
+            cell: laid.slot,
             stride: laid.stride,
             family: laid.family.unwrap_or(abi_none::NO_FAMILY.0),
             bias: BIAS,

@@ -3,8 +3,8 @@
 use super::panel::{Panel, Query, Selection};
 use super::{How, Kind, Slots, Total, Update};
 use crate::abi::action_kind;
-use crate::bank::UserBank;
 use crate::exposition;
+use crate::store::UserStore;
 
 #[derive(Debug)]
 pub(super) struct Counter;
@@ -34,8 +34,8 @@ impl Kind for Counter {
         true
     }
 
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
-        add(bank, slot, by);
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
+        add(store, slot, by);
     }
 
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
@@ -60,10 +60,10 @@ pub(super) fn sum_slots(has_value: bool) -> u32 {
 }
 
 /// Adds to a sum.
-pub(super) fn add(bank: &UserBank, slot: u32, by: &Update<'_>) {
-    bank.add(slot, by.value as u64);
+pub(super) fn add(store: &UserStore, slot: u32, by: &Update<'_>) {
+    store.add(slot, by.value as u64);
     if by.has_value {
-        bank.add(slot + 1, 1);
+        store.add(slot + 1, 1);
     }
 }
 

@@ -4,8 +4,8 @@ use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
 use super::{How, Kind, Slots, Total, Update};
 use crate::abi::action_kind;
-use crate::bank::UserBank;
 use crate::exposition;
+use crate::store::UserStore;
 
 /// Its slot holds a code of the value, and 0 is none; not sharded.
 #[derive(Debug)]
@@ -48,8 +48,8 @@ impl Kind for Extreme {
         false
     }
 
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
-        bank.update(slot, |old| self.further(old, code_of(by.value)));
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
+        store.update(slot, |old| self.further(old, code_of(by.value)));
     }
 
     /// The code.

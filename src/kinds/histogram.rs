@@ -3,8 +3,8 @@
 use super::panel::{Panel, Query, Selection};
 use super::{How, Kind, Scale, Slots, Total, Update};
 use crate::abi::action_kind;
-use crate::bank::UserBank;
 use crate::exposition;
+use crate::store::UserStore;
 
 /// The sum, and a slot for each bucket, the last beyond all bounds.
 #[derive(Debug)]
@@ -34,10 +34,10 @@ impl Kind for Histogram {
         true
     }
 
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
-        bank.add(slot, by.value as u64);
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
+        store.add(slot, by.value as u64);
         let bucket = by.bounds.partition_point(|bound| *bound < by.value);
-        bank.add(slot + 1 + bucket as u32, 1);
+        store.add(slot + 1 + bucket as u32, 1);
     }
 
     /// The sum.

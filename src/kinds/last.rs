@@ -3,8 +3,8 @@
 use super::panel::{Panel, Query, Selection};
 use super::{How, Kind, Slots, Total, Update};
 use crate::abi::action_kind;
-use crate::bank::UserBank;
 use crate::exposition;
+use crate::store::UserStore;
 
 /// The value, and its time; not sharded.
 #[derive(Debug)]
@@ -35,9 +35,9 @@ impl Kind for Last {
         false
     }
 
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
-        bank.set(slot, by.value as u64);
-        bank.set(slot + 1, by.time);
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
+        store.set(slot, by.value as u64);
+        store.set(slot + 1, by.time);
     }
 
     /// The time.

@@ -16,9 +16,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::abi::action_kind;
-use crate::bank::{Bank, UserBank};
 use crate::config::model::{GaugeKind, MetricKind};
 use crate::exposition;
+use crate::store::{Store, UserStore};
 use panel::{Panel, Selection};
 
 pub use value::Scale;
@@ -86,7 +86,7 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
     fn starts_at_zero(&self) -> bool;
 
     /// Updates the slots of the series that begin at `slot`, in user space, as the kernel does by its action.
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>);
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>);
 
     /// The number in the slots, whose meaning is the kind's own; `None` if nothing has updated them.
     fn read(&self, from: &Slots<'_>) -> Option<u64>;
@@ -112,7 +112,7 @@ pub(crate) struct Update<'a> {
 
 /// The slots of one series.
 pub(crate) struct Slots<'a> {
-    pub bank: &'a dyn Bank,
+    pub store: &'a dyn Store,
     pub first: u32,
     pub number: u32,
     /// Where there are windows, what the first slot was at the end of the one before.
@@ -121,11 +121,11 @@ pub(crate) struct Slots<'a> {
 
 impl Slots<'_> {
     fn total(&self, slot: u32) -> u64 {
-        self.bank.total(self.first + slot)
+        self.store.total(self.first + slot)
     }
 
     fn single(&self, slot: u32) -> u64 {
-        self.bank.single(self.first + slot)
+        self.store.single(self.first + slot)
     }
 }
 

@@ -5,8 +5,8 @@ use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
 use super::{How, Kind, Slots, Total, Update};
 use crate::abi::action_kind;
-use crate::bank::UserBank;
 use crate::exposition;
+use crate::store::UserStore;
 
 /// Each action's sum by itself, as of a counter; that of one which lowers has a negative scale.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ impl Kind for UpDown {
         true
     }
 
-    fn update(&self, bank: &UserBank, slot: u32, by: &Update<'_>) {
-        add(bank, slot, by);
+    fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
+        add(store, slot, by);
     }
 
     fn read(&self, from: &Slots<'_>) -> Option<u64> {

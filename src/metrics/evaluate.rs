@@ -1,13 +1,13 @@
 //! Metrics computed from events: in user space, what `bpf/aggregate.bpf.h` does in the kernel, step by step alike.
 
 use crate::abi::label_id;
-use crate::bank::UserBank;
 use crate::config::model::{Op, Operand, Pattern};
 use crate::decode::Value;
 use crate::kinds::Update;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
 use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, ValueKind};
+use crate::store::UserStore;
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const FAMILY_LABELS: usize = 32;
@@ -25,7 +25,7 @@ pub enum Outcome {
 
 /// Adds an event to one metric. `time` is the kernel's, `read` gives its values by number; `scratch` is reused from event to event.
 pub fn evaluate<'a>(
-    bank: &UserBank,
+    store: &UserStore,
     laid: &ActionLayout,
     probe: &ProbePlan,
     time: u64,
@@ -48,9 +48,9 @@ pub fn evaluate<'a>(
     if action.refuses_negative && value < 0 {
         return Outcome::Negative;
     }
-    let slot = laid.cell + series(bank, laid, action, probe, read, scratch) * laid.stride;
+    let slot = laid.slot + series(store, laid, action, probe, read, scratch) * laid.stride;
     let update = Update { value, has_value: action.value.is_some(), time, bounds: &laid.bounds };
-    laid.kind.update(bank, slot, &update);
+    laid.kind.update(store, slot, &update);
     Outcome::Done
 }
 
@@ -92,7 +92,7 @@ fn holds(
 }
 
 fn series<'a>(
-    bank: &UserBank,
+    store: &UserStore,
     laid: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
@@ -118,8 +118,8 @@ fn series<'a>(
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
                     (None, Some(dictionary)) => {
                         let number = match seen {
-                            Value::Int(number) => bank.number(dictionary, &number.to_le_bytes()),
-                            Value::Text(text) => bank.number(dictionary, text),
+                            Value::Int(number) => store.number(dictionary, &number.to_le_bytes()),
+                            Value::Text(text) => store.number(dictionary, text),
                             Value::Unreadable => None,
                         };
                         number.map_or(label_id::ID_OTHER.0, |number| {
@@ -138,13 +138,13 @@ fn series<'a>(
     let (number, overflow) = match laid.family {
         None => (number, overflow),
         // Past the limit of label sets everything is "other", which is series 0.
-        Some(family) => match bank.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]) {
+        Some(family) => match store.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]) {
             Some(number) => (number + 1, overflow),
             None => (0, true),
         },
     };
     if overflow {
-        bank.count_overflow(laid.probe);
+        store.count_overflow(laid.probe);
     }
     number
 }

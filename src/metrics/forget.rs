@@ -10,9 +10,9 @@ use std::time::Instant;
 use super::labels::{Scratch, ids};
 use super::registry::{Family, Registry, Source, UNKNOWN, WINDOW};
 use crate::abi::label_id;
-use crate::bank::Bank;
 use crate::layout::ActionLayout;
 use crate::plan;
+use crate::store::Store;
 
 /// When a process was first seen to have ended: by the probe, the action and the label that it has a number of, and
 /// that number.
@@ -36,7 +36,7 @@ impl Registry {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
             let Some(laid) = source.laid.clone() else { continue };
-            let bank: &dyn Bank = if laid.in_kernel { &*self.kernel } else { &*self.user };
+            let store: &dyn Store = if laid.in_kernel { &*self.kernel } else { &*self.user };
             let action = &probe.actions[source.action];
             for (position, label) in laid.labels.iter().enumerate() {
                 let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;
@@ -55,7 +55,7 @@ impl Registry {
                 let key = |number| (probe_number, action_number, label.label, number);
                 let (mut taken, mut gone) = (0, Vec::new());
                 for number in 0..label.radix - first {
-                    if !bank.name(dictionary, number, &mut self.scratch.name) {
+                    if !store.name(dictionary, number, &mut self.scratch.name) {
                         continue;
                     }
                     taken += 1;
@@ -77,10 +77,10 @@ impl Registry {
                 }
                 let is_over = |id: u32| id >= first && over.contains(&(id - first));
                 let family = &mut self.families[action.metric];
-                source.forget(&laid, position, is_over, bank, family, &mut self.scratch);
+                source.forget(&laid, position, is_over, store, family, &mut self.scratch);
                 for number in over {
                     self.ended.since.remove(&key(number));
-                    bank.forget(dictionary, number);
+                    store.forget(dictionary, number);
                 }
             }
         }
@@ -102,16 +102,16 @@ impl Source {
         laid: &ActionLayout,
         position: usize,
         is_over: impl Fn(u32) -> bool,
-        bank: &dyn Bank,
+        store: &dyn Store,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
         for number in 0..laid.series {
-            if !ids(laid, number, bank, scratch) || !is_over(scratch.ids[position]) {
+            if !ids(laid, number, store, scratch) || !is_over(scratch.ids[position]) {
                 continue;
             }
-            let cell = laid.cell + number * laid.stride;
-            (cell..cell + laid.stride).for_each(|cell| bank.clear(cell));
+            let slot = laid.slot + number * laid.stride;
+            (slot..slot + laid.stride).for_each(|slot| store.clear(slot));
             if let Some(previous) = self.previous.get_mut(number as usize) {
                 *previous = 0;
             }
@@ -121,7 +121,7 @@ impl Source {
             }
             // Of numbered label sets, the first series is of none.
             if let (Some(sets), Some(set)) = (laid.family, number.checked_sub(1)) {
-                bank.forget(sets, set);
+                store.forget(sets, set);
             }
         }
     }

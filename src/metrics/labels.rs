@@ -1,14 +1,14 @@
 //! The labels of a series, from its number.
 
-use super::registry::Seen;
+use super::registry::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::label_id;
-use crate::bank::Bank;
 use crate::cgroups::Cgroups;
 use crate::decode::Value;
 use crate::exposition::push_label;
 use crate::layout::ActionLayout;
 use crate::plan::{HIDDEN, LabelPlan, Plan, ProbePlan, ValueKind};
+use crate::store::Store;
 
 /// Memory that is used anew for each series.
 #[derive(Debug, Default)]
@@ -38,11 +38,11 @@ pub(super) fn labels(
     probe: &ProbePlan,
     action: usize,
     plan: &Plan,
-    bank: &dyn Bank,
-    seen: &Seen,
+    store: &dyn Store,
+    seen: &ProbeFacts,
     scratch: &mut Scratch,
 ) -> bool {
-    if !ids(laid, number, bank, scratch) {
+    if !ids(laid, number, store, scratch) {
         return false;
     }
     scratch.labels.clear();
@@ -68,7 +68,7 @@ pub(super) fn labels(
                     (None, Some(default), _) => default,
                     (None, None, Some(dictionary)) => {
                         let number = (past - mapping.len()) as u32;
-                        if !bank.name(dictionary, number, &mut scratch.name) {
+                        if !store.name(dictionary, number, &mut scratch.name) {
                             return false;
                         }
                         let Scratch { name, cgroups, text, .. } = scratch;
@@ -85,13 +85,13 @@ pub(super) fn labels(
 }
 
 /// Puts the numbers of the labels of series `number` into `scratch.ids`; false if they are not known yet.
-pub(super) fn ids(laid: &ActionLayout, number: u32, bank: &dyn Bank, scratch: &mut Scratch) -> bool {
+pub(super) fn ids(laid: &ActionLayout, number: u32, store: &dyn Store, scratch: &mut Scratch) -> bool {
     scratch.ids.clear();
     match laid.family {
         None => scratch.ids.extend(laid.labels.iter().map(|label| number / label.multiplier % label.radix)),
         Some(_) if number == 0 => scratch.ids.extend(laid.labels.iter().map(|_| label_id::ID_OTHER.0)),
         Some(family) => {
-            if !bank.name(family, number - 1, &mut scratch.name) {
+            if !store.name(family, number - 1, &mut scratch.name) {
                 return false;
             }
             let words =
@@ -107,7 +107,7 @@ fn show_name(
     kind: &ValueKind,
     name: &[u8],
     value: usize,
-    seen: &Seen,
+    seen: &ProbeFacts,
     cgroups: &mut Cgroups,
     to: &mut String,
 ) {

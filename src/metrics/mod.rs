@@ -1,4 +1,4 @@
-//! From cells to the text of a scrape.
+//! From slots to the text of a scrape.
 
 pub mod evaluate;
 mod forget;

@@ -1,4 +1,4 @@
-//! The table of measured series: built from the cells of both banks at every scrape, and written out.
+//! The table of measured series: built from the slots of both stores at every scrape, and written out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use super::forget::{Ended, Shown};
 use super::labels::{Scratch, const_labels, labels};
 use crate::abi::book_cell;
-use crate::bank::{Bank, UserBank};
 use crate::exposition::{self, Format, Head, Sample};
-use crate::kernel::{Books, KernelBank};
+use crate::kernel::{Accounting, KernelStore};
 use crate::kinds::{self, How, Kind, Slots, Total};
 use crate::layout::{ActionLayout, LabelLayout, Layout};
 use crate::plan::{ActionPlan, HIDDEN, LabelPlan, Plan, ProbePlan, Scale};
+use crate::store::{Store, UserStore};
 
 /// All measured series of a plan.
 #[derive(Debug)]
 pub struct Registry {
     pub(super) plan: Arc<Plan>,
-    pub(super) kernel: Arc<KernelBank>,
-    pub(super) user: Arc<UserBank>,
+    pub(super) kernel: Arc<KernelStore>,
+    pub(super) user: Arc<UserStore>,
     pub(super) families: Vec<Family>,
     pub(super) sources: Vec<Source>,
     pub(super) scratch: Scratch,
@@ -33,9 +33,9 @@ pub struct Registry {
 /// scraper with an interval up to this one sees every extreme, however many there are.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
-/// What the exporter knows of a probe besides its cells.
+/// What the exporter knows of a probe besides its slots.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct ProbeFacts {
     /// It has been attached once, so that "never hit" can be told from "not there".
     pub attached: bool,
     /// Bit i: value i is shown without a sign.
@@ -64,12 +64,12 @@ pub(super) struct Family {
 struct Series {
     /// See [`Head::key`].
     key: Box<str>,
-    /// Runs of cells that feed it.
+    /// Runs of slots that feed it.
     fed_by: u32,
     total: Total,
 }
 
-/// One action's cells, and which series each run of them belongs to.
+/// One action's slots, and which series each run of them belongs to.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) probe: usize,
@@ -77,14 +77,14 @@ pub(super) struct Source {
     /// `None` for an action that is the number of hits.
     pub(super) laid: Option<ActionLayout>,
     pub(super) series: Vec<u32>,
-    /// Of a least or greatest value: each series' cell at the end of the window before.
+    /// Of a least or greatest value: each series' slot at the end of the window before.
     pub(super) previous: Vec<u64>,
 }
 
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 impl Registry {
-    pub fn new(plan: Arc<Plan>, layout: &Layout, kernel: Arc<KernelBank>, user: Arc<UserBank>) -> Self {
+    pub fn new(plan: Arc<Plan>, layout: &Layout, kernel: Arc<KernelStore>, user: Arc<UserStore>) -> Self {
         let mut families: Vec<Family> = plan
             .metrics
             .iter()
@@ -127,7 +127,7 @@ impl Registry {
 
     /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
     /// is called, but not on who has called it before.
-    pub fn render(&mut self, seen: &[Seen], now: Instant, format: Format, to: &mut Vec<u8>) {
+    pub fn render(&mut self, seen: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
         let window_ends = now.saturating_duration_since(self.window) >= WINDOW;
         if window_ends {
             self.window = now;
@@ -136,7 +136,7 @@ impl Registry {
         for family in &mut self.families {
             family.reset();
         }
-        let nothing = Seen::default();
+        let nothing = ProbeFacts::default();
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
             let seen = seen.get(source.probe).unwrap_or(&nothing);
@@ -188,7 +188,7 @@ impl Family {
         }
     }
 
-    /// The series with these labels, which one more run of cells feeds from now on.
+    /// The series with these labels, which one more run of slots feeds from now on.
     fn series(&mut self, labels: &str) -> u32 {
         let key = self.head.key(labels).into_boxed_str();
         if let Some(known) = self.index.get(&key) {
@@ -211,7 +211,7 @@ impl Family {
         number
     }
 
-    /// One run of cells feeds the series no more; the last one takes it away.
+    /// One run of slots feeds the series no more; the last one takes it away.
     pub(super) fn release(&mut self, number: u32) {
         let series = &mut self.series[number as usize];
         series.fed_by -= 1;
@@ -242,11 +242,11 @@ impl Family {
 
 impl Source {
     /// Begins a new window of least and greatest values.
-    fn end_window(&mut self, kernel: &dyn Bank, user: &dyn Bank) {
+    fn end_window(&mut self, kernel: &dyn Store, user: &dyn Store) {
         let Some(laid) = &self.laid else { return };
-        let bank = if laid.in_kernel { kernel } else { user };
+        let store = if laid.in_kernel { kernel } else { user };
         for (number, previous) in (0..).zip(&mut self.previous) {
-            *previous = bank.take(laid.cell + number * laid.stride);
+            *previous = store.take(laid.slot + number * laid.stride);
         }
     }
 
@@ -255,14 +255,14 @@ impl Source {
         &mut self,
         probe: &ProbePlan,
         plan: &Plan,
-        kernel: &KernelBank,
-        seen: &Seen,
+        kernel: &KernelStore,
+        seen: &ProbeFacts,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
         // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
-        let books = Books::of(kernel, self.probe);
-        let hits = books.hits - books.filtered;
+        let accounting = Accounting::of(kernel, self.probe);
+        let hits = accounting.hits - accounting.filtered;
         if hits == 0 && !seen.attached {
             return;
         }
@@ -279,8 +279,8 @@ impl Source {
         &mut self,
         probe: &ProbePlan,
         plan: &Plan,
-        bank: &dyn Bank,
-        seen: &Seen,
+        store: &dyn Store,
+        seen: &ProbeFacts,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
@@ -294,13 +294,13 @@ impl Source {
         let shown_unset = seen.attached && family.kind.starts_at_zero() && laid.labels.iter().all(hidden);
         for number in 0..laid.series {
             let previous = self.previous.get(number as usize).copied().unwrap_or(0);
-            let first = laid.cell + number * laid.stride;
-            let slots = Slots { bank, first, number: laid.stride, previous };
+            let first = laid.slot + number * laid.stride;
+            let slots = Slots { store, first, number: laid.stride, previous };
             let unset = (shown_unset && number == 0).then_some(0);
             let Some(raw) = family.kind.read(&slots).or(unset) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
-                if !labels(laid, number, probe, self.action, plan, bank, seen, scratch) {
+                if !labels(laid, number, probe, self.action, plan, store, seen, scratch) {
                     continue;
                 }
                 *known = family.series(&scratch.labels);

@@ -361,8 +361,8 @@ impl Worker {
 
     /// Whether a start found no room since the last look.
     fn found_no_room(&mut self) -> bool {
-        let bank = self.kernel.shared().bank;
-        let full = |probe| bank.book(probe, book_cell::BOOK_LOST_STARTS_FULL);
+        let store = self.kernel.shared().store;
+        let full = |probe| store.book(probe, book_cell::BOOK_LOST_STARTS_FULL);
         let starts = self.plan.probes.iter().enumerate().filter(|(_, probe)| probe.span.is_some());
         let now = starts.map(|(number, _)| full(number)).sum();
         std::mem::replace(&mut self.starts_refused, now) != now

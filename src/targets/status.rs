@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::kernel::Sweep;
-use crate::metrics::registry::Seen;
+use crate::metrics::registry::ProbeFacts;
 use crate::plan::Plan;
 
 /// State of every probe of the plan.
@@ -49,7 +49,7 @@ pub struct ProbeStatus {
     pub sites: usize,
     /// Sites that are in the files and not attached.
     pub refused: usize,
-    pub seen: Seen,
+    pub seen: ProbeFacts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Status {
             state: ProbeState::Waiting("not looked for yet".to_string()),
             sites: 0,
             refused: 0,
-            seen: Seen::default(),
+            seen: ProbeFacts::default(),
         };
         Self {
             probes: Mutex::new(vec![waiting; plan.probes.len()]),
@@ -129,7 +129,7 @@ impl Status {
     }
 
     /// What the measured series need to know.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<ProbeFacts> {
         self.lock().iter().map(|probe| probe.seen.clone()).collect()
     }
 

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Own;
+use super::Telemetry;
 use crate::exposition::Families;
 use crate::http::HttpStats;
 
-impl Own {
+impl Telemetry {
     pub(super) fn http(&self, to: &mut Families) {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
         let columns: [Column; 12] = [

@@ -19,7 +19,7 @@ use crate::targets::{ProbeState, Status};
 
 /// Where everything is counted.
 #[derive(Debug, Clone)]
-pub struct Own {
+pub struct Telemetry {
     pub plan: Arc<Plan>,
     pub shared: Shared,
     pub status: Arc<Status>,
@@ -35,7 +35,7 @@ pub struct Own {
     pub overflows: Arc<Mutex<Vec<u64>>>,
 }
 
-impl Own {
+impl Telemetry {
     /// All of them, as they are now.
     pub fn collect(&self) -> Families {
         let mut to = Families::default();
@@ -73,7 +73,7 @@ impl Own {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let states = self.status.probes();
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
-        let book = |which| (0..states.len()).map(|probe| self.shared.bank.book(probe, which)).sum::<u64>();
+        let book = |which| (0..states.len()).map(|probe| self.shared.store.book(probe, which)).sum::<u64>();
         let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
         for (reason, which) in LOST {
             rows.number(&[("error_type", reason)], book(*which));

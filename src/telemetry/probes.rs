@@ -2,16 +2,17 @@
 
 use std::sync::PoisonError;
 
-use super::Own;
+use super::Telemetry;
 use crate::abi::book_cell;
 use crate::exposition::Families;
-use crate::kernel::{Books, LOST, Sweep};
+use crate::kernel::{Accounting, LOST, Sweep};
 use crate::plan::{ProbePlan, SpanEnd, SpanPlan};
 
-impl Own {
+impl Telemetry {
     pub(super) fn probes(&self, to: &mut Families) {
         let states = self.status.probes();
-        let books: Vec<Books> = (0..states.len()).map(|probe| Books::read(&self.shared, probe)).collect();
+        let accounting: Vec<Accounting> =
+            (0..states.len()).map(|probe| Accounting::read(&self.shared, probe)).collect();
         let each = || {
             self.plan.probes.iter().enumerate().map(|(n, probe)| {
                 [("target", self.plan.targets[probe.target].name.as_str()), ("probe", probe.name.as_str())]
@@ -50,49 +51,49 @@ impl Own {
         for (labels, probe) in labels.iter().zip(&states) {
             rows.number(labels, probe.refused as u64);
         }
-        type Column = (&'static str, &'static str, fn(&Books) -> u64);
+        type Column = (&'static str, &'static str, fn(&Accounting) -> u64);
         let columns: [Column; 4] = [
             (
                 "fibre_exporter_probe_hits_total",
                 "Hits that were dealt with: aggregated + delivered + filtered + lost, exactly.",
-                |books| books.hits,
+                |accounting| accounting.hits,
             ),
             (
                 "fibre_exporter_probe_aggregated_total",
                 "Hits whose metrics were all updated in the kernel.",
-                |books| books.aggregated,
+                |accounting| accounting.aggregated,
             ),
-            ("fibre_exporter_probe_delivered_total", "Hits that went whole to user space.", |books| {
-                books.delivered
+            ("fibre_exporter_probe_delivered_total", "Hits that went whole to user space.", |accounting| {
+                accounting.delivered
             }),
-            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |books| {
-                books.filtered
+            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |accounting| {
+                accounting.filtered
             }),
         ];
         for (name, help, column) in columns {
             let rows = to.counter(name, help);
-            for (labels, books) in labels.iter().zip(&books) {
-                rows.number(labels, column(books));
+            for (labels, accounting) in labels.iter().zip(&accounting) {
+                rows.number(labels, column(accounting));
             }
         }
         let rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
-                let lost = self.shared.bank.book(probe, *which);
+                let lost = self.shared.store.book(probe, *which);
                 rows.number(&[&labels[..], &[("reason", reason)]].concat(), lost);
             }
         }
         let rows =
             to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
-        for (labels, books) in labels.iter().zip(&books) {
-            rows.number(labels, books.in_flight);
+        for (labels, accounting) in labels.iter().zip(&accounting) {
+            rows.number(labels, accounting.in_flight);
         }
         let rows = to.counter(
             "fibre_exporter_probe_read_faults_total",
             "Hits of which a value could not be read from the application's memory.",
         );
         for (probe, labels) in labels.iter().enumerate() {
-            rows.number(labels, self.shared.bank.book(probe, book_cell::BOOK_READ_FAULTS));
+            rows.number(labels, self.shared.store.book(probe, book_cell::BOOK_READ_FAULTS));
         }
         if let Some(ticks) = self.status.ticks() {
             let rows = to.gauge(
@@ -100,7 +101,7 @@ impl Own {
                 "When the probe was hit last, in seconds since 1970, to about 10 ms; absent before the first hit.",
             );
             for (probe, labels) in labels.iter().enumerate() {
-                let jiffies = self.shared.bank.last_hit(probe);
+                let jiffies = self.shared.store.last_hit(probe);
                 if jiffies > 0 {
                     let ago = (ticks.jiffies as i64).wrapping_sub(jiffies as i64) as f64 / ticks.hz;
                     rows.number(labels, ticks.unix - ago);
@@ -111,8 +112,8 @@ impl Own {
         self.overflows(to);
         self.spans(to);
         let mut types: Vec<(&str, u64)> = Vec::new();
-        for (probe, books) in self.plan.probes.iter().zip(&books) {
-            let done = books.aggregated + books.delivered;
+        for (probe, accounting) in self.plan.probes.iter().zip(&accounting) {
+            let done = accounting.aggregated + accounting.delivered;
             match types.iter_mut().find(|(name, _)| *name == probe.event_type) {
                 Some((_, sum)) => *sum += done,
                 None => types.push((&probe.event_type, done)),
@@ -124,7 +125,7 @@ impl Own {
         }
     }
 
-    /// No part of the books: a hit that the kernel kept from the program was never begun.
+    /// No part of the accounting: a hit that the kernel kept from the program was never begun.
     fn misses(&self, to: &mut Families) {
         let rows = to.counter(
             "fibre_exporter_program_misses_total",
@@ -165,7 +166,7 @@ impl Own {
                     other.span.map(|span| span.number as usize) == Some(number)
                 };
                 let ends = self.plan.probes.iter().enumerate().filter(of_span);
-                let left = ends.map(|(n, _)| self.shared.bank.book(n, book_cell::BOOK_FORGOTTEN)).sum();
+                let left = ends.map(|(n, _)| self.shared.store.book(n, book_cell::BOOK_FORGOTTEN)).sum();
                 if let Some(sweep) = spans.get(number) {
                     rows.number(&[("target", target), ("probe", &probe.name)], column(sweep, left));
                 }

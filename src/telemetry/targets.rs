@@ -1,10 +1,10 @@
 //! Targets, and how they were found.
 
-use super::Own;
+use super::Telemetry;
 use crate::exposition::Families;
 use crate::targets::Reattached;
 
-impl Own {
+impl Telemetry {
     pub(super) fn targets(&self, to: &mut Families) {
         let counts = self.status.targets();
         let names = || self.plan.targets.iter().map(|target| target.name.as_str());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use exporter::config::{Environment, Overrides, load_bytes};
 use exporter::drain::Drain;
 use exporter::exposition::Format;
-use exporter::kernel::Books;
+use exporter::kernel::Accounting;
 use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
@@ -53,9 +53,9 @@ impl Tracer {
         let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
             panic!("these tests need root and a kernel that takes probe programs: {why}")
         });
-        let user = Arc::new(layout.user_bank(plan.probes.len()));
+        let user = Arc::new(layout.user_store(plan.probes.len()));
         let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared()).unwrap();
-        let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().bank, user));
+        let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().store, user));
         Self { plan, keeper, drain, registry }
     }
 
@@ -81,12 +81,12 @@ impl Tracer {
     }
 
     /// The probe's books now.
-    pub fn books(&self, probe: usize) -> Books {
-        Books::read(&self.keeper.shared(), probe)
+    pub fn books(&self, probe: usize) -> Accounting {
+        Accounting::read(&self.keeper.shared(), probe)
     }
 
     /// The books of all probes once no hit is being dealt with.
-    pub fn books_at_rest(&self) -> Vec<Books> {
+    pub fn books_at_rest(&self) -> Vec<Accounting> {
         let began = Instant::now();
         loop {
             let books: Vec<_> = (0..self.plan.probes.len()).map(|probe| self.books(probe)).collect();

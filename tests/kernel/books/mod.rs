@@ -12,7 +12,7 @@ use self::configuration::{Probed, Random, Role, configuration};
 use crate::support::demo::{Forms, private_copy};
 use crate::support::program::folder;
 use crate::support::tracer::{Series, Tracer};
-use exporter::kernel::Books;
+use exporter::kernel::Accounting;
 use exporter::plan::{ActionPlan, ProbePlan, Route};
 
 /// As many random configurations as these fit into the time, but no fewer than the first and no more than the last.
@@ -46,7 +46,7 @@ fn the_books_balance_whatever_happens() {
         return;
     }
     let began = Instant::now();
-    let (mut seen, mut of_spans) = (Books::default(), Books::default());
+    let (mut seen, mut of_spans) = (Accounting::default(), Accounting::default());
     let mut killed = 0;
     for round in 0..ROUNDS.end {
         if round >= ROUNDS.start && began.elapsed() > TIME {
@@ -72,7 +72,7 @@ fn the_books_balance_whatever_happens() {
     assert!(killed > 3);
 }
 
-fn one_round(seed: u64) -> (Vec<(Role, Books)>, usize) {
+fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
     let random = &mut Random(seed);
     let folder = folder();
     let program = random.pick(&["forms", "forms-no-pie"]);
@@ -101,7 +101,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Books)>, usize) {
     }
     let victims = if work.len() > 1 { random.below(2) as usize } else { 0 };
     let mut before = tracer.render();
-    let mut books_before = vec![Books::default(); probed.len()];
+    let mut books_before = vec![Accounting::default(); probed.len()];
     for n in 0..5 {
         std::thread::sleep(Duration::from_millis(random.below(8)));
         for process in work.iter_mut().rev().take(if n == 2 { victims } else { 0 }) {
@@ -159,16 +159,16 @@ fn one_round(seed: u64) -> (Vec<(Role, Books)>, usize) {
 }
 
 /// True of the books at any moment, and between two of them.
-fn check_in_between(before: Books, now: Books) -> Books {
+fn check_in_between(before: Accounting, now: Accounting) -> Accounting {
     assert_eq!(now.hits, now.aggregated + now.delivered + now.filtered + now.lost);
     assert_eq!(now.begun, now.hits + now.in_flight, "more came out than went in: {now:?}");
-    let columns = |b: Books| [b.hits, b.begun, b.aggregated, b.delivered, b.filtered, b.lost];
+    let columns = |b: Accounting| [b.hits, b.begun, b.aggregated, b.delivered, b.filtered, b.lost];
     assert!(columns(before).iter().zip(columns(now)).all(|(old, new)| *old <= new), "{before:?} {now:?}");
     now
 }
 
 /// What the programs say that they fired.
-fn check_counts(form: &str, work: &[Work], only: Option<u32>, books: Books) {
+fn check_counts(form: &str, work: &[Work], only: Option<u32>, books: Accounting) {
     let count = |wanted: &dyn Fn(u32) -> bool| {
         let counts = work.iter().filter(|process| wanted(process.pid)).map(|process| process.count(form));
         let (least, most) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
@@ -187,7 +187,7 @@ fn loses_in_kernel(probe: &ProbePlan) -> bool {
     in_kernel.into_iter().any(|action| action.value.is_some() || !action.when.is_empty())
 }
 
-fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, books: Books, all_live: bool) {
+fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, books: Accounting, all_live: bool) {
     let sum = |metric: &str| -> u64 {
         let name = format!("p{}_{metric}", probed.number);
         let rows = series.iter().filter(|(series, _)| series.split('{').next() == Some(&name));

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use crate::support::harm;
 use crate::support::program::folder;
 use crate::support::tracer::{Series, Tracer};
-use exporter::kernel::Books;
+use exporter::kernel::Accounting;
 use exporter::targets::ProbeState;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/returns");
@@ -71,7 +71,7 @@ fn said(output: &Output) -> BTreeMap<String, [u64; 3]> {
 
 struct Seen<'a> {
     tracer: &'a Tracer,
-    books: Vec<Books>,
+    books: Vec<Accounting>,
     series: Series,
 }
 
@@ -80,7 +80,7 @@ impl<'a> Seen<'a> {
         Self { books: tracer.books_at_rest(), series: tracer.render(), tracer }
     }
 
-    fn books(&self, probe: &str) -> Books {
+    fn books(&self, probe: &str) -> Accounting {
         let at = self.tracer.plan.probes.iter().position(|known| known.name == probe);
         self.books[at.unwrap_or_else(|| panic!("{probe}"))]
     }

@@ -1,7 +1,7 @@
-//! The books: what became of each probe's hits.
+//! The accounting: what became of each probe's hits.
 
-use super::bank::KernelBank;
 use super::load::Shared;
+use super::store::KernelStore;
 use crate::abi::book_cell;
 
 /// Every way in which a hit can be lost, with its label.
@@ -13,9 +13,9 @@ pub(crate) const LOST: &[(&str, book_cell)] = &[
     ("negative", book_cell::BOOK_LOST_NEGATIVE),
 ];
 
-/// One probe's books at one moment.
+/// One probe's accounting at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Books {
+pub struct Accounting {
     /// Hits that have been dealt with: the sum of what follows.
     pub hits: u64,
     pub aggregated: u64,
@@ -28,15 +28,15 @@ pub struct Books {
     pub in_flight: u64,
 }
 
-impl Books {
-    /// Reads a probe's books. The ways to end are read before the hits, so that a hit in between is in flight, never
+impl Accounting {
+    /// Reads a probe's accounting. The ways to end are read before the hits, so that a hit in between is in flight, never
     /// missing.
     pub fn read(shared: &Shared, probe: usize) -> Self {
-        Self::of(&shared.bank, probe)
+        Self::of(&shared.store, probe)
     }
 
-    pub(crate) fn of(bank: &KernelBank, probe: usize) -> Self {
-        let book = |which| bank.book(probe, which);
+    pub(crate) fn of(store: &KernelStore, probe: usize) -> Self {
+        let book = |which| store.book(probe, which);
         let aggregated = book(book_cell::BOOK_AGGREGATED);
         let delivered = book(book_cell::BOOK_DELIVERED);
         let filtered = book(book_cell::BOOK_FILTERED);

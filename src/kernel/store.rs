@@ -1,18 +1,18 @@
-//! The bank that the probe programs add to.
+//! The store that the probe programs add to.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::{MapCore, MapHandle};
 
 use crate::abi::{DictionaryView, EntryView, SMALL_INTEGERS, SmallIntegersView, book_cell, integer_key};
-use crate::bank::Bank;
-use crate::layout::{self, DictionaryLayout};
+use crate::layout::{DictionaryLayout, StoreLayout};
 use crate::mapping::Mapped;
+use crate::store::Store;
 
-/// What the bank is made of.
+/// What the store is made of.
 #[derive(Debug)]
 pub(super) struct Parts {
-    pub cells: Mapped<AtomicU64>,
+    pub slots: Mapped<AtomicU64>,
     pub shards: u32,
     pub entries: Mapped<EntryView>,
     /// Of each dictionary, how many values are in use, and which numbers are free.
@@ -22,40 +22,40 @@ pub(super) struct Parts {
     pub numbers: [MapHandle; 2],
 }
 
-/// Cells, and the names behind the numbers of dictionaries, as the kernel sees them now.
+/// Slots, and the names behind the numbers of dictionaries, as the kernel sees them now.
 #[derive(Debug)]
-pub struct KernelBank {
+pub struct KernelStore {
     parts: Parts,
-    cells_per_shard: u32,
+    slots_per_shard: u32,
     dictionaries: Vec<DictionaryLayout>,
 }
 
-impl KernelBank {
-    pub(super) fn new(parts: Parts, layout: &layout::Bank) -> Self {
-        Self { parts, cells_per_shard: layout.cells, dictionaries: layout.dictionaries.clone() }
+impl KernelStore {
+    pub(super) fn new(parts: Parts, layout: &StoreLayout) -> Self {
+        Self { parts, slots_per_shard: layout.slots, dictionaries: layout.dictionaries.clone() }
     }
 
-    /// One number of a probe's books.
+    /// One number of a probe's accounting.
     pub(crate) fn book(&self, probe: usize, which: book_cell) -> u64 {
         self.total(self.book_cell(probe, which))
     }
 
     /// The latest jiffies at which the probe was hit; 0 if it never was.
     pub(crate) fn last_hit(&self, probe: usize) -> u64 {
-        let cell = self.book_cell(probe, book_cell::BOOK_LAST_HIT);
-        (0..self.parts.shards).map(|shard| self.load(shard, cell)).max().unwrap_or(0)
+        let slot = self.book_cell(probe, book_cell::BOOK_LAST_HIT);
+        (0..self.parts.shards).map(|shard| self.load(shard, slot)).max().unwrap_or(0)
     }
 
     fn book_cell(&self, probe: usize, which: book_cell) -> u32 {
         u32::try_from(probe).unwrap_or(u32::MAX) * book_cell::BOOK_CELLS.0 + which.0
     }
 
-    fn cell(&self, shard: u32, cell: u32) -> &AtomicU64 {
-        &self.parts.cells[shard as usize * self.cells_per_shard as usize + cell as usize]
+    fn slot(&self, shard: u32, slot: u32) -> &AtomicU64 {
+        &self.parts.slots[shard as usize * self.slots_per_shard as usize + slot as usize]
     }
 
-    fn load(&self, shard: u32, cell: u32) -> u64 {
-        self.cell(shard, cell).load(Ordering::Relaxed)
+    fn load(&self, shard: u32, slot: u32) -> u64 {
+        self.slot(shard, slot).load(Ordering::Relaxed)
     }
 
     /// What stands behind a number of a dictionary.
@@ -65,21 +65,21 @@ impl KernelBank {
     }
 }
 
-impl Bank for KernelBank {
-    fn total(&self, cell: u32) -> u64 {
-        (0..self.parts.shards).fold(0, |sum: u64, shard| sum.wrapping_add(self.load(shard, cell)))
+impl Store for KernelStore {
+    fn total(&self, slot: u32) -> u64 {
+        (0..self.parts.shards).fold(0, |sum: u64, shard| sum.wrapping_add(self.load(shard, slot)))
     }
 
-    fn single(&self, cell: u32) -> u64 {
-        self.load(0, cell)
+    fn single(&self, slot: u32) -> u64 {
+        self.load(0, slot)
     }
 
-    fn take(&self, cell: u32) -> u64 {
-        self.cell(0, cell).swap(0, Ordering::Relaxed)
+    fn take(&self, slot: u32) -> u64 {
+        self.slot(0, slot).swap(0, Ordering::Relaxed)
     }
 
-    fn clear(&self, cell: u32) {
-        (0..self.parts.shards).for_each(|shard| self.cell(shard, cell).store(0, Ordering::Relaxed));
+    fn clear(&self, slot: u32) {
+        (0..self.parts.shards).for_each(|shard| self.slot(shard, slot).store(0, Ordering::Relaxed));
     }
 
     fn forget(&self, dictionary: u32, number: u32) {

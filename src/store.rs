@@ -1,24 +1,24 @@
-//! Cells and dictionaries, wherever they are: what a scrape reads, and what events are added to in user space.
+//! Slots and dictionaries, wherever they are: what a scrape reads, and what events are added to in user space.
 
 use std::collections::HashMap;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A bank that can be read while it is being added to.
-pub trait Bank: Send + Sync {
-    /// The cell's total over all shards; additions wrap, so that sums of negative numbers work.
-    fn total(&self, cell: u32) -> u64;
+/// A store that can be read while it is being added to.
+pub trait Store: Send + Sync {
+    /// The slot's total over all shards; additions wrap, so that sums of negative numbers work.
+    fn total(&self, slot: u32) -> u64;
 
-    /// The cell of the first shard alone, for cells that are overwritten instead of added to.
-    fn single(&self, cell: u32) -> u64;
+    /// The slot of the first shard alone, for slots that are overwritten instead of added to.
+    fn single(&self, slot: u32) -> u64;
 
-    /// Sets the first shard's cell to zero and returns what was there.
-    fn take(&self, cell: u32) -> u64;
+    /// Sets the first shard's slot to zero and returns what was there.
+    fn take(&self, slot: u32) -> u64;
 
-    /// Sets a cell to zero, in all shards.
-    fn clear(&self, cell: u32);
+    /// Sets a slot to zero, in all shards.
+    fn clear(&self, slot: u32);
 
-    /// Takes a number back, so that it can be given to other bytes. Its cells must have been cleared, and nothing must
+    /// Takes a number back, so that it can be given to other bytes. Its slots must have been cleared, and nothing must
     /// be added to them any more.
     fn forget(&self, dictionary: u32, number: u32);
 
@@ -27,10 +27,10 @@ pub trait Bank: Send + Sync {
     fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool;
 }
 
-/// The bank of metrics that are computed from events. The drain thread adds, scrapes read.
+/// The store of metrics that are computed from events. The drain thread adds, scrapes read.
 #[derive(Debug)]
-pub struct UserBank {
-    cells: Vec<AtomicU64>,
+pub struct UserStore {
+    slots: Vec<AtomicU64>,
     dictionaries: Vec<Dictionary>,
     /// Of each probe, label values that went to "other".
     overflows: Vec<AtomicU64>,
@@ -49,13 +49,13 @@ struct Names {
     free: Vec<u32>,
 }
 
-impl UserBank {
-    /// A bank of so many cells, with a dictionary for each of the limits, for the metrics of so many probes.
-    pub fn new(cells: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
+impl UserStore {
+    /// A store of so many slots, with a dictionary for each of the limits, for the metrics of so many probes.
+    pub fn new(slots: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
         let dictionary = |limit| Dictionary { limit, names: RwLock::default() };
         Self {
             overflows: (0..probes).map(|_| AtomicU64::new(0)).collect(),
-            cells: (0..cells).map(|_| AtomicU64::new(0)).collect(),
+            slots: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             dictionaries: limits.into_iter().map(dictionary).collect(),
         }
     }
@@ -70,20 +70,20 @@ impl UserBank {
         self.overflows[probe].load(Ordering::Relaxed)
     }
 
-    /// Adds to a cell, wrapping. Only the drain thread may, which needs no locked instruction then.
-    pub fn add(&self, cell: u32, amount: u64) {
-        let cell = &self.cells[cell as usize];
-        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    /// Adds to a slot, wrapping. Only the drain thread may, which needs no locked instruction then.
+    pub fn add(&self, slot: u32, amount: u64) {
+        let slot = &self.slots[slot as usize];
+        slot.store(slot.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
-    pub fn set(&self, cell: u32, value: u64) {
-        self.cells[cell as usize].store(value, Ordering::Relaxed);
+    pub fn set(&self, slot: u32, value: u64) {
+        self.slots[slot as usize].store(value, Ordering::Relaxed);
     }
 
-    /// Replaces the cell by what `f` makes of it.
-    pub fn update(&self, cell: u32, f: impl Fn(u64) -> u64) {
+    /// Replaces the slot by what `f` makes of it.
+    pub fn update(&self, slot: u32, f: impl Fn(u64) -> u64) {
         let _ =
-            self.cells[cell as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
+            self.slots[slot as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
     }
 
     /// The number of these bytes, given out now if they are new; `None` past the limit.
@@ -109,21 +109,21 @@ impl UserBank {
     }
 }
 
-impl Bank for UserBank {
-    fn total(&self, cell: u32) -> u64 {
-        self.single(cell)
+impl Store for UserStore {
+    fn total(&self, slot: u32) -> u64 {
+        self.single(slot)
     }
 
-    fn single(&self, cell: u32) -> u64 {
-        self.cells[cell as usize].load(Ordering::Relaxed)
+    fn single(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].load(Ordering::Relaxed)
     }
 
-    fn take(&self, cell: u32) -> u64 {
-        self.cells[cell as usize].swap(0, Ordering::Relaxed)
+    fn take(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].swap(0, Ordering::Relaxed)
     }
 
-    fn clear(&self, cell: u32) {
-        self.take(cell);
+    fn clear(&self, slot: u32) {
+        self.take(slot);
     }
 
     fn forget(&self, dictionary: u32, number: u32) {
@@ -156,28 +156,28 @@ fn read(names: &RwLock<Names>) -> std::sync::RwLockReadGuard<'_, Names> {
 mod tests {
     use super::*;
 
-    fn bank(limit: u32) -> UserBank {
-        UserBank::new(4, [limit], 1)
+    fn store(limit: u32) -> UserStore {
+        UserStore::new(4, [limit], 1)
     }
 
     #[test]
     fn numbers_are_given_once_and_end_at_the_limit() {
-        let bank = bank(2);
-        assert_eq!(bank.number(0, b"a"), Some(0));
-        assert_eq!(bank.number(0, b"b"), Some(1));
-        assert_eq!(bank.number(0, b"a"), Some(0));
-        assert_eq!(bank.number(0, b"c"), None);
+        let store = store(2);
+        assert_eq!(store.number(0, b"a"), Some(0));
+        assert_eq!(store.number(0, b"b"), Some(1));
+        assert_eq!(store.number(0, b"a"), Some(0));
+        assert_eq!(store.number(0, b"c"), None);
         let mut name = Vec::new();
-        assert!(bank.name(0, 1, &mut name));
+        assert!(store.name(0, 1, &mut name));
         assert_eq!(name, b"b");
-        assert!(!bank.name(0, 2, &mut name));
+        assert!(!store.name(0, 2, &mut name));
     }
 
     #[test]
     fn sums_of_negative_numbers_wrap_to_the_right_total() {
-        let bank = bank(0);
-        bank.add(1, (-5i64) as u64);
-        bank.add(1, 2);
-        assert_eq!(bank.total(1) as i64, -3);
+        let store = store(0);
+        store.add(1, (-5i64) as u64);
+        store.add(1, 2);
+        assert_eq!(store.total(1) as i64, -3);
     }
 }
