@@ -8,6 +8,14 @@ run *args:
 test *args:
     ./test {{args}}
 
+# What an ordinary user can test anywhere.
+test-unprivileged *args:
+    ./test --unprivileged {{args}}
+
+# The documentation, as a book in target/book.
+book:
+    mdbook build
+
 # What must pass before a change is taken.
 ci:
     .ci/run

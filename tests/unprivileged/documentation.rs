@@ -1,0 +1,141 @@
+//! What README.md and docs/ tell people to write and to type: every configuration is accepted, every command is one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use exporter::config::{Environment, Overrides, read_bytes};
+use exporter::plan::plan_draft;
+
+/// README.md and the pages of docs/, with their texts.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut files = vec![PathBuf::from("README.md"), PathBuf::from("CONTRIBUTING.md")];
+    files.extend(fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path()));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files.sort();
+    files.into_iter().map(|file| (file.clone(), fs::read_to_string(&file).unwrap())).collect()
+}
+
+/// Fenced blocks of a language, with the line where each begins.
+fn fenced(text: &str, language: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, bool, String)> = None;
+    for (number, line) in text.lines().enumerate() {
+        match (line.trim_start().strip_prefix("```"), &mut open) {
+            (Some(info), None) => open = Some((number + 1, info == language, String::new())),
+            (Some(_), Some(_)) => {
+                let (at, wanted, block) = open.take().unwrap();
+                found.extend(wanted.then_some((at, block)));
+            }
+            (None, Some((_, _, block))) => *block += &format!("{line}\n"),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block without an end");
+    found
+}
+
+/// A part of a configuration as a whole one: what stands above it is added, and paths lead to files that are there.
+fn whole(block: &str) -> String {
+    let first = block.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let indent = first.len() - first.trim_start().len();
+    let lines: Vec<_> = block.lines().map(|line| line.get(indent..).unwrap_or_default()).collect();
+    let part = |key: &str| first.trim_start().strip_prefix("- ").is_some_and(|rest| rest.starts_with(key));
+    let mut text = String::new();
+    if part("name:") {
+        text += "targets:\n";
+    } else if ["on:", "function:", "span:"].iter().any(|key| part(key)) {
+        text += "targets:\n- name: any\n  binary: /bin/true\n  probes:\n";
+    }
+    let deeper = if text.ends_with("probes:\n") { "  " } else { "" };
+    for line in &lines {
+        text += &format!("{deeper}{line}\n");
+    }
+    // A part that names nothing to trace is meant beside one that does.
+    if !["targets:", "bitcoind_path:", "network:"].iter().any(|key| text.contains(key)) {
+        text += "bitcoind_path: /usr/local/bin/bitcoind\n";
+    }
+    text.replace("/etc/fibre-exporter/", "tests/config/files/")
+}
+
+#[test]
+fn every_configuration_is_accepted() {
+    let (mut seen, mut wrong) = (0, String::new());
+    for (file, text) in pages() {
+        for (line, block) in fenced(&text, "yaml") {
+            seen += 1;
+            let block = whole(&block);
+            let read =
+                read_bytes("page", block.clone().into_bytes(), &Overrides::default(), &Environment::new());
+            if let Err(why) = plan_draft(read) {
+                wrong += &format!("{}:{line}:\n{block}\n{}\n", file.display(), why.render());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(seen >= 6, "{seen} configurations");
+}
+
+/// Lines to type: those of indented blocks and of fenced ones of `sh` and `console`.
+fn commands(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> =
+        text.lines().filter_map(|line| line.strip_prefix("    ")).map(ToString::to_string).collect();
+    for language in ["sh", "console"] {
+        lines.extend(
+            fenced(text, language).iter().flat_map(|(_, block)| block.lines().map(ToString::to_string)),
+        );
+    }
+    lines
+}
+
+#[test]
+fn every_command_is_one() {
+    let (mut ours, mut scripts) = (0, 0);
+    for (file, text) in pages() {
+        for line in commands(&text) {
+            let line = line.strip_prefix("$ ").unwrap_or(&line);
+            let line = line.strip_prefix("sudo ").unwrap_or(line);
+            let words: Vec<_> =
+                line.split_whitespace().take_while(|word| !["#", ">", "|", "&&"].contains(word)).collect();
+            let Some(first) = words.first() else { continue };
+            if *first == "exporter" && words.len() > 1 {
+                ours += 1;
+                let parsed = exporter::cli::parse(&words);
+                assert!(parsed.is_ok(), "{}: {line}: {}", file.display(), parsed.unwrap_err());
+            } else if first.starts_with("./") || first.starts_with("scripts/") || first.starts_with(".ci/") {
+                scripts += 1;
+                let mode = fs::metadata(first).map(|data| data.permissions().mode());
+                assert!(mode.is_ok_and(|mode| mode & 0o111 != 0), "{}: {line}", file.display());
+                // An option must be one that the script knows.
+                let script = fs::read_to_string(first).unwrap();
+                for option in words[1..].iter().filter(|word| word.starts_with("--")) {
+                    assert!(script.contains(option), "{}: {line}: no {option}", file.display());
+                }
+            }
+        }
+    }
+    assert!(ours >= 5 && scripts >= 5, "{ours} commands, {scripts} scripts");
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_every_page_is_in_the_book() {
+    let mut linked = BTreeSet::new();
+    for (file, text) in pages() {
+        for rest in text.split("](").skip(1) {
+            let target = rest.split([')', '#']).next().unwrap();
+            if target.is_empty() || target.contains("://") || target.contains(' ') {
+                continue;
+            }
+            let path = file.parent().unwrap_or(Path::new("")).join(target);
+            assert!(path.exists(), "{}: {target}", file.display());
+            if file.ends_with("SUMMARY.md") {
+                linked.insert(path);
+            }
+        }
+    }
+    for (file, _) in pages() {
+        let in_book = !file.starts_with("docs") || file.ends_with("SUMMARY.md") || linked.contains(&file);
+        assert!(in_book, "{} is not in docs/SUMMARY.md", file.display());
+    }
+}
