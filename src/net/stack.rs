@@ -27,7 +27,7 @@ use super::sockets::STATES;
     non_snake_case,
     unsafe_code
 )]
-#[allow(unsafe_op_in_unsafe_fn, unused_imports)]
+#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
 }
