@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use exporter::config::{Environment, Overrides, load_bytes, model::AttachMode};
-use exporter::elf::Image;
+use exporter::elf::{Image, SymbolIndex};
 use exporter::kernel::{Kernel, PidNamespace, choose, detach};
 use exporter::layout::Layout;
 use exporter::plan::{Plan, plan};
@@ -106,11 +106,12 @@ fn links(
     let kernel = Kernel::load(&plan, &Layout::new(&plan), choose(AttachMode::Auto), PidNamespace::default())?;
     let bytes = fs::read(file)?;
     let image = Image::parse(&bytes)?;
+    let index = SymbolIndex::of(&image);
     let resolved = plan
         .probes
         .iter()
         .zip(0..)
-        .map(|(probe, n)| resolve(&image, n, probe, &mut |_| 0).map_err(|why| why.to_string()))
+        .map(|(probe, n)| resolve(&index, n, probe, &mut |_| 0).map_err(|why| why.to_string()))
         .collect::<std::result::Result<Vec<_>, _>>()?;
     let sites: Vec<_> = resolved.iter().flat_map(|resolved| &resolved.sites).collect();
     let numbers: Vec<u32> = (0..).take(sites.len()).collect();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::drain::Drain;
-use crate::elf::{ElfError, Image, SiteError, inlined_copies, notes, usdt_sites};
+use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes, usdt_sites};
 use crate::kernel::{Accounting, Attach, choose};
 use crate::layout::Layout;
 use crate::net::NetworkConfig;
@@ -103,25 +103,21 @@ impl Checker<'_> {
                     |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
                 let wants_names = target.probes.iter().any(is_function);
                 let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.shown)).flatten();
-                self.probes(target, &with_names(image, debug.as_ref()), found);
-                self.inlined(target, &with_names(image, debug.as_ref()), debug.as_ref());
+                let separate = debug.as_ref().and_then(DebugSymbols::image);
+                let index = SymbolIndex::of(&with_names(image, debug.as_ref())).with_debug_file(separate);
+                self.probes(target, &index, found);
+                self.inlined(target, &index);
             }
         }
     }
 
     /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
-    fn inlined(&mut self, target: &TargetPlan, image: &Image<'_>, debug: Option<&DebugSymbols>) {
-        let separate = debug.and_then(DebugSymbols::image);
+    fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
         let mut told = BTreeSet::new();
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
             let Point::Function(name) = &probe.point else { continue };
-            let copies = || {
-                let of = |debug: &Image<'_>| inlined_copies(image, debug, name);
-                of(image).or_else(|| separate.as_ref().and_then(of))
-            };
-            if told.insert(name)
-                && let Some(copies) = copies().filter(|copies| *copies > 0)
-            {
+            let copies = if told.insert(name) { index.inlined_copies(name) } else { 0 };
+            if copies > 0 {
                 self.text.push_str(&format!(
                     "  note: {name} is inlined at {copies} place{} of its callers; calls from there are not counted\n",
                     if copies == 1 { "" } else { "s" }
@@ -131,9 +127,10 @@ impl Checker<'_> {
     }
 
     /// The probes of a program; if it has none of them, that is one mistake.
-    fn probes(&mut self, target: &TargetPlan, image: &Image<'_>, found: &Found) {
+    fn probes(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>, found: &Found) {
+        let image = index.image();
         let before = self.mistakes.len();
-        let there = self.table(target, Some((image, found)));
+        let there = self.table(target, Some((index, found)));
         let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
         let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
         let why = match damaged {
@@ -151,14 +148,14 @@ impl Checker<'_> {
     }
 
     /// The target's probes; returns how many are in the file.
-    fn table(&mut self, target: &TargetPlan, file: Option<(&Image<'_>, &Found)>) -> usize {
+    fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &Found)>) -> usize {
         let mut table =
             Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"]);
         let mut there = 0;
         for &number in &target.probes {
             let probe = &self.plan.probes[number];
-            let resolved = file.map(|(image, _)| resolve(image, number as u32, probe, &mut |_| 0));
-            let notes = Notes::of(file.map(|(image, _)| image), probe, resolved.as_ref());
+            let resolved = file.map(|(index, _)| resolve(index, number as u32, probe, &mut |_| 0));
+            let notes = Notes::of(file.map(|(index, _)| index.image()), probe, resolved.as_ref());
             let (sites, semaphores, why) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),
                 // Said once, of the file.

@@ -2,7 +2,7 @@
 
 use crate::abi::{site, site_flag};
 use crate::config::model::ReturnsBy;
-use crate::elf::{Convention, FunctionSite, Functions, Image, Site};
+use crate::elf::{Convention, FunctionSite, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan};
 use crate::resolve::{UnfitSite, unfit, with_calling_convention};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline};
@@ -44,7 +44,7 @@ impl Place {
 
 /// Where the functions are entered or left. What one of several cannot have is left out, with a note.
 pub(crate) fn places_in(
-    image: &Image<'_>,
+    index: &SymbolIndex<'_>,
     probe: &ProbePlan,
     functions: Vec<FunctionSite>,
     name: &mut dyn FnMut(&str) -> u32,
@@ -52,7 +52,6 @@ pub(crate) fn places_in(
     let is_return = probe.hook == Hook::Return;
     // A start without its end would only take up room.
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
-    let code = is_traced.then(|| Functions::of(image));
     let mut found = Found::default();
     let mut exits = Costs::default();
     for (n, function) in functions.into_iter().enumerate() {
@@ -61,8 +60,8 @@ pub(crate) fn places_in(
         let condition = if function.if_above { CONDITION_ABOVE } else { 0 };
         let entry = site { function: n as u32, flags: pairing, condition, ..site::default() };
         let mut left = Vec::new();
-        if let Some(code) = &code {
-            match trace(image, code, probe, &function) {
+        if is_traced {
+            match trace(index, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
                     exits.add(&shown, function.is_go, &returns);
                     left = returns.sites;
@@ -114,12 +113,7 @@ enum Traced {
     Trampoline(Option<String>),
 }
 
-fn trace(
-    image: &Image<'_>,
-    code: &Functions<'_>,
-    probe: &ProbePlan,
-    function: &FunctionSite,
-) -> Result<Traced, String> {
+fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) -> Result<Traced, String> {
     if let Some(why) = unfit(&function.site, function.at_entry) {
         return Err(why);
     }
@@ -134,9 +128,9 @@ fn trace(
     match probe.returns_by {
         ReturnsBy::Exits => {
             let reads_result = probe.span.is_some_and(|span| span.reads_result);
-            by_exits(image, code, function, reads_result).map(Traced::Exits)
+            by_exits(index, function, reads_result).map(Traced::Exits)
         }
-        ReturnsBy::Trampoline => by_trampoline(image, code, function).map(Traced::Trampoline),
+        ReturnsBy::Trampoline => by_trampoline(index, function).map(Traced::Trampoline),
     }
 }
 

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
-    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Image, Reg, Site, SiteError, SiteShape,
-    parse_args, remarked_sites, usdt_sites,
+    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Reg, Site, SiteError, SiteShape, SymbolIndex,
+    parse_args, usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
@@ -149,11 +149,12 @@ impl ResolveError {
 /// If the probe is not there, or a value that it uses cannot be read at one of its sites. Arguments that are not used
 /// are not looked at.
 pub fn resolve(
-    image: &Image<'_>,
+    index: &SymbolIndex<'_>,
     number: u32,
     probe: &ProbePlan,
     name: &mut dyn FnMut(&str) -> u32,
 ) -> Result<Resolved, ResolveError> {
+    let image = index.image();
     let places = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name)
             .map_err(ResolveError::Site)?
@@ -164,8 +165,8 @@ pub fn resolve(
     };
     let mut found = Found { places, ..Found::default() };
     if let Point::Function(pattern) = &probe.point {
-        let (functions, told) = remarked_sites(image, pattern).map_err(ResolveError::Site)?;
-        found = places_in(image, probe, functions, name);
+        let (functions, told) = index.remarked_sites(pattern).map_err(ResolveError::Site)?;
+        found = places_in(index, probe, functions, name);
         found.remarks.extend(told);
     }
     let is_function = matches!(probe.point, Point::Function(_));

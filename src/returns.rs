@@ -6,8 +6,8 @@
 
 use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
 use crate::elf::{
-    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Functions, Image, Passage, PassageKind, Reg, Site,
-    is_program, leaps,
+    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Image, Passage, PassageKind, Reg, Site, SymbolIndex,
+    is_program,
 };
 
 use crate::resolve::unfit;
@@ -27,19 +27,19 @@ pub struct Returns {
 /// # Errors
 /// If they are not known for certain, or are no place to read a result; with the reason.
 pub fn by_exits(
-    image: &Image<'_>,
-    functions: &Functions<'_>,
+    index: &SymbolIndex<'_>,
     function: &FunctionSite,
     reads_result: bool,
 ) -> Result<Returns, String> {
-    let entry = functions.entry_of(function.site.vaddr);
-    let exits = functions.exits(entry, function.size)?;
+    let entry = index.code().entry_of(function.site.vaddr);
+    let exits = index.code().exits(entry, function.size)?;
     if reads_result && !exits.all_return() {
         return Err("it ends by jumping to a function that returns in its stead, so that its result is not seen; count \
                     and time it without `retval` and `at: return`, or, if nothing unwinds through it, say `returns_by: \
                     trampoline`"
             .to_string());
     }
+    let (image, functions) = (index.image(), index.code());
     let sites = exits.exits.iter().map(|exit| exit_site(image, exit)).collect::<Result<_, String>>()?;
     let is_needed = |passage: &&Passage| passage.kind == PassageKind::LoopBack || functions.may_unwind();
     let passages = exits.passages.iter().filter(is_needed).map(|passage| passage_site(image, passage));
@@ -188,23 +188,20 @@ fn target_at(form: &Form, vaddr: u64) -> location {
 ///
 /// # Errors
 /// If it would end the program.
-pub fn by_trampoline(
-    image: &Image<'_>,
-    functions: &Functions<'_>,
-    function: &FunctionSite,
-) -> Result<Option<String>, String> {
+pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Option<String>, String> {
     if function.is_go {
         return Err("its return address must not be replaced: this is a Go program, which moves its stacks and would crash; \
                     leave out `returns_by: trampoline`"
             .to_string());
     }
-    if functions.has_handler(functions.entry_of(function.site.vaddr)) {
+    let code = index.code();
+    if code.has_handler(code.entry_of(function.site.vaddr)) {
         return Err("its return address must not be replaced: its unwind table names a handler, so exceptions come through \
                     it, and the first would end the program; leave out `returns_by: trampoline`"
             .to_string());
     }
-    let Some(leap) = leaps(image) else { return Ok(None) };
-    if is_program(image) {
+    let Some(leap) = index.leap() else { return Ok(None) };
+    if is_program(index.image()) {
         return Err(format!(
             "its return address must not be replaced: the program uses {leap}, which would end it if it came through here; \
              leave out `returns_by: trampoline`"

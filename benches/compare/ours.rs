@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::drain::Drain;
-use exporter::elf::Image;
+use exporter::elf::{Image, SymbolIndex};
 use exporter::kernel::{Kernel, PidNamespace, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
@@ -50,9 +50,10 @@ impl Exporter {
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
             .map_err(|why| why.to_string())?;
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
+        let index = SymbolIndex::of(&image);
         let mut sites = Vec::new();
         for (number, probe) in (0u32..).zip(&plan.probes) {
-            let resolved = resolve(&image, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
+            let resolved = resolve(&index, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
             sites.extend(resolved.sites);
         }
         let user = Arc::new(layout.user_store(plan.probes.len()));

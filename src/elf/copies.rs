@@ -1,15 +1,14 @@
 //! What a symbol does not tell of the function that it names: copies and parts that the compiler made, code that several
 //! functions share, functions that call each other under one name, and entries that are jumped to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
 use object::elf::SHT_DYNSYM;
 
-use super::Image;
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle};
-use super::select::functions;
-use super::symbols::{Symbol, Table};
+use super::symbols::{Kind, Symbol, Table};
+use super::{Image, SymbolIndex};
 
 /// Functions that are decoded at most; larger ones are not looked into.
 const DECODED_MAX: u64 = 256 << 10;
@@ -17,7 +16,11 @@ const DECODED_MAX: u64 = 256 << 10;
 const LISTED: usize = 4;
 
 /// What the user should know of the functions that a name was found to mean.
-pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
+pub(super) fn remarks_on(
+    index: &SymbolIndex<'_>,
+    pattern: &str,
+    found: &BTreeMap<u64, Symbol<'_>>,
+) -> Vec<String> {
     let mut remarks = Vec::new();
     let bases: BTreeSet<&str> =
         found.values().map(|symbol| clone_of(symbol.name).map_or(symbol.name, |clone| clone.base)).collect();
@@ -38,13 +41,14 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
     let mut resumed = BTreeSet::new();
     let mut same_name = 0;
     let own = |symbol: &Symbol<'_>| bases.contains(clone_of(symbol.name).map_or(symbol.name, |c| c.base));
-    for symbol in functions(image) {
-        // What is cheap comes first: this is asked of every symbol, for every function that is probed.
-        if found.contains_key(&symbol.vaddr) {
-            if !own(&symbol) && differs(&symbol, found) {
-                shared.insert(symbol.name);
-            }
-        } else if symbol.name.split('.').any(|suffix| suffix == "part") && own(&symbol) {
+    for symbol in found.keys().flat_map(|vaddr| index.functions_at(*vaddr)) {
+        if !own(symbol) && differs(symbol, found) {
+            shared.insert(symbol.name);
+        }
+    }
+    for symbol in bases.iter().flat_map(|base| index.named(base)) {
+        let is_part = symbol.kind == Kind::Function && symbol.name.split('.').any(|suffix| suffix == "part");
+        if is_part && symbol.defined && !found.contains_key(&symbol.vaddr) {
             parts.insert(symbol.name);
         } else if coroutine_of(symbol.name).is_some_and(|of| bases.contains(of)) {
             resumed.insert(symbol.name);
@@ -74,7 +78,7 @@ pub(super) fn remarks_on(image: &Image<'_>, pattern: &str, found: &BTreeMap<u64,
     if same_name > 1 {
         remarks.push(format!("{same_name} local functions have this name, and calls of all are counted"));
     }
-    remarks.extend(remarks_on_each(image, found));
+    remarks.extend(remarks_on_each(index.image(), found));
     remarks
 }
 
@@ -156,7 +160,7 @@ fn is_probed(image: &Image<'_>, symbol: &Symbol<'_>, target: u64) -> bool {
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that
 /// calls the complete one, which would count each such call twice.
 pub(super) fn drop_chained(
-    image: &Image<'_>,
+    index: &SymbolIndex<'_>,
     found: &mut BTreeMap<u64, Symbol<'_>>,
     remarks: &mut Vec<String>,
 ) {
@@ -169,8 +173,8 @@ pub(super) fn drop_chained(
     for group in alike.into_values().filter(|group| group.len() > 1) {
         let into_another = |symbol: &Symbol<'_>| {
             let others = || group.iter().filter(|other| other.vaddr != symbol.vaddr);
-            targets(image, symbol).iter().any(|(target, _)| {
-                let stub = stub_name(image, *target).map(complete);
+            targets(index.image(), symbol).iter().any(|(target, _)| {
+                let stub = stub_name(index, *target).map(complete);
                 others().any(|other| other.vaddr == *target || stub.as_ref() == Some(&complete(other.name)))
             })
         };
@@ -195,9 +199,8 @@ fn complete(name: &str) -> String {
 
 /// What the linker's jump at this address leads to. A library calls functions that it exports by such jumps, since a program
 /// may have others of the same names.
-fn stub_name<'a>(image: &Image<'a>, vaddr: u64) -> Option<&'a str> {
-    const ENTRY: usize = 24;
-    let code = image.code_at(vaddr, 16)?;
+fn stub_name<'a>(index: &SymbolIndex<'a>, vaddr: u64) -> Option<&'a str> {
+    let code = index.image().code_at(vaddr, 16)?;
     let mut decoder = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE);
     let mut jump = decoder.decode();
     if jump.mnemonic() == Mnemonic::Endbr64 {
@@ -206,16 +209,23 @@ fn stub_name<'a>(image: &Image<'a>, vaddr: u64) -> Option<&'a str> {
     if jump.flow_control() != FlowControl::IndirectBranch || !jump.is_ip_rel_memory_operand() {
         return None;
     }
-    let slot = jump.ip_rel_memory_address().to_le_bytes();
+    index.stub(jump.ip_rel_memory_address())
+}
+
+/// The symbols whose addresses the loader writes, by where it does.
+pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
+    const ENTRY: usize = 24;
+    let Some(table) = Table::of(image, SHT_DYNSYM) else { return HashMap::new() };
     let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
-    let tables = [data(b".rela.plt"), data(b".rela.dyn")];
-    let entry = tables
-        .into_iter()
-        .flat_map(|table| table.chunks_exact(ENTRY))
-        .find(|entry| entry.starts_with(&slot))?;
-    // The symbol's number is the upper half of the second word.
-    let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);
-    Table::of(image, SHT_DYNSYM)?.name_of(number as usize)
+    let entries =
+        [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.chunks_exact(ENTRY));
+    let symbol = |entry: &[u8]| {
+        let slot = u64::from_le_bytes(*entry.first_chunk()?);
+        // The symbol's number is the upper half of the second word.
+        let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);
+        Some((slot, table.name_of(number as usize)?))
+    };
+    entries.filter_map(symbol).collect()
 }
 
 /// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of

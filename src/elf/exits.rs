@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::image::LE;
 use super::names::is_fragment;
 use super::search::Search;
-use super::select::functions;
+use super::symbols::functions;
 use super::unwind::Unwind;
 use super::{Arch, Form, Image, golang, is_program, leaps};
 use object::read::elf::SectionHeader;

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::golang::{self, Convention};
-use super::names::{CloneKind, Signature, clone_of, demangle};
-use super::select::{Selected, functions, matching, missing};
+use super::names::{CloneKind, clone_of};
+use super::select::{Selected, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
 use super::symbols::{Kind, Symbol};
 use super::unwind::frame_at;
-use super::{Arch, Cost, Image, Site, SiteError, SiteShape, go_binary};
+use super::{Arch, Cost, Image, Site, SiteError, SiteShape, SymbolIndex};
 
 /// A function, or a place in one, where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,10 +27,12 @@ pub struct FunctionSite {
     /// Whether the probe is at the function's entry: only there are its arguments in the calling
     /// convention's registers, and only there can its return be traced.
     pub at_entry: bool,
+    /// Address of the function's entry; of a place that no symbol covers its own.
+    pub entry: u64,
     /// Whether the site is known to be the first byte of an instruction. False only for a file offset that
     /// no symbol covers; a probe inside an instruction would corrupt the program.
     pub checked: bool,
-    /// Whether the Go toolchain built the program: its returns must not be traced, see [`go_binary`].
+    /// Whether the Go toolchain built the program: its returns must not be traced, see [`super::go_binary`].
     pub is_go: bool,
     /// Where the function's arguments are at its entry.
     pub convention: Convention,
@@ -60,33 +62,54 @@ enum Pattern<'a> {
 /// A probe at an entry that is `endbr64` and then a push goes on the push: arguments and return address are
 /// where they were, and a hit costs a third (measured on Linux 6.18, for entry and for return).
 pub fn function_sites(image: &Image<'_>, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
-    remarked_sites(image, pattern).map(|(sites, _)| sites)
+    SymbolIndex::of(image).sites(pattern)
 }
 
-/// As [`function_sites`], with what the user should know of the choice: sentences without a full stop.
-pub fn remarked_sites(
-    image: &Image<'_>,
-    pattern: &str,
-) -> Result<(Vec<FunctionSite>, Vec<String>), SiteError> {
-    let mut remarks = Vec::new();
-    let mut sites = named(image, pattern.trim(), &mut remarks)?;
-    share_semaphores(image, &mut sites);
-    Ok((sites, remarks))
+impl SymbolIndex<'_> {
+    /// See [`function_sites`].
+    ///
+    /// # Errors
+    /// If the pattern names no function, or none that can be probed.
+    pub fn sites(&self, pattern: &str) -> Result<Vec<FunctionSite>, SiteError> {
+        self.remarked(pattern, false).map(|(sites, _)| sites)
+    }
+
+    /// The entries of the functions that the pattern names; none if it names nothing.
+    pub fn entries(&self, pattern: &str) -> Vec<u64> {
+        matching(self, pattern.trim()).map(|found| found.by_address.into_keys().collect()).unwrap_or_default()
+    }
+
+    /// As [`SymbolIndex::sites`], with what the user should know of the choice: sentences without a full stop.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remarked_sites(&self, pattern: &str) -> Result<(Vec<FunctionSite>, Vec<String>), SiteError> {
+        self.remarked(pattern, true)
+    }
+
+    fn remarked(&self, pattern: &str, wanted: bool) -> Result<(Vec<FunctionSite>, Vec<String>), SiteError> {
+        let mut remarks = Vec::new();
+        let mut sites = named(self, pattern.trim(), wanted.then_some(&mut remarks))?;
+        share_semaphores(self.image(), &mut sites);
+        Ok((sites, remarks))
+    }
 }
 
 fn named(
-    image: &Image<'_>,
+    index: &SymbolIndex<'_>,
     pattern: &str,
-    remarks: &mut Vec<String>,
+    remarks: Option<&mut Vec<String>>,
 ) -> Result<Vec<FunctionSite>, SiteError> {
     match parse(pattern)? {
-        Pattern::Offset(offset) => at_offset(image, pattern, offset).map(|site| vec![site]),
+        Pattern::Offset(offset) => at_offset(index, pattern, offset).map(|site| vec![site]),
         Pattern::Name(name, 0) => {
-            let found = matching(image, name)?;
-            remarks.extend(found.remarks);
+            let found = matching(index, name)?;
+            if let Some(remarks) = remarks {
+                remarks.extend(found.remarks(index, name));
+            }
             let mut sites = Vec::new();
             for symbol in found.by_address.values() {
-                match at_entry(image, symbol) {
+                match at_entry(index, symbol) {
                     Ok(site) => sites.push(FunctionSite {
                         name: versioned(symbol, &found.by_address),
                         specialised: is_specialised(symbol, name),
@@ -97,15 +120,15 @@ fn named(
                     Err(_) => {}
                 }
             }
-            if sites.is_empty() { Err(missing(image, name)) } else { Ok(sites) }
+            if sites.is_empty() { Err(missing(index, name)) } else { Ok(sites) }
         }
         Pattern::Name(name, into) => {
-            let Selected { by_address: found, exact, .. } = matching(image, name)?;
+            let Selected { by_address: found, exact, .. } = matching(index, name)?;
             if !exact {
                 let why = "an offset can follow a name, but not a glob".to_owned();
                 return Err(SiteError::BadPattern { pattern: pattern.to_owned(), why });
             }
-            found.into_values().map(|symbol| inside(image, &symbol, into)).collect()
+            found.into_values().map(|symbol| inside(index, &symbol, into)).collect()
         }
     }
 }
@@ -136,16 +159,21 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-fn function_site(image: &Image<'_>, symbol: &Symbol<'_>, vaddr: u64) -> Result<FunctionSite, SiteError> {
+fn function_site(
+    index: &SymbolIndex<'_>,
+    symbol: &Symbol<'_>,
+    vaddr: u64,
+) -> Result<FunctionSite, SiteError> {
     let unmapped = || SiteError::Unmapped { what: format!("the function {}", symbol.name), vaddr };
     Ok(FunctionSite {
         name: symbol.name.to_owned(),
-        demangled: demangle(symbol.name, Signature::Name),
+        demangled: index.source_name(symbol),
         size: symbol.size,
-        site: Site::at(image, vaddr).ok_or_else(unmapped)?,
+        site: Site::at(index.image(), vaddr).ok_or_else(unmapped)?,
         at_entry: true,
+        entry: symbol.vaddr,
         checked: true,
-        is_go: go_binary(image),
+        is_go: index.is_go(),
         convention: Convention::SystemV,
         specialised: false,
         if_above: false,
@@ -159,13 +187,13 @@ fn is_specialised(symbol: &Symbol<'_>, pattern: &str) -> bool {
 
 /// Makes sure that a function can begin where a symbol without a type, or one that is not the program's own, says that one
 /// does.
-fn check_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
+fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
     let is_label = symbol.kind == Kind::Label;
     if !is_label && !symbol.from_debug_symbols {
         return Ok(());
     }
-    let around = || functions(image).find(|f| f.vaddr < symbol.vaddr && symbol.vaddr - f.vaddr < f.size);
-    let labelled = if is_label { around().map(|f| f.vaddr) } else { None };
+    let image = index.image();
+    let labelled = if is_label { index.function_around(symbol.vaddr).map(|f| f.vaddr) } else { None };
     let frame = || frame_at(image, symbol.vaddr).map(|frame| frame.start);
     let Some(start) = labelled.or_else(frame).filter(|start| *start < symbol.vaddr) else { return Ok(()) };
     let whole = Symbol { vaddr: start, ..*symbol };
@@ -189,9 +217,10 @@ fn versioned(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> String {
     }
 }
 
-fn at_entry(image: &Image<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
-    check_entry(image, symbol)?;
-    let entry = function_site(image, symbol, symbol.vaddr)?;
+fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite, SiteError> {
+    check_entry(index, symbol)?;
+    let image = index.image();
+    let entry = function_site(index, symbol, symbol.vaddr)?;
     if let Some(table) = image.pclntab()
         && let Some(function) = table.covering(symbol.vaddr)
     {
@@ -239,30 +268,30 @@ fn at_go_entry(
 }
 
 /// A place `into` bytes after a function's entry.
-fn inside(image: &Image<'_>, symbol: &Symbol<'_>, into: u64) -> Result<FunctionSite, SiteError> {
+fn inside(index: &SymbolIndex<'_>, symbol: &Symbol<'_>, into: u64) -> Result<FunctionSite, SiteError> {
     if into == 0 {
-        return at_entry(image, symbol);
+        return at_entry(index, symbol);
     }
     let what = format!("{}+{into:#x}", symbol.name);
     if symbol.size != 0 && into >= symbol.size {
         let why = format!("{} has only {} bytes", symbol.name, symbol.size);
         return Err(SiteError::BadPattern { pattern: what, why });
     }
-    check_entry(image, symbol)?;
-    check_boundary(image, symbol, into, &what)?;
-    let site = function_site(image, symbol, symbol.vaddr.wrapping_add(into))?;
+    check_entry(index, symbol)?;
+    check_boundary(index.image(), symbol, into, &what)?;
+    let site = function_site(index, symbol, symbol.vaddr.wrapping_add(into))?;
     Ok(FunctionSite { name: what, at_entry: false, ..site })
 }
 
-fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSite, SiteError> {
+fn at_offset(index: &SymbolIndex<'_>, pattern: &str, offset: u64) -> Result<FunctionSite, SiteError> {
     let unmapped = || SiteError::BadPattern {
         pattern: pattern.to_owned(),
         why: "no code is loaded from that offset of the file".to_owned(),
     };
+    let image = index.image();
     let vaddr = image.code_vaddr(offset).ok_or_else(unmapped)?;
-    let covers = |s: &Symbol<'_>| vaddr.checked_sub(s.vaddr).is_some_and(|into| into < s.size);
-    if let Some(symbol) = functions(image).filter(covers).max_by_key(|s| (s.vaddr, s.global)) {
-        return inside(image, &symbol, vaddr - symbol.vaddr);
+    if let Some(symbol) = index.function_around(vaddr) {
+        return inside(index, symbol, vaddr - symbol.vaddr);
     }
     Ok(FunctionSite {
         name: pattern.to_owned(),
@@ -270,8 +299,9 @@ fn at_offset(image: &Image<'_>, pattern: &str, offset: u64) -> Result<FunctionSi
         size: 0,
         site: Site::at(image, vaddr).ok_or_else(unmapped)?,
         at_entry: false,
+        entry: vaddr,
         checked: false,
-        is_go: go_binary(image),
+        is_go: index.is_go(),
         convention: Convention::SystemV,
         specialised: false,
         if_above: false,

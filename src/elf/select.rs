@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::copies::{drop_chained, remarks_on, remarks_on_each};
-use super::names::{
-    CloneKind, Signature, canonical, clone_of, demangle, glob, is_fragment, literal_words, may_demangle_to,
-};
+use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
-use super::symbols::{Kind, Symbol, is_stripped, symbols};
-use super::{Image, SiteError, golang};
+use super::symbols::{Kind, Symbol, is_stripped};
+use super::{Image, SiteError, SymbolIndex, golang};
 
 /// The functions that a pattern means.
 #[derive(Debug)]
@@ -16,8 +14,20 @@ pub(super) struct Selected<'a> {
     pub by_address: BTreeMap<u64, Symbol<'a>>,
     /// The pattern is a whole name rather than a glob.
     pub exact: bool,
-    /// What the user should know of the choice.
-    pub remarks: Vec<String>,
+    /// Why functions of the name are not among them, one sentence each.
+    pub left_out: Vec<String>,
+}
+
+impl Selected<'_> {
+    /// What the user should know of the choice: sentences without a full stop.
+    pub fn remarks(&self, index: &SymbolIndex<'_>, pattern: &str) -> Vec<String> {
+        let mut remarks = self.left_out.clone();
+        remarks.extend(match self.exact {
+            true => remarks_on(index, pattern, &self.by_address),
+            false => remarks_on_each(index.image(), &self.by_address),
+        });
+        remarks
+    }
 }
 
 /// The functions that a pattern means.
@@ -25,84 +35,99 @@ pub(super) struct Selected<'a> {
 /// A symbol's own name goes before names as the source has them, and these before globs. A name means all whole copies
 /// of the function that the compiler made under names of their own. Fragments that it moved elsewhere are found only by
 /// their symbols: as the function, they would count some of its calls twice.
-pub(super) fn matching<'a>(image: &Image<'a>, pattern: &str) -> Result<Selected<'a>, SiteError> {
-    let selected = |by_address, exact, remarks| Ok(Selected { by_address, exact, remarks });
+pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Selected<'a>, SiteError> {
+    let no_function = match of_symbol(index, pattern) {
+        Ok(Some(found)) => {
+            let found = without_wrappers(index.image(), found);
+            return Ok(Selected { by_address: found, exact: true, left_out: Vec::new() });
+        }
+        Err(error) if matches!(error, SiteError::NotProbeable { why: CHOSEN_AT_START, .. }) => {
+            return Err(error);
+        }
+        // A function of C++ may be called like a variable, or like a function that the file only refers to.
+        Err(error) => Some(error),
+        Ok(None) => None,
+    };
+    let mut left_out = Vec::new();
+    let mut found = BTreeMap::new();
+    let has_signature = pattern.contains(['(', '<', ' ', '[']) || pattern.contains("::h");
+    index.called(pattern, has_signature).into_iter().for_each(|symbol| keep_best(&mut found, *symbol));
+    if !found.is_empty() {
+        drop_chained(index, &mut found, &mut left_out);
+        return Ok(Selected { by_address: found, exact: true, left_out });
+    }
+    if pattern.contains(['*', '?']) {
+        found = globbed(index, pattern);
+    }
+    if found.is_empty() {
+        return Err(no_function.unwrap_or_else(|| missing(index, pattern)));
+    }
+    drop_chained(index, &mut found, &mut left_out);
+    Ok(Selected { by_address: without_wrappers(index.image(), found), exact: false, left_out })
+}
+
+/// The functions of a symbol's name; None if there is no such symbol.
+fn of_symbol<'a>(
+    index: &SymbolIndex<'a>,
+    pattern: &str,
+) -> Result<Option<BTreeMap<u64, Symbol<'a>>>, SiteError> {
     let (name, version) = match pattern.split_once('@') {
         Some((name, version)) if !name.is_empty() => (name, Some(version.trim_start_matches('@'))),
         _ => (pattern, None),
     };
     let mut found = BTreeMap::new();
-    let mut remarks = Vec::new();
     let mut refused = None;
     let mut labels = Vec::new();
-    for symbol in symbols(image) {
-        let is_copy = || {
-            clone_of(symbol.name).is_some_and(|clone| clone.base == name && clone.kind != CloneKind::Fragment)
-        };
-        if symbol.name != name && !is_copy() || version.is_some_and(|version| symbol.version != Some(version))
-        {
+    for symbol in index.named(name) {
+        let is_part = symbol.name != name && is_fragment(symbol.name);
+        if is_part || version.is_some_and(|version| symbol.version != Some(version)) {
             continue;
         }
-        match not_probeable(&symbol) {
-            None => keep_best(&mut found, symbol),
-            Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(symbol),
+        match not_probeable(symbol) {
+            None => keep_best(&mut found, *symbol),
+            Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(*symbol),
             Some(why) => refused = refused.max(Some((symbol.kind == Kind::Ifunc, why))),
         }
     }
     if found.is_empty() {
-        let code = labels.into_iter().filter(|label| image.code_at(label.vaddr, 1).is_some());
+        let code = labels.into_iter().filter(|label| index.image().code_at(label.vaddr, 1).is_some());
         code.for_each(|label| keep_best(&mut found, label));
     }
     match refused {
         // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
         // probe there would look right and see nothing.
         Some((ifunc, why)) if ifunc || found.is_empty() => {
-            return Err(SiteError::NotProbeable { name: pattern.to_owned(), why });
+            Err(SiteError::NotProbeable { name: pattern.to_owned(), why })
         }
-        _ if !found.is_empty() => {
-            remarks.extend(remarks_on(image, pattern, &found));
-            return selected(without_wrappers(image, found), true, remarks);
-        }
-        _ => {}
+        _ => Ok((!found.is_empty()).then_some(found)),
     }
+}
 
-    let is_glob = pattern.contains(['*', '?']);
+/// The functions whose symbols or names a glob matches.
+fn globbed<'a>(index: &SymbolIndex<'a>, pattern: &str) -> BTreeMap<u64, Symbol<'a>> {
     let has_signature = pattern.contains(['(', '<', ' ']);
-    let words = literal_words(pattern);
     let wanted = canonical(pattern);
-    let mut globbed = BTreeMap::new();
-    for symbol in functions(image).filter(|s| !is_fragment(s.name)) {
-        let of = |signature| demangle(symbol.name, signature);
-        let plain = if may_demangle_to(symbol.name, &words) { of(Signature::Name) } else { None };
+    let mut found = BTreeMap::new();
+    for (symbol, plain) in index.plain_names_with(&literal_words(pattern)) {
+        if is_fragment(symbol.name) {
+            continue;
+        }
+        let matches = |name: &str| glob(pattern, name) || glob(&wanted, &canonical(name));
         // Parameters are written out only for a pattern that has some.
-        let mut names = plain.into_iter().collect::<Vec<_>>();
-        if has_signature && !names.is_empty() {
-            names.extend([Signature::Parameters, Signature::Whole].into_iter().filter_map(of));
-        } else if pattern.contains("::h") && !names.is_empty() {
-            names.extend(of(Signature::Whole));
-        }
-        if names.iter().any(|name| name == pattern || canonical(name) == wanted) {
-            keep_best(&mut found, symbol);
-        } else if is_glob
-            && (glob(pattern, symbol.name)
-                || names.iter().any(|name| glob(pattern, name) || glob(&wanted, &canonical(name))))
-        {
-            keep_best(&mut globbed, symbol);
+        let signatures = || {
+            let of = |signature| demangle(symbol.name, signature);
+            let wanted: &[Signature] = match plain {
+                Some(_) if has_signature => &[Signature::Parameters, Signature::Whole],
+                Some(_) if pattern.contains("::h") => &[Signature::Whole],
+                _ => &[],
+            };
+            wanted.iter().filter_map(|signature| of(*signature)).any(|name| matches(&name))
+        };
+        if glob(pattern, symbol.name) || plain.is_some_and(matches) || signatures() {
+            keep_best(&mut found, *symbol);
         }
     }
-    match (found.is_empty(), globbed.is_empty()) {
-        (false, _) => {
-            drop_chained(image, &mut found, &mut remarks);
-            remarks.extend(remarks_on(image, pattern, &found));
-            selected(found, true, remarks)
-        }
-        (true, false) => {
-            drop_chained(image, &mut globbed, &mut remarks);
-            remarks.extend(remarks_on_each(image, &globbed));
-            selected(without_wrappers(image, globbed), false, remarks)
-        }
-        (true, true) => Err(missing(image, pattern)),
-    }
+    found
 }
 
 /// A call from Go code to assembly, or back, may go through a function that puts the arguments elsewhere. A stripped
@@ -126,35 +151,31 @@ fn without_wrappers<'a>(
     found
 }
 
+/// Why an IFUNC is not probed: its symbol is that of the code that chooses.
+const CHOSEN_AT_START: &str = "which code it stands for is chosen when the program starts (an IFUNC); probe the implementation \
+                               that this processor uses";
+
 /// Why no probe can be set on what a symbol names.
 fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     match symbol {
         Symbol { defined: false, .. } => {
             Some("this file only refers to it; name the shared library that holds it as the binary")
         }
-        Symbol { kind: Kind::Ifunc, .. } => Some(
-            "which code it stands for is chosen when the program starts (an IFUNC); probe the implementation \
-             that this processor uses",
-        ),
+        Symbol { kind: Kind::Ifunc, .. } => Some(CHOSEN_AT_START),
         Symbol { kind: Kind::Function, .. } => None,
         _ => Some("it is not a function"),
     }
 }
 
 /// Why no function matches.
-pub(super) fn missing(image: &Image<'_>, pattern: &str) -> SiteError {
-    let names =
-        functions(image).map(|s| demangle(s.name, Signature::Name).unwrap_or_else(|| s.name.to_owned()));
+pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
+    let image = index.image();
+    let names = index.plain_names().map(|(symbol, plain)| plain.unwrap_or(symbol.name).to_owned());
     SiteError::NoFunction {
         pattern: pattern.to_owned(),
         near: nearest(pattern, names),
         stripped: is_stripped(image) && image.pclntab().is_none(),
     }
-}
-
-/// The functions whose code the file holds.
-pub(super) fn functions<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
-    symbols(image).filter(|s| s.kind == Kind::Function && s.defined)
 }
 
 /// Of several names for one address, the exported one, then the one with the fewest leading underscores.

@@ -1,11 +1,9 @@
 //! Functions, where the user asks for some.
 
-use std::collections::HashMap;
-
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{Convention, FunctionSite, Image, SiteError, function_sites, signature};
+use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
 use crate::resolve::unfit;
 
 /// A function, or a place in one.
@@ -30,28 +28,23 @@ pub struct Function {
 ///
 /// # Errors
 /// If there is none; with the nearest names.
-pub(super) fn functions(image: &Image<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
-    let mut found: Vec<Function> = function_sites(image, pattern)?.into_iter().map(function).collect();
-    name_by_signature(&mut found);
+pub(super) fn functions(index: &SymbolIndex<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
+    let mut found: Vec<Function> =
+        index.sites(pattern)?.into_iter().map(|site| function(index, site)).collect();
     found.sort_by(|a, b| shown(a).cmp(shown(b)));
     Ok(found)
 }
 
-/// Names functions that have one name by their parameters too, so that each can be chosen by what is shown of it.
-fn name_by_signature(found: &mut [Function]) {
-    let mut count: HashMap<String, usize> = HashMap::new();
-    for name in found.iter().filter_map(|function| function.source_name.as_ref()) {
-        *count.entry(name.clone()).or_default() += 1;
+/// The shortest name in the source that means this function alone; with parameters it may mean others of the same name, too.
+fn source_name(index: &SymbolIndex<'_>, found: &FunctionSite) -> Option<String> {
+    let name = found.demangled.clone()?;
+    if index.entries(&name) == [found.entry] {
+        return Some(name);
     }
-    for function in found {
-        let ambiguous = function.source_name.as_ref().is_some_and(|name| count[name] > 1);
-        if ambiguous && let Some(whole) = signature(&function.name) {
-            function.source_name = Some(whole);
-        }
-    }
+    signature(&found.name).filter(|whole| index.entries(whole).contains(&found.entry))
 }
 
-fn function(found: FunctionSite) -> Function {
+fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     let mut limits = Vec::new();
     if !found.at_entry {
         limits.push("no return, no arguments (not an entry)");
@@ -68,8 +61,8 @@ fn function(found: FunctionSite) -> Function {
         offset: found.site.offset,
         cost: CostWord::of(found.site.cost()),
         unusable: unfit(&found.site, true),
+        source_name: source_name(index, &found),
         name: found.name,
-        source_name: found.demangled,
         size: found.size,
         limits,
     }

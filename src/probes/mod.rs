@@ -22,7 +22,7 @@ pub use usdt::{Argument, Probe, Provider};
 pub use yaml::yaml;
 
 use crate::config::model::Selector;
-use crate::elf::{Arch, Cost, ElfError, Image, go_binary};
+use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary};
 use crate::targets::find::{Found, find};
 use crate::targets::{debug_symbols, with_names};
 
@@ -153,7 +153,7 @@ fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<F
     let debug = functions.and_then(|_| debug_symbols(&image, &found.path, shown));
     let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {
-        functions::functions(&image, pattern).unwrap_or_else(|why| {
+        functions::functions(&SymbolIndex::of(&image), pattern).unwrap_or_else(|why| {
             remarks.push(why.to_string());
             Vec::new()
         })

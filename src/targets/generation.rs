@@ -12,7 +12,7 @@ use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::abi::site_flag;
 use crate::config::model::Point;
-use crate::elf::Image;
+use crate::elf::{Image, SymbolIndex};
 use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -182,6 +182,7 @@ impl Generation {
             .filter(|_| wants_names)
             .and_then(|image| debug_symbols(image, &found.path, &found.shown));
         let image = image.map(|image| with_names(image, debug.as_ref()));
+        let index = image.as_ref().map(SymbolIndex::of);
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);
@@ -192,9 +193,9 @@ impl Generation {
             }
             let mut name = |name: &str| status.function(number, name);
             let resolved =
-                image.as_ref().map(|image| resolve(image, number as u32, &plan.probes[number], &mut name));
+                index.as_ref().map(|index| resolve(index, number as u32, &plan.probes[number], &mut name));
             match resolved {
-                Err(why) => outcome.state = ProbeState::Refused(why.clone()),
+                Err(why) => outcome.state = ProbeState::Refused((*why).clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
                 Ok(Err(why)) => {
                     outcome.state = ProbeState::Refused(why.to_string());

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use exporter::elf::{Image, embedded_symbols, function_sites, inlined_copies, remarked_sites, signature};
+use exporter::elf::{FunctionSite, Image, SymbolIndex, embedded_symbols, function_sites};
+use exporter::probes::list;
 
 fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -28,43 +29,91 @@ fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     found.iter().map(|site| site.site.offset).collect()
 }
 
-/// Asks for a sample of what `*` lists by each of its names.
-fn shown_names_are_accepted(path: &Path) {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let image = Image::parse(&bytes).unwrap();
-    let all = function_sites(&image, "*").unwrap();
-    let mut by_name: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
-    for site in &all {
-        let shown = signature(&site.name).unwrap_or_else(|| site.name.clone());
-        by_name.entry(shown).or_default().insert(site.site.offset);
-    }
-    // Each question goes through the whole table, unoptimised.
-    let step = (all.len() / 8).max(1);
-    let mut asked = 0;
-    for site in all.iter().step_by(step).filter(|site| !site.name.contains(['*', '?'])) {
-        let by_symbol = offsets(&image, &site.name);
-        assert!(by_symbol.contains(&site.site.offset), "{}: {}", path.display(), site.name);
-        if let Some(signature) = signature(&site.name).filter(|name| !name.contains(['*', '?'])) {
-            assert_eq!(offsets(&image, &signature), by_name[&signature], "{}: {signature}", path.display());
+/// Asks for every function that `probes` lists by each of its names.
+fn listed_names_are_accepted(path: &Path, at_least: usize) {
+    let listing = list(path.to_str().unwrap(), Some("*")).unwrap();
+    let listed = listing.files[0].functions.as_ref().unwrap();
+    assert!(listed.len() >= at_least, "{}: only {} functions", path.display(), listed.len());
+    let mut by_name: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for function in listed {
+        for name in std::iter::once(&function.name).chain(&function.source_name) {
+            by_name.entry(name).or_default().insert(function.offset);
         }
-        asked += 1;
     }
-    assert!(asked > 4, "{}: {asked}", path.display());
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    for (name, own) in &by_name {
+        let found = index.sites(name).unwrap_or_else(|error| panic!("{}: {name}: {error}", path.display()));
+        // A function's name means the copies that the compiler made of it, too.
+        let is_own = |site: &FunctionSite| {
+            own.contains(&site.site.offset) || site.specialised || is_copy(&site.name, name)
+        };
+        let strangers: Vec<_> = found.iter().filter(|site| !is_own(site)).map(|site| &site.name).collect();
+        assert!(strangers.is_empty(), "{}: {name} is also {strangers:?}", path.display());
+        let found: BTreeSet<u64> = found.iter().map(|site| site.site.offset).collect();
+        let lost: Vec<_> = own.difference(&found).collect();
+        assert!(lost.is_empty(), "{}: {name} is not found at {lost:x?}, but at {found:x?}", path.display());
+    }
+}
+
+fn is_copy(symbol: &str, name: &str) -> bool {
+    symbol.strip_prefix(name).is_some_and(|suffix| suffix.starts_with('.'))
 }
 
 #[test]
 fn names_of_the_cpp_library() {
-    shown_names_are_accepted(Path::new("/usr/lib/x86_64-linux-gnu/libstdc++.so.6"));
+    listed_names_are_accepted(Path::new("/usr/lib/x86_64-linux-gnu/libstdc++.so.6"), 3000);
 }
+
+const RUST: &str = r#"
+mod shapes {
+    pub trait Area { fn area(&self) -> f64; }
+    pub struct Square<T>(pub T);
+    impl<T: Copy + Into<f64>> Area for Square<T> {
+        #[inline(never)]
+        fn area(&self) -> f64 { let side: f64 = self.0.into(); side * side }
+    }
+    impl Square<u8> { #[inline(never)] pub fn größe(&self, text: &str) -> usize { text.len() + usize::from(self.0) } }
+}
+#[inline(never)]
+fn apply<F: Fn(&str) -> Option<Vec<u8>>>(f: F) -> usize { f("x").map_or(0, |v| v.len()) }
+fn main() {
+    use shapes::Area;
+    let all: Vec<Box<dyn Area>> = vec![Box::new(shapes::Square(2.0f32)), Box::new(shapes::Square(3i32))];
+    let sum: f64 = all.iter().map(|shape| shape.area()).sum();
+    println!("{sum} {} {}", apply(|text| Some(text.into())), shapes::Square(1u8).größe("abc"));
+}
+"#;
 
 #[test]
 fn names_of_a_rust_program() {
-    shown_names_are_accepted(Path::new(env!("CARGO_BIN_EXE_exporter")));
+    for mangling in ["v0", "legacy"] {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("names-rust-{mangling}"));
+        let source = path.with_extension("rs");
+        fs::write(&source, RUST).unwrap();
+        let mangled = format!("-Csymbol-mangling-version={mangling}");
+        let unstable = if mangling == "legacy" { "-Zunstable-options" } else { "-Cdebuginfo=0" };
+        run(Command::new("rustc")
+            .env("RUSTC_BOOTSTRAP", "1")
+            .args(["--edition=2024", &mangled, unstable, "-o"])
+            .args([&path, &source]));
+        listed_names_are_accepted(&path, 400);
+        let bytes = fs::read(&path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        assert_eq!(offsets(&image, "*::größe").len(), 1);
+    }
 }
 
 #[test]
 fn names_of_a_java_virtual_machine() {
-    shown_names_are_accepted(Path::new("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so"));
+    listed_names_are_accepted(Path::new("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so"), 500);
+}
+
+#[test]
+fn names_of_a_go_program() {
+    let go = fs::canonicalize("/usr/lib/go/bin/go").unwrap();
+    listed_names_are_accepted(&go, 5000);
 }
 
 const SHAPES: &str = r#"
@@ -151,7 +200,7 @@ fn what_a_symbol_does_not_tell_is_remarked() {
         .arg(&copied));
     let bytes = fs::read(&copied).unwrap();
     let image = Image::parse(&bytes).unwrap();
-    let (sites, remarks) = remarked_sites(&image, "whole").unwrap();
+    let (sites, remarks) = SymbolIndex::of(&image).remarked_sites("whole").unwrap();
     assert!(sites.iter().any(|site| site.name == "whole.constprop.7" && site.specialised), "{sites:?}");
     assert!(remarks.iter().any(|remark| remark.contains("whole.constprop.7")), "{remarks:?}");
     let named = function_sites(&image, "whole.constprop.7").unwrap();
@@ -159,7 +208,7 @@ fn what_a_symbol_does_not_tell_is_remarked() {
 
     let bytes = fs::read(&path).unwrap();
     let image = Image::parse(&bytes).unwrap();
-    let remarks = |name: &str| remarked_sites(&image, name).unwrap().1;
+    let remarks = |name: &str| SymbolIndex::of(&image).remarked_sites(name).unwrap().1;
     assert!(remarks("drain").iter().any(|remark| remark.contains("a loop")), "{:?}", remarks("drain"));
     assert_eq!(remarks("main"), Vec::<String>::new());
 }
@@ -305,13 +354,13 @@ fn inlined_copies_are_counted_where_debug_information_tells() {
         let path = compile(&name, compiler, INLINED, &flags);
         let bytes = fs::read(&path).unwrap();
         let image = Image::parse(&bytes).unwrap();
-        let copies = |name: &str| inlined_copies(&image, &image, name);
-        assert_eq!((copies("account"), copies("cold")), (Some(2), Some(0)), "{compiler} {compressed}");
-        assert_eq!(copies("_start"), None, "{compiler} {compressed}");
+        let copies = |name: &str| SymbolIndex::of(&image).inlined_copies(name);
+        assert_eq!((copies("account"), copies("cold")), (2, 0), "{compiler} {compressed}");
+        assert_eq!(copies("_start"), 0, "{compiler} {compressed}");
         run(Command::new("strip").arg("--strip-debug").arg(&path));
         let bytes = fs::read(&path).unwrap();
         let image = Image::parse(&bytes).unwrap();
-        assert_eq!(inlined_copies(&image, &image, "account"), None);
+        assert_eq!(SymbolIndex::of(&image).inlined_copies("account"), 0);
     }
 }
 

@@ -1,0 +1,319 @@
+//! The names of a file, put in order once for all that is asked of them.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
+use std::rc::Rc;
+
+use super::names::{
+    Signature, Words, canonical, clone_of, demangle, has_abbreviated_path, identifiers, is_fragment,
+    literal_words,
+};
+use super::select::matching;
+use super::symbols::{Kind, Symbol, symbols};
+use super::{DebugInfo, Functions, Image, Leap, go_binary, leaps};
+
+/// The symbols of a file, found by name, by demangled name and by address.
+///
+/// Looking up one name costs about the same whatever the number of symbols. What only some questions need (demangled names, unwind
+/// tables) is read when the first of these is asked.
+pub struct SymbolIndex<'a> {
+    image: Image<'a>,
+    is_go: bool,
+    symbols: Vec<Symbol<'a>>,
+    /// By name; copies that the compiler made also by the name of their function.
+    by_name: Lookup,
+    /// Functions by address; each with the farthest end of those up to it.
+    by_address: Vec<(u32, u64)>,
+    /// Functions by the identifiers in their mangled names.
+    by_identifier: OnceCell<Lookup>,
+    /// Names without parameters as the source has them.
+    plain: Vec<OnceCell<Option<Box<str>>>>,
+    /// Functions by what the source calls them, for those that have an identifier in common.
+    demangled: RefCell<HashMap<(Group, bool), Rc<Demangled>>>,
+    code: OnceCell<Functions<'a>>,
+    leap: OnceCell<Option<Leap>>,
+    stubs: OnceCell<HashMap<u64, &'a str>>,
+    debug_file: Option<Image<'a>>,
+    debug_info: OnceCell<Option<DebugInfo<'a>>>,
+}
+
+/// Functions by canonical name.
+type Demangled = HashMap<Box<str>, Vec<u32>>;
+
+/// Some of a file's functions with mangled names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Group {
+    All,
+    /// Those that contain the identifier with this hash.
+    Identifier(u64),
+    /// Those whose own path is abbreviated: it has fewer identifiers than the source's name.
+    Abbreviated,
+}
+
+impl<'a> SymbolIndex<'a> {
+    /// Reads the symbol tables of the file, and of the debug symbols added to it.
+    pub fn of(image: &Image<'a>) -> SymbolIndex<'a> {
+        let symbols: Vec<Symbol<'a>> = symbols(image).collect();
+        let mut names = Vec::with_capacity(symbols.len());
+        let mut by_address = Vec::new();
+        for (number, symbol) in (0..).zip(&symbols) {
+            names.push((hash(symbol.name), number));
+            if let Some(clone) = clone_of(symbol.name) {
+                names.push((hash(clone.base), number));
+            }
+            if symbol.kind == Kind::Function && symbol.defined {
+                by_address.push((number, 0));
+            }
+        }
+        by_address.sort_by_key(|(number, _)| symbols[*number as usize].vaddr);
+        let mut reach = 0;
+        for (number, farthest) in &mut by_address {
+            let symbol = &symbols[*number as usize];
+            reach = symbol.vaddr.saturating_add(symbol.size).max(reach);
+            *farthest = reach;
+        }
+        SymbolIndex {
+            image: *image,
+            is_go: go_binary(image),
+            plain: vec![OnceCell::new(); symbols.len()],
+            symbols,
+            by_name: Lookup::new(names),
+            by_address,
+            by_identifier: OnceCell::new(),
+            demangled: RefCell::default(),
+            code: OnceCell::new(),
+            leap: OnceCell::new(),
+            stubs: OnceCell::new(),
+            debug_file: None,
+            debug_info: OnceCell::new(),
+        }
+    }
+
+    /// With a separate debug file, which is known to be of this build.
+    pub fn with_debug_file(self, debug_file: Option<Image<'a>>) -> SymbolIndex<'a> {
+        SymbolIndex { debug_file, ..self }
+    }
+
+    /// The file.
+    pub fn image(&self) -> &Image<'a> {
+        &self.image
+    }
+
+    /// Whether the Go toolchain built the file.
+    pub fn is_go(&self) -> bool {
+        self.is_go
+    }
+
+    /// The code of the file, with what says where its functions begin and end.
+    pub fn code(&self) -> &Functions<'a> {
+        self.code.get_or_init(|| Functions::of(&self.image))
+    }
+
+    /// See [`leaps`].
+    pub fn leap(&self) -> Option<&Leap> {
+        self.leap.get_or_init(|| leaps(&self.image)).as_ref()
+    }
+
+    /// The file's debug information, or that of its debug file.
+    pub fn debug_info(&self) -> Option<&DebugInfo<'a>> {
+        let files = || [Some(self.image), self.debug_file].into_iter().flatten();
+        self.debug_info.get_or_init(|| files().find_map(|file| DebugInfo::of(&file))).as_ref()
+    }
+
+    /// How many copies of the functions that the pattern names were inlined into others, where debug information tells: a probe
+    /// sees none of them.
+    pub fn inlined_copies(&self, pattern: &str) -> usize {
+        let Some(debug_info) = self.debug_info() else { return 0 };
+        let Some(selected) = matching(self, pattern).ok().filter(|selected| selected.exact) else { return 0 };
+        let symbols: HashSet<&str> = selected.by_address.values().map(|symbol| symbol.name).collect();
+        symbols.into_iter().map(|symbol| debug_info.inlined_copies(symbol)).sum()
+    }
+
+    /// Symbols of this name, without its version, and copies of the function of this name.
+    pub(super) fn named(&self, name: &str) -> impl Iterator<Item = &Symbol<'a>> {
+        let found = self.by_name.with(hash(name)).iter().map(|(_, number)| self.symbol(*number));
+        found.filter(move |symbol| {
+            symbol.name == name || clone_of(symbol.name).is_some_and(|clone| clone.base == name)
+        })
+    }
+
+    /// The functions that begin at this address.
+    pub(super) fn functions_at(&self, vaddr: u64) -> impl Iterator<Item = &Symbol<'a>> {
+        let first = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr < vaddr);
+        let from_first = self.by_address[first..].iter().map(|(number, _)| self.symbol(*number));
+        from_first.take_while(move |symbol| symbol.vaddr == vaddr)
+    }
+
+    /// The function whose code holds the address; of several the one that begins last.
+    pub(super) fn function_around(&self, vaddr: u64) -> Option<&Symbol<'a>> {
+        /// Functions that are looked at: more overlap nowhere but in a file that was made to take time.
+        const LOOKED_AT: usize = 4096;
+        let after = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr <= vaddr);
+        let before = self.by_address[..after].iter().rev().take(LOOKED_AT);
+        let mut covering = before
+            .take_while(|(_, reach)| *reach > vaddr)
+            .map(|(number, _)| self.symbol(*number))
+            .filter(|symbol| vaddr - symbol.vaddr < symbol.size);
+        let first = covering.next()?;
+        let aliases = covering.take_while(|symbol| symbol.vaddr == first.vaddr);
+        Some(aliases.fold(first, |best, symbol| if symbol.global && !best.global { symbol } else { best }))
+    }
+
+    /// The name of a C++ or Rust function as the source has it, without parameters.
+    pub(super) fn source_name(&self, symbol: &Symbol<'_>) -> Option<String> {
+        let first = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr < symbol.vaddr);
+        let here = self.by_address[first..].iter().map(|(number, _)| *number);
+        let mut here = here.take_while(|number| self.symbol(*number).vaddr == symbol.vaddr);
+        match here.find(|number| self.symbol(*number).name == symbol.name) {
+            Some(number) => self.plain(number).map(str::to_owned),
+            None => demangle(symbol.name, Signature::Name),
+        }
+    }
+
+    /// Functions with their names as the source has them, without parameters; None for a plain name.
+    pub(super) fn plain_names(&self) -> impl Iterator<Item = (&Symbol<'a>, Option<&str>)> {
+        self.by_address.iter().map(|(number, _)| (self.symbol(*number), self.plain(*number)))
+    }
+
+    /// As [`SymbolIndex::plain_names`], of those that can have a name with these words.
+    pub(super) fn plain_names_with(
+        &self,
+        words: &Words,
+    ) -> impl Iterator<Item = (&Symbol<'a>, Option<&str>)> {
+        self.by_address.iter().map(|(number, _)| {
+            let symbol = self.symbol(*number);
+            (symbol, if words.may_be_in(symbol.name) { self.plain(*number) } else { None })
+        })
+    }
+
+    /// The functions that the source calls so: whole ones, with parameters if `signature`, else without.
+    pub(super) fn called(&self, name: &str, signature: bool) -> Vec<&Symbol<'a>> {
+        let wanted = canonical(name);
+        let identifiers = self.by_identifier();
+        let rarest = literal_words(name)
+            .whole
+            .iter()
+            .map(|word| hash(word))
+            .min_by_key(|word| identifiers.with(*word).len());
+        let groups = match rarest {
+            Some(word) => vec![Group::Identifier(word), Group::Abbreviated],
+            None => vec![Group::All],
+        };
+        let mut found: Vec<u32> = Vec::new();
+        for group in groups {
+            found.extend(self.demangled(group, signature).get(wanted.as_str()).into_iter().flatten());
+        }
+        found.sort_unstable();
+        found.dedup();
+        let found: Vec<_> = found.into_iter().map(|number| self.symbol(number)).collect();
+        // `f[abi:cxx11](int)` is `f(int)`, too, unless there is such a one; `f<3u>` is `f<3>`.
+        let is_exact = |symbol: &&Symbol<'a>| {
+            [Signature::Parameters, Signature::Whole]
+                .iter()
+                .any(|how| demangle(symbol.name, *how).as_deref() == Some(name))
+        };
+        let exact: Vec<_> = match signature && found.len() > 1 {
+            true => found.iter().copied().filter(is_exact).collect(),
+            false => Vec::new(),
+        };
+        if exact.is_empty() { found } else { exact }
+    }
+
+    /// What the linker's jumps through this slot lead to: the symbol of a relocation.
+    pub(super) fn stub(&self, slot: u64) -> Option<&'a str> {
+        self.stubs.get_or_init(|| super::copies::relocated(&self.image)).get(&slot).copied()
+    }
+
+    fn symbol(&self, number: u32) -> &Symbol<'a> {
+        &self.symbols[number as usize]
+    }
+
+    fn plain(&self, number: u32) -> Option<&str> {
+        let name = || demangle(self.symbol(number).name, Signature::Name).map(String::into_boxed_str);
+        self.plain[number as usize].get_or_init(name).as_deref()
+    }
+
+    /// Functions with a mangled name that are no fragments, by identifier; those with an abbreviated path by the empty one.
+    fn by_identifier(&self) -> &Lookup {
+        self.by_identifier.get_or_init(|| {
+            let mut found = Vec::new();
+            for (number, symbol) in self.mangled() {
+                found.extend(identifiers(symbol.name).map(|identifier| (hash_bytes(identifier), number)));
+                if has_abbreviated_path(symbol.name) {
+                    found.push((hash(""), number));
+                }
+            }
+            Lookup::new(found)
+        })
+    }
+
+    fn mangled(&self) -> impl Iterator<Item = (u32, &Symbol<'a>)> {
+        let all = self.by_address.iter().map(|(number, _)| (*number, self.symbol(*number)));
+        all.filter(|(_, symbol)| symbol.name.starts_with('_') && !is_fragment(symbol.name))
+    }
+
+    fn demangled(&self, group: Group, signature: bool) -> Rc<Demangled> {
+        if let Some(known) = self.demangled.borrow().get(&(group, signature)) {
+            return known.clone();
+        }
+        let numbers: Vec<u32> = match group {
+            Group::All => self.mangled().map(|(number, _)| number).collect(),
+            Group::Identifier(word) => self.by_identifier().with(word).iter().map(|(_, n)| *n).collect(),
+            Group::Abbreviated => self.by_identifier().with(hash("")).iter().map(|(_, n)| *n).collect(),
+        };
+        let mut made = Demangled::new();
+        let mut add = |name: String, number| {
+            let numbers = made.entry(name.into_boxed_str()).or_default();
+            if numbers.last() != Some(&number) {
+                numbers.push(number);
+            }
+        };
+        for number in numbers {
+            let Some(plain) = self.plain(number) else { continue };
+            if signature {
+                let name = self.symbol(number).name;
+                let whole = [Signature::Parameters, Signature::Whole].map(|how| demangle(name, how));
+                whole.into_iter().flatten().for_each(|name| add(canonical(&name), number));
+            }
+            add(canonical(plain), number);
+        }
+        let made = Rc::new(made);
+        self.demangled.borrow_mut().insert((group, signature), made.clone());
+        made
+    }
+}
+
+impl std::fmt::Debug for SymbolIndex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SymbolIndex").field("symbols", &self.symbols.len()).finish_non_exhaustive()
+    }
+}
+
+/// Numbers by the hash of a text, in order of both. What is found may have another text of the same hash.
+#[derive(Debug)]
+struct Lookup(Vec<(u64, u32)>);
+
+impl Lookup {
+    fn new(mut pairs: Vec<(u64, u32)>) -> Self {
+        pairs.sort_unstable();
+        pairs.dedup();
+        Self(pairs)
+    }
+
+    fn with(&self, hash: u64) -> &[(u64, u32)] {
+        let first = self.0.partition_point(|(known, _)| *known < hash);
+        let after = self.0[first..].partition_point(|(known, _)| *known == hash);
+        &self.0[first..first + after]
+    }
+}
+
+fn hash(text: &str) -> u64 {
+    hash_bytes(text.as_bytes())
+}
+
+fn hash_bytes(text: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text);
+    hasher.finish()
+}
