@@ -171,11 +171,13 @@ pub(super) fn drop_chained(
         }
     }
     for group in alike.into_values().filter(|group| group.len() > 1) {
+        let complete_names: Vec<(u64, String)> =
+            group.iter().map(|symbol| (symbol.vaddr, complete(symbol.name))).collect();
         let into_another = |symbol: &Symbol<'_>| {
-            let others = || group.iter().filter(|other| other.vaddr != symbol.vaddr);
             targets(index.image(), symbol).iter().any(|(target, _)| {
                 let stub = stub_name(index, *target).map(complete);
-                others().any(|other| other.vaddr == *target || stub.as_ref() == Some(&complete(other.name)))
+                let mut others = complete_names.iter().filter(|(vaddr, _)| *vaddr != symbol.vaddr);
+                others.any(|(vaddr, name)| vaddr == target || stub.as_ref() == Some(name))
             })
         };
         let chained: Vec<Symbol<'_>> = group.iter().copied().filter(|symbol| into_another(symbol)).collect();

@@ -78,7 +78,7 @@ fn inlined(dwarf: &Dwarf<Slice<'_>>) -> gimli::Result<HashMap<Box<[u8]>, usize>>
     let mut headers = Vec::new();
     let mut units = dwarf.units();
     while let Some(header) = units.next()? {
-        headers.push(header.clone());
+        headers.push(header);
         let unit = dwarf.unit(header)?;
         let mut entries = unit.entries();
         while let Some(entry) = entries.next_dfs()? {
@@ -112,11 +112,11 @@ struct Finder<'d, 'a> {
 
 impl<'a> Finder<'_, 'a> {
     fn unit(&mut self, at: DebugInfoOffset) -> Option<&Unit<Slice<'a>>> {
-        let offset = |header: &UnitHeader<Slice<'a>>| header.offset().to_debug_info_offset(&header);
+        let offset = |header: &UnitHeader<Slice<'a>>| header.offset().to_debug_info_offset(header);
         let after = self.headers.partition_point(|header| offset(header).is_some_and(|offset| offset <= at));
         let number = after.checked_sub(1)?;
         if self.unit.as_ref().is_none_or(|(known, _)| *known != number) {
-            self.unit = Some((number, self.dwarf.unit(self.headers[number].clone()).ok()?));
+            self.unit = Some((number, self.dwarf.unit(self.headers[number]).ok()?));
         }
         self.unit.as_ref().map(|(_, unit)| unit)
     }

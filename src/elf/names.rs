@@ -214,7 +214,7 @@ pub(super) fn literal_words(pattern: &str) -> Words {
         return Words::default();
     }
     let end = name.find(['*', '?', '~', '&']);
-    let mut whole: Vec<String> = pieces(name[..end.unwrap_or(name.len())].as_bytes())
+    let mut whole: Vec<String> = pieces(&name.as_bytes()[..end.unwrap_or(name.len())])
         .map(|piece| String::from_utf8_lossy(piece).into_owned())
         .collect();
     let is_begun = end.is_some_and(|end| name[..end].bytes().next_back().is_some_and(is_word));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::bitcoin::{Coin, Node, Traffic, V1_HEADER, bitcoind, settle, spend};
 use crate::support::exporter::{Exporter, Place, Setup, wait_for};
 use crate::support::exposition::Metrics;
+use crate::support::names::listed_names_are_accepted;
 
 const UDP_PROBES: [&str; 5] = [
     "udp:block_reconstructed",
@@ -251,4 +252,9 @@ fn utxo_cache(exporter: &Exporter, node: &mut Node) {
     node.stop();
     assert_eq!(count("flush_duration_seconds_count"), before + 2.0);
     assert_eq!(exporter.scrape().sum("fibre_exporter_errors_total", &[]), 0.0);
+}
+
+#[test]
+fn every_listed_name_of_bitcoind_is_accepted() {
+    listed_names_are_accepted(&bitcoind(), 5000);
 }

@@ -8,6 +8,7 @@ pub mod exporter;
 pub mod exposition;
 pub mod harm;
 pub mod http;
+pub mod names;
 pub mod on_kernel;
 pub mod program;
 pub mod prometheus;

@@ -20,6 +20,7 @@ const KNOWN: &[&[&str]] = &[
         "elf::functions",
         "elf::golang",
         "elf::image",
+        "elf::index",
         "elf::leaps",
         "elf::notes",
         "elf::search",
