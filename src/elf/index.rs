@@ -29,6 +29,8 @@ pub struct SymbolIndex<'a> {
     by_identifier: OnceCell<Lookup>,
     /// Names without parameters as the source has them.
     plain: Vec<OnceCell<Option<Box<str>>>>,
+    /// See [`SymbolIndex::canonical`]: without parameters and with.
+    canonical: [Vec<OnceCell<Box<[u64]>>>; 2],
     /// Functions by what the source calls them, for those that have an identifier in common.
     demangled: RefCell<HashMap<(Group, bool), Rc<Demangled>>>,
     code: OnceCell<Functions<'a>>,
@@ -38,8 +40,8 @@ pub struct SymbolIndex<'a> {
     debug_info: OnceCell<Option<DebugInfo<'a>>>,
 }
 
-/// Functions by canonical name.
-type Demangled = HashMap<Box<str>, Vec<u32>>;
+/// Functions by the hash of their canonical name.
+type Demangled = HashMap<u64, Vec<u32>>;
 
 /// Some of a file's functions with mangled names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +79,7 @@ impl<'a> SymbolIndex<'a> {
             image: *image,
             is_go: go_binary(image),
             plain: vec![OnceCell::new(); symbols.len()],
+            canonical: [vec![OnceCell::new(); symbols.len()], vec![OnceCell::new(); symbols.len()]],
             symbols,
             by_name: Lookup::new(names),
             by_address,
@@ -189,7 +192,7 @@ impl<'a> SymbolIndex<'a> {
 
     /// The functions that the source calls so: whole ones, with parameters if `signature`, else without.
     pub(super) fn called(&self, name: &str, signature: bool) -> Vec<&Symbol<'a>> {
-        let wanted = canonical(name);
+        let wanted = hash(&canonical(name));
         let identifiers = self.by_identifier();
         let rarest = literal_words(name)
             .whole
@@ -202,7 +205,7 @@ impl<'a> SymbolIndex<'a> {
         };
         let mut found: Vec<u32> = Vec::new();
         for group in groups {
-            found.extend(self.demangled(group, signature).get(wanted.as_str()).into_iter().flatten());
+            found.extend(self.demangled(group, signature).get(&wanted).into_iter().flatten());
         }
         found.sort_unstable();
         found.dedup();
@@ -253,6 +256,22 @@ impl<'a> SymbolIndex<'a> {
         all.filter(|(_, symbol)| symbol.name.starts_with('_') && !is_fragment(symbol.name))
     }
 
+    /// Hashes of the canonical forms of what the source calls a function; none for a plain name.
+    fn canonical(&self, number: u32, signature: bool) -> Vec<u64> {
+        let hashes = self.canonical[usize::from(signature)][number as usize].get_or_init(|| {
+            let Some(plain) = self.plain(number) else { return Box::default() };
+            let name = self.symbol(number).name;
+            let whole =
+                [Signature::Parameters, Signature::Whole].iter().filter_map(|how| demangle(name, *how));
+            let whole = whole.map(|name| hash(&canonical(&name)));
+            match signature {
+                true => whole.chain([hash(&canonical(plain))]).collect(),
+                false => Box::new([hash(&canonical(plain))]),
+            }
+        });
+        hashes.to_vec()
+    }
+
     fn demangled(&self, group: Group, signature: bool) -> Rc<Demangled> {
         if let Some(known) = self.demangled.borrow().get(&(group, signature)) {
             return known.clone();
@@ -263,20 +282,13 @@ impl<'a> SymbolIndex<'a> {
             Group::Abbreviated => self.by_identifier().with(hash("")).iter().map(|(_, n)| *n).collect(),
         };
         let mut made = Demangled::new();
-        let mut add = |name: String, number| {
-            let numbers = made.entry(name.into_boxed_str()).or_default();
-            if numbers.last() != Some(&number) {
-                numbers.push(number);
-            }
-        };
         for number in numbers {
-            let Some(plain) = self.plain(number) else { continue };
-            if signature {
-                let name = self.symbol(number).name;
-                let whole = [Signature::Parameters, Signature::Whole].map(|how| demangle(name, how));
-                whole.into_iter().flatten().for_each(|name| add(canonical(&name), number));
+            for name in self.canonical(number, signature) {
+                let numbers = made.entry(name).or_default();
+                if numbers.last() != Some(&number) {
+                    numbers.push(number);
+                }
             }
-            add(canonical(plain), number);
         }
         let made = Rc::new(made);
         self.demangled.borrow_mut().insert((group, signature), made.clone());
