@@ -15,6 +15,7 @@ const KNOWN: &[&[&str]] = &[
         "elf::body",
         "elf::copies",
         "elf::debug",
+        "elf::debug_info",
         "elf::exits",
         "elf::forms",
         "elf::functions",

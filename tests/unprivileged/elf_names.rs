@@ -364,7 +364,7 @@ fn a_coroutine_is_its_beginning() {
         for (name, symbol) in
             [("turns", "_Z5turnsi"), ("Table::rows", "_ZN5Table4rowsEi"), ("Table::*", "_ZN5Table4rowsEi")]
         {
-            let (sites, remarks) = remarked_sites(&image, name).unwrap();
+            let (sites, remarks) = SymbolIndex::of(&image).remarked_sites(name).unwrap();
             let names: Vec<_> = sites.iter().map(|site| site.name.as_str()).collect();
             assert_eq!(names, [symbol], "{name}");
             let is_told =
