@@ -3,19 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use exporter::elf::{FunctionSite, Image, SymbolIndex};
-use exporter::probes::list;
+use serde_json::Value;
 
 /// Asks for every function that `probes` lists by each of its names.
 pub fn listed_names_are_accepted(path: &Path, at_least: usize) {
-    let listing = list(path.to_str().unwrap(), Some("*")).unwrap();
-    let listed = listing.files[0].functions.as_ref().unwrap();
+    let program = env!("CARGO_BIN_EXE_exporter");
+    let output =
+        Command::new(program).args(["probes", "--functions", "*", "--json"]).arg(path).output().unwrap();
+    let listing: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let listed = listing["files"][0]["functions"].as_array().unwrap();
     assert!(listed.len() >= at_least, "{}: only {} functions", path.display(), listed.len());
     let mut by_name: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
     for function in listed {
-        for name in std::iter::once(&function.name).chain(&function.source_name) {
-            by_name.entry(name).or_default().insert(function.offset);
+        for name in ["name", "source_name"].iter().filter_map(|name| function[name].as_str()) {
+            by_name.entry(name).or_default().insert(function["offset"].as_u64().unwrap());
         }
     }
     let bytes = fs::read(path).unwrap();
