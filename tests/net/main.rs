@@ -10,8 +10,10 @@ mod namespace;
 
 mod attach;
 mod dashboard;
+mod devices;
 mod flood;
 mod fuzz;
 mod old_kernel;
 mod stack;
+mod throughput;
 mod veth;
