@@ -111,7 +111,7 @@ fn kinds<'a>(programs: &'a NetBenchProgs<'_>) -> [(&'static str, &'a ProgramMut<
     [
         ("statistics", &programs.net_ingress, &programs.bench_empty),
         ("statistics, talkers and flows", &programs.net_ingress_talkers, &programs.bench_empty),
-        ("the same, 200,000 invented sources", &programs.bench_spoofed, &programs.bench_spoofed_empty),
+        ("the same, 200,000 spoofed sources", &programs.bench_spoofed, &programs.bench_spoofed_empty),
         ("sent: statistics, talkers and flows", &programs.net_egress, &programs.bench_empty_tc),
     ]
 }

@@ -3,7 +3,7 @@
  * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed, held or dropped.
  * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
  *
- * The common frame has a short way of its own without calls, and everything else goes through a global function, whose
+ * The common frame has a fast path of its own without calls, and everything else goes through a global function, whose
  * registers and stack the common way does not pay for.
  */
 #include "packet.bpf.h"
@@ -144,7 +144,7 @@ static __always_inline __u32 segment_headers(const struct frame *f, __u64 what)
 }
 
 /*
- * Counts a packet of the network stack, which may be one that the card has put together of several, or will yet be cut
+ * Counts a packet of the network stack, which may be one that the NIC has put together of several, or will yet be cut
  * into as many: it counts as those, each with a copy of the headers. What comes from a virtual machine tells their size
  * and not their number. On the way out the kernel has summed up their bytes itself (wire_len). All but the last are
  * equally long.

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The short way of what nearly all frames are, where nothing but statistics is wanted: a sound TCP segment that
+ * The fast path of what nearly all frames are, where nothing but statistics is wanted: a sound TCP segment that
  * neither opens nor closes a connection, or a sound UDP datagram, directly in IPv4 without options or in IPv6 without
- * extensions, untagged, of up to 2 KiB. All others go the long way; the fuzz holds both to one model.
+ * extensions, untagged, of up to 2 KiB. All others take the slow path; the fuzz holds both to one model.
  *
  * Written in the BPF machine's own instructions, because a packet may cost 5 ns, which is what the processor takes to
  * fetch some 40 of them: the compiler lays out branches so that the common way jumps about, and knows neither which
@@ -48,11 +48,11 @@ struct net_plain plain[1] SEC(".bss.plain");
 /*
  * Registers: r1 is the context, r2 the frame and then `more`, by how much the packet is longer than the shortest (as IP
  * says), r3 the frame's end and then by how much the frame is longer, r4 the end of the shortest one's TCP header, r5
- * this CPU's counters. The shortest is a TCP segment without options or data; shorter datagrams go the long way.
+ * this CPU's counters. The shortest is a TCP segment without options or data; shorter datagrams take the slow path.
  *
  * The interface's place in the table is its own as long as this program is attached there: user space sees to that, and no
  * index is compared here. That r1 is stored and loaded again around the call is taken
- * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the long way's function is called.
+ * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the slow path's function is called.
  */
 /* clang-format off */
 #define COUNT_PLAIN(long_function)                                                                         \

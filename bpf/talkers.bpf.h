@@ -4,7 +4,7 @@
  * entries, one table per CPU.
  *
  * Not the kernel's LRU hash: a hit there costs 30 ns and a miss that inserts over 600 ns, under a lock that all
- * CPUs share, so that a flood of invented sources would be the most expensive traffic of all. Here a CPU only
+ * CPUs share, so that a flood of spoofed sources would be the most expensive traffic of all. Here a CPU only
  * ever touches its own table with interrupts' bottom halves off, so that nothing is locked or atomic, a hit is
  * one cache line of tags and one entry, and a miss decides from the same line whether there is room.
  *
@@ -12,7 +12,7 @@
  * thirds of a table's entries, practically none overflows. So tables are half again as large as the configuration says.
  *
  * Who gets in: an empty way or one that was silent for `idle_ticks` is taken at once. Otherwise the newcomer
- * must show NET_ADMIT packets in the sketch's present epoch, which an invented source does not, and
+ * must show NET_ADMIT packets in the sketch's present epoch, which a spoofed source does not, and
  * then takes the place of the least recently seen. Flows are only kept of tracked talkers: a spoofed flood is
  * over after its first miss.
  */

@@ -63,12 +63,12 @@ fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
     Some((space, interfaces.unwrap_or_else(|| vec!["?*".to_string()])))
 }
 
-/// `offload` is understood and refused: it is a mode of XDP, but the kernel gives cards no maps but plain arrays and hashes
+/// `offload` is understood and refused: it is a mode of XDP, but the kernel gives NICs no maps but plain arrays and hashes
 /// (`bpf_map_offload_map_alloc`).
 fn mode(node: &Node<'_>) -> Option<Mode> {
     if node.value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("offload")) {
         node.error(
-            "mode \"offload\" is not possible: a card runs no programs that count for each CPU, as these do",
+            "mode \"offload\" is not possible: a NIC runs no programs that count for each CPU, as these do",
         )
         .help("write mode: native, which runs in the driver, or mode: auto");
         return None;
@@ -155,7 +155,7 @@ mod tests {
             ("{ interfaces: { netns: a, interface: b } }", "did you mean \"interfaces\""),
             ("{ interfaces: [] }", "at least one interface"),
             ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
-            ("{ interfaces: eth0, mode: offload }", "a card runs no programs that count for each CPU"),
+            ("{ interfaces: eth0, mode: offload }", "a NIC runs no programs that count for each CPU"),
             ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
             ("{ interfaces: eth0, count: { flows: true } }", "`flows` needs `talkers`"),
             ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),

@@ -1,8 +1,8 @@
 //! Where packets are counted on the way in, chosen by what it costs. Pure.
 //!
 //! Native XDP on a veth turns off segmentation offload at its other end and takes three quarters of the throughput; on a
-//! virtio card it turns off receive offloads. TC ingress sees the same packets there for next to nothing, and on devices
-//! without an Ethernet header, where native XDP sees none. Where a card's driver has XDP, packets are met before
+//! virtio NIC it turns off receive offloads. TC ingress sees the same packets there for next to nothing, and on devices
+//! without an Ethernet header, where native XDP sees none. Where a NIC's driver has XDP, packets are met before
 //! the network stack spends anything on them.
 
 use super::abi::Link;
@@ -17,7 +17,7 @@ pub enum Hook {
     Native,
     /// XDP in the network stack.
     Generic,
-    /// XDP in the card. The configuration refuses it (`decode`); here for the label.
+    /// XDP in the NIC. The configuration refuses it (`decode`); here for the label.
     Offload,
     /// TC ingress, by TCX.
     Tcx,
@@ -41,7 +41,7 @@ impl Hook {
         match self {
             Self::Native => "XDP in native mode",
             Self::Generic => "XDP in generic mode",
-            Self::Offload => "XDP in the card",
+            Self::Offload => "XDP in the NIC",
             Self::Tcx => "TC ingress",
         }
     }
@@ -54,7 +54,7 @@ pub(crate) struct Choice {
     pub reason: String,
 }
 
-/// Buses of cards that a hypervisor plays.
+/// Buses of NICs that a hypervisor plays.
 const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 
 /// Chooses for an interface, or says why no hook sees its packets.

@@ -241,7 +241,7 @@ fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
     }
 }
 
-/// Whether the first hook that will be tried is XDP with the short way.
+/// Whether the first hook that will be tried is XDP with the fast path.
 fn may_be_plain(on: &Interface, mode: Mode, programs: &Programs) -> bool {
     let first = choose(on, mode).ok().and_then(|choice| choice.hooks.first().copied());
     !programs.with_talkers() && matches!(first, Some(Hook::Native | Hook::Generic))

@@ -19,7 +19,7 @@ use super::books::{Books, Slot};
 use super::counters::Counters;
 use super::sys::{options, set_operand};
 
-/// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted the long way
+/// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
 /// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
 const PLAIN_BUDGET: usize = 16 << 20;
 
@@ -28,7 +28,7 @@ static PLAIN_TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Program {
-    /// XDP with the short way for plain frames.
+    /// XDP with the fast path for plain frames.
     Plain,
     /// XDP without it.
     Long,

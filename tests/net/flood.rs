@@ -1,4 +1,4 @@
-//! A million packets from invented sources must not push out those that really talk, nor keep a new one out.
+//! A million packets from spoofed sources must not push out those that really talk, nor keep a new one out.
 //!
 //! Needs root. Touches no interface.
 
@@ -37,13 +37,13 @@ fn frame(host: u8) -> Vec<u8> {
 }
 
 fn run(program: &ProgramMut<'_>, frame: &[u8], repeat: u32) {
-    // One CPU: test runs are not spread as cards spread packets, and its own table is what is flooded.
+    // One CPU: test runs are not spread as NICs spread packets, and its own table is what is flooded.
     let input = ProgramInput { data_in: Some(frame), repeat, ..ProgramInput::default() };
     program.test_run(input).expect("the kernel refused a test run");
 }
 
 #[test]
-fn invented_sources_neither_push_out_nor_keep_out() {
+fn spoofed_sources_neither_push_out_nor_keep_out() {
     pin_to_one_cpu();
     let mut storage = MaybeUninit::uninit();
     let mut open = NetBenchSkelBuilder::default().open(&mut storage).expect("failed to open the programs");

@@ -226,7 +226,7 @@ fn ingress_counts_what_the_model_does() {
     );
 }
 
-/// Sound TCP segments and UDP datagrams of every size, beyond what the short way takes on both ends. Chance makes few
+/// Sound TCP segments and UDP datagrams of every size, beyond what the fast path takes on both ends. Chance makes few
 /// long ones.
 #[test]
 fn every_size_is_counted_as_it_is() {

@@ -42,7 +42,7 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
         assert!(log.contains(&format!("lo: counting packets, {hook} (")), "{count}: {log}");
         assert_eq!(metrics.sum("tc_egress_packets_total", &[("protocol", "icmp")]), 20.0, "{log}");
         assert!(!log.contains("[WARNING]"), "{log}");
-        // Ten requests and ten replies go the long way, TCP the short one.
+        // Ten requests and ten replies take the slow path, TCP the fast one.
         assert_eq!(metrics.sum("xdp_packets_total", &[("protocol", "icmp")]), 20.0, "{log}");
         assert!(metrics.sum("xdp_packets_total", &[("protocol", "tcp")]) > 10.0, "{log}");
         assert_eq!(metrics.sum("xdp_malformed_packets_total", &[]), 0.0, "{log}");
