@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use exporter::config::{Environment, Overrides, read_bytes};
+use exporter::plan::plan_draft;
+
 use exporter::elf::{
     Arch, Image, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
 };
@@ -31,5 +34,21 @@ pub fn elf_notes(bytes: &[u8]) {
     }
     for pattern in ["main", "main+4", "shop::*", "0x1150"] {
         let _ = function_sites(&image, pattern);
+    }
+}
+
+/// A configuration of any bytes: it is planned, or refused with a place for everything that a file has places for.
+pub fn config(bytes: &[u8]) {
+    let draft = read_bytes("c.yaml", bytes.to_vec(), &Overrides::default(), &Environment::new());
+    let Err(errors) = plan_draft(draft) else { return };
+    let text = errors.render();
+    assert!(!text.is_empty() && !text.contains("hunter2"));
+    for line in text.lines().filter(|line| line.starts_with("c.yaml")) {
+        let mut place = line["c.yaml".len()..].split(':').skip(1).map(|part| part.parse::<usize>());
+        let is_too_large = bytes.len() > 1 << 20;
+        assert!(
+            is_too_large || matches!((place.next(), place.next()), (Some(Ok(1..)), Some(Ok(1..)))),
+            "{line}"
+        );
     }
 }

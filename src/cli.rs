@@ -10,6 +10,7 @@ use clap_complete::Shell;
 
 use crate::config::Overrides;
 use crate::config::keys::{CONFIG_ENV, KEYS};
+use crate::http::MAX_COST;
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Invocation {
     Profiles { name: Option<String> },
     /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
     Dashboard { file: PathBuf, alerts: bool },
+    /// Read a password from standard input and print its bcrypt hash.
+    HashPassword { cost: u32 },
     /// Print a completion script.
     Completions { shell: Shell },
 }
@@ -86,7 +89,9 @@ pub fn command() -> Command {
                 .help(format!("YAML file with settings and targets; also {CONFIG_ENV}")),
         )
         .args(KEYS.iter().map(|key| {
-            let arg = Arg::new(key.name).long(key.flag).help(key.help);
+            let default = key.default.filter(|_| key.value.is_some());
+            let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+            let arg = Arg::new(key.name).long(key.flag).help(format!("{}{default}", key.help));
             let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
             match key.value {
                 Some(value) => arg.value_name(value),
@@ -137,6 +142,18 @@ pub fn command() -> Command {
                 .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
         )
         .subcommand(
+            Command::new("hash-password")
+                .about("Read a password and print its bcrypt hash, for metrics_auth_password")
+                .arg(
+                    Arg::new("cost")
+                        .long("cost")
+                        .value_name("N")
+                        .value_parser(value_parser!(u32).range(4..=i64::from(MAX_COST)))
+                        .default_value("10")
+                        .help("Each step more doubles the time that a guess takes"),
+                ),
+        )
+        .subcommand(
             Command::new("completions").about("Print a completion script").arg(
                 Arg::new("shell")
                     .value_name("SHELL")
@@ -183,6 +200,7 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         },
         "profiles" => Invocation::Profiles { name: text("name") },
         "dashboard" => Invocation::Dashboard { file: file(), alerts: matches.get_flag("alerts") },
+        "hash-password" => Invocation::HashPassword { cost: matches.get_one("cost").copied().unwrap_or(10) },
         "completions" => {
             Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
         }
@@ -309,6 +327,7 @@ mod tests {
             parsed(&["dashboard", "c.yaml", "--alerts"]),
             Invocation::Dashboard { file, alerts: true }
         );
+        assert_eq!(parsed(&["hash-password"]), Invocation::HashPassword { cost: 10 });
         assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
     }
 
@@ -324,6 +343,7 @@ mod tests {
             &["probes"],
             &["probes", "x", "--json", "--yaml"],
             &["completions", "tcsh"],
+            &["hash-password", "--cost", "17"],
             &["--port", "1", "check", "c.yaml"],
             &["check", "c.yaml", "--port", "1"],
             &["--verbose=maybe"],

@@ -4,12 +4,14 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
 use crate::cli::{Format, Invocation};
 use crate::config::{self, Diagnostics, Draft, Overrides};
 use crate::http::{Credentials, Tls, TlsPaths};
 use crate::kernel::choose;
 use crate::logging::{LogFile, Logging};
-use crate::plan::{Plan, plan_draft, profile, profiles};
+use crate::plan::{Plan, lint, plan_draft, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_capabilities, run};
 use crate::{check, dashboard};
@@ -31,6 +33,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
             clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Invocation::HashPassword { cost } => hash_password(cost),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
         }
@@ -120,6 +123,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     if !checked.mistakes.is_empty() {
         return refuse(&checked.mistakes);
     }
+    lint(&plan).iter().for_each(|remark| eprintln!("note: {remark}"));
     let Some(time) = attach else { return shown };
     match check::try_out(plan, time) {
         Ok(tried) if tried.refused => {
@@ -185,6 +189,40 @@ fn show_profiles(name: Option<&str>) -> ExitCode {
         None => {
             let near = config::did_you_mean(name, profiles().iter().map(|(name, _)| *name));
             eprintln!("exporter: unknown profile \"{name}\"{near}; `exporter profiles` lists them");
+            ExitCode::from(CONFIGURATION)
+        }
+    }
+}
+
+/// The first line of standard input, hashed. On a terminal it is asked for, and not shown.
+fn hash_password(cost: u32) -> ExitCode {
+    let stdin = std::io::stdin();
+    let hidden = tcgetattr(&stdin).ok().inspect(|shown| {
+        eprint!("Password: ");
+        let mut hidden = shown.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        let _ = tcsetattr(&stdin, OptionalActions::Flush, &hidden);
+    });
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line);
+    if let Some(shown) = hidden {
+        let _ = tcsetattr(&stdin, OptionalActions::Flush, &shown);
+        eprintln!();
+    }
+    let password =
+        line.strip_suffix('\n').map_or(line.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    let hash = match read {
+        Err(err) => Err(format!("cannot read the password: {err}")),
+        Ok(_) if password.is_empty() => Err("the password is empty".to_owned()),
+        Ok(_) => bcrypt::non_truncating_hash(password, cost).map_err(|err| match err {
+            bcrypt::BcryptError::Truncation(_) => "bcrypt takes passwords of at most 72 bytes".to_owned(),
+            err => format!("cannot hash the password: {err}"),
+        }),
+    };
+    match hash {
+        Ok(hash) => show(&format!("{hash}\n")),
+        Err(err) => {
+            eprintln!("exporter: {err}");
             ExitCode::from(CONFIGURATION)
         }
     }

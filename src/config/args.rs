@@ -1,17 +1,10 @@
 //! Arguments of a probe.
 
 use super::fields::{Fields, Node};
+use super::limits;
 use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
 use super::words::{did_you_mean, quote};
-
-/// Longest text or byte string that is read from a program, in bytes.
-pub const MAX_LEN: u32 = 256;
-const DEFAULT_LEN: u32 = 64;
-/// Highest position of an argument. Systemtap's probes have twelve; functions may have more.
-const MAX_INDEX: usize = 31;
-/// How far into a structure a value may lie, in bytes.
-const MAX_OFFSET: i32 = 65_535;
 
 const KEYS: &[&str] =
     &["index", "to_index", "offset", "type", "max", "length", "len", "reverse", "unit", "at"];
@@ -137,7 +130,9 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
         fields.forbid(&["at"], "only a function has an entry and a return");
     }
     let at_return = fields.get("at").and_then(|n| n.one_of("time", WHEN)).unwrap_or(false);
-    let offset = fields.get("offset").and_then(|n| n.integer("a number of bytes", -MAX_OFFSET..=MAX_OFFSET));
+    let offset = fields
+        .get("offset")
+        .and_then(|n| n.integer("a number of bytes", -limits::FIELD_OFFSET..=limits::FIELD_OFFSET));
     let kind = match fields.get("type") {
         Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind, index)),
         None => kind_of(&fields, Type::Int(None), index),
@@ -150,7 +145,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
 }
 
 fn position(node: &Node<'_>) -> Option<usize> {
-    node.integer("the position of an argument,", 0..=MAX_INDEX)
+    node.integer("the position of an argument,", 0..=limits::ARGUMENT_INDEX)
 }
 
 fn type_of(node: &Node<'_>) -> Option<Type> {
@@ -186,8 +181,8 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
         fields.forbid(&["len", "reverse"], "it belongs to the types hex and bytes");
     }
     let max = || match fields.get("max") {
-        Some(node) => node.integer("a number of bytes", 1..=MAX_LEN),
-        None => Some(DEFAULT_LEN),
+        Some(node) => node.integer("a number of bytes", 1..=limits::TEXT_BYTES),
+        None => Some(limits::DEFAULT_TEXT_BYTES),
     };
     Some(match kind {
         Type::Int(int) => ArgKind::Int(int),
@@ -203,7 +198,9 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
         Type::GoString => ArgKind::StrLen { len_index: index? + 1, max: max()? },
         Type::Hex => {
             let help = "write the number of bytes: len: 32";
-            let len = fields.require("len", help).and_then(|n| n.integer("a number of bytes", 1..=MAX_LEN));
+            let len = fields
+                .require("len", help)
+                .and_then(|n| n.integer("a number of bytes", 1..=limits::TEXT_BYTES));
             let reverse = fields.get("reverse").map_or(Some(false), |n| n.boolean());
             ArgKind::Hex { len: len?, reverse: reverse? }
         }

@@ -1,14 +1,9 @@
 //! Bounds of histogram buckets.
 
 use super::fields::{Fields, Node};
+use super::limits::BUCKETS;
 use super::scalars;
 use super::words::quote;
-
-/// Most bounds of one histogram, +Inf not counted.
-pub const MAX_BUCKETS: usize = crate::abi::MAX_BOUNDS;
-
-/// The bounds that Prometheus client libraries use for seconds when none are given.
-pub(super) const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const HELP: &str = "write [1ms, 10ms, 1s] or [1, 10, 100], { linear: { start: 0, width: 10, count: 12 } }, \
                     or { exponential: { start: 100us, factor: 2, count: 18 } }";
@@ -40,8 +35,8 @@ pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
 
 fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
     let elements = node.list("a list of bounds")?;
-    if elements.len() > MAX_BUCKETS {
-        node.error(format!("{} buckets, at most {MAX_BUCKETS} are possible", elements.len()));
+    if elements.len() > BUCKETS {
+        node.error(format!("{} buckets, at most {BUCKETS} are possible", elements.len()));
         return None;
     }
     // Every wrong bound is reported, not only the first.
@@ -107,7 +102,7 @@ fn generated(node: &Node<'_>) -> Option<Vec<f64>> {
 }
 
 fn count(fields: &Fields<'_>, example: &str) -> Option<u32> {
-    fields.require("count", example)?.integer("a number of buckets", 1..=MAX_BUCKETS as u32)
+    fields.require("count", example)?.integer("a number of buckets", 1..=BUCKETS as u32)
 }
 
 /// Rounds to twelve digits, so that 1e-6 * 10 is shown as 0.00001 and not 0.000009999999999999999.
@@ -138,7 +133,7 @@ mod tests {
             read("exponential: {start: 1us, factor: 10, count: 7}"),
             Ok(vec![1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0])
         );
-        assert_eq!(read("exponential: {start: 100us, factor: 2, count: 63}").unwrap().len(), MAX_BUCKETS);
+        assert_eq!(read("exponential: {start: 100us, factor: 2, count: 63}").unwrap().len(), BUCKETS);
     }
 
     #[test]

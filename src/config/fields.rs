@@ -71,9 +71,9 @@ impl<'a> Node<'a> {
         self.value.is_null()
     }
 
-    /// Whether the value comes from a flag or the environment, where everything is text.
+    /// Whether the value comes from a flag, the environment or a default, where everything is text.
     fn is_from_text(&self) -> bool {
-        matches!(*self.at.source, Source::Env(_) | Source::Flag(_))
+        matches!(*self.at.source, Source::Env(_) | Source::Flag(_) | Source::Default)
     }
 
     fn scalar(&self) -> Option<&'a Scalar> {
@@ -211,7 +211,7 @@ impl<'a> Node<'a> {
         if found.is_none() {
             let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
             let near = did_you_mean(text, all.iter().copied());
-            self.error(format!("unknown {what} {}; expected one of {}{near}", quote(text), all.join(", ")));
+            self.error(format!("unknown {what} {}; expected one of {}{near}", self.found(), all.join(", ")));
         }
         found.map(|(_, value)| *value)
     }
@@ -287,14 +287,16 @@ fn cut(number: &str) -> String {
 /// How to write text as the number that it looks like.
 fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
     let digits = text.replace('_', "");
-    let number = digits.trim_start_matches('0');
+    let number = Some(digits.trim_start_matches('0')).filter(|rest| !rest.is_empty()).unwrap_or("0");
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     match (is_number, is_plain) {
         (true, true) if text.contains('_') => Some(format!("write {digits}")),
-        (true, true) => Some(format!(
-            "a leading zero makes it octal to some readers of YAML and decimal to others: write {} or 0o{number}",
-            if number.is_empty() { "0" } else { number }
-        )),
+        (true, true) => {
+            let octal = (!number.contains(['8', '9'])).then(|| format!(" or 0o{number}")).unwrap_or_default();
+            Some(format!(
+                "a leading zero makes it octal to some readers of YAML and decimal to others: write {number}{octal}"
+            ))
+        }
         (true, false) => Some("write the number without quotes".to_owned()),
         (false, _) => None,
     }

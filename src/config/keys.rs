@@ -13,6 +13,8 @@ pub struct Key {
     /// What stands behind the flag; `None` for a flag that only switches on.
     pub value: Option<&'static str>,
     pub help: &'static str,
+    /// As a flag would give it.
+    pub default: Option<&'static str>,
 }
 
 /// The variable that names the configuration file, in the place of `--config`.
@@ -25,11 +27,15 @@ const fn key(
     value: Option<&'static str>,
     help: &'static str,
 ) -> Key {
-    Key { name, env, flag, short: None, value, help }
+    Key { name, env, flag, short: None, value, help, default: None }
 }
 
 const fn short(key: Key, short: char) -> Key {
     Key { short: Some(short), ..key }
+}
+
+const fn default(key: Key, default: &'static str) -> Key {
+    Key { default: Some(default), ..key }
 }
 
 /// Every such setting. The names of the first twelve are those of the Python exporter for FIBRE.
@@ -39,16 +45,16 @@ pub const KEYS: &[Key] = &[
         "Trace this bitcoind with the profile `fibre`"), 'b'),
     short(key("pid", "FIBRE_PID", "pid", Some("PID"),
         "Count only this process of that bitcoind [default: all of them]"), 'p'),
-    short(key("node_name", "FIBRE_NODE_NAME", "node-name", Some("NAME"),
-        "Label `node` of every metric [default: localhost]"), 'n'),
-    key("metrics_port", "FIBRE_METRICS_PORT", "port", Some("PORT"),
-        "Port of /metrics [default: 9435]"),
-    key("health_port", "FIBRE_HEALTH_PORT", "health-port", Some("PORT"),
-        "Port of /health and /ready [default: 9436]"),
-    short(key("verbose", "FIBRE_VERBOSE", "verbose", None,
-        "Log every event"), 'v'),
-    key("log_level", "FIBRE_LOG_LEVEL", "log-level", Some("LEVEL"),
-        "DEBUG, INFO, WARNING or ERROR [default: INFO]"),
+    short(default(key("node_name", "FIBRE_NODE_NAME", "node-name", Some("NAME"),
+        "Label `node` of every metric"), "localhost"), 'n'),
+    default(key("metrics_port", "FIBRE_METRICS_PORT", "port", Some("PORT"),
+        "Port of /metrics"), "9435"),
+    default(key("health_port", "FIBRE_HEALTH_PORT", "health-port", Some("PORT"),
+        "Port of /health and /ready"), "9436"),
+    short(default(key("verbose", "FIBRE_VERBOSE", "verbose", None,
+        "Log every event"), "false"), 'v'),
+    default(key("log_level", "FIBRE_LOG_LEVEL", "log-level", Some("LEVEL"),
+        "DEBUG, INFO, WARNING or ERROR"), "INFO"),
     key("log_file", "FIBRE_LOG_FILE", "log-file", Some("PATH"),
         "Log to this file too"),
     key("metrics_auth_username", "FIBRE_METRICS_AUTH_USERNAME", "metrics-auth-username", Some("USER"),
@@ -61,8 +67,8 @@ pub const KEYS: &[Key] = &[
         "Private key of the certificate, PEM"),
     key("metrics_auth_password_file", "FIBRE_METRICS_AUTH_PASSWORD_FILE", "metrics-auth-password-file", Some("PATH"),
         "File that holds the user's password"),
-    key("bind", "FIBRE_BIND", "bind", Some("ADDRESS"),
-        "Address that both ports listen on [default: 127.0.0.1]"),
+    default(key("bind", "FIBRE_BIND", "bind", Some("ADDRESS"),
+        "Address that both ports listen on"), "127.0.0.1"),
 ];
 
 impl Key {

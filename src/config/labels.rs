@@ -2,6 +2,7 @@
 
 use super::diagnose::Diagnostics;
 use super::fields::Node;
+use super::limits;
 use super::model::{Label, LabelValue, Pattern};
 use super::place::Place;
 use super::scalars::is_name;
@@ -71,7 +72,7 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
     }
     let mapping = fields.get("match").map(|n| mapping(&n)).unwrap_or_default();
     let default = fields.get("default").and_then(|n| n.label_text());
-    let limit = fields.get("limit").and_then(|n| n.integer("a number of label values", 1..=100_000));
+    let limit = fields.get("limit").and_then(|n| n.integer("a number of label values", limits::LABEL_VALUES));
     Some(Label { mapping, default, limit, ..plain(value?) })
 }
 

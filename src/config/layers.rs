@@ -1,4 +1,4 @@
-//! Flags over environment over file: which of them speaks for a setting.
+//! Flags over environment over file: which of them gives a setting.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::tree::Tree;
 /// The environment variables of interest, by name: those that begin with `FIBRE_`.
 pub type Environment = BTreeMap<String, String>;
 
-/// What the command line says, as text: nothing of it has been checked.
+/// What the command line gives, as text: nothing of it has been checked.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// The file to read.
@@ -27,12 +27,12 @@ impl Overrides {
         Self { config: Some(path.into()), values: BTreeMap::new() }
     }
 
-    /// Sets what the flag of `key` said; a flag without a value says `true`.
+    /// Sets what the flag of `key` gives; a flag without a value gives `true`.
     pub fn set(&mut self, key: &Key, text: impl Into<String>) {
         self.values.insert(key.name, text.into());
     }
 
-    /// What the flag of the setting `name` said.
+    /// What the flag of the setting `name` gives.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }
@@ -48,7 +48,7 @@ impl fmt::Debug for Overrides {
 
 /// A setting's value, and who gave it.
 #[derive(Debug, Clone)]
-pub(super) struct Said<T> {
+pub(super) struct Given<T> {
     pub at: Place,
     pub value: T,
     /// Higher beats lower.
@@ -67,17 +67,29 @@ pub(super) struct Layers<'a> {
 impl Layers<'_> {
     /// Reads the setting `name` from every source that has it, so that each one's errors are found, and
     /// gives the value of the highest. A key or variable with nothing behind it is not set.
-    pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
+    pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Given<T>> {
         let from_text =
-            |at: Place, text: &str, rank| said(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
+            |at: Place, text: &str, rank| given(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
         let key = Key::named(name);
         let flag = self.overrides.get(name).map(|text| {
             let at = Place::flag(&format!("--{}", key.flag));
             from_text(at, text, 3)
         });
         let env = self.variable(key).map(|text| from_text(Place::env(key.env), text, 2));
-        let file = self.in_file(name).map(|node| said(&node, 1, &decode));
+        let file = self.in_file(name).map(|node| given(&node, 1, &decode));
         flag.or(env).or(file).flatten()
+    }
+
+    /// The setting's value from the highest source that has it, or its default.
+    pub fn read_or_default<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> T {
+        self.read(name, &decode).map_or_else(|| self.default(name, &decode), |given| given.value)
+    }
+
+    /// The default of a setting that has one, which is written as a flag's value is.
+    pub fn default<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> T {
+        let text = Key::named(name).default.unwrap_or_default();
+        let value = decode(&Node::new(Place::none(), &Tree::text(text), self.diags));
+        value.unwrap_or_else(|| unreachable!("the default of {name} is valid"))
     }
 
     /// Whether a source has the setting `name`, be it right, wrong or misspelt.
@@ -99,8 +111,8 @@ impl Layers<'_> {
     }
 }
 
-fn said<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Said<T>> {
-    decode(node).map(|value| Said { at: node.at.clone(), value, rank })
+fn given<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Given<T>> {
+    decode(node).map(|value| Given { at: node.at.clone(), value, rank })
 }
 
 fn is_empty(value: &Tree) -> bool {

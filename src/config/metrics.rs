@@ -4,6 +4,7 @@ use super::buckets;
 use super::conditions;
 use super::fields::{Fields, Node};
 use super::labels;
+use super::limits;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
 use super::words::quote;
@@ -118,8 +119,8 @@ fn name(node: &Node<'_>) -> Option<String> {
         );
         return None;
     }
-    if name.starts_with("fibre_exporter_") {
-        node.error(format!("{} cannot be the name of a metric: the exporter's own begin so", quote(name)));
+    if let Some(why) = limits::reserved(name) {
+        node.error(format!("{} cannot be the name of a metric: {why}", quote(name)));
         return None;
     }
     Some(name.to_owned())
@@ -146,7 +147,7 @@ fn bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool) -> Opti
     match fields.get("buckets") {
         Some(node) => buckets::decode(&node),
         None if shows_duration || name.is_some_and(|name| name.ends_with("_seconds")) => {
-            Some(buckets::DEFAULT_SECONDS.to_vec())
+            Some(limits::DEFAULT_SECONDS.to_vec())
         }
         None => {
             // Without its name nothing can be said about the histogram's unit.

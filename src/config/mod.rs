@@ -11,6 +11,7 @@ pub mod fields;
 pub mod keys;
 mod labels;
 mod layers;
+pub mod limits;
 mod metrics;
 pub mod model;
 pub mod place;
@@ -35,7 +36,6 @@ pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
 pub use profile::{Profile, parse_profile};
 pub use words::{did_you_mean, nearest};
-pub use yaml::MAX_BYTES;
 #[cfg(test)]
 pub(crate) use yaml::tree;
 
@@ -127,7 +127,8 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     };
     let mut bytes = Vec::new();
     // One byte more than allowed, to tell a file that is just large enough from one that is too large.
-    let read = File::open(&path).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
+    let read =
+        File::open(&path).and_then(|file| file.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
         Err(why) => resolve(
@@ -210,8 +211,14 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
 
 /// The text of a file, or what is wrong with it and where.
 fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
-    if bytes.len() > MAX_BYTES {
-        return Err((None, "the file is larger than 1 MiB, which is the most that is read".to_owned()));
+    if bytes.len() > limits::FILE_BYTES {
+        return Err((
+            None,
+            format!(
+                "the file is larger than {} MiB, which is the most that is read",
+                limits::FILE_BYTES >> 20
+            ),
+        ));
     }
     String::from_utf8(bytes).map_err(|error| {
         let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());

@@ -36,6 +36,12 @@ pub(super) fn size(text: &str) -> Option<u64> {
     ((0.0..=9e15).contains(&bytes) && bytes.fract() == 0.0).then_some(bytes as u64)
 }
 
+/// Whole KiB, MiB or GiB, as [`size`] reads them.
+pub(super) fn show_size(bytes: u64) -> String {
+    let unit = SIZES.iter().rev().find(|(name, factor)| name.ends_with("iB") && bytes % factor == 0);
+    unit.map_or_else(|| format!("{bytes}B"), |(name, factor)| format!("{}{name}", bytes / factor))
+}
+
 /// Splits `2.5 s`. Digits, a point and a minus sign only: no exponent, no infinity.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'))?;
@@ -92,6 +98,9 @@ mod tests {
         let good = [("4MiB", 4 << 20), ("1 KiB", 1024), ("1.5KiB", 1536), ("10B", 10), ("2MB", 2_000_000)];
         for (text, bytes) in good {
             assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for (bytes, text) in [(4096, "4KiB"), (4 << 20, "4MiB"), (1 << 30, "1GiB"), (1500, "1500B")] {
+            assert_eq!((show_size(bytes).as_str(), size(text)), (text, Some(bytes)));
         }
         for text in ["", "4", "4M", "4mib", "0.1B", "-1B", "99999999999GiB", "MiB"] {
             assert_eq!(size(text), None, "{text:?}");

@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, Node};
-use super::layers::{Layers, Said};
+use super::layers::{Given, Layers};
+use super::limits::{
+    DEFAULT_LABEL_VALUES, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES, DEFAULT_STARTS, LABEL_VALUES,
+    PASSWORD_FILE_BYTES, PORT, RING_BYTES, RING_POLL, SITES, STARTS,
+};
 use super::model::{AttachMode, Auth, Limits, LogLevel, Settings, TlsFiles};
 use super::place::Place;
 use super::scalars;
@@ -23,25 +27,18 @@ const LEVELS: &[(&str, LogLevel)] = &[
 const MODES: &[(&str, AttachMode)] =
     &[("auto", AttachMode::Auto), ("multi", AttachMode::Multi), ("perf", AttachMode::Perf)];
 
-const PAGE: u64 = 4096;
-/// Largest password file that is read, in bytes.
-const MAX_PASSWORD: u64 = 4096;
-
-/// The settings of all sources. With `complete` false a source is missing, so that nothing is said about
+/// The settings of all sources. With `complete` false a source is missing, so that nothing is given about
 /// what is not there.
 pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
-    let node_name = layers.read("node_name", |n| n.text_as("a name").map(str::to_owned));
     let (metrics_port, health_port) = ports(layers);
     Settings {
-        node_name: node_name.map_or_else(|| "localhost".to_owned(), |said| said.value),
-        bind: layers.read("bind", address).map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |said| said.value),
+        node_name: layers.read_or_default("node_name", |n| n.text_as("a name").map(str::to_owned)),
+        bind: layers.read_or_default("bind", address),
         metrics_port,
         health_port,
-        verbose: layers.read("verbose", |n| n.boolean()).is_some_and(|said| said.value),
-        log_level: layers
-            .read("log_level", |n| n.one_of("log level", LEVELS))
-            .map_or(LogLevel::Info, |said| said.value),
-        log_file: layers.read("log_file", |n| n.path()).map(|said| said.value),
+        verbose: layers.read_or_default("verbose", |n| n.boolean()),
+        log_level: layers.read_or_default("log_level", |n| n.one_of("log level", LEVELS)),
+        log_file: layers.read("log_file", |n| n.path()).map(|given| given.value),
         auth: auth(layers, complete),
         tls: tls(layers, complete),
         limits: limits(layers.file.as_ref()),
@@ -65,20 +62,24 @@ fn address(node: &Node<'_>) -> Option<IpAddr> {
 }
 
 fn ports(layers: &Layers<'_>) -> (u16, u16) {
-    let port = |name| layers.read(name, |n| n.integer("a port", 1..=u16::MAX));
+    let port = |name| layers.read(name, |n| n.integer("a port", PORT));
     let (metrics, health) = (port("metrics_port"), port("health_port"));
-    let value = |said: &Option<Said<u16>>, default| said.as_ref().map_or(default, |said| said.value);
-    let ports = (value(&metrics, 9435), value(&health, 9436));
+    let value = |given: &Option<Given<u16>>, name| {
+        given
+            .as_ref()
+            .map_or_else(|| layers.default(name, |n| n.integer("a port", PORT)), |given| given.value)
+    };
+    let ports = (value(&metrics, "metrics_port"), value(&health, "health_port"));
     if ports.0 == ports.1 {
         // The defaults differ, so at least one of the two was given.
-        let (said, other) = match (&health, &metrics) {
-            (Some(said), _) => (said, "metrics"),
-            (None, Some(said)) => (said, "health"),
+        let (given, other) = match (&health, &metrics) {
+            (Some(given), _) => (given, "metrics"),
+            (None, Some(given)) => (given, "health"),
             (None, None) => return ports,
         };
         layers
             .diags
-            .error(&said.at, format!("port {} is the port of {other} already", ports.0))
+            .error(&given.at, format!("port {} is the port of {other} already", ports.0))
             .help("metrics and health are served on two ports: give each its own");
     }
     ports
@@ -99,7 +100,7 @@ fn auth(layers: &Layers<'_>, complete: bool) -> Option<Auth> {
         (Some(inline), file) if file.as_ref().is_none_or(|file| file.rank < inline.rank) => Some(inline),
         (_, Some(file)) => {
             let value = read_password(layers, &file)?;
-            Some(Said { at: file.at, value, rank: file.rank })
+            Some(Given { at: file.at, value, rank: file.rank })
         }
         (_, None) => None,
     };
@@ -140,19 +141,20 @@ fn username(node: &Node<'_>) -> Option<String> {
 }
 
 /// The content of a password file without the line end that editors leave there.
-fn read_password(layers: &Layers<'_>, file: &Said<PathBuf>) -> Option<String> {
+fn read_password(layers: &Layers<'_>, file: &Given<PathBuf>) -> Option<String> {
     let path = file.value.display();
     let error = |why: String| layers.diags.error(&file.at, why);
     let mut text = String::new();
-    let read = File::open(&file.value).and_then(|f| f.take(MAX_PASSWORD + 1).read_to_string(&mut text));
+    let read =
+        File::open(&file.value).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
     if let Err(why) = read {
         error(format!("cannot read the password from {path}: {why}"));
         return None;
     }
     let password =
         text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
-    if text.len() as u64 > MAX_PASSWORD {
-        error(format!("{path} is too large for a password: at most {MAX_PASSWORD} bytes are read"));
+    if text.len() as u64 > PASSWORD_FILE_BYTES {
+        error(format!("{path} is too large for a password: at most {PASSWORD_FILE_BYTES} bytes are read"));
     } else if password.is_empty() {
         error(format!("{path} is empty: it must hold the password"));
     } else if password.contains('\n') {
@@ -167,17 +169,17 @@ fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
     let cert = layers.read("tls_cert", |n| n.path());
     let key = layers.read("tls_key", |n| n.path());
     let errors = layers.diags.len();
-    for (said, what) in [(&cert, "the certificate"), (&key, "the private key")] {
-        if let Some(said) = said {
-            check_readable(layers, &said.at, &said.value, what);
+    for (given, what) in [(&cert, "the certificate"), (&key, "the private key")] {
+        if let Some(given) = given {
+            check_readable(layers, &given.at, &given.value, what);
         }
     }
     let readable = layers.diags.len() == errors;
-    let alone = |said: &Said<PathBuf>, what: &str, other: &str| {
+    let alone = |given: &Given<PathBuf>, what: &str, other: &str| {
         if complete && !layers.has(other) {
             layers
                 .diags
-                .error(&said.at, what)
+                .error(&given.at, what)
                 .help(format!("set {other} too, or remove this to serve plain HTTP"));
         }
     };
@@ -212,16 +214,17 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
         file.and_then(|f| f.get("ring")).and_then(|n| n.fields("the ring's settings", &["size", "poll"]));
     let limits = file.and_then(|f| f.get("limits"));
     let limits = limits.and_then(|n| n.fields("the limits", &["label_values", "sites", "starts"]));
-    let limit = |key: &str, what: &str, most: u32, default| {
+    let limit = |key: &str, what: &str, range, default| {
         let node = limits.as_ref().and_then(|f| f.get(key));
-        node.and_then(|n| n.integer(what, 1..=most)).unwrap_or(default)
+        node.and_then(|n| n.integer(what, range)).unwrap_or(default)
     };
+    let of_ring = |key: &str| ring.as_ref().and_then(|f| f.get(key));
     Limits {
-        ring_bytes: ring.as_ref().and_then(|f| f.get("size")).and_then(|n| ring_size(&n)).unwrap_or(4 << 20),
-        ring_poll_ms: ring.as_ref().and_then(|f| f.get("poll")).and_then(|n| poll(&n)).unwrap_or(10),
-        label_values: limit("label_values", "a number of label values", 100_000, 200),
-        sites: limit("sites", "a number of probe sites", 65_536, 8192),
-        starts: limit("starts", "a number of open spans and calls", 4_194_304, 32_768),
+        ring_bytes: of_ring("size").and_then(|n| ring_size(&n)).unwrap_or(DEFAULT_RING_BYTES),
+        ring_poll_ms: of_ring("poll").and_then(|n| poll(&n)).unwrap_or(DEFAULT_RING_POLL),
+        label_values: limit("label_values", "a number of label values", LABEL_VALUES, DEFAULT_LABEL_VALUES),
+        sites: limit("sites", "a number of probe sites", SITES, DEFAULT_SITES),
+        starts: limit("starts", "a number of open spans and calls", STARTS, DEFAULT_STARTS),
     }
 }
 
@@ -234,9 +237,12 @@ fn ring_size(node: &Node<'_>) -> Option<u32> {
         node.expected("a size such as 4MiB").help(format!("the units are {}", scalars::SIZE_UNITS));
         return None;
     };
-    if !bytes.is_power_of_two() || !(PAGE..=1 << 30).contains(&bytes) {
-        node.error(format!("the ring's size must be a power of two from 4KiB to 1GiB, found {bytes} bytes"))
-            .help("write 4MiB, 8MiB, 16MiB and so on");
+    if !bytes.is_power_of_two() || !RING_BYTES.contains(&bytes) {
+        let (least, most) = (scalars::show_size(*RING_BYTES.start()), scalars::show_size(*RING_BYTES.end()));
+        node.error(format!(
+            "the ring's size must be a power of two from {least} to {most}, found {bytes} bytes"
+        ))
+        .help("write 4MiB, 8MiB, 16MiB and so on");
         return None;
     }
     Some(bytes as u32)
@@ -247,10 +253,10 @@ fn poll(node: &Node<'_>) -> Option<u32> {
         node.expected("a duration such as 10ms").help(format!("the units are {}", scalars::DURATION_UNITS));
         return None;
     };
-    let milliseconds = (seconds * 1000.0).round();
-    if !(1.0..=10_000.0).contains(&milliseconds) {
-        node.expected("a duration from 1ms to 10s");
+    let milliseconds = (seconds * 1000.0).round().clamp(0.0, f64::from(u32::MAX)) as u32;
+    if !RING_POLL.contains(&milliseconds) {
+        node.expected(format!("a duration from {}ms to {}s", RING_POLL.start(), RING_POLL.end() / 1000));
         return None;
     }
-    Some(milliseconds as u32)
+    Some(milliseconds)
 }

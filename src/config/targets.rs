@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::fields::{Fields, Node};
+use super::limits;
 use super::model::{Named, Selector, Target};
 use super::place::Place;
 use super::words::quote;
@@ -11,9 +12,6 @@ use super::{labels, probes};
 const KEYS: &[&str] = &["name", "binary", "process", "pid", "container", "labels", "profile", "probes"];
 
 const HELP: &str = "write binary: PATH, process: NAME, pid: NUMBER or container: NAME";
-
-/// Largest process id of Linux (PID_MAX_LIMIT).
-const MAX_PID: u32 = 1 << 22;
 
 /// The targets of `targets:`.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Target> {
@@ -37,7 +35,7 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
 
 /// A process id.
 pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
-    node.integer("a process id", 1..=MAX_PID)
+    node.integer("a process id", limits::PID)
 }
 
 /// Reports every target whose name another one has already.

@@ -22,7 +22,7 @@ use super::turns::Turns;
 /// Longer `Authorization` headers are refused unread.
 const MAX_HEADER: usize = 2048;
 /// The most expensive bcrypt hash that is taken: about 5 seconds for an evaluation.
-const MAX_COST: u32 = 16;
+pub const MAX_COST: u32 = 16;
 /// Remembered results of bcrypt, for each of right and wrong.
 const REMEMBERED: usize = 64;
 

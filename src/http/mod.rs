@@ -47,7 +47,7 @@ mod tls;
 mod turns;
 mod watch;
 
-pub use auth::Credentials;
+pub use auth::{Credentials, MAX_COST};
 pub use error::HttpError;
 pub use exposure::exposure_warnings;
 pub use route::{Access, Reply, RequestInfo, Route, Router};

@@ -27,7 +27,11 @@ impl fmt::Display for KernelError {
     }
 }
 
-impl std::error::Error for KernelError {}
+impl std::error::Error for KernelError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.why)
+    }
+}
 
 /// The most likely reason, from what the process may do and which kernel it is.
 pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {

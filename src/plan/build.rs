@@ -18,9 +18,6 @@ use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, Loaded, Node};
 use crate::kinds;
 
-/// Prefixes of the names that the exporter gives to its own metrics.
-pub(crate) const RESERVED: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
-
 /// The plan for a configuration, or every error in it.
 ///
 /// With `all_to_ring` every metric is computed in user space, which tests use to compare both ways.
@@ -369,17 +366,13 @@ impl Builder<'_> {
         self.probes.push(plan);
     }
 
-    /// Reports names that the metric and its labels cannot have.
+    /// Reports names that the metric's labels cannot have.
     fn check(&self, target: &Target, metric: &Metric) {
         for label in &metric.labels {
             if target.labels.iter().any(|(name, _)| *name == label.name) {
                 let message = format!("label \"{}\" is one of the target's own labels already", label.name);
                 self.diags.error(&label.at, message);
             }
-        }
-        if let Some(prefix) = RESERVED.iter().find(|prefix| metric.name.starts_with(**prefix)) {
-            self.diags
-                .error(&metric.at, format!("names that begin with {prefix} are the exporter's own metrics"));
         }
     }
 

@@ -5,12 +5,13 @@
 
 mod build;
 mod late;
+mod lint;
 mod profiles;
 mod route;
 mod scope;
 
-pub(crate) use build::RESERVED;
 pub use build::{plan, plan_draft};
+pub use lint::lint;
 pub use profiles::{profile, profiles};
 
 use crate::config::model::{

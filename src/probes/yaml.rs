@@ -7,8 +7,8 @@ use std::path::Path;
 use super::functions::shown;
 use super::{Argument, Function, Listing, Probe, count};
 use crate::config::is_probe_word;
+use crate::config::limits;
 use crate::config::model::Selector;
-use crate::plan::RESERVED;
 
 /// Functions that are written out; a configuration has at most 1 MiB.
 const MOST_FUNCTIONS: usize = 1000;
@@ -143,7 +143,7 @@ impl Writer {
         name.truncate(NAME_MAX);
         let mut name = name.trim_end_matches('_');
         let prefixed = format!("probe_{name}");
-        let reserved = RESERVED.iter().any(|begin| name.starts_with(begin));
+        let reserved = limits::reserved(name).is_some();
         if name.is_empty() || reserved || name.starts_with(|c: char| c.is_ascii_digit()) {
             name = prefixed.trim_end_matches('_');
         }

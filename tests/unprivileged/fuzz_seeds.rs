@@ -31,3 +31,10 @@ fn program_files() {
     }
     assert!(programs > 0, "a whole program is among them, or nothing was looked at");
 }
+
+#[test]
+fn configurations() {
+    for bytes in seeds("config") {
+        checks::config(&bytes);
+    }
+}

@@ -14,8 +14,6 @@ use crate::config::place::{Place, Source, Step};
 use crate::config::tree::{Field, Meaning, Position, Scalar, Tree, Value};
 use crate::config::words::quote;
 
-/// Largest file that is read, in bytes.
-pub const MAX_BYTES: usize = 1 << 20;
 /// Most nodes, and bytes of text in them, after aliases are unfolded.
 const MAX_NODES: usize = 200_000;
 const MAX_TEXT: usize = 4 << 20;

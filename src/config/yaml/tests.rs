@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::limits::FILE_BYTES;
 
 fn read(text: &str) -> Result<Tree, String> {
     let diags = Diagnostics::new();
@@ -164,7 +165,7 @@ fn aliases_unfold_within_bounds() {
 
 #[test]
 fn depth_size_and_time_are_bounded() {
-    let fill = |text: &str| text.repeat(MAX_BYTES / text.len());
+    let fill = |text: &str| text.repeat(FILE_BYTES / text.len());
     for text in ["[", "{a: ", "- ", "? ", "[{", "[? ", "&a ", "!a ", "a: ", "%", "x,", "---\n", "\t", "'\n"] {
         let text = fill(text);
         let _ = read(&text);
@@ -174,7 +175,7 @@ fn depth_size_and_time_are_bounded() {
     assert!(read(&nested(65)).unwrap_err().contains("nested too deeply"));
     assert!(read(&nested(300)).unwrap_err().contains("nested too deeply"));
     assert!(read(&nested(64)).is_ok());
-    assert!(read(&format!("a: {}", "x".repeat(MAX_BYTES - 3))).is_ok());
+    assert!(read(&format!("a: {}", "x".repeat(FILE_BYTES - 3))).is_ok());
 }
 
 /// The content of a tree as the library that deserialises would have it.

@@ -244,3 +244,45 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
     let typed = table("args: { n: { index: 0, type: i32 } }");
     assert!(!typed.contains("64 bits") && typed.contains("leave out float"), "{typed}");
 }
+
+#[test]
+fn names_that_prometheus_advises_against_are_remarked_on() {
+    let probes = "probes:
+      - on: usdt:udp:block_race_winner
+        metrics: [{ counter: races }]";
+    let ran = check(&config(&demo("fibre-demo"), probes));
+    assert!(
+        ran.err.contains("note: ") && ran.err.contains("races: a counter's name ends in _total"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(ran.code, 0);
+}
+
+#[test]
+fn a_hashed_password_is_accepted_and_a_long_one_is_not_cut() {
+    let hash = |password: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
+            .args(["hash-password", "--cost", "4"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("start the exporter");
+        std::io::Write::write_all(&mut child.stdin.take().expect("its input"), password.as_bytes())
+            .expect("write");
+        child.wait_with_output().expect("wait")
+    };
+    let printed = hash("s3cret\r\nanother line\n");
+    let text = String::from_utf8(printed.stdout).expect("text");
+    assert!(printed.status.success() && printed.stderr.is_empty() && text.ends_with('\n'), "{text}");
+    assert!(bcrypt::verify("s3cret", text.trim_end()).expect("a hash"), "{text}");
+    for (password, why) in [("\n", "is empty"), (&*"x".repeat(73), "at most 72 bytes")] {
+        let refused = hash(password);
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            refused.status.code() == Some(2) && refused.stdout.is_empty() && told.contains(why),
+            "{told}"
+        );
+    }
+}

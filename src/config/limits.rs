@@ -1,0 +1,77 @@
+//! Every limit and default of a configuration, once: the decoders, their messages, the schema and the reference take them from
+//! here. What the kernel part sets comes from its ABI. Defaults of settings that have a flag are in [`super::keys`].
+
+use std::ops::RangeInclusive;
+
+use crate::abi;
+
+/// Largest file that is read, in bytes.
+pub const FILE_BYTES: usize = 1 << 20;
+/// Largest password file that is read, in bytes.
+pub const PASSWORD_FILE_BYTES: u64 = 4096;
+
+/// Longest text or byte string that is read from a program, in bytes.
+pub const TEXT_BYTES: u32 = abi::MAX_BYTES as u32;
+/// The same where `max` is not given.
+pub const DEFAULT_TEXT_BYTES: u32 = 64;
+/// Highest position of an argument. Systemtap's probes have twelve; functions may have more.
+pub const ARGUMENT_INDEX: usize = 31;
+/// How far into a structure a value may lie, in bytes.
+pub const FIELD_OFFSET: i32 = 65_535;
+/// Most bounds of one histogram, +Inf not counted.
+pub const BUCKETS: usize = abi::MAX_BOUNDS;
+/// The bounds that Prometheus client libraries use for seconds when none are given.
+pub const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+pub const PORT: RangeInclusive<u16> = 1..=u16::MAX;
+/// Largest process id of Linux (PID_MAX_LIMIT).
+pub const PID: RangeInclusive<u32> = 1..=1 << 22;
+
+/// Bytes of the ring buffer, a power of two: of a page at least.
+pub const RING_BYTES: RangeInclusive<u64> = 4096..=1 << 30;
+pub const DEFAULT_RING_BYTES: u32 = 4 << 20;
+/// Milliseconds.
+pub const RING_POLL: RangeInclusive<u32> = 1..=10_000;
+pub const DEFAULT_RING_POLL: u32 = 10;
+
+pub const LABEL_VALUES: RangeInclusive<u32> = 1..=100_000;
+pub const DEFAULT_LABEL_VALUES: u32 = 200;
+pub const SITES: RangeInclusive<u32> = 1..=65_536;
+pub const DEFAULT_SITES: u32 = 8192;
+pub const STARTS: RangeInclusive<u32> = 1..=4_194_304;
+pub const DEFAULT_STARTS: u32 = 32_768;
+
+/// Beginnings of the names of the exporter's own metrics.
+const OWN: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];
+/// Names of what Prometheus itself records for each target or alert, and their beginnings.
+const PROMETHEUS: &[&str] = &["up", "ALERTS", "ALERTS_FOR_STATE"];
+const PROMETHEUS_PREFIXES: &[&str] = &["scrape_"];
+
+/// Why a metric of a configuration cannot have the name, if it cannot.
+pub fn reserved(name: &str) -> Option<String> {
+    if let Some(prefix) = OWN.iter().find(|prefix| name.starts_with(**prefix)) {
+        return Some(format!("names that begin with `{prefix}` are the exporter's own metrics"));
+    }
+    if let Some(prefix) = PROMETHEUS_PREFIXES.iter().find(|prefix| name.starts_with(**prefix)) {
+        return Some(format!("names that begin with `{prefix}` are series that Prometheus records itself"));
+    }
+    PROMETHEUS.contains(&name).then(|| "Prometheus records a series of this name itself".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_taken() {
+        for name in
+            ["up", "scrape_duration_seconds", "scrape_x", "ALERTS", "process_x", "fibre_exporter_info"]
+        {
+            assert!(reserved(name).is_some(), "{name}");
+        }
+        for name in ["up_total", "uptime_seconds", "scraped_total", "fibre_blocks_total", "my_process_total"]
+        {
+            assert_eq!(reserved(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Remarks on the names of metrics: what Prometheus' own linter (`promtool check metrics`) and its documentation on naming
+//! ask for. None of them is an error.
+
+use super::{Plan, Source};
+use crate::config::diagnose::Diagnostics;
+use crate::config::model::{MetricKind, Unit};
+use crate::config::place;
+
+/// Words that name a unit other than the base unit, and the base unit.
+const UNITS: &[(&[&str], &str)] = &[
+    (&["ns", "us", "ms", "sec", "secs", "nanoseconds", "microseconds", "milliseconds"], "seconds"),
+    (&["minutes", "hours", "days", "weeks", "nanosecond", "microsecond", "millisecond", "second"], "seconds"),
+    (&["kb", "mb", "gb", "kib", "mib", "gib", "kilobytes", "megabytes", "gigabytes", "kibibytes"], "bytes"),
+    (&["mebibytes", "gibibytes", "byte"], "bytes"),
+    (&["percent", "percents", "pct"], "ratio"),
+];
+
+/// Words that say of what kind a metric is, which its type says already.
+const KINDS: &[&str] = &["counter", "gauge", "histogram", "summary"];
+
+/// What is worth telling of the names of the metrics that the configuration describes, those of profiles apart. One
+/// line each, with its place.
+pub fn lint(plan: &Plan) -> Vec<String> {
+    let remarks = Diagnostics::new();
+    for (number, metric) in plan.metrics.iter().enumerate() {
+        let feeds = |probe: &'_ super::ProbePlan| {
+            let action = probe.actions.iter().find(|action| action.metric == number)?;
+            let unit = action.value.map(|value| (probe.values[value].unit, probe.values[value].source));
+            Some((action.at.clone(), unit))
+        };
+        let Some((at, unit)) = plan.probes.iter().find_map(feeds) else { continue };
+        if matches!(*at.source, place::Source::Profile(_)) {
+            continue;
+        }
+        for remark in remarks_on(&metric.name, &metric.kind, unit) {
+            remarks.error(&at, format!("{}: {remark}", metric.name));
+        }
+        for label in metric.labels.iter().filter(|label| ["job", "instance"].contains(&&***label)) {
+            let message = format!(
+                "Prometheus has a label \"{label}\" of its own, so this one becomes exported_{label}"
+            );
+            remarks.error(&at, message);
+        }
+    }
+    remarks.into_vec().iter().map(|one| one.to_string().trim_end().to_owned()).collect()
+}
+
+fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, Source)>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let words: Vec<&str> = name.split(['_', ':']).collect();
+    let is_counter = *kind == MetricKind::Counter;
+    match (is_counter, name.ends_with("_total")) {
+        (true, false) => remarks.push("a counter's name ends in _total".to_owned()),
+        (false, true) => remarks.push("only a counter's name ends in _total".to_owned()),
+        _ => {}
+    }
+    for suffix in ["_bucket", "_count", "_sum", "_created", "_info"] {
+        if name.ends_with(suffix) {
+            remarks.push(format!("a name that ends in {suffix} is taken for a part of another metric"));
+        }
+    }
+    if name.contains(':') {
+        remarks.push("colons are for the names of recording rules".to_owned());
+    }
+    if name.contains(|c: char| c.is_ascii_uppercase()) {
+        remarks.push("names are written in lower case, with underscores".to_owned());
+    }
+    if let Some(word) = KINDS.iter().find(|word| words.contains(word)) {
+        remarks.push(format!("its type says already that it is a {word}"));
+    }
+    let other =
+        UNITS.iter().find_map(|(other, base)| Some((words.iter().find(|word| other.contains(word))?, base)));
+    if let Some((word, base)) = other {
+        remarks.push(format!(
+            "the unit in the name is the base unit {base}, not {word}, and the value is shown in it"
+        ));
+    }
+    let unit = match value {
+        Some((_, Source::Duration)) => Some("seconds"),
+        Some((Unit::Nanoseconds | Unit::Microseconds | Unit::Milliseconds | Unit::Seconds, _)) => {
+            Some("seconds")
+        }
+        Some((Unit::Bytes | Unit::Kibibytes | Unit::Mebibytes | Unit::Pages, _)) => Some("bytes"),
+        Some((Unit::None, _)) | None => None,
+    };
+    if let Some(unit) = unit.filter(|unit| !words.contains(unit) && other.is_none()) {
+        remarks.push(format!("its value is in {unit}: the name says so at its end, before _total"));
+    }
+    remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Overrides, read_bytes};
+    use crate::plan::plan_draft;
+
+    #[test]
+    fn rules_of_naming() {
+        let counter = MetricKind::Counter;
+        let histogram = MetricKind::Histogram(vec![1.0]);
+        let microseconds = Some((Unit::Microseconds, Source::Arg(0)));
+        let plain = Some((Unit::None, Source::Arg(0)));
+        for (name, kind, value) in [
+            ("relay_messages_total", &counter, None),
+            ("relay_seconds_total", &counter, microseconds),
+            ("relay_bytes", &histogram, Some((Unit::Kibibytes, Source::Arg(0)))),
+            ("call_duration_seconds", &histogram, Some((Unit::Nanoseconds, Source::Duration))),
+            ("block_height", &histogram, plain),
+        ] {
+            assert_eq!(remarks_on(name, kind, value), Vec::<String>::new(), "{name}");
+        }
+        for (name, kind, value, expected) in [
+            ("relay_messages", &counter, None, "ends in _total"),
+            ("relay_total", &histogram, plain, "only a counter"),
+            ("relay_count", &histogram, plain, "_count is taken for a part"),
+            ("relay:x_total", &counter, None, "recording rules"),
+            ("relayMessages_total", &counter, None, "lower case"),
+            ("relay_counter_total", &counter, None, "it is a counter"),
+            ("relay_duration_ms", &histogram, microseconds, "base unit seconds, not ms"),
+            ("relay_duration", &histogram, microseconds, "its value is in seconds"),
+            ("relay_total", &counter, Some((Unit::Bytes, Source::Arg(0))), "its value is in bytes"),
+        ] {
+            let found = remarks_on(name, kind, value);
+            assert!(found.len() == 1 && found[0].contains(expected), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn remarks_have_places_and_profiles_have_none() {
+        let text = "bitcoind_path: x\ntargets:\n  - name: a\n    binary: x\n    profile: postgresql\n    probes:\n      - on: usdt:a:b\n        \
+                    metrics:\n          - counter: hits\n            labels: { job: comm }\n";
+        let draft = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+        let (_, plan) = plan_draft(draft).unwrap_or_else(|errors| panic!("{errors}"));
+        let found = lint(&plan);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].starts_with("c.yaml:9:13: ")
+                && found[0].ends_with("hits: a counter's name ends in _total")
+        );
+        assert!(found[1].ends_with("becomes exported_job"), "{found:?}");
+    }
+}
