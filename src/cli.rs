@@ -30,6 +30,8 @@ pub enum Invocation {
     Profiles { name: Option<String> },
     /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
     Dashboard { file: PathBuf, alerts: bool },
+    /// Print the JSON schema of a configuration, or its reference as Markdown.
+    Schema { markdown: bool },
     /// Read a password from standard input and print its bcrypt hash.
     HashPassword { cost: u32 },
     /// Print a completion script.
@@ -142,6 +144,11 @@ pub fn command() -> Command {
                 .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
         )
         .subcommand(
+            Command::new("schema")
+                .about("Print a JSON schema of the configuration, for editors")
+                .arg(switch("markdown").help("Print the reference of all keys instead")),
+        )
+        .subcommand(
             Command::new("hash-password")
                 .about("Read a password and print its bcrypt hash, for metrics_auth_password")
                 .arg(
@@ -200,6 +207,7 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         },
         "profiles" => Invocation::Profiles { name: text("name") },
         "dashboard" => Invocation::Dashboard { file: file(), alerts: matches.get_flag("alerts") },
+        "schema" => Invocation::Schema { markdown: matches.get_flag("markdown") },
         "hash-password" => Invocation::HashPassword { cost: matches.get_one("cost").copied().unwrap_or(10) },
         "completions" => {
             Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
@@ -327,6 +335,8 @@ mod tests {
             parsed(&["dashboard", "c.yaml", "--alerts"]),
             Invocation::Dashboard { file, alerts: true }
         );
+        assert_eq!(parsed(&["schema"]), Invocation::Schema { markdown: false });
+        assert_eq!(parsed(&["schema", "--markdown"]), Invocation::Schema { markdown: true });
         assert_eq!(parsed(&["hash-password"]), Invocation::HashPassword { cost: 10 });
         assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
     }

@@ -14,7 +14,7 @@ use crate::logging::{LogFile, Logging};
 use crate::plan::{Plan, lint, plan_draft, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_capabilities, run};
-use crate::{check, dashboard};
+use crate::{check, dashboard, reference};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -33,6 +33,8 @@ pub fn perform(invocation: Invocation) -> ExitCode {
             clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Invocation::Schema { markdown: false } => show(&reference::schema()),
+        Invocation::Schema { markdown: true } => show(&reference::page()),
         Invocation::HashPassword { cost } => hash_password(cost),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)

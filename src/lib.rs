@@ -33,6 +33,7 @@ mod places;
 pub mod plan;
 mod privileges;
 mod probes;
+pub mod reference;
 pub mod resolve;
 mod returns;
 mod run;

@@ -1,13 +1,47 @@
 //! Arguments of a probe.
 
+use std::borrow::Cow;
+
 use super::fields::{Fields, Node};
 use super::limits;
 use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
+use super::section::{Form, Key, Section, words};
 use super::words::{did_you_mean, quote};
 
-const KEYS: &[&str] =
-    &["index", "to_index", "offset", "type", "max", "length", "len", "reverse", "unit", "at"];
+/// A position.
+pub(super) const POSITION: Form = Form::Integer(0, limits::ARGUMENT_INDEX as i64);
+const BYTES: Form = Form::Integer(1, limits::TEXT_BYTES as i64);
+
+/// An entry of `args:`, in its long form.
+pub static ARGUMENT: Section = Section {
+    name: "argument",
+    what: "an argument",
+    about: "An argument of a probe. A number alone is the position of an integer.",
+    keys: Cow::Borrowed(&[
+        Key::new("index", POSITION, "Its position, from 0.").required(),
+        Key::new("to_index", POSITION, "In a span, read it at the far end, at this position."),
+        Key::new(
+            "offset",
+            Form::Integer(-(limits::FIELD_OFFSET as i64), limits::FIELD_OFFSET as i64),
+            "The argument is the address of a structure, and the value so many bytes into it.",
+        ),
+        Key::new("type", Form::Words(|| words(TYPES)), "What it is.").or("int"),
+        Key::new("max", BYTES, "Of text: the most bytes that are read.").or("64"),
+        Key::new("length", POSITION, "Of `string_len`: the position of the argument with the length."),
+        Key::new("len", BYTES, "Of `hex` and `bytes`: how many bytes."),
+        Key::new(
+            "reverse",
+            Form::Boolean,
+            "Of `hex` and `bytes`: the last byte first, as block hashes are shown.",
+        )
+        .or("false"),
+        Key::new("unit", Form::Words(|| words(UNITS)), "Of numbers; metrics show seconds and bytes."),
+        Key::new("at", Form::Words(|| words(WHEN)), "Of functions: when what it points to is read.")
+            .or("entry"),
+    ]),
+    one_of: &[],
+};
 
 const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer at position 0";
 
@@ -120,7 +154,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
         node.expected("an argument").help(HELP);
         return None;
     }
-    let fields = node.fields("an argument", KEYS)?;
+    let fields = node.fields(&ARGUMENT)?;
     let index = fields.require("index", HELP).and_then(|n| position(&n));
     if !is_span {
         fields.forbid(&["to_index"], "only a span has a far end");

@@ -1,9 +1,52 @@
 //! Bounds of histogram buckets.
 
+use std::borrow::Cow;
+
 use super::fields::{Fields, Node};
 use super::limits::BUCKETS;
 use super::scalars;
+use super::section::{Form, Key, Section};
 use super::words::quote;
+
+/// One bound.
+pub(super) const BOUND: Form = Form::Either(&[Form::Number, Form::Duration, Form::Size]);
+const COUNT: Key = Key::new("count", Form::Integer(1, BUCKETS as i64), "How many.").required();
+
+/// Buckets that are computed.
+pub static BUCKETS_OF: Section = Section {
+    name: "buckets",
+    what: "a set of buckets",
+    about: "Bounds that are computed instead of listed.",
+    keys: Cow::Borrowed(&[
+        Key::new("linear", Form::Section(|| &LINEAR), "Equally far from one another."),
+        Key::new("exponential", Form::Section(|| &EXPONENTIAL), "Each a multiple of the one before."),
+    ]),
+    one_of: &["linear", "exponential"],
+};
+
+pub static LINEAR: Section = Section {
+    name: "linear",
+    what: "`linear`",
+    about: "Buckets equally far from one another.",
+    keys: Cow::Borrowed(&[
+        Key::new("start", BOUND, "The first bound.").required(),
+        Key::new("width", BOUND, "From one bound to the next.").required(),
+        COUNT,
+    ]),
+    one_of: &[],
+};
+
+pub static EXPONENTIAL: Section = Section {
+    name: "exponential",
+    what: "`exponential`",
+    about: "Buckets each of which is a multiple of the one before.",
+    keys: Cow::Borrowed(&[
+        Key::new("start", BOUND, "The first bound, above 0.").required(),
+        Key::new("factor", Form::Number, "Above 1.").required(),
+        COUNT,
+    ]),
+    one_of: &[],
+};
 
 const HELP: &str = "write [1ms, 10ms, 1s] or [1, 10, 100], { linear: { start: 0, width: 10, count: 12 } }, \
                     or { exponential: { start: 100us, factor: 2, count: 18 } }";
@@ -65,12 +108,10 @@ fn bound(node: &Node<'_>) -> Option<f64> {
 }
 
 fn generated(node: &Node<'_>) -> Option<Vec<f64>> {
-    let fields = node.fields("a set of buckets", &["linear", "exponential"])?;
+    let fields = node.fields(&BUCKETS_OF)?;
     let (form, node) = fields.exactly_one(&["linear", "exponential"], HELP)?;
     let step = if form == "linear" { "width" } else { "factor" };
-    let known: &[&str] =
-        if form == "linear" { &["start", "width", "count"] } else { &["start", "factor", "count"] };
-    let fields = node.fields(&format!("`{form}`"), known)?;
+    let fields = node.fields(if form == "linear" { &LINEAR } else { &EXPONENTIAL })?;
     let example = if form == "linear" {
         "write { linear: { start: 0, width: 10, count: 12 } }"
     } else {

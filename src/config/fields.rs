@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::diagnose::{Added, Diagnostics};
 use super::place::{Place, Source};
 use super::scalars;
+use super::section::Section;
 use super::tree::{Field, Meaning, Scalar, Tree, Value, find};
 use super::words::{did_you_mean, nearest, quote};
 
@@ -24,7 +25,7 @@ pub struct Fields<'a> {
     pub at: Place,
     map: &'a [Field],
     diags: &'a Diagnostics,
-    known: &'static [&'static str],
+    section: &'static Section,
     /// Known keys that an unknown one was probably meant to be.
     misspelt: Vec<&'static str>,
 }
@@ -246,36 +247,37 @@ impl<'a> Node<'a> {
         Some(fields.iter().map(|field| (&field.key, node(field))).collect())
     }
 
-    /// The value as a mapping of `known` keys; every other key is reported.
-    pub fn fields(&self, what: &str, known: &'static [&'static str]) -> Option<Fields<'a>> {
-        self.fields_and(what, known, |_| false)
+    /// The value as the mapping `section`; every key that is not one of its own is reported.
+    pub fn fields(&self, section: &'static Section) -> Option<Fields<'a>> {
+        self.fields_and(section, |_| false)
     }
 
     /// [`Node::fields`], with further keys that are passed over.
     pub(super) fn fields_and(
         &self,
-        what: &str,
-        known: &'static [&'static str],
+        section: &'static Section,
         is_passed_over: impl Fn(&str) -> bool,
     ) -> Option<Fields<'a>> {
+        let what = section.what;
+        let names: Vec<_> = section.names().collect();
         let Value::Map(map) = &self.value.value else {
-            self.expected(format!("{what} (a mapping)")).help(format!("the keys are {}", known.join(", ")));
+            self.expected(format!("{what} (a mapping)")).help(format!("the keys are {}", names.join(", ")));
             return None;
         };
         let mut misspelt = Vec::new();
-        let is_known = |key: &str| known.contains(&key) || is_passed_over(key);
+        let is_known = |key: &str| section.has(key) || is_passed_over(key);
         let unknown = map.iter().filter(|field| !is_known(&field.key.text));
         for Field { key, key_position, .. } in unknown {
-            let near = nearest(&key.text, known.to_vec());
+            let near = nearest(&key.text, section.names());
             let meant = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
             let place = self.at.key(&key.text).at(*key_position);
             let added = self.diags.error(&place, format!("unknown key{meant}"));
             if near.is_none() {
-                added.help(format!("{what} has the keys {}", known.join(", ")));
+                added.help(format!("{what} has the keys {}", names.join(", ")));
             }
-            misspelt.extend(known.iter().filter(|known| Some(**known) == near));
+            misspelt.extend(section.names().filter(|known| Some(*known) == near));
         }
-        Some(Fields { at: self.at.clone(), map, diags: self.diags, known, misspelt })
+        Some(Fields { at: self.at.clone(), map, diags: self.diags, section, misspelt })
     }
 }
 
@@ -292,7 +294,7 @@ fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
     match (is_number, is_plain) {
         (true, true) if text.contains('_') => Some(format!("write {digits}")),
         (true, true) => {
-            let octal = (!number.contains(['8', '9'])).then(|| format!(" or 0o{number}")).unwrap_or_default();
+            let octal = if number.contains(['8', '9']) { String::new() } else { format!(" or 0o{number}") };
             Some(format!(
                 "a leading zero makes it octal to some readers of YAML and decimal to others: write {number}{octal}"
             ))
@@ -305,7 +307,7 @@ fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
 impl<'a> Fields<'a> {
     /// The value of `key`, which is one of the known keys, if it is there.
     pub fn get(&self, key: &str) -> Option<Node<'a>> {
-        debug_assert!(self.known.contains(&key), "{key} is not in the table of known keys");
+        debug_assert!(self.section.has(key), "{key} is not in the table of known keys");
         Some(Node::new(self.at.key(key), &find(self.map, key)?.value, self.diags))
     }
 

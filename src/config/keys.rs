@@ -44,7 +44,7 @@ pub const KEYS: &[Key] = &[
     short(key("bitcoind_path", "FIBRE_BITCOIND_PATH", "bitcoind", Some("PATH"),
         "Trace this bitcoind with the profile `fibre`"), 'b'),
     short(key("pid", "FIBRE_PID", "pid", Some("PID"),
-        "Count only this process of that bitcoind [default: all of them]"), 'p'),
+        "Count only this process of that bitcoind, instead of all"), 'p'),
     short(default(key("node_name", "FIBRE_NODE_NAME", "node-name", Some("NAME"),
         "Label `node` of every metric"), "localhost"), 'n'),
     default(key("metrics_port", "FIBRE_METRICS_PORT", "port", Some("PORT"),

@@ -1,15 +1,45 @@
 //! Labels of a metric.
 
+use std::borrow::Cow;
+
 use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::limits;
 use super::model::{Label, LabelValue, Pattern};
 use super::place::Place;
 use super::scalars::is_name;
+use super::section::{Form, Key, Section};
 use super::tree::{Meaning, Scalar};
 use super::words::quote;
 
 const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., default: ..., limit: ... }";
+
+/// An entry of a metric's `labels:`, in its long form.
+pub static LABEL: Section = Section {
+    name: "label",
+    what: "a label",
+    about: "A label of a metric. A name alone is that of an argument or a built-in value.",
+    keys: Cow::Borrowed(&[
+        Key::new("const", Form::LabelText, "A constant."),
+        Key::new("value", Form::Name, "An argument or a built-in value."),
+        Key::new(
+            "match",
+            Form::Map(&Form::LabelText),
+            "Label values by patterns (text, a number, `PREFIX*`, or a glob); the first that fits counts.",
+        ),
+        Key::new(
+            "default",
+            Form::LabelText,
+            "The label value where no pattern fits; without it, the value itself.",
+        ),
+        Key::new(
+            "limit",
+            Form::Integer(*limits::LABEL_VALUES.start() as i64, *limits::LABEL_VALUES.end() as i64),
+            "Most label values; further ones are counted under `other`. Without it, `limits.label_values`.",
+        ),
+    ]),
+    one_of: &["const", "value"],
+};
 
 /// The labels of `labels:`, in the order written.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Label> {
@@ -60,7 +90,7 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
         node.expected("a label").help(HELP);
         return None;
     }
-    let fields = node.fields("a label", &["const", "value", "match", "default", "limit"])?;
+    let fields = node.fields(&LABEL)?;
     let (form, value) = fields.exactly_one(&["const", "value"], HELP)?;
     if form == "const" {
         fields.forbid(&["match", "default", "limit"], "the label is constant");

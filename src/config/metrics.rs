@@ -1,5 +1,7 @@
 //! Metrics of a probe.
 
+use std::borrow::Cow;
+
 use super::buckets;
 use super::conditions;
 use super::fields::{Fields, Node};
@@ -7,23 +9,67 @@ use super::labels;
 use super::limits;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
+use super::section::{Form, Key, Section, words};
 use super::words::quote;
 
-const KEYS: &[&str] = &[
-    "counter",
-    "gauge",
-    "histogram",
-    "up_down",
-    "help",
-    "value",
-    "scale",
-    "mode",
-    "direction",
-    "at",
-    "when",
-    "labels",
+pub(super) const HELP_KEY: Key =
+    Key::new("help", Form::Text, "One line about it. Without it, the name as words.");
+pub(super) const BUCKETS_KEY: Key = Key::new(
     "buckets",
-];
+    Form::Either(&[Form::List(&buckets::BOUND), Form::Section(|| &buckets::BUCKETS_OF)]),
+    "Upper bounds, ascending. A histogram of seconds has those of the client libraries if none are given.",
+);
+pub(super) const LABELS_KEY: Key = Key::new(
+    "labels",
+    Form::Map(&Form::Either(&[Form::Name, Form::Section(|| &labels::LABEL)])),
+    "Its labels.",
+);
+pub(super) const WHEN_KEY: Key = Key::new(
+    "when",
+    Form::OneOrList(&Form::Text),
+    "Conditions that must all hold: `size > 0 and kind == \"tx\"`, with ==, !=, <, <=, >, >= and starts_with.",
+);
+
+/// An element of `metrics:`.
+pub static METRIC: Section = Section {
+    name: "metric",
+    what: "a metric",
+    about: "A metric that the hits of a probe feed. Several probes may feed one metric.",
+    keys: Cow::Borrowed(&[
+        Key::new("counter", Form::Text, "The name of a counter."),
+        Key::new("gauge", Form::Text, "The name of a gauge."),
+        Key::new("histogram", Form::Text, "The name of a histogram."),
+        Key::new("up_down", Form::Text, "The name of a gauge that probes raise and lower."),
+        HELP_KEY,
+        Key::new(
+            "value",
+            Form::Name,
+            "What is added or shown: an argument or a built-in value. Without it, hits are counted.",
+        ),
+        Key::new("scale", Form::Number, "Multiplies the value, after its unit."),
+        Key::new(
+            "mode",
+            Form::Words(|| words(MODES)),
+            "Of a gauge: what it shows; `min` and `max` are those of the last one to two minutes.",
+        )
+        .or("last"),
+        Key::new(
+            "direction",
+            Form::Words(|| words(DIRECTIONS)),
+            "Of `up_down`: whether this probe raises or lowers it.",
+        ),
+        Key::new(
+            "at",
+            Form::Words(|| words(MOMENTS)),
+            "Of functions: whether the call or its return counts.",
+        )
+        .or("entry"),
+        WHEN_KEY,
+        LABELS_KEY,
+        BUCKETS_KEY,
+    ]),
+    one_of: FORMS,
+};
 
 const FORMS: &[&str] = &["counter", "gauge", "histogram", "up_down"];
 
@@ -45,7 +91,7 @@ pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
 
 fn metric(node: &Node<'_>) -> Option<Metric> {
     let errors = node.diags.len();
-    let fields = node.fields("a metric", KEYS)?;
+    let fields = node.fields(&METRIC)?;
     let form = fields.exactly_one(FORMS, HELP);
     let name = form.as_ref().and_then(|(_, node)| self::name(node));
     let value = fields.get("value").and_then(|n| {

@@ -18,6 +18,7 @@ pub mod place;
 mod probes;
 mod profile;
 mod scalars;
+pub mod section;
 mod settings;
 mod targets;
 pub mod tree;
@@ -27,6 +28,7 @@ mod yaml;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 pub use diagnose::{Diagnostic, Diagnostics};
 pub use fields::{Fields, Node};
@@ -34,37 +36,54 @@ pub use layers::{Environment, Overrides};
 pub use model::Config;
 pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
-pub use profile::{Profile, parse_profile};
+pub use profile::{PROFILE, Profile, parse_profile};
 pub use words::{did_you_mean, nearest};
 #[cfg(test)]
 pub(crate) use yaml::tree;
 
 use layers::Layers;
+use section::{Form, Section};
 use tree::Position;
 use yaml::Document;
 
-/// The keys at the top of a file.
-const TOP_KEYS: &[&str] = &[
-    "bitcoind_path",
-    "pid",
-    "node_name",
-    "metrics_port",
-    "health_port",
-    "verbose",
-    "log_level",
-    "log_file",
-    "metrics_auth_username",
-    "metrics_auth_password",
-    "metrics_auth_password_file",
-    "tls_cert",
-    "tls_key",
-    "bind",
-    "ring",
-    "limits",
-    "attach",
-    "targets",
-    "network",
-];
+/// The keys at the top of a file: those that have flags, and the others.
+pub static TOP: LazyLock<Section> = LazyLock::new(|| {
+    let of_flag = |key: &keys::Key| {
+        let form = match key.name {
+            "pid" => Form::Integer(i64::from(*limits::PID.start()), i64::from(*limits::PID.end())),
+            "metrics_port" | "health_port" => {
+                Form::Integer(i64::from(*limits::PORT.start()), i64::from(*limits::PORT.end()))
+            }
+            "verbose" => Form::Boolean,
+            "log_level" => Form::Words(settings::levels),
+            name if name.ends_with("_file") || name.ends_with("_path") || name.starts_with("tls_") => {
+                Form::Path
+            }
+            _ => Form::Text,
+        };
+        section::Key { default: key.default, ..section::Key::new(key.name, form, key.help) }
+    };
+    let others = [
+        section::Key::new(
+            "ring",
+            Form::Section(|| &settings::RING),
+            "The buffer between kernel and exporter.",
+        ),
+        section::Key::new("limits", Form::Section(|| &settings::LIMITS), "Bounds on what may be used."),
+        section::Key::new("attach", Form::Words(settings::attach_modes), "How probes are attached.")
+            .or("auto"),
+        section::Key::new("targets", Form::List(&Form::Section(|| &targets::TARGET)), "Programs to trace."),
+        section::Key::new("network", Form::Other("network"), "Packet statistics."),
+    ];
+    Section {
+        name: "configuration",
+        what: "the file",
+        about: "The file. A setting that has a flag and an environment variable is taken from the flag, else from the \
+                variable, else from the file. Keys that begin with `x-` are passed over: a place for anchors.",
+        keys: keys::KEYS.iter().map(of_flag).chain(others).collect(),
+        one_of: &[],
+    }
+});
 
 /// A configuration, and what is worth telling about it although it is not wrong.
 #[derive(Debug, Clone)]
@@ -193,7 +212,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     let node = value.as_ref().map(|value| Node::new(top.clone(), value, &diags));
     let file = node.and_then(|node| {
         if node.value.is_mapping() {
-            return node.fields_and("the file", TOP_KEYS, |key| key.starts_with("x-"));
+            return node.fields_and(&TOP, |key| key.starts_with("x-"));
         }
         // The text may hold anything, so it is not quoted.
         node.error("expected `key: value` lines").help("see config.example.yaml");

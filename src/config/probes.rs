@@ -1,15 +1,76 @@
 //! Probes: `on:`, `function:` and `span:`.
 
+use std::borrow::Cow;
+
 use super::args::{self, INTEGERS};
 use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
+use super::section::{Form, Key, Section, words};
 use super::words::{nearest, quote};
 
-const PROBE_KEYS: &[&str] =
-    &["on", "function", "returns", "returns_by", "args", "metrics", "log", "event_type"];
-const SPAN_KEYS: &[&str] =
-    &["span", "from", "to", "by", "help", "buckets", "labels", "when", "args", "log", "event_type"];
+/// What an element of `probes:` can be.
+pub(super) const FORMS: &[Form] = &[Form::Section(|| &PROBE), Form::Section(|| &SPAN)];
+
+const POINT: &str = "`usdt:PROVIDER:NAME` or `function:NAME`";
+const LOG: &str = "The line that `verbose` logs, with `{NAME}` for the value of an argument or label.";
+const EVENT_TYPE: &str =
+    "Name under which `fibre_exporter_events_processed_total` counts it, instead of the probe's own.";
+const ARGS: Key = Key::new(
+    "args",
+    Form::Map(&Form::Either(&[Form::Section(|| &args::ARGUMENT), args::POSITION])),
+    "Arguments by name: their positions and types.",
+);
+
+/// An element of `probes:`.
+pub static PROBE: Section = Section {
+    name: "probe",
+    what: "a probe",
+    about: "A USDT probe or a function, and the metrics that its hits feed.",
+    keys: Cow::Borrowed(&[
+        Key::new("on", Form::Text, POINT),
+        Key::new(
+            "function",
+            Form::Either(&[Form::Text, Form::Integer(0, i64::MAX)]),
+            "A function: its name, a glob (`SSL_*`), `NAME+0x10`, or an offset in the file (`0x1234`).",
+        ),
+        Key::new("returns", Form::Words(|| words(INTEGERS)), "The type of what the function returns.")
+            .or("i64"),
+        Key::new(
+            "returns_by",
+            Form::Words(|| words(RETURNS_BY)),
+            "How the return is traced. `trampoline` is quicker, and ends a program that unwinds through it.",
+        )
+        .or("exits"),
+        ARGS,
+        Key::new("metrics", Form::List(&Form::Section(|| &metrics::METRIC)), "What is counted."),
+        Key::new("log", Form::Text, LOG),
+        Key::new("event_type", Form::Text, EVENT_TYPE),
+    ]),
+    one_of: &["on", "function"],
+};
+
+/// An element of `probes:` with `span:`.
+pub static SPAN: Section = Section {
+    name: "span",
+    what: "a span",
+    about: "The time between two probes, as a histogram.",
+    keys: Cow::Borrowed(&[
+        Key::new("span", Form::Text, "The name of the histogram, in seconds.").required(),
+        Key::new("from", Form::Text, "Where it begins: `usdt:PROVIDER:NAME` or `function:NAME`.").required(),
+        Key::new("to", Form::Text, "Where it ends, likewise.").required(),
+        Key::new("by", Form::Name, "What start and end have in common: `thread`, or an argument of both.")
+            .or("thread"),
+        metrics::HELP_KEY,
+        metrics::BUCKETS_KEY,
+        metrics::LABELS_KEY,
+        metrics::WHEN_KEY,
+        ARGS,
+        Key::new("log", Form::Text, LOG),
+        Key::new("event_type", Form::Text, EVENT_TYPE),
+    ]),
+    one_of: &[],
+};
 
 const RETURNS_BY: &[(&str, ReturnsBy)] =
     &[("exits", ReturnsBy::Exits), ("trampoline", ReturnsBy::Trampoline)];
@@ -27,8 +88,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let errors = || node.diags.len();
     // Which keys are known depends on the form, so the form is looked for first.
     let is_span = node.value.get("span").is_some();
-    let fields = node
-        .fields(if is_span { "a span" } else { "a probe" }, if is_span { SPAN_KEYS } else { PROBE_KEYS })?;
+    let fields = node.fields(if is_span { &SPAN } else { &PROBE })?;
     let on = if is_span { span(&fields) } else { single(&fields) };
     let mut unread = Unread { on: on.is_none(), ..Unread::default() };
     // What cannot be read may be one.

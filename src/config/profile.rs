@@ -1,13 +1,29 @@
 //! Profile files: probes of a known program, in the same language.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::model::Probe;
 use super::place::{Place, Source};
+use super::section::{Form, Key, Section};
 use super::words::quote;
 use super::{probes, yaml};
+
+/// A profile's file.
+pub static PROFILE: Section = Section {
+    name: "profile",
+    what: "a profile",
+    about: "A file of `profiles/`: probes of a known program.",
+    keys: Cow::Borrowed(&[
+        Key::new("profile", Form::Text, "Its name, which is that of the file.").required(),
+        Key::new("description", Form::Text, "What it measures, on one line.").required(),
+        Key::new("binaries", Form::List(&Form::Path), "Where distributions put the program or library."),
+        Key::new("probes", Form::List(&Form::Either(probes::FORMS)), "Its probes.").required(),
+    ]),
+    one_of: &[],
+};
 
 /// What a profile says. It is expanded into targets by the plan.
 #[derive(Debug, Clone)]
@@ -34,7 +50,7 @@ pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
 }
 
 fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
-    let fields = node.fields("a profile", &["profile", "description", "binaries", "probes"])?;
+    let fields = node.fields(&PROFILE)?;
     let said = fields.require("profile", "write the profile's name").and_then(|n| {
         let said = n.text()?;
         if said != name {

@@ -38,7 +38,8 @@ pub(super) fn size(text: &str) -> Option<u64> {
 
 /// Whole KiB, MiB or GiB, as [`size`] reads them.
 pub(super) fn show_size(bytes: u64) -> String {
-    let unit = SIZES.iter().rev().find(|(name, factor)| name.ends_with("iB") && bytes % factor == 0);
+    let unit =
+        SIZES.iter().rev().find(|(name, factor)| name.ends_with("iB") && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| format!("{bytes}B"), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 

@@ -1,8 +1,10 @@
 //! What is not about a target: merged, checked against each other, and defaults filled in.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, Node};
@@ -14,6 +16,7 @@ use super::limits::{
 use super::model::{AttachMode, Auth, Limits, LogLevel, Settings, TlsFiles};
 use super::place::Place;
 use super::scalars;
+use super::section::{Form, Key, Section, words};
 use super::words::quote;
 
 const LEVELS: &[(&str, LogLevel)] = &[
@@ -26,6 +29,55 @@ const LEVELS: &[(&str, LogLevel)] = &[
 
 const MODES: &[(&str, AttachMode)] =
     &[("auto", AttachMode::Auto), ("multi", AttachMode::Multi), ("perf", AttachMode::Perf)];
+
+/// `ring:`.
+pub static RING: Section = Section {
+    name: "ring",
+    what: "the ring's settings",
+    about: "The buffer of events between kernel and exporter.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "size",
+            Form::Either(&[Form::Size, Form::Integer(4096, 1 << 30)]),
+            "A power of two from 4KiB to 1GiB.",
+        )
+        .or("4MiB"),
+        Key::new("poll", Form::Duration, "How long events may wait in it, from 1ms to 10s.").or("10ms"),
+    ]),
+    one_of: &[],
+};
+
+/// `limits:`.
+pub static LIMITS: Section = Section {
+    name: "limits",
+    what: "the limits",
+    about: "Bounds on what the exporter may use.",
+    keys: Cow::Borrowed(&[
+        limit(
+            "label_values",
+            &LABEL_VALUES,
+            "Values that one label may have before the rest is counted as `other`.",
+        )
+        .or("200"),
+        limit("sites", &SITES, "Probe sites that can be attached at once.").or("8192"),
+        limit("starts", &STARTS, "Spans and calls that can have begun and not ended.").or("32768"),
+    ]),
+    one_of: &[],
+};
+
+const fn limit(name: &'static str, range: &RangeInclusive<u32>, about: &'static str) -> Key {
+    Key::new(name, Form::Integer(*range.start() as i64, *range.end() as i64), about)
+}
+
+/// Ways to attach.
+pub(super) fn attach_modes() -> Vec<&'static str> {
+    words(MODES)
+}
+
+/// Levels of the log.
+pub(super) fn levels() -> Vec<&'static str> {
+    words(LEVELS)
+}
 
 /// The settings of all sources. With `complete` false a source is missing, so that nothing is given about
 /// what is not there.
@@ -210,10 +262,9 @@ fn check_readable(layers: &Layers<'_>, at: &Place, path: &Path, what: &str) {
 }
 
 fn limits(file: Option<&Fields<'_>>) -> Limits {
-    let ring =
-        file.and_then(|f| f.get("ring")).and_then(|n| n.fields("the ring's settings", &["size", "poll"]));
+    let ring = file.and_then(|f| f.get("ring")).and_then(|n| n.fields(&RING));
     let limits = file.and_then(|f| f.get("limits"));
-    let limits = limits.and_then(|n| n.fields("the limits", &["label_values", "sites", "starts"]));
+    let limits = limits.and_then(|n| n.fields(&LIMITS));
     let limit = |key: &str, what: &str, range, default| {
         let node = limits.as_ref().and_then(|f| f.get(key));
         node.and_then(|n| n.integer(what, range)).unwrap_or(default)
@@ -259,4 +310,29 @@ fn poll(node: &Node<'_>) -> Option<u32> {
         return None;
     }
     Some(milliseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::args::ARGUMENT;
+    use crate::config::limits;
+
+    #[test]
+    fn documented_defaults_and_limits_are_those_that_hold() {
+        let default = |section: &Section, name: &str| {
+            let key = section.keys.iter().find(|key| key.name == name);
+            key.and_then(|key| key.default).unwrap_or_else(|| panic!("{name}"))
+        };
+        assert_eq!(default(&LIMITS, "label_values"), DEFAULT_LABEL_VALUES.to_string());
+        assert_eq!(default(&LIMITS, "sites"), DEFAULT_SITES.to_string());
+        assert_eq!(default(&LIMITS, "starts"), DEFAULT_STARTS.to_string());
+        assert_eq!(scalars::size(default(&RING, "size")), Some(u64::from(DEFAULT_RING_BYTES)));
+        assert_eq!(default(&RING, "poll"), format!("{DEFAULT_RING_POLL}ms"));
+        assert_eq!(default(&ARGUMENT, "max"), limits::DEFAULT_TEXT_BYTES.to_string());
+        let sizes = (scalars::show_size(*RING_BYTES.start()), scalars::show_size(*RING_BYTES.end()));
+        assert!(RING.keys[0].about.contains(&format!("from {} to {}", sizes.0, sizes.1)));
+        let poll = format!("from {}ms to {}s", RING_POLL.start(), RING_POLL.end() / 1000);
+        assert!(RING.keys[1].about.contains(&poll));
+    }
 }

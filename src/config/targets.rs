@@ -1,15 +1,41 @@
 //! Targets: which program, and what to trace in it.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::fields::{Fields, Node};
 use super::limits;
 use super::model::{Named, Selector, Target};
 use super::place::Place;
+use super::section::{Form, Key, Section};
 use super::words::quote;
 use super::{labels, probes};
 
-const KEYS: &[&str] = &["name", "binary", "process", "pid", "container", "labels", "profile", "probes"];
+/// An element of `targets:`.
+pub static TARGET: Section = Section {
+    name: "target",
+    what: "a target",
+    about: "A program to trace: `binary`, `process`, `pid` or `container` says which one, `profile` and `probes` what.",
+    keys: Cow::Borrowed(&[
+        Key::new("name", Form::Text, "A short name for messages and the exporter's own metrics.").required(),
+        Key::new("binary", Form::Path, "This file, whoever runs it; also the one that takes its place."),
+        Key::new("process", Form::Text, "Processes with this name, or whose executable's base name it is."),
+        Key::new(
+            "pid",
+            Form::Integer(*limits::PID.start() as i64, *limits::PID.end() as i64),
+            "This one process. Beside `binary`: count only this process.",
+        ),
+        Key::new("container", Form::Text, "Processes in the container with this name or id."),
+        Key::new("labels", Form::Map(&Form::LabelText), "Constant labels of every series of the target."),
+        Key::new(
+            "profile",
+            Form::OneOrList(&Form::Text),
+            "Ready-made probes; `exporter profiles` lists them.",
+        ),
+        Key::new("probes", Form::List(&Form::Either(probes::FORMS)), "Probes of one's own."),
+    ]),
+    one_of: &[],
+};
 
 const HELP: &str = "write binary: PATH, process: NAME, pid: NUMBER or container: NAME";
 
@@ -62,7 +88,7 @@ pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: 
 }
 
 fn target(node: &Node<'_>) -> Option<Target> {
-    let fields = node.fields("a target", KEYS)?;
+    let fields = node.fields(&TARGET)?;
     let name = fields
         .require("name", "write a short name for messages and self-metrics: name: bitcoind")
         .and_then(|n| n.text_as("a name"))

@@ -1,18 +1,92 @@
 //! The section `network:` of a configuration.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use super::stats;
 use crate::config::Node;
+use crate::config::section::{Form, Key, Section, words};
 
-const KEYS: &[&str] = &["interfaces", "exclude", "mode", "count"];
-const SPACE_KEYS: &[&str] = &["netns", "container", "interfaces"];
-static COUNT_KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    let others = ["talkers", "flows", "top_sources", "tcp_connections", "drop_reasons", "tcp"];
-    stats::switches().map(|switch| switch.key).chain(others).collect()
+const NAMES: Form = Form::OneOrList(&Form::Text);
+
+/// `network:`.
+pub static NETWORK: Section = Section {
+    name: "network",
+    what: "the network's settings",
+    about: "Packet statistics of interfaces.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "interfaces",
+            Form::OneOrList(&Form::Either(&[Form::Text, Form::Section(|| &SPACE)])),
+            "Names or globs (`*`, `?`), also of interfaces that appear later.",
+        )
+        .required(),
+        Key::new("exclude", NAMES, "Names or globs of those that are left out."),
+        Key::new("mode", Form::Words(|| words(MODES)), "Where what comes in is counted.").or("auto"),
+        Key::new("count", Form::Section(|| &COUNTED), "What is counted beside packets and bytes."),
+    ]),
+    one_of: &[],
+};
+
+static SPACE: Section = Section {
+    name: "network_namespace",
+    what: "interfaces of another network namespace",
+    about: "Interfaces of another network namespace.",
+    keys: Cow::Borrowed(&[
+        Key::new("netns", Form::Text, "Its name, as `ip netns` knows it, or its path."),
+        Key::new("container", Form::Text, "That of the container with this name or id."),
+        Key::new("interfaces", NAMES, "Names or globs; without it, all."),
+    ]),
+    one_of: &["netns", "container"],
+};
+
+static COUNTED: LazyLock<Section> = LazyLock::new(|| {
+    let switch = |name, default, about| {
+        Key::new(name, Form::Boolean, about).or(if default { "true" } else { "false" })
+    };
+    let table = |name, about| {
+        Key::new(name, Form::Either(&[Form::Boolean, Form::Section(|| &TABLE)]), about).or("false")
+    };
+    let series = Form::Integer(i64::from(*TOP_SOURCES.start()), i64::from(*TOP_SOURCES.end()));
+    let others = [
+        table("talkers", "Remote hosts."),
+        table("flows", "Flows of the talkers that are kept. Needs `talkers`."),
+        Key::new("top_sources", series, "Series of `xdp_top_source_bytes` at most. Needs `talkers`."),
+        switch("tcp_connections", Count::default().tcp_connections, "TCP connections by state."),
+        switch(
+            "drop_reasons",
+            Count::default().drop_reasons,
+            "Packets that the kernel drops, by its own reasons.",
+        ),
+        switch(
+            "tcp",
+            Count::default().tcp,
+            "Changes of TCP sockets' states, and what the kernel tells besides of TCP.",
+        ),
+    ];
+    Section {
+        name: "count",
+        what: "what is counted",
+        about: "What is counted beside packets and bytes by direction, family, protocol and verdict.",
+        keys: stats::switches().map(|one| switch(one.key, one.default, one.name)).chain(others).collect(),
+        one_of: &[],
+    }
 });
-const TABLE_KEYS: &[&str] = &["entries"];
+
+static TABLE: Section = Section {
+    name: "table",
+    what: "a table",
+    about: "The size of a table.",
+    keys: Cow::Borrowed(&[Key::new(
+        "entries",
+        Form::Integer(*TABLE_ENTRIES.start() as i64, *TABLE_ENTRIES.end() as i64),
+        "Entries kept by each CPU.",
+    )
+    .required()]),
+    one_of: &[],
+};
+
 const MODES: &[(&str, Mode)] =
     &[("native", Mode::Native), ("generic", Mode::Generic), ("tcx", Mode::Tcx), ("auto", Mode::Auto)];
 
@@ -23,7 +97,7 @@ const HELP: &str = "write interfaces: [eth0], or a glob: [\"veth*\"]";
 
 /// Reads the section; its errors go to the node's list.
 pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
-    let fields = node.fields("the network's settings", KEYS)?;
+    let fields = node.fields(&NETWORK)?;
     let named = fields.require("interfaces", HELP)?;
     let (mut interfaces, mut elsewhere) = (Vec::new(), Vec::new());
     for one in named.one_or_list() {
@@ -49,7 +123,7 @@ fn names(node: &Node<'_>) -> Vec<String> {
 
 /// `{ netns: NAME }` or `{ container: NAME }`, with `interfaces`, or all but the loopback.
 fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
-    let fields = node.fields("interfaces of another network namespace", SPACE_KEYS)?;
+    let fields = node.fields(&SPACE)?;
     let named = |key: &str| Some(fields.get(key)?.text_as("a name")?.to_owned());
     let space = match (named("netns"), named("container")) {
         (Some(name), None) => Space::Netns(name),
@@ -77,7 +151,7 @@ fn mode(node: &Node<'_>) -> Option<Mode> {
 }
 
 fn count(node: &Node<'_>) -> Option<Count> {
-    let fields = node.fields("what is counted", &COUNT_KEYS)?;
+    let fields = node.fields(&COUNTED)?;
     let switch =
         |key: &str, default: bool| fields.get(key).and_then(|node| node.boolean()).unwrap_or(default);
     let table = |key: &str| fields.get(key).and_then(|node| entries(&node)).unwrap_or(0);
@@ -105,7 +179,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
 /// `true`, `false`, or `{ entries: N }`.
 fn entries(node: &Node<'_>) -> Option<u32> {
     if node.value.is_mapping() {
-        let fields = node.fields("a table", TABLE_KEYS)?;
+        let fields = node.fields(&TABLE)?;
         return fields
             .require("entries", "write entries: 4096")?
             .integer("a number of entries", TABLE_ENTRIES);

@@ -32,7 +32,7 @@ pub use abi::{AddressFamily, Direction, Fault, Link, PLAIN_BLOCKS, Protocol, SIZ
 pub use attach::Refusal;
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
-pub use decode::decode;
+pub use decode::{NETWORK, decode};
 pub use event::Event;
 pub use hook::Hook;
 pub use preview::describe;

@@ -13,5 +13,6 @@ mod elf_exits;
 mod elf_names;
 mod elf_programs;
 mod fuzz_seeds;
+mod reference;
 mod stack;
 mod workflows;

@@ -1,0 +1,187 @@
+//! The language's reference: a JSON schema that editors use, and a page of documentation, both from the decoders' own tables.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::section::{Form, Key, Section};
+use crate::config::{self, keys::KEYS};
+use crate::net;
+
+/// Every mapping of the language, from the top down, each once.
+fn sections() -> Vec<&'static Section> {
+    fn visit(section: &'static Section, found: &mut Vec<&'static Section>) {
+        if !found.iter().any(|known| known.name == section.name) {
+            found.push(section);
+            section.keys.iter().for_each(|key| descend(&key.form, found));
+        }
+    }
+    fn descend(form: &Form, found: &mut Vec<&'static Section>) {
+        match form {
+            Form::Section(section) => visit(section(), found),
+            Form::Other(name) => visit(other(name), found),
+            Form::List(form) | Form::OneOrList(form) | Form::Map(form) => descend(form, found),
+            Form::Either(forms) => forms.iter().for_each(|form| descend(form, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    visit(&config::TOP, &mut found);
+    found
+}
+
+/// A mapping that is decoded elsewhere than in the configuration's own code.
+fn other(name: &str) -> &'static Section {
+    match name {
+        "network" => &net::NETWORK,
+        name => unreachable!("nobody decodes {name}"),
+    }
+}
+
+/// The JSON schema (draft 2020-12) of a configuration.
+pub fn schema() -> String {
+    let mut definitions: Map<String, Value> =
+        sections().iter().map(|section| (section.name.to_owned(), of_section(section))).collect();
+    let top = definitions.remove(config::TOP.name).unwrap_or_default();
+    let mut schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Configuration of the exporter",
+        "patternProperties": {"^x-": true},
+        "$defs": definitions,
+    });
+    if let (Value::Object(schema), Value::Object(top)) = (&mut schema, top) {
+        schema.extend(top);
+    }
+    // Strings, numbers and lists only: nothing of it can fail.
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+}
+
+fn of_section(section: &Section) -> Value {
+    let is_top = section.name == config::TOP.name;
+    let property = |key: &Key| {
+        let mut value = of_form(&key.form);
+        if is_top {
+            // A key at the top with nothing behind it is not set.
+            value = json!({"anyOf": [value, {"enum": [null, ""]}]});
+        }
+        let default = key.default.map(|default| format!(" Default: {default}.")).unwrap_or_default();
+        if let Value::Object(value) = &mut value {
+            value.insert("description".to_owned(), format!("{}{default}", sentence(key.about)).into());
+        }
+        (key.name.to_owned(), value)
+    };
+    let properties: Map<String, Value> = section.keys.iter().map(property).collect();
+    let mut made = json!({
+        "type": "object",
+        "description": section.about,
+        "properties": properties,
+        "additionalProperties": false,
+    });
+    let required: Vec<_> = section.keys.iter().filter(|key| key.is_required).map(|key| key.name).collect();
+    if !required.is_empty() {
+        made["required"] = required.into();
+    }
+    if !section.one_of.is_empty() {
+        made["oneOf"] = section.one_of.iter().map(|key| json!({"required": [key]})).collect();
+    }
+    made
+}
+
+fn of_form(form: &Form) -> Value {
+    let pattern = |pattern: &str| json!({"type": "string", "pattern": pattern});
+    match form {
+        Form::Text | Form::Path => json!({"type": "string", "minLength": 1}),
+        Form::LabelText => json!({"type": ["string", "number", "boolean"]}),
+        Form::Name => pattern("^[A-Za-z_][A-Za-z0-9_]*$"),
+        Form::Boolean => json!({"anyOf": [
+            {"type": "boolean"},
+            {"type": "string", "pattern": "^([Tt]rue|TRUE|[Ff]alse|FALSE|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF)$"},
+        ]}),
+        Form::Number => json!({"type": "number"}),
+        Form::Duration => pattern("^-?[0-9.]+ *(ns|us|µs|ms|s|min|h)$"),
+        Form::Size => pattern("^[0-9.]+ *(B|[kKMG]B|[KMG]iB)$"),
+        Form::Integer(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+        Form::Words(words) => {
+            let mut all: Vec<String> = Vec::new();
+            for word in words() {
+                for word in [word.to_owned(), word.to_lowercase()] {
+                    if !all.contains(&word) {
+                        all.push(word);
+                    }
+                }
+            }
+            json!({"enum": all})
+        }
+        Form::Section(section) => json!({"$ref": format!("#/$defs/{}", section().name)}),
+        Form::Other(name) => json!({"$ref": format!("#/$defs/{name}")}),
+        Form::List(form) => json!({"type": "array", "items": of_form(form)}),
+        Form::OneOrList(form) => {
+            let one = of_form(form);
+            json!({"anyOf": [one, {"type": "array", "items": one}]})
+        }
+        Form::Map(form) => json!({"type": "object", "additionalProperties": of_form(form)}),
+        Form::Either(forms) => json!({"anyOf": forms.iter().map(of_form).collect::<Vec<_>>()}),
+    }
+}
+
+/// The page of documentation, as Markdown.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Configuration reference\n\n\
+         <!-- Made by `exporter schema --markdown` from the tables that the decoders use: change those. -->\n\n\
+         Every key of a configuration. `exporter schema > schema.json` writes a JSON schema of it; with a first line\n\
+         `# yaml-language-server: $schema=schema.json` editors complete and check what is written.\n\
+         `exporter check FILE` tells every error in a file.\n",
+    );
+    for section in sections() {
+        let _ = write!(page, "\n## {}\n\n{}\n", section.name.replace('_', " "), section.about);
+        if !section.one_of.is_empty() {
+            let _ = write!(page, "\nExactly one of `{}` is written.\n", section.one_of.join("`, `"));
+        }
+        let _ = write!(page, "\n| key | value | default | |\n|---|---|---|---|\n");
+        for key in section.keys.iter() {
+            let default = match (key.default, key.is_required) {
+                (Some(default), _) => format!("`{default}`"),
+                (None, true) => "required".to_owned(),
+                (None, false) => String::new(),
+            };
+            let about = sentence(key.about);
+            let _ = writeln!(page, "| `{}` | {} | {default} | {about} |", key.name, shown(&key.form));
+        }
+    }
+    page.push_str("\n## flags and environment\n\n| key | flag | environment |\n|---|---|---|\n");
+    for key in KEYS {
+        let short = key.short.map(|short| format!(", `-{short}`")).unwrap_or_default();
+        let _ = writeln!(page, "| `{}` | `--{}`{short} | `{}` |", key.name, key.flag, key.env);
+    }
+    page
+}
+
+/// What is written behind a key, in words.
+fn shown(form: &Form) -> String {
+    let link = |name: &str| format!("[{}](#{})", name.replace('_', " "), name.replace('_', "-"));
+    match form {
+        Form::Text => "text".to_owned(),
+        Form::LabelText => "text, a number or a boolean".to_owned(),
+        Form::Name => "a name".to_owned(),
+        Form::Path => "a path".to_owned(),
+        Form::Boolean => "`true`, `false`".to_owned(),
+        Form::Number => "a number".to_owned(),
+        Form::Duration => "a duration (`10ms`)".to_owned(),
+        Form::Size => "a size (`4MiB`)".to_owned(),
+        Form::Integer(least, i64::MAX) => format!("a whole number from {least}"),
+        Form::Integer(least, most) => format!("{least} to {most}"),
+        Form::Words(words) => format!("`{}`", words().join("`, `")),
+        Form::Section(section) => link(section().name),
+        Form::Other(name) => link(name),
+        Form::List(form) => format!("a list of: {}", shown(form)),
+        Form::OneOrList(form) => format!("{}, or a list of them", shown(form)),
+        Form::Map(form) => format!("by name: {}", shown(form)),
+        Form::Either(forms) => forms.iter().map(shown).collect::<Vec<_>>().join(", or "),
+    }
+}
+
+/// With a full stop at its end.
+fn sentence(text: &str) -> String {
+    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+}
