@@ -16,6 +16,7 @@ use super::search::Search;
 use super::symbols::functions;
 use super::unwind::Unwind;
 use super::{Arch, Form, Image, golang, is_program, leaps};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
 
 /// How a function is left.
@@ -165,6 +166,15 @@ impl<'a> Functions<'a> {
         });
         let parts = moved.get(self.name(entry)).into_iter().flatten();
         parts.filter_map(|part| self.around(*part).filter(|range| range.start == *part))
+    }
+
+    /// Where control comes to that runs on over the fill between two functions.
+    pub(super) fn past_padding(&self, vaddr: u64) -> u64 {
+        const LONGEST: usize = 64;
+        let code = self.image.code_at(vaddr, LONGEST).unwrap_or(&[]);
+        let fill = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter();
+        let next = fill.take_while(|now| now.mnemonic() == Mnemonic::Nop && self.around(now.ip()).is_none());
+        next.last().map_or(vaddr, |last| last.next_ip())
     }
 
     /// Whether a function's first instruction is there, not counting a landing pad.

@@ -84,7 +84,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let of = part.of;
             let mut jumps = part.body.jumps.clone();
             if part.body.falls_through {
-                let end = part.body.range.end;
+                let end = self.code.past_padding(part.body.range.end);
                 jumps.push(Jump { at: end, target: end, when: Condition::Untold });
             }
             for jump in jumps {

@@ -307,6 +307,24 @@ runs_on_r2:
 	ret
 end after
 
+# The same over the fill between them.
+begin runs_far
+	test %edi, %edi
+	je 1f
+runs_far_r1: ret
+1:	inc %eax
+	.cfi_endproc
+	.size runs_far, . - runs_far
+	.p2align 6
+	.globl behind
+	.type behind, @function
+behind:
+	.cfi_startproc
+behind_r1:
+runs_far_r2:
+	ret
+end behind
+
 # Refused, and why.
 begin data_inside
 	mov 1f(%rip), %eax
@@ -449,7 +467,7 @@ fn every_exit_is_found_and_nothing_else() {
             let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
             assert_eq!(exits, labels(name), "{name}: {found:#x?}");
-            let shared = ["tail", "tail_locked", "inner", "runs_on", "even"].contains(&name);
+            let shared = ["tail", "tail_locked", "inner", "runs_on", "runs_far", "even"].contains(&name);
             let is_shared = found.exits.iter().any(|exit| exit.shared);
             assert_eq!(is_shared, shared, "{name}: {found:#x?}");
         } else {
@@ -457,7 +475,7 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 24 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 26 + REFUSED.len() + 1 + 1);
 }
 
 /// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
