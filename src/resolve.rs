@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use crate::abi::{location, location_op, site};
 use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
-    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Reg, Site, SiteError, SiteShape, SymbolIndex,
-    parse_args, usdt_sites,
+    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Reg, SharedSemaphore, Site, SiteError,
+    SiteShape, SymbolIndex, parse_args, usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
@@ -96,6 +96,8 @@ pub struct ResolvedSite {
     pub is_return: bool,
     /// Leaves a function.
     pub is_exit: bool,
+    /// The semaphore, if the kernel raises the wrong copy of it in processes that start later.
+    pub shared_semaphore: Option<SharedSemaphore>,
     /// As the kernel is told; the probe's number is in it.
     pub(crate) entry: site,
 }
@@ -199,6 +201,7 @@ pub fn resolve(
         sites.push(ResolvedSite {
             offset,
             ref_ctr_offset,
+            shared_semaphore: image.semaphore_loaded_twice(ref_ctr_offset).filter(|_| ref_ctr_offset != 0),
             shape: at.shape,
             name,
             function: function_offset,
@@ -210,9 +213,8 @@ pub fn resolve(
     if sites.is_empty() {
         return Err(ResolveError::NoneFit(not_used));
     }
-    let twice = |site: &ResolvedSite| site.ref_ctr_offset != 0 && image.is_loaded_twice(site.ref_ctr_offset);
-    if sites.iter().any(twice) {
-        found.warnings.push(SHARED_PAGE.to_string());
+    if sites.iter().any(|site| site.shared_semaphore.is_some()) {
+        found.remarks.push(SHARED_PAGE.to_string());
     }
     Ok(Resolved {
         sites,
@@ -224,11 +226,11 @@ pub fn resolve(
     })
 }
 
-/// What is to be said of a semaphore that the kernel may raise where the program does not look.
+/// What is to be said of a semaphore that the kernel raises where the program does not look.
 const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a page of the file that is loaded twice, and in a \
-                           process that starts after the exporter the kernel raises the wrong one: such processes \
-                           are not counted, those that run already are. Link the program with -z separate-loadable-segments or another \
-                           linker, or start the exporter after it";
+                           process that starts later the kernel raises the wrong one; the exporter raises the right one \
+                           some milliseconds after the start (in a library up to 5 s), and until then hits are not counted. \
+                           Link with -z separate-loadable-segments or another linker to have all counted";
 
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;

@@ -40,6 +40,17 @@ pub struct Image<'a> {
     pclntab: Option<Pclntab<'a>>,
 }
 
+/// A semaphore that must be raised in each process, see [`Image::semaphore_loaded_twice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SharedSemaphore {
+    /// In the file.
+    pub offset: u64,
+    /// Offset in the file of the first page of code.
+    pub code_offset: u64,
+    /// From where that page is mapped to the semaphore.
+    pub distance: u64,
+}
+
 impl<'a> Image<'a> {
     /// Reads the headers.
     ///
@@ -157,10 +168,10 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Whether two writable segments load the page of the file that holds `offset`, as LLVM's linker lays out the data that
-    /// becomes read-only after relocation beside the rest. In a program that starts, the kernel raises a semaphore in the
-    /// first of them, which need not be the one that the program reads.
-    pub fn is_loaded_twice(&self, offset: u64) -> bool {
+    /// Where a semaphore is whose page two writable segments load, as LLVM's linker lays out the data that becomes read-only
+    /// after relocation beside the rest. In a program that starts, the kernel raises it in the first of them, which need not
+    /// be the one that the program reads. None if one segment loads it.
+    pub fn semaphore_loaded_twice(&self, offset: u64) -> Option<SharedSemaphore> {
         const PAGE: u64 = 4096;
         let page = offset / PAGE;
         let holds = |s: &ProgramHeader64<LittleEndian>| {
@@ -168,7 +179,21 @@ impl<'a> Image<'a> {
             let end = start.saturating_add(bytes.saturating_sub(1));
             bytes > 0 && (start / PAGE..=end / PAGE).contains(&page)
         };
-        self.loads().filter(|s| s.p_flags(LE).contains(elf::PF_W) && holds(s)).count() > 1
+        let writable = || self.loads().filter(|s| s.p_flags(LE).contains(elf::PF_W));
+        if writable().filter(|s| holds(s)).count() < 2 {
+            return None;
+        }
+        let vaddr = writable().find_map(|s| {
+            let into = offset.checked_sub(s.p_offset(LE))?;
+            (into < s.p_filesz(LE)).then(|| s.p_vaddr(LE).checked_add(into))?
+        })?;
+        let code = self.loads().find(|s| executable(s))?;
+        let page_of = |at: u64| at / PAGE * PAGE;
+        Some(SharedSemaphore {
+            offset,
+            code_offset: page_of(code.p_offset(LE)),
+            distance: vaddr.wrapping_sub(page_of(code.p_vaddr(LE))),
+        })
     }
 
     /// The address at which the byte at `offset` of the file is loaded as code. The inverse of

@@ -38,7 +38,7 @@ pub use exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind}
 pub use forms::{ArgForm, Form, Reg, parse_args};
 pub use functions::{FunctionSite, function_sites};
 pub use golang::Convention;
-pub use image::{Arch, Image, go_binary};
+pub use image::{Arch, Image, SharedSemaphore, go_binary};
 pub use index::SymbolIndex;
 pub use leaps::{Leap, is_program, leaps};
 pub use minidebug::embedded_symbols;

@@ -173,9 +173,10 @@ impl ProcessEvents {
         all.iter().for_each(|key| drop(cgroups.delete(key)));
     }
 
-    /// A process that executes the file needs nothing at once.
-    pub fn set_known(&self, file: FileKey) {
-        self.set(&self.skel.maps.files, &file.bytes(), file_flag::FILE_KNOWN.0);
+    /// A process that executes the file needs nothing at once; or it does, whatever it is called and wherever it is.
+    pub fn set_known(&self, file: FileKey, needs_semaphores: bool) {
+        let flags = if needs_semaphores { file_flag::FILE_SEMAPHORES } else { file_flag::FILE_KNOWN };
+        self.set(&self.skel.maps.files, &file.bytes(), flags.0);
     }
 
     /// The file is as one that was never seen.
@@ -308,7 +309,7 @@ mod tests {
         let other = start("/bin/dash".as_ref());
         assert_eq!(of(&mut events, other), []);
         // Of a file that is known its path is not told.
-        events.set_known(file);
+        events.set_known(file, false);
         let pid = start(&path);
         let told = of(&mut events, pid);
         assert!(matches!(&told[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));

@@ -4,6 +4,7 @@
 //! stat(2) does, which is right but on overlayfs and other file systems that show numbers of their own.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -112,6 +113,23 @@ impl Files {
         for_each(&link, |mapping: mapped_file| {
             found = inode_of(&mapping) == inode && Some(mapping.tgid) != own;
             !found
+        })?;
+        Ok(found)
+    }
+
+    /// The processes that map the file, by the kernel's own numbers.
+    ///
+    /// # Errors
+    /// If the iterator fails.
+    pub fn mapping(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
+        self.set(inode.address, 0)?;
+        let link = attach(&self.skel.progs.mappings, 0)?;
+        let mut found = BTreeSet::new();
+        for_each(&link, |mapping: mapped_file| {
+            if inode_of(&mapping) == inode {
+                found.insert(mapping.tgid);
+            }
+            true
         })?;
         Ok(found)
     }

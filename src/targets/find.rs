@@ -116,7 +116,7 @@ const YOUNG: usize = 256;
 /// A process that has begun to run a program.
 #[derive(Debug)]
 pub struct Executed {
-    pid: u32,
+    pub pid: u32,
     key: FileKey,
     /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub time: u64,
@@ -288,7 +288,7 @@ impl Finder {
             events.forget(pid);
         }
         let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
-        if !applied.is_of_interest {
+        if !applied.is_of_interest && !self.executed.contains_key(file) {
             // It may have ended before it could be looked at; the next one is to find its file attached to.
             if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -322,7 +322,8 @@ impl Finder {
     }
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
-    pub fn note_executed(&mut self, news: &News) {
+    /// Where semaphores have to be raised, all such processes are told.
+    pub fn note_executed(&mut self, news: &News, needs_semaphores: impl Fn(Identity) -> bool) {
         for executed in &news.executed {
             let Some(identity) = self.file_of(executed) else { continue };
             let Some(events) = &self.events else { return };
@@ -330,7 +331,7 @@ impl Finder {
                 self.executed.drain().for_each(|(key, _)| events.forget_file(key));
             }
             if self.executed.insert(executed.key, identity) != Some(identity) {
-                events.set_known(executed.key);
+                events.set_known(executed.key, needs_semaphores(identity));
             }
         }
     }
@@ -339,6 +340,22 @@ impl Finder {
     pub fn file_of(&mut self, executed: &Executed) -> Option<Identity> {
         let known = self.executed.get(&executed.key).copied();
         known.or_else(|| Some(self.of_process(executed.pid).ok()?.identity))
+    }
+
+    /// Where the process has mapped the file: the addresses at which a mapping of it begins.
+    ///
+    /// # Errors
+    /// If the process has ended, or the kernel does not say.
+    pub fn starts_of_mappings(&mut self, pid: u32, identity: Identity) -> io::Result<HashSet<u64>> {
+        let Some(files) = &mut self.files else { return Ok(HashSet::new()) };
+        let all = files.mapped_by(pid)?;
+        Ok(all.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start).collect())
+    }
+
+    /// The processes that map the file, as far as the kernel's numbers are those of /proc.
+    pub fn mapping(&mut self, identity: Identity) -> BTreeSet<u32> {
+        let files = self.files.as_mut().filter(|_| identity.address != 0);
+        files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
     }
 
     /// The file is no longer attached to: whoever runs it next is to be looked at.

@@ -12,7 +12,7 @@ use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::abi::site_flag;
 use crate::config::model::Point;
-use crate::elf::{Image, SymbolIndex};
+use crate::elf::{Image, SharedSemaphore, SymbolIndex};
 use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -44,6 +44,8 @@ pub struct Generation {
     pub probes: Vec<Outcome>,
     links: Vec<Link>,
     cookies: Vec<u32>,
+    /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
+    pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     /// Places in the file's code that no process ever runs.
     idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
@@ -126,6 +128,7 @@ impl Generation {
             lease,
             links: Vec::new(),
             cookies: Vec::new(),
+            shared_semaphores: Vec::new(),
             idle: Vec::new(),
             unread: false,
             again: Again::new(),
@@ -280,6 +283,7 @@ impl Generation {
                 }
                 None => {
                     self.cookies.push(*number);
+                    self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
                 }
             }
@@ -290,6 +294,7 @@ impl Generation {
     /// still name them.
     pub fn detach(&mut self, cookies: &mut Cookies) {
         detach(std::mem::take(&mut self.links));
+        self.shared_semaphores.clear();
         cookies.free.append(&mut self.cookies);
     }
 

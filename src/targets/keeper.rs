@@ -306,6 +306,8 @@ impl Worker {
                 self.look(walk);
             }
         }
+        // Or the kernel could not lower them.
+        self.raise_all_semaphores();
         let mut all: Vec<_> = self
             .targets
             .drain(..)
@@ -348,6 +350,7 @@ impl Worker {
         }
         for executed in &news.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
+            self.raise_semaphores(executed.pid, identity);
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
                 let late = of.map_or(0, |of| of.attached.saturating_sub(executed.time));
@@ -356,7 +359,12 @@ impl Worker {
                 }
             }
         }
-        self.finder.note_executed(news);
+        let states = &self.targets;
+        let needs_semaphores = |identity| {
+            let generations = states.iter().flat_map(|state| &state.current);
+            generations.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
+        };
+        self.finder.note_executed(news, needs_semaphores);
     }
 
     /// Whether a start found no room since the last look.
@@ -404,6 +412,7 @@ impl Worker {
             }
         }
         if walk {
+            self.raise_all_semaphores();
             self.drop_candidates();
             self.follow();
         }

@@ -7,6 +7,7 @@ mod keeper;
 mod libraries;
 mod outcome;
 mod processes;
+mod semaphores;
 mod status;
 mod upgrade;
 mod watch;

@@ -5,5 +5,6 @@ mod events;
 mod files;
 mod meant;
 mod namespaces;
+mod semaphores;
 mod support;
 mod upgrades;

@@ -7,6 +7,7 @@
  *   leave NUMBER a child fires when its parent has ended
  *   name NAME    calls itself so
  *   exec FILE    becomes another program, which goes on with the input
+ *   raised       answers with the value of the probe's semaphore, if it was built with -DSEMAPHORE
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  */
 #define _GNU_SOURCE
@@ -21,6 +22,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef SEMAPHORE
+#define _SDT_HAS_SEMAPHORES 1
+#endif
 #include <sys/sdt.h>
 
 #ifdef LIBRARY
@@ -33,11 +37,19 @@ static void (*fire_library)(void);
 
 static volatile int pad[PAD];
 
+#ifdef SEMAPHORE
+__extension__ unsigned short t_hit_semaphore __attribute__((section(".probes"), used));
+#define IS_RAISED (*(volatile unsigned short *)&t_hit_semaphore)
+#else
+#define IS_RAISED 1
+#endif
+
 __attribute__((noinline)) static void hit(void)
 {
 	for (int i = 0; i < PAD; i++)
 		pad[i]++;
-	DTRACE_PROBE(t, hit);
+	if (IS_RAISED)
+		DTRACE_PROBE(t, hit);
 	if (fire_library)
 		fire_library();
 }
@@ -97,6 +109,10 @@ int main(int argc, char **argv)
 		} else if (!strncmp(line, "exec ", 5)) {
 			execl(line + 5, line + 5, NULL);
 			return 5;
+		} else if (!strcmp(line, "raised")) {
+			printf("%d\n", IS_RAISED);
+			fflush(stdout);
+			continue;
 		} else if (!strncmp(line, "load ", 5)) {
 			load(line + 5);
 		} else {

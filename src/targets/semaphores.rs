@@ -1,0 +1,169 @@
+//! Raising semaphores that the kernel raises in the wrong place.
+//!
+//! In a file whose semaphores are on a page that two segments load (lld), the kernel raises them, in a process that
+//! starts, where the first of the two is mapped. Later, when that has become read-only, it lowers them in the second, where the
+//! program looks: also when the exporter is killed. So the right one is raised here as often as the kernel will lower it, which
+//! balances. What forks takes its raised semaphores along. A process in which one was not raised would keep
+//! the kernel from taking out its probes.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::find::Identity;
+use super::keeper::Worker;
+use crate::elf::SharedSemaphore;
+
+/// A semaphore by its place in the file, and the sites that name it.
+type Wanted = BTreeMap<u64, (SharedSemaphore, BTreeSet<u64>)>;
+
+impl Worker {
+    /// Semaphores of the file that have to be raised in each process, whatever targets they are for.
+    fn shared_semaphores(&self, identity: Identity) -> Wanted {
+        let states = self.targets.iter();
+        let generations = states.flat_map(|state| state.current.iter().chain(&state.replaced));
+        let mut wanted = Wanted::new();
+        for (site, shared) in
+            generations.filter(|of| of.identity == identity).flat_map(|of| &of.shared_semaphores)
+        {
+            wanted.entry(shared.offset).or_insert_with(|| (*shared, BTreeSet::new())).1.insert(*site);
+        }
+        wanted
+    }
+
+    /// In a process that has just begun to run the file.
+    pub(super) fn raise_semaphores(&mut self, pid: u32, identity: Identity) {
+        let wanted = self.shared_semaphores(identity);
+        if wanted.is_empty() {
+            return;
+        }
+        let raised =
+            self.finder.starts_of_mappings(pid, identity).and_then(|starts| raise(pid, &starts, &wanted));
+        match raised {
+            Ok(0) => {}
+            Ok(raised) => log::debug!("process {pid}: raised {raised} semaphores"),
+            // It has ended.
+            Err(err) if matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(err) => log::warn!(
+                "process {pid}: its semaphores cannot be raised ({err}), so that its hits are not counted; CAP_SYS_PTRACE is needed"
+            ),
+        }
+    }
+
+    /// In all processes that map such files, of which some may not have been told.
+    pub(super) fn raise_all_semaphores(&mut self) {
+        let states = self.targets.iter();
+        let generations = states.flat_map(|state| state.current.iter().chain(&state.replaced));
+        let files: HashSet<Identity> =
+            generations.filter(|of| !of.shared_semaphores.is_empty()).map(|of| of.identity).collect();
+        for identity in files {
+            for pid in self.finder.mapping(identity) {
+                self.raise_semaphores(pid, identity);
+            }
+        }
+    }
+}
+
+/// Raises those that are not. `starts` are the addresses at which mappings of the file begin. Returns how many were
+/// raised.
+fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let maps: Vec<Mapped> = maps.lines().filter_map(Mapped::parse).collect();
+    let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+    let mut raised = 0;
+    for (shared, sites) in wanted.values() {
+        let code = maps.iter().filter(|map| {
+            starts.contains(&map.start) && map.is_executable && map.offset == shared.code_offset
+        });
+        for code in code {
+            let at = code.start.wrapping_add(shared.distance);
+            let is_there = maps
+                .iter()
+                .any(|map| map.is_writable && map.range().contains(&at) && starts.contains(&map.start));
+            if !is_there {
+                continue;
+            }
+            let mut now = [0; 2];
+            memory.read_exact_at(&mut now, at)?;
+            let count = breakpoints(&memory, sites, maps.iter().filter(|map| starts.contains(&map.start)));
+            if u16::from_ne_bytes(now) == 0 && count > 0 {
+                memory.write_all_at(&count.to_ne_bytes(), at)?;
+                raised += 1;
+            }
+        }
+    }
+    Ok(raised)
+}
+
+/// How many breakpoints there are for sites of the file: the kernel raises and lowers the semaphore for each. A page of code
+/// that two segments share is mapped twice, and has two.
+fn breakpoints<'a>(
+    memory: &File,
+    sites: &BTreeSet<u64>,
+    maps: impl Iterator<Item = &'a Mapped> + Clone,
+) -> u16 {
+    let is_there = |map: &Mapped, site: u64| {
+        let at = site.checked_sub(map.offset).and_then(|into| map.start.checked_add(into));
+        let mut byte = [0];
+        at.is_some_and(|at| {
+            map.range().contains(&at) && memory.read_exact_at(&mut byte, at).is_ok() && byte[0] == BREAKPOINT
+        })
+    };
+    let all = sites.iter().map(|site| maps.clone().filter(|map| is_there(map, *site)).count());
+    u16::try_from(all.sum::<usize>()).unwrap_or(u16::MAX)
+}
+
+/// The x86 breakpoint.
+const BREAKPOINT: u8 = 0xcc;
+
+/// A line of /proc/PID/maps.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapped {
+    start: u64,
+    end: u64,
+    offset: u64,
+    is_executable: bool,
+    is_writable: bool,
+}
+
+impl Mapped {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let rights = words.next()?;
+        let hex = |digits| u64::from_str_radix(digits, 16).ok();
+        Some(Self {
+            start: hex(start)?,
+            end: hex(end)?,
+            offset: hex(words.next()?)?,
+            is_executable: rights.contains('x'),
+            is_writable: rights.contains('w') && rights.ends_with('p'),
+        })
+    }
+
+    fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_read() {
+        let line = "55d0a0003000-55d0a0004000 rw-p 00000b68 fe:00 12 /tmp/a program";
+        let expected = Mapped {
+            start: 0x55d0_a000_3000,
+            end: 0x55d0_a000_4000,
+            offset: 0xb68,
+            is_executable: false,
+            is_writable: true,
+        };
+        assert_eq!(Mapped::parse(line), Some(expected));
+        assert!(!Mapped::parse(&line.replace("rw-p", "rw-s")).unwrap().is_writable);
+        assert!(Mapped::parse(&line.replace("rw-p", "r-xp")).unwrap().is_executable);
+        assert_eq!(Mapped::parse("nonsense"), None);
+    }
+}

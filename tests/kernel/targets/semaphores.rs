@@ -1,0 +1,77 @@
+//! Programs linked by lld, whose semaphores are on a page that two segments load: the kernel raises the wrong copy in those that
+//! start later.
+
+use super::support::*;
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
+
+/// How often the program's semaphore is raised.
+fn raised(program: &mut Program) -> u32 {
+    program.say("raised").parse().unwrap()
+}
+
+fn until_raised(program: &mut Program) {
+    eventually("the semaphore to be raised", || raised(program) > 0);
+}
+
+#[test]
+fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
+    let folder = folder();
+    let (path, other) = (folder.path().join("lld"), folder.path().join("other"));
+    build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
+    std::fs::hard_link(&path, &other).unwrap();
+    let mut before = Program::start(&path);
+    assert_eq!(raised(&mut before), 0);
+    let target = [("p", format!("binary: {}", path.display()))];
+    let target = target.each_ref().map(|(name, selector)| (*name, selector.as_str()));
+    let mut tracer = Tracer::start(&config(&target));
+    let all_at_once = raised(&mut before);
+    assert!(all_at_once > 0, "the kernel raises it");
+    let mut later = Program::start(&path);
+    until_raised(&mut later);
+    let mut named_otherwise = Program::start(&other);
+    until_raised(&mut named_otherwise);
+    for program in [&mut before, &mut later, &mut named_otherwise] {
+        assert_eq!(raised(program), all_at_once);
+        program.fire(100);
+        program.say("fork 1000");
+    }
+    assert_eq!(count(&tracer, "p_total"), 3300);
+    // Another program in the same process.
+    later.tell(&format!("exec {}", path.display()));
+    until_raised(&mut later);
+    later.fire(5);
+    assert_eq!(count(&tracer, "p_total"), 3305);
+
+    // The kernel lowers what was raised here, and raises all of it for the next exporter.
+    for _ in 0..2 {
+        drop(tracer);
+        for program in [&mut before, &mut later, &mut named_otherwise] {
+            assert_eq!(raised(program), 0);
+        }
+        tracer = Tracer::start(&config(&target));
+        let mut fresh = Program::start(&path);
+        until_raised(&mut fresh);
+        for program in [&mut before, &mut later, &mut named_otherwise, &mut fresh] {
+            assert_eq!(raised(program), all_at_once);
+            program.fire(10);
+        }
+        assert_eq!(count(&tracer, "p_total"), 40);
+    }
+}
+
+#[test]
+fn two_targets_of_one_file_raise_it_once() {
+    let folder = folder();
+    let path = folder.path().join("lld-twice");
+    build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
+    let (binary, process) = (format!("binary: {}", path.display()), "process: lld-twice".to_string());
+    let tracer = Tracer::start_unready(&config(&[("a", &binary), ("b", &process)]), false);
+    let mut program = Program::start(&path);
+    until_sites(&tracer, 1, 1);
+    until_raised(&mut program);
+    program.fire(8);
+    assert_eq!((count(&tracer, "a_total"), count(&tracer, "b_total")), (8, 8));
+    drop(tracer);
+    assert_eq!(raised(&mut program), 0);
+}
