@@ -30,7 +30,7 @@ pub struct DebugInfo<'a> {
 impl<'a> DebugInfo<'a> {
     /// None if the file has none, or it is damaged, too large or packed in a way that is not known.
     pub(super) fn of(image: &Image<'a>) -> Option<DebugInfo<'a>> {
-        image.section(b".debug_info")?;
+        image.section(b".debug_info").or_else(|| image.section(b".zdebug_info"))?;
         let sections =
             DwarfSections::load(|id| section(image, id.name().as_bytes()).ok_or(gimli::Error::Io)).ok()?;
         Some(DebugInfo { sections, inlined: OnceCell::new() })
@@ -55,7 +55,7 @@ impl std::fmt::Debug for DebugInfo<'_> {
 
 /// A section's bytes, unpacked; empty if there is none.
 fn section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
-    let Some(section) = image.section(name) else { return Some(Cow::Borrowed(&[])) };
+    let Some(section) = image.section(name) else { return old_section(image, name) };
     let data = image.section_data(section)?;
     if !section.sh_flags(LE).contains(SHF_COMPRESSED) {
         return (data.len() as u64 <= BYTES_MAX).then_some(Cow::Borrowed(data));
@@ -63,11 +63,26 @@ fn section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
     // Elf64_Chdr: type, reserved, size, alignment.
     let kind = u32::from_le_bytes(*data.first_chunk()?);
     let size = u64::from_le_bytes(*data.get(8..)?.first_chunk()?);
-    if kind != ELFCOMPRESS_ZLIB.0 || size > BYTES_MAX {
+    if kind != ELFCOMPRESS_ZLIB.0 {
+        return None;
+    }
+    unpacked(data.get(24..)?, size)
+}
+
+/// As older binutils compressed it: `.zdebug_info` is `ZLIB`, the size with the highest byte first, and the contents.
+fn old_section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
+    let old = [b".z", name.get(1..)?].concat();
+    let Some(section) = image.section(&old) else { return Some(Cow::Borrowed(&[])) };
+    let data = image.section_data(section)?.strip_prefix(b"ZLIB")?;
+    unpacked(data.get(8..)?, u64::from_be_bytes(*data.first_chunk()?))
+}
+
+fn unpacked<'a>(packed: &[u8], size: u64) -> Option<Cow<'a, [u8]>> {
+    if size > BYTES_MAX {
         return None;
     }
     let mut unpacked = Vec::new();
-    let mut decoder = std::io::Read::take(ZlibDecoder::new(data.get(24..)?), size);
+    let mut decoder = std::io::Read::take(ZlibDecoder::new(packed), size);
     std::io::Read::read_to_end(&mut decoder, &mut unpacked).ok()?;
     Some(Cow::Owned(unpacked))
 }
