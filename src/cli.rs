@@ -36,6 +36,8 @@ pub enum Invocation {
     HashPassword { cost: u32 },
     /// Print a completion script.
     Completions { shell: Shell },
+    /// Print the man page, or that of a command.
+    Man { command: Option<String> },
 }
 
 /// How `probes` shows what it found.
@@ -169,6 +171,23 @@ pub fn command() -> Command {
                     .help("Shell"),
             ),
         )
+        .subcommand(
+            Command::new("man")
+                .about("Print the man page, or that of a command")
+                .arg(Arg::new("command").value_name("COMMAND").help("check, probes, ...")),
+        )
+}
+
+/// The man page of the exporter or of one of its commands, as roff; `None` if there is no such command.
+pub fn man_page(of: Option<&str>) -> Option<Vec<u8>> {
+    let mut command = command();
+    command.build();
+    if let Some(of) = of {
+        command = command.find_subcommand(of)?.clone();
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page).expect("writing to memory cannot fail");
+    Some(page)
 }
 
 fn overrides(matches: &ArgMatches) -> Overrides {
@@ -212,6 +231,7 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         "completions" => {
             Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
         }
+        "man" => Invocation::Man { command: matches.get_one("command").cloned() },
         other => unreachable!("no subcommand is called {other}"),
     }
 }
@@ -338,7 +358,22 @@ mod tests {
         assert_eq!(parsed(&["schema"]), Invocation::Schema { markdown: false });
         assert_eq!(parsed(&["schema", "--markdown"]), Invocation::Schema { markdown: true });
         assert_eq!(parsed(&["hash-password"]), Invocation::HashPassword { cost: 10 });
+        assert_eq!(parsed(&["man", "check"]), Invocation::Man { command: Some("check".into()) });
         assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
+    }
+
+    #[test]
+    fn every_command_and_flag_has_its_man_page() {
+        let page = |of| String::from_utf8(man_page(of).unwrap()).unwrap();
+        let whole = page(None).replace("\\-", "-");
+        for flag in command().get_opts().filter_map(Arg::get_long) {
+            assert!(whole.contains(&format!("--{flag}")), "{flag}");
+        }
+        for sub in command().get_subcommands() {
+            assert!(whole.contains(&format!("exporter-{}", sub.get_name())), "{}", sub.get_name());
+            assert!(page(Some(sub.get_name())).contains(".TH"), "{}", sub.get_name());
+        }
+        assert_eq!(man_page(Some("nonsense")), None);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::Schema { markdown: false } => show(&reference::schema()),
         Invocation::Schema { markdown: true } => show(&reference::page()),
         Invocation::HashPassword { cost } => hash_password(cost),
+        Invocation::Man { command } => show_man_page(command.as_deref()),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
         }
@@ -172,6 +173,16 @@ fn show(text: &str) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+fn show_man_page(of: Option<&str>) -> ExitCode {
+    let Some(page) = crate::cli::man_page(of) else {
+        eprintln!("there is no command {}; `exporter --help` lists them", of.unwrap_or_default());
+        return ExitCode::from(CONFIGURATION);
+    };
+    // A reader that has seen enough is no failure.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), &page);
+    ExitCode::SUCCESS
 }
 
 fn show_profiles(name: Option<&str>) -> ExitCode {

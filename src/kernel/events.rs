@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_is_told() {
+    fn only_what_is_wanted_is_told_as_root() {
         let folder = tempfile::tempdir().unwrap();
         let name = format!("wanted{}", std::process::id());
         let path = folder.path().join(&name);

@@ -305,7 +305,7 @@ mod tests {
 
     /// As root. What kernels before 6.6 are given, which the others take too.
     #[test]
-    fn a_filter_counts_replaces_its_own_and_goes() {
+    fn a_filter_counts_replaces_its_own_and_goes_as_root() {
         let inside = std::thread::spawn(|| {
             // SAFETY: a system call without pointers; the namespace it makes is this thread's, and ends with it.
             #[allow(unsafe_code)]

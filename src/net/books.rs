@@ -207,7 +207,7 @@ mod tests {
 
     /// As root.
     #[test]
-    fn slots_are_given_out_again_with_counters_that_are_zero() {
+    fn slots_are_given_out_again_with_counters_that_are_zero_as_root() {
         let books = Books::create(&Count::default()).expect("this test needs root");
         books.reserve(20).unwrap();
         let mut first: Vec<Slot> = (0..20).map(|_| books.open().unwrap()).collect();

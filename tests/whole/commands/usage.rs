@@ -2,7 +2,7 @@
 
 use super::exporter;
 
-const COMMANDS: [&str; 5] = ["check", "probes", "profiles", "dashboard", "completions"];
+const COMMANDS: [&str; 6] = ["check", "probes", "profiles", "dashboard", "completions", "man"];
 
 #[test]
 fn every_command_has_help() {
@@ -27,6 +27,7 @@ fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
         &["probes", "a", "--functions"],
         &["dashboard"],
         &["completions", "tcsh"],
+        &["man", "nonsense"],
         &["profiles", "no-such-profile"],
         &["check", "/nonexistent/c.yaml"],
         &["dashboard", "/nonexistent/c.yaml"],
