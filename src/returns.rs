@@ -6,8 +6,8 @@
 
 use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
 use crate::elf::{
-    Cost, Exit, ExitKind, Exits, Form, FunctionSite, Image, Passage, PassageKind, Reg, Site, SymbolIndex,
-    is_program,
+    Approach, Cost, Exit, ExitKind, Exits, Form, FunctionSite, Image, Passage, PassageKind, Reg, Site,
+    SymbolIndex, is_program,
 };
 
 use crate::resolve::unfit;
@@ -40,7 +40,13 @@ pub fn by_exits(
             .to_string());
     }
     let (image, functions) = (index.image(), index.code());
-    let sites = exits.exits.iter().map(|exit| exit_site(image, exit)).collect::<Result<_, String>>()?;
+    let mut sites = Vec::new();
+    for exit in &exits.exits {
+        match approach_sites(image, exit, reads_result) {
+            Some(cheaper) => sites.extend(cheaper),
+            None => sites.push(exit_site(image, exit)?),
+        }
+    }
     let is_needed = |passage: &&Passage| passage.kind == PassageKind::LoopBack || functions.may_unwind();
     let passages = exits.passages.iter().filter(is_needed).map(|passage| passage_site(image, passage));
     let passages = passages.collect::<Result<_, String>>()?;
@@ -81,8 +87,8 @@ impl Costs {
             false => "where nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
         };
         notes.push(format!(
-            "the return is traced where the code leaves the function: {} exits, {} of them single-stepped (5 to 15 us a hit); \
-             {other}",
+            "the return is traced where the code leaves the function: {} exits, {} of them single-stepped (5 to 15 us a hit, the \
+             others below 1); {other}",
             self.exits, self.dear
         ));
         if !self.followed.is_empty() {
@@ -130,6 +136,23 @@ fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
         }
     }
     Ok((at, entry))
+}
+
+/// What is probed in the place of a `ret`, where that is possible and shows the result if it is read.
+fn approach_sites(image: &Image<'_>, exit: &Exit, reads_result: bool) -> Option<Vec<(Site, site)>> {
+    let approaches = &exit.approaches;
+    if approaches.is_empty() || reads_result && !approaches.iter().all(|approach| approach.is_final) {
+        return None;
+    }
+    let site_of = |approach: &Approach| {
+        let (at, mut entry) = site_at(image, approach.vaddr, approach.when, false).ok()?;
+        entry.frame_offset = approach.above;
+        if exit.shared {
+            entry.flags |= site_flag::SITE_SHARED.0;
+        }
+        (at.cost() != Cost::SingleStepped).then_some((at, entry))
+    };
+    approaches.iter().map(site_of).collect()
 }
 
 fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), String> {

@@ -154,7 +154,7 @@ impl Body {
                 let first = self.jumps.partition_point(|jump| jump.at < at);
                 let jump = self.jumps.get(first).filter(|jump| jump.at == at);
                 left.extend(jump.map(|jump| jump.target).filter(|target| self.range.contains(target)));
-                if self.stops.binary_search(&at).is_ok() {
+                if self.stops(at) {
                     break;
                 }
             }
@@ -174,6 +174,17 @@ impl Body {
     pub fn after(&self, vaddr: u64) -> u64 {
         let next = self.starts.partition_point(|start| *start <= vaddr);
         self.starts.get(next).copied().unwrap_or(self.range.end)
+    }
+
+    /// The address of the instruction that ends there.
+    pub fn before(&self, vaddr: u64) -> Option<u64> {
+        let next = self.starts.partition_point(|start| *start < vaddr);
+        next.checked_sub(1).map(|at| self.starts[at])
+    }
+
+    /// Whether control does not go on behind the instruction.
+    pub fn stops(&self, vaddr: u64) -> bool {
+        self.stops.binary_search(&vaddr).is_ok()
     }
 
     fn take(&mut self, now: &Instruction, before: &[Instruction], is_fixed: bool) -> Result<(), String> {

@@ -10,6 +10,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use super::approach::Approach;
 use super::image::LE;
 use super::names::is_fragment;
 use super::search::Search;
@@ -41,6 +42,8 @@ pub struct Exit {
     pub shared: bool,
     /// The processor's condition (0 overflow to 15 greater) under which it leaves; None if it always does.
     pub when: Option<u8>,
+    /// Of a `ret`: jumps that can be probed in its place, and cost less. None if there are none.
+    pub approaches: Vec<Approach>,
 }
 
 /// An instruction at which the same call goes on elsewhere, which its probes must know.

@@ -6,6 +6,7 @@
 //! [`Image`] holds the headers, [`notes()`] the USDT notes, [`parse_args`] the argument forms in them;
 //! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
 
+mod approach;
 mod body;
 mod copies;
 mod debug;
@@ -31,6 +32,7 @@ mod sites;
 mod symbols;
 mod unwind;
 
+pub use approach::Approach;
 pub use debug::debug_file_candidates;
 pub use debug_info::DebugInfo;
 pub use error::{ElfError, FormError, SiteError};

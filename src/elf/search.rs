@@ -1,9 +1,10 @@
 //! The code of one function: from its entry through all that direct jumps lead to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::Site;
+use super::approach::Code;
 use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
 use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
 use super::names::{coroutine_of, is_fragment};
@@ -254,15 +255,15 @@ impl<'s, 'a> Search<'s, 'a> {
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
             let shared = part.of != self.entry || self.other_entries(body).next().is_some() || calls_itself;
             for vaddr in self.returns(part) {
-                exits.insert(vaddr, Exit { vaddr, kind: ExitKind::Return, shared, when: None });
+                exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
             for jump in body.jumps.iter().filter(|jump| self.left.contains(jump)) {
                 let when = if let Condition::If(code) = jump.when { Some(code) } else { None };
-                exits.insert(jump.at, Exit { vaddr: jump.at, kind: ExitKind::TailCall, shared, when });
+                exits.insert(jump.at, Exit { when, ..exit(jump.at, ExitKind::TailCall, shared) });
             }
             for jump in self.indirect(part) {
                 let kind = ExitKind::Decided { target: jump.target, inside: self.inside(part.of) };
-                exits.insert(jump.at, Exit { vaddr: jump.at, kind, shared, when: None });
+                exits.insert(jump.at, exit(jump.at, kind, shared));
             }
         }
         let decided = exits.values().filter(|exit| exit.is_costly()).count();
@@ -277,6 +278,7 @@ impl<'s, 'a> Search<'s, 'a> {
         if exits.is_empty() {
             return Err("it never returns".to_string());
         }
+        self.approach(&mut exits);
         let own = self.parts.iter().filter(|part| part.of == self.entry);
         let has_handler = own.clone().any(|part| self.code.has_handler(part.body.range.start));
         Ok(Exits {
@@ -285,6 +287,40 @@ impl<'s, 'a> Search<'s, 'a> {
             followed: self.followed,
             has_handler,
         })
+    }
+
+    /// Finds what can be probed in the place of `ret`s. A jump stands for one of them only, and for nothing else.
+    fn approach(&self, exits: &mut BTreeMap<u64, Exit>) {
+        let bodies = self.parts.iter().map(|part| &part.body);
+        if bodies.clone().any(|body| !body.indirect.is_empty()) {
+            return;
+        }
+        let mut landings: BTreeSet<u64> = [self.entry].into();
+        let mut reached = BTreeSet::new();
+        for body in bodies.clone() {
+            landings.extend(body.calls.iter().chain(&body.own_addresses));
+            landings.extend(self.other_entries(body));
+            landings.extend([body.range.start, body.range.end]);
+            let Some(pads) = self.code.unwind.landing_pads(&self.code.image, &body.range) else { return };
+            reached.append(&mut self.reached(body, &pads));
+            landings.extend(pads);
+        }
+        let jumps: Vec<Jump> = bodies.clone().flat_map(|body| body.jumps.iter().copied()).collect();
+        let code = Code { image: &self.code.image, jumps: &jumps, landings: &landings, reached: &reached };
+        let entries = [self.entry, self.code.probed_entry(self.entry)];
+        let taken = exits.keys().chain(self.passages.keys()).chain(&entries);
+        let mut used: BTreeSet<u64> = taken.copied().collect();
+        for body in bodies {
+            for (&ret, exit) in exits.range_mut(body.range.clone()) {
+                if exit.kind != ExitKind::Return {
+                    continue;
+                }
+                let found = code.approaches(body, ret).unwrap_or_default();
+                if found.iter().all(|approach| used.insert(approach.vaddr)) {
+                    exit.approaches = found;
+                }
+            }
+        }
     }
 
     /// Where else a function begins in the stretch.
@@ -304,6 +340,12 @@ impl<'s, 'a> Search<'s, 'a> {
         if self.parts.iter().any(|other| other.of == part.of && is_entered_unseen(other)) {
             return body.returns.clone();
         }
+        let reached = self.reached(body, &[]);
+        body.returns.iter().copied().filter(|at| reached.contains(at)).collect()
+    }
+
+    /// The instructions of the stretch that control comes to, also from these.
+    fn reached(&self, body: &Body, pads: &[u64]) -> BTreeSet<u64> {
         let others = self.parts.iter().map(|part| &part.body);
         let jumps = others.clone().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
         let ends = others.clone().filter(|body| body.falls_through).map(|body| body.range.end);
@@ -312,9 +354,9 @@ impl<'s, 'a> Search<'s, 'a> {
             .chain(ends)
             .chain(named)
             .chain(self.other_entries(body))
-            .chain([self.entry, body.range.start]);
-        let reached = body.reached(roots);
-        body.returns.iter().copied().filter(|at| reached.contains(at)).collect()
+            .chain([self.entry, body.range.start])
+            .chain(pads.iter().copied());
+        body.reached(roots)
     }
 
     /// The code that a jump of such a part stays in: all of the same function, without where it is entered.
@@ -371,6 +413,10 @@ impl<'s, 'a> Search<'s, 'a> {
         };
         first.is_some_and(holds)
     }
+}
+
+fn exit(vaddr: u64, kind: ExitKind, shared: bool) -> Exit {
+    Exit { vaddr, kind, shared, when: None, approaches: Vec::new() }
 }
 
 /// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,

@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use gimli::{
-    BaseAddresses, CfaRule, CieOrFde, DebugFrame, EhFrame, EhFrameHdr, EndianSlice, LittleEndian,
-    UnwindContext, UnwindSection, X86_64,
+    BaseAddresses, CfaRule, CieOrFde, DW_EH_PE_omit, DW_EH_PE_udata4, DW_EH_PE_uleb128, DebugFrame, DwEhPe,
+    EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer, Reader, UnwindContext, UnwindSection, X86_64,
 };
 use object::read::elf::SectionHeader;
 
@@ -28,6 +28,8 @@ pub(super) struct Frame {
     /// Offset of the entry in its section.
     offset: usize,
     in_debug_frame: bool,
+    /// Where its table of handlers is; None if it has none, or it is found by a pointer.
+    handlers: Option<u64>,
 }
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
@@ -74,6 +76,20 @@ impl<'a> Unwind<'a> {
         self.frames[..after].last().filter(|frame| vaddr < frame.end)
     }
 
+    /// Where exceptions that come through the code of this range go on in a function; None if a table does not tell.
+    pub fn landing_pads(&self, image: &Image<'_>, range: &Range<u64>) -> Option<Vec<u64>> {
+        let from = self.frames.partition_point(|frame| frame.end <= range.start);
+        let frames = self.frames[from..].iter().take_while(|frame| frame.start < range.end);
+        let mut pads = Vec::new();
+        for frame in frames.filter(|frame| frame.has_handler) {
+            let section = image.section(b".gcc_except_table")?;
+            let into = frame.handlers?.checked_sub(section.sh_addr(LE))?;
+            let table = image.section_data(section)?.get(usize::try_from(into).ok()?..)?;
+            pads.extend(landing_pads(EndianSlice::new(table, LittleEndian), frame.start).ok().flatten()?);
+        }
+        Some(pads)
+    }
+
     /// How far above the stack pointer the caller's frame is, by address from which that holds; None where it is found by
     /// another register.
     pub fn rows(&self, frame: &Frame) -> Vec<(u64, Option<i64>)> {
@@ -83,6 +99,38 @@ impl<'a> Unwind<'a> {
         };
         rows.unwrap_or_default()
     }
+}
+
+/// The places where exceptions come to, of the code that begins at `start`; None if the table is not of the usual form.
+fn landing_pads(mut table: Slice<'_>, start: u64) -> gimli::Result<Option<Vec<u64>>> {
+    let (base, types) = (table.read_u8()?, table.read_u8()?);
+    if base != DW_EH_PE_omit.0 {
+        return Ok(None);
+    }
+    if types != DW_EH_PE_omit.0 {
+        table.read_uleb128()?;
+    }
+    let encoding = DwEhPe(table.read_u8()?);
+    let bytes = table.read_uleb128()?;
+    let mut calls = table.split(bytes as usize)?;
+    let mut pads = Vec::new();
+    while !calls.is_empty() {
+        let mut number = || {
+            if encoding == DW_EH_PE_uleb128 {
+                calls.read_uleb128().map(Some)
+            } else if encoding == DW_EH_PE_udata4 {
+                calls.read_u32().map(|number| Some(number.into()))
+            } else {
+                Ok(None)
+            }
+        };
+        let (_, _, Some(pad)) = (number()?, number()?, number()?) else { return Ok(None) };
+        calls.read_uleb128()?;
+        if pad != 0 {
+            pads.push(start.wrapping_add(pad));
+        }
+    }
+    Ok(Some(pads))
 }
 
 /// The code around an address that one entry of `.eh_frame` describes, by the index that the linker made of them: without
@@ -125,6 +173,10 @@ fn collect<'a, S: UnwindSection<Slice<'a>>>(
             start: fde.initial_address(),
             end: fde.end_address(),
             has_handler: fde.lsda().is_some(),
+            handlers: match fde.lsda() {
+                Some(Pointer::Direct(address)) => Some(address),
+                _ => None,
+            },
             at_start,
             offset: fde.offset(),
             in_debug_frame,

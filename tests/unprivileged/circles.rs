@@ -11,6 +11,7 @@ use std::path::Path;
 /// gets into none.
 const KNOWN: &[&[&str]] = &[
     &[
+        "elf::approach",
         "elf::body",
         "elf::copies",
         "elf::debug",

@@ -9,6 +9,7 @@ mod certs;
 mod circles;
 mod config_files;
 mod documentation;
+mod elf_approaches;
 mod elf_exits;
 mod elf_names;
 mod elf_programs;

@@ -26,7 +26,9 @@ pub(in crate::elf) fn exits(
     let mut next = 0;
     while let Some(current) = bodies.get(next) {
         let shared = next > 0;
-        let mut exit = |vaddr, kind| exits.insert(vaddr, Exit { vaddr, kind, shared, when: None });
+        let mut exit = |vaddr, kind| {
+            exits.insert(vaddr, Exit { vaddr, kind, shared, when: None, approaches: Vec::new() })
+        };
         current.returns.iter().for_each(|&at| drop(exit(at, ExitKind::Return)));
         let mut followed = Vec::new();
         for Jump { at, target, when } in current.jumps.iter().copied() {

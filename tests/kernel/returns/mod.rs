@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use crate::support::harm;
 use crate::support::program::folder;
 use crate::support::tracer::{Series, Tracer};
+use exporter::elf::{Functions, Image, function_sites};
 use exporter::kernel::Accounting;
 use exporter::targets::ProbeState;
 
@@ -119,9 +120,13 @@ fn configuration(attach: &str, binary: &Path, functions: &[(&str, bool)]) -> Str
     yaml
 }
 
-fn leaps(attach: &str) {
+/// With these flags functions end with a check of their stack, whose jump is probed in the place of the `ret`.
+const GUARDED: &str = "-fstack-protector-all";
+
+fn leaps(attach: &str, more: &[&str]) {
     let folder = folder();
-    let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], folder.path());
+    let flags = [&["-O2", "-pthread"], more].concat();
+    let binary = build("g++", "leaps.cc", &flags, folder.path());
     for (scenario, calls_of_100, functions) in SCENARIOS {
         let wanted = harm::calls(CALLS);
         let rounds = rounds(wanted, calls_of_100);
@@ -142,12 +147,39 @@ fn leaps(attach: &str) {
 
 #[test]
 fn every_way_out_by_one_link() {
-    leaps("auto");
+    leaps("auto", &[]);
 }
 
 #[test]
 fn every_way_out_by_perf_events() {
-    leaps("perf");
+    leaps("perf", &[]);
+}
+
+#[test]
+fn every_way_out_of_guarded_functions_by_one_link() {
+    leaps("auto", &[GUARDED]);
+}
+
+#[test]
+fn every_way_out_of_guarded_functions_by_perf_events() {
+    leaps("perf", &[GUARDED]);
+}
+
+/// In these every function ends with a check of its stack but those that are written in assembly.
+#[test]
+fn guarded_functions_need_no_single_steps() {
+    let folder = folder();
+    let binary = build("g++", "leaps.cc", &["-O2", "-pthread", GUARDED], folder.path());
+    let bytes = std::fs::read(binary).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    for name in
+        ["deep", "guarded", "jumps_down", "yields", "leaves_stack", "is_cancelled", "recursive", "forks"]
+    {
+        let site = &function_sites(&image, name).unwrap()[0];
+        let exits = code.exits(code.entry_of(site.site.vaddr), site.size).unwrap();
+        assert!(exits.exits.iter().all(|exit| !exit.approaches.is_empty()), "{name}: {exits:#x?}");
+    }
 }
 
 /// Scenarios of `handovers.cc`.
