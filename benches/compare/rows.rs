@@ -77,6 +77,10 @@ const CALLED_BY_EXITS: &str = "\
 - function: called
   metrics: [{ histogram: call_seconds, value: duration }]";
 
+const CHECKED: &str = "\
+- function: checked
+  metrics: [{ histogram: call_seconds, value: duration }]";
+
 const PLAIN: Row = Row {
     name: "",
     probe: "",
@@ -152,6 +156,13 @@ pub fn rows() -> Vec<Row> {
             name: "duration of a function by its exits, against its entry alone",
             probe: "called",
             probes: CALLED_BY_EXITS,
+            metric: "call_seconds",
+            ..PLAIN
+        },
+        Row {
+            name: "duration of a function by the jump before its exit, against its entry alone",
+            probe: "checked",
+            probes: CHECKED,
             metric: "call_seconds",
             ..PLAIN
         },

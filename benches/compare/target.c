@@ -60,6 +60,12 @@ OWN_FUNCTION static uint64_t called(uint64_t number)
 	return pass(number) + number;
 }
 
+/* As most functions of programs that distributions ship: it ends with a check of its stack. */
+__attribute__((noipa, stack_protect)) static uint64_t checked(uint64_t number)
+{
+	return pass(number) + number;
+}
+
 /* A thousand sites of one probe, to attach to; they are not run. */
 #define SITE DTRACE_PROBE1(bench, site, number);
 #define TEN(x) x x x x x x x x x x
@@ -94,6 +100,7 @@ static void call(const char *probe, uint64_t from, uint64_t to)
 	LOOP("five", five(i, i + 1, i + 2, names[i & 7], bytes[i & 7]))
 	LOOP("strings3", strings3(names[i & 7], names[(i + 1) & 7], names[(i + 2) & 7]))
 	LOOP("called", called(i))
+	LOOP("checked", checked(i))
 	LOOP("sites", sites(i))
 	fprintf(stderr, "target: unknown probe \"%s\"\n", probe);
 	exit(2);

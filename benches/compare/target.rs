@@ -24,7 +24,11 @@ impl Target {
     pub fn build(folder: &Path) -> Result<Self, String> {
         let path = folder.join("target");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/target.c");
-        let built = Command::new("cc").args(["-O2", "-g", "-o"]).arg(&path).arg(source).status();
+        let built = Command::new("cc")
+            .args(["-O2", "-g", "-fstack-protector-explicit", "-o"])
+            .arg(&path)
+            .arg(source)
+            .status();
         match built {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(format!("cc {source}: {status}")),
