@@ -380,7 +380,7 @@ mod tests {
             ("_ZNSt7__cxx1112basic_stringIcE", &["__cxx11", "basic_string"]),
             ("_ZN3FooILj3EE3getEv", &["Foo", "get"]),
             ("_ZN5alloc3vec16Vec$LT$T$C$A$GT$4push17h0123456789abcdefE", &["alloc", "vec", "Vec", "push"]),
-            ("_RNvC5mylib4__x1", &["mylib", "_x1"]),
+            ("_RNvC5mylib3__x1", &["mylib", "_x1"]),
         ] {
             let found: Vec<_> = identifiers(symbol).map(String::from_utf8_lossy).collect();
             words.iter().for_each(|word| assert!(found.contains(&(*word).into()), "{symbol}: {found:?}"));
