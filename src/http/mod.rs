@@ -1,29 +1,7 @@
 //! The HTTP end: listeners, TLS, basic authentication, limits, and a table of routes.
 //!
 //! Nothing here knows what the routes serve. A caller binds its listeners ([`bind`], before it gives up
-//! privileges), makes one [`Router`] per listener, and runs [`serve`] until its shutdown future resolves:
-//!
-//! ```no_run
-//! use std::sync::Arc;
-//! use exporter::http::{self, Access, Endpoint, HttpStats, Reply, Route, Router, ServerOptions};
-//!
-//! # async fn run() -> Result<(), http::HttpError> {
-//! let routes = vec![Route {
-//!     path: "/metrics",
-//!     about: "Prometheus metrics",
-//!     access: Access::Credentials,
-//!     content_type: http::PROMETHEUS_TEXT,
-//!     handler: Arc::new(|_| Reply::ok("up 1\n")),
-//! }];
-//! let endpoint = Endpoint {
-//!     listener: http::bind("127.0.0.1:9435".parse().unwrap())?,
-//!     router: Router::new("exporter", routes),
-//!     stats: Arc::new(HttpStats::default()),
-//! };
-//! let report: http::Report = Arc::new(|notice| println!("{}", notice.text));
-//! http::serve(vec![endpoint], ServerOptions::default(), report, std::future::pending()).await
-//! # }
-//! ```
+//! privileges), makes one [`Router`] per listener, and runs [`serve`] until its shutdown future resolves.
 //!
 //! The way of a connection: `server` accepts it and `slots` finds it a place (throwing out an unfinished
 //! connection where all places are taken), `watch` keeps its deadlines, hyper reads a request, and `answer`
