@@ -528,7 +528,7 @@ impl Finder {
                 if self.known.len() >= KNOWN {
                     self.known.clear();
                 }
-                let identity = self.identity(path, &meta);
+                let identity = self.identity(path, &meta)?;
                 self.known.insert(key, (stamp, identity));
                 identity
             }
@@ -536,16 +536,25 @@ impl Finder {
         Ok(Found { path: path.to_path_buf(), shown, identity, stamp, is_library: false, is_candidate: false })
     }
 
-    fn identity(&mut self, path: &Path, meta: &fs::Metadata) -> Identity {
+    /// # Errors
+    /// If the path leads to another file than when `meta` was read.
+    fn identity(&mut self, path: &Path, meta: &fs::Metadata) -> io::Result<Identity> {
         let assumed = Identity { device: meta.dev(), number: meta.ino(), address: 0 };
-        let Some(files) = &mut self.files else { return assumed };
-        File::open(path).and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
+        let Some(files) = &mut self.files else { return Ok(assumed) };
+        let file = File::open(path);
+        if let Ok(file) = &file {
+            let now = file.metadata()?;
+            if (now.dev(), now.ino()) != (meta.dev(), meta.ino()) {
+                return Err(io::Error::other("another file is there now"));
+            }
+        }
+        Ok(file.and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
             log::debug!(
                 "{}: told apart by stat(2), for the kernel's inode is not known: {err}",
                 path.display()
             );
             assumed
-        })
+        }))
     }
 
     /// All that the process maps, if that is not the file which its executable's path leads to.
