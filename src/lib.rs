@@ -34,6 +34,7 @@ pub mod plan;
 mod privileges;
 mod probes;
 pub mod reference;
+mod regular;
 pub mod resolve;
 mod returns;
 mod run;

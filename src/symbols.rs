@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
+use crate::regular;
+
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
 
@@ -164,15 +166,15 @@ fn mapping_of(line: &str, address: u64) -> Option<Mapping<'_>> {
 /// The file that is mapped: by its entry in `map_files`, where that may be followed, or by its path below the process's root
 /// if that is still the same file.
 fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
-    if let Ok(file) = File::open(format!("/proc/{pid}/map_files/{}", mapping.range)) {
+    if let Ok(file) = regular::open(format!("/proc/{pid}/map_files/{}", mapping.range).as_ref()) {
         return Some(file);
     }
-    let file = File::open(format!("/proc/{pid}/root{}", mapping.path)).ok()?;
+    let file = regular::open(format!("/proc/{pid}/root{}", mapping.path).as_ref()).ok()?;
     let meta = file.metadata().ok()?;
     // File systems without a block device of their own are numbered otherwise by stat(2).
     let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
     let same_device = mapping.device.0 == 0 || major == 0 || mapping.device == (major, minor);
-    (meta.is_file() && meta.ino() == mapping.inode && same_device).then_some(file)
+    (meta.ino() == mapping.inode && same_device).then_some(file)
 }
 
 #[cfg(test)]

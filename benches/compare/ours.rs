@@ -69,7 +69,8 @@ impl Exporter {
         let sites: Vec<_> = self.sites.iter().collect();
         let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
         let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
-        let attached = self.kernel.attach(&self.target, &placed, &[]);
+        let target = std::fs::File::open(&self.target).map_err(|err| err.to_string())?;
+        let attached = self.kernel.attach(&target, &placed, &[]);
         match attached.refused.values().next() {
             None => Ok(attached.links),
             Some(refusal) => Err(refusal.to_string()),

@@ -84,12 +84,12 @@ impl Kernel {
     ///
     /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
     /// needed where another tracer holds a site without its semaphore.
-    pub fn attach(&self, path: &Path, sites: &[Placed<'_>], idle: &[u64]) -> Attached {
+    pub fn attach(&self, file: &File, sites: &[Placed<'_>], idle: &[u64]) -> Attached {
         let (mut without, mut known) = (BTreeMap::new(), 0);
         // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
         for _ in 0..3 {
             let mut made = Attached { refused: without.clone(), ..Attached::default() };
-            if let Err(refusal) = self.attach_to(&mut made, path, sites, idle) {
+            if let Err(refusal) = self.attach_to(&mut made, file, sites, idle) {
                 detach(made.links);
                 let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
                 return Attached { refused: all, ..Attached::default() };
@@ -136,16 +136,15 @@ impl Kernel {
     fn attach_to(
         &self,
         made: &mut Attached,
-        path: &Path,
+        file: &File,
         sites: &[Placed<'_>],
         idle: &[u64],
     ) -> Result<(), Refusal> {
         sites.iter().try_for_each(|placed| self.describe(placed))?;
-        let file = File::open(path).map_err(|err| Refusal::of_file(&err))?;
-        refuse_noexec(&file)?;
+        refuse_noexec(file)?;
         // The file that is looked at is the one that is attached to, whatever the path names by then.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let view = view(&file, sites).map_err(|err| Refusal::of_file(&err))?;
+        let view = view(file, sites).map_err(|err| Refusal::of_file(&err))?;
         // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
         for kind in [Kind::Return, Kind::Session, Kind::Entry] {

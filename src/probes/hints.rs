@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{ElfError, Image, go_binary, notes};
 use crate::plan::{Source, ValueKind, ValuePlan};
+use crate::regular;
 use crate::targets::find::Found;
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
@@ -138,7 +139,7 @@ fn libraries(found: &Found, selector: &Selector) -> Option<String> {
 }
 
 fn has_notes(path: &Path) -> bool {
-    let Ok(bytes) = fs::read(path) else { return false };
+    let Ok(bytes) = regular::read(path) else { return false };
     Image::parse(&bytes).is_ok_and(|image| !matches!(notes(&image), Err(ElfError::NoNotes)))
 }
 

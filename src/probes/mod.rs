@@ -9,7 +9,6 @@ mod json;
 mod usdt;
 mod yaml;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -124,7 +123,7 @@ fn in_search_path(name: &str) -> Option<PathBuf> {
 
 fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
     let shown = &found.shown;
-    let bytes = fs::read(&found.path).map_err(|why| format!("{shown} cannot be read: {why}"))?;
+    let bytes = found.read().map_err(|why| format!("{shown} cannot be read: {why}"))?;
     let image = Image::parse(&bytes).map_err(|why| match hints::interpreter(&bytes) {
         Some(interpreter) if why == ElfError::NotElf => format!(
             "{shown}: not an ELF file but a script for {interpreter}: name the program that it starts, or the \

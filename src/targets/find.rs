@@ -13,6 +13,7 @@ use super::processes::{Applied, Meant, Processes, Uncovered, started};
 use crate::config::model::Selector;
 use crate::containers::Containers;
 use crate::kernel::{FileKey, Files, Inode, ProcessChange, ProcessEvent, ProcessEvents};
+use crate::regular;
 
 /// A file to set probes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +23,41 @@ pub struct Found {
     /// As it is shown to people.
     pub shown: String,
     pub identity: Identity,
+    /// Its device and inode as stat(2) has them where the path leads to it.
+    key: (u64, u64),
     pub stamp: Stamp,
     /// Loaded by a process that is meant, and not what it runs: only its USDT probes are of interest.
     pub is_library: bool,
     /// It lies beside the target's file, and may take its place.
     pub is_candidate: bool,
+}
+
+impl Found {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// What the kernel says, or that the path leads to another file by now: a process has executed another program, or a
+    /// file was replaced. Probes that went into that one under this one's identity would be set a second time under its own.
+    pub fn open(&self) -> io::Result<File> {
+        let file = regular::open(&self.path)?;
+        if key(&file.metadata()?) == self.key {
+            Ok(file)
+        } else {
+            Err(io::Error::other("another file is there by now"))
+        }
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// Those of [`Found::open`], and of reading.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        regular::read_all(&self.open()?)
+    }
+}
+
+fn key(meta: &fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 /// Which file it is, whatever it is called: probes are set on this.
@@ -516,45 +547,47 @@ impl Finder {
     /// # Errors
     /// If it cannot be looked at, or is no regular file.
     pub fn look_at(&mut self, path: &Path, shown: String) -> io::Result<Found> {
-        let meta = fs::metadata(path)?;
+        let mut meta = fs::metadata(path)?;
         if !meta.is_file() {
             return Err(io::Error::other("not a regular file"));
         }
-        let stamp = Stamp::of(&meta);
-        let key = (meta.dev(), meta.ino());
-        let identity = match self.known.get(&key) {
-            Some((known, identity)) if *known == stamp => *identity,
+        let identity = match self.known.get(&key(&meta)) {
+            Some((stamp, identity)) if *stamp == Stamp::of(&meta) => *identity,
             _ => {
                 if self.known.len() >= KNOWN {
                     self.known.clear();
                 }
-                let identity = self.identity(path, &meta)?;
-                self.known.insert(key, (stamp, identity));
+                let file = regular::open(path);
+                // All of one file, if the path leads to another one by now.
+                if let Ok(file) = &file {
+                    meta = file.metadata()?;
+                }
+                let identity = self.identity(path, file, &meta);
+                self.known.insert(key(&meta), (Stamp::of(&meta), identity));
                 identity
             }
         };
-        Ok(Found { path: path.to_path_buf(), shown, identity, stamp, is_library: false, is_candidate: false })
+        Ok(Found {
+            path: path.to_path_buf(),
+            shown,
+            identity,
+            key: key(&meta),
+            stamp: Stamp::of(&meta),
+            is_library: false,
+            is_candidate: false,
+        })
     }
 
-    /// # Errors
-    /// If the path leads to another file than when `meta` was read.
-    fn identity(&mut self, path: &Path, meta: &fs::Metadata) -> io::Result<Identity> {
+    fn identity(&mut self, path: &Path, file: io::Result<File>, meta: &fs::Metadata) -> Identity {
         let assumed = Identity { device: meta.dev(), number: meta.ino(), address: 0 };
-        let Some(files) = &mut self.files else { return Ok(assumed) };
-        let file = File::open(path);
-        if let Ok(file) = &file {
-            let now = file.metadata()?;
-            if (now.dev(), now.ino()) != (meta.dev(), meta.ino()) {
-                return Err(io::Error::other("another file is there now"));
-            }
-        }
-        Ok(file.and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
+        let Some(files) = &mut self.files else { return assumed };
+        file.and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
             log::debug!(
                 "{}: told apart by stat(2), for the kernel's inode is not known: {err}",
                 path.display()
             );
             assumed
-        }))
+        })
     }
 
     /// All that the process maps, if that is not the file which its executable's path leads to.
@@ -641,5 +674,17 @@ mod tests {
         assert!(find(&Selector::Binary("/".into())).unwrap_err().contains("not a regular file"));
         assert!(find(&Selector::Process("no such process".into())).is_err());
         assert!(find(&Selector::Pid(u32::MAX)).unwrap_err().contains("does not exist"));
+    }
+
+    #[test]
+    fn a_file_is_not_opened_by_a_path_that_leads_to_another_by_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["file", "other"].map(|name| folder.path().join(name));
+        fs::write(&path, "one").unwrap();
+        fs::write(&other, "two").unwrap();
+        let found = Finder::default().look_at(&path, "shown".to_string()).unwrap();
+        assert_eq!(found.read().unwrap(), b"one");
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(found.open().unwrap_err().to_string(), "another file is there by now");
     }
 }

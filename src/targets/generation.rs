@@ -1,7 +1,8 @@
 //! The probes of one target in one file: resolved, attached, and detached when dropped.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::Link;
@@ -15,6 +16,7 @@ use crate::config::model::Point;
 use crate::elf::{Image, SharedSemaphore, SymbolIndex};
 use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind, detach};
 use crate::plan::{Plan, TargetPlan};
+use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
 
 /// Numbers of sites, given back when a file is no longer probed.
@@ -142,8 +144,11 @@ impl Generation {
 
     fn read_and_attach(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) {
         self.probes.clear();
-        let sites = self.resolve(context, found);
-        self.attach_sites(context, found, sites, cookies);
+        let file = found.open();
+        let sites = self.resolve(context, found, file.as_ref());
+        if let Ok(file) = &file {
+            self.attach_sites(context, file, sites, cookies);
+        }
     }
 
     /// Whether something was refused for a reason that can pass.
@@ -159,19 +164,25 @@ impl Generation {
         let before: Vec<_> = self.probes.iter().map(|probe| (probe.state.clone(), probe.sites)).collect();
         if self.unread {
             self.read_and_attach(context, found, cookies);
-        } else {
+        } else if let Ok(file) = found.open() {
             let open = self.probes.iter_mut().enumerate();
             let sites =
                 open.flat_map(|(at, probe)| probe.open.drain(..).map(move |(site, _)| (at, site))).collect();
-            self.attach_sites(context, found, sites, cookies);
+            self.attach_sites(context, &file, sites, cookies);
         }
         self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
     }
 
     /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
-    fn resolve(&mut self, context: Context<'_>, found: &Found) -> Vec<(usize, ResolvedSite)> {
+    fn resolve(
+        &mut self,
+        context: Context<'_>,
+        found: &Found,
+        file: Result<&File, &io::Error>,
+    ) -> Vec<(usize, ResolvedSite)> {
         let Context { plan, status, target, .. } = context;
-        let bytes = fs::read(&found.path).map_err(|err| Refusal::of_file(&err));
+        let read = |file| regular::read_all(file).map_err(|err| Refusal::of_file(&err));
+        let bytes = file.map_err(Refusal::of_file).and_then(read);
         self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
         let image = bytes
             .as_ref()
@@ -232,7 +243,7 @@ impl Generation {
     fn attach_sites(
         &mut self,
         context: Context<'_>,
-        found: &Found,
+        file: &File,
         sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
     ) {
@@ -248,7 +259,7 @@ impl Generation {
                     self.probes[at].refuse(site, refusal.clone());
                 }
             }
-            Some(numbers) => self.attach_numbered(context, found, sites, &numbers, cookies),
+            Some(numbers) => self.attach_numbered(context, file, sites, &numbers, cookies),
         }
         touched.into_iter().for_each(|at| self.probes[at].settle());
     }
@@ -256,7 +267,7 @@ impl Generation {
     fn attach_numbered(
         &mut self,
         context: Context<'_>,
-        found: &Found,
+        file: &File,
         sites: Vec<(usize, ResolvedSite)>,
         numbers: &[u32],
         cookies: &mut Cookies,
@@ -264,7 +275,7 @@ impl Generation {
         let attached = {
             let all: Vec<_> = sites.iter().map(|(_, site)| site).collect();
             let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
-            context.kernel.attach(&found.path, &placed, &self.idle)
+            context.kernel.attach(file, &placed, &self.idle)
         };
         self.links.extend(attached.links);
         if attached.beside > 0 {

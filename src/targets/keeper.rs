@@ -603,16 +603,7 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let mut made = Generation::attach(context, file, lease, &mut self.cookies);
-            // The path was opened anew for it. Where it led to another file by then (a process has executed another
-            // program, a file was replaced), the probes are in that one, under this one's name: it would be attached to a
-            // second time under its own, and each hit counted twice. What has changed the path is told, and looked at then.
-            if !self.finder.look_at(&file.path, String::new()).is_ok_and(|now| now.identity == file.identity)
-            {
-                made.detach(&mut self.cookies);
-                changed = true;
-                continue;
-            }
+            let made = Generation::attach(context, file, lease, &mut self.cookies);
             state.note_attached(&made, target, &self.status);
             announce(&self.plan, planned, file, &made, elsewhere);
             state.current.push(made);

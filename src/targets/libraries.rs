@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use object::read::elf::FileHeader;
 use object::{Endianness, ReadRef};
 
 use crate::elf::{Image, notes};
+use crate::regular;
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
@@ -63,8 +63,9 @@ impl Libraries {
                 format!("/proc/{pid}/map_files/{range}"),
                 format!("/proc/{pid}/root{}", shown.trim_end_matches(" (deleted)")),
             ];
-            let opened =
-                paths.into_iter().find_map(|path| Some((File::open(&path).ok()?, PathBuf::from(path))));
+            let opened = paths
+                .into_iter()
+                .find_map(|path| Some((regular::open(path.as_ref()).ok()?, PathBuf::from(path))));
             let Some((mut file, path)) = opened else { continue };
             let Ok(meta) = file.metadata() else { continue };
             let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
@@ -86,12 +87,8 @@ impl Libraries {
 
 /// Whether the file has any of the probes.
 pub fn has_any(path: &Path, wanted: &[String]) -> bool {
-    let found = || probes(&mut File::open(path).ok().filter(is_regular)?);
+    let found = || probes(&mut regular::open(path).ok()?);
     !wanted.is_empty() && found().is_some_and(|found| wanted.iter().any(|name| found.contains(name)))
-}
-
-fn is_regular(file: &File) -> bool {
-    file.metadata().is_ok_and(|meta| meta.is_file())
 }
 
 /// None if the file is none that has probes; most are not, and only their headers are read.
@@ -99,8 +96,7 @@ fn probes(file: &mut File) -> Option<BTreeSet<String>> {
     if !has_notes(&ReadCache::new(&mut *file)).unwrap_or(false) {
         return None;
     }
-    let mut bytes = Vec::new();
-    std::io::Seek::rewind(file).and_then(|()| file.read_to_end(&mut bytes)).ok()?;
+    let bytes = regular::read_all(file).ok()?;
     let found = notes(&Image::parse(&bytes).ok()?).ok()?;
     Some(found.into_iter().map(|note| format!("{}:{}", note.provider, note.name)).collect())
 }

@@ -4,7 +4,6 @@
 //! lease on it: the writer waits until the probes are out. A file that is renamed over the target's is told by inotify, and is
 //! mostly attached to before, when it is written beside it under another name.
 
-use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -64,7 +63,7 @@ pub(super) struct Candidate {
 /// # Errors
 /// Why the file must not be attached to now.
 pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &Found) -> Result<Option<Lease>, String> {
-    let opened = match File::open(&file.path) {
+    let opened = match file.open() {
         Ok(opened) => opened,
         // Attaching will say so.
         Err(_) => return Ok(None),
@@ -187,9 +186,9 @@ impl Worker {
             if !is_called_like && !has_any(path, &self.targets[*target].usdt) {
                 continue;
             }
-            let Ok(found) = self.finder.look_at(path, path.display().to_string()) else { continue };
+            let Ok(mut found) = self.finder.look_at(path, path.display().to_string()) else { continue };
             // What a name filters is filtered anyway.
-            let found = Found { is_candidate: matches!(planned.selector, Selector::Binary(_)), ..found };
+            found.is_candidate = matches!(planned.selector, Selector::Binary(_));
             let state = &mut self.targets[*target];
             let all = state.current.iter().chain(&state.replaced);
             let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.generation));
@@ -223,5 +222,5 @@ impl Worker {
 
 fn is_elf(file: &Found) -> bool {
     let mut magic = [0; 4];
-    File::open(&file.path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+    file.open().and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
 }

@@ -65,6 +65,22 @@ fn written_over_by_a_slow_shell_that_keeps_the_times() {
     });
 }
 
+/// Opening one would wait for its other end, and the exporter with it.
+#[test]
+fn a_pipe_beside_the_file_holds_nothing_up() {
+    let (builds, folder) = (builds(), folder());
+    let [program, pipe] = ["program", "pipe"].map(|name| folder.path().join(name));
+    copy(&builds.path().join("first"), &program);
+    let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
+    run("mkfifo", &[pipe.to_str().unwrap()]);
+    // Written to, as what may take the target's place is.
+    run("sh", &["-c", "exec 3<>$0; echo >&3; exec 3>&-", pipe.to_str().unwrap()]);
+    let new = folder.path().join("program.new");
+    copy(&builds.path().join("second"), &new);
+    run("mv", &[new.to_str().unwrap(), program.to_str().unwrap()]);
+    counted_again(&tracer, &program);
+}
+
 /// Every hit of a file that takes the other's place is counted, from the first one on, and the old one goes on counting.
 fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) {
     let (builds, folder) = (builds(), folder());
