@@ -33,6 +33,7 @@ mod places;
 pub mod plan;
 mod privileges;
 mod probes;
+mod procfs;
 pub mod reference;
 mod regular;
 pub mod resolve;

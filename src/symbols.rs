@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
+use crate::procfs::{Mapping, Stat};
 use crate::regular;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
@@ -52,18 +53,6 @@ struct Identity {
     bytes: u64,
 }
 
-/// A part of a file that a process has mapped.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapping<'a> {
-    /// Where the address lies in the file.
-    offset: u64,
-    range: &'a str,
-    /// Major and minor number.
-    device: (u32, u32),
-    inode: u64,
-    path: &'a str,
-}
-
 impl Symbols {
     pub fn new() -> Self {
         Self { known: HashMap::new(), began: HashMap::new(), files: Vec::new() }
@@ -95,14 +84,16 @@ impl Symbols {
         if self.began.len() >= REMEMBERED {
             self.began.clear();
         }
-        let now = began(pid).or(known.map(|(began, _)| began)).unwrap_or(0);
+        let now =
+            Stat::of(pid).ok().map(|stat| stat.start_ticks).or(known.map(|(began, _)| began)).unwrap_or(0);
         self.began.insert(pid, (now, Instant::now()));
         known.is_some_and(|(before, _)| before != now)
     }
 
     fn look_up(&mut self, pid: u32, address: u64) -> Option<Arc<str>> {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-        let mapping = maps.lines().find_map(|line| mapping_of(line, address))?;
+        let mut mappings = maps.lines().filter_map(Mapping::parse);
+        let mapping = mappings.find(|mapping| mapping.inode != 0 && mapping.contains(address))?;
         let file = open(pid, &mapping)?;
         let meta = file.metadata().ok()?;
         let identity = Identity {
@@ -122,7 +113,8 @@ impl Symbols {
         };
         let path = format!("/proc/self/fd/{}", mapped.file.as_raw_fd());
         let source = Source::Elf(Elf::new(path));
-        let name = match mapped.symbolizer.symbolize_single(&source, Input::FileOffset(mapping.offset)) {
+        let offset = mapping.offset + (address - mapping.start);
+        let name = match mapped.symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
             Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
             Ok(Symbolized::Unknown(_)) | Err(_) => None,
         };
@@ -137,39 +129,13 @@ impl Default for Symbols {
     }
 }
 
-/// When the process began, in ticks since the machine did: field 22 of `/proc/PID/stat`, see proc(5).
-fn began(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// What a line of `/proc/PID/maps` maps to the address; None if it is another's, or of no file.
-fn mapping_of(line: &str, address: u64) -> Option<Mapping<'_>> {
-    let mut fields = line.splitn(6, ' ');
-    let range = fields.next()?;
-    let (start, end) = range.split_once('-')?;
-    let hex = |digits| u64::from_str_radix(digits, 16).ok();
-    let (start, end) = (hex(start)?, hex(end)?);
-    if !(start..end).contains(&address) {
-        return None;
-    }
-    let offset = hex(fields.nth(1)?)?;
-    let (major, minor) = fields.next()?.split_once(':')?;
-    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
-    let inode = fields.next()?.parse().ok()?;
-    let path = fields.next().unwrap_or_default().trim_start();
-    let offset = offset + (address - start);
-    (inode != 0).then_some(Mapping { offset, range, device, inode, path })
-}
-
 /// The file that is mapped: by its entry in `map_files`, where that may be followed, or by its path below the process's root
 /// if that is still the same file.
 fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     if let Ok(file) = regular::open(format!("/proc/{pid}/map_files/{}", mapping.range).as_ref()) {
         return Some(file);
     }
-    let file = regular::open(format!("/proc/{pid}/root{}", mapping.path).as_ref()).ok()?;
+    let file = regular::open(format!("/proc/{pid}/root{}", mapping.name).as_ref()).ok()?;
     let meta = file.metadata().ok()?;
     // File systems without a block device of their own are numbered otherwise by stat(2).
     let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
@@ -200,31 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_maps() {
-        let line =
-            "55d0a000-55d0b000 r-xp 00002000 fe:10 247003                     /usr/bin/a file (deleted)";
-        let found = mapping_of(line, 0x55d0_a010).unwrap();
-        let right = Mapping {
-            offset: 0x2010,
-            range: "55d0a000-55d0b000",
-            device: (0xfe, 0x10),
-            inode: 247_003,
-            path: "/usr/bin/a file (deleted)",
-        };
-        assert_eq!(found, right);
-        assert_eq!(mapping_of(line, 0x55d0_b000), None);
-        assert_eq!(mapping_of("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", 0x7ffd_1000), None);
-    }
-
-    #[test]
     fn another_file_of_the_same_path_names_nothing() {
         let me = std::process::id();
         let exe = std::env::current_exe().unwrap();
         let meta = fs::metadata(&exe).unwrap();
         let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
         let path = exe.to_str().unwrap();
-        let mapping = |inode| Mapping { offset: 0, range: "0-1", device, inode, path };
-        assert!(open(me, &mapping(meta.ino())).is_some());
-        assert!(open(me, &mapping(meta.ino() + 1)).is_none());
+        let line = |inode| format!("0-1 r-xp 0 {:x}:{:x} {inode} {path}", device.0, device.1);
+        assert!(open(me, &Mapping::parse(&line(meta.ino())).unwrap()).is_some());
+        assert!(open(me, &Mapping::parse(&line(meta.ino() + 1)).unwrap()).is_none());
     }
 }

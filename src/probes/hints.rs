@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{ElfError, Image, go_binary, notes};
 use crate::plan::{Source, ValueKind, ValuePlan};
+use crate::procfs::Mapping;
 use crate::regular;
 use crate::targets::find::Found;
 
@@ -122,12 +123,10 @@ fn libraries(found: &Found, selector: &Selector) -> Option<String> {
         _ => return None,
     };
     let maps = fs::read_to_string(process.join("maps")).ok()?;
-    // Address, rights, offset, device, inode, path.
-    let code =
-        maps.lines().filter(|line| line.split_ascii_whitespace().nth(1).is_some_and(|r| r.contains('x')));
+    let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let paths: BTreeSet<&str> = code
-        .filter_map(|line| line.find('/').map(|at| &line[at..]))
-        .filter(|path| !path.ends_with(" (deleted)") && *path != found.shown)
+        .map(|mapping| mapping.name)
+        .filter(|path| path.starts_with('/') && !path.ends_with(" (deleted)") && *path != found.shown)
         .collect();
     let with_probes: Vec<String> = paths
         .into_iter()

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::libraries::Libraries;
-use super::processes::{Applied, Meant, Processes, Uncovered, started};
+use super::processes::{Applied, Meant, Processes, Uncovered};
 use crate::config::model::Selector;
 use crate::containers::Containers;
 use crate::kernel::{FileKey, Files, Inode, ProcessChange, ProcessEvent, ProcessEvents};
+use crate::procfs::Stat;
 use crate::regular;
 
 /// A file to set probes in.
@@ -465,7 +466,7 @@ impl Finder {
 
     fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<Found>, String> {
         let failed = |err: &io::Error| format!("process {pid}: {}", process_error(err));
-        let began = started(pid).map_err(|err| failed(&err))?;
+        let began = Stat::of(pid).map_err(|err| failed(&err))?.start_ticks;
         let first = *self.begun.entry(pid).or_insert(began);
         if first != began {
             return Err(format!(

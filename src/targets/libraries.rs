@@ -13,6 +13,7 @@ use object::read::elf::FileHeader;
 use object::{Endianness, ReadRef};
 
 use crate::elf::{Image, notes};
+use crate::procfs::Mapping;
 use crate::regular;
 
 /// What is remembered of so many files; then it is found out anew.
@@ -55,7 +56,7 @@ impl Libraries {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let mut found: Vec<Library> = Vec::new();
-        for (range, shown) in maps.lines().filter_map(executable) {
+        for Mapping { range, name: shown, .. } in maps.lines().filter_map(executable) {
             if exe.as_os_str() == shown || found.iter().any(|known| known.shown == shown) {
                 continue;
             }
@@ -107,12 +108,9 @@ fn has_notes<'data>(data: impl ReadRef<'data>) -> object::Result<bool> {
     Ok(header.sections(endian, data)?.section_by_name(endian, b".note.stapsdt").is_some())
 }
 
-/// Address range and name of a mapping of /proc/PID/maps that has code of a file.
-fn executable(line: &str) -> Option<(&str, &str)> {
-    let mut fields = line.splitn(6, ' ');
-    let (range, rights) = (fields.next()?, fields.next()?);
-    let name = fields.nth(3)?.trim_start();
-    (rights.contains('x') && name.starts_with('/')).then_some((range, name))
+/// A line of /proc/PID/maps that has code of a file.
+fn executable(line: &str) -> Option<Mapping<'_>> {
+    Mapping::parse(line).filter(|mapping| mapping.is_executable() && mapping.name.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -122,7 +120,8 @@ mod tests {
     #[test]
     fn mappings_with_code_of_a_file() {
         let line = "7f10-7f20 r-xp 00001000 00:01 2053      /memfd:libprobe (deleted)";
-        assert_eq!(executable(line), Some(("7f10-7f20", "/memfd:libprobe (deleted)")));
+        let found = executable(line).unwrap();
+        assert_eq!((found.range, found.name), ("7f10-7f20", "/memfd:libprobe (deleted)"));
         assert_eq!(executable("7f10-7f20 r--p 00000000 fe:10 2053      /usr/lib/libc.so.6"), None);
         assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
         assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0 "), None);

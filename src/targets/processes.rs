@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::find::{Found, Identity};
 use super::libraries::Library;
 use crate::kernel::{ProcessChange, ProcessEvent, id_of_container};
+use crate::procfs::Mapping;
 
 /// What tells whether a process is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -368,19 +369,6 @@ fn is_container(of: &str, id: &str) -> bool {
     id.len() >= 8 && of.starts_with(id)
 }
 
-/// When the process began, in ticks since boot.
-///
-/// # Errors
-/// If there is no such process.
-pub fn started(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything; the 22nd field is the 20th after it.
-    let after = stat.rsplit_once(')').map(|(_, after)| after);
-    after
-        .and_then(|after| after.split_ascii_whitespace().nth(19)?.parse().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-}
-
 fn numbers() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc")
         .into_iter()
@@ -396,16 +384,12 @@ fn base_name(shown: &str) -> &str {
 /// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
 /// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
 fn may_map(line: &str, identity: Identity) -> bool {
-    let mut fields = line.split_ascii_whitespace().skip(3);
-    let device = fields.next().and_then(|device| device.split_once(':'));
-    if fields.next().and_then(|inode| inode.parse().ok()) != Some(identity.number) {
+    let Some(mapping) = Mapping::parse(line).filter(|mapping| mapping.inode == identity.number) else {
         return false;
-    }
-    let block = |major: u32, minor: u32| (major != 0).then_some((major, minor));
-    let hex = |digits| u32::from_str_radix(digits, 16).ok();
-    let shown = device.and_then(|(major, minor)| block(hex(major)?, hex(minor)?));
-    let known = block(libc::major(identity.device), libc::minor(identity.device));
-    shown.zip(known).is_none_or(|(shown, known)| shown == known)
+    };
+    let block = |(major, minor): (u32, u32)| (major != 0).then_some((major, minor));
+    let known = block((libc::major(identity.device), libc::minor(identity.device)));
+    block(mapping.device).zip(known).is_none_or(|(shown, known)| shown == known)
 }
 
 #[cfg(test)]
@@ -430,7 +414,6 @@ mod tests {
     fn a_file_that_was_replaced_keeps_its_name() {
         assert_eq!(base_name("bitcoind (deleted)"), "bitcoind");
         assert_eq!(base_name("bitcoind"), "bitcoind");
-        assert!(started(std::process::id()).unwrap() > 0 && started(u32::MAX).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use super::find::Identity;
 use super::keeper::Worker;
 use crate::elf::SharedSemaphore;
+use crate::procfs::Mapping;
 
 /// A semaphore by its place in the file, and the sites that name it.
 type Wanted = BTreeMap<u64, (SharedSemaphore, BTreeSet<u64>)>;
@@ -69,18 +70,17 @@ impl Worker {
 /// raised.
 fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let maps: Vec<Mapped> = maps.lines().filter_map(Mapped::parse).collect();
+    let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
     let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
     let mut raised = 0;
     for (shared, sites) in wanted.values() {
         let code = maps.iter().filter(|map| {
-            starts.contains(&map.start) && map.is_executable && map.offset == shared.code_offset
+            starts.contains(&map.start) && map.is_executable() && map.offset == shared.code_offset
         });
         for code in code {
             let at = code.start.wrapping_add(shared.distance);
-            let is_there = maps
-                .iter()
-                .any(|map| map.is_writable && map.range().contains(&at) && starts.contains(&map.start));
+            let is_there =
+                maps.iter().any(|map| map.is_data() && map.contains(at) && starts.contains(&map.start));
             if !is_there {
                 continue;
             }
@@ -101,13 +101,13 @@ fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> 
 fn breakpoints<'a>(
     memory: &File,
     sites: &BTreeSet<u64>,
-    maps: impl Iterator<Item = &'a Mapped> + Clone,
+    maps: impl Iterator<Item = &'a Mapping<'a>> + Clone,
 ) -> u16 {
-    let is_there = |map: &Mapped, site: u64| {
+    let is_there = |map: &Mapping<'_>, site: u64| {
         let at = site.checked_sub(map.offset).and_then(|into| map.start.checked_add(into));
         let mut byte = [0];
         at.is_some_and(|at| {
-            map.range().contains(&at) && memory.read_exact_at(&mut byte, at).is_ok() && byte[0] == BREAKPOINT
+            map.contains(at) && memory.read_exact_at(&mut byte, at).is_ok() && byte[0] == BREAKPOINT
         })
     };
     let all = sites.iter().map(|site| maps.clone().filter(|map| is_there(map, *site)).count());
@@ -116,54 +116,3 @@ fn breakpoints<'a>(
 
 /// The x86 breakpoint.
 const BREAKPOINT: u8 = 0xcc;
-
-/// A line of /proc/PID/maps.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapped {
-    start: u64,
-    end: u64,
-    offset: u64,
-    is_executable: bool,
-    is_writable: bool,
-}
-
-impl Mapped {
-    fn parse(line: &str) -> Option<Self> {
-        let mut words = line.split_ascii_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        let rights = words.next()?;
-        let hex = |digits| u64::from_str_radix(digits, 16).ok();
-        Some(Self {
-            start: hex(start)?,
-            end: hex(end)?,
-            offset: hex(words.next()?)?,
-            is_executable: rights.contains('x'),
-            is_writable: rights.contains('w') && rights.ends_with('p'),
-        })
-    }
-
-    fn range(&self) -> std::ops::Range<u64> {
-        self.start..self.end
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mappings_are_read() {
-        let line = "55d0a0003000-55d0a0004000 rw-p 00000b68 fe:00 12 /tmp/a program";
-        let expected = Mapped {
-            start: 0x55d0_a000_3000,
-            end: 0x55d0_a000_4000,
-            offset: 0xb68,
-            is_executable: false,
-            is_writable: true,
-        };
-        assert_eq!(Mapped::parse(line), Some(expected));
-        assert!(!Mapped::parse(&line.replace("rw-p", "rw-s")).unwrap().is_writable);
-        assert!(Mapped::parse(&line.replace("rw-p", "r-xp")).unwrap().is_executable);
-        assert_eq!(Mapped::parse("nonsense"), None);
-    }
-}

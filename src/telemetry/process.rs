@@ -3,11 +3,12 @@
 use std::fs;
 
 use crate::exposition::Families;
+use crate::procfs::Stat;
 
 /// Adds those that /proc tells.
 pub(super) fn collect(to: &mut Families) {
     let ticks = rustix::param::clock_ticks_per_second() as f64;
-    let stat = fs::read_to_string("/proc/self/stat").ok().and_then(|text| Stat::parse(&text));
+    let stat = Stat::of(std::process::id()).ok();
     if let Some(stat) = &stat {
         let help = "Total user and system CPU time spent in seconds.";
         to.counter("process_cpu_seconds_total", help).number(&[], stat.cpu_ticks as f64 / ticks);
@@ -33,30 +34,6 @@ pub(super) fn collect(to: &mut Families) {
     to.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.").number(&[], stat.virtual_bytes);
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    cpu_ticks: u64,
-    threads: u64,
-    start_ticks: u64,
-    virtual_bytes: u64,
-    resident_pages: u64,
-}
-
-impl Stat {
-    fn parse(text: &str) -> Option<Self> {
-        // The name, in brackets, may hold anything; what follows it is field 3.
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-        Some(Self {
-            cpu_ticks: field(14)? + field(15)?,
-            threads: field(20)?,
-            start_ticks: field(22)?,
-            virtual_bytes: field(23)?,
-            resident_pages: field(24)?,
-        })
-    }
-}
-
 /// The soft limit, unless there is none.
 fn most_files(limits: &str) -> Option<u64> {
     limits
@@ -78,17 +55,7 @@ mod tests {
     use crate::exposition::Format;
 
     #[test]
-    fn fields_are_counted_from_the_end_of_the_name() {
-        let text = "77 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 33 11 12 20 0 5 0 9000 4096000 250 1844 1 1 0 0";
-        let stat = Stat {
-            cpu_ticks: 183,
-            threads: 5,
-            start_ticks: 9000,
-            virtual_bytes: 4_096_000,
-            resident_pages: 250,
-        };
-        assert_eq!(Stat::parse(text), Some(stat));
-        assert_eq!(Stat::parse("77 (a) S 1"), None);
+    fn limits_and_the_boot_are_read() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
                       Max open files            1024                 524288               files\n";
         assert_eq!(most_files(limits), Some(1024));

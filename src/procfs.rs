@@ -1,0 +1,135 @@
+//! What is read of processes in /proc; see proc(5).
+
+use std::fs;
+use std::io;
+
+/// A line of `/proc/PID/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mapping<'a> {
+    /// As its entry in `map_files` is called.
+    pub range: &'a str,
+    pub start: u64,
+    pub end: u64,
+    rights: &'a str,
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Major and minor number, which file systems without a block device of their own give otherwise in stat(2).
+    pub device: (u32, u32),
+    /// 0 if it is of no file.
+    pub inode: u64,
+    /// The file's path where the process runs, with ` (deleted)` behind it if it has none any more.
+    pub name: &'a str,
+}
+
+impl<'a> Mapping<'a> {
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let hex = |digits| u64::from_str_radix(digits, 16).ok();
+        let mut fields = line.splitn(6, ' ');
+        let range = fields.next()?;
+        let (start, end) = range.split_once('-')?;
+        let rights = fields.next()?;
+        let offset = hex(fields.next()?)?;
+        let (major, minor) = fields.next()?.split_once(':')?;
+        Some(Self {
+            range,
+            start: hex(start)?,
+            end: hex(end)?,
+            rights,
+            offset,
+            device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+            inode: fields.next()?.parse().ok()?,
+            name: fields.next().unwrap_or_default().trim_start(),
+        })
+    }
+
+    pub fn contains(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+
+    pub fn is_executable(&self) -> bool {
+        self.rights.contains('x')
+    }
+
+    /// Whether the process can write to it without writing to the file.
+    pub fn is_data(&self) -> bool {
+        self.rights.contains('w') && self.rights.ends_with('p')
+    }
+}
+
+/// Of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub cpu_ticks: u64,
+    pub threads: u64,
+    /// When it began, since the machine did.
+    pub start_ticks: u64,
+    pub virtual_bytes: u64,
+    pub resident_pages: u64,
+}
+
+impl Stat {
+    /// # Errors
+    /// If there is no such process.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        Self::parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name, in brackets, may hold anything; what follows it is field 3.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            cpu_ticks: field(14)? + field(15)?,
+            threads: field(20)?,
+            start_ticks: field(22)?,
+            virtual_bytes: field(23)?,
+            resident_pages: field(24)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_maps() {
+        let line =
+            "55d0a000-55d0b000 r-xp 00002000 fe:10 247003                     /usr/bin/a file (deleted)";
+        let right = Mapping {
+            range: "55d0a000-55d0b000",
+            start: 0x55d0_a000,
+            end: 0x55d0_b000,
+            rights: "r-xp",
+            offset: 0x2000,
+            device: (0xfe, 0x10),
+            inode: 247_003,
+            name: "/usr/bin/a file (deleted)",
+        };
+        assert_eq!(Mapping::parse(line), Some(right.clone()));
+        assert!(right.is_executable() && !right.is_data());
+        assert!(right.contains(0x55d0_a010) && !right.contains(0x55d0_b000));
+        assert!(Mapping::parse(&line.replace("r-xp", "rw-p")).unwrap().is_data());
+        assert!(!Mapping::parse(&line.replace("r-xp", "rw-s")).unwrap().is_data());
+        let stack = Mapping::parse("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]").unwrap();
+        assert_eq!((stack.inode, stack.name), (0, "[stack]"));
+        assert_eq!(Mapping::parse("7f10-7f20 r-xp 00000000 00:00 0 ").unwrap().name, "");
+        assert_eq!(Mapping::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn fields_of_stat_are_counted_from_the_end_of_the_name() {
+        let text = "77 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 33 11 12 20 0 5 0 9000 4096000 250 1844 1 1 0 0";
+        let stat = Stat {
+            cpu_ticks: 183,
+            threads: 5,
+            start_ticks: 9000,
+            virtual_bytes: 4_096_000,
+            resident_pages: 250,
+        };
+        assert_eq!(Stat::parse(text), Some(stat));
+        assert_eq!(Stat::parse("77 (a) S 1"), None);
+        assert!(Stat::of(std::process::id()).unwrap().start_ticks > 0 && Stat::of(u32::MAX).is_err());
+    }
+}
