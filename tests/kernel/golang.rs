@@ -137,69 +137,70 @@ fn assert_is(series: &Series, name: &str, value: i64) {
     assert_eq!(series.get(name), Some(&value.to_string()), "{name} in {series:#?}");
 }
 
-#[test]
-fn calls_and_arguments() {
+/// Builds the program each way, and checks what a tracer by either way to attach has counted of one run with these probes.
+fn in_each_build(source: &str, probes: &str, check: impl Fn(&Series)) {
     for (n, flags) in BUILDS.iter().enumerate() {
         let attach = if n % 2 == 0 { "auto" } else { "perf" };
         let folder = folder();
-        let binary = build(folder.path(), SOURCE, flags);
+        let binary = build(folder.path(), source, flags);
         let untraced = run(&binary);
+        let binary_path = binary.display();
         let tracer = Tracer::start(&format!(
-            r#"
-node_name: test
-attach: {attach}
-targets:
-- name: go
-  binary: {}
-  probes:
-  - function: main.deep
-    args: {{ n: 0 }}
-    metrics: [{{ counter: deep_total }}, {{ counter: deep_sum_total, value: n }}]
-  - function: main.huge
-    metrics: [{{ counter: huge_total }}]
-  - function: main.leaf
-    args: {{ a: 0, b: 1 }}
-    metrics: [{{ counter: leaf_a_total, value: a }}, {{ counter: leaf_b_total, value: b }}]
-  - function: main.(*Peer).Handle
-    args:
-      peer: {{ index: 0, type: string_len, offset: 0, length: 2, max: 5 }}
-      kind: {{ index: 1, type: go_string }}
-      bytes: {{ index: 3, type: i32 }}
-      parts: 5
-    metrics:
-    - {{ counter: handled_total, labels: {{ kind: kind, parts: parts }} }}
-    - {{ counter: of_total, labels: {{ peer: peer }} }}
-    - {{ counter: received_total, value: bytes, when: bytes > 0 }}
-  - function: main.many
-    args: {{ first: 0, ninth: 8 }}
-    metrics: [{{ counter: many_total, labels: {{ a: first, i: ninth }} }}]
-  - function: main.Largest[*]
-    metrics: [{{ counter: largest_total }}]
-  - function: main.main.func1
-    metrics: [{{ counter: closures_total }}]
-"#,
-            binary.display()
+            "node_name: test\nattach: {attach}\ntargets:\n- name: go\n  binary: {binary_path}\n  probes:{probes}"
         ));
         assert_eq!(run(&binary), untraced, "{flags:?}");
-        let series = tracer.render();
+        check(&tracer.render());
+        tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
+    }
+}
+
+#[test]
+fn calls_and_arguments() {
+    const PROBES: &str = r#"
+  - function: main.deep
+    args: { n: 0 }
+    metrics: [{ counter: deep_total }, { counter: deep_sum_total, value: n }]
+  - function: main.huge
+    metrics: [{ counter: huge_total }]
+  - function: main.leaf
+    args: { a: 0, b: 1 }
+    metrics: [{ counter: leaf_a_total, value: a }, { counter: leaf_b_total, value: b }]
+  - function: main.(*Peer).Handle
+    args:
+      peer: { index: 0, type: string_len, offset: 0, length: 2, max: 5 }
+      kind: { index: 1, type: go_string }
+      bytes: { index: 3, type: i32 }
+      parts: 5
+    metrics:
+    - { counter: handled_total, labels: { kind: kind, parts: parts } }
+    - { counter: of_total, labels: { peer: peer } }
+    - { counter: received_total, value: bytes, when: bytes > 0 }
+  - function: main.many
+    args: { first: 0, ninth: 8 }
+    metrics: [{ counter: many_total, labels: { a: first, i: ninth } }]
+  - function: main.Largest[*]
+    metrics: [{ counter: largest_total }]
+  - function: main.main.func1
+    metrics: [{ counter: closures_total }]
+"#;
+    in_each_build(SOURCE, PROBES, |series| {
         let deep: i64 = (0..200).map(|g| g % 20 + 1).sum();
-        assert_is(&series, "deep_total", deep);
-        assert_is(&series, "deep_sum_total", (0..200).map(|g| (0..=g % 20).sum::<i64>()).sum());
-        assert_is(&series, "huge_total", 200);
-        assert_is(&series, "leaf_a_total", 10 * (0..200).sum::<i64>());
-        assert_is(&series, "leaf_b_total", 200 * 45);
+        assert_is(series, "deep_total", deep);
+        assert_is(series, "deep_sum_total", (0..200).map(|g| (0..=g % 20).sum::<i64>()).sum());
+        assert_is(series, "huge_total", 200);
+        assert_is(series, "leaf_a_total", 10 * (0..200).sum::<i64>());
+        assert_is(series, "leaf_b_total", 200 * 45);
         for (kind, parts, calls) in
             [(0, 1, 400), (0, 2, 400), (1, 1, 200), (1, 2, 400), (2, 1, 400), (2, 2, 200)]
         {
-            assert_is(&series, &format!("handled_total{{kind=\"kind{kind}\",parts=\"{parts}\"}}"), calls);
+            assert_is(series, &format!("handled_total{{kind=\"kind{kind}\",parts=\"{parts}\"}}"), calls);
         }
-        assert_is(&series, "of_total{peer=\"alice\"}", 2000);
-        assert_is(&series, "received_total", 200 * 10);
-        assert_is(&series, "many_total{a=\"1\",i=\"9\"}", 200);
-        assert_is(&series, "largest_total", 400);
-        assert_is(&series, "closures_total", 200);
-        tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
-    }
+        assert_is(series, "of_total{peer=\"alice\"}", 2000);
+        assert_is(series, "received_total", 200 * 10);
+        assert_is(series, "many_total{a=\"1\",i=\"9\"}", 200);
+        assert_is(series, "largest_total", 400);
+        assert_is(series, "closures_total", 200);
+    });
 }
 
 /// `slow` grows its stack between entry and return, and sleeps, so that another thread goes on with it. `thrower` panics
@@ -311,69 +312,53 @@ func main() {
 
 #[test]
 fn returns_and_durations() {
-    for (n, flags) in BUILDS.iter().enumerate() {
-        let attach = if n % 2 == 0 { "auto" } else { "perf" };
-        let folder = folder();
-        let binary = build(folder.path(), RETURNS, flags);
-        let untraced = run(&binary);
-        let tracer = Tracer::start(&format!(
-            r#"
-node_name: test
-attach: {attach}
-targets:
-- name: go
-  binary: {}
-  probes:
+    const PROBES: &str = r#"
   - function: main.slow
-    args: {{ kind: {{ index: 0, type: go_string }}, n: 2 }}
+    args: { kind: { index: 0, type: go_string }, n: 2 }
     metrics:
-    - {{ histogram: slow_seconds, value: duration, labels: {{ kind: kind }}, buckets: [1ms, 100] }}
-    - {{ counter: slow_n_total, value: n }}
+    - { histogram: slow_seconds, value: duration, labels: { kind: kind }, buckets: [1ms, 100] }
+    - { counter: slow_n_total, value: n }
   - function: main.deep
-    metrics: [{{ histogram: deep_seconds, value: duration, buckets: [100] }}]
+    metrics: [{ histogram: deep_seconds, value: duration, buckets: [100] }]
   - function: main.fib
     metrics:
-    - {{ histogram: fib_seconds, value: duration, buckets: [100] }}
-    - {{ counter: fib_total, value: retval }}
+    - { histogram: fib_seconds, value: duration, buckets: [100] }
+    - { counter: fib_total, value: retval }
   - function: main.risky
-    args: {{ n: 0 }}
-    metrics: [{{ histogram: risky_seconds, value: duration, buckets: [100] }}, {{ counter: risky_total, labels: {{ n: n, r: retval }} }}]
+    args: { n: 0 }
+    metrics: [{ histogram: risky_seconds, value: duration, buckets: [100] }, { counter: risky_total, labels: { n: n, r: retval } }]
   - function: main.middle
-    metrics: [{{ histogram: middle_seconds, value: duration, buckets: [100] }}]
+    metrics: [{ histogram: middle_seconds, value: duration, buckets: [100] }]
   - function: main.thrower
-    metrics: [{{ histogram: thrower_seconds, value: duration, buckets: [100] }}]
+    metrics: [{ histogram: thrower_seconds, value: duration, buckets: [100] }]
   - function: main.quits
-    metrics: [{{ histogram: quits_seconds, value: duration, buckets: [100] }}, {{ counter: quits_total }}]
+    metrics: [{ histogram: quits_seconds, value: duration, buckets: [100] }, { counter: quits_total }]
   - function: main.(*Base).Area
-    metrics: [{{ histogram: area_seconds, value: duration, buckets: [100] }}]
-"#,
-            binary.display()
-        ));
-        assert_eq!(run(&binary), untraced, "{flags:?}");
-        let series = tracer.render();
+    metrics: [{ histogram: area_seconds, value: duration, buckets: [100] }]
+"#;
+    in_each_build(RETURNS, PROBES, |series| {
         for kind in ["even", "odd"] {
-            assert_is(&series, &format!("slow_seconds_count{{kind=\"{kind}\"}}"), 150);
+            assert_is(series, &format!("slow_seconds_count{{kind=\"{kind}\"}}"), 150);
             // None took less than its two milliseconds.
-            assert_is(&series, &format!("slow_seconds_bucket{{kind=\"{kind}\",le=\"0.001\"}}"), 0);
+            assert_is(series, &format!("slow_seconds_bucket{{kind=\"{kind}\",le=\"0.001\"}}"), 0);
         }
-        assert_is(&series, "slow_n_total", 3 * (0..100).sum::<i64>());
-        assert_is(&series, "deep_seconds_count", 3 * (0..100).map(|g| g + 1 + 2 * g + 1).sum::<i64>());
-        assert_is(&series, "fib_seconds_count", 100 * 177);
+        assert_is(series, "slow_n_total", 3 * (0..100).sum::<i64>());
+        assert_is(series, "deep_seconds_count", 3 * (0..100).map(|g| g + 1 + 2 * g + 1).sum::<i64>());
+        assert_is(series, "fib_seconds_count", 100 * 177);
         // What fib(10) returns, and each call that it makes.
-        assert_is(&series, "fib_total", 100 * fibs(10));
-        assert_is(&series, "risky_seconds_count", 1000);
+        assert_is(series, "fib_total", 100 * fibs(10));
+        assert_is(series, "risky_seconds_count", 1000);
         for n in 0..10 {
             let result = if n % 2 == 1 { 7 } else { n + 1 };
-            assert_is(&series, &format!("risky_total{{n=\"{n}\",r=\"{result}\"}}"), 100);
+            assert_is(series, &format!("risky_total{{n=\"{n}\",r=\"{result}\"}}"), 100);
         }
         for name in ["middle", "thrower"] {
-            assert_is(&series, &format!("{name}_seconds_count"), 500);
+            assert_is(series, &format!("{name}_seconds_count"), 500);
         }
-        assert_is(&series, "quits_total", 100);
-        assert_is(&series, "quits_seconds_count", 0);
-        assert_is(&series, "area_seconds_count", 1000);
-        tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
-    }
+        assert_is(series, "quits_total", 100);
+        assert_is(series, "quits_seconds_count", 0);
+        assert_is(series, "area_seconds_count", 1000);
+    });
 }
 
 /// The sum of what all calls return that `fib(n)` consists of.

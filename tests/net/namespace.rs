@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Output};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -166,23 +167,34 @@ pub fn up(here: &Namespace, there: &Namespace) {
 
 /// Sends a frame as it is, so many times, out of an interface of the thread's namespace.
 pub fn send_raw(interface: &str, frame: &[u8], times: usize) {
-    // SAFETY: a socket, a name with its terminator, and an address and a frame whose lengths are given; all outlive the
-    // calls.
+    send_by(&raw_socket(), interface, frame, times);
+}
+
+/// A packet socket in the thread's namespace, which receives nothing.
+pub fn raw_socket() -> OwnedFd {
+    // SAFETY: the descriptor was made by the kernel for this alone.
     unsafe {
-        let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
-        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
         assert!(socket >= 0, "no raw socket: {}", std::io::Error::last_os_error());
-        let name = std::ffi::CString::new(interface).unwrap();
+        OwnedFd::from_raw_fd(socket)
+    }
+}
+
+/// The same by a socket that is there.
+pub fn send_by(socket: &OwnedFd, interface: &str, frame: &[u8], times: usize) {
+    let name = std::ffi::CString::new(interface).unwrap();
+    // SAFETY: a name with its terminator, and an address and a frame whose lengths are given; all outlive the calls.
+    unsafe {
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
         to.sll_family = libc::AF_PACKET as u16;
         to.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
         to.sll_halen = 6;
         for _ in 0..times {
             let size = size_of::<libc::sockaddr_ll>() as u32;
+            let socket = socket.as_raw_fd();
             let sent =
                 libc::sendto(socket, frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), size);
             assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
         }
-        libc::close(socket);
     }
 }

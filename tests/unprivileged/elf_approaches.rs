@@ -1,27 +1,14 @@
 //! Jumps that tell of a `ret`, in code made for it.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use exporter::elf::{Functions, Image, function_sites};
 
+use crate::assembly::{library, run, symbols};
+
 /// A label `FUNCTION_jN` is a jump that stands for a `ret`.
 const CODE: &str = r#"
-.macro begin name
-	.text
-	.globl \name
-	.type \name, @function
-\name:
-	.cfi_startproc
-.endm
-.macro end name
-	.cfi_endproc
-	.size \name, . - \name
-	.p2align 4
-.endm
-
 # As compilers check the stack.
 begin guarded
 	push %rbx
@@ -177,9 +164,7 @@ end unreached
 #[test]
 fn jumps_that_stand_for_a_return() {
     let folder = tempfile::tempdir().unwrap();
-    let (source, library) = (folder.path().join("code.S"), folder.path().join("libcode.so"));
-    fs::write(&source, CODE).unwrap();
-    run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
+    let library = library(folder.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -244,18 +229,4 @@ extern "C" int catches(int n) {
     let exits = code.exits(symbols(&library)["catches"], function.size).unwrap();
     assert!(exits.has_handler);
     assert!(exits.exits.iter().all(|exit| exit.approaches.len() == 1), "{exits:#x?}");
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Every symbol's address.
-fn symbols(file: &Path) -> BTreeMap<String, u64> {
-    let listed = run(Command::new("nm").arg(file));
-    let parts = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let defined = parts.filter(|parts| parts.len() == 3);
-    defined.map(|parts| (parts[2].to_string(), u64::from_str_radix(parts[0], 16).unwrap())).collect()
 }

@@ -1,28 +1,15 @@
 //! Where functions are left, in code made for it: each label `FUNCTION_rN` in the assembly below is a `ret` that the search
 //! must find, `_tN` a tail call that it cannot follow, `_dN` a jump that is decided when it is taken. It must find no others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use exporter::elf::{Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, leaps};
 
-/// Each function ends with `end`, which gives it its size.
-const CODE: &str = r#"
-.macro begin name
-	.text
-	.globl \name
-	.type \name, @function
-\name:
-	.cfi_startproc
-.endm
-.macro end name
-	.cfi_endproc
-	.size \name, . - \name
-	.p2align 4
-.endm
+use crate::assembly::{library, run, symbols};
 
+const CODE: &str = r#"
 begin plain
 	test %edi, %edi
 	je 1f
@@ -409,27 +396,6 @@ const REFUSED: [(&str, &str); 11] = [
     ("not_called", "not entered by a call"),
 ];
 
-fn library(folder: &Path) -> PathBuf {
-    let (source, library) = (folder.join("code.S"), folder.join("libcode.so"));
-    fs::write(&source, CODE).unwrap();
-    run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
-    library
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Every symbol's address.
-fn symbols(file: &Path) -> BTreeMap<String, u64> {
-    let listed = run(Command::new("nm").arg(file));
-    let parts = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let defined = parts.filter(|parts| parts.len() == 3);
-    defined.map(|parts| (parts[2].to_string(), u64::from_str_radix(parts[0], 16).unwrap())).collect()
-}
-
 fn letter(exit: &Exit) -> char {
     match exit.kind {
         ExitKind::Return => 'r',
@@ -441,7 +407,7 @@ fn letter(exit: &Exit) -> char {
 #[test]
 fn every_exit_is_found_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path());
+    let library = library(folder.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -483,7 +449,7 @@ fn every_exit_is_found_and_nothing_else() {
 fn what_a_call_passes_on_its_way() {
     use PassageKind::{CalleeEntry, LoopBack, TailJump};
     let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path());
+    let library = library(folder.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -542,7 +508,7 @@ fn data_among_code_that_is_named_by_a_number() {
 #[test]
 fn a_stripped_file_tells_as_much() {
     let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path());
+    let library = library(folder.path(), CODE);
     let symbols = symbols(&library);
     run(Command::new("strip").arg(&library));
     let bytes = fs::read(&library).unwrap();
@@ -560,7 +526,7 @@ fn a_stripped_file_tells_as_much() {
 #[test]
 fn damaged_code_and_tables_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path());
+    let library = library(folder.path(), CODE);
     let bytes = fs::read(&library).unwrap();
     let mut state = 88172645463325252u64;
     for _ in 0..300 {

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod assembly;
 mod certs;
 mod circles;
 mod config_files;

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::namespace::{raw_socket, send_by};
+
 /// A program of two instructions, which gives a verdict, and its place; both are gone when it is dropped.
 pub struct Foreign {
     _program: OwnedFd,
@@ -53,36 +55,13 @@ fn foreign(program_kind: u32, index: i32, kind: u32, flags: u32, verdict: i32) -
 /// Sends frames that pass by what is attached to what leaves.
 pub fn send_past_tc(interface: &str, frame: &[u8], times: usize) {
     const PACKET_QDISC_BYPASS: i32 = 20;
-    // SAFETY: a socket, a name with its terminator, and values whose lengths are given; all outlive the calls.
-    unsafe {
-        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-        assert!(socket >= 0, "no raw socket: {}", std::io::Error::last_os_error());
-        let socket = OwnedFd::from_raw_fd(socket);
-        let (on, size) = (1i32, size_of::<i32>() as u32);
-        let set = libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            PACKET_QDISC_BYPASS,
-            (&raw const on).cast(),
-            size,
-        );
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-        let name = std::ffi::CString::new(interface).unwrap();
-        let mut to: libc::sockaddr_ll = std::mem::zeroed();
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-        to.sll_halen = 6;
-        for _ in 0..times {
-            let length = size_of::<libc::sockaddr_ll>() as u32;
-            let sent = libc::sendto(
-                socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                length,
-            );
-            assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
-        }
-    }
+    let socket = raw_socket();
+    let (on, size) = (1i32, size_of::<i32>() as u32);
+    // SAFETY: a socket, and a value whose length is given; both outlive the call.
+    let set = unsafe {
+        let on = (&raw const on).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_QDISC_BYPASS, on, size)
+    };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    send_by(&socket, interface, frame, times);
 }

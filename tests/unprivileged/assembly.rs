@@ -1,0 +1,44 @@
+//! Code made for a test, in assembly.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Each function ends with `end`, which gives it its size.
+const FUNCTIONS: &str = r#"
+.macro begin name
+	.text
+	.globl \name
+	.type \name, @function
+\name:
+	.cfi_startproc
+.endm
+.macro end name
+	.cfi_endproc
+	.size \name, . - \name
+	.p2align 4
+.endm
+"#;
+
+/// A shared library of the code, whose functions are between `begin NAME` and `end NAME`.
+pub fn library(folder: &Path, code: &str) -> PathBuf {
+    let (source, library) = (folder.join("code.S"), folder.join("libcode.so"));
+    fs::write(&source, [FUNCTIONS, code].concat()).unwrap();
+    run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
+    library
+}
+
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every symbol's address.
+pub fn symbols(file: &Path) -> BTreeMap<String, u64> {
+    let listed = run(Command::new("nm").arg(file));
+    let parts = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let defined = parts.filter(|parts| parts.len() == 3);
+    defined.map(|parts| (parts[2].to_string(), u64::from_str_radix(parts[0], 16).unwrap())).collect()
+}
