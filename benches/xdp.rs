@@ -8,27 +8,16 @@
 //! program was never as quick as elsewhere, within a tenth, are left out. Shown are the median of the loads that are left,
 //! and the least.
 
-// The generated skeleton is not ours to style.
-#[allow(
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    dead_code,
-    non_camel_case_types,
-    non_snake_case,
-    unused_imports
-)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 
 use std::fmt::Write;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
+use generated::{NetBenchProgs, NetBenchSkelBuilder};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ProgramInput, ProgramMut};
 use rustix::time::{ClockId, clock_gettime};
-use skeleton::{NetBenchProgs, NetBenchSkelBuilder};
 
 /// Loads that a row is made of.
 const LOADS: usize = 20;
@@ -146,7 +135,7 @@ fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     let slots = exporter::net::cpu_slots().expect("possible CPUs");
     open.maps
         .bss_plain
-        .set_value_size((slots * size_of::<skeleton::types::net_plain>()) as u32)
+        .set_value_size((slots * size_of::<generated::types::net_plain>()) as u32)
         .expect("plain");
     exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::PLAIN_BLOCKS, slots as i32 - 1)
         .expect("operand");

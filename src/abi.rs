@@ -3,50 +3,18 @@
 //! Nothing here is typed by hand but shorter names for constants, and the assertions that the layouts are those
 //! that the C side was compiled with.
 
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    dead_code,
-    missing_docs,
-    non_camel_case_types,
-    non_snake_case,
-    unsafe_code
-)]
-#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
-pub(crate) mod generated {
-    include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 
 /// Of the iterators, which have an object of their own.
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    dead_code,
-    missing_docs,
-    non_camel_case_types,
-    non_snake_case,
-    unsafe_code
-)]
-#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod files {
     include!(concat!(env!("OUT_DIR"), "/files.skel.rs"));
-    pub use types::{mapped_file, process};
+    pub use generated::types::{mapped_file, process};
 }
 
 /// Of what tells which processes come and go.
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    dead_code,
-    missing_docs,
-    non_camel_case_types,
-    non_snake_case,
-    unsafe_code
-)]
-#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));
-    pub use types::{
+    pub use generated::types::{
         cgroup_state, file_flag, file_key, name_key, name_length, process_event, process_event_kind,
         tracked_state,
     };

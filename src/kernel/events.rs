@@ -14,9 +14,10 @@ use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
+use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
-    EventsSkel, EventsSkelBuilder, cgroup_state, file_flag, file_key, name_key, name_length, process_event,
-    process_event_kind, tracked_state,
+    cgroup_state, file_flag, file_key, name_key, name_length, process_event, process_event_kind,
+    tracked_state,
 };
 
 /// A file as processes open it: on overlayfs that of the overlay.

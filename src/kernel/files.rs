@@ -16,7 +16,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Iter, Link, ProgramMut};
 
 use super::error::{KernelError, loading};
-use crate::abi::files::{FilesSkel, FilesSkelBuilder, mapped_file, process};
+use crate::abi::files::generated::{FilesSkel, FilesSkelBuilder};
+use crate::abi::files::{mapped_file, process};
 
 /// Which file it is for the kernel, whatever it is called and through which mounts it is reached: probes are kept by this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

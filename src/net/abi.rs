@@ -2,19 +2,7 @@
 //!
 //! Only names as they are shown, and the check that they are complete, are written by hand.
 
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    dead_code,
-    missing_docs,
-    non_camel_case_types,
-    non_snake_case,
-    unsafe_code
-)]
-#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
-pub(crate) mod generated {
-    include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 pub(crate) use generated::types::{
     net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_port, net_ports, net_row, net_set,

@@ -18,19 +18,7 @@ use crate::logging::log_libbpf;
 use super::config::Count;
 use super::sockets::STATES;
 
-#[allow(
-    clippy::all,
-    clippy::pedantic,
-    dead_code,
-    missing_docs,
-    non_camel_case_types,
-    non_snake_case,
-    unsafe_code
-)]
-#[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused_imports)]
-mod generated {
-    include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
 
 use generated::StackSkelBuilder;
 use generated::types::{stack_histogram, stack_stats};

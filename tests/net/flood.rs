@@ -2,24 +2,13 @@
 //!
 //! Needs root. Touches no interface.
 
-// The generated skeleton is not ours to style.
-#[allow(
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    dead_code,
-    non_camel_case_types,
-    non_snake_case,
-    unused_imports
-)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
-use self::skeleton::NetBenchSkelBuilder;
+use self::generated::NetBenchSkelBuilder;
 use exporter::net::{Counters, read_flows, read_talkers};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput, ProgramMut};

@@ -2,24 +2,13 @@
 //!
 //! Needs root (CAP_BPF, CAP_NET_ADMIN). Touches no interface. The seed is fixed: every run sends the same frames.
 
-// The generated skeleton is not ours to style.
-#[allow(
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    dead_code,
-    non_camel_case_types,
-    non_snake_case,
-    unused_imports
-)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
-}
+include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 
-use self::skeleton::types::net_plain;
-use self::skeleton::{NetSkel, NetSkelBuilder, OpenNetSkel};
+use self::generated::types::net_plain;
+use self::generated::{NetSkel, NetSkelBuilder, OpenNetSkel};
 use exporter::net::{
     AddressFamily, Counters, Direction, Fault, FlowKey, PLAIN_BLOCKS, Protocol, SIZE_BOUNDS, SIZES, TcpKind,
     Verdict, cells, cpu_slots, read_flows, read_talkers, set_operand,

@@ -3,18 +3,8 @@
 //!
 //! Needs root, `ip`, `ping` and `bpftool`.
 
-// Somebody else's program, for which any will do. The generated skeleton is not ours to style.
-#[allow(
-    clippy::all,
-    clippy::undocumented_unsafe_blocks,
-    dead_code,
-    non_camel_case_types,
-    non_snake_case,
-    unused_imports
-)]
-mod bench {
-    include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
-}
+// Somebody else's program, for which any will do.
+include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 mod beside_others;
 mod foreign;
 mod many;
@@ -68,7 +58,7 @@ fn another_program_stays() {
 /// Attaches a program that is not ours; the link keeps it.
 fn foreign_link(index: i32) -> libbpf_rs::Link {
     let mut storage = std::mem::MaybeUninit::uninit();
-    let mut open = bench::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
+    let mut open = generated::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
     // Has no room for all CPUs.
     open.progs.net_ingress.set_autoload(false);
     let skel = open.load().expect("another's program loads");
