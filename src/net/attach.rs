@@ -8,7 +8,7 @@ use libbpf_rs::{ProgramHandle, TC_EGRESS, TcHook, TcHookBuilder, Xdp, XdpFlags};
 
 use super::hook::Hook;
 use super::links::Interface;
-use super::sys::{chain, create_link, link_ifindex};
+use super::sys::{chain, create_link, link_ifindex, program_id};
 
 /// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
 /// the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
@@ -77,10 +77,6 @@ impl Attached {
         let ours = program_id(program)?;
         chain(on.index, *kind).ok()?.first().copied().filter(|first| *first != ours)
     }
-}
-
-pub(crate) fn program_id(program: BorrowedFd<'_>) -> Option<u32> {
-    libbpf_rs::ProgramImpl::<()>::id_from_fd(program).ok()
 }
 
 /// A program of any owner, in words.

@@ -17,7 +17,7 @@ use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};
 use super::books::{Books, Slot};
 use super::counters::Counters;
-use super::sys::{options, set_operand};
+use super::sys::{options, program_id, set_operand};
 
 /// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
 /// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
@@ -229,9 +229,7 @@ impl Programs {
     /// Whether the kernel's program of this id is one of these.
     pub fn are(&self, id: u32) -> bool {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.values().any(|program| {
-            libbpf_rs::ProgramImpl::<()>::id_from_fd(program.as_fd()).is_ok_and(|known| known == id)
-        })
+        loaded.values().any(|program| program_id(program.as_fd()) == Some(id))
     }
 
     fn load(&self, which: Program) -> libbpf_rs::Result<OwnedFd> {

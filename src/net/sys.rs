@@ -133,3 +133,8 @@ pub(crate) fn monotonic() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
+
+/// The kernel's number of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> Option<u32> {
+    libbpf_rs::ProgramImpl::<()>::id_from_fd(program).ok()
+}
