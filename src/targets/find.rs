@@ -320,8 +320,10 @@ impl Finder {
             events.forget(pid);
         }
         let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
-        if !applied.is_of_interest && !self.executed.contains_key(file) {
-            // It may have ended before it could be looked at; the next one is to find its file attached to.
+        let is_seen = self.executed.contains_key(file) || (applied.is_of_interest && self.is_there(pid));
+        if !is_seen {
+            // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
+            // file attached to.
             if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 news.ended.push((name, path.clone()));
@@ -610,6 +612,11 @@ impl Finder {
             return Ok(None);
         }
         Ok(Some(maps).filter(|maps| !maps.is_empty()))
+    }
+
+    /// Whether it can be told what the process runs, or only the right to is missing.
+    fn is_there(&mut self, pid: u32) -> bool {
+        self.of_process(pid).map_or_else(|err| err.kind() == io::ErrorKind::PermissionDenied, |_| true)
     }
 
     /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
