@@ -126,7 +126,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
         rules.push(Rule::new(
             "ExporterReloadFailed",
             "warning",
-            ours("fibre_exporter_tls_certificate_reload_successful == 0"),
+            ours("fibre_exporter_tls_certificate_last_reload_successful == 0"),
             "The exporter on {{ $labels.instance }} cannot use its new certificate.",
             "The earlier one is still in use. The exporter's log says what is wrong with the new one.",
         ));
@@ -139,7 +139,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             Rule::new(
                 "ExporterInterfaceNotCounted",
                 "warning",
-                ours("network_attach_refused{reason!=\"pending\"} == 1"),
+                ours("network_attach_failed{reason!=\"pending\"} == 1"),
                 "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
                 "Packets of this interface and direction are in no metric. The exporter's log and /ready say more.",
             )

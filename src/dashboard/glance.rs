@@ -52,7 +52,7 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
             "Interfaces not counted",
             "Directions of interfaces in which packets are not counted.",
             "short",
-            format!("count(network_attach_refused{{{CHOSEN}}} == 1) or vector(0)"),
+            format!("count(network_attach_failed{{{CHOSEN}}} == 1) or vector(0)"),
             Some(1.0),
         ));
         grid.stat(&stat(
@@ -120,7 +120,7 @@ fn table(grid: &mut Grid, probes: bool, network: bool) {
         columns.push(plain("Sent", traffic("tc_egress_bytes_total"), "Bps"));
         columns.push(bad(
             "Not counted",
-            by_instance("count", &format!("network_attach_refused{{{CHOSEN}}} == 1")),
+            by_instance("count", &format!("network_attach_failed{{{CHOSEN}}} == 1")),
         ));
     }
     let errors = format!("increase({}[$__range])", own("errors_total"));

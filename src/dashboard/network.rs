@@ -44,8 +44,8 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
         "Frames whose headers are cut short or contradict each other.",
         "pps",
         &[query(
-            sum("instance, interface, direction, fault", &rate("xdp_malformed_packets_total")),
-            "{{interface}} {{direction}} {{fault}} {{instance}}",
+            sum("instance, interface, direction, reason", &rate("xdp_malformed_packets_total")),
+            "{{interface}} {{direction}} {{reason}} {{instance}}",
         )],
     );
     if count.has("sizes") {
@@ -104,7 +104,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
         "Directions of interfaces in which packets are not counted, and why.",
         "short",
         &[query(
-            format!("network_attach_refused{{{CHOSEN}}}"),
+            format!("network_attach_failed{{{CHOSEN}}}"),
             "{{interface}} {{direction}} {{reason}} {{instance}}",
         )],
     );

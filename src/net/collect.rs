@@ -91,7 +91,7 @@ fn states(readings: &[Reading]) -> [Family; 3] {
     let mut attached =
         Family::new("network_attached", Kind::Gauge, "1 if packets are counted in this direction.");
     let mut refused =
-        Family::new("network_attach_refused", Kind::Gauge, "1 if a direction is not counted, and why.");
+        Family::new("network_attach_failed", Kind::Gauge, "1 if a direction is not counted, and why.");
     for reading in readings {
         let of = &reading.labels;
         if let Some((_, now)) = &reading.ingress {

@@ -165,7 +165,7 @@ fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
     let handshake = offset_of!(stack_stats, handshake);
     vec![
         of(
-            "network_tcp_handshake_seconds",
+            "network_tcp_handshake_duration_seconds",
             "Round-trip time of the handshake of TCP connections, by which side opened them.",
             TIMES,
             &[

@@ -11,7 +11,7 @@ impl Telemetry {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
         let columns: [Column; 12] = [
             ("fibre_exporter_http_connections_total", "Connections taken.", |s| &s.connections_accepted),
-            ("fibre_exporter_http_connections_refused_total", "Connections refused: too many.", |s| {
+            ("fibre_exporter_http_connections_rejected_total", "Connections refused: too many.", |s| {
                 &s.connections_refused
             }),
             (
@@ -34,18 +34,18 @@ impl Telemetry {
                 &s.handler_timeouts
             }),
             (
-                "fibre_exporter_http_answers_refused_total",
+                "fibre_exporter_http_responses_rejected_total",
                 "Answers refused because others are read too slowly (503).",
                 |s| &s.answers_refused,
             ),
-            ("fibre_exporter_http_malformed_total", "Requests that are not HTTP (400).", |s| &s.malformed),
-            ("fibre_exporter_http_headers_too_large_total", "Requests with too large headers (431).", |s| {
+            ("fibre_exporter_http_malformed_requests_total", "Requests that are not HTTP (400).", |s| &s.malformed),
+            ("fibre_exporter_http_oversized_headers_total", "Requests with too large headers (431).", |s| {
                 &s.headers_too_large
             }),
             ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
                 &s.write_timeouts
             }),
-            ("fibre_exporter_http_unauthorized_total", "Requests with no or wrong credentials.", |s| {
+            ("fibre_exporter_http_unauthorized_requests_total", "Requests with no or wrong credentials.", |s| {
                 &s.unauthorized
             }),
         ];
@@ -65,7 +65,7 @@ impl Telemetry {
             .number(&[], not_after);
             let failed = self.http[0].certificate_reload_failed.load(Ordering::Relaxed);
             to.gauge(
-                "fibre_exporter_tls_certificate_reload_successful",
+                "fibre_exporter_tls_certificate_last_reload_successful",
                 "Whether the certificate in use is that of the files; 0 if these have changed and cannot be used.",
             )
             .number(&[], u64::from(!failed));

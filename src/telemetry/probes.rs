@@ -84,7 +84,7 @@ impl Telemetry {
             }
         }
         let rows =
-            to.gauge("fibre_exporter_probe_in_flight", "Hits that are being dealt with at this moment.");
+            to.gauge("fibre_exporter_probe_hits_in_flight", "Hits that are being dealt with at this moment.");
         for (labels, accounting) in labels.iter().zip(&accounting) {
             rows.number(labels, accounting.in_flight);
         }
@@ -145,12 +145,12 @@ impl Telemetry {
         type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
         let columns: [Column; 2] = [
             (
-                "fibre_exporter_span_starts_open",
+                "fibre_exporter_spans_open",
                 "Starts whose end has not come, at the latest look.",
                 |s, _| s.open,
             ),
             (
-                "fibre_exporter_span_starts_expired_total",
+                "fibre_exporter_spans_expired_total",
                 "Starts that were forgotten: their function was left without the end, their thread ended, or their \
                  end did not come for ten minutes.",
                 |s, left| s.expired + left,

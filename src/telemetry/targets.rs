@@ -25,7 +25,7 @@ impl Telemetry {
             rows.number(&[("target", name)], unprobed.as_secs_f64());
         }
         to.counter(
-            "fibre_exporter_process_walks_total",
+            "fibre_exporter_process_scans_total",
             "How often all processes were looked at: once, unless events of processes are not told or were lost.",
         )
         .number(&[], counts.walks);

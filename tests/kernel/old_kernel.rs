@@ -90,7 +90,7 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     let about = scrape.select("fibre_exporter_info", &[("attach", attach)]);
     let program = if attach == "perf_event" { "probe_perf" } else { "probe_multi" };
     // Where the kernel does not tell of processes, none is looked for with a target that is a file.
-    assert_eq!(scrape.value("fibre_exporter_process_walks_total", &[]), 1.0);
+    assert_eq!(scrape.value("fibre_exporter_process_scans_total", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", program)]), 0.0);
     assert!(about.len() == 1 && about[0].0["kernel"].starts_with(&format!("{kernel}.")), "{about:?}");
 }

@@ -16,7 +16,7 @@ fn trace(source: &str, spans: &str, forgotten: f64) -> Metrics {
         program.display()
     ));
     run(&mut Command::new(program));
-    let expired = |samples: &Metrics| samples.sum("fibre_exporter_span_starts_expired_total", &[]);
+    let expired = |samples: &Metrics| samples.sum("fibre_exporter_spans_expired_total", &[]);
     let samples = exporter.scrape_until("the starts without an end", |samples| expired(samples) >= forgotten);
     assert_eq!(expired(&samples), forgotten);
     samples

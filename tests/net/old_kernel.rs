@@ -51,7 +51,7 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
             metrics.sum("xdp_packets_total", &[])
         );
         if count == "talkers" {
-            assert!(metrics.sum("network_tcp_handshake_seconds_count", &[]) >= 2.0, "{log}");
+            assert!(metrics.sum("network_tcp_handshake_duration_seconds_count", &[]) >= 2.0, "{log}");
             assert!(metrics.sum("network_tcp_state_changes_total", &[("to", "established")]) >= 2.0);
             assert!(!metrics.select("network_kernel_drops_total", &[]).is_empty(), "{log}");
         }

@@ -114,8 +114,8 @@ fn connections_are_told_as_the_kernel_counts_them() {
     assert_eq!([change("syn_sent", "close"), tcp("AttemptFails")], [3, 3]);
     assert_eq!([change("established", "close"), tcp("EstabResets")], [1, 1]);
     assert_eq!(number(&families, "network_tcp_resets_total", &[("direction", "received")]), 4);
-    assert_eq!(observed(&families, "network_tcp_handshake_seconds", "peer").0, 10);
-    assert_eq!(observed(&families, "network_tcp_handshake_seconds", "self").0, 6);
+    assert_eq!(observed(&families, "network_tcp_handshake_duration_seconds", "peer").0, 10);
+    assert_eq!(observed(&families, "network_tcp_handshake_duration_seconds", "self").0, 6);
     assert_eq!(observed(&families, "network_tcp_rtt_seconds", ""), (16, rtt));
     assert_eq!(observed(&families, "network_tcp_connection_duration_seconds", "").0, 16);
 }

@@ -70,7 +70,7 @@ fn the_metrics_want_the_password_and_health_does_not() {
         assert!(!answer.contains("fibre_"), "{what}: {answer}");
     }
     let scrape = exporter.scrape();
-    let refused = scrape.value("fibre_exporter_http_unauthorized_total", &[("endpoint", "metrics")]);
+    let refused = scrape.value("fibre_exporter_http_unauthorized_requests_total", &[("endpoint", "metrics")]);
     assert_eq!(refused, wrong.len() as f64);
     assert_eq!(exporter.health("/health"), (200, "ok\n".to_owned()));
     assert_eq!(exporter.health("/ready"), (200, "ready\n".to_owned()));

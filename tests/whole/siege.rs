@@ -163,7 +163,7 @@ fn what_clients_do_wrong_is_counted() {
         let line = format!("fibre_exporter_http_{name}{{endpoint=\"metrics\"}} 1");
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     };
-    counted("malformed_total");
-    counted("headers_too_large_total");
-    counted("unauthorized_total");
+    counted("malformed_requests_total");
+    counted("oversized_headers_total");
+    counted("unauthorized_requests_total");
 }

@@ -23,7 +23,7 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     let mut faults = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
     for one in counted {
         for fault in Fault::ALL {
-            let labels = [("direction", one.direction.label()), ("fault", fault.label())];
+            let labels = [("direction", one.direction.label()), ("reason", fault.label())];
             faults.number_of(one.of, &labels, one.counters.faults(*fault));
         }
     }

@@ -125,7 +125,7 @@ fn what_another_program_takes_before_ours_is_told() {
     let other = here.run(move || native_xdp(index, XDP_DROP));
     hidden_after(|| send_datagrams(&there, 50, 100), &events, "ingress");
     let families = network.collect();
-    assert_eq!(number(&families, "network_attach_refused", &[("reason", "hidden")]), 1);
+    assert_eq!(number(&families, "network_attach_failed", &[("reason", "hidden")]), 1);
     assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
     assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
     let why = network.not_ready().join("\n");

@@ -24,7 +24,7 @@ fn a_scrape_waits_for_no_interface() {
         let families = network.collect();
         let directions = number(&families, "network_attached", &[]);
         if directions < 2 * INTERFACES {
-            let waiting = number(&families, "network_attach_refused", &[("reason", "pending")]);
+            let waiting = number(&families, "network_attach_failed", &[("reason", "pending")]);
             assert_eq!(directions + waiting, 2 * INTERFACES, "each is counted or not yet");
             assert!(why.contains("yet to be attached to"), "{why}");
             pending += 1;

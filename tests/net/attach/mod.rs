@@ -45,7 +45,7 @@ fn another_program_stays() {
         let families = network.collect();
         assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
         assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
-        assert_eq!(number(&families, "network_attach_refused", &[("reason", "busy")]), 1);
+        assert_eq!(number(&families, "network_attach_failed", &[("reason", "busy")]), 1);
         drop(network);
         assert_eq!(holder(), Some(other));
     }
