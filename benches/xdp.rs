@@ -134,10 +134,10 @@ fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     let mut open = NetBenchSkelBuilder::default().open(&mut storage).expect("failed to open the programs");
     let slots = exporter::net::cpu_slots().expect("possible CPUs");
     open.maps
-        .bss_plain
-        .set_value_size((slots * size_of::<generated::types::net_plain>()) as u32)
-        .expect("plain");
-    exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::PLAIN_BLOCKS, slots as i32 - 1)
+        .bss_fast
+        .set_value_size((slots * size_of::<generated::types::net_fast>()) as u32)
+        .expect("fast");
+    exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::FAST_BLOCKS, slots as i32 - 1)
         .expect("operand");
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
     (constants.with_talkers, constants.with_flows) = (true, true);

@@ -5,11 +5,11 @@
  *
  * What the kernel side is told, and how it is linked together:
  *
- *   attach cookie -> site -> probe -> actions -> labels -> series -> cells
+ *   attach cookie -> site -> probe -> actions -> labels -> series -> slots
  *
  * A site is one address in one file, with the location of each value that its probe reads there. A probe says
  * what its values are and what to do with them. An action updates one metric. Its labels' values become small
- * numbers, through patterns or a dictionary; together they number the series, which owns a run of cells, the 64-bit
+ * numbers, through patterns or an interner; together they number the series, which owns a run of slots, the 64-bit
  * numbers that are added to.
  */
 #ifndef ABI_H
@@ -39,7 +39,7 @@ enum abi_limit {
 	SHORT_TEXTS = 256,
 	SHORT_TEXT = 64,
 	LONG_TEXTS = 1024,
-	/* Integers below this, of each dictionary, have a table of their own. */
+	/* Integers below this, of each interner, have a table of their own. */
 	SMALL_INTEGERS = 1024,
 	/* Open starts of one span that are kept for one thread, where a span is by thread. */
 	MAX_NESTED = 16,
@@ -167,7 +167,7 @@ enum event_class {
 struct probe {
 	__u32 flags; /* enum probe_flag */
 	__u32 filter;
-	__u32 book; /* first of this probe's BOOK_CELLS cells */
+	__u32 accounting; /* first of this probe's ACCT_SLOTS slots */
 	__u32 first_action;
 	__u32 span; /* number of the span that this probe begins or ends */
 	__u8 nactions;
@@ -207,36 +207,36 @@ enum abi_id {
 };
 
 /* What is counted for each probe. hits = aggregated + delivered + filtered + every lost_*. */
-enum book_cell {
-	BOOK_HITS, /* hits that began; of a probe that only counts not written, since they end at once */
-	BOOK_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
-	BOOK_DELIVERED, /* the hit was put on the ring buffer, whole */
-	BOOK_FILTERED, /* not of a process that the target means */
-	BOOK_LOST_RING, /* no room on the ring buffer */
-	BOOK_LOST_FAULT, /* a number that a metric needs could not be read */
-	BOOK_LOST_NO_START, /* end of a span that had no start */
-	BOOK_LOST_STARTS_FULL, /* start of a span that found no room */
-	BOOK_LOST_NEGATIVE, /* a negative amount for a counter, which can only grow */
-	BOOK_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
-	BOOK_LAST_HIT, /* jiffies; not added to but overwritten */
-	BOOK_LABEL_OVERFLOW, /* label sets that went to "other"; not a way a hit can end */
-	BOOK_FORGOTTEN, /* earlier starts that a start or a return showed to be over without their end; not a way a hit can end */
-	BOOK_CELLS = 16,
+enum accounting_slot {
+	ACCT_HITS, /* hits that began; of a probe that only counts not written, since they end at once */
+	ACCT_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
+	ACCT_DELIVERED, /* the hit was put on the ring buffer, whole */
+	ACCT_FILTERED, /* not of a process that the target means */
+	ACCT_LOST_RING, /* no room on the ring buffer */
+	ACCT_LOST_FAULT, /* a number that a metric needs could not be read */
+	ACCT_LOST_NO_START, /* end of a span that had no start */
+	ACCT_LOST_STARTS_FULL, /* start of a span that found no room */
+	ACCT_LOST_NEGATIVE, /* a negative amount for a counter, which can only grow */
+	ACCT_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
+	ACCT_LAST_HIT, /* jiffies; not added to but overwritten */
+	ACCT_LABEL_OVERFLOW, /* label sets that went to "other"; not a way a hit can end */
+	ACCT_FORGOTTEN, /* earlier starts that a start or a return showed to be over without their end; not a way a hit can end */
+	ACCT_SLOTS = 16,
 };
 
 enum action_kind {
-	ACTION_COUNT, /* cell 0 += 1 */
-	ACTION_ADD, /* cell 0 += value, cell 1 += 1 */
-	ACTION_HISTOGRAM, /* cell 0 += value, cell 1 + bucket += 1 */
-	ACTION_LAST, /* cell 0 = value, cell 1 = its time; not sharded: always the first shard's cells, like the next two */
-	ACTION_MIN, /* cell 0 = min(cell 0, value + bias + 1), where 0 means "none yet" */
+	ACTION_COUNT, /* slot 0 += 1 */
+	ACTION_ADD, /* slot 0 += value, slot 1 += 1 */
+	ACTION_HISTOGRAM, /* slot 0 += value, slot 1 + bucket += 1 */
+	ACTION_LAST, /* slot 0 = value, slot 1 = its time; not sharded: always the first shard's slots, like the next two */
+	ACTION_MIN, /* slot 0 = min(slot 0, value + bias + 1), where 0 means "none yet" */
 	ACTION_MAX,
 };
 
 enum abi_none {
 	NO_VALUE = 0xff, /* the action counts, or the pattern needs no value */
 	NO_MATCH = 0xff, /* a label's value fits none of its patterns */
-	NO_FAMILY = 0xffffffff,
+	NO_LABEL_SETS = 0xffffffff,
 };
 
 enum condition_op {
@@ -263,15 +263,15 @@ enum label_flag {
 	LABEL_TEXT = 1 << 1, /* the value is text, else an integer */
 };
 
-/* A label's value becomes a small number: one of these, or ID_PATTERN + npatterns + its number in a dictionary. */
+/* A label's value becomes a small number: one of these, or ID_PATTERN + npatterns + its number in an interner. */
 enum label_id {
-	ID_OTHER, /* a free value past the dictionary's limit */
+	ID_OTHER, /* a free value past the interner's limit */
 	ID_UNREADABLE,
 	ID_PATTERN, /* fits the first pattern; the next one's number follows, and last "fits none" if not LABEL_RAW */
 };
 
 struct label {
-	__u32 dictionary;
+	__u32 interner;
 	__u32 first_pattern;
 	__u32 multiplier; /* of the number, in the series' number */
 	__u8 npatterns;
@@ -287,10 +287,10 @@ struct action {
 	__u8 nlabels;
 	__u8 needs_nonnegative; /* refuse a negative value: the value is signed and the metric a counter */
 	__u8 pad[3];
-	__u32 cell; /* first cell of series 0 */
-	__u32 stride; /* cells of one series */
+	__u32 slot; /* first slot of series 0 */
+	__u32 stride; /* slots of one series */
 	__u32 bounds; /* histogram: which set */
-	__u32 family; /* NO_FAMILY: series are numbered by the labels' numbers times their multipliers */
+	__u32 label_sets; /* an interner, or NO_LABEL_SETS: series are numbered by the labels' numbers times their multipliers */
 	__u64 bias; /* as in struct condition */
 	struct condition conditions[MAX_CONDITIONS];
 	struct label labels[MAX_LABELS];
@@ -309,10 +309,10 @@ struct bounds {
 };
 
 /*
- * Gives out numbers: to the distinct values of one label, or (a family) to the distinct label sets of a metric with so
- * many possible ones that a cell for each cannot be set aside. The names behind the numbers are in entries.
+ * Gives out numbers: to the distinct values of one label, or to the distinct label sets of a metric with so
+ * many possible ones that a slot for each cannot be set aside. The names behind the numbers are in entries.
  */
-struct dictionary {
+struct interner {
 	__u32 first_entry;
 	__u32 capacity; /* numbers there is room for: the limit and a few to spare */
 	__u32 limit;
@@ -327,7 +327,7 @@ struct dictionary {
 };
 
 struct word_key {
-	__u32 dictionary;
+	__u32 interner;
 	__u32 pad;
 	__u64 words[TEXT_WORDS];
 };
@@ -342,14 +342,14 @@ struct small_integers {
 
 /* Key of the map that makes finding the number of a larger integer quick. */
 struct integer_key {
-	__u32 dictionary;
+	__u32 interner;
 	__u32 pad;
 	__u64 value;
 };
 
 /* The same for text of a few words: how a word_key begins. */
 struct short_key {
-	__u32 dictionary;
+	__u32 interner;
 	__u32 pad;
 	__u64 words[PATTERN_WORDS];
 };
@@ -441,7 +441,7 @@ _Static_assert(sizeof(struct site) == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES,
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct filter) == 24 + 8 * FILTER_WORDS, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
-_Static_assert(sizeof(struct dictionary) == 32, "layout");
+_Static_assert(sizeof(struct interner) == 32, "layout");
 _Static_assert(sizeof(struct small_integers) == 4 * SMALL_INTEGERS, "layout");
 _Static_assert(sizeof(struct entry) == 8 + 8 * TEXT_WORDS, "layout");
 _Static_assert(sizeof(struct start_key) == 24, "layout");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Metrics computed in the kernel: conditions, label sets, cells. */
+/* Metrics computed in the kernel: conditions, label sets, slots. */
 #ifndef AGGREGATE_BPF_H
 #define AGGREGATE_BPF_H
 
@@ -90,113 +90,113 @@ static __always_inline int check_conditions(struct hit *hit, struct probe *probe
 
 #define STACK_TRIES 16
 
-static __always_inline struct entry *entry_of(const struct dictionary *dictionary, __u32 number)
+static __always_inline struct entry *entry_of(const struct interner *interner, __u32 number)
 {
-	__u32 at = dictionary->first_entry + number;
+	__u32 at = interner->first_entry + number;
 
 	return bpf_map_lookup_elem(&entries, &at);
 }
 
 /* A number that nobody has, or ~0. */
-static __always_inline __u32 take_number(struct dictionary *dictionary)
+static __always_inline __u32 take_number(struct interner *interner)
 {
 	__u32 number;
 
 #pragma clang loop unroll(disable)
 	for (int tries = 0; tries < STACK_TRIES; tries++) {
-		__u64 top = *(volatile __u64 *)&dictionary->free, under;
+		__u64 top = *(volatile __u64 *)&interner->free, under;
 		struct entry *entry;
 
 		if (!(__u32)top)
 			break;
 		number = (__u32)top - 1;
-		entry = entry_of(dictionary, number);
+		entry = entry_of(interner, number);
 		if (!entry)
 			break;
 		under = ((top >> 32) + 1) << 32 | (__u32) * (volatile __u64 *)&entry->words[0];
-		if (__sync_val_compare_and_swap(&dictionary->free, top, under) == top)
+		if (__sync_val_compare_and_swap(&interner->free, top, under) == top)
 			return number;
 	}
-	number = __sync_fetch_and_add(&dictionary->next, 1);
-	if (number < dictionary->capacity)
+	number = __sync_fetch_and_add(&interner->next, 1);
+	if (number < interner->capacity)
 		return number;
-	__sync_fetch_and_add(&dictionary->next, -1);
+	__sync_fetch_and_add(&interner->next, -1);
 	return ~0U;
 }
 
-static __always_inline void give_back(struct dictionary *dictionary, __u32 number)
+static __always_inline void give_back(struct interner *interner, __u32 number)
 {
-	struct entry *entry = entry_of(dictionary, number);
+	struct entry *entry = entry_of(interner, number);
 
 	if (!entry)
 		return;
 #pragma clang loop unroll(disable)
 	for (int tries = 0; tries < STACK_TRIES; tries++) {
-		__u64 top = *(volatile __u64 *)&dictionary->free;
+		__u64 top = *(volatile __u64 *)&interner->free;
 
 		*(volatile __u64 *)&entry->words[0] = (__u32)top;
-		if (__sync_val_compare_and_swap(&dictionary->free, top, ((top >> 32) + 1) << 32 | (number + 1)) ==
+		if (__sync_val_compare_and_swap(&interner->free, top, ((top >> 32) + 1) << 32 | (number + 1)) ==
 		    top)
 			return;
 	}
 }
 
 /*
- * The number of the words in their dictionary, given out now if they are new, or ~0, which is no number, past the limit.
+ * The number of the words in their interner, given out now if they are new, or ~0, which is no number, past the limit.
  * Two CPUs may see the same new words at once: the map lets one of them in, the other gives back its number and takes the
  * first one's.
  */
 static __always_inline __u32 number_of(struct word_key *key)
 {
-	struct dictionary *dictionary;
+	struct interner *interner;
 	__u32 *known, number;
 	struct entry *entry;
 
 	known = bpf_map_lookup_elem(&numbers, key);
 	if (known)
 		return *known;
-	dictionary = bpf_map_lookup_elem(&dictionaries, &key->dictionary);
-	if (!dictionary)
+	interner = bpf_map_lookup_elem(&interners, &key->interner);
+	if (!interner)
 		return ~0U;
-	if (__sync_fetch_and_add(&dictionary->accepted, 1) >= dictionary->limit)
+	if (__sync_fetch_and_add(&interner->accepted, 1) >= interner->limit)
 		goto full;
-	number = take_number(dictionary);
+	number = take_number(interner);
 	if (number == ~0U)
 		goto full;
 	if (bpf_map_update_elem(&numbers, key, &number, BPF_NOEXIST)) {
-		give_back(dictionary, number);
-		__sync_fetch_and_add(&dictionary->accepted, -1);
+		give_back(interner, number);
+		__sync_fetch_and_add(&interner->accepted, -1);
 		known = bpf_map_lookup_elem(&numbers, key);
 		return known ? *known : ~0U;
 	}
-	entry = entry_of(dictionary, number);
+	entry = entry_of(interner, number);
 	if (entry) {
 		__builtin_memcpy(entry->words, key->words, sizeof(entry->words));
 		__sync_fetch_and_add(&entry->ready, 1);
 	}
 	return number;
 full:
-	__sync_fetch_and_add(&dictionary->accepted, -1);
+	__sync_fetch_and_add(&interner->accepted, -1);
 	return ~0U;
 }
 
 /* Where the number of a small integer stands, or NULL. */
-static __always_inline __u32 *small_number(__u32 dictionary, __u64 value)
+static __always_inline __u32 *small_number(__u32 interner, __u64 value)
 {
 	struct small_integers *small;
 	__u32 at = value;
 
 	if (value >= SMALL_INTEGERS)
 		return NULL;
-	small = bpf_map_lookup_elem(&small_integers, &dictionary);
+	small = bpf_map_lookup_elem(&small_integers, &interner);
 	return small && BOUNDED(at, SMALL_INTEGERS) ? &small->number[at] : NULL;
 }
 
 /* The number of an integer. The key of integers is what a word_key begins with. */
-__noinline __u32 number_of_integer(__u32 dictionary, __u64 value)
+__noinline __u32 number_of_integer(__u32 interner, __u64 value)
 {
-	struct word_key key = { .dictionary = dictionary, .words = { value } };
-	__u32 *small = small_number(dictionary, value), number;
+	struct word_key key = { .interner = interner, .words = { value } };
+	__u32 *small = small_number(interner, value), number;
 
 	if (!small) {
 		__u32 *known = bpf_map_lookup_elem(&integers, &key);
@@ -219,9 +219,9 @@ struct ids {
 	__u32 id[MAX_LABELS];
 };
 
-__noinline __u32 number_of_set(__u32 family, struct ids *ids)
+__noinline __u32 number_of_set(__u32 interner, struct ids *ids)
 {
-	struct word_key set = { .dictionary = family };
+	struct word_key set = { .interner = interner };
 
 	if (!ids)
 		return ~0U;
@@ -238,7 +238,7 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 
 	if (!hit || !probe || !label)
 		return ID_UNREADABLE;
-	key.dictionary = label->dictionary;
+	key.interner = label->interner;
 	words = label->words;
 	if (!BOUNDED(words, TEXT_WORDS + 1) ||
 	    read_text(hit, probe, label->value, key.words, words * 8, 8 * TEXT_WORDS) < 0)
@@ -274,9 +274,9 @@ static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, stru
 	}
 	if (!(label->flags & LABEL_RAW))
 		return ID_PATTERN + label->npatterns;
-	small = small_number(label->dictionary, hit->values[i]);
+	small = small_number(label->interner, hit->values[i]);
 	found = small ? *(volatile __u32 *)small : 0;
-	found = found ? found - 1 : number_of_integer(label->dictionary, hit->values[i]);
+	found = found ? found - 1 : number_of_integer(label->interner, hit->values[i]);
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 
@@ -295,9 +295,9 @@ static __always_inline __u32 bucket_of(__u64 value, __u32 which)
 }
 
 /* min and max hold the value with its bias added, plus one, so that 0 can mean "none yet". */
-static __always_inline void extreme(__u32 cell, __u64 value, bool max)
+static __always_inline void extreme(__u32 slot, __u64 value, bool max)
 {
-	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+	__u64 *number = bpf_map_lookup_elem(&slots, &slot);
 
 	if (!number)
 		return;
@@ -333,20 +333,20 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 		number += id * label->multiplier;
 		ids.id[l] = id;
 	}
-	if (action->family != NO_FAMILY) {
-		number =
-			number_of_set(action->family, &ids) + 1; /* none is ~0: series 0, "other" in every label */
+	if (action->label_sets != NO_LABEL_SETS) {
+		number = number_of_set(action->label_sets, &ids) +
+			 1; /* none is ~0: series 0, "other" in every label */
 		overflow |= !number;
 	}
 	if (overflow)
-		add(hit->shard + probe->book + BOOK_LABEL_OVERFLOW, 1);
+		add(hit->shard + probe->accounting + ACCT_LABEL_OVERFLOW, 1);
 	return number;
 }
 
-/* Updates one metric. Returns 0, or the book cell that says why the hit is lost to it. */
+/* Updates one metric. Returns 0, or the accounting slot that says why the hit is lost to it. */
 __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 {
-	__u32 i, cell, local;
+	__u32 i, slot, local;
 	__u64 value = 1;
 	int fits;
 
@@ -356,21 +356,21 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 	if (action->nconditions) {
 		fits = check_conditions(hit, probe, action);
 		if (fits == UNREADABLE)
-			return BOOK_LOST_FAULT;
+			return ACCT_LOST_FAULT;
 		if (fits != FITS)
 			return 0;
 	}
 	if (i != NO_VALUE) {
 		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
-			return BOOK_LOST_FAULT;
+			return ACCT_LOST_FAULT;
 		value = hit->values[i];
 		if (action->needs_nonnegative && (__s64)value < 0)
-			return BOOK_LOST_NEGATIVE;
+			return ACCT_LOST_NEGATIVE;
 	}
-	cell = action->cell;
+	slot = action->slot;
 	if (action->nlabels)
-		cell += series_number(hit, probe, action) * action->stride;
-	local = hit->shard + cell;
+		slot += series_number(hit, probe, action) * action->stride;
+	local = hit->shard + slot;
 	switch (action->kind) {
 	case ACTION_COUNT:
 		add(local, 1);
@@ -384,25 +384,25 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 		add(local + 1 + bucket_of(value + action->bias, action->bounds), 1);
 		break;
 	case ACTION_LAST: {
-		__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+		__u64 *number = bpf_map_lookup_elem(&slots, &slot);
 
 		if (number)
 			*(volatile __u64 *)number = value;
-		cell++;
-		number = bpf_map_lookup_elem(&cells, &cell);
+		slot++;
+		number = bpf_map_lookup_elem(&slots, &slot);
 		if (number)
 			*(volatile __u64 *)number = bpf_ktime_get_ns();
 		break;
 	}
 	case ACTION_MIN:
 	case ACTION_MAX:
-		extreme(cell, value + action->bias, action->kind == ACTION_MAX);
+		extreme(slot, value + action->bias, action->kind == ACTION_MAX);
 		break;
 	}
 	return 0;
 }
 
-/* Updates all metrics of the hit. Returns 0, or the book cell of the first loss. */
+/* Updates all metrics of the hit. Returns 0, or the accounting slot of the first loss. */
 static __always_inline int aggregate(struct hit *hit, struct probe *probe)
 {
 	__u32 first = probe->first_action, n = probe->nactions;

@@ -75,10 +75,10 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 		struct event *event;                                                          \
                                                                                               \
 		if (!hit || !probe)                                                           \
-			return BOOK_LOST_RING;                                                \
+			return ACCT_LOST_RING;                                                \
 		event = bpf_ringbuf_reserve(&ring, sizeof(*event) + 8 * nvalues_ + text_, 0); \
 		if (!event)                                                                   \
-			return BOOK_LOST_RING;                                                \
+			return ACCT_LOST_RING;                                                \
 		event->probe = number;                                                        \
 		event->event_class = class_;                                                  \
 		fill(event, hit, probe, nvalues_, text_, longest_);                           \
@@ -91,7 +91,7 @@ EMIT(EVENT_12, 12, 0, 0)
 EMIT(EVENT_SHORT_TEXTS, 12, SHORT_TEXTS, SHORT_TEXT)
 EMIT(EVENT_LONG_TEXTS, 12, LONG_TEXTS, MAX_BYTES)
 
-/* Returns 0, or the book cell that says why the event is lost. */
+/* Returns 0, or the accounting slot that says why the event is lost. */
 static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 number)
 {
 	switch (probe->event_class) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The tables of abi.h as maps, and the cells. Sizes written as 1 are set before loading. */
+/* The tables of abi.h as maps, and the slots. Sizes written as 1 are set before loading. */
 #ifndef MAPS_BPF_H
 #define MAPS_BPF_H
 
@@ -20,17 +20,17 @@ TABLE(actions, struct action, 0);
 TABLE(filters, struct filter, 0);
 TABLE(patterns, struct pattern, 0);
 TABLE(bounds, struct bounds, 0);
-TABLE(dictionaries, struct dictionary, BPF_F_MMAPABLE);
+TABLE(interners, struct interner, BPF_F_MMAPABLE);
 TABLE(small_integers, struct small_integers, BPF_F_MMAPABLE);
 TABLE(entries, struct entry, BPF_F_MMAPABLE);
 TABLE(control, struct control, BPF_F_MMAPABLE);
 
 /*
- * cells_per_shard numbers, once for each shard. A CPU adds to its own shard, and several CPUs may share one: the
- * additions are atomic, so sharing costs time but never a count. Being mapped, the cells are read without a system
+ * slots_per_shard numbers, once for each shard. A CPU adds to its own shard, and several CPUs may share one: the
+ * additions are atomic, so sharing costs time but never a count. Being mapped, the slots are read without a system
  * call.
  */
-TABLE(cells, __u64, BPF_F_MMAPABLE);
+TABLE(slots, __u64, BPF_F_MMAPABLE);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -107,17 +107,17 @@ struct {
 		     : [m] "i"(most))
 
 const volatile __u32 shard_mask = 0;
-const volatile __u32 cells_per_shard = 0;
+const volatile __u32 slots_per_shard = 0;
 
-/* The shard's first cell for the CPU that runs this. */
+/* The shard's first slot for the CPU that runs this. */
 static __always_inline __u32 shard_base(void)
 {
-	return (bpf_get_smp_processor_id() & shard_mask) * cells_per_shard;
+	return (bpf_get_smp_processor_id() & shard_mask) * slots_per_shard;
 }
 
-static __always_inline void add(__u32 cell, __u64 amount)
+static __always_inline void add(__u32 slot, __u64 amount)
 {
-	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+	__u64 *number = bpf_map_lookup_elem(&slots, &slot);
 
 	if (number)
 		__sync_fetch_and_add(number, amount);

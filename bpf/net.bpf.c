@@ -7,7 +7,7 @@
  * registers and stack the common way does not pay for.
  */
 #include "packet.bpf.h"
-#include "plain.bpf.h"
+#include "fast.bpf.h"
 #include "talkers.bpf.h"
 
 /* Makes the build generate the Rust side of the enums. */
@@ -16,10 +16,10 @@ const volatile struct {
 	enum net_reason reason;
 	enum net_family family;
 	enum net_protocol protocol;
-	enum net_fault fault;
+	enum net_parse_error error;
 	enum net_tcp_kind tcp;
 	enum net_size size;
-	enum net_plain_shortest shortest;
+	enum net_fast_shortest shortest;
 	enum net_link link;
 	enum net_direction direction;
 	enum net_switch switches;
@@ -42,7 +42,7 @@ static __always_inline void account_xdp(const struct frame *f, struct net_stats 
 	if (what & RARE)
 		count_rare(stats, what, 1);
 	count_wanted(stats, f, what);
-	if (talkers && HAS_IP(what) && !IS_FAULT(what))
+	if (talkers && HAS_IP(what) && !IS_PARSE_ERROR(what))
 		track(f, what, stats, PORT_ID(port), false, 1, f->length);
 }
 
@@ -82,7 +82,7 @@ __noinline int ingress_any_talkers(struct xdp_md *ctx)
 SEC("xdp")
 __attribute__((naked)) int net_ingress(void)
 {
-	COUNT_PLAIN(ingress_any_plain);
+	COUNT_FAST(ingress_any_plain);
 }
 
 /* Common frames without a call, into the same counters as all others. */
@@ -102,9 +102,9 @@ static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 	return XDP_PASS;
 }
 
-/* For interfaces that have no counters of plain frames, or no Ethernet header. */
+/* For interfaces that have no fast-path counters, or no Ethernet header. */
 SEC("xdp")
-int net_ingress_long(struct xdp_md *ctx)
+int net_ingress_slow(struct xdp_md *ctx)
 {
 	return ingress_common(ctx, false);
 }
@@ -183,7 +183,7 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 	if (what & RARE)
 		count_rare(stats, what, packets);
 	count_wanted(stats, f, what);
-	if (with_talkers && HAS_IP(what) && !IS_FAULT(what))
+	if (with_talkers && HAS_IP(what) && !IS_PARSE_ERROR(what))
 		track(f, what, stats, PORT_ID(port), egress, packets, bytes);
 }
 
@@ -206,7 +206,7 @@ static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 	if (!stats)
 		return TCX_NEXT;
 	what = parse_frame(&f);
-	if (IS_FAULT(what) == NET_FAULT_TRUNCATED && f.end - f.data < f.length) {
+	if (IS_PARSE_ERROR(what) == NET_PARSE_ERROR_TRUNCATED && f.end - f.data < f.length) {
 		/* Some headers lie in a page: bring them in front and look again. */
 		bpf_skb_pull_data(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
 		f = skb_frame(ctx, port, egress);

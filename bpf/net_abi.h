@@ -34,14 +34,14 @@ enum net_protocol {
 };
 
 /* What is wrong with a frame; the first thing found. */
-enum net_fault {
-	NET_FAULT_NONE,
-	NET_FAULT_TRUNCATED, /* ends inside a header */
-	NET_FAULT_VERSION, /* the IP version is not the EtherType's */
-	NET_FAULT_HEADER_LENGTH, /* a header says it is shorter than it must be or longer than its packet */
-	NET_FAULT_LENGTH, /* IP or UDP says it is longer than what came, or shorter than its header */
-	NET_FAULT_EXTENSIONS, /* more than NET_MAX_EXTENSIONS IPv6 extension headers */
-	NET_FAULT_COUNT,
+enum net_parse_error {
+	NET_PARSE_ERROR_NONE,
+	NET_PARSE_ERROR_TRUNCATED, /* ends inside a header */
+	NET_PARSE_ERROR_VERSION, /* the IP version is not the EtherType's */
+	NET_PARSE_ERROR_HEADER_LENGTH, /* a header says it is shorter than it must be or longer than its packet */
+	NET_PARSE_ERROR_LENGTH, /* IP or UDP says it is longer than what came, or shorter than its header */
+	NET_PARSE_ERROR_EXTENSIONS, /* more than NET_MAX_EXTENSIONS IPv6 extension headers */
+	NET_PARSE_ERROR_COUNT,
 };
 
 /* What a frame begins with, by the type of its device. */
@@ -63,7 +63,7 @@ enum net_link {
 struct net_port {
 	unsigned int ifindex;
 	unsigned int id;
-	unsigned short block; /* the first CPU's part of the counters of plain frames */
+	unsigned short block; /* the first CPU's part of the fast-path counters */
 	unsigned char link;
 	unsigned char pad[5];
 };
@@ -85,19 +85,19 @@ enum net_direction {
 #define NET_PROTOCOL_SLOTS 8
 
 /*
- * What one CPU counted of plain frames (plain.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), each size
+ * What one CPU counted of fast-path frames (fast.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), each size
  * for itself: by how many bytes a frame is longer than the shortest TCP segment.
  */
-#define NET_PLAIN_STEPS 2048
-struct net_plain_row {
-	unsigned long long packets[NET_PLAIN_STEPS];
+#define NET_FAST_STEPS 2048
+struct net_fast_row {
+	unsigned long long packets[NET_FAST_STEPS];
 };
-struct net_plain {
-	struct net_plain_row rows[4];
+struct net_fast {
+	struct net_fast_row rows[4];
 };
-enum net_plain_shortest {
-	NET_PLAIN_SHORTEST_IPV4 = 54,
-	NET_PLAIN_SHORTEST_IPV6 = 74,
+enum net_fast_shortest {
+	NET_FAST_SHORTEST_IPV4 = 54,
+	NET_FAST_SHORTEST_IPV6 = 74,
 };
 
 /* TCP flags as they are on the wire (RFC 9293, 3.1). */

@@ -57,14 +57,14 @@ struct frame {
 
 /*
  * What a frame is, in one number, so that the common path needs no memory for it and can ask with one test whether
- * there is anything rare about it: its cell (family and protocol), a fault, whether it is a fragment of a larger
+ * there is anything rare about it: its cell (family and protocol), an error, whether it is a fragment of a larger
  * datagram, its TCP flags and the IANA number of its protocol; and where: the offsets from the start of the frame of a
  * whole fixed IP header and of a transport header that has ports, zero if there is none.
  */
 #define IS(family, protocol) ((__u64)(family)*NET_PROTOCOL_SLOTS + (protocol))
 #define IS_CELL(what) ((__u32)(what)&0x1f)
-#define FAULT(fault) ((__u64)(fault) << 8)
-#define IS_FAULT(what) ((__u32)(what) >> 8 & 0xf)
+#define PARSE_ERROR(error) ((__u64)(error) << 8)
+#define IS_PARSE_ERROR(what) ((__u32)(what) >> 8 & 0xf)
 #define FRAGMENT (1ULL << 12)
 #define TCP_FLAGS(flags) ((__u64)(flags) << 16)
 #define IS_TCP_FLAGS(what) ((__u32)(what) >> 16 & 0xff)
@@ -76,7 +76,7 @@ struct frame {
 #define L4_AT(offset) ((__u64)(offset) << 40)
 #define L4_AT_MASK 0x7fff
 #define IS_L4_AT(what) ((__u32)((what) >> 40) & L4_AT_MASK)
-_Static_assert(IS(NET_FAMILY_COUNT, 0) <= 32 && NET_FAULT_COUNT <= 16, "bits of what a frame is");
+_Static_assert(IS(NET_FAMILY_COUNT, 0) <= 32 && NET_PARSE_ERROR_COUNT <= 16, "bits of what a frame is");
 
 static __always_inline __u16 be16_at(const void *p)
 {
@@ -92,26 +92,26 @@ static __always_inline __u64 parse_transport(const struct frame *f, __u32 offset
 		__u32 header;
 
 		if (left < TCP_HEADER || l4 + TCP_HEADER > f->end)
-			return what | FAULT(NET_FAULT_TRUNCATED);
+			return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 		header = (*(__u8 *)(l4 + 12) >> 4) * 4;
 		if (header < TCP_HEADER || header > left)
-			return what | FAULT(NET_FAULT_HEADER_LENGTH);
+			return what | PARSE_ERROR(NET_PARSE_ERROR_HEADER_LENGTH);
 		return what | TCP_FLAGS(*(__u8 *)(l4 + 13)) | L4_AT(offset);
 	}
 	if (IS_NUMBER(what) == IPPROTO_UDP) {
 		__u32 length;
 
 		if (left < UDP_HEADER || l4 + UDP_HEADER > f->end)
-			return what | FAULT(NET_FAULT_TRUNCATED);
+			return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 		length = be16_at(l4 + 4);
 		/* A first fragment has the length of the whole datagram; a jumbogram says zero. */
 		if (length < UDP_HEADER ? length || left <= 0xffff : length > left && !(what & FRAGMENT))
-			return what | FAULT(NET_FAULT_LENGTH);
+			return what | PARSE_ERROR(NET_PARSE_ERROR_LENGTH);
 		return what | L4_AT(offset);
 	}
 	if ((IS_CELL(what) == IS(NET_FAMILY_IPV4, NET_PROTOCOL_ICMP) && left < ICMP_HEADER) ||
 	    (IS_CELL(what) == IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6) && left < ICMPV6_HEADER))
-		return what | FAULT(NET_FAULT_TRUNCATED);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	return what;
 }
 
@@ -122,10 +122,10 @@ static __always_inline __u64 parse_ipv4(const struct frame *f, __u32 at)
 	void *ip = f->data + at;
 
 	if (ip + IPV4_HEADER > f->end)
-		return what | FAULT(NET_FAULT_TRUNCATED);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	header = *(__u8 *)ip;
 	if (header >> 4 != 4)
-		return what | FAULT(NET_FAULT_VERSION);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_VERSION);
 	number = *(__u8 *)(ip + 9);
 	if (number == IPPROTO_TCP)
 		what = IS(NET_FAMILY_IPV4, NET_PROTOCOL_TCP);
@@ -141,9 +141,9 @@ static __always_inline __u64 parse_ipv4(const struct frame *f, __u32 at)
 	if (total == 0 && room > 0xffff)
 		total = room;
 	if (header < IPV4_HEADER)
-		return what | FAULT(NET_FAULT_HEADER_LENGTH);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_HEADER_LENGTH);
 	if (total < header || total > room)
-		return what | FAULT(NET_FAULT_LENGTH);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_LENGTH);
 	offset = be16_at(ip + 6);
 	if (offset & 0x3fff) { /* more fragments, or not the first */
 		what |= FRAGMENT;
@@ -162,25 +162,25 @@ static __always_inline bool is_extension(__u32 next)
 
 /*
  * The headers between IPv6 and its payload, in one number: the offset of the payload from the frame's start, the
- * last next-header value, a fault, and whether there was a fragment and it is a later one. `offset` is masked
+ * last next-header value, an error, and whether there was a fragment and it is a later one. `offset` is masked
  * each time round so that the verifier sees the same state each time round (it stays below 8 * 2048 + 62).
  */
 #define EXT_OFFSET_MASK 0x7fff
 #define EXT_NEXT_SHIFT 16
-#define EXT_FAULT_SHIFT 24
+#define EXT_ERROR_SHIFT 24
 #define EXT_FRAGMENT (1u << 28)
 #define EXT_LATER (1u << 29)
 
 static __always_inline __u32 ipv6_extensions(void *data, void *end, __u32 offset, __u32 next, __u32 left)
 {
-	__u32 flags = 0, fault = NET_FAULT_EXTENSIONS, i;
+	__u32 flags = 0, error = NET_PARSE_ERROR_EXTENSIONS, i;
 
 	for (i = 0; i <= NET_MAX_EXTENSIONS; i++) {
 		void *at;
 		__u32 length;
 
 		if (!is_extension(next)) {
-			fault = NET_FAULT_NONE;
+			error = NET_PARSE_ERROR_NONE;
 			break;
 		}
 		if (i == NET_MAX_EXTENSIONS)
@@ -189,7 +189,7 @@ static __always_inline __u32 ipv6_extensions(void *data, void *end, __u32 offset
 		offset &= EXT_OFFSET_MASK;
 		at = data + offset;
 		if (left < 8 || at + 8 > end) {
-			fault = NET_FAULT_TRUNCATED;
+			error = NET_PARSE_ERROR_TRUNCATED;
 			break;
 		}
 		length = (*(__u8 *)(at + 1) + 1) * 8;
@@ -204,19 +204,19 @@ static __always_inline __u32 ipv6_extensions(void *data, void *end, __u32 offset
 			if (where & 0xfff8) {
 				flags |= EXT_LATER;
 				next = *(__u8 *)at;
-				fault = NET_FAULT_NONE;
+				error = NET_PARSE_ERROR_NONE;
 				break;
 			}
 		}
 		if (length > left) {
-			fault = NET_FAULT_HEADER_LENGTH;
+			error = NET_PARSE_ERROR_HEADER_LENGTH;
 			break;
 		}
 		next = *(__u8 *)at;
 		left -= length;
 		offset += length;
 	}
-	return (offset & EXT_OFFSET_MASK) | next << EXT_NEXT_SHIFT | fault << EXT_FAULT_SHIFT | flags;
+	return (offset & EXT_OFFSET_MASK) | next << EXT_NEXT_SHIFT | error << EXT_ERROR_SHIFT | flags;
 }
 
 /* Global functions, which the verifier looks at once and not on every way to them; one per program type. */
@@ -238,9 +238,9 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 	bool later = false;
 
 	if (ip + IPV6_HEADER > f->end)
-		return what | FAULT(NET_FAULT_TRUNCATED);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	if (*(__u8 *)ip >> 4 != 6)
-		return what | FAULT(NET_FAULT_VERSION);
+		return what | PARSE_ERROR(NET_PARSE_ERROR_VERSION);
 	next = *(__u8 *)(ip + 6);
 	left = be16_at(ip + 4);
 	/* Zero with a hop-by-hop header: a jumbogram, whose length is in an option; or BIG TCP. */
@@ -248,7 +248,7 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 		left = room;
 	offset += IPV6_HEADER;
 	if (left > room) {
-		rare |= FAULT(NET_FAULT_LENGTH);
+		rare |= PARSE_ERROR(NET_PARSE_ERROR_LENGTH);
 	} else if (is_extension(next)) {
 		__u32 found = f->xdp ? ipv6_extensions_xdp(f->xdp, offset + f->skipped, next, left)
 				     : ipv6_extensions_tc(f->skb, offset + f->skipped, next, left);
@@ -258,7 +258,7 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 		offset = (found & EXT_OFFSET_MASK) - f->skipped;
 		barrier_var(offset);
 		offset &= EXT_OFFSET_MASK;
-		rare |= FAULT(found >> EXT_FAULT_SHIFT & 0xf) | (found & EXT_FRAGMENT ? FRAGMENT : 0);
+		rare |= PARSE_ERROR(found >> EXT_ERROR_SHIFT & 0xf) | (found & EXT_FRAGMENT ? FRAGMENT : 0);
 		later = (found & EXT_LATER) != 0;
 	}
 	if (next == IPPROTO_TCP)
@@ -268,7 +268,7 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 	else if (next == IPPROTO_ICMPV6)
 		what = IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6);
 	what |= NUMBER(next) | rare;
-	if (IS_FAULT(rare) || later)
+	if (IS_PARSE_ERROR(rare) || later)
 		return what;
 	return parse_transport(f, offset, left, what);
 }
@@ -315,7 +315,7 @@ static __always_inline __u64 parse_packet(const struct frame *f)
 	if (f->link == NET_LINK_OPAQUE)
 		return other;
 	if (f->data + 1 > f->end)
-		return other | FAULT(NET_FAULT_TRUNCATED);
+		return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	if (*(__u8 *)f->data >> 4 == 4)
 		return parse_ipv4(f, 0);
 	if (*(__u8 *)f->data >> 4 == 6)
@@ -332,14 +332,14 @@ static __always_inline __u64 parse_frame(const struct frame *f)
 	if (f->link != NET_LINK_ETHERNET)
 		return parse_packet(f);
 	if (f->data + ETH_HEADER > f->end)
-		return other | FAULT(NET_FAULT_TRUNCATED);
+		return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	type = be16_at(f->data + 12);
 #pragma unroll
 	for (i = 0; i < NET_MAX_VLAN_TAGS; i++) {
 		if (type != ETHERTYPE_VLAN && type != ETHERTYPE_QINQ)
 			break;
 		if (f->data + offset + 4 > f->end)
-			return other | FAULT(NET_FAULT_TRUNCATED);
+			return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 		type = be16_at(f->data + offset + 2);
 		offset += 4;
 	}

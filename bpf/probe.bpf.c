@@ -26,7 +26,7 @@ struct abi {
 	enum value_kind value_kind;
 	enum probe_flag probe_flag;
 	enum event_class event_class;
-	enum book_cell book_cell;
+	enum accounting_slot accounting_slot;
 	enum action_kind action_kind;
 	enum condition_op condition_op;
 	enum label_flag label_flag;
@@ -44,7 +44,7 @@ struct abi {
 	struct action action;
 	struct pattern pattern;
 	struct bounds bounds;
-	struct dictionary dictionary;
+	struct interner interner;
 	struct word_key word_key;
 	struct integer_key integer_key;
 	struct small_integers small_integers;
@@ -71,10 +71,10 @@ static __always_inline void stray(void)
 		__sync_fetch_and_add(&shared->stray, 1);
 }
 
-static __always_inline void last_hit(__u32 book)
+static __always_inline void last_hit(__u32 accounting)
 {
-	__u32 cell = book + BOOK_LAST_HIT;
-	__u64 *number = bpf_map_lookup_elem(&cells, &cell);
+	__u32 slot = accounting + ACCT_LAST_HIT;
+	__u64 *number = bpf_map_lookup_elem(&slots, &slot);
 
 	if (number)
 		*(volatile __u64 *)number = bpf_jiffies64();
@@ -144,13 +144,13 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 					 __u32 shard, const bool session)
 {
 	struct hit hit = { .shard = shard };
-	__u32 book = shard + probe->book;
+	__u32 accounting = shard + probe->accounting;
 	bool keeps_time = false, fault = false;
 	struct call call;
 	__u64 entered = 0;
 	int lost;
 
-	add(book + BOOK_HITS, 1);
+	add(accounting + ACCT_HITS, 1);
 	if (session && probe->flags & PROBE_SESSION) {
 		__u64 *kept = bpf_session_cookie();
 
@@ -162,14 +162,14 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	}
 	call = call_of(site, ctx, &fault);
 	call.entered = entered;
-	lost = fault ? BOOK_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
+	lost = fault ? ACCT_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
 	if (lost)
 		goto end;
 	if (hit.faults)
-		add(book + BOOK_READ_FAULTS, 1);
+		add(accounting + ACCT_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
 		lost = begin(&hit, probe, call.frame, call.function);
-	if (lost == BOOK_FILTERED)
+	if (lost == ACCT_FILTERED)
 		goto end;
 	if (probe->nactions) {
 		int why = aggregate(&hit, probe);
@@ -181,15 +181,15 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		int why = emit(&hit, probe, site->probe);
 
 		if (!lost)
-			lost = why ? why : BOOK_DELIVERED;
+			lost = why ? why : ACCT_DELIVERED;
 	}
 	if (probe->flags & PROBE_TEXTS && probe->flags & PROBE_END)
 		bpf_map_delete_elem(&start_texts, &hit.text);
 end:
-	add(book + (lost ? lost : BOOK_AGGREGATED), 1);
+	add(accounting + (lost ? lost : ACCT_AGGREGATED), 1);
 	/* What is filtered ends as it begins. */
-	if (lost == BOOK_FILTERED)
-		add(book + BOOK_HITS, -1);
+	if (lost == ACCT_FILTERED)
+		add(accounting + ACCT_HITS, -1);
 	return 0;
 }
 
@@ -199,7 +199,7 @@ end:
  */
 static __always_inline int handle(struct pt_regs *ctx, const bool session)
 {
-	__u32 cookie = bpf_get_attach_cookie(ctx), book;
+	__u32 cookie = bpf_get_attach_cookie(ctx), accounting;
 	struct site *site = bpf_map_lookup_elem(&sites, &cookie);
 	struct probe *probe;
 	__u32 shard;
@@ -220,19 +220,19 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	if (site->condition && !holds(ctx->flags, site->condition - 1))
 		return 0;
 	if (site->flags & SITE_PASSAGE) {
-		pass(site, probe, ctx, shard_base() + probe->book);
+		pass(site, probe, ctx, shard_base() + probe->accounting);
 		return 0;
 	}
 	shard = shard_base();
-	book = shard + probe->book;
-	last_hit(book);
+	accounting = shard + probe->accounting;
+	last_hit(accounting);
 	if ((probe->flags & PROBE_FILTER && !is_meant(probe->filter)) ||
 	    (site->flags & SITE_CANDIDATE && !is_meant(candidate_filters + probe->filter))) {
-		add(book + BOOK_FILTERED, 1);
+		add(accounting + ACCT_FILTERED, 1);
 		return 0;
 	}
 	if (probe->flags & PROBE_COUNT_ONLY) {
-		add(book + BOOK_AGGREGATED, 1);
+		add(accounting + ACCT_AGGREGATED, 1);
 		return 0;
 	}
 	return handle_values(ctx, site, probe, shard, session);

@@ -82,7 +82,7 @@ static __always_inline bool nest(const struct hit *hit, const struct probe *prob
 	}
 	if (open->depth - open->oldest >= MAX_NESTED) {
 		open->oldest++;
-		add(hit->shard + probe->book + BOOK_FORGOTTEN, 1);
+		add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);
 	}
 	key->frame = open->depth++ % MAX_NESTED;
 	return true;
@@ -138,7 +138,7 @@ static __always_inline void drop_text(const struct start *start)
 }
 
 /*
- * Keeps the time and the first values for the return or the end of the span. Returns 0, or the book cell that says why
+ * Keeps the time and the first values for the return or the end of the span. Returns 0, or the accounting slot that says why
  * not.
  */
 __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 function)
@@ -151,10 +151,10 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		return 0;
 	first = probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME) ? 0 : 1;
 	if (first && hit->faults & 1)
-		return BOOK_LOST_FAULT;
+		return ACCT_LOST_FAULT;
 	key = start_key(probe, frame, probe->flags & PROBE_BY_FRAME ? function : hit->values[0]);
 	if (probe->flags & PROBE_BY_THREAD && !nest(hit, probe, &key))
-		return BOOK_LOST_STARTS_FULL;
+		return ACCT_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
 	start.tid = key_ids();
 	start.faults = hit->faults >> first;
@@ -166,25 +166,25 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 			return 0;
 		kept = bpf_map_lookup_elem(&starts, &key);
 		if (!kept)
-			return BOOK_LOST_STARTS_FULL;
+			return ACCT_LOST_STARTS_FULL;
 	} else {
 		kept = bpf_map_lookup_elem(&starts, &key);
 		if (!kept)
-			return BOOK_LOST_STARTS_FULL;
+			return ACCT_LOST_STARTS_FULL;
 		if (kept->stage == CALL_LOOPS_BACK) {
 			kept->stage = CALL_ENTERED;
-			return BOOK_FILTERED;
+			return ACCT_FILTERED;
 		}
 		if (probe->flags & PROBE_TEXTS)
 			drop_text(kept);
 		*kept = start;
 		/* Of a thread it has been counted. */
 		if (!(probe->flags & PROBE_BY_THREAD))
-			add(hit->shard + probe->book + BOOK_FORGOTTEN, 1);
+			add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);
 	}
 	if (probe->flags & PROBE_TEXTS && !keep_texts(hit, probe, first, kept)) {
 		bpf_map_delete_elem(&starts, &key);
-		return BOOK_LOST_STARTS_FULL;
+		return ACCT_LOST_STARTS_FULL;
 	}
 	return 0;
 }
@@ -194,7 +194,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
  * call's own jump is of a call that was left before: another one has its place on the stack.
  */
 static __noinline void pass(const struct site *site, const struct probe *probe, const struct pt_regs *ctx,
-			    __u32 book)
+			    __u32 accounting)
 {
 	bool fault = false;
 	struct call call = call_of(site, ctx, &fault);
@@ -211,7 +211,7 @@ static __noinline void pass(const struct site *site, const struct probe *probe, 
 		if (probe->flags & PROBE_TEXTS)
 			drop_text(start);
 		bpf_map_delete_elem(&starts, &key);
-		add(book + BOOK_FORGOTTEN, 1);
+		add(accounting + ACCT_FORGOTTEN, 1);
 	}
 }
 
@@ -230,7 +230,7 @@ static __always_inline struct start *started(const struct probe *probe, struct s
 
 /*
  * All values of the hit; at the end of a span its start is looked up first, and is gone afterwards. Text stays where it is:
- * its value is the address. Returns 0, or the book cell that says why the hit is lost. Apart, for the stack that it takes:
+ * its value is the address. Returns 0, or the accounting slot that says why the hit is lost. Apart, for the stack that it takes:
  * what follows goes three calls deep, and all of them together have 512 bytes.
  */
 static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
@@ -248,11 +248,11 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 		if (!(probe->flags & (PROBE_BY_THREAD | PROBE_BY_FRAME)))
 			value = value_at(&site->values[0], ctx, 0, NULL, &fault);
 		if (fault)
-			return BOOK_LOST_FAULT;
+			return ACCT_LOST_FAULT;
 		key = start_key(probe, call->frame, value);
 		begun = started(probe, &key);
 		if (!begun)
-			return site->flags & SITE_SHARED ? BOOK_FILTERED : BOOK_LOST_NO_START;
+			return site->flags & SITE_SHARED ? ACCT_FILTERED : ACCT_LOST_NO_START;
 		entered = begun->time;
 		hit->text.time = entered;
 		hit->text.tid = begun->tid;

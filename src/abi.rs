@@ -21,8 +21,8 @@ pub(crate) mod events {
 }
 
 pub(crate) use generated::types::{
-    abi_id, abi_limit, abi_none, action, action_kind, book_cell, bounds, condition, condition_op, control,
-    dictionary, entry, event, event_class, filter, filter_kind, goroutine_key, integer_key, label,
+    abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, condition, condition_op,
+    control, entry, event, event_class, filter, filter_kind, goroutine_key, integer_key, interner, label,
     label_flag, label_id, location, location_op, pattern, probe, probe_flag, site, site_flag, small_integers,
     start, start_key, start_text, stretch, text_key, thread_key, value, value_kind, wake,
 };
@@ -40,7 +40,7 @@ limits! {
 }
 
 /// Cells of one probe's books.
-pub(crate) const BOOK_CELLS: usize = book_cell::BOOK_CELLS.0 as usize;
+pub(crate) const ACCT_SLOTS: usize = accounting_slot::ACCT_SLOTS.0 as usize;
 
 // What the C compiler laid out; a change of abi.h that moves a field that is read by offset fails the build here.
 const _: () = {
@@ -54,7 +54,7 @@ const _: () = {
     assert!(size_of::<action>() == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS);
     assert!(size_of::<pattern>() == 16 * PATTERN_WORDS);
     assert!(size_of::<bounds>() == 8 * (MAX_BOUNDS + 1));
-    assert!(size_of::<dictionary>() == 32);
+    assert!(size_of::<interner>() == 32);
     assert!(size_of::<small_integers>() == 4 * SMALL_INTEGERS);
     assert!(size_of::<entry>() == 8 + 8 * TEXT_WORDS);
     assert!(size_of::<event>() == 16);
@@ -80,7 +80,7 @@ macro_rules! plain {
     };
 }
 
-plain!(site, probe, filter, action, pattern, bounds, dictionary, control);
+plain!(site, probe, filter, action, pattern, bounds, interner, control);
 
 /// The value's bytes, as the kernel is given them.
 #[allow(unsafe_code)]
@@ -95,7 +95,7 @@ mod views {
     use std::mem::{offset_of, size_of};
     use std::sync::atomic::{AtomicU32, AtomicU64};
 
-    use super::{SMALL_INTEGERS, TEXT_WORDS, control, dictionary, entry, small_integers};
+    use super::{SMALL_INTEGERS, TEXT_WORDS, control, entry, interner, small_integers};
     use crate::mapping::Shared;
 
     #[derive(Debug)]
@@ -108,7 +108,7 @@ mod views {
 
     #[derive(Debug)]
     #[repr(C)]
-    pub(crate) struct DictionaryView {
+    pub(crate) struct InternerView {
         first_entry: AtomicU32,
         capacity: AtomicU32,
         limit: AtomicU32,
@@ -142,9 +142,9 @@ mod views {
     }
 
     same_layout!(EntryView, entry, ready, pad, words);
-    same_layout!(DictionaryView, dictionary, first_entry, capacity, limit, accepted, next, pad, free);
+    same_layout!(InternerView, interner, first_entry, capacity, limit, accepted, next, pad, free);
     same_layout!(ControlView, control, wake, wake_bytes, stray, jiffies, now);
     const _: () = assert!(size_of::<SmallIntegersView>() == size_of::<small_integers>());
 }
 
-pub(crate) use views::{ControlView, DictionaryView, EntryView, SmallIntegersView};
+pub(crate) use views::{ControlView, EntryView, InternerView, SmallIntegersView};

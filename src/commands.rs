@@ -55,14 +55,14 @@ fn refuse_unusable(draft: &Draft) {
     let settings = draft.settings();
     if let Some(files) = &settings.tls {
         let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
-        if let Err(why) = Tls::load(paths) {
-            draft.error(&files.at, why.to_string());
+        if let Err(err) = Tls::load(paths) {
+            draft.error(&files.at, err.to_string());
         }
     }
     if let Some(auth) = &settings.auth
-        && let Err(why) = Credentials::new(&auth.username, &auth.password)
+        && let Err(err) = Credentials::new(&auth.username, &auth.password)
     {
-        draft.error(&auth.at, why.to_string());
+        draft.error(&auth.at, err.to_string());
     }
 }
 
@@ -99,8 +99,8 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| log::warn!("{warning}"));
-    if let Err(why) = limited {
-        log::warn!("{why}");
+    if let Err(err) = limited {
+        log::warn!("{err}");
     }
     let ran = listeners
         .map_err(RunError::from)
@@ -149,8 +149,8 @@ fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCod
     });
     match text {
         Ok(text) => show(&text),
-        Err(why) => {
-            eprintln!("exporter: {why}");
+        Err(err) => {
+            eprintln!("exporter: {err}");
             ExitCode::from(CONFIGURATION)
         }
     }
@@ -167,8 +167,8 @@ fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
 /// Writes to standard output. A reader that has seen enough (`head`) is no failure.
 fn show(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("exporter: writing to standard output: {why}");
+        Err(err) if err.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("exporter: writing to standard output: {err}");
             ExitCode::from(RUN_TIME)
         }
         _ => ExitCode::SUCCESS,

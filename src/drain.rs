@@ -142,8 +142,8 @@ impl Worker {
             .and_then(|ring| Ok((ring, watch(&self.bell, &self.shared)?)));
         let (ring, epoll) = match made {
             Ok(made) => made,
-            Err(why) => {
-                let _ = ready.send(Err(why));
+            Err(err) => {
+                let _ = ready.send(Err(err));
                 return;
             }
         };
@@ -264,8 +264,8 @@ impl Handler {
             Some((_, name)) => Value::Text(name.as_bytes()),
             None => event.value(value, route.texts & 1 << value != 0),
         };
-        for laid in &route.actions {
-            let lost = match evaluate(&self.store, laid, probe, time, &read, &mut self.scratch) {
+        for layout in &route.actions {
+            let lost = match evaluate(&self.store, layout, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
                 Outcome::Negative => &self.stats.negative,
@@ -297,7 +297,7 @@ struct Route {
 /// The routes of all probes.
 fn routes(plan: &Plan, layout: &Layout) -> Vec<Route> {
     let route = |(number, probe): (usize, &ProbePlan)| {
-        let here = |laid: &&ActionLayout| laid.probe == number && !laid.in_kernel;
+        let here = |action: &&ActionLayout| action.probe == number && !action.in_kernel;
         let place = |source| probe.values.iter().position(|value| value.source == source);
         let values = || probe.values.iter().enumerate();
         Route {
@@ -332,7 +332,7 @@ fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> Value<'a>, to: &mut S
                 let known = fitting(mapping, kind, seen, &mut text).map(|at| &mapping[at].1);
                 text.clear();
                 match known.or(default.as_ref()) {
-                    Some(shown) => to.push_str(shown),
+                    Some(display) => to.push_str(display),
                     None => {
                         show(kind, seen, false, &mut text);
                         to.push_str(&text);

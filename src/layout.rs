@@ -1,16 +1,16 @@
-//! Numbers for everything that is counted: which slots, dictionaries and pattern numbers each metric uses.
+//! Numbers for everything that is counted: which slots, interners and pattern numbers each metric uses.
 //!
 //! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`StoreLayout`] of its
 //! own, so that one reader serves both and both give the same series.
 
 use std::sync::Arc;
 
-use crate::abi::{BOOK_CELLS, label_id};
+use crate::abi::{ACCT_SLOTS, label_id};
 use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
 use crate::store::UserStore;
 
-/// Numbers that a dictionary may waste when two CPUs draw one for the same new value at once.
+/// Numbers that an interner may waste when two CPUs draw one for the same new value at once.
 const SPARE: u32 = 16;
 
 /// Most slots of a metric with several free labels before label sets, not label values, are numbered.
@@ -36,14 +36,14 @@ pub struct Layout {
 pub struct StoreLayout {
     /// Slots of one shard; the kernel's store begins with the books of every probe.
     pub slots: u32,
-    pub dictionaries: Vec<DictionaryLayout>,
-    /// Names of all dictionaries together.
+    pub interners: Vec<InternerLayout>,
+    /// Names of all interners together.
     pub entries: u32,
 }
 
-/// A dictionary: numbers from 0 to `capacity`, of which `limit` may be in use.
+/// An interner: numbers from 0 to `capacity`, of which `limit` may be in use.
 #[derive(Debug, Clone, Copy)]
-pub struct DictionaryLayout {
+pub struct InternerLayout {
     pub first_entry: u32,
     pub capacity: u32,
     pub limit: u32,
@@ -63,8 +63,8 @@ pub struct ActionLayout {
     pub series: u32,
     /// Only the labels that vary.
     pub labels: Vec<LabelLayout>,
-    /// The dictionary of label sets, when series are not numbered by their labels directly.
-    pub family: Option<u32>,
+    /// The interner of label sets, when series are not numbered by their labels directly.
+    pub label_sets: Option<u32>,
     /// Histogram: upper bounds in the unit that is read.
     pub bounds: Vec<i64>,
     pub(crate) kind: Arc<dyn Kind>,
@@ -80,15 +80,15 @@ pub struct LabelLayout {
     pub multiplier: u32,
     /// Numbers that the label's value can become.
     pub radix: u32,
-    /// Free values are numbered by this dictionary.
-    pub dictionary: Option<u32>,
+    /// Free values are numbered by this interner.
+    pub interner: Option<u32>,
 }
 
 impl Layout {
     /// Lays out all metrics of the plan.
     pub fn new(plan: &Plan) -> Self {
         let books =
-            u32::try_from(plan.probes.len().max(1) * BOOK_CELLS).expect("far fewer probes than slots");
+            u32::try_from(plan.probes.len().max(1) * ACCT_SLOTS).expect("far fewer probes than slots");
         let mut layout = Layout {
             kernel: StoreLayout { slots: books, ..StoreLayout::default() },
             user: StoreLayout::default(),
@@ -115,11 +115,7 @@ impl Layout {
 
     /// The store of what is computed from events, for the metrics of so many probes.
     pub fn user_store(&self, probes: usize) -> UserStore {
-        UserStore::new(
-            self.user.slots,
-            self.user.dictionaries.iter().map(|dictionary| dictionary.limit),
-            probes,
-        )
+        UserStore::new(self.user.slots, self.user.interners.iter().map(|interner| interner.limit), probes)
     }
 }
 
@@ -132,20 +128,20 @@ impl StoreLayout {
         for (number, label) in plan.labels.iter().enumerate() {
             let LabelPlan::From { value, mapping, default, limit } = label else { continue };
             let raw = default.is_none();
-            let dictionary = raw.then(|| self.dictionary(*limit));
+            let interner = raw.then(|| self.interner(*limit));
             let radix = label_id::ID_PATTERN.0
                 + u32::try_from(mapping.len()).unwrap_or(u32::MAX - 3)
                 + if raw { limit.saturating_add(SPARE) } else { 1 };
             free += u32::from(raw);
             let multiplier = u32::try_from(series).unwrap_or(u32::MAX);
-            labels.push(LabelLayout { label: number, value: *value, multiplier, radix, dictionary });
+            labels.push(LabelLayout { label: number, value: *value, multiplier, radix, interner });
             series = series.saturating_mul(u64::from(radix));
         }
-        let mut family = None;
+        let mut label_sets = None;
         if free > 1 && series * u64::from(stride) > DENSE_SLOTS {
             let widest = labels.iter().map(|label| label.radix).max().unwrap_or(0);
             let limit = MAX_SETS.max(widest);
-            family = Some(self.dictionary(limit));
+            label_sets = Some(self.interner(limit));
             series = u64::from(limit + SPARE) + 1;
         }
         let series = u32::try_from(series).unwrap_or(u32::MAX);
@@ -159,16 +155,16 @@ impl StoreLayout {
             stride,
             series,
             labels,
-            family,
+            label_sets,
             bounds,
             kind,
         }
     }
 
-    fn dictionary(&mut self, limit: u32) -> u32 {
+    fn interner(&mut self, limit: u32) -> u32 {
         let capacity = limit.saturating_add(SPARE);
-        self.dictionaries.push(DictionaryLayout { first_entry: self.entries, capacity, limit });
+        self.interners.push(InternerLayout { first_entry: self.entries, capacity, limit });
         self.entries = self.entries.saturating_add(capacity);
-        u32::try_from(self.dictionaries.len() - 1).expect("one for each label")
+        u32::try_from(self.interners.len() - 1).expect("one for each label")
     }
 }

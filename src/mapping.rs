@@ -1,4 +1,4 @@
-//! Memory that is mapped: maps of the kernel (cells, dictionaries, the control page, counters of packets), and the code of
+//! Memory that is mapped: maps of the kernel (slots, interners, the control page, counters of packets), and the code of
 //! traced files.
 //!
 //! The kernel writes to its maps while they are read, so they are only ever seen as atomic numbers; a mapping never hands

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::section::{Form, Key, Section};
+use crate::config::section::{Key, Schema, Section};
 use crate::config::{self, keys::KEYS};
 use crate::net;
 
@@ -16,12 +16,12 @@ fn sections() -> Vec<&'static Section> {
             section.keys.iter().for_each(|key| descend(&key.form, found));
         }
     }
-    fn descend(form: &Form, found: &mut Vec<&'static Section>) {
+    fn descend(form: &Schema, found: &mut Vec<&'static Section>) {
         match form {
-            Form::Section(section) => visit(section(), found),
-            Form::Other(name) => visit(other(name), found),
-            Form::List(form) | Form::OneOrList(form) | Form::Map(form) => descend(form, found),
-            Form::Either(forms) => forms.iter().for_each(|form| descend(form, found)),
+            Schema::Section(section) => visit(section(), found),
+            Schema::Other(name) => visit(other(name), found),
+            Schema::List(form) | Schema::OneOrList(form) | Schema::Map(form) => descend(form, found),
+            Schema::Either(forms) => forms.iter().for_each(|form| descend(form, found)),
             _ => {}
         }
     }
@@ -87,21 +87,21 @@ fn of_section(section: &Section) -> Value {
     made
 }
 
-fn of_form(form: &Form) -> Value {
+fn of_form(form: &Schema) -> Value {
     let pattern = |pattern: &str| json!({"type": "string", "pattern": pattern});
     match form {
-        Form::Text | Form::Path => json!({"type": "string", "minLength": 1}),
-        Form::LabelText => json!({"type": ["string", "number", "boolean"]}),
-        Form::Name => pattern("^[A-Za-z_][A-Za-z0-9_]*$"),
-        Form::Boolean => json!({"anyOf": [
+        Schema::Text | Schema::Path => json!({"type": "string", "minLength": 1}),
+        Schema::LabelText => json!({"type": ["string", "number", "boolean"]}),
+        Schema::Name => pattern("^[A-Za-z_][A-Za-z0-9_]*$"),
+        Schema::Boolean => json!({"anyOf": [
             {"type": "boolean"},
             {"type": "string", "pattern": "^([Tt]rue|TRUE|[Ff]alse|FALSE|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF)$"},
         ]}),
-        Form::Number => json!({"type": "number"}),
-        Form::Duration => pattern("^-?[0-9.]+ *(ns|us|µs|ms|s|min|h)$"),
-        Form::Size => pattern("^[0-9.]+ *(B|[kKMG]B|[KMG]iB)$"),
-        Form::Integer(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
-        Form::Words(words) => {
+        Schema::Number => json!({"type": "number"}),
+        Schema::Duration => pattern("^-?[0-9.]+ *(ns|us|µs|ms|s|min|h)$"),
+        Schema::Size => pattern("^[0-9.]+ *(B|[kKMG]B|[KMG]iB)$"),
+        Schema::Integer(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+        Schema::Words(words) => {
             let mut all: Vec<String> = Vec::new();
             for word in words() {
                 for word in [word.to_owned(), word.to_lowercase()] {
@@ -112,15 +112,15 @@ fn of_form(form: &Form) -> Value {
             }
             json!({"enum": all})
         }
-        Form::Section(section) => json!({"$ref": format!("#/$defs/{}", section().name)}),
-        Form::Other(name) => json!({"$ref": format!("#/$defs/{name}")}),
-        Form::List(form) => json!({"type": "array", "items": of_form(form)}),
-        Form::OneOrList(form) => {
+        Schema::Section(section) => json!({"$ref": format!("#/$defs/{}", section().name)}),
+        Schema::Other(name) => json!({"$ref": format!("#/$defs/{name}")}),
+        Schema::List(form) => json!({"type": "array", "items": of_form(form)}),
+        Schema::OneOrList(form) => {
             let one = of_form(form);
             json!({"anyOf": [one, {"type": "array", "items": one}]})
         }
-        Form::Map(form) => json!({"type": "object", "additionalProperties": of_form(form)}),
-        Form::Either(forms) => json!({"anyOf": forms.iter().map(of_form).collect::<Vec<_>>()}),
+        Schema::Map(form) => json!({"type": "object", "additionalProperties": of_form(form)}),
+        Schema::Either(forms) => json!({"anyOf": forms.iter().map(of_form).collect::<Vec<_>>()}),
     }
 }
 
@@ -158,26 +158,26 @@ pub fn page() -> String {
 }
 
 /// What is written behind a key, in words.
-fn shown(form: &Form) -> String {
+fn shown(form: &Schema) -> String {
     let link = |name: &str| format!("[{}](#{})", name.replace('_', " "), name.replace('_', "-"));
     match form {
-        Form::Text => "text".to_owned(),
-        Form::LabelText => "text, a number or a boolean".to_owned(),
-        Form::Name => "a name".to_owned(),
-        Form::Path => "a path".to_owned(),
-        Form::Boolean => "`true`, `false`".to_owned(),
-        Form::Number => "a number".to_owned(),
-        Form::Duration => "a duration (`10ms`)".to_owned(),
-        Form::Size => "a size (`4MiB`)".to_owned(),
-        Form::Integer(least, i64::MAX) => format!("a whole number from {least}"),
-        Form::Integer(least, most) => format!("{least} to {most}"),
-        Form::Words(words) => format!("`{}`", words().join("`, `")),
-        Form::Section(section) => link(section().name),
-        Form::Other(name) => link(name),
-        Form::List(form) => format!("a list of: {}", shown(form)),
-        Form::OneOrList(form) => format!("{}, or a list of them", shown(form)),
-        Form::Map(form) => format!("by name: {}", shown(form)),
-        Form::Either(forms) => forms.iter().map(shown).collect::<Vec<_>>().join(", or "),
+        Schema::Text => "text".to_owned(),
+        Schema::LabelText => "text, a number or a boolean".to_owned(),
+        Schema::Name => "a name".to_owned(),
+        Schema::Path => "a path".to_owned(),
+        Schema::Boolean => "`true`, `false`".to_owned(),
+        Schema::Number => "a number".to_owned(),
+        Schema::Duration => "a duration (`10ms`)".to_owned(),
+        Schema::Size => "a size (`4MiB`)".to_owned(),
+        Schema::Integer(least, i64::MAX) => format!("a whole number from {least}"),
+        Schema::Integer(least, most) => format!("{least} to {most}"),
+        Schema::Words(words) => format!("`{}`", words().join("`, `")),
+        Schema::Section(section) => link(section().name),
+        Schema::Other(name) => link(name),
+        Schema::List(form) => format!("a list of: {}", shown(form)),
+        Schema::OneOrList(form) => format!("{}, or a list of them", shown(form)),
+        Schema::Map(form) => format!("by name: {}", shown(form)),
+        Schema::Either(forms) => forms.iter().map(shown).collect::<Vec<_>>().join(", or "),
     }
 }
 

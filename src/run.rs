@@ -272,7 +272,7 @@ fn table_routes(network: &Arc<Network>) -> [Route; 2] {
             request.query.as_deref().unwrap_or_default(),
         ) {
             Ok(json) => Reply::ok(json),
-            Err(why) => Reply::new(StatusCode::BAD_REQUEST, format!("{why}\n")),
+            Err(err) => Reply::new(StatusCode::BAD_REQUEST, format!("{err}\n")),
         };
         Route {
             path,
@@ -306,13 +306,13 @@ fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Netwo
         access: Access::Open,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(move |_| {
-            let mut why = status.not_ready(&plan);
-            why.extend(network.iter().flat_map(|network| network.not_ready()));
-            if why.is_empty() {
+            let mut missing = status.not_ready(&plan);
+            missing.extend(network.iter().flat_map(|network| network.not_ready()));
+            if missing.is_empty() {
                 let partly: String = status.partly(&plan).iter().map(|line| format!("{line}\n")).collect();
                 Reply::ok(format!("ready\n{partly}"))
             } else {
-                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
+                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", missing.join("\n")))
             }
         }),
     };
@@ -374,5 +374,5 @@ pub fn drop_capabilities(attach: Attach, network: Option<&NetworkConfig>) -> Res
             more.push(Capability::CAP_SYS_ADMIN);
         }
     }
-    privileges::drop_all_but(&more).map_err(|why| format!("failed to drop capabilities: {why}"))
+    privileges::drop_all_but(&more).map_err(|err| format!("failed to drop capabilities: {err}"))
 }

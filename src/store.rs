@@ -1,4 +1,4 @@
-//! Slots and dictionaries, wherever they are: what a scrape reads, and what events are added to in user space.
+//! Slots and interners, wherever they are: what a scrape reads, and what events are added to in user space.
 
 use std::collections::HashMap;
 use std::sync::RwLock;
@@ -20,24 +20,24 @@ pub trait Store: Send + Sync {
 
     /// Takes a number back, so that it can be given to other bytes. Its slots must have been cleared, and nothing must
     /// be added to them any more.
-    fn forget(&self, dictionary: u32, number: u32);
+    fn forget(&self, interner: u32, number: u32);
 
-    /// The bytes that dictionary number `dictionary` gave `number` to, once they are known. Text from the kernel is
+    /// The bytes that interner number `interner` gave `number` to, once they are known. Text from the kernel is
     /// padded with zeros.
-    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool;
+    fn name(&self, interner: u32, number: u32, to: &mut Vec<u8>) -> bool;
 }
 
 /// The store of metrics that are computed from events. The drain thread adds, scrapes read.
 #[derive(Debug)]
 pub struct UserStore {
     slots: Vec<AtomicU64>,
-    dictionaries: Vec<Dictionary>,
+    interners: Vec<Interner>,
     /// Of each probe, label values that went to "other".
     overflows: Vec<AtomicU64>,
 }
 
 #[derive(Debug)]
-struct Dictionary {
+struct Interner {
     limit: u32,
     names: RwLock<Names>,
 }
@@ -50,13 +50,13 @@ struct Names {
 }
 
 impl UserStore {
-    /// A store of so many slots, with a dictionary for each of the limits, for the metrics of so many probes.
+    /// A store of so many slots, with an interner for each of the limits, for the metrics of so many probes.
     pub fn new(slots: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
-        let dictionary = |limit| Dictionary { limit, names: RwLock::default() };
+        let interner = |limit| Interner { limit, names: RwLock::default() };
         Self {
             overflows: (0..probes).map(|_| AtomicU64::new(0)).collect(),
             slots: (0..slots).map(|_| AtomicU64::new(0)).collect(),
-            dictionaries: limits.into_iter().map(dictionary).collect(),
+            interners: limits.into_iter().map(interner).collect(),
         }
     }
 
@@ -87,19 +87,19 @@ impl UserStore {
     }
 
     /// The number of these bytes, given out now if they are new; `None` past the limit.
-    pub fn number(&self, dictionary: u32, bytes: &[u8]) -> Option<u32> {
-        let dictionary = &self.dictionaries[dictionary as usize];
-        if let Some(number) = read(&dictionary.names).numbers.get(bytes) {
+    pub fn number(&self, interner: u32, bytes: &[u8]) -> Option<u32> {
+        let interner = &self.interners[interner as usize];
+        if let Some(number) = read(&interner.names).numbers.get(bytes) {
             return Some(*number);
         }
-        let mut names = dictionary.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut names = interner.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let number = match names.free.pop() {
             Some(free) => {
                 names.names[free as usize] = bytes.into();
                 free
             }
             None => {
-                let new = u32::try_from(names.names.len()).ok().filter(|new| *new < dictionary.limit)?;
+                let new = u32::try_from(names.names.len()).ok().filter(|new| *new < interner.limit)?;
                 names.names.push(bytes.into());
                 new
             }
@@ -126,8 +126,8 @@ impl Store for UserStore {
         self.take(slot);
     }
 
-    fn forget(&self, dictionary: u32, number: u32) {
-        let names = &self.dictionaries[dictionary as usize].names;
+    fn forget(&self, interner: u32, number: u32) {
+        let names = &self.interners[interner as usize].names;
         let mut names = names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
             && names.numbers.remove(&name).is_some()
@@ -136,8 +136,8 @@ impl Store for UserStore {
         }
     }
 
-    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
-        let names = read(&self.dictionaries[dictionary as usize].names);
+    fn name(&self, interner: u32, number: u32, to: &mut Vec<u8>) -> bool {
+        let names = read(&self.interners[interner as usize].names);
         let Some(name) = names.names.get(number as usize).filter(|_| !names.free.contains(&number)) else {
             return false;
         };

@@ -6,12 +6,12 @@ use super::fields::{Fields, Node};
 use super::limits;
 use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
-use super::section::{Form, Key, Section, words};
+use super::section::{Key, Schema, Section, words};
 use super::words::{did_you_mean, quote};
 
 /// A position.
-pub(super) const POSITION: Form = Form::Integer(0, limits::ARGUMENT_INDEX as i64);
-const BYTES: Form = Form::Integer(1, limits::TEXT_BYTES as i64);
+pub(super) const POSITION: Schema = Schema::Integer(0, limits::ARGUMENT_INDEX as i64);
+const BYTES: Schema = Schema::Integer(1, limits::TEXT_BYTES as i64);
 
 /// An entry of `args:`, in its long form.
 pub static ARGUMENT: Section = Section {
@@ -23,21 +23,21 @@ pub static ARGUMENT: Section = Section {
         Key::new("to_index", POSITION, "In a span, read it at the far end, at this position."),
         Key::new(
             "offset",
-            Form::Integer(-(limits::FIELD_OFFSET as i64), limits::FIELD_OFFSET as i64),
+            Schema::Integer(-(limits::FIELD_OFFSET as i64), limits::FIELD_OFFSET as i64),
             "The argument is the address of a structure, and the value so many bytes into it.",
         ),
-        Key::new("type", Form::Words(|| words(TYPES)), "What it is.").or("int"),
+        Key::new("type", Schema::Words(|| words(TYPES)), "What it is.").or("int"),
         Key::new("max", BYTES, "Of text: the most bytes that are read.").or("64"),
         Key::new("length", POSITION, "Of `string_len`: the position of the argument with the length."),
         Key::new("len", BYTES, "Of `hex` and `bytes`: how many bytes."),
         Key::new(
             "reverse",
-            Form::Boolean,
+            Schema::Boolean,
             "Of `hex` and `bytes`: the last byte first, as block hashes are shown.",
         )
         .or("false"),
-        Key::new("unit", Form::Words(|| words(UNITS)), "Of numbers; metrics show seconds and bytes."),
-        Key::new("at", Form::Words(|| words(WHEN)), "Of functions: when what it points to is read.")
+        Key::new("unit", Schema::Words(|| words(UNITS)), "Of numbers; metrics show seconds and bytes."),
+        Key::new("at", Schema::Words(|| words(WHEN)), "Of functions: when what it points to is read.")
             .or("entry"),
     ]),
     one_of: &[],

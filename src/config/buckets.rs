@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use super::fields::{Fields, Node};
 use super::limits::BUCKETS;
 use super::scalars;
-use super::section::{Form, Key, Section};
+use super::section::{Key, Schema, Section};
 use super::words::quote;
 
 /// One bound.
-pub(super) const BOUND: Form = Form::Either(&[Form::Number, Form::Duration, Form::Size]);
-const COUNT: Key = Key::new("count", Form::Integer(1, BUCKETS as i64), "How many.").required();
+pub(super) const BOUND: Schema = Schema::Either(&[Schema::Number, Schema::Duration, Schema::Size]);
+const COUNT: Key = Key::new("count", Schema::Integer(1, BUCKETS as i64), "How many.").required();
 
 /// Buckets that are computed.
 pub static BUCKETS_OF: Section = Section {
@@ -18,8 +18,8 @@ pub static BUCKETS_OF: Section = Section {
     what: "a set of buckets",
     about: "Bounds that are computed instead of listed.",
     keys: Cow::Borrowed(&[
-        Key::new("linear", Form::Section(|| &LINEAR), "Equally far from one another."),
-        Key::new("exponential", Form::Section(|| &EXPONENTIAL), "Each a multiple of the one before."),
+        Key::new("linear", Schema::Section(|| &LINEAR), "Equally far from one another."),
+        Key::new("exponential", Schema::Section(|| &EXPONENTIAL), "Each a multiple of the one before."),
     ]),
     one_of: &["linear", "exponential"],
 };
@@ -42,7 +42,7 @@ pub static EXPONENTIAL: Section = Section {
     about: "Buckets each of which is a multiple of the one before.",
     keys: Cow::Borrowed(&[
         Key::new("start", BOUND, "The first bound, above 0.").required(),
-        Key::new("factor", Form::Number, "Above 1.").required(),
+        Key::new("factor", Schema::Number, "Above 1.").required(),
         COUNT,
     ]),
     one_of: &[],

@@ -30,7 +30,7 @@ pub(super) fn decode(node: &Node<'_>) -> Vec<Condition> {
                 op,
                 with,
             })),
-            Err(why) => part.error(why).help(HELP),
+            Err(err) => part.error(err).help(HELP),
         }
     }
     conditions
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> Parsed {
-        let mut parsed = parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+        let mut parsed = parse(text).unwrap_or_else(|err| panic!("{text}: {err}"));
         assert_eq!(parsed.len(), 1, "{text}");
         parsed.remove(0)
     }

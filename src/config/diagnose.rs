@@ -25,7 +25,7 @@ pub struct Diagnostic {
 pub struct Diagnostics {
     list: RefCell<Vec<Diagnostic>>,
     /// How often a value was met whose error is in the list already.
-    met_again: Cell<usize>,
+    repeated: Cell<usize>,
 }
 
 /// The error just added, to which a help may be added.
@@ -58,8 +58,8 @@ impl Diagnostics {
     }
 
     /// In the place of [`Diagnostics::error`] for a value that could not be read, which is in the list already.
-    pub(super) fn met_again(&self) -> Added<'_> {
-        self.met_again.set(self.met_again.get() + 1);
+    pub(super) fn repeated(&self) -> Added<'_> {
+        self.repeated.set(self.repeated.get() + 1);
         Added { diags: self, index: None }
     }
 
@@ -70,7 +70,7 @@ impl Diagnostics {
 
     /// Grows whenever something wrong is met, be it reported before or not.
     pub fn len(&self) -> usize {
-        self.list.borrow().len() + self.met_again.get()
+        self.list.borrow().len() + self.repeated.get()
     }
 
     /// The errors in the order in which they were found.

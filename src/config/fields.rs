@@ -39,7 +39,7 @@ impl<'a> Node<'a> {
     /// Reports an error in this value.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
         match self.value.value {
-            Value::Unread => self.diags.met_again(),
+            Value::Unread => self.diags.repeated(),
             _ => self.diags.error(&self.at, message),
         }
     }
@@ -147,8 +147,8 @@ impl<'a> Node<'a> {
     /// A path. One from a file starts at the file's own folder.
     pub fn path(&self) -> Option<PathBuf> {
         let path = PathBuf::from(self.text_as("a path")?);
-        Some(match self.at.source.folder() {
-            Some(folder) => folder.join(path),
+        Some(match self.at.source.dir() {
+            Some(dir) => dir.join(path),
             None => path,
         })
     }
@@ -353,10 +353,10 @@ impl<'a> Fields<'a> {
         Some((key, node))
     }
 
-    /// Reports each of `keys` that is there although it is not valid here, and `why`.
-    pub fn forbid(&self, keys: &[&str], why: &str) {
+    /// Reports each of `keys` that is there although it is not valid here, and `reason`.
+    pub fn forbid(&self, keys: &[&str], reason: &str) {
         for key in keys.iter().filter(|key| self.has(key)) {
-            self.diags.error(&self.key_place(key), format!("`{key}` is not valid here: {why}"));
+            self.diags.error(&self.key_place(key), format!("`{key}` is not valid here: {reason}"));
         }
     }
 

@@ -8,7 +8,7 @@ use super::limits;
 use super::model::{Label, LabelValue, Pattern};
 use super::place::Place;
 use super::scalars::is_name;
-use super::section::{Form, Key, Section};
+use super::section::{Key, Schema, Section};
 use super::tree::{Meaning, Scalar};
 use super::words::quote;
 
@@ -20,21 +20,21 @@ pub static LABEL: Section = Section {
     what: "a label",
     about: "A label of a metric. A name alone is that of an argument or a built-in value.",
     keys: Cow::Borrowed(&[
-        Key::new("const", Form::LabelText, "A constant."),
-        Key::new("value", Form::Name, "An argument or a built-in value."),
+        Key::new("const", Schema::LabelText, "A constant."),
+        Key::new("value", Schema::Name, "An argument or a built-in value."),
         Key::new(
             "match",
-            Form::Map(&Form::LabelText),
+            Schema::Map(&Schema::LabelText),
             "Label values by patterns (text, a number, `PREFIX*`, or a glob); the first that fits counts.",
         ),
         Key::new(
             "default",
-            Form::LabelText,
+            Schema::LabelText,
             "The label value where no pattern fits; without it, the value itself.",
         ),
         Key::new(
             "limit",
-            Form::Integer(*limits::LABEL_VALUES.start() as i64, *limits::LABEL_VALUES.end() as i64),
+            Schema::Integer(*limits::LABEL_VALUES.start() as i64, *limits::LABEL_VALUES.end() as i64),
             "Most label values; further ones are counted under `other`. Without it, `limits.label_values`.",
         ),
     ]),
@@ -121,8 +121,8 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
         };
         match pattern {
             Ok(pattern) => Some((pattern, node.label_text()?)),
-            Err(why) => {
-                node.error(format!("the pattern {} {why}", quote(&key.text)));
+            Err(err) => {
+                node.error(format!("the pattern {} {err}", quote(&key.text)));
                 None
             }
         }

@@ -9,24 +9,24 @@ use super::labels;
 use super::limits;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
-use super::section::{Form, Key, Section, words};
+use super::section::{Key, Schema, Section, words};
 use super::words::quote;
 
 pub(super) const HELP_KEY: Key =
-    Key::new("help", Form::Text, "One line about it. Without it, the name as words.");
+    Key::new("help", Schema::Text, "One line about it. Without it, the name as words.");
 pub(super) const BUCKETS_KEY: Key = Key::new(
     "buckets",
-    Form::Either(&[Form::List(&buckets::BOUND), Form::Section(|| &buckets::BUCKETS_OF)]),
+    Schema::Either(&[Schema::List(&buckets::BOUND), Schema::Section(|| &buckets::BUCKETS_OF)]),
     "Upper bounds, ascending. A histogram of seconds has those of the client libraries if none are given.",
 );
 pub(super) const LABELS_KEY: Key = Key::new(
     "labels",
-    Form::Map(&Form::Either(&[Form::Name, Form::Section(|| &labels::LABEL)])),
+    Schema::Map(&Schema::Either(&[Schema::Name, Schema::Section(|| &labels::LABEL)])),
     "Its labels.",
 );
 pub(super) const WHEN_KEY: Key = Key::new(
     "when",
-    Form::OneOrList(&Form::Text),
+    Schema::OneOrList(&Schema::Text),
     "Conditions that must all hold: `size > 0 and kind == \"tx\"`, with ==, !=, <, <=, >, >= and starts_with.",
 );
 
@@ -36,31 +36,31 @@ pub static METRIC: Section = Section {
     what: "a metric",
     about: "A metric that the hits of a probe feed. Several probes may feed one metric.",
     keys: Cow::Borrowed(&[
-        Key::new("counter", Form::Text, "The name of a counter."),
-        Key::new("gauge", Form::Text, "The name of a gauge."),
-        Key::new("histogram", Form::Text, "The name of a histogram."),
-        Key::new("up_down", Form::Text, "The name of a gauge that probes raise and lower."),
+        Key::new("counter", Schema::Text, "The name of a counter."),
+        Key::new("gauge", Schema::Text, "The name of a gauge."),
+        Key::new("histogram", Schema::Text, "The name of a histogram."),
+        Key::new("up_down", Schema::Text, "The name of a gauge that probes raise and lower."),
         HELP_KEY,
         Key::new(
             "value",
-            Form::Name,
+            Schema::Name,
             "What is added or shown: an argument or a built-in value. Without it, hits are counted.",
         ),
-        Key::new("scale", Form::Number, "Multiplies the value, after its unit."),
+        Key::new("scale", Schema::Number, "Multiplies the value, after its unit."),
         Key::new(
             "mode",
-            Form::Words(|| words(MODES)),
+            Schema::Words(|| words(MODES)),
             "Of a gauge: what it shows; `min` and `max` are those of the last one to two minutes.",
         )
         .or("last"),
         Key::new(
             "direction",
-            Form::Words(|| words(DIRECTIONS)),
+            Schema::Words(|| words(DIRECTIONS)),
             "Of `up_down`: whether this probe raises or lowers it.",
         ),
         Key::new(
             "at",
-            Form::Words(|| words(MOMENTS)),
+            Schema::Words(|| words(MOMENTS)),
             "Of functions: whether the call or its return counts.",
         )
         .or("entry"),
@@ -165,8 +165,8 @@ fn name(node: &Node<'_>) -> Option<String> {
         );
         return None;
     }
-    if let Some(why) = limits::reserved(name) {
-        node.error(format!("{} cannot be the name of a metric: {why}", quote(name)));
+    if let Some(reason) = limits::reserved(name) {
+        node.error(format!("{} cannot be the name of a metric: {reason}", quote(name)));
         return None;
     }
     Some(name.to_owned())

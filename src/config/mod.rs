@@ -42,7 +42,7 @@ pub use words::{did_you_mean, nearest};
 pub(crate) use yaml::tree;
 
 use layers::Layers;
-use section::{Form, Section};
+use section::{Schema, Section};
 use tree::Position;
 use yaml::Document;
 
@@ -50,30 +50,34 @@ use yaml::Document;
 pub static TOP: LazyLock<Section> = LazyLock::new(|| {
     let of_flag = |key: &keys::Key| {
         let form = match key.name {
-            "pid" => Form::Integer(i64::from(*limits::PID.start()), i64::from(*limits::PID.end())),
+            "pid" => Schema::Integer(i64::from(*limits::PID.start()), i64::from(*limits::PID.end())),
             "metrics_port" | "health_port" => {
-                Form::Integer(i64::from(*limits::PORT.start()), i64::from(*limits::PORT.end()))
+                Schema::Integer(i64::from(*limits::PORT.start()), i64::from(*limits::PORT.end()))
             }
-            "verbose" => Form::Boolean,
-            "log_level" => Form::Words(settings::levels),
+            "verbose" => Schema::Boolean,
+            "log_level" => Schema::Words(settings::levels),
             name if name.ends_with("_file") || name.ends_with("_path") || name.starts_with("tls_") => {
-                Form::Path
+                Schema::Path
             }
-            _ => Form::Text,
+            _ => Schema::Text,
         };
         section::Key { default: key.default, ..section::Key::new(key.name, form, key.help) }
     };
     let others = [
         section::Key::new(
             "ring",
-            Form::Section(|| &settings::RING),
+            Schema::Section(|| &settings::RING),
             "The buffer between kernel and exporter.",
         ),
-        section::Key::new("limits", Form::Section(|| &settings::LIMITS), "Bounds on what may be used."),
-        section::Key::new("attach", Form::Words(settings::attach_modes), "How probes are attached.")
+        section::Key::new("limits", Schema::Section(|| &settings::LIMITS), "Bounds on what may be used."),
+        section::Key::new("attach", Schema::Words(settings::attach_modes), "How probes are attached.")
             .or("auto"),
-        section::Key::new("targets", Form::List(&Form::Section(|| &targets::TARGET)), "Programs to trace."),
-        section::Key::new("network", Form::Other("network"), "Packet statistics."),
+        section::Key::new(
+            "targets",
+            Schema::List(&Schema::Section(|| &targets::TARGET)),
+            "Programs to trace.",
+        ),
+        section::Key::new("network", Schema::Other("network"), "Packet statistics."),
     ];
     Section {
         name: "configuration",
@@ -150,8 +154,8 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
         File::open(&path).and_then(|file| file.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
-        Err(why) => resolve(
-            FileInput::Unreadable(at, format!("cannot read {}: {why}", path.display())),
+        Err(err) => resolve(
+            FileInput::Unreadable(at, format!("cannot read {}: {err}", path.display())),
             overrides,
             env,
         ),
@@ -191,8 +195,8 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     // What stands in a file that cannot be read is unknown, so nothing is said to be missing then.
     let (top, value, complete) = match input {
         FileInput::None => (Place::none(), None, true),
-        FileInput::Unreadable(at, why) => {
-            diags.error(&at, why);
+        FileInput::Unreadable(at, err) => {
+            diags.error(&at, err);
             (Place::none(), None, false)
         }
         FileInput::Read(path, bytes) => {
@@ -202,8 +206,8 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
                     let Document { tree, is_complete } = yaml::parse(&top.source, &text, &diags);
                     (top.at(tree.position), Some(tree), is_complete)
                 }
-                Err((position, why)) => {
-                    diags.error(&top.clone().at(position), why);
+                Err((position, err)) => {
+                    diags.error(&top.clone().at(position), err);
                     (top, None, false)
                 }
             }

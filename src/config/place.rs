@@ -95,7 +95,7 @@ impl Place {
 
 impl Source {
     /// The folder that relative paths of this source start from; `None` for the working directory.
-    pub fn folder(&self) -> Option<&Path> {
+    pub fn dir(&self) -> Option<&Path> {
         match self {
             Source::File(path) => path.parent(),
             _ => None,
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn files_start_paths_in_their_own_folder() {
         let source = |path: &str| Source::File(path.into());
-        assert_eq!(source("/etc/e/c.yaml").folder(), Some(Path::new("/etc/e")));
-        assert_eq!(source("c.yaml").folder(), Some(Path::new("")));
-        assert_eq!(Source::Env("FIBRE_TLS_KEY".into()).folder(), None);
+        assert_eq!(source("/etc/e/c.yaml").dir(), Some(Path::new("/etc/e")));
+        assert_eq!(source("c.yaml").dir(), Some(Path::new("")));
+        assert_eq!(Source::Env("FIBRE_TLS_KEY".into()).dir(), None);
     }
 }

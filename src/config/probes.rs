@@ -6,11 +6,11 @@ use super::args::{self, INTEGERS};
 use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
-use super::section::{Form, Key, Section, words};
+use super::section::{Key, Schema, Section, words};
 use super::words::{nearest, quote};
 
 /// What an element of `probes:` can be.
-pub(super) const FORMS: &[Form] = &[Form::Section(|| &PROBE), Form::Section(|| &SPAN)];
+pub(super) const FORMS: &[Schema] = &[Schema::Section(|| &PROBE), Schema::Section(|| &SPAN)];
 
 const POINT: &str = "`usdt:PROVIDER:NAME` or `function:NAME`";
 const LOG: &str = "The line that `verbose` logs, with `{NAME}` for the value of an argument or label.";
@@ -18,7 +18,7 @@ const EVENT_TYPE: &str =
     "Name under which `fibre_exporter_events_processed_total` counts it, instead of the probe's own.";
 const ARGS: Key = Key::new(
     "args",
-    Form::Map(&Form::Either(&[Form::Section(|| &args::ARGUMENT), args::POSITION])),
+    Schema::Map(&Schema::Either(&[Schema::Section(|| &args::ARGUMENT), args::POSITION])),
     "Arguments by name: their positions and types.",
 );
 
@@ -28,24 +28,24 @@ pub static PROBE: Section = Section {
     what: "a probe",
     about: "A USDT probe or a function, and the metrics that its hits feed.",
     keys: Cow::Borrowed(&[
-        Key::new("on", Form::Text, POINT),
+        Key::new("on", Schema::Text, POINT),
         Key::new(
             "function",
-            Form::Either(&[Form::Text, Form::Integer(0, i64::MAX)]),
+            Schema::Either(&[Schema::Text, Schema::Integer(0, i64::MAX)]),
             "A function: its name, a glob (`SSL_*`), `NAME+0x10`, or an offset in the file (`0x1234`).",
         ),
-        Key::new("returns", Form::Words(|| words(INTEGERS)), "The type of what the function returns.")
+        Key::new("returns", Schema::Words(|| words(INTEGERS)), "The type of what the function returns.")
             .or("i64"),
         Key::new(
             "returns_by",
-            Form::Words(|| words(RETURNS_BY)),
+            Schema::Words(|| words(RETURNS_BY)),
             "How the return is traced. `trampoline` is quicker, and ends a program that unwinds through it.",
         )
         .or("exits"),
         ARGS,
-        Key::new("metrics", Form::List(&Form::Section(|| &metrics::METRIC)), "What is counted."),
-        Key::new("log", Form::Text, LOG),
-        Key::new("event_type", Form::Text, EVENT_TYPE),
+        Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "What is counted."),
+        Key::new("log", Schema::Text, LOG),
+        Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
     one_of: &["on", "function"],
 };
@@ -56,18 +56,19 @@ pub static SPAN: Section = Section {
     what: "a span",
     about: "The time between two probes, as a histogram.",
     keys: Cow::Borrowed(&[
-        Key::new("span", Form::Text, "The name of the histogram, in seconds.").required(),
-        Key::new("from", Form::Text, "Where it begins: `usdt:PROVIDER:NAME` or `function:NAME`.").required(),
-        Key::new("to", Form::Text, "Where it ends, likewise.").required(),
-        Key::new("by", Form::Name, "What start and end have in common: `thread`, or an argument of both.")
+        Key::new("span", Schema::Text, "The name of the histogram, in seconds.").required(),
+        Key::new("from", Schema::Text, "Where it begins: `usdt:PROVIDER:NAME` or `function:NAME`.")
+            .required(),
+        Key::new("to", Schema::Text, "Where it ends, likewise.").required(),
+        Key::new("by", Schema::Name, "What start and end have in common: `thread`, or an argument of both.")
             .or("thread"),
         metrics::HELP_KEY,
         metrics::BUCKETS_KEY,
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
         ARGS,
-        Key::new("log", Form::Text, LOG),
-        Key::new("event_type", Form::Text, EVENT_TYPE),
+        Key::new("log", Schema::Text, LOG),
+        Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
     one_of: &[],
 };
@@ -218,8 +219,8 @@ fn template(node: &Node<'_>) -> Option<String> {
     let text = node.text_as("a line of text")?;
     match check_template(text) {
         Ok(()) => Some(text.to_owned()),
-        Err(why) => {
-            node.error(format!("{why} in {}", quote(text)))
+        Err(err) => {
+            node.error(format!("{err} in {}", quote(text)))
                 .help("write {NAME} where the value of an argument goes, and {{ or }} for a brace itself");
             None
         }

@@ -7,7 +7,7 @@ use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::model::Probe;
 use super::place::{Place, Source};
-use super::section::{Form, Key, Section};
+use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{probes, yaml};
 
@@ -17,10 +17,10 @@ pub static PROFILE: Section = Section {
     what: "a profile",
     about: "A file of `profiles/`: probes of a known program.",
     keys: Cow::Borrowed(&[
-        Key::new("profile", Form::Text, "Its name, which is that of the file.").required(),
-        Key::new("description", Form::Text, "What it measures, on one line.").required(),
-        Key::new("binaries", Form::List(&Form::Path), "Where distributions put the program or library."),
-        Key::new("probes", Form::List(&Form::Either(probes::FORMS)), "Its probes.").required(),
+        Key::new("profile", Schema::Text, "Its name, which is that of the file.").required(),
+        Key::new("description", Schema::Text, "What it measures, on one line.").required(),
+        Key::new("binaries", Schema::List(&Schema::Path), "Where distributions put the program or library."),
+        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Its probes.").required(),
     ]),
     one_of: &[],
 };

@@ -20,7 +20,7 @@ pub struct Section {
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub name: &'static str,
-    pub form: Form,
+    pub form: Schema,
     pub is_required: bool,
     /// As it would be written.
     pub default: Option<&'static str>,
@@ -29,7 +29,7 @@ pub struct Key {
 
 /// What may be written behind a key.
 #[derive(Debug, Clone, Copy)]
-pub enum Form {
+pub enum Schema {
     Text,
     /// Text that numbers and booleans are taken for too, as written.
     LabelText,
@@ -47,12 +47,12 @@ pub enum Form {
     Section(fn() -> &'static Section),
     /// A mapping that another part of the program decodes, by its name.
     Other(&'static str),
-    List(&'static Form),
+    List(&'static Schema),
     /// One, or a list of them.
-    OneOrList(&'static Form),
+    OneOrList(&'static Schema),
     /// A mapping whose keys are the user's own.
-    Map(&'static Form),
-    Either(&'static [Form]),
+    Map(&'static Schema),
+    Either(&'static [Schema]),
 }
 
 impl Section {
@@ -67,7 +67,7 @@ impl Section {
 }
 
 impl Key {
-    pub const fn new(name: &'static str, form: Form, about: &'static str) -> Self {
+    pub const fn new(name: &'static str, form: Schema, about: &'static str) -> Self {
         Self { name, form, is_required: false, default: None, about }
     }
 

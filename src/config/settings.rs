@@ -16,7 +16,7 @@ use super::limits::{
 use super::model::{AttachMode, Auth, Limits, LogLevel, Settings, TlsFiles};
 use super::place::Place;
 use super::scalars;
-use super::section::{Form, Key, Section, words};
+use super::section::{Key, Schema, Section, words};
 use super::words::quote;
 
 const LEVELS: &[(&str, LogLevel)] = &[
@@ -38,11 +38,11 @@ pub static RING: Section = Section {
     keys: Cow::Borrowed(&[
         Key::new(
             "size",
-            Form::Either(&[Form::Size, Form::Integer(4096, 1 << 30)]),
+            Schema::Either(&[Schema::Size, Schema::Integer(4096, 1 << 30)]),
             "A power of two from 4KiB to 1GiB.",
         )
         .or("4MiB"),
-        Key::new("poll", Form::Duration, "How long events may wait in it, from 1ms to 10s.").or("10ms"),
+        Key::new("poll", Schema::Duration, "How long events may wait in it, from 1ms to 10s.").or("10ms"),
     ]),
     one_of: &[],
 };
@@ -66,7 +66,7 @@ pub static LIMITS: Section = Section {
 };
 
 const fn limit(name: &'static str, range: &RangeInclusive<u32>, about: &'static str) -> Key {
-    Key::new(name, Form::Integer(*range.start() as i64, *range.end() as i64), about)
+    Key::new(name, Schema::Integer(*range.start() as i64, *range.end() as i64), about)
 }
 
 /// Ways to attach.
@@ -195,12 +195,12 @@ fn username(node: &Node<'_>) -> Option<String> {
 /// The content of a password file without the line end that editors leave there.
 fn read_password(layers: &Layers<'_>, file: &Given<PathBuf>) -> Option<String> {
     let path = file.value.display();
-    let error = |why: String| layers.diags.error(&file.at, why);
+    let error = |err: String| layers.diags.error(&file.at, err);
     let mut text = String::new();
     let read =
         File::open(&file.value).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
-    if let Err(why) = read {
-        error(format!("cannot read the password from {path}: {why}"));
+    if let Err(err) = read {
+        error(format!("cannot read the password from {path}: {err}"));
         return None;
     }
     let password =
@@ -257,7 +257,7 @@ fn check_readable(layers: &Layers<'_>, at: &Place, path: &Path, what: &str) {
     match read {
         Ok(0) => layers.diags.error(at, format!("{what} {} is empty", path.display())),
         Ok(_) => return,
-        Err(why) => layers.diags.error(at, format!("cannot read {what} {}: {why}", path.display())),
+        Err(err) => layers.diags.error(at, format!("cannot read {what} {}: {err}", path.display())),
     };
 }
 

@@ -7,7 +7,7 @@ use super::fields::{Fields, Node};
 use super::limits;
 use super::model::{Named, Selector, Target};
 use super::place::Place;
-use super::section::{Form, Key, Section};
+use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{labels, probes};
 
@@ -17,22 +17,23 @@ pub static TARGET: Section = Section {
     what: "a target",
     about: "A program to trace: `binary`, `process`, `pid` or `container` says which one, `profile` and `probes` what.",
     keys: Cow::Borrowed(&[
-        Key::new("name", Form::Text, "A short name for messages and the exporter's own metrics.").required(),
-        Key::new("binary", Form::Path, "This file, whoever runs it; also the one that takes its place."),
-        Key::new("process", Form::Text, "Processes with this name, or whose executable's base name it is."),
+        Key::new("name", Schema::Text, "A short name for messages and the exporter's own metrics.")
+            .required(),
+        Key::new("binary", Schema::Path, "This file, whoever runs it; also the one that takes its place."),
+        Key::new("process", Schema::Text, "Processes with this name, or whose executable's base name it is."),
         Key::new(
             "pid",
-            Form::Integer(*limits::PID.start() as i64, *limits::PID.end() as i64),
+            Schema::Integer(*limits::PID.start() as i64, *limits::PID.end() as i64),
             "This one process. Beside `binary`: count only this process.",
         ),
-        Key::new("container", Form::Text, "Processes in the container with this name or id."),
-        Key::new("labels", Form::Map(&Form::LabelText), "Constant labels of every series of the target."),
+        Key::new("container", Schema::Text, "Processes in the container with this name or id."),
+        Key::new("labels", Schema::Map(&Schema::LabelText), "Constant labels of every series of the target."),
         Key::new(
             "profile",
-            Form::OneOrList(&Form::Text),
+            Schema::OneOrList(&Schema::Text),
             "Ready-made probes; `exporter profiles` lists them.",
         ),
-        Key::new("probes", Form::List(&Form::Either(probes::FORMS)), "Probes of one's own."),
+        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Probes of one's own."),
     ]),
     one_of: &[],
 };

@@ -55,10 +55,10 @@ impl Rule {
         severity: &'static str,
         expr: String,
         summary: &str,
-        why: &'static str,
+        reason: &'static str,
     ) -> Self {
         let runbook_url = format!("{RUNBOOK}#{}", alert.to_lowercase());
-        let annotations = Annotations { summary: summary.to_string(), description: why, runbook_url };
+        let annotations = Annotations { summary: summary.to_string(), description: reason, runbook_url };
         Self { alert, expr, lasting: None, labels: Labels { severity }, annotations }
     }
 

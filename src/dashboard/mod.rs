@@ -1,8 +1,8 @@
 //! The `dashboard` command: what Grafana and Prometheus need to show and to watch a configuration's metrics.
 
 mod alerts;
-mod glance;
 mod network;
+mod overview;
 mod panels;
 
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ const CHOSEN: &str = r#"job=~"$job", instance=~"$instance""#;
 /// these rows is open.
 pub fn dashboard(plan: &Plan) -> String {
     let mut grid = Grid::default();
-    glance::show(&mut grid, plan);
+    overview::show(&mut grid, plan);
     let mut shown = vec![false; plan.metrics.len()];
     let free = alerts::metrics_with_free_labels(plan);
     let mut collapsed = false;
@@ -171,7 +171,7 @@ fn variables(plan: &Plan, has_free_labels: bool) -> Value {
 
 /// A metric's panel, by its kind.
 fn show(grid: &mut Grid, metric: &MetricPlan, is_free: bool) {
-    let labels: Vec<&str> = metric.shown_labels().collect();
+    let labels: Vec<&str> = metric.displayed_labels().collect();
     let (by, legend) = (by(&labels), legend(&labels));
     let of = Selection { name: &metric.name, matchers: CHOSEN, by: &by, legend: &legend, top: is_free };
     let panel = kinds::of(&metric.kind).panel(&of);

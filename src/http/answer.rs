@@ -150,11 +150,11 @@ impl Answerer {
                 extra: None,
             },
             Err(error) => {
-                let why = if error.is_panic() { "panicked" } else { "was cancelled" };
+                let reason = if error.is_panic() { "panicked" } else { "was cancelled" };
                 tell(
                     &self.report,
                     Level::Error,
-                    format!("the handler of {} {why}: a fault here", route.path),
+                    format!("the handler of {} {reason}: a fault here", route.path),
                 );
                 Answer::text(route.path, StatusCode::INTERNAL_SERVER_ERROR, "the exporter failed here\n")
             }

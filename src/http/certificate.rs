@@ -32,16 +32,16 @@ impl Facts {
         })
     }
 
-    /// What clients will refuse it for, or soon will, as sentences about the certificate in `shown`.
-    pub(super) fn warnings(&self, shown: &str, now: i64) -> Vec<String> {
-        let mut warnings = self.validity(shown, now).into_iter().collect::<Vec<_>>();
+    /// What clients will refuse it for, or soon will, as sentences about the certificate in `display`.
+    pub(super) fn warnings(&self, display: &str, now: i64) -> Vec<String> {
+        let mut warnings = self.validity(display, now).into_iter().collect::<Vec<_>>();
         if !self.is_v3 {
             warnings.push(format!(
-                "the certificate {shown} is of X.509 version 1, which clients refuse; issue one of version 3"
+                "the certificate {display} is of X.509 version 1, which clients refuse; issue one of version 3"
             ));
         } else if !self.has_names {
             warnings.push(format!(
-                "the certificate {shown} has no subject alternative name, so clients accept it for no host; issue one \
+                "the certificate {display} has no subject alternative name, so clients accept it for no host; issue one \
                  with the names that clients use (generate-certs.sh does)"
             ));
         }
@@ -49,21 +49,21 @@ impl Facts {
     }
 
     /// What is wrong with the time that it is valid for.
-    pub(super) fn validity(&self, shown: &str, now: i64) -> Option<String> {
+    pub(super) fn validity(&self, display: &str, now: i64) -> Option<String> {
         let left = self.not_after - now;
         if now < self.not_before {
             let wait = days(self.not_before - now);
             return Some(format!(
-                "the certificate {shown} is not valid yet, but {wait} from now; is the clock right?"
+                "the certificate {display} is not valid yet, but {wait} from now; is the clock right?"
             ));
         }
         if left < 0 {
             return Some(format!(
-                "the certificate {shown} ended {} ago, so clients refuse it; renew it",
+                "the certificate {display} ended {} ago, so clients refuse it; renew it",
                 days(-left)
             ));
         }
-        (left < RENEWAL).then(|| format!("the certificate {shown} ends in {}; renew it", days(left)))
+        (left < RENEWAL).then(|| format!("the certificate {display} ends in {}; renew it", days(left)))
     }
 }
 

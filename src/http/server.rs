@@ -162,14 +162,14 @@ async fn follow(
             _ = stopped.changed() => return,
         }
         let again = tls.clone();
-        let shown = tls.paths().certificate.display();
+        let display = tls.paths().certificate.display();
         let failed = |is| {
             stats.iter().for_each(|stats| stats.certificate_reload_failed.store(is, Ordering::Relaxed));
         };
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
                 failed(false);
-                tell(&report, Level::Info, format!("the certificate {shown} was loaded again"));
+                tell(&report, Level::Info, format!("the certificate {display} was loaded again"));
                 warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
             }
             Ok(Some(Err(reason))) => {

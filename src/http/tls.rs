@@ -159,14 +159,14 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String> {
-    let shown = path.display();
+    let display = path.display();
     let bytes = read_file("private key", path)?;
     // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
     if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
     {
         return Err(format!(
-            "the private key in {shown} is encrypted, and nobody is here to type its passphrase; decrypt \
-             it with `openssl pkey -in {shown} -out NEW`, in a directory only the exporter can read"
+            "the private key in {display} is encrypted, and nobody is here to type its passphrase; decrypt \
+             it with `openssl pkey -in {display} -out NEW`, in a directory only the exporter can read"
         ));
     }
     let key = match PrivateKeyDer::from_pem_slice(&bytes) {
@@ -178,10 +178,10 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
                 ""
             };
             return Err(format!(
-                "{shown} holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC){hint}"
+                "{display} holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC){hint}"
             ));
         }
-        Err(error) => return Err(format!("{shown} is not well-formed PEM: {}", fault(&error))),
+        Err(error) => return Err(format!("{display} is not well-formed PEM: {}", fault(&error))),
     };
     let mut warnings = Vec::new();
     // Reading by the group is an ordinary way to give a service its key.
@@ -189,8 +189,8 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
         && mode & 0o027 != 0
     {
         warnings.push(format!(
-            "the private key {shown} has mode {mode:03o}, so others than its owner and group can read it or \
-             others than its owner can change it; `chmod 600 {shown}` ends that"
+            "the private key {display} has mode {mode:03o}, so others than its owner and group can read it or \
+             others than its owner can change it; `chmod 600 {display}` ends that"
         ));
     }
     Ok((key, warnings))

@@ -2,15 +2,15 @@
 
 use super::load::Shared;
 use super::store::KernelStore;
-use crate::abi::book_cell;
+use crate::abi::accounting_slot;
 
 /// Every way in which a hit can be lost, with its label.
-pub(crate) const LOST: &[(&str, book_cell)] = &[
-    ("ring_full", book_cell::BOOK_LOST_RING),
-    ("read_fault", book_cell::BOOK_LOST_FAULT),
-    ("no_start", book_cell::BOOK_LOST_NO_START),
-    ("starts_full", book_cell::BOOK_LOST_STARTS_FULL),
-    ("negative", book_cell::BOOK_LOST_NEGATIVE),
+pub(crate) const LOST: &[(&str, accounting_slot)] = &[
+    ("ring_full", accounting_slot::ACCT_LOST_RING),
+    ("read_fault", accounting_slot::ACCT_LOST_FAULT),
+    ("no_start", accounting_slot::ACCT_LOST_NO_START),
+    ("starts_full", accounting_slot::ACCT_LOST_STARTS_FULL),
+    ("negative", accounting_slot::ACCT_LOST_NEGATIVE),
 ];
 
 /// One probe's accounting at one moment.
@@ -36,14 +36,14 @@ impl Accounting {
     }
 
     pub(crate) fn of(store: &KernelStore, probe: usize) -> Self {
-        let book = |which| store.book(probe, which);
-        let aggregated = book(book_cell::BOOK_AGGREGATED);
-        let delivered = book(book_cell::BOOK_DELIVERED);
-        let filtered = book(book_cell::BOOK_FILTERED);
-        let lost = LOST.iter().map(|(_, which)| book(*which)).sum();
+        let accounting = |which| store.accounting(probe, which);
+        let aggregated = accounting(accounting_slot::ACCT_AGGREGATED);
+        let delivered = accounting(accounting_slot::ACCT_DELIVERED);
+        let filtered = accounting(accounting_slot::ACCT_FILTERED);
+        let lost = LOST.iter().map(|(_, which)| accounting(*which)).sum();
         let hits = aggregated + delivered + filtered + lost;
         // Filtered hits, and those of a probe that only counts, end as they begin.
-        let begun = (book(book_cell::BOOK_HITS) + filtered).max(hits);
+        let begun = (accounting(accounting_slot::ACCT_HITS) + filtered).max(hits);
         let in_flight = begun - hits;
         Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
     }

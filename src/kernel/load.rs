@@ -118,7 +118,7 @@ impl Kernel {
         fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
         fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
         fill(&skel.maps.bounds, &tables.bounds).map_err(loading)?;
-        fill(&skel.maps.dictionaries, &tables.dictionaries).map_err(loading)?;
+        fill(&skel.maps.interners, &tables.interners).map_err(loading)?;
         let programs = loaded(&skel.progs, attach, sessions);
         let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
             KernelError {
@@ -247,12 +247,12 @@ fn size(
     maps.actions.set_max_entries(count(tables.actions.len()))?;
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;
-    maps.dictionaries.set_max_entries(count(tables.dictionaries.len()))?;
-    maps.small_integers.set_max_entries(count(tables.dictionaries.len()))?;
+    maps.interners.set_max_entries(count(tables.interners.len()))?;
+    maps.small_integers.set_max_entries(count(tables.interners.len()))?;
     let entries = layout.kernel.entries.max(1);
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
-    maps.cells.set_max_entries(layout.kernel.slots.saturating_mul(shards))?;
+    maps.slots.set_max_entries(layout.kernel.slots.saturating_mul(shards))?;
     let starts = if plan.spans > 0 { plan.settings.limits.starts } else { 1 };
     let spans = || plan.probes.iter().filter_map(|probe| probe.span);
     maps.starts.set_max_entries(starts)?;
@@ -262,21 +262,21 @@ fn size(
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     rodata.shard_mask = shards - 1;
-    rodata.cells_per_shard = layout.kernel.slots;
+    rodata.slots_per_shard = layout.kernel.slots;
     Ok(())
 }
 
 fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loaded>) -> io::Result<Shared> {
     let maps = &skel.maps;
     let entries = layout.kernel.entries.max(1) as usize;
-    let dictionaries = layout.kernel.dictionaries.len().max(1);
+    let interners = layout.kernel.interners.len().max(1);
     let handle = |map| MapHandle::try_from(map).map_err(io::Error::other);
     let parts = Parts {
-        slots: Mapped::new(maps.cells.as_fd(), (layout.kernel.slots * shards) as usize)?,
+        slots: Mapped::new(maps.slots.as_fd(), (layout.kernel.slots * shards) as usize)?,
         shards,
         entries: Mapped::new(maps.entries.as_fd(), entries)?,
-        dictionaries: Mapped::new(maps.dictionaries.as_fd(), dictionaries)?,
-        small_integers: Mapped::new(maps.small_integers.as_fd(), dictionaries)?,
+        interners: Mapped::new(maps.interners.as_fd(), interners)?,
+        small_integers: Mapped::new(maps.small_integers.as_fd(), interners)?,
         numbers: [handle(&maps.numbers)?, handle(&maps.integers)?],
     };
     let control = Mapped::new(maps.control.as_fd(), 1)?;

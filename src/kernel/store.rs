@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::{MapCore, MapHandle};
 
-use crate::abi::{DictionaryView, EntryView, SMALL_INTEGERS, SmallIntegersView, book_cell, integer_key};
-use crate::layout::{DictionaryLayout, StoreLayout};
+use crate::abi::{EntryView, InternerView, SMALL_INTEGERS, SmallIntegersView, accounting_slot, integer_key};
+use crate::layout::{InternerLayout, StoreLayout};
 use crate::mapping::Mapped;
 use crate::store::Store;
 
@@ -15,39 +15,39 @@ pub(super) struct Parts {
     pub slots: Mapped<AtomicU64>,
     pub shards: u32,
     pub entries: Mapped<EntryView>,
-    /// Of each dictionary, how many values are in use, and which numbers are free.
-    pub dictionaries: Mapped<DictionaryView>,
+    /// Of each interner, how many values are in use, and which numbers are free.
+    pub interners: Mapped<InternerView>,
     pub small_integers: Mapped<SmallIntegersView>,
     /// The maps that find a number, the long keys first.
     pub numbers: [MapHandle; 2],
 }
 
-/// Slots, and the names behind the numbers of dictionaries, as the kernel sees them now.
+/// Slots, and the names behind the numbers of interners, as the kernel sees them now.
 #[derive(Debug)]
 pub struct KernelStore {
     parts: Parts,
     slots_per_shard: u32,
-    dictionaries: Vec<DictionaryLayout>,
+    interners: Vec<InternerLayout>,
 }
 
 impl KernelStore {
     pub(super) fn new(parts: Parts, layout: &StoreLayout) -> Self {
-        Self { parts, slots_per_shard: layout.slots, dictionaries: layout.dictionaries.clone() }
+        Self { parts, slots_per_shard: layout.slots, interners: layout.interners.clone() }
     }
 
     /// One number of a probe's accounting.
-    pub(crate) fn book(&self, probe: usize, which: book_cell) -> u64 {
-        self.total(self.book_cell(probe, which))
+    pub(crate) fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
+        self.total(self.accounting_slot(probe, which))
     }
 
     /// The latest jiffies at which the probe was hit; 0 if it never was.
     pub(crate) fn last_hit(&self, probe: usize) -> u64 {
-        let slot = self.book_cell(probe, book_cell::BOOK_LAST_HIT);
+        let slot = self.accounting_slot(probe, accounting_slot::ACCT_LAST_HIT);
         (0..self.parts.shards).map(|shard| self.load(shard, slot)).max().unwrap_or(0)
     }
 
-    fn book_cell(&self, probe: usize, which: book_cell) -> u32 {
-        u32::try_from(probe).unwrap_or(u32::MAX) * book_cell::BOOK_CELLS.0 + which.0
+    fn accounting_slot(&self, probe: usize, which: accounting_slot) -> u32 {
+        u32::try_from(probe).unwrap_or(u32::MAX) * accounting_slot::ACCT_SLOTS.0 + which.0
     }
 
     fn slot(&self, shard: u32, slot: u32) -> &AtomicU64 {
@@ -58,10 +58,10 @@ impl KernelStore {
         self.slot(shard, slot).load(Ordering::Relaxed)
     }
 
-    /// What stands behind a number of a dictionary.
-    fn entry(&self, dictionary: u32, number: u32) -> Option<&EntryView> {
-        let laid = self.dictionaries.get(dictionary as usize).filter(|laid| number < laid.capacity)?;
-        self.parts.entries.get((laid.first_entry + number) as usize)
+    /// What stands behind a number of an interner.
+    fn entry(&self, interner: u32, number: u32) -> Option<&EntryView> {
+        let layout = self.interners.get(interner as usize).filter(|layout| number < layout.capacity)?;
+        self.parts.entries.get((layout.first_entry + number) as usize)
     }
 }
 
@@ -82,23 +82,23 @@ impl Store for KernelStore {
         (0..self.parts.shards).for_each(|shard| self.slot(shard, slot).store(0, Ordering::Relaxed));
     }
 
-    fn forget(&self, dictionary: u32, number: u32) {
-        let Some(entry) = self.entry(dictionary, number) else { return };
+    fn forget(&self, interner: u32, number: u32) {
+        let Some(entry) = self.entry(interner, number) else { return };
         // As in `struct word_key`, and for integers `struct integer_key`.
-        let mut key = u64::from(dictionary).to_le_bytes().to_vec();
+        let mut key = u64::from(interner).to_le_bytes().to_vec();
         entry.words.iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
         let [long, short] = &self.parts.numbers;
         let _ = short.delete(&key[..size_of::<integer_key>()]);
         // Of text, the table has nothing: clearing a place in it is harmless.
         let value = entry.words[0].load(Ordering::Relaxed) as usize;
         if value < SMALL_INTEGERS {
-            self.parts.small_integers[dictionary as usize][value].store(0, Ordering::Relaxed);
+            self.parts.small_integers[interner as usize][value].store(0, Ordering::Relaxed);
         }
         if long.delete(&key).is_err() {
             return;
         }
         entry.ready.store(0, Ordering::Release);
-        let shared = &self.parts.dictionaries[dictionary as usize];
+        let shared = &self.parts.interners[interner as usize];
         let _ = shared.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
             entry.words[0].store(top & 0xffff_ffff, Ordering::Relaxed);
             Some(((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1))
@@ -106,8 +106,8 @@ impl Store for KernelStore {
         shared.accepted.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn name(&self, dictionary: u32, number: u32, to: &mut Vec<u8>) -> bool {
-        let Some(entry) = self.entry(dictionary, number) else { return false };
+    fn name(&self, interner: u32, number: u32, to: &mut Vec<u8>) -> bool {
+        let Some(entry) = self.entry(interner, number) else { return false };
         // It is set last.
         if entry.ready.load(Ordering::Acquire) == 0 {
             return false;

@@ -2,11 +2,11 @@
 
 use super::filters::Filter;
 use crate::abi::{
-    BOOK_CELLS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
-    condition_op, dictionary, event_class, label, label_flag, pattern, probe, probe_flag, value, value_kind,
+    ACCT_SLOTS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
+    condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, value, value_kind,
 };
 use crate::config::model::{ArgKind, Op, Operand, Pattern};
-use crate::layout::{ActionLayout, DictionaryLayout, LabelLayout, Layout};
+use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout};
 use crate::plan::{ActionPlan, LabelPlan, Pairing, Plan, ProbePlan, Source, SpanEnd, ValueKind};
 
 /// Added to a signed number, it makes unsigned comparison right.
@@ -19,19 +19,19 @@ pub(crate) struct Tables {
     pub actions: Vec<action>,
     pub patterns: Vec<pattern>,
     pub bounds: Vec<bounds>,
-    pub dictionaries: Vec<dictionary>,
+    pub interners: Vec<interner>,
 }
 
 impl Tables {
     pub(crate) fn new(plan: &Plan, layout: &Layout) -> Self {
         let mut tables = Tables {
-            dictionaries: layout.kernel.dictionaries.iter().map(dictionary_entry).collect(),
+            interners: layout.kernel.interners.iter().map(interner_entry).collect(),
             ..Tables::default()
         };
         for (number, probe) in plan.probes.iter().enumerate() {
             let first = tables.actions.len();
-            for laid in layout.actions.iter().filter(|laid| laid.probe == number && laid.in_kernel) {
-                let made = tables.action(probe, laid);
+            for action in layout.actions.iter().filter(|action| action.probe == number && action.in_kernel) {
+                let made = tables.action(probe, action);
                 tables.actions.push(made);
             }
             let filtered = Filter::is_needed(&plan.targets[probe.target]);
@@ -40,29 +40,29 @@ impl Tables {
         tables
     }
 
-    fn action(&mut self, probe: &ProbePlan, laid: &ActionLayout) -> action {
-        let planned = &probe.actions[laid.action];
+    fn action(&mut self, probe: &ProbePlan, layout: &ActionLayout) -> action {
+        let planned = &probe.actions[layout.action];
         let has_value = planned.value.is_some();
         let mut made = action {
-            kind: small(laid.kind.action(has_value).0),
+            kind: small(layout.kind.action(has_value).0),
             value: planned.value.map_or(small(abi_none::NO_VALUE.0), small),
             nconditions: small(planned.when.len()),
-            nlabels: small(laid.labels.len()),
+            nlabels: small(layout.labels.len()),
             needs_nonnegative: u8::from(planned.refuses_negative && has_value),
-            cell: laid.slot,
-            stride: laid.stride,
-            family: laid.family.unwrap_or(abi_none::NO_FAMILY.0),
+            slot: layout.slot,
+            stride: layout.stride,
+            label_sets: layout.label_sets.unwrap_or(abi_none::NO_LABEL_SETS.0),
             bias: BIAS,
             ..action::default()
         };
-        if !laid.bounds.is_empty() {
-            made.bounds = self.bounds_of(&laid.bounds);
+        if !layout.bounds.is_empty() {
+            made.bounds = self.bounds_of(&layout.bounds);
         }
         for (at, condition) in made.conditions.iter_mut().zip(&planned.when) {
             let unsigned = probe.values[condition.value].kind.is_unsigned_word();
             *at = self.condition(small(condition.value), condition.op, &condition.with, unsigned);
         }
-        for (at, label) in made.labels.iter_mut().zip(&laid.labels) {
+        for (at, label) in made.labels.iter_mut().zip(&layout.labels) {
             *at = self.label(planned, probe, label);
         }
         made
@@ -97,15 +97,15 @@ impl Tables {
         condition { operand, bias, value, op: small(op.0), ..condition::default() }
     }
 
-    fn label(&mut self, action: &ActionPlan, probe: &ProbePlan, laid: &LabelLayout) -> label {
-        let LabelPlan::From { mapping, .. } = &action.labels[laid.label] else {
+    fn label(&mut self, action: &ActionPlan, probe: &ProbePlan, layout: &LabelLayout) -> label {
+        let LabelPlan::From { mapping, .. } = &action.labels[layout.label] else {
             return label::default();
         };
-        let kind = &probe.values[laid.value].kind;
+        let kind = &probe.values[layout.value].kind;
         let first_pattern = index(self.patterns.len());
         self.patterns.extend(mapping.iter().map(|(pattern, _)| pattern_entry(pattern)));
         let mut flags = 0;
-        if laid.dictionary.is_some() {
+        if layout.interner.is_some() {
             flags |= label_flag::LABEL_RAW.0;
         }
         let mut words = 0;
@@ -113,14 +113,14 @@ impl Tables {
             flags |= label_flag::LABEL_TEXT.0;
             let free = kind.max_bytes().div_ceil(8) as usize;
             let compared = if mapping.is_empty() { 0 } else { PATTERN_WORDS };
-            words = if laid.dictionary.is_some() { free.max(compared) } else { compared };
+            words = if layout.interner.is_some() { free.max(compared) } else { compared };
         }
         label {
-            dictionary: laid.dictionary.unwrap_or_default(),
+            interner: layout.interner.unwrap_or_default(),
             first_pattern,
-            multiplier: laid.multiplier,
+            multiplier: layout.multiplier,
             npatterns: small(mapping.len()),
-            value: small(laid.value),
+            value: small(layout.value),
             flags: small(flags),
             words: small(words),
         }
@@ -130,7 +130,7 @@ impl Tables {
 fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, nactions: usize) -> probe {
     let mut made = probe {
         filter: index(plan.target),
-        book: index(number * BOOK_CELLS),
+        accounting: index(number * ACCT_SLOTS),
         first_action: index(first),
         nactions: small(nactions),
         nvalues: small(plan.values.len()),
@@ -217,12 +217,12 @@ fn unsigned_comparison(op: Op, with: i128) -> (condition_op, u64) {
     }
 }
 
-fn dictionary_entry(laid: &DictionaryLayout) -> dictionary {
-    dictionary {
-        first_entry: laid.first_entry,
-        capacity: laid.capacity,
-        limit: laid.limit,
-        ..dictionary::default()
+fn interner_entry(layout: &InternerLayout) -> interner {
+    interner {
+        first_entry: layout.first_entry,
+        capacity: layout.capacity,
+        limit: layout.limit,
+        ..interner::default()
     }
 }
 

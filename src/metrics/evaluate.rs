@@ -10,7 +10,7 @@ use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, ValueKind};
 use crate::store::UserStore;
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
-const FAMILY_LABELS: usize = 32;
+const MAX_SET_LABELS: usize = 32;
 
 /// What became of an event for one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +26,13 @@ pub enum Outcome {
 /// Adds an event to one metric. `time` is the kernel's, `read` gives its values by number; `scratch` is reused from event to event.
 pub fn evaluate<'a>(
     store: &UserStore,
-    laid: &ActionLayout,
+    layout: &ActionLayout,
     probe: &ProbePlan,
     time: u64,
     read: &impl Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> Outcome {
-    let action = &probe.actions[laid.action];
+    let action = &probe.actions[layout.action];
     for condition in &action.when {
         match holds(condition, read(condition.value), &probe.values[condition.value].kind, scratch) {
             None => return Outcome::Unreadable,
@@ -48,9 +48,9 @@ pub fn evaluate<'a>(
     if action.refuses_negative && value < 0 {
         return Outcome::Negative;
     }
-    let slot = laid.slot + series(store, laid, action, probe, read, scratch) * laid.stride;
-    let update = Update { value, has_value: action.value.is_some(), time, bounds: &laid.bounds };
-    laid.kind.update(store, slot, &update);
+    let slot = layout.slot + series(store, layout, action, probe, read, scratch) * layout.stride;
+    let update = Update { value, has_value: action.value.is_some(), time, bounds: &layout.bounds };
+    layout.kind.update(store, slot, &update);
     Outcome::Done
 }
 
@@ -76,7 +76,7 @@ fn holds(
         (Operand::Str(with), Value::Text(text)) => {
             // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
             let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-            if kind.is_compared_as_shown() {
+            if kind.is_compared_as_displayed() {
                 scratch.clear();
                 show(kind, value, false, scratch);
                 text = scratch.as_bytes();
@@ -93,19 +93,19 @@ fn holds(
 
 fn series<'a>(
     store: &UserStore,
-    laid: &ActionLayout,
+    layout: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
     read: &impl Fn(usize) -> Value<'a>,
     scratch: &mut String,
 ) -> u32 {
-    if laid.labels.is_empty() {
+    if layout.labels.is_empty() {
         return 0;
     }
     let mut number = 0;
     let mut overflow = false;
-    let mut ids = [0u8; 8 * FAMILY_LABELS];
-    for (n, label) in laid.labels.iter().enumerate() {
+    let mut ids = [0u8; 8 * MAX_SET_LABELS];
+    for (n, label) in layout.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
         let kind = &probe.values[*value].kind;
         let seen = read(*value);
@@ -113,13 +113,13 @@ fn series<'a>(
             Value::Unreadable => label_id::ID_UNREADABLE.0,
             seen => {
                 let found = fitting(mapping, kind, seen, scratch);
-                match (found, label.dictionary) {
+                match (found, label.interner) {
                     (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
-                    (None, Some(dictionary)) => {
+                    (None, Some(interner)) => {
                         let number = match seen {
-                            Value::Int(number) => store.number(dictionary, &number.to_le_bytes()),
-                            Value::Text(text) => store.number(dictionary, text),
+                            Value::Int(number) => store.number(interner, &number.to_le_bytes()),
+                            Value::Text(text) => store.number(interner, text),
                             Value::Unreadable => None,
                         };
                         number.map_or(label_id::ID_OTHER.0, |number| {
@@ -135,16 +135,16 @@ fn series<'a>(
             at.copy_from_slice(&u64::from(id).to_le_bytes());
         }
     }
-    let (number, overflow) = match laid.family {
+    let (number, overflow) = match layout.label_sets {
         None => (number, overflow),
         // Past the limit of label sets everything is "other", which is series 0.
-        Some(family) => match store.number(family, &ids[..8 * laid.labels.len().min(FAMILY_LABELS)]) {
+        Some(sets) => match store.number(sets, &ids[..8 * layout.labels.len().min(MAX_SET_LABELS)]) {
             Some(number) => (number + 1, overflow),
             None => (0, true),
         },
     };
     if overflow {
-        store.count_overflow(laid.probe);
+        store.count_overflow(layout.probe);
     }
     number
 }

@@ -35,15 +35,15 @@ impl Registry {
     pub(super) fn forget_ended(&mut self, now: Instant, shown: Shown) {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
-            let Some(laid) = source.laid.clone() else { continue };
-            let store: &dyn Store = if laid.in_kernel { &*self.kernel } else { &*self.user };
+            let Some(layout) = source.layout.clone() else { continue };
+            let store: &dyn Store = if layout.in_kernel { &*self.kernel } else { &*self.user };
             let action = &probe.actions[source.action];
-            for (position, label) in laid.labels.iter().enumerate() {
+            for (position, label) in layout.labels.iter().enumerate() {
                 let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;
                 let of_process =
                     matches!(probe.values[label.value].source, plan::Source::Pid | plan::Source::Tid);
-                let (true, Some(dictionary)) =
-                    (of_process && hidden == (shown == Shown::Never), label.dictionary)
+                let (true, Some(interner)) =
+                    (of_process && hidden == (shown == Shown::Never), label.interner)
                 else {
                     continue;
                 };
@@ -55,7 +55,7 @@ impl Registry {
                 let key = |number| (probe_number, action_number, label.label, number);
                 let (mut taken, mut gone) = (0, Vec::new());
                 for number in 0..label.radix - first {
-                    if !store.name(dictionary, number, &mut self.scratch.name) {
+                    if !store.name(interner, number, &mut self.scratch.name) {
                         continue;
                     }
                     taken += 1;
@@ -77,10 +77,10 @@ impl Registry {
                 }
                 let is_over = |id: u32| id >= first && over.contains(&(id - first));
                 let family = &mut self.families[action.metric];
-                source.forget(&laid, position, is_over, store, family, &mut self.scratch);
+                source.forget(&layout, position, is_over, store, family, &mut self.scratch);
                 for number in over {
                     self.ended.since.remove(&key(number));
-                    store.forget(dictionary, number);
+                    store.forget(interner, number);
                 }
             }
         }
@@ -99,19 +99,19 @@ impl Source {
     /// Clears all series in which the label at this position has a number that is over.
     fn forget(
         &mut self,
-        laid: &ActionLayout,
+        layout: &ActionLayout,
         position: usize,
         is_over: impl Fn(u32) -> bool,
         store: &dyn Store,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
-        for number in 0..laid.series {
-            if !ids(laid, number, store, scratch) || !is_over(scratch.ids[position]) {
+        for number in 0..layout.series {
+            if !ids(layout, number, store, scratch) || !is_over(scratch.ids[position]) {
                 continue;
             }
-            let slot = laid.slot + number * laid.stride;
-            (slot..slot + laid.stride).for_each(|slot| store.clear(slot));
+            let slot = layout.slot + number * layout.stride;
+            (slot..slot + layout.stride).for_each(|slot| store.clear(slot));
             if let Some(previous) = self.previous.get_mut(number as usize) {
                 *previous = 0;
             }
@@ -120,7 +120,7 @@ impl Source {
                 family.release(known);
             }
             // Of numbered label sets, the first series is of none.
-            if let (Some(sets), Some(set)) = (laid.family, number.checked_sub(1)) {
+            if let (Some(sets), Some(set)) = (layout.label_sets, number.checked_sub(1)) {
                 store.forget(sets, set);
             }
         }

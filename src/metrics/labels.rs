@@ -33,7 +33,7 @@ pub(super) fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &m
 /// The label text of series `number`; false if a name behind it is not known yet.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn labels(
-    laid: &ActionLayout,
+    layout: &ActionLayout,
     number: u32,
     probe: &ProbePlan,
     action: usize,
@@ -42,7 +42,7 @@ pub(super) fn labels(
     seen: &ProbeFacts,
     scratch: &mut Scratch,
 ) -> bool {
-    if !ids(laid, number, store, scratch) {
+    if !ids(layout, number, store, scratch) {
         return false;
     }
     scratch.labels.clear();
@@ -56,19 +56,19 @@ pub(super) fn labels(
             LabelPlan::From { .. } if name == HIDDEN => continue,
             LabelPlan::From { value, mapping, default, .. } => (*value, mapping, default),
         };
-        let Some(at) = laid.labels.iter().position(|label| label.label == n) else { return false };
+        let Some(at) = layout.labels.iter().position(|label| label.label == n) else { return false };
         let id = scratch.ids.get(at).copied().unwrap_or(label_id::ID_OTHER.0);
         let text = match id {
             id if id == label_id::ID_OTHER.0 => OTHER,
             id if id == label_id::ID_UNREADABLE.0 => UNREADABLE,
             id => {
                 let past = (id - label_id::ID_PATTERN.0) as usize;
-                match (mapping.get(past), default, laid.labels[at].dictionary) {
-                    (Some((_, shown)), ..) => shown,
+                match (mapping.get(past), default, layout.labels[at].interner) {
+                    (Some((_, display)), ..) => display,
                     (None, Some(default), _) => default,
-                    (None, None, Some(dictionary)) => {
+                    (None, None, Some(interner)) => {
                         let number = (past - mapping.len()) as u32;
-                        if !store.name(dictionary, number, &mut scratch.name) {
+                        if !store.name(interner, number, &mut scratch.name) {
                             return false;
                         }
                         let Scratch { name, cgroups, text, .. } = scratch;
@@ -85,24 +85,24 @@ pub(super) fn labels(
 }
 
 /// Puts the numbers of the labels of series `number` into `scratch.ids`; false if they are not known yet.
-pub(super) fn ids(laid: &ActionLayout, number: u32, store: &dyn Store, scratch: &mut Scratch) -> bool {
+pub(super) fn ids(layout: &ActionLayout, number: u32, store: &dyn Store, scratch: &mut Scratch) -> bool {
     scratch.ids.clear();
-    match laid.family {
-        None => scratch.ids.extend(laid.labels.iter().map(|label| number / label.multiplier % label.radix)),
-        Some(_) if number == 0 => scratch.ids.extend(laid.labels.iter().map(|_| label_id::ID_OTHER.0)),
-        Some(family) => {
-            if !store.name(family, number - 1, &mut scratch.name) {
+    match layout.label_sets {
+        None => scratch.ids.extend(layout.labels.iter().map(|label| number / label.multiplier % label.radix)),
+        Some(_) if number == 0 => scratch.ids.extend(layout.labels.iter().map(|_| label_id::ID_OTHER.0)),
+        Some(sets) => {
+            if !store.name(sets, number - 1, &mut scratch.name) {
                 return false;
             }
             let words =
                 scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
-            scratch.ids.extend(words.take(laid.labels.len()).map(|id| id as u32));
+            scratch.ids.extend(words.take(layout.labels.len()).map(|id| id as u32));
         }
     }
     true
 }
 
-/// A dictionary's bytes as the value that they were.
+/// An interner's bytes as the value that they were.
 fn show_name(
     kind: &ValueKind,
     name: &[u8],
@@ -112,19 +112,19 @@ fn show_name(
     to: &mut String,
 ) {
     to.clear();
-    let shown = if kind.is_symbol() {
+    let display = if kind.is_symbol() {
         Value::Text(name)
     } else if kind.is_text() {
         Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
         Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
     };
-    match (kind, shown) {
+    match (kind, display) {
         (ValueKind::Function, Value::Int(number)) => {
             let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
         (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
-        _ => show(kind, shown, seen.unsigned & (1 << value) != 0, to),
+        _ => show(kind, display, seen.unsigned & (1 << value) != 0, to),
     }
 }

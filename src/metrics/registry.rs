@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::forget::{Ended, Shown};
 use super::labels::{Scratch, const_labels, labels};
-use crate::abi::book_cell;
+use crate::abi::accounting_slot;
 use crate::exposition::{self, Format, Head, Sample};
 use crate::kernel::{Accounting, KernelStore};
 use crate::kinds::{self, How, Kind, Slots, Total};
@@ -75,7 +75,7 @@ pub(super) struct Source {
     pub(super) probe: usize,
     pub(super) action: usize,
     /// `None` for an action that is the number of hits.
-    pub(super) laid: Option<ActionLayout>,
+    pub(super) layout: Option<ActionLayout>,
     pub(super) series: Vec<u32>,
     /// Of a least or greatest value: each series' slot at the end of the window before.
     pub(super) previous: Vec<u64>,
@@ -103,12 +103,13 @@ impl Registry {
         for (probe, planned) in plan.probes.iter().enumerate() {
             for (action, planned) in planned.actions.iter().enumerate() {
                 families[planned.metric].real |= !planned.scale.is_whole();
-                let laid = layout.actions.iter().find(|laid| laid.probe == probe && laid.action == action);
-                let number = laid.map_or(1, |laid| laid.series as usize);
+                let layout =
+                    layout.actions.iter().find(|layout| layout.probe == probe && layout.action == action);
+                let number = layout.map_or(1, |layout| layout.series as usize);
                 let windowed = families[planned.metric].kind.is_windowed();
                 let previous = vec![0; if windowed { number } else { 0 }];
                 let series = vec![UNKNOWN; number];
-                sources.push(Source { probe, action, laid: laid.cloned(), series, previous });
+                sources.push(Source { probe, action, layout: layout.cloned(), series, previous });
             }
         }
         // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
@@ -144,7 +145,7 @@ impl Registry {
             if window_ends {
                 source.end_window(&*self.kernel, &*self.user);
             }
-            match source.laid.as_ref().map(|laid| laid.in_kernel) {
+            match source.layout.as_ref().map(|layout| layout.in_kernel) {
                 None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
                 Some(true) => source.add(probe, &self.plan, &*self.kernel, seen, family, &mut self.scratch),
                 Some(false) => source.add(probe, &self.plan, &*self.user, seen, family, &mut self.scratch),
@@ -161,7 +162,8 @@ impl Registry {
     pub fn overflows(&self) -> Vec<u64> {
         let mut overflows = vec![0; self.families.len()];
         for (number, probe) in self.plan.probes.iter().enumerate() {
-            let here = self.kernel.book(number, book_cell::BOOK_LABEL_OVERFLOW) + self.user.overflows(number);
+            let here = self.kernel.accounting(number, accounting_slot::ACCT_LABEL_OVERFLOW)
+                + self.user.overflows(number);
             let limited = |action: &&ActionPlan| {
                 action.labels.iter().any(|label| matches!(label, LabelPlan::From { default: None, .. }))
             };
@@ -243,10 +245,10 @@ impl Family {
 impl Source {
     /// Begins a new window of least and greatest values.
     fn end_window(&mut self, kernel: &dyn Store, user: &dyn Store) {
-        let Some(laid) = &self.laid else { return };
-        let store = if laid.in_kernel { kernel } else { user };
+        let Some(layout) = &self.layout else { return };
+        let store = if layout.in_kernel { kernel } else { user };
         for (number, previous) in (0..).zip(&mut self.previous) {
-            *previous = store.take(laid.slot + number * laid.stride);
+            *previous = store.take(layout.slot + number * layout.stride);
         }
     }
 
@@ -284,23 +286,23 @@ impl Source {
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
-        let Some(laid) = &self.laid else { return };
+        let Some(layout) = &self.layout else { return };
         let action = &probe.actions[self.action];
         let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
         let how = How { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
         // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.
         let hidden = |label: &LabelLayout| plan.metrics[action.metric].labels[label.label] == HIDDEN;
-        let shown_unset = seen.attached && family.kind.starts_at_zero() && laid.labels.iter().all(hidden);
-        for number in 0..laid.series {
+        let shown_unset = seen.attached && family.kind.starts_at_zero() && layout.labels.iter().all(hidden);
+        for number in 0..layout.series {
             let previous = self.previous.get(number as usize).copied().unwrap_or(0);
-            let first = laid.slot + number * laid.stride;
-            let slots = Slots { store, first, number: laid.stride, previous };
+            let first = layout.slot + number * layout.stride;
+            let slots = Slots { store, first, number: layout.stride, previous };
             let unset = (shown_unset && number == 0).then_some(0);
             let Some(raw) = family.kind.read(&slots).or(unset) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
-                if !labels(laid, number, probe, self.action, plan, store, seen, scratch) {
+                if !labels(layout, number, probe, self.action, plan, store, seen, scratch) {
                     continue;
                 }
                 *known = family.series(&scratch.labels);

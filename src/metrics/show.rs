@@ -108,7 +108,7 @@ fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
-    fn shown(kind: ArgKind, value: Value<'_>) -> String {
+    fn display(kind: ArgKind, value: Value<'_>) -> String {
         let mut to = String::new();
         show(&ValueKind::Arg(kind), value, false, &mut to);
         to
@@ -117,22 +117,22 @@ mod tests {
     #[test]
     fn text_is_always_one_line_of_utf8() {
         let string = || ArgKind::Str { max: 64 };
-        assert_eq!(shown(string(), Value::Text(b"plain\0behind")), "plain");
-        assert_eq!(shown(string(), Value::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
-        assert_eq!(shown(string(), Value::Text(&[0xf0, 0x9f, 0x98])), "\u{fffd}");
-        assert!(shown(string(), Value::Text(&[b'x'; 4000])).len() <= LABEL_BYTES);
-        assert_eq!(shown(string(), Value::Unreadable), "unreadable");
+        assert_eq!(display(string(), Value::Text(b"plain\0behind")), "plain");
+        assert_eq!(display(string(), Value::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(display(string(), Value::Text(&[0xf0, 0x9f, 0x98])), "\u{fffd}");
+        assert!(display(string(), Value::Text(&[b'x'; 4000])).len() <= LABEL_BYTES);
+        assert_eq!(display(string(), Value::Unreadable), "unreadable");
     }
 
     #[test]
     fn bytes_and_addresses() {
-        assert_eq!(shown(ArgKind::Hex { len: 3, reverse: true }, Value::Text(&[1, 0xab, 0])), "00ab01");
-        assert_eq!(shown(ArgKind::Ipv4, Value::Text(&[127, 0, 0, 1])), "127.0.0.1");
+        assert_eq!(display(ArgKind::Hex { len: 3, reverse: true }, Value::Text(&[1, 0xab, 0])), "00ab01");
+        assert_eq!(display(ArgKind::Ipv4, Value::Text(&[127, 0, 0, 1])), "127.0.0.1");
         let v6: [u8; 16] = std::array::from_fn(|n| u8::from(n == 15));
-        assert_eq!(shown(ArgKind::Ipv6, Value::Text(&v6)), "::1");
+        assert_eq!(display(ArgKind::Ipv6, Value::Text(&v6)), "::1");
         let mut address = vec![0; 28];
         address[..8].copy_from_slice(&[2, 0, 0x1f, 0x90, 10, 0, 0, 7]);
-        assert_eq!(shown(ArgKind::SockAddr, Value::Text(&address)), "10.0.0.7:8080");
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&address)), "10.0.0.7:8080");
     }
 
     #[test]

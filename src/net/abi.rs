@@ -5,7 +5,7 @@
 include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 pub(crate) use generated::types::{
-    net_flow, net_flow_key, net_flows, net_plain, net_plain_row, net_port, net_ports, net_row, net_set,
+    net_fast, net_fast_row, net_flow, net_flow_key, net_flows, net_port, net_ports, net_row, net_set,
     net_stats, net_talker, net_talkers, net_tracked,
 };
 
@@ -51,10 +51,10 @@ named!(
 );
 named!(
     /// What is wrong with a frame.
-    Fault is net_fault, NET_FAULT_COUNT from 1:
-    Truncated = NET_FAULT_TRUNCATED "truncated", Version = NET_FAULT_VERSION "ip_version",
-    HeaderLength = NET_FAULT_HEADER_LENGTH "header_length", Length = NET_FAULT_LENGTH "length",
-    Extensions = NET_FAULT_EXTENSIONS "extension_headers"
+    ParseError is net_parse_error, NET_PARSE_ERROR_COUNT from 1:
+    Truncated = NET_PARSE_ERROR_TRUNCATED "truncated", Version = NET_PARSE_ERROR_VERSION "ip_version",
+    HeaderLength = NET_PARSE_ERROR_HEADER_LENGTH "header_length", Length = NET_PARSE_ERROR_LENGTH "length",
+    Extensions = NET_PARSE_ERROR_EXTENSIONS "extension_headers"
 );
 named!(
     /// What a device's frames begin with.
@@ -107,10 +107,10 @@ const _: () = assert!(SIZE_BOUNDS.len() + 1 == generated::types::net_size::NET_S
 /// Size buckets, the unbounded one included.
 pub const SIZES: usize = SIZE_BOUNDS.len() + 1;
 
-/// Rows of `struct net_plain`, and how many bytes the first frames of each have.
-pub(crate) const PLAIN_ROWS: [(AddressFamily, Protocol, u32); 4] = {
-    use generated::types::net_plain_shortest as shortest;
-    let (ipv4, ipv6) = (shortest::NET_PLAIN_SHORTEST_IPV4.0, shortest::NET_PLAIN_SHORTEST_IPV6.0);
+/// Rows of `struct net_fast`, and how many bytes the first frames of each have.
+pub(crate) const FAST_ROWS: [(AddressFamily, Protocol, u32); 4] = {
+    use generated::types::net_fast_shortest as shortest;
+    let (ipv4, ipv6) = (shortest::NET_FAST_SHORTEST_IPV4.0, shortest::NET_FAST_SHORTEST_IPV6.0);
     [
         (AddressFamily::Ipv4, Protocol::Tcp, ipv4),
         (AddressFamily::Ipv4, Protocol::Udp, ipv4),
@@ -130,8 +130,8 @@ pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;
 
 /// Interfaces that there can be counters for: one slot is for packets of no known interface.
 pub(crate) const SLOTS: usize = 1 << 12;
-/// `PLAIN_BLOCKS` of `bpf/plain.bpf.h`, which stands for a number that is only known when the program is loaded.
-pub const PLAIN_BLOCKS: i32 = 0x7e57;
+/// `FAST_BLOCKS` of `bpf/fast.bpf.h`, which stands for a number that is only known when the program is loaded.
+pub const FAST_BLOCKS: i32 = 0x7e57;
 /// `NET_HASH_KEYS`.
 pub(crate) const HASH_KEYS: usize = 13;
 /// Interfaces that programs find without a hash.
@@ -140,7 +140,7 @@ pub(crate) const PORTS: usize = size_of::<net_ports>() / size_of::<net_port>();
 // Counters are read as words of 64 bits, tables by offset.
 const _: () = {
     assert!(size_of::<net_row>() == 128 && size_of::<net_stats>().is_multiple_of(8));
-    assert!(size_of::<net_plain>() == PLAIN_ROWS.len() * size_of::<net_plain_row>());
+    assert!(size_of::<net_fast>() == FAST_ROWS.len() * size_of::<net_fast_row>());
     assert!(size_of::<net_talkers>() == size_of::<net_set>() + WAYS * size_of::<net_talker>());
     assert!(size_of::<net_flows>() == size_of::<net_set>() + WAYS * size_of::<net_flow>());
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);

@@ -132,8 +132,10 @@ fn xdp_refusal(
     ours: &dyn Fn(u32) -> bool,
 ) -> Refusal {
     let (name, label) = (&on.name, mode.label());
-    let refusal =
-        |reason, why: String| Refusal { reason, text: format!("{name}: {label} XDP is not attached: {why}") };
+    let refusal = |reason, text: String| Refusal {
+        reason,
+        text: format!("{name}: {label} XDP is not attached: {text}"),
+    };
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
             refusal(
@@ -287,8 +289,8 @@ mod tests {
 
     use super::*;
     use crate::net::abi::{Direction, Link};
-    use crate::net::books::Books;
     use crate::net::config::Count;
+    use crate::net::counter_maps::CounterMaps;
     use crate::net::programs::{Program, Programs};
 
     /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
@@ -310,7 +312,7 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let programs = Programs::new(Books::create(&Count::default()).unwrap(), 0, 0).unwrap();
+            let programs = Programs::new(CounterMaps::create(&Count::default()).unwrap(), 0, 0).unwrap();
             let program = programs.get(Program::TcEgress).unwrap();
             let entry = programs.enter(on.index, on.link, false).unwrap();
 

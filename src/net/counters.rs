@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::abi::{
-    AddressFamily, PLAIN_ROWS, Protocol, SIZE_BOUNDS, SIZES, Verdict, net_plain_row, net_row, net_stats,
+    AddressFamily, FAST_ROWS, Protocol, SIZE_BOUNDS, SIZES, Verdict, net_fast_row, net_row, net_stats,
 };
 
 const WORDS: usize = size_of::<net_stats>() / 8;
@@ -12,8 +12,8 @@ const ROW_WORDS: usize = size_of::<net_row>() / 8;
 const PROTOCOL_SLOTS: usize =
     (offset_of!(net_stats, drops) / size_of::<net_row>()) / (Verdict::ALL.len() * AddressFamily::ALL.len());
 
-/// Of a row of plain frames: one word for each size.
-const PLAIN_STEPS: usize = size_of::<net_plain_row>() / 8;
+/// Of a row of fast-path frames: one word for each size.
+const FAST_STEPS: usize = size_of::<net_fast_row>() / 8;
 
 /// What one program counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,12 +39,12 @@ impl Counters {
         Self { words }
     }
 
-    /// Adds plain frames: the words of one `struct net_plain` for each CPU.
+    /// Adds fast-path frames: the words of one `struct net_fast` for each CPU.
     #[must_use]
-    pub fn with_plain(mut self, words: impl IntoIterator<Item = u64>) -> Self {
+    pub fn with_fast(mut self, words: impl IntoIterator<Item = u64>) -> Self {
         for (index, frames) in words.into_iter().enumerate().filter(|(_, frames)| *frames > 0) {
-            let (family, protocol, shortest) = PLAIN_ROWS[index / PLAIN_STEPS % PLAIN_ROWS.len()];
-            let size = shortest + (index % PLAIN_STEPS) as u32;
+            let (family, protocol, shortest) = FAST_ROWS[index / FAST_STEPS % FAST_ROWS.len()];
+            let size = shortest + (index % FAST_STEPS) as u32;
             let row = Self::row(Verdict::Pass, family, protocol);
             let mut add = |word: usize, count: u64| self.words[word] = self.words[word].wrapping_add(count);
             add(row + SIZE_BOUNDS.partition_point(|bound| *bound < size), frames);
@@ -129,10 +129,10 @@ mod tests {
     #[test]
     fn plain_frames_are_put_into_rows_and_buckets() {
         // On the second CPU, in the third row (IPv6, TCP): five frames of 74 bytes, two of 128, one of 129.
-        let mut words = vec![0; 2 * 4 * PLAIN_STEPS];
-        let row = &mut words[6 * PLAIN_STEPS..][..PLAIN_STEPS];
+        let mut words = vec![0; 2 * 4 * FAST_STEPS];
+        let row = &mut words[6 * FAST_STEPS..][..FAST_STEPS];
         (row[0], row[54], row[55]) = (5, 2, 1);
-        let counters = Counters::default().with_plain(words);
+        let counters = Counters::default().with_fast(words);
         assert_eq!(counters.packets(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 8);
         assert_eq!(counters.bytes(Verdict::Pass, AddressFamily::Ipv6, Protocol::Tcp), 5 * 74 + 2 * 128 + 129);
         assert_eq!((counters.total_packets(), counters.total_bytes()), (8, 755));

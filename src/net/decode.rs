@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use super::stats;
 use crate::config::Node;
-use crate::config::section::{Form, Key, Section, words};
+use crate::config::section::{Key, Schema, Section, words};
 
-const NAMES: Form = Form::OneOrList(&Form::Text);
+const NAMES: Schema = Schema::OneOrList(&Schema::Text);
 
 /// `network:`.
 pub static NETWORK: Section = Section {
@@ -18,13 +18,13 @@ pub static NETWORK: Section = Section {
     keys: Cow::Borrowed(&[
         Key::new(
             "interfaces",
-            Form::OneOrList(&Form::Either(&[Form::Text, Form::Section(|| &SPACE)])),
+            Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &SPACE)])),
             "Names or globs (`*`, `?`), also of interfaces that appear later.",
         )
         .required(),
         Key::new("exclude", NAMES, "Names or globs of those that are left out."),
-        Key::new("mode", Form::Words(|| words(MODES)), "Where what comes in is counted.").or("auto"),
-        Key::new("count", Form::Section(|| &COUNTED), "What is counted beside packets and bytes."),
+        Key::new("mode", Schema::Words(|| words(MODES)), "Where what comes in is counted.").or("auto"),
+        Key::new("count", Schema::Section(|| &COUNTED), "What is counted beside packets and bytes."),
     ]),
     one_of: &[],
 };
@@ -34,8 +34,8 @@ static SPACE: Section = Section {
     what: "interfaces of another network namespace",
     about: "Interfaces of another network namespace.",
     keys: Cow::Borrowed(&[
-        Key::new("netns", Form::Text, "Its name, as `ip netns` knows it, or its path."),
-        Key::new("container", Form::Text, "That of the container with this name or id."),
+        Key::new("netns", Schema::Text, "Its name, as `ip netns` knows it, or its path."),
+        Key::new("container", Schema::Text, "That of the container with this name or id."),
         Key::new("interfaces", NAMES, "Names or globs; without it, all."),
     ]),
     one_of: &["netns", "container"],
@@ -43,12 +43,12 @@ static SPACE: Section = Section {
 
 static COUNTED: LazyLock<Section> = LazyLock::new(|| {
     let switch = |name, default, about| {
-        Key::new(name, Form::Boolean, about).or(if default { "true" } else { "false" })
+        Key::new(name, Schema::Boolean, about).or(if default { "true" } else { "false" })
     };
     let table = |name, about| {
-        Key::new(name, Form::Either(&[Form::Boolean, Form::Section(|| &TABLE)]), about).or("false")
+        Key::new(name, Schema::Either(&[Schema::Boolean, Schema::Section(|| &TABLE)]), about).or("false")
     };
-    let series = Form::Integer(i64::from(*TOP_SOURCES.start()), i64::from(*TOP_SOURCES.end()));
+    let series = Schema::Integer(i64::from(*TOP_SOURCES.start()), i64::from(*TOP_SOURCES.end()));
     let others = [
         table("talkers", "Remote hosts."),
         table("flows", "Flows of the talkers that are kept. Needs `talkers`."),
@@ -80,7 +80,7 @@ static TABLE: Section = Section {
     about: "The size of a table.",
     keys: Cow::Borrowed(&[Key::new(
         "entries",
-        Form::Integer(*TABLE_ENTRIES.start() as i64, *TABLE_ENTRIES.end() as i64),
+        Schema::Integer(*TABLE_ENTRIES.start() as i64, *TABLE_ENTRIES.end() as i64),
         "Entries kept by each CPU.",
     )
     .required()]),
@@ -155,7 +155,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
     let switch =
         |key: &str, default: bool| fields.get(key).and_then(|node| node.boolean()).unwrap_or(default);
     let table = |key: &str| fields.get(key).and_then(|node| entries(&node)).unwrap_or(0);
-    let plain = Count::default();
+    let defaults = Count::default();
     let count = Count {
         statistics: stats::switches().filter(|one| switch(one.key, one.default)).map(|one| one.key).collect(),
         talkers: table("talkers"),
@@ -164,9 +164,9 @@ fn count(node: &Node<'_>) -> Option<Count> {
             .get("top_sources")
             .and_then(|node| node.integer("a number of series", TOP_SOURCES))
             .unwrap_or(0),
-        tcp_connections: switch("tcp_connections", plain.tcp_connections),
-        drop_reasons: switch("drop_reasons", plain.drop_reasons),
-        tcp: switch("tcp", plain.tcp),
+        tcp_connections: switch("tcp_connections", defaults.tcp_connections),
+        drop_reasons: switch("drop_reasons", defaults.drop_reasons),
+        tcp: switch("tcp", defaults.tcp),
     };
     for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {
         if needs > 0 && count.talkers == 0 {

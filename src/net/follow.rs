@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use super::abi::Direction;
 use super::attach::Refusal;
-use super::board::{Board, Missing};
 use super::config::{Mode, Scope};
 use super::event::Event;
 use super::hook::Hook;
 use super::links::{Changed, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
+use super::status::{Missing, Status};
 
 /// Interfaces that are attached to however long it takes. The kernel attaches and detaches a TC program in 12 ms, during
 /// which it waits for an RCU grace period and does nothing else for the network: further ones are attached to as time allows.
@@ -31,7 +31,7 @@ pub(crate) struct Area {
 /// What happens to the interfaces of a namespace, and what is done about it. Belongs to a thread that is in it.
 pub(crate) struct Follower {
     area: Area,
-    board: Arc<Board>,
+    status: Arc<Status>,
     programs: Programs,
     /// By index, which a rename leaves alone.
     ports: BTreeMap<i32, Port>,
@@ -42,10 +42,10 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub fn new(area: Area, board: Arc<Board>, programs: Programs) -> Self {
+    pub fn new(area: Area, status: Arc<Status>, programs: Programs) -> Self {
         Self {
             area,
-            board,
+            status,
             programs,
             ports: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -90,7 +90,7 @@ impl Follower {
             .partition(|there| self.area.scope.names(&there.name, &there.altnames));
         self.waiting = exact.into_iter().chain(others).cloned().collect();
         let waiting = self.waiting.iter().map(|there| (there.index, self.labels_of(&there.name)));
-        self.board.waiting(self.area.number, waiting);
+        self.status.waiting(self.area.number, waiting);
         self.note_missing(present, tell);
     }
 
@@ -182,15 +182,15 @@ impl Follower {
 
     fn forget(&mut self, index: i32, tell: &mut dyn FnMut(Event)) {
         if let Some(port) = self.ports.remove(&index) {
-            self.board.remove(self.area.number, index);
-            tell(Event::Gone { interface: self.shown_name(&port.on.name) });
+            self.status.remove(self.area.number, index);
+            tell(Event::Gone { interface: self.display_name(&port.on.name) });
         }
     }
 
     fn show(&self, index: i32) {
         if let Some(port) = self.ports.get(&index) {
             let exact = self.area.scope.names(&port.on.name, &port.on.altnames);
-            self.board.show(self.area.number, self.labels_of(&port.on.name), port, exact);
+            self.status.show(self.area.number, self.labels_of(&port.on.name), port, exact);
         }
     }
 
@@ -207,24 +207,24 @@ impl Follower {
         }
         for name in &names {
             if self.missing.as_ref().is_none_or(|before| !before.contains(name)) {
-                tell(Event::Missing { interface: self.shown_name(name) });
+                tell(Event::Missing { interface: self.display_name(name) });
             }
         }
-        self.board.missing(
+        self.status.missing(
             self.area.number,
             Missing { labels: self.area.labels.clone(), names: names.clone(), error: None },
         );
         self.missing = Some(names);
     }
 
-    fn shown_name(&self, name: &str) -> String {
+    fn display_name(&self, name: &str) -> String {
         let place = self.area.labels.iter().map(|(kind, of)| format!(" ({kind} {of})")).collect::<String>();
         format!("{name}{place}")
     }
 
     fn told(&self, index: i32, changes: Vec<Change>, lost: bool, tell: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get(&index) else { return };
-        let name = || self.shown_name(&port.on.name);
+        let name = || self.display_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;
         let mut refused: Option<Refusal> = None;
         for change in changes {
@@ -263,7 +263,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.board.clear(self.area.number);
+        self.status.clear(self.area.number);
     }
 }
 

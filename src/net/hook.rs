@@ -63,8 +63,9 @@ const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 /// Why nothing can be counted on the way in, in words that follow the interface's name.
 pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
     if on.kind.as_deref() == Some("ifb") {
-        let why = "what is redirected to an ifb leaves it again, and is counted as sent; it receives nothing";
-        return Err(why.to_string());
+        let reason =
+            "what is redirected to an ifb leaves it again, and is counted as sent; it receives nothing";
+        return Err(reason.to_string());
     }
     crosses_hooks(on)?;
     let chosen = |hooks, reason: &str| Ok(Choice { hooks, reason: reason.to_string() });
@@ -97,9 +98,9 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
     }
 }
 
-/// How many interfaces of a namespace may be counted by XDP with counters of plain frames: as many as are there now or have
+/// How many interfaces of a namespace may be counted by XDP with fast-path counters: as many as are there now or have
 /// a name in the configuration.
-pub(crate) fn plain_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
+pub(crate) fn fast_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
     // The fast path counts nothing else.
     let else_wanted = config.count.talkers > 0 || program_switches(&config.count.statistics) != 0;
     if else_wanted || config.mode == Mode::Tcx {
@@ -123,8 +124,8 @@ const SOFT: &[Hook] = &[Hook::Tcx, Hook::Generic];
 /// Why not.
 pub(crate) fn crosses_hooks(on: &Interface) -> Result<(), String> {
     if on.kind.as_deref() == Some("vrf") {
-        let why = "packets of a VRF pass no hook of the VRF itself, only those of its member interfaces: count on these";
-        return Err(why.to_string());
+        let reason = "packets of a VRF pass no hook of the VRF itself, only those of its member interfaces: count on these";
+        return Err(reason.to_string());
     }
     Ok(())
 }

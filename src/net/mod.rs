@@ -5,10 +5,9 @@
 
 mod abi;
 mod attach;
-mod board;
-mod books;
 mod collect;
 mod config;
+mod counter_maps;
 mod counters;
 mod decode;
 mod event;
@@ -24,11 +23,14 @@ mod sockets;
 mod spaces;
 mod stack;
 mod stats;
+mod status;
 mod sys;
 mod tables;
 mod watch;
 
-pub use abi::{AddressFamily, Direction, Fault, Link, PLAIN_BLOCKS, Protocol, SIZE_BOUNDS, SIZES, Verdict};
+pub use abi::{
+    AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
+};
 pub use attach::Refusal;
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};

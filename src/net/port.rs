@@ -77,7 +77,7 @@ impl Port {
     /// # Errors
     /// If the kernel makes no counters.
     pub fn open(on: Interface, mode: Mode, programs: &Programs) -> libbpf_rs::Result<Self> {
-        let entry = Arc::new(programs.enter(on.index, on.link, may_be_plain(&on, mode, programs))?);
+        let entry = Arc::new(programs.enter(on.index, on.link, may_use_fast_path(&on, mode, programs))?);
         let ingress = Side::new(open_ingress(&on, mode, programs, &entry));
         let egress = Side::new(open_egress(&on, programs));
         Ok(Self { on, ingress, egress, entry })
@@ -226,8 +226,8 @@ impl Side {
     }
 }
 
-fn refuse(on: &Interface, why: &str) -> Refusal {
-    Refusal { reason: "no_hook", text: format!("{}: {why}", on.name) }
+fn refuse(on: &Interface, err: &str) -> Refusal {
+    Refusal { reason: "no_hook", text: format!("{}: {err}", on.name) }
 }
 
 fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
@@ -242,13 +242,13 @@ fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
 }
 
 /// Whether the first hook that will be tried is XDP with the fast path.
-fn may_be_plain(on: &Interface, mode: Mode, programs: &Programs) -> bool {
+fn may_use_fast_path(on: &Interface, mode: Mode, programs: &Programs) -> bool {
     let first = choose(on, mode).ok().and_then(|choice| choice.hooks.first().copied());
     !programs.with_talkers() && matches!(first, Some(Hook::Native | Hook::Generic))
 }
 
 fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) -> Result<Placed, Refusal> {
-    let choice = choose(on, mode).map_err(|why| refuse(on, &why))?;
+    let choice = choose(on, mode).map_err(|err| refuse(on, &err))?;
     let mut reason = choice.reason;
     let mut last = None;
     for hook in choice.hooks {
@@ -277,8 +277,8 @@ fn open_hook(
         // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
         Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
         _ if programs.with_talkers() => &[Program::Talkers],
-        _ if entry.has_plain() && on.link == Link::Ethernet => &[Program::Plain, Program::Long],
-        _ => &[Program::Long],
+        _ if entry.has_fast_path() && on.link == Link::Ethernet => &[Program::Fast, Program::Slow],
+        _ => &[Program::Slow],
     };
     let mut error = None;
     for candidate in candidates {
@@ -287,9 +287,9 @@ fn open_hook(
                 let attached = attach_ingress(program.as_fd(), on, hook, &|id| programs.are(id))?;
                 return Ok((attached, program));
             }
-            Err(why) => {
-                log::debug!("{}: {why:#}", candidate.name());
-                error = Some(why);
+            Err(err) => {
+                log::debug!("{}: {err:#}", candidate.name());
+                error = Some(err);
             }
         }
     }
@@ -300,7 +300,7 @@ fn open_hook(
 }
 
 fn open_egress(on: &Interface, programs: &Programs) -> Result<Placed, Refusal> {
-    crosses_hooks(on).map_err(|why| refuse(on, &why))?;
+    crosses_hooks(on).map_err(|err| refuse(on, &err))?;
     let program = programs.get(Program::TcEgress).map_err(refuse_load(on))?;
     let attached = attach_egress(program.as_fd(), on)?;
     Ok(Placed { attached, program, hook: Hook::Tcx, reason: String::new() })

@@ -20,7 +20,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
     ];
     let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();
     let mode = format!("{:?}", config.mode).to_lowercase();
-    let (each, plain, all) = memory(config, libbpf_rs::num_possible_cpus().unwrap_or(1));
+    let (each, fast, all) = memory(config, libbpf_rs::num_possible_cpus().unwrap_or(1));
     let elsewhere: String = config
         .elsewhere
         .iter()
@@ -41,7 +41,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
             "  kernel memory: {} KiB for each interface, {} KiB more where XDP counts; {} KiB for talkers and flows of \
              all",
             each / 1024,
-            plain / 1024,
+            fast / 1024,
             all / 1024
         ),
     ];
@@ -54,11 +54,11 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
     lines
 }
 
-/// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of plain frames, the
+/// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of fast-path frames, the
 /// most that these add where it is counted by XDP, and of the tables of talkers and flows.
 fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
-    let plain = if config.count.talkers > 0 { 0 } else { programs::plain_memory(1, cpus) };
-    (programs::memory(cpus), plain, tables::memory(&config.count, cpus))
+    let fast = if config.count.talkers > 0 { 0 } else { programs::fast_memory(1, cpus) };
+    (programs::memory(cpus), fast, tables::memory(&config.count, cpus))
 }
 
 /// For each interface of the configuration that is there: what it will be counted by, and why.
@@ -72,7 +72,7 @@ fn hooks(scope: &Scope, mode: Mode) -> std::io::Result<Vec<String>> {
                 let hooks: Vec<_> = choice.hooks.iter().map(|hook| hook.phrase()).collect();
                 format!("{}: {} ({})", there.name, hooks.join(", else "), choice.reason)
             }
-            Err(why) => format!("{}: nothing that comes in: {why}", there.name),
+            Err(err) => format!("{}: nothing that comes in: {err}", there.name),
         })
         .collect();
     let missing = scope.exact_names().filter(|name| !all.iter().any(|there| there.is_called(name)));
@@ -93,7 +93,7 @@ mod tests {
         assert!((8192 * 56..8192 * 80).contains(&talkers), "{talkers}");
         config.count.flows = 4096;
         assert!(memory(&config, 2).2 > 4 * talkers);
-        // Plain frames are only counted apart where there are no talkers.
+        // The fast path is only used where there are no talkers.
         assert_eq!(memory(&config, 3).1, 0);
         config.count.talkers = 0;
         assert_eq!(memory(&config, 3).1, 4 << 16);

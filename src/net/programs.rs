@@ -14,24 +14,24 @@ use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
-use super::abi::{Direction, Link, PLAIN_BLOCKS, PORTS, net_plain, net_port, net_ports};
-use super::books::{Books, Slot};
+use super::abi::{Direction, FAST_BLOCKS, Link, PORTS, net_fast, net_port, net_ports};
+use super::counter_maps::{CounterMaps, Slot};
 use super::counters::Counters;
 use super::sys::{options, program_id, set_operand};
 
-/// What counters of plain frames may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
+/// What fast-path counters may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
 /// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
-const PLAIN_BUDGET: usize = 16 << 20;
+const FAST_BUDGET: usize = 16 << 20;
 
-static PLAIN_TAKEN: AtomicUsize = AtomicUsize::new(0);
+static FAST_TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Program {
-    /// XDP with the fast path for plain frames.
-    Plain,
+    /// XDP with the fast path.
+    Fast,
     /// XDP without it.
-    Long,
+    Slow,
     Talkers,
     /// XDP for frames of several pieces, which native mode needs for a large MTU.
     Pieces,
@@ -43,8 +43,8 @@ impl Program {
     /// As the kernel knows it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Plain => "net_ingress",
-            Self::Long => "net_ingress_long",
+            Self::Fast => "net_ingress",
+            Self::Slow => "net_ingress_slow",
             Self::Talkers => "net_ingress_talkers",
             Self::Pieces => "net_ingress_frags",
             Self::TcIngress => "net_tc_ingress",
@@ -53,7 +53,7 @@ impl Program {
     }
 }
 
-/// For how many CPUs plain frames are counted: all numbers that a CPU of this machine can have, as a power of two.
+/// For how many CPUs the fast path counts: all numbers that a CPU of this machine can have, as a power of two.
 ///
 /// # Errors
 /// If the system does not say which CPUs are possible.
@@ -64,24 +64,24 @@ pub fn cpu_slots() -> io::Result<usize> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
 }
 
-/// Kernel memory of the counters of one interface in both directions, in bytes, those of plain frames left out.
+/// Kernel memory of the counters of one interface in both directions, in bytes, those of fast-path frames left out.
 pub(crate) fn memory(cpus: usize) -> u64 {
     (2 * cpus * size_of::<super::abi::net_stats>()) as u64
 }
 
-/// The most that counters of plain frames take for so many interfaces, in bytes.
-pub(crate) fn plain_memory(interfaces: usize, cpus: usize) -> u64 {
+/// The most that fast-path counters take for so many interfaces, in bytes.
+pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
     if interfaces == 0 {
         return 0;
     }
-    let wanted = (interfaces * cpus.next_power_of_two()).next_power_of_two() * size_of::<net_plain>();
-    wanted.min(PLAIN_BUDGET) as u64
+    let wanted = (interfaces * cpus.next_power_of_two()).next_power_of_two() * size_of::<net_fast>();
+    wanted.min(FAST_BUDGET) as u64
 }
 
 /// Programs and tables of a network namespace. Interfaces are told apart by their index, which is the namespace's own.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    books: Arc<Books>,
+    counter_maps: Arc<CounterMaps>,
     switches: u32,
     known: Arc<Known>,
     loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
@@ -92,14 +92,14 @@ pub(crate) struct Programs {
 struct Known {
     ports: (MapHandle, Mapped<AtomicU32>),
     more: MapHandle,
-    plain: Option<Plain>,
+    fast: Option<Fast>,
     /// Who has which place in `ports`: an interface's index, or zero.
     places: Mutex<Vec<u32>>,
 }
 
-/// Counters of plain frames.
+/// Fast-path counters.
 #[derive(Debug)]
-struct Plain {
+struct Fast {
     map: MapHandle,
     words: Mapped<AtomicU64>,
     /// Of one interface: as many as there are CPUs.
@@ -109,9 +109,9 @@ struct Plain {
     free: Mutex<std::collections::VecDeque<u16>>,
 }
 
-impl Drop for Plain {
+impl Drop for Fast {
     fn drop(&mut self) {
-        PLAIN_TAKEN.fetch_sub(self.blocks * size_of::<net_plain>(), Ordering::Relaxed);
+        FAST_TAKEN.fetch_sub(self.blocks * size_of::<net_fast>(), Ordering::Relaxed);
     }
 }
 
@@ -125,12 +125,12 @@ pub(crate) struct Entry {
 }
 
 impl Programs {
-    /// Tables for the interfaces of one namespace; `plain` are how many at most have counters of plain frames, `switches` what
+    /// Tables for the interfaces of one namespace; `fast` are how many at most have fast-path counters, `switches` what
     /// else is counted ([`super::stats::program_switches`]).
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn new(books: Arc<Books>, plain: usize, switches: u32) -> libbpf_rs::Result<Self> {
+    pub fn new(counter_maps: Arc<CounterMaps>, fast: usize, switches: u32) -> libbpf_rs::Result<Self> {
         let shared = options(libbpf_sys::BPF_F_MMAPABLE);
         let ports = MapHandle::create(
             MapType::Array,
@@ -152,10 +152,10 @@ impl Programs {
         let known = Known {
             ports: (ports, mapping),
             more,
-            plain: Plain::new(plain)?,
+            fast: Fast::new(fast)?,
             places: Mutex::new(vec![0; PORTS]),
         };
-        Ok(Self { books, switches, known: Arc::new(known), loaded: Mutex::default() })
+        Ok(Self { counter_maps, switches, known: Arc::new(known), loaded: Mutex::default() })
     }
 
     /// Gets counters for so many interfaces ready, all at once, and gives back those of interfaces that are gone.
@@ -163,25 +163,25 @@ impl Programs {
     /// # Errors
     /// If there is no memory.
     pub fn reserve(&self, interfaces: usize) -> libbpf_rs::Result<()> {
-        self.books.reserve(interfaces)
+        self.counter_maps.reserve(interfaces)
     }
 
-    /// Enters an interface, before anything is attached to it; with counters of plain frames if there are any left.
+    /// Enters an interface, before anything is attached to it; with fast-path counters if there are any left.
     ///
     /// # Errors
     /// If the kernel makes no counters for it.
-    pub fn enter(&self, ifindex: i32, link: Link, plain: bool) -> libbpf_rs::Result<Entry> {
+    pub fn enter(&self, ifindex: i32, link: Link, fast: bool) -> libbpf_rs::Result<Entry> {
         let index = ifindex as u32;
-        let slot = self.books.open()?;
+        let slot = self.counter_maps.open()?;
         let place = index as usize % PORTS;
         let mut places = self.known.places.lock().unwrap_or_else(PoisonError::into_inner);
         let direct = places[place] == 0;
         let block = self
             .known
-            .plain
+            .fast
             .as_ref()
-            .filter(|_| plain && direct && link == Link::Ethernet)
-            .and_then(Plain::take);
+            .filter(|_| fast && direct && link == Link::Ethernet)
+            .and_then(Fast::take);
         let port = net_port {
             ifindex: index,
             id: slot.id(),
@@ -223,7 +223,7 @@ impl Programs {
 
     /// Whether they keep talkers.
     pub fn with_talkers(&self) -> bool {
-        self.books.tables.is_some()
+        self.counter_maps.tables.is_some()
     }
 
     /// Whether the kernel's program of this id is one of these.
@@ -239,30 +239,32 @@ impl Programs {
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             constants.switches = self.switches;
         }
-        if let (Some(constants), Some(tables)) = (open.maps.rodata_data.as_deref_mut(), &self.books.tables) {
+        if let (Some(constants), Some(tables)) =
+            (open.maps.rodata_data.as_deref_mut(), &self.counter_maps.tables)
+        {
             constants.with_talkers = true;
             constants.with_flows = tables.with_flows;
             constants.talker_sets_mask = tables.talkers.max_entries() - 1;
             constants.flow_sets_mask = tables.flows.max_entries() - 1;
             constants.hash_keys = tables.keys;
         }
-        if let Some(tables) = &self.books.tables {
+        if let Some(tables) = &self.counter_maps.tables {
             open.maps.talkers.reuse_fd(tables.talkers.as_fd())?;
             open.maps.flows.reuse_fd(tables.flows.as_fd())?;
             open.maps.sketch.reuse_fd(tables.sketch.as_fd())?;
         }
         open.maps.bss_ports.reuse_fd(self.known.ports.0.as_fd())?;
         open.maps.more_ports.reuse_fd(self.known.more.as_fd())?;
-        open.maps.strays.reuse_fd(self.books.strays_map())?;
-        open.maps.counters.reuse_fd(self.books.counters())?;
-        match &self.known.plain {
-            Some(plain) if which == Program::Plain => {
+        open.maps.strays.reuse_fd(self.counter_maps.strays_map())?;
+        open.maps.counters.reuse_fd(self.counter_maps.counters())?;
+        match &self.known.fast {
+            Some(fast) if which == Program::Fast => {
                 // The size first: libbpf has mapped the map's memory, and unmaps as much as the map is large.
-                open.maps.bss_plain.set_value_size((plain.blocks * size_of::<net_plain>()) as u32)?;
-                open.maps.bss_plain.reuse_fd(plain.map.as_fd())?;
-                set_operand(&mut open.progs.net_ingress, PLAIN_BLOCKS, plain.blocks as i32 - 1)?;
+                open.maps.bss_fast.set_value_size((fast.blocks * size_of::<net_fast>()) as u32)?;
+                open.maps.bss_fast.reuse_fd(fast.map.as_fd())?;
+                set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, fast.blocks as i32 - 1)?;
             }
-            _ => open.maps.bss_plain.set_autocreate(false)?,
+            _ => open.maps.bss_fast.set_autocreate(false)?,
         }
         for mut program in open.open_object_mut().progs_mut() {
             let wanted = program.name() == which.name();
@@ -273,30 +275,30 @@ impl Programs {
     }
 }
 
-impl Plain {
+impl Fast {
     /// `None` if there is no room for one interface.
     fn new(interfaces: usize) -> libbpf_rs::Result<Option<Self>> {
         if interfaces == 0 {
             return Ok(None);
         }
         let slots = cpu_slots()?;
-        let bytes = plain_memory(interfaces, slots) as usize;
-        let more = |taken| Some(taken + bytes).filter(|sum| *sum <= PLAIN_BUDGET);
-        if bytes < slots * size_of::<net_plain>()
-            || PLAIN_TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err()
+        let bytes = fast_memory(interfaces, slots) as usize;
+        let more = |taken| Some(taken + bytes).filter(|sum| *sum <= FAST_BUDGET);
+        if bytes < slots * size_of::<net_fast>()
+            || FAST_TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err()
         {
             return Ok(None);
         }
         let give_back = |error| {
-            PLAIN_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
+            FAST_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
             error
         };
         let shared = options(libbpf_sys::BPF_F_MMAPABLE);
-        let map = MapHandle::create(MapType::Array, Some(".bss.plain"), 4, bytes as u32, 1, &shared)
+        let map = MapHandle::create(MapType::Array, Some(".bss.fast"), 4, bytes as u32, 1, &shared)
             .map_err(give_back)?;
         let words =
             Mapped::new(map.as_fd(), bytes / 8).map_err(|error| give_back(libbpf_rs::Error::from(error)))?;
-        let blocks = bytes / size_of::<net_plain>();
+        let blocks = bytes / size_of::<net_fast>();
         let free = (0..blocks as u16).step_by(slots).collect();
         Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free) }))
     }
@@ -309,7 +311,7 @@ impl Plain {
     }
 
     fn words_of(&self, block: u16) -> &[AtomicU64] {
-        let each = size_of::<net_plain>() / 8;
+        let each = size_of::<net_fast>() / 8;
         &self.words[usize::from(block) * each..][..self.slots * each]
     }
 }
@@ -320,17 +322,17 @@ impl Entry {
         self.slot.id()
     }
 
-    /// Whether it has counters of plain frames.
-    pub fn has_plain(&self) -> bool {
+    /// Whether it has fast-path counters.
+    pub fn has_fast_path(&self) -> bool {
         self.block.is_some()
     }
 
     /// What was counted so far.
     pub fn counters(&self, direction: Direction) -> Counters {
         let sum = self.slot.counters(direction);
-        match (&self.known.plain, self.block) {
-            (Some(plain), Some(block)) if direction == Direction::Ingress => {
-                sum.with_plain(plain.words_of(block).iter().map(|word| word.load(Ordering::Relaxed)))
+        match (&self.known.fast, self.block) {
+            (Some(fast), Some(block)) if direction == Direction::Ingress => {
+                sum.with_fast(fast.words_of(block).iter().map(|word| word.load(Ordering::Relaxed)))
             }
             _ => sum,
         }
@@ -349,8 +351,8 @@ impl Drop for Entry {
             // It fails only if it is not there.
             let _ = self.known.more.delete(&self.index.to_ne_bytes());
         }
-        if let (Some(plain), Some(block)) = (&self.known.plain, self.block) {
-            plain.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(block);
+        if let (Some(fast), Some(block)) = (&self.known.fast, self.block) {
+            fast.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(block);
         }
     }
 }

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::attach::Refusal;
-use super::board::{Board, Missing, labels};
-use super::books::Books;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
+use super::counter_maps::CounterMaps;
 use super::event::Event;
 use super::follow::{Area, Follower};
-use super::hook::{Hook, plain_interfaces};
+use super::hook::{Hook, fast_interfaces};
 use super::links::{Changed, Changes, interfaces};
 use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
@@ -26,6 +25,7 @@ use super::sockets::tcp_connections;
 use super::spaces::Namespace;
 use super::stack::Stack;
 use super::stats::program_switches;
+use super::status::{Missing, Status, labels};
 use super::sys::{enter, monotonic};
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use crate::exposition::Family;
@@ -58,8 +58,8 @@ impl std::error::Error for NetworkError {}
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
-    books: Arc<Books>,
-    board: Arc<Board>,
+    counter_maps: Arc<CounterMaps>,
+    status: Arc<Status>,
     stop: Arc<Stop>,
     watches: Vec<JoinHandle<()>>,
     stack: Option<Stack>,
@@ -115,7 +115,7 @@ impl Network {
         config: NetworkConfig,
         tell: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
-        let books = Books::create(&config.count).map_err(|error| {
+        let counter_maps = CounterMaps::create(&config.count).map_err(|error| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError(format!(
                 "the tables of counters, talkers and flows ({bytes} bytes of kernel memory) cannot be made: {error:#}; \
@@ -132,10 +132,10 @@ impl Network {
         })?;
         let mut network = Self {
             stack,
-            board: Arc::default(),
+            status: Arc::default(),
             stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
             watches: Vec::new(),
-            books,
+            counter_maps,
             config,
         };
         let tell: Tell = Arc::new(Mutex::new(tell));
@@ -151,8 +151,8 @@ impl Network {
             scope,
             number,
             config: self.config.clone(),
-            books: Arc::clone(&self.books),
-            board: Arc::clone(&self.board),
+            counter_maps: Arc::clone(&self.counter_maps),
+            status: Arc::clone(&self.status),
             stop: Arc::clone(&self.stop),
             tell: Arc::clone(tell),
         };
@@ -179,10 +179,10 @@ impl Network {
         let connections = self.config.count.tcp_connections.then(tcp_connections).and_then(Result::ok);
         let mut all = families(
             &self.config.count,
-            &self.board.readings(),
+            &self.status.readings(),
             &self.top_sources(),
             connections.as_ref().map(|counts| &counts[..]),
-            self.books.strays(),
+            self.counter_maps.strays(),
         );
         all.extend(self.stack.iter().flat_map(Stack::families));
         all
@@ -190,24 +190,26 @@ impl Network {
 
     /// Interfaces that are counted on: name, and where what comes in is counted.
     pub fn attached(&self) -> Vec<(String, Option<Hook>)> {
-        self.board.all().iter().map(|shown| (shown.name.clone(), shown.hook)).collect()
+        self.status.all().iter().map(|interface| (interface.name.clone(), interface.hook)).collect()
     }
 
     /// What is not attached though it should be, in words.
     pub fn refusals(&self) -> Vec<Refusal> {
-        let all = self.board.all();
-        all.iter().flat_map(|shown| shown.refusals.iter().map(|(_, refusal)| refusal.clone())).collect()
+        let all = self.status.all();
+        all.iter()
+            .flat_map(|interface| interface.refusals.iter().map(|(_, refusal)| refusal.clone()))
+            .collect()
     }
 
     /// Why not everything is counted that the configuration names; nothing if it is.
     pub fn not_ready(&self) -> Vec<String> {
-        self.board.not_ready()
+        self.status.not_ready()
     }
 
     /// The answer to `/api/v1/talkers?query`, JSON.
     ///
     /// # Errors
-    /// If the query is not understood: a fault of the request.
+    /// If the query is not understood: an error of the request.
     pub fn talkers(&self, query: &str) -> Result<String, QueryError> {
         Ok(Query::parse(query)?.answer(self.talker_rows()))
     }
@@ -215,19 +217,19 @@ impl Network {
     /// The answer to `/api/v1/flows?query`, JSON.
     ///
     /// # Errors
-    /// If the query is not understood: a fault of the request.
+    /// If the query is not understood: an error of the request.
     pub fn flows(&self, query: &str) -> Result<String, QueryError> {
         Ok(Query::parse(query)?.answer(self.flow_rows()))
     }
 
     /// Labels of interfaces by id.
     fn interfaces(&self) -> BTreeMap<u32, Vec<(&'static str, String)>> {
-        self.board.all().iter().map(|shown| (shown.entry.id(), shown.labels.clone())).collect()
+        self.status.all().iter().map(|interface| (interface.entry.id(), interface.labels.clone())).collect()
     }
 
     fn talker_rows(&self) -> Vec<TalkerRow> {
         let (ports, monotonic, unix) = (self.interfaces(), monotonic(), unix_now());
-        let tables = self.books.tables.as_ref();
+        let tables = self.counter_maps.tables.as_ref();
         let all = tables.and_then(|tables| read_talkers(&tables.talkers).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, talker)| {
@@ -249,7 +251,7 @@ impl Network {
 
     fn flow_rows(&self) -> Vec<FlowRow> {
         let (ports, monotonic, unix) = (self.interfaces(), monotonic(), unix_now());
-        let with_flows = self.books.tables.as_ref().filter(|tables| tables.with_flows);
+        let with_flows = self.counter_maps.tables.as_ref().filter(|tables| tables.with_flows);
         let all = with_flows.and_then(|tables| read_flows(&tables.flows).ok()).unwrap_or_default();
         all.into_iter()
             .filter_map(|(key, flow)| {
@@ -314,8 +316,8 @@ struct Visit {
     number: usize,
     labels: Vec<(&'static str, String)>,
     config: NetworkConfig,
-    books: Arc<Books>,
-    board: Arc<Board>,
+    counter_maps: Arc<CounterMaps>,
+    status: Arc<Status>,
     stop: Arc<Stop>,
     tell: Tell,
 }
@@ -327,17 +329,20 @@ impl Visit {
         let changes = Changes::listen()
             .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
         let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
-        let plain = plain_interfaces(&self.config, &self.scope, &present);
-        let programs =
-            Programs::new(Arc::clone(&self.books), plain, program_switches(&self.config.count.statistics))
-                .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
+        let fast = fast_interfaces(&self.config, &self.scope, &present);
+        let programs = Programs::new(
+            Arc::clone(&self.counter_maps),
+            fast,
+            program_switches(&self.config.count.statistics),
+        )
+        .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
         let area = Area {
             scope: self.scope.clone(),
             mode: self.config.mode,
             number: self.number,
             labels: self.labels.clone(),
         };
-        let mut follower = Follower::new(area, Arc::clone(&self.board), programs);
+        let mut follower = Follower::new(area, Arc::clone(&self.status), programs);
         follower.follow(&Changed::default(), &mut telling(&self.tell));
         follower.attach_more(end, &mut telling(&self.tell));
         Ok((follower, changes))
@@ -418,7 +423,7 @@ impl Visit {
 
     fn absent(&self, error: &str) {
         let error = Some(error.to_string());
-        self.board.missing(self.number, Missing { labels: self.labels.clone(), names: vec![], error });
+        self.status.missing(self.number, Missing { labels: self.labels.clone(), names: vec![], error });
     }
 
     fn tell_absent(&self, error: &str) {

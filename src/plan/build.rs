@@ -428,7 +428,7 @@ impl Builder<'_> {
                     "{} has other labels here than at {}, where they are: {}",
                     metric.name,
                     self.places[known],
-                    first.shown_labels().collect::<Vec<_>>().join(", ")
+                    first.displayed_labels().collect::<Vec<_>>().join(", ")
                 ),
             );
         }

@@ -205,7 +205,7 @@ impl ValueKind {
     }
 
     /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
-    pub fn is_compared_as_shown(&self) -> bool {
+    pub fn is_compared_as_displayed(&self) -> bool {
         matches!(
             self,
             ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
@@ -244,7 +244,7 @@ pub const HIDDEN: &str = "";
 
 impl MetricPlan {
     /// The labels that series show.
-    pub fn shown_labels(&self) -> impl Iterator<Item = &str> {
+    pub fn displayed_labels(&self) -> impl Iterator<Item = &str> {
         self.labels.iter().map(String::as_str).filter(|name| *name != HIDDEN)
     }
 }

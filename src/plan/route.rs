@@ -35,7 +35,7 @@ pub(super) fn route(
             Route::Hits
         } else {
             match refuse(action, probe) {
-                Some(why) => Route::Ring(why),
+                Some(reason) => Route::Ring(reason),
                 None if in_kernel == MAX_ACTIONS => {
                     Route::Ring(format!("the kernel computes {MAX_ACTIONS} metrics of one probe"))
                 }
@@ -56,7 +56,7 @@ pub(super) fn route(
         action.route = route;
     }
     let ring = probe.actions.iter().find_map(|action| match &action.route {
-        Route::Ring(why) => Some(why.clone()),
+        Route::Ring(reason) => Some(reason.clone()),
         _ => None,
     });
     let late = (0..probe.actions.len()).any(|n| {
@@ -129,7 +129,7 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
     }
     for condition in &action.when {
         let value = &probe.values[condition.value];
-        if value.kind.is_compared_as_shown() {
+        if value.kind.is_compared_as_displayed() {
             return Some(format!("{}: compared as it is shown", value.name));
         }
         if let Operand::Str(text) = &condition.with
@@ -168,7 +168,7 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
             _ => {}
         }
     }
-    if kind.is_compared_as_shown() && !mapping.is_empty() {
+    if kind.is_compared_as_displayed() && !mapping.is_empty() {
         return Some(format!("{name}: compared with patterns as it is shown"));
     }
     if raw && kind.max_bytes() as usize > MAX_TEXT {

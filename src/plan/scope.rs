@@ -127,9 +127,9 @@ impl Scope<'_> {
         let value = self.value(&label.at, name)?;
         let kind = &self.plan.values[value].kind;
         let mut mapping = Vec::new();
-        for (pattern, shown) in &label.mapping {
+        for (pattern, display) in &label.mapping {
             match fit_pattern(pattern, kind) {
-                Some(pattern) => mapping.push((pattern, shown.clone())),
+                Some(pattern) => mapping.push((pattern, display.clone())),
                 None => {
                     self.diags.error(
                         &label.at,
@@ -141,14 +141,14 @@ impl Scope<'_> {
         let limit = label.limit.unwrap_or(u32::MAX);
         if *kind == ValueKind::Arg(ArgKind::Bool) {
             // Whatever is not 0 is true, so there are two values, however many numbers.
-            let shown = |number, plain: &str| {
+            let display = |number, plain: &str| {
                 let found = mapping.iter().find(|(pattern, _)| *pattern == Pattern::Int(number));
                 found.map_or_else(
                     || label.default.clone().unwrap_or_else(|| plain.to_string()),
-                    |(_, shown)| shown.clone(),
+                    |(_, display)| display.clone(),
                 )
             };
-            let (no, yes) = (shown(0, "false"), shown(1, "true"));
+            let (no, yes) = (display(0, "false"), display(1, "true"));
             let mapping = vec![(Pattern::Int(0), no)];
             return Some(LabelPlan::From { value, mapping, default: Some(yes), limit });
         }
@@ -257,8 +257,9 @@ impl Scope<'_> {
     /// without a template all named arguments are shown.
     pub(super) fn log(&mut self) {
         let template = self.probe.log.clone().unwrap_or_else(|| {
-            let shown: Vec<_> = self.probe.args.iter().map(|arg| format!(" {0}={{{0}}}", arg.name)).collect();
-            format!("{}{}", self.plan.name, shown.concat())
+            let display: Vec<_> =
+                self.probe.args.iter().map(|arg| format!(" {0}={{{0}}}", arg.name)).collect();
+            format!("{}{}", self.plan.name, display.concat())
         });
         let mut rest = template.as_str();
         let mut text = String::new();

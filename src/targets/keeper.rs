@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::status::{ProbeState, Reattached, Status, Ticks};
 use super::upgrade::{Candidate, Written, lease};
 use super::watch::Watch;
-use crate::abi::book_cell;
+use crate::abi::accounting_slot;
 use crate::config::model::{Point, Selector};
 use crate::kernel::{
     Attach, Clock, Files, Filter, Kernel, KernelError, PidNamespace, ProcessEvents, Shared, Wanted,
@@ -370,7 +370,7 @@ impl Worker {
     /// Whether a start found no room since the last look.
     fn found_no_room(&mut self) -> bool {
         let store = self.kernel.shared().store;
-        let full = |probe| store.book(probe, book_cell::BOOK_LOST_STARTS_FULL);
+        let full = |probe| store.accounting(probe, accounting_slot::ACCT_LOST_STARTS_FULL);
         let starts = self.plan.probes.iter().enumerate().filter(|(_, probe)| probe.span.is_some());
         let now = starts.map(|(number, _)| full(number)).sum();
         std::mem::replace(&mut self.starts_refused, now) != now

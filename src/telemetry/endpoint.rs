@@ -38,16 +38,20 @@ impl Telemetry {
                 "Answers refused because others are read too slowly (503).",
                 |s| &s.answers_refused,
             ),
-            ("fibre_exporter_http_malformed_requests_total", "Requests that are not HTTP (400).", |s| &s.malformed),
+            ("fibre_exporter_http_malformed_requests_total", "Requests that are not HTTP (400).", |s| {
+                &s.malformed
+            }),
             ("fibre_exporter_http_oversized_headers_total", "Requests with too large headers (431).", |s| {
                 &s.headers_too_large
             }),
             ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
                 &s.write_timeouts
             }),
-            ("fibre_exporter_http_unauthorized_requests_total", "Requests with no or wrong credentials.", |s| {
-                &s.unauthorized
-            }),
+            (
+                "fibre_exporter_http_unauthorized_requests_total",
+                "Requests with no or wrong credentials.",
+                |s| &s.unauthorized,
+            ),
         ];
         let endpoints = ["metrics", "health"];
         for (name, help, column) in columns {

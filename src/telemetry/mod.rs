@@ -73,10 +73,11 @@ impl Telemetry {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let states = self.status.probes();
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
-        let book = |which| (0..states.len()).map(|probe| self.shared.store.book(probe, which)).sum::<u64>();
+        let accounting =
+            |which| (0..states.len()).map(|probe| self.shared.store.accounting(probe, which)).sum::<u64>();
         let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
         for (reason, which) in LOST {
-            rows.number(&[("error_type", reason)], book(*which));
+            rows.number(&[("error_type", reason)], accounting(*which));
         }
         rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));

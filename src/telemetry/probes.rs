@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::Telemetry;
-use crate::abi::book_cell;
+use crate::abi::accounting_slot;
 use crate::exposition::Families;
 use crate::kernel::{Accounting, LOST, Sweep};
 use crate::plan::{ProbePlan, SpanEnd, SpanPlan};
@@ -79,7 +79,7 @@ impl Telemetry {
         let rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
-                let lost = self.shared.store.book(probe, *which);
+                let lost = self.shared.store.accounting(probe, *which);
                 rows.number(&[&labels[..], &[("reason", reason)]].concat(), lost);
             }
         }
@@ -93,7 +93,7 @@ impl Telemetry {
             "Hits of which a value could not be read from the application's memory.",
         );
         for (probe, labels) in labels.iter().enumerate() {
-            rows.number(labels, self.shared.store.book(probe, book_cell::BOOK_READ_FAULTS));
+            rows.number(labels, self.shared.store.accounting(probe, accounting_slot::ACCT_READ_FAULTS));
         }
         if let Some(ticks) = self.status.ticks() {
             let rows = to.gauge(
@@ -144,11 +144,9 @@ impl Telemetry {
         let starts = |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start, .. }));
         type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
         let columns: [Column; 2] = [
-            (
-                "fibre_exporter_spans_open",
-                "Starts whose end has not come, at the latest look.",
-                |s, _| s.open,
-            ),
+            ("fibre_exporter_spans_open", "Starts whose end has not come, at the latest look.", |s, _| {
+                s.open
+            }),
             (
                 "fibre_exporter_spans_expired_total",
                 "Starts that were forgotten: their function was left without the end, their thread ended, or their \
@@ -166,7 +164,8 @@ impl Telemetry {
                     other.span.map(|span| span.number as usize) == Some(number)
                 };
                 let ends = self.plan.probes.iter().enumerate().filter(of_span);
-                let left = ends.map(|(n, _)| self.shared.store.book(n, book_cell::BOOK_FORGOTTEN)).sum();
+                let left =
+                    ends.map(|(n, _)| self.shared.store.accounting(n, accounting_slot::ACCT_FORGOTTEN)).sum();
                 if let Some(sweep) = spans.get(number) {
                     rows.number(&[("target", target), ("probe", &probe.name)], column(sweep, left));
                 }

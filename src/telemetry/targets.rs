@@ -13,8 +13,8 @@ impl Telemetry {
             "Files that were attached to in place of another of that name (replaced), or again after they were written.",
         );
         for (name, reattached) in names().zip(&counts.reattached) {
-            for (why, word) in Reattached::ALL {
-                rows.number(&[("target", name), ("reason", word)], reattached[why as usize]);
+            for (reason, word) in Reattached::ALL {
+                rows.number(&[("target", name), ("reason", word)], reattached[reason as usize]);
             }
         }
         let rows = to.counter(

@@ -7,11 +7,11 @@ include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 
-use self::generated::types::net_plain;
+use self::generated::types::net_fast;
 use self::generated::{NetSkel, NetSkelBuilder, OpenNetSkel};
 use exporter::net::{
-    AddressFamily, Counters, Direction, Fault, FlowKey, PLAIN_BLOCKS, Protocol, SIZE_BOUNDS, SIZES, TcpKind,
-    Verdict, cells, cpu_slots, read_flows, read_talkers, set_operand,
+    AddressFamily, Counters, Direction, FAST_BLOCKS, FlowKey, ParseError, Protocol, SIZE_BOUNDS, SIZES,
+    TcpKind, Verdict, cells, cpu_slots, read_flows, read_talkers, set_operand,
 };
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut, ProgramInput, ProgramMut};
@@ -40,7 +40,7 @@ const BATCH: u32 = 2500;
 struct Expected {
     packets: HashMap<(AddressFamily, Protocol), u64>,
     bytes: HashMap<(AddressFamily, Protocol), u64>,
-    faults: HashMap<Fault, u64>,
+    parse_errors: HashMap<ParseError, u64>,
     fragments: HashMap<AddressFamily, u64>,
     tcp: HashMap<TcpKind, u64>,
     sizes: [u64; SIZES],
@@ -52,8 +52,8 @@ impl Expected {
         *self.packets.entry(key).or_default() += 1;
         *self.bytes.entry(key).or_default() += frame.len() as u64;
         self.sizes[SIZE_BOUNDS.partition_point(|bound| *bound < frame.len() as u32)] += 1;
-        if let Some(fault) = parsed.fault {
-            *self.faults.entry(fault).or_default() += 1;
+        if let Some(error) = parsed.error {
+            *self.parse_errors.entry(error).or_default() += 1;
         }
         if parsed.fragment {
             *self.fragments.entry(parsed.family).or_default() += 1;
@@ -84,11 +84,11 @@ impl Expected {
                 return found;
             }
         }
-        let faults = Fault::ALL.iter().find_map(|fault| {
+        let parse_errors = ParseError::ALL.iter().find_map(|error| {
             differs(
-                format!("{fault:?}"),
-                self.faults.get(fault).copied().unwrap_or(0),
-                counters.faults(*fault),
+                format!("{error:?}"),
+                self.parse_errors.get(error).copied().unwrap_or(0),
+                counters.parse_errors(*error),
             )
         });
         let fragments = AddressFamily::ALL.iter().find_map(|family| {
@@ -101,15 +101,15 @@ impl Expected {
         let sizes = (0..SIZES).find_map(|size| {
             differs(format!("size bucket {size}"), self.sizes[size], counters.sizes()[size])
         });
-        faults.or(fragments).or(tcp).or(sizes)
+        parse_errors.or(fragments).or(tcp).or(sizes)
     }
 }
 
 fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> OpenNetSkel<'_> {
     let mut open = NetSkelBuilder::default().open(storage).expect("failed to open the packet programs");
     let slots = cpu_slots().expect("possible CPUs");
-    open.maps.bss_plain.set_value_size((slots * size_of::<net_plain>()) as u32).unwrap();
-    set_operand(&mut open.progs.net_ingress, PLAIN_BLOCKS, slots as i32 - 1).unwrap();
+    open.maps.bss_fast.set_value_size((slots * size_of::<net_fast>()) as u32).unwrap();
+    set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, slots as i32 - 1).unwrap();
     open
 }
 
@@ -117,15 +117,15 @@ fn load(open: OpenNetSkel<'_>) -> NetSkel<'_> {
     open.load().expect("the kernel refused the packet programs; this test needs root")
 }
 
-/// Where a program counts, no interface being entered: by CPU and direction, and what of it is plain.
+/// Where a program counts, no interface being entered: by CPU and direction, and what of it came by the fast path.
 type Stats<'a> = (&'a MapImpl<'a, Mut>, Direction, Option<&'a MapImpl<'a, Mut>>);
 
-fn counters((by_cpu, direction, plain): Stats<'_>) -> Counters {
+fn counters((by_cpu, direction, fast): Stats<'_>) -> Counters {
     let key = (direction as u32).to_ne_bytes();
     let sum = Counters::sum(&by_cpu.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
-    let plain = plain.map(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value"));
-    let words = plain.iter().flat_map(|bytes| bytes.chunks_exact(8));
-    sum.with_plain(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
+    let fast = fast.map(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value"));
+    let words = fast.iter().flat_map(|bytes| bytes.chunks_exact(8));
+    sum.with_fast(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
 }
 
 /// Runs a program once over a frame.
@@ -146,7 +146,7 @@ fn compare(program: &ProgramMut<'_>, stats: Stats<'_>, seed: u64, shortest: usiz
         for _ in 0..BATCH {
             let frame = frame_of(&mut chance, shortest);
             let parsed = crate::model::parse(&frame);
-            seen.insert((parsed.family, parsed.protocol, parsed.fault, parsed.fragment));
+            seen.insert((parsed.family, parsed.protocol, parsed.error, parsed.fragment));
             expected.add(&frame, &parsed);
             run(program, &frame);
         }
@@ -155,11 +155,11 @@ fn compare(program: &ProgramMut<'_>, stats: Stats<'_>, seed: u64, shortest: usiz
         }
     }
     // Chance must have come everywhere, or the comparison says little.
-    for fault in Fault::ALL {
+    for error in ParseError::ALL {
         for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
-            let possible = *fault != Fault::Extensions || family == AddressFamily::Ipv6;
-            let met = seen.iter().any(|one| one.0 == family && one.2 == Some(*fault));
-            assert_eq!(met, possible, "{fault:?} in {family:?}");
+            let possible = *error != ParseError::Extensions || family == AddressFamily::Ipv6;
+            let met = seen.iter().any(|one| one.0 == family && one.2 == Some(*error));
+            assert_eq!(met, possible, "{error:?} in {family:?}");
         }
     }
     assert!(seen.len() > 30, "only {} kinds of frames", seen.len());
@@ -188,14 +188,14 @@ fn find(
         let parsed = crate::model::parse(&frame);
         let grew = |number: &dyn Fn(&Counters) -> u64| number(&after) - number(&before);
         let cell = grew(&|counters| counters.packets(Verdict::Pass, parsed.family, parsed.protocol)) == 1;
-        let fault = Fault::ALL.iter().all(|fault| {
-            grew(&|counters| counters.faults(*fault)) == u64::from(parsed.fault == Some(*fault))
+        let error = ParseError::ALL.iter().all(|error| {
+            grew(&|counters| counters.parse_errors(*error)) == u64::from(parsed.error == Some(*error))
         });
         let fragment = grew(&|counters| counters.fragments(parsed.family)) == u64::from(parsed.fragment);
         let tcp = TcpKind::ALL
             .iter()
             .all(|kind| grew(&|counters| counters.tcp(*kind)) == u64::from(parsed.tcp_kind() == Some(*kind)));
-        if !(cell && fault && fragment && tcp) {
+        if !(cell && error && fragment && tcp) {
             return format!("the frame {frame:02x?}\nis, says the model, {parsed:?}");
         }
     }
@@ -208,7 +208,7 @@ fn ingress_counts_what_the_model_does() {
     let skel = load(open(&mut storage));
     compare(
         &skel.progs.net_ingress,
-        (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_plain)),
+        (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_fast)),
         0x5eed_0001,
         14,
         2 * FRAMES,
@@ -225,7 +225,7 @@ fn every_size_is_counted_as_it_is() {
     (tcp[12], tcp[13]) = (0x50, 0x10);
     {
         let program = &skel.progs.net_ingress;
-        let stats = (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_plain));
+        let stats = (&skel.maps.strays, Direction::Ingress, Some(&skel.maps.bss_fast));
         let mut expected = 0;
         for (ethertype, header, shortest) in [(0x0800u16, 20, 54), (0x86dd, 40, 74)] {
             for (number, protocol) in [(6, Protocol::Tcp), (17, Protocol::Udp)] {
@@ -262,7 +262,7 @@ fn every_size_is_counted_as_it_is() {
             }
         }
         assert!(expected > 4 * 2100);
-        assert_eq!(Fault::ALL.iter().map(|fault| counters(stats).faults(*fault)).sum::<u64>(), 0);
+        assert_eq!(ParseError::ALL.iter().map(|error| counters(stats).parse_errors(*error)).sum::<u64>(), 0);
     }
 }
 
@@ -271,7 +271,7 @@ fn ingress_by_the_long_way_counts_what_the_model_does() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     compare(
-        &skel.progs.net_ingress_long,
+        &skel.progs.net_ingress_slow,
         (&skel.maps.strays, Direction::Ingress, None),
         0x5eed_0007,
         14,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use exporter::net::{AddressFamily, Fault, Protocol, TcpKind};
+use exporter::net::{AddressFamily, ParseError, Protocol, TcpKind};
 
 const VLAN_TAGS: usize = 2;
 const EXTENSIONS: usize = 8;
@@ -12,7 +12,7 @@ const EXTENSIONS: usize = 8;
 pub struct Parsed {
     pub family: AddressFamily,
     pub protocol: Protocol,
-    pub fault: Option<Fault>,
+    pub error: Option<ParseError>,
     pub fragment: bool,
     pub tcp_flags: u8,
     /// Of sound IP packets: addresses, IANA number, ports.
@@ -46,19 +46,19 @@ pub fn parse(frame: &[u8]) -> Parsed {
     let mut parsed = Parsed {
         family: AddressFamily::Other,
         protocol: Protocol::Other,
-        fault: None,
+        error: None,
         fragment: false,
         tcp_flags: 0,
         ends: None,
     };
-    if let Err(fault) = ethernet(frame, &mut parsed) {
-        parsed.fault = Some(fault);
+    if let Err(error) = ethernet(frame, &mut parsed) {
+        parsed.error = Some(error);
         parsed.ends = None;
     }
     parsed
 }
 
-fn ethernet(frame: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
+fn ethernet(frame: &[u8], parsed: &mut Parsed) -> Result<(), ParseError> {
     let mut kind = be16(frame, 12)?;
     let mut at = 14;
     for _ in 0..VLAN_TAGS {
@@ -74,11 +74,11 @@ fn ethernet(frame: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
     }
 }
 
-fn ipv4(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
+fn ipv4(packet: &[u8], parsed: &mut Parsed) -> Result<(), ParseError> {
     parsed.family = AddressFamily::Ipv4;
-    let header = packet.get(..20).ok_or(Fault::Truncated)?;
+    let header = packet.get(..20).ok_or(ParseError::Truncated)?;
     if header[0] >> 4 != 4 {
-        return Err(Fault::Version);
+        return Err(ParseError::Version);
     }
     parsed.protocol = match header[9] {
         1 => Protocol::Icmp,
@@ -92,10 +92,10 @@ fn ipv4(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
         total = packet.len();
     }
     if header_length < 20 {
-        return Err(Fault::HeaderLength);
+        return Err(ParseError::HeaderLength);
     }
     if total < header_length || total > packet.len() {
-        return Err(Fault::Length);
+        return Err(ParseError::Length);
     }
     let address =
         |at: usize| IpAddr::V4(Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]));
@@ -116,11 +116,11 @@ fn ipv4(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
     Ok(())
 }
 
-fn ipv6(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
+fn ipv6(packet: &[u8], parsed: &mut Parsed) -> Result<(), ParseError> {
     parsed.family = AddressFamily::Ipv6;
-    let header = packet.get(..40).ok_or(Fault::Truncated)?;
+    let header = packet.get(..40).ok_or(ParseError::Truncated)?;
     if header[0] >> 4 != 6 {
-        return Err(Fault::Version);
+        return Err(ParseError::Version);
     }
     let mut next = header[6];
     let room = packet.len() - 40;
@@ -136,17 +136,17 @@ fn ipv6(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
     };
     parsed.protocol = named(next);
     if length > room {
-        return Err(Fault::Length);
+        return Err(ParseError::Length);
     }
     let mut rest = &packet[40..40 + length];
     let mut later = false;
     let mut headers = 0;
     while matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
         if headers == EXTENSIONS {
-            return Err(Fault::Extensions);
+            return Err(ParseError::Extensions);
         }
         headers += 1;
-        let first = rest.get(..8).ok_or(Fault::Truncated)?;
+        let first = rest.get(..8).ok_or(ParseError::Truncated)?;
         let size = match next {
             44 => 8,
             51 => (usize::from(first[1]) + 2) * 4,
@@ -158,7 +158,7 @@ fn ipv6(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
             later = fragment & 0xfff8 != 0;
         }
         if size > rest.len() {
-            return Err(Fault::HeaderLength);
+            return Err(ParseError::HeaderLength);
         }
         next = first[0];
         parsed.protocol = named(next);
@@ -185,7 +185,7 @@ fn ipv6(packet: &[u8], parsed: &mut Parsed) -> Result<(), Fault> {
     Ok(())
 }
 
-fn transport(segment: &[u8], parsed: &mut Parsed, ends: &mut Ends) -> Result<(), Fault> {
+fn transport(segment: &[u8], parsed: &mut Parsed, ends: &mut Ends) -> Result<(), ParseError> {
     let ports = |ends: &mut Ends| {
         ends.source_port = be16(segment, 0)?;
         ends.destination_port = be16(segment, 2)?;
@@ -193,30 +193,30 @@ fn transport(segment: &[u8], parsed: &mut Parsed, ends: &mut Ends) -> Result<(),
     };
     match parsed.protocol {
         Protocol::Tcp => {
-            let header = segment.get(..20).ok_or(Fault::Truncated)?;
+            let header = segment.get(..20).ok_or(ParseError::Truncated)?;
             let length = usize::from(header[12] >> 4) * 4;
             if length < 20 || length > segment.len() {
-                return Err(Fault::HeaderLength);
+                return Err(ParseError::HeaderLength);
             }
             parsed.tcp_flags = header[13];
             ports(ends)
         }
         Protocol::Udp => {
-            let header = segment.get(..8).ok_or(Fault::Truncated)?;
+            let header = segment.get(..8).ok_or(ParseError::Truncated)?;
             let length = usize::from(be16(header, 4)?);
             let jumbo = length == 0 && segment.len() > 0xffff;
             if length < 8 && !jumbo || length > segment.len() && !parsed.fragment {
-                return Err(Fault::Length);
+                return Err(ParseError::Length);
             }
             ports(ends)
         }
-        Protocol::Icmp if segment.len() < 8 => Err(Fault::Truncated),
-        Protocol::Icmpv6 if segment.len() < 4 => Err(Fault::Truncated),
+        Protocol::Icmp if segment.len() < 8 => Err(ParseError::Truncated),
+        Protocol::Icmpv6 if segment.len() < 4 => Err(ParseError::Truncated),
         _ => Ok(()),
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> Result<u16, Fault> {
-    let part = bytes.get(at..at + 2).ok_or(Fault::Truncated)?;
+fn be16(bytes: &[u8], at: usize) -> Result<u16, ParseError> {
+    let part = bytes.get(at..at + 2).ok_or(ParseError::Truncated)?;
     Ok(u16::from_be_bytes([part[0], part[1]]))
 }

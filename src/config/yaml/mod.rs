@@ -41,7 +41,7 @@ pub fn parse(source: &Arc<Source>, text: &str, diags: &Diagnostics) -> Document 
             if let Some(help) = wrong.help {
                 error.help(help);
             }
-            let tree = first.unwrap_or_else(|| reader.salvage());
+            let tree = first.unwrap_or_else(|| reader.recover());
             return Document { tree, is_complete: false };
         }
         let document = if is_end { reader.root.take().filter(|tree| !tree.is_null()) } else { None };
@@ -200,9 +200,9 @@ impl Reader<'_> {
     }
 
     fn refuse_tag(&self, tag: &Tag, at: Position) {
-        let shown = if tag.is_yaml_core_schema() { format!("!!{}", tag.suffix) } else { tag.to_string() };
+        let display = if tag.is_yaml_core_schema() { format!("!!{}", tag.suffix) } else { tag.to_string() };
         self.diags
-            .error(&self.place(Some(at)), format!("the YAML tag {} is not used here", quote(&shown)))
+            .error(&self.place(Some(at)), format!("the YAML tag {} is not used here", quote(&display)))
             .help("write the value without a tag");
     }
 
@@ -299,7 +299,7 @@ impl Reader<'_> {
 
     /// What stands before the place where reading ended. A wrong indentation ends what it was meant to go on with, so what
     /// was complete just before is not trusted.
-    fn salvage(&mut self) -> Tree {
+    fn recover(&mut self) -> Tree {
         let is_between_items = self.open.len() == 2;
         let mut open = std::mem::take(&mut self.open).into_iter();
         let (Some(mut top), second) = (open.next(), open.next()) else {

@@ -232,14 +232,13 @@ fn another_parser_reads_the_same() {
             _ => {}
         }
     };
-    for folder in
-        ["tests/config/good", "tests/config/bad", "profiles", "docker/prometheus", "fuzz/seeds/config"]
+    for dir in ["tests/config/good", "tests/config/bad", "profiles", "docker/prometheus", "fuzz/seeds/config"]
     {
-        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        let Ok(entries) = std::fs::read_dir(dir) else { continue };
         for path in entries.map(|entry| entry.unwrap().path()) {
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             compare(&text);
-            if folder.ends_with("bad") {
+            if dir.ends_with("bad") {
                 continue;
             }
             let cuts = (0..text.len()).step_by(1501).filter(|at| text.is_char_boundary(*at));

@@ -6,20 +6,20 @@
 #include "packet.bpf.h"
 
 struct net_parse_errors {
-	__u64 packets[NET_FAULT_COUNT];
+	__u64 packets[NET_PARSE_ERROR_COUNT];
 };
 
-#define RARE_PARSE_ERRORS FAULT(0xf)
+#define RARE_PARSE_ERRORS PARSE_ERROR(0xf)
 
 static __always_inline void count_parse_errors(struct net_parse_errors *to, __u64 what, __u64 packets)
 {
-	__u32 fault = IS_FAULT(what);
+	__u32 error = IS_PARSE_ERROR(what);
 
 	/* The compiler knows this bound and would leave the comparison out. */
-	if (fault) {
-		barrier_var(fault);
-		if (fault < NET_FAULT_COUNT)
-			to->packets[fault] += packets;
+	if (error) {
+		barrier_var(error);
+		if (error < NET_PARSE_ERROR_COUNT)
+			to->packets[error] += packets;
 	}
 }
 

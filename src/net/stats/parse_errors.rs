@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use crate::exposition::{Family, Kind};
 
-use super::super::abi::{Fault, net_stats};
+use super::super::abi::{ParseError, net_stats};
 use super::super::counters::Counters;
 use super::{Counted, Statistic};
 
@@ -12,20 +12,20 @@ pub(super) const STATISTIC: Statistic = Statistic { switch: None, families };
 
 impl Counters {
     /// Frames that something is wrong with.
-    pub fn faults(&self, fault: Fault) -> u64 {
-        self.at(offset_of!(net_stats, errors), fault as usize)
+    pub fn parse_errors(&self, error: ParseError) -> u64 {
+        self.at(offset_of!(net_stats, errors), error as usize)
     }
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     let help =
         "Frames whose headers are cut short or contradict each other; they are passed and counted above too.";
-    let mut faults = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
+    let mut parse_errors = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
     for one in counted {
-        for fault in Fault::ALL {
-            let labels = [("direction", one.direction.label()), ("reason", fault.label())];
-            faults.number_of(one.of, &labels, one.counters.faults(*fault));
+        for error in ParseError::ALL {
+            let labels = [("direction", one.direction.label()), ("reason", error.label())];
+            parse_errors.number_of(one.of, &labels, one.counters.parse_errors(*error));
         }
     }
-    vec![faults]
+    vec![parse_errors]
 }

@@ -13,7 +13,7 @@ use super::programs::Entry;
 
 /// One interface, as it was when it was last looked at.
 #[derive(Debug, Clone)]
-pub(crate) struct Shown {
+pub(crate) struct InterfaceStatus {
     pub labels: Labels,
     pub name: String,
     /// Whether the configuration has its name, and not only a pattern that fits.
@@ -26,7 +26,7 @@ pub(crate) struct Shown {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Board {
+pub(crate) struct Status {
     ports: Mutex<Ports>,
     /// By namespace: names of the configuration that no interface has; or why the namespace cannot be seen at all.
     missing: Mutex<BTreeMap<usize, Missing>>,
@@ -35,7 +35,7 @@ pub(crate) struct Board {
 #[derive(Debug, Default)]
 struct Ports {
     /// By namespace and index.
-    shown: BTreeMap<(usize, i32), Arc<Shown>>,
+    known: BTreeMap<(usize, i32), Arc<InterfaceStatus>>,
     /// Labels of those that are yet to be attached to, in that order.
     waiting: BTreeMap<usize, VecDeque<(i32, Labels)>>,
 }
@@ -64,11 +64,11 @@ pub(crate) fn labels(space: &Space) -> Labels {
     }
 }
 
-impl Board {
+impl Status {
     pub fn show(&self, space: usize, labels: Labels, port: &Port, exact: bool) {
         let refusals =
             Direction::ALL.iter().filter_map(|direction| Some((*direction, port.refusal(*direction)?)));
-        let shown = Shown {
+        let interface = InterfaceStatus {
             labels,
             name: port.on.name.clone(),
             exact,
@@ -81,11 +81,11 @@ impl Board {
         if let Some(waiting) = ports.waiting.get_mut(&space) {
             waiting.retain(|(index, _)| *index != port.on.index);
         }
-        ports.shown.insert((space, port.on.index), Arc::new(shown));
+        ports.known.insert((space, port.on.index), Arc::new(interface));
     }
 
     pub fn remove(&self, space: usize, index: i32) {
-        let removed = lock(&self.ports).shown.remove(&(space, index));
+        let removed = lock(&self.ports).known.remove(&(space, index));
         // Memory of the kernel is given back without the lock.
         drop(removed);
     }
@@ -94,8 +94,8 @@ impl Board {
         let mut ports = lock(&self.ports);
         ports.waiting.remove(&space);
         let (removed, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut ports.shown).into_iter().partition(|((of, _), _)| *of == space);
-        ports.shown = kept;
+            std::mem::take(&mut ports.known).into_iter().partition(|((of, _), _)| *of == space);
+        ports.known = kept;
         drop(ports);
         drop(removed);
     }
@@ -110,13 +110,13 @@ impl Board {
     }
 
     /// All interfaces, by name.
-    pub fn all(&self) -> Vec<Arc<Shown>> {
+    pub fn all(&self) -> Vec<Arc<InterfaceStatus>> {
         self.all_and_waiting().0
     }
 
-    fn all_and_waiting(&self) -> (Vec<Arc<Shown>>, Vec<Labels>) {
+    fn all_and_waiting(&self) -> (Vec<Arc<InterfaceStatus>>, Vec<Labels>) {
         let ports = lock(&self.ports);
-        let mut all: Vec<_> = ports.shown.values().map(Arc::clone).collect();
+        let mut all: Vec<_> = ports.known.values().map(Arc::clone).collect();
         let waiting = ports.waiting.values().flatten().map(|(_, labels)| labels.clone()).collect();
         drop(ports);
         all.sort_by(|a, b| a.labels.cmp(&b.labels));
@@ -126,7 +126,7 @@ impl Board {
     /// What was counted so far, and what is missing.
     pub fn readings(&self) -> Vec<Reading> {
         let (all, waiting) = self.all_and_waiting();
-        let mut readings: Vec<Reading> = all.iter().map(|shown| shown.read()).collect();
+        let mut readings: Vec<Reading> = all.iter().map(|interface| interface.read()).collect();
         readings.extend(waiting.into_iter().map(|labels| not_counted(labels, "pending")));
         for missing in lock(&self.missing).values() {
             readings.extend(missing.names.iter().map(|name| {
@@ -159,11 +159,13 @@ impl Board {
                 waiting.len()
             ));
         }
-        for shown in all {
-            let told =
-                shown.refusals.iter().filter(|(_, refusal)| shown.exact || refusal.reason != "no_hook");
+        for interface in all {
+            let told = interface
+                .refusals
+                .iter()
+                .filter(|(_, refusal)| interface.exact || refusal.reason != "no_hook");
             reasons.extend(told.map(|(direction, refusal)| {
-                format!("network: {} of {}: {refusal}", direction.label(), shown.name)
+                format!("network: {} of {}: {refusal}", direction.label(), interface.name)
             }));
         }
         reasons
@@ -175,7 +177,7 @@ fn not_counted(labels: Labels, reason: &'static str) -> Reading {
     Reading { labels, refused, ..Reading::default() }
 }
 
-impl Shown {
+impl InterfaceStatus {
     fn read(&self) -> Reading {
         Reading {
             labels: self.labels.clone(),

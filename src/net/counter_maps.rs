@@ -19,7 +19,7 @@ const SPARE: usize = 4;
 
 /// What programs count into.
 #[derive(Debug)]
-pub(crate) struct Books {
+pub(crate) struct CounterMaps {
     /// By slot, the counters of an interface: made for it, so that one with a slot that another had begins at zero.
     counters: MapHandle,
     pub tables: Option<Tables>,
@@ -44,10 +44,10 @@ struct Slots {
 pub(crate) struct Slot {
     id: u32,
     stats: MapHandle,
-    books: Arc<Books>,
+    counter_maps: Arc<CounterMaps>,
 }
 
-impl Books {
+impl CounterMaps {
     /// Makes the counters' table and the tables that are wanted.
     ///
     /// # Errors
@@ -58,9 +58,10 @@ impl Books {
         let counters = MapHandle::create(MapType::ArrayOfMaps, Some("counters"), 4, 4, SLOTS as u32, &inner)?;
         let slots =
             Slots { empty: (1..SLOTS as u32).collect(), ready: VecDeque::new(), used: Vec::new(), next: 1 };
-        let books = Self { counters, tables: Tables::create(count)?, slots: Mutex::new(slots), strays };
-        books.put(&[(0, &books.strays)])?;
-        Ok(Arc::new(books))
+        let counter_maps =
+            Self { counters, tables: Tables::create(count)?, slots: Mutex::new(slots), strays };
+        counter_maps.put(&[(0, &counter_maps.strays)])?;
+        Ok(Arc::new(counter_maps))
     }
 
     /// The table of counters.
@@ -134,7 +135,7 @@ impl Books {
         slots.next = (slots.next + 1) % (u32::MAX / SLOTS as u32 + 1);
         slots.next = slots.next.max(1);
         drop(slots);
-        let slot = Slot { id, stats, books: Arc::clone(self) };
+        let slot = Slot { id, stats, counter_maps: Arc::clone(self) };
         // What is evicted from a table is counted for whoever has the slot, if it is the same.
         let mut first = vec![0u8; size_of::<net_stats>()];
         first[std::mem::offset_of!(net_stats, port)..][..8].copy_from_slice(&u64::from(id).to_ne_bytes());
@@ -166,7 +167,7 @@ impl Slot {
         self.id
     }
 
-    /// What was counted, that of plain frames left out.
+    /// What was counted, that of fast-path frames left out.
     pub fn counters(&self, direction: Direction) -> Counters {
         read(&self.stats, direction)
     }
@@ -175,7 +176,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         // The table keeps the counters until they are replaced, together with others.
-        self.books.lock().used.push(self.id % SLOTS as u32);
+        self.counter_maps.lock().used.push(self.id % SLOTS as u32);
     }
 }
 
@@ -208,9 +209,9 @@ mod tests {
     /// As root.
     #[test]
     fn slots_are_given_out_again_with_counters_that_are_zero_as_root() {
-        let books = Books::create(&Count::default()).expect("this test needs root");
-        books.reserve(20).unwrap();
-        let mut first: Vec<Slot> = (0..20).map(|_| books.open().unwrap()).collect();
+        let counter_maps = CounterMaps::create(&Count::default()).expect("this test needs root");
+        counter_maps.reserve(20).unwrap();
+        let mut first: Vec<Slot> = (0..20).map(|_| counter_maps.open().unwrap()).collect();
         let gone = first.remove(7);
         let (slot, id) = (gone.id() % SLOTS as u32, gone.id());
         let mut value = vec![0u8; size_of::<net_stats>()];
@@ -221,8 +222,8 @@ mod tests {
         drop(gone);
         let taken: BTreeSet<u32> = first.iter().map(|slot| slot.id() % SLOTS as u32).collect();
         assert!(!taken.contains(&slot) && !taken.contains(&0));
-        books.reserve(10).unwrap();
-        first.extend((0..10).map(|_| books.open().unwrap()));
+        counter_maps.reserve(10).unwrap();
+        first.extend((0..10).map(|_| counter_maps.open().unwrap()));
         let again = first.iter().find(|one| one.id() % SLOTS as u32 == slot).expect("its slot is given out");
         assert_ne!(again.id(), id);
         assert_eq!(again.counters(Direction::Ingress).total_packets(), 0);

@@ -12,38 +12,38 @@
  * - differences are compared without a sign, where one comparison finds what is too short (it wraps around) and what is
  *   too long;
  * - a difference to zero is shorter to compare than two values of 32 bits;
- * - what is not plain leaves by jumps of at most 127 bytes, which are short too: the way out lies in the middle.
+ * - what is not on the fast path leaves by jumps of at most 127 bytes, which are short too: the way out lies in the middle.
  */
-#ifndef PLAIN_BPF_H
-#define PLAIN_BPF_H
+#ifndef FAST_BPF_H
+#define FAST_BPF_H
 
 #include "port.bpf.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	       "numbers of the network are compared as they are loaded");
-_Static_assert(sizeof(struct net_plain) == 1 << 16, "the shift that finds a CPU's part");
-_Static_assert(NET_PLAIN_SHORTEST_IPV6 == NET_PLAIN_SHORTEST_IPV4 + 20, "one header instead of the other");
+_Static_assert(sizeof(struct net_fast) == 1 << 16, "the shift that finds a CPU's part");
+_Static_assert(NET_FAST_SHORTEST_IPV6 == NET_FAST_SHORTEST_IPV4 + 20, "one header instead of the other");
 
 /* One for each CPU and interface, so that nothing is atomic: user space makes it as long, a power of two. */
-struct net_plain plain[1] SEC(".bss.plain");
+struct net_fast fast[1] SEC(".bss.fast");
 
 /* Stands for their number less one: user space puts that into the instruction before it loads the program. */
-#define PLAIN_BLOCKS 0x7e57
+#define FAST_BLOCKS 0x7e57
 
 /* EtherType and the byte behind it, version and in IPv4 the header's length, as loaded into a number. */
-#define PLAIN_KIND(ethertype, byte) ((__u32)bpf_htons(ethertype) | (byte) << 16)
-#define PLAIN_IPV4 PLAIN_KIND(ETHERTYPE_IPV4, 0x45)
-#define PLAIN_IPV6 PLAIN_KIND(ETHERTYPE_IPV6, 0x60)
+#define FAST_KIND(ethertype, byte) ((__u32)bpf_htons(ethertype) | (byte) << 16)
+#define FAST_IPV4 FAST_KIND(ETHERTYPE_IPV4, 0x45)
+#define FAST_IPV6 FAST_KIND(ETHERTYPE_IPV6, 0x60)
 
 /* The third word of IPv4: no fragment, and the protocol. */
-#define PLAIN_PROTOCOL(number) bpf_htonl(number)
-#define PLAIN_PROTOCOL_MASK bpf_htonl(0x3fff00ff)
+#define FAST_PROTOCOL(number) bpf_htonl(number)
+#define FAST_PROTOCOL_MASK bpf_htonl(0x3fff00ff)
 
 /* The length of a TCP header in units of a quarter byte, and above it the flags that open or close a connection. */
-#define PLAIN_TCP_MASK bpf_htons(0xf000 | NET_TH_FIN | NET_TH_SYN | NET_TH_RST)
+#define FAST_TCP_MASK bpf_htons(0xf000 | NET_TH_FIN | NET_TH_SYN | NET_TH_RST)
 
 /* enum bpf_func_id, include/uapi/linux/bpf.h */
-#define PLAIN_GET_SMP_PROCESSOR_ID 8
+#define FAST_GET_SMP_PROCESSOR_ID 8
 
 /*
  * Registers: r1 is the context, r2 the frame and then `more`, by how much the packet is longer than the shortest (as IP
@@ -55,7 +55,7 @@ struct net_plain plain[1] SEC(".bss.plain");
  * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the slow path's function is called.
  */
 /* clang-format off */
-#define COUNT_PLAIN(long_function)                                                                         \
+#define COUNT_FAST(slow_function)                                                                         \
 	asm volatile(                                                                                             \
 	"	*(u64 *)(r10 - 8) = r1;"                                                                          \
 	"	call %[cpu];"                                                                                     \
@@ -69,14 +69,14 @@ struct net_plain plain[1] SEC(".bss.plain");
 	"	r0 += r4;"                                                                                        \
 	"	r0 &= %[blocks];"                                                                                 \
 	"	r0 <<= 16;"                                                                                       \
-	"	r5 = %[plain] ll;"                                                                                \
+	"	r5 = %[fast] ll;"                                                                                \
 	"	r5 += r0;"                                                                                        \
 	"	r2 = *(u32 *)(r1 + %[data]);"                                                                     \
 	"	r3 = *(u32 *)(r1 + %[data_end]);"                                                                 \
 	"	r4 = r2;"                                                                                         \
 	"	r4 += %[shortest4];"                                                                              \
 	"	if r4 > r3 goto long_%=;"                                                                         \
-	"	w0 = *(u32 *)(r2 + 11);" /* PLAIN_KIND, behind a byte that is shifted out */                      \
+	"	w0 = *(u32 *)(r2 + 11);" /* FAST_KIND, behind a byte that is shifted out */                      \
 	"	w0 >>= 8;"                                                                                        \
 	"	w0 += -%[ipv4];"                                                                                  \
 	"	if w0 != 0 goto ipv6_%=;"                                                                         \
@@ -106,7 +106,7 @@ struct net_plain plain[1] SEC(".bss.plain");
 	"	r0 = %[pass];"                                                                                    \
 	"	exit;"                                                                                            \
 	"long_%=:"                                                                                                \
-	"	call %[long_function_];"                                                                          \
+	"	call %[slow_function_];"                                                                          \
 	"	exit;"                                                                                            \
 	"udp4_%=:"                                                                                                \
 	"	if w0 != %[udp_for_tcp] goto long_%=;"                                                            \
@@ -132,18 +132,18 @@ struct net_plain plain[1] SEC(".bss.plain");
 	"	if w0 == %[tcp] goto tcp_%=;"                                                                     \
 	"	if w0 == %[udp] goto udp_%=;"                                                                     \
 	"	goto long_%=;"                                                                                    \
-	::	[cpu] "i"(PLAIN_GET_SMP_PROCESSOR_ID), [ports] "i"(&ports), [plain] "i"(plain),                   \
-		[ports_mask] "i"(NET_PORTS - 1), [blocks] "i"(PLAIN_BLOCKS),                                      \
+	::	[cpu] "i"(FAST_GET_SMP_PROCESSOR_ID), [ports] "i"(&ports), [fast] "i"(fast),                   \
+		[ports_mask] "i"(NET_PORTS - 1), [blocks] "i"(FAST_BLOCKS),                                      \
 		[ifindex] "i"(__builtin_offsetof(struct xdp_md, ingress_ifindex)),                                \
 		[block] "i"(__builtin_offsetof(struct net_port, block)),                                          \
-		[row] "i"(NET_PLAIN_STEPS), [last] "i"(NET_PLAIN_STEPS - 1), [pass] "i"(XDP_PASS),                \
-		[shortest4] "i"(NET_PLAIN_SHORTEST_IPV4), [long_function_] "i"(long_function),                    \
+		[row] "i"(NET_FAST_STEPS), [last] "i"(NET_FAST_STEPS - 1), [pass] "i"(XDP_PASS),                \
+		[shortest4] "i"(NET_FAST_SHORTEST_IPV4), [slow_function_] "i"(slow_function),                    \
 		[data] "i"(__builtin_offsetof(struct xdp_md, data)),                                              \
 		[data_end] "i"(__builtin_offsetof(struct xdp_md, data_end)),                                      \
-		[ipv4] "i"(PLAIN_IPV4), [ipv6_for_ipv4] "i"(PLAIN_IPV6 - PLAIN_IPV4),                             \
-		[protocol_mask] "i"(PLAIN_PROTOCOL_MASK), [protocol_tcp] "i"(PLAIN_PROTOCOL(IPPROTO_TCP)),        \
-		[udp_for_tcp] "i"(PLAIN_PROTOCOL(IPPROTO_UDP) ^ PLAIN_PROTOCOL(IPPROTO_TCP)),                     \
-		[tcp_mask] "i"(PLAIN_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
+		[ipv4] "i"(FAST_IPV4), [ipv6_for_ipv4] "i"(FAST_IPV6 - FAST_IPV4),                             \
+		[protocol_mask] "i"(FAST_PROTOCOL_MASK), [protocol_tcp] "i"(FAST_PROTOCOL(IPPROTO_TCP)),        \
+		[udp_for_tcp] "i"(FAST_PROTOCOL(IPPROTO_UDP) ^ FAST_PROTOCOL(IPPROTO_TCP)),                     \
+		[tcp_mask] "i"(FAST_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
 
 /* clang-format on */
 
