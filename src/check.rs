@@ -18,8 +18,7 @@ use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::{RunError, failed_to};
 use crate::table::Table;
-use crate::targets::find::{Found, find};
-use crate::targets::{DebugSymbols, Keeper, ProbeState, debug_symbols, with_names};
+use crate::targets::{DebugSymbols, Found, Keeper, ProbeState, debug_symbols, find, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;

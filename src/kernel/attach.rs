@@ -4,80 +4,25 @@
 //! cannot probe without a word. So the exporter maps the file first, which makes it check at once, and then looks for each
 //! breakpoint in that mapping.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
+use libbpf_rs::Link;
 
-use super::load::{Attach, Kernel};
+use super::armed::{check_breakpoints, refuse_noexec, view};
+use super::link_kind::Attach;
+use super::links::{Kind, Spot, detach};
+use super::load::Kernel;
+use super::placed::{Attached, How, Placed};
 use super::refusal::{Refusal, RefusalKind};
-use crate::mapping::CodeView;
-use crate::resolve::ResolvedSite;
-
-/// How a site is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    Entry,
-    Return,
-    /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
-    Session {
-        on_return: u32,
-    },
-    /// The return of a session: no link of its own.
-    InSession,
-}
-
-/// A site and its number.
-#[derive(Debug, Clone, Copy)]
-pub struct Placed<'a> {
-    pub cookie: u32,
-    pub site: &'a ResolvedSite,
-    pub how: How,
-    /// The span that the site begins or ends. Without its ends a start would wait in vain, so the sites of a function that
-    /// belong to a span are attached together or not at all.
-    pub span: Option<u32>,
-}
-
-/// What came of attaching. Dropping the links detaches.
-#[derive(Debug, Default)]
-pub struct Attached {
-    pub links: Vec<Link>,
-    /// By position in the list of sites.
-    pub refused: BTreeMap<usize, Refusal>,
-    /// Sites that another tracer holds without their semaphore, which is raised by a probe elsewhere in the file.
-    pub beside: usize,
-}
-
-/// The number of no site: of probes that are never hit.
-const NO_SITE: u64 = u32::MAX as u64;
-
-/// The x86 breakpoint.
-const BREAKPOINT: u8 = 0xcc;
 
 /// Attempts of finding which sites spoil a set, before each is tried alone.
 const HALVINGS: usize = 64;
 
-/// A place to attach at, and its position in the list that was asked for.
-#[derive(Debug, Clone, Copy)]
-struct Spot {
-    position: usize,
-    offset: u64,
-    semaphore: u64,
-    cookie: u64,
-}
-
 /// The links, and the spots that could not be attached.
 type Accepted = (Vec<Link>, BTreeMap<usize, Refusal>);
-
-/// The part of the sites that one link takes, by its kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Entry,
-    Return,
-    Session,
-}
 
 impl Kernel {
     /// Attaches to the sites of one file: for all processes that run it, now or later.
@@ -108,29 +53,6 @@ impl Kernel {
             Refusal::new(RefusalKind::Busy, "the kernel keeps changing what it takes; it is tried again");
         let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
         Attached { refused: all, ..Attached::default() }
-    }
-
-    /// At which places of a file, which no process may map, the kernel sets a breakpoint: it takes them all, and drops what
-    /// it cannot probe when the file is mapped. The tables of [`crate::elf::probeable`] are held against this.
-    ///
-    /// # Errors
-    /// If the kernel refuses even to take them.
-    pub fn arms(&self, path: &Path, offsets: &[u64]) -> Result<Vec<bool>, Refusal> {
-        let spot = |(position, offset): (usize, &u64)| Spot {
-            position,
-            offset: *offset,
-            semaphore: 0,
-            cookie: NO_SITE,
-        };
-        let spots: Vec<Spot> = offsets.iter().enumerate().map(spot).collect();
-        let links = self.link(Kind::Entry, path, &spots)?;
-        let (first, last) = (offsets.iter().min(), offsets.iter().max());
-        let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
-        let view = File::open(path).and_then(|file| CodeView::new(file.as_fd(), first, last));
-        let view = view.map_err(|err| Refusal::of_file(&err))?;
-        let armed = offsets.iter().map(|offset| view.byte(*offset) == Some(BREAKPOINT)).collect();
-        detach(links);
-        Ok(armed)
     }
 
     fn attach_to(
@@ -202,7 +124,7 @@ impl Kernel {
     }
 
     /// Perf events are one for each site anyway.
-    fn each_alone(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Accepted, Refusal> {
+    pub(super) fn each_alone(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Accepted, Refusal> {
         let (mut links, mut bad) = (Vec::new(), BTreeMap::new());
         for spot in spots {
             match self.link(kind, path, std::slice::from_ref(spot)) {
@@ -251,169 +173,6 @@ impl Kernel {
         detach(kept);
         whole.map(|()| bad)
     }
-
-    /// Attaches where another tracer holds the place without the semaphore, which the kernel keeps one of for each place: so
-    /// without it, too. The semaphores are raised by probes that name them at places which no process ever runs; so it is
-    /// the kernel that counts them, in every process of now and later.
-    fn attach_beside(
-        &self,
-        made: &mut Attached,
-        kind: Kind,
-        path: &Path,
-        spots: &[Spot],
-        idle: &[u64],
-    ) -> Result<(), Refusal> {
-        let semaphores: BTreeSet<u64> = spots.iter().map(|spot| spot.semaphore).collect();
-        for semaphore in semaphores {
-            let without: Vec<Spot> = spots
-                .iter()
-                .filter(|spot| spot.semaphore == semaphore)
-                .map(|spot| Spot { semaphore: 0, ..*spot })
-                .collect();
-            let (links, bad) = self.each_alone(kind, path, &without)?;
-            let raised = if links.is_empty() { None } else { self.raise(path, semaphore, idle)? };
-            let attached = without.iter().filter(|spot| !bad.contains_key(&spot.position));
-            match raised {
-                Some(raised) => {
-                    made.beside += attached.count();
-                    made.links.extend(links);
-                    made.links.extend(raised);
-                }
-                None => {
-                    detach(links);
-                    let refusal = Refusal::new(
-                        RefusalKind::Held,
-                        "another tracer (an older BCC program?) holds it without its semaphore, and the file has no place \
-                         from which to raise that; it is tried again, and is attached once that tracer has ended",
-                    );
-                    made.refused.extend(attached.map(|spot| (spot.position, refusal.clone())));
-                }
-            }
-            made.refused.extend(bad);
-        }
-        Ok(())
-    }
-
-    /// Raises a semaphore in all processes, for as long as the links live. None if there is no place to do it from.
-    fn raise(&self, path: &Path, semaphore: u64, idle: &[u64]) -> Result<Option<Vec<Link>>, Refusal> {
-        // Another target's semaphore, or another exporter's, may have its place already: begin elsewhere for each.
-        let first = (semaphore / 2) as usize % idle.len().max(1);
-        for offset in idle[first..].iter().chain(&idle[..first]) {
-            let spot = Spot { position: 0, offset: *offset, semaphore, cookie: NO_SITE };
-            match self.link(Kind::Entry, path, &[spot]) {
-                Ok(links) => return Ok(Some(links)),
-                Err(refusal) if refusal.kind.is_of_a_site() => {}
-                Err(refusal) => return Err(refusal),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Attaches at all of these, or at none.
-    fn link(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Vec<Link>, Refusal> {
-        let made = match self.attach_kind() {
-            Attach::Multi => self.link_multi(kind, path, spots).map(|link| vec![link]),
-            Attach::Perf => self.link_perf(kind, path, spots),
-        };
-        made.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
-    }
-
-    fn link_multi(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Link> {
-        let has_semaphores = spots.iter().any(|spot| spot.semaphore != 0);
-        let semaphores = spots.iter().filter(|_| has_semaphores);
-        let opts = UprobeMultiOpts {
-            offsets: spots.iter().map(|spot| spot.offset as usize).collect(),
-            ref_ctr_offsets: semaphores.map(|spot| spot.semaphore as usize).collect(),
-            cookies: spots.iter().map(|spot| spot.cookie).collect(),
-            retprobe: kind == Kind::Return,
-            session: kind == Kind::Session,
-            ..UprobeMultiOpts::default()
-        };
-        let programs = self.programs();
-        let program = if kind == Kind::Session { &programs.probe_session } else { &programs.probe_multi };
-        program.attach_uprobe_multi_with_opts(-1, path, "", opts)
-    }
-
-    fn link_perf(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Vec<Link>> {
-        let mut links = Vec::with_capacity(spots.len());
-        for spot in spots {
-            let opts = UprobeOpts {
-                ref_ctr_offset: spot.semaphore as usize,
-                cookie: spot.cookie,
-                retprobe: kind == Kind::Return,
-                ..UprobeOpts::default()
-            };
-            match self.programs().probe_perf.attach_uprobe_with_opts(-1, path, spot.offset as usize, opts) {
-                Ok(link) => links.push(link),
-                Err(err) => {
-                    detach(links);
-                    return Err(err);
-                }
-            }
-        }
-        Ok(links)
-    }
-}
-
-impl Spot {
-    fn of(position: usize, placed: &Placed<'_>) -> Self {
-        let site = placed.site;
-        Self {
-            position,
-            offset: site.offset,
-            semaphore: site.ref_ctr_offset,
-            cookie: u64::from(placed.cookie),
-        }
-    }
-}
-
-impl Kind {
-    fn is_of(self, how: How) -> bool {
-        match how {
-            How::Entry => self == Kind::Entry,
-            How::Return => self == Kind::Return,
-            How::Session { .. } => self == Kind::Session,
-            How::InSession => false,
-        }
-    }
-}
-
-/// The pages of the file that the sites are on. None where the file system lets no process map it: then none can run it
-/// from there, and there is nothing to see.
-fn view(file: &File, sites: &[Placed<'_>]) -> std::io::Result<Option<CodeView>> {
-    let offsets = || sites.iter().map(|placed| placed.site.offset);
-    let (Some(first), Some(last)) = (offsets().min(), offsets().max()) else { return Ok(None) };
-    match CodeView::new(file.as_fd(), first, last) {
-        Ok(view) => Ok(Some(view)),
-        Err(err) if err.raw_os_error() == Some(libc::ENOMEM) => Err(err),
-        Err(err) => {
-            log::debug!("the file cannot be mapped to check its breakpoints: {err}");
-            Ok(None)
-        }
-    }
-}
-
-/// On a file system that is mounted `noexec` no process can run the file, nor would the kernel check anything.
-fn refuse_noexec(file: &File) -> Result<(), Refusal> {
-    let flags = rustix::fs::fstatvfs(file).map(|about| about.f_flag);
-    if !flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC)) {
-        return Ok(());
-    }
-    let text = "its file system is mounted with `noexec`, so that no process can run it from there; name the path that \
-                processes run, or mount it without";
-    Err(Refusal::new(RefusalKind::File, text))
-}
-
-/// Refuses sites that the kernel has taken without setting a breakpoint.
-fn check_breakpoints(made: &mut Attached, view: &CodeView, sites: &[Placed<'_>]) {
-    for (position, placed) in sites.iter().enumerate() {
-        if !made.refused.contains_key(&position)
-            && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)
-        {
-            let text = "the kernel took the probe and set no breakpoint; probe another place";
-            made.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
-        }
-    }
 }
 
 /// Refuses what belongs together with what is refused. Whether any of that is attached.
@@ -433,20 +192,4 @@ fn refuse_halves(made: &mut Attached, sites: &[Placed<'_>]) -> bool {
         });
     }
     is_attached
-}
-
-/// Detaching waits for the kernel, so many links are dropped at once.
-pub fn detach(links: Vec<Link>) {
-    const THREADS: usize = 32;
-    if links.len() < 2 {
-        return;
-    }
-    let each = links.len().div_ceil(THREADS);
-    let mut links = links;
-    std::thread::scope(|scope| {
-        while !links.is_empty() {
-            let some = links.split_off(links.len().saturating_sub(each));
-            scope.spawn(move || drop(some));
-        }
-    });
 }

@@ -6,23 +6,23 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use libbpf_rs::btf::{self, Btf};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput};
 
-use super::attach::{How, Placed};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::filters::Filter;
+use super::link_kind::Attach;
 use super::misses::{Loaded, loaded};
+use super::placed::{How, Placed};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
 use crate::abi::{Plain, bytes_of, site, site_flag};
-use crate::config::model::{AttachMode, ReturnsBy};
+use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
@@ -33,15 +33,6 @@ const SLOT_BYTES: u64 = 64 << 20;
 
 /// Control groups of which it is remembered whether they are a container's that is meant.
 const CGROUPS: u32 = 4096;
-
-/// Which kind of link is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attach {
-    /// One link for all sites of a file.
-    Multi,
-    /// One perf event for each site, for kernels before 6.6.
-    Perf,
-}
 
 /// What other threads use of the loaded programs.
 #[derive(Debug, Clone)]
@@ -204,20 +195,6 @@ impl Kernel {
 /// Whether it is a return that the kernel traces by replacing the return address.
 fn by_trampoline(probe: &ProbePlan) -> bool {
     probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
-}
-
-/// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
-pub fn choose(mode: AttachMode) -> Attach {
-    let has_multi = || {
-        Btf::from_vmlinux()
-            .is_ok_and(|btf| btf.type_by_name::<btf::types::Struct<'_>>("bpf_uprobe_multi_link").is_some())
-    };
-    match mode {
-        AttachMode::Perf => Attach::Perf,
-        AttachMode::Multi => Attach::Multi,
-        AttachMode::Auto if has_multi() => Attach::Multi,
-        AttachMode::Auto => Attach::Perf,
-    }
 }
 
 /// A power of two, enough for every CPU where memory allows.

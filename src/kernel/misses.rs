@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::Program;
 
-use super::load::Attach;
+use super::link_kind::Attach;
 use crate::abi::generated::ProbeProgs;
 
 /// A loaded program that hits run, held open to ask the kernel about it.

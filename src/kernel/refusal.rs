@@ -5,7 +5,7 @@ use std::io;
 
 use caps::{CapSet, Capability};
 
-use super::load::Attach;
+use super::link_kind::Attach;
 
 /// `ENOTSUPP`, which is the kernel's own and has no name in user space.
 const ENOTSUPP: i32 = 524;

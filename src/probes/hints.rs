@@ -9,7 +9,7 @@ use crate::elf::{ElfError, Image, go_binary, notes};
 use crate::plan::{Source, ValueKind, ValuePlan};
 use crate::procfs::Mapping;
 use crate::regular;
-use crate::targets::find::Found;
+use crate::targets::Found;
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
 /// instructions.

@@ -22,7 +22,7 @@ pub use yaml::yaml;
 
 use crate::config::model::Selector;
 use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary};
-use crate::targets::find::{Found, find};
+use crate::targets::{Found, find};
 use crate::targets::{debug_symbols, with_names};
 
 /// Everything about one target.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::Link;
 
 use super::debug_symbols::{debug_symbols, with_names};
-use super::find::{Found, Identity, Stamp};
+use super::file::{Found, Identity, Stamp};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::abi::site_flag;

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::find::{Found, Identity};
+use super::file::{Found, Identity};
 use super::libraries::Library;
 use crate::kernel::{ProcessChange, ProcessEvent, id_of_container};
 use crate::procfs::Mapping;

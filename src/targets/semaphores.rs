@@ -11,8 +11,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::find::Identity;
-use super::keeper::Worker;
+use super::file::Identity;
+use super::worker::Worker;
 use crate::elf::SharedSemaphore;
 use crate::procfs::Mapping;
 

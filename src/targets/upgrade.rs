@@ -7,14 +7,16 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use super::find::{Finder, Found};
+use super::file::Found;
+use super::find::Finder;
 use super::generation::{Context, Generation};
-use super::keeper::{State, Worker};
 use super::libraries::has_any;
+use super::state::{Candidate, State, Written};
 use super::status::ProbeState;
 use super::watch::Beside;
+use super::worker::Worker;
 use crate::config::model::Selector;
-use crate::kernel::{Break, Breaks, Filter, Kernel, Lease, NoLease};
+use crate::kernel::{Break, Breaks, Filter, Lease, NoLease};
 use crate::plan::TargetPlan;
 
 /// How long a file may lie beside the target's before it takes its place.
@@ -31,32 +33,6 @@ const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 /// finds the file free for a while.
 const AGAIN: Duration = Duration::from_secs(10);
 const FREE: Duration = Duration::from_secs(2);
-
-/// Since when a file that is being written keeps a target waiting, and until when it is left alone unless it is told that
-/// something has changed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
-    since: Instant,
-    free_until: Instant,
-}
-
-impl Written {
-    fn now() -> Self {
-        let now = Instant::now();
-        Self { since: now, free_until: now }
-    }
-
-    pub(super) fn is_due(self) -> bool {
-        self.free_until <= Instant::now()
-    }
-}
-
-/// A file beside the target's, attached to; its hits count once it is the target's.
-#[derive(Debug)]
-pub(super) struct Candidate {
-    pub(super) generation: Generation,
-    since: Instant,
-}
 
 /// The lease on a file that is about to be attached to; none where the file system gives none.
 ///
@@ -86,17 +62,6 @@ pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &Found) -> Result<
 
 fn being_written(file: &str) -> String {
     format!("{file} is being written; it is attached to when that is done")
-}
-
-impl State {
-    /// The candidate that is this file, which has taken the target's place.
-    pub(super) fn admit(&mut self, kernel: &Kernel, file: &Found) -> Option<Generation> {
-        let is_it = |candidate: &Candidate| candidate.generation.identity == file.identity;
-        let at = self.candidates.iter().position(is_it)?;
-        let mut generation = self.candidates.swap_remove(at).generation;
-        generation.admit(kernel, file);
-        Some(generation)
-    }
 }
 
 impl Worker {

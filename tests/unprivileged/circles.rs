@@ -33,19 +33,9 @@ const KNOWN: &[&[&str]] = &[
     ],
     &["exposition::family", "exposition::text"],
     &["http::budget", "http::watch"],
-    &[
-        "kernel::attach",
-        "kernel::error",
-        "kernel::files",
-        "kernel::load",
-        "kernel::misses",
-        "kernel::refusal",
-    ],
     &["metrics::forget", "metrics::labels", "metrics::registry"],
     &["net::books", "net::config", "net::hook", "net::programs", "net::tables"],
     &["places", "resolve", "returns"],
-    &["targets::find", "targets::libraries", "targets::processes"],
-    &["targets::keeper", "targets::upgrade"],
 ];
 
 type Module = Vec<String>;

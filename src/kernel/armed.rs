@@ -1,0 +1,77 @@
+//! Whether a hit can come: what the file system allows, and where the breakpoints are.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::links::{Kind, NO_SITE, Spot, detach};
+use super::load::Kernel;
+use super::placed::{Attached, Placed};
+use super::refusal::{Refusal, RefusalKind};
+use crate::mapping::CodeView;
+
+/// The x86 breakpoint.
+const BREAKPOINT: u8 = 0xcc;
+
+impl Kernel {
+    /// At which places of a file, which no process may map, the kernel sets a breakpoint: it takes them all, and drops what
+    /// it cannot probe when the file is mapped. The tables of [`crate::elf::probeable`] are held against this.
+    ///
+    /// # Errors
+    /// If the kernel refuses even to take them.
+    pub fn arms(&self, path: &Path, offsets: &[u64]) -> Result<Vec<bool>, Refusal> {
+        let spot = |(position, offset): (usize, &u64)| Spot {
+            position,
+            offset: *offset,
+            semaphore: 0,
+            cookie: NO_SITE,
+        };
+        let spots: Vec<Spot> = offsets.iter().enumerate().map(spot).collect();
+        let links = self.link(Kind::Entry, path, &spots)?;
+        let (first, last) = (offsets.iter().min(), offsets.iter().max());
+        let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
+        let view = File::open(path).and_then(|file| CodeView::new(file.as_fd(), first, last));
+        let view = view.map_err(|err| Refusal::of_file(&err))?;
+        let armed = offsets.iter().map(|offset| view.byte(*offset) == Some(BREAKPOINT)).collect();
+        detach(links);
+        Ok(armed)
+    }
+}
+
+/// The pages of the file that the sites are on. None where the file system lets no process map it: then none can run it
+/// from there, and there is nothing to see.
+pub(super) fn view(file: &File, sites: &[Placed<'_>]) -> std::io::Result<Option<CodeView>> {
+    let offsets = || sites.iter().map(|placed| placed.site.offset);
+    let (Some(first), Some(last)) = (offsets().min(), offsets().max()) else { return Ok(None) };
+    match CodeView::new(file.as_fd(), first, last) {
+        Ok(view) => Ok(Some(view)),
+        Err(err) if err.raw_os_error() == Some(libc::ENOMEM) => Err(err),
+        Err(err) => {
+            log::debug!("the file cannot be mapped to check its breakpoints: {err}");
+            Ok(None)
+        }
+    }
+}
+
+/// On a file system that is mounted `noexec` no process can run the file, nor would the kernel check anything.
+pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
+    let flags = rustix::fs::fstatvfs(file).map(|about| about.f_flag);
+    if !flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC)) {
+        return Ok(());
+    }
+    let text = "its file system is mounted with `noexec`, so that no process can run it from there; name the path that \
+                processes run, or mount it without";
+    Err(Refusal::new(RefusalKind::File, text))
+}
+
+/// Refuses sites that the kernel has taken without setting a breakpoint.
+pub(super) fn check_breakpoints(made: &mut Attached, view: &CodeView, sites: &[Placed<'_>]) {
+    for (position, placed) in sites.iter().enumerate() {
+        if !made.refused.contains_key(&position)
+            && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)
+        {
+            let text = "the kernel took the probe and set no breakpoint; probe another place";
+            made.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
+        }
+    }
+}

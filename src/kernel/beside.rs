@@ -1,0 +1,70 @@
+//! Attaching where another tracer holds the place.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use libbpf_rs::Link;
+
+use super::links::{Kind, NO_SITE, Spot, detach};
+use super::load::Kernel;
+use super::placed::Attached;
+use super::refusal::{Refusal, RefusalKind};
+
+impl Kernel {
+    /// Attaches where another tracer holds the place without the semaphore, which the kernel keeps one of for each place: so
+    /// without it, too. The semaphores are raised by probes that name them at places which no process ever runs; so it is
+    /// the kernel that counts them, in every process of now and later.
+    pub(super) fn attach_beside(
+        &self,
+        made: &mut Attached,
+        kind: Kind,
+        path: &Path,
+        spots: &[Spot],
+        idle: &[u64],
+    ) -> Result<(), Refusal> {
+        let semaphores: BTreeSet<u64> = spots.iter().map(|spot| spot.semaphore).collect();
+        for semaphore in semaphores {
+            let without: Vec<Spot> = spots
+                .iter()
+                .filter(|spot| spot.semaphore == semaphore)
+                .map(|spot| Spot { semaphore: 0, ..*spot })
+                .collect();
+            let (links, bad) = self.each_alone(kind, path, &without)?;
+            let raised = if links.is_empty() { None } else { self.raise(path, semaphore, idle)? };
+            let attached = without.iter().filter(|spot| !bad.contains_key(&spot.position));
+            match raised {
+                Some(raised) => {
+                    made.beside += attached.count();
+                    made.links.extend(links);
+                    made.links.extend(raised);
+                }
+                None => {
+                    detach(links);
+                    let refusal = Refusal::new(
+                        RefusalKind::Held,
+                        "another tracer (an older BCC program?) holds it without its semaphore, and the file has no place \
+                         from which to raise that; it is tried again, and is attached once that tracer has ended",
+                    );
+                    made.refused.extend(attached.map(|spot| (spot.position, refusal.clone())));
+                }
+            }
+            made.refused.extend(bad);
+        }
+        Ok(())
+    }
+
+    /// Raises a semaphore in all processes, for as long as the links live. None if there is no place to do it from.
+    fn raise(&self, path: &Path, semaphore: u64, idle: &[u64]) -> Result<Option<Vec<Link>>, Refusal> {
+        // Another target's semaphore, or another exporter's, may have its place already: begin elsewhere for each.
+        let first = (semaphore / 2) as usize % idle.len().max(1);
+        for offset in idle[first..].iter().chain(&idle[..first]) {
+            let spot = Spot { position: 0, offset: *offset, semaphore, cookie: NO_SITE };
+            match self.link(Kind::Entry, path, &[spot]) {
+                Ok(links) => return Ok(Some(links)),
+                Err(refusal) if refusal.kind.is_of_a_site() => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(None)
+    }
+}

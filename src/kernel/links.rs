@@ -1,0 +1,116 @@
+//! Links: one for many places of a file, or a perf event for each.
+
+use std::path::Path;
+
+use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
+
+use super::link_kind::Attach;
+use super::load::Kernel;
+use super::placed::{How, Placed};
+use super::refusal::Refusal;
+
+/// The number of no site: of probes that are never hit.
+pub(super) const NO_SITE: u64 = u32::MAX as u64;
+
+/// A place to attach at, and its position in the list that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot {
+    pub(super) position: usize,
+    pub(super) offset: u64,
+    pub(super) semaphore: u64,
+    pub(super) cookie: u64,
+}
+
+/// The part of the sites that one link takes, by its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Entry,
+    Return,
+    Session,
+}
+
+impl Kernel {
+    /// Attaches at all of these, or at none.
+    pub(super) fn link(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Vec<Link>, Refusal> {
+        let made = match self.attach_kind() {
+            Attach::Multi => self.link_multi(kind, path, spots).map(|link| vec![link]),
+            Attach::Perf => self.link_perf(kind, path, spots),
+        };
+        made.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
+    }
+
+    fn link_multi(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Link> {
+        let has_semaphores = spots.iter().any(|spot| spot.semaphore != 0);
+        let semaphores = spots.iter().filter(|_| has_semaphores);
+        let opts = UprobeMultiOpts {
+            offsets: spots.iter().map(|spot| spot.offset as usize).collect(),
+            ref_ctr_offsets: semaphores.map(|spot| spot.semaphore as usize).collect(),
+            cookies: spots.iter().map(|spot| spot.cookie).collect(),
+            retprobe: kind == Kind::Return,
+            session: kind == Kind::Session,
+            ..UprobeMultiOpts::default()
+        };
+        let programs = self.programs();
+        let program = if kind == Kind::Session { &programs.probe_session } else { &programs.probe_multi };
+        program.attach_uprobe_multi_with_opts(-1, path, "", opts)
+    }
+
+    fn link_perf(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Vec<Link>> {
+        let mut links = Vec::with_capacity(spots.len());
+        for spot in spots {
+            let opts = UprobeOpts {
+                ref_ctr_offset: spot.semaphore as usize,
+                cookie: spot.cookie,
+                retprobe: kind == Kind::Return,
+                ..UprobeOpts::default()
+            };
+            match self.programs().probe_perf.attach_uprobe_with_opts(-1, path, spot.offset as usize, opts) {
+                Ok(link) => links.push(link),
+                Err(err) => {
+                    detach(links);
+                    return Err(err);
+                }
+            }
+        }
+        Ok(links)
+    }
+}
+
+impl Spot {
+    pub(super) fn of(position: usize, placed: &Placed<'_>) -> Self {
+        let site = placed.site;
+        Self {
+            position,
+            offset: site.offset,
+            semaphore: site.ref_ctr_offset,
+            cookie: u64::from(placed.cookie),
+        }
+    }
+}
+
+impl Kind {
+    pub(super) fn is_of(self, how: How) -> bool {
+        match how {
+            How::Entry => self == Kind::Entry,
+            How::Return => self == Kind::Return,
+            How::Session { .. } => self == Kind::Session,
+            How::InSession => false,
+        }
+    }
+}
+
+/// Detaching waits for the kernel, so many links are dropped at once.
+pub fn detach(links: Vec<Link>) {
+    const THREADS: usize = 32;
+    if links.len() < 2 {
+        return;
+    }
+    let each = links.len().div_ceil(THREADS);
+    let mut links = links;
+    std::thread::scope(|scope| {
+        while !links.is_empty() {
+            let some = links.split_off(links.len().saturating_sub(each));
+            scope.spawn(move || drop(some));
+        }
+    });
+}

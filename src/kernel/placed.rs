@@ -1,0 +1,42 @@
+//! Sites on their way into the kernel, and what became of them.
+
+use std::collections::BTreeMap;
+
+use libbpf_rs::Link;
+
+use super::refusal::Refusal;
+use crate::resolve::ResolvedSite;
+
+/// How a site is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    Entry,
+    Return,
+    /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
+    Session {
+        on_return: u32,
+    },
+    /// The return of a session: no link of its own.
+    InSession,
+}
+
+/// A site and its number.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed<'a> {
+    pub cookie: u32,
+    pub site: &'a ResolvedSite,
+    pub how: How,
+    /// The span that the site begins or ends. Without its ends a start would wait in vain, so the sites of a function that
+    /// belong to a span are attached together or not at all.
+    pub span: Option<u32>,
+}
+
+/// What came of attaching. Dropping the links detaches.
+#[derive(Debug, Default)]
+pub struct Attached {
+    pub links: Vec<Link>,
+    /// By position in the list of sites.
+    pub refused: BTreeMap<usize, Refusal>,
+    /// Sites that another tracer holds without their semaphore, which is raised by a probe elsewhere in the file.
+    pub beside: usize,
+}

@@ -1,0 +1,185 @@
+//! What becomes of processes, as the kernel tells it, and which targets that concerns.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::file::Identity;
+use super::find::{Finder, KNOWN};
+use super::processes::Applied;
+use crate::config::model::Selector;
+use crate::kernel::{FileKey, ProcessChange, ProcessEvent};
+
+/// What has become of processes.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Targets that may mean other files now.
+    pub targets: BTreeSet<usize>,
+    /// Programs that have ended already: their names, and paths.
+    pub ended: Vec<(String, PathBuf)>,
+    /// Processes that have begun to run a program.
+    pub executed: Vec<Executed>,
+}
+
+/// A process that has begun to run a program.
+#[derive(Debug)]
+pub struct Executed {
+    pub pid: u32,
+    key: FileKey,
+    /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time: u64,
+}
+
+/// How long after a program began its mappings are read first; then after four times that, and so on.
+const FIRST_READ: Duration = Duration::from_millis(3);
+const LAST_READ: Duration = Duration::from_secs(3);
+
+/// Processes whose mappings are read so often; of more of them in their turn with all others.
+const YOUNG: usize = 256;
+
+impl Finder {
+    /// Whether changes of processes are told.
+    pub fn has_events(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Becomes readable when there is something to follow at once.
+    pub fn told(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Follows what the kernel has told of processes. None if some of that was lost, so that a
+    /// walk is needed.
+    pub fn follow(&mut self, selectors: &[Selector]) -> Option<News> {
+        let mut news = News::default();
+        let Some(events) = &mut self.events else { return Some(news) };
+        let told = events.take();
+        if events.has_lost() {
+            return None;
+        }
+        // Of a process that has ended meanwhile nothing can be looked up.
+        let ends = |event: &&ProcessEvent| event.change == ProcessChange::Ended;
+        let ended: HashSet<u32> = told.iter().filter(ends).map(|event| event.pid).collect();
+        for event in &told {
+            self.follow_one(event, selectors, ended.contains(&event.pid), &mut news);
+        }
+        self.read_young();
+        self.walk();
+        news.targets = self.processes.take_changed();
+        Some(news)
+    }
+
+    /// When [`follow`](Self::follow) has something to do, even if nothing is told.
+    pub fn due_in(&self) -> Option<Duration> {
+        let due = self.young.iter().flatten().map(|(due, ..)| *due).min();
+        due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn read_young(&mut self) {
+        let now = Instant::now();
+        for (due, pause, pid) in self.young.iter_mut().flatten() {
+            if *due <= now {
+                if let Some(process) = self.processes.get_mut(*pid) {
+                    process.libraries = None;
+                    self.processes.touch(*pid);
+                }
+                (*due, *pause) = (now + *pause, *pause * 4);
+            }
+        }
+        if let Some(young) = &mut self.young {
+            young.retain(|(_, pause, pid)| *pause <= LAST_READ * 4 && self.processes.get(*pid).is_some());
+        }
+    }
+
+    fn follow_one(&mut self, event: &ProcessEvent, selectors: &[Selector], has_ended: bool, news: &mut News) {
+        let pid = event.pid;
+        let applied = if has_ended && event.change != ProcessChange::Ended {
+            Applied::default()
+        } else {
+            self.processes.apply(event)
+        };
+        if applied.is_new_cgroup && applied.containers > 0 {
+            self.name_containers(selectors);
+        }
+        let Some(events) = &self.events else { return };
+        if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
+            && let Some(is_meant) = self.processes.means_cgroup(cgroup)
+        {
+            events.set_cgroup(cgroup, is_meant);
+        }
+        let is_pinned = self.pinned.contains(&pid);
+        if !applied.is_of_interest && event.change != ProcessChange::Ended && !is_pinned {
+            events.forget(pid);
+        }
+        let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
+        let is_seen = self.executed.contains_key(file) || (applied.is_of_interest && self.is_there(pid));
+        if !is_seen {
+            // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
+            // file attached to.
+            if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                news.ended.push((name, path.clone()));
+            }
+        } else {
+            news.executed.push(Executed { pid, key: *file, time: *time });
+            if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
+                young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
+            }
+        }
+    }
+
+    /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
+    pub(super) fn walk(&mut self) {
+        let found = self.processes.walk_if_needed();
+        self.walks += u64::from(found.is_some());
+        for pid in found.unwrap_or_default() {
+            let Some(events) = &self.events else { return };
+            if !self.pinned.contains(&pid) {
+                events.track(pid);
+            }
+            // It may have ended before that.
+            if !Path::new("/proc").join(pid.to_string()).exists() {
+                self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended });
+                if !self.pinned.contains(&pid) {
+                    events.forget(pid);
+                }
+            }
+        }
+    }
+
+    /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
+    /// Where semaphores have to be raised, all such processes are told.
+    pub fn note_executed(&mut self, news: &News, needs_semaphores: impl Fn(Identity) -> bool) {
+        for executed in &news.executed {
+            let Some(identity) = self.file_of(executed) else { continue };
+            let Some(events) = &self.events else { return };
+            if self.executed.len() >= KNOWN {
+                self.executed.drain().for_each(|(key, _)| events.forget_file(key));
+            }
+            if self.executed.insert(executed.key, identity) != Some(identity) {
+                events.set_known(executed.key, needs_semaphores(identity));
+            }
+        }
+    }
+
+    /// What the process runs.
+    pub fn file_of(&mut self, executed: &Executed) -> Option<Identity> {
+        let known = self.executed.get(&executed.key).copied();
+        known.or_else(|| Some(self.of_process(executed.pid).ok()?.identity))
+    }
+
+    /// The file is no longer attached to: whoever runs it next is to be looked at.
+    pub fn forget_executed(&mut self, identity: Identity) {
+        let Some(events) = &self.events else { return };
+        self.executed.retain(|key, of| {
+            let is_other = *of != identity;
+            if !is_other {
+                events.forget_file(*key);
+            }
+            is_other
+        });
+    }
+}

@@ -1,0 +1,161 @@
+//! Which file a path or a process leads to, as the kernel knows it, and who maps that.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::file::{CopiedUp, Found, Identity, Stamp, key};
+use super::find::{Finder, KNOWN};
+use crate::regular;
+
+/// The kernel's own device numbers have so many bits for the minor one.
+const KERNEL_MINOR_BITS: u32 = 20;
+
+/// How long it is not looked up again whether a file is in use.
+const USED: Duration = Duration::from_secs(1);
+
+impl Finder {
+    /// A file by its path.
+    ///
+    /// # Errors
+    /// If it cannot be looked at, or is no regular file.
+    pub fn look_at(&mut self, path: &Path, shown: String) -> io::Result<Found> {
+        let mut meta = fs::metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let identity = match self.known.get(&key(&meta)) {
+            Some((stamp, identity)) if *stamp == Stamp::of(&meta) => *identity,
+            _ => {
+                if self.known.len() >= KNOWN {
+                    self.known.clear();
+                }
+                let file = regular::open(path);
+                // All of one file, if the path leads to another one by now.
+                if let Ok(file) = &file {
+                    meta = file.metadata()?;
+                }
+                let identity = self.identity(path, file, &meta);
+                self.known.insert(key(&meta), (Stamp::of(&meta), identity));
+                identity
+            }
+        };
+        Ok(Found {
+            path: path.to_path_buf(),
+            shown,
+            identity,
+            key: key(&meta),
+            stamp: Stamp::of(&meta),
+            is_library: false,
+            is_candidate: false,
+        })
+    }
+
+    fn identity(&mut self, path: &Path, file: io::Result<File>, meta: &fs::Metadata) -> Identity {
+        let assumed = Identity { device: meta.dev(), number: meta.ino(), address: 0 };
+        let Some(files) = &mut self.files else { return assumed };
+        file.and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
+            log::debug!(
+                "{}: told apart by stat(2), for the kernel's inode is not known: {err}",
+                path.display()
+            );
+            assumed
+        })
+    }
+
+    /// All that the process maps, if that is not the file which its executable's path leads to.
+    fn check_layer(&mut self, pid: u32, exe: &Path, found: &Found) -> io::Result<Option<Vec<Identity>>> {
+        let meta = fs::metadata(exe)?;
+        let device =
+            u64::from(libc::major(meta.dev())) << KERNEL_MINOR_BITS | u64::from(libc::minor(meta.dev()));
+        let is_plain = (device, meta.ino()) == (found.identity.device, found.identity.number);
+        if is_plain || found.identity.address == 0 || self.checked.get(&pid) == Some(&found.identity) {
+            return Ok(None);
+        }
+        let Some(files) = &mut self.files else { return Ok(None) };
+        let maps: Vec<_> = files.mapped_by(pid)?.into_iter().map(|(_, inode)| inode).collect();
+        if maps.contains(&found.identity) {
+            if self.checked.len() >= KNOWN {
+                self.checked.clear();
+            }
+            self.checked.insert(pid, found.identity);
+            return Ok(None);
+        }
+        Ok(Some(maps).filter(|maps| !maps.is_empty()))
+    }
+
+    /// Whether it can be told what the process runs, or only the right to is missing.
+    pub(super) fn is_there(&mut self, pid: u32) -> bool {
+        self.of_process(pid).map_or_else(|err| err.kind() == io::ErrorKind::PermissionDenied, |_| true)
+    }
+
+    /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
+    pub(super) fn of_process(&mut self, pid: u32) -> io::Result<Found> {
+        let known = self
+            .processes
+            .get(pid)
+            .and_then(|process| Some((process.file.clone()?, process.copied_up.clone())));
+        let (found, copied_up) = match known {
+            Some(known) => known,
+            None => {
+                let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+                let shown = fs::read_link(&exe)?.display().to_string();
+                let found = self.look_at(&exe, shown)?;
+                let copied_up = self.check_layer(pid, &exe, &found)?;
+                if let Some(process) = self.processes.get_mut(pid) {
+                    (process.file, process.copied_up) = (Some(found.clone()), copied_up.clone());
+                }
+                (found, copied_up)
+            }
+        };
+        if let Some(maps) = copied_up {
+            self.copied_up.push(CopiedUp { pid, shown: found.shown.clone(), maps });
+        }
+        Ok(found)
+    }
+
+    /// Where the process has mapped the file: the addresses at which a mapping of it begins.
+    ///
+    /// # Errors
+    /// If the process has ended, or the kernel does not say.
+    pub fn starts_of_mappings(&mut self, pid: u32, identity: Identity) -> io::Result<HashSet<u64>> {
+        let Some(files) = &mut self.files else { return Ok(HashSet::new()) };
+        let all = files.mapped_by(pid)?;
+        Ok(all.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start).collect())
+    }
+
+    /// The processes that map the file, as far as the kernel's numbers are those of /proc.
+    pub fn mapping(&mut self, identity: Identity) -> BTreeSet<u32> {
+        let files = self.files.as_mut().filter(|_| identity.address != 0);
+        files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
+    }
+
+    /// Whether any process still has the file mapped, or had a moment ago.
+    pub fn in_use(&mut self, identity: Identity) -> bool {
+        if let Some((of, at, used)) = self.used
+            && of == identity
+            && at.elapsed() < USED
+        {
+            return used;
+        }
+        let used = self.look_for_use(identity);
+        self.used = Some((identity, Instant::now(), used));
+        used
+    }
+
+    fn look_for_use(&mut self, identity: Identity) -> bool {
+        match self.files.as_mut().filter(|_| identity.address != 0) {
+            // To detach from a file that runs is worse than to stay.
+            Some(files) => files.is_mapped(identity).unwrap_or(true),
+            None => self.processes.map(identity),
+        }
+    }
+
+    /// When the process began, by the kernel's clock; 0 if that is not known.
+    pub fn began(&mut self, pid: u32) -> u64 {
+        self.files.as_mut().and_then(|files| files.began(pid).ok()).unwrap_or_default()
+    }
+}

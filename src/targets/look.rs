@@ -1,0 +1,265 @@
+//! Compares a target with the files that it means now, attaches to new ones and lets go of others.
+
+use std::path::{Path, PathBuf};
+
+use super::file::{Found, Identity};
+use super::find::is_by_process;
+use super::generation::{Context, Generation};
+use super::outcome::Outcome;
+use super::status::ProbeState;
+use super::upgrade::lease;
+use super::worker::Worker;
+use crate::config::model::Selector;
+use crate::kernel::Filter;
+use crate::plan::{Plan, TargetPlan};
+
+impl Worker {
+    /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
+    /// is attached to.
+    pub(super) fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
+        let filter = match (planned.pid, &planned.selector) {
+            (Some(pid), _) => {
+                // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
+                let known = self.targets[target].filter.as_ref().map_or(0, Filter::began);
+                Filter::process(pid, if known > 0 { known } else { self.finder.began(pid) })
+            }
+            (None, Selector::Process(name)) => Filter::name(name),
+            (None, Selector::Container(name)) => Filter::container(&self.finder.container_id(name)),
+            (None, Selector::Binary(_) | Selector::Pid(_)) => return,
+        };
+        let state = &mut self.targets[target];
+        if state.filter.as_ref() == Some(&filter) {
+            return;
+        }
+        state.editions += 1;
+        match self.kernel.set_filter(target, &filter.clone().numbered(state.editions)) {
+            Ok(()) => state.filter = Some(filter),
+            Err(err) => log::error!("Target {}: the kernel keeps its old filter: {err:#}", planned.name),
+        }
+    }
+
+    /// The files that a target means now, and those that took the place of its executables and do not run yet.
+    pub(super) fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<Found>, String> {
+        let state = &mut self.targets[target];
+        let mut found = self.finder.find(&planned.selector, &state.usdt);
+        let mut remarks = std::mem::take(&mut self.finder.remarks);
+        let attached = |inode: &Identity| {
+            state.current.iter().chain(&state.replaced).any(|generation| generation.identity == *inode)
+        };
+        let copied_up = self.finder.copied_up.iter().filter(|process| !process.maps.iter().any(attached));
+        remarks.extend(copied_up.map(|process| {
+            format!(
+                "process {} runs {} as it was before it was copied up to another layer, to which no path leads: what it does \
+                 is not counted until it is started again",
+                process.pid, process.shown
+            )
+        }));
+        for news in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
+            log::warn!("Target {}: {news}", planned.name);
+        }
+        state.remarks = remarks;
+        if !matches!(planned.selector, Selector::Process(_)) {
+            return found;
+        }
+        for file in found.iter().flatten().filter(|file| !file.is_library) {
+            let path = PathBuf::from(&file.shown);
+            if !state.paths.contains(&path)
+                && self.finder.look_at(&path, String::new()).is_ok_and(|here| here.identity == file.identity)
+            {
+                state.paths.insert(path);
+            }
+        }
+        for path in &state.paths {
+            let Ok(here) = self.finder.look_at(path, path.display().to_string()) else { continue };
+            match &mut found {
+                Ok(files) if files.iter().all(|file| file.identity != here.identity) => files.push(here),
+                Ok(_) => {}
+                Err(_) => found = Ok(vec![here]),
+            }
+        }
+        found
+    }
+
+    /// Watches the ways to all files that paths of this mount namespace lead to.
+    pub(super) fn follow(&mut self) {
+        let mut paths = Vec::new();
+        for (target, planned) in self.plan.targets.iter().enumerate() {
+            if let Selector::Binary(path) = &planned.selector {
+                paths.push((target, path.clone()));
+            }
+            paths.extend(self.targets[target].paths.iter().map(|path| (target, path.clone())));
+        }
+        self.watch.follow(&paths);
+    }
+
+    pub(super) fn look_at(&mut self, target: usize, planned: &TargetPlan) {
+        self.set_filter(target, planned);
+        let files = self.find(target, planned);
+        let state = &mut self.targets[target];
+        let files = match files {
+            Ok(files) => files,
+            Err(why) => {
+                state.written = None;
+                // That one process will not come back.
+                if matches!(planned.selector, Selector::Pid(_)) {
+                    for mut old in state.current.drain(..) {
+                        old.detach(&mut self.cookies);
+                        self.finder.forget_executed(old.identity);
+                    }
+                }
+                // Files that are attached stay so: their processes may still run, or the file may come back.
+                if state.current.is_empty() {
+                    let news = state.missing.as_ref() != Some(&why);
+                    if news {
+                        log::warn!("Target {}: {why}; waiting for it", planned.name);
+                    }
+                    for probe in &planned.probes {
+                        self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+                    }
+                    state.missing = Some(why);
+                }
+                return;
+            }
+        };
+        state.missing = None;
+        let mut changed = false;
+        let known = std::mem::take(&mut state.current);
+        let context =
+            Context { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
+        for mut old in known {
+            match files.iter().find(|file| file.identity == old.identity) {
+                Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
+                    old.stamp = file.stamp;
+                    if old.retry(context, file, &mut self.cookies) {
+                        announce(&self.plan, planned, file, &old, false);
+                        changed = true;
+                    }
+                    state.current.push(old);
+                }
+                // Written over in place: the sites are elsewhere now.
+                Some(_) => {
+                    old.detach(&mut self.cookies);
+                    self.finder.forget_executed(old.identity);
+                    changed = true;
+                }
+                None => {
+                    let is_replaced =
+                        !is_by_process(&planned.selector) || state.paths.contains(Path::new(&old.shown));
+                    state.leave(old, is_replaced, &planned.name);
+                    changed = true;
+                }
+            }
+        }
+        let elsewhere = files.iter().any(|file| file.is_library);
+        let mut written = None;
+        for file in &files {
+            let state = &mut self.targets[target];
+            if state.current.iter().any(|known| known.identity == file.identity) {
+                continue;
+            }
+            if let Some(old) = state.take_back(file) {
+                state.current.push(old);
+                changed = true;
+                continue;
+            }
+            if let Some(made) = state.admit(&self.kernel, file) {
+                state.note_attached(&made, target, &self.status);
+                announce(&self.plan, planned, file, &made, elsewhere);
+                state.current.push(made);
+                changed = true;
+                continue;
+            }
+            let lease = match lease(&self.watch.breaks, &mut self.finder, file) {
+                Ok(lease) => lease,
+                Err(why) => {
+                    written = Some(why);
+                    continue;
+                }
+            };
+            // Written over while nobody ran it.
+            if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
+                let mut old = state.replaced.swap_remove(at);
+                old.detach(&mut self.cookies);
+            }
+            let made = Generation::attach(context, file, lease, &mut self.cookies);
+            state.note_attached(&made, target, &self.status);
+            announce(&self.plan, planned, file, &made, elsewhere);
+            state.current.push(made);
+            changed = true;
+        }
+        if changed {
+            self.publish(target, planned);
+        }
+        self.wait_for_writer(target, planned, written);
+    }
+
+    /// Probes stay in a replaced file as long as a process runs it.
+    pub(super) fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
+        let state = &mut self.targets[target];
+        let cookies = &mut self.cookies;
+        state.replaced.retain_mut(|old| {
+            let used = !old.wants_check_of_use() || self.finder.in_use(old.identity);
+            if !used {
+                log::info!("Target {}: {} no longer runs, and was detached from", planned.name, old.shown);
+                old.detach(cookies);
+                self.finder.forget_executed(old.identity);
+            }
+            used
+        });
+    }
+
+    /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
+    fn publish(&self, target: usize, planned: &TargetPlan) {
+        let state = &self.targets[target];
+        for (n, probe) in planned.probes.iter().enumerate() {
+            let of = |generation: &Generation| generation.probes.get(n).cloned();
+            let outcomes: Vec<Outcome> = state.current.iter().filter_map(of).collect();
+            let Some(first) = outcomes.first() else { continue };
+            let attached: Vec<_> = outcomes.iter().filter(|o| o.state.is_attached()).collect();
+            let refused = outcomes.iter().map(Outcome::refused).sum();
+            let sites = attached.iter().map(|o| o.sites).sum();
+            let unsigned = attached.iter().fold(u32::MAX, |all, o| all & o.unsigned);
+            let unsigned = (!attached.is_empty()).then_some(unsigned);
+            let not_all = outcomes
+                .iter()
+                .find(|o| matches!(o.state, ProbeState::Partly(_) | ProbeState::Refused(_)))
+                .map(|o| ProbeState::Partly(o.state.reason().to_string()));
+            let state = match (attached.is_empty(), not_all) {
+                (true, _) => first.state.clone(),
+                (false, Some(partly)) => partly,
+                (false, None) => ProbeState::Attached,
+            };
+            self.status.set(*probe, state, [sites, refused], unsigned);
+        }
+    }
+}
+
+/// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
+fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation, elsewhere: bool) {
+    let mut attached = 0;
+    for outcome in &made.probes {
+        let name = &plan.probes[outcome.probe].name;
+        match &outcome.state {
+            ProbeState::Attached => {
+                attached += 1;
+                let sites = if outcome.sites == 1 { "" } else { "s" };
+                log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
+            }
+            ProbeState::Partly(why) => {
+                attached += 1;
+                log::warn!("Attached probe in part: {name}: {why}");
+            }
+            ProbeState::Absent(_) if elsewhere => {}
+            state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
+        }
+    }
+    let line =
+        format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
+    if attached == 0 && elsewhere {
+        log::debug!("{line}");
+    } else if attached == 0 {
+        log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
+    } else {
+        log::info!("{line}");
+    }
+}

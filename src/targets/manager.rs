@@ -1,0 +1,242 @@
+//! The thread that owns the loaded programs and their links, and looks after the targets.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::find::is_by_process;
+use super::follow::News;
+use super::generation::{Cookies, Generation};
+use super::state::{State, Written};
+use super::status::Status;
+use super::worker::{WALK, Worker};
+use crate::config::model::Selector;
+use crate::kernel::{Attach, KernelError, Shared};
+use crate::layout::Layout;
+use crate::plan::Plan;
+
+/// How often files are looked at: one stat(2) for each.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often container engines are asked for names, which can change without any process doing something.
+const NAMES: Duration = Duration::from_secs(60);
+
+/// The running thread. Dropping it detaches everything and unloads the programs.
+#[derive(Debug)]
+pub struct Keeper {
+    shared: Shared,
+    status: Arc<Status>,
+    attach: Attach,
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Loads the programs and attaches what can be attached now; the rest is attached when it appears.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs, or the thread cannot be made.
+    pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
+        let status = Arc::new(Status::new(&plan));
+        let (ready, started) = sync_channel(1);
+        let failed = |why: io::Error| KernelError {
+            what: "starting the thread that attaches probes".to_string(),
+            why: why.into(),
+            next: String::new(),
+        };
+        let (stop, stopped) = UnixStream::pair().map_err(failed)?;
+        let thread_status = status.clone();
+        let thread = std::thread::Builder::new()
+            .name("keeper".to_string())
+            .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped) {
+                Err(why) => {
+                    let _ = ready.send(Err(why));
+                }
+                Ok(mut worker) => {
+                    worker.look(true);
+                    let _ = ready.send(Ok(worker.kernel.shared()));
+                    worker.run();
+                }
+            })
+            .map_err(failed)?;
+        let shared = started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
+        Ok(Self { shared, status, attach, stop: Some(stop), thread: Some(thread) })
+    }
+
+    pub fn shared(&self) -> Shared {
+        self.shared.clone()
+    }
+
+    pub fn status(&self) -> Arc<Status> {
+        self.status.clone()
+    }
+
+    pub fn attach_kind(&self) -> Attach {
+        self.attach
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Worker {
+    /// Until the other end of the watch's stream is dropped.
+    fn run(&mut self) {
+        let mut pause = LOOK / 5;
+        loop {
+            let due = self.finder.due_in().unwrap_or(pause);
+            let news = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.told());
+            // Before anything else: somebody waits.
+            self.give_way(&news.breaks);
+            if news.is_over {
+                break;
+            }
+            self.prepare(&news.beside);
+            if news.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
+                self.follow_processes();
+            }
+            let plan = self.plan.clone();
+            for (target, planned) in plan.targets.iter().enumerate() {
+                if news.targets.contains(&target) || self.targets[target].written.is_some_and(Written::is_due)
+                {
+                    self.look_at(target, planned);
+                }
+            }
+            if !news.targets.is_empty() {
+                self.follow();
+            }
+            if self.last_look.elapsed() >= pause {
+                pause = LOOK;
+                self.last_look = Instant::now();
+                let walk = self.last_walk.elapsed() >= WALK;
+                if walk || self.status.ticks().is_none() {
+                    self.measure_ticks();
+                }
+                if walk {
+                    self.last_walk = Instant::now();
+                }
+                if walk || self.found_no_room() {
+                    self.sweep_starts();
+                }
+                self.look(walk);
+            }
+        }
+        // Or the kernel could not lower them.
+        self.raise_all_semaphores();
+        let mut all: Vec<_> = self
+            .targets
+            .drain(..)
+            .flat_map(|state| {
+                let candidates = state.candidates.into_iter().map(|candidate| candidate.generation);
+                state.current.into_iter().chain(state.replaced).chain(candidates)
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for generation in &mut all {
+                scope.spawn(|| generation.detach(&mut Cookies::new(0)));
+            }
+        });
+    }
+
+    /// Looks at the targets for which processes have begun or changed.
+    fn follow_processes(&mut self) {
+        let Some(news) = self.finder.follow(&self.selectors) else {
+            log::debug!("more has happened to processes than could be told: all are looked at");
+            self.is_behind = true;
+            return;
+        };
+        self.status.set_walks(self.finder.walks);
+        self.look_for(&news);
+    }
+
+    fn look_for(&mut self, news: &News) {
+        let plan = self.plan.clone();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let Selector::Process(name) = &planned.selector else { continue };
+            let ended = news.ended.iter().filter(|(of, _)| of == name);
+            let before = self.targets[target].paths.len();
+            self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
+            if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
+                self.look_at(target, planned);
+            }
+        }
+        for target in &news.targets {
+            self.look_at(*target, &plan.targets[*target]);
+        }
+        for executed in &news.executed {
+            let Some(identity) = self.finder.file_of(executed) else { continue };
+            self.raise_semaphores(executed.pid, identity);
+            for (target, state) in self.targets.iter().enumerate() {
+                let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
+                let late = of.map_or(0, |of| of.attached.saturating_sub(executed.time));
+                if late > 0 {
+                    self.status.add_unprobed(target, late);
+                }
+            }
+        }
+        let states = &self.targets;
+        let needs_semaphores = |identity| {
+            let generations = states.iter().flat_map(|state| &state.current);
+            generations.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
+        };
+        self.finder.note_executed(news, needs_semaphores);
+    }
+
+    /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
+    /// may be news. With `walk`, also what is looked at rarely.
+    fn look(&mut self, walk: bool) {
+        let plan = self.plan.clone();
+        if walk {
+            self.begin_walk();
+        }
+        self.follow_processes();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let state = &self.targets[target];
+            let is_free = state.written.is_none_or(Written::is_due);
+            let is_told = is_by_process(&planned.selector) && self.finder.has_events();
+            let may_differ = if is_told {
+                state.written.is_some() || state.current.iter().any(Generation::wants_retry)
+            } else {
+                walk || !is_by_process(&planned.selector)
+            };
+            if is_free && may_differ {
+                self.look_at(target, planned);
+            }
+            if walk {
+                self.drop_unused(target, planned);
+            }
+        }
+        if walk {
+            self.raise_all_semaphores();
+            self.drop_candidates();
+            self.follow();
+        }
+    }
+
+    fn begin_walk(&mut self) {
+        if !self.finder.has_events() || std::mem::take(&mut self.is_behind) {
+            self.finder.begin_walk();
+        }
+        if !self.finder.has_events() || self.last_names.elapsed() >= NAMES {
+            self.last_names = Instant::now();
+            self.finder.name_containers(&self.selectors);
+        }
+        let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| is_by_process(of));
+        let by_process: Vec<&State> = by_process.map(|(_, state)| state).collect();
+        if by_process.iter().any(|state| !state.usdt.is_empty()) {
+            self.finder.read_mappings_again();
+        }
+        let generations = by_process.iter().flat_map(|state| &state.current);
+        let unsure: Vec<_> = generations.filter(|g| !g.is_as_it_was()).map(|g| g.identity).collect();
+        self.finder.check_again(&unsure);
+    }
+}

@@ -1,0 +1,128 @@
+//! One target's files, and what keeps it from having them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::file::{Found, Identity};
+use super::generation::Generation;
+use super::status::{Reattached, Status};
+use crate::kernel::{Filter, Kernel};
+
+/// One target's files.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) current: Vec<Generation>,
+    /// Replaced, but some process still runs them.
+    pub(super) replaced: Vec<Generation>,
+    /// Files without any of the probes that ran a while ago: they need not be read again.
+    pub(super) barren: Vec<Generation>,
+    /// Beside the target's file, and not it yet.
+    pub(super) candidates: Vec<Candidate>,
+    /// Since when a file that is being written keeps the target waiting.
+    pub(super) written: Option<Written>,
+    /// When somebody last wanted to write a file.
+    pub(super) broken: Option<Instant>,
+    pub(super) missing: Option<String>,
+    pub(super) remarks: Vec<String>,
+    /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
+    pub(super) paths: BTreeSet<PathBuf>,
+    /// What was attached to by each name of a file.
+    pub(super) attached: HashMap<String, Identity>,
+    pub(super) filter: Option<Filter>,
+    pub(super) editions: u32,
+    /// Its USDT probes, as `provider:name`.
+    pub(super) usdt: Vec<String>,
+}
+
+/// Files without probes that are remembered of one target.
+const BARREN: usize = 64;
+
+/// Names of files that are remembered of one target.
+const NAMES_OF_FILES: usize = 1024;
+
+impl State {
+    /// Counts a file that is attached to in place of another, or again.
+    pub(super) fn note_attached(&mut self, made: &Generation, target: usize, status: &Status) {
+        if !made.is_attached() {
+            return;
+        }
+        if self.attached.len() >= NAMES_OF_FILES {
+            self.attached.clear();
+        }
+        match self.attached.insert(made.shown.clone(), made.identity) {
+            Some(before) if before == made.identity => status.add_reattached(target, Reattached::Written),
+            Some(_) => status.add_reattached(target, Reattached::Replaced),
+            None => {}
+        }
+    }
+
+    /// Notes that no process which is meant runs the file, or that another one has its place.
+    pub(super) fn leave(&mut self, mut old: Generation, is_replaced: bool, target: &str) {
+        if old.is_attached() {
+            if is_replaced {
+                log::info!("Target {target}: {} was replaced", old.shown);
+            }
+            old.leave(is_replaced);
+            self.replaced.push(old);
+        } else if !old.wants_retry() {
+            if self.barren.len() >= BARREN {
+                self.barren.remove(0);
+            }
+            // A file that is not probed can be written over by anyone.
+            old.lease = None;
+            self.barren.push(old);
+        }
+    }
+
+    /// The probes of a file that runs again, or that has got its place back, as when an upgrade is undone.
+    pub(super) fn take_back(&mut self, file: &Found) -> Option<Generation> {
+        let is_it = |old: &Generation| {
+            old.identity == file.identity && (old.stamp == file.stamp || old.is_as_it_was())
+        };
+        let at = |all: &[Generation]| all.iter().position(is_it);
+        let mut old = match (at(&self.replaced), at(&self.barren)) {
+            (Some(at), _) => self.replaced.swap_remove(at),
+            (None, Some(at)) => self.barren.swap_remove(at),
+            (None, None) => return None,
+        };
+        old.come_back();
+        old.stamp = file.stamp;
+        Some(old)
+    }
+
+    /// The candidate that is this file, which has taken the target's place.
+    pub(super) fn admit(&mut self, kernel: &Kernel, file: &Found) -> Option<Generation> {
+        let is_it = |candidate: &Candidate| candidate.generation.identity == file.identity;
+        let at = self.candidates.iter().position(is_it)?;
+        let mut generation = self.candidates.swap_remove(at).generation;
+        generation.admit(kernel, file);
+        Some(generation)
+    }
+}
+
+/// Since when a file that is being written keeps a target waiting, and until when it is left alone unless it is told that
+/// something has changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    pub(super) since: Instant,
+    pub(super) free_until: Instant,
+}
+
+impl Written {
+    pub(super) fn now() -> Self {
+        let now = Instant::now();
+        Self { since: now, free_until: now }
+    }
+
+    pub(super) fn is_due(self) -> bool {
+        self.free_until <= Instant::now()
+    }
+}
+
+/// A file beside the target's, attached to; its hits count once it is the target's.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) generation: Generation,
+    pub(super) since: Instant,
+}

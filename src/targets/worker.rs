@@ -1,0 +1,123 @@
+//! What the thread that looks after the targets knows.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::find::{Finder, is_by_process};
+use super::generation::Cookies;
+use super::state::State;
+use super::status::Status;
+use super::watch::Watch;
+use crate::config::model::{Point, Selector};
+use crate::kernel::{Attach, Clock, Files, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
+use crate::layout::Layout;
+use crate::plan::{Plan, TargetPlan};
+
+/// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
+/// processes do, all of these.
+pub(super) const WALK: Duration = Duration::from_secs(5);
+
+pub(super) struct Worker {
+    pub(super) plan: Arc<Plan>,
+    pub(super) kernel: Kernel,
+    pub(super) status: Arc<Status>,
+    pub(super) cookies: Cookies,
+    pub(super) targets: Vec<State>,
+    pub(super) finder: Finder,
+    pub(super) watch: Watch,
+    pub(super) first_clock: Option<Clock>,
+    pub(super) last_walk: Instant,
+    pub(super) last_look: Instant,
+    pub(super) last_names: Instant,
+    /// Events of processes were lost: all have to be looked at.
+    pub(super) is_behind: bool,
+    pub(super) selectors: Vec<Selector>,
+    /// Starts that found no room so far.
+    pub(super) starts_refused: u64,
+}
+
+impl Worker {
+    pub(super) fn new(
+        plan: Arc<Plan>,
+        layout: &Layout,
+        attach: Attach,
+        status: Arc<Status>,
+        stopped: UnixStream,
+    ) -> Result<Self, KernelError> {
+        let failed = |what: &str, err: io::Error, next: &str| KernelError {
+            what: what.to_string(),
+            why: err.into(),
+            next: next.to_string(),
+        };
+        let mut files = Files::load()?;
+        let namespace = files.pid_namespace().map_err(|err| {
+            failed("finding out whose process ids /proc shows", err, "run it with the host's pid namespace")
+        })?;
+        if namespace != PidNamespace::default() {
+            log::info!(
+                "Process ids are those of this pid namespace; processes outside of it are traced too, and have the id 0"
+            );
+        }
+        let kernel = Kernel::load(&plan, layout, attach, namespace)?;
+        let watch = Watch::new(stopped)
+            .map_err(|err| failed("watching files", err, "raise fs.inotify.max_user_instances"))?;
+        let usdt_of = |target: &TargetPlan| {
+            let names = target.probes.iter().filter_map(|probe| match &plan.probes[*probe].point {
+                Point::Usdt { provider, name } => Some(format!("{provider}:{name}")),
+                Point::Function(_) => None,
+            });
+            names.collect()
+        };
+        let targets =
+            plan.targets.iter().map(|target| State { usdt: usdt_of(target), ..State::default() }).collect();
+        let cookies = Cookies::new(plan.settings.limits.sites);
+        let first_clock = kernel.clock();
+        let (last_walk, last_look) = (Instant::now(), Instant::now());
+        let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
+        let events = process_events(&selectors, namespace);
+        let needs_libraries = |state: &State| !state.usdt.is_empty();
+        let needs_libraries =
+            selectors.iter().zip(&targets).any(|(of, state)| is_by_process(of) && needs_libraries(state));
+        let finder = Finder::new(files, &selectors, events, needs_libraries);
+        let worker = Self {
+            plan,
+            kernel,
+            status,
+            cookies,
+            targets,
+            finder,
+            watch,
+            first_clock,
+            last_walk,
+            last_look,
+            last_names: Instant::now(),
+            is_behind: false,
+            selectors,
+            starts_refused: 0,
+        };
+        worker.name_candidates();
+        Ok(worker)
+    }
+}
+
+/// What the kernel tells of the processes that targets mean; None where it does not tell.
+fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<ProcessEvents> {
+    let mut wanted = Wanted::default();
+    for selector in selectors {
+        match selector {
+            Selector::Process(name) => wanted.names.push(name.clone()),
+            Selector::Container(_) => wanted.by_cgroup = true,
+            Selector::Binary(path) => {
+                wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()))
+            }
+            Selector::Pid(_) => {}
+        }
+    }
+    if selectors.is_empty() {
+        return None;
+    }
+    let started = ProcessEvents::start(&wanted, namespace);
+    started.inspect_err(|err| log::info!("Processes are looked for every {} s: {err}", WALK.as_secs())).ok()
+}
