@@ -18,7 +18,7 @@ use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::{RunError, failed_to};
 use crate::table::Table;
-use crate::targets::{DebugSymbols, Found, Keeper, ProbeState, debug_symbols, find, with_names};
+use crate::targets::{DebugSymbols, ProbeManager, ProbeState, TargetFile, debug_symbols, find, with_names};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;
@@ -73,34 +73,34 @@ impl Checker<'_> {
             }
             Ok(files) => {
                 for found in files {
-                    self.text.push_str(&format!("{name}: {}{only}\n", found.shown));
+                    self.text.push_str(&format!("{name}: {}{only}\n", found.display));
                     self.file(target, &found);
                 }
             }
         }
     }
 
-    fn file(&mut self, target: &TargetPlan, found: &Found) {
+    fn file(&mut self, target: &TargetPlan, found: &TargetFile) {
         let bytes = match found.read() {
             Ok(bytes) => bytes,
             Err(why) => {
-                self.mistakes.error(&target.at, format!("{} cannot be read: {why}", found.shown));
+                self.mistakes.error(&target.at, format!("{} cannot be read: {why}", found.display));
                 return;
             }
         };
         match Image::parse(&bytes) {
             Err(why) => {
-                self.mistakes.error(&target.at, format!("{}: {why}", found.shown));
+                self.mistakes.error(&target.at, format!("{}: {why}", found.display));
             }
             Ok(image) if foreign(image.arch()) => {
-                let message = format!("{} is built for another processor than this machine's", found.shown);
+                let message = format!("{} is built for another processor than this machine's", found.display);
                 self.mistakes.error(&target.at, message);
             }
             Ok(image) => {
                 let is_function =
                     |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
                 let wants_names = target.probes.iter().any(is_function);
-                let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.shown)).flatten();
+                let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.display)).flatten();
                 let separate = debug.as_ref().and_then(DebugSymbols::image);
                 let index = SymbolIndex::of(&with_names(image, debug.as_ref())).with_debug_file(separate);
                 self.probes(target, &index, found);
@@ -125,7 +125,7 @@ impl Checker<'_> {
     }
 
     /// The probes of a program; if it has none of them, that is one mistake.
-    fn probes(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>, found: &Found) {
+    fn probes(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>, found: &TargetFile) {
         let image = index.image();
         let before = self.mistakes.len();
         let there = self.table(target, Some((index, found)));
@@ -137,16 +137,16 @@ impl Checker<'_> {
             None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
                 format!(
                     "none of this target's probes is in it; `exporter probes {}` lists what it has",
-                    found.shown
+                    found.display
                 )
             }
             None => return,
         };
-        self.mistakes.error(&target.at, format!("{}: {why}", found.shown));
+        self.mistakes.error(&target.at, format!("{}: {why}", found.display));
     }
 
     /// The target's probes; returns how many are in the file.
-    fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &Found)>) -> usize {
+    fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &TargetFile)>) -> usize {
         let mut table =
             Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"]);
         let mut there = 0;
@@ -215,20 +215,20 @@ impl Checker<'_> {
         }
     }
 
-    fn mistake(&self, probe: &ProbePlan, why: &ResolveError, found: &Found, notes: &Notes) {
+    fn mistake(&self, probe: &ProbePlan, why: &ResolveError, found: &TargetFile, notes: &Notes) {
         let named = match why {
             ResolveError::Value { name, .. } | ResolveError::Missing { name, .. } => Some(name),
             _ => None,
         };
         let value = named.and_then(|name| probe.values.iter().find(|value| value.name == *name));
         let at = value.map_or(&probe.at, |value| &value.at);
-        let mut message = format!("{} in {}: {why}", probe.name, found.shown);
+        let mut message = format!("{} in {}: {why}", probe.name, found.display);
         if let (Some(_), Some(note)) = (named, &notes.whole) {
             message.push_str(&format!("; the probe's note reads `{note}`"));
         }
         let added = self.mistakes.error(at, message);
         if why.is_absent() {
-            added.help(format!("`exporter probes {}` lists what the file has", found.shown));
+            added.help(format!("`exporter probes {}` lists what the file has", found.display));
         } else if named.is_some() {
             added.help("use another argument; what nobody uses need not be readable");
         }
@@ -374,18 +374,18 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let attach = choose(plan.settings.attach);
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
-    let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
+    let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
     let user = Arc::new(layout.user_store(plan.probes.len()));
-    let drain = Drain::start(plan.clone(), &layout, user, keeper.shared())
+    let drain = Drain::start(plan.clone(), &layout, user, manager.shared())
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
     std::thread::sleep(time);
-    let shared = keeper.shared();
+    let shared = manager.shared();
     let how = match attach {
         Attach::Multi => "uprobe_multi links",
         Attach::Perf => "perf events",
     };
-    let states = keeper.status().probes();
+    let states = manager.status().probes();
     let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST"]);
     for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
         let accounting = Accounting::read(&shared, number);
@@ -403,7 +403,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
         }
     }
     drop(drain);
-    drop(keeper);
+    drop(manager);
     let refused = states.iter().any(|status| matches!(status.state, ProbeState::Refused(_)));
     let text = format!("\nAttached for {} s by {how}:\n{table}", time.as_secs());
     Ok(Tried { table: text, refused })

@@ -26,7 +26,7 @@ use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
 use crate::service;
-use crate::targets::{Keeper, Status};
+use crate::targets::{ProbeManager, Status};
 use crate::telemetry::{Telemetry, unix_now};
 
 /// How long a scrape waits for events that are still in the ring.
@@ -121,20 +121,20 @@ pub fn run(
     let options = options(&settings)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
-    let keeper = Keeper::start(plan.clone(), layout.clone(), attach)?;
+    let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
     let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
     let user = Arc::new(layout.user_store(plan.probes.len()));
-    let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared())
+    let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared())
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
-    let registry = Registry::new(plan.clone(), &layout, keeper.shared().store, user);
+    let registry = Registry::new(plan.clone(), &layout, manager.shared().store, user);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let telemetry = Telemetry {
         plan: plan.clone(),
-        shared: keeper.shared(),
-        status: keeper.status(),
+        shared: manager.shared(),
+        status: manager.status(),
         drain: drain.stats().clone(),
         http: stats.clone(),
-        attach: keeper.attach_kind(),
+        attach: manager.attach_kind(),
         logging: Some(logging.clone()),
         started: unix_now(),
         series: Arc::new(AtomicU64::new(0)),
@@ -156,13 +156,13 @@ pub fn run(
         },
         Endpoint {
             listener: listeners.health,
-            router: health_router(plan, keeper.status(), network),
+            router: health_router(plan, manager.status(), network),
             stats: health_stats,
         },
     ];
     serve(endpoints, options, &address, alive)?;
     log::info!("Stopped");
-    drop(keeper);
+    drop(manager);
     logging.wait();
     Ok(())
 }

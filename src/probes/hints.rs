@@ -9,7 +9,7 @@ use crate::elf::{ElfError, Image, go_binary, notes};
 use crate::plan::{Source, ValueKind, ValuePlan};
 use crate::procfs::Mapping;
 use crate::regular;
-use crate::targets::Found;
+use crate::targets::TargetFile;
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
 /// instructions.
@@ -45,8 +45,8 @@ pub(super) fn interpreter(bytes: &[u8]) -> Option<String> {
 }
 
 /// Why a program has no USDT probes, and where there may be some.
-pub(crate) fn no_notes(found: &Found, image: &Image<'_>, selector: &Selector) -> String {
-    let name = Path::new(&found.shown).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selector) -> String {
+    let name = Path::new(&found.display).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let next = if let Some(libraries) = libraries(found, selector) {
         libraries
     } else if let Some(jvm) = jvm_beside(name, &found.path) {
@@ -117,7 +117,7 @@ fn jvm_beside(name: &str, path: &Path) -> Option<String> {
 
 /// The libraries with USDT probes that a process has loaded: often it is these that are meant. None if it is not
 /// a process that was asked for, or it has none.
-fn libraries(found: &Found, selector: &Selector) -> Option<String> {
+fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
     let process = match selector {
         Selector::Pid(_) | Selector::Process(_) => found.path.parent()?,
         _ => return None,
@@ -126,7 +126,7 @@ fn libraries(found: &Found, selector: &Selector) -> Option<String> {
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let paths: BTreeSet<&str> = code
         .map(|mapping| mapping.name)
-        .filter(|path| path.starts_with('/') && !path.ends_with(" (deleted)") && *path != found.shown)
+        .filter(|path| path.starts_with('/') && !path.ends_with(" (deleted)") && *path != found.display)
         .collect();
     let with_probes: Vec<String> = paths
         .into_iter()

@@ -22,7 +22,7 @@ pub use yaml::yaml;
 
 use crate::config::model::Selector;
 use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary};
-use crate::targets::{Found, find};
+use crate::targets::{TargetFile, find};
 use crate::targets::{debug_symbols, with_names};
 
 /// Everything about one target.
@@ -121,8 +121,8 @@ fn in_search_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-fn file(found: &Found, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
-    let shown = &found.shown;
+fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
+    let shown = &found.display;
     let bytes = found.read().map_err(|why| format!("{shown} cannot be read: {why}"))?;
     let image = Image::parse(&bytes).map_err(|why| match hints::interpreter(&bytes) {
         Some(interpreter) if why == ElfError::NotElf => format!(

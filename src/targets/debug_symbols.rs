@@ -25,14 +25,14 @@ impl DebugSymbols {
     }
 }
 
-/// What names the functions of the program in the file that `path` opens and that is called `shown` where it runs. A
+/// What names the functions of the program in the file that `path` opens and that is called `display` where it runs. A
 /// program in a container has its debug files there too.
-pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, shown: &str) -> Option<DebugSymbols> {
+pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Option<DebugSymbols> {
     let root = root_of(path);
     let read = |candidate: PathBuf| read_inside(&root, &candidate).ok();
     let fits =
         |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
-    let separate = debug_file_candidates(image, Path::new(shown)).into_iter().filter_map(read).find(fits);
+    let separate = debug_file_candidates(image, Path::new(display)).into_iter().filter_map(read).find(fits);
     match separate {
         Some(bytes) => Some(DebugSymbols { bytes, embedded: false }),
         None if image.is_stripped() => {

@@ -10,11 +10,11 @@ use crate::regular;
 
 /// A file to set probes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct TargetFile {
     /// A path that opens it now.
     pub path: PathBuf,
-    /// As it is shown to people.
-    pub shown: String,
+    /// For people to read.
+    pub display: String,
     pub identity: Identity,
     /// Its device and inode as stat(2) has them where the path leads to it.
     pub(super) key: (u64, u64),
@@ -25,7 +25,7 @@ pub struct Found {
     pub is_candidate: bool,
 }
 
-impl Found {
+impl TargetFile {
     /// Opens it.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Found {
     /// What is in it.
     ///
     /// # Errors
-    /// Those of [`Found::open`], and of reading.
+    /// Those of [`TargetFile::open`], and of reading.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         regular::read_all(&self.open()?)
     }
@@ -80,7 +80,7 @@ impl Stamp {
 #[derive(Debug)]
 pub struct CopiedUp {
     pub pid: u32,
-    pub shown: String,
+    pub display: String,
     /// All that it maps.
     pub maps: Vec<Identity>,
 }

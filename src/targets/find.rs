@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::file::{CopiedUp, Found, Identity, Stamp};
+use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::Libraries;
 use super::processes::{Meant, Processes, Uncovered};
 use crate::config::model::Selector;
@@ -53,7 +53,7 @@ pub(super) const KNOWN: usize = 4096;
 ///
 /// # Errors
 /// Why there is none, as a sentence for people.
-pub fn find(selector: &Selector) -> Result<Vec<Found>, String> {
+pub fn find(selector: &Selector) -> Result<Vec<TargetFile>, String> {
     Finder::default().find(selector, &[])
 }
 
@@ -142,7 +142,7 @@ impl Finder {
     ///
     /// # Errors
     /// Why there is none, as a sentence for people.
-    pub fn find(&mut self, selector: &Selector, usdt: &[String]) -> Result<Vec<Found>, String> {
+    pub fn find(&mut self, selector: &Selector, usdt: &[String]) -> Result<Vec<TargetFile>, String> {
         self.remarks.clear();
         self.copied_up.clear();
         match selector {
@@ -168,7 +168,7 @@ impl Finder {
         }
     }
 
-    fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<Found>, String> {
+    fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<TargetFile>, String> {
         let failed = |err: &io::Error| format!("process {pid}: {}", process_error(err));
         let began = Stat::of(pid).map_err(|err| failed(&err))?.start_ticks;
         let first = *self.begun.entry(pid).or_insert(began);
@@ -190,8 +190,8 @@ impl Finder {
         uncovered: &Uncovered,
         none: String,
         usdt: &[String],
-    ) -> Result<Vec<Found>, String> {
-        let mut all: Vec<Found> = Vec::new();
+    ) -> Result<Vec<TargetFile>, String> {
+        let mut all: Vec<TargetFile> = Vec::new();
         let mut seen = HashSet::new();
         let mut refused = Vec::new();
         for pid in wanted {
@@ -216,7 +216,7 @@ impl Finder {
         Ok(all)
     }
 
-    fn add_libraries(&mut self, processes: &[u32], wanted: &[String], all: &mut Vec<Found>) {
+    fn add_libraries(&mut self, processes: &[u32], wanted: &[String], all: &mut Vec<TargetFile>) {
         if wanted.is_empty() {
             return;
         }
@@ -236,13 +236,13 @@ impl Finder {
             if !library.has_any(wanted) || !seen.insert(library.file) {
                 continue;
             }
-            let Ok(found) = self.look_at(&library.path, library.shown) else {
+            let Ok(found) = self.look_at(&library.path, library.display) else {
                 // Another process that has loaded it may still be there.
                 seen.remove(&library.file);
                 continue;
             };
             if all.iter().all(|known| known.identity != found.identity) {
-                all.push(Found { is_library: true, ..found });
+                all.push(TargetFile { is_library: true, ..found });
             }
         }
     }
@@ -264,6 +264,8 @@ fn process_error(err: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -289,11 +291,11 @@ mod tests {
 
     #[test]
     fn a_file_is_not_opened_by_a_path_that_leads_to_another_by_now() {
-        let folder = tempfile::tempdir().unwrap();
-        let [path, other] = ["file", "other"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [path, other] = ["file", "other"].map(|name| directory.path().join(name));
         fs::write(&path, "one").unwrap();
         fs::write(&other, "two").unwrap();
-        let found = Finder::default().look_at(&path, "shown".to_string()).unwrap();
+        let found = Finder::default().look_at(&path, "display".to_string()).unwrap();
         assert_eq!(found.read().unwrap(), b"one");
         fs::rename(&other, &path).unwrap();
         assert_eq!(found.open().unwrap_err().to_string(), "another file is there by now");

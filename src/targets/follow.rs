@@ -15,7 +15,7 @@ use crate::kernel::{FileKey, ProcessChange, ProcessEvent};
 
 /// What has become of processes.
 #[derive(Debug, Default)]
-pub struct News {
+pub struct ProcessNews {
     /// Targets that may mean other files now.
     pub targets: BTreeSet<usize>,
     /// Programs that have ended already: their names, and paths.
@@ -53,8 +53,8 @@ impl Finder {
 
     /// Follows what the kernel has told of processes. None if some of that was lost, so that a
     /// walk is needed.
-    pub fn follow(&mut self, selectors: &[Selector]) -> Option<News> {
-        let mut news = News::default();
+    pub fn follow(&mut self, selectors: &[Selector]) -> Option<ProcessNews> {
+        let mut news = ProcessNews::default();
         let Some(events) = &mut self.events else { return Some(news) };
         let told = events.take();
         if events.has_lost() {
@@ -94,7 +94,13 @@ impl Finder {
         }
     }
 
-    fn follow_one(&mut self, event: &ProcessEvent, selectors: &[Selector], has_ended: bool, news: &mut News) {
+    fn follow_one(
+        &mut self,
+        event: &ProcessEvent,
+        selectors: &[Selector],
+        has_ended: bool,
+        news: &mut ProcessNews,
+    ) {
         let pid = event.pid;
         let applied = if has_ended && event.change != ProcessChange::Ended {
             Applied::default()
@@ -152,7 +158,7 @@ impl Finder {
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
     /// Where semaphores have to be raised, all such processes are told.
-    pub fn note_executed(&mut self, news: &News, needs_semaphores: impl Fn(Identity) -> bool) {
+    pub fn note_executed(&mut self, news: &ProcessNews, needs_semaphores: impl Fn(Identity) -> bool) {
         for executed in &news.executed {
             let Some(identity) = self.file_of(executed) else { continue };
             let Some(events) = &self.events else { return };

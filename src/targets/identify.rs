@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::file::{CopiedUp, Found, Identity, Stamp, key};
+use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
 use super::find::{Finder, KNOWN};
 use crate::regular;
 
@@ -22,7 +22,7 @@ impl Finder {
     ///
     /// # Errors
     /// If it cannot be looked at, or is no regular file.
-    pub fn look_at(&mut self, path: &Path, shown: String) -> io::Result<Found> {
+    pub fn look_at(&mut self, path: &Path, display: String) -> io::Result<TargetFile> {
         let mut meta = fs::metadata(path)?;
         if !meta.is_file() {
             return Err(io::Error::other("not a regular file"));
@@ -43,9 +43,9 @@ impl Finder {
                 identity
             }
         };
-        Ok(Found {
+        Ok(TargetFile {
             path: path.to_path_buf(),
-            shown,
+            display,
             identity,
             key: key(&meta),
             stamp: Stamp::of(&meta),
@@ -67,7 +67,7 @@ impl Finder {
     }
 
     /// All that the process maps, if that is not the file which its executable's path leads to.
-    fn check_layer(&mut self, pid: u32, exe: &Path, found: &Found) -> io::Result<Option<Vec<Identity>>> {
+    fn check_layer(&mut self, pid: u32, exe: &Path, found: &TargetFile) -> io::Result<Option<Vec<Identity>>> {
         let meta = fs::metadata(exe)?;
         let device =
             u64::from(libc::major(meta.dev())) << KERNEL_MINOR_BITS | u64::from(libc::minor(meta.dev()));
@@ -93,7 +93,7 @@ impl Finder {
     }
 
     /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
-    pub(super) fn of_process(&mut self, pid: u32) -> io::Result<Found> {
+    pub(super) fn of_process(&mut self, pid: u32) -> io::Result<TargetFile> {
         let known = self
             .processes
             .get(pid)
@@ -102,8 +102,8 @@ impl Finder {
             Some(known) => known,
             None => {
                 let exe = PathBuf::from(format!("/proc/{pid}/exe"));
-                let shown = fs::read_link(&exe)?.display().to_string();
-                let found = self.look_at(&exe, shown)?;
+                let display = fs::read_link(&exe)?.display().to_string();
+                let found = self.look_at(&exe, display)?;
                 let copied_up = self.check_layer(pid, &exe, &found)?;
                 if let Some(process) = self.processes.get_mut(pid) {
                     (process.file, process.copied_up) = (Some(found.clone()), copied_up.clone());
@@ -112,7 +112,7 @@ impl Finder {
             }
         };
         if let Some(maps) = copied_up {
-            self.copied_up.push(CopiedUp { pid, shown: found.shown.clone(), maps });
+            self.copied_up.push(CopiedUp { pid, display: found.display.clone(), maps });
         }
         Ok(found)
     }

@@ -37,7 +37,7 @@ type Names = Arc<BTreeSet<String>>;
 pub struct Library {
     /// A path that opens it.
     pub path: PathBuf,
-    pub shown: String,
+    pub display: String,
     /// Tells it apart from others.
     pub file: FileTimes,
     probes: Names,
@@ -56,13 +56,13 @@ impl Libraries {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let mut found: Vec<Library> = Vec::new();
-        for Mapping { range, name: shown, .. } in maps.lines().filter_map(executable) {
-            if exe.as_os_str() == shown || found.iter().any(|known| known.shown == shown) {
+        for Mapping { range, name: display, .. } in maps.lines().filter_map(executable) {
+            if exe.as_os_str() == display || found.iter().any(|known| known.display == display) {
                 continue;
             }
             let paths = [
                 format!("/proc/{pid}/map_files/{range}"),
-                format!("/proc/{pid}/root{}", shown.trim_end_matches(" (deleted)")),
+                format!("/proc/{pid}/root{}", display.trim_end_matches(" (deleted)")),
             ];
             let opened = paths
                 .into_iter()
@@ -72,7 +72,7 @@ impl Libraries {
             let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
             let probes = self.probes(&mut file, times);
             if !probes.is_empty() {
-                found.push(Library { path, shown: shown.to_string(), file: times, probes });
+                found.push(Library { path, display: display.to_string(), file: times, probes });
             }
         }
         found

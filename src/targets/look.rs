@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::file::{Found, Identity};
+use super::attached_file::{AttachContext, AttachedFile};
+use super::file::{Identity, TargetFile};
 use super::find::is_by_process;
-use super::generation::{Context, Generation};
 use super::outcome::Outcome;
 use super::status::ProbeState;
 use super::upgrade::lease;
@@ -39,19 +39,19 @@ impl Worker {
     }
 
     /// The files that a target means now, and those that took the place of its executables and do not run yet.
-    pub(super) fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<Found>, String> {
+    pub(super) fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<TargetFile>, String> {
         let state = &mut self.targets[target];
         let mut found = self.finder.find(&planned.selector, &state.usdt);
         let mut remarks = std::mem::take(&mut self.finder.remarks);
         let attached = |inode: &Identity| {
-            state.current.iter().chain(&state.replaced).any(|generation| generation.identity == *inode)
+            state.current.iter().chain(&state.replaced).any(|attached| attached.identity == *inode)
         };
         let copied_up = self.finder.copied_up.iter().filter(|process| !process.maps.iter().any(attached));
         remarks.extend(copied_up.map(|process| {
             format!(
                 "process {} runs {} as it was before it was copied up to another layer, to which no path leads: what it does \
                  is not counted until it is started again",
-                process.pid, process.shown
+                process.pid, process.display
             )
         }));
         for news in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
@@ -62,7 +62,7 @@ impl Worker {
             return found;
         }
         for file in found.iter().flatten().filter(|file| !file.is_library) {
-            let path = PathBuf::from(&file.shown);
+            let path = PathBuf::from(&file.display);
             if !state.paths.contains(&path)
                 && self.finder.look_at(&path, String::new()).is_ok_and(|here| here.identity == file.identity)
             {
@@ -125,7 +125,7 @@ impl Worker {
         let mut changed = false;
         let known = std::mem::take(&mut state.current);
         let context =
-            Context { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
+            AttachContext { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
                 Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
@@ -144,7 +144,7 @@ impl Worker {
                 }
                 None => {
                     let is_replaced =
-                        !is_by_process(&planned.selector) || state.paths.contains(Path::new(&old.shown));
+                        !is_by_process(&planned.selector) || state.paths.contains(Path::new(&old.display));
                     state.leave(old, is_replaced, &planned.name);
                     changed = true;
                 }
@@ -181,7 +181,7 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = Generation::attach(context, file, lease, &mut self.cookies);
+            let made = AttachedFile::attach(context, file, lease, &mut self.cookies);
             state.note_attached(&made, target, &self.status);
             announce(&self.plan, planned, file, &made, elsewhere);
             state.current.push(made);
@@ -200,7 +200,7 @@ impl Worker {
         state.replaced.retain_mut(|old| {
             let used = !old.wants_check_of_use() || self.finder.in_use(old.identity);
             if !used {
-                log::info!("Target {}: {} no longer runs, and was detached from", planned.name, old.shown);
+                log::info!("Target {}: {} no longer runs, and was detached from", planned.name, old.display);
                 old.detach(cookies);
                 self.finder.forget_executed(old.identity);
             }
@@ -212,7 +212,7 @@ impl Worker {
     fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
-            let of = |generation: &Generation| generation.probes.get(n).cloned();
+            let of = |attached: &AttachedFile| attached.probes.get(n).cloned();
             let outcomes: Vec<Outcome> = state.current.iter().filter_map(of).collect();
             let Some(first) = outcomes.first() else { continue };
             let attached: Vec<_> = outcomes.iter().filter(|o| o.state.is_attached()).collect();
@@ -235,7 +235,7 @@ impl Worker {
 }
 
 /// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
-fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation, elsewhere: bool) {
+fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &AttachedFile, elsewhere: bool) {
     let mut attached = 0;
     for outcome in &made.probes {
         let name = &plan.probes[outcome.probe].name;
@@ -254,11 +254,11 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &Found, made: &Generation, 
         }
     }
     let line =
-        format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.shown);
+        format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.display);
     if attached == 0 && elsewhere {
         log::debug!("{line}");
     } else if attached == 0 {
-        log::error!("{line}; `exporter probes {}` lists what the file has", file.shown);
+        log::error!("{line}; `exporter probes {}` lists what the file has", file.display);
     } else {
         log::info!("{line}");
     }

@@ -7,26 +7,26 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::attached_file::{AttachedFile, Cookies};
 use super::find::is_by_process;
-use super::follow::News;
-use super::generation::{Cookies, Generation};
-use super::state::{State, Written};
+use super::follow::ProcessNews;
+use super::state::{TargetState, Written};
 use super::status::Status;
-use super::worker::{WALK, Worker};
+use super::worker::{WALK_INTERVAL, Worker};
 use crate::config::model::Selector;
 use crate::kernel::{Attach, KernelError, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
 
 /// How often files are looked at: one stat(2) for each.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often container engines are asked for names, which can change without any process doing something.
-const NAMES: Duration = Duration::from_secs(60);
+const NAME_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The running thread. Dropping it detaches everything and unloads the programs.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct ProbeManager {
     shared: Shared,
     status: Arc<Status>,
     attach: Attach,
@@ -34,7 +34,7 @@ pub struct Keeper {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl ProbeManager {
     /// Loads the programs and attaches what can be attached now; the rest is attached when it appears.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Keeper {
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
-            .name("keeper".to_string())
+            .name("probe-manager".to_string())
             .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped) {
                 Err(why) => {
                     let _ = ready.send(Err(why));
@@ -79,7 +79,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ProbeManager {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
@@ -91,7 +91,7 @@ impl Drop for Keeper {
 impl Worker {
     /// Until the other end of the watch's stream is dropped.
     fn run(&mut self) {
-        let mut pause = LOOK / 5;
+        let mut pause = LOOK_INTERVAL / 5;
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
             let news = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.told());
@@ -115,9 +115,9 @@ impl Worker {
                 self.follow();
             }
             if self.last_look.elapsed() >= pause {
-                pause = LOOK;
+                pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
-                let walk = self.last_walk.elapsed() >= WALK;
+                let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
                 if walk || self.status.ticks().is_none() {
                     self.measure_ticks();
                 }
@@ -136,13 +136,13 @@ impl Worker {
             .targets
             .drain(..)
             .flat_map(|state| {
-                let candidates = state.candidates.into_iter().map(|candidate| candidate.generation);
+                let candidates = state.candidates.into_iter().map(|candidate| candidate.attached);
                 state.current.into_iter().chain(state.replaced).chain(candidates)
             })
             .collect();
         std::thread::scope(|scope| {
-            for generation in &mut all {
-                scope.spawn(|| generation.detach(&mut Cookies::new(0)));
+            for attached in &mut all {
+                scope.spawn(|| attached.detach(&mut Cookies::new(0)));
             }
         });
     }
@@ -158,7 +158,7 @@ impl Worker {
         self.look_for(&news);
     }
 
-    fn look_for(&mut self, news: &News) {
+    fn look_for(&mut self, news: &ProcessNews) {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
             let Selector::Process(name) = &planned.selector else { continue };
@@ -177,7 +177,7 @@ impl Worker {
             self.raise_semaphores(executed.pid, identity);
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
-                let late = of.map_or(0, |of| of.attached.saturating_sub(executed.time));
+                let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
                 if late > 0 {
                     self.status.add_unprobed(target, late);
                 }
@@ -185,8 +185,8 @@ impl Worker {
         }
         let states = &self.targets;
         let needs_semaphores = |identity| {
-            let generations = states.iter().flat_map(|state| &state.current);
-            generations.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
+            let files = states.iter().flat_map(|state| &state.current);
+            files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
         };
         self.finder.note_executed(news, needs_semaphores);
     }
@@ -204,7 +204,7 @@ impl Worker {
             let is_free = state.written.is_none_or(Written::is_due);
             let is_told = is_by_process(&planned.selector) && self.finder.has_events();
             let may_differ = if is_told {
-                state.written.is_some() || state.current.iter().any(Generation::wants_retry)
+                state.written.is_some() || state.current.iter().any(AttachedFile::wants_retry)
             } else {
                 walk || !is_by_process(&planned.selector)
             };
@@ -226,17 +226,17 @@ impl Worker {
         if !self.finder.has_events() || std::mem::take(&mut self.is_behind) {
             self.finder.begin_walk();
         }
-        if !self.finder.has_events() || self.last_names.elapsed() >= NAMES {
+        if !self.finder.has_events() || self.last_names.elapsed() >= NAME_INTERVAL {
             self.last_names = Instant::now();
             self.finder.name_containers(&self.selectors);
         }
         let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| is_by_process(of));
-        let by_process: Vec<&State> = by_process.map(|(_, state)| state).collect();
+        let by_process: Vec<&TargetState> = by_process.map(|(_, state)| state).collect();
         if by_process.iter().any(|state| !state.usdt.is_empty()) {
             self.finder.read_mappings_again();
         }
-        let generations = by_process.iter().flat_map(|state| &state.current);
-        let unsure: Vec<_> = generations.filter(|g| !g.is_as_it_was()).map(|g| g.identity).collect();
+        let files = by_process.iter().flat_map(|state| &state.current);
+        let unsure: Vec<_> = files.filter(|g| !g.is_as_it_was()).map(|g| g.identity).collect();
         self.finder.check_again(&unsure);
     }
 }

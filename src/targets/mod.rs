@@ -1,10 +1,10 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
+mod attached_file;
 mod debug_symbols;
 mod file;
 mod find;
 mod follow;
-mod generation;
 mod identify;
 mod libraries;
 mod look;
@@ -19,9 +19,9 @@ mod upkeep;
 mod watch;
 mod worker;
 
+pub use attached_file::place;
 pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
-pub use file::Found;
+pub use file::TargetFile;
 pub use find::find;
-pub use generation::place;
-pub use manager::Keeper;
+pub use manager::ProbeManager;
 pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts};

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::file::{Found, Identity};
+use super::file::{Identity, TargetFile};
 use super::libraries::Library;
 use crate::kernel::{ProcessChange, ProcessEvent, id_of_container};
 use crate::procfs::Mapping;
@@ -50,7 +50,7 @@ pub struct Process {
     is_hidden: bool,
     membership: Arc<Membership>,
     /// What it runs, once that was looked up.
-    pub file: Option<Found>,
+    pub file: Option<TargetFile>,
     /// All that it maps, if what it runs cannot be reached by any path.
     pub copied_up: Option<Vec<Identity>>,
     /// Files with probes that it has loaded, once they were looked up.
@@ -282,9 +282,9 @@ impl Processes {
     }
 
     fn look_at(&mut self, pid: u32, cgroup: Option<u64>) -> Option<Process> {
-        let folder = Path::new("/proc").join(pid.to_string());
-        let comm = fs::read_to_string(folder.join("comm")).ok()?;
-        let exe = fs::read_link(folder.join("exe"));
+        let directory = Path::new("/proc").join(pid.to_string());
+        let comm = fs::read_to_string(directory.join("comm")).ok()?;
+        let exe = fs::read_link(directory.join("exe"));
         let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
         let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
         Some(Process {
@@ -377,8 +377,8 @@ fn numbers() -> impl Iterator<Item = u32> {
 }
 
 /// The kernel marks the name of a file that was deleted, or replaced.
-fn base_name(shown: &str) -> &str {
-    shown.strip_suffix(" (deleted)").unwrap_or(shown)
+fn base_name(display: &str) -> &str {
+    display.strip_suffix(" (deleted)").unwrap_or(display)
 }
 
 /// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
@@ -389,7 +389,7 @@ fn may_map(line: &str, identity: Identity) -> bool {
     };
     let block = |(major, minor): (u32, u32)| (major != 0).then_some((major, minor));
     let known = block((libc::major(identity.device), libc::minor(identity.device)));
-    block(mapping.device).zip(known).is_none_or(|(shown, known)| shown == known)
+    block(mapping.device).zip(known).is_none_or(|(display, known)| display == known)
 }
 
 #[cfg(test)]

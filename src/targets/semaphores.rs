@@ -23,10 +23,9 @@ impl Worker {
     /// Semaphores of the file that have to be raised in each process, whatever targets they are for.
     fn shared_semaphores(&self, identity: Identity) -> Wanted {
         let states = self.targets.iter();
-        let generations = states.flat_map(|state| state.current.iter().chain(&state.replaced));
+        let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
         let mut wanted = Wanted::new();
-        for (site, shared) in
-            generations.filter(|of| of.identity == identity).flat_map(|of| &of.shared_semaphores)
+        for (site, shared) in files.filter(|of| of.identity == identity).flat_map(|of| &of.shared_semaphores)
         {
             wanted.entry(shared.offset).or_insert_with(|| (*shared, BTreeSet::new())).1.insert(*site);
         }
@@ -55,9 +54,9 @@ impl Worker {
     /// In all processes that map such files, of which some may not have been told.
     pub(super) fn raise_all_semaphores(&mut self) {
         let states = self.targets.iter();
-        let generations = states.flat_map(|state| state.current.iter().chain(&state.replaced));
+        let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
         let files: HashSet<Identity> =
-            generations.filter(|of| !of.shared_semaphores.is_empty()).map(|of| of.identity).collect();
+            files.filter(|of| !of.shared_semaphores.is_empty()).map(|of| of.identity).collect();
         for identity in files {
             for pid in self.finder.mapping(identity) {
                 self.raise_semaphores(pid, identity);

@@ -4,19 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::file::{Found, Identity};
-use super::generation::Generation;
+use super::attached_file::AttachedFile;
+use super::file::{Identity, TargetFile};
 use super::status::{Reattached, Status};
 use crate::kernel::{Filter, Kernel};
 
 /// One target's files.
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) current: Vec<Generation>,
+pub(super) struct TargetState {
+    pub(super) current: Vec<AttachedFile>,
     /// Replaced, but some process still runs them.
-    pub(super) replaced: Vec<Generation>,
+    pub(super) replaced: Vec<AttachedFile>,
     /// Files without any of the probes that ran a while ago: they need not be read again.
-    pub(super) barren: Vec<Generation>,
+    pub(super) without_probes: Vec<AttachedFile>,
     /// Beside the target's file, and not it yet.
     pub(super) candidates: Vec<Candidate>,
     /// Since when a file that is being written keeps the target waiting.
@@ -28,7 +28,7 @@ pub(super) struct State {
     /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
     pub(super) paths: BTreeSet<PathBuf>,
     /// What was attached to by each name of a file.
-    pub(super) attached: HashMap<String, Identity>,
+    pub(super) identities: HashMap<String, Identity>,
     pub(super) filter: Option<Filter>,
     pub(super) editions: u32,
     /// Its USDT probes, as `provider:name`.
@@ -36,21 +36,21 @@ pub(super) struct State {
 }
 
 /// Files without probes that are remembered of one target.
-const BARREN: usize = 64;
+const WITHOUT_PROBES: usize = 64;
 
 /// Names of files that are remembered of one target.
 const NAMES_OF_FILES: usize = 1024;
 
-impl State {
+impl TargetState {
     /// Counts a file that is attached to in place of another, or again.
-    pub(super) fn note_attached(&mut self, made: &Generation, target: usize, status: &Status) {
+    pub(super) fn note_attached(&mut self, made: &AttachedFile, target: usize, status: &Status) {
         if !made.is_attached() {
             return;
         }
-        if self.attached.len() >= NAMES_OF_FILES {
-            self.attached.clear();
+        if self.identities.len() >= NAMES_OF_FILES {
+            self.identities.clear();
         }
-        match self.attached.insert(made.shown.clone(), made.identity) {
+        match self.identities.insert(made.display.clone(), made.identity) {
             Some(before) if before == made.identity => status.add_reattached(target, Reattached::Written),
             Some(_) => status.add_reattached(target, Reattached::Replaced),
             None => {}
@@ -58,32 +58,32 @@ impl State {
     }
 
     /// Notes that no process which is meant runs the file, or that another one has its place.
-    pub(super) fn leave(&mut self, mut old: Generation, is_replaced: bool, target: &str) {
+    pub(super) fn leave(&mut self, mut old: AttachedFile, is_replaced: bool, target: &str) {
         if old.is_attached() {
             if is_replaced {
-                log::info!("Target {target}: {} was replaced", old.shown);
+                log::info!("Target {target}: {} was replaced", old.display);
             }
             old.leave(is_replaced);
             self.replaced.push(old);
         } else if !old.wants_retry() {
-            if self.barren.len() >= BARREN {
-                self.barren.remove(0);
+            if self.without_probes.len() >= WITHOUT_PROBES {
+                self.without_probes.remove(0);
             }
             // A file that is not probed can be written over by anyone.
             old.lease = None;
-            self.barren.push(old);
+            self.without_probes.push(old);
         }
     }
 
     /// The probes of a file that runs again, or that has got its place back, as when an upgrade is undone.
-    pub(super) fn take_back(&mut self, file: &Found) -> Option<Generation> {
-        let is_it = |old: &Generation| {
+    pub(super) fn take_back(&mut self, file: &TargetFile) -> Option<AttachedFile> {
+        let is_it = |old: &AttachedFile| {
             old.identity == file.identity && (old.stamp == file.stamp || old.is_as_it_was())
         };
-        let at = |all: &[Generation]| all.iter().position(is_it);
-        let mut old = match (at(&self.replaced), at(&self.barren)) {
+        let at = |all: &[AttachedFile]| all.iter().position(is_it);
+        let mut old = match (at(&self.replaced), at(&self.without_probes)) {
             (Some(at), _) => self.replaced.swap_remove(at),
-            (None, Some(at)) => self.barren.swap_remove(at),
+            (None, Some(at)) => self.without_probes.swap_remove(at),
             (None, None) => return None,
         };
         old.come_back();
@@ -92,12 +92,12 @@ impl State {
     }
 
     /// The candidate that is this file, which has taken the target's place.
-    pub(super) fn admit(&mut self, kernel: &Kernel, file: &Found) -> Option<Generation> {
-        let is_it = |candidate: &Candidate| candidate.generation.identity == file.identity;
+    pub(super) fn admit(&mut self, kernel: &Kernel, file: &TargetFile) -> Option<AttachedFile> {
+        let is_it = |candidate: &Candidate| candidate.attached.identity == file.identity;
         let at = self.candidates.iter().position(is_it)?;
-        let mut generation = self.candidates.swap_remove(at).generation;
-        generation.admit(kernel, file);
-        Some(generation)
+        let mut attached = self.candidates.swap_remove(at).attached;
+        attached.admit(kernel, file);
+        Some(attached)
     }
 }
 
@@ -123,6 +123,6 @@ impl Written {
 /// A file beside the target's, attached to; its hits count once it is the target's.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    pub(super) generation: Generation,
+    pub(super) attached: AttachedFile,
     pub(super) since: Instant,
 }

@@ -7,7 +7,7 @@ use crate::kernel::Sweep;
 use crate::metrics::registry::ProbeFacts;
 use crate::plan::Plan;
 
-/// State of every probe of the plan.
+/// TargetState of every probe of the plan.
 #[derive(Debug)]
 pub struct Status {
     probes: Mutex<Vec<ProbeStatus>>,

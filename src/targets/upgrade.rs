@@ -7,11 +7,11 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use super::file::Found;
+use super::attached_file::{AttachContext, AttachedFile};
+use super::file::TargetFile;
 use super::find::Finder;
-use super::generation::{Context, Generation};
 use super::libraries::has_any;
-use super::state::{Candidate, State, Written};
+use super::state::{Candidate, TargetState, Written};
 use super::status::ProbeState;
 use super::watch::Beside;
 use super::worker::Worker;
@@ -38,7 +38,7 @@ const FREE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Why the file must not be attached to now.
-pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &Found) -> Result<Option<Lease>, String> {
+pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &TargetFile) -> Result<Option<Lease>, String> {
     let opened = match file.open() {
         Ok(opened) => opened,
         // Attaching will say so.
@@ -48,12 +48,12 @@ pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &Found) -> Result<
         Ok(lease) => Ok(Some(lease)),
         // What runs is not written any more, or at its own risk: the memory of a memfd stays open.
         Err(NoLease::Written) if finder.in_use(file.identity) => Ok(None),
-        Err(NoLease::Written) => Err(being_written(&file.shown)),
+        Err(NoLease::Written) => Err(being_written(&file.display)),
         Err(NoLease::Refused(err)) => {
             log::info!(
                 "{}: no lease ({err}), so that writing over it in place while it is traced can crash it when it is started; \
                  replace it by renaming, or give the exporter CAP_LEASE",
-                file.shown
+                file.display
             );
             Ok(None)
         }
@@ -70,8 +70,8 @@ impl Worker {
         if breaks.is_empty() {
             return;
         }
-        let is_broken = |generation: &Generation| {
-            generation.lease.as_ref().is_some_and(|lease| {
+        let is_broken = |attached: &AttachedFile| {
+            attached.lease.as_ref().is_some_and(|lease| {
                 let is_named = |broken: &Break| *broken == Break::Any || *broken == Break::Of(lease.number());
                 breaks.iter().any(is_named) && !lease.is_held()
             })
@@ -79,22 +79,22 @@ impl Worker {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
             let state = &mut self.targets[target];
-            let mut broken: Vec<Generation> = state.current.extract_if(.., |g| is_broken(g)).collect();
+            let mut broken: Vec<AttachedFile> = state.current.extract_if(.., |g| is_broken(g)).collect();
             let is_current = !broken.is_empty();
             broken.extend(state.replaced.extract_if(.., |g| is_broken(g)));
-            let candidates = state.candidates.extract_if(.., |candidate| is_broken(&candidate.generation));
-            broken.extend(candidates.map(|candidate| candidate.generation));
-            for generation in &mut broken {
-                generation.detach(&mut self.cookies);
-                self.finder.forget_executed(generation.identity);
+            let candidates = state.candidates.extract_if(.., |candidate| is_broken(&candidate.attached));
+            broken.extend(candidates.map(|candidate| candidate.attached));
+            for attached in &mut broken {
+                attached.detach(&mut self.cookies);
+                self.finder.forget_executed(attached.identity);
                 log::info!(
                     "Target {}: {} is about to be written, and was detached from",
                     planned.name,
-                    generation.shown
+                    attached.display
                 );
             }
             let reason =
-                broken.first().filter(|_| is_current).map(|generation| being_written(&generation.shown));
+                broken.first().filter(|_| is_current).map(|attached| being_written(&attached.display));
             if reason.is_some() {
                 let mut written = Written::now();
                 if state.broken.is_some_and(|before| before.elapsed() < AGAIN) {
@@ -125,8 +125,9 @@ impl Worker {
 
     /// How long to wait for news, when a target waits for a writer.
     pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
-        let waits =
-            |state: &State| state.written.is_some_and(|written| written.since.elapsed() < WRITER_PATIENCE);
+        let waits = |state: &TargetState| {
+            state.written.is_some_and(|written| written.since.elapsed() < WRITER_PATIENCE)
+        };
         if self.targets.iter().any(waits) { WRITER_PAUSE } else { pause }
     }
 
@@ -156,23 +157,23 @@ impl Worker {
             found.is_candidate = matches!(planned.selector, Selector::Binary(_));
             let state = &mut self.targets[*target];
             let all = state.current.iter().chain(&state.replaced);
-            let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.generation));
+            let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.attached));
             if known.any(|known| known.identity == found.identity) || !is_elf(&found) {
                 continue;
             }
             let Ok(lease) = lease(&self.watch.breaks, &mut self.finder, &found) else { continue };
             let context =
-                Context { kernel: &self.kernel, plan: &plan, status: &self.status, target: planned };
-            let mut generation = Generation::attach(context, &found, lease, &mut self.cookies);
-            if !generation.is_attached() {
-                generation.detach(&mut self.cookies);
+                AttachContext { kernel: &self.kernel, plan: &plan, status: &self.status, target: planned };
+            let mut attached = AttachedFile::attach(context, &found, lease, &mut self.cookies);
+            if !attached.is_attached() {
+                attached.detach(&mut self.cookies);
                 continue;
             }
-            log::debug!("Target {}: {} may take its place", planned.name, found.shown);
+            log::debug!("Target {}: {} may take its place", planned.name, found.display);
             if state.candidates.len() == CANDIDATES {
-                state.candidates.remove(0).generation.detach(&mut self.cookies);
+                state.candidates.remove(0).attached.detach(&mut self.cookies);
             }
-            state.candidates.push(Candidate { generation, since: Instant::now() });
+            state.candidates.push(Candidate { attached, since: Instant::now() });
         }
     }
 
@@ -180,12 +181,12 @@ impl Worker {
     pub(super) fn drop_candidates(&mut self) {
         for state in &mut self.targets {
             let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
-            old.for_each(|mut candidate| candidate.generation.detach(&mut self.cookies));
+            old.for_each(|mut candidate| candidate.attached.detach(&mut self.cookies));
         }
     }
 }
 
-fn is_elf(file: &Found) -> bool {
+fn is_elf(file: &TargetFile) -> bool {
     let mut magic = [0; 4];
     file.open().and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
 }

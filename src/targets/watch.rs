@@ -19,7 +19,7 @@ use crate::kernel::{Break, Breaks};
 /// Symbolic links on the way to a file, as many as the kernel follows.
 const LINKS: usize = 40;
 
-/// What woke the keeper.
+/// What woke the manager.
 #[derive(Debug, Default)]
 pub struct News {
     /// The exporter ends.
@@ -48,12 +48,12 @@ pub struct Watch {
     stop: UnixStream,
     pub breaks: Breaks,
     inotify: OwnedFd,
-    /// By watch: the folder, and which names in it are on the way of which target.
-    folders: HashMap<i32, Folder>,
+    /// By watch: the directory, and which names in it are on the way of which target.
+    directories: HashMap<i32, Directory>,
 }
 
 #[derive(Debug, Default)]
-struct Folder {
+struct Directory {
     path: PathBuf,
     names: Vec<(OsString, usize, bool)>,
 }
@@ -68,23 +68,23 @@ impl Watch {
             stop,
             breaks: Breaks::new()?,
             inotify: inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,
-            folders: HashMap::new(),
+            directories: HashMap::new(),
         })
     }
 
-    /// Watches the way to each path, from its first folder through all symbolic links, and nothing else from now on.
+    /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
     pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
-        for folder in self.folders.values_mut() {
-            folder.names.clear();
+        for directory in self.directories.values_mut() {
+            directory.names.clear();
         }
         for (target, path) in paths {
-            for (folder, name, is_last) in way(path) {
-                self.add(&folder, name, *target, is_last);
+            for (directory, name, is_last) in way(path) {
+                self.add(&directory, name, *target, is_last);
             }
         }
         let inotify = &self.inotify;
-        self.folders.retain(|watch, folder| {
-            let is_needed = !folder.names.is_empty();
+        self.directories.retain(|watch, directory| {
+            let is_needed = !directory.names.is_empty();
             if !is_needed {
                 // It may be gone already.
                 let _ = inotify::remove_watch(inotify, *watch);
@@ -100,10 +100,10 @@ impl Watch {
         }
         match inotify::add_watch(&self.inotify, path, what) {
             Ok(watch) => {
-                let folder = self.folders.entry(watch).or_default();
-                folder.path = path.to_path_buf();
-                if !folder.names.iter().any(|(known, of, _)| *known == name && *of == target) {
-                    folder.names.push((name, target, is_last));
+                let directory = self.directories.entry(watch).or_default();
+                directory.path = path.to_path_buf();
+                if !directory.names.iter().any(|(known, of, _)| *known == name && *of == target) {
+                    directory.names.push((name, target, is_last));
                 }
             }
             // What is not there yet is found by the regular look.
@@ -143,21 +143,23 @@ impl Watch {
         let mut events = Reader::new(self.inotify.as_fd(), &mut buffer);
         while let Ok(event) = events.next() {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
-                news.targets.extend(self.folders.values().flat_map(|f| f.names.iter().map(|(_, of, _)| *of)));
+                news.targets
+                    .extend(self.directories.values().flat_map(|f| f.names.iter().map(|(_, of, _)| *of)));
             }
             if event.events().contains(ReadFlags::IGNORED) {
-                self.folders.remove(&event.wd());
+                self.directories.remove(&event.wd());
             }
-            let (Some(folder), Some(changed)) = (self.folders.get(&event.wd()), event.file_name()) else {
+            let (Some(directory), Some(changed)) = (self.directories.get(&event.wd()), event.file_name())
+            else {
                 continue;
             };
             let changed = OsStr::from_bytes(changed.to_bytes());
-            for (name, target, is_last) in &folder.names {
+            for (name, target, is_last) in &directory.names {
                 if changed == name {
                     news.targets.insert(*target);
                 } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
                     let is_called_like = is_called_like(changed, name);
-                    let path = folder.path.join(changed);
+                    let path = directory.path.join(changed);
                     news.beside.push(Beside { target: *target, path, is_called_like });
                 }
             }
@@ -213,14 +215,14 @@ mod tests {
 
     #[test]
     fn the_way_to_a_file_goes_through_its_links() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().canonicalize().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().canonicalize().unwrap();
         fs::create_dir_all(at.join("v1/bin")).unwrap();
         fs::write(at.join("v1/bin/app"), "").unwrap();
         std::os::unix::fs::symlink("v1", at.join("current")).unwrap();
         std::os::unix::fs::symlink("../current/bin/app", at.join("v1/link")).unwrap();
         let steps = way(&at.join("v1/link"));
-        let has = |folder: PathBuf, name: &str| steps.iter().any(|(f, n, _)| *f == folder && n == name);
+        let has = |directory: PathBuf, name: &str| steps.iter().any(|(f, n, _)| *f == directory && n == name);
         assert!(
             has(at.join("v1"), "link") && has(at.clone(), "current") && has(at.clone(), "v1"),
             "{steps:?}"
@@ -241,16 +243,16 @@ mod tests {
 
     #[test]
     fn a_rename_is_told() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let (_keep, stop) = UnixStream::pair().unwrap();
         let mut watch = Watch::new(stop).unwrap();
-        let path = folder.path().join("app");
+        let path = directory.path().join("app");
         watch.follow(&[(3, path.clone())]);
-        fs::write(folder.path().join("app.new"), "x").unwrap();
+        fs::write(directory.path().join("app.new"), "x").unwrap();
         let news = watch.wait(Duration::from_secs(10), None);
-        let beside = Beside { target: 3, path: folder.path().join("app.new"), is_called_like: true };
+        let beside = Beside { target: 3, path: directory.path().join("app.new"), is_called_like: true };
         assert!(news.beside.contains(&beside) && news.targets.is_empty(), "{news:?}");
-        fs::rename(folder.path().join("app.new"), &path).unwrap();
+        fs::rename(directory.path().join("app.new"), &path).unwrap();
         assert!(watch.wait(Duration::from_secs(10), None).targets.contains(&3));
         watch.follow(&[]);
         fs::write(&path, "y").unwrap();

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::attached_file::Cookies;
 use super::find::{Finder, is_by_process};
-use super::generation::Cookies;
-use super::state::State;
+use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
 use crate::config::model::{Point, Selector};
@@ -17,14 +17,14 @@ use crate::plan::{Plan, TargetPlan};
 
 /// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
 /// processes do, all of these.
-pub(super) const WALK: Duration = Duration::from_secs(5);
+pub(super) const WALK_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
     pub(super) kernel: Kernel,
     pub(super) status: Arc<Status>,
     pub(super) cookies: Cookies,
-    pub(super) targets: Vec<State>,
+    pub(super) targets: Vec<TargetState>,
     pub(super) finder: Finder,
     pub(super) watch: Watch,
     pub(super) first_clock: Option<Clock>,
@@ -70,14 +70,17 @@ impl Worker {
             });
             names.collect()
         };
-        let targets =
-            plan.targets.iter().map(|target| State { usdt: usdt_of(target), ..State::default() }).collect();
+        let targets = plan
+            .targets
+            .iter()
+            .map(|target| TargetState { usdt: usdt_of(target), ..TargetState::default() })
+            .collect();
         let cookies = Cookies::new(plan.settings.limits.sites);
         let first_clock = kernel.clock();
         let (last_walk, last_look) = (Instant::now(), Instant::now());
         let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
         let events = process_events(&selectors, namespace);
-        let needs_libraries = |state: &State| !state.usdt.is_empty();
+        let needs_libraries = |state: &TargetState| !state.usdt.is_empty();
         let needs_libraries =
             selectors.iter().zip(&targets).any(|(of, state)| is_by_process(of) && needs_libraries(state));
         let finder = Finder::new(files, &selectors, events, needs_libraries);
@@ -119,5 +122,7 @@ fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<Pro
         return None;
     }
     let started = ProcessEvents::start(&wanted, namespace);
-    started.inspect_err(|err| log::info!("Processes are looked for every {} s: {err}", WALK.as_secs())).ok()
+    started
+        .inspect_err(|err| log::info!("Processes are looked for every {} s: {err}", WALK_INTERVAL.as_secs()))
+        .ok()
 }

@@ -14,7 +14,7 @@ use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
-use exporter::targets::{Keeper, ProbeState, TargetCounts};
+use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
 /// How long anything may take that takes no time on a machine at rest.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A tracer at work. Dropping it detaches everything.
 pub struct Tracer {
     pub plan: Arc<Plan>,
-    keeper: Keeper,
+    manager: ProbeManager,
     drain: Drain,
     registry: Mutex<Registry>,
 }
@@ -39,7 +39,7 @@ impl Tracer {
     /// As [`Tracer::start`]; with `all_to_ring` nothing is computed in the kernel.
     pub fn start_by(yaml: &str, all_to_ring: bool) -> Self {
         let tracer = Self::start_unready(yaml, all_to_ring);
-        let why = tracer.keeper.status().not_ready(&tracer.plan);
+        let why = tracer.manager.status().not_ready(&tracer.plan);
         assert!(why.is_empty(), "not attached: {why:#?}");
         tracer
     }
@@ -50,13 +50,13 @@ impl Tracer {
         let attach = choose(plan.settings.attach);
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
-        let keeper = Keeper::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
+        let manager = ProbeManager::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
             panic!("these tests need root and a kernel that takes probe programs: {why}")
         });
         let user = Arc::new(layout.user_store(plan.probes.len()));
-        let drain = Drain::start(plan.clone(), &layout, user.clone(), keeper.shared()).unwrap();
-        let registry = Mutex::new(Registry::new(plan.clone(), &layout, keeper.shared().store, user));
-        Self { plan, keeper, drain, registry }
+        let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared()).unwrap();
+        let registry = Mutex::new(Registry::new(plan.clone(), &layout, manager.shared().store, user));
+        Self { plan, manager, drain, registry }
     }
 
     /// The series as a scrape would show them.
@@ -68,7 +68,7 @@ impl Tracer {
     pub fn render_at(&self, now: Instant) -> Series {
         self.drain.catch_up(PATIENCE);
         let mut text = Vec::new();
-        self.registry.lock().unwrap().render(&self.keeper.status().seen(), now, Format::Text, &mut text);
+        self.registry.lock().unwrap().render(&self.manager.status().seen(), now, Format::Text, &mut text);
         let text = String::from_utf8(text).expect("the exposition format is UTF-8");
         let rows = text.lines().filter(|line| !line.starts_with('#'));
         let node = format!("node=\"{}\"", self.plan.settings.node_name);
@@ -82,7 +82,7 @@ impl Tracer {
 
     /// The probe's books now.
     pub fn books(&self, probe: usize) -> Accounting {
-        Accounting::read(&self.keeper.shared(), probe)
+        Accounting::read(&self.manager.shared(), probe)
     }
 
     /// The books of all probes once no hit is being dealt with.
@@ -114,23 +114,23 @@ impl Tracer {
 
     /// Hits that the kernel says it kept from the programs.
     pub fn misses(&self) -> u64 {
-        self.keeper.shared().programs.iter().map(|program| program.misses().unwrap()).sum()
+        self.manager.shared().programs.iter().map(|program| program.misses().unwrap()).sum()
     }
 
     /// State and number of sites of a probe.
     pub fn state(&self, probe: usize) -> (ProbeState, usize) {
-        let probe = &self.keeper.status().probes()[probe];
+        let probe = &self.manager.status().probes()[probe];
         (probe.state.clone(), probe.sites)
     }
 
     /// How the targets' files and processes were found.
     pub fn targets(&self) -> TargetCounts {
-        self.keeper.status().targets()
+        self.manager.status().targets()
     }
 
     /// Hits that named no site: a fault of the exporter.
     pub fn stray(&self) -> u64 {
-        self.keeper.shared().control.stray()
+        self.manager.shared().control.stray()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::Link;
 
 use super::debug_symbols::{debug_symbols, with_names};
-use super::file::{Found, Identity, Stamp};
+use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
 use crate::abi::site_flag;
@@ -38,8 +38,8 @@ impl Cookies {
 
 /// One file's probes.
 #[derive(Debug)]
-pub struct Generation {
-    pub shown: String,
+pub struct AttachedFile {
+    pub display: String,
     pub identity: Identity,
     pub stamp: Stamp,
     /// In the target's order.
@@ -54,7 +54,7 @@ pub struct Generation {
     unread: bool,
     again: Again,
     /// When it was attached to, by `CLOCK_MONOTONIC`, in nanoseconds.
-    pub attached: u64,
+    pub attached_at: u64,
     /// No process that is meant runs it any more: whether some other does is looked up again and again.
     unused: Option<Unused>,
     /// Keeps writers waiting, where the file system has that; given back last.
@@ -112,18 +112,23 @@ fn monotonic() -> u64 {
 
 /// What attaching needs to know of the exporter.
 #[derive(Debug, Clone, Copy)]
-pub struct Context<'a> {
+pub struct AttachContext<'a> {
     pub kernel: &'a Kernel,
     pub plan: &'a Plan,
     pub status: &'a Status,
     pub target: &'a TargetPlan,
 }
 
-impl Generation {
+impl AttachedFile {
     /// Resolves and attaches all probes of the target in this file, as many as can be.
-    pub fn attach(context: Context<'_>, found: &Found, lease: Option<Lease>, cookies: &mut Cookies) -> Self {
+    pub fn attach(
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        lease: Option<Lease>,
+        cookies: &mut Cookies,
+    ) -> Self {
         let mut made = Self {
-            shown: found.shown.clone(),
+            display: found.display.clone(),
             identity: found.identity,
             stamp: found.stamp,
             probes: Vec::new(),
@@ -134,15 +139,15 @@ impl Generation {
             idle: Vec::new(),
             unread: false,
             again: Again::new(),
-            attached: 0,
+            attached_at: 0,
             unused: None,
         };
         made.read_and_attach(context, found, cookies);
-        made.attached = monotonic();
+        made.attached_at = monotonic();
         made
     }
 
-    fn read_and_attach(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) {
+    fn read_and_attach(&mut self, context: AttachContext<'_>, found: &TargetFile, cookies: &mut Cookies) {
         self.probes.clear();
         let file = found.open();
         let sites = self.resolve(context, found, file.as_ref());
@@ -157,7 +162,7 @@ impl Generation {
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
-    pub fn retry(&mut self, context: Context<'_>, found: &Found, cookies: &mut Cookies) -> bool {
+    pub fn retry(&mut self, context: AttachContext<'_>, found: &TargetFile, cookies: &mut Cookies) -> bool {
         if !self.wants_retry() || !self.again.is_due() {
             return false;
         }
@@ -176,25 +181,25 @@ impl Generation {
     /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
     fn resolve(
         &mut self,
-        context: Context<'_>,
-        found: &Found,
+        context: AttachContext<'_>,
+        found: &TargetFile,
         file: Result<&File, &io::Error>,
     ) -> Vec<(usize, ResolvedSite)> {
-        let Context { plan, status, target, .. } = context;
+        let AttachContext { plan, status, target, .. } = context;
         let read = |file| regular::read_all(file).map_err(|err| Refusal::of_file(&err));
         let bytes = file.map_err(Refusal::of_file).and_then(read);
         self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
         let image = bytes
             .as_ref()
-            .map_err(|refusal| format!("{} cannot be read: {refusal}", found.shown))
-            .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.shown)));
+            .map_err(|refusal| format!("{} cannot be read: {refusal}", found.display))
+            .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.display)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
         let debug = image
             .as_ref()
             .ok()
             .filter(|_| wants_names)
-            .and_then(|image| debug_symbols(image, &found.path, &found.shown));
+            .and_then(|image| debug_symbols(image, &found.path, &found.display));
         let image = image.map(|image| with_names(image, debug.as_ref()));
         let index = image.as_ref().map(SymbolIndex::of);
         let mut sites = Vec::new();
@@ -222,7 +227,7 @@ impl Generation {
                         log::info!("Probe {}: {remark}", plan.probes[number].name);
                     }
                     for warning in &resolved.warnings {
-                        log::warn!("{} in {}: {warning}", plan.probes[number].name, self.shown);
+                        log::warn!("{} in {}: {warning}", plan.probes[number].name, self.display);
                     }
                     outcome.unsigned = resolved.unsigned;
                     outcome.unfit = resolved.unfit;
@@ -242,7 +247,7 @@ impl Generation {
 
     fn attach_sites(
         &mut self,
-        context: Context<'_>,
+        context: AttachContext<'_>,
         file: &File,
         sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
@@ -266,7 +271,7 @@ impl Generation {
 
     fn attach_numbered(
         &mut self,
-        context: Context<'_>,
+        context: AttachContext<'_>,
         file: &File,
         sites: Vec<(usize, ResolvedSite)>,
         numbers: &[u32],
@@ -327,10 +332,10 @@ impl Generation {
     }
 
     /// The file has taken the target's place: its hits count, whatever runs it.
-    pub fn admit(&mut self, kernel: &Kernel, found: &Found) {
-        (self.shown, self.stamp) = (found.shown.clone(), found.stamp);
+    pub fn admit(&mut self, kernel: &Kernel, found: &TargetFile) {
+        (self.display, self.stamp) = (found.display.clone(), found.stamp);
         if let Err(err) = kernel.admit(&self.cookies) {
-            log::error!("{}: hits of processes of other names are not counted: {err:#}", self.shown);
+            log::error!("{}: hits of processes of other names are not counted: {err:#}", self.display);
         }
     }
 
