@@ -73,8 +73,9 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     let mut programs = [&first, &inner, &second, &watcher].map(|cgroup| cgroup.start(&program));
     programs.iter_mut().for_each(|program| program.fire(0));
     let tracer = Tracer::start(&config(&[
-        ("one", &format!("container: {}", &one[..12])),
-        ("two", &format!("container: {two}")),
+        // In quotes: an id can look like a number.
+        ("one", &format!("container: \"{}\"", &one[..12])),
+        ("two", &format!("container: \"{two}\"")),
     ]));
     for (program, times) in programs.iter_mut().zip([1, 10, 100, 1000]) {
         program.fire(times);
