@@ -1,11 +1,12 @@
 //! Values are what they were when the call or the span began, whatever has become of the memory since; and each return
 //! finds its own call.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::program::folder;
-use crate::support::tracer::{Series, Tracer};
+use crate::support::tracer::{Series, Tracer, eventually};
 
 fn build(source: &str, folder: &Path) -> PathBuf {
     let (file, binary) = (folder.join("traced.c"), folder.join("traced"));
@@ -230,7 +231,7 @@ int main(void) {
 fn a_map_full_of_calls_that_were_left_recovers() {
     let source = r#"
 #include <setjmp.h>
-#include <unistd.h>
+#include <stdio.h>
 static jmp_buf out;
 __attribute__((noinline)) int call(volatile int leave) { if (leave) longjmp(out, 1); return 1; }
 __attribute__((noinline)) int deeper(volatile int n) {
@@ -240,8 +241,13 @@ __attribute__((noinline)) int deeper(volatile int n) {
 int main(void) {
 	for (volatile int i = 0; i < 500; i++)
 		if (!setjmp(out)) deeper(i);
-	sleep(4);
-	for (volatile int i = 0; i < 100; i++) call(0);
+	puts("left");
+	fflush(stdout);
+	while (getchar() != EOF) {
+		call(0);
+		puts("called");
+		fflush(stdout);
+	}
 	return 0;
 }
 "#;
@@ -257,10 +263,28 @@ int main(void) {
         "node_name: test\nlimits: {{ starts: 64 }}\ntargets:\n- name: traced\n  binary: {}\n  probes:\n{probes}",
         binary.display()
     ));
-    assert!(Command::new(&binary).status().unwrap().success());
-    let books = tracer.books_at_rest();
-    assert_series(&tracer.render(), &[("call_total{rc=\"1\",leave=\"0\"}", "100")]);
-    // What found no room is told, and nothing else is lost.
-    assert_eq!(books[0].lost, 500 - 64, "{books:?}");
-    assert_eq!(books[1].lost, 0, "{books:?}");
+    let mut program = Command::new(&binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, mut answers) =
+        (program.stdin.take().unwrap(), BufReader::new(program.stdout.take().unwrap()).lines());
+    assert_eq!(answers.next().unwrap().unwrap(), "left");
+    let lost = || tracer.books_at_rest().iter().map(|books| books.lost).collect::<Vec<_>>();
+    assert!(lost()[0] > 0, "the map was never full");
+    let mut call = || {
+        ask.write_all(b"\n").unwrap();
+        assert_eq!(answers.next().unwrap().unwrap(), "called");
+        tracer.render().get("call_total{rc=\"1\",leave=\"0\"}").map_or(0, |count| count.parse().unwrap())
+    };
+    // What finds no room is told, and a look at the map makes some.
+    let mut counted = 0;
+    eventually("a call that there is room for", || {
+        counted = call();
+        counted > 0
+    });
+    let before = lost();
+    for further in 1..=100 {
+        assert_eq!(call(), counted + further);
+    }
+    assert_eq!(lost(), before);
+    drop(ask);
+    assert!(program.wait().unwrap().success());
 }
