@@ -9,7 +9,7 @@ use super::attach::Refusal;
 use super::config::{Mode, Scope};
 use super::event::Event;
 use super::hook::Hook;
-use super::links::{Changed, Interface, interfaces, interfaces_and_counts};
+use super::links::{Changed, Changes, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
 use super::status::{Missing, Status};
@@ -33,6 +33,9 @@ pub(crate) struct Follower {
     area: Area,
     status: Arc<Status>,
     programs: Programs,
+    changes: Changes,
+    /// What was told of interfaces and is yet to be followed.
+    told: Changed,
     /// By index, which a rename leaves alone.
     ports: BTreeMap<i32, Port>,
     /// Interfaces that are yet to be attached to, in that order.
@@ -42,11 +45,14 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub fn new(area: Area, status: Arc<Status>, programs: Programs) -> Self {
+    /// `changes` listens in the namespace from before the interfaces are first looked at.
+    pub fn new(area: Area, status: Arc<Status>, programs: Programs, changes: Changes) -> Self {
         Self {
             area,
             status,
             programs,
+            changes,
+            told: Changed::default(),
             ports: BTreeMap::new(),
             waiting: VecDeque::new(),
             missing: None,
@@ -54,13 +60,43 @@ impl Follower {
         }
     }
 
+    /// What to wait for, beside the time.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Whether something was told of interfaces since the last [`Self::follow`].
+    pub fn has_news(&mut self) -> bool {
+        self.listen();
+        self.told != Changed::default()
+    }
+
+    fn listen(&mut self) {
+        let more = self.changes.take();
+        self.told.gone.extend(more.gone);
+        self.told.touched.extend(more.touched);
+    }
+
     /// Makes what is attached fit the interfaces that there are; those that are new are attached to by [`Self::attach_more`].
-    pub fn follow(&mut self, changed: &Changed, tell: &mut dyn FnMut(Event)) {
+    pub fn follow(&mut self, tell: &mut dyn FnMut(Event)) {
+        // The kernel tells that an interface is gone before another one can have its index: what is taken after the list was
+        // read tells which of the list are others, or gone since, which another list shows.
+        let mut present = interfaces();
+        self.listen();
+        for _ in 0..2 {
+            let is_old = |there: &Interface| self.told.gone.contains(&there.index);
+            if !present.as_ref().is_ok_and(|present| present.iter().any(is_old)) {
+                break;
+            }
+            present = interfaces();
+            self.listen();
+        }
+        let changed = std::mem::take(&mut self.told);
         for index in &changed.gone {
             self.forget(*index, tell);
         }
-        match interfaces() {
-            Ok(present) => self.fit(&present, changed, tell),
+        match present {
+            Ok(present) => self.fit(&present, &changed, tell),
             Err(error) => self.blind(&error, tell),
         }
     }
@@ -117,7 +153,7 @@ impl Follower {
                     let changes = port.told();
                     self.ports.insert(there.index, port);
                     self.show(there.index);
-                    self.told(there.index, changes, false, tell);
+                    self.say(there.index, changes, false, tell);
                 }
                 Err(error) => tell(Event::Blind { error: format!("{}: no counters: {error:#}", there.name) }),
             }
@@ -151,11 +187,19 @@ impl Follower {
             if let Some(Some(count)) = counts.get(&index) {
                 changes.extend(port.compare(*count));
             }
-            if !changes.is_empty() {
+            if !changes.is_empty() && !self.is_another(index, lost) {
                 self.show(index);
-                self.told(index, changes, lost, tell);
+                self.say(index, changes, lost, tell);
             }
         }
+    }
+
+    /// Whether what was lost and attached again is an interface that has the index of one that is gone: that is told later.
+    fn is_another(&mut self, index: i32, lost: bool) -> bool {
+        if lost {
+            self.listen();
+        }
+        lost && self.told.gone.contains(&index)
     }
 
     fn wants(&self, there: &Interface) -> bool {
@@ -174,10 +218,13 @@ impl Follower {
         let lost = port.is_lost();
         let changes =
             if touched || changed || lost { port.retry(self.area.mode, &self.programs) } else { vec![] };
+        if self.is_another(there.index, lost) {
+            return;
+        }
         if changed || !changes.is_empty() {
             self.show(there.index);
         }
-        self.told(there.index, changes, lost, tell);
+        self.say(there.index, changes, lost, tell);
     }
 
     fn forget(&mut self, index: i32, tell: &mut dyn FnMut(Event)) {
@@ -222,7 +269,7 @@ impl Follower {
         format!("{name}{place}")
     }
 
-    fn told(&self, index: i32, changes: Vec<Change>, lost: bool, tell: &mut dyn FnMut(Event)) {
+    fn say(&self, index: i32, changes: Vec<Change>, lost: bool, tell: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get(&index) else { return };
         let name = || self.display_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;

@@ -18,7 +18,7 @@ use super::counter_maps::CounterMaps;
 use super::event::Event;
 use super::follow::{Area, Follower};
 use super::hook::{Hook, fast_interfaces};
-use super::links::{Changed, Changes, interfaces};
+use super::links::{Changes, interfaces};
 use super::programs::Programs;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::sockets::tcp_connections;
@@ -166,7 +166,7 @@ impl Network {
         let watch = std::thread::Builder::new()
             .name("network".to_string())
             .spawn(move || match here {
-                Some((follower, changes)) => visit.stay(follower, &changes, &|| true),
+                Some(follower) => visit.stay(follower, &|| true),
                 None => visit.come_and_go(),
             })
             .map_err(|error: io::Error| NetworkError(format!("no thread can be started: {error}")))?;
@@ -324,7 +324,7 @@ struct Visit {
 
 impl Visit {
     /// Attaches to what is there, and listens from before that on.
-    fn begin(&self) -> Result<(Follower, Changes), String> {
+    fn begin(&self) -> Result<Follower, String> {
         let end = Instant::now() + AT_START;
         let changes = Changes::listen()
             .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
@@ -342,25 +342,26 @@ impl Visit {
             number: self.number,
             labels: self.labels.clone(),
         };
-        let mut follower = Follower::new(area, Arc::clone(&self.status), programs);
-        follower.follow(&Changed::default(), &mut telling(&self.tell));
+        let mut follower = Follower::new(area, Arc::clone(&self.status), programs, changes);
+        follower.follow(&mut telling(&self.tell));
         follower.attach_more(end, &mut telling(&self.tell));
-        Ok((follower, changes))
+        Ok(follower)
     }
 
     /// Follows what happens until it is asked to stop, or the namespace is gone.
-    fn stay(&self, mut follower: Follower, changes: &Changes, is_there: &dyn Fn() -> bool) {
+    fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
         let mut tell = telling(&self.tell);
         let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
         loop {
-            let idle = if follower.is_behind() { Duration::ZERO } else { Duration::MAX };
-            self.stop.wait(Some(changes), idle.min(next.saturating_duration_since(Instant::now())));
+            let idle =
+                if follower.is_behind() || follower.has_news() { Duration::ZERO } else { Duration::MAX };
+            self.stop
+                .wait(Some(follower.changes()), idle.min(next.saturating_duration_since(Instant::now())));
             if self.stop.is_asked() {
                 return;
             }
-            let changed = changes.take();
-            if changed != Changed::default() {
-                follower.follow(&changed, &mut tell);
+            if follower.has_news() {
+                follower.follow(&mut tell);
             }
             follower.attach_more(Instant::now(), &mut tell);
             if Instant::now() < next {
@@ -374,7 +375,7 @@ impl Visit {
             follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut tell);
             if turns.is_multiple_of(RETRY) {
                 // Messages may have been lost.
-                follower.follow(&Changed::default(), &mut tell);
+                follower.follow(&mut tell);
             }
         }
     }
@@ -416,8 +417,8 @@ impl Visit {
     fn go(&self, there: &Namespace) -> Result<(), String> {
         enter(there.file.as_fd())
             .map_err(|error| format!("it cannot be entered: {error}; run with CAP_SYS_ADMIN"))?;
-        let (follower, changes) = self.begin()?;
-        self.stay(follower, &changes, &|| there.is_there());
+        let follower = self.begin()?;
+        self.stay(follower, &|| there.is_there());
         Ok(())
     }
 
