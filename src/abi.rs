@@ -93,7 +93,7 @@ pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
 #[allow(unsafe_code)]
 mod views {
     use std::mem::{offset_of, size_of};
-    use std::sync::atomic::{AtomicU32, AtomicU64};
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
     use super::{SMALL_INTEGERS, TEXT_WORDS, control, entry, interner, small_integers};
     use crate::mapping::Shared;
@@ -128,6 +128,23 @@ mod views {
         pub now: AtomicU64,
     }
 
+    impl InternerView {
+        /// Puts a number on the stack of free ones, as `give_back` in `bpf/numbers.bpf.h` does; the entry is its own. Nobody may
+        /// have it any more.
+        pub fn give_back(&self, entry: &EntryView, number: u32) {
+            let mut top = self.free.load(Ordering::Acquire);
+            loop {
+                entry.words[0].store(top & 0xffff_ffff, Ordering::Relaxed);
+                let changed = ((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1);
+                match self.free.compare_exchange_weak(top, changed, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => break,
+                    Err(now) => top = now,
+                }
+            }
+            self.accepted.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
     pub(crate) type SmallIntegersView = [AtomicU32; SMALL_INTEGERS];
 
     macro_rules! same_layout {
@@ -148,3 +165,76 @@ mod views {
 }
 
 pub(crate) use views::{ControlView, EntryView, InternerView, SmallIntegersView};
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::mapping::Mapped;
+
+    /// Under Miri this fails where a structure has padding.
+    #[test]
+    fn plain_structures_have_no_byte_that_is_not_theirs() {
+        fn sum<T: Plain>() -> u64 {
+            bytes_of(&T::default()).iter().map(|byte| u64::from(*byte)).sum()
+        }
+        let sums = [
+            sum::<site>(),
+            sum::<probe>(),
+            sum::<filter>(),
+            sum::<action>(),
+            sum::<pattern>(),
+            sum::<bounds>(),
+            sum::<interner>(),
+            sum::<control>(),
+        ];
+        assert_eq!(sums, [0; 8]);
+    }
+
+    /// What the kernel does, in Rust: see `take_number` in `bpf/numbers.bpf.h`.
+    fn take(interner: &InternerView, entries: &[EntryView]) -> Option<u32> {
+        loop {
+            let top = interner.free.load(Ordering::SeqCst);
+            let number = (top as u32).checked_sub(1)?;
+            let link = entries[number as usize].words[0].load(Ordering::SeqCst);
+            let under = ((top >> 32).wrapping_add(1) << 32) | (link & 0xffff_ffff);
+            if interner.free.compare_exchange(top, under, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                return Some(number);
+            }
+        }
+    }
+
+    /// `tests/unprivileged/numbers.rs` does the same with the kernel's own text, in every order.
+    #[test]
+    fn numbers_that_are_given_back_while_others_take_them_stay_apart() {
+        const NUMBERS: u32 = 5;
+        let rounds = if cfg!(miri) { 30 } else { 20_000 };
+        let interners = Mapped::<InternerView>::on_heap(1);
+        let entries = Mapped::<EntryView>::on_heap(NUMBERS as usize);
+        let interner = &interners[0];
+        interner.accepted.store(NUMBERS, Ordering::Relaxed);
+        (0..NUMBERS).for_each(|number| interner.give_back(&entries[number as usize], number));
+        let held = Mutex::new(std::collections::BTreeSet::new());
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..rounds {
+                        let Some(number) = take(interner, &entries) else { continue };
+                        assert!(held.lock().unwrap().insert(number), "{number} is given out twice");
+                        let entry = &entries[number as usize];
+                        entry.words.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+                        interner.accepted.fetch_add(1, Ordering::SeqCst);
+                        assert!(held.lock().unwrap().remove(&number));
+                        interner.give_back(entry, number);
+                    }
+                });
+            }
+        });
+        let left: std::collections::BTreeSet<_> =
+            std::iter::from_fn(|| take(interner, &entries)).take(NUMBERS as usize + 1).collect();
+        assert_eq!(left, (0..NUMBERS).collect());
+        assert_eq!(interner.accepted.load(Ordering::Relaxed), 0);
+    }
+}

@@ -31,6 +31,8 @@ unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 pub struct Mapped<T: Shared> {
     memory: NonNull<T>,
     values: usize,
+    /// Gives the memory back: its address, and its length in bytes.
+    release: unsafe extern "C" fn(*mut libc::c_void, usize) -> libc::c_int,
 }
 
 // SAFETY: the memory is not tied to a thread, and is only reached through atomics.
@@ -68,7 +70,23 @@ impl<T: Shared> Mapped<T> {
         }
         let memory =
             NonNull::new(memory.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(Self { memory, values })
+        Ok(Self { memory, values, release: libc::munmap })
+    }
+
+    /// Zeros on the heap instead, so that Miri can look at what is done with them.
+    #[cfg(test)]
+    pub(crate) fn on_heap(values: usize) -> Self {
+        unsafe extern "C" fn free(memory: *mut libc::c_void, bytes: usize) -> libc::c_int {
+            let layout = std::alloc::Layout::from_size_align(bytes, PAGE as usize).unwrap();
+            // SAFETY: allocated below with this layout.
+            unsafe { std::alloc::dealloc(memory.cast(), layout) };
+            0
+        }
+        let layout = std::alloc::Layout::from_size_align(values * size_of::<T>(), PAGE as usize).unwrap();
+        assert!(layout.size() > 0);
+        // SAFETY: not of size zero; all bytes are initialised, and all patterns of bits are values.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        Self { memory: NonNull::new(memory.cast()).unwrap(), values, release: free }
     }
 }
 
@@ -85,7 +103,7 @@ impl<T: Shared> Deref for Mapped<T> {
 impl<T: Shared> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: exactly the region that `new` mapped; no reference to it outlives `self`.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.values * size_of::<T>()) };
+        unsafe { (self.release)(self.memory.as_ptr().cast(), self.values * size_of::<T>()) };
     }
 }
 
@@ -160,9 +178,37 @@ mod tests {
     use std::io::{Seek, SeekFrom, Write};
     use std::os::fd::AsFd;
 
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[test]
+    fn values_are_apart_and_shared_by_threads() {
+        let mapped = Mapped::<[AtomicU64; 3]>::on_heap(4);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for (n, words) in mapped.iter().enumerate() {
+                        words[1].fetch_add(n as u64 + 1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let seen = mapped.iter().map(|words| [0, 1, 2].map(|at: usize| words[at].load(Ordering::Relaxed)));
+        assert_eq!(seen.collect::<Vec<_>>(), [[0, 2, 0], [0, 4, 0], [0, 6, 0], [0, 8, 0]]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "it maps files")]
+    fn a_map_that_cannot_be_mapped_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        for values in [0, usize::MAX / 4, usize::MAX] {
+            assert!(Mapped::<AtomicU64>::new(file.as_fd(), values).is_err(), "{values}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "it maps files")]
     fn code_is_seen_by_file_offset_and_never_kills_the_reader() {
         let mut file = tempfile::tempfile().unwrap();
         file.seek(SeekFrom::Start(3 * PAGE - 1)).unwrap();

@@ -82,8 +82,11 @@ impl UserStore {
 
     /// Replaces the slot by what `f` makes of it.
     pub fn update(&self, slot: u32, f: impl Fn(u64) -> u64) {
-        let _ =
-            self.slots[slot as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(f(old)));
+        let slot = &self.slots[slot as usize];
+        let mut old = slot.load(Ordering::Relaxed);
+        while let Err(now) = slot.compare_exchange_weak(old, f(old), Ordering::Relaxed, Ordering::Relaxed) {
+            old = now;
+        }
     }
 
     /// The number of these bytes, given out now if they are new; `None` past the limit.

@@ -98,12 +98,7 @@ impl Store for KernelStore {
             return;
         }
         entry.ready.store(0, Ordering::Release);
-        let shared = &self.parts.interners[interner as usize];
-        let _ = shared.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |top| {
-            entry.words[0].store(top & 0xffff_ffff, Ordering::Relaxed);
-            Some(((top >> 32).wrapping_add(1) << 32) | u64::from(number + 1))
-        });
-        shared.accepted.fetch_sub(1, Ordering::AcqRel);
+        self.parts.interners[interner as usize].give_back(entry, number);
     }
 
     fn name(&self, interner: u32, number: u32, to: &mut Vec<u8>) -> bool {

@@ -283,16 +283,17 @@ impl Fast {
         }
         let slots = cpu_slots()?;
         let bytes = fast_memory(interfaces, slots) as usize;
-        let more = |taken| Some(taken + bytes).filter(|sum| *sum <= FAST_BUDGET);
-        if bytes < slots * size_of::<net_fast>()
-            || FAST_TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err()
-        {
+        if bytes < slots * size_of::<net_fast>() {
             return Ok(None);
         }
         let give_back = |error| {
             FAST_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
             error
         };
+        if FAST_TAKEN.fetch_add(bytes, Ordering::Relaxed) + bytes > FAST_BUDGET {
+            FAST_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
+            return Ok(None);
+        }
         let shared = options(libbpf_sys::BPF_F_MMAPABLE);
         let map = MapHandle::create(MapType::Array, Some(".bss.fast"), 4, bytes as u32, 1, &shared)
             .map_err(give_back)?;

@@ -15,6 +15,7 @@ mod elf_exits;
 mod elf_names;
 mod elf_programs;
 mod fuzz_seeds;
+mod numbers;
 mod reference;
 mod stack;
 mod workflows;
