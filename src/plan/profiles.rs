@@ -1,6 +1,8 @@
 //! The profiles that are compiled into the program.
 
-use crate::config::{Diagnostics, Profile};
+use std::sync::OnceLock;
+
+use crate::config::{Diagnostics, Profile, parse_profile};
 
 /// Every profile: name and text. A new one is a file in `profiles/` and a line here.
 const TEXTS: &[(&str, &str)] = &[
@@ -25,9 +27,16 @@ pub fn profiles() -> &'static [(&'static str, &'static str)] {
 /// The profile called `name`, or `None` if there is none; the inner error lists what is wrong with its text, which
 /// a test keeps from happening.
 pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
-    let (name, text) = TEXTS.iter().find(|(known, _)| *known == name)?;
-    Some(crate::config::parse_profile(name, text))
+    let at = TEXTS.iter().position(|(known, _)| *known == name)?;
+    if let Some(parsed) = PARSED[at].get() {
+        return Some(Ok(parsed.clone()));
+    }
+    let (name, text) = TEXTS[at];
+    Some(parse_profile(name, text).map(|profile| PARSED[at].get_or_init(|| profile).clone()))
 }
+
+/// Those that have been asked for.
+static PARSED: [OnceLock<Profile>; TEXTS.len()] = [const { OnceLock::new() }; TEXTS.len()];
 
 #[cfg(test)]
 mod tests {
