@@ -454,15 +454,35 @@ mod tests {
 
     #[test]
     fn a_name_that_grows_without_end_is_given_up() {
-        // Each substitution holds the one before it twice.
-        let mut name = String::from("_Z1fI1aE");
-        for i in 0..60 {
-            let last = std::char::from_digit(i % 36, 36).unwrap().to_ascii_uppercase();
-            name.push_str(&format!("1bIS{last}_S{last}_E"));
+        // `f(a, b<a, a>, b<b<a, a>, b<a, a>>, ...)`: each parameter holds the one before it twice.
+        let growing = |parameters: u32| {
+            let substitution = |number: u32| match number.checked_sub(1) {
+                None => "S_".to_owned(),
+                Some(digit) => {
+                    format!("S{}_", char::from_digit(digit, 36).unwrap().to_ascii_uppercase())
+                }
+            };
+            // The first is `a`, then come the template `b` and its instances.
+            let instances = (2..=parameters).map(|number| {
+                let last = substitution(if number == 2 { 0 } else { number - 1 });
+                format!("S0_I{last}{last}E")
+            });
+            format!("_Z1f1a1bIS_S_E{}", instances.skip(1).collect::<String>())
+        };
+        for (parameters, is_made) in [(5, true), (9, true), (16, false), (20, false)] {
+            let name = growing(parameters);
+            assert!(name.len() < MANGLED_MAX);
+            let symbol = cpp_demangle::Symbol::new(&name).unwrap();
+            let whole = symbol.demangle_with_options(&cpp_demangle::DemangleOptions::new()).unwrap();
+            assert_eq!(whole.len() <= DEMANGLED_MAX, is_made, "{name}: {} bytes", whole.len());
+            assert_eq!(demangle(&name, Signature::Whole), is_made.then_some(whole), "{name}");
         }
-        assert!(demangle(&name, Signature::Whole).is_none_or(|n| n.len() <= DEMANGLED_MAX));
-        let mut out = Bounded(String::new());
-        assert!(out.write_str(&"x".repeat(DEMANGLED_MAX)).is_ok());
-        assert!(out.write_str("x").is_err());
+    }
+
+    #[test]
+    fn a_symbol_of_any_length_is_not_demangled() {
+        let named = |length: usize| format!("_Z{length}{}v", "x".repeat(length));
+        assert_eq!(demangle(&named(4000), Signature::Name), Some("x".repeat(4000)));
+        assert_eq!(demangle(&named(MANGLED_MAX), Signature::Name), None);
     }
 }
