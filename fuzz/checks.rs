@@ -4,6 +4,7 @@ use std::path::Path;
 
 use exporter::config::{Environment, Overrides, read_bytes};
 use exporter::plan::plan_draft;
+use exporter::untrusted;
 
 use exporter::elf::{
     Arch, Image, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
@@ -50,5 +51,42 @@ pub fn config(bytes: &[u8]) {
             is_too_large || matches!((place.next(), place.next()), (Some(Ok(1..)), Some(Ok(1..)))),
             "{line}"
         );
+    }
+}
+
+/// Conditions of any text: they are understood or refused whatever stands around them.
+pub fn conditions(text: &str) {
+    // Others mean something to YAML.
+    if text.chars().any(char::is_control) {
+        return;
+    }
+    let is_understood = |text: &str| {
+        let yaml = format!(
+            "targets:\n- name: a\n  binary: /a\n  probes:\n  - on: usdt:a:b\n    args: {{ n: 0, size: 1, kind: {{ index: 2, type: str }} }}\n    \
+             metrics: [{{ counter: c_total, when: '{}' }}]\n",
+            text.replace('\'', "''")
+        );
+        let draft = read_bytes("c.yaml", yaml.into_bytes(), &Overrides::default(), &Environment::new());
+        plan_draft(draft).map_err(|errors| assert!(errors.render().starts_with("c.yaml:"))).is_ok()
+    };
+    let once = is_understood(text);
+    assert_eq!(is_understood(&format!("  {text} ")), once, "with blanks");
+    assert_eq!(is_understood(&format!("n > 1 and {text}")), once, "behind another");
+    assert!(!once || is_understood(&format!("{text} and {text}")), "twice");
+}
+
+/// A record of either ring buffer.
+pub fn ring(record: &[u8]) {
+    if let Some(texts) = untrusted::event(record) {
+        // Texts may overlap; none is longer than what there is.
+        assert!(texts.iter().all(|length| *length < record.len()));
+    }
+    untrusted::process_event(record);
+}
+
+/// A datagram of netlink.
+pub fn netlink(datagram: &[u8]) {
+    for name in untrusted::interfaces(datagram).unwrap_or_default() {
+        assert!(!name.is_empty() && !name.contains('\0'));
     }
 }

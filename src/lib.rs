@@ -45,3 +45,4 @@ mod symbols;
 mod table;
 pub mod targets;
 mod telemetry;
+pub mod untrusted;

@@ -121,7 +121,7 @@ impl ProcessEvents {
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
         let mut builder = RingBufferBuilder::new();
         let add = builder.add(&map, move |record| {
-            sink.borrow_mut().extend(decode(record));
+            sink.borrow_mut().extend(process_event(record));
             0
         });
         add.map_err(loading)?;
@@ -246,7 +246,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-fn decode(record: &[u8]) -> Option<ProcessEvent> {
+/// One record of the ring buffer; `None` if it is no event.
+pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
     let at = offset_of!(process_event, file);
     let file = FileKey {
         inode: long(record, at + offset_of!(file_key, inode))?,

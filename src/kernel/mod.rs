@@ -24,6 +24,7 @@ pub use accounting::Accounting;
 pub(crate) use accounting::LOST;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
+pub(crate) use events::process_event;
 pub use events::{FileKey, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::{Filter, id_of_container};

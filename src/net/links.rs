@@ -101,6 +101,20 @@ fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> 
     Ok(found)
 }
 
+/// Names of the interfaces that a datagram tells of.
+///
+/// # Errors
+/// If it is no netlink, or tells of an error.
+pub(crate) fn interfaces_in(datagram: &[u8]) -> io::Result<Vec<String>> {
+    let (mut names, mut changed) = (Vec::new(), Changed::default());
+    each_message(datagram, |kind, message| {
+        changed.note(kind, message);
+        kernel_count(message);
+        names.extend(interface(message).map(|found| found.name));
+    })?;
+    Ok(names)
+}
+
 fn interface(message: &[u8]) -> Option<Interface> {
     let index = u32_at(message, 4)? as i32;
     let hardware = u16_at(message, 2)?;

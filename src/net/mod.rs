@@ -37,6 +37,7 @@ pub use counters::{Counters, cells};
 pub use decode::{NETWORK, decode};
 pub use event::Event;
 pub use hook::Hook;
+pub(crate) use links::interfaces_in;
 pub use preview::describe;
 pub use programs::cpu_slots;
 pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};

@@ -38,3 +38,38 @@ fn configurations() {
         checks::config(&bytes);
     }
 }
+
+#[test]
+fn conditions() {
+    for text in seeds("conditions") {
+        checks::conditions(&String::from_utf8_lossy(&text));
+    }
+}
+
+#[test]
+fn records_of_ring_buffers() {
+    let (mut events, mut processes) = (0, 0);
+    for record in seeds("ring") {
+        events += usize::from(exporter::untrusted::event(&record).is_some());
+        processes += usize::from(exporter::untrusted::process_event(&record));
+        (0..=record.len()).for_each(|end| checks::ring(&record[..end]));
+    }
+    assert!(events > 3 && processes > 3, "{events} events of hits, {processes} of processes");
+}
+
+#[test]
+fn datagrams_of_netlink() {
+    let mut names = Vec::new();
+    for datagram in seeds("netlink") {
+        names.extend(exporter::untrusted::interfaces(&datagram).unwrap_or_default());
+        (0..=datagram.len()).for_each(|end| checks::netlink(&datagram[..end]));
+        for at in 0..datagram.len() {
+            for byte in [0, 1, 0x7f, 0xff] {
+                let mut changed = datagram.clone();
+                changed[at] = byte;
+                checks::netlink(&changed);
+            }
+        }
+    }
+    assert!(names.iter().any(|name| name == "lo") && names.iter().any(|name| name == "exn0"), "{names:?}");
+}

@@ -1,0 +1,24 @@
+//! Decoders of bytes that others wrote, for the fuzz targets of `fuzz/`, which see nothing of the private modules.
+
+use crate::decode::{Event, Value};
+use crate::{kernel, net};
+
+/// A record of the hits' ring buffer: the bytes of text in each of its values, read as text; `None` if it is no event.
+pub fn event(record: &[u8]) -> Option<Vec<usize>> {
+    let event = Event::decode(record).ok()?;
+    let values = (0..=crate::abi::MAX_VALUES).map(|value| match event.value(value, true) {
+        Value::Text(text) => text.len(),
+        Value::Int(_) | Value::Unreadable => 0,
+    });
+    Some(values.collect())
+}
+
+/// A record of the processes' ring buffer: whether it is an event.
+pub fn process_event(record: &[u8]) -> bool {
+    kernel::process_event(record).is_some()
+}
+
+/// A datagram of rtnetlink: the names of the interfaces that it tells of; `None` if it is no netlink, or tells of an error.
+pub fn interfaces(datagram: &[u8]) -> Option<Vec<String>> {
+    net::interfaces_in(datagram).ok()
+}
