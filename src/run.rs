@@ -130,7 +130,7 @@ pub fn run(
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let telemetry = Telemetry {
         plan: plan.clone(),
-        shared: manager.shared(),
+        counts: Arc::new(manager.shared()),
         status: manager.status(),
         drain: drain.stats().clone(),
         http: stats.clone(),

@@ -46,6 +46,15 @@ pub enum Number {
 }
 
 impl Kind {
+    /// What Prometheus calls it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        }
+    }
+
     /// What the names of its series end with, beside those with the name of the metric itself.
     pub fn suffixes(&self) -> &'static [&'static str] {
         match self {
@@ -249,6 +258,10 @@ impl Families {
     fn family(&mut self, family: Family) -> &mut Family {
         self.0.push(family);
         self.0.last_mut().expect("one was just pushed")
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Family> {
+        self.0.iter()
     }
 
     /// Appends all that have series.

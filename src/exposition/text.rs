@@ -26,17 +26,12 @@ pub struct Parts {
 impl Parts {
     pub fn new(name: &str, help: &str, kind: &Kind) -> Self {
         let help = help.trim().replace('\\', "\\\\").replace('\n', "\\n");
-        let (word, bounds) = match kind {
-            Kind::Counter => ("counter", None),
-            Kind::Gauge => ("gauge", None),
-            Kind::Histogram(bounds) => ("histogram", Some(bounds)),
-        };
         let mut intro = String::new();
         if !help.is_empty() {
             let _ = writeln!(intro, "# HELP {name} {help}");
         }
-        let _ = writeln!(intro, "# TYPE {name} {word}");
-        let Some(bounds) = bounds else {
+        let _ = writeln!(intro, "# TYPE {name} {}", kind.word());
+        let Kind::Histogram(bounds) = kind else {
             return Self {
                 intro,
                 bucket: String::new(),

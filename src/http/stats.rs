@@ -58,7 +58,7 @@ impl HttpStats {
         requests.iter().map(|(&(route, status), &count)| RequestCount { route, status, count }).collect()
     }
 
-    pub(super) fn answered(&self, route: &'static str, status: u16) {
+    pub(crate) fn answered(&self, route: &'static str, status: u16) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         *requests.entry((route, status)).or_default() += 1;
     }

@@ -1,7 +1,8 @@
 //! The accounting: what became of each probe's hits.
 
+use std::fmt;
+
 use super::load::Shared;
-use super::store::KernelStore;
 use crate::abi::accounting_slot;
 
 /// Every way in which a hit can be lost, with its label.
@@ -12,6 +13,40 @@ pub(crate) const LOST: &[(&str, accounting_slot)] = &[
     ("starts_full", accounting_slot::ACCT_LOST_STARTS_FULL),
     ("negative", accounting_slot::ACCT_LOST_NEGATIVE),
 ];
+
+/// Where what the programs count is read from. The reference of the metrics has one without a kernel.
+pub(crate) trait Counts: fmt::Debug + Send + Sync {
+    /// One number of a probe's accounting.
+    fn accounting(&self, probe: usize, which: accounting_slot) -> u64;
+
+    /// The latest jiffies at which the probe was hit; 0 if it never was.
+    fn last_hit(&self, probe: usize) -> u64;
+
+    /// Hits whose site was unknown.
+    fn stray(&self) -> u64;
+
+    /// By program, hits for which the kernel did not run it; without those of which the kernel does not say.
+    fn misses(&self) -> Vec<(&'static str, u64)>;
+}
+
+impl Counts for Shared {
+    fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
+        self.store.accounting(probe, which)
+    }
+
+    fn last_hit(&self, probe: usize) -> u64 {
+        self.store.last_hit(probe)
+    }
+
+    fn stray(&self) -> u64 {
+        self.control.stray()
+    }
+
+    fn misses(&self) -> Vec<(&'static str, u64)> {
+        let told = self.programs.iter().map(|program| Some((program.name, program.misses().ok()?)));
+        told.flatten().collect()
+    }
+}
 
 /// One probe's accounting at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,11 +67,10 @@ impl Accounting {
     /// Reads a probe's accounting. The ways to end are read before the hits, so that a hit in between is in flight, never
     /// missing.
     pub fn read(shared: &Shared, probe: usize) -> Self {
-        Self::of(&shared.store, probe)
+        Self::of(|which| shared.store.accounting(probe, which))
     }
 
-    pub(crate) fn of(store: &KernelStore, probe: usize) -> Self {
-        let accounting = |which| store.accounting(probe, which);
+    pub(crate) fn of(accounting: impl Fn(accounting_slot) -> u64) -> Self {
         let aggregated = accounting(accounting_slot::ACCT_AGGREGATED);
         let delivered = accounting(accounting_slot::ACCT_DELIVERED);
         let filtered = accounting(accounting_slot::ACCT_FILTERED);

@@ -263,7 +263,7 @@ impl Source {
         scratch: &mut Scratch,
     ) {
         // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
-        let accounting = Accounting::of(kernel, self.probe);
+        let accounting = Accounting::of(|which| kernel.accounting(self.probe, which));
         let hits = accounting.hits - accounting.filtered;
         if hits == 0 && !seen.attached {
             return;

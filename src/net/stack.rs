@@ -95,31 +95,44 @@ impl Stack {
         let at = |offset: usize| &sum[offset / 8..];
         let mut all = Vec::new();
         if self.drops {
-            all.push(self.drops(at(offset_of!(stack_stats, drops))));
+            all.push(drops(&self.reasons, at(offset_of!(stack_stats, drops))));
         }
         if self.tcp {
             all.push(state_changes(at(offset_of!(stack_stats, states))));
             all.extend(tcp_counters(at));
             all.extend(tcp_times(at));
-            all.extend(listen_counters().unwrap_or_default());
+            // Should /proc not be there, they are left out.
+            let text = std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
+            all.extend(listen_counters(|name| netstat(&text, name)));
         }
         all
     }
+}
 
-    /// Only those that there were, for there are more than a hundred.
-    fn drops(&self, counts: &[u64]) -> Family {
-        let help = "Packets that the kernel dropped, by its reason.";
-        let mut family = Family::new("network_kernel_drops_total", Kind::Counter, help);
-        let mut others = 0;
-        for (reason, count) in counts[..REASONS].iter().enumerate().filter(|(_, count)| **count > 0) {
-            match self.reasons.get(&reason) {
-                Some(name) => family.number(&[("reason", name)], *count),
-                None => others += count,
-            }
+/// All that [`Stack::families`] can have, each with a series that has its labels.
+pub(super) fn every_family() -> Vec<Family> {
+    let zeros = vec![0; size_of::<stack_stats>() / 8];
+    let at = |offset: usize| &zeros[offset / 8..];
+    let mut all = vec![drops(&BTreeMap::new(), at(0)), state_changes(at(0))];
+    all.extend(tcp_counters(at));
+    all.extend(tcp_times(at));
+    all.extend(listen_counters(|_| Some(0)));
+    all
+}
+
+/// Only those that there were, for there are more than a hundred.
+fn drops(reasons: &BTreeMap<usize, String>, counts: &[u64]) -> Family {
+    let help = "Packets that the kernel dropped, by its reason.";
+    let mut family = Family::new("network_kernel_drops_total", Kind::Counter, help);
+    let mut others = 0;
+    for (reason, count) in counts[..REASONS].iter().enumerate().filter(|(_, count)| **count > 0) {
+        match reasons.get(&reason) {
+            Some(name) => family.number(&[("reason", name)], *count),
+            None => others += count,
         }
-        family.number(&[("reason", "other")], others);
-        family
     }
+    family.number(&[("reason", "other")], others);
+    family
 }
 
 fn state_changes(counts: &[u64]) -> Family {
@@ -203,9 +216,8 @@ fn drop_reasons() -> libbpf_rs::Result<BTreeMap<usize, String>> {
 }
 
 /// Connections that found the queue of a listening socket full, and those that were not taken for any reason.
-fn listen_counters() -> io::Result<Vec<Family>> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
-    let value = |name: &str| netstat(&text, name);
+/// Those are left out that have no value.
+fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
     let counters = [
         (
             "network_tcp_listen_overflows_total",
@@ -223,7 +235,7 @@ fn listen_counters() -> io::Result<Vec<Family>> {
         family.number(&[], value(key)?);
         Some(family)
     });
-    Ok(families.collect())
+    families.collect()
 }
 
 /// A counter of `/proc/net/netstat`, which has a line of names and one of values for each protocol.

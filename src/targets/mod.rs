@@ -24,4 +24,4 @@ pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use file::TargetFile;
 pub use find::find;
 pub use manager::ProbeManager;
-pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts};
+pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts, Ticks};

@@ -231,7 +231,7 @@ impl Status {
         *self.hz.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn set_ticks(&self, ticks: Ticks) {
+    pub(crate) fn set_ticks(&self, ticks: Ticks) {
         *self.hz.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticks);
     }
 

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::drain::DrainStats;
 use crate::exposition::Families;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, LOST, Shared};
+use crate::kernel::{Attach, Counts, LOST};
 use crate::logging::Logging;
 use crate::plan::Plan;
 use crate::targets::{ProbeState, Status};
@@ -21,7 +21,7 @@ use crate::targets::{ProbeState, Status};
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     pub plan: Arc<Plan>,
-    pub shared: Shared,
+    pub counts: Arc<dyn Counts>,
     pub status: Arc<Status>,
     pub drain: Arc<DrainStats>,
     /// Of the metrics and the health endpoint.
@@ -74,7 +74,7 @@ impl Telemetry {
         let states = self.status.probes();
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
         let accounting =
-            |which| (0..states.len()).map(|probe| self.shared.store.accounting(probe, which)).sum::<u64>();
+            |which| (0..states.len()).map(|probe| self.counts.accounting(probe, which)).sum::<u64>();
         let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
         for (reason, which) in LOST {
             rows.number(&[("error_type", reason)], accounting(*which));
@@ -82,7 +82,7 @@ impl Telemetry {
         rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));
         rows.number(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
-        rows.number(&[("error_type", "stray_hit")], self.shared.control.stray());
+        rows.number(&[("error_type", "stray_hit")], self.counts.stray());
         let of_log = |count: fn(&Logging) -> u64| self.logging.as_ref().map_or(0, count);
         rows.number(&[("error_type", "log_line_dropped")], of_log(Logging::dropped));
         rows.number(&[("error_type", "log_write_failed")], of_log(Logging::failed));

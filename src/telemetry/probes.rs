@@ -11,8 +11,9 @@ use crate::plan::{ProbePlan, SpanEnd, SpanPlan};
 impl Telemetry {
     pub(super) fn probes(&self, to: &mut Families) {
         let states = self.status.probes();
-        let accounting: Vec<Accounting> =
-            (0..states.len()).map(|probe| Accounting::read(&self.shared, probe)).collect();
+        let accounting: Vec<Accounting> = (0..states.len())
+            .map(|probe| Accounting::of(|which| self.counts.accounting(probe, which)))
+            .collect();
         let each = || {
             self.plan.probes.iter().enumerate().map(|(n, probe)| {
                 [("target", self.plan.targets[probe.target].name.as_str()), ("probe", probe.name.as_str())]
@@ -79,7 +80,7 @@ impl Telemetry {
         let rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
-                let lost = self.shared.store.accounting(probe, *which);
+                let lost = self.counts.accounting(probe, *which);
                 rows.number(&[&labels[..], &[("reason", reason)]].concat(), lost);
             }
         }
@@ -93,7 +94,7 @@ impl Telemetry {
             "Hits of which a value could not be read from the application's memory.",
         );
         for (probe, labels) in labels.iter().enumerate() {
-            rows.number(labels, self.shared.store.accounting(probe, accounting_slot::ACCT_READ_FAULTS));
+            rows.number(labels, self.counts.accounting(probe, accounting_slot::ACCT_READ_FAULTS));
         }
         if let Some(ticks) = self.status.ticks() {
             let rows = to.gauge(
@@ -101,7 +102,7 @@ impl Telemetry {
                 "When the probe was hit last, in seconds since 1970, to about 10 ms; absent before the first hit.",
             );
             for (probe, labels) in labels.iter().enumerate() {
-                let jiffies = self.shared.store.last_hit(probe);
+                let jiffies = self.counts.last_hit(probe);
                 if jiffies > 0 {
                     let ago = (ticks.jiffies as i64).wrapping_sub(jiffies as i64) as f64 / ticks.hz;
                     rows.number(labels, ticks.unix - ago);
@@ -131,11 +132,9 @@ impl Telemetry {
             "fibre_exporter_program_misses_total",
             "Hits for which the kernel did not run the program, by its own count; they are in no probe's hits.",
         );
-        for program in self.shared.programs.iter() {
-            // A kernel that does not say has no row: not a zero.
-            if let Ok(misses) = program.misses() {
-                rows.number(&[("program", program.name)], misses);
-            }
+        // A kernel that does not say has no row: not a zero.
+        for (program, misses) in self.counts.misses() {
+            rows.number(&[("program", program)], misses);
         }
     }
 
@@ -165,7 +164,7 @@ impl Telemetry {
                 };
                 let ends = self.plan.probes.iter().enumerate().filter(of_span);
                 let left =
-                    ends.map(|(n, _)| self.shared.store.accounting(n, accounting_slot::ACCT_FORGOTTEN)).sum();
+                    ends.map(|(n, _)| self.counts.accounting(n, accounting_slot::ACCT_FORGOTTEN)).sum();
                 if let Some(sweep) = spans.get(number) {
                     rows.number(&[("target", target), ("probe", &probe.name)], column(sweep, left));
                 }

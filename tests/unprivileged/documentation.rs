@@ -139,3 +139,39 @@ fn every_link_leads_to_a_file_and_every_page_is_in_the_book() {
         assert!(in_book, "{} is not in docs/SUMMARY.md", file.display());
     }
 }
+
+/// A metric that is renamed or taken away leaves nothing behind that names it.
+#[test]
+fn every_metric_that_is_named_is_one() {
+    let reference = fs::read_to_string("docs/metrics.md").unwrap();
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for row in reference.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, rest) = row.split_once('`').unwrap();
+        known.insert(name.to_owned());
+        if rest.starts_with(" | histogram") {
+            known.extend(["_bucket", "_sum", "_count"].map(|suffix| format!("{name}{suffix}")));
+        }
+    }
+    let prefixes = ["fibre_", "xdp_", "tc_egress_", "network_", "bitcoin_"];
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (mut seen, mut wrong) = (0, String::new());
+    let texts = pages().into_iter().chain(["docker/prometheus/rules", "grafana"].iter().flat_map(|folder| {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|file| file.is_file()).map(|file| (file.clone(), fs::read_to_string(file).unwrap()))
+    }));
+    for (file, text) in texts {
+        for word in text.split(|c: char| !is_word(c)) {
+            // What ends in `_` stands for several.
+            let is_metric = prefixes.iter().any(|prefix| word.starts_with(prefix))
+                && ["_total", "_seconds", "_bytes", "_count", "_bucket", "_sum"]
+                    .iter()
+                    .any(|suffix| word.ends_with(suffix));
+            seen += usize::from(is_metric);
+            if is_metric && !known.contains(word) {
+                wrong += &format!("{}: {word}\n", file.display());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(seen > 100, "{seen} names");
+}

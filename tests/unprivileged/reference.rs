@@ -13,8 +13,12 @@ use exporter::reference;
 const SCHEMA: &str = "docs/config.schema.json";
 
 #[test]
-fn the_committed_schema_and_reference_are_not_stale() {
-    for (path, made) in [(SCHEMA, reference::schema()), ("docs/configuration.md", reference::page())] {
+fn the_committed_schema_and_references_are_not_stale() {
+    for (path, made) in [
+        (SCHEMA, reference::schema()),
+        ("docs/configuration.md", reference::page()),
+        ("docs/metrics.md", reference::metrics_page()),
+    ] {
         if std::env::var_os("UPDATE_EXPECT").is_some() {
             fs::write(path, &made).unwrap();
         }

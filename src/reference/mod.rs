@@ -1,4 +1,7 @@
-//! The language's reference: a JSON schema that editors use, and a page of documentation, both from the decoders' own tables.
+//! References, from what the program itself uses: the language as a JSON schema for editors and as a page of documentation, and
+//! a page of all metrics.
+
+mod metrics;
 
 use std::fmt::Write;
 
@@ -7,6 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::config::section::{Key, Schema, Section};
 use crate::config::{self, keys::KEYS};
 use crate::net;
+
+pub use metrics::metrics_page;
 
 /// Every mapping of the language, from the top down, each once.
 fn sections() -> Vec<&'static Section> {

@@ -1,0 +1,33 @@
+//! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
+
+use super::collect::{Reading, TopSource, families};
+use super::config::Count;
+use super::counters::Counters;
+use super::hook::Hook;
+use super::sockets::STATES;
+use super::{stack, stats};
+use crate::exposition::Family;
+
+/// All of them, each with a series that has its labels.
+pub(crate) fn every_family() -> Vec<Family> {
+    let count = Count {
+        statistics: stats::switches().map(|switch| switch.key).collect(),
+        talkers: 8,
+        flows: 8,
+        top_sources: 1,
+        tcp_connections: true,
+        drop_reasons: true,
+        tcp: true,
+    };
+    let labels = vec![("interface", String::new())];
+    let reading = Reading {
+        labels: labels.clone(),
+        ingress: Some((Counters::default(), Hook::Tcx)),
+        egress: Some(Counters::default()),
+        refused: vec![("ingress", "missing")],
+    };
+    let top = TopSource { labels, address: String::new(), bytes: 0 };
+    let mut all = families(&count, &[reading], &[top], Some(&[0; STATES.len()]), 1);
+    all.extend(stack::every_family());
+    all
+}
