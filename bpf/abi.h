@@ -51,6 +51,8 @@ enum abi_limit {
 	CARRIED_TEXTS = 768,
 	/* 64-bit words of a filter's name: a file name has up to 255 bytes. */
 	FILTER_WORDS = 32,
+	/* In a hit's faults: bit LARGE_VALUE + i says that value i is 2^63 or more, of an argument without a sign. */
+	LARGE_VALUE = 16,
 	/* Nested control groups that are looked at for a container. */
 	MAX_CGROUP_LEVELS = 16,
 };
@@ -132,6 +134,7 @@ enum value_kind {
 	VALUE_STRING, /* address of a C string; at most max bytes are read, the NUL among them */
 	VALUE_STRING_LEN, /* address; the length is the value number len_value */
 	VALUE_BYTES, /* address of max bytes */
+	VALUE_SOCKADDR, /* address of a sockaddr: as much of it as its family has, and no flow label */
 	VALUE_COMM, /* the thread's name */
 	VALUE_CARRIED, /* text that the start kept: (offset << 32 | length) of the start's bytes */
 };
@@ -261,6 +264,7 @@ struct condition {
 enum label_flag {
 	LABEL_RAW = 1 << 0, /* a value that fits no pattern stands for itself, up to a limit of distinct ones */
 	LABEL_TEXT = 1 << 1, /* the value is text, else an integer */
+	LABEL_NUL = 1 << 2, /* its text has a length, but ends at a NUL all the same */
 };
 
 /* A label's value becomes a small number: one of these, or ID_PATTERN + npatterns + its number in an interner. */
@@ -381,7 +385,7 @@ enum goroutine_key {
 struct start {
 	__u64 time;
 	__u32 tid;
-	__u16 faults; /* bit i: carried value i could not be read */
+	__u16 faults; /* bit i: carried value i could not be read; bit MAX_CARRIED + i: it is 2^63 or more, without a sign */
 	__u16 stage; /* enum call_stage */
 	__u64 carried[MAX_CARRIED];
 };
@@ -426,7 +430,8 @@ struct control {
 
 /*
  * An event on the ring buffer. The values follow, six or twelve of them by its class, then bytes of text. A
- * value that is text is (offset << 32 | length) of those bytes. Bit i of faults: value i could not be read.
+ * value that is text is (offset << 32 | length) of those bytes. Bit i of faults: value i could not be read; see also
+ * LARGE_VALUE.
  */
 struct event {
 	__u32 probe;

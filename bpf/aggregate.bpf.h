@@ -34,8 +34,11 @@ static __always_inline __u32 match(__u32 first, __u32 n, const __u64 *words, boo
 
 enum verdict { FITS, FITS_NOT, UNREADABLE };
 
-static __always_inline bool compare(__u64 value, const struct condition *cond)
+/* Large is a number without a sign that is above all that have one. */
+static __always_inline bool compare(__u64 value, bool large, const struct condition *cond)
 {
+	if (large && cond->bias)
+		return cond->op == COND_NE || cond->op == COND_GT || cond->op == COND_GE;
 	value += cond->bias;
 	switch (cond->op) {
 	case COND_EQ:
@@ -82,7 +85,7 @@ static __always_inline int check_conditions(struct hit *hit, struct probe *probe
 
 			if (verdict != FITS)
 				return verdict;
-		} else if (!compare(hit->values[i], cond)) {
+		} else if (!compare(hit->values[i], hit->faults >> (LARGE_VALUE + i) & 1, cond)) {
 			return FITS_NOT;
 		}
 	}
@@ -178,6 +181,23 @@ __noinline __u32 number_of_set(__u32 interner, struct ids *ids)
 	return number_of(&set);
 }
 
+/* Clears what lies behind the first byte that is 0. */
+static __always_inline void cut_at_nul(__u64 *words)
+{
+	const __u64 ones = 0x0101010101010101ULL;
+	__u64 keep = ~0ULL;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < TEXT_WORDS; i++) {
+		__u64 zeros = (words[i] - ones) & ~words[i] & ones << 7;
+		/* The highest bit of the first byte that is 0; the bits above it may be wrong. */
+		__u64 first = zeros & -zeros;
+
+		words[i] &= keep & ((first >> 7) - 1);
+		keep &= -((first - 1) >> 63);
+	}
+}
+
 /* The number of a label that is text, see enum label_id. */
 __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
 {
@@ -191,6 +211,8 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 	if (!BOUNDED(words, TEXT_WORDS + 1) ||
 	    read_text(hit, probe, label->value, key.words, words * 8, 8 * TEXT_WORDS) < 0)
 		return ID_UNREADABLE;
+	if (label->flags & LABEL_NUL)
+		cut_at_nul(key.words);
 	if (label->npatterns) {
 		found = match(label->first_pattern, label->npatterns, key.words, true);
 		if (found != NO_MATCH)
@@ -312,7 +334,9 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 			return ACCT_LOST_FAULT;
 		value = hit->values[i];
-		if (action->needs_nonnegative && (__s64)value < 0)
+		/* Only the latest value is shown without being added or compared. */
+		if ((__s64)value < 0 && (action->needs_nonnegative ||
+					 (hit->faults >> (LARGE_VALUE + i) & 1 && action->kind != ACTION_LAST)))
 			return ACCT_LOST_NEGATIVE;
 	}
 	slot = action->slot;

@@ -165,7 +165,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	lost = fault ? ACCT_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
 	if (lost)
 		goto end;
-	if (hit.faults)
+	if (hit.faults & ((1U << LARGE_VALUE) - 1))
 		add(accounting + ACCT_READ_FAULTS, 1);
 	if (probe->flags & PROBE_START && !keeps_time)
 		lost = begin(&hit, probe, call.frame, call.function);

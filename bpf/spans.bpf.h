@@ -157,7 +157,8 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		return ACCT_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
 	start.tid = key_ids();
-	start.faults = hit->faults >> first;
+	start.faults = (hit->faults >> first & ((1U << MAX_CARRIED) - 1)) |
+		       (hit->faults >> (LARGE_VALUE + first) << MAX_CARRIED);
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < MAX_CARRIED; i++)
 		start.carried[i] = hit->values[first + i];
@@ -229,6 +230,19 @@ static __always_inline struct start *started(const struct probe *probe, struct s
 }
 
 /*
+ * Whether the start is of another process, or thread, that had the same number and ended without this end. (A call's place
+ * on the stack is used anew by its entry.)
+ */
+static __always_inline bool is_of_earlier(const struct start *begun, const struct probe *probe)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	if (probe->flags & PROBE_BY_FRAME)
+		return false;
+	return begun->time < (probe->flags & PROBE_BY_THREAD ? task->start_time : task->group_leader->start_time);
+}
+
+/*
  * All values of the hit; at the end of a span its start is looked up first, and is gone afterwards. Text stays where it is:
  * its value is the address. Returns 0, or the accounting slot that says why the hit is lost. Apart, for the stack that it takes:
  * what follows goes three calls deep, and all of them together have 512 bytes.
@@ -253,6 +267,13 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 		begun = started(probe, &key);
 		if (!begun)
 			return site->flags & SITE_SHARED ? ACCT_FILTERED : ACCT_LOST_NO_START;
+		if (is_of_earlier(begun, probe)) {
+			if (probe->flags & PROBE_TEXTS)
+				drop_text(begun);
+			bpf_map_delete_elem(&starts, &key);
+			add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);
+			return ACCT_LOST_NO_START;
+		}
 		entered = begun->time;
 		hit->text.time = entered;
 		hit->text.tid = begun->tid;
@@ -266,6 +287,8 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 		hit->values[i] = value_at(&site->values[i], ctx, entered, begun, &fault);
 		if (fault)
 			hit->faults |= 1U << i;
+		else if ((__s64)hit->values[i] < 0 && is_large(&site->values[i], begun))
+			hit->faults |= 1U << (LARGE_VALUE + i);
 	}
 	if (ends)
 		bpf_map_delete_elem(&starts, &key);

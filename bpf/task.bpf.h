@@ -82,6 +82,7 @@ struct task_struct {
 	unsigned in_execve : 1;
 	int pid;
 	int tgid;
+	__u64 start_time; /* by CLOCK_MONOTONIC */
 	__u64 start_boottime;
 	char comm[16];
 	struct task_struct *group_leader;

@@ -17,7 +17,7 @@ extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_p
  */
 struct hit {
 	__u32 shard;
-	__u32 faults; /* bit i: value i could not be read */
+	__u32 faults; /* bit i: value i could not be read; see also LARGE_VALUE */
 	__u64 values[MAX_VALUES];
 	struct text_key text; /* at the end of a span: where the text that its start kept is */
 };
@@ -166,6 +166,22 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	return extend(raw, at);
 }
 
+/* Whether a value whose highest bit is set has no sign, and so is 2^63 or more. */
+static __always_inline bool is_large(const struct location *at, const struct start *begun)
+{
+	__u32 word = at->index;
+
+	if (at->op != LOC_CARRIED)
+		return !at->is_signed;
+	return begun && BOUNDED(word, MAX_CARRIED) && begun->faults >> (MAX_CARRIED + word) & 1;
+}
+
+#define AF_INET 2
+#define AF_INET6 10
+/* Bytes of a sockaddr_in, and of a sockaddr_in6 before its scope. */
+#define SOCKADDR_IN_BYTES 8
+#define SOCKADDR_IN6_BYTES 24
+
 /* The text that the start kept, where is (offset << 32 | length) of its bytes. */
 static __always_inline long carried_text(const struct hit *hit, __u64 where, void *to, __u64 max,
 					 const __u32 capacity)
@@ -195,6 +211,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 	__u64 max, bytes = 0;
 	const struct value *what;
 	const void *from;
+	__u16 family = 0;
 	__u32 len;
 	long err;
 
@@ -220,9 +237,20 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		if (!BOUNDED(len, MAX_VALUES) || hit->faults & (1U << len))
 			return -1;
 		bytes = hit->values[len];
+		/* An error's -1 and the like: there is no text. */
+		if ((__s64)bytes < 0)
+			return -1;
 		break;
 	case VALUE_BYTES:
 		bytes = max;
+		break;
+	case VALUE_SOCKADDR:
+		/* What lies behind it is not its own, and may not even be there. */
+		if (read_user(&family, sizeof(family), from))
+			return -1;
+		bytes = family == AF_INET    ? SOCKADDR_IN_BYTES
+			: family == AF_INET6 ? SOCKADDR_IN6_BYTES
+					     : sizeof(family);
 		break;
 	case VALUE_CARRIED:
 		return carried_text(hit, (__u64)from, to, max, capacity);
@@ -235,7 +263,12 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		return 0;
 	CLAMP(bytes, capacity);
 	err = read_user(to, bytes, from);
-	return err ? err : (long)bytes;
+	if (err)
+		return err;
+	/* The flow label, which is not the peer's address. */
+	if (family == AF_INET6)
+		((__u32 *)to)[1] = 0;
+	return bytes;
 }
 
 #endif

@@ -1,6 +1,6 @@
 //! Bytes of the ring buffer to events. Pure; nothing is copied.
 
-use crate::abi::{LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, event_class};
+use crate::abi::{LARGE_VALUE, LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, event_class};
 
 const HEADER: usize = 16;
 
@@ -18,6 +18,8 @@ pub struct Event<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value<'a> {
     Int(i64),
+    /// 2^63 or more, of an argument without a sign.
+    Large(u64),
     /// Without the NUL that ends it in memory.
     Text(&'a [u8]),
     /// It could not be read.
@@ -71,7 +73,8 @@ impl<'a> Event<'a> {
         }
         let word = u64::from_ne_bytes(std::array::from_fn(|n| word[n]));
         if !is_text {
-            return Value::Int(word as i64);
+            let is_large = self.faults >> LARGE_VALUE >> index & 1 == 1;
+            return if is_large { Value::Large(word) } else { Value::Int(word as i64) };
         }
         let (from, len) = ((word >> 32) as usize, (word & 0xffff_ffff) as usize);
         self.text.get(from..from.saturating_add(len)).map_or(Value::Unreadable, Value::Text)
@@ -106,6 +109,11 @@ mod tests {
         assert_eq!(event.value(0, false), Value::Int(-1));
         assert_eq!(event.value(1, true), Value::Text(b"defg"));
         assert_eq!(event.value(2, false), Value::Unreadable);
+        let bytes = record(0, &[u64::MAX, u64::MAX], b"", 0, 1 << (LARGE_VALUE + 1));
+        let event = Event::decode(&bytes).unwrap();
+        assert_eq!((event.value(0, false), event.value(1, false)), (Value::Int(-1), Value::Large(u64::MAX)));
+        let bytes = record(1, &[], b"", 0, 0);
+        let event = Event::decode(&bytes).unwrap();
         assert_eq!(event.value(11, false), Value::Int(0));
         assert_eq!(event.value(12, false), Value::Unreadable);
     }

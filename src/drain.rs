@@ -250,14 +250,18 @@ impl Handler {
         };
         let number = |at: Option<usize>| match at.map(|at| event.value(at, false)) {
             Some(Value::Int(number)) => number as u64,
+            Some(Value::Large(number)) => number,
             _ => 0,
         };
         let time = number(route.time);
         self.names.clear();
         for value in &route.symbols {
-            if let Value::Int(address) = event.value(*value, false) {
-                self.names.push((*value, self.symbols.name(number(route.pid) as u32, address as u64)));
-            }
+            let address = match event.value(*value, false) {
+                Value::Int(address) => address as u64,
+                Value::Large(address) => address,
+                Value::Text(_) | Value::Unreadable => continue,
+            };
+            self.names.push((*value, self.symbols.name(number(route.pid) as u32, address)));
         }
         let names = &self.names;
         let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {

@@ -379,11 +379,11 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
         ValueKind::Arg(ArgKind::Int(asked)) => *asked,
         _ => None,
     };
-    let IntType { bytes, signed } = asked.unwrap_or(IntType { bytes: form.size, signed: form.signed });
+    let IntType { bytes, signed } = width_as_read(asked, form);
     let mut to = location { bytes, is_signed: u8::from(signed), ..location::default() };
     match &form.form {
         Form::Const(number) => {
-            (to.op, to.offset) = (location_op::LOC_CONST.0 as u8, *number);
+            (to.op, to.offset) = (location_op::LOC_CONST.0 as u8, extended(*number, bytes, signed));
         }
         Form::Reg(reg) => {
             (to.op, to.reg) = (location_op::LOC_REGISTER.0 as u8, reg.pt_regs_index());
@@ -411,6 +411,20 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
     Ok(to)
 }
 
+/// The width and sign by which an argument is read. What lies beyond the width that its note gives is not the argument: in
+/// memory it is what comes next, in a register often zero where the sign would be.
+fn width_as_read(asked: Option<IntType>, form: &ArgForm) -> IntType {
+    let noted = IntType { bytes: form.size, signed: form.signed };
+    asked.filter(|asked| asked.bytes <= noted.bytes).unwrap_or(noted)
+}
+
+/// The low bytes of a number, extended by its sign or by zeros.
+fn extended(number: i64, bytes: u8, signed: bool) -> i64 {
+    let unused = 64 - 8 * u32::from(bytes);
+    let high = number << unused;
+    if signed { high >> unused } else { ((high as u64) >> unused) as i64 }
+}
+
 fn unreadable(name: &str, error: &FormError) -> ResolveError {
     ResolveError::Value { name: name.to_string(), why: error.to_string() }
 }
@@ -427,5 +441,51 @@ mod tests {
         assert_eq!(summary(same.take(1).chain([("g", "worse")])), "f0: bad; g: worse");
         let each = names.iter().map(|name| (name.as_str(), name.as_str()));
         assert_eq!(summary(each), "f0: f0; f1: f1; f2: f2; f3: f3; and 4 more reasons");
+    }
+
+    fn located(note: &str, asked: Option<IntType>) -> location {
+        let args = parse_args(Arch::X86_64, note);
+        let value = ValuePlan {
+            at: crate::config::place::Place::none(),
+            name: "a".to_string(),
+            source: Source::Arg(0),
+            kind: ValueKind::Arg(ArgKind::Int(asked)),
+            unit: crate::config::model::Unit::None,
+        };
+        let site = Site { offset: 0, vaddr: 0, ref_ctr_offset: 0, shape: SiteShape::Nop, args };
+        locate(&site, &value, 0).unwrap()
+    }
+
+    #[test]
+    fn an_argument_is_never_read_wider_than_its_note_says() {
+        let int = |bytes, signed| Some(IntType { bytes, signed });
+        for (note, asked, bytes, signed) in [
+            ("-4@-20(%rbp)", int(8, true), 4, true),
+            ("-4@-20(%rbp)", int(8, false), 4, true),
+            ("4@%eax", int(8, true), 4, false),
+            ("1@%al", int(4, true), 1, false),
+            ("-4@%eax", int(4, false), 4, false),
+            ("8@%rax", int(2, true), 2, true),
+            ("%rax", None, 8, false),
+        ] {
+            let at = located(note, asked);
+            assert_eq!((at.bytes, at.is_signed), (bytes, u8::from(signed)), "{note} as {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_constant_has_the_width_that_is_asked_for() {
+        let int = |bytes, signed| Some(IntType { bytes, signed });
+        for (note, asked, number) in [
+            ("-4@$-1", None, -1),
+            ("-4@$-1", int(4, false), 0xffff_ffff),
+            ("4@$-1", int(4, true), -1),
+            ("8@$-1", int(1, false), 255),
+            ("-8@$300", int(1, true), 44),
+            ("8@$18446744073709551615", int(8, false), -1),
+            ("-4@$-1", int(8, false), -1),
+        ] {
+            assert_eq!(located(note, asked).offset, number, "{note} as {asked:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ pub fn event(record: &[u8]) -> Option<Vec<usize>> {
     let event = Event::decode(record).ok()?;
     let values = (0..=crate::abi::MAX_VALUES).map(|value| match event.value(value, true) {
         Value::Text(text) => text.len(),
-        Value::Int(_) | Value::Unreadable => 0,
+        Value::Int(_) | Value::Large(_) | Value::Unreadable => 0,
     });
     Some(values.collect())
 }

@@ -243,17 +243,25 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
             ),
         ));
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
-        let before = String::from_utf8_lossy(&bytes[..valid]);
+    let position = |bytes: &[u8]| {
+        let before = String::from_utf8_lossy(bytes);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Some(Position { line, column })
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
         let what = match bytes {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the file is UTF-16: save it as UTF-8".to_owned(),
             _ => format!("the byte {:#04x} is not UTF-8: save the file as UTF-8", bytes[valid]),
         };
-        (Some(Position { line, column }), what)
-    })
+        (position(&bytes[..valid]), what)
+    })?;
+    match text.find('\0') {
+        None => Ok(text),
+        // The parser would take it for the end. UTF-16 without its mark is full of them.
+        Some(at) => Err((position(&text.as_bytes()[..at]), "a NUL byte: save the file as UTF-8".to_owned())),
+    }
 }
 
 /// The target that `bitcoind_path` stands for, and those of `targets:`.

@@ -111,6 +111,11 @@ impl Tables {
         let mut words = 0;
         if kind.is_text() {
             flags |= label_flag::LABEL_TEXT.0;
+            // Whether it had a length when the start kept it is not known here.
+            let is_carried = matches!(probe.values[layout.value].source, Source::Carried(_));
+            if matches!(kind, ValueKind::StrLen { .. }) || kind.is_characters() && is_carried {
+                flags |= label_flag::LABEL_NUL.0;
+            }
             let free = kind.max_bytes().div_ceil(8) as usize;
             let compared = if mapping.is_empty() { 0 } else { PATTERN_WORDS };
             words = if layout.interner.is_some() { free.max(compared) } else { compared };
@@ -172,6 +177,7 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
             ValueKind::Comm => (value_kind::VALUE_COMM, 0),
             ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
             ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),
+            ValueKind::Arg(ArgKind::SockAddr) => (value_kind::VALUE_SOCKADDR, 0),
             kind if kind.is_text() => (value_kind::VALUE_BYTES, 0),
             _ => (value_kind::VALUE_INT, 0),
         };
@@ -230,7 +236,8 @@ fn pattern_entry(wanted: &Pattern) -> pattern {
     match wanted {
         Pattern::Int(number) => {
             let mut made = pattern::default();
-            made.word[0] = i64::try_from(*number).unwrap_or_default() as u64;
+            // Without a sign it can be 2^63 and more; the plan has seen that it fits into the value's 64 bits.
+            made.word[0] = *number as u64;
             made.mask[0] = u64::MAX;
             made
         }

@@ -59,10 +59,12 @@ impl Kind for Extreme {
 
     fn merge(&self, code: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
         let new = number_of(code);
-        let (scaled, old) = (how.scale.apply(new as f64), to.as_real());
+        let mut scaled = Total::default();
+        scaled.set(new, how.scale);
+        let order = scaled.compared(to);
         let better = match self {
-            Extreme::Min => scaled < old,
-            Extreme::Max => scaled > old,
+            Extreme::Min => order.is_lt(),
+            Extreme::Max => order.is_gt(),
         };
         if !to.live || better {
             to.set(new, how.scale);
@@ -83,9 +85,9 @@ fn code_of(number: i64) -> u64 {
     (number as u64).wrapping_add(1 << 63).saturating_add(1)
 }
 
-/// The number behind a code, which is not 0.
+/// The number behind a code, which is not 0. The two greatest numbers have one code, and are one to Prometheus.
 fn number_of(code: u64) -> i64 {
-    code.saturating_sub(1).wrapping_sub(1 << 63) as i64
+    if code == u64::MAX { i64::MAX } else { code.saturating_sub(1).wrapping_sub(1 << 63) as i64 }
 }
 
 #[cfg(test)]
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn codes_are_ordered_like_numbers_and_never_none() {
-        let numbers = [i64::MIN, -5, -1, 0, 1, 7, i64::MAX - 1];
+        let numbers = [i64::MIN, -5, -1, 0, 1, 7, i64::MAX];
         let codes = numbers.map(code_of);
         assert!(codes.is_sorted() && codes[0] > 0);
         assert_eq!(codes.map(number_of), numbers);

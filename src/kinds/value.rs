@@ -71,6 +71,14 @@ impl Total {
         self.add(raw, scale);
     }
 
+    /// Whole numbers are compared as such: beyond 2^53 several of them are one as a fraction.
+    pub fn compared(&self, with: &Self) -> std::cmp::Ordering {
+        if self.real == 0.0 && with.real == 0.0 {
+            return self.int.cmp(&with.int);
+        }
+        self.as_real().total_cmp(&with.as_real())
+    }
+
     pub fn as_real(&self) -> f64 {
         self.int as f64 + self.real
     }
@@ -114,6 +122,19 @@ mod tests {
         total.add(2500, ms);
         total.add(500, ms.negated());
         assert_eq!(total.shown(!ms.negated().is_whole()), Number::Real(2.0));
+    }
+
+    #[test]
+    fn large_numbers_are_compared_exactly() {
+        let total = |number: i64, scale| {
+            let mut total = Total::default();
+            total.set(number, scale);
+            total
+        };
+        let (one, two) = (total(1 << 53, Scale::ONE), total((1 << 53) + 1, Scale::ONE));
+        assert!(one.compared(&two).is_lt() && two.compared(&one).is_gt() && one.compared(&one).is_eq());
+        let ms = Scale { mul: 1.0, div: 1e3 };
+        assert!(total(1500, ms).compared(&total(1, Scale::ONE)).is_gt());
     }
 
     #[test]

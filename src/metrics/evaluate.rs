@@ -43,7 +43,9 @@ pub fn evaluate<'a>(
     let value = match action.value.map(read) {
         None => 1,
         Some(Value::Int(number)) => number,
-        Some(_) => return Outcome::Unreadable,
+        Some(Value::Large(number)) if layout.kind.shows_any_word() => number as i64,
+        Some(Value::Large(_)) => return Outcome::Negative,
+        Some(Value::Text(_) | Value::Unreadable) => return Outcome::Unreadable,
     };
     if action.refuses_negative && value < 0 {
         return Outcome::Negative;
@@ -54,6 +56,15 @@ pub fn evaluate<'a>(
     Outcome::Done
 }
 
+/// The number that it is, if it is one.
+fn integer(kind: &ValueKind, value: Value<'_>) -> Option<i128> {
+    match value {
+        Value::Int(number) => Some(kind.integer(number)),
+        Value::Large(number) => Some(number.into()),
+        Value::Text(_) | Value::Unreadable => None,
+    }
+}
+
 fn holds(
     condition: &ConditionPlan,
     value: Value<'_>,
@@ -61,8 +72,8 @@ fn holds(
     scratch: &mut String,
 ) -> Option<bool> {
     match (&condition.with, value) {
-        (Operand::Int(with), Value::Int(value)) => {
-            let value = if kind.is_unsigned_word() { i128::from(value as u64) } else { i128::from(value) };
+        (Operand::Int(with), Value::Int(_) | Value::Large(_)) => {
+            let value = integer(kind, value)?;
             let with = *with;
             Some(match condition.op {
                 Op::Eq | Op::StartsWith => value == with,
@@ -119,6 +130,10 @@ fn series<'a>(
                     (None, Some(interner)) => {
                         let number = match seen {
                             Value::Int(number) => store.number(interner, &number.to_le_bytes()),
+                            Value::Large(number) => store.number(interner, &number.to_le_bytes()),
+                            // What lies behind a NUL is not shown, and makes no other value.
+                            Value::Text(text) if kind.is_characters() => store
+                                .number(interner, text.split(|byte| *byte == 0).next().unwrap_or_default()),
                             Value::Text(text) => store.number(interner, text),
                             Value::Unreadable => None,
                         };
@@ -158,22 +173,19 @@ pub fn fitting(
 ) -> Option<usize> {
     mapping.iter().position(|(pattern, _)| {
         scratch.clear();
-        fits(pattern, seen, |to| show(kind, seen, false, to), scratch)
+        match (pattern, seen) {
+            (Pattern::Int(wanted), seen) => integer(kind, seen) == Some(*wanted),
+            _ => fits(pattern, |to| show(kind, seen, false, to), scratch),
+        }
     })
 }
 
-fn fits(pattern: &Pattern, seen: Value<'_>, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
-    match (pattern, seen) {
-        (Pattern::Int(wanted), Value::Int(number)) => i128::from(number) == *wanted,
-        (Pattern::Int(_), _) => false,
-        (pattern, _) => {
-            show(scratch);
-            match pattern {
-                Pattern::Exact(wanted) => scratch == wanted,
-                Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
-                Pattern::Glob(glob) => crate::glob::matches(glob, scratch),
-                Pattern::Int(_) => false,
-            }
-        }
+fn fits(pattern: &Pattern, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
+    show(scratch);
+    match pattern {
+        Pattern::Exact(wanted) => scratch == wanted,
+        Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
+        Pattern::Glob(glob) => crate::glob::matches(glob, scratch),
+        Pattern::Int(_) => false,
     }
 }

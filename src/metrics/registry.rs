@@ -288,7 +288,9 @@ impl Source {
     ) {
         let Some(layout) = &self.layout else { return };
         let action = &probe.actions[self.action];
-        let unsigned = action.value.is_some_and(|value| seen.unsigned & 1 << value != 0);
+        let is_unsigned =
+            |value: usize| seen.unsigned & 1 << value != 0 || probe.values[value].kind.is_unsigned_word();
+        let unsigned = action.value.is_some_and(is_unsigned);
         let how = How { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
         // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.

@@ -19,32 +19,26 @@ const LABEL_BYTES: usize = 512;
 /// Appends the value as a label shows it: always valid UTF-8 without control characters, and bounded. With `unsigned`
 /// an integer's 64 bits are read without a sign.
 pub fn show(kind: &ValueKind, value: Value<'_>, unsigned: bool, to: &mut String) {
-    let ValueKind::Arg(kind) = kind else {
-        return match value {
-            Value::Text(text) => show_text(text, to),
-            Value::Int(number) => push(to, format_args!("{number}")),
-            Value::Unreadable => to.push_str(UNREADABLE),
-        };
-    };
     match (kind, value) {
         (_, Value::Unreadable) => to.push_str(UNREADABLE),
-        (ArgKind::Bool, Value::Int(number)) => to.push_str(if number == 0 { "false" } else { "true" }),
+        (ValueKind::Arg(ArgKind::Bool), Value::Int(number)) => {
+            to.push_str(if number == 0 { "false" } else { "true" });
+        }
+        (ValueKind::Arg(ArgKind::Bool), Value::Large(_)) => to.push_str("true"),
         (_, Value::Int(number)) if unsigned => push(to, format_args!("{}", number as u64)),
-        (_, Value::Int(number)) => push(to, format_args!("{number}")),
-        (ArgKind::Hex { reverse, .. }, Value::Text(bytes)) => show_hex(bytes, *reverse, to),
-        (ArgKind::Ipv4, Value::Text(bytes)) => match bytes.first_chunk::<4>() {
+        (kind, Value::Int(number)) => push(to, format_args!("{}", kind.integer(number))),
+        (_, Value::Large(number)) => push(to, format_args!("{number}")),
+        (ValueKind::Arg(ArgKind::Hex { reverse, .. }), Value::Text(bytes)) => show_hex(bytes, *reverse, to),
+        (ValueKind::Arg(ArgKind::Ipv4), Value::Text(bytes)) => match bytes.first_chunk::<4>() {
             Some(octets) => push(to, format_args!("{}", Ipv4Addr::from(*octets))),
             None => to.push_str(UNREADABLE),
         },
-        (ArgKind::Ipv6, Value::Text(bytes)) => match bytes.first_chunk::<16>() {
+        (ValueKind::Arg(ArgKind::Ipv6), Value::Text(bytes)) => match bytes.first_chunk::<16>() {
             Some(octets) => push(to, format_args!("{}", Ipv6Addr::from(*octets))),
             None => to.push_str(UNREADABLE),
         },
-        (ArgKind::SockAddr, Value::Text(bytes)) => match socket_address(bytes) {
-            Some(address) => push(to, format_args!("{address}")),
-            None => to.push_str(UNREADABLE),
-        },
-        (_, Value::Text(text)) => show_text(text, to),
+        (ValueKind::Arg(ArgKind::SockAddr), Value::Text(bytes)) => show_socket_address(bytes, to),
+        (kind, Value::Text(text)) => show_text(text, kind.max_bytes() as usize, to),
     }
 }
 
@@ -57,8 +51,12 @@ pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut S
         Unit::Seconds => 1e9,
         _ => return show(kind, value, false, to),
     };
-    let Value::Int(number) = value else { return show(kind, value, false, to) };
-    push(to, format_args!("{:.1}ms", number as f64 * nanoseconds / 1e6));
+    let number = match value {
+        Value::Int(number) => kind.integer(number) as f64,
+        Value::Large(number) => number as f64,
+        _ => return show(kind, value, false, to),
+    };
+    push(to, format_args!("{:.1}ms", number * nanoseconds / 1e6));
 }
 
 fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
@@ -66,10 +64,19 @@ fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = to.write_fmt(text);
 }
 
-/// Text of an application can be anything: what is not UTF-8 or would break a line is replaced.
-fn show_text(bytes: &[u8], to: &mut String) {
+/// Text of an application can be anything: what is not UTF-8 or would break a line is replaced. Where a text of `max` bytes
+/// was cut within a character, what there is of it is left out.
+fn show_text(bytes: &[u8], max: usize, to: &mut String) {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    for chunk in bytes[..end].utf8_chunks() {
+    let mut bytes = &bytes[..end];
+    // Of a C string, one of the bytes is its NUL.
+    if bytes.len() + 1 >= max
+        && let Some(last) = bytes.utf8_chunks().last()
+        && std::str::from_utf8(last.invalid()).is_err_and(|error| error.error_len().is_none())
+    {
+        bytes = &bytes[..bytes.len() - last.invalid().len()];
+    }
+    for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             if to.len() >= LABEL_BYTES {
                 return;
@@ -93,6 +100,19 @@ fn show_hex(bytes: &[u8], reverse: bool, to: &mut String) {
     if reverse { bytes.iter().rev().for_each(&mut digits) } else { bytes.iter().for_each(&mut digits) }
 }
 
+/// An address of the Internet; of other families there is only the family.
+fn show_socket_address(bytes: &[u8], to: &mut String) {
+    match (socket_address(bytes), bytes.first_chunk()) {
+        (Some(address), _) => push(to, format_args!("{address}")),
+        (None, None) => to.push_str(UNREADABLE),
+        (None, Some(family)) => match i32::from(u16::from_ne_bytes(*family)) {
+            libc::AF_UNIX => to.push_str("unix"),
+            libc::AF_INET | libc::AF_INET6 => to.push_str(UNREADABLE),
+            other => push(to, format_args!("family {other}")),
+        },
+    }
+}
+
 /// A `struct sockaddr_in` or `sockaddr_in6`: family in the machine's order, port and address in the network's.
 fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(*bytes.first_chunk()?);
@@ -107,6 +127,7 @@ fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::IntType;
 
     fn display(kind: ArgKind, value: Value<'_>) -> String {
         let mut to = String::new();
@@ -133,6 +154,40 @@ mod tests {
         let mut address = vec![0; 28];
         address[..8].copy_from_slice(&[2, 0, 0x1f, 0x90, 10, 0, 0, 7]);
         assert_eq!(display(ArgKind::SockAddr, Value::Text(&address)), "10.0.0.7:8080");
+        // As many bytes as the kernel reads of each family.
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&address[..8])), "10.0.0.7:8080");
+        let mut mapped = [0; 24];
+        mapped[..4].copy_from_slice(&[10, 0, 0, 80]);
+        mapped[18..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 7]);
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&mapped)), "[::ffff:10.0.0.7]:80");
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[1, 0])), "unix");
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[16, 0])), "family 16");
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[2, 0, 1])), "unreadable");
+        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[])), "unreadable");
+    }
+
+    #[test]
+    fn numbers_without_a_sign_are_shown_without_one() {
+        let u64 = || ArgKind::Int(Some(IntType { bytes: 8, signed: false }));
+        assert_eq!(display(u64(), Value::Int(-1)), "18446744073709551615");
+        assert_eq!(display(ArgKind::Int(None), Value::Int(-1)), "-1");
+        assert_eq!(display(ArgKind::Int(None), Value::Large(1 << 63)), "9223372036854775808");
+        assert_eq!(display(ArgKind::Bool, Value::Large(1 << 63)), "true");
+        let mut to = String::new();
+        show_with_unit(&ValueKind::Arg(u64()), Unit::Bytes, Value::Int(-1), &mut to);
+        assert_eq!(to, "18446744073709551615");
+    }
+
+    #[test]
+    fn a_character_that_the_limit_cuts_is_left_out() {
+        let string = |max| ArgKind::Str { max };
+        // With its NUL, it is as long as can be.
+        assert_eq!(display(string(4), Value::Text("aü".as_bytes())), "aü");
+        assert_eq!(display(string(4), Value::Text(b"ab\xc3")), "ab");
+        assert_eq!(display(string(8), Value::Text(b"abcd\xf0\x9f\x98")), "abcd");
+        // A shorter one is wrong as it is.
+        assert_eq!(display(string(8), Value::Text(b"ab\xc3")), "ab\u{fffd}");
+        assert_eq!(display(string(4), Value::Text(b"ab\xff")), "ab\u{fffd}");
     }
 
     #[test]

@@ -8,10 +8,10 @@ use super::route::route;
 use super::scope::{Scope, is_unread, mentioned, warn_of_unused};
 use super::{
     ActionPlan, HIDDEN, Hook, LabelPlan, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan,
-    profile, profiles,
+    ValueKind, profile, profiles,
 };
 use crate::config::model::{
-    Config, Metric, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
+    Arg, Config, Metric, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
@@ -223,6 +223,9 @@ impl Builder<'_> {
                 .error(&probe.at, format!("the span's key \"{key}\" is not one of its arguments{near}"))
                 .help(format!("name it under args: {{ {key}: {{ index: ... }} }}, or write by: thread"));
         }
+        if !is_return {
+            self.refuse_useless_key(&probe.at, key_arg, from == &late_plan.point);
+        }
         late_plan.values.extend(key_arg.map(|arg| raw(arg, arg.to_index.unwrap_or(arg.index))));
         let late = Late { is_return, ..Late::default() };
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
@@ -260,6 +263,29 @@ impl Builder<'_> {
             self.add(start);
         }
         self.add(late_plan);
+    }
+
+    /// Reports a key that cannot tell the starts of a span apart, which is the thread where there is no argument.
+    fn refuse_useless_key(&self, span: &Place, key: Option<&Arg>, one_probe: bool) {
+        if let Some(key) = key.filter(|key| ValueKind::Arg(key.kind.clone()).is_text()) {
+            self.diags
+                .error(
+                    &key.at,
+                    format!(
+                        "\"{}\" cannot be the span's key: starts and ends are paired by numbers",
+                        key.name
+                    ),
+                )
+                .help(
+                    "use an argument that is a number at both ends, such as an id or the request's address",
+                );
+        }
+        let is_alike = key.is_none_or(|key| key.to_index.is_none_or(|index| index == key.index));
+        if one_probe && is_alike {
+            self.diags
+                .error(span, "the span would begin and end at the same hit: `from` and `to` are one probe".to_string())
+                .help("name two probes, or a key that is another argument at the end: { index: 0, to_index: 1 }");
+        }
     }
 
     /// A plan with nothing to read and nothing to do.

@@ -204,6 +204,21 @@ impl ValueKind {
         *self == ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 8, signed: false })))
     }
 
+    /// Whether it is text that ends at a NUL, if there is one within its length.
+    pub fn is_characters(&self) -> bool {
+        matches!(
+            self,
+            ValueKind::Arg(ArgKind::Str { .. } | ArgKind::StrLen { .. })
+                | ValueKind::StrLen { .. }
+                | ValueKind::Comm
+        )
+    }
+
+    /// The number that its 64 bits are.
+    pub fn integer(&self, word: i64) -> i128 {
+        if self.is_unsigned_word() { i128::from(word as u64) } else { i128::from(word) }
+    }
+
     /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
     pub fn is_compared_as_displayed(&self) -> bool {
         matches!(

@@ -245,7 +245,8 @@ impl Scope<'_> {
                 (Source::Duration, int, Unit::Nanoseconds)
             }
             ("retval", Some(late)) if late.is_return => {
-                (Source::Retval(self.probe.returns.unwrap_or(WORD)), int, Unit::None)
+                let returns = self.probe.returns.unwrap_or(WORD);
+                (Source::Retval(returns), ValueKind::Arg(ArgKind::Int(Some(returns))), Unit::None)
             }
             ("function", _) if is_function => (Source::Function, ValueKind::Function, Unit::None),
             ("caller", None) if is_function => (Source::Caller, ValueKind::Arg(ArgKind::Symbol), Unit::None),
@@ -329,6 +330,9 @@ fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
         });
     }
     match pattern {
+        Pattern::Int(number) if kind.is_unsigned_word() => {
+            u64::try_from(*number).ok().map(|_| pattern.clone())
+        }
         Pattern::Int(number) if i64::try_from(*number).is_ok() => Some(pattern.clone()),
         Pattern::Exact(text) if *kind == ValueKind::Arg(ArgKind::Bool) => match text.as_str() {
             "true" => Some(Pattern::Int(1)),

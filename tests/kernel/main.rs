@@ -18,3 +18,4 @@ mod routes;
 mod spans;
 mod spans_left_open;
 mod targets;
+mod values;

@@ -75,6 +75,7 @@ impl From<ScanError> for Fatal {
             return Self::too_deep(position);
         }
         let help = [
+            ("unprintable", "save the file as UTF-8"),
             ("tab", "indent with spaces"),
             ("must be followed by a valid YAML whitespace", "write one space after the colon"),
             (

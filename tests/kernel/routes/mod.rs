@@ -96,10 +96,13 @@ fn every_kind_of_metric() {
     assert_eq!(series["i8_hits_total"], "20");
     assert_eq!(series["i8_sum_total"], (4 * 128).to_string(), "what is negative is no amount for a counter");
     assert_eq!(series["u8_scaled_total"], "480", "21 shots: 5 rounds and a 0");
-    // The first way counts them as lost, the second where it met them.
-    let lost: u64 = kernel.books_at_rest().iter().map(|books| books.lost).sum();
-    assert!(lost > 0);
-    assert_eq!(user.refused_in_user_space(), (0, lost));
+    // The first way counts hits as lost, the second each metric that refused one: a counter what is negative, and all that add
+    // or compare what is too large for a sign.
+    let refused_by = |form: &str| if form == "u64" { 9 } else { 1 };
+    let lost: Vec<u64> = kernel.books_at_rest().iter().map(|books| books.lost).collect();
+    let refused: u64 = NUMBERS.iter().zip(&lost).map(|(form, lost)| refused_by(form) * lost).sum();
+    assert!(refused > 0);
+    assert_eq!(user.refused_in_user_space(), (0, refused));
     // Another reader sees the same; a window later it is the same still, and after another one it is gone.
     let later = |windows: u32| Instant::now() + WINDOW * windows;
     for now in [later(0), later(0), later(1), later(1)] {
@@ -142,6 +145,9 @@ fn conditions_on_integers() {
     });
     let counts: Vec<_> = (0..conditions.len()).map(|n| series[&format!("i8_{n}_total")].as_str()).collect();
     assert_eq!(counts, ["4", "16", "8", "12", "8", "12", "16", "4", "4", "20", "20"]);
+    // 0, 1, 2^63 and 2^64 - 1: the latter are above every number with a sign.
+    let counts: Vec<_> = (0..conditions.len()).map(|n| series[&format!("u64_{n}_total")].as_str()).collect();
+    assert_eq!(counts, ["5", "15", "0", "5", "15", "20", "10", "0", "5", "10", "20"]);
 }
 
 #[test]

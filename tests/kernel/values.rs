@@ -1,0 +1,292 @@
+//! What a value means: the bytes that belong to it and no others, computed alike in the kernel and in user space.
+
+use std::process::Command;
+
+use crate::support::program::{compile, folder};
+use crate::support::tracer::{Series, Tracer};
+
+/// Runs the program under these probes, with everything computed in the kernel and with everything in user space.
+fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
+    let folder = folder();
+    let binary = compile("cc", "values.c", source, &["-pthread"], folder.path());
+    for all_to_ring in [false, true] {
+        let yaml = format!(
+            "node_name: test\ntargets:\n- name: values\n  binary: {}\n  probes:\n{probes}",
+            binary.display()
+        );
+        let tracer = Tracer::start_by(&yaml, all_to_ring);
+        assert!(Command::new(&binary).status().unwrap().success());
+        let series = tracer.render();
+        println!("all to the ring: {all_to_ring}: {series:#?}");
+        held(&tracer, &series);
+    }
+}
+
+/// All series of these metrics, in the order of their names.
+fn assert_all(series: &Series, metric: &str, expected: &[(&str, &str)]) {
+    let mut found: Vec<_> = series
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(metric)?, value.as_str())))
+        .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
+        .collect();
+    found.sort_unstable();
+    assert_eq!(found, expected, "{metric} in {series:#?}");
+}
+
+/// Addresses in buffers that hold something else behind them, and one at the end of the memory there is.
+const ADDRESSES: &str = r#"
+#include <arpa/inet.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sdt.h>
+#include <sys/socket.h>
+__attribute__((noinline)) int peer(const void *address) {
+	DTRACE_PROBE1(test, peer, address);
+	return 1;
+}
+int main(void) {
+	struct sockaddr_storage buffer;
+	struct sockaddr_in *in = (void *)&buffer;
+	struct sockaddr_in6 *in6 = (void *)&buffer;
+	char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	for (int i = 0; i < 20; i++) {
+		memset(&buffer, i + 1, sizeof(buffer));
+		in->sin_family = AF_INET;
+		in->sin_port = htons(80);
+		inet_pton(AF_INET, "10.0.0.7", &in->sin_addr);
+		peer(in);
+		memset(&buffer, i + 1, sizeof(buffer));
+		in6->sin6_family = AF_INET6;
+		in6->sin6_port = htons(81);
+		inet_pton(AF_INET6, "::ffff:10.0.0.8", &in6->sin6_addr);
+		peer(in6);
+		memset(&buffer, i + 1, sizeof(buffer));
+		buffer.ss_family = AF_UNIX;
+		peer(&buffer);
+	}
+	if (munmap(pages + 4096, 4096))
+		return 1;
+	in = (void *)(pages + 4096 - sizeof(*in));
+	in->sin_family = AF_INET;
+	in->sin_port = htons(80);
+	inet_pton(AF_INET, "10.0.0.7", &in->sin_addr);
+	peer(in);
+	peer(NULL);
+	return 0;
+}
+"#;
+
+#[test]
+fn a_socket_address_is_as_long_as_its_family_says() {
+    let probes = r#"
+  - on: usdt:test:peer
+    args: { peer: { index: 0, type: sockaddr } }
+    metrics: [{ counter: hits_total, labels: { peer: { value: peer, limit: 4 } } }]
+  - function: peer
+    returns: i32
+    args: { peer: { index: 0, type: sockaddr } }
+    metrics: [{ counter: calls_total, value: retval, labels: { peer: { value: peer, limit: 4 } } }]
+"#;
+    both_ways(ADDRESSES, probes, |_, series| {
+        for metric in ["hits_total", "calls_total"] {
+            let rows = [
+                ("{peer=\"10.0.0.7:80\"}", "21"),
+                ("{peer=\"[::ffff:10.0.0.8]:81\"}", "20"),
+                ("{peer=\"unix\"}", "20"),
+                ("{peer=\"unreadable\"}", "1"),
+            ];
+            assert_all(series, metric, &rows);
+        }
+    });
+}
+
+/// Texts with lengths: some of -1, and some of a buffer of which the text is only the beginning.
+const LENGTHS: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/sdt.h>
+__attribute__((noinline)) int named(const char *text, long length) {
+	DTRACE_PROBE2(test, named, text, length);
+	return 1;
+}
+int main(void) {
+	char name[64];
+
+	for (int i = 0; i < 30; i++) {
+		memset(name, 'x' - i % 2, sizeof(name));
+		sprintf(name, "eth%d", i % 2);
+		/* What an earlier and longer name has left. */
+		sprintf(name + 8, "%d", i);
+		named(name, sizeof(name));
+		sprintf(name, "a name of more than eight");
+		named(name, sizeof(name));
+	}
+	named(name, -1);
+	named(name, 0);
+	return 0;
+}
+"#;
+
+#[test]
+fn a_text_ends_at_its_nul_and_needs_a_length_that_is_one() {
+    let probes = r#"
+  - on: usdt:test:named
+    args: { text: { index: 0, type: string_len, length: 1 } }
+    metrics:
+    - { counter: hits_total, labels: { text: { value: text, limit: 4 } } }
+    - { counter: matched_total, labels: { text: { value: text, match: { eth0: first }, limit: 4 } } }
+  - function: named
+    returns: i32
+    args: { text: { index: 0, type: string_len, length: 1 } }
+    metrics: [{ counter: calls_total, value: retval, labels: { text: { value: text, limit: 4 } } }]
+"#;
+    both_ways(LENGTHS, probes, |_, series| {
+        for (metric, first) in [("hits_total", "eth0"), ("matched_total", "first"), ("calls_total", "eth0")] {
+            let first = format!("{{text=\"{first}\"}}");
+            let mut rows = vec![
+                ("{text=\"\"}", "1"),
+                ("{text=\"a name of more than eight\"}", "30"),
+                (first.as_str(), "15"),
+                ("{text=\"eth1\"}", "15"),
+                ("{text=\"unreadable\"}", "1"),
+            ];
+            rows.sort_unstable();
+            assert_all(series, metric, &rows);
+        }
+    });
+}
+
+/// `(size_t)-1`, as an argument whose note has no sign, of a function, and as what it returns.
+const LARGE: &str = r#"
+#include <stddef.h>
+#include <sys/sdt.h>
+__attribute__((noinline)) size_t copied(size_t bytes) {
+	DTRACE_PROBE1(test, copied, bytes);
+	__asm__ volatile("" ::: "memory");
+	return bytes;
+}
+int main(void) {
+	for (volatile int i = 0; i < 10; i++) {
+		copied(5);
+		copied((size_t)-1);
+	}
+	return 0;
+}
+"#;
+
+#[test]
+fn numbers_of_64_bits_without_a_sign_are_never_negative() {
+    let metrics = |prefix: &str, value: &str| {
+        format!(
+            "    - {{ gauge: {prefix}_last, value: {value} }}
+    - {{ gauge: {prefix}_least, value: {value}, mode: min }}
+    - {{ gauge: {prefix}_most, value: {value}, mode: max }}
+    - {{ histogram: {prefix}_sizes, value: {value}, buckets: [0, 10] }}
+    - {{ counter: {prefix}_bytes_total, value: {value} }}
+    - {{ counter: {prefix}_above_total, when: {value} > 10 }}
+    - {{ counter: {prefix}_below_total, when: {value} < 10 }}
+    - {{ counter: {prefix}_negative_total, when: {value} < 0 }}
+    - {{ counter: {prefix}_by_total, labels: {{ size: {value} }} }}
+"
+        )
+    };
+    let matched = "    - { counter: PREFIX_matched_total, labels: { size: { value: VALUE, match: { 18446744073709551615: error }, default: fine } } }
+    - { counter: PREFIX_same_total, when: VALUE == 18446744073709551615 }\n";
+    let also_matched = |prefix: &str, value: &str| {
+        metrics(prefix, value) + &matched.replace("PREFIX", prefix).replace("VALUE", value)
+    };
+    let probes = [
+        format!("  - on: usdt:test:copied\n    args: {{ size: 0 }}\n    metrics:\n{}", metrics("int", "size")),
+        format!(
+            "  - on: usdt:test:copied\n    args: {{ size: {{ index: 0, type: u64 }} }}\n    metrics:\n{}",
+            also_matched("word", "size")
+        ),
+        format!("  - function: copied\n    returns: u64\n    metrics:\n{}", also_matched("returned", "retval")),
+        format!(
+            "  - function: copied\n    returns: u64\n    args: {{ size: {{ index: 0, type: u64 }} }}\n    metrics:\n{}",
+            also_matched("carried", "size").replace("value: size, mode", "value: size, at: return, mode")
+                .replace("labels:", "at: return, labels:")
+                .replace("when: size", "at: return, when: size")
+                .replace("value: size }", "value: size, at: return }")
+                .replace("value: size, buckets", "value: size, at: return, buckets")
+        ),
+    ]
+    .concat();
+    both_ways(LARGE, &probes, |_, series| {
+        for (prefix, is_word) in [("int", false), ("word", true), ("returned", true), ("carried", true)] {
+            let get = |name: &str| series.get(&format!("{prefix}_{name}")).map(String::as_str);
+            assert_eq!(get("last"), Some("18446744073709551615"), "{prefix}");
+            assert_eq!((get("least"), get("most")), (Some("5"), Some("5")), "{prefix}");
+            assert_eq!((get("sizes_count"), get("sizes_sum")), (Some("10"), Some("50")), "{prefix}");
+            assert_eq!(get("sizes_bucket{le=\"0\"}"), Some("0"), "{prefix}");
+            assert_eq!(get("bytes_total"), Some("50"), "{prefix}");
+            assert_eq!((get("above_total"), get("below_total")), (Some("10"), Some("10")), "{prefix}");
+            assert_eq!(get("negative_total"), Some("0"), "{prefix}");
+            assert_eq!(get("by_total{size=\"5\"}"), Some("10"), "{prefix}");
+            assert_eq!(get("by_total{size=\"18446744073709551615\"}"), Some("10"), "{prefix}");
+            if is_word {
+                assert_eq!(get("matched_total{size=\"error\"}"), Some("10"), "{prefix}");
+                assert_eq!(get("same_total"), Some("10"), "{prefix}");
+            }
+        }
+    });
+}
+
+/// A process leaves a span open, and another one gets its number and ends one.
+const SAME_NUMBER: &str = r#"
+#define _GNU_SOURCE
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/sdt.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+/* A child, with this number if it is not 0. */
+static pid_t child(pid_t number) {
+	struct clone_args args = { .exit_signal = SIGCHLD };
+	if (number) {
+		args.set_tid = (uintptr_t)&number;
+		args.set_tid_size = 1;
+	}
+	return syscall(SYS_clone3, &args, sizeof(args));
+}
+int main(void) {
+	pid_t first = child(0), second;
+	int status;
+
+	if (!first) {
+		DTRACE_PROBE1(test, begin, 7);
+		_exit(0);
+	}
+	if (first < 0 || waitpid(first, &status, 0) != first || status)
+		return 1;
+	second = child(first);
+	if (!second) {
+		DTRACE_PROBE1(test, end, 7);
+		DTRACE_PROBE1(test, begin, 7);
+		DTRACE_PROBE1(test, end, 7);
+		_exit(0);
+	}
+	if (second != first || waitpid(second, &status, 0) != second || status)
+		return 2;
+	return 0;
+}
+"#;
+
+#[test]
+fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
+    let span = |by: &str| {
+        format!(
+            "  - span: {by}_seconds\n    from: usdt:test:begin\n    to: usdt:test:end\n    by: {by}\n    args: {{ key: {{ index: 0 }} }}\n    buckets: [10]\n"
+        )
+    };
+    both_ways(SAME_NUMBER, &(span("thread") + &span("key")), |tracer, series| {
+        for by in ["thread", "key"] {
+            assert_eq!(series[&format!("{by}_seconds_count")], "1");
+        }
+        let lost: Vec<_> = tracer.books_at_rest().iter().map(|books| books.lost).collect();
+        assert_eq!(lost, [0, 1, 0, 1], "the first end has no start");
+    });
+}
