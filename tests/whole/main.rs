@@ -7,6 +7,7 @@ mod support;
 mod access;
 mod command_line;
 mod commands;
+mod documented;
 mod process;
 mod siege;
 mod start;
