@@ -14,6 +14,7 @@ mod elf_approaches;
 mod elf_exits;
 mod elf_names;
 mod elf_programs;
+mod encoder;
 mod fuzz_seeds;
 mod numbers;
 mod reference;
