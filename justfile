@@ -12,6 +12,14 @@ test *args:
 test-unprivileged *args:
     ./test --unprivileged {{args}}
 
+# Memory that the kernel writes to, under Miri (rustup toolchain install nightly --component miri,rust-src).
+miri:
+    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib -- mapping:: abi:: decode::tests --skip net::
+
+# One of the targets that `cargo +nightly fuzz list` lists in fuzz/ (cargo install cargo-fuzz).
+fuzz target *args:
+    cd fuzz && mkdir -p corpus/{{target}} && cargo +nightly fuzz run {{target}} corpus/{{target}} seeds/{{target}} {{args}}
+
 # The documentation, as a book in target/book.
 book:
     mdbook build

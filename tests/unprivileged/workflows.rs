@@ -33,10 +33,14 @@ fn workflows_have_the_form_of_workflows_and_call_what_is_there() {
                 at("runs-on, timeout-minutes")
             );
             for step in job["steps"].as_sequence().unwrap() {
-                keys(step, &["name", "uses", "with", "run", "env", "if"], &at("step"));
+                keys(step, &["name", "uses", "with", "run", "env", "if", "working-directory"], &at("step"));
                 seen += 1;
                 match (step["uses"].as_str(), step["run"].as_str()) {
-                    (Some(action), None) => assert!(action.contains('@'), "{}", at(action)),
+                    (Some(action), None) => {
+                        let is_pinned = action.contains('@')
+                            || action.strip_prefix("docker://").is_some_and(|image| image.contains(':'));
+                        assert!(is_pinned, "{}", at(action));
+                    }
                     (None, Some(script)) => check_script(script, &at(script)),
                     _ => panic!("{}: neither uses nor run, or both: {step:?}", at("step")),
                 }
