@@ -68,7 +68,7 @@ impl Checker<'_> {
         let name = &target.name;
         match find(&target.selector) {
             Err(why) => {
-                self.text.push_str(&format!("{name}: {why}; it is waited for{only}\n"));
+                self.text.push_str(&format!("{name}: {why}; waiting for it{only}\n"));
                 self.table(target, None);
             }
             Ok(files) => {
@@ -84,7 +84,7 @@ impl Checker<'_> {
         let bytes = match found.read() {
             Ok(bytes) => bytes,
             Err(why) => {
-                self.mistakes.error(&target.at, format!("{} cannot be read: {why}", found.display));
+                self.mistakes.error(&target.at, format!("failed to read {}: {why}", found.display));
                 return;
             }
         };
@@ -93,7 +93,8 @@ impl Checker<'_> {
                 self.mistakes.error(&target.at, format!("{}: {why}", found.display));
             }
             Ok(image) if foreign(image.arch()) => {
-                let message = format!("{} is built for another processor than this machine's", found.display);
+                let message =
+                    format!("{} is built for another architecture than this machine's", found.display);
                 self.mistakes.error(&target.at, message);
             }
             Ok(image) => {
@@ -117,7 +118,8 @@ impl Checker<'_> {
             let copies = if told.insert(name) { index.inlined_copies(name) } else { 0 };
             if copies > 0 {
                 self.text.push_str(&format!(
-                    "  note: {name} is inlined at {copies} place{} of its callers; calls from there are not counted\n",
+                    "  note: {name} is inlined at {copies} place{} in its callers; inlined calls are not \
+                     counted\n",
                     if copies == 1 { "" } else { "s" }
                 ));
             }
@@ -136,7 +138,7 @@ impl Checker<'_> {
             Some(why) => why.to_string(),
             None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
                 format!(
-                    "none of this target's probes is in it; `exporter probes {}` lists what it has",
+                    "it has none of the target's probes; `exporter probes {}` lists its probes",
                     found.display
                 )
             }
@@ -163,7 +165,7 @@ impl Checker<'_> {
                     (resolved.sites.len().to_string(), semaphores, not_all(resolved))
                 }
                 Some(Err(why)) if why.is_absent() && probe.optional => {
-                    let why = format!("absent, which a profile's probe may be: {why}");
+                    let why = format!("absent (optional in its profile): {why}");
                     ("0".to_string(), String::new(), Some(why))
                 }
                 Some(Err(why)) => ("0".to_string(), String::new(), Some(why.to_string())),
@@ -228,9 +230,9 @@ impl Checker<'_> {
         }
         let added = self.mistakes.error(at, message);
         if why.is_absent() {
-            added.help(format!("`exporter probes {}` lists what the file has", found.display));
+            added.help(format!("`exporter probes {}` lists the probes of the file", found.display));
         } else if named.is_some() {
-            added.help("use another argument; what nobody uses need not be readable");
+            added.help("use another argument; unused arguments need not be readable");
         }
     }
 }
@@ -256,8 +258,9 @@ fn pairing(probe: &ProbePlan) -> Option<&'static str> {
     let span = probe.span.filter(|span| span.end == SpanEnd::End)?;
     match span.by {
         Pairing::Thread => Some(
-            "by thread: an end belongs to the latest start of its thread that has none. Where requests take turns on one \
-             thread (an event loop, coroutines), that may be another request's: use `by: ARGUMENT` there",
+            "by thread: an end is matched with the latest open start of its thread. If a thread interleaves \
+             requests (event loop, coroutines), that may be the start of another request: use `by: ARGUMENT` \
+             instead",
         ),
         Pairing::Frame | Pairing::Value => None,
     }
@@ -266,17 +269,17 @@ fn pairing(probe: &ProbePlan) -> Option<&'static str> {
 /// What a probe is for that feeds no metric.
 fn without_metrics(probe: &ProbePlan) -> &'static str {
     match probe.span {
-        Some(SpanPlan { end: SpanEnd::Start, .. }) => "kernel: it starts a span",
-        Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: it ends a span",
-        None => "kernel: only hits are counted",
+        Some(SpanPlan { end: SpanEnd::Start, .. }) => "kernel: starts a span",
+        Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: ends a span",
+        None => "kernel: counts hits only",
     }
 }
 
 /// Where a metric is computed, and why there.
 fn place(action: &ActionPlan) -> String {
     match &action.route {
-        Route::Hits => "kernel: it is the number of hits".to_string(),
-        Route::Kernel => "kernel: nothing needs the whole event".to_string(),
+        Route::Hits => "kernel: equal to the number of hits".to_string(),
+        Route::Kernel => "kernel".to_string(),
         Route::Ring(why) => format!("user space: {why}"),
     }
 }

@@ -70,15 +70,15 @@ pub fn command() -> Command {
             .value_name("FILE")
             .required(true)
             .value_parser(value_parser!(PathBuf))
-            .help("Configuration")
+            .help("Configuration file")
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("exporter")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Traces USDT probes, functions and packets, and serves Prometheus metrics")
+        .about("Traces USDT probes, functions and packets, and exports Prometheus metrics")
         .after_help(
-            "A setting is taken from its flag, else from its environment variable, else from the file.\n\
-             The variables are FIBRE_ and the file's key in capitals: FIBRE_METRICS_PORT.",
+            "Flags override environment variables, which override the configuration file.\nEnvironment \
+             variables are named FIBRE_ plus the key of the file in capitals: FIBRE_METRICS_PORT.",
         )
         // The Python exporter's parser took the beginnings of flags, and the last of several.
         .infer_long_args(true)
@@ -90,7 +90,7 @@ pub fn command() -> Command {
                 .short('c')
                 .value_name("FILE")
                 .value_parser(value_parser!(PathBuf))
-                .help(format!("YAML file with settings and targets; also {CONFIG_ENV}")),
+                .help(format!("Configuration file (YAML) [env: {CONFIG_ENV}]")),
         )
         .args(KEYS.iter().map(|key| {
             let default = key.default.filter(|_| key.value.is_some());
@@ -104,51 +104,51 @@ pub fn command() -> Command {
         }))
         .subcommand(
             Command::new("check")
-                .about("Validate a configuration and print what would be traced, and how")
+                .about("Validate a configuration and print what it would trace")
                 .arg(file())
-                .arg(switch("attach").help("Attach for a few seconds too, and count hits"))
+                .arg(switch("attach").help("Also attach the probes for a few seconds and count hits"))
                 .arg(
                     Arg::new("seconds")
                         .long("seconds")
                         .value_name("N")
                         .value_parser(value_parser!(u16).range(1..=3600))
                         .default_value("5")
-                        .help("How long --attach counts"),
+                        .help("Seconds to count with --attach"),
                 ),
         )
         .subcommand(
             Command::new("probes")
-                .about("List the probes of a program, and say why one cannot be used")
+                .about("List the probes of a program")
                 .arg(
                     Arg::new("target")
                         .value_name("TARGET")
                         .required(true)
-                        .help("Path, process id or process name"),
+                        .help("Path of an executable or library, process id, or process name"),
                 )
                 .arg(
                     Arg::new("functions")
                         .long("functions")
                         .value_name("GLOB")
-                        .help("List these functions too"),
+                        .help("Also list matching functions"),
                 )
-                .arg(switch("json").help("As JSON").conflicts_with("yaml"))
-                .arg(switch("yaml").help("As a starter configuration")),
+                .arg(switch("json").help("Print JSON").conflicts_with("yaml"))
+                .arg(switch("yaml").help("Print a starter configuration")),
         )
         .subcommand(
             Command::new("profiles")
-                .about("List the profiles, or print one")
-                .arg(Arg::new("name").value_name("NAME").help("Print this one")),
+                .about("List the built-in profiles, or print one")
+                .arg(Arg::new("name").value_name("NAME").help("Profile to print")),
         )
         .subcommand(
             Command::new("dashboard")
-                .about("Print a Grafana dashboard for a configuration")
+                .about("Print a Grafana dashboard, or alerting rules, for a configuration")
                 .arg(file())
                 .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
         )
         .subcommand(
             Command::new("schema")
-                .about("Print a JSON schema of the configuration, for editors")
-                .arg(switch("markdown").help("Print the reference of all keys instead")),
+                .about("Print the JSON schema of the configuration")
+                .arg(switch("markdown").help("Print the configuration reference (Markdown) instead")),
         )
         .subcommand(
             Command::new("hash-password")
@@ -159,11 +159,11 @@ pub fn command() -> Command {
                         .value_name("N")
                         .value_parser(value_parser!(u32).range(4..=i64::from(MAX_COST)))
                         .default_value("10")
-                        .help("Each step more doubles the time that a guess takes"),
+                        .help("bcrypt cost; each step doubles the time per check"),
                 ),
         )
         .subcommand(
-            Command::new("completions").about("Print a completion script").arg(
+            Command::new("completions").about("Print a shell completion script").arg(
                 Arg::new("shell")
                     .value_name("SHELL")
                     .required(true)
@@ -173,8 +173,8 @@ pub fn command() -> Command {
         )
         .subcommand(
             Command::new("man")
-                .about("Print the man page, or that of a command")
-                .arg(Arg::new("command").value_name("COMMAND").help("check, probes, ...")),
+                .about("Print the man page of the exporter or of a command")
+                .arg(Arg::new("command").value_name("COMMAND").help("Command: check, probes, ...")),
         )
 }
 

@@ -85,7 +85,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         Err(err) => {
             let path =
                 settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
-            eprintln!("exporter: the log file {path} cannot be opened: {err}");
+            eprintln!("exporter: failed to open the log file {path}: {err}");
             return ExitCode::from(CONFIGURATION);
         }
     };
@@ -94,7 +94,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
         Err(err) => {
-            eprintln!("exporter: failed to start the log: {err}");
+            eprintln!("exporter: failed to initialize logging: {err}");
             return ExitCode::from(RUN_TIME);
         }
     };
@@ -168,7 +168,7 @@ fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
 fn show(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(err) if err.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("exporter: writing to standard output: {err}");
+            eprintln!("exporter: failed to write to standard output: {err}");
             ExitCode::from(RUN_TIME)
         }
         _ => ExitCode::SUCCESS,
@@ -177,7 +177,10 @@ fn show(text: &str) -> ExitCode {
 
 fn show_man_page(of: Option<&str>) -> ExitCode {
     let Some(page) = crate::cli::man_page(of) else {
-        eprintln!("there is no command {}; `exporter --help` lists them", of.unwrap_or_default());
+        eprintln!(
+            "exporter: unknown command {}; `exporter --help` lists the commands",
+            of.unwrap_or_default()
+        );
         return ExitCode::from(CONFIGURATION);
     };
     // A reader that has seen enough is no failure.
@@ -225,11 +228,13 @@ fn hash_password(cost: u32) -> ExitCode {
     let password =
         line.strip_suffix('\n').map_or(line.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     let hash = match read {
-        Err(err) => Err(format!("cannot read the password: {err}")),
+        Err(err) => Err(format!("failed to read the password: {err}")),
         Ok(_) if password.is_empty() => Err("the password is empty".to_owned()),
         Ok(_) => bcrypt::non_truncating_hash(password, cost).map_err(|err| match err {
-            bcrypt::BcryptError::Truncation(_) => "bcrypt takes passwords of at most 72 bytes".to_owned(),
-            err => format!("cannot hash the password: {err}"),
+            bcrypt::BcryptError::Truncation(_) => {
+                "the password is longer than 72 bytes, the maximum for bcrypt".to_owned()
+            }
+            err => format!("failed to hash the password: {err}"),
         }),
     };
     match hash {

@@ -46,21 +46,21 @@ impl<'a> Event<'a> {
     pub fn decode(record: &'a [u8]) -> Result<Self, DecodeError> {
         let header: &[u8; HEADER] = record
             .first_chunk()
-            .ok_or_else(|| DecodeError(format!("{} bytes are no event", record.len())))?;
+            .ok_or_else(|| DecodeError(format!("event of {} bytes is too short", record.len())))?;
         let half = |at: usize| u32::from_ne_bytes(std::array::from_fn(|n| header[at + n]));
         let (nvalues, room) = match event_class(u32::from(header[10])) {
             event_class::EVENT_6 => (6, 0),
             event_class::EVENT_12 => (MAX_VALUES, 0),
             event_class::EVENT_SHORT_TEXTS => (MAX_VALUES, SHORT_TEXTS),
             event_class::EVENT_LONG_TEXTS => (MAX_VALUES, LONG_TEXTS),
-            event_class(other) => return Err(DecodeError(format!("event of unknown class {other}"))),
+            event_class(other) => return Err(DecodeError(format!("unknown event class {other}"))),
         };
         let used = usize::from(u16::from_ne_bytes([header[8], header[9]]));
         let text_at = HEADER + 8 * nvalues;
         let (Some(values), Some(text)) =
             (record.get(HEADER..text_at), record.get(text_at..text_at + used.min(room)))
         else {
-            return Err(DecodeError(format!("event cut at {} bytes", record.len())));
+            return Err(DecodeError(format!("event truncated at {} bytes", record.len())));
         };
         Ok(Self { probe: half(0) as usize, faults: half(4), values, text })
     }

@@ -76,7 +76,7 @@ impl Drain {
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
-        started.recv().map_err(|_| io::Error::other("the drain thread ended at once"))??;
+        started.recv().map_err(|_| io::Error::other("the drain thread exited"))??;
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
 

@@ -4,9 +4,7 @@
 #![deny(unsafe_code)]
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!(
-    "the exporter runs on x86-64 only: its probe programs read the registers of that processor, and would read wrong ones here"
-);
+compile_error!("the exporter only supports x86-64: its BPF programs read the registers of that architecture");
 
 mod abi;
 mod cgroups;

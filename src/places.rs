@@ -118,11 +118,11 @@ fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) ->
         return Err(why);
     }
     if !function.at_entry {
-        return Err("the place is not the entry of a function".to_string());
+        return Err("the place is not a function entry".to_string());
     }
     if matches!(function.convention, Convention::Unknown | Convention::GoStack) {
-        return Err("this is a Go program, which crashes when its return addresses are replaced, and no register tells the \
-                    goroutine here: it is assembly, or built by a Go before 1.17 or one that is not known yet"
+        return Err("this is a Go program, which crashes if return addresses are replaced, and no register \
+             holds the goroutine: the function is assembly, or built by Go before 1.17 or an unknown version"
             .to_string());
     }
     match probe.returns_by {

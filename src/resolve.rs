@@ -227,10 +227,10 @@ pub fn resolve(
 }
 
 /// What is to be said of a semaphore that the kernel raises where the program does not look.
-const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a page of the file that is loaded twice, and in a \
-                           process that starts later the kernel raises the wrong one; the exporter raises the right one \
-                           some milliseconds after the start (in a library up to 5 s), and until then hits are not counted. \
-                           Link with -z separate-loadable-segments or another linker to have all counted";
+const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a file page that is mapped twice, \
+     and in processes that start later the kernel raises the wrong copy; the exporter raises the right one \
+     some milliseconds after the start (in a library up to 5 s), and hits before that are not counted. Link \
+     with -z separate-loadable-segments, or with another linker";
 
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
@@ -274,8 +274,8 @@ pub(crate) fn with_calling_convention(function: FunctionSite) -> Site {
         Convention::GoRegisters => {
             let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
             let mut args = parse_args(Arch::X86_64, registers);
-            let why = "only the first nine words of a Go function's arguments are in registers, and where the others are \
-                       depends on their types";
+            let why = "only the first nine argument words of a Go function are in registers; the location of \
+                 others depends on their types";
             args.extend((args.len()..WORDS).map(|word| unknown(word, why)));
             args
         }
@@ -347,7 +347,7 @@ fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Re
     let mut to = locate_argument(site, &ValuePlan { kind, ..value.clone() }, index)?;
     if to.op != location_op::LOC_REGISTER.0 as u8 || to.bytes != 8 {
         let text = site.args.get(index).and_then(|form| form.as_ref().ok()).map_or("", |form| &form.text);
-        let why = format!("`{text}` is not an address in a register, so `offset` cannot be followed from it");
+        let why = format!("`{text}` is not a pointer in a register, so `offset` cannot be applied to it");
         return Err(ResolveError::Value { name: value.name.clone(), why });
     }
     let IntType { bytes, signed } = width_in_memory(&value.kind);
@@ -404,7 +404,7 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
             to.offset = vaddr.wrapping_sub(site.vaddr) as i64;
         }
         Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
-            let why = format!("the form `{}` is not one that a probe program can follow", form.text);
+            let why = format!("the operand `{}` is not supported", form.text);
             return Err(ResolveError::Value { name: name(), why });
         }
     }

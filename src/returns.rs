@@ -34,10 +34,11 @@ pub fn by_exits(
     let entry = index.code().entry_of(function.site.vaddr);
     let exits = index.code().exits(entry, function.size)?;
     if reads_result && !exits.all_return() {
-        return Err("it ends by jumping to a function that returns in its stead, so that its result is not seen; count \
-                    and time it without `retval` and `at: return`, or, if nothing unwinds through it, say `returns_by: \
-                    trampoline`"
-            .to_string());
+        return Err(
+            "it ends with a tail call, so its return value is not visible; count and time it without \
+             `retval` and `at: return`, or, if nothing unwinds through it, use `returns_by: trampoline`"
+                .to_string(),
+        );
     }
     let (image, functions) = (index.image(), index.code());
     let mut sites = Vec::new();
@@ -84,22 +85,22 @@ impl Costs {
         }
         let other = match self.is_go {
             true => "calls are told apart by goroutine",
-            false => "where nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
+            false => "if nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
         };
         notes.push(format!(
-            "the return is traced where the code leaves the function: {} exits, {} of them single-stepped (5 to 15 us a hit, the \
-             others below 1); {other}",
+            "the return is traced at the function's exits: {} exits, {} of them single-stepped (5 to 15 us \
+             per hit, the others below 1); {other}",
             self.exits, self.dear
         ));
         if !self.followed.is_empty() {
             notes.push(format!(
-                "{} by calling functions that return in its stead: their exits are watched too, whoever calls them",
+                "{} with a call to functions in tail position: their exits are probed too, for every caller",
                 some(&self.followed, "ends", "end")
             ));
         }
         if !self.untold.is_empty() {
             notes.push(format!(
-                "{} by jumping to functions that cannot be followed: the duration is until then",
+                "{} with a tail call that cannot be followed: the duration ends at the jump",
                 some(&self.untold, "may end", "may end")
             ));
         }
@@ -124,10 +125,7 @@ fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
     }
     if let ExitKind::Decided { target, inside } = &exit.kind {
         if inside.len() > MAX_STRETCHES {
-            return Err(
-                "whether a jump leaves it is known only when it is taken, and its code is in too many places"
-                    .to_string(),
-            );
+            return Err("it has indirect jumps, and its code is split into too many parts".to_string());
         }
         entry.flags |= site_flag::SITE_JUMP.0;
         entry.target = target_at(target, exit.vaddr);
@@ -213,25 +211,25 @@ fn target_at(form: &Form, vaddr: u64) -> location {
 /// If it would end the program.
 pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Option<String>, String> {
     if function.is_go {
-        return Err("its return address must not be replaced: this is a Go program, which moves its stacks and would crash; \
-                    leave out `returns_by: trampoline`"
-            .to_string());
+        return Err(
+            "`returns_by: trampoline` would crash it: Go programs move their stacks; remove it".to_string()
+        );
     }
     let code = index.code();
     if code.has_handler(code.entry_of(function.site.vaddr)) {
-        return Err("its return address must not be replaced: its unwind table names a handler, so exceptions come through \
-                    it, and the first would end the program; leave out `returns_by: trampoline`"
+        return Err("`returns_by: trampoline` would crash the program: the function's unwind table has a \
+             handler, so exceptions pass through it; remove it"
             .to_string());
     }
     let Some(leap) = index.leap() else { return Ok(None) };
     if is_program(index.image()) {
         return Err(format!(
-            "its return address must not be replaced: the program uses {leap}, which would end it if it came through here; \
-             leave out `returns_by: trampoline`"
+            "`returns_by: trampoline` could crash the program: it uses {leap}, which may pass through this \
+             function; remove it"
         ));
     }
     Ok(Some(format!(
-        "its return address is replaced, and the library uses {leap}: a program in which that comes through this function \
-         ends"
+        "`returns_by: trampoline` is used and the library uses {leap}: a program crashes if that passes \
+         through this function"
     )))
 }

@@ -178,7 +178,7 @@ fn announce(settings: &Settings, plan: &Plan) {
     );
     if !http::has_address(settings.bind) {
         log::warn!(
-            "no interface of this machine has the address {} (`bind:`) yet; nothing is served until one has it",
+            "no interface has the address {} (`bind:`) yet; the exporter serves nothing until one has",
             settings.bind
         );
     }
@@ -262,8 +262,8 @@ fn metrics_router(scrape: Scrape, network: Option<Arc<Network>>) -> Router {
 fn table_routes(network: &Arc<Network>) -> [Route; 2] {
     type Table = fn(&Network, &str) -> Result<String, QueryError>;
     let tables: [(&'static str, &'static str, Table); 2] = [
-        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sort, page)", Network::talkers),
-        ("/api/v1/flows", "Connections by traffic (JSON; sort, page)", Network::flows),
+        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
+        ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
     ];
     tables.map(|(path, about, table)| {
         let network = network.clone();
@@ -295,14 +295,14 @@ fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
 fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Network>>) -> Router {
     let health = Route {
         path: "/health",
-        about: "200 while the exporter runs",
+        about: "Liveness: 200 while the exporter runs",
         access: Access::Open,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(|_| Reply::ok("ok\n")),
     };
     let ready = Route {
         path: "/ready",
-        about: "200 once the probes of all targets are attached and all interfaces counted on, else 503 with the reasons",
+        about: "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons",
         access: Access::Open,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(move |_| {

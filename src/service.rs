@@ -38,8 +38,8 @@ where
             notify(&[NotifyState::Watchdog]);
         } else {
             log::error!(
-                "The thread that drains the ring buffer does not answer; if this goes on, the service \
-                 manager's watchdog ends the exporter"
+                "The drain thread does not respond; if this continues, the service manager's watchdog \
+                 restarts the exporter"
             );
         }
     }

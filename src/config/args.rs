@@ -17,33 +17,43 @@ const BYTES: Schema = Schema::Integer(1, limits::TEXT_BYTES as i64);
 pub static ARGUMENT: Section = Section {
     name: "argument",
     what: "an argument",
-    about: "An argument of a probe. A number alone is the position of an integer.",
+    about: "A probe argument. A number alone is the index of an integer argument.",
     keys: Cow::Borrowed(&[
-        Key::new("index", POSITION, "Its position, from 0.").required(),
-        Key::new("to_index", POSITION, "In a span, read it at the far end, at this position."),
+        Key::new("index", POSITION, "Index of the argument, from 0.").required(),
+        Key::new("to_index", POSITION, "Of a span: read the value at the end probe, at this index."),
         Key::new(
             "offset",
             Schema::Integer(-(limits::FIELD_OFFSET as i64), limits::FIELD_OFFSET as i64),
-            "The argument is the address of a structure, and the value so many bytes into it.",
+            "The argument points to a structure; read the value at this byte offset in it.",
         ),
-        Key::new("type", Schema::Words(|| words(TYPES)), "What it is.").or("int"),
-        Key::new("max", BYTES, "Of text: the most bytes that are read.").or("64"),
-        Key::new("length", POSITION, "Of `string_len`: the position of the argument with the length."),
-        Key::new("len", BYTES, "Of `hex` and `bytes`: how many bytes."),
+        Key::new("type", Schema::Words(|| words(TYPES)), "Type of the value.").or("int"),
+        Key::new("max", BYTES, "Of text: maximum number of bytes to read.").or("64"),
+        Key::new("length", POSITION, "Of `string_len`: index of the argument that holds the length."),
+        Key::new("len", BYTES, "Of `hex` and `bytes`: number of bytes."),
         Key::new(
             "reverse",
             Schema::Boolean,
-            "Of `hex` and `bytes`: the last byte first, as block hashes are shown.",
+            "Of `hex` and `bytes`: print the last byte first, as block hashes are printed.",
         )
         .or("false"),
-        Key::new("unit", Schema::Words(|| words(UNITS)), "Of numbers; metrics show seconds and bytes."),
-        Key::new("at", Schema::Words(|| words(WHEN)), "Of functions: when what it points to is read.")
-            .or("entry"),
+        Key::new(
+            "unit",
+            Schema::Words(|| words(UNITS)),
+            "Unit of the value. Metrics are exported in seconds \
+             and bytes.",
+        ),
+        Key::new(
+            "at",
+            Schema::Words(|| words(WHEN)),
+            "Of functions: when to read the memory that the \
+             argument points to.",
+        )
+        .or("entry"),
     ]),
     one_of: &[],
 };
 
-const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer at position 0";
+const HELP: &str = "write NAME: { index: 0, type: string }, or NAME: 0 for the integer argument with index 0";
 
 const UNITS: &[(&str, Unit)] = &[
     ("ns", Unit::Nanoseconds),
@@ -131,10 +141,10 @@ pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: 
 
 fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<Arg> {
     if !is_name(name) {
-        node.error(format!("{} cannot be the name of an argument", quote(name)))
-            .help("use letters, digits and underscores, and do not begin with a digit");
+        node.error(format!("{} is not a valid argument name", quote(name)))
+            .help("use letters, digits and underscores; the first character must not be a digit");
     } else if BUILT_INS.contains(&name) {
-        node.error(format!("`{name}` is a built-in value; an argument needs another name"))
+        node.error(format!("`{name}` is the name of a built-in value; choose another name for the argument"))
             .help(format!("the built-in values are {}", BUILT_INS.join(", ")));
     }
     let arg = |index, kind| Arg {
@@ -157,11 +167,11 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
     let fields = node.fields(&ARGUMENT)?;
     let index = fields.require("index", HELP).and_then(|n| position(&n));
     if !is_span {
-        fields.forbid(&["to_index"], "only a span has a far end");
+        fields.forbid(&["to_index"], "only spans have an end probe");
     }
     let to_index = fields.get("to_index").and_then(|n| position(&n));
     if !is_function {
-        fields.forbid(&["at"], "only a function has an entry and a return");
+        fields.forbid(&["at"], "only functions have an entry and a return");
     }
     let at_return = fields.get("at").and_then(|n| n.one_of("time", WHEN)).unwrap_or(false);
     let offset = fields
@@ -173,13 +183,13 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
     };
     let unit = fields.get("unit").and_then(|n| n.one_of("unit", UNITS)).unwrap_or_default();
     if !matches!(kind, None | Some(ArgKind::Int(_))) {
-        fields.forbid(&["unit"], "only numbers have a unit");
+        fields.forbid(&["unit"], "only numeric types have a unit");
     }
     Some(Arg { to_index, at_return, offset, unit, ..arg(index?, kind?) })
 }
 
 fn position(node: &Node<'_>) -> Option<usize> {
-    node.integer("the position of an argument,", 0..=limits::ARGUMENT_INDEX)
+    node.integer("an argument index", 0..=limits::ARGUMENT_INDEX)
 }
 
 fn type_of(node: &Node<'_>) -> Option<Type> {
@@ -187,7 +197,7 @@ fn type_of(node: &Node<'_>) -> Option<Type> {
     let found = TYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind);
     if ["f64", "f32", "double", "float"].iter().any(|name| name.eq_ignore_ascii_case(text)) {
         node.error(format!("{}: floating-point numbers cannot be read", quote(text)))
-            .help("metrics are computed from integers: use another argument");
+            .help("metrics are computed from integers; use another argument");
         return None;
     }
     if found.is_none() {
@@ -206,13 +216,13 @@ fn type_of(node: &Node<'_>) -> Option<Type> {
 
 fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgKind> {
     if !matches!(kind, Type::Str | Type::StrLen | Type::GoString) {
-        fields.forbid(&["max"], "it belongs to the types string, string_len and go_string");
+        fields.forbid(&["max"], "only the types string, string_len and go_string have it");
     }
     if kind != Type::StrLen {
-        fields.forbid(&["length"], "it belongs to the type string_len");
+        fields.forbid(&["length"], "only the type string_len has it");
     }
     if kind != Type::Hex {
-        fields.forbid(&["len", "reverse"], "it belongs to the types hex and bytes");
+        fields.forbid(&["len", "reverse"], "only the types hex and bytes have it");
     }
     let max = || match fields.get("max") {
         Some(node) => node.integer("a number of bytes", 1..=limits::TEXT_BYTES),
@@ -223,7 +233,7 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
         Type::Bool => ArgKind::Bool,
         Type::Str => ArgKind::Str { max: max()? },
         Type::StrLen => {
-            let help = "write the position of the argument that holds the length: length: 2";
+            let help = "set it to the index of the argument that holds the length: length: 2";
             let len_index = fields.require("length", help).and_then(|n| position(&n));
             let max = max();
             ArgKind::StrLen { len_index: len_index?, max: max? }
@@ -231,7 +241,7 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
         // Its two words are two arguments, one after the other.
         Type::GoString => ArgKind::StrLen { len_index: index? + 1, max: max()? },
         Type::Hex => {
-            let help = "write the number of bytes: len: 32";
+            let help = "set the number of bytes: len: 32";
             let len = fields
                 .require("len", help)
                 .and_then(|n| n.integer("a number of bytes", 1..=limits::TEXT_BYTES));

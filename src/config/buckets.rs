@@ -10,16 +10,16 @@ use super::words::quote;
 
 /// One bound.
 pub(super) const BOUND: Schema = Schema::Either(&[Schema::Number, Schema::Duration, Schema::Size]);
-const COUNT: Key = Key::new("count", Schema::Integer(1, BUCKETS as i64), "How many.").required();
+const COUNT: Key = Key::new("count", Schema::Integer(1, BUCKETS as i64), "Number of buckets.").required();
 
 /// Buckets that are computed.
 pub static BUCKETS_OF: Section = Section {
     name: "buckets",
     what: "a set of buckets",
-    about: "Bounds that are computed instead of listed.",
+    about: "Generated bucket bounds.",
     keys: Cow::Borrowed(&[
-        Key::new("linear", Schema::Section(|| &LINEAR), "Equally far from one another."),
-        Key::new("exponential", Schema::Section(|| &EXPONENTIAL), "Each a multiple of the one before."),
+        Key::new("linear", Schema::Section(|| &LINEAR), "Buckets of equal width."),
+        Key::new("exponential", Schema::Section(|| &EXPONENTIAL), "Buckets that grow by a constant factor."),
     ]),
     one_of: &["linear", "exponential"],
 };
@@ -27,10 +27,10 @@ pub static BUCKETS_OF: Section = Section {
 pub static LINEAR: Section = Section {
     name: "linear",
     what: "`linear`",
-    about: "Buckets equally far from one another.",
+    about: "Buckets of equal width.",
     keys: Cow::Borrowed(&[
         Key::new("start", BOUND, "The first bound.").required(),
-        Key::new("width", BOUND, "From one bound to the next.").required(),
+        Key::new("width", BOUND, "Width of each bucket.").required(),
         COUNT,
     ]),
     one_of: &[],
@@ -39,10 +39,10 @@ pub static LINEAR: Section = Section {
 pub static EXPONENTIAL: Section = Section {
     name: "exponential",
     what: "`exponential`",
-    about: "Buckets each of which is a multiple of the one before.",
+    about: "Buckets that grow by a constant factor.",
     keys: Cow::Borrowed(&[
-        Key::new("start", BOUND, "The first bound, above 0.").required(),
-        Key::new("factor", Schema::Number, "Above 1.").required(),
+        Key::new("start", BOUND, "The first bound, greater than 0.").required(),
+        Key::new("factor", Schema::Number, "Growth factor, greater than 1.").required(),
         COUNT,
     ]),
     one_of: &[],
@@ -62,15 +62,18 @@ pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
         return None;
     };
     if bounds.is_empty() {
-        node.error("at least one bucket is needed");
+        node.error("expected at least one bucket");
         return None;
     }
     if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
-        node.error(format!("buckets must ascend, but {} is followed by {}", pair[0], pair[1]));
+        node.error(format!(
+            "bucket bounds must be in increasing order, but {} is followed by {}",
+            pair[0], pair[1]
+        ));
         return None;
     }
     if bounds.iter().any(|bound| !bound.is_finite()) {
-        node.error("buckets must be finite").help("the bucket +Inf is there without being written");
+        node.error("bucket bounds must be finite").help("the bucket +Inf is added automatically");
         return None;
     }
     Some(bounds)
@@ -79,7 +82,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
 fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
     let elements = node.list("a list of bounds")?;
     if elements.len() > BUCKETS {
-        node.error(format!("{} buckets, at most {BUCKETS} are possible", elements.len()));
+        node.error(format!("{} buckets, but a histogram has at most {BUCKETS}", elements.len()));
         return None;
     }
     // Every wrong bound is reported, not only the first.
@@ -91,7 +94,7 @@ fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
 fn bound(node: &Node<'_>) -> Option<f64> {
     let Some(text) = node.value.as_str() else {
         if node.value.as_f64().is_some_and(|n| !n.is_finite()) {
-            node.error("buckets must be finite").help("the bucket +Inf is there without being written");
+            node.error("bucket bounds must be finite").help("the bucket +Inf is added automatically");
             return None;
         }
         return node.number();
@@ -99,7 +102,7 @@ fn bound(node: &Node<'_>) -> Option<f64> {
     let found = scalars::duration(text).or_else(|| scalars::size(text).map(|bytes| bytes as f64));
     if found.is_none() {
         node.error(format!("expected a number, a duration or a size, found {}", quote(text))).help(format!(
-            "units of duration are {}, of size {}",
+            "duration units: {}; size units: {}",
             scalars::DURATION_UNITS,
             scalars::SIZE_UNITS
         ));
@@ -183,17 +186,17 @@ mod tests {
         let cases = [
             ("5", "expected buckets, found"),
             ("[]", "at least one"),
-            ("[1, 1]", "must ascend, but 1 is followed by 1"),
-            ("[2, 1]", "must ascend"),
+            ("[1, 1]", "must be in increasing order, but 1 is followed by 1"),
+            ("[2, 1]", "must be in increasing order"),
             ("[1, .inf]", "must be finite"),
             ("[1, 5 apples]", "expected a number, a duration or a size, found \"5 apples\""),
             ("[1, [2]]", "expected a number, found a list"),
-            (many.as_str(), "64 buckets, at most 63"),
+            (many.as_str(), "64 buckets, but a histogram has at most 63"),
             ("{}", "one of `linear`, `exponential` is missing"),
             ("linear: {start: 0, width: 0, count: 3}", "must be greater than 0"),
             ("linear: {start: 0, count: 3}", "`width` is missing"),
             ("linear: {start: 0, width: 1, count: 64}", "from 1 to 63"),
-            ("linear: {start: 1e300, width: 1, count: 2}", "must ascend"),
+            ("linear: {start: 1e300, width: 1, count: 2}", "must be in increasing order"),
             ("exponential: {start: 0, factor: 2, count: 3}", "start above 0"),
             ("exponential: {start: 1, factor: 1, count: 3}", "greater than 1"),
             ("exponential: {start: 1, factor: 1e200, count: 3}", "must be finite"),

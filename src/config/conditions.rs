@@ -49,7 +49,7 @@ fn parse(text: &str) -> Result<Vec<Parsed>, String> {
             [] => return Ok(conditions),
             [Token::Word("and"), more @ ..] => rest = more,
             [Token::Word("or") | Token::Symbol("||"), ..] => {
-                return Err("`or` is not supported: give one metric two entries with a condition each".into());
+                return Err("`or` is not supported; write the metric twice, once with each condition".into());
             }
             [Token::Symbol("&&"), ..] => return Err("expected `and`, found `&&`".into()),
             [token, ..] => return Err(format!("expected `and` or the end, found {}", token.show())),
@@ -64,7 +64,7 @@ fn comparison<'t, 'x>(tokens: &'t [Token<'x>]) -> Result<(Parsed, &'t [Token<'x>
         other => return Err(format!("expected the name of an argument, found {}", show(other))),
     };
     let op = match tokens.get(1) {
-        Some(Token::Symbol("=")) => return Err("`=` does not compare; write `==`".into()),
+        Some(Token::Symbol("=")) => return Err("`=` is not a comparison operator; use `==`".into()),
         Some(Token::Symbol(op) | Token::Word(op)) => {
             OPS.iter().find(|(text, _)| text == op).map(|(_, op)| *op)
         }
@@ -85,7 +85,7 @@ fn comparison<'t, 'x>(tokens: &'t [Token<'x>]) -> Result<(Parsed, &'t [Token<'x>
             Err("`starts_with` compares text: put the value in quotes".into())
         }
         (Op::Lt | Op::Le | Op::Gt | Op::Ge, Operand::Str(_)) => {
-            Err("text is compared with ==, != or starts_with only".into())
+            Err("text can only be compared with ==, != and starts_with".into())
         }
         _ => Ok(((name.to_owned(), op, with), &tokens[3..])),
     }
@@ -105,7 +105,7 @@ fn integer(word: &str) -> Result<i128, String> {
     let number = magnitude.map(|n| if negative { -n } else { n }).ok();
     number
         .filter(|n| (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(n))
-        .ok_or_else(|| format!("{} is not a whole number of at most 64 bits", quote(word)))
+        .ok_or_else(|| format!("{} is not a 64-bit integer", quote(word)))
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -159,12 +159,12 @@ fn quoted(text: &str, quote_mark: char) -> Result<(String, &str), String> {
             c if c == quote_mark => return Ok((content, &text[at + 1..])),
             '\\' => match chars.next() {
                 Some((_, c)) if c == quote_mark || c == '\\' => content.push(c),
-                _ => return Err("a backslash stands only before a quote or another backslash".into()),
+                _ => return Err("a backslash is only allowed before a quote or another backslash".into()),
             },
             c => content.push(c),
         }
     }
-    Err(format!("the quote {} is not closed", quote(text)))
+    Err(format!("unterminated quote {}", quote(text)))
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
         let cases = [
             ("a", "expected a comparison after `a`, found the end"),
             ("a 5", "expected a comparison after `a`, found \"5\""),
-            ("a = 5", "`=` does not compare"),
+            ("a = 5", "`=` is not a comparison operator"),
             ("a =< 5", "expected a comparison after `a`, found \"=<\""),
             ("a >", "expected a number or quoted text, found the end"),
             ("a == abc", "expected a number or quoted text, found \"abc\""),
@@ -216,13 +216,13 @@ mod tests {
             ("a == 1 and", "expected the name of an argument, found the end"),
             ("== 1", "expected the name of an argument, found \"==\""),
             ("5 == a", "expected the name of an argument, found \"5\""),
-            ("a < 'x'", "text is compared with"),
+            ("a < 'x'", "text can only be compared with"),
             ("a starts_with 5", "`starts_with` compares text"),
-            ("a == 'x", "the quote"),
-            ("a == 'x\\", "a backslash stands only"),
-            ("a == 18446744073709551616", "is not a whole number of at most 64 bits"),
-            ("a == 0x", "is not a whole number"),
-            ("a == 1.5", "is not a whole number"),
+            ("a == 'x", "unterminated quote"),
+            ("a == 'x\\", "a backslash is only allowed"),
+            ("a == 18446744073709551616", "is not a 64-bit integer"),
+            ("a == 0x", "is not a 64-bit integer"),
+            ("a == 1.5", "is not a 64-bit integer"),
             ("a == --1", "expected a number or quoted text"),
         ];
         for (text, expected) in cases {

@@ -95,7 +95,7 @@ impl<'a> Node<'a> {
             None => {
                 let added = self.expected(what);
                 if self.scalar().is_some_and(|scalar| scalar.meaning != Meaning::Null) {
-                    added.help("put it in quotes if it is meant as text");
+                    added.help("quote it if you mean text");
                 }
                 None
             }
@@ -116,7 +116,7 @@ impl<'a> Node<'a> {
             }
             Some(_) => self
                 .error("expected text, found a number or a boolean (the value is not shown)")
-                .help("put it in quotes"),
+                .help("quote it"),
             None => {
                 self.error("expected text, found a list or a mapping (the value is not shown)");
             }
@@ -212,7 +212,7 @@ impl<'a> Node<'a> {
         if found.is_none() {
             let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
             let near = did_you_mean(text, all.iter().copied());
-            self.error(format!("unknown {what} {}; expected one of {}{near}", self.found(), all.join(", ")));
+            self.error(format!("unknown {what} {}{near}; expected one of {}", self.found(), all.join(", ")));
         }
         found.map(|(_, value)| *value)
     }
@@ -222,7 +222,7 @@ impl<'a> Node<'a> {
         let Some(values) = self.value.as_sequence() else {
             let added = self.expected(what);
             if self.value.is_mapping() {
-                added.help("begin each element with `- `");
+                added.help("start each list element with `- `");
             }
             return None;
         };
@@ -261,7 +261,7 @@ impl<'a> Node<'a> {
         let what = section.what;
         let names: Vec<_> = section.names().collect();
         let Value::Map(map) = &self.value.value else {
-            self.expected(format!("{what} (a mapping)")).help(format!("the keys are {}", names.join(", ")));
+            self.expected(format!("{what} (a mapping)")).help(format!("valid keys: {}", names.join(", ")));
             return None;
         };
         let mut misspelt = Vec::new();
@@ -273,7 +273,7 @@ impl<'a> Node<'a> {
             let place = self.at.key(&key.text).at(*key_position);
             let added = self.diags.error(&place, format!("unknown key{meant}"));
             if near.is_none() {
-                added.help(format!("{what} has the keys {}", names.join(", ")));
+                added.help(format!("valid keys of {what}: {}", names.join(", ")));
             }
             misspelt.extend(section.names().filter(|known| Some(*known) == near));
         }
@@ -296,7 +296,8 @@ fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
         (true, true) => {
             let octal = if number.contains(['8', '9']) { String::new() } else { format!(" or 0o{number}") };
             Some(format!(
-                "a leading zero makes it octal to some readers of YAML and decimal to others: write {number}{octal}"
+                "some YAML parsers read a number with a leading zero as octal, others as decimal: write \
+                 {number}{octal}"
             ))
         }
         (true, false) => Some("write the number without quotes".to_owned()),

@@ -12,30 +12,32 @@ use super::section::{Key, Schema, Section};
 use super::tree::{Meaning, Scalar};
 use super::words::quote;
 
-const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., default: ..., limit: ... }";
+const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., \
+     default: ..., limit: ... }";
 
 /// An entry of a metric's `labels:`, in its long form.
 pub static LABEL: Section = Section {
     name: "label",
     what: "a label",
-    about: "A label of a metric. A name alone is that of an argument or a built-in value.",
+    about: "A label of a metric. A name alone refers to an argument or a built-in value.",
     keys: Cow::Borrowed(&[
-        Key::new("const", Schema::LabelText, "A constant."),
+        Key::new("const", Schema::LabelText, "A constant value."),
         Key::new("value", Schema::Name, "An argument or a built-in value."),
         Key::new(
             "match",
             Schema::Map(&Schema::LabelText),
-            "Label values by patterns (text, a number, `PREFIX*`, or a glob); the first that fits counts.",
+            "Maps patterns (text, a number, `PREFIX*` or a glob) to label values. The first match wins.",
         ),
         Key::new(
             "default",
             Schema::LabelText,
-            "The label value where no pattern fits; without it, the value itself.",
+            "Label value if no pattern matches. Default: the value itself.",
         ),
         Key::new(
             "limit",
             Schema::Integer(*limits::LABEL_VALUES.start() as i64, *limits::LABEL_VALUES.end() as i64),
-            "Most label values; further ones are counted under `other`. Without it, `limits.label_values`.",
+            "Maximum number of label values; further values are counted as `other`. Default: \
+             `limits.label_values`.",
         ),
     ]),
     one_of: &["const", "value"],
@@ -60,17 +62,17 @@ pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
 /// Reports a name that no label can have here.
 fn check_name(name: &str, at: &Place, diags: &Diagnostics) {
     let wrong = if !is_name(name) {
-        "a label name is made of letters, digits and underscores, and does not begin with a digit"
+        "use letters, digits and underscores; the first character must not be a digit"
     } else if name.starts_with("__") {
-        "label names that begin with `__` belong to Prometheus itself"
+        "label names that begin with `__` are reserved for Prometheus"
     } else if name == "le" {
-        "the label `le` belongs to the buckets of histograms"
+        "`le` is reserved for histogram buckets"
     } else if name == "node" {
-        "the label `node` is on every series already, with the value of node_name"
+        "every series already has the label `node`, with the value of node_name"
     } else {
         return;
     };
-    diags.error(at, format!("{} cannot be a label: {wrong}", quote(name)));
+    diags.error(at, format!("{} is not a valid label name: {wrong}", quote(name)));
 }
 
 fn label(name: &str, node: &Node<'_>) -> Option<Label> {
@@ -98,7 +100,7 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
     }
     let value = value.name().map(|value| LabelValue::From(value.to_owned()));
     if !fields.has("match") {
-        fields.forbid(&["default"], "there is no `match` that a value could miss");
+        fields.forbid(&["default"], "it needs `match`");
     }
     let mapping = fields.get("match").map(|n| mapping(&n)).unwrap_or_default();
     let default = fields.get("default").and_then(|n| n.label_text());
@@ -116,7 +118,7 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
     let pair = |(key, node): (&Scalar, Node<'_>)| {
         let pattern = match key.meaning {
             Meaning::Integer(number) => Ok(Pattern::Int(number)),
-            Meaning::Float(_) => Err("is neither text nor a whole number"),
+            Meaning::Float(_) => Err("is neither text nor an integer"),
             _ => text_pattern(&key.text),
         };
         match pattern {
@@ -146,7 +148,7 @@ fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
         let negated = usize::from(inside.starts_with('!'));
         let from = negated + usize::from(inside[negated..].starts_with(']'));
         let Some(close) = inside[from..].find(']') else {
-            return Err("has a `[` without its `]`");
+            return Err("has an unterminated `[`");
         };
         rest = &inside[from + close + 1..];
     }
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn names_that_are_taken() {
         for name in ["le", "node", "__x", "a-b", "9"] {
-            assert!(read(&format!("{name}: x")).unwrap_err().contains("cannot be a label"), "{name}");
+            assert!(read(&format!("{name}: x")).unwrap_err().contains("is not a valid label name"), "{name}");
         }
         assert!(read("peer: peer").is_ok());
     }

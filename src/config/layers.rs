@@ -126,7 +126,7 @@ pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
     unknown
         .map(|name| {
             let near = super::words::did_you_mean(name, known.iter().copied());
-            format!("{name}: no setting has this environment variable; it is ignored{near}")
+            format!("unknown environment variable {name}, ignored{near}")
         })
         .collect()
 }

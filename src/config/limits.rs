@@ -50,12 +50,14 @@ const PROMETHEUS_PREFIXES: &[&str] = &["scrape_"];
 /// Why a metric of a configuration cannot have the name, if it cannot.
 pub fn reserved(name: &str) -> Option<String> {
     if let Some(prefix) = OWN.iter().find(|prefix| name.starts_with(**prefix)) {
-        return Some(format!("names that begin with `{prefix}` are the exporter's own metrics"));
+        return Some(format!("the prefix `{prefix}` is reserved for the exporter's own metrics"));
     }
     if let Some(prefix) = PROMETHEUS_PREFIXES.iter().find(|prefix| name.starts_with(**prefix)) {
-        return Some(format!("names that begin with `{prefix}` are series that Prometheus records itself"));
+        return Some(format!("the prefix `{prefix}` is reserved for series that Prometheus records itself"));
     }
-    PROMETHEUS.contains(&name).then(|| "Prometheus records a series of this name itself".to_owned())
+    PROMETHEUS
+        .contains(&name)
+        .then(|| "the name is reserved for a series that Prometheus records itself".to_owned())
 }
 
 #[cfg(test)]

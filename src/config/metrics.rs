@@ -13,55 +13,57 @@ use super::section::{Key, Schema, Section, words};
 use super::words::quote;
 
 pub(super) const HELP_KEY: Key =
-    Key::new("help", Schema::Text, "One line about it. Without it, the name as words.");
+    Key::new("help", Schema::Text, "Help text, one line. Default: the metric's name in words.");
 pub(super) const BUCKETS_KEY: Key = Key::new(
     "buckets",
     Schema::Either(&[Schema::List(&buckets::BOUND), Schema::Section(|| &buckets::BUCKETS_OF)]),
-    "Upper bounds, ascending. A histogram of seconds has those of the client libraries if none are given.",
+    "Upper bounds in increasing order. Default for a histogram of seconds: those of the Prometheus client \
+     libraries.",
 );
 pub(super) const LABELS_KEY: Key = Key::new(
     "labels",
     Schema::Map(&Schema::Either(&[Schema::Name, Schema::Section(|| &labels::LABEL)])),
-    "Its labels.",
+    "Labels of the metric.",
 );
 pub(super) const WHEN_KEY: Key = Key::new(
     "when",
     Schema::OneOrList(&Schema::Text),
-    "Conditions that must all hold: `size > 0 and kind == \"tx\"`, with ==, !=, <, <=, >, >= and starts_with.",
+    "Conditions joined by `and`, all of which must hold: `size > 0 and kind == \"tx\"`. Operators: ==, !=, <, \
+     <=, >, >=, starts_with.",
 );
 
 /// An element of `metrics:`.
 pub static METRIC: Section = Section {
     name: "metric",
     what: "a metric",
-    about: "A metric that the hits of a probe feed. Several probes may feed one metric.",
+    about: "A metric that hits of the probe update. Several probes may update the same metric.",
     keys: Cow::Borrowed(&[
-        Key::new("counter", Schema::Text, "The name of a counter."),
-        Key::new("gauge", Schema::Text, "The name of a gauge."),
-        Key::new("histogram", Schema::Text, "The name of a histogram."),
-        Key::new("up_down", Schema::Text, "The name of a gauge that probes raise and lower."),
+        Key::new("counter", Schema::Text, "Name of a counter."),
+        Key::new("gauge", Schema::Text, "Name of a gauge."),
+        Key::new("histogram", Schema::Text, "Name of a histogram."),
+        Key::new("up_down", Schema::Text, "Name of a gauge that probes increment and decrement."),
         HELP_KEY,
         Key::new(
             "value",
             Schema::Name,
-            "What is added or shown: an argument or a built-in value. Without it, hits are counted.",
+            "Value to add or set: an argument or a built-in value. Default: count hits.",
         ),
-        Key::new("scale", Schema::Number, "Multiplies the value, after its unit."),
+        Key::new("scale", Schema::Number, "Factor applied to the value, after unit conversion."),
         Key::new(
             "mode",
             Schema::Words(|| words(MODES)),
-            "Of a gauge: what it shows; `min` and `max` are those of the last one to two minutes.",
+            "Of a gauge: `last` value, or `min` or `max` over the last one to two minutes.",
         )
         .or("last"),
         Key::new(
             "direction",
             Schema::Words(|| words(DIRECTIONS)),
-            "Of `up_down`: whether this probe raises or lowers it.",
+            "Of `up_down`: whether this probe increments (`up`) or decrements (`down`) the gauge.",
         ),
         Key::new(
             "at",
             Schema::Words(|| words(MOMENTS)),
-            "Of functions: whether the call or its return counts.",
+            "Of functions: update the metric at the call or at the return.",
         )
         .or("entry"),
         WHEN_KEY,
@@ -103,24 +105,24 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
         match form {
             Some("gauge" | "histogram") => {
                 fields
-                    .error(format!("`value` is missing: what the {} shows", form.unwrap_or_default()))
-                    .help("write value: NAME, with the name of an argument or a built-in value such as duration");
+                    .error(format!("`value` is missing: a {} needs one", form.unwrap_or_default()))
+                    .help("set value: NAME, where NAME is an argument or a built-in value such as duration");
             }
-            _ => fields.forbid(&["scale"], "the metric counts hits; `value` is missing"),
+            _ => fields.forbid(&["scale"], "it needs `value`; without it the metric counts hits"),
         }
     }
     if form.is_some_and(|form| form != "gauge") {
-        fields.forbid(&["mode"], "only a gauge has a mode");
+        fields.forbid(&["mode"], "only gauges have a mode");
     }
     if form.is_some_and(|form| form != "up_down") {
-        fields.forbid(&["direction"], "only an up_down metric has a direction");
+        fields.forbid(&["direction"], "only up_down metrics have a direction");
     } else if form.is_some() && !fields.has("direction") {
         fields
-            .error("`direction` is missing: whether this probe raises the metric or lowers it")
-            .help("write direction: up or direction: down");
+            .error("`direction` is missing")
+            .help("write direction: up to increment the gauge, or direction: down to decrement it");
     }
     if form.is_some_and(|form| form != "histogram") {
-        fields.forbid(&["buckets"], "only a histogram has buckets");
+        fields.forbid(&["buckets"], "only histograms have buckets");
     }
     let kind = match form {
         Some("gauge") => fields
@@ -160,13 +162,14 @@ pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
 fn name(node: &Node<'_>) -> Option<String> {
     let name = node.text_as("the name of a metric")?;
     if !is_metric_name(name) {
-        node.error(format!("{} cannot be the name of a metric", quote(name))).help(
-            "use letters, digits, underscores and colons, and do not begin with a digit, as in http_requests_total",
+        node.error(format!("{} is not a valid metric name", quote(name))).help(
+            "use letters, digits, underscores and colons; the first character must not be a digit. Example: \
+             http_requests_total",
         );
         return None;
     }
     if let Some(reason) = limits::reserved(name) {
-        node.error(format!("{} cannot be the name of a metric: {reason}", quote(name)));
+        node.error(format!("{} cannot be used as a metric name: {reason}", quote(name)));
         return None;
     }
     Some(name.to_owned())
@@ -199,7 +202,7 @@ fn bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool) -> Opti
             // Without its name nothing can be said about the histogram's unit.
             if name.is_some() {
                 fields
-                    .error("`buckets` is missing; only a histogram of seconds has default buckets")
+                    .error("`buckets` is missing; only histograms of seconds have default buckets")
                     .help("write buckets: [1, 10, 100], { linear: ... } or { exponential: ... }");
             }
             None

@@ -67,10 +67,10 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
         section::Key::new(
             "ring",
             Schema::Section(|| &settings::RING),
-            "The buffer between kernel and exporter.",
+            "The ring buffer between the kernel and the exporter.",
         ),
-        section::Key::new("limits", Schema::Section(|| &settings::LIMITS), "Bounds on what may be used."),
-        section::Key::new("attach", Schema::Words(settings::attach_modes), "How probes are attached.")
+        section::Key::new("limits", Schema::Section(|| &settings::LIMITS), "Resource limits."),
+        section::Key::new("attach", Schema::Words(settings::attach_modes), "How to attach probes.")
             .or("auto"),
         section::Key::new(
             "targets",
@@ -82,8 +82,8 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
     Section {
         name: "configuration",
         what: "the file",
-        about: "The file. A setting that has a flag and an environment variable is taken from the flag, else from the \
-                variable, else from the file. Keys that begin with `x-` are passed over: a place for anchors.",
+        about: "The configuration file. Flags override environment variables, which override the file. Keys \
+             that begin with `x-` are ignored; use them for YAML anchors.",
         keys: keys::KEYS.iter().map(of_flag).chain(others).collect(),
         one_of: &[],
     }
@@ -155,7 +155,7 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     match read {
         Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
         Err(err) => resolve(
-            FileInput::Unreadable(at, format!("cannot read {}: {err}", path.display())),
+            FileInput::Unreadable(at, format!("failed to read {}: {err}", path.display())),
             overrides,
             env,
         ),
@@ -237,10 +237,7 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
     if bytes.len() > limits::FILE_BYTES {
         return Err((
             None,
-            format!(
-                "the file is larger than {} MiB, which is the most that is read",
-                limits::FILE_BYTES >> 20
-            ),
+            format!("the file is larger than the maximum of {} MiB", limits::FILE_BYTES >> 20),
         ));
     }
     let position = |bytes: &[u8]| {
@@ -252,8 +249,10 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
         let what = match bytes {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the file is UTF-16: save it as UTF-8".to_owned(),
-            _ => format!("the byte {:#04x} is not UTF-8: save the file as UTF-8", bytes[valid]),
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+                "the file is encoded as UTF-16; save it as UTF-8".to_owned()
+            }
+            _ => format!("invalid UTF-8 (byte {:#04x}); save the file as UTF-8", bytes[valid]),
         };
         (position(&bytes[..valid]), what)
     })?;
@@ -272,14 +271,14 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
     if let (Some(pid), true) = (&pid, complete && !layers.has("bitcoind_path")) {
         layers
             .diags
-            .error(&pid.at, "a process id without bitcoind_path, whose processes it chooses from")
+            .error(&pid.at, "`pid` needs bitcoind_path")
             .help("set bitcoind_path, or write `pid` inside a target");
     }
     let lacks = |key| layers.file.as_ref().is_none_or(|f| f.lacks(key));
     let is_empty = |n: &Node<'_>| n.is_null() || n.value.as_sequence().is_some_and(<[_]>::is_empty);
     let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
     if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
-        layers.diags.error(top, "nothing to trace: there is no target").help(
+        layers.diags.error(top, "nothing to trace: no target is configured").help(
             "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:`; \
              see config.example.yaml",
         );

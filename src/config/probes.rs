@@ -13,37 +13,38 @@ use super::words::{nearest, quote};
 pub(super) const FORMS: &[Schema] = &[Schema::Section(|| &PROBE), Schema::Section(|| &SPAN)];
 
 const POINT: &str = "`usdt:PROVIDER:NAME` or `function:NAME`";
-const LOG: &str = "The line that `verbose` logs, with `{NAME}` for the value of an argument or label.";
+const LOG: &str =
+    "Line to log per hit with `verbose`. `{NAME}` is replaced by the value of an argument or label.";
 const EVENT_TYPE: &str =
-    "Name under which `fibre_exporter_events_processed_total` counts it, instead of the probe's own.";
+    "Label `event_type` of `fibre_exporter_events_processed_total`. Default: the probe's name.";
 const ARGS: Key = Key::new(
     "args",
     Schema::Map(&Schema::Either(&[Schema::Section(|| &args::ARGUMENT), args::POSITION])),
-    "Arguments by name: their positions and types.",
+    "Arguments by name, with index and type.",
 );
 
 /// An element of `probes:`.
 pub static PROBE: Section = Section {
     name: "probe",
     what: "a probe",
-    about: "A USDT probe or a function, and the metrics that its hits feed.",
+    about: "A USDT probe or a function, and the metrics that its hits update.",
     keys: Cow::Borrowed(&[
         Key::new("on", Schema::Text, POINT),
         Key::new(
             "function",
             Schema::Either(&[Schema::Text, Schema::Integer(0, i64::MAX)]),
-            "A function: its name, a glob (`SSL_*`), `NAME+0x10`, or an offset in the file (`0x1234`).",
+            "A function: its name, a glob (`SSL_*`), `NAME+0x10`, or a file offset (`0x1234`).",
         ),
-        Key::new("returns", Schema::Words(|| words(INTEGERS)), "The type of what the function returns.")
-            .or("i64"),
+        Key::new("returns", Schema::Words(|| words(INTEGERS)), "Type of the return value.").or("i64"),
         Key::new(
             "returns_by",
             Schema::Words(|| words(RETURNS_BY)),
-            "How the return is traced. `trampoline` is quicker, and ends a program that unwinds through it.",
+            "How to trace the return. `trampoline` is faster, but crashes a program that unwinds through the \
+             function.",
         )
         .or("exits"),
         ARGS,
-        Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "What is counted."),
+        Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "Metrics to update."),
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
@@ -56,12 +57,16 @@ pub static SPAN: Section = Section {
     what: "a span",
     about: "The time between two probes, as a histogram.",
     keys: Cow::Borrowed(&[
-        Key::new("span", Schema::Text, "The name of the histogram, in seconds.").required(),
-        Key::new("from", Schema::Text, "Where it begins: `usdt:PROVIDER:NAME` or `function:NAME`.")
-            .required(),
-        Key::new("to", Schema::Text, "Where it ends, likewise.").required(),
-        Key::new("by", Schema::Name, "What start and end have in common: `thread`, or an argument of both.")
-            .or("thread"),
+        Key::new("span", Schema::Text, "Name of the histogram, in seconds.").required(),
+        Key::new("from", Schema::Text, "Start probe: `usdt:PROVIDER:NAME` or `function:NAME`.").required(),
+        Key::new("to", Schema::Text, "End probe: `usdt:PROVIDER:NAME` or `function:NAME`.").required(),
+        Key::new(
+            "by",
+            Schema::Name,
+            "How to match an end with its start: `thread`, or an argument that both \
+             probes have.",
+        )
+        .or("thread"),
         metrics::HELP_KEY,
         metrics::BUCKETS_KEY,
         metrics::LABELS_KEY,
@@ -109,9 +114,9 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let returns = (!is_span)
         .then(|| fields.get("returns"))
         .flatten()
-        .and_then(|n| n.one_of("the type of a whole number", INTEGERS));
+        .and_then(|n| n.one_of("an integer type", INTEGERS));
     if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
-        fields.forbid(&["returns"], "a USDT probe returns nothing");
+        fields.forbid(&["returns"], "USDT probes have no return value");
     }
     let returns_by = (!is_span)
         .then(|| fields.get("returns_by"))
@@ -119,7 +124,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
         .and_then(|n| n.one_of("way to trace a return", RETURNS_BY))
         .unwrap_or_default();
     if let Some(On::Usdt(_)) = &on {
-        fields.forbid(&["returns_by"], "a USDT probe does not return");
+        fields.forbid(&["returns_by"], "USDT probes do not return");
     }
     let (at, on) = (node.at.clone(), on.unwrap_or(On::Function(String::new())));
     Some(Probe { at, on, args, returns, returns_by, metrics, log, event_type, from_profile, unread })
@@ -170,7 +175,10 @@ fn point(node: &Node<'_>) -> Option<Point> {
             Some(Point::Usdt { provider: (*provider).to_owned(), name: (*name).to_owned() })
         }
         ["usdt", provider, name] if !provider.is_empty() && !name.is_empty() => {
-            node.error(format!("{} holds a character that no probe name has; {EXPECTED}", quote(text)));
+            node.error(format!(
+                "{} contains a character that is not valid in a probe name; {EXPECTED}",
+                quote(text)
+            ));
             None
         }
         ["usdt", path, provider, name] if path.is_empty() || path.starts_with(['/', '.', '*']) => {
@@ -203,7 +211,7 @@ pub(crate) fn is_probe_word(word: &str) -> bool {
 fn function(node: &Node<'_>, name: &str) -> Option<String> {
     let name = name.trim();
     if name.chars().any(char::is_control) {
-        node.error(format!("{} cannot be the name of a function", quote(name)));
+        node.error(format!("{} is not a valid function name", quote(name)));
         return None;
     }
     if ["usdt:", "function:"].iter().any(|kind| name.starts_with(kind)) {
@@ -221,7 +229,7 @@ fn template(node: &Node<'_>) -> Option<String> {
         Ok(()) => Some(text.to_owned()),
         Err(err) => {
             node.error(format!("{err} in {}", quote(text)))
-                .help("write {NAME} where the value of an argument goes, and {{ or }} for a brace itself");
+                .help("write {NAME} for the value of an argument, and {{ or }} for a literal brace");
             None
         }
     }
@@ -234,9 +242,9 @@ fn check_template(text: &str) -> Result<(), String> {
         if after.as_bytes().first() == Some(&brace) {
             rest = &after[1..];
         } else if brace == b'}' {
-            return Err("a `}` without its `{`".into());
+            return Err("unmatched `}`".into());
         } else {
-            let Some(end) = after.find('}') else { return Err("a `{` without its `}`".into()) };
+            let Some(end) = after.find('}') else { return Err("unmatched `{`".into()) };
             if !super::scalars::is_name(&after[..end]) {
                 return Err(format!("{} is not a name", quote(&after[..end])));
             }
@@ -284,7 +292,7 @@ mod tests {
             ("usdt:/bin/x:a:b", "incomplete probe source", "did you mean \"usdt:a:b\"?"),
             ("usdt:a", "incomplete probe source", "expected usdt:PROVIDER:NAME"),
             ("usdt::b", "incomplete probe source", "expected usdt:PROVIDER:NAME"),
-            ("usdt:a:b c", "holds a character", "expected usdt:PROVIDER:NAME"),
+            ("usdt:a:b c", "contains a character", "expected usdt:PROVIDER:NAME"),
             ("usdt", "incomplete probe source", "expected"),
             ("function", "incomplete probe source", "expected"),
             ("function: ", "incomplete probe source", "expected"),

@@ -17,10 +17,10 @@ pub static PROFILE: Section = Section {
     what: "a profile",
     about: "A file of `profiles/`: probes of a known program.",
     keys: Cow::Borrowed(&[
-        Key::new("profile", Schema::Text, "Its name, which is that of the file.").required(),
-        Key::new("description", Schema::Text, "What it measures, on one line.").required(),
-        Key::new("binaries", Schema::List(&Schema::Path), "Where distributions put the program or library."),
-        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Its probes.").required(),
+        Key::new("profile", Schema::Text, "Name of the profile; must match the file name.").required(),
+        Key::new("description", Schema::Text, "What it measures, in one line.").required(),
+        Key::new("binaries", Schema::List(&Schema::Path), "Usual paths of the program or library."),
+        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Probes of the profile.").required(),
     ]),
     one_of: &[],
 };
@@ -54,16 +54,16 @@ fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
     let said = fields.require("profile", "write the profile's name").and_then(|n| {
         let said = n.text()?;
         if said != name {
-            n.error(format!("the profile is called {} here but {} elsewhere", quote(said), quote(name)));
+            n.error(format!("the profile is named {} here but {} elsewhere", quote(said), quote(name)));
         }
         Some(said)
     });
     let description = fields
-        .require("description", "say in a sentence what the profile measures")
+        .require("description", "describe in one sentence what the profile measures")
         .and_then(|n| Some(n.text()?.split_whitespace().collect::<Vec<_>>().join(" ")));
     let binaries = fields.get("binaries").and_then(|n| n.list("a list of paths")).unwrap_or_default();
     let binaries = binaries.iter().filter_map(|n| n.path()).collect();
-    let probes = fields.require("probes", "a profile is there for its probes").map(|n| {
+    let probes = fields.require("probes", "add at least one probe").map(|n| {
         let probes = probes::decode(&n, true);
         if probes.is_empty() && n.value.as_sequence().is_some_and(<[_]>::is_empty) {
             n.error("the profile has no probes");
@@ -91,7 +91,7 @@ mod tests {
     fn errors_have_places_in_the_profile() {
         let text = "profile: demo\ndescription: d\nprobes:\n  - on: a:b\n";
         let found = parse_profile("other", text).unwrap_err().render();
-        assert!(found.starts_with("profile other:1:10: profile: the profile is called \"demo\""), "{found}");
+        assert!(found.starts_with("profile other:1:10: profile: the profile is named \"demo\""), "{found}");
         assert!(found.contains("profile other:4:9: probes[0].on: unknown probe source"), "{found}");
         let found = parse_profile("x", "").unwrap_err().render();
         assert_eq!(found.matches("is missing").count(), 3, "{found}");

@@ -34,7 +34,7 @@ const MODES: &[(&str, AttachMode)] =
 pub static RING: Section = Section {
     name: "ring",
     what: "the ring's settings",
-    about: "The buffer of events between kernel and exporter.",
+    about: "The ring buffer of events between the kernel and the exporter.",
     keys: Cow::Borrowed(&[
         Key::new(
             "size",
@@ -42,7 +42,8 @@ pub static RING: Section = Section {
             "A power of two from 4KiB to 1GiB.",
         )
         .or("4MiB"),
-        Key::new("poll", Schema::Duration, "How long events may wait in it, from 1ms to 10s.").or("10ms"),
+        Key::new("poll", Schema::Duration, "Maximum time that events wait in the buffer, from 1ms to 10s.")
+            .or("10ms"),
     ]),
     one_of: &[],
 };
@@ -51,16 +52,16 @@ pub static RING: Section = Section {
 pub static LIMITS: Section = Section {
     name: "limits",
     what: "the limits",
-    about: "Bounds on what the exporter may use.",
+    about: "Resource limits of the exporter.",
     keys: Cow::Borrowed(&[
         limit(
             "label_values",
             &LABEL_VALUES,
-            "Values that one label may have before the rest is counted as `other`.",
+            "Maximum number of values per label; further values are counted as `other`.",
         )
         .or("200"),
-        limit("sites", &SITES, "Probe sites that can be attached at once.").or("8192"),
-        limit("starts", &STARTS, "Spans and calls that can have begun and not ended.").or("32768"),
+        limit("sites", &SITES, "Maximum number of attached probe sites.").or("8192"),
+        limit("starts", &STARTS, "Maximum number of open spans and calls.").or("32768"),
     ]),
     one_of: &[],
 };
@@ -108,7 +109,7 @@ fn address(node: &Node<'_>) -> Option<IpAddr> {
     let address = text.trim().parse().ok();
     if address.is_none() {
         node.expected("an IP address")
-            .help("write 127.0.0.1 for this machine only, 0.0.0.0 or :: for everyone");
+            .help("use 127.0.0.1 to serve only this machine, 0.0.0.0 or :: to serve every network");
     }
     address
 }
@@ -131,8 +132,8 @@ fn ports(layers: &Layers<'_>) -> (u16, u16) {
         };
         layers
             .diags
-            .error(&given.at, format!("port {} is the port of {other} already", ports.0))
-            .help("metrics and health are served on two ports: give each its own");
+            .error(&given.at, format!("port {} is already used by {other}", ports.0))
+            .help("metrics_port and health_port must differ");
     }
     ports
 }
@@ -145,8 +146,11 @@ fn auth(layers: &Layers<'_>, complete: bool) -> Option<Auth> {
         (Some(inline), Some(file)) if inline.rank == file.rank => {
             layers
                 .diags
-                .error(&file.at, "a password and a file with the password are given side by side")
-                .help("keep one of the two; the file is the safer one");
+                .error(
+                    &file.at,
+                    "metrics_auth_password and metrics_auth_password_file are mutually exclusive",
+                )
+                .help("keep one of them; the file is safer");
             return None;
         }
         (Some(inline), file) if file.as_ref().is_none_or(|file| file.rank < inline.rank) => Some(inline),
@@ -163,14 +167,14 @@ fn auth(layers: &Layers<'_>, complete: bool) -> Option<Auth> {
         (Some(username), None) if complete && !gave_password(layers) => {
             layers
                 .diags
-                .error(&username.at, "a user without a password")
+                .error(&username.at, "metrics_auth_username is set without a password")
                 .help("set metrics_auth_password_file (or metrics_auth_password) too, or remove the user");
             None
         }
         (None, Some(password)) if complete && !layers.has("metrics_auth_username") => {
             layers
                 .diags
-                .error(&password.at, "a password without a user")
+                .error(&password.at, "a password is set without metrics_auth_username")
                 .help("set metrics_auth_username too, or remove the password");
             None
         }
@@ -186,7 +190,10 @@ fn gave_password(layers: &Layers<'_>) -> bool {
 fn username(node: &Node<'_>) -> Option<String> {
     let name = node.text_as("a user name")?;
     if name.contains(':') || name.chars().any(char::is_control) {
-        node.error(format!("{} cannot be a user name: basic auth allows no colon in it", quote(name)));
+        node.error(format!(
+            "{} is not a valid user name: basic authentication does not allow a colon",
+            quote(name)
+        ));
         return None;
     }
     Some(name.to_owned())
@@ -200,17 +207,17 @@ fn read_password(layers: &Layers<'_>, file: &Given<PathBuf>) -> Option<String> {
     let read =
         File::open(&file.value).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
     if let Err(err) = read {
-        error(format!("cannot read the password from {path}: {err}"));
+        error(format!("failed to read the password from {path}: {err}"));
         return None;
     }
     let password =
         text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if text.len() as u64 > PASSWORD_FILE_BYTES {
-        error(format!("{path} is too large for a password: at most {PASSWORD_FILE_BYTES} bytes are read"));
+        error(format!("{path} is too large for a password file: at most {PASSWORD_FILE_BYTES} bytes"));
     } else if password.is_empty() {
-        error(format!("{path} is empty: it must hold the password"));
+        error(format!("{path} is empty; it must contain the password"));
     } else if password.contains('\n') {
-        error(format!("{path} has more than one line: it must hold the password alone"));
+        error(format!("{path} has more than one line; it must contain only the password"));
     } else {
         return Some(password.to_owned());
     }
@@ -232,7 +239,7 @@ fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
             layers
                 .diags
                 .error(&given.at, what)
-                .help(format!("set {other} too, or remove this to serve plain HTTP"));
+                .help(format!("set {other} too, or remove this setting to serve plain HTTP"));
         }
     };
     match (cert, key) {
@@ -240,11 +247,11 @@ fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
             readable.then_some(TlsFiles { cert: cert.value, key: key.value, at: cert.at })
         }
         (Some(cert), None) => {
-            alone(&cert, "a certificate without its private key", "tls_key");
+            alone(&cert, "tls_cert is set without tls_key", "tls_key");
             None
         }
         (None, Some(key)) => {
-            alone(&key, "a private key without its certificate", "tls_cert");
+            alone(&key, "tls_key is set without tls_cert", "tls_cert");
             None
         }
         (None, None) => None,
@@ -257,7 +264,7 @@ fn check_readable(layers: &Layers<'_>, at: &Place, path: &Path, what: &str) {
     match read {
         Ok(0) => layers.diags.error(at, format!("{what} {} is empty", path.display())),
         Ok(_) => return,
-        Err(err) => layers.diags.error(at, format!("cannot read {what} {}: {err}", path.display())),
+        Err(err) => layers.diags.error(at, format!("failed to read {what} {}: {err}", path.display())),
     };
 }
 

@@ -15,25 +15,40 @@ use super::{labels, probes};
 pub static TARGET: Section = Section {
     name: "target",
     what: "a target",
-    about: "A program to trace: `binary`, `process`, `pid` or `container` says which one, `profile` and `probes` what.",
+    about: "A program to trace. `binary`, `process`, `pid` or `container` selects it; `profile` and `probes` \
+         say what to trace in it.",
     keys: Cow::Borrowed(&[
-        Key::new("name", Schema::Text, "A short name for messages and the exporter's own metrics.")
+        Key::new("name", Schema::Text, "Short name, used in messages and in the exporter's own metrics.")
             .required(),
-        Key::new("binary", Schema::Path, "This file, whoever runs it; also the one that takes its place."),
-        Key::new("process", Schema::Text, "Processes with this name, or whose executable's base name it is."),
+        Key::new(
+            "binary",
+            Schema::Path,
+            "Path of an executable or library: every process that uses it, also \
+             after the file is replaced.",
+        ),
+        Key::new(
+            "process",
+            Schema::Text,
+            "Processes with this name, or whose executable has this base name.",
+        ),
         Key::new(
             "pid",
             Schema::Integer(*limits::PID.start() as i64, *limits::PID.end() as i64),
-            "This one process. Beside `binary`: count only this process.",
+            "One process by id. Together with `binary`: count only this process.",
         ),
-        Key::new("container", Schema::Text, "Processes in the container with this name or id."),
-        Key::new("labels", Schema::Map(&Schema::LabelText), "Constant labels of every series of the target."),
+        Key::new("container", Schema::Text, "Processes of the container with this name or id."),
+        Key::new(
+            "labels",
+            Schema::Map(&Schema::LabelText),
+            "Constant labels, added to every series of the \
+             target.",
+        ),
         Key::new(
             "profile",
             Schema::OneOrList(&Schema::Text),
-            "Ready-made probes; `exporter profiles` lists them.",
+            "Predefined probes; `exporter profiles` lists the profiles.",
         ),
-        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Probes of one's own."),
+        Key::new("probes", Schema::List(&Schema::Either(probes::FORMS)), "Custom probes."),
     ]),
     one_of: &[],
 };
@@ -79,9 +94,9 @@ pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: 
                 diags
                     .error(
                         &target.at,
-                        format!("another target has the name {}: {other}", quote(&target.name)),
+                        format!("duplicate target name {}: also used at {other}", quote(&target.name)),
                     )
-                    .help("give each target a name of its own");
+                    .help("give each target a unique name");
             }
             None => seen.push(target),
         }
@@ -91,7 +106,7 @@ pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: 
 fn target(node: &Node<'_>) -> Option<Target> {
     let fields = node.fields(&TARGET)?;
     let name = fields
-        .require("name", "write a short name for messages and self-metrics: name: bitcoind")
+        .require("name", "set a short name, used in messages and metrics: name: bitcoind")
         .and_then(|n| n.text_as("a name"))
         .map(str::to_owned);
     let (selector, pid) = selector(&fields);
@@ -101,7 +116,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
     let profiles = fields.get("profile").map(|n| profiles(&n)).unwrap_or_default();
     let probes = fields.get("probes").map(|n| probes::decode(&n, false)).unwrap_or_default();
     if fields.lacks("profile") && fields.lacks("probes") {
-        fields.error("nothing is traced in this target").help("write profile: NAME or probes: [...]");
+        fields.error("the target has no probes").help("set profile: NAME or probes: [...]");
     }
     Some(Target {
         at: node.at.clone(),

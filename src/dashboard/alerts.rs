@@ -92,7 +92,8 @@ fn rules(plan: &Plan) -> Vec<Rule> {
                 "The exporter of node {} on {{{{ $labels.instance }}}} cannot be scraped.",
                 template_safe(&plan.settings.node_name)
             ),
-            "It does not run, cannot be reached, or refuses the password; Prometheus' page Targets has the last error.",
+            "The exporter is down, unreachable, or rejects the password. The Targets page of Prometheus shows \
+             the last error.",
         )
         .lasting("2m"),
         Rule::new(
@@ -100,10 +101,10 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "critical",
             format!("absent_over_time({info}[{MEMORY}])"),
             &format!(
-                "Prometheus has no metrics of an exporter of node {}.",
+                "Prometheus has no metrics of any exporter of node {}.",
                 template_safe(&plan.settings.node_name)
             ),
-            "It is no target of Prometheus, or could never be scraped.",
+            "The exporter is not a Prometheus target, or was never scraped successfully.",
         )
         .lasting("10m"),
         Rule::new(
@@ -111,7 +112,8 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "warning",
             ours("scrape_duration_seconds > 2"),
             "Scrapes of {{ $labels.instance }} take {{ $value | humanizeDuration }}.",
-            "The machine is busy, the network slow, or there are very many series: see fibre_exporter_series.",
+            "The machine is overloaded, the network is slow, or there are too many series (see \
+             fibre_exporter_series).",
         )
         .lasting("15m"),
     ];
@@ -120,15 +122,17 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "ExporterCertificateEnds",
             "warning",
             ours("fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400"),
-            "The certificate of the exporter on {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
-            "After that Prometheus cannot scrape it. A new pair of files is taken up within 30 seconds, without a restart.",
+            "The TLS certificate of the exporter on {{ $labels.instance }} expires in {{ $value | \
+             humanizeDuration }}.",
+            "Prometheus cannot scrape the exporter after that. Replace the files; they are reloaded within 30 \
+             seconds, without a restart.",
         ));
         rules.push(Rule::new(
             "ExporterReloadFailed",
             "warning",
             ours("fibre_exporter_tls_certificate_last_reload_successful == 0"),
-            "The exporter on {{ $labels.instance }} cannot use its new certificate.",
-            "The earlier one is still in use. The exporter's log says what is wrong with the new one.",
+            "The exporter on {{ $labels.instance }} failed to reload its TLS certificate.",
+            "The previous certificate is still in use. The exporter's log has the reason.",
         ));
     }
     if !plan.targets.is_empty() {
@@ -141,7 +145,8 @@ fn rules(plan: &Plan) -> Vec<Rule> {
                 "warning",
                 ours("network_attach_failed{reason!=\"pending\"} == 1"),
                 "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
-                "Packets of this interface and direction are in no metric. The exporter's log and /ready say more.",
+                "Packets of this interface and direction are missing from all metrics. See the exporter's log \
+                 and /ready.",
             )
             .lasting("5m"),
         );
@@ -158,15 +163,16 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
             "warning",
             ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1")),
             "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
-            "Its metrics stay as they are whatever the program does. `exporter check FILE` tells more.",
+            "The probe's metrics do not change until it is attached. `exporter check FILE` shows details.",
         )
         .lasting("5m"),
         Rule::new(
             "ExporterProbePartlyAttached",
             "info",
             ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=\"partly\"}} == 1")),
-            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is not attached everywhere: {{ $labels.reason }}.",
-            "What it counts is true, but it leaves out some of its places.",
+            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is only partly attached: \
+             {{ $labels.reason }}.",
+            "Its counts are correct but incomplete: hits at the other sites are missing.",
         )
         .lasting("15m"),
     ];
@@ -181,8 +187,9 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
                 "ExporterProbeAbsent",
                 "warning",
                 ours(&absent),
-                "{{ $labels.probe }} is not in the file of {{ $labels.target }} on {{ $labels.instance }}.",
-                "The program may have been replaced by another version or build; `exporter probes FILE` lists what it has.",
+                "The file of {{ $labels.target }} on {{ $labels.instance }} has no probe {{ $labels.probe }}.",
+                "The program may have been replaced by another version or build. `exporter probes FILE` lists \
+                 its probes.",
             )
             .lasting("5m"),
         );
@@ -192,14 +199,14 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         "warning",
         ours(&format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0")),
         "Hits of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were lost ({{ $labels.reason }}).",
-        "Counts of this probe are too low by what was lost. A full ring wants a larger `ring: { size }`.",
+        "The metrics of this probe are too low. If the reason is ring_full, raise `ring: { size }`.",
     ));
     rules.push(Rule::new(
         "ExporterReadFaults",
         "warning",
         ours(&format!("increase(fibre_exporter_probe_read_faults_total{{target=~{targets}}}[10m]) > 0")),
         "Arguments of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} could not be read.",
-        "The memory that the probe pointed to was not there, or the argument is no pointer: see its `type`.",
+        "The memory was not mapped, or the argument is not a pointer: check its `type`.",
     ));
     let free = metrics_with_free_labels(plan);
     if !free.is_empty() {
@@ -208,8 +215,8 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
             "ExporterLabelOverflow",
             "info",
             ours(&format!("increase(fibre_exporter_label_overflow_total{{metric=~{of}}}[1h]) > 0")),
-            "{{ $labels.metric }} on {{ $labels.instance }} has more label values than it may show.",
-            "The rest is counted as \"other\". Map the values, or raise the label's `limit`.",
+            "{{ $labels.metric }} on {{ $labels.instance }} has reached the limit of a label.",
+            "Further values are counted as \"other\". Map the values to fewer, or raise the label's `limit`.",
         ));
     }
     rules

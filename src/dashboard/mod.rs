@@ -49,7 +49,7 @@ pub fn dashboard(plan: &Plan) -> String {
     let made = json!({
         "uid": uid(plan),
         "title": format!("Traced: {names}"),
-        "description": format!("What the exporter's configuration measures of {names}, and the exporter's own health."),
+        "description": format!("Metrics of {names}, and the health of the exporter."),
         "tags": ["exporter"],
         "schemaVersion": 39,
         "version": 1,
@@ -133,7 +133,7 @@ fn variables(plan: &Plan, has_free_labels: bool) -> Value {
         json!({
             "name": "datasource",
             "label": "Data source",
-            "description": "The Prometheus that scrapes the exporters.",
+            "description": "Prometheus server that scrapes the exporters.",
             "type": "datasource",
             "query": "prometheus",
             "refresh": 1,
@@ -142,12 +142,7 @@ fn variables(plan: &Plan, has_free_labels: bool) -> Value {
             "includeAll": false,
             "options": [],
         }),
-        query(
-            "job",
-            "Job",
-            "The scrape job of the exporters.",
-            &format!("label_values({}, job)", series("")),
-        ),
+        query("job", "Job", "Scrape job of the exporters.", &format!("label_values({}, job)", series(""))),
         query(
             "instance",
             "Exporter",
@@ -157,13 +152,13 @@ fn variables(plan: &Plan, has_free_labels: bool) -> Value {
         choice(
             "window",
             "Window",
-            "What counts, quantiles and means look back at: longer where events are rare.",
+            "Time window for rates, quantiles and means; use a longer one for rare events.",
             &["1m", "5m", "15m", "1h", "6h", "1d"],
             "5m",
         ),
     ];
     if has_free_labels {
-        let about = "Series of a metric with many label values that are shown.";
+        let about = "Maximum number of series per panel for metrics with many label values.";
         all.push(choice("top", "Top", about, &["5", "10", "20", "50"], "10"));
     }
     Value::Array(all)
@@ -198,20 +193,20 @@ fn health(grid: &mut Grid, plan: &Plan) {
     }
     grid.time_series(
         "Errors",
-        "What went wrong in the exporter, by type.",
+        "Errors of the exporter, by type.",
         "ops",
         &one(rate("errors_total"), "{{instance}} {{error_type}}"),
     );
-    grid.time_series("Series", "Series of the latest scrape.", "short", &one(own("series"), "{{instance}}"));
+    grid.time_series("Series", "Series in the latest scrape.", "short", &one(own("series"), "{{instance}}"));
     grid.time_series(
         "CPU",
-        "Share of one CPU that the exporter takes.",
+        "CPU usage of the exporter, as a share of one core.",
         "percentunit",
         &one(format!("rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"), "{{instance}}"),
     );
     grid.time_series(
         "Memory",
-        "Memory that the exporter has in use.",
+        "Resident memory of the exporter.",
         "bytes",
         &one(format!("process_resident_memory_bytes{{{CHOSEN}}}"), "{{instance}}"),
     );
@@ -223,7 +218,7 @@ fn probe_health(grid: &mut Grid) {
     let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
     grid.time_series(
         "Probes",
-        "Probes that the configuration asks for, and those that are attached.",
+        "Configured and attached probes.",
         "short",
         &[
             Query { expr: own("probes_configured"), legend: "{{instance}} configured".to_string() },
@@ -231,10 +226,10 @@ fn probe_health(grid: &mut Grid) {
         ],
     );
     let by_probe = "{{instance}} {{target}} {{probe}}";
-    grid.time_series("Hits", "How often each probe fires.", "ops", &one(rate("probe_hits_total"), by_probe));
+    grid.time_series("Hits", "Hit rate of each probe.", "ops", &one(rate("probe_hits_total"), by_probe));
     grid.time_series(
         "Hits lost",
-        "Hits that some metric misses, by reason. Anything but 0 means that counts are too low.",
+        "Lost hits, by reason. If this is not 0, metrics of the probe are too low.",
         "ops",
         &one(
             format!("sum by (instance, target, probe, reason) ({})", rate("probe_lost_total")),
@@ -243,13 +238,13 @@ fn probe_health(grid: &mut Grid) {
     );
     grid.time_series(
         "Read faults",
-        "Hits of which a value could not be read from the application's memory.",
+        "Hits with a value that could not be read from the application's memory.",
         "ops",
         &one(rate("probe_read_faults_total"), by_probe),
     );
     grid.time_series(
         "Label overflow",
-        "Label values that were counted as \"other\" because their label's limit was reached.",
+        "Hits counted as \"other\" because a label reached its limit.",
         "ops",
         &one(rate("label_overflow_total"), "{{instance}} {{metric}}"),
     );

@@ -22,26 +22,26 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     grid.row("Network", collapsed);
     grid.time_series(
         "Bytes",
-        "Bytes of frames received and sent, Ethernet header included.",
+        "Received and sent bytes, including the link header.",
         "Bps",
         &both("xdp_bytes_total", "tc_egress_bytes_total"),
     );
     grid.time_series(
         "Frames",
-        "Frames received and sent.",
+        "Received and sent frames.",
         "pps",
         &both("xdp_packets_total", "tc_egress_packets_total"),
     );
     let by_protocol = "instance, family, protocol";
     grid.time_series(
         "Received by protocol",
-        "Bytes received, by address family and protocol.",
+        "Received bytes, by address family and protocol.",
         "Bps",
         &[query(sum(by_protocol, &rate("xdp_bytes_total")), "{{family}} {{protocol}} {{instance}}")],
     );
     grid.time_series(
         "Malformed frames",
-        "Frames whose headers are cut short or contradict each other.",
+        "Frames with truncated or inconsistent headers.",
         "pps",
         &[query(
             sum("instance, interface, direction, reason", &rate("xdp_malformed_packets_total")),
@@ -53,7 +53,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
         let quantile = |q: &str, legend: &str| query(format!("histogram_quantile({q}, {buckets})"), legend);
         grid.time_series(
             "Frame sizes",
-            "The median, and the size that 95 of 100 frames do not exceed.",
+            "Median and 95th percentile of the frame size.",
             "bytes",
             &[
                 quantile("0.50", "{{direction}} median {{instance}}"),
@@ -63,8 +63,8 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     }
     if count.has("flags") {
         grid.time_series(
-            "TCP openings and closings",
-            "TCP segments that open or close a connection.",
+            "TCP SYN, FIN and RST",
+            "TCP segments with SYN, FIN or RST.",
             "pps",
             &[query(
                 sum("instance, direction, flag", &rate("xdp_tcp_flags_total")),
@@ -75,7 +75,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     if count.tcp_connections {
         grid.time_series(
             "TCP sockets",
-            "TCP sockets of the exporter's network namespace, by state.",
+            "TCP sockets in the exporter's network namespace, by state.",
             "short",
             &[query(format!("network_tcp_connections{{{CHOSEN}}}"), "{{state}} {{instance}}")],
         );
@@ -83,7 +83,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     if count.top_sources > 0 {
         grid.time_series(
             "Top sources",
-            "Bytes received from the sources that sent most.",
+            "Bytes received from the top sources.",
             "bytes",
             &[query(format!("xdp_top_source_bytes{{{CHOSEN}}}"), "{{interface}} {{source}} {{instance}}")],
         );
@@ -91,7 +91,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     if count.talkers > 0 {
         grid.time_series(
             "Untracked packets",
-            "Packets that belong to no tracked talker or flow.",
+            "Packets of talkers and flows that are not tracked.",
             "pps",
             &[query(
                 sum("instance, interface, table", &rate("network_untracked_packets_total")),
@@ -101,7 +101,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     }
     grid.time_series(
         "Not counted",
-        "Directions of interfaces in which packets are not counted, and why.",
+        "Interfaces and directions in which packets are not counted, with the reason.",
         "short",
         &[query(
             format!("network_attach_failed{{{CHOSEN}}}"),

@@ -20,28 +20,28 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     if probes {
         grid.stat(&stat(
             "Probes not attached",
-            "Probes that the configuration asks for and that are not attached, of the exporters that are up.",
+            "Configured probes that are not attached, on exporters that are up.",
             "short",
             format!("sum({} - {})", own("probes_configured"), own("probes_attached")),
             Some(1.0),
         ));
         grid.stat(&stat(
-            "Hits a second",
-            "How often all probes fire.",
+            "Hits per second",
+            "Hit rate of all probes.",
             "ops",
             format!("sum({})", own_rate("probe_hits_total")),
             None,
         ));
         grid.stat(&stat(
             "Last hit",
-            "How long ago any probe fired.",
+            "Time since the last hit of any probe.",
             "s",
             format!("time() - max({} > 0)", own("probe_last_hit_timestamp_seconds")),
             None,
         ));
         grid.stat(&stat(
             "Hits lost",
-            "Hits that some metric misses, within the dashboard's time range.",
+            "Hits lost in the dashboard's time range.",
             "short",
             format!("sum(increase({}[$__range]))", own("probe_lost_total")),
             Some(1.0),
@@ -50,21 +50,21 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     if network {
         grid.stat(&stat(
             "Interfaces not counted",
-            "Directions of interfaces in which packets are not counted.",
+            "Interfaces and directions in which packets are not counted.",
             "short",
             format!("count(network_attach_failed{{{CHOSEN}}} == 1) or vector(0)"),
             Some(1.0),
         ));
         grid.stat(&stat(
             "Received",
-            "Bytes received a second.",
+            "Received bytes per second.",
             "Bps",
             format!("sum(rate(xdp_bytes_total{{{CHOSEN}}}[$__rate_interval]))"),
             None,
         ));
         grid.stat(&stat(
             "Sent",
-            "Bytes sent a second.",
+            "Sent bytes per second.",
             "Bps",
             format!("sum(rate(tc_egress_bytes_total{{{CHOSEN}}}[$__rate_interval]))"),
             None,
@@ -72,7 +72,7 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     }
     grid.stat(&stat(
         "Errors",
-        "What went wrong in the exporters, within the dashboard's time range.",
+        "Errors of the exporters in the dashboard's time range.",
         "short",
         format!("sum(increase({}[$__range]))", own("errors_total")),
         Some(1.0),
@@ -98,7 +98,7 @@ fn table(grid: &mut Grid, probes: bool, network: bool) {
             steps: &[("red", None), ("green", Some(1.0))],
         },
         plain(
-            "Running for",
+            "Uptime",
             by_instance("max", &format!("time() - {}", own("start_time_seconds"))),
             "dtdurations",
         ),
@@ -108,7 +108,7 @@ fn table(grid: &mut Grid, probes: bool, network: bool) {
         columns.push(plain("Probes attached", attached, "short"));
         let missing = format!("{} - {}", own("probes_configured"), own("probes_attached"));
         columns.push(bad("Not attached", by_instance("sum", &missing)));
-        columns.push(plain("Hits a second", by_instance("sum", &own_rate("probe_hits_total")), "ops"));
+        columns.push(plain("Hits per second", by_instance("sum", &own_rate("probe_hits_total")), "ops"));
         let last = format!("{} > 0", own("probe_last_hit_timestamp_seconds"));
         columns.push(plain("Last hit", format!("{} * 1000", by_instance("max", &last)), "dateTimeFromNow"));
         let lost = format!("increase({}[$__range])", own("probe_lost_total"));
@@ -131,7 +131,7 @@ fn table(grid: &mut Grid, probes: bool, network: bool) {
     columns.push(plain("", format!("max by (instance, node, version) ({info})"), "short"));
     grid.table(
         "Exporters",
-        "Each exporter as it is now, those that are down first; an empty cell means that nothing is known.",
+        "Current state of each exporter; exporters that are down come first.",
         &[("node", "Node"), ("instance", "Exporter"), ("version", "Version")],
         &columns,
         TABLE_HEIGHT,

@@ -193,7 +193,7 @@ impl Body {
             return Err("its code cannot be decoded".to_string());
         }
         if is_data(now) {
-            return Err("what no program executes (data among its code?) is".to_string());
+            return Err("an instruction that cannot occur in a program (data among its code?) is".to_string());
         }
         self.starts.push(at);
         let range = self.range.clone();

@@ -31,7 +31,7 @@ pub(super) fn remarks_on(
         .collect();
     if !copies.is_empty() {
         remarks.push(format!(
-            "also set on the specialised clone{} {}, whose arguments may be missing or in other registers",
+            "also attached to the specialised clone{} {}, whose arguments may be missing or in other registers",
             if copies.len() == 1 { "" } else { "s" },
             listed(&copies)
         ));
@@ -60,23 +60,23 @@ pub(super) fn remarks_on(
     if !parts.is_empty() {
         let parts: Vec<_> = parts.into_iter().collect();
         remarks.push(format!(
-            "the compiler split off {}: calls whose beginning was inlined into the caller are not counted",
+            "the compiler split off {}: calls whose first part was inlined into the caller are not counted",
             listed(&parts)
         ));
     }
     if !resumed.is_empty() {
         let names: Vec<_> = resumed.into_iter().collect();
         remarks.push(format!(
-            "it is a coroutine: a call of it ends where it is suspended first, and what is resumed is in {}",
+            "it is a coroutine: a call ends at the first suspension; the resumed part is {}",
             listed(&names)
         ));
     }
     if !shared.is_empty() {
         let names: Vec<_> = shared.into_iter().collect();
-        remarks.push(format!("{} has the same code, so that its calls are counted too", listed(&names)));
+        remarks.push(format!("{} has the same code, so its calls are counted too", listed(&names)));
     }
     if same_name > 1 {
-        remarks.push(format!("{same_name} local functions have this name, and calls of all are counted"));
+        remarks.push(format!("{same_name} local functions have this name; calls of all of them are counted"));
     }
     remarks.extend(remarks_on_each(index.image(), found));
     remarks
@@ -90,8 +90,8 @@ pub(super) fn remarks_on_each(image: &Image<'_>, found: &BTreeMap<u64, Symbol<'_
         return Vec::new();
     }
     vec![format!(
-        "the first instruction of {} is also the target of a jump inside the function (a loop): each turn counts as a \
-         call",
+        "the first instruction of {} is also the target of a jump inside the function (a loop): each \
+         iteration counts as a call",
         listed(&loops)
     )]
 }

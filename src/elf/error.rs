@@ -27,7 +27,7 @@ impl fmt::Display for ElfError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ElfError::NotElf => f.write_str(
-                "not an ELF file: name the program itself, not a script or a wrapper that starts it",
+                "not an ELF file: use the program itself, not a script or wrapper that starts it",
             ),
             ElfError::Class32(machine) => {
                 let name = match machine {
@@ -37,22 +37,21 @@ impl fmt::Display for ElfError {
                 };
                 write!(
                     f,
-                    "a 32-bit program ({name}), whose registers and stack are laid out otherwise: only 64-bit programs can be \
-                     traced; use a 64-bit build of it"
+                    "a 32-bit program ({name}): only 64-bit programs are supported; use a 64-bit build"
                 )
             }
-            ElfError::BigEndian => f.write_str("a big-endian program: only x86_64 and aarch64 can be traced"),
+            ElfError::BigEndian => f.write_str("a big-endian program: only x86_64 and aarch64 are supported"),
             ElfError::Machine(machine) => write!(
                 f,
-                "built for another processor (ELF machine {machine}): only x86_64 (62) and aarch64 (183) \
-                 can be traced"
+                "built for another architecture (ELF machine {machine}): only x86_64 (62) and aarch64 (183) \
+                 are supported"
             ),
             ElfError::NotLinked(kind) => write!(
                 f,
-                "not a linked program or shared library (ELF type {kind}): name the file that is run or loaded"
+                "not an executable or shared library (ELF type {kind}): use the file that is run or loaded"
             ),
             ElfError::Malformed { what, why } => {
-                write!(f, "the {what} cannot be read ({why}): the file is damaged or only partly written")
+                write!(f, "invalid {what} ({why}): the file is damaged or incomplete")
             }
             ElfError::BadNote { offset, why } => write!(
                 f,
@@ -60,8 +59,8 @@ impl fmt::Display for ElfError {
                  rewritten by a tool that does not keep notes"
             ),
             ElfError::NoNotes => f.write_str(
-                "no USDT probes (no .note.stapsdt section): the program was built without them (for many a \
-                 build option, often with systemtap-sdt-dev), or they are in one of its shared libraries",
+                "no USDT probes (no .note.stapsdt section): the program was built without them (many programs \
+                 have a build option, which often needs systemtap-sdt-dev), or they are in a shared library",
             ),
         }
     }
@@ -130,18 +129,20 @@ impl fmt::Display for SiteError {
                 write!(f, "no function {pattern} in this file{}", Near(near))?;
                 if *stripped {
                     f.write_str(
-                        "; it is stripped, so only exported functions have names: install its debug symbols, \
-                         or give a file offset such as 0x1234",
+                        "; the file is stripped, so only exported functions have names: install the debug \
+                         symbols, or use a file offset such as 0x1234",
                     )?;
                 }
                 Ok(())
             }
             SiteError::NotProbeable { name, why } => write!(f, "{name} cannot be probed: {why}"),
-            SiteError::BadPattern { pattern, why } => write!(f, "`{pattern}` does not name a function: {why}"),
+            SiteError::BadPattern { pattern, why } => {
+                write!(f, "`{pattern}` does not name a function: {why}")
+            }
             SiteError::Unmapped { what, vaddr } => write!(
                 f,
-                "{what} is at address {vaddr:#x}, which no suitable loaded segment of the file holds: the file \
-                 is damaged or was rewritten after linking"
+                "{what} is at address {vaddr:#x}, which is in no suitable segment of the file: the file is \
+                 damaged or was rewritten after linking"
             ),
             SiteError::InsideInstruction { what, before, after } => write!(
                 f,
@@ -149,8 +150,8 @@ impl fmt::Display for SiteError {
                  instructions start at +{before:#x} and +{after:#x}"
             ),
             SiteError::OtherBuild => f.write_str(
-                "the debug file belongs to another build (its build-id differs): install the debug symbols of \
-                 the installed version",
+                "the debug file is from another build (different build id): install the debug symbols of the \
+                 installed version",
             ),
         }
     }

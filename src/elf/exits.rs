@@ -206,7 +206,7 @@ impl<'a> Functions<'a> {
     /// If they cannot be told for certain, with the reason.
     pub fn exits(&self, entry: u64, size: u64) -> Result<Exits, NoExits> {
         if self.image.arch() != Arch::X86_64 {
-            return Err("exits are found in x86-64 code only".to_string());
+            return Err("exits are only supported in x86-64 code".to_string());
         }
         if let Some(table) = self.image.pclntab()
             && let Some(function) = table.covering(entry).filter(|function| function.entry == entry)
@@ -217,14 +217,14 @@ impl<'a> Functions<'a> {
             let row = if frame.start == entry { frame.at_start } else { self.above(entry).flatten() };
             if row != Some(8) {
                 return Err(
-                    "it is not entered by a call: no return address is on top of the stack".to_string()
+                    "it is not entered by a call: there is no return address on top of the stack".to_string()
                 );
             }
         }
         let mut range = self.around(entry).unwrap_or(entry..entry);
         range.end = range.end.max(entry.saturating_add(size));
         if range.is_empty() {
-            return Err("neither its symbol nor an unwind table says how long it is".to_string());
+            return Err("its size is unknown: neither its symbol nor an unwind table has it".to_string());
         }
         let mut search = Search::new(self, entry);
         search.add(range)?;

@@ -125,7 +125,7 @@ fn named(
         Pattern::Name(name, into) => {
             let Selected { by_address: found, exact, .. } = matching(index, name)?;
             if !exact {
-                let why = "an offset can follow a name, but not a glob".to_owned();
+                let why = "an offset can be added to a name, but not to a glob".to_owned();
                 return Err(SiteError::BadPattern { pattern: pattern.to_owned(), why });
             }
             found.into_values().map(|symbol| inside(index, &symbol, into)).collect()
@@ -201,8 +201,8 @@ fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteE
     if symbol.from_debug_symbols && !is_label {
         return Err(SiteError::NotProbeable {
             name: symbol.name.to_owned(),
-            why: "the debug symbols put it inside another function of the program, so they must be of another \
-                  build: install those of the installed version",
+            why: "the debug symbols place it inside another function, so they are from another build: install \
+                 those of the installed version",
         });
     }
     Ok(())
@@ -251,10 +251,10 @@ fn at_go_entry(
 ) -> Result<FunctionSite, SiteError> {
     let unfit = |why| SiteError::NotProbeable { name: symbol.name.clone(), why };
     if image.arch() != Arch::X86_64 {
-        return Err(unfit("Go functions are known on x86-64 only"));
+        return Err(unfit("Go functions are only supported on x86-64"));
     }
     if function.entry != symbol.site.vaddr {
-        return Err(unfit("it is a place inside another function"));
+        return Err(unfit("it is inside another function"));
     }
     let entry = golang::entry(image, layout, function).map_err(unfit)?;
     let site = |vaddr| Site::at(image, vaddr).ok_or_else(|| unfit("its code is not in the file"));

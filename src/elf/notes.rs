@@ -33,7 +33,7 @@ pub fn notes(image: &Image<'_>) -> Result<Vec<Note>, ElfError> {
     let section = image.section(b".note.stapsdt").ok_or(ElfError::NoNotes)?;
     let data = image.section_data(section).ok_or_else(|| ElfError::Malformed {
         what: ".note.stapsdt section",
-        why: "it reaches past the end of the file".to_owned(),
+        why: "it extends past the end of the file".to_owned(),
     })?;
     let start = section.sh_offset(LE);
     let base = image.section(b".stapsdt.base").map(|s| s.sh_addr(LE));
@@ -64,7 +64,7 @@ fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {
     let name = string("no name after the provider")?;
     let args = string("no arguments after the name")?;
     // split() gives one more piece than there are NULs, so a fourth one proves that the third was closed.
-    string("the arguments are not closed by a NUL")?;
+    string("the arguments are not NUL-terminated")?;
     Ok(Note { provider, name, location: address(0).wrapping_add(moved_by), semaphore, args })
 }
 
@@ -96,10 +96,10 @@ impl<'a> RawNotes<'a> {
         let header = rest.get(..12).ok_or("shorter than a note header")?;
         let (owner_size, desc_size) = (u32_at(header, 0) as usize, u32_at(header, 4) as usize);
         let owner =
-            rest.get(12..).and_then(|r| r.get(..owner_size)).ok_or("its owner reaches past the end")?;
+            rest.get(12..).and_then(|r| r.get(..owner_size)).ok_or("its owner extends past the end")?;
         // Both sizes are below 2^32 and inside the data, so these sums cannot overflow.
         let desc_at = (12 + owner_size).next_multiple_of(self.align);
-        let desc = rest.get(desc_at..).and_then(|r| r.get(..desc_size)).ok_or("it reaches past the end")?;
+        let desc = rest.get(desc_at..).and_then(|r| r.get(..desc_size)).ok_or("it extends past the end")?;
         let owner = owner.split(|&b| b == 0).next().unwrap_or(owner);
         let next = self.at + (desc_at + desc_size).next_multiple_of(self.align);
         Ok((RawNote { at: self.at, owner, kind: u32_at(header, 8), desc }, next))
@@ -190,7 +190,7 @@ mod tests {
     fn a_short_description_and_an_unclosed_string_are_named() {
         assert_eq!(note(&[0; 23], None), Err("shorter than its three addresses"));
         assert_eq!(note(&desc(0, 0, 0, b"p\0n"), None), Err("no arguments after the name"));
-        assert_eq!(note(&desc(0, 0, 0, b"p\0n\08@%rax"), None), Err("the arguments are not closed by a NUL"));
+        assert_eq!(note(&desc(0, 0, 0, b"p\0n\08@%rax"), None), Err("the arguments are not NUL-terminated"));
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!((one.at, one.owner, one.kind, one.desc), (0, &b"GNU"[..], 3, &b"abcde"[..]));
         let two = walk.next().unwrap().unwrap();
         assert_eq!((two.at, two.owner, two.desc), (second, &b"stapsdt"[..], &b"xy"[..]));
-        assert_eq!(walk.next().unwrap().err(), Some((third, "its owner reaches past the end")));
+        assert_eq!(walk.next().unwrap().err(), Some((third, "its owner extends past the end")));
         assert!(walk.next().is_none());
     }
 }

@@ -65,14 +65,14 @@ pub fn verdict(code: &[u8]) -> Verdict {
         return Verdict::Refused("it has a segment prefix (%es, %cs, %ss or %ds)");
     }
     if is_amd_only(bytes, &parts) {
-        return Verdict::Refused("it is an extension of AMD's that the kernel cannot decode");
+        return Verdict::Refused("it is an AMD extension that the kernel cannot decode");
     }
     let [opcode, rest @ ..] = parts.opcode else { return Verdict::Refused("it cannot be decoded") };
     match parts.encoding {
         Encoding::Legacy => legacy(&parts, *opcode, rest),
         Encoding::Vector => vector(*opcode, rest),
-        Encoding::Xop => Verdict::Refused("it is an XOP instruction, of which kernels take some for others"),
-        Encoding::Rex2 => Verdict::Refused("it is an APX instruction, of which kernels take some for others"),
+        Encoding::Xop => Verdict::Refused("it is an XOP instruction, some of which kernels misinterpret"),
+        Encoding::Rex2 => Verdict::Refused("it is an APX instruction, some of which kernels misinterpret"),
     }
 }
 
@@ -111,13 +111,13 @@ fn legacy(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Verdict {
     match (opcode, rest) {
         (0x8e, _) if register == Some(2) => Verdict::Refused("it loads %ss"),
         (0x9c, _) => Verdict::Harmful(
-            "it saves the flags (pushf), single-step flag included, of which the program dies",
+            "it saves the flags (pushf) including the single-step flag, which crashes the program",
         ),
         (0xc7, [0xf8, ..]) => {
             Verdict::Harmful("it begins a transaction (xbegin), which single-stepping aborts")
         }
         (0x90, _) if parts.rex.is_some_and(|rex| rex & 1 != 0) => {
-            Verdict::Harmful("it exchanges %r8 and %rax, which the kernel takes for a nop")
+            Verdict::Harmful("it exchanges %r8 and %rax, which the kernel skips as a nop")
         }
         (0x90, _) => Verdict::Emulated,
         (0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, _) | (0x0f, [0x80..=0x8f, ..]) => {
@@ -138,7 +138,8 @@ fn legacy(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Verdict {
 fn vector(opcode: u8, rest: &[u8]) -> Verdict {
     if BAD_OPCODES.contains(&opcode) {
         return Verdict::Refused(
-            "it is a vector instruction whose opcode byte is that of an instruction that cannot be probed",
+            "it is a vector instruction whose opcode byte the kernel takes for an instruction that it cannot \
+             probe",
         );
     }
     match opcode {
@@ -149,7 +150,7 @@ fn vector(opcode: u8, rest: &[u8]) -> Verdict {
             "it is a vector instruction that the kernel takes for a jump or a nop, and skips",
         ),
         0x9d => Verdict::Harmful(
-            "it is a vector instruction that the kernel takes for popf, of which the program dies",
+            "it is a vector instruction that the kernel takes for popf, which crashes the program",
         ),
         0xc2 | 0xc3 | 0xca | 0xcb | 0xff => {
             Verdict::Harmful("it is a vector instruction that the kernel takes for a return or a jump")
@@ -162,7 +163,7 @@ fn reason(opcode: u8) -> &'static str {
     match opcode {
         0xcc | 0xcd | 0xce | 0xf1 => "it is a breakpoint or an interrupt",
         0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef | 0xf4 | 0xfa | 0xfb => "it is privileged",
-        _ => "the kernel's tables leave it out",
+        _ => "the kernel's instruction tables exclude it",
     }
 }
 

@@ -120,7 +120,7 @@ impl<'s, 'a> Search<'s, 'a> {
                     break;
                 }
                 if self.parts.len() >= PARTS_MAX {
-                    return Err(format!("its code is in more than {PARTS_MAX} places"));
+                    return Err(format!("its code is split into more than {PARTS_MAX} parts"));
                 }
                 self.parts.push(Part { body, of, passed: None });
             }
@@ -186,7 +186,7 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
         if self.parts.len() >= PARTS_MAX {
-            return Err(format!("its code is in more than {PARTS_MAX} places"));
+            return Err(format!("its code is split into more than {PARTS_MAX} parts"));
         }
         self.parts.push(Part { body, of, passed });
         let Some(vaddr) = passed else { return Ok(()) };
@@ -226,7 +226,7 @@ impl<'s, 'a> Search<'s, 'a> {
             Condition::If(code) => Some(code),
             Condition::Untold => {
                 return Err(format!(
-                    "control comes to {:#x}, where a function is entered, by no jump that can be told to be taken",
+                    "control falls through to {:#x}, the entry of another function",
                     jump.target
                 ));
             }
@@ -239,7 +239,7 @@ impl<'s, 'a> Search<'s, 'a> {
     fn leave(&mut self, jump: Jump) -> Result<(), NoExits> {
         if jump.when == Condition::Untold {
             return Err(format!(
-                "control comes to {:#x}, a function that cannot be followed, by no jump that can be told to be taken",
+                "control falls through to {:#x}, a function that cannot be followed",
                 jump.target
             ));
         }
@@ -268,12 +268,10 @@ impl<'s, 'a> Search<'s, 'a> {
         }
         let decided = exits.values().filter(|exit| exit.is_costly()).count();
         if decided > DECIDED_MAX {
-            return Err(format!(
-                "it has {decided} indirect jumps of which nothing tells whether they leave it"
-            ));
+            return Err(format!("it has {decided} indirect jumps with unknown targets"));
         }
         if exits.len() > EXITS_MAX {
-            return Err(format!("it has {} exits, and at most {EXITS_MAX} are watched", exits.len()));
+            return Err(format!("it has {} exits; the limit is {EXITS_MAX}", exits.len()));
         }
         if exits.is_empty() {
             return Err("it never returns".to_string());

@@ -152,14 +152,14 @@ fn without_wrappers<'a>(
 }
 
 /// Why an IFUNC is not probed: its symbol is that of the code that chooses.
-const CHOSEN_AT_START: &str = "which code it stands for is chosen when the program starts (an IFUNC); probe the implementation \
-                               that this processor uses";
+const CHOSEN_AT_START: &str = "it is an IFUNC, resolved at program start; probe the implementation that this \
+     processor uses";
 
 /// Why no probe can be set on what a symbol names.
 fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     match symbol {
         Symbol { defined: false, .. } => {
-            Some("this file only refers to it; name the shared library that holds it as the binary")
+            Some("this file only imports it; use the shared library that defines it as the binary")
         }
         Symbol { kind: Kind::Ifunc, .. } => Some(CHOSEN_AT_START),
         Symbol { kind: Kind::Function, .. } => None,

@@ -73,7 +73,7 @@ impl SiteShape {
     /// Why no probe can be set here, whatever the place; None if one can be.
     pub fn unprobeable(self) -> Option<String> {
         match self {
-            SiteShape::Refused(why) => Some(format!("the kernel takes no probe on its instruction: {why}")),
+            SiteShape::Refused(why) => Some(format!("the kernel cannot probe its instruction: {why}")),
             SiteShape::Harmful(why) => {
                 Some(format!("a probe on its instruction would change what the program does: {why}"))
             }
@@ -92,11 +92,9 @@ impl fmt::Display for Cost {
     /// One sentence for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Cost::Cheap => "the kernel emulates the instruction here: a hit costs below a microsecond",
-            Cost::SingleStepped => {
-                "the kernel must single-step the instruction here: a hit costs 5 to 10 microseconds"
-            }
-            Cost::NeverFires => "no probe can be set on the instruction here",
+            Cost::Cheap => "the kernel emulates the probed instruction: a hit costs less than 1 us",
+            Cost::SingleStepped => "the kernel single-steps the probed instruction: a hit costs 5 to 10 us",
+            Cost::NeverFires => "the instruction cannot be probed",
         })
     }
 }
@@ -154,7 +152,7 @@ mod tests {
             (
                 &[0x9c],
                 SiteShape::Harmful(
-                    "it saves the flags (pushf), single-step flag included, of which the program dies",
+                    "it saves the flags (pushf) including the single-step flag, which crashes the program",
                 ),
             ),
         ] {

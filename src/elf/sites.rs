@@ -71,8 +71,8 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
         // Without its semaphore the program would never reach the probe.
         if image.is_zero_filled(note.semaphore) {
             let name = format!("{}:{}", note.provider, note.name);
-            let why = "its semaphore is in memory that is cleared when the program starts (.bss), where the kernel cannot \
-                       keep it raised: give it the section `.probes`, as the macros of <sys/sdt.h> do";
+            let why = "its semaphore is in .bss, which is cleared at program start, so the kernel cannot keep \
+                 it raised: put it in the section `.probes`, as the macros of <sys/sdt.h> do";
             return Err(SiteError::NotProbeable { name, why });
         }
         site.ref_ctr_offset = semaphore(image, note)

@@ -85,9 +85,9 @@ pub(super) fn is_stripped(image: &Image<'_>) -> bool {
 pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n str, Result<u64, String>> {
     let missing = |name| match is_stripped(image) {
         true => {
-            format!("the program is stripped and no longer says where `{name}` is; install its debug symbols")
+            format!("the program is stripped and has no symbol `{name}`; install its debug symbols")
         }
-        false => format!("no symbol of the program says where `{name}` is"),
+        false => format!("the program has no symbol `{name}`"),
     };
     let mut found: HashMap<_, Option<Result<u64, String>>> = names.iter().map(|&name| (name, None)).collect();
     if names.is_empty() {
@@ -100,7 +100,7 @@ pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n
             _ if symbol.kind == Kind::ThreadLocal => Err(format!("`{name}` is thread-local")),
             None => Ok(symbol.vaddr),
             Some(Ok(vaddr)) if *vaddr == symbol.vaddr => Ok(symbol.vaddr),
-            Some(_) => Err(format!("several variables are named `{name}`")),
+            Some(_) => Err(format!("several variables have the name `{name}`")),
         });
     }
     found.into_iter().map(|(name, place)| (name, place.unwrap_or_else(|| Err(missing(name))))).collect()

@@ -71,7 +71,7 @@ impl Answerer {
                 answer = Answer::text(
                     answer.route,
                     StatusCode::SERVICE_UNAVAILABLE,
-                    "too much is being sent to others; try again\n",
+                    "too many responses in progress; try again\n",
                 )
                 .with(header::RETRY_AFTER, "5");
             }
@@ -84,12 +84,12 @@ impl Answerer {
         let path = request.uri().path();
         // RFC 9112, section 3.2.
         if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
-            return Answer::text("other", StatusCode::BAD_REQUEST, "the request has no Host header\n");
+            return Answer::text("other", StatusCode::BAD_REQUEST, "missing Host header\n");
         }
         match self.router.find(request.method(), path) {
             Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
             Found::WrongMethod(route) => {
-                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n")
+                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are supported\n")
                     .with(header::ALLOW, "GET, HEAD")
             }
             Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
@@ -101,7 +101,7 @@ impl Answerer {
                         Answer::text(
                             route.path,
                             StatusCode::SERVICE_UNAVAILABLE,
-                            "the answer could not be made in time; try again\n",
+                            "the request timed out; try again\n",
                         )
                         .with(header::RETRY_AFTER, "5")
                     }
@@ -154,9 +154,9 @@ impl Answerer {
                 tell(
                     &self.report,
                     Level::Error,
-                    format!("the handler of {} {reason}: a fault here", route.path),
+                    format!("internal error: the handler of {} {reason}", route.path),
                 );
-                Answer::text(route.path, StatusCode::INTERNAL_SERVER_ERROR, "the exporter failed here\n")
+                Answer::text(route.path, StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
         }
     }
@@ -166,7 +166,7 @@ impl Answerer {
     /// The connection is closed after it: whoever guesses begins anew each time.
     fn unauthorized(&self, route: &Route, peer: SocketAddr) -> Answer {
         count(&self.stats.unauthorized);
-        tell(&self.report, Level::Debug, format!("{}: not authorized for {}", peer.ip(), route.path));
+        tell(&self.report, Level::Debug, format!("{}: authentication failed for {}", peer.ip(), route.path));
         Answer::text(route.path, StatusCode::UNAUTHORIZED, "authentication required\n")
             .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
     }

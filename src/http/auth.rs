@@ -67,7 +67,9 @@ impl Credentials {
             return refuse("the metrics user and password must not be empty");
         }
         if user.contains(':') {
-            return refuse("the metrics user holds a colon, which basic authentication cannot send");
+            return refuse(
+                "the metrics user name contains a colon, which basic authentication does not allow",
+            );
         }
         let Ok(key) = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()) else {
             return refuse("the system's random number generator failed");
@@ -76,16 +78,16 @@ impl Credentials {
             match password.parse::<bcrypt::HashParts>() {
                 Ok(parts) if parts.get_cost() > MAX_COST => {
                     return Err(HttpError::Credentials(format!(
-                        "the metrics password is a bcrypt hash of cost {}, which would take many seconds to \
-                         evaluate; the highest cost taken is {MAX_COST}",
+                        "the metrics password is a bcrypt hash of cost {}, which takes many seconds to check; \
+                         the maximum cost is {MAX_COST}",
                         parts.get_cost()
                     )));
                 }
                 Ok(_) => {}
                 Err(_) => {
                     return refuse(
-                        "the metrics password begins like a bcrypt hash but is not one; `htpasswd -nB USER` \
-                         prints one (keep all 60 characters, quoted)",
+                        "the metrics password looks like a bcrypt hash but is not a valid one; `exporter \
+                         hash-password` prints one (keep all 60 characters, quoted)",
                     );
                 }
             }
@@ -258,7 +260,7 @@ mod tests {
             ("", "p", "empty"),
             ("u", "", "empty"),
             ("a:b", "hunter2", "colon"),
-            ("u", "$2y$10$hunter2", "begins like a bcrypt hash"),
+            ("u", "$2y$10$hunter2", "looks like a bcrypt hash"),
             ("u", "$2b$31$7EqJtq98hPqEX7fNZaFWoOhi5BWX4eEG1hZ3bU1bN9S1n9vAqGn1e", "cost 31"),
         ] {
             let text = Credentials::new(user, password).unwrap_err().to_string();

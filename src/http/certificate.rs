@@ -37,12 +37,13 @@ impl Facts {
         let mut warnings = self.validity(display, now).into_iter().collect::<Vec<_>>();
         if !self.is_v3 {
             warnings.push(format!(
-                "the certificate {display} is of X.509 version 1, which clients refuse; issue one of version 3"
+                "the certificate {display} is X.509 version 1, which clients reject; issue a version 3 \
+                 certificate"
             ));
         } else if !self.has_names {
             warnings.push(format!(
-                "the certificate {display} has no subject alternative name, so clients accept it for no host; issue one \
-                 with the names that clients use (generate-certs.sh does)"
+                "the certificate {display} has no subject alternative name, so clients reject it for every \
+                 host; issue one with the names that clients use (see generate-certs.sh)"
             ));
         }
         warnings
@@ -54,16 +55,16 @@ impl Facts {
         if now < self.not_before {
             let wait = days(self.not_before - now);
             return Some(format!(
-                "the certificate {display} is not valid yet, but {wait} from now; is the clock right?"
+                "the certificate {display} is not valid until {wait} from now; check the system clock"
             ));
         }
         if left < 0 {
             return Some(format!(
-                "the certificate {display} ended {} ago, so clients refuse it; renew it",
+                "the certificate {display} expired {} ago, so clients reject it; renew it",
                 days(-left)
             ));
         }
-        (left < RENEWAL).then(|| format!("the certificate {display} ends in {}; renew it", days(left)))
+        (left < RENEWAL).then(|| format!("the certificate {display} expires in {}; renew it", days(left)))
     }
 }
 
@@ -95,12 +96,12 @@ mod tests {
         let begin = 1_704_067_200;
         assert_eq!((facts.not_before, facts.not_after), (begin, begin + 366 * DAY));
         for (now, told) in [
-            (begin - 3 * DAY - 1, Some("is not valid yet, but 3 days from now")),
+            (begin - 3 * DAY - 1, Some("is not valid until 3 days from now")),
             (begin, None),
             (begin + 336 * DAY, None),
-            (begin + 336 * DAY + 1, Some("ends in 29 days")),
-            (begin + 366 * DAY - 5, Some("ends in less than a day")),
-            (begin + 367 * DAY + 1, Some("ended 1 day ago")),
+            (begin + 336 * DAY + 1, Some("expires in 29 days")),
+            (begin + 366 * DAY - 5, Some("expires in less than a day")),
+            (begin + 367 * DAY + 1, Some("expired 1 day ago")),
         ] {
             let warnings = facts.warnings("node.crt", now);
             assert_eq!(warnings.len(), usize::from(told.is_some()), "{warnings:?}");

@@ -28,26 +28,22 @@ impl fmt::Display for HttpError {
                 match source.kind() {
                     io::ErrorKind::AddrInUse => write!(
                         f,
-                        "another process listens there; `ss -ltnp 'sport = :{port}'` names it, then stop \
-                         it or choose another port"
+                        "the address is in use; `ss -ltnp 'sport = :{port}'` shows by which process; stop it \
+                         or choose another port"
                     ),
-                    io::ErrorKind::PermissionDenied => write!(
-                        f,
-                        "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE, so choose \
-                         a higher port"
-                    ),
+                    io::ErrorKind::PermissionDenied => {
+                        write!(f, "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE")
+                    }
                     io::ErrorKind::AddrNotAvailable => write!(
                         f,
-                        "no interface of this machine has the address {}; `ip address` lists those it has",
+                        "no interface of this machine has the address {}; `ip address` lists its addresses",
                         address.ip()
                     ),
                     _ => write!(f, "{source}"),
                 }
             }
-            Self::Listener(source) => write!(f, "cannot use a bound listener: {source}"),
-            Self::Stopped => {
-                f.write_str("a part of the HTTP server stopped, which is a fault in the exporter")
-            }
+            Self::Listener(source) => write!(f, "failed to register the listening socket: {source}"),
+            Self::Stopped => f.write_str("internal error: an HTTP server task exited"),
             Self::Tls(text) | Self::Credentials(text) => f.write_str(text),
         }
     }

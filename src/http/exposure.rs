@@ -10,25 +10,25 @@ pub fn exposure_warnings(bind: IpAddr, has_auth: bool, has_tls: bool) -> Vec<Str
         return Vec::new();
     }
     let place = if bind.is_unspecified() {
-        format!("every address of this machine ({bind})")
+        format!("all addresses of this machine ({bind})")
     } else {
         format!("{bind}")
     };
     let mut warnings = Vec::new();
     if !has_auth {
         warnings.push(format!(
-            "the metrics are served on {place} WITHOUT A PASSWORD: anyone who can reach it can read them; \
-             set metrics_auth_username and metrics_auth_password, or bind to 127.0.0.1"
+            "the metrics are served on {place} WITHOUT A PASSWORD: anyone who can connect can read them; set \
+             metrics_auth_username and metrics_auth_password, or bind to 127.0.0.1"
         ));
     }
     match (has_auth, has_tls) {
         (_, true) => {}
         (true, false) => warnings.push(format!(
-            "the password for the metrics crosses the network IN CLEAR TEXT, served on {place} without \
-             TLS: anyone on the way can read it and use it; set tls_cert and tls_key"
+            "the metrics password is sent IN CLEAR TEXT: {place} is served without TLS, so anyone on the \
+             network path can read it; set tls_cert and tls_key"
         )),
         (false, false) => warnings.push(format!(
-            "the metrics cross the network IN CLEAR TEXT, served on {place} without TLS: anyone on the way \
+            "the metrics are sent IN CLEAR TEXT: {place} is served without TLS, so anyone on the network path \
              can read and change them; set tls_cert and tls_key"
         )),
     }
@@ -55,8 +55,8 @@ mod tests {
         assert!(warnings("10.0.0.1", true, true).is_empty());
         let bare = warnings("0.0.0.0", false, false);
         assert_eq!(bare.len(), 2);
-        assert!(bare[0].contains("every address") && bare[0].contains("WITHOUT A PASSWORD"));
-        assert!(bare[1].contains("metrics cross the network IN CLEAR TEXT"));
+        assert!(bare[0].contains("all addresses") && bare[0].contains("WITHOUT A PASSWORD"));
+        assert!(bare[1].contains("metrics are sent IN CLEAR TEXT"));
         let no_tls = warnings("192.0.2.1", true, false);
         assert_eq!(no_tls.len(), 1);
         assert!(no_tls[0].contains("password") && no_tls[0].contains("192.0.2.1"));

@@ -98,7 +98,7 @@ impl Router {
     /// The body of a 404: what could have been asked for. The path that was asked for is not repeated.
     pub(super) fn not_found(&self) -> String {
         let paths: Vec<&str> = self.routes.iter().map(|route| route.path).collect();
-        format!("not found; served here: {}\n", paths.join(" "))
+        format!("not found; available: {}\n", paths.join(" "))
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
             assert!(matches!(router.find(&Method::GET, path), Found::Nothing), "{path}");
             assert!(matches!(router.find(&Method::POST, path), Found::Nothing), "{path}");
         }
-        assert_eq!(router.not_found(), "not found; served here: /metrics /api/v1/flows\n");
+        assert_eq!(router.not_found(), "not found; available: /metrics /api/v1/flows\n");
     }
 
     #[test]

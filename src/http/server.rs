@@ -169,13 +169,13 @@ async fn follow(
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
                 failed(false);
-                tell(&report, Level::Info, format!("the certificate {display} was loaded again"));
+                tell(&report, Level::Info, format!("the certificate {display} was reloaded"));
                 warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
             }
             Ok(Some(Err(reason))) => {
                 failed(true);
                 let text =
-                    format!("the changed certificate or key is not used, the old pair stays: {reason}");
+                    format!("failed to reload the certificate; the previous one stays in use: {reason}");
                 tell(&report, Level::Error, text);
             }
             Ok(None) | Err(_) => {}
@@ -215,7 +215,7 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     if !failing {
-                        let text = format!("no connection can be accepted for now: {error}");
+                        let text = format!("failed to accept a connection: {error}");
                         tell(&self.answerer.report, Level::Error, text);
                     }
                     failing = true;
@@ -354,7 +354,7 @@ async fn secure(
     if heard && first[0].is_ascii_uppercase() {
         // Closing with bytes unread would take the answer back.
         let _ = stream.read(&mut [0; 4096]).await?;
-        let text = "this port speaks HTTPS: use an https:// URL\n";
+        let text = "this port requires HTTPS: use an https:// URL\n";
         let head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8";
         let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{text}", text.len());
         stream.write_all(answer.as_bytes()).await?;

@@ -119,7 +119,10 @@ fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), String> {
 
     let provider = Arc::new(ring::default_provider());
     let key = provider.key_provider.load_private_key(key).map_err(|error| {
-        format!("the private key in {key_path} cannot be used ({error}); RSA, ECDSA P-256 and P-384, and Ed25519 keys can")
+        format!(
+            "the private key in {key_path} is not supported ({error}); supported: RSA, ECDSA P-256 and \
+             P-384, Ed25519"
+        )
     })?;
     let facts = chain.first().and_then(|own| Facts::of(own));
     warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate.to_string(), now())));
@@ -128,14 +131,14 @@ fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), String> {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(Error::InconsistentKeys(_)) => {
             return Err(format!(
-                "the private key in {key_path} does not belong to the first certificate in {certificate}"
+                "the private key in {key_path} does not match the first certificate in {certificate}"
             ));
         }
-        Err(error) => return Err(format!("the first certificate in {certificate} cannot be used: {error}")),
+        Err(error) => return Err(format!("the first certificate in {certificate} is not usable: {error}")),
     }
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .map_err(|error| format!("failed to set up TLS: {error}"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -146,16 +149,16 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read_file("certificate", path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("{} is not well-formed PEM: {}", path.display(), fault(&error)))?;
+        .map_err(|error| format!("{} is not valid PEM: {}", path.display(), fault(&error)))?;
     if !chain.is_empty() {
         return Ok(chain);
     }
     let hint = if contains(&bytes, "PRIVATE KEY-----") {
-        "; it holds a private key, so the two paths may be the wrong way round"
+        "; it contains a private key: are tls_cert and tls_key swapped?"
     } else {
         ""
     };
-    Err(format!("{} holds no certificate: no line `-----BEGIN CERTIFICATE-----`{hint}", path.display()))
+    Err(format!("{} contains no certificate (no line `-----BEGIN CERTIFICATE-----`){hint}", path.display()))
 }
 
 fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String> {
@@ -165,23 +168,23 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
     if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
     {
         return Err(format!(
-            "the private key in {display} is encrypted, and nobody is here to type its passphrase; decrypt \
-             it with `openssl pkey -in {display} -out NEW`, in a directory only the exporter can read"
+            "the private key in {display} is encrypted, which is not supported; decrypt it with `openssl pkey \
+             -in {display} -out NEW`, into a directory that only the exporter can read"
         ));
     }
     let key = match PrivateKeyDer::from_pem_slice(&bytes) {
         Ok(key) => key,
         Err(pem::Error::NoItemsFound) => {
             let hint = if contains(&bytes, "-----BEGIN CERTIFICATE-----") {
-                "; it holds a certificate, so the two paths may be the wrong way round"
+                "; it contains a certificate: are tls_cert and tls_key swapped?"
             } else {
                 ""
             };
             return Err(format!(
-                "{display} holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC){hint}"
+                "{display} contains no private key (no line `-----BEGIN PRIVATE KEY-----`, RSA or EC){hint}"
             ));
         }
-        Err(error) => return Err(format!("{display} is not well-formed PEM: {}", fault(&error))),
+        Err(error) => return Err(format!("{display} is not valid PEM: {}", fault(&error))),
     };
     let mut warnings = Vec::new();
     // Reading by the group is an ordinary way to give a service its key.
@@ -189,8 +192,7 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
         && mode & 0o027 != 0
     {
         warnings.push(format!(
-            "the private key {display} has mode {mode:03o}, so others than its owner and group can read it or \
-             others than its owner can change it; `chmod 600 {display}` ends that"
+            "the private key {display} has unsafe permissions (mode {mode:03o}); run `chmod 600 {display}`"
         ));
     }
     Ok((key, warnings))
@@ -198,13 +200,13 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
 
 fn read_file(what: &str, path: &Path) -> Result<Vec<u8>, String> {
     let fail =
-        |reason: &dyn std::fmt::Display| format!("cannot read the {what} {}: {reason}", path.display());
+        |reason: &dyn std::fmt::Display| format!("failed to read the {what} {}: {reason}", path.display());
     let data = fs::metadata(path).map_err(|error| fail(&error))?;
     if !data.is_file() {
         return Err(fail(&"it is not a regular file"));
     }
     if data.len() > MAX_FILE {
-        return Err(fail(&format_args!("{} bytes are too many for one", data.len())));
+        return Err(fail(&format_args!("it is too large ({} bytes)", data.len())));
     }
     fs::read(path).map_err(|error| fail(&error))
 }
@@ -216,9 +218,9 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 /// What is wrong with a PEM file, without quoting from it: it may be a key.
 fn fault(error: &pem::Error) -> &'static str {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be cut short",
+        pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be truncated",
         pem::Error::IllegalSectionStart { .. } => "a BEGIN line is malformed",
-        pem::Error::Base64Decode(_) => "a section is not base64",
+        pem::Error::Base64Decode(_) => "a section is not valid base64",
         _ => "it cannot be parsed",
     }
 }
@@ -293,21 +295,21 @@ mod tests {
         let bad_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         let not_base64 = "-----BEGIN PRIVATE KEY-----\n!secret!\n-----END PRIVATE KEY-----\n";
         for (certificate, key, reason) in [
-            (&certificate[..], &other_key[..], "does not belong to the first certificate"),
+            (&certificate[..], &other_key[..], "does not match the first certificate"),
             (&certificate, &encrypted, "is encrypted"),
             (&certificate, old_encrypted, "is encrypted"),
-            (&certificate, "", "node.key holds no private key"),
+            (&certificate, "", "node.key contains no private key"),
             (
                 &certificate,
                 &certificate,
-                "node.key holds no private key: no line `-----BEGIN PRIVATE KEY-----` (or RSA, EC); it holds a certificate",
+                "node.key contains no private key (no line `-----BEGIN PRIVATE KEY-----`, RSA or EC); it contains a certificate",
             ),
-            (&certificate, cut, "cut short"),
-            (&certificate, not_base64, "not base64"),
-            (&certificate, bad_key, "cannot be used"),
-            ("", &key, "node.crt holds no certificate"),
-            (&key, &key, "wrong way round"),
-            (not_der, &key, "cannot be used"),
+            (&certificate, cut, "truncated"),
+            (&certificate, not_base64, "not valid base64"),
+            (&certificate, bad_key, "is not supported"),
+            ("", &key, "node.crt contains no certificate"),
+            (&key, &key, "swapped?"),
+            (not_der, &key, "is not usable"),
         ] {
             let text = Files::new(certificate, key).error();
             assert!(text.contains(reason), "wanted {reason:?}: {text}");
@@ -321,7 +323,7 @@ mod tests {
         let files = Files::new(&certificate, &key);
         fs::remove_file(&files.paths.key).unwrap();
         let text = files.error();
-        assert!(text.contains("cannot read the private key") && text.contains("No such file"), "{text}");
+        assert!(text.contains("failed to read the private key") && text.contains("No such file"), "{text}");
         fs::create_dir(&files.paths.key).unwrap();
         assert!(files.error().contains("not a regular file"));
     }
@@ -337,7 +339,7 @@ mod tests {
         let (new_certificate, new_key) = pair();
         files.write(&new_certificate, &key);
         let reason = tls.refresh().unwrap().unwrap_err();
-        assert!(reason.contains("does not belong"), "{reason}");
+        assert!(reason.contains("does not match"), "{reason}");
         assert!(Arc::ptr_eq(&first, &tls.current()), "the old pair stays");
         assert!(tls.refresh().is_none(), "a bad pair is reported once");
 

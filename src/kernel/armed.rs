@@ -47,7 +47,7 @@ pub(super) fn view(file: &File, sites: &[Placed<'_>]) -> std::io::Result<Option<
         Ok(view) => Ok(Some(view)),
         Err(err) if err.raw_os_error() == Some(libc::ENOMEM) => Err(err),
         Err(err) => {
-            log::debug!("the file cannot be mapped to check its breakpoints: {err}");
+            log::debug!("failed to map the file to verify its breakpoints: {err}");
             Ok(None)
         }
     }
@@ -59,8 +59,8 @@ pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
     if !flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC)) {
         return Ok(());
     }
-    let text = "its file system is mounted with `noexec`, so that no process can run it from there; name the path that \
-                processes run, or mount it without";
+    let text = "its file system is mounted with `noexec`, so no process can run it from there; use the path \
+         that processes run, or remount without `noexec`";
     Err(Refusal::new(RefusalKind::File, text))
 }
 
@@ -70,7 +70,7 @@ pub(super) fn check_breakpoints(made: &mut Attached, view: &CodeView, sites: &[P
         if !made.refused.contains_key(&position)
             && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)
         {
-            let text = "the kernel took the probe and set no breakpoint; probe another place";
+            let text = "the kernel accepted the probe but set no breakpoint; probe another place";
             made.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
         }
     }

@@ -49,8 +49,7 @@ impl Kernel {
                 return made;
             }
         }
-        let refusal =
-            Refusal::new(RefusalKind::Busy, "the kernel keeps changing what it takes; it is tried again");
+        let refusal = Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying");
         let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
         Attached { refused: all, ..Attached::default() }
     }

@@ -42,8 +42,9 @@ impl Kernel {
                     detach(links);
                     let refusal = Refusal::new(
                         RefusalKind::Held,
-                        "another tracer (an older BCC program?) holds it without its semaphore, and the file has no place \
-                         from which to raise that; it is tried again, and is attached once that tracer has ended",
+                        "another tracer (an older BCC program?) has attached it without its semaphore, and \
+                         the file has no spare place for a second probe that raises it; retrying, attached \
+                         once that tracer exits",
                     );
                     made.refused.extend(attached.map(|spot| (spot.position, refusal.clone())));
                 }

@@ -19,7 +19,7 @@ pub struct KernelError {
 
 impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:#}", self.what, self.why)?;
+        write!(f, "failed to {}: {:#}", self.what, self.why)?;
         if !self.next.is_empty() {
             write!(f, "; {}", self.next)?;
         }
@@ -43,7 +43,7 @@ pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {
         lockdown: lockdown(),
     };
     let next = machine.next_step(error_number(&why));
-    KernelError { what: "loading the probe programs into the kernel".to_string(), why, next }
+    KernelError { what: "load the BPF programs".to_string(), why, next }
 }
 
 /// What decides why the programs are refused.
@@ -61,28 +61,28 @@ impl Machine {
         let Self { release, .. } = self;
         match number {
             Some(libc::EMFILE | libc::ENFILE) => {
-                "there are no file descriptors left: raise the limit of open files (LimitNOFILE= of the service, or ulimit -n)"
-                    .to_string()
+                "too many open files: raise the limit (LimitNOFILE= of the service, or ulimit -n)".to_string()
             }
             Some(libc::ENOMEM) => {
-                "there is no memory: free some, raise the service's limit (MemoryMax=), or lower `limits`".to_string()
+                "out of memory: free some, raise the service's limit (MemoryMax=), or lower `limits`"
+                    .to_string()
             }
             Some(libc::EPERM | libc::EACCES) if !self.has_rights => {
-                "run it as root, or with CAP_BPF and CAP_PERFMON; in a container, add these and allow bpf(2)".to_string()
+                "run as root, or with CAP_BPF and CAP_PERFMON; in a container, also allow bpf(2)".to_string()
             }
             Some(libc::EPERM | libc::EACCES) if self.lockdown.is_some() => {
-                "the kernel is locked down (confidentiality), which forbids tracing, also to root".to_string()
+                "kernel lockdown (confidentiality mode) forbids tracing, even for root".to_string()
             }
             _ if version(release).is_none_or(|version| version < OLDEST) => {
-                format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is needed; this is {release}")
+                format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is required; this is {release}")
             }
             _ if !self.has_types => format!(
-                "the kernel's type information is missing (/sys/kernel/btf/vmlinux): Linux {release} must be built with \
-                 CONFIG_DEBUG_INFO_BTF, and a container must see /sys"
+                "the kernel has no BTF (/sys/kernel/btf/vmlinux): Linux {release} must be built with \
+                 CONFIG_DEBUG_INFO_BTF, and a container needs /sys"
             ),
             _ => format!(
-                "this is Linux {release}; the kernel's own words are in the log with `log_level: DEBUG`; in a container, bpf(2) \
-                 must be allowed"
+                "this is Linux {release}; the verifier's output is in the log with `log_level: DEBUG`; in a \
+                 container, allow bpf(2)"
             ),
         }
     }

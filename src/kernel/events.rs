@@ -187,7 +187,7 @@ impl ProcessEvents {
 
     fn set(&self, map: &impl MapCore, key: &[u8], value: u32) {
         if let Err(err) = map.update(key, &value.to_ne_bytes(), MapFlags::ANY) {
-            log::debug!("telling the kernel which processes are of interest: {err}");
+            log::debug!("failed to update the process filter: {err}");
         }
     }
 }

@@ -81,8 +81,7 @@ impl Files {
             }
             found.is_none()
         })?;
-        let found =
-            found.ok_or_else(|| io::Error::other("the kernel's list of mappings lacks the one just made"))?;
+        let found = found.ok_or_else(|| io::Error::other("the kernel does not list the new mapping"))?;
         self.own = Some(found.tgid);
         Ok(inode_of(&found))
     }
@@ -151,7 +150,10 @@ impl Files {
         let status = fs::read_to_string("/proc/self/status").map_err(|err| {
             io::Error::new(
                 err.kind(),
-                format!("/proc does not show this process ({err}): it belongs to another pid namespace; mount its own"),
+                format!(
+                    "/proc does not show this process ({err}): it belongs to another pid namespace; mount \
+                     the /proc of this one"
+                ),
             )
         })?;
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));

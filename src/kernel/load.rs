@@ -77,7 +77,7 @@ impl Kernel {
             // their own.
             match Self::load_with(plan, layout, attach, namespace, true) {
                 Ok(kernel) => return Ok(kernel),
-                Err(why) => log::debug!("no session uprobes: {why}"),
+                Err(why) => log::debug!("session uprobes are not available: {why}"),
             }
         }
         Self::load_with(plan, layout, attach, namespace, false)
@@ -113,7 +113,7 @@ impl Kernel {
         let programs = loaded(&skel.progs, attach, sessions);
         let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
             KernelError {
-                what: "mapping the counters into memory".to_string(),
+                what: "map the counters into memory".to_string(),
                 why: why.into(),
                 next: "raise the memory limit, or lower `limits`".to_string(),
             }
@@ -162,8 +162,7 @@ impl Kernel {
             entry.on_return = on_return;
         }
         update(&self.skel.maps.sites, placed.cookie, &entry).map_err(|err| {
-            let text =
-                format!("describing site {} to the kernel: {err:#}; raise limits.sites", placed.cookie);
+            let text = format!("failed to register site {}: {err:#}; raise limits.sites", placed.cookie);
             Refusal::new(RefusalKind::Sites, text)
         })
     }

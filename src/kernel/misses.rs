@@ -51,5 +51,5 @@ pub fn misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
     told.lines()
         .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
-        .ok_or_else(|| io::Error::other("the kernel does not count what a program misses"))
+        .ok_or_else(|| io::Error::other("the kernel does not report recursion_misses"))
 }

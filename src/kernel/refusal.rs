@@ -78,7 +78,7 @@ impl Refusal {
             RefusalKind::Descriptors => DESCRIPTORS,
             RefusalKind::Memory => MEMORY,
             _ if err.kind() == io::ErrorKind::PermissionDenied => {
-                "; the exporter needs the right to read it: run it as a user who may, or with CAP_DAC_READ_SEARCH"
+                "; run the exporter as a user that can read it, or with CAP_DAC_READ_SEARCH"
             }
             _ => "",
         };
@@ -91,14 +91,13 @@ impl Refusal {
         let (kind, text) = match error_number(err) {
             Some(ENOTSUPP | libc::ENOEXEC) => (
                 RefusalKind::Instruction,
-                "the kernel takes no probe on its instruction; probe another place of the function"
-                    .to_string(),
+                "the kernel cannot probe its instruction; probe another place in the function".to_string(),
             ),
             Some(libc::EINVAL) => (
                 RefusalKind::Held,
                 format!(
-                    "another tracer holds this place with another semaphore, or the place is not in the file ({said}); \
-                     it is tried again, and is attached once that tracer has ended"
+                    "another tracer has attached this place with a different semaphore, or the place is not \
+                     in the file ({said}); retrying, attached once that tracer exits"
                 ),
             ),
             Some(libc::EPERM | libc::EACCES) => (RefusalKind::Rights, format!("{said}; {}", rights(attach))),
@@ -106,19 +105,14 @@ impl Refusal {
             Some(libc::EMFILE | libc::ENFILE) => (RefusalKind::Descriptors, format!("{said}{DESCRIPTORS}")),
             Some(libc::EIO) => (
                 RefusalKind::File,
-                format!(
-                    "{said}; the kernel cannot read code from the file system that the file is on: run it from another"
-                ),
+                format!("{said}; the kernel cannot probe files on this file system: use another"),
             ),
-            Some(libc::ENOENT) if attach == Attach::Perf => (
-                RefusalKind::Missing,
-                format!("{said}; perf events of uprobes need a kernel with CONFIG_UPROBE_EVENTS"),
-            ),
+            Some(libc::ENOENT) if attach == Attach::Perf => {
+                (RefusalKind::Missing, format!("{said}; uprobes by perf events need CONFIG_UPROBE_EVENTS"))
+            }
             Some(libc::EBUSY | libc::EAGAIN | libc::EFAULT | libc::ESRCH | libc::EINTR) => (
                 RefusalKind::Busy,
-                format!(
-                    "{said}; a process that runs the file was changing at that moment; it is tried again"
-                ),
+                format!("{said}; a process that runs the file was changing its mappings; retrying"),
             ),
             _ => (RefusalKind::Other, said),
         };
@@ -127,8 +121,8 @@ impl Refusal {
 }
 
 const DESCRIPTORS: &str =
-    "; raise the limit of open files (LimitNOFILE= of the service, or ulimit -n); it is tried again";
-const MEMORY: &str = "; free memory, or raise the service's limit (MemoryMax=); it is tried again";
+    "; raise the limit of open files (LimitNOFILE= of the service, or ulimit -n); retrying";
+const MEMORY: &str = "; free memory, or raise the service's limit (MemoryMax=); retrying";
 
 /// The system's error number behind an error of libbpf-rs, which keeps it only in its text.
 pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
@@ -146,14 +140,14 @@ pub(super) fn rights(attach: Attach) -> String {
     let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
     let missing: Vec<String> = wanted.iter().filter(|right| !has(right)).map(ToString::to_string).collect();
     if !missing.is_empty() {
-        let more = if attach == Attach::Perf { " (perf events of uprobes want the last)" } else { "" };
-        return format!("{} is missing: run it as root, or with {}{more}", missing.join(", "), list(wanted));
+        let more = if attach == Attach::Perf { " (uprobes by perf events need CAP_SYS_ADMIN)" } else { "" };
+        return format!("{} is missing: run as root, or with {}{more}", missing.join(", "), list(wanted));
     }
     if let Some(mode) = lockdown() {
-        return format!("the kernel is locked down ({mode}), which forbids tracing, also to root");
+        return format!("kernel lockdown ({mode} mode) forbids tracing, even for root");
     }
-    "the rights are there, so a security module or a seccomp filter is in the way: in a container allow bpf(2) and \
-     perf_event_open(2)"
+    "the capabilities are present, so a security module or a seccomp filter blocks it: in a container, allow \
+     bpf(2) and perf_event_open(2)"
         .to_string()
 }
 
@@ -181,8 +175,8 @@ mod tests {
     fn refusals_are_told_apart_and_each_has_its_next_step() {
         use RefusalKind::{Busy, Descriptors, File, Held, Instruction, Memory, Other, Rights};
         for (number, kind, of_site, passes, says) in [
-            (ENOTSUPP, Instruction, true, false, "takes no probe on its instruction"),
-            (libc::ENOEXEC, Instruction, true, false, "takes no probe on its instruction"),
+            (ENOTSUPP, Instruction, true, false, "cannot probe its instruction"),
+            (libc::ENOEXEC, Instruction, true, false, "cannot probe its instruction"),
             (libc::EINVAL, Held, true, true, "another tracer"),
             (libc::EPERM, Rights, false, true, "(os error 1)"),
             (libc::EACCES, Rights, false, true, "(os error 13)"),
@@ -190,7 +184,7 @@ mod tests {
             (libc::EMFILE, Descriptors, false, true, "LimitNOFILE"),
             (libc::ENFILE, Descriptors, false, true, "LimitNOFILE"),
             (libc::EIO, File, false, true, "file system"),
-            (libc::EBUSY, Busy, false, true, "tried again"),
+            (libc::EBUSY, Busy, false, true, "retrying"),
             (libc::EXDEV, Other, false, true, "(os error 18)"),
         ] {
             let refusal = of(number);

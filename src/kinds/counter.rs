@@ -50,7 +50,7 @@ impl Kind for Counter {
     fn panel(&self, of: &Selection<'_>) -> Panel {
         let expr = of.most(of.sum(&of.increase(of.name)));
         let queries = vec![Query { expr, legend: of.legend.to_string() }];
-        Panel { unit: of.unit(), about: "how much it grew within the chosen window.", queries }
+        Panel { unit: of.unit(), about: "increase over the selected window.", queries }
     }
 }
 

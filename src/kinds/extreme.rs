@@ -73,8 +73,8 @@ impl Kind for Extreme {
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
         let about = match self {
-            Extreme::Min => "the least value of the last one to two minutes.",
-            Extreme::Max => "the greatest value of the last one to two minutes.",
+            Extreme::Min => "minimum over the last one to two minutes.",
+            Extreme::Max => "maximum over the last one to two minutes.",
         };
         gauge_panel(of, about)
     }

@@ -62,7 +62,7 @@ impl Kind for Histogram {
         let mean = Query { expr: mean, legend: format!("mean {}", of.legend) };
         Panel {
             unit: of.unit(),
-            about: "median, 95th percentile and mean of what was observed within the chosen window.",
+            about: "median, 95th percentile and mean over the selected window.",
             queries: vec![quantile("0.50", "p50"), quantile("0.95", "p95"), mean],
         }
     }

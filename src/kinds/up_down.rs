@@ -47,6 +47,6 @@ impl Kind for UpDown {
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {
-        gauge_panel(of, "raised and not yet lowered, since the exporter's start.")
+        gauge_panel(of, "difference of increments and decrements since the exporter started.")
     }
 }

@@ -79,8 +79,7 @@ impl LogFile {
             Ok(file) => (self.file, self.torn, self.stuck) = (file, false, false),
             Err(err) if !std::mem::replace(&mut self.stuck, true) => {
                 let path = self.path.display();
-                let line =
-                    format!("failed to open {path} again: {err}; the log goes on in the earlier file\n");
+                let line = format!("failed to reopen {path}: {err}; still logging to the previous file\n");
                 let _ = self.append(&line);
             }
             Err(_) => {}
@@ -135,7 +134,7 @@ mod tests {
         }
         let text = fs::read_to_string(moved.join("log")).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].starts_with("failed to open ") && lines[1..] == ["1", "2", "3"], "{text}");
+        assert!(lines[0].starts_with("failed to reopen ") && lines[1..] == ["1", "2", "3"], "{text}");
     }
 
     #[test]

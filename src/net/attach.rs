@@ -134,23 +134,22 @@ fn xdp_refusal(
     let (name, label) = (&on.name, mode.label());
     let refusal = |reason, text: String| Refusal {
         reason,
-        text: format!("{name}: {label} XDP is not attached: {text}"),
+        text: format!("{name}: failed to attach {label} XDP: {text}"),
     };
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
             refusal(
                 "busy",
                 match holder(program, on) {
-                    Some((id, _)) if ours(id) => "a program of this exporter is there already".to_string(),
+                    Some((id, _)) if ours(id) => "a program of this exporter is already attached".to_string(),
                     Some((_, holder)) => format!(
-                        "{holder} is there, and is left alone; to count here, have its owner take it away (`ip link set \
-                         dev {name} xdp off` shows and removes it), use `mode: tcx`, or leave {name} out of \
-                         network.interfaces"
+                        "{holder} is already attached; detach it (`ip link set dev {name} xdp off`), use \
+                         `mode: tcx`, or remove {name} from network.interfaces"
                     ),
                     // The kernel wants programs on lower devices attached first.
                     None => format!(
-                        "a device above {name} (a bridge, bond or VLAN) has an XDP program, which must be attached after \
-                         this; use `mode: auto` or `mode: tcx`"
+                        "a device on top of {name} (a bridge, bond or VLAN) already has an XDP program; use \
+                         `mode: auto` or `mode: tcx`"
                     ),
                 },
             )
@@ -165,8 +164,9 @@ fn xdp_refusal(
             refusal(
                 "mtu",
                 format!(
-                    "the MTU of {} is too large for the driver ({error}); set it to {ONE_PIECE_MTU} or less (`ip link set \
-                     dev {name} mtu {ONE_PIECE_MTU}`), on a veth pair at both ends, or use `mode: generic`",
+                    "the MTU of {} is too large for the driver ({error}); set it to {ONE_PIECE_MTU} or less \
+                     (`ip link set dev {name} mtu {ONE_PIECE_MTU}`; at both ends of a veth pair), or use \
+                     `mode: generic`",
                     on.mtu
                 ),
             )
@@ -180,8 +180,10 @@ fn xdp_refusal(
         Some(libc::EOPNOTSUPP | libc::EINVAL) => refusal(
             "unsupported",
             match mode {
-                Hook::Generic => format!("the interface does not take it ({error})"),
-                _ => format!("the driver does not do XDP ({error}); use `mode: generic` or `mode: auto`"),
+                Hook::Generic => format!("the interface does not support it ({error})"),
+                _ => {
+                    format!("the driver does not support XDP ({error}); use `mode: generic` or `mode: auto`")
+                }
             },
         ),
         Some(libc::ENOSPC) => refusal(
@@ -190,7 +192,7 @@ fn xdp_refusal(
                 "the interface has too few queues for it ({error}); see `ethtool -l {name}`, or use `mode: generic`"
             ),
         ),
-        _ => refusal("other", format!("{error}; the kernel log may say more (`dmesg`)")),
+        _ => refusal("other", format!("{error}; the kernel log may have details (`dmesg`)")),
     }
 }
 
@@ -211,7 +213,7 @@ fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
     .find(|(id, _)| *id != 0)?;
     let described = described(id);
     let dispatcher = if described.contains("\"xdp_dispatcher\"") {
-        " (the dispatcher of libxdp, which this program does not join)"
+        " (the libxdp dispatcher, which is not supported)"
     } else {
         ""
     };
@@ -247,7 +249,8 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
     let other = |error: libbpf_rs::Error| Refusal {
         reason: "other",
         text: format!(
-            "{}: the TC egress filter is not attached: {error:#}; it needs the kernel's modules sch_ingress and cls_bpf",
+            "{}: failed to attach the TC egress filter: {error:#}; it needs the kernel modules sch_ingress \
+             and cls_bpf",
             on.name
         ),
     };
@@ -258,8 +261,8 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
             return Err(Refusal {
                 reason: "busy",
                 text: format!(
-                    "{}: the TC egress filter is not attached: program {name:?}, id {id}, has its priority \
-                     {FILTER_PRIORITY}; see `tc filter show dev {} egress`",
+                    "{}: failed to attach the TC egress filter: program {name:?}, id {id}, already uses \
+                     priority {FILTER_PRIORITY}; see `tc filter show dev {} egress`",
                     on.name, on.name
                 ),
             });
@@ -276,11 +279,15 @@ fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
         Some(libc::EPERM | libc::EACCES) => {
             ("permission", "run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root")
         }
-        Some(libc::ERANGE | libc::ENOSPC) => ("busy", "as many programs as fit are there; see `bpftool net`"),
-        _ if is_unknown(error) => ("unsupported", "there is no TCX before Linux 6.6; use `mode: auto`"),
-        _ => ("other", "see `bpftool net` for what is there"),
+        Some(libc::ERANGE | libc::ENOSPC) => (
+            "busy",
+            "the maximum number of programs is attached; see \
+             `bpftool net`",
+        ),
+        _ if is_unknown(error) => ("unsupported", "TCX needs Linux 6.6 or later; use `mode: auto`"),
+        _ => ("other", "see `bpftool net` for attached programs"),
     };
-    Refusal { reason, text: format!("{}: TC {direction} is not attached: {error}; {next}", on.name) }
+    Refusal { reason, text: format!("{}: failed to attach TC {direction}: {error}; {next}", on.name) }
 }
 
 #[cfg(test)]

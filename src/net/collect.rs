@@ -53,7 +53,7 @@ pub(crate) fn families(
         all.extend(stats::tracked(count.flows > 0, &counted));
     }
     if count.top_sources > 0 {
-        let help = "Bytes received from the sources that sent most, as far as they are tracked.";
+        let help = "Bytes received from the top sources, as far as they are tracked.";
         let mut sources = Family::new("xdp_top_source_bytes", Kind::Gauge, help);
         for source in top {
             sources.number_of(&source.labels, &[("source", &source.address)], source.bytes);
@@ -63,14 +63,13 @@ pub(crate) fn families(
 
     all.extend(states(readings));
     if strays > 0 {
-        let help =
-            "Packets that a program saw on an interface that it does not know; they are in no other metric.";
+        let help = "Packets seen on an interface unknown to the BPF programs; they are in no other metric.";
         let mut family = Family::new("network_stray_packets_total", Kind::Counter, help);
         family.number(&[], strays);
         all.push(family);
     }
     if let Some(connections) = connections {
-        let help = "TCP sockets of the exporter's network namespace, by state.";
+        let help = "TCP sockets in the exporter's network namespace, by state.";
         let mut family = Family::new("network_tcp_connections", Kind::Gauge, help);
         for (state, number) in STATES.iter().zip(connections) {
             family.number(&[("state", state)], *number);
@@ -86,12 +85,16 @@ fn states(readings: &[Reading]) -> [Family; 3] {
     let mut mode = Family::new(
         "xdp_mode",
         Kind::Gauge,
-        "1 for where received packets are counted: XDP by its mode, or TC ingress; 0 for the others.",
+        "Hook that counts received packets: 1 for the mode in use, 0 for the others.",
     );
     let mut attached =
-        Family::new("network_attached", Kind::Gauge, "1 if packets are counted in this direction.");
-    let mut refused =
-        Family::new("network_attach_failed", Kind::Gauge, "1 if a direction is not counted, and why.");
+        Family::new("network_attached", Kind::Gauge, "Whether packets are counted in this direction.");
+    let mut refused = Family::new(
+        "network_attach_failed",
+        Kind::Gauge,
+        "1 for each direction in which packets are not \
+             counted, with the reason.",
+    );
     for reading in readings {
         let of = &reading.labels;
         if let Some((_, now)) = &reading.ingress {

@@ -127,7 +127,7 @@ impl CounterMaps {
         }
         let mut slots = self.lock();
         let (slot, stats) = slots.ready.pop_front().ok_or_else(|| {
-            let text = format!("{} interfaces are counted on already", SLOTS - 1);
+            let text = format!("the maximum of {} interfaces is reached", SLOTS - 1);
             libbpf_rs::Error::from(std::io::Error::other(text))
         })?;
         let id = slots.next * SLOTS as u32 + slot;

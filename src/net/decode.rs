@@ -13,18 +13,18 @@ const NAMES: Schema = Schema::OneOrList(&Schema::Text);
 /// `network:`.
 pub static NETWORK: Section = Section {
     name: "network",
-    what: "the network's settings",
-    about: "Packet statistics of interfaces.",
+    what: "the network settings",
+    about: "Packet statistics of network interfaces.",
     keys: Cow::Borrowed(&[
         Key::new(
             "interfaces",
             Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &SPACE)])),
-            "Names or globs (`*`, `?`), also of interfaces that appear later.",
+            "Interface names or globs (`*`, `?`). Interfaces may appear later.",
         )
         .required(),
-        Key::new("exclude", NAMES, "Names or globs of those that are left out."),
-        Key::new("mode", Schema::Words(|| words(MODES)), "Where what comes in is counted.").or("auto"),
-        Key::new("count", Schema::Section(|| &COUNTED), "What is counted beside packets and bytes."),
+        Key::new("exclude", NAMES, "Names or globs of interfaces to leave out."),
+        Key::new("mode", Schema::Words(|| words(MODES)), "Hook that counts received packets.").or("auto"),
+        Key::new("count", Schema::Section(|| &COUNTED), "Optional statistics."),
     ]),
     one_of: &[],
 };
@@ -34,9 +34,9 @@ static SPACE: Section = Section {
     what: "interfaces of another network namespace",
     about: "Interfaces of another network namespace.",
     keys: Cow::Borrowed(&[
-        Key::new("netns", Schema::Text, "Its name, as `ip netns` knows it, or its path."),
-        Key::new("container", Schema::Text, "That of the container with this name or id."),
-        Key::new("interfaces", NAMES, "Names or globs; without it, all."),
+        Key::new("netns", Schema::Text, "Name (as in `ip netns`) or path of the network namespace."),
+        Key::new("container", Schema::Text, "Name or id of a container whose network namespace is meant."),
+        Key::new("interfaces", NAMES, "Interface names or globs. Default: all."),
     ]),
     one_of: &["netns", "container"],
 };
@@ -50,25 +50,30 @@ static COUNTED: LazyLock<Section> = LazyLock::new(|| {
     };
     let series = Schema::Integer(i64::from(*TOP_SOURCES.start()), i64::from(*TOP_SOURCES.end()));
     let others = [
-        table("talkers", "Remote hosts."),
-        table("flows", "Flows of the talkers that are kept. Needs `talkers`."),
-        Key::new("top_sources", series, "Series of `xdp_top_source_bytes` at most. Needs `talkers`."),
+        table("talkers", "Remote hosts, per CPU table."),
+        table("flows", "Flows of the tracked talkers. Needs `talkers`."),
+        Key::new(
+            "top_sources",
+            series,
+            "Maximum number of series of `xdp_top_source_bytes`. Needs `talkers`.",
+        ),
         switch("tcp_connections", Count::default().tcp_connections, "TCP connections by state."),
         switch(
             "drop_reasons",
             Count::default().drop_reasons,
-            "Packets that the kernel drops, by its own reasons.",
+            "Packets dropped by the kernel, by its drop reason.",
         ),
         switch(
             "tcp",
             Count::default().tcp,
-            "Changes of TCP sockets' states, and what the kernel tells besides of TCP.",
+            "TCP state changes, retransmits, resets, round-trip times and connection durations.",
         ),
     ];
     Section {
         name: "count",
-        what: "what is counted",
-        about: "What is counted beside packets and bytes by direction, family, protocol and verdict.",
+        what: "the statistics",
+        about: "Optional statistics. Packets and bytes by direction, address family, protocol and verdict are \
+             always counted.",
         keys: stats::switches().map(|one| switch(one.key, one.default, one.name)).chain(others).collect(),
         one_of: &[],
     }
@@ -77,11 +82,11 @@ static COUNTED: LazyLock<Section> = LazyLock::new(|| {
 static TABLE: Section = Section {
     name: "table",
     what: "a table",
-    about: "The size of a table.",
+    about: "Size of a table.",
     keys: Cow::Borrowed(&[Key::new(
         "entries",
         Schema::Integer(*TABLE_ENTRIES.start() as i64, *TABLE_ENTRIES.end() as i64),
-        "Entries kept by each CPU.",
+        "Entries per CPU.",
     )
     .required()]),
     one_of: &[],
@@ -129,7 +134,7 @@ fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
         (Some(name), None) => Space::Netns(name),
         (None, Some(name)) => Space::Container(name),
         _ => {
-            fields.error("either `netns` or `container` is needed".to_string()).help("write { netns: NAME }");
+            fields.error("set either `netns` or `container`".to_string()).help("write { netns: NAME }");
             return None;
         }
     };
@@ -141,10 +146,8 @@ fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
 /// (`bpf_map_offload_map_alloc`).
 fn mode(node: &Node<'_>) -> Option<Mode> {
     if node.value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("offload")) {
-        node.error(
-            "mode \"offload\" is not possible: a NIC runs no programs that count for each CPU, as these do",
-        )
-        .help("write mode: native, which runs in the driver, or mode: auto");
+        node.error("mode \"offload\" is not supported: NICs cannot run programs that use per-CPU maps")
+            .help("use mode: native, which runs in the driver, or mode: auto");
         return None;
     }
     node.one_of("mode", MODES)
@@ -170,7 +173,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
     };
     for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {
         if needs > 0 && count.talkers == 0 {
-            fields.error(format!("`{key}` needs `talkers`")).help("write talkers: true");
+            fields.error(format!("`{key}` needs `talkers`")).help("set talkers: true");
         }
     }
     Some(count)
@@ -229,7 +232,7 @@ mod tests {
             ("{ interfaces: { netns: a, interface: b } }", "did you mean \"interfaces\""),
             ("{ interfaces: [] }", "at least one interface"),
             ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
-            ("{ interfaces: eth0, mode: offload }", "a NIC runs no programs that count for each CPU"),
+            ("{ interfaces: eth0, mode: offload }", "NICs cannot run programs that use per-CPU maps"),
             ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
             ("{ interfaces: eth0, count: { flows: true } }", "`flows` needs `talkers`"),
             ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),

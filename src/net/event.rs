@@ -55,39 +55,36 @@ impl fmt::Display for Event {
                 write!(f, "{interface}: counting packets, {} ({reason})", hook.phrase())
             }
             Self::Attached { interface, hook: None, .. } => {
-                write!(f, "{interface}: counting packets that leave only")
+                write!(f, "{interface}: counting sent packets only")
             }
             Self::Refused { refusal, .. } => refusal.fmt(f),
             Self::Restored { interface, direction } => write!(
                 f,
-                "{interface}: the {direction} program was detached by someone else, and is attached again; packets \
-                 between are not counted"
+                "{interface}: the {direction} program was detached by another program and is attached again; \
+                 packets in between are not counted"
             ),
             Self::Moved { interface, direction, before } => write!(
                 f,
-                "{interface}: {before}, ran before the {direction} program, which is before it now; packets that it let \
-                 nobody else see are not counted"
+                "{interface}: {before}, ran before the {direction} program and is behind it now; packets that \
+                 it consumed before are not counted"
             ),
             Self::Hidden { interface, direction, packets } => write!(
                 f,
-                "{interface}: the {direction} program is attached and did not see {packets} packets that the kernel \
-                 counts; something takes them before it (`bpftool net show dev {interface}`)"
+                "{interface}: the {direction} program is attached but missed {packets} packets that the \
+                 kernel counted; another program consumes them first (see `bpftool net show dev {interface}`)"
             ),
             Self::Seen { interface, direction } => {
-                write!(f, "{interface}: the {direction} program sees what the kernel counts again")
+                write!(f, "{interface}: the {direction} program sees all packets again")
             }
-            Self::Renamed { from, to } => write!(f, "{from}: the interface is called {to} now"),
-            Self::Gone { interface } => write!(f, "{interface}: the interface is gone"),
+            Self::Renamed { from, to } => write!(f, "{from}: interface renamed to {to}"),
+            Self::Gone { interface } => write!(f, "{interface}: interface removed"),
             Self::Missing { interface } => {
-                write!(
-                    f,
-                    "{interface}: there is no such interface (yet); it will be counted on when it appears"
-                )
+                write!(f, "{interface}: no such interface (yet); it is attached when it appears")
             }
             Self::Absent { space, error } => {
-                write!(f, "{space}: {error}; it will be counted in when it appears")
+                write!(f, "{space}: {error}; its interfaces are attached when it appears")
             }
-            Self::Blind { error } => write!(f, "the interfaces cannot be listed: {error}"),
+            Self::Blind { error } => write!(f, "failed to list the interfaces: {error}"),
         }
     }
 }

@@ -64,21 +64,21 @@ const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
     if on.kind.as_deref() == Some("ifb") {
         let reason =
-            "what is redirected to an ifb leaves it again, and is counted as sent; it receives nothing";
+            "an ifb receives nothing: packets redirected to it leave it again and are counted as sent";
         return Err(reason.to_string());
     }
     crosses_hooks(on)?;
     let chosen = |hooks, reason: &str| Ok(Choice { hooks, reason: reason.to_string() });
     match mode {
         Mode::Native if on.link != Link::Ethernet => {
-            Err("native XDP never sees packets of a device without an Ethernet header; use `mode: auto`"
+            Err("native XDP does not see packets of a device without an Ethernet header; use `mode: auto`"
                 .to_string())
         }
         // They run in the drivers of its members, and see their packets as those of the members.
-        Mode::Native if on.kind.as_deref() == Some("bond") => {
-            Err("native XDP tells packets of a bond by the member they came from; count on the members, or use `mode: auto`"
-                .to_string())
-        }
+        Mode::Native if on.kind.as_deref() == Some("bond") => Err(
+            "native XDP on a bond reports the member interface; attach to the members, or use `mode: auto`"
+                .to_string(),
+        ),
         Mode::Native => chosen(&[Hook::Native], "as configured"),
         Mode::Generic => chosen(&[Hook::Generic], "as configured"),
         Mode::Tcx => chosen(&[Hook::Tcx], "as configured"),
@@ -88,7 +88,7 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
             (Some(kind), _) => chosen(SOFT, &format!("virtual device ({kind})")),
             (None, Some(bus)) if PARAVIRTUAL.contains(&bus.as_str()) => chosen(
                 SOFT,
-                &format!("paravirtual device ({bus}), native XDP would turn off its receive offloads"),
+                &format!("paravirtual device ({bus}), where native XDP turns off receive offloads"),
             ),
             (None, Some(bus)) => {
                 chosen(&[Hook::Native, Hook::Tcx, Hook::Generic], &format!("hardware device ({bus})"))
@@ -124,7 +124,7 @@ const SOFT: &[Hook] = &[Hook::Tcx, Hook::Generic];
 /// Why not.
 pub(crate) fn crosses_hooks(on: &Interface) -> Result<(), String> {
     if on.kind.as_deref() == Some("vrf") {
-        let reason = "packets of a VRF pass no hook of the VRF itself, only those of its member interfaces: count on these";
+        let reason = "packets of a VRF only pass the hooks of its member interfaces; attach to those";
         return Err(reason.to_string());
     }
     Ok(())
@@ -174,7 +174,7 @@ mod tests {
         let tun = interface(Some("tun"), None, Link::Ip);
         assert!(choose(&tun, Mode::Native).unwrap_err().contains("mode: auto"));
         let bond = interface(Some("bond"), None, Link::Ethernet);
-        assert!(choose(&bond, Mode::Native).unwrap_err().contains("count on the members"));
+        assert!(choose(&bond, Mode::Native).unwrap_err().contains("attach to the members"));
         assert_eq!(choose(&bond, Mode::Auto).unwrap().hooks[0], Hook::Tcx);
         assert_eq!(choose(&tun, Mode::Generic).unwrap().hooks, [Hook::Generic]);
     }

@@ -47,7 +47,7 @@ pub(crate) fn dump(
 
 /// Walks the messages of one datagram; true at the end of the dump.
 fn messages(mut rest: &[u8], interrupted: &mut bool, each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's netlink answer is cut short");
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message");
     while !rest.is_empty() {
         let length = u32_at(rest, 0).ok_or_else(broken)? as usize;
         if length < HEADER || length > rest.len() {

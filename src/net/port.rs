@@ -175,7 +175,8 @@ impl Port {
             Ok(placed) => side.is_hidden().then(|| Refusal {
                 reason: "hidden",
                 text: format!(
-                    "{}: {} is attached, and sees less than half of what the kernel counts; see `bpftool net show dev {}`",
+                    "{}: {} is attached but sees less than half of the packets that the kernel counts; see \
+                     `bpftool net show dev {}`",
                     self.on.name,
                     if direction == Direction::Ingress { placed.hook.phrase() } else { "TC egress" },
                     self.on.name
@@ -233,10 +234,10 @@ fn refuse(on: &Interface, err: &str) -> Refusal {
 fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
     |error| {
         let denied = error.kind() == libbpf_rs::ErrorKind::PermissionDenied;
-        let next = "loading needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and a kernel of 5.18 or later";
+        let next = "loading needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.18 or later";
         Refusal {
             reason: if denied { "permission" } else { "other" },
-            text: format!("{}: the packet programs are not loaded: {error:#}; {next}", on.name),
+            text: format!("{}: failed to load the packet programs: {error:#}; {next}", on.name),
         }
     }
 }
@@ -256,7 +257,7 @@ fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) 
             Ok((attached, program)) => return Ok(Placed { attached, program, hook: *hook, reason }),
             Err(refusal) => {
                 reason = match (hook, refusal.reason) {
-                    (Hook::Tcx, "unsupported") => "there is no TCX before Linux 6.6".to_string(),
+                    (Hook::Tcx, "unsupported") => "TCX needs Linux 6.6 or later".to_string(),
                     _ => refusal.text.clone(),
                 };
                 last = Some(refusal);

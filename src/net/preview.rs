@@ -15,8 +15,8 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         (count.flows > 0, format!("{} flows", count.flows)),
         (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
         (count.tcp_connections, "TCP connections by state".to_string()),
-        (count.drop_reasons, "the kernel's reasons for dropping packets".to_string()),
-        (count.tcp, "how TCP connections fare".to_string()),
+        (count.drop_reasons, "kernel drop reasons".to_string()),
+        (count.tcp, "TCP connection statistics".to_string()),
     ];
     let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();
     let mode = format!("{:?}", config.mode).to_lowercase();
@@ -35,11 +35,10 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         .collect();
     let mut lines = vec![
         format!("network: interfaces {}{elsewhere} (mode {mode})", config.interfaces.join(", ")),
-        "  packets and bytes by direction, family, protocol and verdict".to_string(),
+        "  packets and bytes by direction, address family, protocol and verdict".to_string(),
         format!("  also: {}", wanted.join(", ")),
         format!(
-            "  kernel memory: {} KiB for each interface, {} KiB more where XDP counts; {} KiB for talkers and flows of \
-             all",
+            "  kernel memory: {} KiB per interface, {} KiB more with XDP; {} KiB for talkers and flows in total",
             each / 1024,
             fast / 1024,
             all / 1024
@@ -48,7 +47,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
     for scope in config.scopes().iter().filter(|scope| scope.space == Space::Own) {
         match hooks(scope, config.mode) {
             Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),
-            Err(error) => lines.push(format!("  the interfaces cannot be listed: {error}")),
+            Err(error) => lines.push(format!("  failed to list the interfaces: {error}")),
         }
     }
     lines
@@ -72,11 +71,11 @@ fn hooks(scope: &Scope, mode: Mode) -> std::io::Result<Vec<String>> {
                 let hooks: Vec<_> = choice.hooks.iter().map(|hook| hook.phrase()).collect();
                 format!("{}: {} ({})", there.name, hooks.join(", else "), choice.reason)
             }
-            Err(err) => format!("{}: nothing that comes in: {err}", there.name),
+            Err(err) => format!("{}: received packets are not counted: {err}", there.name),
         })
         .collect();
     let missing = scope.exact_names().filter(|name| !all.iter().any(|there| there.is_called(name)));
-    lines.extend(missing.map(|name| format!("{name}: there is no such interface (yet)")));
+    lines.extend(missing.map(|name| format!("{name}: no such interface (yet)")));
     Ok(lines)
 }
 

@@ -360,5 +360,8 @@ impl Drop for Entry {
 
 fn program(skel: &NetSkel<'_>, name: &str) -> io::Result<OwnedFd> {
     let program = skel.object().progs().find(|program| program.name() == name);
-    program.ok_or_else(|| io::Error::other(format!("no program {name}")))?.as_fd().try_clone_to_owned()
+    program
+        .ok_or_else(|| io::Error::other(format!("the BPF object has no program {name}")))?
+        .as_fd()
+        .try_clone_to_owned()
 }

@@ -213,7 +213,7 @@ impl Query {
                 }
                 _ => {
                     let known = "sort, order, page, per_page, interface and address";
-                    return Err(QueryError(format!("unknown parameter {key:?}; there are {known}")));
+                    return Err(QueryError(format!("unknown parameter {key:?}; valid parameters: {known}")));
                 }
             }
         }
@@ -353,7 +353,7 @@ mod tests {
             ("interface=%f", "interface: expected percent-encoded UTF-8"),
             (
                 "pages=1",
-                "unknown parameter \"pages\"; there are sort, order, page, per_page, interface and address",
+                "unknown parameter \"pages\"; valid parameters: sort, order, page, per_page, interface and address",
             ),
         ] {
             assert_eq!(Query::parse(query).unwrap_err().to_string(), text, "{query}");

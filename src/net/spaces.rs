@@ -36,11 +36,11 @@ impl Namespace {
             Space::Netns(name) if name.starts_with('/') => PathBuf::from(name),
             Space::Netns(name) => Path::new("/run/netns").join(name),
             Space::Container(name) => {
-                let pid = process_of(name).ok_or("no process runs in a container of this name or id")?;
+                let pid = process_of(name).ok_or("no process runs in a container with this name or id")?;
                 PathBuf::from(format!("/proc/{pid}/ns/net"))
             }
         };
-        Self::at(path.clone()).map_err(|error| format!("{} cannot be opened: {error}", path.display()))
+        Self::at(path.clone()).map_err(|error| format!("failed to open {}: {error}", path.display()))
     }
 
     fn at(path: PathBuf) -> io::Result<Self> {

@@ -122,7 +122,7 @@ pub(super) fn every_family() -> Vec<Family> {
 
 /// Only those that there were, for there are more than a hundred.
 fn drops(reasons: &BTreeMap<usize, String>, counts: &[u64]) -> Family {
-    let help = "Packets that the kernel dropped, by its reason.";
+    let help = "Packets dropped by the kernel, by its drop reason.";
     let mut family = Family::new("network_kernel_drops_total", Kind::Counter, help);
     let mut others = 0;
     for (reason, count) in counts[..REASONS].iter().enumerate().filter(|(_, count)| **count > 0) {
@@ -136,7 +136,7 @@ fn drops(reasons: &BTreeMap<usize, String>, counts: &[u64]) -> Family {
 }
 
 fn state_changes(counts: &[u64]) -> Family {
-    let help = "Changes of the state of TCP sockets; from syn_sent to close a connection could not be made.";
+    let help = "TCP socket state changes; syn_sent to close is a failed connect.";
     let mut family = Family::new("network_tcp_state_changes_total", Kind::Counter, help);
     for (from, name_from) in STATES.iter().enumerate() {
         for (to, name_to) in STATES.iter().enumerate() {
@@ -151,14 +151,15 @@ fn state_changes(counts: &[u64]) -> Family {
 }
 
 fn tcp_counters<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
-    let help = "TCP segments that were sent again.";
+    let help = "Retransmitted TCP segments.";
     let mut retransmits = Family::new("network_tcp_retransmits_total", Kind::Counter, help);
     retransmits.number(&[], at(offset_of!(stack_stats, retransmits))[0]);
-    let help = "TCP connections that were reset, by who did it.";
+    let help = "TCP connections reset, by this host (sent) or by the peer (received).";
     let mut resets = Family::new("network_tcp_resets_total", Kind::Counter, help);
     resets.number(&[("direction", "sent")], at(offset_of!(stack_stats, resets_sent))[0]);
     resets.number(&[("direction", "received")], at(offset_of!(stack_stats, resets_received))[0]);
-    let help = "TCP connections that are not in network_tcp_connection_duration_seconds, for lack of room.";
+    let help =
+        "TCP connections missing from network_tcp_connection_duration_seconds because the table was full.";
     let mut untimed = Family::new("network_tcp_untimed_connections_total", Kind::Counter, help);
     untimed.number(&[], at(offset_of!(stack_stats, untimed))[0]);
     vec![retransmits, resets, untimed]
@@ -179,7 +180,7 @@ fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
     vec![
         of(
             "network_tcp_handshake_duration_seconds",
-            "Round-trip time of the handshake of TCP connections, by which side opened them.",
+            "Round-trip time of the TCP handshake, by the side that opened the connection.",
             TIMES,
             &[
                 (&[("opened_by", "self")], handshake),
@@ -188,13 +189,13 @@ fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
         ),
         of(
             "network_tcp_rtt_seconds",
-            "Smoothed round-trip time of TCP connections when they began to close.",
+            "Smoothed round-trip time of TCP connections at the start of their close.",
             TIMES,
             &[(&[], offset_of!(stack_stats, rtt))],
         ),
         of(
             "network_tcp_connection_duration_seconds",
-            "Time from the handshake to the end of TCP connections.",
+            "Duration of TCP connections, from the handshake to the close.",
             DURATIONS,
             &[(&[], offset_of!(stack_stats, duration))],
         ),
@@ -221,12 +222,12 @@ fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
     let counters = [
         (
             "network_tcp_listen_overflows_total",
-            "TCP connections that found the queue of their listening socket full.",
+            "TCP connections dropped because the accept queue of the listening socket was full (ListenOverflows).",
             "ListenOverflows",
         ),
         (
             "network_tcp_listen_drops_total",
-            "TCP connections that a listening socket did not take, for whatever reason.",
+            "TCP connections dropped by a listening socket for any reason (ListenDrops).",
             "ListenDrops",
         ),
     ];

@@ -146,18 +146,14 @@ impl Status {
                 missing.labels.iter().map(|(kind, name)| format!(" in {kind} {name}")).collect::<String>();
             match &missing.error {
                 Some(error) => reasons.push(format!("network{place}: {error}")),
-                None => reasons.extend(
-                    missing.names.iter().map(|name| format!("network: there is no interface {name}{place}")),
-                ),
+                None => reasons
+                    .extend(missing.names.iter().map(|name| format!("network: no interface {name}{place}"))),
             }
         }
         let (all, waiting) = self.all_and_waiting();
         if let Some(next) = waiting.first() {
             let next = next.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(" of ");
-            reasons.push(format!(
-                "network: {} interfaces are yet to be attached to, {next} is next",
-                waiting.len()
-            ));
+            reasons.push(format!("network: {} interfaces not attached yet, next is {next}", waiting.len()));
         }
         for interface in all {
             let told = interface

@@ -118,16 +118,16 @@ impl Network {
         let counter_maps = CounterMaps::create(&config.count).map_err(|error| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError(format!(
-                "the tables of counters, talkers and flows ({bytes} bytes of kernel memory) cannot be made: {error:#}; \
-                 lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
+                "failed to create the tables of counters, talkers and flows ({bytes} bytes of kernel memory): \
+                 {error:#}; lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
             ))
         })?;
         let event = eventfd(0, EventfdFlags::CLOEXEC)
-            .map_err(|error| NetworkError(format!("no descriptor to wait for: {error}")))?;
+            .map_err(|error| NetworkError(format!("failed to create an eventfd: {error}")))?;
         let stack = Stack::load(&config.count).map_err(|error| {
             NetworkError(format!(
-                "the programs of network.count.drop_reasons and tcp cannot be attached: {error:#}; they need CAP_BPF and \
-                 CAP_PERFMON"
+                "failed to attach the programs for network.count.drop_reasons and tcp: {error:#}; they need \
+                 CAP_BPF and CAP_PERFMON"
             ))
         })?;
         let mut network = Self {
@@ -160,7 +160,7 @@ impl Network {
             // Before this returns, so that what comes from now on is counted.
             Some(visit.begin().map_err(NetworkError)?)
         } else {
-            visit.absent("it was not looked for yet");
+            visit.absent("not looked for yet");
             None
         };
         let watch = std::thread::Builder::new()
@@ -169,7 +169,7 @@ impl Network {
                 Some(follower) => visit.stay(follower, &|| true),
                 None => visit.come_and_go(),
             })
-            .map_err(|error: io::Error| NetworkError(format!("no thread can be started: {error}")))?;
+            .map_err(|error: io::Error| NetworkError(format!("failed to start a thread: {error}")))?;
         self.watches.push(watch);
         Ok(())
     }
@@ -327,15 +327,15 @@ impl Visit {
     fn begin(&self) -> Result<Follower, String> {
         let end = Instant::now() + AT_START;
         let changes = Changes::listen()
-            .map_err(|error| format!("changes of interfaces cannot be heard of: {error}"))?;
-        let present = interfaces().map_err(|error| format!("the interfaces cannot be listed: {error}"))?;
+            .map_err(|error| format!("failed to subscribe to interface changes: {error}"))?;
+        let present = interfaces().map_err(|error| format!("failed to list the interfaces: {error}"))?;
         let fast = fast_interfaces(&self.config, &self.scope, &present);
         let programs = Programs::new(
             Arc::clone(&self.counter_maps),
             fast,
             program_switches(&self.config.count.statistics),
         )
-        .map_err(|error| format!("the packet programs' tables cannot be made: {error:#}"))?;
+        .map_err(|error| format!("failed to create the tables of the packet programs: {error:#}"))?;
         let area = Area {
             scope: self.scope.clone(),
             mode: self.config.mode,
@@ -385,17 +385,18 @@ impl Visit {
     fn come_and_go(&self) {
         let home = match Namespace::own() {
             Ok(home) => home,
-            Err(error) => return self.tell_absent(&format!("/proc cannot be read: {error}")),
+            Err(error) => return self.tell_absent(&format!("failed to read /proc: {error}")),
         };
         let mut said = String::new();
         while !self.stop.is_asked() {
             let error = match Namespace::find(&self.scope.space) {
                 Ok(there) if there.is_same(&home) => {
-                    "it has the network namespace of this exporter: name its interfaces without `netns` and `container`"
+                    "it is the exporter's own network namespace; list its interfaces without `netns` and \
+                     `container`"
                         .to_string()
                 }
                 Ok(there) => match self.go(&there) {
-                    Ok(()) => "it is gone".to_string(),
+                    Ok(()) => "it no longer exists".to_string(),
                     Err(error) => error,
                 },
                 Err(error) => error,
@@ -404,7 +405,7 @@ impl Visit {
                 return;
             }
             if let Err(error) = enter(home.file.as_fd()) {
-                return self.tell_absent(&format!("this thread cannot leave it: {error}"));
+                return self.tell_absent(&format!("failed to leave it: {error}"));
             }
             if error != said {
                 self.tell_absent(&error);
@@ -416,7 +417,7 @@ impl Visit {
 
     fn go(&self, there: &Namespace) -> Result<(), String> {
         enter(there.file.as_fd())
-            .map_err(|error| format!("it cannot be entered: {error}; run with CAP_SYS_ADMIN"))?;
+            .map_err(|error| format!("failed to enter it: {error}; run with CAP_SYS_ADMIN"))?;
         let follower = self.begin()?;
         self.stay(follower, &|| there.is_there());
         Ok(())

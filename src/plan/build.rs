@@ -102,8 +102,8 @@ impl Builder<'_> {
         let first = self.probes.len();
         for (n, named) in target.profiles.iter().enumerate() {
             if target.profiles[..n].iter().any(|other| other.name == named.name) {
-                let message = format!("profile \"{}\" is one of this target's already", named.name);
-                self.diags.error(&named.at, message).help("name it once");
+                let message = format!("duplicate profile \"{}\"", named.name);
+                self.diags.error(&named.at, message).help("remove one of them");
                 continue;
             }
             self.profile = Some(named.name.clone());
@@ -166,8 +166,7 @@ impl Builder<'_> {
     /// Reports metrics that are to be computed at a return where there is none.
     fn refuse_at_return(&self, probe: &Probe) {
         for metric in probe.metrics.iter().filter(|metric| metric.at_return) {
-            self.diags
-                .error(&metric.at, "`at: return` is not valid here: only a function returns".to_string());
+            self.diags.error(&metric.at, "`at: return` is not valid here: only functions return".to_string());
         }
     }
 
@@ -220,8 +219,8 @@ impl Builder<'_> {
         {
             let near = did_you_mean(key, probe.args.iter().map(|arg| arg.name.as_str()));
             self.diags
-                .error(&probe.at, format!("the span's key \"{key}\" is not one of its arguments{near}"))
-                .help(format!("name it under args: {{ {key}: {{ index: ... }} }}, or write by: thread"));
+                .error(&probe.at, format!("the span's key \"{key}\" is not an argument of the span{near}"))
+                .help(format!("add it to args: {{ {key}: {{ index: ... }} }}, or use by: thread"));
         }
         if !is_return {
             self.refuse_useless_key(&probe.at, key_arg, from == &late_plan.point);
@@ -367,11 +366,11 @@ impl Builder<'_> {
                 // That two profiles do so is seen elsewhere.
                 Entry::Occupied(first) if self.profile.is_none() => {
                     let message = format!(
-                        "{} is fed the same way at {} already: each hit would count twice",
+                        "{} is already updated the same way at {}: each hit would count twice",
                         metric.name,
                         first.get()
                     );
-                    self.diags.error(&metric.at, message).help("remove one of the two");
+                    self.diags.error(&metric.at, message).help("remove one of them");
                 }
                 Entry::Occupied(_) => {}
                 Entry::Vacant(vacant) => {
@@ -396,7 +395,7 @@ impl Builder<'_> {
     fn check(&self, target: &Target, metric: &Metric) {
         for label in &metric.labels {
             if target.labels.iter().any(|(name, _)| *name == label.name) {
-                let message = format!("label \"{}\" is one of the target's own labels already", label.name);
+                let message = format!("label \"{}\" is already a label of the target", label.name);
                 self.diags.error(&label.at, message);
             }
         }
@@ -436,7 +435,8 @@ impl Builder<'_> {
             self.diags.error(
                 &metric.at,
                 format!(
-                    "{} is described differently at {}: probes that feed one metric give the same kind and buckets",
+                    "{} is defined differently at {}: all probes that update a metric must define the same \
+                     type and buckets",
                     metric.name, self.places[known]
                 ),
             );
@@ -451,7 +451,7 @@ impl Builder<'_> {
             self.diags.error(
                 &metric.at,
                 format!(
-                    "{} has other labels here than at {}, where they are: {}",
+                    "{} has different labels at {}: {}",
                     metric.name,
                     self.places[known],
                     first.displayed_labels().collect::<Vec<_>>().join(", ")
@@ -499,7 +499,7 @@ impl Builder<'_> {
                     self.diags.error(
                         &self.places[other],
                         format!(
-                            "{} is a part of the histogram {} at {at}",
+                            "{} is a series name of the histogram {} at {at}",
                             self.metrics[other].name, metric.name
                         ),
                     );

@@ -47,7 +47,7 @@ impl Late {
             return Some(known);
         }
         if self.carried.len() == MAX_CARRIED {
-            let message = format!("more than {MAX_CARRIED} arguments are kept from the start to the end");
+            let message = format!("more than {MAX_CARRIED} arguments of the start are needed at the end");
             diags
                 .error(&value.at, message)
                 .help("use fewer arguments of the start, or read them at the end (at: return, to_index)");
@@ -61,7 +61,7 @@ impl Late {
     fn length(&mut self, text: &Arg, index: usize, args: &[Arg], diags: &Diagnostics) -> Option<usize> {
         let named = args.iter().find(|arg| arg.index == index && arg.offset.is_none());
         if named.is_some_and(|arg| arg.at_return) {
-            let message = format!("\"{}\" is read at the entry, but its length at the return", text.name);
+            let message = format!("\"{}\" is read at the entry but its length at the return", text.name);
             diags.error(&text.at, message).help("read the text at the return too: at: return");
             return None;
         }
@@ -88,11 +88,11 @@ impl Late {
                 .error(
                     at,
                     format!(
-                        "all texts but the last that are kept from the start to the end can have {before_last} bytes; \
-                         there is room for {room}"
+                        "the texts of the start that are needed at the end, except the last, can have \
+                         {before_last} bytes; the limit is {room}"
                     ),
                 )
-                .help("lower their max, or split the metrics over two entries of this probe");
+                .help("lower their `max`, or split the metrics over two entries of this probe");
         }
     }
 

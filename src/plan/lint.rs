@@ -37,7 +37,7 @@ pub fn lint(plan: &Plan) -> Vec<String> {
         }
         for label in metric.labels.iter().filter(|label| ["job", "instance"].contains(&&***label)) {
             let message = format!(
-                "Prometheus has a label \"{label}\" of its own, so this one becomes exported_{label}"
+                "Prometheus sets the label \"{label}\" itself and renames this one to exported_{label}"
             );
             remarks.error(&at, message);
         }
@@ -50,29 +50,29 @@ fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, Source)>) -> V
     let words: Vec<&str> = name.split(['_', ':']).collect();
     let is_counter = *kind == MetricKind::Counter;
     match (is_counter, name.ends_with("_total")) {
-        (true, false) => remarks.push("a counter's name ends in _total".to_owned()),
-        (false, true) => remarks.push("only a counter's name ends in _total".to_owned()),
+        (true, false) => remarks.push("counter names should end in _total".to_owned()),
+        (false, true) => remarks.push("only counter names should end in _total".to_owned()),
         _ => {}
     }
     for suffix in ["_bucket", "_count", "_sum", "_created", "_info"] {
         if name.ends_with(suffix) {
-            remarks.push(format!("a name that ends in {suffix} is taken for a part of another metric"));
+            remarks.push(format!("the suffix {suffix} is reserved for series of histograms and summaries"));
         }
     }
     if name.contains(':') {
-        remarks.push("colons are for the names of recording rules".to_owned());
+        remarks.push("colons are reserved for recording rules".to_owned());
     }
     if name.contains(|c: char| c.is_ascii_uppercase()) {
-        remarks.push("names are written in lower case, with underscores".to_owned());
+        remarks.push("metric names should be snake_case".to_owned());
     }
     if let Some(word) = KINDS.iter().find(|word| words.contains(word)) {
-        remarks.push(format!("its type says already that it is a {word}"));
+        remarks.push(format!("the name should not contain the metric type ({word})"));
     }
     let other =
         UNITS.iter().find_map(|(other, base)| Some((words.iter().find(|word| other.contains(word))?, base)));
     if let Some((word, base)) = other {
         remarks.push(format!(
-            "the unit in the name is the base unit {base}, not {word}, and the value is shown in it"
+            "the name should use the base unit {base} instead of {word}; the value is exported in {base}"
         ));
     }
     let unit = match value {
@@ -84,7 +84,7 @@ fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, Source)>) -> V
         Some((Unit::None, _)) | None => None,
     };
     if let Some(unit) = unit.filter(|unit| !words.contains(unit) && other.is_none()) {
-        remarks.push(format!("its value is in {unit}: the name says so at its end, before _total"));
+        remarks.push(format!("the value is in {unit}, so the name should end in _{unit} (before _total)"));
     }
     remarks
 }
@@ -111,15 +111,15 @@ mod tests {
             assert_eq!(remarks_on(name, kind, value), Vec::<String>::new(), "{name}");
         }
         for (name, kind, value, expected) in [
-            ("relay_messages", &counter, None, "ends in _total"),
-            ("relay_total", &histogram, plain, "only a counter"),
-            ("relay_count", &histogram, plain, "_count is taken for a part"),
+            ("relay_messages", &counter, None, "should end in _total"),
+            ("relay_total", &histogram, plain, "only counter names"),
+            ("relay_count", &histogram, plain, "suffix _count is reserved"),
             ("relay:x_total", &counter, None, "recording rules"),
-            ("relayMessages_total", &counter, None, "lower case"),
-            ("relay_counter_total", &counter, None, "it is a counter"),
-            ("relay_duration_ms", &histogram, microseconds, "base unit seconds, not ms"),
-            ("relay_duration", &histogram, microseconds, "its value is in seconds"),
-            ("relay_total", &counter, Some((Unit::Bytes, Source::Arg(0))), "its value is in bytes"),
+            ("relayMessages_total", &counter, None, "snake_case"),
+            ("relay_counter_total", &counter, None, "metric type (counter)"),
+            ("relay_duration_ms", &histogram, microseconds, "base unit seconds instead of ms"),
+            ("relay_duration", &histogram, microseconds, "the value is in seconds"),
+            ("relay_total", &counter, Some((Unit::Bytes, Source::Arg(0))), "the value is in bytes"),
         ] {
             let found = remarks_on(name, kind, value);
             assert!(found.len() == 1 && found[0].contains(expected), "{name}: {found:?}");
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(
             found[0].starts_with("c.yaml:9:13: ")
-                && found[0].ends_with("hits: a counter's name ends in _total")
+                && found[0].ends_with("hits: counter names should end in _total")
         );
-        assert!(found[1].ends_with("becomes exported_job"), "{found:?}");
+        assert!(found[1].ends_with("renames this one to exported_job"), "{found:?}");
     }
 }

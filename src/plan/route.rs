@@ -37,7 +37,7 @@ pub(super) fn route(
             match refuse(action, probe) {
                 Some(reason) => Route::Ring(reason),
                 None if in_kernel == MAX_ACTIONS => {
-                    Route::Ring(format!("the kernel computes {MAX_ACTIONS} metrics of one probe"))
+                    Route::Ring(format!("the kernel computes at most {MAX_ACTIONS} metrics per probe"))
                 }
                 None => {
                     in_kernel += 1;
@@ -72,17 +72,18 @@ pub(super) fn route(
         probe.values.push(unnamed(probe, Source::Pid));
     }
     if probe.values.len() > MAX_VALUES {
-        let message = format!("{} values are read here; {MAX_VALUES} are possible", probe.values.len());
+        let message =
+            format!("{} values are needed; the limit is {MAX_VALUES} per probe", probe.values.len());
         diags.error(&probe.at, message).help("split the metrics over two entries of this probe");
     }
-    probe.emit = ring.or_else(|| settings.verbose.then(|| "verbose logs every event".to_string()));
+    probe.emit = ring.or_else(|| settings.verbose.then(|| "`verbose` logs every event".to_string()));
     if probe.emit.is_some() {
         refuse_long_events(probe, diags);
     }
     for value in &probe.values {
         let bytes = value.kind.max_bytes() as usize;
         if bytes > MAX_BYTES {
-            diags.error(&value.at, format!("{bytes} bytes; {MAX_BYTES} can be read"));
+            diags.error(&value.at, format!("{bytes} bytes; the limit is {MAX_BYTES}"));
         }
     }
 }
@@ -96,9 +97,11 @@ fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
         diags
             .error(
                 &probe.at,
-                format!("all texts but the last can have {before_last} bytes; {room} fit into an event"),
+                format!(
+                    "the texts except the last can have {before_last} bytes; the limit per event is {room}"
+                ),
             )
-            .help("lower their max, or split the metrics over two entries of this probe");
+            .help("lower their `max`, or split the metrics over two entries of this probe");
     }
 }
 
@@ -130,7 +133,7 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
     for condition in &action.when {
         let value = &probe.values[condition.value];
         if value.kind.is_compared_as_displayed() {
-            return Some(format!("{}: compared as it is shown", value.name));
+            return Some(format!("{}: compared by its text", value.name));
         }
         if let Operand::Str(text) = &condition.with
             && text.len() > MAX_PATTERN
@@ -154,14 +157,16 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
 
 fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
     if kind.is_symbol() {
-        return Some(format!("{name}: the name of an address is known only outside the kernel"));
+        return Some(format!("{name}: symbol names are only known in user space"));
     }
     if mapping.len() > MAX_PATTERNS {
         return Some(format!("{name}: more than {MAX_PATTERNS} patterns"));
     }
     for (pattern, _) in mapping {
         match pattern {
-            Pattern::Glob(glob) => return Some(format!("{name}: \"{glob}\" is matched outside the kernel")),
+            Pattern::Glob(glob) => {
+                return Some(format!("{name}: the glob \"{glob}\" is matched in user space"));
+            }
             Pattern::Exact(text) | Pattern::Prefix(text) if text.len() > MAX_PATTERN => {
                 return Some(format!("{name}: \"{text}\" is longer than {MAX_PATTERN} bytes"));
             }
@@ -169,7 +174,7 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
         }
     }
     if kind.is_compared_as_displayed() && !mapping.is_empty() {
-        return Some(format!("{name}: compared with patterns as it is shown"));
+        return Some(format!("{name}: patterns are matched against its text"));
     }
     if raw && kind.max_bytes() as usize > MAX_TEXT {
         return Some(format!("{name}: text longer than {MAX_TEXT} bytes"));

@@ -73,7 +73,7 @@ impl Scope<'_> {
         if is_number(&self.plan.values[index].kind) {
             return Some(index);
         }
-        let message = format!("\"{}\" is not a number, so it cannot be the metric's value", named.name);
+        let message = format!("\"{}\" is not a number and cannot be a metric's value", named.name);
         self.diags.error(&named.at, message);
         None
     }
@@ -91,11 +91,11 @@ impl Scope<'_> {
             let (is, may) = if text {
                 ("text", "== \"...\", != \"...\" and starts_with \"...\"")
             } else {
-                ("a number", "==, !=, <, <=, > and >= with a number")
+                ("a number", "==, !=, <, <=, > and >= and a number")
             };
             self.diags.error(
                 &condition.at,
-                format!("\"{}\" is {is}: it can be compared by {may}", condition.value),
+                format!("\"{}\" is {is}; it can only be compared with {may}", condition.value),
             );
             return None;
         }
@@ -105,7 +105,7 @@ impl Scope<'_> {
             && !(is_unsigned && u64::try_from(number).is_ok())
         {
             let sign = if is_unsigned { "" } else { " with a sign" };
-            self.diags.error(&condition.at, format!("{number} does not fit into 64 bits{sign}"));
+            self.diags.error(&condition.at, format!("{number} does not fit in a 64-bit integer{sign}"));
         }
         let (mut op, mut with) = (condition.op, condition.with.clone());
         // Whatever is not 0 is true.
@@ -133,7 +133,7 @@ impl Scope<'_> {
                 None => {
                     self.diags.error(
                         &label.at,
-                        format!("\"{name}\" is a number: {} cannot match it", describe(pattern)),
+                        format!("\"{name}\" is a number; {} can never match it", describe(pattern)),
                     );
                 }
             }
@@ -188,15 +188,21 @@ impl Scope<'_> {
                 // Its error has been reported.
             } else if BUILT_INS.contains(&name) {
                 let help = match name {
-                    "retval" => "only a function returns; write `function: NAME`",
-                    "duration" => "only a function (`function: NAME`) or a span lasts",
-                    _ => "it is known at the entry of a function: `function: NAME`",
+                    "retval" => "only functions return; use `function: NAME`",
+                    "duration" => "only functions (`function: NAME`) and spans have a duration",
+                    _ => "it is only known at function entries; use `function: NAME`",
                 };
-                self.diags.error(at, format!("\"{name}\" is not known at this kind of probe")).help(help);
+                self.diags.error(at, format!("\"{name}\" is not available at this kind of probe")).help(help);
             } else {
                 self.diags
-                    .error(at, format!("\"{name}\" is neither an argument of this probe nor built in{near}"))
-                    .help(format!("name it under args: {{ {name}: {{ index: ... }} }}"));
+                    .error(
+                        at,
+                        format!(
+                            "\"{name}\" is neither an argument of this probe nor a built-in \
+                         value{near}"
+                        ),
+                    )
+                    .help(format!("add it to args: {{ {name}: {{ index: ... }} }}"));
             }
             return None;
         };
@@ -375,7 +381,7 @@ pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagno
             || is_length;
         if !used && !probe.from_profile {
             let name = &arg.name;
-            warnings.error(&arg.at, format!("argument \"{name}\" is used by no metric and no log line"));
+            warnings.error(&arg.at, format!("argument \"{name}\" is not used by any metric or log line"));
         }
     }
 }

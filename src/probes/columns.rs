@@ -19,8 +19,8 @@ pub fn columns(listing: &Listing) -> String {
         || listing.files.iter().flat_map(|f| &f.providers).flat_map(|p| &p.probes).flat_map(|p| &p.args);
     if args().any(|arg| arg.types.iter().any(|kind| kind.ends_with("64"))) {
         to.push_str(
-            "\nNotes give width and sign only. A 64-bit argument may be a pointer: to text (type: string), to bytes \
-             (type: hex);\nthe program's documentation says which.\n",
+            "\nNotes only give width and signedness. A 64-bit argument may be a pointer to text (type: \
+             string) or bytes (type: hex);\nsee the program's documentation.\n",
         );
     }
     to

@@ -47,15 +47,15 @@ fn source_name(index: &SymbolIndex<'_>, found: &FunctionSite) -> Option<String> 
 fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     let mut limits = Vec::new();
     if !found.at_entry {
-        limits.push("no return, no arguments (not an entry)");
+        limits.push("no return, no arguments (not a function entry)");
     }
     match found.convention {
-        Convention::Unknown => limits.push("no return, no arguments (assembly, or a Go that is not known)"),
+        Convention::Unknown => limits.push("no return, no arguments (assembly, or an unknown Go version)"),
         Convention::GoStack => limits.push("no return (arguments on the stack)"),
         Convention::SystemV | Convention::GoRegisters => {}
     }
     if !found.checked {
-        limits.push("not known to be the start of an instruction");
+        limits.push("may not be an instruction boundary");
     }
     Function {
         offset: found.site.offset,

@@ -21,7 +21,7 @@ const KNOWN: &[(&str, &str)] = &[
         "this JVM was built without probes: build it with configure --enable-dtrace, or use the JDK of a \
          distribution (Debian's openjdk-17-jdk-headless has them)",
     ),
-    ("java", "a JVM's probes are in lib/server/libjvm.so of its folder"),
+    ("java", "the JVM's probes are in lib/server/libjvm.so of its directory"),
     ("libpython", "build it with ./configure --with-dtrace; Debian's package has it"),
     ("python", "build it with ./configure --with-dtrace, or look in its libpython if it has one"),
     ("libruby", "build it with ./configure --enable-dtrace"),
@@ -50,19 +50,17 @@ pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selecto
     let next = if let Some(libraries) = libraries(found, selector) {
         libraries
     } else if let Some(jvm) = jvm_beside(name, &found.path) {
-        format!("a JVM's probes are in its libjvm.so: `exporter probes {jvm}`")
+        format!("the JVM's probes are in its libjvm.so: `exporter probes {jvm}`")
     } else if go_binary(image) {
-        "a Go program, and the Go toolchain makes none: list its functions with --functions 'main.*'"
+        "a Go program, and the Go toolchain creates none: list its functions with --functions 'main.*'"
             .to_string()
     } else {
         match KNOWN.iter().find(|(begin, _)| name.starts_with(begin)) {
             Some((_, next)) => (*next).to_string(),
-            None => {
-                "it was built without them (many programs have a build option for them, which often needs \
-                     systemtap-sdt-dev), or they are in one of its shared libraries (`ldd` lists these); its \
-                     functions are listed with --functions '*'"
-                    .to_string()
-            }
+            None => "it was built without probes (many programs have a build option, which often needs \
+                 systemtap-sdt-dev), or they are in a shared library (see `ldd`); list its functions with \
+                 --functions '*'"
+                .to_string(),
         }
     };
     format!("no USDT probes (no .note.stapsdt section): {next}")
@@ -73,14 +71,14 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
     let mut remarks = Vec::new();
     if go_binary(image) {
         remarks.push(
-            "a Go program: calls are counted where their stack check is over, and `args` are words in Go's order: \
-             a string is two (`type: go_string`), a slice three, an interface two, a receiver comes first"
+            "a Go program: calls are probed behind the stack check, and `args` are words in Go's order: a \
+             string is two words (`type: go_string`), a slice three, an interface two; a receiver comes first"
                 .to_string(),
         );
     } else if image.is_stripped() {
         remarks.push(
-            "stripped: only the functions that it exports have names here. Install its debug symbols, or give a \
-             file offset (--functions 0x1234)"
+            "stripped: only exported functions have names. Install the debug symbols, or use a file offset \
+             (--functions 0x1234)"
                 .to_string(),
         );
     }
@@ -96,14 +94,14 @@ pub(crate) fn arguments(values: &[ValuePlan]) -> impl Iterator<Item = String> {
     let names: Vec<&str> = values.iter().filter(wide).map(|value| value.name.as_str()).collect();
     let width = (!names.is_empty()).then(|| {
         format!(
-            "{} read as 64 bits with a sign; C's int is `type: i32`, unsigned `type: u32`",
+            "{} read as signed 64-bit integers; for C's int use `type: i32`, for unsigned `type: u32`",
             names.join(", ")
         )
     });
     let order = values.iter().any(|value| read(&value)).then(|| {
-        "arguments are counted as C passes whole numbers and addresses: leave out float and double; C++'s `this` and the \
-         address of a large result come before the first; a structure by value of 9 to 16 bytes counts as two, a larger \
-         one is on the stack"
+        "argument indexes follow the C calling convention for integers and pointers: float and double do not \
+         count; C++'s `this` and the pointer to a large result come first; a structure of 9 to 16 bytes \
+         passed by value counts as two, a larger one is on the stack"
             .to_string()
     });
     width.into_iter().chain(order)

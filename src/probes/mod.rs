@@ -107,11 +107,11 @@ fn selector(target: &str) -> Result<Selector, String> {
     find(&selector).map_err(|why| {
         let next = match in_search_path(target) {
             Some(path) => {
-                format!("the program of that name is listed by `exporter probes {}`", path.display())
+                format!("for the program with that name use `exporter probes {}`", path.display())
             }
-            None => "give the path of a file, a process id or the name of a process that runs".to_string(),
+            None => "give a file path, a process id or the name of a running process".to_string(),
         };
-        format!("no file {target} is here and {why}; {next}")
+        format!("no such file {target}, and {why}; {next}")
     })?;
     Ok(selector)
 }
@@ -123,18 +123,18 @@ fn in_search_path(name: &str) -> Option<PathBuf> {
 
 fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
     let shown = &found.display;
-    let bytes = found.read().map_err(|why| format!("{shown} cannot be read: {why}"))?;
+    let bytes = found.read().map_err(|why| format!("failed to read {shown}: {why}"))?;
     let image = Image::parse(&bytes).map_err(|why| match hints::interpreter(&bytes) {
         Some(interpreter) if why == ElfError::NotElf => format!(
-            "{shown}: not an ELF file but a script for {interpreter}: name the program that it starts, or the \
-             interpreter itself"
+            "{shown}: not an ELF file but a script for {interpreter}: use the program that it starts, or the \
+             interpreter"
         ),
         _ => format!("{shown}: {why}"),
     })?;
     let mut remarks = Vec::new();
     if foreign(image.arch()) {
         remarks.push(format!(
-            "built for {}, and this machine is {}: its probes can be listed but not traced here",
+            "built for {}, but this machine is {}: its probes can be listed but not traced here",
             architecture(image.arch()),
             std::env::consts::ARCH
         ));

@@ -109,7 +109,7 @@ fn argument(sites: &[Site], index: usize) -> Argument {
                 ("?".to_string(), error.text.clone(), Some(format!("`{}`: {}", error.text, error.why)))
             }
             None => {
-                let why = format!("the site at file offset {:#x} does not pass it", site.offset);
+                let why = format!("the site at file offset {:#x} does not have it", site.offset);
                 made.unreadable.get_or_insert(why);
                 continue;
             }
@@ -174,6 +174,6 @@ mod tests {
     #[test]
     fn an_argument_that_one_site_lacks_cannot_be_used() {
         let args = arguments(&[site("8@%rax"), site("")]);
-        assert!(args[0].unreadable.as_deref().is_some_and(|why| why.contains("0x10 does not pass it")));
+        assert!(args[0].unreadable.as_deref().is_some_and(|why| why.contains("0x10 does not have it")));
     }
 }

@@ -63,7 +63,7 @@ pub struct AttachedFile {
 
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
-    "functions are looked for in the executable only; name the library by `binary:`";
+    "functions are only searched in the executable; use `binary:` with the path of the library";
 
 /// When what was refused is tried again.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ impl AttachedFile {
         self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
         let image = bytes
             .as_ref()
-            .map_err(|refusal| format!("{} cannot be read: {refusal}", found.display))
+            .map_err(|refusal| format!("failed to read {}: {refusal}", found.display))
             .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.display)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
@@ -258,7 +258,7 @@ impl AttachedFile {
         let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
         match cookies.take(sites.len()) {
             None => {
-                let text = format!("{} more probe sites than limits.sites allows; raise it", sites.len());
+                let text = format!("{} probe sites more than limits.sites; raise it", sites.len());
                 let refusal = Refusal::new(RefusalKind::Sites, text);
                 for (at, site) in sites {
                     self.probes[at].refuse(site, refusal.clone());
@@ -285,7 +285,7 @@ impl AttachedFile {
         self.links.extend(attached.links);
         if attached.beside > 0 {
             log::info!(
-                "Target {}: another tracer holds {} sites without their semaphores; attached beside it",
+                "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
                 context.target.name,
                 attached.beside
             );
@@ -335,7 +335,7 @@ impl AttachedFile {
     pub fn admit(&mut self, kernel: &Kernel, found: &TargetFile) {
         (self.display, self.stamp) = (found.display.clone(), found.stamp);
         if let Err(err) = kernel.admit(&self.cookies) {
-            log::error!("{}: hits of processes of other names are not counted: {err:#}", self.display);
+            log::error!("{}: hits of processes with other names are not counted: {err:#}", self.display);
         }
     }
 

@@ -36,7 +36,7 @@ impl TargetFile {
         if key(&file.metadata()?) == self.key {
             Ok(file)
         } else {
-            Err(io::Error::other("another file is there by now"))
+            Err(io::Error::other("the file was replaced meanwhile"))
         }
     }
 

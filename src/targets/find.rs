@@ -154,15 +154,14 @@ impl Finder {
             Selector::Process(name) => {
                 self.walk();
                 let (wanted, uncovered) = self.processes.named(name);
-                let none = format!("no process is called {name}");
+                let none = format!("no process is named {name}");
                 self.of_all(&wanted, &uncovered, none, usdt)
             }
             Selector::Container(name) => {
                 let id = self.container_id(name);
                 self.walk();
                 let (wanted, uncovered) = self.processes.in_container(&id);
-                let none =
-                    format!("no process runs in a container called {name}, or whose id begins with that");
+                let none = format!("no process runs in a container with the name or id {name}");
                 self.of_all(&wanted, &uncovered, none, usdt)
             }
         }
@@ -174,7 +173,7 @@ impl Finder {
         let first = *self.begun.entry(pid).or_insert(began);
         if first != began {
             return Err(format!(
-                "process {pid} has ended, and another one has its number now: name the new process, or use `process:`"
+                "process {pid} has exited and its id was reused: use the id of the new process, or `process:`"
             ));
         }
         self.walk();
@@ -254,9 +253,9 @@ fn container_id(name: &str) -> String {
 
 fn process_error(err: &io::Error) -> String {
     match err.kind() {
-        io::ErrorKind::NotFound => "does not exist, or is a thread of the kernel".to_string(),
+        io::ErrorKind::NotFound => "does not exist, or is a kernel thread".to_string(),
         io::ErrorKind::PermissionDenied => {
-            "its executable may not be read; CAP_SYS_PTRACE is needed".to_string()
+            "permission denied reading its executable; CAP_SYS_PTRACE is needed".to_string()
         }
         _ => err.to_string(),
     }
@@ -298,6 +297,6 @@ mod tests {
         let found = Finder::default().look_at(&path, "display".to_string()).unwrap();
         assert_eq!(found.read().unwrap(), b"one");
         fs::rename(&other, &path).unwrap();
-        assert_eq!(found.open().unwrap_err().to_string(), "another file is there by now");
+        assert_eq!(found.open().unwrap_err().to_string(), "the file was replaced meanwhile");
     }
 }

@@ -59,7 +59,7 @@ impl Finder {
         let Some(files) = &mut self.files else { return assumed };
         file.and_then(|file| files.inode(&file)).unwrap_or_else(|err| {
             log::debug!(
-                "{}: told apart by stat(2), for the kernel's inode is not known: {err}",
+                "{}: identified by stat(2), because the kernel's inode is not known: {err}",
                 path.display()
             );
             assumed

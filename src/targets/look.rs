@@ -34,7 +34,7 @@ impl Worker {
         state.editions += 1;
         match self.kernel.set_filter(target, &filter.clone().numbered(state.editions)) {
             Ok(()) => state.filter = Some(filter),
-            Err(err) => log::error!("Target {}: the kernel keeps its old filter: {err:#}", planned.name),
+            Err(err) => log::error!("Target {}: failed to update its filter: {err:#}", planned.name),
         }
     }
 
@@ -49,8 +49,8 @@ impl Worker {
         let copied_up = self.finder.copied_up.iter().filter(|process| !process.maps.iter().any(attached));
         remarks.extend(copied_up.map(|process| {
             format!(
-                "process {} runs {} as it was before it was copied up to another layer, to which no path leads: what it does \
-                 is not counted until it is started again",
+                "process {} runs a version of {} from before overlayfs copied it up, which no path reaches: \
+                 its hits are not counted until it restarts",
                 process.pid, process.display
             )
         }));
@@ -200,7 +200,7 @@ impl Worker {
         state.replaced.retain_mut(|old| {
             let used = !old.wants_check_of_use() || self.finder.in_use(old.identity);
             if !used {
-                log::info!("Target {}: {} no longer runs, and was detached from", planned.name, old.display);
+                log::info!("Target {}: no process runs {} any more; detached", planned.name, old.display);
                 old.detach(cookies);
                 self.finder.forget_executed(old.identity);
             }
@@ -247,7 +247,7 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &Attache
             }
             ProbeState::Partly(why) => {
                 attached += 1;
-                log::warn!("Attached probe in part: {name}: {why}");
+                log::warn!("Partly attached probe: {name}: {why}");
             }
             ProbeState::Absent(_) if elsewhere => {}
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
@@ -258,7 +258,7 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &Attache
     if attached == 0 && elsewhere {
         log::debug!("{line}");
     } else if attached == 0 {
-        log::error!("{line}; `exporter probes {}` lists what the file has", file.display);
+        log::error!("{line}; `exporter probes {}` lists the probes of the file", file.display);
     } else {
         log::info!("{line}");
     }

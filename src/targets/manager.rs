@@ -43,7 +43,7 @@ impl ProbeManager {
         let status = Arc::new(Status::new(&plan));
         let (ready, started) = sync_channel(1);
         let failed = |why: io::Error| KernelError {
-            what: "starting the thread that attaches probes".to_string(),
+            what: "start the thread that attaches probes".to_string(),
             why: why.into(),
             next: String::new(),
         };
@@ -62,7 +62,7 @@ impl ProbeManager {
                 }
             })
             .map_err(failed)?;
-        let shared = started.recv().map_err(|_| failed(io::Error::other("it ended at once")))??;
+        let shared = started.recv().map_err(|_| failed(io::Error::other("it exited")))??;
         Ok(Self { shared, status, attach, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -150,7 +150,7 @@ impl Worker {
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
         let Some(news) = self.finder.follow(&self.selectors) else {
-            log::debug!("more has happened to processes than could be told: all are looked at");
+            log::debug!("process events were lost: scanning /proc");
             self.is_behind = true;
             return;
         };

@@ -49,7 +49,7 @@ impl Outcome {
             (0, _) => ProbeState::Refused(summary(unfit.chain(open))),
             (_, refused) => {
                 let why = summary(unfit.chain(open));
-                ProbeState::Partly(format!("{refused} of {all} sites are not: {why}"))
+                ProbeState::Partly(format!("{refused} of {all} sites failed: {why}"))
             }
         };
     }

@@ -82,17 +82,12 @@ pub struct Uncovered {
 impl Uncovered {
     /// What keeps the search from being complete; `refused` are processes that are meant.
     pub fn sentence(&self, refused: &[u32]) -> Option<String> {
-        let needs = "may not be looked into: CAP_SYS_PTRACE is needed";
+        let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
         if let Some(first) = refused.first() {
-            return Some(format!(
-                "{} of the processes that are meant (such as {first}) {needs}",
-                refused.len()
-            ));
+            return Some(format!("{} matching processes (such as {first}) {needs}", refused.len()));
         }
         if self.version_1 {
-            return Some(
-                "it has control groups of version 1 only, by which the kernel cannot tell a container".into(),
-            );
+            return Some("it only has cgroup v1, and containers need cgroup v2".into());
         }
         (self.hidden > 0).then(|| format!("{} processes {needs}", self.hidden))
     }
@@ -419,7 +414,7 @@ mod tests {
     #[test]
     fn what_could_not_be_seen_is_said() {
         let hidden = Uncovered { hidden: 3, version_1: false };
-        assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes may not be looked into"));
+        assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
         assert!(hidden.sentence(&[7]).unwrap().contains("such as 7"));
         assert_eq!(Uncovered::default().sentence(&[]), None);
     }

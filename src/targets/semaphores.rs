@@ -46,7 +46,8 @@ impl Worker {
             // It has ended.
             Err(err) if matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(err) => log::warn!(
-                "process {pid}: its semaphores cannot be raised ({err}), so that its hits are not counted; CAP_SYS_PTRACE is needed"
+                "process {pid}: failed to raise its semaphores ({err}), so its hits are not counted; \
+                 CAP_SYS_PTRACE is needed"
             ),
         }
     }

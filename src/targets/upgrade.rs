@@ -51,8 +51,8 @@ pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &TargetFile) -> Re
         Err(NoLease::Written) => Err(being_written(&file.display)),
         Err(NoLease::Refused(err)) => {
             log::info!(
-                "{}: no lease ({err}), so that writing over it in place while it is traced can crash it when it is started; \
-                 replace it by renaming, or give the exporter CAP_LEASE",
+                "{}: no lease ({err}): overwriting it in place while it is traced can crash it at its next \
+                 start; replace it by renaming, or give the exporter CAP_LEASE",
                 file.display
             );
             Ok(None)
@@ -61,7 +61,7 @@ pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &TargetFile) -> Re
 }
 
 fn being_written(file: &str) -> String {
-    format!("{file} is being written; it is attached to when that is done")
+    format!("{file} is being written; it is attached afterwards")
 }
 
 impl Worker {
@@ -87,11 +87,7 @@ impl Worker {
             for attached in &mut broken {
                 attached.detach(&mut self.cookies);
                 self.finder.forget_executed(attached.identity);
-                log::info!(
-                    "Target {}: {} is about to be written, and was detached from",
-                    planned.name,
-                    attached.display
-                );
+                log::info!("Target {}: {} is about to be written; detached", planned.name, attached.display);
             }
             let reason =
                 broken.first().filter(|_| is_current).map(|attached| being_written(&attached.display));
@@ -138,7 +134,7 @@ impl Worker {
             let path = path.canonicalize().unwrap_or_else(|_| path.clone());
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if let Err(err) = self.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name)) {
-                log::debug!("Target {}: no candidates: {err:#}", planned.name);
+                log::debug!("Target {}: failed to attach candidates ahead: {err:#}", planned.name);
             }
         }
     }
@@ -169,7 +165,7 @@ impl Worker {
                 attached.detach(&mut self.cookies);
                 continue;
             }
-            log::debug!("Target {}: {} may take its place", planned.name, found.display);
+            log::debug!("Target {}: {} may replace it; attached ahead", planned.name, found.display);
             if state.candidates.len() == CANDIDATES {
                 state.candidates.remove(0).attached.detach(&mut self.cookies);
             }

@@ -108,7 +108,9 @@ impl Watch {
             }
             // What is not there yet is found by the regular look.
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
-            Err(err) => log::debug!("{} is not watched: {err}; it is looked at each second", path.display()),
+            Err(err) => {
+                log::debug!("{}: failed to watch it: {err}; polling every second instead", path.display())
+            }
         }
     }
 

@@ -53,16 +53,17 @@ impl Worker {
         };
         let mut files = Files::load()?;
         let namespace = files.pid_namespace().map_err(|err| {
-            failed("finding out whose process ids /proc shows", err, "run it with the host's pid namespace")
+            failed("find the pid namespace of /proc", err, "run in the host's pid namespace")
         })?;
         if namespace != PidNamespace::default() {
             log::info!(
-                "Process ids are those of this pid namespace; processes outside of it are traced too, and have the id 0"
+                "Process ids are those of this pid namespace; processes outside of it are also traced, with \
+                 the id 0"
             );
         }
         let kernel = Kernel::load(&plan, layout, attach, namespace)?;
         let watch = Watch::new(stopped)
-            .map_err(|err| failed("watching files", err, "raise fs.inotify.max_user_instances"))?;
+            .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances"))?;
         let usdt_of = |target: &TargetPlan| {
             let names = target.probes.iter().filter_map(|probe| match &plan.probes[*probe].point {
                 Point::Usdt { provider, name } => Some(format!("{provider}:{name}")),
@@ -122,7 +123,5 @@ fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<Pro
         return None;
     }
     let started = ProcessEvents::start(&wanted, namespace);
-    started
-        .inspect_err(|err| log::info!("Processes are looked for every {} s: {err}", WALK_INTERVAL.as_secs()))
-        .ok()
+    started.inspect_err(|err| log::info!("Scanning /proc every {} s: {err}", WALK_INTERVAL.as_secs())).ok()
 }

@@ -10,46 +10,53 @@ impl Telemetry {
     pub(super) fn http(&self, to: &mut Families) {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
         let columns: [Column; 12] = [
-            ("fibre_exporter_http_connections_total", "Connections taken.", |s| &s.connections_accepted),
-            ("fibre_exporter_http_connections_rejected_total", "Connections refused: too many.", |s| {
-                &s.connections_refused
-            }),
+            ("fibre_exporter_http_connections_total", "Accepted connections.", |s| &s.connections_accepted),
+            (
+                "fibre_exporter_http_connections_rejected_total",
+                "Connections rejected because of the \
+                 connection limit.",
+                |s| &s.connections_refused,
+            ),
             (
                 "fibre_exporter_http_connections_evicted_total",
-                "Unfinished connections closed to make room for a new one.",
+                "Incomplete connections closed to make room for a new one.",
                 |s| &s.connections_evicted,
             ),
-            ("fibre_exporter_http_handshake_failures_total", "TLS handshakes that failed.", |s| {
+            ("fibre_exporter_http_handshake_failures_total", "Failed TLS handshakes.", |s| {
                 &s.handshake_failures
             }),
-            ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that took too long.", |s| {
+            ("fibre_exporter_http_handshake_timeouts_total", "TLS handshakes that timed out.", |s| {
                 &s.handshake_timeouts
             }),
             (
                 "fibre_exporter_http_header_timeouts_total",
-                "Requests whose headers did not arrive in time, and connections that never sent any.",
+                "Connections closed because no complete request headers arrived in time.",
                 |s| &s.header_timeouts,
             ),
-            ("fibre_exporter_http_handler_timeouts_total", "Requests not answered in time (503).", |s| {
-                &s.handler_timeouts
-            }),
+            (
+                "fibre_exporter_http_handler_timeouts_total",
+                "Requests that timed out in their handler (503).",
+                |s| &s.handler_timeouts,
+            ),
             (
                 "fibre_exporter_http_responses_rejected_total",
-                "Answers refused because others are read too slowly (503).",
+                "Responses rejected because too many slow responses are in progress (503).",
                 |s| &s.answers_refused,
             ),
-            ("fibre_exporter_http_malformed_requests_total", "Requests that are not HTTP (400).", |s| {
-                &s.malformed
-            }),
-            ("fibre_exporter_http_oversized_headers_total", "Requests with too large headers (431).", |s| {
-                &s.headers_too_large
-            }),
-            ("fibre_exporter_http_write_timeouts_total", "Answers that were not taken in time.", |s| {
-                &s.write_timeouts
-            }),
+            ("fibre_exporter_http_malformed_requests_total", "Malformed requests (400).", |s| &s.malformed),
+            (
+                "fibre_exporter_http_oversized_headers_total",
+                "Requests whose headers are too large (431).",
+                |s| &s.headers_too_large,
+            ),
+            (
+                "fibre_exporter_http_write_timeouts_total",
+                "Responses that the client did not read in time.",
+                |s| &s.write_timeouts,
+            ),
             (
                 "fibre_exporter_http_unauthorized_requests_total",
-                "Requests with no or wrong credentials.",
+                "Requests with missing or wrong credentials (401).",
                 |s| &s.unauthorized,
             ),
         ];
@@ -64,17 +71,17 @@ impl Telemetry {
         if not_after != 0 {
             to.gauge(
                 "fibre_exporter_tls_certificate_not_after_seconds",
-                "When the certificate in use ends, in seconds since 1970.",
+                "Expiry of the TLS certificate in use, in seconds since the Unix epoch.",
             )
             .number(&[], not_after);
             let failed = self.http[0].certificate_reload_failed.load(Ordering::Relaxed);
             to.gauge(
                 "fibre_exporter_tls_certificate_last_reload_successful",
-                "Whether the certificate in use is that of the files; 0 if these have changed and cannot be used.",
+                "Whether the last reload of the TLS certificate files succeeded.",
             )
             .number(&[], u64::from(!failed));
         }
-        let rows = to.counter("fibre_exporter_http_requests_total", "Requests answered.");
+        let rows = to.counter("fibre_exporter_http_requests_total", "HTTP requests served.");
         for (endpoint, stats) in endpoints.iter().zip(&self.http) {
             for row in stats.requests() {
                 let status = row.status.to_string();

@@ -49,23 +49,28 @@ impl Telemetry {
     }
 
     fn exporter(&self, to: &mut Families) {
-        to.gauge("fibre_exporter_up", "Whether the exporter runs.").number(&[], 1u64);
-        to.gauge("fibre_exporter_start_time_seconds", "When the exporter started, in seconds since 1970.")
-            .number(&[], self.started);
+        to.gauge("fibre_exporter_up", "Always 1 while the exporter runs.").number(&[], 1u64);
+        to.gauge(
+            "fibre_exporter_start_time_seconds",
+            "Start time of the exporter, in seconds since the Unix \
+             epoch.",
+        )
+        .number(&[], self.started);
         let attach = match self.attach {
             Attach::Multi => "uprobe_multi",
             Attach::Perf => "perf_event",
         };
-        to.gauge("fibre_exporter_info", "What runs; the value is always 1.").number(
-            &[
-                ("version", env!("CARGO_PKG_VERSION")),
-                ("attach", attach),
-                ("kernel", &crate::kernel::kernel_release()),
-                ("node", &self.plan.settings.node_name),
-            ],
-            1u64,
-        );
-        to.gauge("fibre_exporter_series", "Measured series of the latest scrape.")
+        to.gauge("fibre_exporter_info", "Version and environment of the exporter; the value is always 1.")
+            .number(
+                &[
+                    ("version", env!("CARGO_PKG_VERSION")),
+                    ("attach", attach),
+                    ("kernel", &crate::kernel::kernel_release()),
+                    ("node", &self.plan.settings.node_name),
+                ],
+                1u64,
+            );
+        to.gauge("fibre_exporter_series", "Series of configured metrics in the latest scrape.")
             .number(&[], self.series.load(Ordering::Relaxed));
     }
 
@@ -75,7 +80,7 @@ impl Telemetry {
         let refused = states.iter().filter(|probe| matches!(probe.state, ProbeState::Refused(_))).count();
         let accounting =
             |which| (0..states.len()).map(|probe| self.counts.accounting(probe, which)).sum::<u64>();
-        let rows = to.counter("fibre_exporter_errors_total", "What went wrong, by type.");
+        let rows = to.counter("fibre_exporter_errors_total", "Errors, by type.");
         for (reason, which) in LOST {
             rows.number(&[("error_type", reason)], accounting(*which));
         }
@@ -86,7 +91,7 @@ impl Telemetry {
         let of_log = |count: fn(&Logging) -> u64| self.logging.as_ref().map_or(0, count);
         rows.number(&[("error_type", "log_line_dropped")], of_log(Logging::dropped));
         rows.number(&[("error_type", "log_write_failed")], of_log(Logging::failed));
-        to.gauge("fibre_exporter_probes_refused", "Probes that are in the file but cannot be used.")
+        to.gauge("fibre_exporter_probes_refused", "Probes that exist in the file but failed to attach.")
             .number(&[], refused as u64);
     }
 }

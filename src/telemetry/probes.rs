@@ -22,32 +22,29 @@ impl Telemetry {
         };
         let labels: Vec<[(&str, &str); 2]> = each().map(|both| both.map(|(_, label)| label)).collect();
         let attached = states.iter().filter(|probe| probe.state.is_attached()).count();
-        to.gauge("fibre_exporter_probes_attached", "Probes that are attached.").number(&[], attached as u64);
-        to.gauge("fibre_exporter_probes_configured", "Probes that the configuration asks for.")
-            .number(&[], states.len() as u64);
+        to.gauge("fibre_exporter_probes_attached", "Attached probes.").number(&[], attached as u64);
+        to.gauge("fibre_exporter_probes_configured", "Configured probes.").number(&[], states.len() as u64);
 
-        let rows = to.gauge(
-            "fibre_exporter_probe_attached",
-            "Whether the probe is attached, if not at all of its sites.",
-        );
+        let rows =
+            to.gauge("fibre_exporter_probe_attached", "Whether the probe is attached, fully or partly.");
         for (labels, probe) in labels.iter().zip(&states) {
             rows.number(labels, u64::from(probe.state.is_attached()));
         }
         let rows = to.gauge(
             "fibre_exporter_probe_state",
-            "The probe's state, and why it is not attached, or not everywhere; always 1.",
+            "State of the probe, and the reason if it is not fully attached; the value is always 1.",
         );
         for (labels, probe) in labels.iter().zip(&states) {
             let state = [("state", probe.state.word()), ("reason", probe.state.reason())];
             rows.number(&[&labels[..], &state].concat(), 1u64);
         }
-        let rows = to.gauge("fibre_exporter_probe_sites", "Places at which the probe is attached.");
+        let rows = to.gauge("fibre_exporter_probe_sites", "Sites at which the probe is attached.");
         for (labels, probe) in labels.iter().zip(&states) {
             rows.number(labels, probe.sites as u64);
         }
         let rows = to.gauge(
             "fibre_exporter_probe_sites_refused",
-            "Places of the probe at which it is not attached; the reason is in fibre_exporter_probe_state.",
+            "Sites at which the probe failed to attach; see fibre_exporter_probe_state for the reason.",
         );
         for (labels, probe) in labels.iter().zip(&states) {
             rows.number(labels, probe.refused as u64);
@@ -56,20 +53,22 @@ impl Telemetry {
         let columns: [Column; 4] = [
             (
                 "fibre_exporter_probe_hits_total",
-                "Hits that were dealt with: aggregated + delivered + filtered + lost, exactly.",
+                "Hits: exactly aggregated + delivered + filtered + lost.",
                 |accounting| accounting.hits,
             ),
+            ("fibre_exporter_probe_aggregated_total", "Hits aggregated in the kernel.", |accounting| {
+                accounting.aggregated
+            }),
             (
-                "fibre_exporter_probe_aggregated_total",
-                "Hits whose metrics were all updated in the kernel.",
-                |accounting| accounting.aggregated,
+                "fibre_exporter_probe_delivered_total",
+                "Hits delivered to user space as events.",
+                |accounting| accounting.delivered,
             ),
-            ("fibre_exporter_probe_delivered_total", "Hits that went whole to user space.", |accounting| {
-                accounting.delivered
-            }),
-            ("fibre_exporter_probe_filtered_total", "Hits of processes not asked for.", |accounting| {
-                accounting.filtered
-            }),
+            (
+                "fibre_exporter_probe_filtered_total",
+                "Hits filtered out, such as hits of other processes.",
+                |accounting| accounting.filtered,
+            ),
         ];
         for (name, help, column) in columns {
             let rows = to.counter(name, help);
@@ -77,21 +76,24 @@ impl Telemetry {
                 rows.number(labels, column(accounting));
             }
         }
-        let rows = to.counter("fibre_exporter_probe_lost_total", "Hits that some metric misses, by reason.");
+        let rows = to.counter(
+            "fibre_exporter_probe_lost_total",
+            "Hits missing from at least one metric, by \
+             reason.",
+        );
         for (probe, labels) in labels.iter().enumerate() {
             for (reason, which) in LOST {
                 let lost = self.counts.accounting(probe, *which);
                 rows.number(&[&labels[..], &[("reason", reason)]].concat(), lost);
             }
         }
-        let rows =
-            to.gauge("fibre_exporter_probe_hits_in_flight", "Hits that are being dealt with at this moment.");
+        let rows = to.gauge("fibre_exporter_probe_hits_in_flight", "Hits being processed at this moment.");
         for (labels, accounting) in labels.iter().zip(&accounting) {
             rows.number(labels, accounting.in_flight);
         }
         let rows = to.counter(
             "fibre_exporter_probe_read_faults_total",
-            "Hits of which a value could not be read from the application's memory.",
+            "Hits with a value that could not be read from the application's memory.",
         );
         for (probe, labels) in labels.iter().enumerate() {
             rows.number(labels, self.counts.accounting(probe, accounting_slot::ACCT_READ_FAULTS));
@@ -99,7 +101,8 @@ impl Telemetry {
         if let Some(ticks) = self.status.ticks() {
             let rows = to.gauge(
                 "fibre_exporter_probe_last_hit_timestamp_seconds",
-                "When the probe was hit last, in seconds since 1970, to about 10 ms; absent before the first hit.",
+                "Time of the last hit, in seconds since the Unix epoch, with a resolution of about 10 ms; \
+                 absent before the first hit.",
             );
             for (probe, labels) in labels.iter().enumerate() {
                 let jiffies = self.counts.last_hit(probe);
@@ -130,7 +133,8 @@ impl Telemetry {
     fn misses(&self, to: &mut Families) {
         let rows = to.counter(
             "fibre_exporter_program_misses_total",
-            "Hits for which the kernel did not run the program, by its own count; they are in no probe's hits.",
+            "Hits for which the kernel did not run the BPF program (recursion_misses); they are not part of \
+             any probe's hits.",
         );
         // A kernel that does not say has no row: not a zero.
         for (program, misses) in self.counts.misses() {
@@ -143,13 +147,11 @@ impl Telemetry {
         let starts = |probe: &ProbePlan| matches!(probe.span, Some(SpanPlan { end: SpanEnd::Start, .. }));
         type Column = (&'static str, &'static str, fn(&Sweep, u64) -> u64);
         let columns: [Column; 2] = [
-            ("fibre_exporter_spans_open", "Starts whose end has not come, at the latest look.", |s, _| {
-                s.open
-            }),
+            ("fibre_exporter_spans_open", "Open spans and calls: started and not ended yet.", |s, _| s.open),
             (
                 "fibre_exporter_spans_expired_total",
-                "Starts that were forgotten: their function was left without the end, their thread ended, or their \
-                 end did not come for ten minutes.",
+                "Spans and calls that were discarded without an end: left by an exception, ended with their \
+                 thread, or open for ten minutes.",
                 |s, left| s.expired + left,
             ),
         ];
@@ -178,7 +180,7 @@ impl Telemetry {
         for (number, now) in overflows.iter().enumerate() {
             if *now > 0 && known.get(number).is_none_or(|before| *before == 0) {
                 log::warn!(
-                    "{}: a label has reached its limit; further values are counted under \"other\"",
+                    "{}: a label has reached its limit; further values are counted as \"other\"",
                     self.plan.metrics[number].name
                 );
             }
@@ -190,7 +192,7 @@ impl Telemetry {
     fn overflows(&self, to: &mut Families) {
         let rows = to.counter(
             "fibre_exporter_label_overflow_total",
-            "Label values that went to \"other\" because their label's limit was reached, by a metric's probes.",
+            "Hits counted as \"other\" because a label reached its limit, by metric.",
         );
         let overflows = self.overflows.lock().unwrap_or_else(PoisonError::into_inner);
         for (metric, overflows) in self.plan.metrics.iter().zip(&*overflows) {

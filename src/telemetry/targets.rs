@@ -10,7 +10,7 @@ impl Telemetry {
         let names = || self.plan.targets.iter().map(|target| target.name.as_str());
         let rows = to.counter(
             "fibre_exporter_reattach_total",
-            "Files that were attached to in place of another of that name (replaced), or again after they were written.",
+            "Files attached again, because the file was replaced or because it was written in place.",
         );
         for (name, reattached) in names().zip(&counts.reattached) {
             for (reason, word) in Reattached::ALL {
@@ -19,14 +19,15 @@ impl Telemetry {
         }
         let rows = to.counter(
             "fibre_exporter_unprobed_seconds_total",
-            "Time that processes ran before their file was attached to; what they did in it is not counted.",
+            "Time that processes of the target ran before their file was attached; hits in that time are not \
+             counted.",
         );
         for (name, unprobed) in names().zip(&counts.unprobed) {
             rows.number(&[("target", name)], unprobed.as_secs_f64());
         }
         to.counter(
             "fibre_exporter_process_scans_total",
-            "How often all processes were looked at: once, unless events of processes are not told or were lost.",
+            "Full scans of /proc: one at start, and one whenever process events were lost.",
         )
         .number(&[], counts.walks);
     }

@@ -383,7 +383,7 @@ endless:
 "#;
 
 const REFUSED: [(&str, &str); 11] = [
-    ("maybe_callee", "no jump that can be told to be taken"),
+    ("maybe_callee", "control falls through"),
     ("data_inside", "data among its code"),
     ("data_aligned", "data among its code"),
     ("not_code", "cannot be decoded"),
@@ -428,7 +428,7 @@ fn every_exit_is_found_and_nothing_else() {
             let said = found.expect_err(name);
             assert!(said.contains(why), "{name}: {said}");
         } else if name == "endless" {
-            assert!(found.unwrap_err().contains("how long it is"));
+            assert!(found.unwrap_err().contains("its size is unknown"));
         } else if !labels(name).is_empty() {
             let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();

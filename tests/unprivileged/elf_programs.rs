@@ -221,7 +221,7 @@ fn places_that_cannot_be_probed_say_why() {
     assert!(error("pushes+1").contains("+0x0 and +0x4"), "{}", error("pushes+1"));
     assert!(error("pushes+0x10000").contains("has only"), "{}", error("pushes+0x10000"));
     assert!(error("pushes*+4").contains("glob"), "{}", error("pushes*+4"));
-    assert!(error("late").contains("chosen when the program starts"), "{}", error("late"));
+    assert!(error("late").contains("resolved at program start"), "{}", error("late"));
     assert!(error("data_only").contains("not a function"), "{}", error("data_only"));
     assert!(error("printf").contains("shared library"), "{}", error("printf"));
     assert!(error("pushed").contains("nearest is pushes"), "{}", error("pushed"));
@@ -276,7 +276,7 @@ fn programs_of_other_kinds_are_told_apart() {
     let error = notes(&Image::parse(&broken).unwrap()).unwrap_err();
     assert_eq!(
         error,
-        ElfError::BadNote { offset: last as u64, why: "its owner reaches past the end" },
+        ElfError::BadNote { offset: last as u64, why: "its owner extends past the end" },
         "{error}"
     );
 }
@@ -398,6 +398,6 @@ fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
     let bytes = fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let error = usdt_sites(&image, "demo", "first").unwrap_err().to_string();
-    assert!(error.contains("demo:first") && error.contains("cleared when the program starts"), "{error}");
+    assert!(error.contains("demo:first") && error.contains("cleared at program start"), "{error}");
     assert!(usdt_sites(&image, "demo", "second__part").is_ok());
 }

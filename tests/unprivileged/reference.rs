@@ -65,6 +65,7 @@ fn the_schema_refuses_what_it_can_know_to_be_wrong() {
             "one of `binary`",
             "`process` are mutually exclusive",
             "`process` and `pid`",
+            "metrics_auth_password and",
             "`value` is missing",
             "`buckets` is missing",
             "`direction` is missing",

@@ -57,7 +57,7 @@ fn the_metrics_want_the_password_and_health_does_not() {
         ("an empty password", format!("user = \"{USER}:\"\n")),
         ("another user", format!("user = \"{USER}.:{PASSWORD}\"\n")),
         ("a bearer token", "header = \"Authorization: Bearer cHJvbWV0aGV1czp4\"\n".to_owned()),
-        ("not base64", "header = \"Authorization: Basic %%%\"\n".to_owned()),
+        ("not valid base64", "header = \"Authorization: Basic %%%\"\n".to_owned()),
     ];
     for (what, lines) in &wrong {
         let lines = format!("cacert = \"{}\"\n{lines}", place.path("certs/ca.crt").display());

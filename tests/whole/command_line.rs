@@ -30,10 +30,10 @@ fn a_bad_configuration_is_refused_with_all_its_errors() {
     for error in [
         format!("{shown}:2:1: metrcs_port: unknown key (did you mean \"metrics_port\"?)"),
         format!("{shown}:3:14: health_port: expected a port from 1 to 65535, found the number 99999"),
-        format!("{shown}:4:11: tls_cert: cannot read the certificate /nonexistent/node.crt: No such file"),
-        format!("{shown}:4:11: tls_cert: a certificate without its private key"),
+        format!("{shown}:4:11: tls_cert: failed to read the certificate /nonexistent/node.crt: No such file"),
+        format!("{shown}:4:11: tls_cert: tls_cert is set without tls_key"),
         format!("{shown}:5:10: verbose: expected true or false, found the number 7"),
-        format!("{shown}:6:24: metrics_auth_password: a password without a user"),
+        format!("{shown}:6:24: metrics_auth_password: a password is set without metrics_auth_username"),
         format!("exporter: 6 errors in {shown}"),
     ] {
         assert!(err.contains(&error), "no {error} in:\n{err}");
@@ -67,7 +67,7 @@ fn a_port_that_is_taken_is_named() {
         let (status, out, err) = finish(&mut command);
         assert_eq!(status, Some(1), "{out}{err}");
         assert!(out.contains("[ERROR] exporter: ") && out.contains(&format!("127.0.0.1:{taken}")), "{out}");
-        assert!(out.contains("another process listens there"), "{out}");
+        assert!(out.contains("the address is in use"), "{out}");
     }
 }
 
@@ -84,7 +84,7 @@ fn without_the_rights_it_ends_and_says_which_are_needed() {
         .args(["--port", &ports[0].to_string(), "--health-port", &ports[1].to_string()]);
     let (status, out, err) = finish(&mut command);
     assert_eq!(status, Some(3), "{out}{err}");
-    assert!(out.contains("[ERROR] exporter: loading the probe programs into the kernel"), "{out}");
+    assert!(out.contains("[ERROR] exporter: failed to load the BPF programs"), "{out}");
     assert!(out.contains("CAP_BPF and CAP_PERFMON"), "{out}");
 }
 

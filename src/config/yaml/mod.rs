@@ -48,8 +48,8 @@ pub fn parse(source: &Arc<Source>, text: &str, diags: &Diagnostics) -> Document 
         match (document, &first) {
             (Some(more), Some(_)) => {
                 diags
-                    .error(&reader.place(more.position), "a second YAML document begins before this")
-                    .help("write one document: remove the line `---`");
+                    .error(&reader.place(more.position), "more than one YAML document")
+                    .help("remove the line `---`");
                 break;
             }
             (Some(document), None) => first = Some(document),
@@ -78,16 +78,16 @@ impl From<ScanError> for Fatal {
             ("unprintable", "save the file as UTF-8"),
             ("tab", "indent with spaces"),
             ("must be followed by a valid YAML whitespace", "write one space after the colon"),
+            ("invalid indentation", "indent continuation lines further than the key that they belong to"),
             (
-                "invalid indentation",
-                "indent what goes on in the next line further than the key that it belongs to",
+                "mapping values are not allowed",
+                "quote text that contains `: `; a mapping is written `key: value`",
             ),
-            ("mapping values are not allowed", "put text that contains `: ` in quotes; write `key: value`"),
-            ("unexpected character", "put text that begins with this character in quotes"),
+            ("unexpected character", "quote text that begins with this character"),
             ("unexpected end of stream", "close the quote"),
-            ("unknown anchor", "an alias `*name` stands for what `&name` marks before it"),
-            ("unknown escape", "in double quotes write \\\\ for a backslash, or use single quotes"),
-            ("did not find expected key", "indent the keys of one mapping alike"),
+            ("unknown anchor", "define the anchor `&name` before the alias `*name`"),
+            ("unknown escape", "in double quotes, write \\\\ for a backslash, or use single quotes"),
+            ("did not find expected key", "give all keys of a mapping the same indentation"),
         ];
         let help = help.iter().find(|(text, _)| info.contains(text)).map(|(_, help)| *help);
         Self { position, message: format!("not valid YAML: {info}"), help }
@@ -96,11 +96,7 @@ impl From<ScanError> for Fatal {
 
 impl Fatal {
     fn too_deep(position: Position) -> Self {
-        Self {
-            position,
-            message: format!("nested too deeply, at most {MAX_DEPTH} levels are read"),
-            help: None,
-        }
+        Self { position, message: format!("nested too deeply: at most {MAX_DEPTH} levels"), help: None }
     }
 }
 
@@ -171,8 +167,7 @@ impl Reader<'_> {
             },
             Event::Alias(anchor) => {
                 let Some(tree) = self.anchors.get(&anchor).cloned() else {
-                    self.diags
-                        .error(&self.place(Some(at)), "this alias stands for a value that it is a part of");
+                    self.diags.error(&self.place(Some(at)), "recursive alias");
                     return self.completed(Tree::new(Some(at), Value::Unread), 0);
                 };
                 self.child(tree, at)
@@ -203,7 +198,7 @@ impl Reader<'_> {
     fn refuse_tag(&self, tag: &Tag, at: Position) {
         let display = if tag.is_yaml_core_schema() { format!("!!{}", tag.suffix) } else { tag.to_string() };
         self.diags
-            .error(&self.place(Some(at)), format!("the YAML tag {} is not used here", quote(&display)))
+            .error(&self.place(Some(at)), format!("the YAML tag {} is not supported", quote(&display)))
             .help("write the value without a tag");
     }
 
@@ -245,7 +240,7 @@ impl Reader<'_> {
             _ => 0,
         };
         if self.nodes > MAX_NODES || self.text > MAX_TEXT {
-            let message = "too much content; are aliases (`*name`) nested in aliases?".to_owned();
+            let message = "too much content after expanding aliases (`*name`)".to_owned();
             return Err(Fatal { position: at, message, help: None });
         }
         if self.open.len() + tree.weight.depth > MAX_DEPTH {
@@ -378,8 +373,8 @@ fn read_key(
                     (Key::Of(scalar.clone(), at), None)
                 }
                 Entry::Occupied(first) => {
-                    let message = format!("duplicate key: it is on line {} already", first.get().line);
-                    (Key::Ignored(Some(scalar.clone())), Some((message, "keep one of the two")))
+                    let message = format!("duplicate key, first used on line {}", first.get().line);
+                    (Key::Ignored(Some(scalar.clone())), Some((message, "remove one of them")))
                 }
             };
         }
@@ -388,7 +383,7 @@ fn read_key(
         Value::Unread => return (Key::Ignored(None), None),
     };
     let message = format!("expected a key, found {what}");
-    (Key::Ignored(None), Some((message, "put text that is meant as a key in quotes")))
+    (Key::Ignored(None), Some((message, "quote text that is meant as a key")))
 }
 
 const NOTHING_TO_MERGE: (&str, &str) =

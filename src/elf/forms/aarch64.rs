@@ -4,7 +4,7 @@ use super::{Form, Reg, sum};
 
 pub(super) fn operand(text: &str) -> Result<Form, String> {
     if let Some(rest) = text.strip_prefix('[') {
-        let inner = rest.strip_suffix(']').ok_or("its bracket is not closed at the end")?;
+        let inner = rest.strip_suffix(']').ok_or("its bracket is not closed")?;
         return memory(inner);
     }
     if let Some(reg) = Reg::aarch64(text) {
@@ -22,7 +22,7 @@ pub(super) fn operand(text: &str) -> Result<Form, String> {
     let value = sum(immediate(text))?;
     match value.symbol {
         None => Ok(Form::Const(value.offset)),
-        Some(symbol) => Err(format!("`{symbol}` is no register of aarch64 that a probe can read")),
+        Some(symbol) => Err(format!("`{symbol}` is not an aarch64 register that a probe can read")),
     }
 }
 
@@ -51,7 +51,7 @@ fn memory(inner: &str) -> Result<Form, String> {
 
 fn address_register(name: &str) -> Result<Reg, String> {
     let reg = Reg::aarch64(name).filter(|_| !name.starts_with('w'));
-    reg.ok_or_else(|| format!("`{name}` is no 64-bit register"))
+    reg.ok_or_else(|| format!("`{name}` is not a 64-bit register"))
 }
 
 /// `lsl 3` as a factor.

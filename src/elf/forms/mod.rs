@@ -37,7 +37,7 @@ impl ArgForm {
         match &self.form {
             _ if self.float => Some(format!("`{}` is a floating-point number", self.text)),
             Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
-                Some(format!("the form `{}` is not one that a probe program can follow", self.text))
+                Some(format!("the operand `{}` is not supported", self.text))
             }
             Form::Const(_) | Form::Reg(_) | Form::Mem { .. } | Form::Indexed { .. } | Form::Static { .. } => {
                 None
@@ -130,7 +130,7 @@ fn parse(arch: Arch, text: &str) -> Result<ArgForm, String> {
         "2" => 2,
         "4" => 4,
         "8" => 8,
-        other => return Err(format!("its size is {other} bytes, and only 1, 2, 4 and 8 can be read")),
+        other => return Err(format!("its size is {other} bytes; only 1, 2, 4 and 8 are supported")),
     };
     let operand = operand.trim();
     if operand.is_empty() {

@@ -129,11 +129,11 @@ fn x86_forms_that_cannot_be_read_say_why() {
         ("16@%rax", "its size is 16 bytes"),
         ("3@%rax", "its size is 3 bytes"),
         ("8@", "nothing follows the size"),
-        ("8@%r16", "`%r16` is no register"),
-        ("8@(%eax)", "`%eax` is no 64-bit register"),
-        ("8@(%r8d)", "`%r8d` is no 64-bit register"),
-        ("8@(%rax", "not closed"),
-        ("8@(%rax)x", "not closed"),
+        ("8@%r16", "`%r16` is not an x86_64 register"),
+        ("8@(%eax)", "`%eax` is not a 64-bit register"),
+        ("8@(%r8d)", "`%r8d` is not a 64-bit register"),
+        ("8@(%rax", "is not closed"),
+        ("8@(%rax)x", "is not closed"),
         ("8@()", "no register"),
         ("8@(%rax,%rbx,3)", "its scale is `3`"),
         ("8@(%rax,%rbx,2,1)", "more than three parts"),
@@ -176,17 +176,17 @@ fn aarch64_forms() {
 #[test]
 fn aarch64_forms_that_cannot_be_read_say_why() {
     for (text, why) in [
-        ("8@[x0, w1, sxtw 3]", "`w1` is no 64-bit register"),
+        ("8@[x0, w1, sxtw 3]", "`w1` is not a 64-bit register"),
         ("8@[x0, x1, sxtx]", "`sxtx`"),
         ("8@[x0, x1, lsl 4]", "`lsl 4`"),
-        ("8@[x0], 8", "not closed"),
-        ("8@[w0]", "`w0` is no 64-bit register"),
-        ("8@[]", "`` is no 64-bit register"),
+        ("8@[x0], 8", "is not closed"),
+        ("8@[w0]", "`w0` is not a 64-bit register"),
+        ("8@[]", "`` is not a 64-bit register"),
         ("8@[x0,]", "no offset"),
         ("8@[x0, 8, 8]", "`8` is not expected"),
         ("8@[x0, :lo12:sym]", "neither a number nor a symbol"),
         ("8@[x0, sym]", "combines `sym`"),
-        ("8@x31", "`x31` is no register"),
+        ("8@x31", "`x31` is not an aarch64 register"),
     ] {
         // A comma and a space outside brackets split an argument in two; the first one is the bad one.
         let error = parse_args(Aarch64, text).remove(0).expect_err(text);

@@ -15,7 +15,7 @@ pub(super) fn operand(text: &str) -> Result<Form, String> {
         return Err("it is relative to a segment register (thread-local data)".to_owned());
     }
     if let Some(open) = text.find('(') {
-        let inner = text[open + 1..].strip_suffix(')').ok_or("its parenthesis is not closed at the end")?;
+        let inner = text[open + 1..].strip_suffix(')').ok_or("its parenthesis is not closed")?;
         return memory(&text[..open], inner);
     }
     if let Some(name) = text.strip_prefix('%') {
@@ -36,7 +36,7 @@ fn register(name: &str) -> Result<Form, String> {
     }
     Err(match name {
         "ah" | "bh" | "ch" | "dh" => "it is the second byte of a register".to_owned(),
-        _ => format!("`%{name}` is no register of x86_64 that a probe can read"),
+        _ => format!("`%{name}` is not an x86_64 register that a probe can read"),
     })
 }
 
@@ -55,7 +55,7 @@ fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
         Some("2") => 2,
         Some("4") => 4,
         Some("8") => 8,
-        Some(other) => return Err(format!("its scale is `{other}`, and only 1, 2, 4 and 8 exist")),
+        Some(other) => return Err(format!("its scale is `{other}`; only 1, 2, 4 and 8 are valid")),
     };
     if parts.next().is_some() {
         return Err("there are more than three parts in its parentheses".to_owned());
@@ -76,7 +76,7 @@ fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
 fn address_register(name: &str) -> Result<Reg, String> {
     let whole = name.strip_prefix("%r").is_some_and(|n| !n.ends_with(['b', 'w', 'd']));
     let reg = name.strip_prefix('%').and_then(Reg::x86_64);
-    reg.filter(|_| whole).ok_or_else(|| format!("`{name}` is no 64-bit register"))
+    reg.filter(|_| whole).ok_or_else(|| format!("`{name}` is not a 64-bit register"))
 }
 
 fn symbol(name: &str, offset: i64) -> Result<Form, String> {

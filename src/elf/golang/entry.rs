@@ -54,7 +54,9 @@ pub(in crate::elf) fn entry(
         return Ok(Entry { vaddr: after, convention, jump });
     }
     if returns_to_entry(code, function.entry) {
-        return Err("its first instruction is also the head of a loop, and each turn would count as a call");
+        return Err(
+            "its first instruction is also the head of a loop, so each iteration would count as a call",
+        );
     }
     let convention = match layout {
         _ if function.is_assembly => Convention::Unknown,
@@ -133,7 +135,7 @@ fn check(code: &[u8], entry: u64) -> Result<Option<Check>, &'static str> {
     match (compared, after) {
         (Some(goroutine), Some((after, jump))) => Ok(Some(Check { after, jump, goroutine })),
         (Some(_), None) => {
-            Err("its stack check is of an unknown form, and a stack that grows would count it twice")
+            Err("its stack check has an unknown form, and a growing stack would count it twice")
         }
         (None, _) => Ok(None),
     }

@@ -56,19 +56,20 @@ pub(in crate::elf) fn exits(
             passages: Vec::new(),
             has_handler: false,
         }),
-        many => Err(format!("it has {many} exits, and at most {EXITS_MAX} are watched")),
+        many => Err(format!("it has {many} exits; the limit is {EXITS_MAX}")),
     }
 }
 
 /// The code of a function that finds its goroutine in R14, as it does its callers and they their callees.
 fn body(image: &Image<'_>, table: &Pclntab<'_>, function: &Function<'_>) -> Result<Body, String> {
     if entry(image, table.layout, function)?.convention != Convention::GoRegisters {
-        return Err("it is assembly, or built by a Go before 1.17, and its goroutine is not in a register"
-            .to_string());
+        return Err(
+            "it is assembly, or built by Go before 1.17: its goroutine is not in a register".to_string()
+        );
     }
     let body = Body::decode(image, function.entry..function.end)?;
     if let Some(jump) = body.indirect.iter().find(|jump| !matches!(jump.target, Form::Indexed { .. })) {
-        return Err(format!("nothing tells where it jumps at {:#x}", jump.at));
+        return Err(format!("the target of its indirect jump at {:#x} is unknown", jump.at));
     }
     Ok(body)
 }

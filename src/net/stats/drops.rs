@@ -26,7 +26,7 @@ impl Counters {
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let help = "Frames dropped, by reason. Nothing drops frames yet.";
+    let help = "Dropped frames, by reason. Always 0: the exporter drops nothing yet.";
     let mut drops = Family::new("xdp_drops_total", Kind::Counter, help);
     for one in of(Direction::Ingress, counted) {
         for reason in Reason::ALL {

@@ -18,7 +18,7 @@ impl Counters {
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let mut fragments = Family::new("xdp_fragments_total", Kind::Counter, "Fragments of larger datagrams.");
+    let mut fragments = Family::new("xdp_fragments_total", Kind::Counter, "IP fragments.");
     for one in counted {
         for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
             let labels = [("direction", one.direction.label()), ("family", family.label())];

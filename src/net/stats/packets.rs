@@ -12,25 +12,15 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     let ingress: Vec<_> = of(Direction::Ingress, counted).collect();
     let egress: Vec<_> = of(Direction::Egress, counted).collect();
     vec![
-        cells("xdp_packets_total", "Frames received.", &ingress, Counters::packets),
-        cells(
-            "xdp_bytes_total",
-            "Bytes of frames received, Ethernet header included.",
-            &ingress,
-            Counters::bytes,
-        ),
+        cells("xdp_packets_total", "Received frames.", &ingress, Counters::packets),
+        cells("xdp_bytes_total", "Received bytes, including the link header.", &ingress, Counters::bytes),
         cells(
             "tc_egress_packets_total",
-            "Frames sent; a packet that is yet to be cut into segments counts as those.",
+            "Sent frames; a GSO packet counts as its segments.",
             &egress,
             Counters::packets,
         ),
-        cells(
-            "tc_egress_bytes_total",
-            "Bytes of frames sent, Ethernet header included.",
-            &egress,
-            Counters::bytes,
-        ),
+        cells("tc_egress_bytes_total", "Sent bytes, including the link header.", &egress, Counters::bytes),
     ]
 }
 

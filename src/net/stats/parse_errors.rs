@@ -18,8 +18,8 @@ impl Counters {
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let help =
-        "Frames whose headers are cut short or contradict each other; they are passed and counted above too.";
+    let help = "Frames with truncated or inconsistent headers; they are passed on, and counted in the packet \
+         counters too.";
     let mut parse_errors = Family::new("xdp_malformed_packets_total", Kind::Counter, help);
     for one in counted {
         for error in ParseError::ALL {

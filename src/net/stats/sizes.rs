@@ -11,7 +11,7 @@ pub(super) const STATISTIC: Statistic = Statistic {
 };
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let help = "Sizes of frames in bytes, Ethernet header included.";
+    let help = "Frame sizes, including the link header.";
     let bounds = SIZE_BOUNDS.iter().copied().map(f64::from).collect();
     let mut sizes = Family::new("xdp_packet_size_bytes", Kind::Histogram(bounds), help);
     for one in counted {

@@ -27,7 +27,7 @@ impl Counters {
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let help = "TCP segments that open or close a connection; a segment with several flags counts once.";
+    let help = "TCP segments with SYN, FIN or RST; a segment with several flags counts once.";
     let mut flags = Family::new("xdp_tcp_flags_total", Kind::Counter, help);
     for one in counted {
         for kind in TcpKind::ALL {

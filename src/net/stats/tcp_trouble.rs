@@ -31,9 +31,8 @@ impl Counters {
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let mut resets =
-        Family::new("xdp_tcp_resets_total", Kind::Counter, "TCP segments that reset a connection.");
-    let help = "TCP segments with a window of zero: their sender takes no more for now.";
+    let mut resets = Family::new("xdp_tcp_resets_total", Kind::Counter, "TCP segments with RST.");
+    let help = "TCP segments that advertise a zero receive window.";
     let mut windows = Family::new("xdp_tcp_zero_windows_total", Kind::Counter, help);
     for one in counted {
         let labels = [("direction", one.direction.label())];

@@ -36,9 +36,9 @@ impl Counters {
 
 /// With `flows` if these are kept beside the talkers.
 pub(crate) fn families(flows: bool, counted: &[Counted<'_>]) -> Vec<Family> {
-    let help = "Packets that belong to no tracked talker or flow, because its table was full of busier ones, or no longer.";
+    let help = "Packets of talkers and flows that are not tracked, because the table is full.";
     let mut refused = Family::new("network_untracked_packets_total", Kind::Counter, help);
-    let help = "Packets of talkers and flows that made room for others; they are untracked packets too.";
+    let help = "Untracked packets of talkers and flows that were tracked and then evicted.";
     let mut evicted = Family::new("network_evicted_packets_total", Kind::Counter, help);
     for one in counted {
         let labels = |table| [("direction", one.direction.label()), ("table", table)];

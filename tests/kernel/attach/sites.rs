@@ -100,7 +100,7 @@ fn what_is_said_of_a_probe_agrees() {
     let exporter = Setup::new(&place, yaml).start();
     exporter.wait_for_log("Attached 1/2 probes to many");
     let log = exporter.log();
-    assert!(log.contains("Attached probe in part: many_12*: 1 of 10 sites are not: many_123: "), "{log}");
+    assert!(log.contains("Partly attached probe: many_12*: 1 of 10 sites failed: many_123: "), "{log}");
     assert!(log.contains("Probe many_123 is refused"), "{log}");
     let (status, text) = exporter.health("/ready");
     assert_eq!(status, 503, "{text}");

@@ -26,7 +26,7 @@ fn a_scrape_waits_for_no_interface() {
         if directions < 2 * INTERFACES {
             let waiting = number(&families, "network_attach_failed", &[("reason", "pending")]);
             assert_eq!(directions + waiting, 2 * INTERFACES, "each is counted or not yet");
-            assert!(why.contains("yet to be attached to"), "{why}");
+            assert!(why.contains("not attached yet"), "{why}");
             pending += 1;
         }
         attached += events.try_iter().filter(|event| matches!(event, Event::Attached { .. })).count() as u64;

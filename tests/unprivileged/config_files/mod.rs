@@ -116,8 +116,8 @@ impl Single {
             "expected a list of targets",
             "expected a mapping of arguments",
             "nothing to trace",
-            "a process id without bitcoind_path",
-            "another target has the name",
+            "`pid` needs bitcoind_path",
+            "duplicate target name",
         ];
         let fits = alone.iter().all(|text| !error.contains(text));
         fits.then(|| Self { name, tree, error: error.clone() })
@@ -196,7 +196,7 @@ fn errors(text: &str) -> Vec<String> {
     let errors = diags.into_vec().into_iter().map(|one| {
         // Places of other errors, which move: "... than at targets[0].probes[1]: ...".
         let message = one.message.split(" at targets[").next().unwrap_or_default();
-        let message = message.split(": it is on line ").next().unwrap_or_default();
+        let message = message.split(", first used on line ").next().unwrap_or_default();
         message.split(": targets[").next().unwrap_or_default().to_owned()
     });
     let mut errors: Vec<_> = errors.collect();
@@ -291,6 +291,7 @@ fn an_unused_argument_is_a_warning_with_its_place() {
     let (_, plan) = plan_draft(read).unwrap_or_else(|diags| panic!("{diags}"));
     assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
     assert!(
-        plan.warnings[0].starts_with("c.yaml:6:16: ") && plan.warnings[0].contains("\"n\" is used by no")
+        plan.warnings[0].starts_with("c.yaml:6:16: ")
+            && plan.warnings[0].contains("\"n\" is not used by any")
     );
 }

@@ -219,7 +219,7 @@ fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() 
     assert_eq!(password(with(&inline, &[("metrics_auth_password_file", &path)], &[])), "from the file");
     assert_eq!(password(with(&inline, &[], &[("FIBRE_METRICS_AUTH_PASSWORD_FILE", &path)])), "from the file");
     let both = [("metrics_auth_password", "x"), ("metrics_auth_password_file", path.as_str())];
-    assert!(with(file, &both, &[]).unwrap_err().render().contains("side by side"));
+    assert!(with(file, &both, &[]).unwrap_err().render().contains("mutually exclusive"));
 }
 
 #[test]
@@ -251,8 +251,7 @@ fn unknown_variables_are_warned_of() {
     let loaded = with("bitcoind_path: /b\n", &[], &[("FIBRE_METRIC_PORT", "1"), ("FIBRE_PID", "5")]).unwrap();
     assert_eq!(
         loaded.warnings,
-        ["FIBRE_METRIC_PORT: no setting has this environment variable; it is ignored \
-          (did you mean \"FIBRE_METRICS_PORT\"?)"]
+        ["unknown environment variable FIBRE_METRIC_PORT, ignored (did you mean \"FIBRE_METRICS_PORT\"?)"]
     );
 }
 
@@ -267,19 +266,19 @@ fn the_file_itself() {
     let missing = load(&Overrides::file("does/not/exist.yaml"), &none).unwrap_err().render();
     assert_eq!(
         missing,
-        "--config: cannot read does/not/exist.yaml: No such file or directory (os error 2)\n"
+        "--config: failed to read does/not/exist.yaml: No such file or directory (os error 2)\n"
     );
     let folder = load(&Overrides::file("tests"), &none).unwrap_err().render();
-    assert_eq!(folder, "--config: cannot read tests: Is a directory (os error 21)\n");
+    assert_eq!(folder, "--config: failed to read tests: Is a directory (os error 21)\n");
     let missing = Environment::from([("FIBRE_CONFIG".to_owned(), "nothing.yaml".to_owned())]);
     let missing = load(&Overrides::default(), &missing).unwrap_err().render();
-    assert!(missing.starts_with("FIBRE_CONFIG: cannot read nothing.yaml"), "{missing}");
+    assert!(missing.starts_with("FIBRE_CONFIG: failed to read nothing.yaml"), "{missing}");
     let nothing = load(&Overrides::default(), &none).unwrap_err().render();
     assert!(nothing.starts_with("configuration: nothing to trace"), "{nothing}");
     let endless = load(&Overrides::file("/dev/zero"), &none).unwrap_err().render();
-    assert!(endless.contains("larger than 1 MiB"), "{endless}");
+    assert!(endless.contains("larger than the maximum of 1 MiB"), "{endless}");
     let binary = with_bytes(b"bitcoind_path: \xff\n".to_vec());
-    assert_eq!(binary, "c.yaml:1:16: the byte 0xff is not UTF-8: save the file as UTF-8\n");
+    assert_eq!(binary, "c.yaml:1:16: invalid UTF-8 (byte 0xff); save the file as UTF-8\n");
 }
 
 fn with_bytes(bytes: Vec<u8>) -> String {

@@ -209,7 +209,7 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     let go = format!("__attribute__((section(\".go.buildinfo\"))) const char go[] = \"x\";\n{source}");
     let go = scratch.compile("go", "cc", &go, &["-O0"]);
     let text = exporter(&["probes", &go, "--functions", "twice"]).good();
-    assert!(text.contains("words in Go's order") && text.contains("a Go that is not known"), "{text}");
+    assert!(text.contains("words in Go's order") && text.contains("an unknown Go version"), "{text}");
 
     let stripped = scratch.compile("stripped", "cc", source, &["-O0", "-s"]);
     let text = exporter(&["probes", &stripped, "--functions", "twice"]).good();
