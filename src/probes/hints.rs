@@ -57,7 +57,7 @@ pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selecto
     } else {
         match KNOWN.iter().find(|(begin, _)| name.starts_with(begin)) {
             Some((_, next)) => (*next).to_string(),
-            None => "it was built without probes (many programs have a build option, which often needs \
+            None => "it was built without them (many programs have a build option, which often needs \
                  systemtap-sdt-dev), or they are in a shared library (see `ldd`); list its functions with \
                  --functions '*'"
                 .to_string(),

@@ -364,5 +364,5 @@ fn several_long_texts_in_one_event() {
     let labels: Vec<_> = (0..4).map(|i| format!("t{i}=\"{text}\"")).collect();
     assert_eq!(tracer.render()[&format!("texts_total{{{}}}", labels.join(","))], "2");
     let wrong = crate::support::tracer::plan_of(&config(&binary, "auto", "", &probes(5)), false).unwrap_err();
-    assert!(wrong.contains("1024 bytes; 768 fit into an event"), "{wrong}");
+    assert!(wrong.contains("1024 bytes; the limit per event is 768"), "{wrong}");
 }

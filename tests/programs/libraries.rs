@@ -57,7 +57,7 @@ fn a_structure_whose_address_is_itself_in_memory_is_refused() {
     let check = finish(Command::new(env!("CARGO_BIN_EXE_exporter")).arg("check").arg(file));
     let errors = String::from_utf8_lossy(&check.stderr);
     assert_eq!(check.status.code(), Some(2), "{errors}");
-    assert!(errors.contains("`8@-80(%rbx)` is not an address in a register"), "{errors}");
+    assert!(errors.contains("`8@-80(%rbx)` is not a pointer in a register"), "{errors}");
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn low_ports_another_users_log_and_an_address_that_comes_later() {
         .arguments(&["--port", "80", "--health-port", "81"])
         .through(&["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
         .start();
-    exporter.wait_for_log("no interface of this machine has the address 192.0.2.7");
+    exporter.wait_for_log("no interface has the address 192.0.2.7");
     within(exporter.pid(), "ip address add 192.0.2.7/32 dev lo");
     let scraped = within(exporter.pid(), "curl -sS --fail http://192.0.2.7/metrics");
     assert!(

@@ -124,7 +124,7 @@ fn a_file_that_is_replaced_is_counted_old_and_new() {
 
     // When nobody runs the old one any more, its probes go; the new one's stay.
     drop(old);
-    wait_for("the old file to be let go", || exporter.log().contains("no longer runs"));
+    wait_for("the old file to be let go", || exporter.log().contains("no process runs"));
     new.fire("i32", 4000);
     assert_eq!(fired(&exporter), 4330.0);
     assert_eq!(new.semaphore("forms:i32"), I32_SITES);

@@ -75,7 +75,7 @@ fn a_glob_does_without_its_one_bad_function() {
             assert_eq!(sites, all - 1, "{attach}, running {running}: {state:?}");
             assert!(
                 matches!(&state, ProbeState::Partly(why)
-                    if why.starts_with(&format!("1 of {all} sites are not: many_123: ")) && why.contains("lock prefix")),
+                    if why.starts_with(&format!("1 of {all} sites failed: many_123: ")) && why.contains("lock prefix")),
                 "{state:?}"
             );
             run_once(&binary);
@@ -113,7 +113,7 @@ fn what_is_said_of_a_probe_agrees() {
         has(&format!("fibre_exporter_probe_{name}{{target=\"many\",probe=\"many_123\"}} {one}"));
     }
     assert!(
-        text.contains("probe=\"many_12*\",state=\"partly\",reason=\"1 of 10 sites are not: many_123: "),
+        text.contains("probe=\"many_12*\",state=\"partly\",reason=\"1 of 10 sites failed: many_123: "),
         "{text}"
     );
     assert!(text.contains("probe=\"many_123\",state=\"refused\""), "{text}");

@@ -31,7 +31,7 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
     settle(&here);
     assert_eq!(udp(&network, &[("interface", "exn0")]), 10);
     here.command("ip link property del dev exn0 altname wan-uplink");
-    until("it is missing", || network.not_ready().join("").contains("there is no interface wan-uplink"));
+    until("it is missing", || network.not_ready().join("").contains("no interface wan-uplink"));
     here.command("ip link property add dev exn5 altname wan-uplink");
     until("it is there again", || network.not_ready().is_empty());
 }

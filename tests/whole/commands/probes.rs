@@ -128,11 +128,11 @@ fn what_is_no_program_is_refused_with_the_reason() {
         (scratch.write("script", "#!/usr/bin/env bash\nexec true\n"), "a script for /usr/bin/env bash"),
         (scratch.write("empty", ""), "not an ELF file"),
         (scratch.write("narrow", narrow), "a 32-bit program (x32)"),
-        (scratch.write("foreign", foreign), "built for another processor (ELF machine 243)"),
+        (scratch.write("foreign", foreign), "built for another architecture (ELF machine 243)"),
         (scratch.path("none").display().to_string(), "No such file"),
         ("/usr".to_string(), "not a regular file"),
         ("4194304".to_string(), "process 4194304: does not exist"),
-        ("no-such-process".to_string(), "no process is called no-such-process"),
+        ("no-such-process".to_string(), "no process is named no-such-process"),
         ("readelf".to_string(), "`exporter probes /usr/bin/readelf`"),
     ];
     for (target, why) in cases {
@@ -152,9 +152,9 @@ fn a_program_for_another_machine_is_listed_but_not_traced() {
     arm[18] = 183;
     let arm = scratch.write("arm", arm);
     let text = exporter(&["probes", &arm]).good();
-    assert!(text.contains("built for aarch64, and this machine is x86_64"), "{text}");
+    assert!(text.contains("built for aarch64, but this machine is x86_64"), "{text}");
     let checked = exporter(&["check", &scratch.write("c.yaml", super::config(&arm, "profile: fibre"))]);
-    assert!(checked.bad(2).contains("another processor"));
+    assert!(checked.bad(2).contains("another architecture"));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     assert_eq!((&found[0]["name"], &found[0]["cost"]), (&Json::from("twice"), &Json::from("cheap")));
     assert_eq!(found[0]["limits"], Json::Array(vec![]));
     let inside = functions(&[&plain, "--functions", "twice+0x1"]);
-    assert!(inside[0]["limits"][0].as_str().is_some_and(|limit| limit.contains("not an entry")), "{inside}");
+    assert!(inside[0]["limits"][0].as_str().is_some_and(|limit| limit.contains("not a function entry")), "{inside}");
 
     let go = format!("__attribute__((section(\".go.buildinfo\"))) const char go[] = \"x\";\n{source}");
     let go = scratch.compile("go", "cc", &go, &["-O0"]);
@@ -261,7 +261,7 @@ fn an_argument_of_a_configuration_to_start_from_is_used_by_uncommenting_it() {
 #[test]
 fn there_is_no_configuration_to_start_from_without_probes() {
     let told = exporter(&["probes", "--yaml", "/bin/true"]).bad(2);
-    assert!(told.contains("no configuration to start from: no USDT probes"), "{told}");
+    assert!(told.contains("cannot generate a configuration: no USDT probes"), "{told}");
 }
 
 /// Names that providers and functions have, but metrics of a user must not.
