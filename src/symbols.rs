@@ -26,7 +26,7 @@ const FILES: usize = 16;
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// What an address is called that belongs to no function that is known.
-const UNKNOWN: &str = "unknown";
+pub const UNKNOWN: &str = "unknown";
 
 /// Looks up names, and remembers them.
 pub struct Symbols {

@@ -27,7 +27,12 @@ pub static ARGUMENT: Section = Section {
             "The argument points to a structure; read the value at this byte offset in it.",
         ),
         Key::new("type", Schema::Words(|| words(TYPES)), "Type of the value.").or("int"),
-        Key::new("max", BYTES, "Of text: maximum number of bytes to read.").or("64"),
+        Key::new(
+            "max",
+            BYTES,
+            "Of text: maximum number of bytes to read; of `string` the NUL is one of them.",
+        )
+        .or("64"),
         Key::new("length", POSITION, "Of `string_len`: index of the argument that holds the length."),
         Key::new("len", BYTES, "Of `hex` and `bytes`: number of bytes."),
         Key::new(

@@ -1,7 +1,5 @@
 //! Functions by name, by pattern and by offset.
 
-use std::collections::BTreeMap;
-
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::golang::{self, Convention};
@@ -111,7 +109,7 @@ fn named(
             for symbol in found.by_address.values() {
                 match at_entry(index, symbol) {
                     Ok(site) => sites.push(FunctionSite {
-                        name: versioned(symbol, &found.by_address),
+                        name: versioned(symbol, index),
                         specialised: is_specialised(symbol, name),
                         ..site
                     }),
@@ -208,10 +206,15 @@ fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteE
     Ok(())
 }
 
-/// The symbol, with its version where others of the same name have another.
-fn versioned(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> String {
-    let others = found.values().filter(|other| other.name == symbol.name);
-    match symbol.version.filter(|_| others.into_iter().any(|other| other.version != symbol.version)) {
+/// The symbol, with its version where the name alone means other code, too: of another version, or an IFUNC of it.
+fn versioned(symbol: &Symbol<'_>, index: &SymbolIndex<'_>) -> String {
+    let is_other = |other: &Symbol<'_>| {
+        other.defined
+            && other.name == symbol.name
+            && other.version != symbol.version
+            && other.vaddr != symbol.vaddr
+    };
+    match symbol.version.filter(|_| index.named(symbol.name).any(is_other)) {
         Some(version) => format!("{}@{version}", symbol.name),
         None => symbol.name.to_owned(),
     }

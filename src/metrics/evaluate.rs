@@ -8,6 +8,7 @@ use crate::layout::ActionLayout;
 use crate::metrics::show::show;
 use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, ValueKind};
 use crate::store::UserStore;
+use crate::symbols::UNKNOWN;
 
 /// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
 const MAX_SET_LABELS: usize = 32;
@@ -91,6 +92,10 @@ fn holds(
                 scratch.clear();
                 show(kind, value, false, scratch);
                 text = scratch.as_bytes();
+            }
+            // No name is neither this one nor another.
+            if kind.is_symbol() && text == UNKNOWN.as_bytes() {
+                return None;
             }
             Some(match condition.op {
                 Op::StartsWith => text.starts_with(with.as_bytes()),

@@ -223,7 +223,9 @@ impl ValueKind {
     pub fn is_compared_as_displayed(&self) -> bool {
         matches!(
             self,
-            ValueKind::Arg(ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr)
+            ValueKind::Arg(
+                ArgKind::Hex { .. } | ArgKind::Ipv4 | ArgKind::Ipv6 | ArgKind::SockAddr | ArgKind::Symbol
+            )
         )
     }
 

@@ -80,7 +80,12 @@ impl Scope<'_> {
 
     fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
         let value = self.value(&condition.at, &condition.value)?;
-        let text = self.plan.values[value].kind.is_text();
+        let kind = &self.plan.values[value].kind;
+        if *kind == ValueKind::Function {
+            self.refuse_function_names(&condition.at, &condition.value);
+            return None;
+        }
+        let text = kind.is_text() || kind.is_symbol();
         let fits = match (&condition.with, condition.op) {
             (Operand::Str(_), Op::Eq | Op::Ne | Op::StartsWith) => text,
             (Operand::Str(_), _) => false,
@@ -126,6 +131,10 @@ impl Scope<'_> {
         };
         let value = self.value(&label.at, name)?;
         let kind = &self.plan.values[value].kind;
+        if *kind == ValueKind::Function && !label.mapping.is_empty() {
+            self.refuse_function_names(&label.at, name);
+            return None;
+        }
         let mut mapping = Vec::new();
         for (pattern, display) in &label.mapping {
             match fit_pattern(pattern, kind) {
@@ -153,6 +162,13 @@ impl Scope<'_> {
             return Some(LabelPlan::From { value, mapping, default: Some(yes), limit });
         }
         Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
+    }
+
+    /// Reports that the names of functions are known only when they are shown.
+    fn refuse_function_names(&self, at: &Place, name: &str) {
+        self.diags
+            .error(at, format!("\"{name}\" is known by name only where it is shown, and cannot be compared"))
+            .help("give the functions that are meant a probe of their own");
     }
 
     /// The index of the value called `name`, which is read from now on.
@@ -329,7 +345,7 @@ fn unit_scale(unit: Unit) -> Scale {
 
 /// The pattern as one for values of this kind; `None` if it can match none of them.
 fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
-    if kind.is_text() {
+    if kind.is_text() || kind.is_symbol() {
         return Some(match pattern {
             Pattern::Int(number) => Pattern::Exact(number.to_string()),
             other => other.clone(),

@@ -1,6 +1,7 @@
 //! What a value means: the bytes that belong to it and no others, computed alike in the kernel and in user space.
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use crate::support::program::{compile, folder};
 use crate::support::tracer::{Series, Tracer};
@@ -289,4 +290,60 @@ fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
         let lost: Vec<_> = tracer.books_at_rest().iter().map(|books| books.lost).collect();
         assert_eq!(lost, [0, 1, 0, 1], "the first end has no start");
     });
+}
+
+/// Tells when it is done, and stays: names are looked up in the process.
+const CALLERS: &str = r#"
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noinline)) int work(int n) { __asm__ volatile("" ::: "memory"); return n; }
+__attribute__((noinline)) int handle_get(int n) { return work(n) + 1; }
+__attribute__((noinline)) int handle_put(int n) { return work(n) + 2; }
+/* Code that no file tells the name of: sub $8,%rsp; mov $work,%rax; call *%rax; add $8,%rsp; ret. */
+static int (*nameless(void))(int) {
+	unsigned char code[] = "\x48\x83\xec\x08\x48\xb8........\xff\xd0\x48\x83\xc4\x08\xc3";
+	int (*called)(int) = work;
+	char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	memcpy(code + 6, &called, 8);
+	memcpy(page, code, sizeof(code));
+	return (int (*)(int))page;
+}
+int main(void) {
+	int (*by_nobody)(int) = nameless(), sum = 0;
+
+	for (volatile int i = 0; i < 10; i++)
+		sum += handle_get(i) + handle_put(i) + handle_put(i) + work(i) + (i < 5 ? by_nobody(i) : 0);
+	if (write(1, "done\n", 5) != 5 || !sum)
+		return 1;
+	pause();
+}
+"#;
+
+#[test]
+fn callers_are_compared_by_name() {
+    let probes = r#"
+  - function: work
+    metrics:
+    - { counter: all_total, labels: { by: { value: caller, match: { main: direct, "handle_*": handler } } } }
+    - { counter: handlers_total, when: caller starts_with "handle_", labels: { by: caller } }
+    - { counter: others_total, when: caller != "handle_put" }
+"#;
+    let folder = folder();
+    let binary = compile("cc", "callers.c", CALLERS, &[], folder.path());
+    let yaml =
+        format!("node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n{probes}", binary.display());
+    let tracer = Tracer::start(&yaml);
+    let mut program = Command::new(&binary).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 5];
+    program.stdout.take().unwrap().read_exact(&mut line).unwrap();
+    let series = tracer.render();
+    program.kill().unwrap();
+    program.wait().unwrap();
+    let rows = [("{by=\"direct\"}", "10"), ("{by=\"handler\"}", "30"), ("{by=\"unknown\"}", "5")];
+    assert_all(&series, "all_total", &rows);
+    assert_all(&series, "handlers_total", &[("{by=\"handle_get\"}", "10"), ("{by=\"handle_put\"}", "20")]);
+    assert_all(&series, "others_total", &[("", "20")]);
+    assert_eq!(tracer.refused_in_user_space(), (10, 0), "what has no name can be compared with none");
 }

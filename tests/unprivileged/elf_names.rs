@@ -208,6 +208,27 @@ fn versions_of_a_symbol_are_told_apart() {
     }
 }
 
+/// As libm's `expf`: the name alone means an IFUNC, too, where no probe can be set.
+#[test]
+fn an_old_version_of_an_ifunc_is_listed_by_a_name_that_is_accepted() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let map = dir.join("names-ifunc.map");
+    fs::write(&map, "V_1.0 { global: send; local: *; };\nV_2.0 { global: send; } V_1.0;\n").unwrap();
+    let source = "int old_send(int x) { return x; }\nstatic int quick(int x) { return x + 1; }\n\
+                  static int (*choose(void))(int) { return quick; }\n\
+                  int new_send(int) __attribute__((ifunc(\"choose\")));\n\
+                  asm(\".symver old_send, send@V_1.0\");\nasm(\".symver new_send, send@@V_2.0\");\n";
+    let script = format!("-Wl,--version-script={}", map.display());
+    let path = compile("names-ifunc.so", "cc", source, &["-shared", "-fPIC", &script]);
+    run(Command::new("strip").arg(&path));
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    assert!(function_sites(&image, "send").is_err());
+    let listed: Vec<_> = function_sites(&image, "s*").unwrap().into_iter().map(|site| site.name).collect();
+    assert_eq!(listed, ["send@V_1.0"]);
+    assert_eq!(offsets(&image, &listed[0]).len(), 1);
+}
+
 const WORK: &str = "__attribute__((noinline)) int work(int x) { asm volatile(\"\"); return x * FACTOR; }\n\
                     int main(int n, char **v) { (void)v; return work(n); }\n";
 

@@ -247,7 +247,8 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
     };
     let untyped = table("args: { n: 0 }");
     assert!(
-        untyped.contains("note: n read as signed 64-bit integers") && untyped.contains("float and double do not count"),
+        untyped.contains("note: n read as signed 64-bit integers")
+            && untyped.contains("float and double do not count"),
         "{untyped}"
     );
     let typed = table("args: { n: { index: 0, type: i32 } }");

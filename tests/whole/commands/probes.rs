@@ -204,7 +204,10 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     assert_eq!((&found[0]["name"], &found[0]["cost"]), (&Json::from("twice"), &Json::from("cheap")));
     assert_eq!(found[0]["limits"], Json::Array(vec![]));
     let inside = functions(&[&plain, "--functions", "twice+0x1"]);
-    assert!(inside[0]["limits"][0].as_str().is_some_and(|limit| limit.contains("not a function entry")), "{inside}");
+    assert!(
+        inside[0]["limits"][0].as_str().is_some_and(|limit| limit.contains("not a function entry")),
+        "{inside}"
+    );
 
     let go = format!("__attribute__((section(\".go.buildinfo\"))) const char go[] = \"x\";\n{source}");
     let go = scratch.compile("go", "cc", &go, &["-O0"]);
