@@ -9,6 +9,9 @@ use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 
 use crate::namespace::{HERE, Namespace, THERE};
 
+/// How long anything may take before the test fails. Generous: nothing here measures speed.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
 pub const NATIVE_VETH_OMITS: u64 = 14;
 
@@ -30,7 +33,7 @@ pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Ev
 
 /// The next event tells that `exn0`, or another, is counted on: where what comes in is.
 pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
-    match events.recv_timeout(Duration::from_secs(20)).expect("an event") {
+    match events.recv_timeout(PATIENCE).expect("an event") {
         Event::Attached { interface, hook, .. } => (interface, hook),
         other => panic!("{other}"),
     }
@@ -61,7 +64,7 @@ pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "still not so: {what}");
+        assert!(start.elapsed() < PATIENCE, "still not so: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

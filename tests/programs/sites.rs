@@ -29,15 +29,14 @@ fn probes(file: &Path) -> BTreeMap<(String, String), usize> {
     probes
 }
 
-/// Attaches to all probes of a private copy of `file`, whose numbers of names and sites are known unless it was built here,
-/// and detaches.
-fn attach_all(file: impl Into<PathBuf>, known: impl Into<Option<(usize, usize)>>) {
+/// Attaches to all probes of a private copy of `file`, and detaches. How many there are changes with the package; in any they
+/// are no fewer than these.
+fn attach_all(file: impl Into<PathBuf>, least: usize) {
     let file = file.into();
     let folder = folder();
     let probes = probes(&file);
-    let found @ (names, sites) = (probes.len(), probes.values().sum::<usize>());
-    assert_eq!(found, known.into().unwrap_or(found), "names and sites of {}", file.display());
-    assert!(names > 0, "no probes in {}", file.display());
+    let (names, sites) = (probes.len(), probes.values().sum::<usize>());
+    assert!(names >= least, "{names} probes in {}", file.display());
     let copy = private(&file, folder.path());
     let mut targets = format!("  - name: all\n    binary: {}\n    probes:\n", copy.display());
     for (provider, name) in probes.keys() {
@@ -65,12 +64,12 @@ fn attach_all(file: impl Into<PathBuf>, known: impl Into<Option<(usize, usize)>>
 
 #[test]
 fn all_sites_of_postgresql() {
-    attach_all("/usr/lib/postgresql/15/bin/postgres", (57, 71));
+    attach_all("/usr/lib/postgresql/15/bin/postgres", 40);
 }
 
 #[test]
 fn all_sites_of_openjdk() {
-    attach_all("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so", (517, 531));
+    attach_all("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so", 300);
 }
 
 /// A Rust program, whose probes have hyphens in their names.
@@ -83,8 +82,7 @@ fn nextest() -> PathBuf {
 
 #[test]
 fn all_sites_of_cargo_nextest() {
-    // How many sites there are is the compiler's and its options' business.
-    attach_all(nextest(), None);
+    attach_all(nextest(), 3);
 }
 
 #[test]
@@ -121,16 +119,16 @@ fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
 
 #[test]
 fn all_sites_of_interpreters() {
-    attach_all("/usr/bin/python3.11", (8, 8));
-    attach_all(Path::new(LIBRARIES).join("libpython3.11.so.1.0"), (8, 8));
-    attach_all("/usr/bin/php8.2", (11, 14));
-    attach_all(Path::new(LIBRARIES).join("libruby-3.1.so.3.1"), (22, 40));
+    attach_all("/usr/bin/python3.11", 5);
+    attach_all(Path::new(LIBRARIES).join("libpython3.11.so.1.0"), 5);
+    attach_all("/usr/bin/php8.2", 8);
+    attach_all(Path::new(LIBRARIES).join("libruby-3.1.so.3.1"), 15);
 }
 
 #[test]
 fn all_sites_of_libraries() {
-    attach_all(Path::new(LIBRARIES).join("libstdc++.so.6"), (3, 3));
-    attach_all(Path::new(LIBRARIES).join("libvirt.so.0"), (40, 41));
+    attach_all(Path::new(LIBRARIES).join("libstdc++.so.6"), 3);
+    attach_all(Path::new(LIBRARIES).join("libvirt.so.0"), 25);
 }
 
 /// Its libraries, which scripts/install-deps.sh --tests unpacks without installing them.
@@ -140,6 +138,6 @@ fn all_sites_of_sssd() {
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
     let unpacked = cache.unwrap_or_else(|| home().join(".cache")).join("exporter/sssd");
     let libraries = unpacked.join("usr/lib/x86_64-linux-gnu/sssd");
-    attach_all(libraries.join("libsss_ldap_common.so"), (40, 43));
-    attach_all(libraries.join("libsss_util.so"), (4, 4));
+    attach_all(libraries.join("libsss_ldap_common.so"), 25);
+    attach_all(libraries.join("libsss_util.so"), 3);
 }

@@ -17,7 +17,7 @@ use exporter::plan::{Plan, plan};
 use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
 /// How long anything may take that takes no time on a machine at rest.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A tracer at work. Dropping it detaches everything.
 pub struct Tracer {

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
 use crate::support::demo::{Demo, Forms, I32_SITES, program};
-use crate::support::exporter::{Exporter, Place, Setup, wait_for};
+use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
 
 /// An exporter that traces a probe of `forms`, which tells its semaphore.
 fn traces_forms(place: &Place, forms: &std::path::Path) -> Exporter {
@@ -59,7 +58,7 @@ fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     let forms = place.copy_of(&program("forms"), "forms");
     let socket = place.path("notify");
     let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
-    manager.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     let told = || {
         let mut message = [0; 1024];
         let length = manager.recv(&mut message).expect("a message to the manager");

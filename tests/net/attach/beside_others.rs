@@ -6,7 +6,7 @@ use std::time::Duration;
 use exporter::net::{Event, Hook, Mode, Network};
 
 use super::foreign::{before_others, native_xdp, send_past_tc};
-use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
+use crate::counting::{PATIENCE, attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
 
 const TC_ACT_OK: i32 = 0;
@@ -19,7 +19,7 @@ fn index_of(here: &Namespace, name: &str) -> i32 {
 }
 
 fn event(events: &Receiver<Event>) -> Event {
-    events.recv_timeout(Duration::from_secs(20)).expect("an event")
+    events.recv_timeout(PATIENCE).expect("an event")
 }
 
 fn received(network: &Network) -> u64 {

@@ -35,20 +35,21 @@ fn a_scrape_waits_for_no_interface() {
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
 }
 
-/// Of several tries the quickest, for the machine may be busy. The kernel itself needs two RCU grace periods: what it takes
-/// for two programs of somebody else is the measure.
+/// The kernel itself needs two RCU grace periods: what it takes for two programs of somebody else is the measure. The quickest
+/// of as many tries as it takes, for the machine may be busy; a program that waits for its own time is quick in none.
 #[test]
 fn a_new_interface_is_counted_at_once() {
     let here = Namespace::new();
     here.command("ip link add exn0 type veth peer name exp0");
     let (network, events) = start(&here, config(Mode::Auto));
     attached(&events);
-    let (mut ours, mut bare) = (Duration::MAX, Duration::MAX);
-    for number in 1..=12 {
-        here.command(&format!("ip link add exn{number} type veth peer name exp{number}"));
-        let made = Instant::now();
+    let (mut ours, mut bare, mut made) = (Duration::MAX, Duration::MAX, 0);
+    until("a new interface is counted at once", || {
+        made += 1;
+        here.command(&format!("ip link add exn{made} type veth peer name exp{made}"));
+        let begun = Instant::now();
         attached(&events);
-        ours = ours.min(made.elapsed());
+        ours = ours.min(begun.elapsed());
         let kinds = [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS];
         let (took, others) = here.run(move || {
             let start = Instant::now();
@@ -57,7 +58,7 @@ fn a_new_interface_is_counted_at_once() {
         });
         drop(others);
         bare = bare.min(took);
-    }
-    until("all are shown", || number(&network.collect(), "network_attached", &[]) == 2 * 13);
-    assert!(ours < Duration::from_millis(50).max(3 * bare), "{ours:?}, two other programs {bare:?}");
+        made >= 12 && ours < Duration::from_millis(50).max(3 * bare)
+    });
+    until("all are shown", || number(&network.collect(), "network_attached", &[]) == 2 * (made + 1));
 }

@@ -1,10 +1,8 @@
 //! Which interface is meant, whatever it is called, and which counters are whose.
 
-use std::time::Duration;
-
 use exporter::net::{Event, Hook, Mode, NetworkConfig, Space};
 
-use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
+use crate::counting::{PATIENCE, attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
 
 fn udp(network: &exporter::net::Network, labels: &[(&str, &str)]) -> u64 {
@@ -54,10 +52,7 @@ fn the_same_name_and_index_again_is_another_interface() {
     for _ in 0..5 {
         here.command("ip link del exn0");
         make();
-        assert_eq!(
-            events.recv_timeout(Duration::from_secs(20)),
-            Ok(Event::Gone { interface: "exn0".into() })
-        );
+        assert_eq!(events.recv_timeout(PATIENCE), Ok(Event::Gone { interface: "exn0".into() }));
         assert_eq!(attached(&events), ("exn0".into(), Some(Hook::Tcx)));
         let families = network.collect();
         assert_eq!(number(&families, "network_attached", &[]), 2);
@@ -145,7 +140,7 @@ fn interfaces_of_another_namespace_have_its_name() {
     new.sort();
     assert_eq!(new, ["exn4", "exn5"]);
     here.command(&format!("ip link set exn4 netns {}", there.id()));
-    let mut told = [0; 2].map(|_| match events.recv_timeout(Duration::from_secs(20)).expect("an event") {
+    let mut told = [0; 2].map(|_| match events.recv_timeout(PATIENCE).expect("an event") {
         Event::Gone { interface } | Event::Attached { interface, .. } => interface,
         other => panic!("{other}"),
     });
