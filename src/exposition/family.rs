@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::sample::{Kind, Number, Sample, Value};
 use super::{Format, text};
 
 /// What of a family does not change from scrape to scrape.
@@ -11,75 +12,6 @@ pub struct Head {
     pub(super) help: Cow<'static, str>,
     pub(super) kind: Kind,
     pub(super) text: text::Parts,
-}
-
-/// The kind of metric that Prometheus is told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
-    Counter,
-    Gauge,
-    /// Upper bounds, ascending, +Inf not among them.
-    Histogram(Vec<f64>),
-}
-
-/// One series at one moment.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample<'a> {
-    /// See [`Head::key`].
-    pub key: &'a str,
-    pub value: Value<'a>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Value<'a> {
-    /// Of counters and gauges.
-    Number(Number),
-    /// `counts` of each bucket alone, one more than there are bounds: the last is beyond all.
-    Histogram { counts: &'a [u64], sum: Number },
-}
-
-/// Whole numbers are exact, whatever their size.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Number {
-    Int(i128),
-    Real(f64),
-}
-
-impl Kind {
-    /// What Prometheus calls it.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram(_) => "histogram",
-        }
-    }
-
-    /// What the names of its series end with, beside those with the name of the metric itself.
-    pub fn suffixes(&self) -> &'static [&'static str] {
-        match self {
-            Kind::Counter | Kind::Gauge => &[],
-            Kind::Histogram(_) => &["_bucket", "_sum", "_count"],
-        }
-    }
-}
-
-impl From<u64> for Number {
-    fn from(number: u64) -> Self {
-        Number::Int(number.into())
-    }
-}
-
-impl From<i64> for Number {
-    fn from(number: i64) -> Self {
-        Number::Int(number.into())
-    }
-}
-
-impl From<f64> for Number {
-    fn from(number: f64) -> Self {
-        Number::Real(number)
-    }
 }
 
 impl Head {

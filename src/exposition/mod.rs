@@ -4,9 +4,11 @@
 //! [`Format`] turns these into bytes, so a new format is one more module here and nothing elsewhere. Pure.
 
 mod family;
+mod sample;
 mod text;
 
-pub use family::{Families, Family, Head, Kind, Number, Sample, Value, push_label};
+pub use family::{Families, Family, Head, push_label};
+pub use sample::{Kind, Number, Sample, Value};
 
 /// A format that Prometheus reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,7 @@ impl Format {
     /// Appends one family; one without samples is left out.
     pub fn write<'a>(self, head: &Head, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
         match self {
-            Format::Text => text::write(head, samples, to),
+            Format::Text => text::write(&head.text, samples, to),
         }
     }
 }

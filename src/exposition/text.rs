@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use super::family::{Head, Kind, Number, Sample, Value};
+use super::sample::{Kind, Number, Sample, Value};
 
 /// A family's text that never changes.
 #[derive(Debug)]
@@ -77,18 +77,18 @@ impl Parts {
 }
 
 /// Appends a family; one without samples is left out.
-pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
+pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
     let mut first = true;
     for sample in samples {
         if std::mem::take(&mut first) {
-            to.extend_from_slice(head.text.intro.as_bytes());
+            to.extend_from_slice(parts.intro.as_bytes());
         }
         match sample.value {
             Value::Number(number) => {
                 to.extend_from_slice(sample.key.as_bytes());
                 end(number, to);
             }
-            Value::Histogram { counts, sum } => head.text.histogram(sample.key, counts, sum, to),
+            Value::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
         }
     }
 }
@@ -138,11 +138,12 @@ const PAIRS: [[u8; 2]; 100] = {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Head;
     use super::*;
 
     fn written(head: &Head, key: &str, value: Value<'_>) -> String {
         let mut to = Vec::new();
-        write(head, std::iter::once(Sample { key, value }), &mut to);
+        write(&head.text, std::iter::once(Sample { key, value }), &mut to);
         String::from_utf8(to).unwrap()
     }
 
@@ -165,7 +166,7 @@ mod tests {
     #[test]
     fn a_family_without_series_is_left_out() {
         let mut to = Vec::new();
-        write(&Head::new("g", "Help.", Kind::Gauge), std::iter::empty(), &mut to);
+        write(&Head::new("g", "Help.", Kind::Gauge).text, std::iter::empty(), &mut to);
         assert!(to.is_empty());
         let gauge = Head::new("g", "", Kind::Gauge);
         assert_eq!(written(&gauge, &gauge.key(""), Value::Number(7u64.into())), "# TYPE g gauge\ng 7\n");

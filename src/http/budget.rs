@@ -6,7 +6,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::watch::{Standing, Watch};
+/// A connection whose answer can be given up.
+pub(super) trait Evictable: Send + Sync {
+    /// Whether its client does not read the answer.
+    fn is_stalled(&self) -> bool;
+
+    /// Ends the connection.
+    fn evict(&self);
+}
 
 /// Bytes of all answers of one listener that are being sent.
 pub(super) struct Budget {
@@ -23,7 +30,7 @@ struct Held {
 struct Holder {
     id: u64,
     bytes: usize,
-    watch: Weak<Watch>,
+    connection: Weak<dyn Evictable>,
 }
 
 /// What one answer takes, given back when dropped.
@@ -43,9 +50,13 @@ impl Budget {
         Arc::new(Self { limit, held: Mutex::default() })
     }
 
-    /// Room for an answer of `bytes` on the connection that `watch` watches, or `None` if there is none. A single
+    /// Room for an answer of `bytes` on this connection, or `None` if there is none. A single
     /// answer has room whatever its size.
-    pub(super) fn charge(self: &Arc<Self>, watch: &Arc<Watch>, bytes: usize) -> Option<Charge> {
+    pub(super) fn charge<C: Evictable + 'static>(
+        self: &Arc<Self>,
+        connection: &Arc<C>,
+        bytes: usize,
+    ) -> Option<Charge> {
         let mut held = self.lock();
         while held.total() > 0 && held.total().saturating_add(bytes) > self.limit {
             // Its connection gives the charge back too, which then does nothing.
@@ -54,7 +65,8 @@ impl Budget {
         }
         let id = held.next;
         held.next += 1;
-        held.answers.push(Holder { id, bytes, watch: Arc::downgrade(watch) });
+        let connection: Weak<C> = Arc::downgrade(connection);
+        held.answers.push(Holder { id, bytes, connection });
         Some(Charge { budget: self.clone(), id })
     }
 
@@ -68,16 +80,17 @@ impl Held {
         self.answers.iter().map(|holder| holder.bytes).sum()
     }
 
-    fn take_largest_stalled(&mut self) -> Option<Arc<Watch>> {
-        let stalled = |holder: &Holder| holder.watch.upgrade().filter(|w| w.standing() == Standing::Stalled);
-        let (at, watch) = self
+    fn take_largest_stalled(&mut self) -> Option<Arc<dyn Evictable>> {
+        let stalled =
+            |holder: &Holder| holder.connection.upgrade().filter(|connection| connection.is_stalled());
+        let (at, connection) = self
             .answers
             .iter()
             .enumerate()
             .filter_map(|(at, holder)| Some((at, stalled(holder)?)))
             .max_by_key(|(at, _)| self.answers[*at].bytes)?;
         self.answers.swap_remove(at);
-        Some(watch)
+        Some(connection)
     }
 }
 
@@ -89,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::http::limits::Limits;
-    use crate::http::watch::Over;
+    use crate::http::watch::{Over, Watch};
 
     fn writing(stall: Duration) -> Arc<Watch> {
         let watch = Watch::new(Arc::new(Limits { stall, ..Limits::default() }));

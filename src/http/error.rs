@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use super::tls_error::TlsError;
+
 /// Why the endpoint cannot be set up. Its text is a whole sentence for the operator.
 #[derive(Debug)]
 pub enum HttpError {
@@ -13,8 +15,8 @@ pub enum HttpError {
     Listener(io::Error),
     /// A part of the server came to an end by itself: a fault in the exporter, or in its reports' receiver.
     Stopped,
-    /// The certificate or the key cannot be used; the text names the file and says why.
-    Tls(String),
+    /// The certificate or the key cannot be used.
+    Tls(TlsError),
     /// The user name or the password cannot be used; the text does not hold them.
     Credentials(String),
 }
@@ -44,7 +46,8 @@ impl fmt::Display for HttpError {
             }
             Self::Listener(source) => write!(f, "failed to register the listening socket: {source}"),
             Self::Stopped => f.write_str("internal error: an HTTP server task exited"),
-            Self::Tls(text) | Self::Credentials(text) => f.write_str(text),
+            Self::Tls(error) => error.fmt(f),
+            Self::Credentials(text) => f.write_str(text),
         }
     }
 }
@@ -53,7 +56,8 @@ impl std::error::Error for HttpError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Bind { source, .. } | Self::Listener(source) => Some(source),
-            Self::Stopped | Self::Tls(_) | Self::Credentials(_) => None,
+            Self::Tls(error) => error.source(),
+            Self::Stopped | Self::Credentials(_) => None,
         }
     }
 }

@@ -22,6 +22,7 @@ mod server;
 mod slots;
 mod stats;
 mod tls;
+mod tls_error;
 mod turns;
 mod watch;
 

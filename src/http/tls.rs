@@ -1,6 +1,7 @@
 //! The certificate and its key: loading them, and loading them again when their files change.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -15,6 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::certificate::Facts;
 use super::error::HttpError;
+use super::tls_error::TlsError;
 
 /// No certificate chain or key comes near this many bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -76,7 +78,7 @@ impl Tls {
 
     /// Loads the files again if they are not as they were at the last look: `None` when they are, the
     /// warnings when the new pair is in use, the reason when it is not good and the old one stays. May block.
-    pub(super) fn refresh(&self) -> Option<Result<Vec<String>, String>> {
+    pub(super) fn refresh(&self) -> Option<Result<Vec<String>, TlsError>> {
         // Taken before the files are read: a change in between shows at the next look.
         let now = Fingerprint::of(&self.paths);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,80 +114,65 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
-fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), String> {
+fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), TlsError> {
     let chain = read_chain(&paths.certificate)?;
     let (key, mut warnings) = read_key(&paths.key)?;
-    let (certificate, key_path) = (paths.certificate.display(), paths.key.display());
 
     let provider = Arc::new(ring::default_provider());
-    let key = provider.key_provider.load_private_key(key).map_err(|error| {
-        format!(
-            "the private key in {key_path} is not supported ({error}); supported: RSA, ECDSA P-256 and \
-             P-384, Ed25519"
-        )
-    })?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|source| TlsError::UnsupportedKey { path: paths.key.clone(), source })?;
     let facts = chain.first().and_then(|own| Facts::of(own));
-    warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate.to_string(), now())));
+    let certificate = paths.certificate.display().to_string();
+    warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, now())));
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(Error::InconsistentKeys(_)) => {
-            return Err(format!(
-                "the private key in {key_path} does not match the first certificate in {certificate}"
-            ));
+            return Err(TlsError::Mismatch {
+                certificate: paths.certificate.clone(),
+                key: paths.key.clone(),
+            });
         }
-        Err(error) => return Err(format!("the first certificate in {certificate} is not usable: {error}")),
+        Err(source) => return Err(TlsError::Certificate { path: paths.certificate.clone(), source }),
     }
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| format!("failed to set up TLS: {error}"))?
+        .map_err(TlsError::Setup)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((Loaded { config: Arc::new(config), facts }, warnings))
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read_file("certificate", path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("{} is not valid PEM: {}", path.display(), fault(&error)))?;
-    if !chain.is_empty() {
-        return Ok(chain);
+        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
+    if chain.is_empty() {
+        let has_key = contains(&bytes, "PRIVATE KEY-----");
+        return Err(TlsError::NoCertificate { path: path.to_owned(), has_key });
     }
-    let hint = if contains(&bytes, "PRIVATE KEY-----") {
-        "; it contains a private key: are tls_cert and tls_key swapped?"
-    } else {
-        ""
-    };
-    Err(format!("{} contains no certificate (no line `-----BEGIN CERTIFICATE-----`){hint}", path.display()))
+    Ok(chain)
 }
 
-fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String> {
+fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), TlsError> {
     let display = path.display();
     let bytes = read_file("private key", path)?;
     // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
     if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
     {
-        return Err(format!(
-            "the private key in {display} is encrypted, which is not supported; decrypt it with `openssl pkey \
-             -in {display} -out NEW`, into a directory that only the exporter can read"
-        ));
+        return Err(TlsError::Encrypted { path: path.to_owned() });
     }
-    let key = match PrivateKeyDer::from_pem_slice(&bytes) {
-        Ok(key) => key,
-        Err(pem::Error::NoItemsFound) => {
-            let hint = if contains(&bytes, "-----BEGIN CERTIFICATE-----") {
-                "; it contains a certificate: are tls_cert and tls_key swapped?"
-            } else {
-                ""
-            };
-            return Err(format!(
-                "{display} contains no private key (no line `-----BEGIN PRIVATE KEY-----`, RSA or EC){hint}"
-            ));
-        }
-        Err(error) => return Err(format!("{display} is not valid PEM: {}", fault(&error))),
-    };
+    let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::NoKey {
+            path: path.to_owned(),
+            has_certificate: contains(&bytes, "-----BEGIN CERTIFICATE-----"),
+        },
+        source => TlsError::Pem { path: path.to_owned(), source },
+    })?;
     let mut warnings = Vec::new();
     // Reading by the group is an ordinary way to give a service its key.
     if let Ok(mode) = fs::metadata(path).map(|data| data.mode() & 0o777)
@@ -198,31 +185,20 @@ fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), String
     Ok((key, warnings))
 }
 
-fn read_file(what: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let fail =
-        |reason: &dyn std::fmt::Display| format!("failed to read the {what} {}: {reason}", path.display());
-    let data = fs::metadata(path).map_err(|error| fail(&error))?;
+fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let fail = |source| TlsError::Read { what, path: path.to_owned(), source };
+    let data = fs::metadata(path).map_err(fail)?;
     if !data.is_file() {
-        return Err(fail(&"it is not a regular file"));
+        return Err(fail(io::Error::other("it is not a regular file")));
     }
     if data.len() > MAX_FILE {
-        return Err(fail(&format_args!("it is too large ({} bytes)", data.len())));
+        return Err(fail(io::Error::other(format!("it is too large ({} bytes)", data.len()))));
     }
-    fs::read(path).map_err(|error| fail(&error))
+    fs::read(path).map_err(fail)
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
-}
-
-/// What is wrong with a PEM file, without quoting from it: it may be a key.
-fn fault(error: &pem::Error) -> &'static str {
-    match error {
-        pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be truncated",
-        pem::Error::IllegalSectionStart { .. } => "a BEGIN line is malformed",
-        pem::Error::Base64Decode(_) => "a section is not valid base64",
-        _ => "it cannot be parsed",
-    }
 }
 
 #[cfg(test)]
@@ -339,12 +315,12 @@ mod tests {
         let (new_certificate, new_key) = pair();
         files.write(&new_certificate, &key);
         let reason = tls.refresh().unwrap().unwrap_err();
-        assert!(reason.contains("does not match"), "{reason}");
+        assert!(reason.to_string().contains("does not match"), "{reason}");
         assert!(Arc::ptr_eq(&first, &tls.current()), "the old pair stays");
         assert!(tls.refresh().is_none(), "a bad pair is reported once");
 
         files.write(&new_certificate, &new_key);
-        assert_eq!(tls.refresh(), Some(Ok(Vec::new())));
+        assert!(tls.refresh().unwrap().unwrap().is_empty());
         assert!(!Arc::ptr_eq(&first, &tls.current()));
     }
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::budget::Charge;
+use super::budget::{Charge, Evictable};
 use super::limits::Limits;
 
 /// What a connection waits for.
@@ -331,6 +331,16 @@ impl Body for WatchedBody {
 impl Drop for WatchedBody {
     fn drop(&mut self) {
         self.watch.lock().body_taken = true;
+    }
+}
+
+impl Evictable for Watch {
+    fn is_stalled(&self) -> bool {
+        self.standing() == Standing::Stalled
+    }
+
+    fn evict(&self) {
+        Watch::evict(self);
     }
 }
 

@@ -3,30 +3,16 @@
 //! They stay for as long as it takes that everybody who scrapes has seen their last numbers, unless their places are
 //! needed.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
+use super::ended::Shown;
 use super::labels::{Scratch, ids};
 use super::registry::{Family, Registry, Source, UNKNOWN, WINDOW};
 use crate::abi::label_id;
 use crate::layout::ActionLayout;
 use crate::plan;
 use crate::store::Store;
-
-/// When a process was first seen to have ended: by the probe, the action and the label that it has a number of, and
-/// that number.
-#[derive(Debug, Default)]
-pub(super) struct Ended {
-    since: HashMap<(usize, usize, usize, u32), Instant>,
-}
-
-/// Which labels of processes are looked at: those that series show, or those that only tell slots apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
-    Never,
-    ForAWhile,
-}
 
 impl Registry {
     /// Forgets what processes and threads have done that are gone. A series that shows one in a label stays for

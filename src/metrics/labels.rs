@@ -1,6 +1,6 @@
 //! The labels of a series, from its number.
 
-use super::registry::ProbeFacts;
+use super::facts::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::label_id;
 use crate::cgroups::Cgroups;

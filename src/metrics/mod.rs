@@ -1,9 +1,12 @@
 //! From slots to the text of a scrape.
 
+mod ended;
 pub mod evaluate;
+mod facts;
 mod forget;
 mod labels;
 pub mod registry;
 pub mod show;
 
+pub use facts::ProbeFacts;
 pub use registry::{Registry, WINDOW};

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::forget::{Ended, Shown};
+use super::ended::{Ended, Shown};
+use super::facts::ProbeFacts;
 use super::labels::{Scratch, const_labels, labels};
 use crate::abi::accounting_slot;
 use crate::exposition::{self, Format, Head, Sample};
@@ -32,17 +33,6 @@ pub struct Registry {
 /// Least and greatest values are those of the last one to two windows, so that reading them changes nothing: every
 /// scraper with an interval up to this one sees every extreme, however many there are.
 pub const WINDOW: Duration = Duration::from_secs(60);
-
-/// What the exporter knows of a probe besides its slots.
-#[derive(Debug, Clone, Default)]
-pub struct ProbeFacts {
-    /// It has been attached once, so that "never hit" can be told from "not there".
-    pub attached: bool,
-    /// Bit i: value i is shown without a sign.
-    pub unsigned: u32,
-    /// The functions that the probe's pattern has stood for, by their numbers.
-    pub functions: Arc<Vec<String>>,
-}
 
 /// One metric.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -15,15 +15,9 @@ use crate::mapping::Mapped;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{Direction, FAST_BLOCKS, Link, PORTS, net_fast, net_port, net_ports};
-use super::counter_maps::{CounterMaps, Slot};
+use super::counter_maps::{CounterMaps, FAST_BUDGET, FastBytes, Slot};
 use super::counters::Counters;
 use super::sys::{options, program_id, set_operand};
-
-/// What fast-path counters may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
-/// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
-const FAST_BUDGET: usize = 16 << 20;
-
-static FAST_TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,12 +101,8 @@ struct Fast {
     blocks: usize,
     /// First blocks that no interface has. The one that was longest unused is taken, so that no CPU still counts there.
     free: Mutex<std::collections::VecDeque<u16>>,
-}
-
-impl Drop for Fast {
-    fn drop(&mut self) {
-        FAST_TAKEN.fetch_sub(self.blocks * size_of::<net_fast>(), Ordering::Relaxed);
-    }
+    /// Its part of the budget of all namespaces.
+    _bytes: FastBytes,
 }
 
 /// An interface that programs know. Dropping it makes them forget it.
@@ -152,7 +142,7 @@ impl Programs {
         let known = Known {
             ports: (ports, mapping),
             more,
-            fast: Fast::new(fast)?,
+            fast: Fast::new(fast, &counter_maps)?,
             places: Mutex::new(vec![0; PORTS]),
         };
         Ok(Self { counter_maps, switches, known: Arc::new(known), loaded: Mutex::default() })
@@ -277,7 +267,7 @@ impl Programs {
 
 impl Fast {
     /// `None` if there is no room for one interface.
-    fn new(interfaces: usize) -> libbpf_rs::Result<Option<Self>> {
+    fn new(interfaces: usize, counter_maps: &Arc<CounterMaps>) -> libbpf_rs::Result<Option<Self>> {
         if interfaces == 0 {
             return Ok(None);
         }
@@ -286,22 +276,13 @@ impl Fast {
         if bytes < slots * size_of::<net_fast>() {
             return Ok(None);
         }
-        let give_back = |error| {
-            FAST_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
-            error
-        };
-        if FAST_TAKEN.fetch_add(bytes, Ordering::Relaxed) + bytes > FAST_BUDGET {
-            FAST_TAKEN.fetch_sub(bytes, Ordering::Relaxed);
-            return Ok(None);
-        }
+        let Some(taken) = counter_maps.take_fast_bytes(bytes) else { return Ok(None) };
         let shared = options(libbpf_sys::BPF_F_MMAPABLE);
-        let map = MapHandle::create(MapType::Array, Some(".bss.fast"), 4, bytes as u32, 1, &shared)
-            .map_err(give_back)?;
-        let words =
-            Mapped::new(map.as_fd(), bytes / 8).map_err(|error| give_back(libbpf_rs::Error::from(error)))?;
+        let map = MapHandle::create(MapType::Array, Some(".bss.fast"), 4, bytes as u32, 1, &shared)?;
+        let words = Mapped::new(map.as_fd(), bytes / 8)?;
         let blocks = bytes / size_of::<net_fast>();
         let free = (0..blocks as u16).step_by(slots).collect();
-        Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free) }))
+        Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free), _bytes: taken }))
     }
 
     /// A first block, all of whose counters are zero.

@@ -1,8 +1,6 @@
 //! Threads that attach in each network namespace, and everything that is asked of what is there.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +13,7 @@ use super::attach::Refusal;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::counter_maps::CounterMaps;
+use super::error::{BeginError, NetworkError};
 use super::event::Event;
 use super::follow::{Area, Follower};
 use super::hook::{Hook, fast_interfaces};
@@ -41,18 +40,6 @@ const RETRY: u32 = 30;
 
 /// For how long interfaces are attached to before anything else goes on.
 const AT_START: Duration = Duration::from_millis(400);
-
-/// Why nothing can be counted at all.
-#[derive(Debug)]
-pub struct NetworkError(String);
-
-impl fmt::Display for NetworkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for NetworkError {}
 
 /// The packet counters of a running exporter. Dropping it detaches all programs.
 #[derive(Debug)]
@@ -115,21 +102,12 @@ impl Network {
         config: NetworkConfig,
         tell: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
-        let counter_maps = CounterMaps::create(&config.count).map_err(|error| {
+        let counter_maps = CounterMaps::create(&config.count).map_err(|source| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
-            NetworkError(format!(
-                "failed to create the tables of counters, talkers and flows ({bytes} bytes of kernel memory): \
-                 {error:#}; lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
-            ))
+            NetworkError::Tables { bytes, source }
         })?;
-        let event = eventfd(0, EventfdFlags::CLOEXEC)
-            .map_err(|error| NetworkError(format!("failed to create an eventfd: {error}")))?;
-        let stack = Stack::load(&config.count).map_err(|error| {
-            NetworkError(format!(
-                "failed to attach the programs for network.count.drop_reasons and tcp: {error:#}; they need \
-                 CAP_BPF and CAP_PERFMON"
-            ))
-        })?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| NetworkError::Eventfd(error.into()))?;
+        let stack = Stack::load(&config.count).map_err(NetworkError::Stack)?;
         let mut network = Self {
             stack,
             status: Arc::default(),
@@ -158,7 +136,7 @@ impl Network {
         };
         let here = if visit.scope.space == Space::Own {
             // Before this returns, so that what comes from now on is counted.
-            Some(visit.begin().map_err(NetworkError)?)
+            Some(visit.begin().map_err(NetworkError::Begin)?)
         } else {
             visit.absent("not looked for yet");
             None
@@ -169,7 +147,7 @@ impl Network {
                 Some(follower) => visit.stay(follower, &|| true),
                 None => visit.come_and_go(),
             })
-            .map_err(|error: io::Error| NetworkError(format!("failed to start a thread: {error}")))?;
+            .map_err(NetworkError::Thread)?;
         self.watches.push(watch);
         Ok(())
     }
@@ -324,18 +302,17 @@ struct Visit {
 
 impl Visit {
     /// Attaches to what is there, and listens from before that on.
-    fn begin(&self) -> Result<Follower, String> {
+    fn begin(&self) -> Result<Follower, BeginError> {
         let end = Instant::now() + AT_START;
-        let changes = Changes::listen()
-            .map_err(|error| format!("failed to subscribe to interface changes: {error}"))?;
-        let present = interfaces().map_err(|error| format!("failed to list the interfaces: {error}"))?;
+        let changes = Changes::listen().map_err(BeginError::Changes)?;
+        let present = interfaces().map_err(BeginError::Interfaces)?;
         let fast = fast_interfaces(&self.config, &self.scope, &present);
         let programs = Programs::new(
             Arc::clone(&self.counter_maps),
             fast,
             program_switches(&self.config.count.statistics),
         )
-        .map_err(|error| format!("failed to create the tables of the packet programs: {error:#}"))?;
+        .map_err(BeginError::Programs)?;
         let area = Area {
             scope: self.scope.clone(),
             mode: self.config.mode,
@@ -418,7 +395,7 @@ impl Visit {
     fn go(&self, there: &Namespace) -> Result<(), String> {
         enter(there.file.as_fd())
             .map_err(|error| format!("failed to enter it: {error}; run with CAP_SYS_ADMIN"))?;
-        let follower = self.begin()?;
+        let follower = self.begin().map_err(|error| error.to_string())?;
         self.stay(follower, &|| there.is_there());
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::kernel::Sweep;
-use crate::metrics::registry::ProbeFacts;
+use crate::metrics::ProbeFacts;
 use crate::plan::Plan;
 
 /// TargetState of every probe of the plan.

@@ -31,10 +31,6 @@ const KNOWN: &[&[&str]] = &[
         "elf::symbols",
         "elf::unwind",
     ],
-    &["exposition::family", "exposition::text"],
-    &["http::budget", "http::watch"],
-    &["metrics::forget", "metrics::labels", "metrics::registry"],
-    &["net::books", "net::config", "net::hook", "net::programs", "net::tables"],
     &["places", "resolve", "returns"],
 ];
 

@@ -1,0 +1,113 @@
+//! Why a certificate or its key cannot be used.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use rustls_pki_types::pem;
+
+/// Why a certificate or its key cannot be used. Its text names the file, says what to do, and quotes nothing from the
+/// file, which may be a key.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read; `what` it should have held.
+    Read { what: &'static str, path: PathBuf, source: io::Error },
+    /// It is not PEM.
+    Pem { path: PathBuf, source: pem::Error },
+    /// There is no certificate in the file, but perhaps a key.
+    NoCertificate { path: PathBuf, has_key: bool },
+    /// There is no key in the file, but perhaps a certificate.
+    NoKey { path: PathBuf, has_certificate: bool },
+    /// The key has a passphrase.
+    Encrypted { path: PathBuf },
+    /// The key is of a kind that cannot be used.
+    UnsupportedKey { path: PathBuf, source: rustls::Error },
+    /// Key and certificate do not belong together.
+    Mismatch { certificate: PathBuf, key: PathBuf },
+    /// The certificate cannot be used.
+    Certificate { path: PathBuf, source: rustls::Error },
+    /// No configuration can be made of them.
+    Setup(rustls::Error),
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { what, path, source } => {
+                write!(f, "failed to read the {what} {}: {source}", path.display())
+            }
+            Self::Pem { path, source } => {
+                write!(f, "{} is not valid PEM: {}", path.display(), pem_problem(source))
+            }
+            Self::NoCertificate { path, has_key } => {
+                let path = path.display();
+                write!(f, "{path} contains no certificate (no line `-----BEGIN CERTIFICATE-----`)")?;
+                swapped(*has_key, "a private key", f)
+            }
+            Self::NoKey { path, has_certificate } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path} contains no private key (no line `-----BEGIN PRIVATE KEY-----`, RSA or EC)"
+                )?;
+                swapped(*has_certificate, "a certificate", f)
+            }
+            Self::Encrypted { path } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "the private key in {path} is encrypted, which is not supported; decrypt it with `openssl pkey \
+                     -in {path} -out NEW`, into a directory that only the exporter can read"
+                )
+            }
+            Self::UnsupportedKey { path, source } => write!(
+                f,
+                "the private key in {} is not supported ({source}); supported: RSA, ECDSA P-256 and P-384, Ed25519",
+                path.display()
+            ),
+            Self::Mismatch { certificate, key } => write!(
+                f,
+                "the private key in {} does not match the first certificate in {}",
+                key.display(),
+                certificate.display()
+            ),
+            Self::Certificate { path, source } => {
+                write!(f, "the first certificate in {} is not usable: {source}", path.display())
+            }
+            Self::Setup(source) => write!(f, "failed to set up TLS: {source}"),
+        }
+    }
+}
+
+fn swapped(is_other: bool, what: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if is_other { write!(f, "; it contains {what}: are tls_cert and tls_key swapped?") } else { Ok(()) }
+}
+
+/// What is wrong with a PEM file.
+fn pem_problem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be truncated",
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line is malformed",
+        pem::Error::Base64Decode(_) => "a section is not valid base64",
+        _ => "it cannot be parsed",
+    }
+}
+
+impl Error for TlsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Read { source, .. } => Some(source),
+            Self::UnsupportedKey { source, .. } | Self::Certificate { source, .. } | Self::Setup(source) => {
+                Some(source)
+            }
+            // What a PEM error says may quote the file.
+            Self::Pem { .. }
+            | Self::NoCertificate { .. }
+            | Self::NoKey { .. }
+            | Self::Encrypted { .. }
+            | Self::Mismatch { .. } => None,
+        }
+    }
+}
