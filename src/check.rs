@@ -113,6 +113,13 @@ impl Checker<'_> {
     /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
     fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
         let mut told = BTreeSet::new();
+        let is_function = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
+        let lacks = if target.probes.iter().any(is_function) { index.debug_info_lacks() } else { Vec::new() };
+        for why in lacks {
+            self.text.push_str(&format!(
+                "  note: {why}; types of arguments and inlined copies may be unknown for that\n"
+            ));
+        }
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
             let Point::Function(name) = &probe.point else { continue };
             let copies = if told.insert(name) { index.inlined_copies(name) } else { 0 };
@@ -186,8 +193,11 @@ impl Checker<'_> {
             }
             let remarks = resolved.iter().flatten().flat_map(|resolved| &resolved.remarks);
             remarks.for_each(|remark| table.line(format!("note: {remark}")));
-            if notes.in_general_registers() {
-                arguments(&probe.values).for_each(|note| table.line(format!("note: {note}")));
+            if let Some(Ok(resolved)) = &resolved
+                && notes.in_general_registers()
+            {
+                arguments(&probe.values, &resolved.untyped)
+                    .for_each(|note| table.line(format!("note: {note}")));
             }
             let warnings = resolved.iter().flatten().flat_map(|resolved| &resolved.warnings);
             warnings.for_each(|warning| table.line(format!("warning: {warning}")));
@@ -324,7 +334,8 @@ impl Notes {
 
     /// Whether the arguments of a function are where C has them.
     fn in_general_registers(&self) -> bool {
-        self.is_function && self.sites.iter().any(|args| args.first().is_some_and(|place| place == "%rdi"))
+        self.is_function
+            && self.sites.iter().any(|args| args.first().is_some_and(|place| place.starts_with("%rdi")))
     }
 
     /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument. At the end of a call or

@@ -7,6 +7,7 @@
 compile_error!("the exporter only supports x86-64: its BPF programs read the registers of that architecture");
 
 mod abi;
+mod arguments;
 mod cgroups;
 mod check;
 pub mod cli;

@@ -1,10 +1,11 @@
 //! Where functions are entered and left. Pure.
 
 use crate::abi::{site, site_flag};
+use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
-use crate::elf::{Convention, FunctionSite, Site, SymbolIndex};
+use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan};
-use crate::resolve::{UnfitSite, unfit, with_calling_convention};
+use crate::resolve::{UnfitSite, unfit};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline};
 
 /// The processor's condition "above", as the kernel side is told.
@@ -24,6 +25,8 @@ pub(crate) struct Place {
     /// Offset of the probe at the function's entry.
     pub offset: u64,
     pub is_exit: bool,
+    /// What debug information tells of the function's arguments.
+    pub parameters: Option<Parameters>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +41,16 @@ pub(crate) struct Found {
 impl Place {
     pub fn of_usdt(at: Site) -> Self {
         let (offset, name) = (at.offset, format!("offset {:#x}", at.offset));
-        Self { at, at_entry: false, entry: site::default(), function: 0, name, offset, is_exit: false }
+        Self {
+            at,
+            at_entry: false,
+            entry: site::default(),
+            function: 0,
+            name,
+            offset,
+            is_exit: false,
+            parameters: None,
+        }
     }
 }
 
@@ -86,10 +98,11 @@ pub(crate) fn places_in(
                 name: shown.clone(),
                 offset: function.site.offset,
                 is_exit: true,
+                parameters: None,
             }));
         } else {
             let (at_entry, offset) = (function.at_entry, function.site.offset);
-            let at = with_calling_convention(function);
+            let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
             found.places.push(Place {
                 at,
                 at_entry,
@@ -98,6 +111,7 @@ pub(crate) fn places_in(
                 name: shown,
                 offset,
                 is_exit: false,
+                parameters,
             });
         }
     }

@@ -1,12 +1,14 @@
 //! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use crate::abi::{location, location_op, site};
+use crate::arguments::{contradictions, in_word, listed, suggestions};
 use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
-    Arch, ArgForm, Convention, Form, FormError, FunctionSite, Reg, SharedSemaphore, Site, SiteError,
-    SiteShape, SymbolIndex, parse_args, usdt_sites,
+    ArgForm, Form, FormError, Parameters, Reg, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
+    usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
@@ -15,8 +17,10 @@ use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub sites: Vec<ResolvedSite>,
-    /// Where a function's arguments are, without their width; once for each calling convention among the sites.
+    /// Where a function's arguments are, with what debug information says of them; once for each kind of site.
     pub arguments: Vec<Vec<String>>,
+    /// Positions of arguments whose types are not known at every site.
+    pub untyped: BTreeSet<usize>,
     /// Those that no probe is set at: one bad site costs only that site.
     pub unfit: Vec<UnfitSite>,
     /// What the user should know of the sites' choice.
@@ -176,8 +180,21 @@ pub fn resolve(
     let mut sites = Vec::with_capacity(found.places.len());
     let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;
+    let mut untyped = BTreeSet::new();
+    let mut typed = Typed::default();
     let mut not_used = found.unfit;
-    for Place { at, at_entry, entry, function, name, offset: function_offset, is_exit } in found.places {
+    let mut unreadable = None;
+    'places: for Place {
+        at,
+        at_entry,
+        entry,
+        function,
+        name,
+        offset: function_offset,
+        is_exit,
+        parameters,
+    } in found.places
+    {
         // At a function's entry its red zone is not in use yet.
         if let Some(why) = unfit(&at, at_entry) {
             not_used.push(UnfitSite { name, why });
@@ -188,12 +205,27 @@ pub fn resolve(
             entry.frame_offset = POPPED;
         }
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
-            *to = locate(&at, &narrowed(value, is_function), function)?;
+            *to = match locate(&at, &narrowed(value, is_function), function) {
+                Ok(location) => location,
+                // Copies of a function may lack an argument.
+                Err(why) if is_function => {
+                    not_used.push(UnfitSite { name, why: why.to_string() });
+                    unreadable.get_or_insert(why);
+                    continue 'places;
+                }
+                Err(why) => return Err(why),
+            };
+            if let Source::Arg(index) | Source::Field { index, .. } = value.source
+                && parameters.as_ref().is_none_or(|parameters| in_word(parameters, index).is_none())
+            {
+                untyped.insert(index);
+            }
             if to.bytes != 8 || to.is_signed != 0 {
                 unsigned &= !(1 << n);
             }
         }
-        let places: Vec<String> = at.args.iter().flatten().map(ArgForm::place).map(str::to_string).collect();
+        typed.add(probe, parameters.as_ref());
+        let places = described(&at, parameters.as_ref());
         if is_function && !arguments.contains(&places) {
             arguments.push(places);
         }
@@ -211,8 +243,10 @@ pub fn resolve(
         });
     }
     if sites.is_empty() {
-        return Err(ResolveError::NoneFit(not_used));
+        return Err(unreadable.unwrap_or(ResolveError::NoneFit(not_used)));
     }
+    found.remarks.extend(typed.notes);
+    found.warnings.extend(typed.warnings);
     if sites.iter().any(|site| site.shared_semaphore.is_some()) {
         found.remarks.push(SHARED_PAGE.to_string());
     }
@@ -220,10 +254,44 @@ pub fn resolve(
         sites,
         unfit: not_used,
         arguments,
+        untyped,
         remarks: found.remarks,
         warnings: found.warnings,
         unsigned,
     })
+}
+
+/// What the types of parameters say of the values that a probe reads.
+#[derive(Debug, Default)]
+struct Typed {
+    notes: Vec<String>,
+    warnings: BTreeSet<String>,
+}
+
+impl Typed {
+    fn add(&mut self, probe: &ProbePlan, parameters: Option<&Parameters>) {
+        let Some(parameters) = parameters else { return };
+        if self.notes.is_empty() {
+            self.notes.push(listed(parameters));
+            self.notes.extend(suggestions(&probe.values, parameters));
+        }
+        self.warnings.extend(contradictions(&probe.values, parameters));
+    }
+}
+
+/// Where the arguments are at a site, and what they are as far as that is known: `%rdi (int n)`.
+fn described(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
+    let one = |(word, form): (usize, &Result<ArgForm, FormError>)| {
+        let place = form.as_ref().map_or("?", ArgForm::place);
+        match parameters.and_then(|parameters| in_word(parameters, word)) {
+            Some(parameter) => {
+                let declared = format!("{} {}", parameter.declared, parameter.name);
+                format!("{place} ({})", declared.trim_end())
+            }
+            None => place.to_string(),
+        }
+    };
+    at.args.iter().enumerate().map(one).collect()
 }
 
 /// What is to be said of a semaphore that the kernel raises where the program does not look.
@@ -247,46 +315,6 @@ pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
     (site.shape.overwrites_red_zone() && !at_entry).then(|| {
         "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
     })
-}
-
-/// The words of arguments that can be asked for.
-const WORDS: usize = 32;
-
-/// Words of arguments on the stack, as a USDT note would write them.
-fn on_stack(words: usize) -> Vec<Result<ArgForm, FormError>> {
-    let forms: String = (1..=words).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect();
-    parse_args(Arch::X86_64, &forms)
-}
-
-/// The arguments of a function where its calling convention has them, 64 bits wide.
-pub(crate) fn with_calling_convention(function: FunctionSite) -> Site {
-    let mut site = function.site;
-    if !function.at_entry {
-        return site;
-    }
-    let unknown = |word: usize, why: &str| Err(FormError::new(&word.to_string(), why));
-    site.args = match function.convention {
-        Convention::SystemV => {
-            let mut args = parse_args(Arch::X86_64, "-8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9");
-            args.extend(on_stack(WORDS - args.len()));
-            args
-        }
-        Convention::GoRegisters => {
-            let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
-            let mut args = parse_args(Arch::X86_64, registers);
-            let why = "only the first nine argument words of a Go function are in registers; the location of \
-                 others depends on their types";
-            args.extend((args.len()..WORDS).map(|word| unknown(word, why)));
-            args
-        }
-        Convention::GoStack => on_stack(WORDS),
-        Convention::Unknown => {
-            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its arguments may \
-                       be in registers or on the stack";
-            (0..WORDS).map(|word| unknown(word, why)).collect()
-        }
-    };
-    site
 }
 
 /// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
@@ -432,6 +460,7 @@ fn unreadable(name: &str, error: &FormError) -> ResolveError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elf::{Arch, parse_args};
 
     #[test]
     fn reasons_are_grouped_and_bounded() {

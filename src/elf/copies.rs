@@ -1,13 +1,12 @@
 //! What a symbol does not tell of the function that it names: copies and parts that the compiler made, code that several
 //! functions share, functions that call each other under one name, and entries that are jumped to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
-use object::elf::SHT_DYNSYM;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle};
-use super::symbols::{Kind, Symbol, Table};
+use super::symbols::{Kind, Symbol};
 use super::{Image, SymbolIndex};
 
 /// Functions that are decoded at most; larger ones are not looked into.
@@ -31,7 +30,8 @@ pub(super) fn remarks_on(
         .collect();
     if !copies.is_empty() {
         remarks.push(format!(
-            "also attached to the specialised clone{} {}, whose arguments may be missing or in other registers",
+            "also attached to the specialised clone{} {}, whose arguments may be missing or in other registers (debug \
+             information tells)",
             if copies.len() == 1 { "" } else { "s" },
             listed(&copies)
         ));
@@ -119,15 +119,25 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
+/// What calls and jumps in a function lead to by way of a slot that the loader fills, as `-fno-plt` has them.
+fn slots(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<u64> {
+    let leads_on = |flow| matches!(flow, FlowControl::IndirectCall | FlowControl::IndirectBranch);
+    instructions(image, symbol)
+        .filter(|one| leads_on(one.flow_control()) && one.is_ip_rel_memory_operand())
+        .map(|one| one.ip_rel_memory_address())
+        .collect()
+}
+
+fn instructions<'a>(image: &Image<'a>, symbol: &Symbol<'_>) -> impl Iterator<Item = Instruction> + use<'a> {
+    let is_read = symbol.size != 0 && symbol.size <= DECODED_MAX && image.arch() == super::Arch::X86_64;
+    let code = if is_read { image.code_at(symbol.vaddr, symbol.size as usize) } else { None };
+    let mut decoder = Decoder::with_ip(64, code.unwrap_or(&[]), symbol.vaddr, DecoderOptions::NONE);
+    std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
+}
+
 /// The targets of direct jumps and calls in a function, with whether each is a call.
 fn targets(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<(u64, bool)> {
-    if symbol.size == 0 || symbol.size > DECODED_MAX || image.arch() != super::Arch::X86_64 {
-        return Vec::new();
-    }
-    let code = image.code_at(symbol.vaddr, symbol.size as usize).unwrap_or(&[]);
-    let decoder = Decoder::with_ip(64, code, symbol.vaddr, DecoderOptions::NONE);
-    decoder
-        .into_iter()
+    instructions(image, symbol)
         .filter_map(|instruction| match instruction.flow_control() {
             FlowControl::Call => Some((instruction.near_branch_target(), true)),
             FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
@@ -174,11 +184,16 @@ pub(super) fn drop_chained(
         let complete_names: Vec<(u64, String)> =
             group.iter().map(|symbol| (symbol.vaddr, complete(symbol.name))).collect();
         let into_another = |symbol: &Symbol<'_>| {
-            targets(index.image(), symbol).iter().any(|(target, _)| {
-                let stub = stub_name(index, *target).map(complete);
+            let is_other = |target: Option<u64>, slot: Option<&str>| {
+                let stub = slot.map(complete);
                 let mut others = complete_names.iter().filter(|(vaddr, _)| *vaddr != symbol.vaddr);
-                others.any(|(vaddr, name)| vaddr == target || stub.as_ref() == Some(name))
-            })
+                others.any(|(vaddr, name)| Some(*vaddr) == target || stub.as_ref() == Some(name))
+            };
+            let direct = targets(index.image(), symbol);
+            direct.iter().any(|(target, _)| is_other(Some(*target), stub_name(index, *target)))
+                || slots(index.image(), symbol)
+                    .into_iter()
+                    .any(|slot| is_other(index.image().pointer_at(slot), index.stub(slot)))
         };
         let chained: Vec<Symbol<'_>> = group.iter().copied().filter(|symbol| into_another(symbol)).collect();
         // Were each to call the other, none would be left.
@@ -212,22 +227,6 @@ fn stub_name<'a>(index: &SymbolIndex<'a>, vaddr: u64) -> Option<&'a str> {
         return None;
     }
     index.stub(jump.ip_rel_memory_address())
-}
-
-/// The symbols whose addresses the loader writes, by where it does.
-pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
-    const ENTRY: usize = 24;
-    let Some(table) = Table::of(image, SHT_DYNSYM) else { return HashMap::new() };
-    let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
-    let entries =
-        [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.chunks_exact(ENTRY));
-    let symbol = |entry: &[u8]| {
-        let slot = u64::from_le_bytes(*entry.first_chunk()?);
-        // The symbol's number is the upper half of the second word.
-        let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);
-        Some((slot, table.name_of(number as usize)?))
-    };
-    entries.filter_map(symbol).collect()
 }
 
 /// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of

@@ -1,22 +1,17 @@
-//! Debug information (DWARF) of a file, unpacked once.
+//! Debug information (DWARF) of a file, unpacked once, and how to find one's way in it.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use flate2::read::ZlibDecoder;
 use gimli::{
     AttributeValue, DebugInfoOffset, DebuggingInformationEntry, Dwarf, DwarfSections, EndianSlice,
-    LittleEndian, Unit, UnitHeader,
+    LittleEndian, RangeIter, SectionId, Unit, UnitHeader, UnitOffset,
 };
-use object::elf::{ELFCOMPRESS_ZLIB, SHF_COMPRESSED};
-use object::read::elf::SectionHeader;
 
 use super::Image;
-use super::image::LE;
-
-/// More debug information than this is not read.
-const BYTES_MAX: u64 = 1 << 30;
+use super::packed::{contents, is_there};
 
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 pub(super) type Entry<'a> = DebuggingInformationEntry<Slice<'a>>;
@@ -24,26 +19,121 @@ pub(super) type Entry<'a> = DebuggingInformationEntry<Slice<'a>>;
 /// What the compiler tells of a program's functions besides their names.
 pub struct DebugInfo<'a> {
     sections: DwarfSections<Cow<'a, [u8]>>,
-    inlined: OnceCell<HashMap<Box<[u8]>, usize>>,
+    is_shared: bool,
+    /// How many copies of each function were inlined into others, by its symbol.
+    pub(super) inlined: OnceCell<HashMap<Box<[u8]>, usize>>,
+    units: OnceCell<Units>,
+    functions: RefCell<HashMap<usize, Rc<Functions>>>,
 }
 
+/// Entries of functions in one unit, by the address of their first instruction.
+type Functions = HashMap<u64, Vec<UnitOffset>>;
+
+/// Where the units are in the debug information, and where the code is that they describe.
+#[derive(Debug, Default)]
+pub(super) struct Units {
+    pub offsets: Vec<DebugInfoOffset>,
+    /// Begin and end, and the unit's number.
+    spans: Vec<(u64, u64, usize)>,
+    /// Units of which the file has only the skeleton.
+    split: usize,
+}
+
+/// Why a file's debug information is not read, or not all of it.
+pub(super) const UNREADABLE: &str =
+    "its debug information is damaged, or compressed in a way that is not known";
+const SHARED: &str = "parts of its debug information are in a file that it shares with others (.gnu_debugaltlink, made by dwz), \
+                      which is not read";
+const SPLIT: &str =
+    "its debug information is in files of its own (.dwo or .dwp, made by -gsplit-dwarf), which are not read";
+
 impl<'a> DebugInfo<'a> {
-    /// None if the file has none, or it is damaged, too large or packed in a way that is not known.
-    pub(super) fn of(image: &Image<'a>) -> Option<DebugInfo<'a>> {
-        image.section(b".debug_info").or_else(|| image.section(b".zdebug_info"))?;
-        let sections =
-            DwarfSections::load(|id| section(image, id.name().as_bytes()).ok_or(gimli::Error::Io)).ok()?;
-        Some(DebugInfo { sections, inlined: OnceCell::new() })
+    /// None if the file has none.
+    ///
+    /// # Errors
+    /// With the reason if it cannot be read.
+    pub(super) fn of(image: &Image<'a>) -> Option<Result<DebugInfo<'a>, &'static str>> {
+        if !is_there(image, b".debug_info") {
+            return None;
+        }
+        let section = |id: SectionId| match id {
+            // Never asked for here.
+            SectionId::DebugMacro | SectionId::DebugMacinfo | SectionId::DebugAranges => {
+                Ok(Cow::Borrowed(&[][..]))
+            }
+            _ => contents(image, id.name().as_bytes()).ok_or(gimli::Error::Io),
+        };
+        let sections = DwarfSections::load(section).map_err(|_| UNREADABLE);
+        Some(sections.map(|sections| DebugInfo {
+            sections,
+            is_shared: image.section(b".gnu_debugaltlink").is_some(),
+            inlined: OnceCell::new(),
+            units: OnceCell::new(),
+            functions: RefCell::default(),
+        }))
     }
 
-    /// How many copies of the function with this symbol were inlined into others.
-    pub fn inlined_copies(&self, symbol: &str) -> usize {
-        let all = self.inlined.get_or_init(|| inlined(&self.dwarf()).unwrap_or_default());
-        all.get(symbol.as_bytes()).copied().unwrap_or(0)
+    /// What of the debug information is elsewhere, so that what it tells is not all.
+    pub fn lacks(&self) -> impl Iterator<Item = &'static str> {
+        [(self.is_shared, SHARED), (self.units().split > 0, SPLIT)]
+            .into_iter()
+            .filter_map(|(lacks, why)| lacks.then_some(why))
     }
 
-    pub(super) fn dwarf(&self) -> Dwarf<Slice<'_>> {
+    pub(super) fn finder(&self) -> Finder<'_> {
+        let dwarf = self.dwarf();
+        Finder { dwarf, units: &self.units().offsets, opened: RefCell::default() }
+    }
+
+    /// The entries of functions that begin at this address. Those of a folded function's aliases are among them.
+    pub(super) fn functions_at(&self, vaddr: u64) -> Vec<DebugInfoOffset> {
+        let units = self.units();
+        let finder = self.finder();
+        let holds = |(begin, end, _): &&(u64, u64, usize)| (*begin..*end).contains(&vaddr);
+        let mut numbers: Vec<usize> =
+            units.spans.iter().filter(holds).map(|(_, _, number)| *number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let mut found = Vec::new();
+        for number in numbers {
+            let Some(unit) = finder.numbered(number) else { continue };
+            let known = self.functions.borrow().get(&number).cloned();
+            let functions = known.unwrap_or_else(|| {
+                let made = Rc::new(functions(&finder.dwarf, &unit).unwrap_or_default());
+                self.functions.borrow_mut().insert(number, made.clone());
+                made
+            });
+            let entries = functions.get(&vaddr).into_iter().flatten();
+            found.extend(entries.filter_map(|offset| offset.to_debug_info_offset(&unit.header)));
+        }
+        found
+    }
+
+    fn dwarf(&self) -> Dwarf<Slice<'_>> {
         self.sections.borrow(|section| EndianSlice::new(section, LittleEndian))
+    }
+
+    fn units(&self) -> &Units {
+        self.units.get_or_init(|| {
+            let mut units = Units::default();
+            let dwarf = self.dwarf();
+            let mut headers = dwarf.units();
+            // After a damaged header nothing is known.
+            while let Ok(Some(header)) = headers.next() {
+                let Some(offset) = header.offset().to_debug_info_offset(&header) else { continue };
+                let number = units.offsets.len();
+                units.offsets.push(offset);
+                let Ok(unit) = dwarf.unit(header) else { continue };
+                units.split += usize::from(unit.dwo_name().is_ok_and(|name| name.is_some()));
+                let mut entries = unit.entries();
+                let Ok(Some(root)) = entries.next_dfs() else { continue };
+                let Some(mut ranges) = ranges(&dwarf, &unit, root) else { continue };
+                while let Ok(Some(range)) = ranges.next() {
+                    units.spans.push((range.begin, range.end, number));
+                }
+            }
+            units
+        })
     }
 }
 
@@ -53,112 +143,134 @@ impl std::fmt::Debug for DebugInfo<'_> {
     }
 }
 
-/// A section's bytes, unpacked; empty if there is none.
-fn section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
-    let Some(section) = image.section(name) else { return old_section(image, name) };
-    let data = image.section_data(section)?;
-    if !section.sh_flags(LE).contains(SHF_COMPRESSED) {
-        return (data.len() as u64 <= BYTES_MAX).then_some(Cow::Borrowed(data));
+/// The code that an entry describes.
+fn ranges<'a>(
+    dwarf: &Dwarf<Slice<'a>>,
+    unit: &Unit<Slice<'a>>,
+    entry: &Entry<'a>,
+) -> Option<RangeIter<Slice<'a>>> {
+    let low = entry.attr_value(gimli::DW_AT_low_pc).and_then(|low| dwarf.attr_address(unit, low).ok()?);
+    if let (Some(low), Some(AttributeValue::Udata(size))) = (low, entry.attr_value(gimli::DW_AT_high_pc)) {
+        low.checked_add(size)?;
     }
-    // Elf64_Chdr: type, reserved, size, alignment.
-    let kind = u32::from_le_bytes(*data.first_chunk()?);
-    let size = u64::from_le_bytes(*data.get(8..)?.first_chunk()?);
-    if kind != ELFCOMPRESS_ZLIB.0 {
-        return None;
-    }
-    unpacked(data.get(24..)?, size)
+    dwarf.die_ranges(unit, entry).ok()
 }
 
-/// As older binutils compressed it: `.zdebug_info` is `ZLIB`, the size with the highest byte first, and the contents.
-fn old_section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
-    let old = [b".z", name.get(1..)?].concat();
-    let Some(section) = image.section(&old) else { return Some(Cow::Borrowed(&[])) };
-    let data = image.section_data(section)?.strip_prefix(b"ZLIB")?;
-    unpacked(data.get(8..)?, u64::from_be_bytes(*data.first_chunk()?))
-}
-
-fn unpacked<'a>(packed: &[u8], size: u64) -> Option<Cow<'a, [u8]>> {
-    if size > BYTES_MAX {
-        return None;
-    }
-    let mut unpacked = Vec::new();
-    let mut decoder = std::io::Read::take(ZlibDecoder::new(packed), size);
-    std::io::Read::read_to_end(&mut decoder, &mut unpacked).ok()?;
-    Some(Cow::Owned(unpacked))
-}
-
-/// Inlined copies by symbol.
-fn inlined(dwarf: &Dwarf<Slice<'_>>) -> gimli::Result<HashMap<Box<[u8]>, usize>> {
-    let mut copies: HashMap<DebugInfoOffset, usize> = HashMap::new();
-    let mut headers = Vec::new();
-    let mut units = dwarf.units();
-    while let Some(header) = units.next()? {
-        headers.push(header);
-        let unit = dwarf.unit(header)?;
-        let mut entries = unit.entries();
-        while let Some(entry) = entries.next_dfs()? {
-            if entry.tag() == gimli::DW_TAG_inlined_subroutine
-                && let Some(origin) = reference(&unit.header, entry, gimli::DW_AT_abstract_origin)
-            {
-                *copies.entry(origin).or_default() += 1;
-            }
+fn functions(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>) -> gimli::Result<Functions> {
+    let mut found = Functions::new();
+    let mut entries = unit.entries();
+    while let Some(entry) = entries.next_dfs()? {
+        if entry.tag() == gimli::DW_TAG_subprogram
+            && let Some(mut ranges) = ranges(dwarf, unit, entry)
+            // Where its cold part is elsewhere the first range is the beginning.
+            && let Some(range) = ranges.next()?
+        {
+            found.entry(range.begin).or_default().push(entry.offset());
         }
     }
-    // Those of one unit come together, so that each is opened once.
-    let mut copies: Vec<_> = copies.into_iter().collect();
-    copies.sort_unstable();
-    let mut finder = Finder { dwarf, headers, unit: None };
-    let mut by_symbol: HashMap<Box<[u8]>, usize> = HashMap::new();
-    for (origin, count) in copies {
-        if let Some(symbol) = finder.symbol(origin) {
-            *by_symbol.entry(symbol.into()).or_default() += count;
-        }
-    }
-    Ok(by_symbol)
+    Ok(found)
 }
 
 /// Finds entries by their place in the debug information.
-struct Finder<'d, 'a> {
-    dwarf: &'d Dwarf<Slice<'a>>,
-    headers: Vec<UnitHeader<Slice<'a>>>,
-    /// The one used last.
-    unit: Option<(usize, Unit<Slice<'a>>)>,
+pub(super) struct Finder<'d> {
+    pub dwarf: Dwarf<Slice<'d>>,
+    units: &'d [DebugInfoOffset],
+    /// Those used last.
+    opened: RefCell<HashMap<usize, Rc<Unit<Slice<'d>>>>>,
 }
 
-impl<'a> Finder<'_, 'a> {
-    fn unit(&mut self, at: DebugInfoOffset) -> Option<&Unit<Slice<'a>>> {
-        let offset = |header: &UnitHeader<Slice<'a>>| header.offset().to_debug_info_offset(header);
-        let after = self.headers.partition_point(|header| offset(header).is_some_and(|offset| offset <= at));
-        let number = after.checked_sub(1)?;
-        if self.unit.as_ref().is_none_or(|(known, _)| *known != number) {
-            self.unit = Some((number, self.dwarf.unit(self.headers[number]).ok()?));
+/// An entry, with the unit that it is in.
+#[derive(Clone)]
+pub(super) struct Node<'d> {
+    pub unit: Rc<Unit<Slice<'d>>>,
+    pub entry: Entry<'d>,
+    pub at: DebugInfoOffset,
+}
+
+impl<'d> Finder<'d> {
+    /// Units that are kept open.
+    const OPENED_MAX: usize = 16;
+    /// Children of an entry that are looked at.
+    const CHILDREN_MAX: usize = 4096;
+
+    fn numbered(&self, number: usize) -> Option<Rc<Unit<Slice<'d>>>> {
+        if let Some(unit) = self.opened.borrow().get(&number) {
+            return Some(unit.clone());
         }
-        self.unit.as_ref().map(|(_, unit)| unit)
+        let header = self.dwarf.debug_info.header_from_offset(*self.units.get(number)?).ok()?;
+        let unit = Rc::new(self.dwarf.unit(header).ok()?);
+        let mut opened = self.opened.borrow_mut();
+        if opened.len() >= Self::OPENED_MAX {
+            opened.clear();
+        }
+        opened.insert(number, unit.clone());
+        Some(unit)
+    }
+
+    /// The entry at this place.
+    pub fn node(&self, at: DebugInfoOffset) -> Option<Node<'d>> {
+        let after = self.units.partition_point(|offset| *offset <= at);
+        let unit = self.numbered(after.checked_sub(1)?)?;
+        let entry = unit.entry(at.to_unit_offset(&unit.header)?).ok()?;
+        Some(Node { unit, entry, at })
+    }
+
+    /// The entry that an attribute points to.
+    pub fn follow(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<Node<'d>> {
+        self.node(reference(&node.unit.header, &node.entry, attribute)?)
+    }
+
+    /// The entries directly below this one.
+    pub fn children(&self, node: &Node<'d>) -> Vec<Node<'d>> {
+        let mut found = Vec::new();
+        let Ok(mut entries) = node.unit.entries_at_offset(node.entry.offset()) else { return found };
+        let mut step = || entries.next_entry().unwrap_or(false);
+        if !node.entry.has_children() || !step() || !step() {
+            return found;
+        }
+        while let Some(entry) = entries.current() {
+            let Some(at) = entry.offset().to_debug_info_offset(&node.unit.header) else { break };
+            found.push(Node { unit: node.unit.clone(), entry: entry.clone(), at });
+            if found.len() == Self::CHILDREN_MAX || entries.next_sibling().is_err() {
+                break;
+            }
+        }
+        found
+    }
+
+    /// The text that is an attribute's value.
+    pub fn text(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<&'d [u8]> {
+        let value = node.entry.attr_value(attribute)?;
+        Some(self.dwarf.attr_string(&*node.unit, value).ok()?.slice())
     }
 
     /// The symbol of a described function: its linkage name, its declaration's, or the name itself where the language has no
     /// other.
-    fn symbol(&mut self, at: DebugInfoOffset) -> Option<&'a [u8]> {
-        let dwarf = self.dwarf;
+    pub fn symbol(&self, at: DebugInfoOffset) -> Option<&'d [u8]> {
         let mut name = None;
-        let mut next = Some(at);
+        let mut next = self.node(at);
         // From an instance by its declaration to the class's, no farther.
         for _ in 0..3 {
-            let Some(at) = next else { break };
-            let unit = self.unit(at)?;
-            let entry = unit.entry(at.to_unit_offset(&unit.header)?).ok()?;
-            let text = |attribute| {
-                let value = entry.attr_value(attribute)?;
-                Some(dwarf.attr_string(unit, value).ok()?.slice())
-            };
-            if let Some(symbol) = text(gimli::DW_AT_linkage_name) {
+            let Some(node) = next else { break };
+            if let Some(symbol) = self.text(&node, gimli::DW_AT_linkage_name) {
                 return Some(symbol);
             }
-            name = name.or_else(|| text(gimli::DW_AT_name));
-            next = reference(&unit.header, &entry, gimli::DW_AT_specification)
-                .or_else(|| reference(&unit.header, &entry, gimli::DW_AT_abstract_origin));
+            name = name.or_else(|| self.text(&node, gimli::DW_AT_name));
+            next = self
+                .follow(&node, gimli::DW_AT_specification)
+                .or_else(|| self.follow(&node, gimli::DW_AT_abstract_origin));
         }
         name
+    }
+}
+
+impl Node<'_> {
+    pub fn number(&self, attribute: gimli::DwAt) -> Option<u64> {
+        self.entry.attr(attribute)?.udata_value()
+    }
+
+    pub fn is_set(&self, attribute: gimli::DwAt) -> bool {
+        matches!(self.entry.attr_value(attribute), Some(AttributeValue::Flag(true)))
     }
 }
 

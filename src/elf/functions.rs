@@ -1,44 +1,17 @@
 //! Functions by name, by pattern and by offset.
 
+use std::collections::HashSet;
+
 use iced_x86::{Decoder, DecoderOptions};
 
-use super::golang::{self, Convention};
+use super::golang;
 use super::names::{CloneKind, clone_of};
 use super::select::{Selected, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
 use super::symbols::{Kind, Symbol};
 use super::unwind::frame_at;
-use super::{Arch, Cost, Image, Site, SiteError, SiteShape, SymbolIndex};
-
-/// A function, or a place in one, where a probe is set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FunctionSite {
-    /// The symbol; with `+0x10` after it for a place inside the function, and only `0x1234` for a file
-    /// offset that no symbol covers.
-    pub name: String,
-    /// The name as its C++ or Rust source has it, without parameters; None for a plain name.
-    pub demangled: Option<String>,
-    /// Bytes of code; 0 when unknown.
-    pub size: u64,
-    pub site: Site,
-    /// Whether the probe is at the function's entry: only there are its arguments in the calling
-    /// convention's registers, and only there can its return be traced.
-    pub at_entry: bool,
-    /// Address of the function's entry; of a place that no symbol covers its own.
-    pub entry: u64,
-    /// Whether the site is known to be the first byte of an instruction. False only for a file offset that
-    /// no symbol covers; a probe inside an instruction would corrupt the program.
-    pub checked: bool,
-    /// Whether the Go toolchain built the program: its returns must not be traced, see [`super::go_binary`].
-    pub is_go: bool,
-    /// Where the function's arguments are at its entry.
-    pub convention: Convention,
-    /// A copy that the compiler made for some callers, and that the pattern does not name itself.
-    pub specialised: bool,
-    /// Whether the site is a "jump if below or equal" that is taken only if the call begins anew after it.
-    pub if_above: bool,
-}
+use super::{Arch, Convention, Cost, FunctionSite, Image, Site, SiteError, SiteShape, SymbolIndex};
 
 /// What a pattern asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,6 +48,15 @@ impl SymbolIndex<'_> {
     /// The entries of the functions that the pattern names; none if it names nothing.
     pub fn entries(&self, pattern: &str) -> Vec<u64> {
         matching(self, pattern.trim()).map(|found| found.by_address.into_keys().collect()).unwrap_or_default()
+    }
+
+    /// How many copies of the functions that the pattern names were inlined into others, where debug information tells: a probe
+    /// sees none of them.
+    pub fn inlined_copies(&self, pattern: &str) -> usize {
+        let Some(debug_info) = self.debug_info() else { return 0 };
+        let Some(selected) = matching(self, pattern).ok().filter(|selected| selected.exact) else { return 0 };
+        let symbols: HashSet<&str> = selected.by_address.values().map(|symbol| symbol.name).collect();
+        symbols.into_iter().map(|symbol| debug_info.inlined_copies(symbol)).sum()
     }
 
     /// As [`SymbolIndex::sites`], with what the user should know of the choice: sentences without a full stop.

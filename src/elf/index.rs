@@ -1,7 +1,7 @@
 //! The names of a file, put in order once for all that is asked of them.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::rc::Rc;
 
@@ -9,9 +9,9 @@ use super::names::{
     Signature, Words, canonical, clone_of, demangle, has_abbreviated_path, identifiers, is_fragment,
     literal_words,
 };
-use super::select::matching;
-use super::symbols::{Kind, Symbol, symbols};
-use super::{DebugInfo, Functions, Image, Leap, go_binary, leaps};
+use super::parameters::{Parameters, parameters};
+use super::symbols::{Kind, Symbol, relocated, symbols};
+use super::{Convention, DebugInfo, FunctionSite, Functions, Image, Leap, go_binary, leaps};
 
 /// The symbols of a file, found by name, by demangled name and by address.
 ///
@@ -37,7 +37,7 @@ pub struct SymbolIndex<'a> {
     leap: OnceCell<Option<Leap>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
     debug_file: Option<Image<'a>>,
-    debug_info: OnceCell<Option<DebugInfo<'a>>>,
+    debug_info: OnceCell<Option<Result<DebugInfo<'a>, &'static str>>>,
 }
 
 /// Functions by the hash of their canonical name.
@@ -120,17 +120,30 @@ impl<'a> SymbolIndex<'a> {
 
     /// The file's debug information, or that of its debug file.
     pub fn debug_info(&self) -> Option<&DebugInfo<'a>> {
-        let files = || [Some(self.image), self.debug_file].into_iter().flatten();
-        self.debug_info.get_or_init(|| files().find_map(|file| DebugInfo::of(&file))).as_ref()
+        self.read_debug_info()?.as_ref().ok()
     }
 
-    /// How many copies of the functions that the pattern names were inlined into others, where debug information tells: a probe
-    /// sees none of them.
-    pub fn inlined_copies(&self, pattern: &str) -> usize {
-        let Some(debug_info) = self.debug_info() else { return 0 };
-        let Some(selected) = matching(self, pattern).ok().filter(|selected| selected.exact) else { return 0 };
-        let symbols: HashSet<&str> = selected.by_address.values().map(|symbol| symbol.name).collect();
-        symbols.into_iter().map(|symbol| debug_info.inlined_copies(symbol)).sum()
+    /// Why the debug information does not tell all that it could: sentences without a full stop.
+    pub fn debug_info_lacks(&self) -> Vec<&'static str> {
+        match self.read_debug_info() {
+            Some(Ok(debug_info)) => debug_info.lacks().collect(),
+            Some(Err(why)) => vec![*why],
+            None => Vec::new(),
+        }
+    }
+
+    /// What debug information tells of a function's parameters.
+    pub fn parameters(&self, function: &FunctionSite) -> Option<Parameters> {
+        if function.convention != Convention::SystemV || !function.at_entry {
+            return None;
+        }
+        let name = function.name.split('@').next().unwrap_or_default();
+        parameters(self.debug_info()?, function.entry, name)
+    }
+
+    fn read_debug_info(&self) -> Option<&Result<DebugInfo<'a>, &'static str>> {
+        let files = || [Some(self.image), self.debug_file].into_iter().flatten();
+        self.debug_info.get_or_init(|| files().find_map(|file| DebugInfo::of(&file))).as_ref()
     }
 
     /// Symbols of this name, without its version, and copies of the function of this name.
@@ -225,7 +238,7 @@ impl<'a> SymbolIndex<'a> {
 
     /// What the linker's jumps through this slot lead to: the symbol of a relocation.
     pub(super) fn stub(&self, slot: u64) -> Option<&'a str> {
-        self.stubs.get_or_init(|| super::copies::relocated(&self.image)).get(&slot).copied()
+        self.stubs.get_or_init(|| relocated(&self.image)).get(&slot).copied()
     }
 
     fn symbol(&self, number: u32) -> &Symbol<'a> {

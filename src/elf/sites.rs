@@ -5,9 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::near::nearest;
 use super::shape::LOOK_AT;
 use super::symbols::variables;
-use super::{
-    ArgForm, Cost, Form, FormError, FunctionSite, Image, Note, SiteError, SiteShape, notes, parse_args,
-};
+use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, notes, parse_args};
 
 /// One place in a file where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +20,48 @@ pub struct Site {
     /// One entry for each argument of a USDT probe; none for a function.
     pub args: Vec<Result<ArgForm, FormError>>,
     pub shape: SiteShape,
+}
+
+/// A function, or a place in one, where a probe is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionSite {
+    /// The symbol; with `+0x10` after it for a place inside the function, and only `0x1234` for a file
+    /// offset that no symbol covers.
+    pub name: String,
+    /// The name as its C++ or Rust source has it, without parameters; None for a plain name.
+    pub demangled: Option<String>,
+    /// Bytes of code; 0 when unknown.
+    pub size: u64,
+    pub site: Site,
+    /// Whether the probe is at the function's entry: only there are its arguments in the calling
+    /// convention's registers, and only there can its return be traced.
+    pub at_entry: bool,
+    /// Address of the function's entry; of a place that no symbol covers its own.
+    pub entry: u64,
+    /// Whether the site is known to be the first byte of an instruction. False only for a file offset that
+    /// no symbol covers; a probe inside an instruction would corrupt the program.
+    pub checked: bool,
+    /// Whether the Go toolchain built the program: its returns must not be traced, see [`super::go_binary`].
+    pub is_go: bool,
+    /// Where the function's arguments are at its entry.
+    pub convention: Convention,
+    /// A copy that the compiler made for some callers, and that the pattern does not name itself.
+    pub specialised: bool,
+    /// Whether the site is a "jump if below or equal" that is taken only if the call begins anew after it.
+    pub if_above: bool,
+}
+
+/// How a function is called, as far as a probe at its entry must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Convention {
+    /// Any program's that is not written in Go, and C code in a Go program.
+    SystemV,
+    /// Since Go 1.17: the words of all arguments, one after the other, in nine registers, and R14 is the goroutine.
+    GoRegisters,
+    /// Before, and for assembly since then: arguments on the stack.
+    GoStack,
+    /// Go code of which neither is certain.
+    Unknown,
 }
 
 impl Site {

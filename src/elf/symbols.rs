@@ -106,6 +106,22 @@ pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n
     found.into_iter().map(|(name, place)| (name, place.unwrap_or_else(|| Err(missing(name))))).collect()
 }
 
+/// The symbols whose addresses the loader writes, by where it does.
+pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
+    const ENTRY: usize = 24;
+    let Some(table) = Table::of(image, elf::SHT_DYNSYM) else { return HashMap::new() };
+    let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
+    let entries =
+        [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.chunks_exact(ENTRY));
+    let symbol = |entry: &[u8]| {
+        let slot = u64::from_le_bytes(*entry.first_chunk()?);
+        // The symbol's number is the upper half of the second word.
+        let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);
+        Some((slot, table.name_of(number as usize)?))
+    };
+    entries.filter_map(symbol).collect()
+}
+
 /// The entries of a symbol table section and the strings that they point into.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Table<'a> {

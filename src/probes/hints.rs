@@ -85,11 +85,15 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
     remarks
 }
 
-/// What is taken for granted of the arguments that a function's probe reads, whose types no symbol tells.
-pub(crate) fn arguments(values: &[ValuePlan]) -> impl Iterator<Item = String> {
-    let read = |value: &&ValuePlan| matches!(value.source, Source::Arg(_) | Source::Field { .. });
+/// What is taken for granted of the arguments that a function's probe reads, of those whose types are not known.
+pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl Iterator<Item = String> {
+    let read = |value: &&ValuePlan| match value.source {
+        Source::Arg(index) | Source::Field { index, .. } => untyped.contains(&index),
+        _ => false,
+    };
     let wide = |value: &&ValuePlan| {
-        matches!(value.source, Source::Arg(_)) && matches!(value.kind, ValueKind::Arg(ArgKind::Int(None)))
+        matches!(value.source, Source::Arg(index) if untyped.contains(&index))
+            && matches!(value.kind, ValueKind::Arg(ArgKind::Int(None)))
     };
     let names: Vec<&str> = values.iter().filter(wide).map(|value| value.name.as_str()).collect();
     let width = (!names.is_empty()).then(|| {

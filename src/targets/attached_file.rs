@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::Link;
 
-use super::debug_symbols::{debug_symbols, with_names};
+use super::debug_symbols::{DebugSymbols, debug_symbols, with_names};
 use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
 use super::status::{ProbeState, Status};
@@ -201,7 +201,8 @@ impl AttachedFile {
             .filter(|_| wants_names)
             .and_then(|image| debug_symbols(image, &found.path, &found.display));
         let image = image.map(|image| with_names(image, debug.as_ref()));
-        let index = image.as_ref().map(SymbolIndex::of);
+        let separate = debug.as_ref().and_then(DebugSymbols::image);
+        let index = image.as_ref().map(|image| SymbolIndex::of(image).with_debug_file(separate));
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);

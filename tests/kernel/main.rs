@@ -12,6 +12,7 @@ mod golang;
 mod harm;
 mod misses;
 mod old_kernel;
+mod parameters;
 mod processes;
 mod returns;
 mod routes;

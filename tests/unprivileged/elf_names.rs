@@ -139,6 +139,8 @@ fn a_deleting_destructor_that_calls_the_complete_one_is_not_counted_twice() {
         ("names-destructor", &["-O1"][..]),
         ("names-destructor.so", &["-O1", "-shared", "-fPIC"]),
         ("names-destructor-cet.so", &["-O1", "-shared", "-fPIC", "-fcf-protection", "-Wl,-z,now"]),
+        ("names-destructor-no-plt.so", &["-O1", "-shared", "-fPIC", "-fno-plt"]),
+        ("names-destructor-local.so", &["-O1", "-shared", "-fPIC", "-fno-plt", "-Wl,-Bsymbolic"]),
     ] {
         let bytes = fs::read(compile(name, "c++", SHAPES, flags)).unwrap();
         let image = Image::parse(&bytes).unwrap();

@@ -6,22 +6,11 @@ mod exits;
 mod pclntab;
 mod text;
 
+use super::Convention;
+
 pub(super) use entry::{entry, wrappers};
 pub(super) use exits::exits;
 pub(super) use pclntab::{Layout, Pclntab, is_marked};
-
-/// How a function is called, as far as a probe at its entry must know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Convention {
-    /// Any program's that is not written in Go, and C code in a Go program.
-    SystemV,
-    /// Since Go 1.17: the words of all arguments, one after the other, in nine registers, and R14 is the goroutine.
-    GoRegisters,
-    /// Before, and for assembly since then: arguments on the stack.
-    GoStack,
-    /// Go code of which neither is certain.
-    Unknown,
-}
 
 /// A function of a Go program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -238,24 +238,41 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
     let scratch = Scratch::new();
     let source = "__attribute__((noinline)) int wide(double x, int n) { return n + (int)x; }
                   int main(int n, char **v) { (void)v; return wide(1.5, n); }";
-    let binary = scratch.compile("p", "cc", source, &["-O1", "-g"]);
-    let table = |args: &str| {
+    let plain = scratch.compile("plain", "cc", source, &["-O1"]);
+    let described = scratch.compile("described", "cc", source, &["-O1", "-g"]);
+    let table = |binary: &str, args: &str| {
         let probes = format!(
             "probes:\n    - function: wide\n      {args}\n      metrics: [{{ counter: c_total, labels: {{ n: n }} }}]"
         );
-        check(&config(&binary, &probes)).good()
+        check(&config(binary, &probes)).good()
     };
-    let untyped = table("args: { n: 0 }");
+    let untyped = table(&plain, "args: { n: 0 }");
     assert!(
         untyped.contains("note: n read as signed 64-bit integers")
             && untyped.contains("float and double do not count"),
         "{untyped}"
     );
-    let typed = table("args: { n: { index: 0, type: i32 } }");
+    let typed = table(&plain, "args: { n: { index: 0, type: i32 } }");
     assert!(
         !typed.contains("signed 64-bit integers") && typed.contains("float and double do not count"),
         "{typed}"
     );
+
+    let by_debug_information = table(&described, "args: { n: 0 }");
+    assert!(by_debug_information.contains("n = arg0 %rdi (int n)"), "{by_debug_information}");
+    assert!(
+        by_debug_information.contains("double x (in no general register), 0: int n")
+            && !by_debug_information.contains("64-bit integers"),
+        "{by_debug_information}"
+    );
+    for (args, warned) in [
+        ("args: { n: { index: 0, type: i64 } }", "warning: n is read as i64, but it is `int n`"),
+        ("args: { n: { index: 0, type: string } }", "warning: n is read as text, but it is `int n`"),
+        ("args: { n: 1 }", "warning: n is read at position 1, but"),
+    ] {
+        let table = table(&described, args);
+        assert!(table.contains(warned), "{table}");
+    }
 }
 
 #[test]

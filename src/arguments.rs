@@ -1,0 +1,195 @@
+//! A function's arguments at its entry: where its calling convention has them, and how wide they are. Pure.
+
+use std::collections::BTreeSet;
+
+use crate::config::model::{ArgKind, IntType};
+use crate::elf::{
+    Arch, ArgForm, Convention, FormError, FunctionSite, Parameter, ParameterPlace, Parameters, Pointee, Site,
+    SymbolIndex, Value, parse_args,
+};
+use crate::plan::{Source, ValueKind, ValuePlan};
+
+/// The words of arguments that can be asked for.
+const WORDS: usize = 32;
+
+/// General registers with arguments.
+const REGISTERS: [&str; 6] = ["%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9"];
+
+/// Parameters that a note lists.
+const LISTED: usize = 12;
+
+/// Whether a probe reads arguments by their position.
+pub(crate) fn reads(values: &[ValuePlan]) -> bool {
+    values.iter().any(|value| position(value).is_some())
+}
+
+fn position(value: &ValuePlan) -> Option<usize> {
+    match value.source {
+        Source::Arg(index) | Source::Field { index, .. } => Some(index),
+        _ => None,
+    }
+}
+
+/// The arguments of a function where its calling convention has them: as wide as debug information says, else 64 bits with a
+/// sign.
+pub(crate) fn with_calling_convention(
+    index: &SymbolIndex<'_>,
+    function: FunctionSite,
+    wanted: bool,
+) -> (Site, Option<Parameters>) {
+    if !function.at_entry {
+        return (function.site, None);
+    }
+    let parameters = if wanted { index.parameters(&function) } else { None };
+    let mut site = function.site;
+    let unknown = |word: usize, why: &str| Err(FormError::new(&word.to_string(), why));
+    site.args = match function.convention {
+        Convention::SystemV => {
+            let mut args =
+                parse_args(Arch::X86_64, &(0..WORDS).map(|word| form("-8", word)).collect::<String>());
+            let declared = parameters.iter().flat_map(|parameters| &parameters.all);
+            declared.for_each(|parameter| place(&mut args, parameter));
+            args
+        }
+        Convention::GoRegisters => {
+            let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
+            let mut args = parse_args(Arch::X86_64, registers);
+            let why = "only the first nine argument words of a Go function are in registers; the location of \
+                       others depends on their types";
+            args.extend((args.len()..WORDS).map(|word| unknown(word, why)));
+            args
+        }
+        Convention::GoStack => {
+            let forms: String = (1..=WORDS).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect();
+            parse_args(Arch::X86_64, &forms)
+        }
+        Convention::Unknown => {
+            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its arguments may \
+                       be in registers or on the stack";
+            (0..WORDS).map(|word| unknown(word, why)).collect()
+        }
+    };
+    (site, parameters)
+}
+
+/// A word of arguments of C, as a USDT note would write it.
+fn form(width: &str, word: usize) -> String {
+    match REGISTERS.get(word) {
+        Some(register) => format!(" {width}@{register}"),
+        // Above the return address.
+        None => format!(" {width}@{}(%rsp)", 8 * (word - REGISTERS.len() + 1)),
+    }
+}
+
+/// Puts a parameter into the words that its declaration gives it.
+fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
+    let width = match parameter.value {
+        Value::Integer { bytes, signed: true } => format!("-{bytes}"),
+        Value::Integer { bytes, signed: false } => bytes.to_string(),
+        Value::Address(_) => "8".to_string(),
+        Value::Other => "-8".to_string(),
+    };
+    let is_one = parameter.word().is_some();
+    let width = if is_one { width } else { "-8".to_string() };
+    for (into, word) in parameter.words.clone().into_iter().flatten().enumerate() {
+        let Some(arg) = args.get_mut(word) else { return };
+        let form = match parameter.place {
+            ParameterPlace::AsDeclared => form(&width, word),
+            ParameterPlace::Word(first) => form(&width, first + into),
+            ParameterPlace::Constant(value) if is_one => format!("{width}@${value}"),
+            ParameterPlace::Constant(_) | ParameterPlace::Nowhere => {
+                let why = "the compiler changed what this function takes, and its debug information does not say where this is";
+                *arg = Err(FormError::new(&described(parameter), why));
+                continue;
+            }
+        };
+        if let Some(made) = parse_args(Arch::X86_64, &form).into_iter().next() {
+            *arg = made;
+        }
+    }
+}
+
+fn described(parameter: &Parameter) -> String {
+    format!("{} {}", parameter.declared, parameter.name).trim_end().to_string()
+}
+
+/// The parameter that is in this word alone.
+pub(crate) fn in_word(parameters: &Parameters, word: usize) -> Option<&Parameter> {
+    parameters.all.iter().find(|parameter| parameter.word() == Some(word))
+}
+
+/// The parameters with the positions by which a configuration asks for them: a sentence without a full stop.
+pub(crate) fn listed(parameters: &Parameters) -> String {
+    let one = |parameter: &Parameter| match &parameter.words {
+        None => format!("{} (where it is, is not known)", described(parameter)),
+        Some(words) if words.is_empty() => format!("{} (in no general register)", described(parameter)),
+        Some(words) if words.len() == 1 => format!("{}: {}", words.start, described(parameter)),
+        Some(words) => format!("{}-{}: {}", words.start, words.end - 1, described(parameter)),
+    };
+    let mut all: Vec<String> = parameters.all.iter().take(LISTED).map(one).collect();
+    if parameters.all.len() > LISTED {
+        all.push(format!("and {} more", parameters.all.len() - LISTED));
+    }
+    match all.is_empty() {
+        true => "by its debug information it has no parameters".to_string(),
+        false => format!("its parameters, by its debug information: {}", all.join(", ")),
+    }
+}
+
+/// Where what is asked for is not what the function takes: sentences without a full stop.
+pub(crate) fn contradictions(values: &[ValuePlan], parameters: &Parameters) -> BTreeSet<String> {
+    values.iter().filter_map(|value| contradiction(value, parameters)).collect()
+}
+
+fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
+    let index = position(value)?;
+    let name = value.name.strip_prefix("start:").unwrap_or(&value.name);
+    let Some(parameter) = in_word(parameters, index) else {
+        let words = parameters.words.filter(|words| index >= *words)?;
+        return Some(format!(
+            "{name} is read at position {index}, but by its debug information the function takes {words} word{} of arguments",
+            if words == 1 { "" } else { "s" }
+        ));
+    };
+    let is = |what: &str| Some(format!("{name} is read as {what}, but it is `{}`", described(parameter)));
+    let is_wide =
+        matches!(parameter.value, Value::Address(_) | Value::Integer { bytes: 8, .. } | Value::Other);
+    if matches!(value.source, Source::Field { .. }) {
+        return if is_wide { None } else { is("an address") };
+    }
+    match (&value.kind, parameter.value) {
+        (ValueKind::Arg(ArgKind::Int(Some(asked))), Value::Integer { bytes, signed })
+            if (asked.bytes, asked.signed) != (bytes, signed) =>
+        {
+            is(&word_of(*asked))
+        }
+        (ValueKind::Arg(ArgKind::Int(Some(asked))), Value::Address(_)) if asked.bytes != 8 => {
+            is(&word_of(*asked))
+        }
+        (ValueKind::Arg(ArgKind::Str { .. } | ArgKind::StrLen { .. }) | ValueKind::StrLen { .. }, found)
+            if !is_wide || found == Value::Address(Pointee::Structure) =>
+        {
+            is("text")
+        }
+        (kind, _) if kind.is_text() && !is_wide => is("what is at an address"),
+        _ => None,
+    }
+}
+
+fn word_of(asked: IntType) -> String {
+    format!("{}{}", if asked.signed { "i" } else { "u" }, 8 * asked.bytes)
+}
+
+/// Addresses of text that are read as numbers: sentences without a full stop.
+pub(crate) fn suggestions(values: &[ValuePlan], parameters: &Parameters) -> BTreeSet<String> {
+    let suggestion = |value: &ValuePlan| {
+        let Source::Arg(index) = value.source else { return None };
+        let parameter = in_word(parameters, index)?;
+        let is_number = matches!(value.kind, ValueKind::Arg(ArgKind::Int(_)));
+        let name = value.name.strip_prefix("start:").unwrap_or(&value.name);
+        (is_number && parameter.value == Value::Address(Pointee::Text)).then(|| {
+            format!("{name} is `{}`, read as an address; `type: string` reads the text", described(parameter))
+        })
+    };
+    values.iter().filter_map(suggestion).collect()
+}

@@ -1,0 +1,42 @@
+//! Copies of functions that the compiler put into others.
+
+use std::collections::HashMap;
+
+use gimli::DebugInfoOffset;
+
+use super::debug_info::{DebugInfo, Finder, reference};
+
+impl DebugInfo<'_> {
+    /// How many copies of the function with this symbol were inlined into others.
+    pub fn inlined_copies(&self, symbol: &str) -> usize {
+        let all = self.inlined.get_or_init(|| inlined(&self.finder()).unwrap_or_default());
+        all.get(symbol.as_bytes()).copied().unwrap_or(0)
+    }
+}
+
+/// Inlined copies by symbol.
+fn inlined(finder: &Finder<'_>) -> gimli::Result<HashMap<Box<[u8]>, usize>> {
+    let mut copies: HashMap<DebugInfoOffset, usize> = HashMap::new();
+    let mut units = finder.dwarf.units();
+    while let Some(header) = units.next()? {
+        let unit = finder.dwarf.unit(header)?;
+        let mut entries = unit.entries();
+        while let Some(entry) = entries.next_dfs()? {
+            if entry.tag() == gimli::DW_TAG_inlined_subroutine
+                && let Some(origin) = reference(&unit.header, entry, gimli::DW_AT_abstract_origin)
+            {
+                *copies.entry(origin).or_default() += 1;
+            }
+        }
+    }
+    // Those of one unit come together, so that each is opened once.
+    let mut copies: Vec<_> = copies.into_iter().collect();
+    copies.sort_unstable();
+    let mut by_symbol: HashMap<Box<[u8]>, usize> = HashMap::new();
+    for (origin, count) in copies {
+        if let Some(symbol) = finder.symbol(origin) {
+            *by_symbol.entry(symbol.into()).or_default() += count;
+        }
+    }
+    Ok(by_symbol)
+}

@@ -1,0 +1,397 @@
+//! A function's parameters, where debug information tells: their types, and the words of arguments that they are in.
+//!
+//! Words are counted as C passes whole numbers and addresses: the six general registers in their order, then those on the stack.
+
+use std::ops::Range;
+
+use gimli::{DebugInfoOffset, Operation, Register};
+
+use super::debug_info::{DebugInfo, Finder, Node, Slice};
+use super::names::{CloneKind, clone_of};
+use super::types::{Passed, Pointee, Value, passed, value, written};
+
+/// What a function takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    pub all: Vec<Parameter>,
+    /// How many words it takes; None if that is not known, or it takes as many as its caller likes.
+    pub words: Option<usize>,
+}
+
+/// One parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// Empty if it has none.
+    pub name: String,
+    /// Its type as the source writes it.
+    pub declared: String,
+    pub value: Value,
+    /// The words that it is passed in by its declaration, empty for what is in vector registers; None if they are not known.
+    pub words: Option<Range<usize>>,
+    pub place: Place,
+}
+
+/// Where a parameter is at the function's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the words that its declaration says.
+    AsDeclared,
+    /// The compiler changed what the function takes, and this is the first word of it.
+    Word(usize),
+    /// The compiler knows its value, and passes it no more.
+    Constant(i64),
+    /// The compiler changed what the function takes, and does not say where this is, if it is anywhere.
+    Nowhere,
+}
+
+impl Parameter {
+    /// The first word that it is passed in.
+    fn first(&self) -> Option<usize> {
+        self.words.as_ref().filter(|words| !words.is_empty()).map(|words| words.start)
+    }
+
+    /// The word that it is alone in.
+    pub fn word(&self) -> Option<usize> {
+        self.words.as_ref().filter(|words| words.len() == 1).map(|words| words.start)
+    }
+}
+
+const REGISTERS: usize = 6;
+const VECTOR_REGISTERS: usize = 8;
+
+/// The parameters of the function that begins at `entry` and has this symbol.
+pub(super) fn parameters(debug_info: &DebugInfo<'_>, entry: u64, symbol: &str) -> Option<Parameters> {
+    let finder = debug_info.finder();
+    let function = finder.node(described(&finder, &debug_info.functions_at(entry), symbol)?)?;
+    let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
+    let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
+    Reader { is_external: is_external(&finder, &function), finder, function, entry, is_changed }.read(origin)
+}
+
+/// The description that is meant: functions may have been folded into one.
+fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Option<DebugInfoOffset> {
+    if let [one] = all {
+        return Some(*one);
+    }
+    let base = clone_of(symbol).map_or(symbol, |clone| clone.base);
+    let is_meant = |at: &DebugInfoOffset| {
+        let known = finder.symbol(*at);
+        known == Some(symbol.as_bytes()) || known == Some(base.as_bytes())
+    };
+    all.iter().copied().find(is_meant)
+}
+
+fn is_external<'d>(finder: &Finder<'d>, function: &Node<'d>) -> bool {
+    let mut at = Some(function.clone());
+    for _ in 0..3 {
+        let Some(node) = at else { break };
+        if node.is_set(gimli::DW_AT_external) {
+            return true;
+        }
+        at = finder
+            .follow(&node, gimli::DW_AT_abstract_origin)
+            .or_else(|| finder.follow(&node, gimli::DW_AT_specification));
+    }
+    false
+}
+
+/// Where debug information has a parameter at the function's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// The first of so many words.
+    Words(usize, usize),
+    /// What is in this word is its address.
+    Address(usize),
+    Constant(i64),
+}
+
+impl Known {
+    fn words(self) -> Option<Range<usize>> {
+        match self {
+            Known::Words(first, count) => Some(first..first.saturating_add(count)),
+            Known::Address(word) => Some(word..word + 1),
+            Known::Constant(_) => None,
+        }
+    }
+}
+
+struct Reader<'d> {
+    finder: Finder<'d>,
+    function: Node<'d>,
+    entry: u64,
+    is_external: bool,
+    /// The symbol says that arguments may be missing.
+    is_changed: bool,
+}
+
+impl<'d> Reader<'d> {
+    fn read(&self, origin: Option<Node<'d>>) -> Option<Parameters> {
+        let finder = &self.finder;
+        let declared = origin.as_ref().unwrap_or(&self.function);
+        let own = finder.children(&self.function);
+        let mut words = Words::of(finder, &self.function, declared)?;
+        let mut all = Vec::new();
+        let mut found = Vec::new();
+        for child in finder.children(declared) {
+            match child.entry.tag() {
+                gimli::DW_TAG_formal_parameter => {}
+                gimli::DW_TAG_unspecified_parameters => {
+                    words.is_open = true;
+                    continue;
+                }
+                _ => continue,
+            }
+            let kind = finder.follow(&child, gimli::DW_AT_type);
+            let here = own.iter().find(|own| self.is_of(own, &child));
+            let known = here.and_then(|here| self.known(here));
+            let how = match passed(finder, kind.clone(), words.is_cpp) {
+                // It is here itself, or its address is, whatever its class says.
+                Passed::ByReference | Passed::Unknown if matches!(known, Some(Known::Words(..))) => {
+                    passed(finder, kind.clone(), false)
+                }
+                Passed::Unknown if matches!(known, Some(Known::Address(_))) => Passed::ByReference,
+                how => how,
+            };
+            let taken = words.take(how).or_else(|| known?.words());
+            let name = finder.text(&child, gimli::DW_AT_name).unwrap_or_default();
+            all.push(Parameter {
+                name: String::from_utf8_lossy(name).into_owned(),
+                declared: written(finder, kind.as_ref()),
+                value: match how {
+                    Passed::ByReference => Value::Address(Pointee::Structure),
+                    _ => value(finder, kind),
+                },
+                words: taken,
+                place: Place::AsDeclared,
+            });
+            found.push(known);
+        }
+        self.place(&mut all, &found);
+        Some(Parameters { all, words: words.count() })
+    }
+
+    /// Whether an entry of this instance of the function is that of a declared parameter.
+    fn is_of(&self, own: &Node<'d>, declared: &Node<'d>) -> bool {
+        own.at == declared.at
+            || self
+                .finder
+                .follow(own, gimli::DW_AT_abstract_origin)
+                .is_some_and(|origin| origin.at == declared.at)
+    }
+
+    /// Compares where parameters are with where they are by their declaration.
+    fn place(&self, all: &mut [Parameter], found: &[Option<Known>]) {
+        let first = |known: &Option<Known>| Some(known.as_ref()?.words()?.start);
+        let differs =
+            |(parameter, known): (&Parameter, &Option<Known>)| match (parameter.first(), first(known)) {
+                (Some(declared), Some(found)) => declared != found,
+                _ => false,
+            };
+        let moved = all.iter().zip(found).any(differs);
+        // What others may call is called as it is declared: where the two differ, the declaration was not understood.
+        if moved && self.is_external && !self.is_changed {
+            for (parameter, known) in all.iter_mut().zip(found) {
+                parameter.words = known.and_then(Known::words);
+            }
+            return;
+        }
+        let is_changed = self.is_changed || moved;
+        for (parameter, known) in all.iter_mut().zip(found) {
+            parameter.place = match known {
+                Some(Known::Constant(value)) => Place::Constant(*value),
+                Some(_) if first(known) == parameter.first() => Place::AsDeclared,
+                Some(_) => first(known).map_or(Place::Nowhere, Place::Word),
+                None if is_changed => Place::Nowhere,
+                None => Place::AsDeclared,
+            };
+        }
+    }
+
+    /// Where an entry of this instance says that the parameter is at the function's first instruction.
+    fn known(&self, parameter: &Node<'d>) -> Option<Known> {
+        let dwarf = &self.finder.dwarf;
+        if let Some(constant) = parameter.entry.attr(gimli::DW_AT_const_value) {
+            return constant.sdata_value().map(Known::Constant);
+        }
+        let location = parameter.entry.attr(gimli::DW_AT_location)?;
+        if let Some(expression) = location.exprloc_value() {
+            return self.evaluated(&parameter.clone(), expression);
+        }
+        let mut list = dwarf.attr_locations(&*parameter.unit, location.value()).ok()??;
+        while let Ok(Some(part)) = list.next() {
+            if part.range.begin <= self.entry && self.entry < part.range.end {
+                return self.evaluated(parameter, part.data);
+            }
+        }
+        None
+    }
+
+    fn evaluated(&self, parameter: &Node<'d>, expression: gimli::Expression<Slice<'d>>) -> Option<Known> {
+        let mut operations = expression.operations(parameter.unit.encoding());
+        let mut next = || operations.next().ok().flatten();
+        match (next()?, next(), next(), next()) {
+            (Operation::Register { register }, None, ..) => Some(Known::Words(word_in(register)?, 1)),
+            // A structure in registers begins with the first.
+            (
+                Operation::Register { register },
+                Some(Operation::Piece { .. }),
+                second,
+                Some(Operation::Piece { .. }) | None,
+            ) => {
+                let is_second =
+                    matches!(second, Some(Operation::Register { register }) if word_in(register).is_some());
+                Some(Known::Words(word_in(register)?, 1 + usize::from(is_second)))
+            }
+            (Operation::RegisterOffset { register, offset: 0, .. }, None, ..) => {
+                word_in(register).map(Known::Address)
+            }
+            (Operation::FrameOffset { offset }, None, ..) => {
+                self.on_stack(parameter, offset).map(|word| Known::Words(word, 1))
+            }
+            (Operation::UnsignedConstant { value }, Some(Operation::StackValue), None, _) => {
+                Some(Known::Constant(value as i64))
+            }
+            (Operation::SignedConstant { value }, Some(Operation::StackValue), None, _) => {
+                Some(Known::Constant(value))
+            }
+            _ => None,
+        }
+    }
+
+    /// The word of arguments on the stack that is this far from the function's frame base.
+    fn on_stack(&self, parameter: &Node<'d>, offset: i64) -> Option<usize> {
+        let base = self.function.entry.attr(gimli::DW_AT_frame_base)?.exprloc_value()?;
+        let above = match base.operations(parameter.unit.encoding()).next().ok()?? {
+            Operation::CallFrameCFA => offset,
+            // The frame pointer, once it is set: above it are its old value and the return address.
+            Operation::Register { register: Register(6) } => offset.checked_sub(16)?,
+            _ => return None,
+        };
+        let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
+        Some(REGISTERS + above / 8)
+    }
+}
+
+/// The word of arguments that is in a register, by DWARF's number of it.
+fn word_in(register: Register) -> Option<usize> {
+    const ORDER: [u16; REGISTERS] = [5, 4, 1, 2, 8, 9];
+    ORDER.iter().position(|known| *known == register.0)
+}
+
+/// Gives out words as the System V calling convention does.
+#[derive(Debug)]
+struct Words {
+    is_cpp: bool,
+    general: usize,
+    vector: usize,
+    stack: usize,
+    /// Something before was not understood, so that no more can be told.
+    is_lost: bool,
+    /// It may take more.
+    is_open: bool,
+}
+
+impl Words {
+    /// Before the first argument of a function; None in a language whose conventions are its own.
+    fn of<'d>(finder: &Finder<'d>, function: &Node<'d>, declared: &Node<'d>) -> Option<Words> {
+        let (mut is_c, mut is_cpp) = language(function);
+        // With optimisation while linking, the code is in a unit of its own.
+        if !is_c {
+            (is_c, is_cpp) = language(declared);
+        }
+        let mut words = Words { is_cpp, general: 0, vector: 0, stack: 0, is_lost: !is_c, is_open: false };
+        let specification = finder.follow(declared, gimli::DW_AT_specification);
+        let declarations = [Some(declared.clone()), specification];
+        let returned = declarations.iter().flatten().find_map(|at| finder.follow(at, gimli::DW_AT_type));
+        let has_type = declarations.iter().flatten().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
+        match returned {
+            Some(kind) => match passed(finder, Some(kind), is_cpp) {
+                // The address where the result goes.
+                Passed::Stack { even: true, words: 2 | 4 } => {}
+                Passed::Stack { .. } | Passed::ByReference => words.general = 1,
+                Passed::Unknown => words.is_lost = true,
+                _ => {}
+            },
+            None => words.is_lost |= has_type,
+        }
+        Some(words)
+    }
+
+    /// None if it is not known.
+    fn take(&mut self, passed: Passed) -> Option<Range<usize>> {
+        if self.is_lost {
+            return None;
+        }
+        let words = match passed {
+            // Where only one register is left, GCC and older Clangs differ.
+            Passed::Wide if self.general + 2 > REGISTERS => {
+                self.is_lost = true;
+                return None;
+            }
+            Passed::Wide => return Some(self.registers(2)),
+            Passed::Unknown => {
+                self.is_lost = true;
+                return None;
+            }
+            Passed::Nothing => return Some(0..0),
+            Passed::Vector(count) if self.vector + count <= VECTOR_REGISTERS => {
+                self.vector += count;
+                return Some(0..0);
+            }
+            Passed::Words(count) if self.general + count <= REGISTERS => return Some(self.registers(count)),
+            Passed::ByReference if self.general < REGISTERS => return Some(self.registers(1)),
+            Passed::Mixed(general, vector)
+                if self.general + general <= REGISTERS && self.vector + vector <= VECTOR_REGISTERS =>
+            {
+                self.vector += vector;
+                return Some(self.registers(general));
+            }
+            Passed::Stack { words, even } => {
+                self.stack += usize::from(even && self.stack % 2 == 1);
+                words
+            }
+            Passed::Words(count) | Passed::Vector(count) => count,
+            Passed::Mixed(general, vector) => general + vector,
+            Passed::ByReference => 1,
+        };
+        let first = REGISTERS + self.stack;
+        self.stack = self.stack.saturating_add(words);
+        Some(first..first.saturating_add(words))
+    }
+
+    fn registers(&mut self, count: usize) -> Range<usize> {
+        self.general += count;
+        self.general - count..self.general
+    }
+
+    /// How many there are in all.
+    fn count(&self) -> Option<usize> {
+        let all = if self.stack > 0 { REGISTERS + self.stack } else { self.general };
+        (!self.is_lost && !self.is_open).then_some(all)
+    }
+}
+
+/// Whether a unit is C or C++, and whether it is C++.
+fn language(node: &Node<'_>) -> (bool, bool) {
+    let mut entries = node.unit.entries();
+    let root = entries.next_dfs().ok().flatten();
+    let Some(number) = root.and_then(|root| root.attr(gimli::DW_AT_language)?.u16_value()) else {
+        return (false, false);
+    };
+    match gimli::DwLang(number) {
+        gimli::DW_LANG_C
+        | gimli::DW_LANG_C89
+        | gimli::DW_LANG_C99
+        | gimli::DW_LANG_C11
+        | gimli::DW_LANG_C17
+        | gimli::DW_LANG_ObjC => (true, false),
+        gimli::DW_LANG_C_plus_plus
+        | gimli::DW_LANG_C_plus_plus_03
+        | gimli::DW_LANG_C_plus_plus_11
+        | gimli::DW_LANG_C_plus_plus_14
+        | gimli::DW_LANG_C_plus_plus_17
+        | gimli::DW_LANG_C_plus_plus_20
+        | gimli::DW_LANG_ObjC_plus_plus => (true, true),
+        _ => (false, false),
+    }
+}

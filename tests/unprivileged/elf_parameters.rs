@@ -1,0 +1,198 @@
+//! What debug information tells of functions' parameters, held against programs of several compilers.
+//!
+//! Needs `cc`, `c++`, `clang-14`, `objcopy` and `rustc`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use exporter::elf::{Image, ParameterPlace, Parameters, Pointee, SymbolIndex, Value};
+
+const SOURCE: &str = r#"
+#include <string>
+#include <string_view>
+#include <cstdio>
+struct Small { int a; int b; };
+struct Mixed { double d; long n; };
+struct Floats { float x, y, z; };
+struct Packed { char c; long n; } __attribute__((packed));
+struct Bits { unsigned a : 3; unsigned b : 7; };
+struct Big { long a[4]; };
+struct Empty {};
+struct NonTrivial { int v; NonTrivial(const NonTrivial &); ~NonTrivial(); };
+struct Holder { NonTrivial held; };
+struct Virtual { virtual int f(); long n; };
+int Virtual::f() { return 1; }
+enum Color { red, green };
+enum class Tiny : signed char { a = -1, b };
+typedef unsigned short port_t;
+namespace ns {
+struct S { long sum; __attribute__((noinline)) int add(int n, unsigned char c, const char *who); };
+int S::add(int n, unsigned char c, const char *who) { sum += n + c; return puts(who); }
+}
+extern "C" {
+#define KEPT __attribute__((noinline))
+KEPT int ints(int a, unsigned b, short c, unsigned char d, long e, unsigned long f, int g, const char *h)
+{ return printf("%d %u %d %d %ld %lu %d %s\n", a, b, c, d, e, f, g, h); }
+KEPT int floats(double x, int a, float y, long double z, int b) { return printf("%f %d %f %Lf %d\n", x, a, y, z, b); }
+KEPT int structs(Small s, int a, Mixed m, int b, Big g, int c, Empty e, int d)
+{ (void)e; return printf("%d %d %f %d %ld %d %d\n", s.a, a, m.d, b, g.a[0], c, d); }
+KEPT int more(Floats f, port_t p, Packed q, Bits r, std::string_view t, Holder h, int a)
+{ return printf("%f %d %ld %d %zu %d %d", f.x, p, q.n, r.b, t.size(), h.held.v, a); }
+KEPT Big gives(int a) { printf("%d\n", a); return Big{{a}}; }
+KEPT int enums(Color c, Tiny t, bool q, NonTrivial n, Virtual v, int a)
+{ return printf("%d %d %d %d %ld %d", c, (int)t, q, n.v, v.n, a); }
+KEPT int pointers(const std::string &s, void *p, int (*f)(int), __int128 w, char16_t ch, long ns::S::*m, int last)
+{ ns::S with{3}; return printf("%s %p %d %ld %d", s.c_str(), p, f(3), with.*m, last + (int)w + ch); }
+KEPT int open_ended(int a, ...) { return printf("%d", a); }
+}
+int main(int argc, char **) { return argc; }
+"#;
+
+fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (input, output) = (dir.join(format!("{name}.cc")), dir.join(name));
+    fs::write(&input, source).unwrap();
+    run(Command::new(compiler).arg(&input).args(flags).args(["-g", "-o"]).arg(&output));
+    output
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The parameters of the one function of that name.
+fn parameters_in(path: &Path, function: &str) -> Option<Parameters> {
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    let sites = index.sites(function).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    assert_eq!(sites.len(), 1, "{function}: {sites:?}");
+    index.parameters(&sites[0])
+}
+
+/// `a:0 x:- z:6-7`.
+fn words(parameters: &Parameters) -> String {
+    let one = |parameter: &exporter::elf::Parameter| {
+        let words = match &parameter.words {
+            None => "?".to_string(),
+            Some(words) if words.is_empty() => "-".to_string(),
+            Some(words) if words.len() == 1 => words.start.to_string(),
+            Some(words) => format!("{}-{}", words.start, words.end - 1),
+        };
+        format!("{}:{words}", parameter.name)
+    };
+    parameters.all.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
+    for (name, compiler, flags) in [
+        ("parameters-gcc-0", "c++", &["-O0"][..]),
+        ("parameters-gcc-2", "c++", &["-O2"]),
+        ("parameters-gcc-dwarf4", "c++", &["-O2", "-gdwarf-4"]),
+        ("parameters-clang-dwarf4", "clang++-14", &["-O2", "-gdwarf-4", "-std=c++17", "-fstandalone-debug"]),
+        ("parameters-gcc-lto", "c++", &["-O2", "-flto", "-fkeep-inline-functions", "-rdynamic"]),
+        ("parameters-clang-0", "clang++-14", &["-O0", "-std=c++17", "-fstandalone-debug"]),
+        ("parameters-clang-2", "clang++-14", &["-O2", "-std=c++17", "-fstandalone-debug"]),
+    ] {
+        // Some of what is declared is defined nowhere.
+        let path = compile(name, compiler, SOURCE, &[flags, &["-shared", "-fPIC"]].concat());
+        for (function, expected, count) in [
+            ("ints", "a:0 b:1 c:2 d:3 e:4 f:5 g:6 h:7", Some(8)),
+            ("floats", "x:- a:0 y:- z:6-7 b:1", Some(8)),
+            ("structs", "s:0 a:1 m:2 b:3 g:6-9 c:4 e:- d:5", Some(10)),
+            ("more", "f:- p:0 q:6-7 r:1 t:2-3 h:4 a:5", Some(8)),
+            ("gives", "a:1", Some(2)),
+            ("enums", "c:0 t:1 q:2 n:3 v:4 a:5", Some(6)),
+            ("pointers", "s:0 p:1 f:2 w:3-4 ch:5 m:6 last:7", Some(8)),
+            ("ns::S::add", "this:0 n:1 c:2 who:3", Some(4)),
+            ("open_ended", "a:0", None),
+        ] {
+            let found = parameters_in(&path, function).unwrap_or_else(|| panic!("{name}: {function}"));
+            assert_eq!(words(&found), expected, "{name}: {function}: {found:#?}");
+            // DWARF 4 does not tell which classes are passed as their address.
+            if !name.ends_with("dwarf4") || found.words.is_some() {
+                assert_eq!(found.words, count, "{name}: {function}");
+            }
+        }
+        let ints = parameters_in(&path, "ints").unwrap();
+        let integer = |bytes, signed| Value::Integer { bytes, signed };
+        let values: Vec<Value> = ints.all.iter().map(|parameter| parameter.value).collect();
+        let text = Value::Address(Pointee::Text);
+        let (wide, unsigned) = (integer(8, true), integer(8, false));
+        let narrow = [integer(4, true), integer(4, false), integer(2, true), integer(1, false)];
+        assert_eq!(values, [&narrow[..], &[wide, unsigned, integer(4, true), text]].concat(), "{name}");
+        assert_eq!(ints.all[7].declared, "const char *");
+        let enums = parameters_in(&path, "enums").unwrap();
+        let values: Vec<Value> = enums.all[..3].iter().map(|parameter| parameter.value).collect();
+        assert_eq!(values, [integer(4, false), integer(1, true), integer(1, false)], "{name}");
+        let pointers = parameters_in(&path, "pointers").unwrap();
+        assert_eq!(pointers.all[0].value, Value::Address(Pointee::Structure), "{name}");
+        assert_eq!(enums.all[3].value, Value::Address(Pointee::Structure), "{name}: passed as its address");
+        assert_eq!(pointers.all[2].declared, "function *", "{name}");
+    }
+}
+
+/// GCC makes copies with a constant in the place of an argument, and moves the others up.
+#[test]
+fn arguments_of_copies_are_where_debug_information_says() {
+    let source = r#"
+#include <stdio.h>
+static __attribute__((noinline)) int calc(int mode, int n) { return printf("%d %d\n", mode, n) + printf("%d", n * mode); }
+int main(int argc, char **argv) { (void)argv; return calc(7, argc) + calc(7, argc + 5) + calc(7, argc * 9); }
+"#;
+    let path = compile("parameters-clones", "c++", source, &["-O3"]);
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    let sites = index.sites("calc").unwrap();
+    let copy = sites.iter().find(|site| site.name.contains(".constprop")).expect("GCC makes a copy");
+    let found = index.parameters(copy).unwrap();
+    assert_eq!(words(&found), "mode:0 n:1");
+    assert_eq!(found.all[0].place, ParameterPlace::Constant(7));
+    assert_eq!(found.all[1].place, ParameterPlace::Word(0));
+}
+
+/// Clang takes arguments away without giving the function another name.
+#[test]
+fn arguments_that_were_taken_away_are_not_taken_for_others() {
+    let source = r#"
+#include <stdio.h>
+static __attribute__((noinline)) int calc(int unused, int n) { (void)unused; return printf("%d\n", n); }
+int main(int argc, char **argv) { (void)argv; return calc(argc * 3, argc) + calc(argc * 5, argc + 5); }
+"#;
+    let path = compile("parameters-taken-away", "clang++-14", source, &["-O2"]);
+    let found = parameters_in(&path, "calc").unwrap();
+    assert_eq!(words(&found), "unused:0 n:1");
+    assert_eq!(found.all[0].place, ParameterPlace::Nowhere);
+    assert_eq!(found.all[1].place, ParameterPlace::Word(0));
+}
+
+/// Of other languages no convention is taken for granted.
+#[test]
+fn parameters_of_rust_are_those_that_debug_information_places() {
+    let source = "#[inline(never)] #[no_mangle] pub fn weigh(n: u16, text: &str, last: i32) -> usize {\n    \
+                  std::hint::black_box(n); text.len() + last as usize }\nfn main() { println!(\"{}\", weigh(3, \"x\", 4)); }\n";
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (input, output) = (dir.join("parameters.rs"), dir.join("parameters-rust"));
+    fs::write(&input, source).unwrap();
+    run(Command::new("rustc").args(["-O", "-g", "-o"]).arg(&output).arg(&input));
+    let found = parameters_in(&output, "weigh").unwrap();
+    assert_eq!(found.words, None, "{found:?}");
+    let placed: Vec<_> = found.all.iter().filter_map(|one| Some((&*one.name, one.word()?))).collect();
+    assert!(placed.contains(&("n", 0)), "{found:?}");
+    assert!(found.all.iter().all(|one| one.place == ParameterPlace::AsDeclared), "{found:?}");
+}
+
+/// Debug information is read in every way that it is compressed.
+#[test]
+fn compressed_debug_information_is_read() {
+    let plain = compile("parameters-plain", "c++", SOURCE, &["-O2", "-shared", "-fPIC"]);
+    for how in ["zlib", "zlib-gnu", "zstd"] {
+        let packed = plain.with_extension(how);
+        run(Command::new("objcopy").arg(format!("--compress-debug-sections={how}")).args([&plain, &packed]));
+        assert_eq!(words(&parameters_in(&packed, "gives").unwrap()), "a:1", "{how}");
+    }
+}
