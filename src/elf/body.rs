@@ -18,8 +18,10 @@ pub(super) struct Body {
     pub range: Range<u64>,
     /// Addresses of its instructions, ascending.
     starts: Vec<u64>,
-    /// Addresses of its `ret`s.
+    /// Addresses of its `ret`s, and of what pops a return address to jump to it.
     pub returns: Vec<u64>,
+    /// The latter, each with all that it takes: up to and with the jump.
+    pub popped: Vec<Range<u64>>,
     pub jumps: Vec<Jump>,
     pub indirect: Vec<IndirectJump>,
     /// Addresses that it calls.
@@ -104,6 +106,7 @@ impl Body {
             range: range.clone(),
             starts: Vec::new(),
             returns: Vec::new(),
+            popped: Vec::new(),
             jumps: Vec::new(),
             indirect: Vec::new(),
             calls: Vec::new(),
@@ -228,10 +231,16 @@ impl Body {
                 self.jumps.push(Jump { at, target, when: condition_of(now) });
                 self.falls_through = true;
             }
-            FlowControl::IndirectBranch => {
-                let target = target_of(now).ok_or("a jump cannot be followed")?;
-                self.indirect.push(IndirectJump { at, target, table: table_of(now, before) });
-            }
+            FlowControl::IndirectBranch => match popped_by(now, before) {
+                Some(pop) => {
+                    self.returns.push(pop);
+                    self.popped.push(pop..now.next_ip());
+                }
+                None => {
+                    let target = target_of(now).ok_or("a jump cannot be followed")?;
+                    self.indirect.push(IndirectJump { at, target, table: table_of(now, before) });
+                }
+            },
             FlowControl::Call => self.calls.extend(near_target(now)),
             FlowControl::XbeginXabortXend => {
                 self.own_addresses.extend(near_target(now));
@@ -279,6 +288,18 @@ fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
     matches!(now.code(), Code::Retnq | Code::Retnq_imm16)
         && before.mnemonic() != Mnemonic::Push
         && !writes_top
+}
+
+/// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in
+/// between.
+fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u64> {
+    let pop = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Lfence)?;
+    let register = jump.op0_register();
+    let is_popped = jump.op0_kind() == OpKind::Register
+        && pop.mnemonic() == Mnemonic::Pop
+        && pop.op0_kind() == OpKind::Register
+        && pop.op0_register() == register;
+    is_popped.then(|| pop.ip())
 }
 
 /// An address that an instruction computes, or has as a number, as one may in a program that is loaded at one address.

@@ -13,9 +13,9 @@ use std::ops::Range;
 use super::approach::Approach;
 use super::image::LE;
 use super::names::is_fragment;
-use super::search::Search;
-use super::symbols::functions;
-use super::unwind::Unwind;
+use super::search::{Search, is_callable_fragment};
+use super::symbols::{Kind, Symbol, is_stripped, symbols};
+use super::unwind::{Frame, Unwind};
 use super::{Arch, Form, Image, golang, is_program, leaps};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
@@ -100,6 +100,7 @@ pub struct Functions<'a> {
     /// Where the linker put its jumps to other files' functions.
     stubs: Vec<Range<u64>>,
     may_unwind: OnceCell<bool>,
+    nameless_blocks: OnceCell<bool>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
 }
 
@@ -109,9 +110,15 @@ pub type NoExits = String;
 impl<'a> Functions<'a> {
     /// Reads the file's tables, once for all its functions.
     pub fn of(image: &Image<'a>) -> Functions<'a> {
-        let mut symbols: BTreeMap<u64, (u64, &'a str)> = BTreeMap::new();
-        for symbol in functions(image) {
-            let known = symbols.entry(symbol.vaddr).or_insert((symbol.size, symbol.name));
+        let mut named: BTreeMap<u64, (u64, &'a str)> = BTreeMap::new();
+        // Basic blocks in sections of their own are named, but not typed as functions.
+        let is_code = |symbol: &Symbol<'_>| match symbol.kind {
+            Kind::Function => symbol.defined,
+            Kind::Label => symbol.defined && is_fragment(symbol.name),
+            _ => false,
+        };
+        for symbol in symbols(image).filter(is_code) {
+            let known = named.entry(symbol.vaddr).or_insert((symbol.size, symbol.name));
             if symbol.size > known.0 || (is_fragment(symbol.name) && symbol.size == known.0) {
                 *known = (symbol.size, symbol.name);
             }
@@ -125,9 +132,10 @@ impl<'a> Functions<'a> {
         Functions {
             image: *image,
             unwind: Unwind::of(image),
-            symbols,
+            symbols: named,
             stubs,
             may_unwind: OnceCell::new(),
+            nameless_blocks: OnceCell::new(),
             moved: OnceCell::new(),
         }
     }
@@ -152,13 +160,14 @@ impl<'a> Functions<'a> {
     }
 
     /// What the symbols call parts of the function: a jump table may be all that leads there.
-    fn moved_out_of(&self, entry: u64) -> impl Iterator<Item = Range<u64>> {
+    pub(super) fn moved_out_of(&self, entry: u64) -> impl Iterator<Item = Range<u64>> {
         let moved = self.moved.get_or_init(|| {
             let mut moved: HashMap<&str, Vec<u64>> = HashMap::new();
             let mut known: HashMap<&str, u32> = HashMap::new();
             for (&vaddr, (_, name)) in &self.symbols {
                 *known.entry(name).or_default() += 1;
-                let whole = name.strip_suffix(".cold").or_else(|| Some(name.rsplit_once(".__part.")?.0));
+                let whole = name.strip_suffix(".cold").or_else(|| name.strip_suffix(".eh"));
+                let whole = whole.or_else(|| Some(name.rsplit_once(".__part.")?.0));
                 if let Some(whole) = whole {
                     moved.entry(whole).or_default().push(vaddr);
                 }
@@ -195,6 +204,34 @@ impl<'a> Functions<'a> {
         })
     }
 
+    /// Whether a symbol says that a function begins there.
+    pub(super) fn is_function(&self, vaddr: u64) -> bool {
+        let is_whole = |(_, name): &(u64, &str)| !is_fragment(name) || is_callable_fragment(name);
+        self.symbols.get(&vaddr).is_some_and(is_whole)
+    }
+
+    /// Whether code looks like a function, but no symbol calls it one: the symbol was stripped, or it is a block of one.
+    pub(super) fn is_nameless(&self, frame: &Frame) -> bool {
+        frame.at_start == Some(8) && !self.is_function(frame.start)
+    }
+
+    pub(super) fn is_stripped(&self) -> bool {
+        is_stripped(&self.image)
+    }
+
+    /// Whether much of the code is blocks in places of their own without names (`-fbasic-block-sections=all`). A stripped file
+    /// does not tell.
+    pub(super) fn has_nameless_blocks(&self) -> bool {
+        *self.nameless_blocks.get_or_init(|| {
+            let (nameless, named): (Vec<_>, Vec<_>) = self
+                .unwind
+                .frames()
+                .filter(|frame| frame.at_start == Some(8))
+                .partition(|f| self.is_nameless(f));
+            !self.is_stripped() && nameless.len() > named.len()
+        })
+    }
+
     /// Whether exceptions that come through the function that is entered there run a handler of its: a cleanup or a catch.
     pub fn has_handler(&self, entry: u64) -> bool {
         self.unwind.covering(entry).is_some_and(|frame| frame.has_handler)
@@ -228,9 +265,6 @@ impl<'a> Functions<'a> {
         }
         let mut search = Search::new(self, entry);
         search.add(range)?;
-        for part in self.moved_out_of(entry) {
-            search.add(part)?;
-        }
         search.close()?;
         search.exits()
     }

@@ -72,7 +72,7 @@ pub(super) enum CloneKind {
 }
 
 /// What a symbol's suffixes tell: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123`,
-/// `.__uniq.123` and, of basic blocks in sections of their own, `.__part.1`. None for a symbol without suffixes, or with others.
+/// `.__uniq.123` and, of basic blocks in sections of their own, `.__part.1` and `.eh`. None for a symbol without suffixes, or with others.
 pub(super) fn clone_of(name: &str) -> Option<Clone<'_>> {
     if let Some(base) = coroutine_of(name) {
         return Some(Clone { base, kind: CloneKind::Fragment });
@@ -81,7 +81,7 @@ pub(super) fn clone_of(name: &str) -> Option<Clone<'_>> {
     let mut kind = None;
     for suffix in suffixes.split('.') {
         let told = match suffix {
-            "cold" | "part" | "__part" => CloneKind::Fragment,
+            "cold" | "part" | "__part" | "eh" => CloneKind::Fragment,
             "isra" | "constprop" | "specialized" => CloneKind::Specialised,
             "lto_priv" | "llvm" | "__uniq" | "localalias" | "clone" => CloneKind::Renamed,
             number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_hexdigit()) => continue,

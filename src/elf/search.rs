@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::Site;
 use super::approach::Code;
 use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
 use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
 use super::names::{coroutine_of, is_fragment};
+use super::{Form, Site};
 
 /// The most functions that are followed into because a function ends by calling them.
 const FOLLOWED_MAX: usize = 8;
-/// The most stretches of code that one function can consist of.
-const PARTS_MAX: usize = 64;
+/// The most stretches of code that one function can consist of: many where each basic block is one.
+const PARTS_MAX: usize = 512;
+/// The most of them that may be functions of their own.
+const UNCLEAR_MAX: usize = 64;
 /// The most exits of one function.
 const EXITS_MAX: usize = 512;
 /// The most jumps of one function that are decided when they are hit: each costs the program a trap.
@@ -24,6 +26,8 @@ struct Part {
     of: u64,
     /// Of a function that others may call: where whoever calls it passes first that a probe can be set.
     passed: Option<u64>,
+    /// Whether it may be a function that others call after all: no symbol tells.
+    unclear: bool,
 }
 
 pub(super) struct Search<'s, 'a> {
@@ -42,12 +46,23 @@ impl<'s, 'a> Search<'s, 'a> {
         Search { code, entry, parts, left, followed, passages }
     }
 
-    /// Takes in the function's own code.
+    /// Takes in the function's own code, and what its name says is part of it.
     pub fn add(&mut self, range: Range<u64>) -> Result<(), NoExits> {
-        let body = Body::decode(&self.code.image, range)?;
-        self.check(&body)?;
-        self.parts.push(Part { body, of: self.entry, passed: None });
+        let body = self.decode(range)?;
+        let moved_out = self.moved_out_of(self.entry)?;
+        for body in std::iter::once(body).chain(moved_out) {
+            self.take(body, self.entry, None, false)?;
+        }
         Ok(())
+    }
+
+    fn decode(&self, range: Range<u64>) -> Result<Body, NoExits> {
+        let body = Body::decode(&self.code.image, range)?;
+        self.check(&body).map(|()| body)
+    }
+
+    fn moved_out_of(&self, entry: u64) -> Result<Vec<Body>, NoExits> {
+        self.code.moved_out_of(entry).map(|part| self.decode(part)).collect()
     }
 
     /// Refuses code whose frames cannot be told by the stack pointer.
@@ -70,6 +85,17 @@ impl<'s, 'a> Search<'s, 'a> {
             .any(|to| body.range.contains(&to) && !body.has_instruction(to))
         {
             return Err("it jumps into the middle of an instruction".to_string());
+        }
+        let is_split = |popped: &Range<u64>| {
+            let inside = popped.start + 1..popped.end;
+            body.jumps.iter().any(|jump| inside.contains(&jump.target))
+        };
+        let mut popped = body.popped.iter();
+        if let Some(jump) =
+            popped.find(|popped| self.code.above(popped.start) != Some(Some(8)) || is_split(popped))
+        {
+            let into = jump.start - body.range.start;
+            return Err(format!("it jumps to what it pops off the stack at +{into:#x}, perhaps to return"));
         }
         if body.range.contains(&self.entry) && !body.has_instruction(self.entry) {
             return Err("its entry is inside an instruction".to_string());
@@ -113,16 +139,19 @@ impl<'s, 'a> Search<'s, 'a> {
                         false => break,
                     }
                 }
-                let frame = self.code.unwind.covering(to).filter(|frame| frame.at_start != Some(8));
-                let Some(range) = frame.map(|frame| frame.start..frame.end) else { break };
-                let Ok(body) = Body::decode(&self.code.image, range) else { break };
-                if !body.has_instruction(to) || self.check(&body).is_err() {
+                let Some(frame) = self.code.unwind.covering(to) else { break };
+                // A block without a frame, in a place of its own, looks like a function; but that would have a name.
+                let is_block = frame.start == to && self.code.is_nameless(frame);
+                if frame.at_start == Some(8) && !is_block {
                     break;
                 }
-                if self.parts.len() >= PARTS_MAX {
-                    return Err(format!("its code is split into more than {PARTS_MAX} parts"));
+                match self.decode(frame.start..frame.end) {
+                    Ok(body) if body.has_instruction(to) => self.take(body, of, None, is_block)?,
+                    Err(why) if is_block => {
+                        return Err(format!("a jump table of its leads to {to:#x}, of which {why}"));
+                    }
+                    _ => break,
                 }
-                self.parts.push(Part { body, of, passed: None });
             }
         }
         Ok(())
@@ -158,8 +187,7 @@ impl<'s, 'a> Search<'s, 'a> {
             || is_fragment(name) && !is_callable_fragment(name)
             || initial.is_some_and(|above| above != Some(8))
             || jump.at == target;
-        let body = Body::decode(&code.image, range).and_then(|body| self.check(&body).map(|()| body));
-        let body = match body {
+        let body = match self.decode(range) {
             Ok(body) => body,
             Err(why) if moved || is_fragment(name) => {
                 return Err(format!("it jumps to {target:#x}, of which {why}"));
@@ -172,7 +200,8 @@ impl<'s, 'a> Search<'s, 'a> {
             back.target != self.entry && self.parts.iter().any(is_middle)
         });
         // Nothing tells a part without a name from a function, and jumps by a table come to it unseen.
-        let is_unclear = name.is_empty() && self.parts.iter().any(|part| !part.body.indirect.is_empty());
+        let is_unclear = name.is_empty()
+            && (self.parts.iter().any(|part| !part.body.indirect.is_empty()) || self.is_in_blocks(from));
         let inherits = moved || comes_back || is_unclear;
         let of = if inherits { from } else { target };
         let passed = if inherits { None } else { self.passed_by_all(&body) };
@@ -185,14 +214,25 @@ impl<'s, 'a> Search<'s, 'a> {
                 return self.leave(jump);
             }
         }
-        if self.parts.len() >= PARTS_MAX {
-            return Err(format!("its code is split into more than {PARTS_MAX} parts"));
+        let Some(vaddr) = passed else { return self.take(body, of, None, is_unclear && !moved) };
+        let Ok(moved_out) = self.moved_out_of(target) else { return self.leave(jump) };
+        self.take(body, of, passed, false)?;
+        for body in moved_out {
+            self.take(body, of, None, false)?;
         }
-        self.parts.push(Part { body, of, passed });
-        let Some(vaddr) = passed else { return Ok(()) };
         self.followed.push(target);
         self.passages.insert(vaddr, Passage { vaddr, kind: PassageKind::CalleeEntry, when: None });
         self.pass(jump, PassageKind::TailJump, vaddr)
+    }
+
+    fn take(&mut self, body: Body, of: u64, passed: Option<u64>, unclear: bool) -> Result<(), NoExits> {
+        let alike = self.parts.iter().filter(|part| part.unclear == unclear).count();
+        let most = if unclear { UNCLEAR_MAX } else { PARTS_MAX };
+        if alike >= most {
+            return Err(format!("its code is split into more than {most} parts"));
+        }
+        self.parts.push(Part { body, of, passed, unclear });
+        Ok(())
     }
 
     /// Where whoever calls a function passes with the return address on top of the stack, and never again: the first of its
@@ -253,7 +293,10 @@ impl<'s, 'a> Search<'s, 'a> {
         for part in &self.parts {
             let body = &part.body;
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
-            let shared = part.of != self.entry || self.other_entries(body).next().is_some() || calls_itself;
+            let shared = part.of != self.entry
+                || part.unclear
+                || self.other_entries(body).next().is_some()
+                || calls_itself;
             for vaddr in self.returns(part) {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
@@ -267,6 +310,17 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
         let decided = exits.values().filter(|exit| exit.is_costly()).count();
+        let functions = || std::iter::once(&self.entry).chain(&self.followed);
+        if functions().any(|of| self.has_jump_without_table(*of) && self.may_have_unseen_blocks(*of)) {
+            return Err("an indirect jump may lead to a block in a place of its own, and nothing tells which of them are \
+                        this function's"
+                .to_string());
+        }
+        if self.code.is_stripped() && functions().any(|of| self.is_in_blocks(*of)) {
+            return Err("its basic blocks lie in places of their own, and the file is stripped of the symbols that tell \
+                        which of them are its"
+                .to_string());
+        }
         if decided > DECIDED_MAX {
             return Err(format!("it has {decided} indirect jumps with unknown targets"));
         }
@@ -277,8 +331,7 @@ impl<'s, 'a> Search<'s, 'a> {
             return Err("it never returns".to_string());
         }
         self.approach(&mut exits);
-        let own = self.parts.iter().filter(|part| part.of == self.entry);
-        let has_handler = own.clone().any(|part| self.code.has_handler(part.body.range.start));
+        let has_handler = self.of(self.entry).any(|part| self.code.has_handler(part.body.range.start));
         Ok(Exits {
             exits: exits.into_values().collect(),
             passages: self.passages.into_values().collect(),
@@ -319,6 +372,36 @@ impl<'s, 'a> Search<'s, 'a> {
                 }
             }
         }
+    }
+
+    /// The code of one function: the one that is searched, or one that it ends in.
+    fn of(&self, entry: u64) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(move |part| part.of == entry)
+    }
+
+    fn has_jump_without_table(&self, of: u64) -> bool {
+        let mut jumps = self.of(of).flat_map(|part| &part.body.indirect);
+        jumps.any(|jump| !matches!(jump.target, Form::Static { .. }) && !self.is_switch(jump, of))
+    }
+
+    /// Whether the function may have blocks in places of their own to which only an indirect jump leads. Symbols name them, and
+    /// where not, one that a branch leads to shows that there are such.
+    fn may_have_unseen_blocks(&self, of: u64) -> bool {
+        if self.code.moved_out_of(of).next().is_some() {
+            return false;
+        }
+        self.code.has_nameless_blocks() || self.is_in_blocks(of)
+    }
+
+    /// Whether a function consists of basic blocks in places of their own that no symbol names: they follow each other without
+    /// any fill, and are entered from one another.
+    fn is_in_blocks(&self, of: u64) -> bool {
+        let jumps = || self.of(of).flat_map(|part| &part.body.jumps);
+        let is_block = |to: u64| {
+            let is_frame = self.code.unwind.covering(to).is_some_and(|frame| frame.start == to);
+            is_frame && !self.code.is_function(to) && jumps().any(|jump| jump.target == to)
+        };
+        self.of(of).any(|part| is_block(part.body.range.end))
     }
 
     /// Where else a function begins in the stretch.
@@ -369,7 +452,9 @@ impl<'s, 'a> Search<'s, 'a> {
                 }
             }
             match inside.last_mut() {
-                Some(last) if last.end == start && last.start < last.end => last.end = end,
+                Some(last) if last.start < last.end && self.code.past_padding(last.end) == start => {
+                    last.end = end
+                }
                 _ => inside.push(start..end),
             }
         }
@@ -419,7 +504,7 @@ fn exit(vaddr: u64, kind: ExitKind, shared: bool) -> Exit {
 
 /// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
 /// or by who resumes a coroutine.
-fn is_callable_fragment(name: &str) -> bool {
+pub(super) fn is_callable_fragment(name: &str) -> bool {
     if coroutine_of(name).is_some() {
         return true;
     }

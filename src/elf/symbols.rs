@@ -71,11 +71,6 @@ pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>>
     }))
 }
 
-/// The functions whose code the file holds.
-pub(super) fn functions<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
-    symbols(image).filter(|s| s.kind == Kind::Function && s.defined)
-}
-
 /// Whether only the symbols that other files link against are left.
 pub(super) fn is_stripped(image: &Image<'_>) -> bool {
     image.debug_symbols().is_none() && image.section_of_type(elf::SHT_SYMTAB).is_none()

@@ -70,6 +70,10 @@ impl<'a> Unwind<'a> {
         Unwind { frames, bases, eh_frame, debug_frame }
     }
 
+    pub fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.frames.iter()
+    }
+
     /// The entry whose code holds this address.
     pub fn covering(&self, vaddr: u64) -> Option<&Frame> {
         let after = self.frames.partition_point(|frame| frame.start <= vaddr);

@@ -247,6 +247,68 @@ cold_table: .long 1b - cold_table
 	.long 0
 	.text
 
+# Basic blocks in places of their own, to which a table leads, and no symbol.
+begin scattered
+	cmp $1, %edi
+	ja 3f
+	lea scattered_table(%rip), %rdx
+	mov %edi, %edi
+	movslq (%rdx,%rdi,4), %rax
+	add %rdx, %rax
+	jmp *%rax
+3:
+scattered_r1: ret
+	.cfi_endproc
+	.size scattered, . - scattered
+	.section .text.blocks, "ax"
+	.cfi_startproc
+1:	mov $1, %eax
+scattered_r2: ret
+	.cfi_endproc
+	.cfi_startproc
+2:	mov $2, %eax
+scattered_r3: ret
+	.cfi_endproc
+	.section .rodata
+scattered_table: .long 1b - scattered_table
+	.long 2b - scattered_table
+	.long 0
+	.text
+
+# Such blocks by name, without a type, of a function that another ends in.
+begin tail_scattered
+	inc %edi
+	jmp named_blocks
+end tail_scattered
+begin named_blocks
+	push %rbx
+	.cfi_def_cfa_offset 16
+	jmp *(%rdi)
+	.cfi_endproc
+	.size named_blocks, . - named_blocks
+	.section .text.blocks, "ax"
+named_blocks.__part.1:
+	.cfi_startproc
+	.cfi_def_cfa_offset 16
+	pop %rbx
+	.cfi_def_cfa_offset 8
+named_blocks_r1:
+tail_scattered_r1:
+	ret
+	.cfi_endproc
+	.text
+
+# A return that loads its address first, as a guard against the injection of loaded values.
+begin fenced
+	pop %rbx
+	.cfi_def_cfa_offset 0
+	push %rbx
+	.cfi_def_cfa_offset 8
+fenced_r1: pop %rcx
+	lfence
+	jmp *%rcx
+end fenced
+
 # What has a frame when it jumps does not leave.
 begin framed
 	push %rbx
@@ -342,6 +404,23 @@ begin not_code
 	.byte 0xea, 0xea
 1:	ret
 end not_code
+begin pops_target
+	push %rdi
+	.cfi_def_cfa_offset 16
+	pop %rcx
+	jmp *%rcx
+end pops_target
+begin unseen
+	test %edi, %edi
+	je 9f
+	push %rbx
+	.cfi_def_cfa_offset 16
+	jmp *(%rdi)
+	.cfi_endproc
+	.size unseen, . - unseen
+	.cfi_startproc
+9:	ret
+	.cfi_endproc
 begin into_instruction
 	test %edi, %edi
 	je 1f + 1
@@ -382,7 +461,9 @@ endless:
 	.section .note.GNU-stack, "", @progbits
 "#;
 
-const REFUSED: [(&str, &str); 11] = [
+const REFUSED: [(&str, &str); 13] = [
+    ("pops_target", "pops off the stack"),
+    ("unseen", "a block in a place of its own"),
     ("maybe_callee", "control falls through"),
     ("data_inside", "data among its code"),
     ("data_aligned", "data among its code"),
@@ -433,7 +514,17 @@ fn every_exit_is_found_and_nothing_else() {
             let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
             assert_eq!(exits, labels(name), "{name}: {found:#x?}");
-            let shared = ["tail", "tail_locked", "inner", "runs_on", "runs_far", "even"].contains(&name);
+            let shared = [
+                "tail",
+                "tail_locked",
+                "tail_scattered",
+                "scattered",
+                "inner",
+                "runs_on",
+                "runs_far",
+                "even",
+            ]
+            .contains(&name);
             let is_shared = found.exits.iter().any(|exit| exit.shared);
             assert_eq!(is_shared, shared, "{name}: {found:#x?}");
         } else {
@@ -441,7 +532,7 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 26 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 30 + REFUSED.len() + 1 + 1);
 }
 
 /// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
@@ -520,6 +611,24 @@ fn a_stripped_file_tells_as_much() {
         let expected: BTreeSet<_> = (1..=returns).map(|n| symbols[&format!("{name}_r{n}")]).collect();
         assert_eq!(exits, expected, "{found:#x?}");
     }
+}
+
+/// Of blocks in places of their own a stripped file does not tell whose they are.
+#[test]
+fn blocks_of_a_stripped_file_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = "begin blocks\n test %edi, %edi\n je 2f\n jmp 1f\n .cfi_endproc\n .size blocks, . - blocks\n \
+                .cfi_startproc\n1: ret\n .cfi_endproc\n .cfi_startproc\n2: ret\n .cfi_endproc\n";
+    let library = library(folder.path(), code);
+    let entry = symbols(&library)["blocks"];
+    let found = |file: &std::path::Path| {
+        let bytes = fs::read(file).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        Functions::of(&image).exits(entry, 0).map(|exits| exits.exits.len())
+    };
+    assert_eq!(found(&library), Ok(2));
+    run(Command::new("strip").arg(&library));
+    assert!(found(&library).unwrap_err().contains("stripped of the symbols"));
 }
 
 /// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
