@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
+use crate::elf::{Convention, Cost, FunctionSite, SiteError, SymbolIndex, signature};
 use crate::resolve::unfit;
+use crate::returns::{by_exits, by_trampoline};
 
 /// A function, or a place in one.
 #[derive(Debug, Clone, Serialize)]
@@ -18,10 +19,59 @@ pub struct Function {
     /// Bytes of code; 0 when unknown.
     pub size: u64,
     pub cost: CostWord,
+    /// How its return is traced.
+    #[serde(rename = "return")]
+    pub returned: Return,
     /// What is not possible here.
     pub limits: Vec<&'static str>,
     /// Why it cannot be traced at all; None if it can.
     pub unusable: Option<String>,
+}
+
+/// How a function's return is traced: by probes where its code leaves it, unless a probe says `returns_by: trampoline`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Return {
+    /// Probes at its exits; 0 where it cannot be traced.
+    pub exits: usize,
+    /// Those of them that cost two traps.
+    pub single_stepped: usize,
+    /// Why it cannot be traced by its exits; None if it can.
+    pub refused: Option<String>,
+    /// Why the kernel must not replace its return address; None if `returns_by: trampoline` is possible.
+    pub trampoline_refused: Option<String>,
+}
+
+impl Return {
+    fn of(index: &SymbolIndex<'_>, found: &FunctionSite) -> Self {
+        if !found.at_entry || matches!(found.convention, Convention::Unknown | Convention::GoStack) {
+            // The limits tell.
+            return Return::default();
+        }
+        let trampoline_refused = by_trampoline(index, found).err();
+        match by_exits(index, found, false) {
+            Ok(returns) => {
+                let stepped = returns.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count();
+                Return {
+                    exits: returns.sites.len(),
+                    single_stepped: stepped,
+                    refused: None,
+                    trampoline_refused,
+                }
+            }
+            Err(why) => Return { refused: Some(why), trampoline_refused, ..Return::default() },
+        }
+    }
+
+    /// In a few words.
+    pub fn word(&self) -> String {
+        match (self.exits, self.single_stepped) {
+            (0, _) => "none".to_string(),
+            (1, 0) => "1 exit".to_string(),
+            (exits, 0) => format!("{exits} exits"),
+            (1, _) => "1 exit, single-stepped".to_string(),
+            (exits, stepped) => format!("{exits} exits, {stepped} single-stepped"),
+        }
+    }
 }
 
 /// The functions that a pattern names.
@@ -62,6 +112,7 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
         cost: CostWord::of(found.site.cost()),
         unusable: unfit(&found.site, true),
         source_name: source_name(index, &found),
+        returned: Return::of(index, &found),
         name: found.name,
         size: found.size,
         limits,

@@ -203,6 +203,12 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     assert_eq!(list(&found).len(), 1);
     assert_eq!((&found[0]["name"], &found[0]["cost"]), (&Json::from("twice"), &Json::from("cheap")));
     assert_eq!(found[0]["limits"], Json::Array(vec![]));
+    let returned = &found[0]["return"];
+    assert_eq!((&returned["exits"], &returned["single_stepped"]), (&Json::from(1), &Json::from(1)));
+    assert_eq!((&returned["refused"], &returned["trampoline_refused"]), (&Json::Null, &Json::Null));
+    let text = exporter(&["probes", &plain, "--functions", "twice"]).good();
+    assert!(text.contains("1 exit, single-stepped") && text.contains("5 to 15 us a hit"), "{text}");
+    assert!(text.contains("`returns_by: trampoline` costs about 1 us"), "{text}");
     let inside = functions(&[&plain, "--functions", "twice+0x1"]);
     assert!(
         inside[0]["limits"][0].as_str().is_some_and(|limit| limit.contains("not a function entry")),
@@ -213,6 +219,14 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     let go = scratch.compile("go", "cc", &go, &["-O0"]);
     let text = exporter(&["probes", &go, "--functions", "twice"]).good();
     assert!(text.contains("words in Go's order") && text.contains("an unknown Go version"), "{text}");
+
+    let jumps = "#include <setjmp.h>\n#include <stdlib.h>\njmp_buf b;\nvoid ends(void) { exit(1); }\n\
+                 int main(void) { if (!setjmp(b)) longjmp(b, 1); ends(); }\n";
+    let jumps = scratch.compile("jumps", "cc", jumps, &["-O1", "-fno-inline"]);
+    let text = exporter(&["probes", &jumps, "--functions", "*"]).good();
+    assert!(text.contains("its return cannot be traced: it never returns"), "{text}");
+    let text = exporter(&["probes", &jumps, "--functions", "main"]).good();
+    assert!(!text.contains("costs about 1 us"), "{text}");
 
     let stripped = scratch.compile("stripped", "cc", source, &["-O0", "-s"]);
     let text = exporter(&["probes", &stripped, "--functions", "twice"]).good();
