@@ -56,6 +56,21 @@ impl<'a> Mapping<'a> {
     }
 }
 
+/// The number by which /proc shows what a process runs and maps: its own, or that of one of its threads if the leader has
+/// ended before the others, and has nothing left to show.
+pub(crate) fn living_thread(pid: u32) -> u32 {
+    let runs = |id: u32| match fs::read_link(format!("/proc/{id}/exe")) {
+        Ok(_) => true,
+        Err(err) => err.kind() != io::ErrorKind::NotFound,
+    };
+    if runs(pid) {
+        return pid;
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let others = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    others.filter(|id| *id != pid).find(|id| runs(*id)).unwrap_or(pid)
+}
+
 /// Of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
-use crate::procfs::{Mapping, Stat};
+use crate::procfs::{Mapping, Stat, living_thread};
 use crate::regular;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
@@ -91,6 +91,7 @@ impl Symbols {
     }
 
     fn look_up(&mut self, pid: u32, address: u64) -> Option<Arc<str>> {
+        let pid = living_thread(pid);
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
         let mut mappings = maps.lines().filter_map(Mapping::parse);
         let mapping = mappings.find(|mapping| mapping.inode != 0 && mapping.contains(address))?;

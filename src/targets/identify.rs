@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
 use super::find::{Finder, KNOWN};
+use crate::procfs::living_thread;
 use crate::regular;
 
 /// The kernel's own device numbers have so many bits for the minor one.
@@ -101,7 +102,7 @@ impl Finder {
         let (found, copied_up) = match known {
             Some(known) => known,
             None => {
-                let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+                let exe = PathBuf::from(format!("/proc/{}/exe", living_thread(pid)));
                 let display = fs::read_link(&exe)?.display().to_string();
                 let found = self.look_at(&exe, display)?;
                 let copied_up = self.check_layer(pid, &exe, &found)?;

@@ -13,7 +13,7 @@ use object::read::elf::FileHeader;
 use object::{Endianness, ReadRef};
 
 use crate::elf::{Image, notes};
-use crate::procfs::Mapping;
+use crate::procfs::{Mapping, living_thread};
 use crate::regular;
 
 /// What is remembered of so many files; then it is found out anew.
@@ -53,6 +53,7 @@ impl Library {
 impl Libraries {
     /// All that a process has loaded.
     pub fn of(&mut self, pid: u32) -> Vec<Library> {
+        let pid = living_thread(pid);
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let mut found: Vec<Library> = Vec::new();

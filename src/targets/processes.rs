@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::file::{Identity, TargetFile};
 use super::libraries::Library;
 use crate::kernel::{ProcessChange, ProcessEvent, id_of_container};
-use crate::procfs::Mapping;
+use crate::procfs::{Mapping, living_thread};
 
 /// What tells whether a process is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,7 +279,7 @@ impl Processes {
     fn look_at(&mut self, pid: u32, cgroup: Option<u64>) -> Option<Process> {
         let directory = Path::new("/proc").join(pid.to_string());
         let comm = fs::read_to_string(directory.join("comm")).ok()?;
-        let exe = fs::read_link(directory.join("exe"));
+        let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
         let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
         Some(Process {
@@ -317,7 +317,7 @@ impl Processes {
     /// Whether any maps the file, told by device and inode.
     pub fn map(&mut self, identity: Identity) -> bool {
         numbers().any(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/maps"))
+            fs::read_to_string(format!("/proc/{}/maps", living_thread(pid)))
                 .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
         })
     }

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use super::file::Identity;
 use super::worker::Worker;
 use crate::elf::SharedSemaphore;
-use crate::procfs::Mapping;
+use crate::procfs::{Mapping, living_thread};
 
 /// A semaphore by its place in the file, and the sites that name it.
 type Wanted = BTreeMap<u64, (SharedSemaphore, BTreeSet<u64>)>;
@@ -69,6 +69,7 @@ impl Worker {
 /// Raises those that are not. `starts` are the addresses at which mappings of the file begin. Returns how many were
 /// raised.
 fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> {
+    let pid = living_thread(pid);
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
     let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;

@@ -116,3 +116,33 @@ fn a_number_that_is_used_again_is_not_the_process() {
         || matches!(tracer.state(0), (ProbeState::Waiting(why), 0) if why.contains("was reused")),
     );
 }
+
+/// `/proc/PID` shows nothing of such a process, only that of its threads does.
+#[test]
+fn a_process_whose_first_thread_has_ended_is_traced_like_any() {
+    let (builds, folder) = (builds(), folder());
+    let name = format!("led-{}", std::process::id() % 100_000);
+    let path = folder.path().join(&name);
+    copy(&builds.path().join("first"), &path);
+    build(&folder.path().join("library"), &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
+    let mut program = Program::start(&path);
+    program.say(&format!("load {}", folder.path().join("library").display()));
+    program.say("retire");
+    let pid = program.pid();
+    assert!(fs::read_link(format!("/proc/{pid}/exe")).is_err());
+    let function = "  - function: padded\n    metrics: [{ counter: calls_total, labels: { pid: pid, comm: comm, caller: caller } }]\n";
+    let library = "  - on: usdt:lib:hit\n    metrics: [{ counter: late_total }]\n";
+    let text = config(&[("name", &format!("process: {name}")), ("number", &format!("pid: {pid}"))]);
+    let tracer = Tracer::start(&format!("{text}{function}{library}"));
+    program.fire(7);
+    for series in ["name_total", "number_total", "late_total"] {
+        assert_eq!(count(&tracer, series), 7, "{series}");
+    }
+    let labels = format!("calls_total{{pid=\"{pid}\",comm=\"{name}\",caller=\"hit\"}}");
+    assert_eq!(count(&tracer, &labels), 7, "{:?}", tracer.render());
+    // Children have a first thread again, and one that executes becomes it.
+    program.say("fork 10");
+    program.tell(&format!("exec {}", path.display()));
+    program.fire(100);
+    assert_eq!([count(&tracer, "name_total"), count(&tracer, "number_total")], [117, 107]);
+}

@@ -8,11 +8,17 @@
  *   name NAME    calls itself so
  *   exec FILE    becomes another program, which goes on with the input
  *   raised       answers with the value of the probe's semaphore, if it was built with -DSEMAPHORE
+ *   retire       goes on in another thread, while the first one ends
+ *   confine MODE lets the kernel end it at any system call but what it needs from now on: MODE is strict or filter
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +26,7 @@
 #include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #ifdef SEMAPHORE
@@ -44,8 +51,19 @@ __extension__ unsigned short t_hit_semaphore __attribute__((section(".probes"), 
 #define IS_RAISED 1
 #endif
 
+/* Begins with the five-byte nop, which Linux 6.18 replaces by a call that makes a system call. */
+__asm__(".pushsection .text\n"
+	".type padded, @function\n"
+	"padded:\n"
+	".byte 0x0f, 0x1f, 0x44, 0x00, 0x00\n"
+	"ret\n"
+	".size padded, . - padded\n"
+	".popsection");
+void padded(void);
+
 __attribute__((noinline)) static void hit(void)
 {
+	padded();
 	for (int i = 0; i < PAD; i++)
 		pad[i]++;
 	if (IS_RAISED)
@@ -76,13 +94,39 @@ static void load(const char *file)
 	fire_library = (void (*)(void))dlsym(library, "fire");
 }
 
-int main(int argc, char **argv)
+static int confine(const char *mode)
+{
+	struct sock_filter allowed[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog filter = { sizeof(allowed) / sizeof(*allowed), allowed };
+
+	if (!strcmp(mode, "strict"))
+		return prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+
+static int serve(pid_t self);
+
+#ifndef NO_THREADS
+static void *serve_in_thread(void *first)
+{
+	/* What it says tells that the other one has ended. */
+	pthread_join(*(pthread_t *)first, NULL);
+	printf("%d\n", getpid());
+	fflush(stdout);
+	exit(serve(getpid()));
+}
+#endif
+
+static int serve(pid_t self)
 {
 	char line[4096];
 
-	setvbuf(stdin, NULL, _IONBF, 0);
-	if (argc > 1)
-		fire(atol(argv[1]));
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = 0;
 		if (!strncmp(line, "fork ", 5)) {
@@ -113,14 +157,34 @@ int main(int argc, char **argv)
 			printf("%d\n", IS_RAISED);
 			fflush(stdout);
 			continue;
+#ifndef NO_THREADS
+		} else if (!strcmp(line, "retire")) {
+			static pthread_t first, next;
+
+			first = pthread_self();
+			if (pthread_create(&next, NULL, serve_in_thread, &first))
+				return 6;
+			pthread_exit(NULL);
+#endif
+		} else if (!strncmp(line, "confine ", 8)) {
+			if (confine(line + 8))
+				return 7;
 		} else if (!strncmp(line, "load ", 5)) {
 			load(line + 5);
 		} else {
 			fire(atol(line));
 		}
-		printf("%d\n", getpid());
+		printf("%d\n", self);
 		fflush(stdout);
 	}
 	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	setvbuf(stdin, NULL, _IONBF, 0);
+	if (argc > 1)
+		fire(atol(argv[1]));
+	return serve(getpid());
 }
 #endif

@@ -12,7 +12,14 @@ use crate::support::tracer::{Tracer, eventually};
 /// Builds the program at a path, in one of its builds.
 pub fn build(at: &Path, options: &[&str]) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernel/targets/program.c");
-    let built = Command::new("cc").args(options).arg("-o").arg(at).arg(source).arg("-ldl").status().unwrap();
+    let built = Command::new("cc")
+        .args(options)
+        .arg("-o")
+        .arg(at)
+        .arg(source)
+        .args(["-ldl", "-pthread"])
+        .status()
+        .unwrap();
     assert!(built.success());
 }
 
