@@ -15,7 +15,6 @@ const CONDITION_ABOVE: u32 = 7 + 1;
 #[derive(Debug)]
 pub(crate) struct Place {
     pub at: Site,
-    pub at_entry: bool,
     /// What is known of it whatever the values.
     pub entry: site,
     /// The number of the function's name.
@@ -41,16 +40,7 @@ pub(crate) struct Found {
 impl Place {
     pub fn of_usdt(at: Site) -> Self {
         let (offset, name) = (at.offset, format!("offset {:#x}", at.offset));
-        Self {
-            at,
-            at_entry: false,
-            entry: site::default(),
-            function: 0,
-            name,
-            offset,
-            is_exit: false,
-            parameters: None,
-        }
+        Self { at, entry: site::default(), function: 0, name, offset, is_exit: false, parameters: None }
     }
 }
 
@@ -92,7 +82,6 @@ pub(crate) fn places_in(
         if is_return && probe.returns_by == ReturnsBy::Exits {
             found.places.extend(left.into_iter().map(|(at, exit)| Place {
                 at,
-                at_entry: false,
                 entry: site { function: n as u32, flags: pairing | exit.flags, ..exit },
                 function: number,
                 name: shown.clone(),
@@ -101,11 +90,10 @@ pub(crate) fn places_in(
                 parameters: None,
             }));
         } else {
-            let (at_entry, offset) = (function.at_entry, function.site.offset);
+            let offset = function.site.offset;
             let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
             found.places.push(Place {
                 at,
-                at_entry,
                 entry,
                 function: number,
                 name: shown,
@@ -128,7 +116,7 @@ enum Traced {
 }
 
 fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) -> Result<Traced, String> {
-    if let Some(why) = unfit(&function.site, function.at_entry) {
+    if let Some(why) = unfit(&function.site) {
         return Err(why);
     }
     if !function.at_entry {

@@ -184,19 +184,10 @@ pub fn resolve(
     let mut typed = Typed::default();
     let mut not_used = found.unfit;
     let mut unreadable = None;
-    'places: for Place {
-        at,
-        at_entry,
-        entry,
-        function,
-        name,
-        offset: function_offset,
-        is_exit,
-        parameters,
-    } in found.places
+    'places: for Place { at, entry, function, name, offset: function_offset, is_exit, parameters } in
+        found.places
     {
-        // At a function's entry its red zone is not in use yet.
-        if let Some(why) = unfit(&at, at_entry) {
+        if let Some(why) = unfit(&at) {
             not_used.push(UnfitSite { name, why });
             continue;
         }
@@ -308,12 +299,14 @@ const STACK_POINTER: u8 = 19;
 const POPPED: i32 = -8;
 
 /// Why no probe is set at a site; None if one can be.
-pub fn unfit(site: &Site, at_entry: bool) -> Option<String> {
+pub fn unfit(site: &Site) -> Option<String> {
     if let Some(why) = site.shape.unprobeable() {
         return Some(why);
     }
-    (site.shape.overwrites_red_zone() && !at_entry).then(|| {
-        "a probe on this five-byte nop can overwrite the program's red zone on Linux 6.18".to_string()
+    site.shape.is_replaced_by_call().then(|| {
+        "Linux 6.18 replaces this five-byte nop by a call, which overwrites the program's red zone, and which ends a process that \
+         the program forks; probe another place"
+            .to_string()
     })
 }
 

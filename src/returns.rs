@@ -119,7 +119,7 @@ fn some(names: &[String], one: &str, many: &str) -> String {
 }
 
 fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
-    let (at, mut entry) = site_at(image, exit.vaddr, exit.when, false)?;
+    let (at, mut entry) = site_at(image, exit.vaddr, exit.when)?;
     if exit.shared {
         entry.flags |= site_flag::SITE_SHARED.0;
     }
@@ -143,7 +143,7 @@ fn approach_sites(image: &Image<'_>, exit: &Exit, reads_result: bool) -> Option<
         return None;
     }
     let site_of = |approach: &Approach| {
-        let (at, mut entry) = site_at(image, approach.vaddr, approach.when, false).ok()?;
+        let (at, mut entry) = site_at(image, approach.vaddr, approach.when).ok()?;
         entry.frame_offset = approach.above;
         if exit.shared {
             entry.flags |= site_flag::SITE_SHARED.0;
@@ -154,8 +154,7 @@ fn approach_sites(image: &Image<'_>, exit: &Exit, reads_result: bool) -> Option<
 }
 
 fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), String> {
-    let is_entry = passage.kind == PassageKind::CalleeEntry;
-    let (at, mut entry) = site_at(image, passage.vaddr, passage.when, is_entry)?;
+    let (at, mut entry) = site_at(image, passage.vaddr, passage.when)?;
     entry.flags |= match passage.kind {
         PassageKind::LoopBack => site_flag::SITE_LOOP_BACK,
         PassageKind::TailJump => site_flag::SITE_TAIL_JUMP,
@@ -165,9 +164,9 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
     Ok((at, entry))
 }
 
-fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>, is_entry: bool) -> Result<(Site, site), String> {
+fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, site), String> {
     let at = Site::at(image, vaddr).ok_or("its code is not in the file")?;
-    if let Some(why) = unfit(&at, is_entry) {
+    if let Some(why) = unfit(&at) {
         return Err(format!("at an instruction by which it may be left, {why}"));
     }
     Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))

@@ -81,9 +81,10 @@ impl SiteShape {
         }
     }
 
-    /// Whether a probe exactly here can corrupt the program that it traces, unless the site is the first
-    /// instruction of a function, where the red zone is not in use yet.
-    pub fn overwrites_red_zone(self) -> bool {
+    /// Whether a probe exactly here makes Linux 6.18 replace the instruction by a call. That writes below the stack pointer, where
+    /// a leaf function keeps its data, and leads to a mapping of the process that its children do not get: they
+    /// end there.
+    pub fn is_replaced_by_call(self) -> bool {
         self == SiteShape::Nop5
     }
 }
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!(of(&[&[0x90], &nop5[..4]]), SiteShape::Nop, "cut off by the end of the segment");
         assert_eq!(of(&[&nop10]).cost(), Cost::NeverFires);
         assert_eq!(SiteShape::NopNop10.cost(), Cost::Cheap);
-        assert!(SiteShape::Nop5.overwrites_red_zone() && !SiteShape::NopNop5.overwrites_red_zone());
+        assert!(SiteShape::Nop5.is_replaced_by_call() && !SiteShape::NopNop5.is_replaced_by_call());
     }
 
     #[test]

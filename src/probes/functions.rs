@@ -110,7 +110,7 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     Function {
         offset: found.site.offset,
         cost: CostWord::of(found.site.cost()),
-        unusable: unfit(&found.site, true),
+        unusable: unfit(&found.site),
         source_name: source_name(index, &found),
         returned: Return::of(index, &found),
         name: found.name,

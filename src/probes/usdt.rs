@@ -79,9 +79,8 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
 
 /// Why the probe cannot be used: one bad site costs only that site.
 fn unusable(sites: &[Site]) -> Option<String> {
-    let reason = |site: &Site| {
-        unfit(site, false).map(|why| format!("the site at file offset {:#x}: {why}", site.offset))
-    };
+    let reason =
+        |site: &Site| unfit(site).map(|why| format!("the site at file offset {:#x}: {why}", site.offset));
     let reasons: Option<Vec<String>> = sites.iter().map(reason).collect();
     reasons?.into_iter().next()
 }

@@ -1,5 +1,5 @@
 //! A program that the kernel ends at any system call which it was not allowed goes on under probes of every kind. Newer kernels
-//! bring a hit to the kernel by system calls of their own: after a trampoline, and where a five-byte nop was.
+//! bring the hit of a traced return to the kernel by a system call of their own.
 
 use super::support::*;
 use crate::support::program::folder;

@@ -51,11 +51,11 @@ __extension__ unsigned short t_hit_semaphore __attribute__((section(".probes"), 
 #define IS_RAISED 1
 #endif
 
-/* Begins with the five-byte nop, which Linux 6.18 replaces by a call that makes a system call. */
+/* A function whose first instruction the kernel emulates. */
 __asm__(".pushsection .text\n"
 	".type padded, @function\n"
 	"padded:\n"
-	".byte 0x0f, 0x1f, 0x44, 0x00, 0x00\n"
+	"nop\n"
 	"ret\n"
 	".size padded, . - padded\n"
 	".popsection");
