@@ -4,7 +4,7 @@
 #   scripts/test-service.sh [EXPORTER]        without it: target/release/exporter, else target/debug/exporter
 #
 # The shipped unit and the demo program are installed there, and then: a start without configuration fails and the
-# journal says why; a start returns when metrics are served; blocks are counted exactly; it comes back after SIGKILL and,
+# journal says why; a start returns when metrics are served; blocks are counted exactly; a reload loses none of them; it comes back after SIGKILL and,
 # by the watchdog, after SIGSTOP; the traced program is upgraded by dpkg and goes on being counted; and it
 # stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl and Debian's mirror (or MIRROR); the tree is made in
 # /var/tmp (or TMPDIR) and removed at the end. It takes two minutes, most of it for the tree.
@@ -142,6 +142,27 @@ inside systemctl start fibre-exporter || fail "it does not start"
 curl --silent --fail http://127.0.0.1:19440/ready >/dev/null || fail "it is not ready"
 play 500
 [[ $(counted) == 500 ]] || fail "$(counted) of 500 blocks were counted"
+
+say "a reload keeps what is counted; one with a mistake changes nothing"
+reloaded() {
+	(($(journal info | grep -c 'Configuration reloaded') == $1))
+}
+config=$tree/etc/fibre-exporter/config.yaml
+before=$(main_pid)
+echo 'log_level: DEBUG' >>"$config"
+inside systemctl reload fibre-exporter
+wait_for "the reload" reloaded 1
+[[ $(counted) == 500 && $(main_pid) == "$before" ]] || fail "a reload lost what was counted"
+echo 'nonsense: 1' >>"$config"
+inside systemctl reload fibre-exporter
+mistake() {
+	journal err | grep 'unknown key'
+}
+wait_for "the mistake in the journal" mistake
+sed -i '/nonsense/d' "$config"
+inside systemctl reload fibre-exporter
+wait_for "the reload after a mistake" reloaded 2
+[[ $(counted) == 500 && $(main_pid) == "$before" ]] || fail "a reload lost what was counted"
 
 say "dpkg upgrades the traced program"
 inside dpkg --install /root/demo_2.deb >/dev/null

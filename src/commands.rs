@@ -7,11 +7,11 @@ use std::time::Duration;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use crate::cli::{Format, Invocation};
-use crate::config::{self, Diagnostics, Draft, Overrides};
-use crate::http::{Credentials, Tls, TlsPaths};
+use crate::config::{self, Diagnostics, Overrides};
 use crate::kernel::choose;
+use crate::loading::load;
 use crate::logging::{LogFile, Logging};
-use crate::plan::{Plan, lint, plan_draft, profile, profiles};
+use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_capabilities, run};
 use crate::{check, dashboard, reference};
@@ -44,28 +44,6 @@ pub fn perform(invocation: Invocation) -> ExitCode {
     }
 }
 
-fn planned(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics> {
-    let draft = config::read(overrides, &config::environment());
-    refuse_unusable(&draft);
-    plan_draft(draft)
-}
-
-/// Certificates and passwords that the HTTP server would refuse, in its own words.
-fn refuse_unusable(draft: &Draft) {
-    let settings = draft.settings();
-    if let Some(files) = &settings.tls {
-        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
-        if let Err(err) = Tls::load(paths) {
-            draft.error(&files.at, err.to_string());
-        }
-    }
-    if let Some(auth) = &settings.auth
-        && let Err(err) = Credentials::new(&auth.username, &auth.password)
-    {
-        draft.error(&auth.at, err.to_string());
-    }
-}
-
 fn refuse(errors: &Diagnostics) -> ExitCode {
     eprint!("{errors}");
     eprintln!("exporter: {}", errors.summary());
@@ -73,7 +51,7 @@ fn refuse(errors: &Diagnostics) -> ExitCode {
 }
 
 fn start(overrides: &Overrides) -> ExitCode {
-    let (loaded, plan) = match planned(overrides) {
+    let (loaded, plan) = match load(overrides) {
         Ok(both) => both,
         Err(wrong) => return refuse(&wrong),
     };
@@ -104,7 +82,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     }
     let ran = listeners
         .map_err(RunError::from)
-        .and_then(|listeners| run(&loaded.config, plan, attach, logging.clone(), listeners));
+        .and_then(|listeners| run(overrides, &loaded.config, plan, attach, logging.clone(), listeners));
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -116,7 +94,7 @@ fn start(overrides: &Overrides) -> ExitCode {
 }
 
 fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
-    let (loaded, plan) = match planned(overrides) {
+    let (loaded, plan) = match load(overrides) {
         Ok(both) => both,
         Err(wrong) => return refuse(&wrong),
     };
@@ -157,7 +135,7 @@ fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCod
 }
 
 fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
-    match planned(overrides) {
+    match load(overrides) {
         Ok((_, plan)) if alerts => show(&dashboard::alerts(&plan)),
         Ok((_, plan)) => show(&dashboard::dashboard(&plan)),
         Err(wrong) => refuse(&wrong),

@@ -2,35 +2,30 @@
 
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, io};
 
 use caps::Capability;
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::config::Overrides;
 use crate::config::model::{Config, Settings};
-use crate::drain::Drain;
+use crate::engine::Engines;
 use crate::exposition::Format;
 use crate::http::{
-    self, Access, Credentials, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route,
-    Router, ServerOptions, Tls, TlsPaths,
+    self, Access, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route, Router, Security,
+    ServerOptions,
 };
 use crate::kernel::{Attach, KernelError};
-use crate::layout::Layout;
+use crate::loading::security;
 use crate::logging::Logging;
-use crate::metrics::Registry;
 use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
 use crate::plan::Plan;
 use crate::privileges;
+use crate::running::Running;
 use crate::service;
-use crate::targets::{ProbeManager, Status};
-use crate::telemetry::{Telemetry, unix_now};
-
-/// How long a scrape waits for events that are still in the ring.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long the thread that drains the ring may take to answer the service manager's watchdog.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,6 +105,7 @@ impl Listeners {
 /// # Errors
 /// If the certificate is unusable, or the kernel refuses the probe programs.
 pub fn run(
+    overrides: &Overrides,
     config: &Config,
     plan: Plan,
     attach: Attach,
@@ -119,50 +115,29 @@ pub fn run(
     let settings = config.settings.clone();
     announce(&settings, &plan);
     let options = options(&settings)?;
-    let plan = Arc::new(plan);
-    let layout = Arc::new(Layout::new(&plan));
-    let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
-    let network = plan.network.clone().map(start_network).transpose()?.map(Arc::new);
-    let user = Arc::new(layout.user_store(plan.probes.len()));
-    let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared())
-        .map_err(failed_to("start the thread that drains the ring buffer"))?;
-    let registry = Registry::new(plan.clone(), &layout, manager.shared().store, user);
+    let network = plan.network.clone();
+    let engines = Engines::start(plan, attach)?;
+    let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
-    let telemetry = Telemetry {
-        plan: plan.clone(),
-        counts: Arc::new(manager.shared()),
-        status: manager.status(),
-        drain: drain.stats().clone(),
-        http: stats.clone(),
-        attach: manager.attach_kind(),
-        logging: Some(logging.clone()),
-        started: unix_now(),
-        series: Arc::new(AtomicU64::new(0)),
-        overflows: Arc::default(),
-    };
-    let drain = Arc::new(drain);
-    let alive = {
-        let drain = drain.clone();
-        move || drain.is_alive(WATCHDOG_TIMEOUT)
-    };
     let address = metrics_url(&settings);
-    let scrape = Scrape { registry: Mutex::new(registry), telemetry, drain, network: network.clone() };
+    let running = Arc::new(Running::new(
+        overrides.clone(),
+        settings,
+        attach,
+        options.security.clone(),
+        engines,
+        network,
+        logging.clone(),
+        stats.clone(),
+    ));
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
-        Endpoint {
-            listener: listeners.metrics,
-            router: metrics_router(scrape, network.clone()),
-            stats: metrics_stats,
-        },
-        Endpoint {
-            listener: listeners.health,
-            router: health_router(plan, manager.status(), network),
-            stats: health_stats,
-        },
+        Endpoint { listener: listeners.metrics, router: metrics_router(&running), stats: metrics_stats },
+        Endpoint { listener: listeners.health, router: health_router(running.clone()), stats: health_stats },
     ];
-    serve(endpoints, options, &address, alive)?;
+    serve(endpoints, options, &address, &running)?;
     log::info!("Stopped");
-    drop(manager);
+    drop(running);
     logging.wait();
     Ok(())
 }
@@ -188,17 +163,13 @@ fn announce(settings: &Settings, plan: &Plan) {
 }
 
 fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
-    let mut options = ServerOptions::default();
+    let (auth, tls, warnings) = security(settings)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if let Some(files) = &settings.tls {
-        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
-        let (tls, warnings) = Tls::load(paths)?;
-        warnings.iter().for_each(|warning| log::warn!("{warning}"));
         log::info!("TLS enabled: cert={}", files.cert.display());
-        options.tls = Some(tls);
     }
-    if let Some(auth) = &settings.auth {
-        options.auth = Some(Credentials::new(&auth.username, &auth.password)?);
-    }
+    let security = Arc::new(Security::new(auth, tls));
+    let options = ServerOptions { security, ..ServerOptions::default() };
     log::info!("Prometheus metrics: {}", metrics_url(settings));
     log::info!(
         "Health check: {}://{}/health",
@@ -216,45 +187,29 @@ fn metrics_url(settings: &Settings) -> String {
     format!("{}://{}/metrics", scheme(settings), SocketAddr::new(settings.bind, settings.metrics_port))
 }
 
-/// What a request for the metrics needs.
-struct Scrape {
-    registry: Mutex<Registry>,
-    telemetry: Telemetry,
-    drain: Arc<Drain>,
-    network: Option<Arc<Network>>,
-}
-
-impl Scrape {
-    fn render(&self, format: Format) -> Vec<u8> {
-        self.drain.catch_up(DRAIN_TIMEOUT);
-        let seen = self.telemetry.status.seen();
-        let mut text = Vec::new();
-        {
-            let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.render(&seen, Instant::now(), format, &mut text);
-            self.telemetry.series.store(registry.live_series() as u64, Ordering::Relaxed);
-            self.telemetry.note_overflows(registry.overflows());
-        }
-        if let Some(network) = &self.network {
-            network.collect().iter().for_each(|family| family.write(format, &mut text));
-        }
-        self.telemetry.collect().write(format, &mut text);
-        text
-    }
-}
-
-fn metrics_router(scrape: Scrape, network: Option<Arc<Network>>) -> Router {
+fn metrics_router(running: &Arc<Running>) -> Router {
+    let (scraped, reloaded) = (running.clone(), running.clone());
     let metrics = Route {
         path: "/metrics",
         about: "Prometheus metrics",
         access: Access::Credentials,
+        method: Method::GET,
         content_type: http::PROMETHEUS_TEXT,
-        handler: Arc::new(move |_| Reply::ok(scrape.render(Format::Text))),
+        handler: Arc::new(move |_| Reply::ok(scraped.render(Format::Text))),
     };
-    let mut routes = vec![metrics];
-    if let Some(network) = network {
-        routes.extend(table_routes(&network));
-    }
+    let reload = Route {
+        path: "/-/reload",
+        about: "POST: read the configuration anew",
+        access: Access::Operator,
+        method: Method::POST,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |_| match reloaded.reload() {
+            Ok(text) => Reply::ok(text),
+            Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        }),
+    };
+    let mut routes = vec![metrics, reload];
+    routes.extend(running.network.iter().flat_map(table_routes));
     Router::new("exporter", routes)
 }
 
@@ -278,6 +233,7 @@ fn table_routes(network: &Arc<Network>) -> [Route; 2] {
             path,
             about,
             access: Access::Credentials,
+            method: Method::GET,
             content_type: http::JSON,
             handler: Arc::new(handler),
         }
@@ -292,11 +248,12 @@ fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
     Network::start(config, tell).map_err(RunError::Network)
 }
 
-fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Network>>) -> Router {
+fn health_router(running: Arc<Running>) -> Router {
     let health = Route {
         path: "/health",
         about: "Liveness: 200 while the exporter runs",
         access: Access::Open,
+        method: Method::GET,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(|_| Reply::ok("ok\n")),
     };
@@ -304,15 +261,15 @@ fn health_router(plan: Arc<Plan>, status: Arc<Status>, network: Option<Arc<Netwo
         path: "/ready",
         about: "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons",
         access: Access::Open,
+        method: Method::GET,
         content_type: http::PLAIN_TEXT,
-        handler: Arc::new(move |_| {
-            let mut missing = status.not_ready(&plan);
-            missing.extend(network.iter().flat_map(|network| network.not_ready()));
-            if missing.is_empty() {
-                let partly: String = status.partly(&plan).iter().map(|line| format!("{line}\n")).collect();
+        handler: Arc::new(move |_| match running.ready() {
+            Ok(partly) => {
+                let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
                 Reply::ok(format!("ready\n{partly}"))
-            } else {
-                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", missing.join("\n")))
+            }
+            Err(why) => {
+                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
             }
         }),
     };
@@ -323,7 +280,7 @@ fn serve(
     endpoints: Vec<Endpoint>,
     options: ServerOptions,
     address: &str,
-    alive: impl Fn() -> bool + Clone + Send + 'static,
+    running: &Arc<Running>,
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -335,6 +292,17 @@ fn serve(
     let served = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate()).map_err(failed_to("wait for SIGTERM"))?;
         let mut int = signal(SignalKind::interrupt()).map_err(failed_to("wait for SIGINT"))?;
+        let mut hup = signal(SignalKind::hangup()).map_err(failed_to("wait for SIGHUP"))?;
+        let reloaded = running.clone();
+        let reloads = tokio::spawn(async move {
+            while hup.recv().await.is_some() {
+                let reloaded = reloaded.clone();
+                // It has logged what came of it.
+                let _ = tokio::task::spawn_blocking(move || reloaded.reload()).await;
+            }
+        });
+        let watched = running.clone();
+        let alive = move || watched.is_alive(WATCHDOG_TIMEOUT);
         let report = Arc::new(|notice: Notice| match notice.level {
             Level::Debug => log::debug!("{}", notice.text),
             Level::Info => log::info!("{}", notice.text),
@@ -349,6 +317,7 @@ fn serve(
                 _ = int.recv() => log::info!("SIGINT: stopping"),
                 () = service::watchdog(alive) => {}
             }
+            reloads.abort();
             service::stopping();
         };
         http::serve(endpoints, options, report, ended).await.map_err(RunError::from)

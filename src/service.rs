@@ -11,6 +11,19 @@ pub(crate) fn ready(address: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(&format!("Serving metrics at {address}"))]);
 }
 
+/// That the configuration is read anew. The protocol wants the time, to tell this message from earlier ones.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(err) => log::warn!("Failed to read the clock for the service manager: {err}"),
+    }
+}
+
+/// That it has been read, whatever came of it.
+pub(crate) fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
 /// That the end has begun.
 pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("Detaching the probes")]);

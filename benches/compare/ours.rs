@@ -46,7 +46,7 @@ fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, Strin
 impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
-        let layout = Layout::new(&plan);
+        let layout = Arc::new(Layout::new(&plan));
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
             .map_err(|why| why.to_string())?;
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
@@ -57,7 +57,7 @@ impl Exporter {
             sites.extend(resolved.sites);
         }
         let user = Arc::new(layout.user_store(plan.probes.len()));
-        let registry = Registry::new(plan.clone(), &layout, kernel.shared().store, user.clone());
+        let registry = Registry::new(plan.clone(), layout.clone(), kernel.shared().store, user.clone());
         let drain =
             Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|why| why.to_string())?;
         let target = target.path.clone();

@@ -116,6 +116,11 @@ impl Draft {
         &self.loaded.config.settings
     }
 
+    /// The same, to be set.
+    pub(crate) fn settings_mut(&mut self) -> &mut model::Settings {
+        &mut self.loaded.config.settings
+    }
+
     /// Adds what is wrong with something that the configuration names.
     pub fn error(&self, at: &Place, message: impl Into<String>) {
         self.errors.error(at, message);

@@ -9,10 +9,10 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::auth::Credentials;
 use super::budget::Budget;
 use super::limits::Limits;
 use super::route::{Access, Found, Reply, RequestInfo, Route, Router};
+use super::security::Security;
 use super::stats::{HttpStats, Raised, count};
 use super::watch::{Watch, WatchedBody};
 use super::{Level, PLAIN_TEXT, Report, gzip, tell};
@@ -20,7 +20,7 @@ use super::{Level, PLAIN_TEXT, Report, gzip, tell};
 /// What every connection of one listener answers with.
 pub(super) struct Answerer {
     pub(super) router: Router,
-    pub(super) auth: Option<Credentials>,
+    pub(super) security: Arc<Security>,
     pub(super) limits: Arc<Limits>,
     pub(super) stats: Arc<HttpStats>,
     pub(super) report: Report,
@@ -88,9 +88,13 @@ impl Answerer {
         }
         match self.router.find(request.method(), path) {
             Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
-            Found::WrongMethod(route) => {
-                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are supported\n")
-                    .with(header::ALLOW, "GET, HEAD")
+            Found::WrongMethod(route, allowed) => {
+                let text = if allowed == "POST" {
+                    "only POST is supported\n"
+                } else {
+                    "only GET and HEAD are supported\n"
+                };
+                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, text).with(header::ALLOW, allowed)
             }
             Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
             Found::Route(route) => {
@@ -117,8 +121,17 @@ impl Answerer {
         peer: SocketAddr,
         watch: &Watch,
     ) -> Answer {
-        if route.access == Access::Credentials
-            && let Some(credentials) = &self.auth
+        let auth = self.security.auth();
+        if route.access == Access::Operator
+            && (request.headers().contains_key(header::ORIGIN)
+                || (auth.is_none() && !peer.ip().to_canonical().is_loopback()))
+        {
+            let text = "this is for the operator: with the metrics' user and password, or without these from this machine, \
+                        and from no page of a browser\n";
+            return Answer::text(route.path, StatusCode::FORBIDDEN, text);
+        }
+        if route.access != Access::Open
+            && let Some(credentials) = &auth
         {
             let presented = request.headers().get(header::AUTHORIZATION);
             if !credentials.accept(presented, peer.ip()).await {

@@ -19,6 +19,8 @@ pub enum Access {
     Open,
     /// Who presents the credentials, where any are configured.
     Credentials,
+    /// Who presents the credentials; where none are configured, who asks from this machine. No page of a browser.
+    Operator,
 }
 
 /// One row of the table: all there is to say about a path.
@@ -28,6 +30,8 @@ pub struct Route {
     /// A few words for the page that lists the routes.
     pub about: &'static str,
     pub access: Access,
+    /// The method that is served; with GET goes HEAD.
+    pub method: Method,
     /// Content type of the handler's answers.
     pub content_type: &'static str,
     pub handler: Handler,
@@ -69,8 +73,8 @@ pub(super) enum Found<'a> {
     Route(&'a Route),
     /// The list of routes.
     Index(&'a str),
-    /// The path is known, the method is not served; the route's path is given.
-    WrongMethod(&'static str),
+    /// The path is known, the method is not served; the route's path is given, and what is served.
+    WrongMethod(&'static str, &'static str),
     Nothing,
 }
 
@@ -86,12 +90,17 @@ impl Router {
 
     pub(super) fn find(&self, method: &Method, path: &str) -> Found<'_> {
         let route = self.routes.iter().find(|route| route.path == path);
-        let known = route.map(|route| route.path).or((path == "/").then_some("/"));
-        match (known, route) {
-            (None, _) => Found::Nothing,
-            (Some(path), _) if method != Method::GET && method != Method::HEAD => Found::WrongMethod(path),
-            (Some(_), Some(route)) => Found::Route(route),
-            (Some(_), None) => Found::Index(&self.index),
+        let known = route.map(|route| (route.path, &route.method));
+        let Some((path, served)) = known.or((path == "/").then_some(("/", &Method::GET))) else {
+            return Found::Nothing;
+        };
+        let is_served = method == served || (served == Method::GET && method == Method::HEAD);
+        match route {
+            _ if !is_served => {
+                Found::WrongMethod(path, if served == Method::GET { "GET, HEAD" } else { "POST" })
+            }
+            Some(route) => Found::Route(route),
+            None => Found::Index(&self.index),
         }
     }
 
@@ -118,6 +127,7 @@ mod tests {
             path,
             about: "about it",
             access: Access::Open,
+            method: Method::GET,
             content_type: "application/json",
             handler: Arc::new(|_: &RequestInfo| Reply::ok("{}")),
         };
@@ -133,7 +143,7 @@ mod tests {
             );
             assert!(matches!(router.find(&Method::HEAD, route.path), Found::Route(_)));
             assert!(
-                matches!(router.find(&Method::POST, route.path), Found::WrongMethod(path) if path == route.path)
+                matches!(router.find(&Method::POST, route.path), Found::WrongMethod(path, "GET, HEAD") if path == route.path)
             );
         }
         for path in ["", "*", "/metrics/", "/Metrics", "/metrics2", "/api", "//metrics"] {
@@ -148,8 +158,18 @@ mod tests {
         let table = router(&["/health"]);
         let Found::Index(text) = table.find(&Method::GET, "/") else { panic!("no index") };
         assert_eq!(text, "title\n\n/health  about it\n");
-        assert!(matches!(table.find(&Method::PUT, "/"), Found::WrongMethod("/")));
+        assert!(matches!(table.find(&Method::PUT, "/"), Found::WrongMethod("/", _)));
         assert!(matches!(router(&["/"]).find(&Method::GET, "/"), Found::Route(_)));
+    }
+
+    #[test]
+    fn a_route_that_changes_something_takes_post_only() {
+        let mut table = router(&["/-/reload"]);
+        table.routes[0].method = Method::POST;
+        assert!(matches!(table.find(&Method::POST, "/-/reload"), Found::Route(_)));
+        for method in [Method::GET, Method::HEAD, Method::PUT] {
+            assert!(matches!(table.find(&method, "/-/reload"), Found::WrongMethod("/-/reload", "POST")));
+        }
     }
 
     #[test]

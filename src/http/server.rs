@@ -20,11 +20,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::answer::Answerer;
-use super::auth::Credentials;
 use super::budget::Budget;
 use super::error::HttpError;
 use super::limits::Limits;
 use super::route::Router;
+use super::security::Security;
 use super::slots::{Admission, Slot, Slots};
 use super::stats::{HttpStats, count};
 use super::tls::Tls;
@@ -51,10 +51,7 @@ pub struct Endpoint {
 /// What all endpoints have in common.
 #[derive(Default)]
 pub struct ServerOptions {
-    /// Who may ask for routes with [`super::Access::Credentials`]; without it, everybody.
-    pub auth: Option<Credentials>,
-    /// With it, all endpoints speak TLS only.
-    pub tls: Option<Tls>,
+    pub security: Arc<Security>,
     pub limits: Limits,
 }
 
@@ -106,7 +103,6 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HttpError> {
     let limits = Arc::new(options.limits);
-    let tls = options.tls.map(Arc::new);
     // Nothing is ever sent: the sender's end is the signal.
     let (running, stopped) = signal::channel(());
     let mut servers = JoinSet::new();
@@ -116,20 +112,17 @@ pub async fn serve(
         let server = Server {
             answerer: Answerer {
                 router: endpoint.router,
-                auth: options.auth.clone(),
+                security: options.security.clone(),
                 limits: limits.clone(),
                 stats: endpoint.stats,
                 report: report.clone(),
                 handlers: Arc::new(Semaphore::new(limits.max_handlers)),
                 budget: Budget::new(limits.max_answer_bytes),
             },
-            tls: tls.clone(),
         };
         servers.spawn(Arc::new(server).run(listener, stopped.clone()));
     }
-    if let Some(tls) = tls {
-        servers.spawn(follow(tls, limits.reload, stats, report, stopped));
-    }
+    servers.spawn(follow(options.security, limits.reload, stats, report, stopped));
     tokio::select! {
         () = shutdown => {},
         Some(_) = servers.join_next() => return Err(HttpError::Stopped),
@@ -141,7 +134,7 @@ pub async fn serve(
 
 /// Loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
 async fn follow(
-    tls: Arc<Tls>,
+    security: Arc<Security>,
     every: Duration,
     stats: Vec<Arc<HttpStats>>,
     report: Report,
@@ -151,16 +144,21 @@ async fn follow(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warned = Instant::now();
     loop {
-        let not_after = tls.not_after().unwrap_or(0);
+        let tls = security.tls();
+        let not_after = tls.as_ref().and_then(|tls| tls.not_after()).unwrap_or(0);
         stats.iter().for_each(|stats| stats.certificate_not_after.store(not_after, Ordering::Relaxed));
         if warned.elapsed() >= WARN_AGAIN {
             warned = Instant::now();
-            tls.validity().into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
+            tls.iter()
+                .filter_map(|tls| tls.validity())
+                .for_each(|warning| tell(&report, Level::Warning, warning));
         }
         tokio::select! {
             _ = ticks.tick() => {},
             _ = stopped.changed() => return,
         }
+        // Another one may have been configured meanwhile.
+        let Some(tls) = security.tls() else { continue };
         let again = tls.clone();
         let display = tls.paths().certificate.display();
         let failed = |is| {
@@ -185,7 +183,6 @@ async fn follow(
 
 struct Server {
     answerer: Answerer,
-    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
@@ -272,7 +269,7 @@ struct Connection {
 
 impl Connection {
     async fn run(mut self, stream: TcpStream) {
-        let Some(tls) = self.server.tls.clone() else {
+        let Some(tls) = self.server.answerer.security.tls() else {
             return self.speak(stream).await;
         };
         let secured = tokio::select! {

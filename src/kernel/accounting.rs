@@ -27,6 +27,16 @@ pub(crate) trait Counts: fmt::Debug + Send + Sync {
 
     /// By program, hits for which the kernel did not run it; without those of which the kernel does not say.
     fn misses(&self) -> Vec<(&'static str, u64)>;
+
+    /// What probes have lost that are no more.
+    fn past_losses(&self, _which: accounting_slot) -> u64 {
+        0
+    }
+
+    /// By type, events that were counted by probes that are no more.
+    fn past_events(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
 }
 
 impl Counts for Shared {

@@ -43,7 +43,7 @@ impl Scale {
 }
 
 /// One series' number in one scrape, which several actions may feed.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Total {
     /// Of actions without a scale, exact.
     int: i128,
@@ -77,6 +77,18 @@ impl Total {
             return self.int.cmp(&with.int);
         }
         self.as_real().total_cmp(&with.as_real())
+    }
+
+    /// Adds what another total has.
+    pub fn add_total(&mut self, other: &Total) {
+        self.int += other.int;
+        self.real += other.real;
+    }
+
+    /// How much more it is than another.
+    #[must_use]
+    pub fn minus(&self, other: &Total) -> Total {
+        Total { int: self.int - other.int, real: self.real - other.real, ..Total::default() }
     }
 
     pub fn as_real(&self) -> f64 {

@@ -90,12 +90,7 @@ impl Logging {
         let failed = logging.failed.clone();
         std::thread::Builder::new().name("log".to_string()).spawn(move || write(&lines, file, &failed))?;
         log::set_boxed_logger(Box::new(logging.clone())).map_err(io::Error::other)?;
-        log::set_max_level(match level {
-            LogLevel::Debug => LevelFilter::Debug,
-            LogLevel::Info => LevelFilter::Info,
-            LogLevel::Warning => LevelFilter::Warn,
-            LogLevel::Error => LevelFilter::Error,
-        });
+        set_level(level);
         Ok(logging)
     }
 
@@ -139,6 +134,16 @@ impl Log for Logging {
     fn flush(&self) {
         self.wait();
     }
+}
+
+/// What is logged from now on.
+pub(crate) fn set_level(level: LogLevel) {
+    log::set_max_level(match level {
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Warning => LevelFilter::Warn,
+        LogLevel::Error => LevelFilter::Error,
+    });
 }
 
 /// What libbpf has to say in detail is for whoever looks for it; its errors come back as values.

@@ -22,7 +22,8 @@ impl Registry {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
             let Some(layout) = source.layout.clone() else { continue };
-            let store: &dyn Store = if layout.in_kernel { &*self.kernel } else { &*self.user };
+            let bank = &self.banks[source.seat.bank];
+            let store: &dyn Store = if layout.in_kernel { &*bank.kernel } else { &*bank.user };
             let action = &probe.actions[source.action];
             for (position, label) in layout.labels.iter().enumerate() {
                 let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;

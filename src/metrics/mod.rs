@@ -1,5 +1,6 @@
 //! From slots to the text of a scrape.
 
+mod carry;
 mod ended;
 pub mod evaluate;
 mod facts;
@@ -9,4 +10,4 @@ pub mod registry;
 pub mod show;
 
 pub use facts::ProbeFacts;
-pub use registry::{Registry, WINDOW};
+pub use registry::{Bank, Registry, Seat, WINDOW};

@@ -19,13 +19,14 @@ use crate::store::{Store, UserStore};
 #[derive(Debug)]
 pub struct Registry {
     pub(super) plan: Arc<Plan>,
-    pub(super) kernel: Arc<KernelStore>,
-    pub(super) user: Arc<UserStore>,
+    pub(super) banks: Vec<Bank>,
+    /// Of each probe of the plan, where it is counted.
+    seats: Vec<Seat>,
     pub(super) families: Vec<Family>,
     pub(super) sources: Vec<Source>,
     pub(super) scratch: Scratch,
     /// When the current window of the least and greatest values began.
-    window: Instant,
+    pub(super) window: Instant,
     /// Since when series of ended processes have been seen to be so.
     pub(super) ended: Ended,
 }
@@ -34,35 +35,61 @@ pub struct Registry {
 /// scraper with an interval up to this one sees every extreme, however many there are.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
+/// The slots of probes that were loaded together.
+#[derive(Debug, Clone)]
+pub struct Bank {
+    pub layout: Arc<Layout>,
+    pub kernel: Arc<KernelStore>,
+    pub user: Arc<UserStore>,
+}
+
+/// Where a probe is counted: by which of the banks, and as which of the bank's probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    pub bank: usize,
+    pub probe: usize,
+}
+
 /// One metric.
 #[derive(Debug)]
 pub(super) struct Family {
-    head: Head,
-    kind: Arc<dyn Kind>,
+    pub(super) head: Head,
+    pub(super) kind: Arc<dyn Kind>,
     /// Some action has a scale, so that values are not whole numbers.
     real: bool,
     /// Keys of series.
     index: HashMap<Box<str>, u32>,
-    series: Vec<Series>,
+    pub(super) series: Vec<Series>,
     /// Of all series, buckets after buckets.
-    counts: Vec<u64>,
+    pub(super) counts: Vec<u64>,
     /// Series that nothing feeds any more.
     free: Vec<u32>,
+    /// What series have of probes that are no more.
+    pub(super) carried: Vec<Carried>,
 }
 
 #[derive(Debug)]
-struct Series {
+pub(super) struct Series {
     /// See [`Head::key`].
-    key: Box<str>,
-    /// Runs of slots that feed it.
+    pub key: Box<str>,
+    /// What feeds it: runs of slots, and what is carried.
     fed_by: u32,
-    total: Total,
+    pub total: Total,
+}
+
+/// A part of a series that no slots have.
+#[derive(Debug)]
+pub(super) struct Carried {
+    pub series: u32,
+    pub total: Total,
+    pub counts: Vec<u64>,
 }
 
 /// One action's slots, and which series each run of them belongs to.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) probe: usize,
+    pub(super) seat: Seat,
     pub(super) action: usize,
     /// `None` for an action that is the number of hits.
     pub(super) layout: Option<ActionLayout>,
@@ -74,7 +101,14 @@ pub(super) struct Source {
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 impl Registry {
-    pub fn new(plan: Arc<Plan>, layout: &Layout, kernel: Arc<KernelStore>, user: Arc<UserStore>) -> Self {
+    /// Of a plan whose probes were all loaded together.
+    pub fn new(plan: Arc<Plan>, layout: Arc<Layout>, kernel: Arc<KernelStore>, user: Arc<UserStore>) -> Self {
+        let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
+        Self::of(plan, vec![Bank { layout, kernel, user }], seats)
+    }
+
+    /// Of a plan whose probes have these seats, one for each.
+    pub fn of(plan: Arc<Plan>, banks: Vec<Bank>, seats: Vec<Seat>) -> Self {
         let mut families: Vec<Family> = plan
             .metrics
             .iter()
@@ -87,27 +121,28 @@ impl Registry {
                 series: Vec::new(),
                 counts: Vec::new(),
                 free: Vec::new(),
+                carried: Vec::new(),
             })
             .collect();
         let mut sources = Vec::new();
-        for (probe, planned) in plan.probes.iter().enumerate() {
+        for ((probe, planned), &seat) in plan.probes.iter().enumerate().zip(&seats) {
             for (action, planned) in planned.actions.iter().enumerate() {
                 families[planned.metric].real |= !planned.scale.is_whole();
-                let layout =
-                    layout.actions.iter().find(|layout| layout.probe == probe && layout.action == action);
+                let all = &banks[seat.bank].layout.actions;
+                let layout = all.iter().find(|layout| layout.probe == seat.probe && layout.action == action);
                 let number = layout.map_or(1, |layout| layout.series as usize);
                 let windowed = families[planned.metric].kind.is_windowed();
                 let previous = vec![0; if windowed { number } else { 0 }];
                 let series = vec![UNKNOWN; number];
-                sources.push(Source { probe, action, layout: layout.cloned(), series, previous });
+                sources.push(Source { probe, seat, action, layout: layout.cloned(), series, previous });
             }
         }
         // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
         sources.sort_by_key(|source| plan.probes[source.probe].actions[source.action].scale.mul > 0.0);
         Self {
             plan,
-            kernel,
-            user,
+            banks,
+            seats,
             families,
             sources,
             scratch: Scratch::default(),
@@ -124,23 +159,10 @@ impl Registry {
             self.window = now;
         }
         self.forget_ended(now, Shown::Never);
-        for family in &mut self.families {
-            family.reset();
+        if window_ends {
+            self.sources.iter_mut().for_each(|source| source.end_window(&self.banks[source.seat.bank]));
         }
-        let nothing = ProbeFacts::default();
-        for source in &mut self.sources {
-            let probe = &self.plan.probes[source.probe];
-            let seen = seen.get(source.probe).unwrap_or(&nothing);
-            let family = &mut self.families[probe.actions[source.action].metric];
-            if window_ends {
-                source.end_window(&*self.kernel, &*self.user);
-            }
-            match source.layout.as_ref().map(|layout| layout.in_kernel) {
-                None => source.add_hits(probe, &self.plan, &self.kernel, seen, family, &mut self.scratch),
-                Some(true) => source.add(probe, &self.plan, &*self.kernel, seen, family, &mut self.scratch),
-                Some(false) => source.add(probe, &self.plan, &*self.user, seen, family, &mut self.scratch),
-            }
-        }
+        self.add_up(seen, |_| true);
         for family in &self.families {
             format.write(&family.head, family.samples(), to);
         }
@@ -148,12 +170,35 @@ impl Registry {
         self.forget_ended(now, Shown::ForAWhile);
     }
 
+    /// Adds up what these sources have, and what is carried.
+    pub(super) fn add_up(&mut self, seen: &[ProbeFacts], is_meant: impl Fn(&Source) -> bool) {
+        for family in &mut self.families {
+            family.reset();
+        }
+        let nothing = ProbeFacts::default();
+        for source in self.sources.iter_mut().filter(|source| is_meant(source)) {
+            let probe = &self.plan.probes[source.probe];
+            let seen = seen.get(source.probe).unwrap_or(&nothing);
+            let family = &mut self.families[probe.actions[source.action].metric];
+            let Bank { kernel, user, .. } = &self.banks[source.seat.bank];
+            match source.layout.as_ref().map(|layout| layout.in_kernel) {
+                None => source.add_hits(probe, &self.plan, kernel, seen, family, &mut self.scratch),
+                Some(true) => source.add(probe, &self.plan, &**kernel, seen, family, &mut self.scratch),
+                Some(false) => source.add(probe, &self.plan, &**user, seen, family, &mut self.scratch),
+            }
+        }
+        for family in &mut self.families {
+            family.add_carried();
+        }
+    }
+
     /// Of each metric with a label whose values are limited, those that went to "other" at the probes that feed it.
     pub fn overflows(&self) -> Vec<u64> {
         let mut overflows = vec![0; self.families.len()];
-        for (number, probe) in self.plan.probes.iter().enumerate() {
-            let here = self.kernel.accounting(number, accounting_slot::ACCT_LABEL_OVERFLOW)
-                + self.user.overflows(number);
+        for (probe, seat) in self.plan.probes.iter().zip(&self.seats) {
+            let Bank { kernel, user, .. } = &self.banks[seat.bank];
+            let here = kernel.accounting(seat.probe, accounting_slot::ACCT_LABEL_OVERFLOW)
+                + user.overflows(seat.probe);
             let limited = |action: &&ActionPlan| {
                 action.labels.iter().any(|label| matches!(label, LabelPlan::From { default: None, .. }))
             };
@@ -183,6 +228,11 @@ impl Family {
     /// The series with these labels, which one more run of slots feeds from now on.
     fn series(&mut self, labels: &str) -> u32 {
         let key = self.head.key(labels).into_boxed_str();
+        self.series_of(key)
+    }
+
+    /// As [`Self::series`], by its key.
+    pub(super) fn series_of(&mut self, key: Box<str>) -> u32 {
         if let Some(known) = self.index.get(&key) {
             self.series[*known as usize].fed_by += 1;
             return *known;
@@ -201,6 +251,19 @@ impl Family {
         };
         self.index.insert(key, number);
         number
+    }
+
+    /// Adds what is carried to the series.
+    pub(super) fn add_carried(&mut self) {
+        let buckets = self.head.buckets();
+        for carried in &self.carried {
+            let at = carried.series as usize;
+            let total = &mut self.series[at].total;
+            total.add_total(&carried.total);
+            total.live = true;
+            let counts = self.counts[at * buckets..][..buckets].iter_mut();
+            counts.zip(&carried.counts).for_each(|(count, more)| *count = count.wrapping_add(*more));
+        }
     }
 
     /// One run of slots feeds the series no more; the last one takes it away.
@@ -234,9 +297,9 @@ impl Family {
 
 impl Source {
     /// Begins a new window of least and greatest values.
-    fn end_window(&mut self, kernel: &dyn Store, user: &dyn Store) {
+    fn end_window(&mut self, bank: &Bank) {
         let Some(layout) = &self.layout else { return };
-        let store = if layout.in_kernel { kernel } else { user };
+        let store: &dyn Store = if layout.in_kernel { &*bank.kernel } else { &*bank.user };
         for (number, previous) in (0..).zip(&mut self.previous) {
             *previous = store.take(layout.slot + number * layout.stride);
         }
@@ -253,7 +316,7 @@ impl Source {
         scratch: &mut Scratch,
     ) {
         // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
-        let accounting = Accounting::of(|which| kernel.accounting(self.probe, which));
+        let accounting = Accounting::of(|which| kernel.accounting(self.seat.probe, which));
         let hits = accounting.hits - accounting.filtered;
         if hits == 0 && !seen.attached {
             return;

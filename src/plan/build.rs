@@ -48,6 +48,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         fed: HashMap::new(),
         described: HashMap::new(),
         spans: 0,
+        units: 0,
     };
     let mut targets = Vec::new();
     for (number, target) in config.targets.iter().enumerate() {
@@ -94,6 +95,8 @@ struct Builder<'a> {
     /// Where each target's metrics are described, by all that they are computed from.
     described: HashMap<(usize, String), Place>,
     spans: u32,
+    /// Probes that were written so far.
+    units: usize,
 }
 
 impl Builder<'_> {
@@ -139,6 +142,7 @@ impl Builder<'_> {
     }
 
     fn probe(&mut self, number: usize, target: &Target, probe: &Probe) {
+        self.units += 1;
         let key = match &probe.on {
             On::Span { by: SpanKey::Arg(name), .. } => Some(name.as_str()),
             _ => None,
@@ -296,6 +300,7 @@ impl Builder<'_> {
         ProbePlan {
             at: probe.at.clone(),
             target,
+            unit: self.units,
             event_type: probe.event_type.clone().unwrap_or_else(|| name.clone()),
             name,
             point: point.clone(),

@@ -6,6 +6,7 @@
 mod build;
 mod late;
 mod lint;
+mod part;
 mod profiles;
 mod route;
 mod scope;
@@ -49,10 +50,12 @@ pub struct TargetPlan {
 }
 
 /// One probe, the values that are read when it is hit, and what is done with them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ProbePlan {
     pub at: Place,
     pub target: usize,
+    /// Probes of one unit are written as one: they are attached and detached together.
+    pub unit: usize,
     /// As it is shown: `udp:block_race_winner`, `SSL_write`.
     pub name: String,
     pub point: Point,
@@ -113,7 +116,7 @@ pub enum SpanEnd {
 }
 
 /// A value that is read at every site of a probe.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ValuePlan {
     pub at: Place,
     pub name: String,
@@ -267,7 +270,7 @@ impl MetricPlan {
 }
 
 /// One metric's update by one probe.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ActionPlan {
     pub at: Place,
     /// Index into [`Plan::metrics`].
@@ -292,7 +295,7 @@ pub enum Route {
     Ring(String),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ConditionPlan {
     pub value: usize,
     pub op: Op,
@@ -300,7 +303,7 @@ pub struct ConditionPlan {
 }
 
 /// One label of one action.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum LabelPlan {
     Const(String),
     From {
@@ -313,7 +316,7 @@ pub enum LabelPlan {
 }
 
 /// A piece of a log line.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum LogPart {
     Text(String),
     /// Index into the probe's values.

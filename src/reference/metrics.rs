@@ -13,7 +13,7 @@ use crate::kinds;
 use crate::net;
 use crate::plan::{self, Plan};
 use crate::targets::{Status, Ticks};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Reloads, Telemetry};
 
 /// A kernel that has counted nothing.
 #[derive(Debug)]
@@ -132,6 +132,7 @@ fn telemetry() -> Telemetry {
         http,
         attach: Attach::Multi,
         logging: None,
+        reloads: Arc::new(Reloads::started()),
         started: 0.0,
         series: Arc::default(),
     }

@@ -1,6 +1,6 @@
 //! The probes of one target in one file: resolved, attached, and detached when dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -44,8 +44,10 @@ pub struct AttachedFile {
     pub stamp: Stamp,
     /// In the target's order.
     pub probes: Vec<Outcome>,
-    links: Vec<Link>,
-    cookies: Vec<u32>,
+    /// Each with the unit of the probes that it is of.
+    links: Vec<(usize, Link)>,
+    /// Likewise.
+    cookies: Vec<(usize, u32)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     /// Places in the file's code that no process ever runs.
@@ -265,15 +267,27 @@ impl AttachedFile {
                     self.probes[at].refuse(site, refusal.clone());
                 }
             }
-            Some(numbers) => self.attach_numbered(context, file, sites, &numbers, cookies),
+            Some(mut numbers) => {
+                // Links of their own for each unit, so that one can be detached and the others left alone.
+                let mut units: BTreeMap<usize, Vec<(usize, ResolvedSite)>> = BTreeMap::new();
+                for (at, site) in sites {
+                    let probe = &context.plan.probes[self.probes[at].probe];
+                    units.entry(probe.unit).or_default().push((at, site));
+                }
+                for (unit, sites) in units {
+                    let of_unit = numbers.split_off(numbers.len() - sites.len());
+                    self.attach_unit(context, file, unit, sites, &of_unit, cookies);
+                }
+            }
         }
         touched.into_iter().for_each(|at| self.probes[at].settle());
     }
 
-    fn attach_numbered(
+    fn attach_unit(
         &mut self,
         context: AttachContext<'_>,
         file: &File,
+        unit: usize,
         sites: Vec<(usize, ResolvedSite)>,
         numbers: &[u32],
         cookies: &mut Cookies,
@@ -283,7 +297,7 @@ impl AttachedFile {
             let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
             context.kernel.attach(file, &placed, &self.idle)
         };
-        self.links.extend(attached.links);
+        self.links.extend(attached.links.into_iter().map(|link| (unit, link)));
         if attached.beside > 0 {
             log::info!(
                 "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
@@ -299,7 +313,7 @@ impl AttachedFile {
                     self.probes[at].refuse(site, refusal);
                 }
                 None => {
-                    self.cookies.push(*number);
+                    self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
                 }
@@ -310,9 +324,20 @@ impl AttachedFile {
     /// Takes the probes out of the file. Site numbers are given back only then: until it is detached, a hit could
     /// still name them.
     pub fn detach(&mut self, cookies: &mut Cookies) {
-        detach(std::mem::take(&mut self.links));
+        detach(self.links.drain(..).map(|(_, link)| link).collect());
         self.shared_semaphores.clear();
-        cookies.free.append(&mut self.cookies);
+        cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
+    }
+
+    /// Takes the probes of these units out of the file, and leaves the others alone. `is_left` says which probes remain, by
+    /// their positions.
+    pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool], cookies: &mut Cookies) {
+        let gone = self.links.extract_if(.., |(unit, _)| units.contains(unit));
+        detach(gone.map(|(_, link)| link).collect());
+        let gone = self.cookies.extract_if(.., |(unit, _)| units.contains(unit));
+        cookies.free.extend(gone.map(|(_, cookie)| cookie));
+        let mut is_left = is_left.iter();
+        self.probes.retain(|_| is_left.next().copied().unwrap_or(true));
     }
 
     /// Notes that no process that is meant runs the file.
@@ -335,7 +360,8 @@ impl AttachedFile {
     /// The file has taken the target's place: its hits count, whatever runs it.
     pub fn admit(&mut self, kernel: &Kernel, found: &TargetFile) {
         (self.display, self.stamp) = (found.display.clone(), found.stamp);
-        if let Err(err) = kernel.admit(&self.cookies) {
+        let cookies: Vec<u32> = self.cookies.iter().map(|(_, cookie)| *cookie).collect();
+        if let Err(err) = kernel.admit(&cookies) {
             log::error!("{}: hits of processes with other names are not counted: {err:#}", self.display);
         }
     }

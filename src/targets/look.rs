@@ -93,6 +93,10 @@ impl Worker {
     }
 
     pub(super) fn look_at(&mut self, target: usize, planned: &TargetPlan) {
+        // All of them have been taken out.
+        if planned.probes.is_empty() {
+            return;
+        }
         self.set_filter(target, planned);
         let files = self.find(target, planned);
         let state = &mut self.targets[target];

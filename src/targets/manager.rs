@@ -1,9 +1,10 @@
 //! The thread that owns the loaded programs and their links, and looks after the targets.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::attached_file::{AttachedFile, Cookies};
 use super::find::is_by_process;
 use super::follow::ProcessNews;
 use super::state::{TargetState, Written};
-use super::status::Status;
+use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
 use crate::config::model::Selector;
 use crate::kernel::{Attach, KernelError, Shared};
@@ -31,8 +32,12 @@ pub struct ProbeManager {
     status: Arc<Status>,
     attach: Attach,
     stop: Option<UnixStream>,
+    orders: Sender<Order>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// Probes that are to be taken out, and whom to tell that it is done.
+type Order = (BTreeSet<usize>, SyncSender<()>);
 
 impl ProbeManager {
     /// Loads the programs and attaches what can be attached now; the rest is attached when it appears.
@@ -48,6 +53,7 @@ impl ProbeManager {
             next: String::new(),
         };
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
+        let (orders, ordered) = channel();
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
             .name("probe-manager".to_string())
@@ -58,12 +64,23 @@ impl ProbeManager {
                 Ok(mut worker) => {
                     worker.look(true);
                     let _ = ready.send(Ok(worker.kernel.shared()));
-                    worker.run();
+                    worker.run(&ordered);
                 }
             })
             .map_err(failed)?;
         let shared = started.recv().map_err(|_| failed(io::Error::other("it exited")))??;
-        Ok(Self { shared, status, attach, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, status, attach, stop: Some(stop), orders, thread: Some(thread) })
+    }
+
+    /// Takes these probes out for good, by their numbers in the plan, and waits until that is done. The others are not touched:
+    /// not for an instant are they detached.
+    pub fn retire(&self, probes: BTreeSet<usize>) {
+        let (done, wait) = sync_channel(1);
+        let asked = self.orders.send((probes, done)).is_ok();
+        // A thread that has panicked has detached everything.
+        if asked && self.stop.as_ref().is_some_and(|mut stop| stop.write_all(b"!").is_ok()) {
+            let _ = wait.recv();
+        }
     }
 
     pub fn shared(&self) -> Shared {
@@ -90,7 +107,7 @@ impl Drop for ProbeManager {
 
 impl Worker {
     /// Until the other end of the watch's stream is dropped.
-    fn run(&mut self) {
+    fn run(&mut self, orders: &Receiver<Order>) {
         let mut pause = LOOK_INTERVAL / 5;
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
@@ -99,6 +116,10 @@ impl Worker {
             self.give_way(&news.breaks);
             if news.is_over {
                 break;
+            }
+            for (probes, done) in orders.try_iter() {
+                self.retire(&probes);
+                let _ = done.try_send(());
             }
             self.prepare(&news.beside);
             if news.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
@@ -145,6 +166,24 @@ impl Worker {
                 scope.spawn(|| attached.detach(&mut Cookies::new(0)));
             }
         });
+    }
+
+    /// Takes probes out of all files, and out of the plan.
+    fn retire(&mut self, probes: &BTreeSet<usize>) {
+        // Or the kernel could not lower them.
+        self.raise_all_semaphores();
+        let mut plan = Plan::clone(&self.plan);
+        let units = probes.iter().map(|probe| plan.probes[*probe].unit).collect();
+        for (target, state) in plan.targets.iter_mut().zip(&mut self.targets) {
+            let is_left: Vec<bool> = target.probes.iter().map(|probe| !probes.contains(probe)).collect();
+            state.files_mut().for_each(|file| file.retire(&units, &is_left, &mut self.cookies));
+            target.probes.retain(|probe| !probes.contains(probe));
+        }
+        self.plan = Arc::new(plan);
+        let reason = "it is not in the configuration any more";
+        for probe in probes {
+            self.status.set(*probe, ProbeState::Absent(reason.to_string()), [0, 0], None);
+        }
     }
 
     /// Looks at the targets for which processes have begun or changed.

@@ -91,6 +91,13 @@ impl TargetState {
         Some(old)
     }
 
+    /// All files that may be attached to.
+    pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut AttachedFile> {
+        let candidates = self.candidates.iter_mut().map(|candidate| &mut candidate.attached);
+        let files = self.current.iter_mut().chain(&mut self.replaced).chain(&mut self.without_probes);
+        files.chain(candidates)
+    }
+
     /// The candidate that is this file, which has taken the target's place.
     pub(super) fn admit(&mut self, kernel: &Kernel, file: &TargetFile) -> Option<AttachedFile> {
         let is_it = |candidate: &Candidate| candidate.attached.identity == file.identity;

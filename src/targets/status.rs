@@ -123,6 +123,39 @@ impl Status {
         }
     }
 
+    /// Those of several plans as one: `seats` has for each probe of `plan` the part and the number there.
+    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], seats: &[(usize, usize)]) -> Self {
+        let whole = Self::new(plan);
+        let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
+        let spans: Vec<_> = parts.iter().map(|(_, status)| status.spans()).collect();
+        *whole.lock() = seats.iter().map(|(part, probe)| probes[*part][*probe].clone()).collect();
+        for (planned, (part, probe)) in plan.probes.iter().zip(seats) {
+            if let (Some(span), Some(there)) = (planned.span, parts[*part].0.probes[*probe].span)
+                && let Some(to) = whole.lock_spans().get_mut(span.number as usize)
+            {
+                *to = spans[*part][there.number as usize];
+            }
+        }
+        *whole.hz.lock().unwrap_or_else(PoisonError::into_inner) =
+            parts.iter().find_map(|(_, status)| status.ticks());
+        let mut sums = whole.lock_targets();
+        for (of, status) in parts {
+            let counts = status.targets();
+            sums.walks += counts.walks;
+            for (number, target) in of.targets.iter().enumerate() {
+                let Some(at) = plan.targets.iter().position(|other| other.name == target.name) else {
+                    continue;
+                };
+                for (to, more) in sums.reattached[at].iter_mut().zip(counts.reattached[number]) {
+                    *to += more;
+                }
+                sums.unprobed[at] += counts.unprobed[number];
+            }
+        }
+        drop(sums);
+        whole
+    }
+
     /// A copy of all states, in the plan's order.
     pub fn probes(&self) -> Vec<ProbeStatus> {
         self.lock().clone()
@@ -195,11 +228,11 @@ impl Status {
 
     /// Of each span, by number: how many starts were open at the latest look, and how many were forgotten so far.
     pub fn spans(&self) -> Vec<Sweep> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock_spans().clone()
     }
 
     pub(super) fn add_sweep(&self, found: &[Sweep]) {
-        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spans = self.lock_spans();
         for (span, found) in spans.iter_mut().zip(found) {
             span.open = found.open;
             span.expired += found.expired;
@@ -209,6 +242,10 @@ impl Status {
     /// What was counted of targets so far.
     pub fn targets(&self) -> TargetCounts {
         self.lock_targets().clone()
+    }
+
+    fn lock_spans(&self) -> MutexGuard<'_, Vec<Sweep>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_walks(&self, walks: u64) {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +24,8 @@ const LINKS: usize = 40;
 pub struct News {
     /// The exporter ends.
     pub is_over: bool,
+    /// Something is asked for.
+    pub is_asked: bool,
     pub breaks: Vec<Break>,
     /// Targets on whose way something has changed.
     pub targets: HashSet<usize>,
@@ -59,7 +61,7 @@ struct Directory {
 }
 
 impl Watch {
-    /// `stop` ends when the exporter does.
+    /// `stop` ends when the exporter does; a byte in it says that something is asked for.
     ///
     /// # Errors
     /// What the kernel refuses.
@@ -130,7 +132,10 @@ impl Watch {
         let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         let [stop, breaks, changes] = [0, 1, 2].map(is_ready);
         news.processes = is_ready(3);
-        news.is_over = stop;
+        if stop {
+            news.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
+            news.is_over = !news.is_asked;
+        }
         if breaks {
             news.breaks = self.breaks.take();
         }

@@ -5,7 +5,7 @@ mod probes;
 mod process;
 mod targets;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,10 +29,34 @@ pub struct Telemetry {
     pub attach: Attach,
     pub logging: Option<Logging>,
     pub started: f64,
+    pub reloads: Arc<Reloads>,
     /// Series of the latest scrape.
     pub series: Arc<AtomicU64>,
     /// Of each metric, label values beyond a limit at the probes that feed it.
     pub overflows: Arc<Mutex<Vec<u64>>>,
+}
+
+/// How the configuration was read last.
+#[derive(Debug)]
+pub struct Reloads {
+    pub successful: AtomicBool,
+    /// When it was last read without a mistake, in seconds since 1970, as the bits of an `f64`.
+    success: AtomicU64,
+}
+
+impl Reloads {
+    /// The configuration was read just now.
+    pub fn started() -> Self {
+        Self { successful: AtomicBool::new(true), success: AtomicU64::new(unix_now().to_bits()) }
+    }
+
+    /// Notes how it went.
+    pub fn note(&self, is_successful: bool) {
+        self.successful.store(is_successful, Ordering::Relaxed);
+        if is_successful {
+            self.success.store(unix_now().to_bits(), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Telemetry {
@@ -70,6 +94,16 @@ impl Telemetry {
                 ],
                 1u64,
             );
+        to.gauge(
+            "fibre_exporter_config_last_reload_successful",
+            "Whether the last attempt to read the configuration succeeded.",
+        )
+        .number(&[], u64::from(self.reloads.successful.load(Ordering::Relaxed)));
+        to.gauge(
+            "fibre_exporter_config_last_reload_success_timestamp_seconds",
+            "Time of the last successful read of the configuration, in seconds since 1970.",
+        )
+        .number(&[], f64::from_bits(self.reloads.success.load(Ordering::Relaxed)));
         to.gauge("fibre_exporter_series", "Series of configured metrics in the latest scrape.")
             .number(&[], self.series.load(Ordering::Relaxed));
     }
@@ -82,7 +116,7 @@ impl Telemetry {
             |which| (0..states.len()).map(|probe| self.counts.accounting(probe, which)).sum::<u64>();
         let rows = to.counter("fibre_exporter_errors_total", "Errors, by type.");
         for (reason, which) in LOST {
-            rows.number(&[("error_type", reason)], accounting(*which));
+            rows.number(&[("error_type", reason)], accounting(*which) + self.counts.past_losses(*which));
         }
         rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));

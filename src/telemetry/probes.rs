@@ -115,6 +115,7 @@ impl Telemetry {
         self.misses(to);
         self.overflows(to);
         self.spans(to);
+        let past = self.counts.past_events();
         let mut types: Vec<(&str, u64)> = Vec::new();
         for (probe, accounting) in self.plan.probes.iter().zip(&accounting) {
             let done = accounting.aggregated + accounting.delivered;
@@ -122,6 +123,9 @@ impl Telemetry {
                 Some((_, sum)) => *sum += done,
                 None => types.push((&probe.event_type, done)),
             }
+        }
+        for (name, sum) in &mut types {
+            *sum += past.iter().find(|(of, _)| of == name).map_or(0, |(_, past)| *past);
         }
         let rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
         for (name, sum) in types {

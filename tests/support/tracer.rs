@@ -55,7 +55,7 @@ impl Tracer {
         });
         let user = Arc::new(layout.user_store(plan.probes.len()));
         let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared()).unwrap();
-        let registry = Mutex::new(Registry::new(plan.clone(), &layout, manager.shared().store, user));
+        let registry = Mutex::new(Registry::new(plan.clone(), layout.clone(), manager.shared().store, user));
         Self { plan, manager, drain, registry }
     }
 

@@ -9,6 +9,7 @@ mod command_line;
 mod commands;
 mod documented;
 mod process;
+mod reload;
 mod siege;
 mod start;
 mod targets;

@@ -1,0 +1,245 @@
+//! The probes that are at work: those that were loaded together, and several such sets as one.
+//!
+//! A reload loads a set of its own for the probes that are new, and leaves the others where they are: their counts, links and
+//! starts are not touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::abi::accounting_slot;
+use crate::drain::{Drain, DrainStats};
+use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Shared};
+use crate::layout::Layout;
+use crate::metrics::{Bank, Seat};
+use crate::plan::Plan;
+use crate::targets::{ProbeManager, Status};
+
+/// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    plan: Arc<Plan>,
+    manager: ProbeManager,
+    drain: Drain,
+    bank: Bank,
+    shared: Shared,
+    status: Arc<Status>,
+}
+
+impl Engine {
+    /// Loads the probes of a plan and attaches what can be attached now.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs, or there is no thread.
+    pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+        let plan = Arc::new(plan);
+        let layout = Arc::new(Layout::new(&plan));
+        let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
+        let user = Arc::new(layout.user_store(plan.probes.len()));
+        let (shared, status) = (manager.shared(), manager.status());
+        let drain = Drain::start(plan.clone(), &layout, user.clone(), shared.clone()).map_err(|err| {
+            let what = "starting the thread that drains the ring buffer".to_string();
+            KernelError { what, why: err.into(), next: String::new() }
+        })?;
+        let bank = Bank { layout, kernel: shared.store.clone(), user };
+        Ok(Self { plan, manager, drain, bank, shared, status })
+    }
+}
+
+/// All probes of a configuration, wherever they were loaded.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    pub plan: Arc<Plan>,
+    /// Those that have a probe of the plan come first.
+    all: Vec<Arc<Engine>>,
+    seats: Vec<Seat>,
+    /// What is left of engines that have ended.
+    past: Past,
+}
+
+/// Numbers that must not go down when probes end.
+#[derive(Debug, Clone, Default)]
+struct Past {
+    accounting: BTreeMap<u32, u64>,
+    events: BTreeMap<String, u64>,
+    status: Vec<(Arc<Plan>, Arc<Status>)>,
+    drain: Vec<Arc<DrainStats>>,
+}
+
+impl Engines {
+    /// Loads all probes of a plan.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs.
+    pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+        let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
+        let engine = Engine::start(plan, attach)?;
+        Ok(Self { plan: engine.plan.clone(), all: vec![Arc::new(engine)], seats, past: Past::default() })
+    }
+
+    /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs.
+    pub fn changed_to(&self, plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+        let twins = plan.same_in(&self.plan);
+        let new: Vec<usize> = (0..twins.len()).filter(|probe| twins[*probe].is_none()).collect();
+        let mut all = self.all.clone();
+        if !new.is_empty() {
+            all.push(Arc::new(Engine::start(plan.part(&new), attach)?));
+        }
+        let last = all.len() - 1;
+        let seat = |(probe, twin): (usize, &Option<usize>)| match twin {
+            Some(twin) => self.seats[*twin],
+            None => Seat { bank: last, probe: new.binary_search(&probe).unwrap_or(0) },
+        };
+        let mut seats: Vec<Seat> = twins.iter().enumerate().map(seat).collect();
+        let used: BTreeSet<usize> = seats.iter().map(|seat| seat.bank).collect();
+        let order: Vec<usize> =
+            used.iter().copied().chain((0..all.len()).filter(|bank| !used.contains(bank))).collect();
+        for seat in &mut seats {
+            seat.bank = order.iter().position(|bank| *bank == seat.bank).unwrap_or(0);
+        }
+        let all = order.into_iter().map(|bank| all[bank].clone()).collect();
+        Ok(Self { plan: Arc::new(plan), all, seats, past: self.past.clone() })
+    }
+
+    /// How many probes are the same as in another, and were not touched.
+    pub fn kept_of(&self, old: &Self) -> usize {
+        let is_of_old = |seat: &&Seat| old.all.iter().any(|engine| Arc::ptr_eq(engine, &self.all[seat.bank]));
+        self.seats.iter().filter(is_of_old).count()
+    }
+
+    /// Takes out what the plan has not, and lets go of engines that have nothing left to do.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        std::thread::scope(|scope| {
+            for (number, engine) in self.all.iter().enumerate() {
+                let gone: BTreeSet<usize> = self.left_out(number).collect();
+                if !gone.is_empty() {
+                    scope.spawn(move || engine.manager.retire(gone));
+                }
+            }
+        });
+        let used = self.used();
+        let mut past = self.past.clone();
+        for (number, engine) in self.all.iter().enumerate().skip(used) {
+            engine.drain.catch_up(Duration::from_secs(1));
+            for probe in self.left_out(number) {
+                past.add(engine, probe);
+            }
+            past.status.push((engine.plan.clone(), engine.status.clone()));
+            past.drain.push(engine.drain.stats().clone());
+        }
+        Self { plan: self.plan.clone(), all: self.all[..used].to_vec(), seats: self.seats.clone(), past }
+    }
+
+    /// Engines with a probe of the plan. The first one stays, to have somebody who counts time.
+    fn used(&self) -> usize {
+        self.seats.iter().map(|seat| seat.bank + 1).max().unwrap_or(0).max(1)
+    }
+
+    fn left_out(&self, bank: usize) -> impl Iterator<Item = usize> + '_ {
+        let has = move |probe: &usize| self.seats.contains(&Seat { bank, probe: *probe });
+        (0..self.all[bank].plan.probes.len()).filter(move |probe| !has(probe))
+    }
+
+    /// For the table of series.
+    pub fn banks(&self) -> (Vec<Bank>, Vec<Seat>) {
+        (self.all.iter().map(|engine| engine.bank.clone()).collect(), self.seats.clone())
+    }
+
+    /// Waits until all events that are in the rings now have been counted, or for so long.
+    pub fn catch_up(&self, patience: Duration) {
+        for engine in &self.all {
+            engine.drain.catch_up(patience);
+        }
+    }
+
+    /// Whether the threads that drain rings work.
+    pub fn is_alive(&self, patience: Duration) -> bool {
+        self.all.iter().all(|engine| engine.drain.is_alive(patience))
+    }
+
+    pub fn attach_kind(&self) -> Option<Attach> {
+        self.all.first().map(|engine| engine.manager.attach_kind())
+    }
+
+    /// How the plan's probes and targets are doing.
+    pub fn status(&self) -> Status {
+        let seats: Vec<(usize, usize)> = self.seats.iter().map(|seat| (seat.bank, seat.probe)).collect();
+        let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
+        let parts: Vec<_> = here.chain(self.past.status.iter().cloned()).collect();
+        Status::of_parts(&self.plan, &parts, &seats)
+    }
+
+    /// What all threads that drain rings have counted.
+    pub fn drain_stats(&self) -> DrainStats {
+        let sum = DrainStats::default();
+        for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.past.drain) {
+            for (to, from) in [
+                (&sum.events, &stats.events),
+                (&sum.undecodable, &stats.undecodable),
+                (&sum.unreadable, &stats.unreadable),
+                (&sum.negative, &stats.negative),
+                (&sum.batches, &stats.batches),
+            ] {
+                to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        sum
+    }
+
+    /// Of probes that are no more.
+    fn past(&self) -> Past {
+        let mut past = self.past.clone();
+        for (bank, engine) in self.all.iter().enumerate() {
+            self.left_out(bank).for_each(|probe| past.add(engine, probe));
+        }
+        past
+    }
+}
+
+impl Past {
+    fn add(&mut self, engine: &Engine, probe: usize) {
+        for (_, which) in LOST {
+            *self.accounting.entry(which.0).or_default() += engine.shared.accounting(probe, *which);
+        }
+        let accounting = Accounting::of(|which| engine.shared.accounting(probe, which));
+        let kind = engine.plan.probes[probe].event_type.clone();
+        *self.events.entry(kind).or_default() += accounting.aggregated + accounting.delivered;
+    }
+}
+
+impl Counts for Engines {
+    fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
+        let seat = self.seats[probe];
+        self.all[seat.bank].shared.accounting(seat.probe, which)
+    }
+
+    fn last_hit(&self, probe: usize) -> u64 {
+        let seat = self.seats[probe];
+        self.all[seat.bank].shared.last_hit(seat.probe)
+    }
+
+    fn stray(&self) -> u64 {
+        self.all.iter().map(|engine| engine.shared.stray()).sum()
+    }
+
+    fn misses(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for (program, misses) in self.all.iter().flat_map(|engine| engine.shared.misses()) {
+            *sums.entry(program).or_default() += misses;
+        }
+        sums.into_iter().collect()
+    }
+
+    fn past_losses(&self, which: accounting_slot) -> u64 {
+        self.past().accounting.get(&which.0).copied().unwrap_or(0)
+    }
+
+    fn past_events(&self) -> Vec<(String, u64)> {
+        self.past().events.into_iter().collect()
+    }
+}

@@ -1,0 +1,111 @@
+//! What series keep when the probes that feed them are replaced: a counter never goes down, so that nobody who scrapes takes
+//! it for one that began anew.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::facts::ProbeFacts;
+use super::registry::{Carried, Family, Registry, Source};
+use crate::exposition::Kind;
+use crate::plan::{LabelPlan, Plan, Source as ValueSource};
+
+impl Registry {
+    /// Goes on where another left off. Probes with the same seat in both are the same. What series have got from other probes
+    /// of the earlier one is carried, less what new probes have counted so far: from now on these alone count. A series that
+    /// nothing feeds any more goes, unless a new probe feeds the metric and so may feed it again.
+    pub fn take_over(&mut self, old: &mut Self, seen_before: &[ProbeFacts], seen: &[ProbeFacts]) {
+        self.window = old.window;
+        let pairs: Vec<Option<usize>> = self
+            .sources
+            .iter()
+            .map(|source| old.sources.iter().position(|other| self.is_same(source, old, other)))
+            .collect();
+        for (source, other) in self.sources.iter_mut().zip(&pairs) {
+            if let Some(other) = other {
+                source.previous = std::mem::take(&mut old.sources[*other].previous);
+            }
+        }
+        let is_kept: Vec<bool> = pairs.iter().map(Option::is_some).collect();
+        let kept_before: Vec<(usize, usize)> = pairs
+            .iter()
+            .flatten()
+            .map(|other| (old.sources[*other].probe, old.sources[*other].action))
+            .collect();
+        let new: Vec<(usize, usize)> = self
+            .sources
+            .iter()
+            .zip(&is_kept)
+            .filter(|(_, is_kept)| !**is_kept)
+            .map(|(source, _)| (source.probe, source.action))
+            .collect();
+        let metric_of = |(probe, action): &(usize, usize)| self.plan.probes[*probe].actions[*action].metric;
+        let new_in: Vec<usize> = new.iter().map(metric_of).collect();
+        self.add_up(seen, |_| true);
+        let fed: Vec<HashSet<Box<str>>> = self.families.iter().map(Family::live).collect();
+        old.add_up(seen_before, |source| !kept_before.contains(&(source.probe, source.action)));
+        self.add_up(seen, |source| new.contains(&(source.probe, source.action)));
+        for (metric, family) in self.families.iter_mut().enumerate() {
+            let is_same = |other: &&Family| {
+                other.head.name() == family.head.name() && other.head.kind() == family.head.kind()
+            };
+            if is_cumulative(family)
+                && !is_by_process(&self.plan, metric)
+                && let Some(other) = old.families.iter().find(is_same)
+            {
+                family.carry(other, |key| new_in.contains(&metric) || fed[metric].contains(key));
+            }
+        }
+    }
+
+    /// Lets go of banks that have no probe's seat, which are the last ones.
+    pub fn forget_banks(&mut self, left: usize) {
+        self.banks.truncate(left);
+    }
+
+    fn is_same(&self, source: &Source, old: &Self, other: &Source) -> bool {
+        let (bank, other_bank) = (&self.banks[source.seat.bank], &old.banks[other.seat.bank]);
+        let is_same_bank = Arc::ptr_eq(&bank.kernel, &other_bank.kernel);
+        is_same_bank && (source.seat.probe, source.action) == (other.seat.probe, other.action)
+    }
+}
+
+/// Whether it can only grow. What a gauge was once says nothing.
+fn is_cumulative(family: &Family) -> bool {
+    family.head.kind() != &Kind::Gauge
+}
+
+/// Whether its series go when the process has ended that they are of.
+fn is_by_process(plan: &Plan, metric: usize) -> bool {
+    plan.probes.iter().any(|probe| {
+        let mut labels =
+            probe.actions.iter().filter(|action| action.metric == metric).flat_map(|action| &action.labels);
+        labels.any(|label| match label {
+            LabelPlan::From { value, .. } => {
+                matches!(probe.values[*value].source, ValueSource::Pid | ValueSource::Tid)
+            }
+            LabelPlan::Const(_) => false,
+        })
+    })
+}
+
+impl Family {
+    /// Keys of series that something has fed.
+    fn live(&self) -> HashSet<Box<str>> {
+        self.series.iter().filter(|series| series.total.live).map(|series| series.key.clone()).collect()
+    }
+
+    /// Carries what another family's series have more than the same series of this.
+    fn carry(&mut self, other: &Family, is_wanted: impl Fn(&str) -> bool) {
+        let buckets = self.head.buckets();
+        let live = other.series.iter().enumerate().filter(|(_, series)| series.total.live);
+        for (at, series) in live.filter(|(_, series)| is_wanted(&series.key)) {
+            let here = self.series_of(series.key.clone());
+            let now = &self.series[here as usize].total;
+            let total = series.total.minus(now);
+            let counts = other.counts[at * buckets..][..buckets].iter();
+            let counts = counts.zip(&self.counts[here as usize * buckets..][..buckets]);
+            let counts = counts.map(|(before, now)| before.wrapping_sub(*now)).collect();
+            self.carried.push(Carried { series: here, total, counts });
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Parts of a plan: what is the same in two plans, and a plan of some of the probes.
+
+use std::collections::BTreeMap;
+
+use super::{Plan, ProbePlan, TargetPlan};
+use crate::config::model::MetricKind;
+use crate::config::place::Place;
+
+/// What of a probe decides what is counted: without the places where it is written, and with what its numbers stand for.
+#[derive(PartialEq)]
+struct Essence<'a> {
+    target: (&'a str, &'a crate::config::model::Selector, Option<u32>),
+    probe: ProbePlan,
+    metrics: Vec<(&'a str, &'a MetricKind, &'a [String])>,
+}
+
+impl Plan {
+    /// For each probe of this plan the probe of the other that is the same. Probes of one unit have all a twin or none.
+    pub fn same_in(&self, other: &Plan) -> Vec<Option<usize>> {
+        let mut twins = vec![None; self.probes.len()];
+        let mut left: Vec<(Vec<usize>, Vec<Essence<'_>>)> =
+            other.units().into_values().map(|unit| (unit.clone(), other.essences(&unit))).collect();
+        for unit in self.units().into_values() {
+            let here = self.essences(&unit);
+            if let Some(at) = left.iter().position(|(_, there)| *there == here) {
+                for (probe, twin) in unit.iter().zip(left.swap_remove(at).0) {
+                    twins[*probe] = Some(twin);
+                }
+            }
+        }
+        twins
+    }
+
+    /// A plan of these probes only, in this order. It has all metrics.
+    #[must_use]
+    pub fn part(&self, probes: &[usize]) -> Plan {
+        let mut made = Plan {
+            settings: self.settings.clone(),
+            targets: Vec::new(),
+            probes: Vec::new(),
+            metrics: self.metrics.clone(),
+            spans: 0,
+            network: None,
+            warnings: Vec::new(),
+        };
+        let (mut targets, mut spans) = (BTreeMap::new(), BTreeMap::new());
+        for number in probes {
+            let mut probe = self.probes[*number].clone();
+            let target = *targets.entry(probe.target).or_insert_with(|| {
+                made.targets.push(TargetPlan { probes: Vec::new(), ..self.targets[probe.target].clone() });
+                made.targets.len() - 1
+            });
+            if let Some(span) = &mut probe.span {
+                span.number = *spans.entry(span.number).or_insert_with(|| {
+                    made.spans += 1;
+                    made.spans - 1
+                });
+            }
+            probe.target = target;
+            made.targets[target].probes.push(made.probes.len());
+            made.probes.push(probe);
+        }
+        made
+    }
+
+    fn units(&self) -> BTreeMap<usize, Vec<usize>> {
+        let mut units: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (number, probe) in self.probes.iter().enumerate() {
+            units.entry(probe.unit).or_default().push(number);
+        }
+        units
+    }
+
+    fn essences(&self, unit: &[usize]) -> Vec<Essence<'_>> {
+        let first = unit.iter().find_map(|number| self.probes[*number].span).map_or(0, |span| span.number);
+        unit.iter().map(|number| self.essence(*number, first)).collect()
+    }
+
+    fn essence(&self, number: usize, first_span: u32) -> Essence<'_> {
+        let mut probe = self.probes[number].clone();
+        let target = &self.targets[probe.target];
+        let metrics = probe.actions.iter().map(|action| &self.metrics[action.metric]);
+        let metrics =
+            metrics.map(|metric| (metric.name.as_str(), &metric.kind, &metric.labels[..])).collect();
+        (probe.at, probe.target, probe.unit) = (Place::none(), 0, 0);
+        if let Some(span) = &mut probe.span {
+            span.number -= first_span;
+        }
+        probe.values.iter_mut().for_each(|value| value.at = Place::none());
+        for action in &mut probe.actions {
+            (action.at, action.metric) = (Place::none(), 0);
+        }
+        Essence { target: (&target.name, &target.selector, target.pid), probe, metrics }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Environment, Overrides, load_bytes};
+    use crate::plan::{Plan, plan};
+
+    fn planned(probes: &str) -> Plan {
+        let yaml = format!("targets:\n  - name: t\n    binary: /bin/true\n    probes:\n{probes}");
+        let loaded = load_bytes("a.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
+        plan(loaded.config, false).unwrap()
+    }
+
+    const COUNTED: &str = "      - usdt: p:a\n        metrics: [counter: a_total]\n";
+    const TIMED: &str = "      - function: f\n        metrics: [{ histogram: f_seconds, value: duration }]\n";
+    const SLOW: &str = "      - function: g\n        metrics: [{ histogram: g_seconds, value: duration, buckets: [1, 2] }]\n";
+
+    #[test]
+    fn probes_are_the_same_wherever_they_stand() {
+        let (before, after) =
+            (planned(&[COUNTED, TIMED].concat()), planned(&[SLOW, TIMED, COUNTED].concat()));
+        // A function's duration is two probes.
+        assert_eq!(after.same_in(&before), [None, None, Some(1), Some(2), Some(0)]);
+        assert_eq!(before.same_in(&before), [Some(0), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn whatever_counts_otherwise_is_another_probe() {
+        let before = planned(COUNTED);
+        for (from, to) in [
+            ("p:a", "p:b"),
+            ("a_total", "b_total"),
+            ("counter: a_total", "{ counter: a_total, when: pid > 1 }"),
+            ("counter: a_total", "{ counter: a_total, labels: { comm: comm } }"),
+        ] {
+            let after = planned(&COUNTED.replace(from, to));
+            assert_eq!(after.same_in(&before), [None], "{to}");
+        }
+        let helped =
+            planned(&COUNTED.replace("counter: a_total", "{ counter: a_total, help: Other words. }"));
+        assert_eq!(helped.same_in(&before), [Some(0)]);
+    }
+
+    #[test]
+    fn a_part_has_numbers_of_its_own() {
+        let whole = planned(&[COUNTED, TIMED, SLOW].concat());
+        let part = whole.part(&[3, 4]);
+        assert_eq!((part.probes.len(), part.spans, part.targets[0].probes.len()), (2, 1, 2));
+        assert!(part.probes.iter().all(|probe| probe.span.is_some_and(|span| span.number == 0)));
+        assert_eq!(part.same_in(&whole), [Some(3), Some(4)]);
+    }
+}

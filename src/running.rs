@@ -1,0 +1,232 @@
+//! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::Overrides;
+use crate::config::model::Settings;
+use crate::engine::Engines;
+use crate::exposition::Format;
+use crate::http::{HttpStats, Security, exposure_warnings};
+use crate::kernel::Attach;
+use crate::loading::{load_keeping, security};
+use crate::logging::{Logging, set_level};
+use crate::metrics::Registry;
+use crate::net::Network;
+use crate::service;
+use crate::telemetry::{Reloads, Telemetry, unix_now};
+
+/// How long a scrape waits for events that are still in the ring.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// All that the requests are answered from.
+pub(crate) struct Running {
+    overrides: Overrides,
+    /// As the exporter was started with them: some hold until it ends.
+    started: Settings,
+    attach: Attach,
+    pub security: Arc<Security>,
+    state: Mutex<State>,
+    pub network: Option<Arc<Network>>,
+    /// Held while the configuration is read anew.
+    reloading: Mutex<()>,
+    reloads: Arc<Reloads>,
+    logging: Logging,
+    http: [Arc<HttpStats>; 2],
+    start_time: f64,
+    series: Arc<AtomicU64>,
+}
+
+/// What belongs to one configuration.
+struct State {
+    engines: Arc<Engines>,
+    registry: Registry,
+    overflows: Arc<Mutex<Vec<u64>>>,
+}
+
+impl State {
+    fn new(engines: Arc<Engines>) -> Self {
+        let (banks, seats) = engines.banks();
+        let registry = Registry::of(engines.plan.clone(), banks, seats);
+        Self { engines, registry, overflows: Arc::default() }
+    }
+}
+
+impl Running {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        overrides: Overrides,
+        started: Settings,
+        attach: Attach,
+        security: Arc<Security>,
+        engines: Engines,
+        network: Option<Arc<Network>>,
+        logging: Logging,
+        http: [Arc<HttpStats>; 2],
+    ) -> Self {
+        Self {
+            overrides,
+            started,
+            attach,
+            security,
+            state: Mutex::new(State::new(Arc::new(engines))),
+            network,
+            reloading: Mutex::new(()),
+            reloads: Arc::new(Reloads::started()),
+            logging,
+            http,
+            start_time: unix_now(),
+            series: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn engines(&self) -> Arc<Engines> {
+        self.state().engines.clone()
+    }
+
+    /// One scrape.
+    pub fn render(&self, format: Format) -> Vec<u8> {
+        self.engines().catch_up(DRAIN_TIMEOUT);
+        let mut text = Vec::new();
+        let telemetry = {
+            let mut state = self.state();
+            let State { engines, registry, overflows } = &mut *state;
+            let status = engines.status();
+            registry.render(&status.seen(), Instant::now(), format, &mut text);
+            self.series.store(registry.live_series() as u64, Ordering::Relaxed);
+            let telemetry = Telemetry {
+                plan: engines.plan.clone(),
+                counts: engines.clone(),
+                drain: Arc::new(engines.drain_stats()),
+                status: Arc::new(status),
+                http: self.http.clone(),
+                attach: engines.attach_kind().unwrap_or(self.attach),
+                logging: Some(self.logging.clone()),
+                started: self.start_time,
+                reloads: self.reloads.clone(),
+                series: self.series.clone(),
+                overflows: overflows.clone(),
+            };
+            telemetry.note_overflows(registry.overflows());
+            telemetry
+        };
+        if let Some(network) = &self.network {
+            network.collect().iter().for_each(|family| family.write(format, &mut text));
+        }
+        telemetry.collect().write(format, &mut text);
+        text
+    }
+
+    /// Why not all probes are attached and interfaces counted on, or else what is attached in part.
+    pub fn ready(&self) -> Result<Vec<String>, Vec<String>> {
+        let engines = self.engines();
+        let status = engines.status();
+        let mut why = status.not_ready(&engines.plan);
+        why.extend(self.network.iter().flat_map(|network| network.not_ready()));
+        if why.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(why) }
+    }
+
+    pub fn is_alive(&self, patience: Duration) -> bool {
+        self.engines().is_alive(patience)
+    }
+
+    /// Reads the configuration, with all files that it names, anew, and does what it says. Probes that are the same are not
+    /// touched. With a mistake in it nothing changes, and all mistakes are told. What was done is also logged.
+    ///
+    /// # Errors
+    /// What is wrong, a line each.
+    pub fn reload(&self) -> Result<String, String> {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        service::reloading();
+        let done = self.exchange();
+        self.reloads.note(done.is_ok());
+        match &done {
+            Ok(text) => text.lines().for_each(|line| log::info!("{line}")),
+            Err(text) => {
+                log::error!("The configuration is not reloaded, and the one in use stays:");
+                text.lines().for_each(|line| log::error!("{line}"));
+            }
+        }
+        service::reloaded();
+        done
+    }
+
+    fn exchange(&self) -> Result<String, String> {
+        let mut told = Vec::new();
+        let (loaded, plan) = load_keeping(&self.overrides, |settings| told = keep(&self.started, settings))
+            .map_err(|wrong| wrong.render())?;
+        let settings = &loaded.config.settings;
+        let (auth, tls, unwise) = security(settings).map_err(|err| format!("{err}\n"))?;
+        if plan.network != self.engines().plan.network {
+            return Err(
+                "`network:` cannot change without a restart: `systemctl restart`, or change it back\n"
+                    .to_string(),
+            );
+        }
+        let old = self.engines();
+        let new = old.changed_to(plan, self.attach).map_err(|err| format!("{err}\n"))?;
+        let new = Arc::new(new);
+        for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&unwise) {
+            log::warn!("{warning}");
+        }
+        for warning in exposure_warnings(settings.bind, auth.is_some(), tls.is_some()) {
+            log::warn!("{warning}");
+        }
+        self.security.set(auth, tls);
+        set_level(settings.log_level);
+        new.catch_up(DRAIN_TIMEOUT);
+        {
+            let mut state = self.state();
+            let mut next = State::new(new.clone());
+            let (before, now) = (old.status().seen(), new.status().seen());
+            next.registry.take_over(&mut state.registry, &before, &now);
+            *state = next;
+        }
+        // What is taken out is not shown any more.
+        let settled = new.settled();
+        {
+            let mut state = self.state();
+            state.registry.forget_banks(settled.banks().0.len());
+            state.engines = Arc::new(settled);
+        }
+        let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
+        told.push(format!(
+            "Configuration reloaded: {kept} probes unchanged, {} new or changed, {} removed or replaced",
+            all - kept,
+            before - kept
+        ));
+        Ok(told.iter().map(|line| format!("{line}\n")).collect())
+    }
+}
+
+/// Sets back what cannot change while the exporter runs; tells of each that would have.
+fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
+    let mut told = Vec::new();
+    let mut keep = |is_other: bool, name: &str| {
+        if is_other {
+            told.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
+        }
+    };
+    keep(now.bind != started.bind, "bind");
+    keep(now.metrics_port != started.metrics_port, "metrics_port");
+    keep(now.health_port != started.health_port, "health_port");
+    keep(now.log_file != started.log_file, "log_file");
+    keep(now.verbose != started.verbose, "verbose");
+    keep(now.attach != started.attach, "attach");
+    let (limits, before) = (&mut now.limits, &started.limits);
+    keep(limits.ring_bytes != before.ring_bytes, "ring.size");
+    keep(limits.ring_poll_ms != before.ring_poll_ms, "ring.poll");
+    keep(limits.sites != before.sites, "limits.sites");
+    keep(limits.starts != before.starts, "limits.starts");
+    (limits.ring_bytes, limits.ring_poll_ms) = (before.ring_bytes, before.ring_poll_ms);
+    (limits.sites, limits.starts) = (before.sites, before.starts);
+    (now.bind, now.metrics_port, now.health_port) = (started.bind, started.metrics_port, started.health_port);
+    (now.verbose, now.attach) = (started.verbose, started.attach);
+    now.log_file.clone_from(&started.log_file);
+    told
+}

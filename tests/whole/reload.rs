@@ -1,0 +1,267 @@
+//! The configuration is read anew while the exporter runs: what is the same goes on, what is wrong changes nothing.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, send_signal, wait_for, wait_for_end};
+use crate::support::http;
+use crate::support::program::compile;
+
+/// Calls its functions until its input ends, some 100,000 times a second each, and says how often.
+const STEADY: &str = r#"
+#include <stdio.h>
+#include <poll.h>
+#include <unistd.h>
+__attribute__((noipa)) int counted(int n) { return n + 1; }
+__attribute__((noipa)) int timed(int n) { return counted(n) * 2; }
+__attribute__((noipa)) int other(int n) { return n - 1; }
+int main(void) {
+    struct pollfd input = { 0, POLLIN, 0 };
+    unsigned long calls = 0;
+    setvbuf(stdout, 0, _IOLBF, 0);
+    while (poll(&input, 1, 0) == 0) {
+        for (int n = 0; n < 20; n++, calls++) {
+            timed(n);
+            other(n);
+        }
+        usleep(100);
+        if (calls == 2000)
+            puts("going");
+    }
+    printf("%lu\n", calls);
+}
+"#;
+
+/// Calls `one`, `two` and `one` again as often as it is told.
+const FINITE: &str = r#"
+#include <stdlib.h>
+__attribute__((noipa)) int one(int n) { return n + 1; }
+__attribute__((noipa)) int two(int n) { return n - 1; }
+int main(int argc, char **argv) {
+    for (int n = 0; n < atoi(argv[1]); n++)
+        one(n), two(n), one(n);
+}
+"#;
+
+struct Steady {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Steady {
+    /// It has made some thousand calls when this returns.
+    fn start(program: &Path) -> Self {
+        let mut child = Command::new(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the program");
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        output.read_line(&mut String::new()).expect("its first line");
+        Self { child, output }
+    }
+
+    fn end(mut self) -> f64 {
+        self.child.stdin.take().expect("its input").write_all(b"\n").expect("end the program");
+        let mut calls = String::new();
+        self.output.read_line(&mut calls).expect("its calls");
+        assert!(wait_for_end(&mut self.child).success());
+        calls.trim().parse().expect("a number of calls")
+    }
+}
+
+/// A configuration of one target.
+fn target(binary: &Path, probes: &[&str]) -> String {
+    let target = "node_name: test\ntargets:\n  - name: t\n    binary: ";
+    format!("{target}{}\n    probes:\n{}", binary.display(), probes.concat())
+}
+
+fn write(place: &Place, exporter: &Exporter, yaml: &str) {
+    let ports = format!("metrics_port: {}\nhealth_port: {}\n", exporter.port, exporter.health_port);
+    place.write("config.yaml", &format!("{yaml}{ports}"));
+}
+
+fn post(exporter: &Exporter, more: &[&str]) -> (u16, String) {
+    let mut command = exporter.curl(exporter.port, "/-/reload");
+    http::answer(command.args(["--request", "POST"]).args(more)).expect("an answer")
+}
+
+fn compiled(place: &Place, source: &str) -> PathBuf {
+    compile("gcc", "program.c", source, &[], &place.path("."))
+}
+
+const COUNTED: &str = "      - function: counted\n        metrics: [counter: counted_total]\n";
+const TIMED: &str = "      - function: timed\n        metrics: [{ histogram: timed_seconds, value: duration, buckets: [1] }]\n";
+const OTHER: &str = "      - function: other\n        metrics: [counter: other_total]\n";
+const OTHER_BY_NAME: &str =
+    "      - function: other\n        metrics: [{ counter: named_total, labels: { comm: comm } }]\n";
+const OTHER_TIMED: &str = "      - function: other\n        metrics: [{ histogram: other_seconds, value: duration, buckets: [1] }]\n";
+
+#[test]
+fn probes_that_stay_lose_no_hit_whatever_becomes_of_the_others() {
+    let place = Place::new();
+    let program = compiled(&place, STEADY);
+    let exporter = Setup::new(&place, target(&program, &[COUNTED, TIMED, OTHER])).start();
+    exporter.wait_until_ready();
+    let steady = Steady::start(&program);
+    let sets: [&[&str]; 6] = [
+        &[OTHER_BY_NAME, COUNTED, TIMED],
+        &[TIMED, COUNTED],
+        &[TIMED, COUNTED, OTHER_TIMED, OTHER],
+        &[COUNTED, OTHER, TIMED],
+        &[COUNTED, OTHER, TIMED],
+        &[COUNTED, TIMED, OTHER_TIMED],
+    ];
+    for (n, probes) in sets.iter().enumerate() {
+        let before = exporter.scrape();
+        write(&place, &exporter, &target(&program, probes));
+        if n % 2 == 0 {
+            let (status, text) = post(&exporter, &[]);
+            assert_eq!(status, 200, "{text}");
+        } else {
+            let done = || exporter.log().matches("Configuration reloaded").count();
+            let so_far = done();
+            send_signal(exporter.pid(), "HUP");
+            wait_for("the reload", || done() > so_far);
+        }
+        exporter.wait_until_ready();
+        let after = exporter.scrape();
+        for name in ["counted_total", "timed_seconds_count"] {
+            assert!(after.value(name, &[]) >= before.value(name, &[]), "{name} at {n}");
+        }
+        for (probe, name) in
+            [(OTHER, "other_total"), (OTHER_TIMED, "other_seconds_count"), (OTHER_BY_NAME, "named_total")]
+        {
+            let is_shown = !after.select(name, &[]).is_empty();
+            assert_eq!(is_shown, probes.contains(&probe), "{name} at {n}");
+        }
+    }
+    exporter
+        .scrape_until("hits of a probe that came", |scrape| scrape.value("other_seconds_count", &[]) > 0.0);
+    let calls = steady.end();
+    let scrape = exporter.scrape();
+    assert_eq!(scrape.value("counted_total", &[]), calls, "{}", exporter.log());
+    assert_eq!(scrape.value("timed_seconds_count", &[]), calls, "{}", exporter.log());
+    assert!(exporter.log().contains("3 probes unchanged, 1 new or changed, 1 removed or replaced"));
+    scrape.assert_nothing_lost();
+    exporter.stop();
+}
+
+#[test]
+fn counters_go_on_when_a_probe_that_feeds_them_changes_or_goes() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let probe = |function: &str, when: &str| {
+        format!("      - function: {function}\n        metrics: [{{ counter: calls_total{when} }}]\n")
+    };
+    let (one, two, two_again) = (probe("one", ""), probe("two", ""), probe("two", ", when: pid > 0"));
+    let exporter = Setup::new(&place, target(&program, &[&one, &two])).start();
+    exporter.wait_until_ready();
+    let play = |calls: &str| assert!(Command::new(&program).arg(calls).status().expect("run it").success());
+    let value = || exporter.scrape().value("calls_total", &[]);
+    play("100");
+    assert_eq!(value(), 300.0);
+    for (probes, more) in [(vec![&one, &two_again], 300.0), (vec![&one], 200.0), (vec![&two, &one], 300.0)] {
+        let before = value();
+        let probes: Vec<&str> = probes.into_iter().map(String::as_str).collect();
+        write(&place, &exporter, &target(&program, &probes));
+        let (status, text) = post(&exporter, &[]);
+        assert_eq!(status, 200, "{text}");
+        assert_eq!(value(), before, "{text}");
+        play("100");
+        assert_eq!(value(), before + more);
+    }
+    let events = exporter.scrape().by("fibre_exporter_events_processed_total", "event_type");
+    assert_eq!((events["one"], events["two"]), (800.0, 300.0), "of probes that are no more, too");
+}
+
+#[test]
+fn a_file_with_mistakes_changes_nothing_and_all_are_told() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let good = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
+    let exporter = Setup::new(&place, good.as_str()).start();
+    exporter.wait_until_ready();
+    let outcome = || {
+        let scrape = exporter.scrape();
+        let value = |name: &str| scrape.value(&format!("fibre_exporter_config_last_reload_{name}"), &[]);
+        (value("successful"), value("success_timestamp_seconds"))
+    };
+    let (successful, since) = outcome();
+    assert!(successful == 1.0 && since > 1.6e9);
+    write(&place, &exporter, &good.replace("one_total", "0ne_total").replace("node_name", "node_nam"));
+    let (status, text) = post(&exporter, &[]);
+    assert_eq!(status, 500);
+    for mistake in ["0ne_total", "node_nam"] {
+        assert!(text.contains(mistake) && exporter.log().contains(mistake), "{mistake}: {text}");
+    }
+    assert_eq!(outcome(), (0.0, since));
+    assert!(Command::new(&program).arg("10").status().expect("run it").success());
+    assert_eq!(exporter.scrape().value("one_total", &[]), 20.0, "it goes on with what it had");
+    write(&place, &exporter, &format!("{good}log_level: DEBUG\nring: {{ size: 8MiB }}\n"));
+    let (status, text) = post(&exporter, &[]);
+    assert!(status == 200 && text.contains("`ring.size` takes effect with a restart"), "{text}");
+    assert!(text.contains("1 probes unchanged, 0 new or changed, 0 removed or replaced"), "{text}");
+    assert!(outcome().0 == 1.0 && outcome().1 > since);
+    assert_eq!(exporter.scrape().value("one_total", &[]), 20.0);
+}
+
+#[test]
+fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let yaml = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
+    let exporter = Setup::new(&place, yaml.as_str()).secure().start();
+    exporter.wait_until_ready();
+    let config = std::fs::read_to_string(place.path("config.yaml")).expect("the configuration");
+    let authority = exporter.authority.clone().expect("a CA").display().to_string();
+    let (right, wrong) = (format!("{USER}:{PASSWORD}"), format!("{USER}:another"));
+    let ask = |user: &str, more: &[&str]| {
+        post(&exporter, &[&["--cacert", authority.as_str(), "--user", user], more].concat()).0
+    };
+    assert_eq!(post(&exporter, &["--cacert", &authority]).0, 401);
+    assert_eq!((ask(&wrong, &[]), ask(&right, &[])), (401, 200));
+    assert_eq!(ask(&right, &["--header", "Origin: https://localhost"]), 403, "a page in a browser");
+    let mut get = exporter.curl(exporter.port, "/-/reload");
+    let get = http::answer(get.args(["--cacert", &authority, "--user", &right])).expect("an answer");
+    assert_eq!(get.0, 405);
+    place.write("password", "another\n");
+    assert_eq!((ask(&right, &[]), ask(&right, &[]), ask(&wrong, &[])), (200, 401, 200));
+    // Without a certificate and a password from now on.
+    let open: String = config
+        .lines()
+        .filter(|line| !line.contains("tls_") && !line.contains("auth_"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    place.write("config.yaml", &open);
+    assert_eq!(ask(&wrong, &[]), 200);
+    let url = format!("http://localhost:{}/metrics", exporter.port);
+    let (status, text) = http::answer(&mut http::curl(&url)).expect("an answer");
+    assert!(status == 200 && text.contains("one_total"), "{text}");
+}
+
+/// sd_notify(3), "RELOADING=1".
+#[test]
+fn the_service_manager_is_told_of_a_reload() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let socket = place.path("notify");
+    let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
+    manager.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+    let told = || {
+        let mut message = [0; 1024];
+        let length = manager.recv(&mut message).expect("a message to the manager");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let yaml = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
+    let exporter =
+        Setup::new(&place, yaml).environment("NOTIFY_SOCKET", &socket.display().to_string()).start();
+    assert!(told().starts_with("READY=1\n"));
+    send_signal(exporter.pid(), "HUP");
+    let reloading = told();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(told(), "READY=1\n");
+}
