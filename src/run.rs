@@ -136,8 +136,9 @@ pub fn run(
         Endpoint { listener: listeners.health, router: health_router(running.clone()), stats: health_stats },
     ];
     serve(endpoints, options, &address, &running)?;
-    log::info!("Stopped");
+    // Before the last line: what is still in the ring may be logged.
     drop(running);
+    log::info!("Stopped");
     logging.wait();
     Ok(())
 }

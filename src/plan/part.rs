@@ -105,7 +105,7 @@ mod tests {
         plan(loaded.config, false).unwrap()
     }
 
-    const COUNTED: &str = "      - usdt: p:a\n        metrics: [counter: a_total]\n";
+    const COUNTED: &str = "      - on: usdt:p:a\n        metrics: [counter: a_total]\n";
     const TIMED: &str = "      - function: f\n        metrics: [{ histogram: f_seconds, value: duration }]\n";
     const SLOW: &str = "      - function: g\n        metrics: [{ histogram: g_seconds, value: duration, buckets: [1, 2] }]\n";
 
