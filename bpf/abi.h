@@ -55,6 +55,13 @@ enum abi_limit {
 	LARGE_VALUE = 16,
 	/* Nested control groups that are looked at for a container. */
 	MAX_CGROUP_LEVELS = 16,
+	/* Filters of a target. */
+	MAX_PREDICATES = 9,
+	/* Targets with children. */
+	MAX_FAMILIES = 64,
+	MAX_NAME = 255,
+	/* Bytes of a command line that are looked at. */
+	MAX_LINE = 1 << 15,
 };
 
 /* How a value is found when a site is hit. */
@@ -186,7 +193,15 @@ enum filter_kind {
 	FILTER_NONE,
 	FILTER_PROCESS, /* the one with number tgid that began at this time */
 	FILTER_NAME, /* whose leader, or executable's base name, is called name */
-	FILTER_CONTAINER, /* in the control group of a container whose id begins with name */
+	FILTER_NAME_GLOB, /* likewise, but the name fits a glob */
+	FILTER_CMDLINE, /* whose command line fits a glob */
+	FILTER_CGROUP, /* in a control group whose name fits a glob */
+	FILTER_MEMBERS, /* in that of a container or pod whose id is a member, or of a container whose id begins with name */
+};
+
+enum filter_flag {
+	FILTER_CHILDREN =
+		1 << 0, /* in a target's first filter: who was started by those that are meant is meant, too */
 };
 
 struct filter {
@@ -195,7 +210,49 @@ struct filter {
 	__u64 began; /* nanoseconds since boot; 0 until the first process with the number is seen, which is then it */
 	__u32 length; /* bytes of the name */
 	__u32 edition; /* another one when the rest is changed, so that nothing remembered is used */
+	__u32 next; /* number of the filter that must hold, too; 0 if there is none */
+	__u32 glob;
+	__u32 flags; /* enum filter_flag */
+	__u32 pad;
 	__u64 name[FILTER_WORDS]; /* zeros after its end; for a container, the mask of its words follows them */
+};
+
+/*
+ * A glob as an automaton: a set of states, as bits. A byte leads from state n to n + 1 if bit n + 1 is set in its row.
+ */
+struct glob {
+	__u64 any[2]; /* states in which any byte stays */
+	__u64 within[2]; /* states in which the further bytes of a character stay */
+	__u32 end; /* the last state: the text fits if it is reached with the text's last byte */
+	__u32 pad;
+	__u64 to[256][2];
+};
+
+/* A container or pod that a filter means. */
+struct member_key {
+	__u32 filter;
+	__u32 pad;
+	__u64 id[8]; /* zeros after its end */
+};
+
+/* A process, as a filter by command line remembers it. */
+struct line_key {
+	__u64 began;
+	__u32 tgid;
+	__u32 filter;
+};
+
+struct line {
+	__u64 execs;
+	__u64 begin[4]; /* of the command line, which a process can write over */
+	__u32 fits;
+	__u32 pad;
+};
+
+/* A process that one started which the filter means. */
+struct child_key {
+	__u32 tgid; /* as the exporter's /proc has it */
+	__u32 filter;
 };
 
 /* What was found out of a control group. */
@@ -444,7 +501,7 @@ struct event {
 _Static_assert(sizeof(struct location) == 16, "layout");
 _Static_assert(sizeof(struct site) == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
-_Static_assert(sizeof(struct filter) == 24 + 8 * FILTER_WORDS, "layout");
+_Static_assert(sizeof(struct filter) == 40 + 8 * FILTER_WORDS, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");
 _Static_assert(sizeof(struct interner) == 32, "layout");
 _Static_assert(sizeof(struct small_integers) == 4 * SMALL_INTEGERS, "layout");

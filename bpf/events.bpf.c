@@ -90,6 +90,10 @@ const volatile struct events_abi events_abi = {};
 /* Whether targets are given by control group. */
 const volatile __u32 has_cgroups = 0;
 
+/* Whether any process may be meant; and whether whom they start is of interest, whatever it runs: the reader tells which are not. */
+const volatile __u32 wants_all = 0;
+const volatile __u32 wants_children = 0;
+
 /* The reader is woken when so much waits for it. */
 const volatile __u32 wake_bytes = 1;
 
@@ -189,7 +193,7 @@ static __always_inline bool track(__u32 pid, bool is_meant)
 
 	if (is_meant && !state && bpf_map_update_elem(&tracked, &pid, &found, BPF_ANY))
 		__sync_fetch_and_add(&lost, 1);
-	if (!is_meant && state && *state == TRACKED_FOUND)
+	if (!is_meant && state && *state == TRACKED_FOUND && !wants_children)
 		bpf_map_delete_elem(&tracked, &pid);
 	return is_meant || state;
 }
@@ -212,7 +216,7 @@ int executed(__u64 *ctx)
 		return 0;
 	bpf_get_current_comm(event.comm, sizeof(event.comm));
 	event.cgroup = bpf_get_current_cgroup_id();
-	is_meant = is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_cgroup_wanted(event.cgroup);
+	is_meant = wants_all || is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_cgroup_wanted(event.cgroup);
 	is_told = track(event.pid, is_meant);
 	set_file(&event.file, exe);
 	flags = flags_of(&event.file);
@@ -258,13 +262,18 @@ int ended(__u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct process_event event = { .kind = PROCESS_ENDED };
+	__u32 *state;
 
 	/* Threads that outlive it go on being the process. */
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	event.pid = process_id(task);
-	if (event.pid && track(event.pid, false))
-		send(&event, SHORT_EVENT, false);
+	state = event.pid ? bpf_map_lookup_elem(&tracked, &event.pid) : NULL;
+	if (!state)
+		return 0;
+	if (*state == TRACKED_FOUND)
+		bpf_map_delete_elem(&tracked, &event.pid);
+	send(&event, SHORT_EVENT, false);
 	return 0;
 }
 
@@ -284,7 +293,7 @@ int renamed(__u64 *ctx)
 	event.pid = process_id(task);
 	if (!event.pid)
 		return 0;
-	is_wanted = is_comm_wanted(event.comm);
+	is_wanted = wants_all || is_comm_wanted(event.comm);
 	if (is_wanted)
 		track(event.pid, true);
 	else if (!bpf_map_lookup_elem(&tracked, &event.pid))

@@ -91,6 +91,34 @@ struct {
 	__type(value, __u32);
 } cgroups SEC(".maps");
 
+TABLE(globs, struct glob, 0);
+
+/* The containers and pods of filters by these. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct member_key);
+	__type(value, __u32);
+} members SEC(".maps");
+
+/* Whether command lines fit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct line_key);
+	__type(value, struct line);
+} lines SEC(".maps");
+
+/* Whom processes have started that are meant together with them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct child_key);
+	__type(value, __u32);
+} children SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);

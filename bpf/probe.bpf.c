@@ -8,6 +8,7 @@
 #include "abi.h"
 #include "maps.bpf.h"
 #include "filter.bpf.h"
+#include "family.bpf.h"
 #include "values.bpf.h"
 #include "spans.bpf.h"
 #include "aggregate.bpf.h"
@@ -32,6 +33,7 @@ struct abi {
 	enum label_flag label_flag;
 	enum label_id label_id;
 	enum filter_kind filter_kind;
+	enum filter_flag filter_flag;
 	enum abi_id abi_id;
 	enum wake wake;
 	struct location location;
@@ -51,6 +53,11 @@ struct abi {
 	struct short_key short_key;
 	struct entry entry;
 	struct filter filter;
+	struct glob glob;
+	struct member_key member_key;
+	struct line_key line_key;
+	struct line line;
+	struct child_key child_key;
 	struct start_key start_key;
 	struct start start;
 	struct thread_key thread_key;
@@ -226,8 +233,8 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	shard = shard_base();
 	accounting = shard + probe->accounting;
 	last_hit(accounting);
-	if ((probe->flags & PROBE_FILTER && !is_meant(probe->filter)) ||
-	    (site->flags & SITE_CANDIDATE && !is_meant(candidate_filters + probe->filter))) {
+	if ((probe->flags & PROBE_FILTER && !is_meant_or_read(probe->filter)) ||
+	    (site->flags & SITE_CANDIDATE && is_meant(candidate_filters + probe->filter) <= 0)) {
 		add(accounting + ACCT_FILTERED, 1);
 		return 0;
 	}
@@ -254,6 +261,18 @@ SEC("uprobe.session.s")
 int probe_session(struct pt_regs *ctx)
 {
 	return handle(ctx, true);
+}
+
+SEC("raw_tp/sched_process_fork")
+int family_forked(__u64 *ctx)
+{
+	return note_child((void *)ctx[1]);
+}
+
+SEC("raw_tp/sched_process_exit")
+int family_ended(__u64 *ctx)
+{
+	return forget_child((void *)ctx[0]);
 }
 
 /* Run by the exporter, not attached: tells which jiffies go with which time. */

@@ -38,6 +38,8 @@ struct file {
 
 struct mm_struct {
 	struct file *exe_file;
+	unsigned long arg_start;
+	unsigned long arg_end;
 };
 
 struct vm_area_struct {
@@ -84,6 +86,7 @@ struct task_struct {
 	int tgid;
 	__u64 start_time; /* by CLOCK_MONOTONIC */
 	__u64 start_boottime;
+	__u64 self_exec_id;
 	char comm[16];
 	struct task_struct *group_leader;
 	struct mm_struct *mm;

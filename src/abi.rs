@@ -21,10 +21,11 @@ pub(crate) mod events {
 }
 
 pub(crate) use generated::types::{
-    abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, condition, condition_op,
-    control, entry, event, event_class, filter, filter_kind, goroutine_key, integer_key, interner, label,
-    label_flag, label_id, location, location_op, pattern, probe, probe_flag, site, site_flag, small_integers,
-    start, start_key, start_text, stretch, text_key, thread_key, value, value_kind, wake,
+    abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, child_key, condition,
+    condition_op, control, entry, event, event_class, filter, filter_flag, filter_kind, glob, goroutine_key,
+    integer_key, interner, label, label_flag, label_id, location, location_op, member_key, pattern, probe,
+    probe_flag, site, site_flag, small_integers, start, start_key, start_text, stretch, text_key, thread_key,
+    value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -36,7 +37,7 @@ macro_rules! limits {
 limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
     MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, CARRIED_TEXTS, SMALL_INTEGERS,
-    MAX_STRETCHES, FILTER_WORDS, LARGE_VALUE,
+    MAX_STRETCHES, FILTER_WORDS, LARGE_VALUE, MAX_FAMILIES,
 }
 
 /// Cells of one probe's books.
@@ -48,7 +49,9 @@ const _: () = {
     assert!(size_of::<location>() == 16);
     assert!(size_of::<site>() == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES);
     assert!(size_of::<probe>() == 32 + 4 * MAX_VALUES);
-    assert!(size_of::<filter>() == 24 + 8 * FILTER_WORDS);
+    assert!(size_of::<filter>() == 40 + 8 * FILTER_WORDS);
+    assert!(size_of::<glob>() == 40 + 16 * 256 && offset_of!(glob, to) == 40);
+    assert!(size_of::<member_key>() == 72 && size_of::<child_key>() == 8);
     assert!(size_of::<condition>() == 24);
     assert!(size_of::<label>() == 16);
     assert!(size_of::<action>() == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS);
@@ -80,7 +83,7 @@ macro_rules! plain {
     };
 }
 
-plain!(site, probe, filter, action, pattern, bounds, interner, control);
+plain!(site, probe, filter, member_key, child_key, action, pattern, bounds, interner, control);
 
 /// The value's bytes, as the kernel is given them.
 #[allow(unsafe_code)]

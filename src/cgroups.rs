@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::containers::Containers;
+use crate::containers::{Containers, host};
+use crate::plan::CgroupName;
+use crate::selectors::Belongs;
 
 /// Folders that are looked at for one name.
 const MOST_FOLDERS: usize = 10_000;
@@ -13,28 +15,41 @@ const MOST_FOLDERS: usize = 10_000;
 /// Looks up names, and remembers them.
 #[derive(Debug, Default)]
 pub struct Cgroups {
-    known: HashMap<u64, String>,
+    /// None of one that is gone.
+    known: HashMap<u64, Option<Belongs>>,
+    containers: Containers,
 }
 
 impl Cgroups {
-    /// The path of the cgroup with this id (of version 2, where it is the inode of its folder), from the root of the
-    /// hierarchy; of a container's, the container's name, or its id cut to twelve digits. A cgroup that is gone is its number.
-    pub fn name(&mut self, id: u64) -> &str {
-        self.known.entry(id).or_insert_with(|| {
-            hierarchy()
-                .and_then(|root| find(&root, id).map(|path| shown(&path, &root, &Containers::default())))
-                .unwrap_or_else(|| id.to_string())
-        })
+    /// What the cgroup with this id (of version 2, where it is the inode of its folder) is called.
+    pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
+        let Self { known, containers } = self;
+        let found = known.entry(id).or_insert_with(|| {
+            let root = hierarchy()?;
+            let path = find(&root, id)?;
+            let path = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
+            let mut belongs = Belongs::parse(&format!("/{path}"));
+            containers.describe(&mut belongs);
+            Some(belongs)
+        });
+        match (found, what) {
+            (Some(belongs), what) => to.push_str(&shown(belongs, what)),
+            (None, CgroupName::Path) => to.push_str(&id.to_string()),
+            (None, _) => {}
+        }
     }
 }
 
-/// Where the hierarchy of version 2 is mounted.
+/// Where the hierarchy of version 2 is mounted. The first process's, as in a cgroup namespace of its own the exporter's has
+/// only its own part.
 fn hierarchy() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let host = host();
+    let of = if host == Path::new("/") { "self" } else { "1" };
+    let mounts = fs::read_to_string(format!("/proc/{of}/mounts")).ok()?;
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(at))
+        (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
     })
 }
 
@@ -55,13 +70,28 @@ fn find(root: &Path, id: u64) -> Option<PathBuf> {
     None
 }
 
-fn shown(path: &Path, root: &Path, names: &Containers) -> String {
-    let path = path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
-    let container = path.split(|c: char| !c.is_ascii_hexdigit()).find(|part| part.len() == 64);
-    match container {
-        Some(id) => names.name(id).unwrap_or_else(|| id[..12].to_string()),
-        None => format!("/{path}"),
-    }
+/// The path of a pod's cgroup has the pod's uid and the container's whole id; of another container it is the container's name,
+/// or its id cut to twelve digits.
+fn shown(belongs: &Belongs, what: CgroupName) -> String {
+    let container = belongs.containers.last();
+    let pod = belongs.pod.as_ref();
+    let shown = match what {
+        CgroupName::Path => match container {
+            Some(container) if pod.is_none() => {
+                Some(container.name.clone().unwrap_or_else(|| container.id[..12].to_string()))
+            }
+            _ => Some(belongs.path.clone()),
+        },
+        CgroupName::Container => container.map(ToString::to_string),
+        CgroupName::ContainerId => container.map(|container| container.id.clone()),
+        CgroupName::Image => container.and_then(|container| container.image.clone()),
+        CgroupName::Pod => {
+            pod.map(|pod| if pod.name.is_empty() { pod.uid.clone() } else { pod.name.clone() })
+        }
+        CgroupName::Namespace => pod.map(|pod| pod.namespace.clone()),
+        CgroupName::Unit => belongs.unit().map(str::to_owned),
+    };
+    shown.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -69,17 +99,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn containers_are_shown_by_their_short_id() {
-        let none = Containers::default();
+    fn what_a_cgroup_is_called() {
         let id = "0123456789abcdef".repeat(4);
-        let path = PathBuf::from(format!("/c/system.slice/docker-{id}.scope"));
-        assert_eq!(shown(&path, Path::new("/c"), &none), "0123456789ab");
-        assert_eq!(shown(Path::new("/c/user.slice/a.scope"), Path::new("/c"), &none), "/user.slice/a.scope");
-        assert_eq!(shown(Path::new("/c"), Path::new("/c"), &none), "/");
+        let of = |path: &str, what| shown(&Belongs::parse(path), what);
+        let path = |text: &str| of(text, CgroupName::Path);
+        let docker = format!("/system.slice/docker-{id}.scope");
+        assert_eq!(path(&docker), "0123456789ab");
+        assert_eq!(of(&docker, CgroupName::Container), id);
+        assert_eq!(path("/user.slice/a.scope"), "/user.slice/a.scope");
+        assert_eq!((path("/"), of("/", CgroupName::Pod)), ("/".into(), String::new()));
+        let uid = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+        let pod =
+            format!("/kubepods.slice/kubepods-pod{}.slice/cri-containerd-{id}.scope", uid.replace('-', "_"));
+        assert_eq!((path(&pod), of(&pod, CgroupName::Pod)), (pod.clone(), uid.to_owned()));
+        assert_eq!(of(&pod, CgroupName::ContainerId), id);
+        assert_eq!(of("/user@1.service/a.service/x", CgroupName::Unit), "a.service");
     }
 
     #[test]
     fn a_cgroup_that_is_not_there_is_its_number() {
-        assert_eq!(Cgroups::default().name(u64::MAX), u64::MAX.to_string());
+        let mut text = String::new();
+        Cgroups::default().push(u64::MAX, CgroupName::Pod, &mut text);
+        Cgroups::default().push(u64::MAX, CgroupName::Path, &mut text);
+        assert_eq!(text, u64::MAX.to_string());
     }
 }

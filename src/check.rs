@@ -17,6 +17,7 @@ use crate::plan::{
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, reasons, resolve};
 use crate::run::{RunError, failed_to};
+use crate::selectors::Predicate;
 use crate::table::Table;
 use crate::targets::{DebugSymbols, ProbeManager, ProbeState, TargetFile, debug_symbols, find, with_names};
 
@@ -64,7 +65,12 @@ impl Checker<'_> {
     }
 
     fn target(&mut self, target: &TargetPlan) {
-        let only = target.pid.map(|pid| format!(", process {pid} only")).unwrap_or_default();
+        let who = &target.selector.who;
+        let only = match who.predicates.as_slice() {
+            [] => String::new(),
+            [Predicate::Pid(pid)] if !who.children => format!(", process {pid} only"),
+            _ => format!(", only processes {who}"),
+        };
         let name = &target.name;
         match find(&target.selector) {
             Err(why) => {

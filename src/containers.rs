@@ -1,58 +1,198 @@
-//! Names of containers, as their engines keep them on disk: no engine is asked.
+//! What containers and pods are called, as their engines keep it on disk: no engine is asked, and no API server.
 //!
-//! Docker: `/var/lib/docker/containers/ID/config.v2.json`, key `Name`. Podman:
-//! `/var/lib/containers/storage/overlay-containers/containers.json`, a list with `id` and `names`. Both are internal to their
-//! engines, and have been the same for years; where they cannot be read, a container is its id.
+//! - Docker: `/var/lib/docker/containers/ID/config.v2.json`, keys `Name` and `Config.Image`.
+//! - Podman and CRI-O: `/var/lib/containers/storage/*-containers/containers.json` (and `volatile-containers.json`), a list with
+//!   `id`, `names` and, as JSON in a text, `metadata`. Podman without root has the same below `~/.local/share`.
+//! - containerd: `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json`, whose annotations are the kubelet's.
+//! - Kubernetes: folders `/var/log/pods/NAMESPACE_POD_UID`, and links `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`.
+//!
+//! All are internal to these, and have been the same for years; where they cannot be read, a container is its id.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// Where the engines keep their containers.
+use crate::selectors::{Belongs, Container, Pod};
+
+/// Where the engines keep their containers, and what was found there.
 #[derive(Debug, Clone)]
 pub struct Containers {
     docker: PathBuf,
-    podman: PathBuf,
+    storages: Vec<PathBuf>,
+    bundles: PathBuf,
+    pods: PathBuf,
+    logs: PathBuf,
+    known: HashMap<String, Container>,
+    known_pods: HashMap<String, Pod>,
 }
+
+/// Containers and pods that are remembered; then they are found out anew.
+const KNOWN: usize = 4096;
 
 impl Default for Containers {
     fn default() -> Self {
-        Self {
-            docker: "/var/lib/docker/containers".into(),
-            podman: "/var/lib/containers/storage/overlay-containers/containers.json".into(),
-        }
+        Self::below(&host())
     }
 }
 
+/// Where the host's files are: those of the first process, if it is of another mount namespace.
+pub fn host() -> PathBuf {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    let is_elsewhere = namespace("1").is_some_and(|first| namespace("self") != Some(first));
+    let root = PathBuf::from("/proc/1/root");
+    if is_elsewhere && root.join("proc").is_dir() { root } else { PathBuf::from("/") }
+}
+
 impl Containers {
-    /// The name of the container with this whole id, if an engine knows one.
-    pub fn name(&self, id: &str) -> Option<String> {
-        self.docker_name(id)
-            .or_else(|| self.podman_names().find(|(known, _)| known == id).map(|(_, name)| name))
+    fn below(root: &Path) -> Self {
+        let homes = fs::read_dir(root.join("home")).into_iter().flatten().flatten();
+        let rootless = homes.map(|home| home.path().join(".local/share/containers/storage"));
+        Self {
+            docker: root.join("var/lib/docker/containers"),
+            storages: std::iter::once(root.join("var/lib/containers/storage")).chain(rootless).collect(),
+            bundles: root.join("run/containerd/io.containerd.runtime.v2.task"),
+            pods: root.join("var/log/pods"),
+            logs: root.join("var/log/containers"),
+            known: HashMap::new(),
+            known_pods: HashMap::new(),
+        }
     }
 
     /// The whole id of the container that is called `name` or whose id begins with it.
     pub fn id(&self, name: &str) -> Option<String> {
+        let is_it = |container: &Container| {
+            container.name.as_deref() == Some(name) || (name.len() >= 8 && container.id.starts_with(name))
+        };
+        self.list().find(is_it).map(|container| container.id)
+    }
+
+    /// Looks up what the containers and the pod are called, once for each.
+    pub fn describe(&mut self, belongs: &mut Belongs) {
+        if self.known.len() + self.known_pods.len() > KNOWN {
+            self.forget();
+        }
+        let is_pod = belongs.pod.is_some();
+        for container in &mut belongs.containers {
+            if let Some(known) = self.known.get(&container.id) {
+                *container = known.clone();
+                continue;
+            }
+            let (found, pod) = self.find(&container.id, is_pod);
+            if found.name.is_some() {
+                self.known.insert(found.id.clone(), found.clone());
+            }
+            if let (Some(of), Some(pod)) = (&mut belongs.pod, pod) {
+                (of.name, of.namespace) = (pod.name, pod.namespace);
+            }
+            *container = found;
+        }
+        let Some(pod) = &mut belongs.pod else { return };
+        if let Some(known) = self.known_pods.get(&pod.uid) {
+            *pod = known.clone();
+            return;
+        }
+        if let Some(found) = self.list_pods().find(|found| found.uid == pod.uid) {
+            *pod = found;
+        }
+        if !pod.name.is_empty() {
+            self.known_pods.insert(pod.uid.clone(), pod.clone());
+        }
+    }
+
+    /// All is looked up anew.
+    pub fn forget(&mut self) {
+        self.known.clear();
+        self.known_pods.clear();
+    }
+
+    /// All containers and pods that engines tell of, whether they run or not.
+    pub fn all(&self) -> Vec<Belongs> {
+        let containers = self.list().map(|of| Belongs { containers: vec![of], ..Belongs::default() });
+        let pods = self.list_pods().map(|pod| Belongs { pod: Some(pod), ..Belongs::default() });
+        containers.chain(pods).collect()
+    }
+
+    fn list(&self) -> impl Iterator<Item = Container> {
         let ids = fs::read_dir(&self.docker).into_iter().flatten().flatten();
-        let mut docker = ids.filter_map(|entry| entry.file_name().into_string().ok());
-        let is_it = |id: &str, known: &str| known == name || (name.len() >= 8 && id.starts_with(name));
-        docker
-            .find(|id| is_it(id, &self.docker_name(id).unwrap_or_default()))
-            .or_else(|| self.podman_names().find(|(id, known)| is_it(id, known)).map(|(id, _)| id))
+        let docker = ids.filter_map(|entry| self.of_docker(&entry.file_name().into_string().ok()?));
+        docker.chain(self.of_storages())
     }
 
-    fn docker_name(&self, id: &str) -> Option<String> {
-        let described = read(&self.docker.join(id).join("config.v2.json"))?;
-        Some(described.get("Name")?.as_str()?.trim_start_matches('/').to_string())
-    }
-
-    fn podman_names(&self) -> impl Iterator<Item = (String, String)> {
-        let listed = read(&self.podman).and_then(|list| list.as_array().cloned()).unwrap_or_default();
-        listed.into_iter().filter_map(|container| {
-            let id = container.get("id")?.as_str()?.to_string();
-            Some((id, container.get("names")?.get(0)?.as_str()?.to_string()))
+    fn list_pods(&self) -> impl Iterator<Item = Pod> {
+        let folders = fs::read_dir(&self.pods).into_iter().flatten().flatten();
+        folders.filter_map(|folder| {
+            // None of the three has an underscore in it.
+            let name = folder.file_name().into_string().ok()?;
+            let mut parts = name.split('_');
+            let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
+            Some(Pod { uid: uid.to_owned(), name: name.to_owned(), namespace: namespace.to_owned() })
         })
+    }
+
+    fn find(&self, id: &str, is_pod: bool) -> (Container, Option<Pod>) {
+        let found = self.of_docker(id).or_else(|| self.of_storages().find(|container| container.id == id));
+        let (mut container, pod) = match found {
+            Some(container) => (container, None),
+            None => self.of_bundle(id),
+        };
+        if let Some(name) = is_pod.then(|| self.of_log(id)).flatten() {
+            container.name = Some(name);
+        }
+        (container, pod)
+    }
+
+    fn of_docker(&self, id: &str) -> Option<Container> {
+        let described = read(&self.docker.join(id).join("config.v2.json"))?;
+        let name = described.get("Name")?.as_str()?.trim_start_matches('/').to_owned();
+        let image = described.pointer("/Config/Image").and_then(Value::as_str).map(str::to_owned);
+        Some(Container { id: id.to_owned(), name: Some(name), image })
+    }
+
+    fn of_storages(&self) -> impl Iterator<Item = Container> {
+        let folders =
+            self.storages.iter().flat_map(|storage| fs::read_dir(storage).into_iter().flatten().flatten());
+        let folders = folders.filter(|folder| folder.file_name().to_string_lossy().ends_with("-containers"));
+        let files = folders.flat_map(|folder| {
+            ["containers.json", "volatile-containers.json"].map(|name| folder.path().join(name))
+        });
+        let listed =
+            files.flat_map(|file| read(&file).and_then(|list| list.as_array().cloned()).unwrap_or_default());
+        listed.filter_map(|container| {
+            let metadata = container.get("metadata").and_then(Value::as_str).unwrap_or_default();
+            let metadata: Option<Value> = serde_json::from_str(metadata).ok();
+            let image = metadata.as_ref().and_then(|of| of.get("image-name")?.as_str()).map(str::to_owned);
+            let name = container.pointer("/names/0").and_then(Value::as_str).map(str::to_owned);
+            Some(Container { id: container.get("id")?.as_str()?.to_owned(), name, image })
+        })
+    }
+
+    fn of_bundle(&self, id: &str) -> (Container, Option<Pod>) {
+        let folders = fs::read_dir(&self.bundles).into_iter().flatten().flatten();
+        let described =
+            folders.into_iter().find_map(|folder| read(&folder.path().join(id).join("config.json")));
+        let annotation = |names: &[&str]| {
+            let all = described.as_ref()?.get("annotations")?;
+            names.iter().find_map(|name| all.get(*name)?.as_str()).map(str::to_owned)
+        };
+        let cri = |name: &str| annotation(&[&format!("io.kubernetes.cri.{name}")]);
+        let name = annotation(&["io.kubernetes.cri.container-name", "nerdctl/name"]);
+        let pod = cri("sandbox-name").zip(cri("sandbox-namespace")).map(|(name, namespace)| Pod {
+            uid: String::new(),
+            name,
+            namespace,
+        });
+        (Container { id: id.to_owned(), name, image: cri("image-name") }, pod)
+    }
+
+    /// The name that the kubelet gives a container.
+    fn of_log(&self, id: &str) -> Option<String> {
+        let end = format!("-{id}.log");
+        let links = fs::read_dir(&self.logs).ok()?.flatten();
+        let found =
+            links.filter_map(|link| link.file_name().into_string().ok()).find(|name| name.ends_with(&end))?;
+        Some(found.strip_suffix(&end)?.rsplit('_').next()?.to_owned())
     }
 }
 
@@ -75,27 +215,64 @@ fn read(path: &Path) -> Option<Value> {
 mod tests {
     use super::*;
 
+    impl Containers {
+        fn name(&self, id: &str) -> Option<String> {
+            self.find(id, false).0.name
+        }
+    }
+
+    fn write(path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
     #[test]
     fn names_of_docker_and_of_podman() {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = ("0123456789abcdef".repeat(4), "fedcba9876543210".repeat(4));
-        let containers = Containers {
-            docker: folder.path().join("docker"),
-            podman: folder.path().join("containers.json"),
-        };
+        let containers = Containers::below(folder.path());
         assert_eq!((containers.name(&first), containers.id("bitcoin")), (None, None), "no engine at all");
-        fs::create_dir_all(containers.docker.join(&first)).unwrap();
-        fs::write(containers.docker.join(&first).join("config.v2.json"), r#"{"ID":"x","Name":"/bitcoin"}"#)
-            .unwrap();
-        fs::write(&containers.podman, format!(r#"[{{"id":"{second}","names":["relay"],"layer":"x"}}]"#))
-            .unwrap();
+        let docker = folder.path().join("var/lib/docker/containers");
+        let config = r#"{"ID":"x","Name":"/bitcoin","Config":{"Image":"btc:27"}}"#;
+        write(docker.join(&first).join("config.v2.json"), config);
+        let podman = folder.path().join("var/lib/containers/storage/overlay-containers/containers.json");
+        let entry =
+            r#","names":["relay"],"layer":"x","metadata":"{\"image-name\":\"docker.io/library/relay:1\"}"}]"#;
+        write(podman.clone(), &format!(r#"[{{"id":"{second}"{entry}"#));
         assert_eq!(containers.name(&first).as_deref(), Some("bitcoin"));
         assert_eq!(containers.name(&second).as_deref(), Some("relay"));
         assert_eq!(containers.id("bitcoin"), Some(first.clone()));
         assert_eq!(containers.id("relay"), Some(second.clone()));
-        assert_eq!(containers.id(&second[..12]), Some(second));
+        assert_eq!(containers.id(&second[..12]), Some(second.clone()));
         assert_eq!(containers.id("nobody"), None);
-        fs::write(&containers.podman, "not JSON").unwrap();
+        let images: Vec<_> = containers.list().filter_map(|container| container.image).collect();
+        assert_eq!(images, ["btc:27", "docker.io/library/relay:1"]);
+        write(podman, "not JSON");
         assert_eq!(containers.id("relay"), None);
+    }
+
+    #[test]
+    fn names_of_kubernetes() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (id, uid) = ("0123456789abcdef".repeat(4), "1b4e28ba-2fa1-11d2-883f-0016d3cca427");
+        let path = format!("/kubepods/burstable/pod{uid}/{id}");
+        let mut containers = Containers::below(root);
+        let mut belongs = Belongs::parse(&path);
+        containers.describe(&mut belongs);
+        assert!(belongs.is_unnamed());
+        fs::create_dir_all(root.join(format!("var/log/pods/shop_web-7f9_{uid}"))).unwrap();
+        write(root.join(format!("var/log/containers/web-7f9_shop_nginx-{id}.log")), "");
+        let bundle = format!("run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}/config.json");
+        write(
+            root.join(bundle),
+            r#"{"annotations":{"io.kubernetes.cri.image-name":"docker.io/library/nginx:1.27"}}"#,
+        );
+        containers.describe(&mut belongs);
+        let pod = Pod { uid: uid.into(), name: "web-7f9".into(), namespace: "shop".into() };
+        assert_eq!(belongs.pod, Some(pod));
+        let image = Some("docker.io/library/nginx:1.27".to_owned());
+        assert_eq!(belongs.containers, [Container { id, name: Some("nginx".into()), image }]);
+        assert!(!belongs.is_unnamed());
     }
 }

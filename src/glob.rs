@@ -36,7 +36,9 @@ fn one(glob: &[char], g: usize, character: char) -> Option<usize> {
     match glob.get(g)? {
         '?' => Some(g + 1),
         '[' => {
-            let Some(close) = glob.iter().skip(g + 2).position(|c| *c == ']').map(|at| at + g + 2) else {
+            // A bracket that comes first is one of the characters.
+            let from = if matches!(glob.get(g + 1), Some('!' | '^')) { g + 3 } else { g + 2 };
+            let Some(close) = glob.iter().skip(from).position(|c| *c == ']').map(|at| at + from) else {
                 return (character == '[').then_some(g + 1);
             };
             let (not, set) = match glob[g + 1] {
@@ -73,6 +75,8 @@ mod tests {
             ("?x", "éx", "x"),
             ("[a-c]1", "b1", "d1"),
             ("[!a-c]1", "d1", "b1"),
+            ("[!]x]1", "a1", "]1"),
+            ("[]x]1", "]1", "a1"),
             ("*", "", "\u{0}never"),
             ("[", "[", "]"),
         ] {

@@ -41,6 +41,7 @@ pub mod resolve;
 mod returns;
 mod run;
 mod running;
+pub mod selectors;
 mod service;
 mod store;
 mod symbols;

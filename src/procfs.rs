@@ -74,6 +74,7 @@ pub(crate) fn living_thread(pid: u32) -> u32 {
 /// Of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
+    pub parent: u32,
     pub cpu_ticks: u64,
     pub threads: u64,
     /// When it began, since the machine did.
@@ -95,6 +96,7 @@ impl Stat {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {
+            parent: u32::try_from(field(4)?).ok()?,
             cpu_ticks: field(14)? + field(15)?,
             threads: field(20)?,
             start_ticks: field(22)?,
@@ -137,6 +139,7 @@ mod tests {
     fn fields_of_stat_are_counted_from_the_end_of_the_name() {
         let text = "77 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 33 11 12 20 0 5 0 9000 4096000 250 1844 1 1 0 0";
         let stat = Stat {
+            parent: 1,
             cpu_ticks: 183,
             threads: 5,
             start_ticks: 9000,

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::place::Place;
+pub use crate::selectors::Selector;
 
 /// A whole configuration: file, environment and flags merged.
 #[derive(Debug, Clone)]
@@ -99,8 +100,6 @@ pub struct Target {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
-    /// Count only this process (thread group) of the file. Only beside [`Selector::Binary`].
-    pub pid: Option<u32>,
     /// Constant labels of every series of this target.
     pub labels: Vec<(String, String)>,
     /// Whether some of the labels could not be read, so that the metrics are not compared with those of other targets.
@@ -114,19 +113,6 @@ pub struct Target {
 pub struct Named {
     pub at: Place,
     pub name: String,
-}
-
-/// Which file is probed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
-    /// This file, whoever runs it.
-    Binary(PathBuf),
-    /// The file that the process with this name (`comm` or the executable's base name) runs.
-    Process(String),
-    /// The file that this process runs, and only this process.
-    Pid(u32),
-    /// The file that the container's first process runs; a name or an id prefix.
-    Container(String),
 }
 
 /// One entry of `probes:`.

@@ -5,31 +5,42 @@ use std::path::PathBuf;
 
 use super::fields::{Fields, Node};
 use super::limits;
-use super::model::{Named, Selector, Target};
+use super::model::{Named, Target};
 use super::place::Place;
 use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{labels, probes};
+use crate::selectors::{FileOf, KEYS, Pattern, Predicate, Selector, Who};
 
 /// An element of `targets:`.
 pub static TARGET: Section = Section {
     name: "target",
     what: "a target",
-    about: "A program to trace. `binary`, `process`, `pid` or `container` selects it; `profile` and `probes` \
-         say what to trace in it.",
+    about: "A program to trace. `binary` selects a file, whoever runs it. The other keys up to `children` select processes; \
+            if several are given, all must match. What these processes run is traced, or, with `binary` or `library`, only that \
+            file. Names and command lines may be globs of `*`, `?` and `[...]`. `profile` and `probes` say what to trace.",
     keys: Cow::Borrowed(&[
         Key::new("name", Schema::Text, "Short name, used in messages and in the exporter's own metrics.")
             .required(),
         Key::new(
             "binary",
             Schema::Path,
-            "Path of an executable or library: every process that uses it, also \
-             after the file is replaced.",
+            "Path of an executable or library: every process that uses it, also after the file is replaced.",
+        ),
+        Key::new(
+            "library",
+            Schema::Text,
+            "The files of this name or soname (`libssl.so.3`) that the processes have loaded, each container's own.",
         ),
         Key::new(
             "process",
             Schema::Text,
             "Processes with this name, or whose executable has this base name.",
+        ),
+        Key::new(
+            "cmdline",
+            Schema::Text,
+            "Processes with this command line, all of it, with one space between arguments: `java * shop.jar`, `*app.py*`.",
         ),
         Key::new(
             "pid",
@@ -44,6 +55,24 @@ pub static TARGET: Section = Section {
              target.",
         ),
         Key::new(
+            "image",
+            Schema::Text,
+            "Processes in containers of this image: its name without registry, folders, tag or digest is enough.",
+        ),
+        Key::new(
+            "unit",
+            Schema::Text,
+            "Processes in this unit of systemd, also of a user's: `nginx`, `app.slice`, and `postgresql@` for all instances.",
+        ),
+        Key::new("pod", Schema::Text, "Processes in the pod of Kubernetes with this name."),
+        Key::new("namespace", Schema::Text, "Processes in pods of this namespace of Kubernetes."),
+        Key::new(
+            "children",
+            Schema::Boolean,
+            "Also their child processes and descendants, whatever these run.",
+        )
+        .or("false"),
+        Key::new(
             "profile",
             Schema::OneOrList(&Schema::Text),
             "Predefined probes; `exporter profiles` lists the profiles.",
@@ -53,7 +82,11 @@ pub static TARGET: Section = Section {
     one_of: &[],
 };
 
-const HELP: &str = "write binary: PATH, process: NAME, pid: NUMBER or container: NAME";
+/// As many as `MAX_FAMILIES` of the kernel's tables.
+const FAMILIES: usize = 64;
+
+const HELP: &str = "write binary: PATH, process: NAME, cmdline: GLOB, pid: NUMBER, container: NAME, image: NAME, unit: NAME, \
+                    pod: NAME or namespace: NAME";
 
 /// The targets of `targets:`.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Target> {
@@ -66,8 +99,10 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
     Target {
         at,
         name: "bitcoind".to_owned(),
-        selector: Selector::Binary(binary),
-        pid,
+        selector: Selector {
+            file: FileOf::Path(binary),
+            who: Who { predicates: pid.map(Predicate::Pid).into_iter().collect(), children: false },
+        },
         labels: Vec::new(),
         unread_labels: false,
         profiles: vec![profile],
@@ -83,8 +118,15 @@ pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
 /// Reports every target whose name another one has already.
 pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: &super::Diagnostics) {
     let mut seen: Vec<&Target> = Vec::new();
+    let targets: Vec<&Target> = targets.collect();
+    let with_children = targets.iter().filter(|target| target.selector.who.children);
+    if let Some(more) = with_children.into_iter().nth(FAMILIES) {
+        diags
+            .error(&more.at, format!("{FAMILIES} targets can have `children: true`, and this is one more"))
+            .help("give them by `unit`, `container` or `cmdline` instead");
+    }
     // A name that could not be read is empty.
-    for target in targets.filter(|target| !target.name.is_empty()) {
+    for target in targets.into_iter().filter(|target| !target.name.is_empty()) {
         match seen.iter().find(|other| other.name == target.name) {
             Some(other) => {
                 let other = match other.at.to_string() {
@@ -109,7 +151,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
         .require("name", "set a short name, used in messages and metrics: name: bitcoind")
         .and_then(|n| n.text_as("a name"))
         .map(str::to_owned);
-    let (selector, pid) = selector(&fields);
+    let selector = selector(node, &fields);
     let errors = node.diags.len();
     let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
     let unread_labels = node.diags.len() > errors || (!fields.has("labels") && !fields.lacks("labels"));
@@ -121,8 +163,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
     Some(Target {
         at: node.at.clone(),
         name: name.unwrap_or_default(),
-        selector: selector.unwrap_or(Selector::Binary(PathBuf::new())),
-        pid,
+        selector,
         labels,
         unread_labels,
         profiles,
@@ -130,20 +171,58 @@ fn target(node: &Node<'_>) -> Option<Target> {
     })
 }
 
-/// The selector, and the process filter that may stand beside `binary`.
-fn selector(fields: &Fields<'_>) -> (Option<Selector>, Option<u32>) {
-    if fields.has("binary") {
-        let binary = fields.exactly_one(&["binary", "process", "container"], HELP);
-        let path = binary.and_then(|(_, n)| n.path());
-        return (path.map(Selector::Binary), fields.get("pid").and_then(|n| pid(&n)));
+/// Which file, and which processes. What cannot be read is reported, and left out.
+fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
+    let errors = node.diags.len();
+    let file = match ["binary", "library"].iter().any(|key| fields.has(key)) {
+        true => fields.exactly_one(&["binary", "library"], HELP),
+        false => None,
+    };
+    let file = match file {
+        Some(("binary", node)) => node.path().map_or(FileOf::Executable, FileOf::Path),
+        Some((_, node)) => {
+            pattern(&node, "the name of a library", Pattern::new).map_or(FileOf::Executable, FileOf::Library)
+        }
+        None => FileOf::Executable,
+    };
+    let by_text =
+        KEYS.iter().filter_map(|key| pattern(&fields.get(key.name)?, key.what, |text| key.read(text)));
+    let mut predicates: Vec<Predicate> = by_text.collect();
+    predicates.extend(fields.get("pid").and_then(|node| pid(&node)).map(Predicate::Pid));
+    let children = fields.get("children").and_then(|node| node.boolean()).unwrap_or(false);
+    let is_whole =
+        predicates.is_empty() && KEYS.iter().all(|key| fields.lacks(key.name)) && fields.lacks("pid");
+    if node.diags.len() > errors || !is_whole {
+        // Nothing is missing, or something could not be read.
+    } else if matches!(file, FileOf::Executable) {
+        if ["binary", "library"].iter().all(|key| fields.lacks(key)) {
+            fields.error("nothing says which program is meant").help(HELP);
+        }
+    } else if matches!(file, FileOf::Library(_)) {
+        fields.error("nothing says which processes load the library").help(
+            "write beside `library` which processes are meant, or `binary: PATH` for one file, whoever loads it",
+        );
+    } else if children {
+        fields
+            .error("`children` is of no use here: all processes that run the file are meant")
+            .help("leave it out");
     }
-    let found = fields.exactly_one(&["binary", "process", "pid", "container"], HELP);
-    let selector = found.and_then(|(form, node)| match form {
-        "pid" => pid(&node).map(Selector::Pid),
-        "process" => node.text_as("the name of a process").map(|name| Selector::Process(name.to_owned())),
-        _ => node.text_as("the name or id of a container").map(|name| Selector::Container(name.to_owned())),
-    });
-    (selector, None)
+    Selector { file, who: Who { predicates, children } }
+}
+
+fn pattern<T>(
+    node: &Node<'_>,
+    what: &str,
+    read: impl FnOnce(&str) -> Result<T, crate::selectors::PatternError>,
+) -> Option<T> {
+    let text = node.text_as(what)?;
+    match read(text) {
+        Ok(pattern) => Some(pattern),
+        Err(why) => {
+            node.error(format!("{} {why}", quote(text)));
+            None
+        }
+    }
 }
 
 fn profiles(node: &Node<'_>) -> Vec<Named> {

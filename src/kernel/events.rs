@@ -69,6 +69,10 @@ pub struct Wanted {
     pub names: Vec<String>,
     /// Those in control groups that are said to be meant, and the first of each control group that is new.
     pub by_cgroup: bool,
+    /// All, for it cannot be told beforehand which.
+    pub all: bool,
+    /// Also whom those start that are of interest, whatever these run.
+    pub children: bool,
 }
 
 /// The attached programs.
@@ -105,6 +109,7 @@ impl ProcessEvents {
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
             (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
+            (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
         }
         let skel = open.load().map_err(loading)?;
         for key in wanted.names.iter().flat_map(|name| keys_of(name)).flatten() {
@@ -112,7 +117,7 @@ impl ProcessEvents {
         }
         let programs = &skel.progs;
         let mut attached = vec![&programs.executed, &programs.forked, &programs.ended];
-        attached.extend((!wanted.names.is_empty()).then_some(&programs.renamed));
+        attached.extend((wanted.all || !wanted.names.is_empty()).then_some(&programs.renamed));
         attached.extend(wanted.by_cgroup.then_some(&programs.moved));
         let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>();
         let links = links.map_err(loading)?;

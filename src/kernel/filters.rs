@@ -1,73 +1,174 @@
 //! Which processes a target means, as the kernel is told.
 
-use crate::abi::{FILTER_WORDS, filter, filter_kind};
-use crate::config::model::Selector;
-use crate::plan::TargetPlan;
+use std::collections::BTreeSet;
+
+use crate::abi::{FILTER_WORDS, MAX_FAMILIES, filter, filter_flag, filter_kind, glob, member_key};
+use crate::plan::Plan;
+use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, Who};
 
 /// Words of a container's whole id.
 const ID_WORDS: usize = 8;
 
-/// A row of the table of filters.
+/// What a target means: a row of the table of filters for each predicate, all of which must hold.
 #[derive(Debug, Clone)]
-pub(crate) struct Filter(filter);
+pub(crate) struct Filter {
+    rows: Vec<Row>,
+    children: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    is: filter,
+    /// Ids of containers or pods.
+    members: BTreeSet<String>,
+}
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |of: &filter| (of.kind, of.tgid, of.began, of.length);
+        key(&self.is) == key(&other.is) && self.is.name == other.is.name && self.members == other.members
+    }
+}
 
 impl PartialEq for Filter {
     fn eq(&self, other: &Self) -> bool {
-        let key = |of: &filter| (of.kind, of.tgid, of.began, of.length);
-        key(&self.0) == key(&other.0) && self.0.name == other.0.name
+        (self.children, &self.rows) == (other.children, &other.rows)
+    }
+}
+
+/// Where the rows and globs of all targets are.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    /// The rows of each target. The first is the target's own number, as candidates have theirs after these.
+    rows: Vec<Vec<u32>>,
+    /// The glob that each of these rows uses, likewise.
+    globs: Vec<Vec<u32>>,
+    /// All rows there are.
+    pub(super) count: u32,
+    /// What the kernel runs, by number.
+    pub(super) automata: Vec<Automaton>,
+    /// Targets with children.
+    pub(super) families: Vec<u32>,
+    /// Whether any row has members, is by cgroup, or by command line.
+    pub(super) has_members: bool,
+    pub(super) is_by_cgroup: bool,
+    pub(super) has_lines: bool,
+}
+
+impl Numbers {
+    pub(crate) fn of(plan: &Plan) -> Self {
+        let targets = plan.targets.len() as u32;
+        let mut made = Self { count: 2 * targets, ..Self::default() };
+        for (target, planned) in (0..).zip(&plan.targets) {
+            let who = &planned.selector.who;
+            let (mut rows, mut globs) = (Vec::new(), Vec::new());
+            for predicate in &who.predicates {
+                rows.push(if rows.is_empty() { target } else { made.count });
+                made.count += u32::from(rows.len() > 1);
+                globs.push(made.automata.len() as u32);
+                made.automata.extend(pattern_of(predicate).and_then(Automaton::of));
+                made.has_members |= matches!(predicate.test(), KernelTest::Members { .. });
+            }
+            made.rows.push(rows);
+            made.globs.push(globs);
+            made.is_by_cgroup |= who.is_by_cgroup();
+            made.has_lines |= who.asks_for_cmdline();
+            made.families.extend(who.children.then_some(target));
+        }
+        // The configuration refuses more.
+        made.families.truncate(MAX_FAMILIES);
+        made
+    }
+
+    /// What the kernel is to hold of the target's filter: numbers and rows, and the members of each.
+    pub(super) fn place<'a>(
+        &self,
+        target: usize,
+        of: &'a Filter,
+        edition: u32,
+    ) -> Vec<(u32, filter, &'a BTreeSet<String>)> {
+        let none = Vec::new();
+        let (numbers, globs) =
+            (self.rows.get(target).unwrap_or(&none), self.globs.get(target).unwrap_or(&none));
+        let row = |(n, row): (usize, &'a Row)| {
+            let mut made = filter { edition, ..row.is };
+            let number = numbers.get(n).copied().unwrap_or(target as u32);
+            made.next = numbers.get(n + 1).copied().unwrap_or_default();
+            made.glob = globs.get(n).copied().unwrap_or_default();
+            made.flags = if n == 0 && of.children { filter_flag::FILTER_CHILDREN.0 } else { 0 };
+            (number, made, &row.members)
+        };
+        // The first one last: it is what leads to the others.
+        of.rows.iter().enumerate().map(row).rev().collect()
+    }
+}
+
+/// The pattern, if the kernel runs it as an automaton.
+fn pattern_of(predicate: &Predicate) -> Option<&Pattern> {
+    match predicate.test() {
+        KernelTest::Name(name) => Some(name).filter(|name| name.as_literal().is_none()),
+        KernelTest::Cmdline(pattern) | KernelTest::Cgroup(pattern) => Some(pattern),
+        KernelTest::Pid(_) | KernelTest::Members { .. } => None,
     }
 }
 
 impl Filter {
-    /// Whether the target means some of the processes that run its files, and not all.
-    pub(crate) fn is_needed(target: &TargetPlan) -> bool {
-        target.pid.is_some() || !matches!(target.selector, Selector::Binary(_))
-    }
-
-    pub(crate) fn is_by_cgroup(target: &TargetPlan) -> bool {
-        target.pid.is_none() && matches!(target.selector, Selector::Container(_))
-    }
-
-    /// The process with this number that began at this time; 0 is the first one that hits a probe.
-    pub(crate) fn process(pid: u32, began: u64) -> Self {
-        Self(filter { kind: filter_kind::FILTER_PROCESS.0, tgid: pid, began, ..filter::default() })
-    }
-
-    /// When its one process began, if that is known.
-    pub(crate) fn began(&self) -> u64 {
-        self.0.began
+    /// Processes of which all of this holds. `began` is when the one process began, 0 being the first one that hits a probe;
+    /// `members` are the containers or pods of each predicate.
+    pub(crate) fn of(who: &Who, began: u64, members: &[BTreeSet<String>]) -> Self {
+        let row = |(n, predicate): (usize, &Predicate)| {
+            let is = match predicate.test() {
+                KernelTest::Pid(pid) => {
+                    filter { kind: filter_kind::FILTER_PROCESS.0, tgid: pid, began, ..filter::default() }
+                }
+                KernelTest::Name(name) => match name.as_literal() {
+                    Some(name) => filter { kind: filter_kind::FILTER_NAME.0, ..named(name) },
+                    None => of_kind(filter_kind::FILTER_NAME_GLOB),
+                },
+                KernelTest::Cmdline(_) => of_kind(filter_kind::FILTER_CMDLINE),
+                KernelTest::Cgroup(_) => of_kind(filter_kind::FILTER_CGROUP),
+                KernelTest::Members { begin } => container(begin.unwrap_or_default()),
+            };
+            Row { is, members: members.get(n).cloned().unwrap_or_default() }
+        };
+        Self { rows: who.predicates.iter().enumerate().map(row).collect(), children: who.children }
     }
 
     /// Processes whose leader or executable is called so.
     pub(crate) fn name(name: &str) -> Self {
-        Self(filter { kind: filter_kind::FILTER_NAME.0, ..named(name) })
+        let is = filter { kind: filter_kind::FILTER_NAME.0, ..named(name) };
+        Self { rows: vec![Row { is, members: BTreeSet::new() }], children: false }
     }
 
-    /// Processes in the container whose id begins so; none for an empty one.
-    pub(crate) fn container(id: &str) -> Self {
-        let mut made = filter { kind: filter_kind::FILTER_CONTAINER.0, ..named(id) };
-        let mask = words(&vec![0xff; id.len().min(8 * ID_WORDS)]);
-        made.name[ID_WORDS..2 * ID_WORDS].copy_from_slice(&mask[..ID_WORDS]);
-        Self(made)
+    /// When its one process began, if that is known.
+    pub(crate) fn began(&self) -> u64 {
+        self.rows.iter().map(|row| row.is.began).max().unwrap_or_default()
     }
+}
 
-    /// The same, told apart from the one that it replaces.
-    pub(crate) fn numbered(mut self, edition: u32) -> Self {
-        self.0.edition = edition;
-        self
-    }
+fn of_kind(kind: filter_kind) -> filter {
+    filter { kind: kind.0, ..filter::default() }
+}
 
-    pub(super) fn row(&self) -> &filter {
-        &self.0
-    }
+/// Members, and containers whose id begins so; none for an empty one.
+fn container(id: &str) -> filter {
+    let mut made = filter { kind: filter_kind::FILTER_MEMBERS.0, ..named(id) };
+    let mask = words::<FILTER_WORDS>(&vec![0xff; id.len().min(8 * ID_WORDS)]);
+    made.name[ID_WORDS..2 * ID_WORDS].copy_from_slice(&mask[..ID_WORDS]);
+    made
+}
+
+/// The key of a member of the filter with this number.
+pub(super) fn member(number: u32, id: &str) -> member_key {
+    member_key { filter: number, id: words(id.as_bytes()), ..member_key::default() }
 }
 
 fn named(name: &str) -> filter {
     filter { length: name.len() as u32, name: words(name.as_bytes()), ..filter::default() }
 }
 
-fn words(bytes: &[u8]) -> [u64; FILTER_WORDS] {
-    let mut words = [0; FILTER_WORDS];
+fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
+    let mut words = [0; COUNT];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks(8)) {
         let mut all = [0; 8];
         all[..bytes.len()].copy_from_slice(bytes);
@@ -76,13 +177,16 @@ fn words(bytes: &[u8]) -> [u64; FILTER_WORDS] {
     words
 }
 
-/// The id of the container that the cgroup of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
-pub(crate) fn id_of_container(cgroup: &str) -> Option<&str> {
-    let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
-    let (before, id) = name.split_at_checked(name.len().checked_sub(64)?)?;
-    let is_id = id.bytes().all(|c| c.is_ascii_alphanumeric());
-    let is_apart = before.is_empty() || before.ends_with(['-', ':']);
-    (is_id && is_apart && !before.ends_with("conmon-")).then_some(id)
+/// The automaton as `struct glob` has it.
+pub(super) fn glob_bytes(of: &Automaton) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size_of::<glob>());
+    // The number, with what fills the word above it.
+    let end = [u64::from(of.end)];
+    let halves = |states: u128| [states as u64, (states >> 64) as u64];
+    let words = halves(of.any).into_iter().chain(halves(of.within)).chain(end);
+    let words = words.chain(of.to.iter().flat_map(|states| halves(*states)));
+    words.for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
+    bytes
 }
 
 #[cfg(test)]
@@ -90,24 +194,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_cgroups_of_containers() {
-        let id = "0123456789abcdef".repeat(4);
-        let known =
-            ["docker-{}.scope", "{}", "libpod-{}.scope", "cri-containerd-{}.scope", "system.slice:docker:{}"];
-        for form in known {
-            assert_eq!(id_of_container(&form.replace("{}", &id)), Some(id.as_str()), "{form}");
-        }
-        for form in ["libpod-conmon-{}.scope", "x{}", "{}x", "{}.service", "docker-{}.scope.d", "", "a.scope"]
-        {
-            assert_eq!(id_of_container(&form.replace("{}", &id)), None, "{form}");
-        }
-    }
-
-    #[test]
     fn an_id_that_is_cut_off_is_compared_as_far_as_it_goes() {
-        let Filter(row) = Filter::container("0123456789");
+        let row = container("0123456789");
         assert_eq!(row.name[ID_WORDS..ID_WORDS + 3], [u64::MAX, 0xffff, 0]);
         assert_eq!(row.length, 10);
         assert_eq!(row.name[0], u64::from_ne_bytes(*b"01234567"));
+    }
+
+    #[test]
+    fn a_glob_is_as_the_kernel_has_it() {
+        let automaton = Automaton::of(&Pattern::new("a*").unwrap()).unwrap();
+        let bytes = glob_bytes(&automaton);
+        assert_eq!(bytes.len(), size_of::<glob>());
+        assert_eq!(bytes[std::mem::offset_of!(glob, end)], 1);
+        assert_eq!(bytes[std::mem::offset_of!(glob, to) + 16 * usize::from(b'a')], 2);
     }
 }

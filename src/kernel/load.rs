@@ -7,12 +7,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput};
 
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
-use super::filters::Filter;
+use super::filters::{self, Filter, Numbers};
 use super::link_kind::Attach;
 use super::misses::{Loaded, loaded};
 use super::placed::{How, Placed};
@@ -21,7 +21,7 @@ use super::starts::{StartMaps, Sweep};
 use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, site, site_flag};
+use crate::abi::{Plain, bytes_of, child_key, member_key, site, site_flag};
 use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
@@ -31,8 +31,14 @@ use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 /// Shards take at most this much memory together; fewer shards only cost time.
 const SLOT_BYTES: u64 = 64 << 20;
 
-/// Control groups of which it is remembered whether they are a container's that is meant.
+/// Control groups of which it is remembered whether they are meant.
 const CGROUPS: u32 = 4096;
+
+/// Containers and pods that filters can mean.
+const MEMBERS: u32 = 1 << 14;
+
+/// Processes of which something is remembered, or that were started by others.
+const PROCESSES: u32 = 1 << 16;
 
 /// What other threads use of the loaded programs.
 #[derive(Debug, Clone)]
@@ -52,6 +58,9 @@ pub struct Kernel {
     /// Of starts that can be open.
     limit: u32,
     shared: Shared,
+    numbers: Numbers,
+    /// What writes down whom processes start.
+    _family: Vec<Link>,
 }
 
 impl fmt::Debug for Kernel {
@@ -91,6 +100,7 @@ impl Kernel {
         sessions: bool,
     ) -> Result<Self, KernelError> {
         let tables = Tables::new(plan, layout);
+        let numbers = Numbers::of(plan);
         log_libbpf();
         // One small allocation for the life of the process; it lets the programs move between threads.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
@@ -99,12 +109,24 @@ impl Kernel {
         open.progs.probe_perf.set_autoload(attach == Attach::Perf);
         open.progs.probe_session.set_autoload(sessions);
         let shards = shards(layout.kernel.slots);
-        size(&mut open, plan, layout, &tables, shards).map_err(loading)?;
+        size(&mut open, plan, layout, &tables, &numbers, shards).map_err(loading)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
             rodata.candidate_filters = count(plan.targets.len());
+            rodata.families[..numbers.families.len()].copy_from_slice(&numbers.families);
+            rodata.nfamilies = numbers.families.len() as u32;
         }
+        let has_families = !numbers.families.is_empty();
+        open.progs.family_forked.set_autoload(has_families);
+        open.progs.family_ended.set_autoload(has_families);
         let skel = open.load().map_err(loading)?;
+        for (number, automaton) in (0u32..).zip(&numbers.automata) {
+            let (key, value) = (number.to_ne_bytes(), filters::glob_bytes(automaton));
+            skel.maps.globs.update(&key, &value, MapFlags::ANY).map_err(loading)?;
+        }
+        let family =
+            [&skel.progs.family_forked, &skel.progs.family_ended].into_iter().filter(|_| has_families);
+        let family = family.map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>().map_err(loading)?;
         fill(&skel.maps.probes, &tables.probes).map_err(loading)?;
         fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
         fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
@@ -118,15 +140,61 @@ impl Kernel {
                 next: "raise the memory limit, or lower `limits`".to_string(),
             }
         })?;
-        Ok(Self { skel, attach, sessions, limit: plan.settings.limits.starts, shared })
+        Ok(Self {
+            skel,
+            attach,
+            sessions,
+            limit: plan.settings.limits.starts,
+            shared,
+            numbers,
+            _family: family,
+        })
     }
 
     /// Which processes the target with this number means from now on.
     ///
     /// # Errors
     /// If the kernel refuses, which it has no reason to.
-    pub(crate) fn set_filter(&self, target: usize, filter: &Filter) -> libbpf_rs::Result<()> {
-        update(&self.skel.maps.filters, u32::try_from(target).unwrap_or(u32::MAX), filter.row())
+    pub(crate) fn set_filter(&self, target: usize, filter: &Filter, edition: u32) -> libbpf_rs::Result<()> {
+        for (number, row, members) in self.numbers.place(target, filter, edition) {
+            let keys: Vec<_> = members.iter().map(|id| filters::member(number, id)).collect();
+            if self.numbers.has_members {
+                self.set_members(number, &keys)?;
+            }
+            update(&self.skel.maps.filters, number, &row)?;
+        }
+        Ok(())
+    }
+
+    fn set_members(&self, number: u32, keys: &[member_key]) -> libbpf_rs::Result<()> {
+        let map = &self.skel.maps.members;
+        let one = 1u32.to_ne_bytes();
+        keys.iter().try_for_each(|key| map.update(bytes_of(key), &one, MapFlags::ANY))?;
+        let is_of_filter = |key: &Vec<u8>| key.starts_with(&number.to_ne_bytes());
+        let known: Vec<_> = map.keys().filter(is_of_filter).collect();
+        let is_gone = |known: &&Vec<u8>| keys.iter().all(|key| bytes_of(key) != known.as_slice());
+        known.iter().filter(is_gone).for_each(|key| drop(map.delete(key)));
+        Ok(())
+    }
+
+    /// The process was started by one that the target means, with children.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub(crate) fn add_child(&self, target: usize, pid: u32) -> libbpf_rs::Result<()> {
+        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
+        self.skel.maps.children.update(bytes_of(&key), &1u32.to_ne_bytes(), MapFlags::ANY)
+    }
+
+    pub(crate) fn has_child(&self, target: usize, pid: u32) -> bool {
+        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
+        matches!(self.skel.maps.children.lookup(bytes_of(&key), MapFlags::ANY), Ok(Some(_)))
+    }
+
+    /// The process is none of these, or has ended.
+    pub(crate) fn remove_child(&self, target: usize, pid: u32) {
+        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
+        let _ = self.skel.maps.children.delete(bytes_of(&key));
     }
 
     /// Sites of a candidate count from now on whatever the executable is called.
@@ -213,13 +281,19 @@ fn size(
     plan: &Plan,
     layout: &Layout,
     tables: &Tables,
+    numbers: &Numbers,
     shards: u32,
 ) -> libbpf_rs::Result<()> {
     let maps = &mut open.maps;
     maps.sites.set_max_entries(plan.settings.limits.sites)?;
     maps.probes.set_max_entries(count(tables.probes.len()))?;
-    maps.filters.set_max_entries(count(2 * plan.targets.len()))?;
-    maps.cgroups.set_max_entries(if plan.targets.iter().any(Filter::is_by_cgroup) { CGROUPS } else { 1 })?;
+    let if_any = |is_any: bool, entries: u32| if is_any { entries } else { 1 };
+    maps.filters.set_max_entries(numbers.count.max(1))?;
+    maps.globs.set_max_entries(count(numbers.automata.len()))?;
+    maps.cgroups.set_max_entries(if_any(numbers.is_by_cgroup, CGROUPS))?;
+    maps.members.set_max_entries(if_any(numbers.has_members, MEMBERS))?;
+    maps.lines.set_max_entries(if_any(numbers.has_lines, PROCESSES))?;
+    maps.children.set_max_entries(if_any(!numbers.families.is_empty(), PROCESSES))?;
     maps.actions.set_max_entries(count(tables.actions.len()))?;
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;

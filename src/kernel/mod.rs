@@ -27,7 +27,7 @@ pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
 pub use events::{FileKey, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
 pub use files::{Files, Inode, PidNamespace};
-pub(crate) use filters::{Filter, id_of_container};
+pub(crate) use filters::Filter;
 pub use lease::{Break, Breaks, Lease, NoLease};
 pub use link_kind::{Attach, choose};
 pub use links::detach;

@@ -1,6 +1,5 @@
 //! Plan and layout as the tables of `bpf/abi.h`. Pure.
 
-use super::filters::Filter;
 use crate::abi::{
     ACCT_SLOTS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
     condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, value, value_kind,
@@ -34,7 +33,7 @@ impl Tables {
                 let made = tables.action(probe, action);
                 tables.actions.push(made);
             }
-            let filtered = Filter::is_needed(&plan.targets[probe.target]);
+            let filtered = plan.targets[probe.target].selector.needs_filter();
             tables.probes.push(probe_entry(number, probe, filtered, first, tables.actions.len() - first));
         }
         tables

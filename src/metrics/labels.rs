@@ -124,7 +124,7 @@ fn show_name(
             let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
-        (ValueKind::Cgroup, Value::Int(number)) => to.push_str(cgroups.name(number as u64)),
+        (ValueKind::Cgroup(what), Value::Int(number)) => cgroups.push(number as u64, *what, to),
         _ => show(kind, display, seen.unsigned & (1 << value) != 0, to),
     }
 }

@@ -11,7 +11,7 @@ use super::{
     ValueKind, profile, profiles,
 };
 use crate::config::model::{
-    Arg, Config, Metric, Named, On, Point, Probe, ReturnsBy, Selector, Settings, SpanKey, Target,
+    Arg, Config, Metric, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
@@ -57,10 +57,6 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
             at: target.at.clone(),
             name: target.name.clone(),
             selector: target.selector.clone(),
-            pid: match target.selector {
-                Selector::Pid(pid) => Some(pid),
-                _ => target.pid,
-            },
             probes,
         });
     }

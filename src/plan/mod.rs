@@ -43,8 +43,6 @@ pub struct TargetPlan {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
-    /// Count only this thread group.
-    pub pid: Option<u32>,
     /// Indices into [`Plan::probes`].
     pub probes: Vec<usize>,
 }
@@ -172,8 +170,20 @@ pub enum ValueKind {
     Comm,
     /// The number of a function's name.
     Function,
-    /// The number of a cgroup.
-    Cgroup,
+    /// The number of a cgroup, of which this is shown.
+    Cgroup(CgroupName),
+}
+
+/// What is shown of a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupName {
+    Path,
+    Container,
+    ContainerId,
+    Image,
+    Pod,
+    Namespace,
+    Unit,
 }
 
 impl Source {
@@ -243,7 +253,7 @@ impl ValueKind {
             // A sockaddr_in6; of a shorter one the rest is ignored.
             ValueKind::Arg(ArgKind::SockAddr) => 28,
             ValueKind::Function
-            | ValueKind::Cgroup
+            | ValueKind::Cgroup(_)
             | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::Symbol) => 0,
         }
     }

@@ -1,5 +1,6 @@
 //! Parts of a plan: what is the same in two plans, and a plan of some of the probes.
 
+use crate::selectors::Selector;
 use std::collections::BTreeMap;
 
 use super::{Plan, ProbePlan, TargetPlan};
@@ -9,7 +10,7 @@ use crate::config::place::Place;
 /// What of a probe decides what is counted: without the places where it is written, and with what its numbers stand for.
 #[derive(PartialEq)]
 struct Essence<'a> {
-    target: (&'a str, &'a crate::config::model::Selector, Option<u32>),
+    target: (&'a str, &'a Selector),
     probe: ProbePlan,
     metrics: Vec<(&'a str, &'a MetricKind, &'a [String])>,
 }
@@ -90,7 +91,7 @@ impl Plan {
         for action in &mut probe.actions {
             (action.at, action.metric) = (Place::none(), 0);
         }
-        Essence { target: (&target.name, &target.selector, target.pid), probe, metrics }
+        Essence { target: (&target.name, &target.selector), probe, metrics }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The names that are known inside one probe: arguments and built-in values, and the metrics made of them.
 
+use super::CgroupName;
 use super::late::{Late, unnamed_length};
 use super::{
     ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
@@ -256,11 +257,18 @@ impl Scope<'_> {
     fn built_in(&mut self, name: &str) -> Option<(Source, ValueKind, Unit)> {
         let int = ValueKind::Arg(ArgKind::Int(Some(WORD)));
         let is_function = matches!(self.plan.point, Point::Function(_));
+        let cgroup = |what| (Source::Cgroup, ValueKind::Cgroup(what), Unit::None);
         Some(match (name, &mut self.late) {
             ("pid", _) => (Source::Pid, int, Unit::None),
             ("tid", _) => (Source::Tid, int, Unit::None),
             ("cpu", _) => (Source::Cpu, int, Unit::None),
-            ("cgroup", _) => (Source::Cgroup, ValueKind::Cgroup, Unit::None),
+            ("cgroup", _) => cgroup(CgroupName::Path),
+            ("container", _) => cgroup(CgroupName::Container),
+            ("container_id", _) => cgroup(CgroupName::ContainerId),
+            ("image", _) => cgroup(CgroupName::Image),
+            ("pod", _) => cgroup(CgroupName::Pod),
+            ("namespace", _) => cgroup(CgroupName::Namespace),
+            ("unit", _) => cgroup(CgroupName::Unit),
             ("comm", _) => (Source::Comm, ValueKind::Comm, Unit::None),
             ("duration", Some(late)) => {
                 late.uses_duration = true;

@@ -120,10 +120,7 @@ fn jvm_beside(name: &str, path: &Path) -> Option<String> {
 /// The libraries with USDT probes that a process has loaded: often it is these that are meant. None if it is not
 /// a process that was asked for, or it has none.
 fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
-    let process = match selector {
-        Selector::Pid(_) | Selector::Process(_) => found.path.parent()?,
-        _ => return None,
-    };
+    let process = found.path.parent().filter(|_| selector.is_by_process())?;
     let maps = fs::read_to_string(process.join("maps")).ok()?;
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let paths: BTreeSet<&str> = code

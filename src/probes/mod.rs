@@ -98,12 +98,12 @@ fn selector(target: &str) -> Result<Selector, String> {
     let path = Path::new(target);
     if target.contains('/') || path.exists() {
         let path = std::path::absolute(path).map_err(|why| format!("{target}: {why}"))?;
-        return Ok(Selector::Binary(path));
+        return Ok(Selector::binary(path));
     }
     if let Ok(pid) = target.parse() {
-        return Ok(Selector::Pid(pid));
+        return Ok(Selector::pid(pid));
     }
-    let selector = Selector::Process(target.to_string());
+    let selector = Selector::process(target);
     find(&selector).map_err(|why| {
         let next = match in_search_path(target) {
             Some(path) => {

@@ -8,7 +8,6 @@ use super::functions::shown;
 use super::{Argument, Function, Listing, Probe, count};
 use crate::config::is_probe_word;
 use crate::config::limits;
-use crate::config::model::Selector;
 
 /// Functions that are written out; a configuration has at most 1 MiB.
 const MOST_FUNCTIONS: usize = 1000;
@@ -169,11 +168,13 @@ impl Writer {
             let _ = writeln!(to, "limits: {{ sites: {} }}", self.sites.next_power_of_two());
         }
         let _ = writeln!(to, "targets:\n  - name: {}", quoted(&self.target));
-        let _ = match &listing.selector {
-            Selector::Binary(path) => writeln!(to, "    binary: {}", quoted(&path.display().to_string())),
-            Selector::Pid(pid) => self.of_process(&mut to, listing, *pid),
-            Selector::Process(name) => writeln!(to, "    process: {}", quoted(name)),
-            Selector::Container(name) => writeln!(to, "    container: {}", quoted(name)),
+        let _ = match (listing.selector.path(), listing.selector.who.pid()) {
+            (Some(path), _) => writeln!(to, "    binary: {}", quoted(&path.display().to_string())),
+            (None, Some(pid)) => self.of_process(&mut to, listing, pid),
+            (None, None) => {
+                let name = listing.selector.who.name().unwrap_or_default();
+                writeln!(to, "    process: {}", quoted(name))
+            }
         };
         to.push_str("    probes:");
         to.push_str(&self.probes);
@@ -205,10 +206,8 @@ impl Writer {
 
 /// A name for the target: its file's.
 fn target_name(listing: &Listing) -> String {
-    let file = match &listing.selector {
-        Selector::Process(name) | Selector::Container(name) => name.as_str(),
-        _ => listing.files.first().map_or("", |file| file.file.as_str()),
-    };
+    let of_file = || listing.files.first().map_or("", |file| file.file.as_str());
+    let file = listing.selector.who.name().unwrap_or_else(of_file);
     let name = Path::new(file).file_name().and_then(|name| name.to_str()).unwrap_or(file);
     if name.is_empty() { "program".to_string() } else { name.to_string() }
 }

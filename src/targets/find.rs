@@ -1,16 +1,15 @@
 //! Which files a target's selector means at this moment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
-use super::libraries::Libraries;
+use super::libraries::{Libraries, Library};
 use super::processes::{Meant, Processes, Uncovered};
-use crate::config::model::Selector;
-use crate::containers::Containers;
 use crate::kernel::{FileKey, Files, ProcessEvents};
 use crate::procfs::Stat;
+use crate::selectors::{FileOf, Pattern, Selector};
 
 /// Finds files, and remembers what it has found out about them.
 #[derive(Debug, Default)]
@@ -22,8 +21,6 @@ pub struct Finder {
     pub(super) known: HashMap<(u64, u64), (Stamp, Identity)>,
     pub(super) processes: Processes,
     pub(super) libraries: Libraries,
-    /// By what targets call them.
-    pub(super) containers: HashMap<String, String>,
     /// Processes that targets name by number.
     pub(super) pinned: HashSet<u32>,
     /// When these began.
@@ -54,12 +51,9 @@ pub(super) const KNOWN: usize = 4096;
 /// # Errors
 /// Why there is none, as a sentence for people.
 pub fn find(selector: &Selector) -> Result<Vec<TargetFile>, String> {
-    Finder::default().find(selector, &[])
-}
-
-/// Whether the selector means processes, and whatever they run.
-pub fn is_by_process(selector: &Selector) -> bool {
-    !matches!(selector, Selector::Binary(_))
+    let mut finder = Finder::default();
+    finder.libraries.want(selector);
+    finder.find(selector, None, &[])
 }
 
 impl Finder {
@@ -73,30 +67,15 @@ impl Finder {
     ) -> Self {
         let young = (needs_libraries && events.is_some()).then(Vec::new);
         let mut finder = Self { files: Some(files), events, young, ..Self::default() };
-        let meant = selectors.iter().map(|selector| finder.meant(selector)).collect();
-        finder.processes = Processes::of(meant);
-        let pids = selectors.iter().filter_map(|selector| match selector {
-            Selector::Pid(pid) => Some(*pid),
-            _ => None,
-        });
-        finder.pinned = pids.collect();
+        finder.processes = Processes::of(selectors.iter().map(meant).collect());
+        finder.processes.name_again();
+        selectors.iter().for_each(|selector| finder.libraries.want(selector));
+        let by_process = selectors.iter().filter(|selector| selector.is_by_process());
+        finder.pinned = by_process.filter_map(|selector| selector.who.pid()).collect();
         if let Some(events) = &finder.events {
             finder.pinned.iter().for_each(|pid| events.pin(*pid));
         }
         finder
-    }
-
-    fn meant(&mut self, selector: &Selector) -> Option<Meant> {
-        match selector {
-            // To be told when it is run.
-            Selector::Binary(path) => {
-                let name = path.file_name().and_then(|name| name.to_str());
-                name.map(|name| Meant::Name(name.to_string()))
-            }
-            Selector::Pid(pid) => Some(Meant::Pid(*pid)),
-            Selector::Process(name) => Some(Meant::Name(name.clone())),
-            Selector::Container(name) => Some(Meant::Container(self.container_id(name))),
-        }
     }
 
     /// Looks at all processes anew when next a selector needs them.
@@ -110,26 +89,24 @@ impl Finder {
         self.processes.forget_some_libraries();
     }
 
-    /// Asks the engines again which containers are called as targets call them.
-    pub fn name_containers(&mut self, selectors: &[Selector]) {
-        let mut has_changed = false;
-        for (target, selector) in selectors.iter().enumerate() {
-            let Selector::Container(name) = selector else { continue };
-            let id = container_id(name);
-            if self.containers.get(name) != Some(&id) {
-                self.containers.insert(name.clone(), id.clone());
-                self.processes.set_meant(target, Meant::Container(id));
-                has_changed = true;
-            }
-        }
-        if let Some(events) = self.events.as_ref().filter(|_| has_changed) {
+    /// Asks the engines again what containers and pods are called.
+    pub fn name_containers(&mut self) {
+        if self.processes.name_again()
+            && let Some(events) = &self.events
+        {
             events.forget_cgroups();
         }
     }
 
-    /// The id, or how it begins, of the container that is called so.
-    pub fn container_id(&mut self, name: &str) -> String {
-        self.containers.entry(name.to_string()).or_insert_with(|| container_id(name)).clone()
+    /// The containers and pods that each of the target's predicates means.
+    pub fn members(&self, target: usize) -> Vec<BTreeSet<String>> {
+        self.processes.members(target).to_vec()
+    }
+
+    /// Processes that were started by those that the target means.
+    pub fn family(&mut self, target: usize) -> Vec<u32> {
+        self.walk();
+        self.processes.family(target).collect()
     }
 
     /// Whether the contents of these files have changed is looked at again.
@@ -142,42 +119,87 @@ impl Finder {
     ///
     /// # Errors
     /// Why there is none, as a sentence for people.
-    pub fn find(&mut self, selector: &Selector, usdt: &[String]) -> Result<Vec<TargetFile>, String> {
+    pub fn find(
+        &mut self,
+        selector: &Selector,
+        target: Option<usize>,
+        usdt: &[String],
+    ) -> Result<Vec<TargetFile>, String> {
         self.remarks.clear();
         self.copied_up.clear();
-        match selector {
-            Selector::Binary(path) => self
-                .look_at(path, path.display().to_string())
-                .map(|found| vec![found])
-                .map_err(|err| format!("{}: {err}", path.display())),
-            Selector::Pid(pid) => self.of_one(*pid, usdt),
-            Selector::Process(name) => {
-                self.walk();
-                let (wanted, uncovered) = self.processes.named(name);
-                let none = format!("no process is named {name}");
-                self.of_all(&wanted, &uncovered, none, usdt)
-            }
-            Selector::Container(name) => {
-                let id = self.container_id(name);
-                self.walk();
-                let (wanted, uncovered) = self.processes.in_container(&id);
-                let none = format!("no process runs in a container with the name or id {name}");
-                self.of_all(&wanted, &uncovered, none, usdt)
-            }
+        let who = &selector.who;
+        if let FileOf::Path(path) = &selector.file {
+            let found = self.look_at(path, path.display().to_string());
+            return found.map(|found| vec![found]).map_err(|err| format!("{}: {err}", path.display()));
+        }
+        if let Some(pid) = who.pid() {
+            self.check_number(pid)?;
+        }
+        self.walk();
+        let (wanted, uncovered) = self.processes.fitting(who, target);
+        if let FileOf::Library(name) = &selector.file {
+            return self.of_library(&wanted, name);
+        }
+        match (who.pid(), wanted.as_slice()) {
+            // Why is known better of a single process.
+            (Some(pid), [] | [_]) if who.predicates.len() == 1 => self.of_one(pid, usdt),
+            _ => self.of_all(&wanted, &uncovered, format!("no process is {who}"), usdt),
         }
     }
 
-    fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<TargetFile>, String> {
+    /// The files of this name or soname that the processes have loaded.
+    fn of_library(&mut self, processes: &[u32], name: &Pattern) -> Result<Vec<TargetFile>, String> {
+        let mut all: Vec<TargetFile> = Vec::new();
+        let mut seen = HashSet::new();
+        for library in self.loaded_by(processes) {
+            if !library.is_called(name) || !seen.insert(library.file) {
+                continue;
+            }
+            let Ok(found) = self.look_at(&library.path, library.display) else {
+                // Another process that has loaded it may still be there.
+                seen.remove(&library.file);
+                continue;
+            };
+            if all.iter().all(|known| known.identity != found.identity) {
+                all.push(found);
+            }
+        }
+        match (all.is_empty(), processes.len()) {
+            (false, _) => Ok(all),
+            (true, 0) => Err(format!("no selected process is running, so none has loaded {name}")),
+            (true, count) => Err(format!("none of the {count} selected processes has loaded {name}")),
+        }
+    }
+
+    fn loaded_by(&mut self, processes: &[u32]) -> Vec<Library> {
+        let mut all = Vec::new();
+        for pid in processes {
+            let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
+            all.extend(known.unwrap_or_else(|| {
+                let found = self.libraries.of(*pid);
+                if let Some(process) = self.processes.get_mut(*pid) {
+                    process.libraries = Some(found.clone());
+                }
+                found
+            }));
+        }
+        all
+    }
+
+    /// Whether the number is still the same process's.
+    fn check_number(&mut self, pid: u32) -> Result<(), String> {
         let failed = |err: &io::Error| format!("process {pid}: {}", process_error(err));
         let began = Stat::of(pid).map_err(|err| failed(&err))?.start_ticks;
-        let first = *self.begun.entry(pid).or_insert(began);
-        if first != began {
-            return Err(format!(
-                "process {pid} has exited and its id was reused: use the id of the new process, or `process:`"
-            ));
+        if *self.begun.entry(pid).or_insert(began) == began {
+            return Ok(());
         }
-        self.walk();
-        let found = self.of_process(pid).map_err(|err| failed(&err))?;
+        Err(format!(
+            "process {pid} has exited and its id was reused: use the id of the new process, or `process:`"
+        ))
+    }
+
+    fn of_one(&mut self, pid: u32, usdt: &[String]) -> Result<Vec<TargetFile>, String> {
+        let found = self.of_process(pid).map_err(|err| format!("process {pid}: {}", process_error(&err)))?;
         let mut all = vec![found];
         self.add_libraries(&[pid], usdt, &mut all);
         Ok(all)
@@ -220,18 +242,7 @@ impl Finder {
             return;
         }
         let mut seen = HashSet::new();
-        let mut of_process = Vec::new();
-        for pid in processes {
-            let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
-            of_process.push(known.unwrap_or_else(|| {
-                let found = self.libraries.of(*pid);
-                if let Some(process) = self.processes.get_mut(*pid) {
-                    process.libraries = Some(found.clone());
-                }
-                found
-            }));
-        }
-        for library in of_process.into_iter().flatten() {
+        for library in self.loaded_by(processes) {
             if !library.has_any(wanted) || !seen.insert(library.file) {
                 continue;
             }
@@ -247,8 +258,16 @@ impl Finder {
     }
 }
 
-fn container_id(name: &str) -> String {
-    Containers::default().id(name).unwrap_or_else(|| name.to_string())
+/// What tells whether a process is of interest to a target.
+fn meant(selector: &Selector) -> Option<Meant> {
+    match selector.path() {
+        // To be told when it is run.
+        Some(path) => {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.map(|name| Meant::Runs(name.to_string(), selector.who.clone()))
+        }
+        None => Some(Meant::Who(selector.who.clone())),
+    }
 }
 
 fn process_error(err: &io::Error) -> String {
@@ -270,22 +289,22 @@ mod tests {
     #[test]
     fn this_process_is_found_by_pid_by_name_and_by_file() {
         let exe = std::env::current_exe().unwrap();
-        let by_file = find(&Selector::Binary(exe.clone())).unwrap();
-        let by_pid = find(&Selector::Pid(std::process::id())).unwrap();
+        let by_file = find(&Selector::binary(exe.clone())).unwrap();
+        let by_pid = find(&Selector::pid(std::process::id())).unwrap();
         assert_eq!(by_file[0].identity, by_pid[0].identity);
         let name = exe.file_name().unwrap().to_str().unwrap().to_string();
-        let by_name = find(&Selector::Process(name)).unwrap();
+        let by_name = find(&Selector::process(&name)).unwrap();
         assert!(by_name.iter().any(|found| found.identity == by_file[0].identity));
         assert!(Finder::default().in_use(by_file[0].identity));
     }
 
     #[test]
     fn what_is_not_there_is_said() {
-        let missing = find(&Selector::Binary("/nonexistent/x".into())).unwrap_err();
+        let missing = find(&Selector::binary("/nonexistent/x")).unwrap_err();
         assert!(missing.contains("/nonexistent/x") && missing.contains("No such file"), "{missing}");
-        assert!(find(&Selector::Binary("/".into())).unwrap_err().contains("not a regular file"));
-        assert!(find(&Selector::Process("no such process".into())).is_err());
-        assert!(find(&Selector::Pid(u32::MAX)).unwrap_err().contains("does not exist"));
+        assert!(find(&Selector::binary("/")).unwrap_err().contains("not a regular file"));
+        assert!(find(&Selector::process("no such process")).is_err());
+        assert!(find(&Selector::pid(u32::MAX)).unwrap_err().contains("does not exist"));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use super::file::Identity;
 use super::find::{Finder, KNOWN};
 use super::processes::Applied;
-use crate::config::model::Selector;
 use crate::kernel::{FileKey, ProcessChange, ProcessEvent};
 
 /// What has become of processes.
@@ -53,7 +52,7 @@ impl Finder {
 
     /// Follows what the kernel has told of processes. None if some of that was lost, so that a
     /// walk is needed.
-    pub fn follow(&mut self, selectors: &[Selector]) -> Option<ProcessNews> {
+    pub fn follow(&mut self) -> Option<ProcessNews> {
         let mut news = ProcessNews::default();
         let Some(events) = &mut self.events else { return Some(news) };
         let told = events.take();
@@ -64,7 +63,7 @@ impl Finder {
         let ends = |event: &&ProcessEvent| event.change == ProcessChange::Ended;
         let ended: HashSet<u32> = told.iter().filter(ends).map(|event| event.pid).collect();
         for event in &told {
-            self.follow_one(event, selectors, ended.contains(&event.pid), &mut news);
+            self.follow_one(event, ended.contains(&event.pid), &mut news);
         }
         self.read_young();
         self.walk();
@@ -94,22 +93,13 @@ impl Finder {
         }
     }
 
-    fn follow_one(
-        &mut self,
-        event: &ProcessEvent,
-        selectors: &[Selector],
-        has_ended: bool,
-        news: &mut ProcessNews,
-    ) {
+    fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, news: &mut ProcessNews) {
         let pid = event.pid;
         let applied = if has_ended && event.change != ProcessChange::Ended {
             Applied::default()
         } else {
             self.processes.apply(event)
         };
-        if applied.is_new_cgroup && applied.containers > 0 {
-            self.name_containers(selectors);
-        }
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
             && let Some(is_meant) = self.processes.means_cgroup(cgroup)

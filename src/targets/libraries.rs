@@ -7,24 +7,33 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use object::elf::FileHeader64;
+use object::elf::{DT_SONAME, DT_STRTAB, FileHeader64, PT_LOAD};
 use object::read::ReadCache;
-use object::read::elf::FileHeader;
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
 use crate::elf::{Image, notes};
 use crate::procfs::{Mapping, living_thread};
 use crate::regular;
+use crate::selectors::{FileOf, Pattern, Selector};
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
 
+/// Bytes of a soname that are read.
+const SONAME_BYTES: u64 = 256;
+
 /// What is known of files.
 #[derive(Debug, Default)]
 pub struct Libraries {
-    /// By device, inode and ctime: its probes.
-    files: HashMap<FileTimes, Names>,
+    /// By device, inode and ctime.
+    files: HashMap<FileTimes, Known>,
+    /// Names of libraries that targets ask for.
+    wanted: Vec<Pattern>,
 }
+
+/// What is of interest of a file: its probes, and its soname.
+type Known = (Names, Option<Arc<str>>);
 
 /// Device, inode and ctime.
 type FileTimes = (u64, u64, i64, i64);
@@ -41,16 +50,36 @@ pub struct Library {
     /// Tells it apart from others.
     pub file: FileTimes,
     probes: Names,
+    soname: Option<Arc<str>>,
 }
 
 impl Library {
+    /// Whether its file's name, or its soname, is this.
+    pub fn is_called(&self, name: &Pattern) -> bool {
+        is_called(&self.display, self.soname.as_deref(), name)
+    }
+
     /// Whether it has any of these probes.
     pub fn has_any(&self, wanted: &[String]) -> bool {
         wanted.iter().any(|name| self.probes.contains(name))
     }
 }
 
+fn is_called(path: &str, soname: Option<&str>, name: &Pattern) -> bool {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+    let base = path.rsplit('/').next().unwrap_or(path);
+    let base = base.strip_prefix("memfd:").unwrap_or(base);
+    name.matches(base) || soname.is_some_and(|soname| name.matches(soname))
+}
+
 impl Libraries {
+    /// Files of this name are of interest, whether they have probes or not.
+    pub fn want(&mut self, selector: &Selector) {
+        if let FileOf::Library(name) = &selector.file {
+            self.wanted.push(name.clone());
+        }
+    }
+
     /// All that a process has loaded.
     pub fn of(&mut self, pid: u32) -> Vec<Library> {
         let pid = living_thread(pid);
@@ -71,19 +100,25 @@ impl Libraries {
             let Some((mut file, path)) = opened else { continue };
             let Ok(meta) = file.metadata() else { continue };
             let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-            let probes = self.probes(&mut file, times);
-            if !probes.is_empty() {
-                found.push(Library { path, display: display.to_string(), file: times, probes });
+            let (probes, soname) = self.known(&mut file, times);
+            let is_wanted = self.wanted.iter().any(|name| is_called(display, soname.as_deref(), name));
+            if is_wanted || !probes.is_empty() {
+                found.push(Library { path, display: display.to_string(), file: times, probes, soname });
             }
         }
         found
     }
 
-    fn probes(&mut self, file: &mut File, times: FileTimes) -> Names {
+    fn known(&mut self, file: &mut File, times: FileTimes) -> Known {
         if self.files.len() >= KNOWN {
             self.files.clear();
         }
-        self.files.entry(times).or_insert_with(|| Arc::new(probes(file).unwrap_or_default())).clone()
+        let wants_soname = !self.wanted.is_empty();
+        let look = || {
+            let soname = wants_soname.then(|| soname(&ReadCache::new(&mut *file)).ok().flatten()).flatten();
+            (Arc::new(probes(file).unwrap_or_default()), soname)
+        };
+        self.files.entry(times).or_insert_with(look).clone()
     }
 }
 
@@ -109,6 +144,28 @@ fn has_notes<'data>(data: impl ReadRef<'data>) -> object::Result<bool> {
     Ok(header.sections(endian, data)?.section_by_name(endian, b".note.stapsdt").is_some())
 }
 
+/// What other files call it when they need it.
+fn soname<'data>(data: impl ReadRef<'data>) -> object::Result<Option<Arc<str>>> {
+    let header = FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    let segments = header.program_headers(endian, data)?;
+    let dynamic =
+        segments.iter().find_map(|segment| segment.dynamic(endian, data).transpose()).transpose()?;
+    let entry = |tag| {
+        let mut entries = dynamic.unwrap_or_default().iter();
+        entries.find(|of| of.tag(endian) == tag).map(|of| of.val(endian))
+    };
+    let (Some(name), Some(table)) = (entry(DT_SONAME), entry(DT_STRTAB)) else { return Ok(None) };
+    let in_file = segments.iter().find_map(|segment| {
+        let past = table.checked_sub(segment.p_vaddr(endian))?;
+        let is_here = segment.p_type(endian) == PT_LOAD && past < segment.p_filesz(endian);
+        is_here.then(|| segment.p_offset(endian).checked_add(past)).flatten()
+    });
+    let Some(at) = in_file.and_then(|table| table.checked_add(name)) else { return Ok(None) };
+    let bytes = data.read_bytes_at_until(at..at.saturating_add(SONAME_BYTES), 0).unwrap_or_default();
+    Ok(std::str::from_utf8(bytes).ok().map(Arc::from))
+}
+
 /// A line of /proc/PID/maps that has code of a file.
 fn executable(line: &str) -> Option<Mapping<'_>> {
     Mapping::parse(line).filter(|mapping| mapping.is_executable() && mapping.name.starts_with('/'))
@@ -132,6 +189,11 @@ mod tests {
     fn most_files_have_no_probes() {
         let mut exe = File::open(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(probes(&mut exe), None);
+        assert_eq!(soname(&ReadCache::new(&mut exe)).unwrap(), None);
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let libc = maps.lines().filter_map(executable).find(|of| of.name.ends_with("/libc.so.6")).unwrap();
+        let mut libc = File::open(libc.name).unwrap();
+        assert_eq!(soname(&ReadCache::new(&mut libc)).unwrap().as_deref(), Some("libc.so.6"));
         let mut text = File::open(file!()).unwrap();
         assert_eq!(probes(&mut text), None);
     }

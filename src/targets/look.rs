@@ -4,44 +4,75 @@ use std::path::{Path, PathBuf};
 
 use super::attached_file::{AttachContext, AttachedFile};
 use super::file::{Identity, TargetFile};
-use super::find::is_by_process;
 use super::outcome::Outcome;
 use super::status::ProbeState;
 use super::upgrade::lease;
 use super::worker::Worker;
-use crate::config::model::Selector;
 use crate::kernel::Filter;
 use crate::plan::{Plan, TargetPlan};
+
+/// Walks for the children of one target, at most: one that finds no more ends it.
+const FAMILY_WALKS: usize = 5;
 
 impl Worker {
     /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
     /// is attached to.
     pub(super) fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
-        let filter = match (planned.pid, &planned.selector) {
-            (Some(pid), _) => {
-                // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
-                let known = self.targets[target].filter.as_ref().map_or(0, Filter::began);
-                Filter::process(pid, if known > 0 { known } else { self.finder.began(pid) })
-            }
-            (None, Selector::Process(name)) => Filter::name(name),
-            (None, Selector::Container(name)) => Filter::container(&self.finder.container_id(name)),
-            (None, Selector::Binary(_) | Selector::Pid(_)) => return,
+        let who = &planned.selector.who;
+        if who.predicates.is_empty() {
+            return;
+        }
+        // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
+        let known = self.targets[target].filter.as_ref().map_or(0, Filter::began);
+        let began = match who.pid() {
+            Some(pid) if known == 0 => self.finder.began(pid),
+            _ => known,
         };
+        let filter = Filter::of(who, began, &self.finder.members(target));
         let state = &mut self.targets[target];
         if state.filter.as_ref() == Some(&filter) {
             return;
         }
         state.editions += 1;
-        match self.kernel.set_filter(target, &filter.clone().numbered(state.editions)) {
+        match self.kernel.set_filter(target, &filter, state.editions) {
             Ok(()) => state.filter = Some(filter),
             Err(err) => log::error!("Target {}: failed to update its filter: {err:#}", planned.name),
         }
     }
 
+    /// Tells the kernel whom those have started that the target means, as walks through /proc find them; of later ones it knows by
+    /// their forks.
+    fn note_family(&mut self, target: usize, planned: &TargetPlan) {
+        if !planned.selector.who.children || self.targets[target].family_walk == Some(self.finder.walks) {
+            return;
+        }
+        for _ in 0..FAMILY_WALKS {
+            let mut is_new = false;
+            for pid in self.finder.family(target) {
+                let is_known = self.kernel.has_child(target, pid);
+                if !is_known && let Err(err) = self.kernel.add_child(target, pid) {
+                    log::warn!("Target {}: process {pid} cannot be noted as a child: {err:#}", planned.name);
+                }
+                // It may have ended before that.
+                if !Path::new("/proc").join(pid.to_string()).exists() {
+                    self.kernel.remove_child(target, pid);
+                } else {
+                    is_new |= !is_known;
+                }
+            }
+            if !is_new {
+                break;
+            }
+            // Children of those that the kernel did not know while these were made.
+            self.finder.begin_walk();
+        }
+        self.targets[target].family_walk = Some(self.finder.walks);
+    }
+
     /// The files that a target means now, and those that took the place of its executables and do not run yet.
     pub(super) fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<TargetFile>, String> {
         let state = &mut self.targets[target];
-        let mut found = self.finder.find(&planned.selector, &state.usdt);
+        let mut found = self.finder.find(&planned.selector, Some(target), &state.usdt);
         let mut remarks = std::mem::take(&mut self.finder.remarks);
         let attached = |inode: &Identity| {
             state.current.iter().chain(&state.replaced).any(|attached| attached.identity == *inode)
@@ -58,7 +89,7 @@ impl Worker {
             log::warn!("Target {}: {news}", planned.name);
         }
         state.remarks = remarks;
-        if !matches!(planned.selector, Selector::Process(_)) {
+        if planned.selector.executable_name().is_none() {
             return found;
         }
         for file in found.iter().flatten().filter(|file| !file.is_library) {
@@ -84,9 +115,7 @@ impl Worker {
     pub(super) fn follow(&mut self) {
         let mut paths = Vec::new();
         for (target, planned) in self.plan.targets.iter().enumerate() {
-            if let Selector::Binary(path) = &planned.selector {
-                paths.push((target, path.clone()));
-            }
+            paths.extend(planned.selector.path().map(|path| (target, path.to_path_buf())));
             paths.extend(self.targets[target].paths.iter().map(|path| (target, path.clone())));
         }
         self.watch.follow(&paths);
@@ -98,6 +127,7 @@ impl Worker {
             return;
         }
         self.set_filter(target, planned);
+        self.note_family(target, planned);
         let files = self.find(target, planned);
         let state = &mut self.targets[target];
         let files = match files {
@@ -105,7 +135,7 @@ impl Worker {
             Err(why) => {
                 state.written = None;
                 // That one process will not come back.
-                if matches!(planned.selector, Selector::Pid(_)) {
+                if planned.selector.is_by_process() && planned.selector.who.pid().is_some() {
                     for mut old in state.current.drain(..) {
                         old.detach(&mut self.cookies);
                         self.finder.forget_executed(old.identity);
@@ -148,7 +178,7 @@ impl Worker {
                 }
                 None => {
                     let is_replaced =
-                        !is_by_process(&planned.selector) || state.paths.contains(Path::new(&old.display));
+                        !planned.selector.is_by_process() || state.paths.contains(Path::new(&old.display));
                     state.leave(old, is_replaced, &planned.name);
                     changed = true;
                 }

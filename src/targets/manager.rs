@@ -9,15 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::attached_file::{AttachedFile, Cookies};
-use super::find::is_by_process;
 use super::follow::ProcessNews;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::config::model::Selector;
 use crate::kernel::{Attach, KernelError, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
+use crate::selectors::{FileOf, Selector};
 
 /// How often files are looked at: one stat(2) for each.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -188,7 +187,7 @@ impl Worker {
 
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
-        let Some(news) = self.finder.follow(&self.selectors) else {
+        let Some(news) = self.finder.follow() else {
             log::debug!("process events were lost: scanning /proc");
             self.is_behind = true;
             return;
@@ -200,8 +199,8 @@ impl Worker {
     fn look_for(&mut self, news: &ProcessNews) {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
-            let Selector::Process(name) = &planned.selector else { continue };
-            let ended = news.ended.iter().filter(|(of, _)| of == name);
+            let Some(name) = planned.selector.executable_name() else { continue };
+            let ended = news.ended.iter().filter(|(of, _)| name.matches(of));
             let before = self.targets[target].paths.len();
             self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
             if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
@@ -241,11 +240,11 @@ impl Worker {
         for (target, planned) in plan.targets.iter().enumerate() {
             let state = &self.targets[target];
             let is_free = state.written.is_none_or(Written::is_due);
-            let is_told = is_by_process(&planned.selector) && self.finder.has_events();
+            let is_told = planned.selector.is_by_process() && self.finder.has_events();
             let may_differ = if is_told {
                 state.written.is_some() || state.current.iter().any(AttachedFile::wants_retry)
             } else {
-                walk || !is_by_process(&planned.selector)
+                walk || !planned.selector.is_by_process()
             };
             if is_free && may_differ {
                 self.look_at(target, planned);
@@ -267,11 +266,12 @@ impl Worker {
         }
         if !self.finder.has_events() || self.last_names.elapsed() >= NAME_INTERVAL {
             self.last_names = Instant::now();
-            self.finder.name_containers(&self.selectors);
+            self.finder.name_containers();
         }
-        let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| is_by_process(of));
+        let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| of.is_by_process());
         let by_process: Vec<&TargetState> = by_process.map(|(_, state)| state).collect();
-        if by_process.iter().any(|state| !state.usdt.is_empty()) {
+        let is_library = |of: &Selector| matches!(of.file, FileOf::Library(_));
+        if self.selectors.iter().any(is_library) || by_process.iter().any(|state| !state.usdt.is_empty()) {
             self.finder.read_mappings_again();
         }
         let files = by_process.iter().flat_map(|state| &state.current);

@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use super::file::{Identity, TargetFile};
 use super::libraries::Library;
-use crate::kernel::{ProcessChange, ProcessEvent, id_of_container};
-use crate::procfs::{Mapping, living_thread};
+use crate::containers::Containers;
+use crate::kernel::{ProcessChange, ProcessEvent};
+use crate::procfs::{Mapping, Stat, living_thread};
+use crate::selectors::{Belongs, Facts, Who, command_line};
 
-/// What tells whether a process is meant.
+/// What tells whether a process is of interest to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meant {
-    /// Its leader or executable is called so.
-    Name(String),
-    /// It is in a container whose id begins so.
-    Container(String),
-    Pid(u32),
+    /// It runs a file that is called so, as the target's is; this says which of those count.
+    Runs(String, Who),
+    Who(Who),
 }
 
 /// The table.
@@ -35,6 +35,9 @@ pub struct Processes {
     changed: BTreeSet<usize>,
     /// By number of the control group.
     memberships: HashMap<u64, Arc<Membership>>,
+    containers: Containers,
+    /// Containers and pods that the predicates of each target mean.
+    members: Vec<Vec<BTreeSet<String>>>,
     next: usize,
 }
 
@@ -46,6 +49,10 @@ pub struct Process {
     comm: String,
     /// Base name of what it runs; None for a thread of the kernel.
     exe: Option<String>,
+    /// If somebody asks for it.
+    cmdline: String,
+    /// Targets of which a process that is meant has started it.
+    families: BTreeSet<usize>,
     /// The right to see what it runs is missing.
     is_hidden: bool,
     membership: Arc<Membership>,
@@ -57,13 +64,13 @@ pub struct Process {
     pub libraries: Option<Vec<Library>>,
 }
 
-/// Containers that a process is in.
+/// What a process belongs to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Membership {
-    /// By control groups of version 2, which the kernel goes by.
-    ids: Vec<String>,
+    /// By its control group of version 2, which the kernel goes by.
+    new: Belongs,
     /// By those of version 1.
-    old: Vec<String>,
+    old: Belongs,
 }
 
 /// Control groups that are remembered; then they are found out anew.
@@ -94,14 +101,9 @@ impl Uncovered {
 }
 
 impl Meant {
-    fn means(&self, process: &Process) -> bool {
+    fn who(&self) -> &Who {
         match self {
-            Meant::Name(name) => process.is_called(name),
-            Meant::Container(id) => {
-                let membership = &process.membership;
-                membership.ids.iter().chain(&membership.old).any(|of| is_container(of, id))
-            }
-            Meant::Pid(pid) => process.pid == *pid,
+            Meant::Who(who) | Meant::Runs(_, who) => who,
         }
     }
 }
@@ -109,13 +111,77 @@ impl Meant {
 impl Processes {
     /// Of interest to these targets.
     pub fn of(meant: Vec<Option<Meant>>) -> Self {
-        Self { meant, ..Self::default() }
+        let members = meant.iter().map(|meant| match meant {
+            Some(meant) => vec![BTreeSet::new(); meant.who().predicates.len()],
+            None => Vec::new(),
+        });
+        Self { members: members.collect(), meant, ..Self::default() }
     }
 
-    /// The target means other processes from now on; these are found by the next walk.
-    pub fn set_meant(&mut self, target: usize, meant: Meant) {
-        self.meant[target] = Some(meant);
-        self.forget();
+    fn who(&self, target: usize) -> Option<&Who> {
+        self.meant.get(target)?.as_ref().map(Meant::who)
+    }
+
+    /// The containers and pods that each of the target's predicates means, as far as they are known.
+    pub fn members(&self, target: usize) -> &[BTreeSet<String>] {
+        self.members.get(target).map_or(&[], Vec::as_slice)
+    }
+
+    /// Processes that were started by those that the target means.
+    pub fn family(&self, target: usize) -> impl Iterator<Item = u32> {
+        self.all.values().filter(move |process| process.families.contains(&target)).map(|process| process.pid)
+    }
+
+    /// Notes whom the predicates of all targets mean of those that are in a control group.
+    fn note_members(&mut self, belongs: &Belongs) {
+        for (target, meant) in self.meant.iter().enumerate() {
+            let Some(who) = meant.as_ref().map(Meant::who) else { continue };
+            for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
+                for id in predicate.members(belongs) {
+                    if known.insert(id) {
+                        self.changed.insert(target);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
+    pub fn name_again(&mut self) -> bool {
+        if !self.meant.iter().flatten().any(|meant| meant.who().is_by_cgroup()) {
+            return false;
+        }
+        let before = self.members.clone();
+        self.containers.forget();
+        self.members.iter_mut().flatten().for_each(BTreeSet::clear);
+        for belongs in self.containers.all() {
+            self.note_members(&belongs);
+        }
+        let mut named: HashMap<String, Arc<Membership>> = HashMap::new();
+        let known =
+            self.memberships.values().cloned().chain(self.all.values().map(|of| of.membership.clone()));
+        for membership in known.collect::<Vec<_>>() {
+            let path = &membership.new.path;
+            if !named.contains_key(path) {
+                named.insert(path.clone(), Arc::new(self.membership_at(path, &membership.old.path)));
+            }
+        }
+        for membership in self.memberships.values_mut() {
+            named.get(&membership.new.path).into_iter().for_each(|now| *membership = now.clone());
+        }
+        for process in self.all.values_mut() {
+            named
+                .get(&process.membership.new.path)
+                .into_iter()
+                .for_each(|now| process.membership = now.clone());
+        }
+        let has_changed = before != self.members;
+        if has_changed {
+            self.changed
+                .extend((0..self.meant.len()).filter(|target| self.members[*target] != before[*target]));
+            self.forget();
+        }
+        has_changed
     }
 
     /// The next search walks anew.
@@ -131,17 +197,18 @@ impl Processes {
         self.is_walked = true;
         let mut before = std::mem::take(&mut self.all);
         self.hidden = 0;
-        for pid in numbers() {
-            let Some(found) = self.look_at(pid, None) else { continue };
-            self.hidden += usize::from(found.is_hidden);
-            if !self.is_of_interest(&found) {
-                continue;
-            }
+        let mut found: BTreeMap<u32, Process> =
+            numbers().filter_map(|pid| Some((pid, self.look_at(pid, None)?))).collect();
+        for process in found.values_mut() {
             // The same program under the same number: what it has loaded is most likely the same, too.
-            let known = before.remove(&pid).filter(|old| (&old.comm, &old.exe) == (&found.comm, &found.exe));
-            let libraries = known.and_then(|old| old.libraries);
-            self.all.insert(pid, Process { libraries, ..found });
+            let known = before.remove(&process.pid);
+            let is_same = |old: &Process| (&old.comm, &old.exe) == (&process.comm, &process.exe);
+            let Some(known) = known.filter(is_same) else { continue };
+            (process.libraries, process.families) = (known.libraries, known.families);
         }
+        self.find_families(&mut found);
+        self.hidden = found.values().filter(|process| process.is_hidden).count();
+        self.all = found.into_iter().filter(|(_, process)| self.is_of_interest(process)).collect();
         self.changed.extend((0..self.meant.len()).filter(|target| self.meant[*target].is_some()));
         Some(self.all.keys().copied().collect())
     }
@@ -159,22 +226,45 @@ impl Processes {
         self.all.get_mut(&pid)
     }
 
-    /// Those whose leader or executable is called so, as `is_called` of `bpf/filter.bpf.h` has it.
-    pub fn named(&mut self, name: &str) -> (Vec<u32>, Uncovered) {
+    /// Those that are meant: of which all of it holds, and, of a target, those that were started by such.
+    pub fn fitting(&mut self, who: &Who, target: Option<usize>) -> (Vec<u32>, Uncovered) {
         self.walk_if_needed();
-        let named = self.all.values().filter(|process| process.is_called(name));
-        (named.map(|process| process.pid).collect(), Uncovered { hidden: self.hidden, version_1: false })
+        let is_family = |process: &Process| target.is_some_and(|target| process.families.contains(&target));
+        let (mut found, mut version_1) = (Vec::new(), false);
+        for process in self.all.values() {
+            if who.may_fit(&process.facts()) || is_family(process) {
+                found.push(process.pid);
+            } else {
+                version_1 |= who.may_fit(&Facts { belongs: &process.membership.old, ..process.facts() });
+            }
+        }
+        let hidden = if who.is_by_cgroup() { 0 } else { self.hidden };
+        (found, Uncovered { hidden, version_1 })
     }
 
-    /// Those in a container whose id begins so.
-    pub fn in_container(&mut self, id: &str) -> (Vec<u32>, Uncovered) {
-        self.walk_if_needed();
-        let is_in = |ids: &[String]| ids.iter().any(|of| is_container(of, id));
-        let all = || self.all.values();
-        let found = all().filter(|process| is_in(&process.membership.ids)).map(|process| process.pid);
-        let version_1 =
-            all().any(|process| !is_in(&process.membership.ids) && is_in(&process.membership.old));
-        (found.collect(), Uncovered { hidden: 0, version_1 })
+    /// Whom processes have started that targets with children mean.
+    fn find_families(&self, all: &mut BTreeMap<u32, Process>) {
+        for target in 0..self.meant.len() {
+            let Some(who) = self.who(target).filter(|who| who.children) else { continue };
+            let parents: Vec<(u32, u32)> =
+                all.keys().filter_map(|pid| Some((*pid, Stat::of(*pid).ok()?.parent))).collect();
+            loop {
+                let is_meant = |pid: &u32| {
+                    all.get(pid).is_some_and(|of| of.families.contains(&target) || who.fits(&of.facts()))
+                };
+                let is_new = |pid: &u32| all.get(pid).is_some_and(|of| !of.families.contains(&target));
+                let of_family = parents.iter().filter(|(pid, parent)| is_new(pid) && is_meant(parent));
+                let found: Vec<u32> = of_family.map(|(pid, _)| *pid).collect();
+                if found.is_empty() {
+                    break;
+                }
+                for pid in found {
+                    if let Some(process) = all.get_mut(&pid) {
+                        process.families.insert(target);
+                    }
+                }
+            }
+        }
     }
 
     /// Follows what the kernel tells of a process. Whether the process is of interest, and in containers of which nothing was
@@ -184,9 +274,8 @@ impl Processes {
         let pid = event.pid;
         match &event.change {
             ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } => {
-                applied.is_new_cgroup = !self.memberships.contains_key(cgroup);
-                let found = self.look_at(pid, Some(*cgroup));
-                applied.containers = found.as_ref().map_or(0, |found| found.membership.ids.len());
+                let families = self.all.get(&pid).map(|old| old.families.clone()).unwrap_or_default();
+                let found = self.look_at(pid, Some(*cgroup)).map(|found| Process { families, ..found });
                 self.replace(pid, found);
             }
             ProcessChange::Renamed { comm } => {
@@ -195,8 +284,11 @@ impl Processes {
                 self.replace(pid, renamed);
             }
             ProcessChange::Forked { parent } => {
-                let child = self.all.get(parent).map(|parent| parent.forked(pid));
-                let is_named = self.meant.contains(&Some(Meant::Pid(pid)));
+                let child = self.all.get(parent).map(|parent| self.forked(parent, pid));
+                let is_named = self.meant.iter().flatten().any(|meant| match meant {
+                    Meant::Who(who) => who.pid() == Some(pid),
+                    Meant::Runs(..) => false,
+                });
                 let child = if is_named { child.or_else(|| self.look_at(pid, None)) } else { child };
                 self.replace(pid, child);
             }
@@ -220,10 +312,30 @@ impl Processes {
     }
 
     fn note(&mut self, process: &Process) {
-        let means = |(target, meant): (usize, &Option<Meant>)| {
-            meant.as_ref().is_some_and(|meant| meant.means(process)).then_some(target)
-        };
-        self.changed.extend(self.meant.iter().enumerate().filter_map(means));
+        let means = (0..self.meant.len()).filter(|target| self.means(*target, process));
+        self.changed.extend(means.collect::<Vec<_>>());
+    }
+
+    fn means(&self, target: usize, process: &Process) -> bool {
+        match self.meant.get(target) {
+            Some(Some(Meant::Runs(name, who))) if process.is_called(name) || who.predicates.is_empty() => {
+                process.is_called(name)
+            }
+            Some(Some(meant)) => process.families.contains(&target) || meant.who().may_fit(&process.facts()),
+            _ => false,
+        }
+    }
+
+    fn forked(&self, parent: &Process, pid: u32) -> Process {
+        let mut child = Process { pid, ..parent.clone() };
+        if let Some(file) = &mut child.file {
+            file.path = format!("/proc/{pid}/exe").into();
+        }
+        let is_family =
+            |target: &usize| self.who(*target).is_some_and(|who| who.children && who.fits(&parent.facts()));
+        let families = (0..self.meant.len()).filter(is_family);
+        child.families.extend(families);
+        child
     }
 
     /// All targets that mean the process have to be looked at.
@@ -234,17 +346,16 @@ impl Processes {
     }
 
     fn is_of_interest(&self, process: &Process) -> bool {
-        self.meant.is_empty() || self.meant.iter().flatten().any(|meant| meant.means(process))
+        self.meant.is_empty() || (0..self.meant.len()).any(|target| self.means(target, process))
     }
 
     /// Whether a target means processes of the control group; None if nothing is known of it.
     pub fn means_cgroup(&self, cgroup: u64) -> Option<bool> {
         let membership = self.memberships.get(&cgroup)?;
-        let is_in = |meant: &Meant| match meant {
-            Meant::Container(id) => membership.ids.iter().any(|of| is_container(of, id)),
-            Meant::Name(_) | Meant::Pid(_) => false,
-        };
-        Some(self.meant.iter().flatten().any(is_in))
+        let is_in = |meant: &Meant| meant.who().means_cgroup(&membership.new);
+        // What is not named yet may be soon.
+        (!membership.new.is_unnamed() || self.meant.iter().flatten().any(is_in))
+            .then(|| self.meant.iter().flatten().any(is_in))
     }
 
     /// Reads the mappings of some processes again when they are needed next.
@@ -282,10 +393,17 @@ impl Processes {
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
         let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
+        let cmdline = if self.asks_for(Who::asks_for_cmdline) {
+            command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
+        } else {
+            String::new()
+        };
         Some(Process {
             pid,
             comm: comm.trim_end_matches('\n').to_string(),
             exe,
+            cmdline,
+            families: BTreeSet::new(),
             is_hidden,
             membership: self.membership(pid, cgroup),
             file: None,
@@ -294,23 +412,37 @@ impl Processes {
         })
     }
 
+    /// Whether any target does; without targets all is asked for.
+    fn asks_for(&self, what: impl Fn(&Who) -> bool) -> bool {
+        self.meant.is_empty() || self.meant.iter().flatten().any(|meant| what(meant.who()))
+    }
+
     fn membership(&mut self, pid: u32, cgroup: Option<u64>) -> Arc<Membership> {
-        let wants = |meant: &Option<Meant>| matches!(meant, Some(Meant::Container(_)));
-        if !self.meant.is_empty() && !self.meant.iter().any(wants) {
+        if !self.asks_for(Who::is_by_cgroup) {
             return Arc::default();
         }
-        if let Some(known) = cgroup.and_then(|cgroup| self.memberships.get(&cgroup)) {
+        let known = cgroup.and_then(|cgroup| self.memberships.get(&cgroup));
+        if let Some(known) = known.filter(|known| !known.new.is_unnamed()) {
             return known.clone();
         }
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
-        let found = Arc::new(Membership::parse(&text));
+        let (new, old) = paths_of(&text);
+        let found = Arc::new(self.membership_at(&new, &old));
         // On a host with version 1 all processes are in the root of version 2.
-        if let Some(cgroup) = cgroup.filter(|_| found.old.is_empty()) {
+        if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {
             if self.memberships.len() >= MEMBERSHIPS {
                 self.memberships.clear();
             }
             self.memberships.insert(cgroup, found.clone());
         }
+        found
+    }
+
+    fn membership_at(&mut self, new: &str, old: &str) -> Membership {
+        let mut found = Membership { new: Belongs::parse(new), old: Belongs::parse(old) };
+        self.containers.describe(&mut found.new);
+        self.containers.describe(&mut found.old);
+        self.note_members(&found.new);
         found
     }
 
@@ -327,9 +459,6 @@ impl Processes {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub is_of_interest: bool,
-    pub is_new_cgroup: bool,
-    /// That the process is in, whether they are meant or not.
-    pub containers: usize,
 }
 
 impl Process {
@@ -337,31 +466,23 @@ impl Process {
         self.comm == name || self.exe.as_deref() == Some(name)
     }
 
-    fn forked(&self, pid: u32) -> Self {
-        let mut child = Self { pid, ..self.clone() };
-        if let Some(file) = &mut child.file {
-            file.path = format!("/proc/{pid}/exe").into();
-        }
-        child
-    }
-}
-
-impl Membership {
-    /// From `/proc/PID/cgroup`.
-    fn parse(text: &str) -> Self {
-        let ids = |lines: &mut dyn Iterator<Item = &str>| {
-            lines.flat_map(|line| line.split('/')).filter_map(id_of_container).map(str::to_string).collect()
-        };
-        let is_new = |line: &&str| line.starts_with("0::");
-        Self {
-            ids: ids(&mut text.lines().filter(is_new)),
-            old: ids(&mut text.lines().filter(|l| !is_new(l))),
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            pid: self.pid,
+            comm: &self.comm,
+            exe: self.exe.as_deref(),
+            cmdline: &self.cmdline,
+            belongs: &self.membership.new,
         }
     }
 }
 
-fn is_container(of: &str, id: &str) -> bool {
-    id.len() >= 8 && of.starts_with(id)
+/// The control groups of `/proc/PID/cgroup`: of version 2, and those of version 1 together.
+fn paths_of(text: &str) -> (String, String) {
+    let new = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let old =
+        text.lines().filter(|line| !line.starts_with("0::")).filter_map(|line| line.splitn(3, ':').nth(2));
+    (new.to_owned(), old.collect())
 }
 
 fn numbers() -> impl Iterator<Item = u32> {
@@ -390,6 +511,7 @@ fn may_map(line: &str, identity: Identity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::selectors::Selector;
 
     #[test]
     fn a_file_of_another_device_with_the_same_number_is_another() {
@@ -423,21 +545,26 @@ mod tests {
     fn containers_of_either_version() {
         let id = "0123456789abcdef".repeat(4);
         let text = format!("1:cpu:/docker/{id}\n0::/system.slice/docker-{id}.scope/init\n");
-        let found = Membership::parse(&text);
-        assert_eq!((found.ids.len(), found.old.len()), (1, 1));
-        assert!(is_container(&found.ids[0], &id[..12]) && !is_container(&found.ids[0], &id[..4]));
-        assert_eq!(Membership::parse("0::/\n"), Membership::default());
+        let (new, old) = paths_of(&text);
+        assert_eq!(Belongs::parse(&new).containers[0].id, id);
+        assert_eq!(Belongs::parse(&old).containers[0].id, id);
+        assert_eq!(paths_of("0::/\n"), ("/".to_owned(), String::new()));
     }
 
-    fn named(process: &Process) -> Meant {
-        Meant::Name(process.comm.clone())
+    fn called(name: &str) -> Meant {
+        Meant::Who(Selector::process(name).who)
     }
 
     #[test]
     fn the_table_follows_what_processes_do() {
         let own = std::process::id();
         let me = Processes::default().look_at(own, None).unwrap();
-        let meant = vec![None, Some(named(&me)), Some(Meant::Name("nobody".into())), Some(Meant::Pid(own))];
+        let meant = vec![
+            None,
+            Some(called(&me.comm)),
+            Some(called("nobody")),
+            Some(Meant::Who(Selector::pid(own).who)),
+        ];
         let mut processes = Processes::of(meant);
         let mut tell = |pid: u32, change| {
             let applied = processes.apply(&ProcessEvent { pid, change });

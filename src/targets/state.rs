@@ -30,6 +30,8 @@ pub(super) struct TargetState {
     /// What was attached to by each name of a file.
     pub(super) identities: HashMap<String, Identity>,
     pub(super) filter: Option<Filter>,
+    /// The number of the walk whose children the kernel knows.
+    pub(super) family_walk: Option<u64>,
     pub(super) editions: u32,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,

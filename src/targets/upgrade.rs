@@ -15,7 +15,6 @@ use super::state::{Candidate, TargetState, Written};
 use super::status::ProbeState;
 use super::watch::Beside;
 use super::worker::Worker;
-use crate::config::model::Selector;
 use crate::kernel::{Break, Breaks, Filter, Lease, NoLease};
 use crate::plan::TargetPlan;
 
@@ -130,10 +129,11 @@ impl Worker {
     /// Tells the kernel how a file must be called to be a target's.
     pub(super) fn name_candidates(&self) {
         for (target, planned) in self.plan.targets.iter().enumerate() {
-            let Selector::Binary(path) = &planned.selector else { continue };
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let Some(path) = planned.selector.path() else { continue };
+            let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if let Err(err) = self.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name)) {
+            if let Err(err) = self.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name), 0)
+            {
                 log::debug!("Target {}: failed to attach candidates ahead: {err:#}", planned.name);
             }
         }
@@ -150,7 +150,7 @@ impl Worker {
             }
             let Ok(mut found) = self.finder.look_at(path, path.display().to_string()) else { continue };
             // What a name filters is filtered anyway.
-            found.is_candidate = matches!(planned.selector, Selector::Binary(_));
+            found.is_candidate = planned.selector.path().is_some();
             let state = &mut self.targets[*target];
             let all = state.current.iter().chain(&state.replaced);
             let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.attached));

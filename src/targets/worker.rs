@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attached_file::Cookies;
-use super::find::{Finder, is_by_process};
+use super::find::Finder;
 use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
-use crate::config::model::{Point, Selector};
+use crate::config::model::Point;
 use crate::kernel::{Attach, Clock, Files, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
 use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan};
+use crate::selectors::{FileOf, Selector};
 
 /// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
 /// processes do, all of these.
@@ -81,9 +82,12 @@ impl Worker {
         let (last_walk, last_look) = (Instant::now(), Instant::now());
         let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
         let events = process_events(&selectors, namespace);
-        let needs_libraries = |state: &TargetState| !state.usdt.is_empty();
         let needs_libraries =
-            selectors.iter().zip(&targets).any(|(of, state)| is_by_process(of) && needs_libraries(state));
+            selectors.iter().zip(&targets).any(|(of, state): (&Selector, &TargetState)| match of.file {
+                FileOf::Path(_) => false,
+                FileOf::Executable => !state.usdt.is_empty(),
+                FileOf::Library(_) => true,
+            });
         let finder = Finder::new(files, &selectors, events, needs_libraries);
         let worker = Self {
             plan,
@@ -110,14 +114,16 @@ impl Worker {
 fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<ProcessEvents> {
     let mut wanted = Wanted::default();
     for selector in selectors {
-        match selector {
-            Selector::Process(name) => wanted.names.push(name.clone()),
-            Selector::Container(_) => wanted.by_cgroup = true,
-            Selector::Binary(path) => {
-                wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()))
+        let who = &selector.who;
+        match (selector.path(), who.name()) {
+            (Some(path), _) => {
+                wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()));
             }
-            Selector::Pid(_) => {}
+            (None, Some(name)) => wanted.names.push(name.to_string()),
+            (None, None) => wanted.all |= !who.is_by_cgroup() && who.pid().is_none(),
         }
+        wanted.by_cgroup |= who.is_by_cgroup();
+        wanted.children |= who.children;
     }
     if selectors.is_empty() {
         return None;

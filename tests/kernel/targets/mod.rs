@@ -6,6 +6,7 @@ mod events;
 mod files;
 mod meant;
 mod namespaces;
+mod selectors;
 mod semaphores;
 mod support;
 mod upgrades;

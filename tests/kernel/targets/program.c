@@ -7,9 +7,12 @@
  *   leave NUMBER a child fires when its parent has ended
  *   name NAME    calls itself so
  *   exec FILE    becomes another program, which goes on with the input
+ *   title TEXT   writes over its command line
+ *   run COMMAND  has a shell run it, and waits for that
  *   raised       answers with the value of the probe's semaphore, if it was built with -DSEMAPHORE
  *   retire       goes on in another thread, while the first one ends
  *   confine MODE lets the kernel end it at any system call but what it needs from now on: MODE is strict or filter
+ *   open FILE    likewise with the library itself
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  */
 #define _GNU_SOURCE
@@ -78,20 +81,34 @@ static void fire(long times)
 		hit();
 }
 
+static void load_path(const char *path)
+{
+	void *library = dlopen(path, RTLD_NOW);
+
+	if (!library)
+		exit(4);
+	fire_library = (void (*)(void))dlsym(library, "fire");
+}
+
 static void load(const char *file)
 {
 	int from = open(file, O_RDONLY), to = memfd_create("made-at-run-time", 0);
 	struct stat stat;
 	char path[64];
-	void *library;
 
 	if (from < 0 || to < 0 || fstat(from, &stat) || sendfile(to, from, NULL, stat.st_size) != stat.st_size)
 		exit(3);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", to);
-	library = dlopen(path, RTLD_NOW);
-	if (!library)
-		exit(4);
-	fire_library = (void (*)(void))dlsym(library, "fire");
+	load_path(path);
+}
+
+/* argv[0], which is long enough for what the tests write. */
+static char *title;
+
+static void set_title(char *at, const char *text)
+{
+	memset(at, 0, strlen(at));
+	strcpy(at, text);
 }
 
 static int confine(const char *mode)
@@ -150,6 +167,13 @@ static int serve(pid_t self)
 			}
 		} else if (!strncmp(line, "name ", 5)) {
 			prctl(PR_SET_NAME, line + 5);
+		} else if (!strncmp(line, "title ", 6)) {
+			set_title(title, line + 6);
+		} else if (!strncmp(line, "run ", 4)) {
+			if (system(line + 4))
+				return 6;
+		} else if (!strncmp(line, "open ", 5)) {
+			load_path(line + 5);
 		} else if (!strncmp(line, "exec ", 5)) {
 			execl(line + 5, line + 5, NULL);
 			return 5;
@@ -183,6 +207,7 @@ static int serve(pid_t self)
 int main(int argc, char **argv)
 {
 	setvbuf(stdin, NULL, _IONBF, 0);
+	title = argv[0];
 	if (argc > 1)
 		fire(atol(argv[1]));
 	return serve(getpid());

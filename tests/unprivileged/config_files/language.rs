@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use exporter::config::model::*;
 use exporter::config::tree::Position;
 use exporter::config::{Environment, Overrides, load};
+use exporter::selectors::Predicate;
 
 fn good(name: &str) -> Config {
     let path = Path::new("tests/config/good").join(name);
@@ -28,8 +29,8 @@ fn flat_keys() {
     assert_eq!(tls.key, Path::new("tests/config/good/../files/node.key"));
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].name, "bitcoind");
-    assert_eq!(targets[0].selector, Selector::Binary("/usr/local/bin/bitcoind".into()));
-    assert_eq!(targets[0].pid, None);
+    assert_eq!(targets[0].selector, Selector::binary("/usr/local/bin/bitcoind"));
+    assert_eq!(targets[0].selector.who.pid(), None);
     assert_eq!(targets[0].profiles[0].name, "fibre");
     assert!(network.is_none());
 }
@@ -41,7 +42,7 @@ fn flat_keys_as_an_older_yaml_wrote_them() {
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!((settings.verbose, settings.log_level), (true, LogLevel::Warning));
     assert!(settings.log_file.is_none() && settings.auth.is_none() && settings.tls.is_none());
-    assert_eq!(targets[0].pid, Some(4242));
+    assert_eq!(targets[0].selector.who.pid(), Some(4242));
 }
 
 #[test]
@@ -52,17 +53,18 @@ fn limits_and_selectors() {
     let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (16 << 20, 100, 50, 100, 5000));
     assert_eq!(settings.attach, AttachMode::Perf);
+    let mut file = Selector::binary("tests/config/good/../x");
+    file.who.predicates.push(Predicate::Pid(78));
     let selectors: Vec<_> = targets.iter().map(|target| &target.selector).collect();
     assert_eq!(
         selectors,
         [
-            &Selector::Process("bitcoind".into()),
-            &Selector::Pid(77),
-            &Selector::Container("3f2a".into()),
-            &Selector::Binary("tests/config/good/../x".into()),
+            &Selector::process("bitcoind"),
+            &Selector::pid(77),
+            &Selector::of(Predicate::Container(exporter::selectors::Pattern::literal("3f2a"))),
+            &file,
         ]
     );
-    assert_eq!(targets.iter().map(|target| target.pid).collect::<Vec<_>>(), [None, None, None, Some(78)]);
     let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     assert_eq!(targets[1].labels, [label("tier", "1"), label("canary", "true")]);
     let profiles: Vec<_> = targets[0].profiles.iter().map(|profile| profile.name.as_str()).collect();
@@ -255,7 +257,7 @@ fn styles_of_yaml_make_no_difference() {
         "at the anchor, where it is written"
     );
     assert_eq!(other.name, "multi-line");
-    assert_eq!(other.selector, Selector::Binary("/usr/bin/other".into()));
+    assert_eq!(other.selector, Selector::binary("/usr/bin/other"));
 }
 
 #[test]
@@ -263,8 +265,8 @@ fn yaml_as_people_write_it() {
     let Config { settings, targets, .. } = good("traps.yaml");
     assert_eq!((settings.node_name.as_str(), settings.verbose), ("0123", false));
     let [_, first, second] = targets.as_slice() else { panic!("three targets") };
-    assert_eq!(first.selector, Selector::Binary("/usr/bin/one".into()));
-    assert_eq!(second.selector, Selector::Binary("/usr/bin/two".into()));
+    assert_eq!(first.selector, Selector::binary("/usr/bin/one"));
+    assert_eq!(second.selector, Selector::binary("/usr/bin/two"));
     let labels = [("version", "1.10"), ("build", "0123"), ("country", "no"), ("hex", "0x10"), ("empty", "")];
     for target in [first, second] {
         let found: Vec<_> =

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use exporter::config::keys::{KEYS, Key};
-use exporter::config::model::{Config, Selector};
+use exporter::config::model::Config;
 use exporter::config::{Diagnostics, Environment, Loaded, Overrides, load, load_bytes};
 
 /// What a setting became, as text. Settings that stand in pairs are shown by their own half.
@@ -11,11 +11,8 @@ fn shown(config: &Config, name: &str) -> String {
     let settings = &config.settings;
     let target = &config.targets[0];
     match name {
-        "bitcoind_path" => match &target.selector {
-            Selector::Binary(path) => path.display().to_string(),
-            other => panic!("{other:?}"),
-        },
-        "pid" => target.pid.map_or("none".into(), |pid| pid.to_string()),
+        "bitcoind_path" => target.selector.path().expect("a binary").display().to_string(),
+        "pid" => target.selector.who.pid().map_or("none".into(), |pid| pid.to_string()),
         "node_name" => settings.node_name.clone(),
         "metrics_port" => settings.metrics_port.to_string(),
         "health_port" => settings.health_port.to_string(),

@@ -1,0 +1,146 @@
+//! What the path of a control group says about who is in it: containers, pods and units.
+
+use std::fmt;
+
+/// What a process belongs to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Belongs {
+    /// The control group's path.
+    pub path: String,
+    /// From the outermost to the innermost.
+    pub containers: Vec<Container>,
+    pub pod: Option<Pod>,
+}
+
+/// A container of Docker, Podman, containerd or CRI-O.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Container {
+    /// All of its 64 digits.
+    pub id: String,
+    pub name: Option<String>,
+    pub image: Option<String>,
+}
+
+/// A pod of Kubernetes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pod {
+    pub uid: String,
+    /// Empty if it is not known.
+    pub name: String,
+    pub namespace: String,
+}
+
+pub(super) const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+impl Belongs {
+    /// What can be told from the path alone.
+    pub fn parse(path: &str) -> Self {
+        let cgroups = || path.split('/');
+        let container = |id: &str| Container { id: id.to_owned(), ..Container::default() };
+        let pod = |uid| Pod { uid, ..Pod::default() };
+        Self {
+            path: path.to_owned(),
+            containers: cgroups().filter_map(container_of).map(container).collect(),
+            pod: cgroups().rev().find_map(pod_of).map(pod),
+        }
+    }
+
+    /// The names of its control groups, outermost first, without what systemd puts before names that the kernel has taken.
+    pub fn cgroups(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.path
+            .split('/')
+            .filter(|name| !name.is_empty())
+            .map(|name| name.strip_prefix('_').unwrap_or(name))
+    }
+
+    /// Whether an engine may still say what a container or pod is called.
+    pub fn is_unnamed(&self) -> bool {
+        self.containers.iter().any(|container| container.name.is_none())
+            || self.pod.as_ref().is_some_and(|pod| pod.name.is_empty())
+    }
+
+    /// The innermost unit of systemd: a service or scope if there is one.
+    pub fn unit(&self) -> Option<&str> {
+        let units =
+            || self.cgroups().rev().filter(|name| UNIT_SUFFIXES.iter().any(|end| name.ends_with(end)));
+        units().find(|unit| !unit.ends_with(".slice")).or_else(|| units().next())
+    }
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name.as_deref().unwrap_or(&self.id))
+    }
+}
+
+/// The id of the container that the control group of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
+pub fn container_of(cgroup: &str) -> Option<&str> {
+    let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
+    let (before, id) = name.split_at_checked(name.len().checked_sub(64)?)?;
+    let is_id = id.bytes().all(|c| c.is_ascii_alphanumeric());
+    let is_apart = before.is_empty() || before.ends_with(['-', ':']);
+    (is_id && is_apart && !before.ends_with("conmon-")).then_some(id)
+}
+
+/// The uid of the pod that the control group of this name is made for: `kubepods-burstable-podUID.slice` with underscores, or
+/// `podUID`; of a static pod it is a hash. As `pod_uid` of `bpf/filter.bpf.h` finds it.
+pub fn pod_of(cgroup: &str) -> Option<String> {
+    let name = cgroup.strip_suffix(".slice").unwrap_or(cgroup);
+    let of = |length: usize| {
+        let (before, uid) = name.split_at_checked(name.len().checked_sub(length)?)?;
+        let before = before.strip_suffix("pod")?;
+        (before.is_empty() || before.ends_with('-')).then(|| uid.replace('_', "-"))
+    };
+    let is_hyphen = |(at, byte): (usize, u8)| (byte == b'-') == matches!(at, 8 | 13 | 18 | 23);
+    let long = of(36).filter(|uid| uid.bytes().enumerate().all(is_hyphen));
+    let short = || of(32).filter(|uid| uid.bytes().all(|c| c.is_ascii_alphanumeric()));
+    long.or_else(short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_cgroups_of_containers() {
+        let id = "0123456789abcdef".repeat(4);
+        let known =
+            ["docker-{}.scope", "{}", "libpod-{}.scope", "cri-containerd-{}.scope", "system.slice:docker:{}"];
+        for form in known {
+            assert_eq!(container_of(&form.replace("{}", &id)), Some(id.as_str()), "{form}");
+        }
+        for form in ["libpod-conmon-{}.scope", "x{}", "{}x", "{}.service", "docker-{}.scope.d", "", "a.scope"]
+        {
+            assert_eq!(container_of(&form.replace("{}", &id)), None, "{form}");
+        }
+    }
+
+    #[test]
+    fn names_of_cgroups_of_pods() {
+        let uid = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+        let underscored = uid.replace('-', "_");
+        for form in ["kubepods-burstable-pod{}.slice", "kubepods-pod{}.slice", "kubelet-kubepods-pod{}.slice"]
+        {
+            assert_eq!(pod_of(&form.replace("{}", &underscored)).as_deref(), Some(uid), "{form}");
+        }
+        assert_eq!(pod_of(&format!("pod{uid}")).as_deref(), Some(uid));
+        let hash = "0123456789abcdef".repeat(2);
+        assert_eq!(pod_of(&format!("pod{hash}")), Some(hash.clone()));
+        for no in
+            [uid.to_owned(), format!("xpod{hash}"), "podman.service".into(), format!("libpod-{hash}{hash}")]
+        {
+            assert_eq!(pod_of(&no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn units_are_the_innermost_service_or_scope() {
+        let unit = |path: &str| Belongs::parse(path).unit().map(str::to_owned);
+        assert_eq!(unit("/system.slice/ssh.service").as_deref(), Some("ssh.service"));
+        let user = "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service/x";
+        assert_eq!(unit(user).as_deref(), Some("a.service"));
+        assert_eq!(unit("/a.slice/b.slice").as_deref(), Some("b.slice"));
+        assert_eq!(unit("/"), None);
+        assert_eq!(Belongs::parse("/_cpu.service").unit(), Some("cpu.service"));
+    }
+}

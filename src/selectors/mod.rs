@@ -1,0 +1,354 @@
+//! What a target is found by: a file, and what must hold of the processes that are meant. Pure.
+//!
+//! A selector is a conjunction of [`Predicate`]s. Each is written in one place, here: its key in the configuration, how it is
+//! told from what is known of a process ([`Facts`]), and how the kernel tells it ([`KernelTest`]). Both must agree.
+
+mod belongs;
+mod pattern;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use belongs::{Belongs, Container, Pod, container_of, pod_of};
+pub(crate) use pattern::Automaton;
+pub use pattern::{Pattern, PatternError};
+
+/// Which processes, and which of their files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selector {
+    pub file: FileOf,
+    pub who: Who,
+}
+
+/// Which file is probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileOf {
+    /// The one at this path, or that takes its place.
+    Path(PathBuf),
+    /// What the processes run.
+    Executable,
+    /// Those of this name or soname that the processes have loaded.
+    Library(Pattern),
+}
+
+/// Which processes are meant: all of which every predicate holds, and, if so, those that they have started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Who {
+    pub predicates: Vec<Predicate>,
+    pub children: bool,
+}
+
+/// What may be asked of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Predicate {
+    /// It has this number.
+    Pid(u32),
+    /// Its leader, or the base name of what it runs, is called so.
+    Process(Pattern),
+    /// Its command line, as [`command_line`] has it.
+    Cmdline(Pattern),
+    /// It is in a container with this id, or one that begins so, or with this name.
+    Container(Pattern),
+    /// It is in a container that was made of this image.
+    Image(Pattern),
+    /// It is in a unit of systemd that is called so.
+    Unit(Pattern),
+    /// It is in a pod of Kubernetes that is called so.
+    Pod(Pattern),
+    /// It is in a pod of this namespace.
+    Namespace(Pattern),
+}
+
+/// What is known of a process, as far as predicates ask for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    pub pid: u32,
+    /// Of the leader; the kernel cuts it after 15 bytes.
+    pub comm: &'a str,
+    /// Base name of what it runs.
+    pub exe: Option<&'a str>,
+    pub cmdline: &'a str,
+    /// By its control groups of version 2, by which the kernel goes.
+    pub belongs: &'a Belongs,
+}
+
+/// How the kernel tells whether a predicate holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelTest<'a> {
+    Pid(u32),
+    /// The leader or the executable is called so.
+    Name(&'a Pattern),
+    Cmdline(&'a Pattern),
+    /// It is in a control group that is called so.
+    Cgroup(&'a Pattern),
+    /// It is in the control group of a container or pod of which the kernel is told the ids as they become known, or of a
+    /// container whose id begins so.
+    Members {
+        begin: Option<&'a str>,
+    },
+}
+
+/// Bytes of a command line that are looked at.
+pub const CMDLINE_BYTES: usize = 1 << 15;
+
+/// A container's id is taken for one from so many digits on.
+const ID_DIGITS: usize = 8;
+
+/// A key of a selector.
+pub struct SelectorKey {
+    pub name: &'static str,
+    /// What is written behind it, for messages.
+    pub what: &'static str,
+    make: fn(Pattern) -> Predicate,
+}
+
+/// The keys whose values are patterns.
+pub const KEYS: [SelectorKey; 7] = [
+    SelectorKey { name: "process", what: "the name of a process", make: Predicate::Process },
+    SelectorKey { name: "cmdline", what: "a command line", make: Predicate::Cmdline },
+    SelectorKey { name: "container", what: "the name or id of a container", make: Predicate::Container },
+    SelectorKey { name: "image", what: "the name of an image", make: Predicate::Image },
+    SelectorKey { name: "unit", what: "the name of a unit", make: unit },
+    SelectorKey { name: "pod", what: "the name of a pod", make: Predicate::Pod },
+    SelectorKey { name: "namespace", what: "a namespace of Kubernetes", make: Predicate::Namespace },
+];
+
+impl SelectorKey {
+    /// The predicate that is written so.
+    ///
+    /// # Errors
+    /// Why the text is no pattern.
+    pub fn read(&self, text: &str) -> Result<Predicate, PatternError> {
+        Pattern::new(text).map(self.make)
+    }
+}
+
+/// Without a suffix it is a service, as for systemctl; a template means all of its instances.
+fn unit(written: Pattern) -> Predicate {
+    let text = written.text();
+    let has_suffix = belongs::UNIT_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
+    let whole = if has_suffix || text.ends_with('*') { text.to_owned() } else { format!("{text}.service") };
+    let whole = whole.replacen("@.", "@*.", 1);
+    Predicate::Unit(Pattern::new(&whole).unwrap_or(written))
+}
+
+impl Selector {
+    /// This file, whoever runs it.
+    pub fn binary(path: impl Into<PathBuf>) -> Self {
+        Self { file: FileOf::Path(path.into()), who: Who::default() }
+    }
+
+    /// What processes with this name run.
+    pub fn process(name: &str) -> Self {
+        Self::of(Predicate::Process(Pattern::literal(name)))
+    }
+
+    /// What this process runs.
+    pub fn pid(pid: u32) -> Self {
+        Self::of(Predicate::Pid(pid))
+    }
+
+    /// What processes run of which this holds.
+    pub fn of(predicate: Predicate) -> Self {
+        Self { file: FileOf::Executable, who: Who { predicates: vec![predicate], children: false } }
+    }
+
+    /// The path, if it is a file that is looked for by one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.file {
+            FileOf::Path(path) => Some(path),
+            FileOf::Executable | FileOf::Library(_) => None,
+        }
+    }
+
+    /// What its executables are called, if they are looked for by nothing else, so that paths to these are worth a look.
+    pub fn executable_name(&self) -> Option<&Pattern> {
+        if self.file != FileOf::Executable || self.who.children {
+            return None;
+        }
+        match self.who.predicates.as_slice() {
+            [Predicate::Process(name)] | [Predicate::Process(name), Predicate::Cmdline(_)] => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether the files follow from what processes run or load.
+    pub fn is_by_process(&self) -> bool {
+        self.path().is_none()
+    }
+
+    /// Whether some of the processes that run its files are meant, and not all.
+    pub fn needs_filter(&self) -> bool {
+        !self.who.predicates.is_empty()
+    }
+}
+
+impl Who {
+    /// The one process, if it is given by number.
+    pub fn pid(&self) -> Option<u32> {
+        self.predicates.iter().find_map(|predicate| match predicate {
+            Predicate::Pid(pid) => Some(*pid),
+            _ => None,
+        })
+    }
+
+    /// Names of which the process must have one, if they are known beforehand.
+    pub fn name(&self) -> Option<&str> {
+        self.predicates.iter().find_map(|predicate| match predicate {
+            Predicate::Process(name) => name.as_literal(),
+            _ => None,
+        })
+    }
+
+    /// Whether all predicates hold; none at all mean no process.
+    pub fn fits(&self, facts: &Facts<'_>) -> bool {
+        !self.predicates.is_empty() && self.predicates.iter().all(|predicate| predicate.fits(facts))
+    }
+
+    /// Whether all holds but for the command line, which a process can write over at any time: good enough to look for files, as
+    /// the kernel looks again at each hit. If nothing else is asked for, it must hold, too.
+    pub fn may_fit(&self, facts: &Facts<'_>) -> bool {
+        let is_line = |predicate: &Predicate| matches!(predicate, Predicate::Cmdline(_));
+        if self.predicates.iter().all(is_line) {
+            return self.fits(facts);
+        }
+        self.predicates.iter().filter(|predicate| !is_line(predicate)).all(|predicate| predicate.fits(facts))
+    }
+
+    pub fn asks_for_cmdline(&self) -> bool {
+        self.predicates.iter().any(|predicate| matches!(predicate, Predicate::Cmdline(_)))
+    }
+
+    /// Whether control groups say which processes are meant.
+    pub fn is_by_cgroup(&self) -> bool {
+        self.predicates.iter().any(Predicate::is_by_cgroup)
+    }
+
+    /// Whether processes in such a control group can be meant.
+    pub fn means_cgroup(&self, belongs: &Belongs) -> bool {
+        let facts = Facts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
+        let mut by_cgroup = self.predicates.iter().filter(|of| of.is_by_cgroup()).peekable();
+        by_cgroup.peek().is_some() && by_cgroup.all(|of| of.fits(&facts))
+    }
+}
+
+impl Predicate {
+    /// Whether it holds.
+    pub fn fits(&self, facts: &Facts<'_>) -> bool {
+        let belongs = facts.belongs;
+        match self {
+            Predicate::Pid(pid) => facts.pid == *pid,
+            Predicate::Process(name) => {
+                name.matches(facts.comm) || facts.exe.is_some_and(|exe| name.matches(exe))
+            }
+            Predicate::Cmdline(pattern) => pattern.matches(facts.cmdline),
+            Predicate::Container(pattern) => belongs.containers.iter().any(|container| {
+                let is_begin = |id: &str| id.len() >= ID_DIGITS && container.id.starts_with(id);
+                pattern.as_literal().is_some_and(is_begin)
+                    || container.name.as_ref().is_some_and(|name| pattern.matches(name))
+            }),
+            Predicate::Image(pattern) => {
+                let images = belongs.containers.iter().filter_map(|container| container.image.as_deref());
+                images.into_iter().any(|image| is_image(pattern, image))
+            }
+            Predicate::Unit(pattern) => belongs.cgroups().any(|cgroup| pattern.matches(cgroup)),
+            Predicate::Pod(pattern) => belongs.pod.as_ref().is_some_and(|pod| pattern.matches(&pod.name)),
+            Predicate::Namespace(pattern) => {
+                belongs.pod.as_ref().is_some_and(|pod| pattern.matches(&pod.namespace))
+            }
+        }
+    }
+
+    /// How the kernel tells it.
+    pub fn test(&self) -> KernelTest<'_> {
+        match self {
+            Predicate::Pid(pid) => KernelTest::Pid(*pid),
+            Predicate::Process(name) => KernelTest::Name(name),
+            Predicate::Cmdline(pattern) => KernelTest::Cmdline(pattern),
+            Predicate::Container(pattern) => {
+                KernelTest::Members { begin: pattern.as_literal().filter(|id| is_id(id)) }
+            }
+            Predicate::Unit(pattern) => KernelTest::Cgroup(pattern),
+            Predicate::Image(_) | Predicate::Pod(_) | Predicate::Namespace(_) => {
+                KernelTest::Members { begin: None }
+            }
+        }
+    }
+
+    /// The ids that the kernel must know for [`KernelTest::Members`], if it holds there.
+    pub fn members(&self, belongs: &Belongs) -> Vec<String> {
+        let facts = Facts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
+        match self {
+            Predicate::Container(_) | Predicate::Image(_) => {
+                let only = |of: &Container| Belongs { containers: vec![of.clone()], ..Belongs::default() };
+                let fits = |of: &&Container| self.fits(&Facts { belongs: &only(of), ..facts });
+                belongs.containers.iter().filter(fits).map(|of| of.id.clone()).collect()
+            }
+            Predicate::Pod(_) | Predicate::Namespace(_) if self.fits(&facts) => {
+                belongs.pod.iter().map(|pod| pod.uid.clone()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn is_by_cgroup(&self) -> bool {
+        matches!(self.test(), KernelTest::Cgroup(_) | KernelTest::Members { .. })
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    (ID_DIGITS..=64).contains(&text.len()) && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// `nginx` is `docker.io/library/nginx:1.27`, too: what the name leaves out is anything.
+fn is_image(pattern: &Pattern, image: &str) -> bool {
+    let without_digest = image.split('@').next().unwrap_or(image);
+    let after_slash = without_digest.rfind('/').map_or(0, |at| at + 1);
+    let tag = without_digest[after_slash..].find(':').map_or(without_digest.len(), |at| after_slash + at);
+    let ends = [image.len(), without_digest.len(), tag];
+    let begins = std::iter::once(0).chain(image.match_indices('/').map(|(at, _)| at + 1));
+    begins
+        .into_iter()
+        .any(|begin| ends.iter().any(|end| begin < *end && pattern.matches(&image[begin..*end])))
+}
+
+/// A command line as predicates see it: arguments with one space between them, without empty ones, bounded.
+pub fn command_line(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(CMDLINE_BYTES)];
+    let mut words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let mut line = words.next().unwrap_or_default().to_vec();
+    for word in words {
+        line.push(b' ');
+        line.extend_from_slice(word);
+    }
+    // A character may have been cut.
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+impl fmt::Display for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Predicate::Pid(pid) => write!(f, "with the id {pid}"),
+            Predicate::Process(name) => write!(f, "named {name}"),
+            Predicate::Cmdline(line) => write!(f, "with a command line like {line}"),
+            Predicate::Container(name) => {
+                write!(f, "in a container with the name or id {name}")
+            }
+            Predicate::Image(image) => write!(f, "in a container of the image {image}"),
+            Predicate::Unit(unit) => write!(f, "in the unit {unit}"),
+            Predicate::Pod(pod) => write!(f, "in the pod {pod}"),
+            Predicate::Namespace(namespace) => write!(f, "in the namespace {namespace}"),
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.predicates.iter().map(ToString::to_string).collect();
+        f.write_str(&all.join(" and "))?;
+        f.write_str(if self.children { ", or started by one" } else { "" })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! Text, or a glob, against which names and command lines are held: here, and by the kernel.
+
+use std::fmt;
+
+use crate::glob;
+
+/// A plain text, or a glob of `*`, `?` and `[...]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    is_glob: bool,
+}
+
+/// Why a text is no pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatternError {
+    Empty,
+    TooLong,
+    TooManyParts,
+    OpenSet,
+    ForeignSet,
+}
+
+/// Bytes of a pattern: the longest name of a file.
+const BYTES: usize = 255;
+
+/// States of the automaton, the first included.
+const STATES: usize = 128;
+
+impl fmt::Display for PatternError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PatternError::Empty => "is empty",
+            PatternError::TooLong => "has more than 255 bytes",
+            PatternError::TooManyParts => {
+                "has more than 127 characters besides its `*`: put a `*` for some of them"
+            }
+            PatternError::OpenSet => "has a `[` without its `]`",
+            PatternError::ForeignSet => "has letters other than those of ASCII in its `[...]`",
+        })
+    }
+}
+
+impl Pattern {
+    /// # Errors
+    /// Why it is none.
+    pub fn new(text: &str) -> Result<Self, PatternError> {
+        let is_glob = text.contains(['*', '?', '[']);
+        let pattern = Self { text: text.to_owned(), is_glob };
+        match text.len() {
+            0 => Err(PatternError::Empty),
+            _ if text.len() > BYTES => Err(PatternError::TooLong),
+            _ if is_glob => pattern.parts().map(|_| pattern),
+            _ => Ok(pattern),
+        }
+    }
+
+    /// Exactly this.
+    pub fn literal(text: &str) -> Self {
+        Self { text: text.to_owned(), is_glob: false }
+    }
+
+    pub fn matches(&self, text: &str) -> bool {
+        if self.is_glob { glob::matches(&self.text, text) } else { self.text == text }
+    }
+
+    /// The text, if nothing else fits.
+    pub fn as_literal(&self) -> Option<&str> {
+        (!self.is_glob).then_some(&self.text)
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn parts(&self) -> Result<Vec<Part>, PatternError> {
+        let mut parts = Vec::new();
+        let mut rest = self.text.chars();
+        while let Some(character) = rest.next() {
+            match character {
+                '*' if self.is_glob => parts.push(Part::Star),
+                '?' if self.is_glob => parts.push(Part::Set { bytes: [true; 128], any_other: true }),
+                '[' if self.is_glob => parts.push(set(&mut rest)?),
+                plain => {
+                    let mut bytes = [0; 4];
+                    parts.extend(plain.encode_utf8(&mut bytes).bytes().map(Part::Byte));
+                }
+            }
+        }
+        let states = 1 + parts.iter().filter(|part| !matches!(part, Part::Star)).count();
+        if states > STATES { Err(PatternError::TooManyParts) } else { Ok(parts) }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+enum Part {
+    Star,
+    Byte(u8),
+    /// One character: of ASCII, or any other.
+    Set {
+        bytes: [bool; 128],
+        any_other: bool,
+    },
+}
+
+/// What stands behind a `[`, as `glob::matches` reads it.
+fn set(rest: &mut std::str::Chars<'_>) -> Result<Part, PatternError> {
+    let text = rest.as_str();
+    let negated = usize::from(text.starts_with(['!', '^']));
+    let from = negated + text[negated..].chars().next().ok_or(PatternError::OpenSet)?.len_utf8();
+    let close = from + text[from..].find(']').ok_or(PatternError::OpenSet)?;
+    let inside = &text[negated..close];
+    *rest = text[close + 1..].chars();
+    if !inside.is_ascii() {
+        return Err(PatternError::ForeignSet);
+    }
+    let inside = inside.as_bytes();
+    let mut bytes = [false; 128];
+    let mut n = 0;
+    while n < inside.len() {
+        if n + 2 < inside.len() && inside[n + 1] == b'-' {
+            (inside[n]..=inside[n + 2]).for_each(|byte| bytes[usize::from(byte)] = true);
+            n += 3;
+        } else {
+            bytes[usize::from(inside[n])] = true;
+            n += 1;
+        }
+    }
+    if negated > 0 {
+        bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    }
+    Ok(Part::Set { bytes, any_other: negated > 0 })
+}
+
+/// The pattern as the kernel runs it: a set of states as bits, and for each byte those that it leads to.
+///
+/// A byte leads from state n to n + 1 if bit n + 1 of its row is set. It stays in the states of `any`, which have a `*` behind
+/// them, and, being within a character, in those of `within`, which took any character.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Automaton {
+    pub any: u128,
+    pub within: u128,
+    /// The last state.
+    pub end: u32,
+    pub to: [u128; 256],
+}
+
+impl Automaton {
+    /// None if it is no pattern.
+    pub fn of(pattern: &Pattern) -> Option<Self> {
+        let mut made = Self { any: 0, within: 0, end: 0, to: [0; 256] };
+        for part in pattern.parts().ok()? {
+            match part {
+                Part::Star => made.any |= 1 << made.end,
+                Part::Byte(byte) => {
+                    made.end += 1;
+                    made.to[usize::from(byte)] |= 1 << made.end;
+                }
+                Part::Set { bytes, any_other } => {
+                    made.end += 1;
+                    for (to, fits) in made.to.iter_mut().zip(bytes) {
+                        *to |= u128::from(fits) << made.end;
+                    }
+                    if any_other {
+                        made.within |= 1 << made.end;
+                        // Whatever begins a character.
+                        made.to[0xc0..].iter_mut().for_each(|to| *to |= 1 << made.end);
+                    }
+                }
+            }
+        }
+        Some(made)
+    }
+
+    /// What the kernel does, for tests.
+    #[cfg(test)]
+    fn matches(&self, text: &[u8]) -> bool {
+        let mut states = 1u128;
+        for byte in text {
+            let stays = if byte & 0xc0 == 0x80 { self.any | self.within } else { self.any };
+            states = states << 1 & self.to[usize::from(*byte)] | states & stays;
+        }
+        states >> self.end & 1 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_automaton_agrees_with_the_glob() {
+        let globs = [
+            "*",
+            "a*",
+            "*a",
+            "a*b*c",
+            "?",
+            "??",
+            "a?c",
+            "[a-c]x",
+            "[!a-c]*",
+            "[]a]*",
+            "*.py*",
+            "**a",
+            "*?*",
+            "é?*",
+            "[^x]",
+            "web-[0-9]*",
+            "?é",
+            "abc",
+        ];
+        let texts = [
+            "",
+            "a",
+            "ab",
+            "abc",
+            "ax",
+            "bx",
+            "dx",
+            "aXbYc",
+            "é",
+            "éa",
+            "aéc",
+            "]",
+            "x",
+            "run.py -v",
+            "web-1",
+            "web-x",
+            "xé",
+            "日本",
+            "aaa",
+            "abcabc",
+        ];
+        for written in globs {
+            let pattern = Pattern::new(written).unwrap();
+            let automaton = Automaton::of(&pattern).unwrap();
+            for text in texts {
+                assert_eq!(automaton.matches(text.as_bytes()), pattern.matches(text), "{written} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern() {
+        assert_eq!(Pattern::new(""), Err(PatternError::Empty));
+        assert_eq!(Pattern::new(&"x".repeat(256)), Err(PatternError::TooLong));
+        assert_eq!(Pattern::new(&format!("*{}", "x".repeat(128))), Err(PatternError::TooManyParts));
+        assert!(Pattern::new(&format!("*{}", "x".repeat(127))).is_ok());
+        assert_eq!(Pattern::new("a[b"), Err(PatternError::OpenSet));
+        assert_eq!(Pattern::new("[]"), Err(PatternError::OpenSet));
+        assert_eq!(Pattern::new("[é]"), Err(PatternError::ForeignSet));
+    }
+}

@@ -1,0 +1,308 @@
+//! Targets by what they are: command lines, units, pods, images, whom they start, and the libraries that they load.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::support::*;
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
+
+/// Files that are taken away when dropped.
+struct Written(Vec<PathBuf>);
+
+impl Written {
+    fn file(&mut self, path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        self.0.push(path);
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+            // What was made for it.
+            let _ = path.parent().map(fs::remove_dir);
+        }
+    }
+}
+
+fn program(at: &tempfile::TempDir, name: &str) -> PathBuf {
+    let path = at.path().join(format!("{name}-{}", std::process::id() % 100_000));
+    copy(&builds().path().join("first"), &path);
+    path
+}
+
+fn id(n: u32) -> String {
+    format!("{:08x}{}", std::process::id() ^ n << 24, "fedcba9876543210".repeat(4)[..56].to_owned())
+}
+
+fn run_with(program: &Path, arguments: &[&str]) {
+    run(program.to_str().unwrap(), arguments);
+}
+
+#[test]
+fn command_lines_are_told_apart_from_the_first_hit_on() {
+    let folder = folder();
+    let path = program(&folder, "line");
+    let name = path.file_name().unwrap().to_str().unwrap().to_string();
+    let mut anchor = Program::start(&path);
+    let tracer = Tracer::start(&config(&[
+        ("shop", &format!("process: {name}\n  cmdline: '*/{name} * --shop'")),
+        ("any", &format!("process: '{}*'", &name[..name.len() - 1])),
+        ("late", &format!("process: {name}\n  cmdline: '* the ?nd'")),
+        ("title", &format!("process: {name}\n  cmdline: 'worker [0-9]*'")),
+        ("whole", &format!("process: {name}\n  cmdline: '{}'", path.display())),
+    ]));
+    let alone = format!("cmdline: '*/{name} 0 --alone'");
+    let mut alone_program = Program::of(std::process::Command::new(&path).args(["0", "--alone"]));
+    let alone = Tracer::start(&config(&[("alone", &alone)]));
+    alone_program.fire(6);
+    assert_eq!(count(&alone, "alone_total"), 6);
+    drop((alone, alone_program));
+    let long = "x".repeat(6000);
+    for _ in 0..20 {
+        run_with(&path, &["1", "--shop"]);
+        run_with(&path, &["100", "--shop", "more"]);
+        run_with(&path, &["10000", &long, "the end"]);
+    }
+    assert_eq!((count(&tracer, "shop_total"), count(&tracer, "late_total")), (20, 200_000));
+    assert_eq!(count(&tracer, "any_total"), 6 + 20 * 10_101);
+    // A child has its parent's, a process may write over its own, and exec is the end of it.
+    anchor.fire(3);
+    anchor.say("fork 4");
+    anchor.say("title worker 7");
+    anchor.fire(30);
+    anchor.say("title worker x");
+    anchor.fire(300);
+    assert_eq!((count(&tracer, "whole_total"), count(&tracer, "title_total")), (7, 30));
+    anchor.tell(&format!("exec {}", path.display()));
+    anchor.fire(50);
+    assert_eq!((count(&tracer, "whole_total"), count(&tracer, "title_total")), (57, 30));
+    // What was left out is told.
+    let hits = 6 + 20 * 10_101 + 3 + 4 + 30 + 300 + 50;
+    assert_eq!(tracer.books_at_rest().iter().map(|of| of.hits).collect::<Vec<_>>(), [hits; 5]);
+}
+
+#[test]
+fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
+    let folder = folder();
+    let path = program(&folder, "unit");
+    let own = std::process::id();
+    let slice = hierarchy().join(format!("demo{own}.slice"));
+    let names = [
+        format!("web{own}@one.service"),
+        format!("web{own}@two.service/inner"),
+        format!("user@1000.service/app.slice/web{own}.service"),
+        format!("other{own}.service"),
+    ];
+    let groups: Vec<Cgroup> = names.iter().map(|name| Cgroup::new(slice.join(name))).collect();
+    let mut programs: Vec<Program> = groups.iter().map(|group| group.start(&path)).collect();
+    programs.iter_mut().for_each(|program| program.fire(0));
+    let tracer = Tracer::start(&config(&[
+        ("all", &format!("unit: demo{own}.slice")),
+        ("instances", &format!("unit: web{own}@")),
+        ("one", &format!("unit: web{own}@one.service")),
+        ("user", &format!("unit: web{own}")),
+    ]));
+    for (program, times) in programs.iter_mut().zip([1, 10, 100, 1000]) {
+        program.fire(times);
+    }
+    fire_at_once(&path, 10_000);
+    let counts = || ["all", "instances", "one", "user"].map(|of| count(&tracer, &format!("{of}_total")));
+    assert_eq!(counts(), [1111, 11, 1, 100]);
+    // An instance that starts later counts from its first hit on.
+    let newer = Cgroup::new(slice.join(format!("web{own}@three.service")));
+    let mut third = newer.start(&path);
+    third.fire(5);
+    assert_eq!(counts(), [1116, 16, 1, 100]);
+    drop((programs, third, groups, newer));
+    for inner in
+        [format!("web{own}@two.service"), "user@1000.service/app.slice".into(), "user@1000.service".into()]
+    {
+        let _ = fs::remove_dir(slice.join(inner));
+    }
+    let _ = fs::remove_dir(&slice);
+}
+
+#[test]
+fn pods_namespaces_images_and_names_are_those_of_the_engines() {
+    let folder = folder();
+    let path = program(&folder, "pod");
+    let own = std::process::id();
+    let uid = |n: u32| format!("{own:08x}-2fa1-11d2-883f-0016d3cca42{n}");
+    let mut written = Written(Vec::new());
+    let pod = |n: u32, written: &mut Written| {
+        let folder = PathBuf::from(format!("/var/log/pods/ns{own}-{n}_web{own}-{n}_{}", uid(n)));
+        fs::create_dir_all(&folder).unwrap();
+        written.0.push(folder);
+    };
+    let docker = |id: &str, name: &str, image: &str, written: &mut Written| {
+        let text = format!(r#"{{"Name":"/{name}","Config":{{"Image":"{image}"}}}}"#);
+        written.file(format!("/var/lib/docker/containers/{id}/config.v2.json").into(), &text);
+    };
+    pod(1, &mut written);
+    docker(&id(1), &format!("name{own}"), &format!("registry:5000/image{own}:3"), &mut written);
+    let [first, second, third, fourth] = [1, 2, 3, 4].map(id);
+    let systemd =
+        format!("kubepods{own}.slice/kubepods{own}-burstable-pod{}.slice", uid(1).replace('-', "_"));
+    let systemd = format!("{systemd}/cri-containerd-{second}.scope");
+    let groups = [format!("docker-{first}.scope"), systemd];
+    let groups = groups.map(|name| Cgroup::new(hierarchy().join(name)));
+    let mut programs = groups.each_ref().map(|group| group.start(&path));
+    programs.iter_mut().for_each(|program| program.fire(0));
+    let process = path.file_name().unwrap().to_str().unwrap();
+    let config = config(&[
+        ("pods", &format!("pod: web{own}-*")),
+        ("two", &format!("pod: web{own}-2\n  namespace: ns{own}-*")),
+        ("space", &format!("namespace: ns{own}-1")),
+        ("image", &format!("image: image{own}")),
+        ("named", &format!("container: name{own}")),
+        ("globbed", &format!("container: 'name{own}*'\n  process: {process}")),
+    ]);
+    let tracer = Tracer::start_unready(&config, false);
+    programs[0].fire(1);
+    programs[1].fire(10);
+    fire_at_once(&path, 10_000);
+    let counts = || {
+        ["pods", "two", "space", "image", "named", "globbed"].map(|of| count(&tracer, &format!("{of}_total")))
+    };
+    assert_eq!(counts(), [10, 0, 10, 1, 1, 1]);
+    // Those that come later, made by cgroupfs as the kubelet may be told to, and by another engine.
+    pod(2, &mut written);
+    docker(&third, &format!("name{own}-b"), "other", &mut written);
+    let later = [format!("kubepods{own}/pod{}/{fourth}", uid(2)), format!("docker-{third}.scope")];
+    let later = later.map(|name| Cgroup::new(hierarchy().join(name)));
+    let mut newer = later.each_ref().map(|group| group.start(&path));
+    // The engine names a container long before it runs its program; here both are at once.
+    eventually("the newer ones are told", || {
+        newer.iter_mut().for_each(|program| program.fire(1));
+        let now = counts();
+        now[0] > 10 && now[1] > 0 && now[5] > 1
+    });
+    let before = counts();
+    newer[0].fire(100);
+    newer[1].fire(1000);
+    fire_at_once(&path, 10_000);
+    let more: Vec<u64> = counts().iter().zip(before).map(|(now, before)| now - before).collect();
+    assert_eq!(more, [100, 100, 0, 0, 0, 1000]);
+    drop((programs, newer, groups, later, written));
+    for inner in [
+        format!("kubepods{own}.slice/kubepods{own}-burstable-pod{}.slice", uid(1).replace('-', "_")),
+        format!("kubepods{own}.slice"),
+        format!("kubepods{own}/pod{}", uid(2)),
+        format!("kubepods{own}"),
+    ] {
+        let _ = fs::remove_dir(hierarchy().join(inner));
+    }
+}
+
+#[test]
+fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_on() {
+    let folder = folder();
+    let (parent, other) = (program(&folder, "parent"), program(&folder, "other"));
+    let name = parent.file_name().unwrap().to_str().unwrap().to_string();
+    // A shell of another name stands between, and runs another program.
+    let mut boss = Program::start(&parent);
+    boss.fire(0);
+    let selector = format!("process: {name}\n  children: true");
+    let tracer = Tracer::start(&config(&[
+        ("family", &selector),
+        ("file", &format!("binary: {}", other.display())),
+        ("both", &format!("binary: {}\n  {selector}", other.display())),
+    ]));
+    boss.fire(1);
+    boss.say("fork 10");
+    boss.say(&format!("run {} 100 < /dev/null", other.display()));
+    assert_eq!(count(&tracer, "file_total"), 100);
+    assert_eq!(count(&tracer, "both_total"), 100, "from its first hit on");
+    fire_at_once(&other, 1000);
+    assert_eq!((count(&tracer, "file_total"), count(&tracer, "both_total")), (1100, 100));
+    // Its file is found: what runs it is the target's.
+    eventually("the child's file is attached to", || {
+        let before = count(&tracer, "family_total");
+        boss.say(&format!("run (sleep 0.3; echo 1) | {} 0 > /dev/null", other.display()));
+        count(&tracer, "family_total") > before
+    });
+    let before = count(&tracer, "family_total");
+    fire_at_once(&other, 1000);
+    assert_eq!(count(&tracer, "family_total"), before);
+    // A child that goes on when its parent has ended.
+    boss.say("leave 500");
+    drop(boss);
+    eventually("the orphan has fired", || count(&tracer, "family_total") >= before + 500);
+    assert_eq!(count(&tracer, "family_total"), before + 500);
+}
+
+#[test]
+fn children_that_ran_before_are_found() {
+    let folder = folder();
+    let (parent, other) = (program(&folder, "begun"), program(&folder, "old"));
+    let name = parent.file_name().unwrap().to_str().unwrap().to_string();
+    let mut boss = Program::start(&parent);
+    let fifo = folder.path().join("fifo");
+    run("mkfifo", &[fifo.to_str().unwrap()]);
+    boss.tell(&format!("run {} < {}", other.display(), fifo.display()));
+    let mut to_child = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    let tracer = Tracer::start_unready(
+        &config(&[("both", &format!("binary: {}\n  process: {name}\n  children: true", other.display()))]),
+        false,
+    );
+    fire_at_once(&other, 1000);
+    std::io::Write::write_all(&mut to_child, b"70\n").unwrap();
+    drop(to_child);
+    boss.fire(0);
+    assert_eq!(count(&tracer, "both_total"), 70);
+}
+
+fn library_of(folder: &Path, name: &str, soname: &str) -> PathBuf {
+    let path = folder.join(name);
+    let soname = format!("-Wl,-soname,{soname}");
+    build(&path, &["-O1", "-DLIBRARY", "-DPAD=1", "-shared", "-fPIC", &soname]);
+    path
+}
+
+#[test]
+fn a_library_is_each_file_of_its_name_that_these_processes_load() {
+    let folder = folder();
+    let (path, stranger) = (program(&folder, "loads"), program(&folder, "stranger"));
+    let name = path.file_name().unwrap().to_str().unwrap().to_string();
+    let at = |inner: &str| {
+        let at = folder.path().join(inner);
+        fs::create_dir_all(&at).unwrap();
+        at
+    };
+    let plain = library_of(&at("a"), "libdemo.so.1", "libdemo.so.1");
+    let linked = library_of(&at("b"), "libdemo.so.1.2.3", "libdemo.so.1");
+    let other = library_of(&at("c"), "libother.so.1", "libother.so.1");
+    let mut first = Program::start(&path);
+    first.say(&format!("open {}", plain.display()));
+    let probes = "probes:\n  - function: fire\n    metrics: [{ counter: demo_total }]";
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: demo\n  library: libdemo.so.1\n  process: {name}\n  {probes}\n"
+    );
+    let tracer = Tracer::start(&yaml);
+    first.fire(3);
+    assert_eq!(count(&tracer, "demo_total"), 3);
+    // Others may load it: they are not meant. And one of another name is not it.
+    let mut foreign = Program::start(&stranger);
+    foreign.say(&format!("open {}", plain.display()));
+    foreign.fire(1000);
+    let mut unlike = Program::start(&path);
+    unlike.say(&format!("open {}", other.display()));
+    unlike.fire(1000);
+    assert_eq!(count(&tracer, "demo_total"), 3);
+    // Later, by its soname; and from a memfd.
+    let mut second = Program::start(&path);
+    second.fire(0);
+    second.say(&format!("open {}", linked.display()));
+    until_sites(&tracer, 0, 2);
+    second.fire(10);
+    let mut third = Program::start(&path);
+    third.say(&format!("load {}", plain.display()));
+    until_sites(&tracer, 0, 3);
+    third.fire(100);
+    assert_eq!(count(&tracer, "demo_total"), 113);
+    assert_eq!(tracer.books_at_rest()[0].hits, 1113);
+}
