@@ -116,6 +116,16 @@ fn rules(plan: &Plan) -> Vec<Rule> {
              fibre_exporter_series).",
         )
         .lasting("15m"),
+        Rule::new(
+            "ExporterReloadFailed",
+            "warning",
+            ours(
+                "(fibre_exporter_config_last_reload_successful == 0 or \
+                 fibre_exporter_tls_certificate_last_reload_successful == 0)",
+            ),
+            "The exporter on {{ $labels.instance }} failed to reload its configuration or TLS certificate.",
+            "What was loaded before is still in use. The exporter's log has the reason.",
+        ),
     ];
     if plan.settings.tls.is_some() {
         rules.push(Rule::new(
@@ -126,13 +136,6 @@ fn rules(plan: &Plan) -> Vec<Rule> {
              humanizeDuration }}.",
             "Prometheus cannot scrape the exporter after that. Replace the files; they are reloaded within 30 \
              seconds, without a restart.",
-        ));
-        rules.push(Rule::new(
-            "ExporterReloadFailed",
-            "warning",
-            ours("fibre_exporter_tls_certificate_last_reload_successful == 0"),
-            "The exporter on {{ $labels.instance }} failed to reload its TLS certificate.",
-            "The previous certificate is still in use. The exporter's log has the reason.",
         ));
     }
     if !plan.targets.is_empty() {
