@@ -149,10 +149,20 @@ impl Finder {
 
     /// The files of this name or soname that the processes have loaded.
     fn of_library(&mut self, processes: &[u32], name: &Pattern) -> Result<Vec<TargetFile>, String> {
+        let all = self.libraries_that(processes, |library| library.is_called(name));
+        match (all.is_empty(), processes.len()) {
+            (false, _) => Ok(all),
+            (true, 0) => Err(format!("no selected process is running, so none has loaded {name}")),
+            (true, count) => Err(format!("none of the {count} selected processes has loaded {name}")),
+        }
+    }
+
+    /// The files of libraries that the processes have loaded, each once.
+    fn libraries_that(&mut self, processes: &[u32], are_meant: impl Fn(&Library) -> bool) -> Vec<TargetFile> {
         let mut all: Vec<TargetFile> = Vec::new();
         let mut seen = HashSet::new();
         for library in self.loaded_by(processes) {
-            if !library.is_called(name) || !seen.insert(library.file) {
+            if !are_meant(&library) || !seen.insert(library.file) {
                 continue;
             }
             let Ok(found) = self.look_at(&library.path, library.display) else {
@@ -164,11 +174,7 @@ impl Finder {
                 all.push(found);
             }
         }
-        match (all.is_empty(), processes.len()) {
-            (false, _) => Ok(all),
-            (true, 0) => Err(format!("no selected process is running, so none has loaded {name}")),
-            (true, count) => Err(format!("none of the {count} selected processes has loaded {name}")),
-        }
+        all
     }
 
     fn loaded_by(&mut self, processes: &[u32]) -> Vec<Library> {
@@ -241,16 +247,7 @@ impl Finder {
         if wanted.is_empty() {
             return;
         }
-        let mut seen = HashSet::new();
-        for library in self.loaded_by(processes) {
-            if !library.has_any(wanted) || !seen.insert(library.file) {
-                continue;
-            }
-            let Ok(found) = self.look_at(&library.path, library.display) else {
-                // Another process that has loaded it may still be there.
-                seen.remove(&library.file);
-                continue;
-            };
+        for found in self.libraries_that(processes, |library| library.has_any(wanted)) {
             if all.iter().all(|known| known.identity != found.identity) {
                 all.push(TargetFile { is_library: true, ..found });
             }
