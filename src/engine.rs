@@ -54,6 +54,8 @@ pub(crate) struct Engines {
     /// Those that have a probe of the plan come first.
     all: Vec<Arc<Engine>>,
     seats: Vec<Seat>,
+    /// By engine, its probes that are not the plan's any more.
+    left_out: Vec<Vec<usize>>,
     /// What is left of engines that have ended.
     past: Past,
 }
@@ -75,7 +77,15 @@ impl Engines {
     pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
         let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
         let engine = Engine::start(plan, attach)?;
-        Ok(Self { plan: engine.plan.clone(), all: vec![Arc::new(engine)], seats, past: Past::default() })
+        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, Past::default()))
+    }
+
+    fn of(plan: Arc<Plan>, all: Vec<Arc<Engine>>, seats: Vec<Seat>, past: Past) -> Self {
+        let mut is_seat: Vec<Vec<bool>> =
+            all.iter().map(|engine| vec![false; engine.plan.probes.len()]).collect();
+        seats.iter().for_each(|seat| is_seat[seat.bank][seat.probe] = true);
+        let left_out = is_seat.iter().map(|of| (0..of.len()).filter(|probe| !of[*probe]).collect()).collect();
+        Self { plan, all, seats, left_out, past }
     }
 
     /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
@@ -102,7 +112,7 @@ impl Engines {
             seat.bank = order.iter().position(|bank| *bank == seat.bank).unwrap_or(0);
         }
         let all = order.into_iter().map(|bank| all[bank].clone()).collect();
-        Ok(Self { plan: Arc::new(plan), all, seats, past: self.past.clone() })
+        Ok(Self::of(Arc::new(plan), all, seats, self.past.clone()))
     }
 
     /// How many probes are the same as in another, and were not touched.
@@ -115,8 +125,8 @@ impl Engines {
     #[must_use]
     pub fn settled(&self) -> Self {
         std::thread::scope(|scope| {
-            for (number, engine) in self.all.iter().enumerate() {
-                let gone: BTreeSet<usize> = self.left_out(number).collect();
+            for (engine, gone) in self.all.iter().zip(&self.left_out) {
+                let gone: BTreeSet<usize> = gone.iter().copied().collect();
                 if !gone.is_empty() {
                     scope.spawn(move || engine.manager.retire(gone));
                 }
@@ -124,25 +134,18 @@ impl Engines {
         });
         let used = self.used();
         let mut past = self.past.clone();
-        for (number, engine) in self.all.iter().enumerate().skip(used) {
+        for (engine, gone) in self.all.iter().zip(&self.left_out).skip(used) {
             engine.drain.catch_up(Duration::from_secs(1));
-            for probe in self.left_out(number) {
-                past.add(engine, probe);
-            }
+            gone.iter().for_each(|probe| past.add(engine, *probe));
             past.status.push((engine.plan.clone(), engine.status.clone()));
             past.drain.push(engine.drain.stats().clone());
         }
-        Self { plan: self.plan.clone(), all: self.all[..used].to_vec(), seats: self.seats.clone(), past }
+        Self::of(self.plan.clone(), self.all[..used].to_vec(), self.seats.clone(), past)
     }
 
     /// Engines with a probe of the plan. The first one stays, to have somebody who counts time.
     fn used(&self) -> usize {
         self.seats.iter().map(|seat| seat.bank + 1).max().unwrap_or(0).max(1)
-    }
-
-    fn left_out(&self, bank: usize) -> impl Iterator<Item = usize> + '_ {
-        let has = move |probe: &usize| self.seats.contains(&Seat { bank, probe: *probe });
-        (0..self.all[bank].plan.probes.len()).filter(move |probe| !has(probe))
     }
 
     /// For the table of series.
@@ -168,10 +171,9 @@ impl Engines {
 
     /// How the plan's probes and targets are doing.
     pub fn status(&self) -> Status {
-        let seats: Vec<(usize, usize)> = self.seats.iter().map(|seat| (seat.bank, seat.probe)).collect();
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
         let parts: Vec<_> = here.chain(self.past.status.iter().cloned()).collect();
-        Status::of_parts(&self.plan, &parts, &seats)
+        Status::of_parts(&self.plan, &parts, &self.seats)
     }
 
     /// What all threads that drain rings have counted.
@@ -194,8 +196,8 @@ impl Engines {
     /// Of probes that are no more.
     fn past(&self) -> Past {
         let mut past = self.past.clone();
-        for (bank, engine) in self.all.iter().enumerate() {
-            self.left_out(bank).for_each(|probe| past.add(engine, probe));
+        for (engine, gone) in self.all.iter().zip(&self.left_out) {
+            gone.iter().for_each(|probe| past.add(engine, *probe));
         }
         past
     }

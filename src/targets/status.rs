@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::kernel::Sweep;
-use crate::metrics::ProbeFacts;
+use crate::metrics::{ProbeFacts, Seat};
 use crate::plan::Plan;
 
-/// TargetState of every probe of the plan.
+/// The state of every probe of the plan.
 #[derive(Debug)]
 pub struct Status {
     probes: Mutex<Vec<ProbeStatus>>,
@@ -123,17 +123,17 @@ impl Status {
         }
     }
 
-    /// Those of several plans as one: `seats` has for each probe of `plan` the part and the number there.
-    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], seats: &[(usize, usize)]) -> Self {
+    /// Those of several plans as one: `seats` has for each probe of `plan` the part, as its bank, and the number there.
+    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], seats: &[Seat]) -> Self {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
         let spans: Vec<_> = parts.iter().map(|(_, status)| status.spans()).collect();
-        *whole.lock() = seats.iter().map(|(part, probe)| probes[*part][*probe].clone()).collect();
-        for (planned, (part, probe)) in plan.probes.iter().zip(seats) {
-            if let (Some(span), Some(there)) = (planned.span, parts[*part].0.probes[*probe].span)
+        *whole.lock() = seats.iter().map(|seat| probes[seat.bank][seat.probe].clone()).collect();
+        for (planned, seat) in plan.probes.iter().zip(seats) {
+            if let (Some(span), Some(there)) = (planned.span, parts[seat.bank].0.probes[seat.probe].span)
                 && let Some(to) = whole.lock_spans().get_mut(span.number as usize)
             {
-                *to = spans[*part][there.number as usize];
+                *to = spans[seat.bank][there.number as usize];
             }
         }
         *whole.hz.lock().unwrap_or_else(PoisonError::into_inner) =
