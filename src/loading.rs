@@ -1,6 +1,6 @@
 //! The configuration as it is used: read, checked with what it names, and planned.
 
-use crate::config::model::Settings;
+use crate::config::model::{Settings, TlsFiles};
 use crate::config::{self, Diagnostics, Draft, Overrides};
 use crate::http::{Credentials, HttpError, Tls, TlsPaths};
 use crate::plan::{Plan, plan_draft};
@@ -31,22 +31,24 @@ pub(crate) type Secured = (Option<Credentials>, Option<Tls>, Vec<String>);
 pub(crate) fn security(settings: &Settings) -> Result<Secured, HttpError> {
     let (mut tls, mut warnings) = (None, Vec::new());
     if let Some(files) = &settings.tls {
-        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
-        let (loaded, unwise) = Tls::load(paths)?;
+        let (loaded, unwise) = Tls::load(paths_of(files))?;
         (tls, warnings) = (Some(loaded), unwise);
     }
     let auth = settings.auth.as_ref().map(|auth| Credentials::new(&auth.username, &auth.password));
     Ok((auth.transpose()?, tls, warnings))
 }
 
+fn paths_of(files: &TlsFiles) -> TlsPaths {
+    TlsPaths { certificate: files.cert.clone(), key: files.key.clone() }
+}
+
 /// Certificates and passwords that the HTTP server would refuse, in its own words.
 fn refuse_unusable(draft: &Draft) {
     let settings = draft.settings();
-    if let Some(files) = &settings.tls {
-        let paths = TlsPaths { certificate: files.cert.clone(), key: files.key.clone() };
-        if let Err(err) = Tls::load(paths) {
-            draft.error(&files.at, err.to_string());
-        }
+    if let Some(files) = &settings.tls
+        && let Err(err) = Tls::load(paths_of(files))
+    {
+        draft.error(&files.at, err.to_string());
     }
     if let Some(auth) = &settings.auth
         && let Err(err) = Credentials::new(&auth.username, &auth.password)

@@ -207,26 +207,23 @@ impl Running {
 /// Sets back what cannot change while the exporter runs; tells of each that would have.
 fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     let mut told = Vec::new();
-    let mut keep = |is_other: bool, name: &str| {
-        if is_other {
-            told.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
-        }
-    };
-    keep(now.bind != started.bind, "bind");
-    keep(now.metrics_port != started.metrics_port, "metrics_port");
-    keep(now.health_port != started.health_port, "health_port");
-    keep(now.log_file != started.log_file, "log_file");
-    keep(now.verbose != started.verbose, "verbose");
-    keep(now.attach != started.attach, "attach");
+    set_back("bind", &mut now.bind, &started.bind, &mut told);
+    set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut told);
+    set_back("health_port", &mut now.health_port, &started.health_port, &mut told);
+    set_back("log_file", &mut now.log_file, &started.log_file, &mut told);
+    set_back("verbose", &mut now.verbose, &started.verbose, &mut told);
+    set_back("attach", &mut now.attach, &started.attach, &mut told);
     let (limits, before) = (&mut now.limits, &started.limits);
-    keep(limits.ring_bytes != before.ring_bytes, "ring.size");
-    keep(limits.ring_poll_ms != before.ring_poll_ms, "ring.poll");
-    keep(limits.sites != before.sites, "limits.sites");
-    keep(limits.starts != before.starts, "limits.starts");
-    (limits.ring_bytes, limits.ring_poll_ms) = (before.ring_bytes, before.ring_poll_ms);
-    (limits.sites, limits.starts) = (before.sites, before.starts);
-    (now.bind, now.metrics_port, now.health_port) = (started.bind, started.metrics_port, started.health_port);
-    (now.verbose, now.attach) = (started.verbose, started.attach);
-    now.log_file.clone_from(&started.log_file);
+    set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut told);
+    set_back("ring.poll", &mut limits.ring_poll_ms, &before.ring_poll_ms, &mut told);
+    set_back("limits.sites", &mut limits.sites, &before.sites, &mut told);
+    set_back("limits.starts", &mut limits.starts, &before.starts, &mut told);
     told
+}
+
+fn set_back<T: PartialEq + Clone>(name: &str, now: &mut T, started: &T, told: &mut Vec<String>) {
+    if now != started {
+        told.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
+        now.clone_from(started);
+    }
 }

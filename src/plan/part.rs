@@ -1,11 +1,11 @@
 //! Parts of a plan: what is the same in two plans, and a plan of some of the probes.
 
-use crate::selectors::Selector;
 use std::collections::BTreeMap;
 
 use super::{Plan, ProbePlan, TargetPlan};
 use crate::config::model::MetricKind;
 use crate::config::place::Place;
+use crate::selectors::Selector;
 
 /// What of a probe decides what is counted: without the places where it is written, and with what its numbers stand for.
 #[derive(PartialEq)]
