@@ -71,7 +71,9 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         .as_ref()
         .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
     let warnings = warnings.render().lines().map(str::to_owned).collect();
-    diags.into_result(Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings })
+    let mut plan = Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings };
+    plan.bound_units();
+    diags.into_result(plan)
 }
 
 struct Builder<'a> {

@@ -52,7 +52,7 @@ pub struct TargetPlan {
 pub struct ProbePlan {
     pub at: Place,
     pub target: usize,
-    /// Probes of one unit are written as one: they are attached and detached together.
+    /// Probes of one unit are attached and detached together: those of one entry, and where there are many entries of several.
     pub unit: usize,
     /// As it is shown: `udp:block_race_winner`, `SSL_write`.
     pub name: String,

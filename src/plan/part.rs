@@ -1,6 +1,7 @@
 //! Parts of a plan: what is the same in two plans, and a plan of some of the probes.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Plan, ProbePlan, TargetPlan};
 use crate::config::model::MetricKind;
@@ -15,7 +16,26 @@ struct Essence<'a> {
     metrics: Vec<(&'a str, &'a MetricKind, &'a [String])>,
 }
 
+/// The most units of a plan. Each has links of its own in a file, and when the exporter is killed the kernel closes links one
+/// after the other, each for some 70 ms.
+const MAX_UNITS: usize = 16;
+
 impl Plan {
+    /// Joins units where there are too many. By their names, so that another entry leaves the other units as they are.
+    pub(super) fn bound_units(&mut self) {
+        let units = self.units();
+        if units.len() <= MAX_UNITS {
+            return;
+        }
+        for probes in units.into_values() {
+            let first = &self.probes[probes[0]];
+            let mut hasher = DefaultHasher::new();
+            (&self.targets[first.target].name, &first.name).hash(&mut hasher);
+            let unit = (hasher.finish() % MAX_UNITS as u64) as usize;
+            probes.into_iter().for_each(|probe| self.probes[probe].unit = unit);
+        }
+    }
+
     /// For each probe of this plan the probe of the other that is the same. Probes of one unit have all a twin or none.
     pub fn same_in(&self, other: &Plan) -> Vec<Option<usize>> {
         let mut twins = vec![None; self.probes.len()];
@@ -51,16 +71,12 @@ impl Plan {
                 made.targets.push(TargetPlan { probes: Vec::new(), ..self.targets[probe.target].clone() });
                 made.targets.len() - 1
             });
-            if let Some(span) = &mut probe.span {
-                span.number = *spans.entry(span.number).or_insert_with(|| {
-                    made.spans += 1;
-                    made.spans - 1
-                });
-            }
+            renumber_span(&mut probe, &mut spans);
             probe.target = target;
             made.targets[target].probes.push(made.probes.len());
             made.probes.push(probe);
         }
+        made.spans = spans.len() as u32;
         made
     }
 
@@ -73,20 +89,18 @@ impl Plan {
     }
 
     fn essences(&self, unit: &[usize]) -> Vec<Essence<'_>> {
-        let first = unit.iter().find_map(|number| self.probes[*number].span).map_or(0, |span| span.number);
-        unit.iter().map(|number| self.essence(*number, first)).collect()
+        let mut spans = BTreeMap::new();
+        unit.iter().map(|number| self.essence(*number, &mut spans)).collect()
     }
 
-    fn essence(&self, number: usize, first_span: u32) -> Essence<'_> {
+    fn essence(&self, number: usize, spans: &mut BTreeMap<u32, u32>) -> Essence<'_> {
         let mut probe = self.probes[number].clone();
         let target = &self.targets[probe.target];
         let metrics = probe.actions.iter().map(|action| &self.metrics[action.metric]);
         let metrics =
             metrics.map(|metric| (metric.name.as_str(), &metric.kind, &metric.labels[..])).collect();
         (probe.at, probe.target, probe.unit) = (Place::none(), 0, 0);
-        if let Some(span) = &mut probe.span {
-            span.number -= first_span;
-        }
+        renumber_span(&mut probe, spans);
         probe.values.iter_mut().for_each(|value| value.at = Place::none());
         for action in &mut probe.actions {
             (action.at, action.metric) = (Place::none(), 0);
@@ -95,8 +109,17 @@ impl Plan {
     }
 }
 
+/// Numbers spans in the order in which they are met.
+fn renumber_span(probe: &mut ProbePlan, spans: &mut BTreeMap<u32, u32>) {
+    if let Some(span) = &mut probe.span {
+        let next = spans.len() as u32;
+        span.number = *spans.entry(span.number).or_insert(next);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::MAX_UNITS;
     use crate::config::{Environment, Overrides, load_bytes};
     use crate::plan::{Plan, plan};
 
@@ -143,5 +166,25 @@ mod tests {
         assert_eq!((part.probes.len(), part.spans, part.targets[0].probes.len()), (2, 1, 2));
         assert!(part.probes.iter().all(|probe| probe.span.is_some_and(|span| span.number == 0)));
         assert_eq!(part.same_in(&whole), [Some(3), Some(4)]);
+    }
+
+    #[test]
+    fn of_many_entries_a_change_touches_a_few() {
+        let entry = |of: usize| {
+            format!(
+                "      - function: f{of}\n        metrics: [{{ histogram: f{of}_seconds, value: duration }}]\n"
+            )
+        };
+        let before = planned(&(1..200).map(entry).collect::<String>());
+        assert!(before.units().len() <= MAX_UNITS);
+        // One more before all others, so that all have other numbers.
+        let after = planned(&(0..200).map(entry).collect::<String>());
+        let twins = after.same_in(&before);
+        let unit = after.probes[0].unit;
+        for (probe, twin) in after.probes.iter().zip(&twins) {
+            assert_eq!(twin.is_none(), probe.unit == unit, "{}", probe.name);
+        }
+        let (changed, all) = (twins.iter().filter(|twin| twin.is_none()).count(), twins.len());
+        assert!(changed < all / 4, "{changed} of {all}");
     }
 }
