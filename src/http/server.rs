@@ -133,7 +133,7 @@ pub async fn serve(
 }
 
 /// Loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
-async fn follow(
+pub(super) async fn follow(
     security: Arc<Security>,
     every: Duration,
     stats: Vec<Arc<HttpStats>>,
@@ -146,7 +146,11 @@ async fn follow(
     loop {
         let tls = security.tls();
         let not_after = tls.as_ref().and_then(|tls| tls.not_after()).unwrap_or(0);
-        stats.iter().for_each(|stats| stats.certificate_not_after.store(not_after, Ordering::Relaxed));
+        let failed = tls.as_ref().is_some_and(|tls| tls.reload_failed());
+        for stats in &stats {
+            stats.certificate_not_after.store(not_after, Ordering::Relaxed);
+            stats.certificate_reload_failed.store(failed, Ordering::Relaxed);
+        }
         if warned.elapsed() >= WARN_AGAIN {
             warned = Instant::now();
             tls.iter()
@@ -161,17 +165,12 @@ async fn follow(
         let Some(tls) = security.tls() else { continue };
         let again = tls.clone();
         let display = tls.paths().certificate.display();
-        let failed = |is| {
-            stats.iter().for_each(|stats| stats.certificate_reload_failed.store(is, Ordering::Relaxed));
-        };
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
-                failed(false);
                 tell(&report, Level::Info, format!("the certificate {display} was reloaded"));
                 warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
             }
             Ok(Some(Err(reason))) => {
-                failed(true);
                 let text =
                     format!("failed to reload the certificate; the previous one stays in use: {reason}");
                 tell(&report, Level::Error, text);

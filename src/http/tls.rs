@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,6 +37,8 @@ pub struct Tls {
     loaded: RwLock<Loaded>,
     /// The files as they were when they were last looked at, whether they were good or not.
     seen: Mutex<Fingerprint>,
+    /// Whether they were not good then, so that the pair in use is an earlier one.
+    failed: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -54,7 +57,8 @@ impl Tls {
     pub fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), HttpError> {
         let seen = Fingerprint::of(&paths);
         let (loaded, warnings) = read(&paths).map_err(HttpError::Tls)?;
-        Ok((Self { paths, loaded: RwLock::new(loaded), seen: Mutex::new(seen) }, warnings))
+        let (loaded, seen) = (RwLock::new(loaded), Mutex::new(seen));
+        Ok((Self { paths, loaded, seen, failed: AtomicBool::new(false) }, warnings))
     }
 
     /// The configuration for the next handshake.
@@ -86,10 +90,17 @@ impl Tls {
             return None;
         }
         *seen = now;
-        Some(read(&self.paths).map(|(loaded, warnings)| {
+        let found = read(&self.paths);
+        self.failed.store(found.is_err(), Ordering::Relaxed);
+        Some(found.map(|(loaded, warnings)| {
             *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
             warnings
         }))
+    }
+
+    /// Whether its files have changed since it was loaded and could not be loaded again.
+    pub(super) fn reload_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     pub(super) fn paths(&self) -> &TlsPaths {
@@ -204,10 +215,15 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
 
     use tempfile::TempDir;
 
     use super::*;
+    use crate::http::Report;
+    use crate::http::security::Security;
+    use crate::http::server::follow;
+    use crate::http::stats::HttpStats;
 
     struct Files {
         dir: TempDir,
@@ -322,5 +338,35 @@ mod tests {
         files.write(&new_certificate, &new_key);
         assert!(tls.refresh().unwrap().unwrap().is_empty());
         assert!(!Arc::ptr_eq(&first, &tls.current()));
+    }
+
+    /// It may be of other files, so that those of the one before stay as bad as they are.
+    #[tokio::test]
+    async fn a_pair_that_is_configured_after_a_bad_one_has_not_failed() {
+        let (certificate, key) = pair();
+        let load = |files: &Files| Tls::load(files.paths.clone()).unwrap().0;
+        let (files, others) = (Files::new(&certificate, &key), Files::new(&certificate, &key));
+        let security = Arc::new(Security::new(None, Some(load(&files))));
+        let stats = Arc::new(HttpStats::default());
+        let (_running, stopped) = tokio::sync::watch::channel(());
+        let every = Duration::from_millis(10);
+        let report: Report = Arc::new(|_| {});
+        let followed = follow(security.clone(), every, vec![stats.clone()], report, stopped);
+        let followed = tokio::spawn(followed);
+        let until = async |failed: bool| {
+            let is_so = || stats.certificate_reload_failed.load(Ordering::Relaxed) == failed;
+            for _ in 0..6000 {
+                if is_so() {
+                    return;
+                }
+                tokio::time::sleep(every).await;
+            }
+            panic!("not {failed}");
+        };
+        files.write(&certificate, &pair().1);
+        until(true).await;
+        security.set(None, Some(load(&others)));
+        until(false).await;
+        followed.abort();
     }
 }
