@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::abi::accounting_slot;
 use crate::drain::{Drain, DrainStats};
-use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Shared};
+use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Shared};
 use crate::layout::Layout;
 use crate::metrics::{Bank, Seat};
 use crate::plan::Plan;
@@ -63,7 +63,7 @@ pub(crate) struct Engines {
 /// Numbers that must not go down when probes end.
 #[derive(Debug, Clone, Default)]
 struct Past {
-    accounting: BTreeMap<u32, u64>,
+    losses: Losses,
     events: BTreeMap<String, u64>,
     status: Vec<(Arc<Plan>, Arc<Status>)>,
     drain: Vec<Arc<DrainStats>>,
@@ -205,10 +205,10 @@ impl Engines {
 
 impl Past {
     fn add(&mut self, engine: &Engine, probe: usize) {
-        for (_, which) in LOST {
-            *self.accounting.entry(which.0).or_default() += engine.shared.accounting(probe, *which);
+        for (sum, (_, which)) in self.losses.iter_mut().zip(LOST) {
+            *sum += engine.shared.accounting(probe, *which);
         }
-        let accounting = Accounting::of(|which| engine.shared.accounting(probe, which));
+        let accounting = Accounting::read(&engine.shared, probe);
         let kind = engine.plan.probes[probe].event_type.clone();
         *self.events.entry(kind).or_default() += accounting.aggregated + accounting.delivered;
     }
@@ -237,11 +237,11 @@ impl Counts for Engines {
         sums.into_iter().collect()
     }
 
-    fn past_losses(&self, which: accounting_slot) -> u64 {
-        self.past().accounting.get(&which.0).copied().unwrap_or(0)
+    fn past_losses(&self) -> Losses {
+        self.past().losses
     }
 
-    fn past_events(&self) -> Vec<(String, u64)> {
-        self.past().events.into_iter().collect()
+    fn past_events(&self) -> BTreeMap<String, u64> {
+        self.past().events
     }
 }

@@ -1,5 +1,6 @@
 //! The accounting: what became of each probe's hits.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::load::Shared;
@@ -13,6 +14,9 @@ pub(crate) const LOST: &[(&str, accounting_slot)] = &[
     ("starts_full", accounting_slot::ACCT_LOST_STARTS_FULL),
     ("negative", accounting_slot::ACCT_LOST_NEGATIVE),
 ];
+
+/// A number for each of [`LOST`].
+pub(crate) type Losses = [u64; LOST.len()];
 
 /// Where what the programs count is read from. The reference of the metrics has one without a kernel.
 pub(crate) trait Counts: fmt::Debug + Send + Sync {
@@ -28,14 +32,14 @@ pub(crate) trait Counts: fmt::Debug + Send + Sync {
     /// By program, hits for which the kernel did not run it; without those of which the kernel does not say.
     fn misses(&self) -> Vec<(&'static str, u64)>;
 
-    /// What probes have lost that are no more.
-    fn past_losses(&self, _which: accounting_slot) -> u64 {
-        0
+    /// What probes have lost that are no more, as [`LOST`] has it.
+    fn past_losses(&self) -> Losses {
+        Losses::default()
     }
 
     /// By type, events that were counted by probes that are no more.
-    fn past_events(&self) -> Vec<(String, u64)> {
-        Vec::new()
+    fn past_events(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
     }
 }
 

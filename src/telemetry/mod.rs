@@ -115,8 +115,8 @@ impl Telemetry {
         let accounting =
             |which| (0..states.len()).map(|probe| self.counts.accounting(probe, which)).sum::<u64>();
         let rows = to.counter("fibre_exporter_errors_total", "Errors, by type.");
-        for (reason, which) in LOST {
-            rows.number(&[("error_type", reason)], accounting(*which) + self.counts.past_losses(*which));
+        for ((reason, which), past) in LOST.iter().zip(self.counts.past_losses()) {
+            rows.number(&[("error_type", reason)], accounting(*which) + past);
         }
         rows.number(&[("error_type", "event_unreadable")], load(&self.drain.unreadable));
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));

@@ -125,7 +125,7 @@ impl Telemetry {
             }
         }
         for (name, sum) in &mut types {
-            *sum += past.iter().find(|(of, _)| of == name).map_or(0, |(_, past)| *past);
+            *sum += past.get(*name).copied().unwrap_or(0);
         }
         let rows = to.counter("fibre_exporter_events_processed_total", "Events counted, by type.");
         for (name, sum) in types {
