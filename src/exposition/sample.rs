@@ -12,7 +12,7 @@ pub enum Kind {
 /// One series at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample<'a> {
-    /// See [`Head::key`].
+    /// See [`super::Head::key`].
     pub key: &'a str,
     pub value: Value<'a>,
 }

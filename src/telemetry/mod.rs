@@ -39,7 +39,7 @@ pub struct Telemetry {
 /// How the configuration was read last.
 #[derive(Debug)]
 pub struct Reloads {
-    pub successful: AtomicBool,
+    successful: AtomicBool,
     /// When it was last read without a mistake, in seconds since 1970, as the bits of an `f64`.
     success: AtomicU64,
 }
