@@ -214,8 +214,8 @@ mod tests {
     fn numbers_that_are_given_back_while_others_take_them_stay_apart() {
         const NUMBERS: u32 = 5;
         let rounds = if cfg!(miri) { 30 } else { 20_000 };
-        let interners = Mapped::<InternerView>::on_heap(1);
-        let entries = Mapped::<EntryView>::on_heap(NUMBERS as usize);
+        let interners = Mapped::<InternerView>::zeros(1);
+        let entries = Mapped::<EntryView>::zeros(NUMBERS as usize);
         let interner = &interners[0];
         interner.accepted.store(NUMBERS, Ordering::Relaxed);
         (0..NUMBERS).for_each(|number| interner.give_back(&entries[number as usize], number));

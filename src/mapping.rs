@@ -31,8 +31,6 @@ unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 pub struct Mapped<T: Shared> {
     memory: NonNull<T>,
     values: usize,
-    /// Gives the memory back: its address, and its length in bytes.
-    release: unsafe extern "C" fn(*mut libc::c_void, usize) -> libc::c_int,
 }
 
 // SAFETY: the memory is not tied to a thread, and is only reached through atomics.
@@ -46,6 +44,16 @@ impl<T: Shared> Mapped<T> {
     /// # Errors
     /// What mmap(2) refuses, and sizes that do not fit the address space.
     pub fn new(map: BorrowedFd<'_>, values: usize) -> io::Result<Self> {
+        Self::map(values, libc::MAP_SHARED, map.as_raw_fd())
+    }
+
+    /// Zeros that nobody else sees instead: Miri maps no files.
+    #[cfg(test)]
+    pub(crate) fn zeros(values: usize) -> Self {
+        Self::map(values, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1).unwrap()
+    }
+
+    fn map(values: usize, flags: libc::c_int, file: libc::c_int) -> io::Result<Self> {
         // The kernel begins each of a map's values at a multiple of eight bytes (kernel/bpf/arraymap.c); smaller ones
         // here are parts of one of its values.
         const { assert!(size_of::<T>().is_multiple_of(8) || size_of::<T>() == 4) };
@@ -53,40 +61,17 @@ impl<T: Shared> Mapped<T> {
             .checked_mul(values)
             .filter(|bytes| *bytes > 0 && isize::try_from(*bytes).is_ok())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: a fresh shared mapping at an address of the kernel's choice touches no memory of ours; the result
-        // is checked before it is used.
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours; the result is checked
+        // before it is used.
         let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0)
         };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let memory =
             NonNull::new(memory.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(Self { memory, values, release: libc::munmap })
-    }
-
-    /// Zeros on the heap instead, so that Miri can look at what is done with them.
-    #[cfg(test)]
-    pub(crate) fn on_heap(values: usize) -> Self {
-        unsafe extern "C" fn free(memory: *mut libc::c_void, bytes: usize) -> libc::c_int {
-            let layout = std::alloc::Layout::from_size_align(bytes, PAGE as usize).unwrap();
-            // SAFETY: allocated below with this layout.
-            unsafe { std::alloc::dealloc(memory.cast(), layout) };
-            0
-        }
-        let layout = std::alloc::Layout::from_size_align(values * size_of::<T>(), PAGE as usize).unwrap();
-        assert!(layout.size() > 0);
-        // SAFETY: not of size zero; all bytes are initialised, and all patterns of bits are values.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        Self { memory: NonNull::new(memory.cast()).unwrap(), values, release: free }
+        Ok(Self { memory, values })
     }
 }
 
@@ -102,8 +87,8 @@ impl<T: Shared> Deref for Mapped<T> {
 
 impl<T: Shared> Drop for Mapped<T> {
     fn drop(&mut self) {
-        // SAFETY: exactly the region that `new` mapped; no reference to it outlives `self`.
-        unsafe { (self.release)(self.memory.as_ptr().cast(), self.values * size_of::<T>()) };
+        // SAFETY: exactly the region that `map` mapped; no reference to it outlives `self`.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.values * size_of::<T>()) };
     }
 }
 
@@ -184,7 +169,7 @@ mod tests {
 
     #[test]
     fn values_are_apart_and_shared_by_threads() {
-        let mapped = Mapped::<[AtomicU64; 3]>::on_heap(4);
+        let mapped = Mapped::<[AtomicU64; 3]>::zeros(4);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
