@@ -12,4 +12,5 @@ pub mod names;
 pub mod on_kernel;
 pub mod program;
 pub mod prometheus;
+pub mod random;
 pub mod tracer;

@@ -11,6 +11,8 @@ use exporter::elf::{
     function_sites, go_binary, notes, parse_args, usdt_sites,
 };
 
+use crate::support::random::Xorshift;
+
 const PROBES: &str = r#"
 #define _SDT_HAS_SEMAPHORES 1
 #include <sys/sdt.h>
@@ -317,18 +319,6 @@ fn ask_everything(bytes: &[u8]) {
     let _ = usdt_sites(&image, "demo", "second__part");
     for pattern in ["work", "work+3", "*", "wrok", "0x1150", "shop::Till::add(int)"] {
         let _ = function_sites(&image, pattern);
-    }
-}
-
-/// A fixed sequence of numbers, so that a failure can be met again.
-struct Xorshift(u64);
-
-impl Xorshift {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
     }
 }
 

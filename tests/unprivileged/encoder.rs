@@ -6,35 +6,22 @@ use prometheus::{
     TextEncoder,
 };
 
-struct Random(u64);
+use crate::support::random::Xorshift;
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+/// Whole and broken numbers of any size, none of which the crate keeps otherwise than it was given.
+fn real(random: &mut Xorshift) -> f64 {
+    match random.below(4) {
+        0 => random.below(1000) as f64,
+        1 => random.below(1 << 53) as f64 / 1e6,
+        2 => random.below(1 << 53) as f64 * 1e9,
+        _ => random.below(1 << 30) as f64 / (1u64 << 40) as f64,
     }
+}
 
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// Whole and broken numbers of any size, none of which the crate keeps otherwise than it was given.
-    fn real(&mut self) -> f64 {
-        match self.below(4) {
-            0 => self.below(1000) as f64,
-            1 => self.below(1 << 53) as f64 / 1e6,
-            2 => self.below(1 << 53) as f64 * 1e9,
-            _ => self.below(1 << 30) as f64 / (1u64 << 40) as f64,
-        }
-    }
-
-    fn text(&mut self) -> String {
-        const PARTS: [&str; 12] =
-            ["", "a", "Z_9", "\"", "\\", "\n", "{}", "=,", " ", "größe", "\u{1f980}", "\\n\"\n"];
-        (0..self.below(5)).map(|_| PARTS[self.below(PARTS.len() as u64) as usize]).collect()
-    }
+fn text(random: &mut Xorshift) -> String {
+    const PARTS: [&str; 12] =
+        ["", "a", "Z_9", "\"", "\\", "\n", "{}", "=,", " ", "größe", "\u{1f980}", "\\n\"\n"];
+    (0..random.below(5)).map(|_| PARTS[random.below(PARTS.len())]).collect()
 }
 
 /// Names live as long as the program, as they do there.
@@ -44,29 +31,28 @@ fn fixed(text: String) -> &'static str {
 
 #[test]
 fn the_text_is_that_of_the_prometheus_crate() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let registry = Registry::new();
     let mut ours = Vec::new();
     for number in 0..400 {
         // The crate sorts families by name and series by values of labels; these are sorted as they come.
         let name = fixed(format!("family_{number:03}_total"));
-        let help = fixed(format!("Help {}.", random.text()).trim().to_owned());
-        let labels: &[&'static str] = [&[][..], &["a"], &["a", "b"]][random.below(3) as usize];
+        let help = fixed(format!("Help {}.", text(&mut random)).trim().to_owned());
+        let labels: &[&'static str] = [&[][..], &["a"], &["a", "b"]][random.below(3)];
         let series = if labels.is_empty() { 1 } else { 1 + random.below(4) };
         let values: Vec<Vec<String>> = (0..series)
-            .map(|number| labels.iter().map(|_| format!("{number}{}", random.text())).collect())
+            .map(|number| labels.iter().map(|_| format!("{number}{}", text(&mut random))).collect())
             .collect();
         let of = |values: &Vec<String>| -> Vec<(&'static str, String)> {
             labels.iter().copied().zip(values.iter().cloned()).collect()
         };
-        let given = |values: &Vec<String>| values.clone();
         let opts = Opts::new(name, help);
         let mut family = match number % 5 {
             0 | 1 => Family::new(name, Kind::Counter, help),
             2 | 3 => Family::new(name, Kind::Gauge, help),
             _ => {
-                let mut bounds: Vec<f64> = (0..random.below(8)).map(|_| random.real()).collect();
-                bounds.push(random.real());
+                let mut bounds: Vec<f64> = (0..random.below(8)).map(|_| real(&mut random)).collect();
+                bounds.push(real(&mut random));
                 bounds.sort_by(f64::total_cmp);
                 bounds.dedup();
                 Family::new(name, Kind::Histogram(bounds), help)
@@ -78,19 +64,19 @@ fn the_text_is_that_of_the_prometheus_crate() {
                 registry.register(Box::new(theirs.clone())).unwrap();
                 for values in &values {
                     let value = $value;
-                    theirs.with_label_values(&given(values)).$set(value);
+                    theirs.with_label_values(values).$set(value);
                     family.number_of(&of(values), &[], value);
                 }
             }};
         }
         match number % 5 {
-            0 => numbers!(IntCounterVec::new(opts, labels).unwrap(), inc_by, random.below(1 << 53)),
-            1 => numbers!(CounterVec::new(opts, labels).unwrap(), inc_by, random.real()),
+            0 => numbers!(IntCounterVec::new(opts, labels).unwrap(), inc_by, random.below(1 << 53) as u64),
+            1 => numbers!(CounterVec::new(opts, labels).unwrap(), inc_by, real(&mut random)),
             2 => {
-                let value = |random: &mut Random| random.below(1 << 50) as i64 - (1 << 49);
+                let value = |random: &mut Xorshift| random.below(1 << 50) as i64 - (1 << 49);
                 numbers!(IntGaugeVec::new(opts, labels).unwrap(), set, value(&mut random))
             }
-            3 => numbers!(GaugeVec::new(opts, labels).unwrap(), set, -random.real()),
+            3 => numbers!(GaugeVec::new(opts, labels).unwrap(), set, -real(&mut random)),
             _ => {
                 let Kind::Histogram(bounds) = family.head().kind().clone() else { unreachable!() };
                 let opts = HistogramOpts::from(opts).buckets(bounds.clone());
@@ -98,9 +84,9 @@ fn the_text_is_that_of_the_prometheus_crate() {
                 registry.register(Box::new(theirs.clone())).unwrap();
                 for values in &values {
                     let (mut counts, mut sum) = (vec![0; bounds.len() + 1], 0.0);
-                    let observed = theirs.with_label_values(&given(values));
+                    let observed = theirs.with_label_values(values);
                     for _ in 0..random.below(20) {
-                        let value = random.real();
+                        let value = real(&mut random);
                         observed.observe(value);
                         counts[bounds.partition_point(|bound| *bound < value)] += 1;
                         sum += value;
