@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
@@ -51,34 +52,49 @@ fn a_signal_ends_it_with_status_0_whatever_goes_on() {
     }
 }
 
+/// A service manager, which is told what sd_notify(3) says.
+pub struct Manager {
+    pub socket: PathBuf,
+    told: UnixDatagram,
+}
+
+impl Manager {
+    pub fn new(place: &Place) -> Self {
+        let socket = place.path("notify");
+        let told = UnixDatagram::bind(&socket).expect("the manager's socket");
+        told.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        Self { socket, told }
+    }
+
+    /// The next message to it.
+    pub fn told(&self) -> String {
+        let mut message = [0; 1024];
+        let length = self.told.recv(&mut message).expect("a message to the manager");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    }
+}
+
 /// sd_notify(3): what systemd is told, and when.
 #[test]
 fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     let place = Place::new();
     let forms = place.copy_of(&program("forms"), "forms");
-    let socket = place.path("notify");
-    let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
-    manager.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-    let told = || {
-        let mut message = [0; 1024];
-        let length = manager.recv(&mut message).expect("a message to the manager");
-        String::from_utf8_lossy(&message[..length]).into_owned()
-    };
+    let manager = Manager::new(&place);
     let mut exporter = Setup::new(&place, forms_config(&forms))
-        .environment("NOTIFY_SOCKET", &socket.display().to_string())
+        .environment("NOTIFY_SOCKET", &manager.socket.display().to_string())
         .environment("WATCHDOG_USEC", "300000")
         .start();
-    let ready = told();
+    let ready = manager.told();
     assert!(ready.starts_with("READY=1\n"), "{ready}");
     assert!(ready.contains("STATUS=Serving metrics at http://"), "{ready}");
     assert!(ready.ends_with(&format!(":{}/metrics\n", exporter.port)), "{ready}");
     // It is true when it is said.
     exporter.scrape();
     for _ in 0..3 {
-        assert_eq!(told(), "WATCHDOG=1\n");
+        assert_eq!(manager.told(), "WATCHDOG=1\n");
     }
     exporter.end("TERM");
-    let last = std::iter::from_fn(|| Some(told())).find(|message| message != "WATCHDOG=1\n");
+    let last = std::iter::from_fn(|| Some(manager.told())).find(|message| message != "WATCHDOG=1\n");
     assert!(last.expect("a last message").starts_with("STOPPING=1\n"));
 }
 

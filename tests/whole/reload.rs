@@ -1,11 +1,10 @@
 //! The configuration is read anew while the exporter runs: what is the same goes on, what is wrong changes nothing.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
+use crate::process::Manager;
 use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, send_signal, wait_for, wait_for_end};
 use crate::support::http;
 use crate::support::program::compile;
@@ -248,20 +247,13 @@ fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
 fn the_service_manager_is_told_of_a_reload() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
-    let socket = place.path("notify");
-    let manager = UnixDatagram::bind(&socket).expect("the manager's socket");
-    manager.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
-    let told = || {
-        let mut message = [0; 1024];
-        let length = manager.recv(&mut message).expect("a message to the manager");
-        String::from_utf8_lossy(&message[..length]).into_owned()
-    };
+    let manager = Manager::new(&place);
     let yaml = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
     let exporter =
-        Setup::new(&place, yaml).environment("NOTIFY_SOCKET", &socket.display().to_string()).start();
-    assert!(told().starts_with("READY=1\n"));
+        Setup::new(&place, yaml).environment("NOTIFY_SOCKET", &manager.socket.display().to_string()).start();
+    assert!(manager.told().starts_with("READY=1\n"));
     send_signal(exporter.pid(), "HUP");
-    let reloading = told();
+    let reloading = manager.told();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
-    assert_eq!(told(), "READY=1\n");
+    assert_eq!(manager.told(), "READY=1\n");
 }
