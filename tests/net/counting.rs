@@ -8,9 +8,7 @@ use exporter::exposition::{Family, Number, Value};
 use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 
 use crate::namespace::{HERE, Namespace, THERE};
-
-/// How long anything may take before the test fails. Generous: nothing here measures speed.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::exporter::PATIENCE;
 
 /// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
 pub const NATIVE_VETH_OMITS: u64 = 14;

@@ -28,12 +28,11 @@ use std::time::{Duration, Instant};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 
+use super::exporter::PATIENCE;
+
 /// Bytes before the payload of each message on an unencrypted connection (`-v2transport=0`): getpeerinfo
 /// counts them, the probes do not.
 pub const V1_HEADER: u64 = 24;
-
-/// How long anything may take before the test fails. Generous: nothing here measures speed.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Ports of all nodes, on loopback.
 const PORTS: std::ops::Range<u16> = 18600..18700;

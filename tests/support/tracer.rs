@@ -16,8 +16,7 @@ use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
 use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
-/// How long anything may take that takes no time on a machine at rest.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+use super::exporter::PATIENCE;
 
 /// A tracer at work. Dropping it detaches everything.
 pub struct Tracer {

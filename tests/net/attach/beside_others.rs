@@ -6,8 +6,9 @@ use std::time::Duration;
 use exporter::net::{Event, Hook, Mode, Network};
 
 use super::foreign::{before_others, native_xdp, send_past_tc};
-use crate::counting::{PATIENCE, attached, config, number, send_datagrams, settle, start, until};
+use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
+use crate::support::exporter::PATIENCE;
 
 const TC_ACT_OK: i32 = 0;
 const XDP_DROP: i32 = 1;

@@ -11,10 +11,10 @@ mod many;
 mod names;
 
 use crate::counting::{
-    NATIVE_VETH_OMITS, PATIENCE, agrees_with_the_kernel, attached, config, number, send_datagrams, settle,
-    start,
+    NATIVE_VETH_OMITS, agrees_with_the_kernel, attached, config, number, send_datagrams, settle, start,
 };
 use crate::namespace::{HERE, Namespace, connect, pair, up};
+use crate::support::exporter::PATIENCE;
 use exporter::net::{Event, Hook, Mode, NetworkConfig};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 

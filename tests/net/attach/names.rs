@@ -2,8 +2,9 @@
 
 use exporter::net::{Event, Hook, Mode, NetworkConfig, Space};
 
-use crate::counting::{PATIENCE, attached, config, number, send_datagrams, settle, start, until};
+use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
+use crate::support::exporter::PATIENCE;
 
 fn udp(network: &exporter::net::Network, labels: &[(&str, &str)]) -> u64 {
     let all = [&[("family", "ipv4"), ("protocol", "udp")], labels].concat();
