@@ -418,7 +418,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let frame = self.code.unwind.covering(part.body.range.start);
             !part.body.indirect.is_empty() || frame.is_some_and(|frame| frame.has_handler)
         };
-        if self.parts.iter().any(|other| other.of == part.of && is_entered_unseen(other)) {
+        if self.of(part.of).any(is_entered_unseen) {
             return body.returns.clone();
         }
         let reached = self.reached(body, &[]);
@@ -443,7 +443,7 @@ impl<'s, 'a> Search<'s, 'a> {
     /// The code that a jump of such a part stays in: all of the same function, without where it is entered.
     fn inside(&self, of: u64) -> Vec<Range<u64>> {
         let mut inside: Vec<Range<u64>> = Vec::new();
-        for part in self.parts.iter().filter(|part| part.of == of) {
+        for part in self.of(of) {
             let Range { mut start, end } = part.body.range;
             for entry in [part.passed.map(|_| start), Some(self.entry)].into_iter().flatten() {
                 if (start..end).contains(&entry) {
@@ -488,9 +488,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let Some(table) = jump.table else { return false };
         let first = table.entry(&self.code.image, 0);
         let holds = |to: u64| {
-            let mut parts = self.parts.iter().filter(|part| part.of == of);
             to != self.entry
-                && parts.any(|part| {
+                && self.of(of).any(|part| {
                     part.body.has_instruction(to) && !(part.passed.is_some() && part.body.range.start == to)
                 })
         };
