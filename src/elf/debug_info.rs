@@ -33,10 +33,20 @@ type Functions = HashMap<u64, Vec<UnitOffset>>;
 #[derive(Debug, Default)]
 pub(super) struct Units {
     pub offsets: Vec<DebugInfoOffset>,
-    /// Begin and end, and the unit's number.
-    spans: Vec<(u64, u64, usize)>,
+    /// In order of their beginning.
+    spans: Vec<Span>,
     /// Units of which the file has only the skeleton.
     split: usize,
+}
+
+/// Code of one unit.
+#[derive(Debug)]
+struct Span {
+    begin: u64,
+    end: u64,
+    /// The farthest end of those up to this one.
+    reach: u64,
+    unit: usize,
 }
 
 /// Why a file's debug information is not read, or not all of it.
@@ -86,12 +96,11 @@ impl<'a> DebugInfo<'a> {
     }
 
     /// The entries of functions that begin at this address. Those of a folded function's aliases are among them.
-    pub(super) fn functions_at(&self, vaddr: u64) -> Vec<DebugInfoOffset> {
-        let units = self.units();
-        let finder = self.finder();
-        let holds = |(begin, end, _): &&(u64, u64, usize)| (*begin..*end).contains(&vaddr);
-        let mut numbers: Vec<usize> =
-            units.spans.iter().filter(holds).map(|(_, _, number)| *number).collect();
+    pub(super) fn functions_at(&self, finder: &Finder<'_>, vaddr: u64) -> Vec<DebugInfoOffset> {
+        let spans = &self.units().spans;
+        let after = spans.partition_point(|span| span.begin <= vaddr);
+        let before = spans[..after].iter().rev().take_while(|span| span.reach > vaddr);
+        let mut numbers: Vec<usize> = before.filter(|span| span.end > vaddr).map(|span| span.unit).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let mut found = Vec::new();
@@ -129,8 +138,14 @@ impl<'a> DebugInfo<'a> {
                 let Ok(Some(root)) = entries.next_dfs() else { continue };
                 let Some(mut ranges) = ranges(&dwarf, &unit, root) else { continue };
                 while let Ok(Some(range)) = ranges.next() {
-                    units.spans.push((range.begin, range.end, number));
+                    units.spans.push(Span { begin: range.begin, end: range.end, reach: 0, unit: number });
                 }
+            }
+            units.spans.sort_unstable_by_key(|span| span.begin);
+            let mut reach = 0;
+            for span in &mut units.spans {
+                reach = span.end.max(reach);
+                span.reach = reach;
             }
             units
         })

@@ -62,7 +62,7 @@ const VECTOR_REGISTERS: usize = 8;
 /// The parameters of the function that begins at `entry` and has this symbol.
 pub(super) fn parameters(debug_info: &DebugInfo<'_>, entry: u64, symbol: &str) -> Option<Parameters> {
     let finder = debug_info.finder();
-    let function = finder.node(described(&finder, &debug_info.functions_at(entry), symbol)?)?;
+    let function = finder.node(described(&finder, &debug_info.functions_at(&finder, entry), symbol)?)?;
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
     let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
     Reader { is_external: is_external(&finder, &function), finder, function, entry, is_changed }.read(origin)
@@ -215,7 +215,7 @@ impl<'d> Reader<'d> {
         }
         let location = parameter.entry.attr(gimli::DW_AT_location)?;
         if let Some(expression) = location.exprloc_value() {
-            return self.evaluated(&parameter.clone(), expression);
+            return self.evaluated(parameter, expression);
         }
         let mut list = dwarf.attr_locations(&*parameter.unit, location.value()).ok()??;
         while let Ok(Some(part)) = list.next() {
