@@ -263,19 +263,23 @@ impl<'d> Finder<'d> {
     /// other.
     pub fn symbol(&self, at: DebugInfoOffset) -> Option<&'d [u8]> {
         let mut name = None;
-        let mut next = self.node(at);
-        // From an instance by its declaration to the class's, no farther.
-        for _ in 0..3 {
-            let Some(node) = next else { break };
+        for node in self.declarations(self.node(at)?) {
             if let Some(symbol) = self.text(&node, gimli::DW_AT_linkage_name) {
                 return Some(symbol);
             }
             name = name.or_else(|| self.text(&node, gimli::DW_AT_name));
-            next = self
-                .follow(&node, gimli::DW_AT_specification)
-                .or_else(|| self.follow(&node, gimli::DW_AT_abstract_origin));
         }
         name
+    }
+
+    /// The entry of a function, and those that it instantiates or defines: from an instance by its declaration to the class's,
+    /// no farther.
+    pub fn declarations(&self, function: Node<'d>) -> impl Iterator<Item = Node<'d>> {
+        let next = |node: &Node<'d>| {
+            self.follow(node, gimli::DW_AT_specification)
+                .or_else(|| self.follow(node, gimli::DW_AT_abstract_origin))
+        };
+        std::iter::successors(Some(function), next).take(3)
     }
 }
 

@@ -65,7 +65,8 @@ pub(super) fn parameters(debug_info: &DebugInfo<'_>, entry: u64, symbol: &str) -
     let function = finder.node(described(&finder, &debug_info.functions_at(&finder, entry), symbol)?)?;
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
     let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
-    Reader { is_external: is_external(&finder, &function), finder, function, entry, is_changed }.read(origin)
+    let is_external = finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
+    Reader { is_external, finder, function, entry, is_changed }.read(origin)
 }
 
 /// The description that is meant: functions may have been folded into one.
@@ -79,20 +80,6 @@ fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Opti
         known == Some(symbol.as_bytes()) || known == Some(base.as_bytes())
     };
     all.iter().copied().find(is_meant)
-}
-
-fn is_external<'d>(finder: &Finder<'d>, function: &Node<'d>) -> bool {
-    let mut at = Some(function.clone());
-    for _ in 0..3 {
-        let Some(node) = at else { break };
-        if node.is_set(gimli::DW_AT_external) {
-            return true;
-        }
-        at = finder
-            .follow(&node, gimli::DW_AT_abstract_origin)
-            .or_else(|| finder.follow(&node, gimli::DW_AT_specification));
-    }
-    false
 }
 
 /// Where debug information has a parameter at the function's entry.
@@ -300,10 +287,9 @@ impl Words {
             (is_c, is_cpp) = language(declared);
         }
         let mut words = Words { is_cpp, general: 0, vector: 0, stack: 0, is_lost: !is_c, is_open: false };
-        let specification = finder.follow(declared, gimli::DW_AT_specification);
-        let declarations = [Some(declared.clone()), specification];
-        let returned = declarations.iter().flatten().find_map(|at| finder.follow(at, gimli::DW_AT_type));
-        let has_type = declarations.iter().flatten().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
+        let declarations = || finder.declarations(declared.clone());
+        let returned = declarations().find_map(|at| finder.follow(&at, gimli::DW_AT_type));
+        let has_type = declarations().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
         match returned {
             Some(kind) => match passed(finder, Some(kind), is_cpp) {
                 // The address where the result goes.
