@@ -23,7 +23,8 @@ pub(crate) fn reads(values: &[ValuePlan]) -> bool {
     values.iter().any(|value| position(value).is_some())
 }
 
-fn position(value: &ValuePlan) -> Option<usize> {
+/// The position of the argument that a value is, or is read from.
+pub(crate) fn position(value: &ValuePlan) -> Option<usize> {
     match value.source {
         Source::Arg(index) | Source::Field { index, .. } => Some(index),
         _ => None,
@@ -109,7 +110,13 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
     }
 }
 
-fn described(parameter: &Parameter) -> String {
+/// The name of the argument in the configuration, also of one that is kept for the return.
+fn name(value: &ValuePlan) -> &str {
+    value.name.strip_prefix("start:").unwrap_or(&value.name)
+}
+
+/// As the source declares it: `int n`.
+pub(crate) fn described(parameter: &Parameter) -> String {
     format!("{} {}", parameter.declared, parameter.name).trim_end().to_string()
 }
 
@@ -143,7 +150,7 @@ pub(crate) fn contradictions(values: &[ValuePlan], parameters: &Parameters) -> B
 
 fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
     let index = position(value)?;
-    let name = value.name.strip_prefix("start:").unwrap_or(&value.name);
+    let name = name(value);
     let Some(parameter) = in_word(parameters, index) else {
         let words = parameters.words.filter(|words| index >= *words)?;
         return Some(format!(
@@ -186,9 +193,9 @@ pub(crate) fn suggestions(values: &[ValuePlan], parameters: &Parameters) -> BTre
         let Source::Arg(index) = value.source else { return None };
         let parameter = in_word(parameters, index)?;
         let is_number = matches!(value.kind, ValueKind::Arg(ArgKind::Int(_)));
-        let name = value.name.strip_prefix("start:").unwrap_or(&value.name);
         (is_number && parameter.value == Value::Address(Pointee::Text)).then(|| {
-            format!("{name} is `{}`, read as an address; `type: string` reads the text", described(parameter))
+            let (name, declared) = (name(value), described(parameter));
+            format!("{name} is `{declared}`, read as an address; `type: string` reads the text")
         })
     };
     values.iter().filter_map(suggestion).collect()

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::abi::{location, location_op, site};
-use crate::arguments::{contradictions, in_word, listed, suggestions};
+use crate::arguments::{contradictions, described, in_word, listed, position, suggestions};
 use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
 use crate::elf::{
     ArgForm, Form, FormError, Parameters, Reg, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
@@ -206,7 +206,7 @@ pub fn resolve(
                 }
                 Err(why) => return Err(why),
             };
-            if let Source::Arg(index) | Source::Field { index, .. } = value.source
+            if let Some(index) = position(value)
                 && parameters.as_ref().is_none_or(|parameters| in_word(parameters, index).is_none())
             {
                 untyped.insert(index);
@@ -216,7 +216,7 @@ pub fn resolve(
             }
         }
         typed.add(probe, parameters.as_ref());
-        let places = described(&at, parameters.as_ref());
+        let places = places_of(&at, parameters.as_ref());
         if is_function && !arguments.contains(&places) {
             arguments.push(places);
         }
@@ -271,14 +271,11 @@ impl Typed {
 }
 
 /// Where the arguments are at a site, and what they are as far as that is known: `%rdi (int n)`.
-fn described(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
+fn places_of(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
     let one = |(word, form): (usize, &Result<ArgForm, FormError>)| {
         let place = form.as_ref().map_or("?", ArgForm::place);
         match parameters.and_then(|parameters| in_word(parameters, word)) {
-            Some(parameter) => {
-                let declared = format!("{} {}", parameter.declared, parameter.name);
-                format!("{place} ({})", declared.trim_end())
-            }
+            Some(parameter) => format!("{place} ({})", described(parameter)),
             None => place.to_string(),
         }
     };

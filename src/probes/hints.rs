@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use crate::arguments::position;
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{ElfError, Image, go_binary, notes};
 use crate::plan::{Source, ValueKind, ValuePlan};
@@ -87,22 +88,19 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
 
 /// What is taken for granted of the arguments that a function's probe reads, of those whose types are not known.
 pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl Iterator<Item = String> {
-    let read = |value: &&ValuePlan| match value.source {
-        Source::Arg(index) | Source::Field { index, .. } => untyped.contains(&index),
-        _ => false,
+    let read: Vec<&ValuePlan> =
+        values.iter().filter(|value| position(value).is_some_and(|index| untyped.contains(&index))).collect();
+    let wide = |value: &&&ValuePlan| {
+        matches!((&value.source, &value.kind), (Source::Arg(_), ValueKind::Arg(ArgKind::Int(None))))
     };
-    let wide = |value: &&ValuePlan| {
-        matches!(value.source, Source::Arg(index) if untyped.contains(&index))
-            && matches!(value.kind, ValueKind::Arg(ArgKind::Int(None)))
-    };
-    let names: Vec<&str> = values.iter().filter(wide).map(|value| value.name.as_str()).collect();
+    let names: Vec<&str> = read.iter().filter(wide).map(|value| value.name.as_str()).collect();
     let width = (!names.is_empty()).then(|| {
         format!(
             "{} read as signed 64-bit integers; for C's int use `type: i32`, for unsigned `type: u32`",
             names.join(", ")
         )
     });
-    let order = values.iter().any(|value| read(&value)).then(|| {
+    let order = (!read.is_empty()).then(|| {
         "argument indexes follow the C calling convention for integers and pointers: float and double do not \
          count; C++'s `this` and the pointer to a large result come first; a structure of 9 to 16 bytes \
          passed by value counts as two, a larger one is on the stack"
