@@ -111,7 +111,9 @@ impl Checker<'_> {
                 let separate = debug.as_ref().and_then(DebugSymbols::image);
                 let index = SymbolIndex::of(&with_names(image, debug.as_ref())).with_debug_file(separate);
                 self.probes(target, &index, found);
-                self.inlined(target, &index);
+                if wants_names {
+                    self.inlined(target, &index);
+                }
             }
         }
     }
@@ -119,9 +121,7 @@ impl Checker<'_> {
     /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
     fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
         let mut told = BTreeSet::new();
-        let is_function = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
-        let lacks = if target.probes.iter().any(is_function) { index.debug_info_lacks() } else { Vec::new() };
-        for why in lacks {
+        for why in index.debug_info_lacks() {
             self.text.push_str(&format!(
                 "  note: {why}; types of arguments and inlined copies may be unknown for that\n"
             ));
