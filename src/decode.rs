@@ -26,6 +26,17 @@ pub enum Value<'a> {
     Unreadable,
 }
 
+impl Value<'_> {
+    /// A number's 64 bits.
+    pub fn word(&self) -> Option<u64> {
+        match self {
+            Value::Int(number) => Some(*number as u64),
+            Value::Large(number) => Some(*number),
+            Value::Text(_) | Value::Unreadable => None,
+        }
+    }
+}
+
 /// Why a record is not an event; only a fault of the exporter itself makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError(String);

@@ -248,20 +248,13 @@ impl Handler {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let number = |at: Option<usize>| match at.map(|at| event.value(at, false)) {
-            Some(Value::Int(number)) => number as u64,
-            Some(Value::Large(number)) => number,
-            _ => 0,
-        };
+        let number = |at: Option<usize>| at.and_then(|at| event.value(at, false).word()).unwrap_or(0);
         let time = number(route.time);
         self.names.clear();
         for value in &route.symbols {
-            let address = match event.value(*value, false) {
-                Value::Int(address) => address as u64,
-                Value::Large(address) => address,
-                Value::Text(_) | Value::Unreadable => continue,
-            };
-            self.names.push((*value, self.symbols.name(number(route.pid) as u32, address)));
+            if let Some(address) = event.value(*value, false).word() {
+                self.names.push((*value, self.symbols.name(number(route.pid) as u32, address)));
+            }
         }
         let names = &self.names;
         let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {
