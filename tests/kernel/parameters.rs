@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::program::folder;
+use crate::support::program::{compile, folder};
 use crate::support::tracer::Tracer;
 
 const SOURCE: &str = r#"
@@ -38,10 +38,7 @@ fn arguments_are_as_wide_as_debug_information_says() {
         [("gcc", &["-O0"][..]), ("gcc", &["-O3"]), ("clang-14", &["-O0"]), ("clang-14", &["-O2"])]
     {
         let folder = folder();
-        let (source, binary) = (folder.path().join("wide.c"), folder.path().join("wide"));
-        std::fs::write(&source, SOURCE).unwrap();
-        let built = Command::new(compiler).args(flags).args(["-g", "-o"]).args([&binary, &source]).status();
-        assert!(built.unwrap().success());
+        let binary = compile(compiler, "wide.c", SOURCE, &[flags, &["-g"]].concat(), folder.path());
         let tracer = Tracer::start(&format!(
             "node_name: test\ntargets:\n- name: wide\n  binary: {}\n  probes:\n  - function: narrow\n    args: {{ a: 0, b: 1, c: \
              2, d: 3, e: 4, f: 5, g: 6, h: 7 }}\n    metrics:\n    - {{ counter: first_total, labels: {{ a: a, b: b, c: c, d: \

@@ -49,6 +49,16 @@ pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], folder:
     program
 }
 
+/// Compiles a C or C++ program of the test's own, which is kept under this name until it is compiled again.
+pub fn compile_kept(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (file, program) = (folder.join(format!("{name}.src")), folder.join(name));
+    fs::write(&file, source).expect("write the source");
+    let language = if compiler == "cc" { "c" } else { "c++" };
+    run(Command::new(compiler).args(["-x", language]).arg(&file).args(flags).arg("-o").arg(&program));
+    program
+}
+
 /// A folder that is deleted when it is dropped.
 pub fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("exporter-program-").tempdir().expect("make a folder")

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::program::run;
+
 /// Each function ends with `end`, which gives it its size.
 const FUNCTIONS: &str = r#"
 .macro begin name
@@ -27,12 +29,6 @@ pub fn library(folder: &Path, code: &str) -> PathBuf {
     fs::write(&source, [FUNCTIONS, code].concat()).unwrap();
     run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
     library
-}
-
-pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Every symbol's address.

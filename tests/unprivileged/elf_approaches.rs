@@ -5,7 +5,8 @@ use std::process::Command;
 
 use exporter::elf::{Functions, Image, function_sites};
 
-use crate::assembly::{library, run, symbols};
+use crate::assembly::{library, symbols};
+use crate::support::program::run;
 
 /// A label `FUNCTION_jN` is a jump that stands for a `ret`.
 const CODE: &str = r#"

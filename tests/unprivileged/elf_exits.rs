@@ -7,7 +7,8 @@ use std::process::Command;
 
 use exporter::elf::{Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, leaps};
 
-use crate::assembly::{library, run, symbols};
+use crate::assembly::{library, symbols};
+use crate::support::program::run;
 
 const CODE: &str = r#"
 begin plain

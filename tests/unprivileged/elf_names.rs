@@ -10,20 +10,7 @@ use std::process::Command;
 use exporter::elf::{Image, SymbolIndex, embedded_symbols, function_sites};
 
 use crate::support::names::listed_names_are_accepted;
-
-fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let (input, output) = (dir.join(format!("{name}.src")), dir.join(name));
-    fs::write(&input, source).unwrap();
-    let language = if compiler == "cc" { "c" } else { "c++" };
-    run(Command::new(compiler).args(["-x", language]).arg(&input).args(flags).arg("-o").arg(&output));
-    output
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
+use crate::support::program::{compile_kept as compile, run};
 
 fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));

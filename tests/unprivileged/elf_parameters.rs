@@ -8,6 +8,8 @@ use std::process::Command;
 
 use exporter::elf::{Image, ParameterPlace, Parameters, Pointee, SymbolIndex, Value};
 
+use crate::support::program::{compile_kept, run};
+
 const SOURCE: &str = r#"
 #include <string>
 #include <string_view>
@@ -50,16 +52,7 @@ int main(int argc, char **) { return argc; }
 "#;
 
 fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let (input, output) = (dir.join(format!("{name}.cc")), dir.join(name));
-    fs::write(&input, source).unwrap();
-    run(Command::new(compiler).arg(&input).args(flags).args(["-g", "-o"]).arg(&output));
-    output
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    compile_kept(name, compiler, source, &[flags, &["-g"]].concat())
 }
 
 /// The parameters of the one function of that name.

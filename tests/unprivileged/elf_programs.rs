@@ -11,6 +11,7 @@ use exporter::elf::{
     function_sites, go_binary, notes, parse_args, usdt_sites,
 };
 
+use crate::support::program::{compile_kept, run};
 use crate::support::random::Xorshift;
 
 const PROBES: &str = r#"
@@ -51,19 +52,8 @@ int data_only = 4;
 int main(int argc, char **) { shop::Till t{0}; t.add(argc); t.add(5L); printf("%d\n", late()); return pushes(t.sum); }
 "#;
 
-/// Compiles a source into the test's own directory and gives the program's path.
 fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let (input, output) = (dir.join(format!("{name}.src")), dir.join(name));
-    fs::write(&input, source).unwrap();
-    let language = if compiler == "cc" { "c" } else { "c++" };
-    run(Command::new(compiler).args(["-O2", "-x", language]).arg(&input).args(flags).arg("-o").arg(&output));
-    output
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    compile_kept(name, compiler, source, &[&["-O2"], flags].concat())
 }
 
 fn probes_program(name: &str, flags: &[&str]) -> Vec<u8> {
