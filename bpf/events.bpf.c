@@ -100,18 +100,10 @@ const volatile __u32 wake_bytes = 1;
 /* Events that found no room: the reader walks through /proc then. */
 __u64 lost = 0;
 
-#define HASH(name_, type_, key_, value_, entries_) \
-	struct {                                   \
-		__uint(type, type_);               \
-		__uint(max_entries, entries_);     \
-		__type(key, key_);                 \
-		__type(value, value_);             \
-	} name_ SEC(".maps")
-
-HASH(names, BPF_MAP_TYPE_HASH, struct name_key, __u32, 1);
-HASH(tracked, BPF_MAP_TYPE_HASH, __u32, __u32, 65536);
-HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, __u64, __u32, 4096);
-HASH(files, BPF_MAP_TYPE_LRU_HASH, struct file_key, __u32, 8192);
+HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
+HASH(tracked, BPF_MAP_TYPE_HASH, 0, __u32, __u32, 65536);
+HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
+HASH(files, BPF_MAP_TYPE_LRU_HASH, 0, struct file_key, __u32, 8192);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

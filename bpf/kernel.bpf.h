@@ -57,6 +57,16 @@ enum {
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1ULL << 0,
 };
 
+/* A hash map. */
+#define HASH(name_, type_, flags_, key_, value_, entries_) \
+	struct {                                           \
+		__uint(type, type_);                       \
+		__uint(map_flags, flags_);                 \
+		__uint(max_entries, entries_);             \
+		__type(key, key_);                         \
+		__type(value, value_);                     \
+	} name_ SEC(".maps")
+
 /* x86_64; the ABI numbers registers by their position in here. */
 struct pt_regs {
 	unsigned long r15;

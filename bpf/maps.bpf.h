@@ -32,92 +32,37 @@ TABLE(control, struct control, BPF_F_MMAPABLE);
  */
 TABLE(slots, __u64, BPF_F_MMAPABLE);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct word_key);
-	__type(value, __u32);
-} numbers SEC(".maps");
+HASH(numbers, BPF_MAP_TYPE_HASH, 0, struct word_key, __u32, 1);
 
 /*
  * The numbers of integers and of short texts once more: their keys are hashed and compared in less time. What has no
  * room here is found above.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct integer_key);
-	__type(value, __u32);
-} integers SEC(".maps");
+HASH(integers, BPF_MAP_TYPE_HASH, 0, struct integer_key, __u32, 4096);
+HASH(short_texts, BPF_MAP_TYPE_HASH, 0, struct short_key, __u32, 4096);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct short_key);
-	__type(value, __u32);
-} short_texts SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct start_key);
-	__type(value, struct start);
-} starts SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct thread_key);
-	__type(value, struct nesting);
-} nestings SEC(".maps");
+HASH(starts, BPF_MAP_TYPE_HASH, 0, struct start_key, struct start, 1);
+HASH(nestings, BPF_MAP_TYPE_HASH, 0, struct thread_key, struct nesting, 1);
 
 /* Few starts are open at once, so that memory is taken as it is needed. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct text_key);
-	__type(value, struct start_text);
-} start_texts SEC(".maps");
+HASH(start_texts, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct text_key, struct start_text, 1);
 
 /* What a new text begins with: too large for the stack. */
 TABLE(no_text, struct start_text, 0);
 
-/* Whether a control group is of a container that is meant. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct cgroup_key);
-	__type(value, __u32);
-} cgroups SEC(".maps");
+/* Whether control groups are meant. */
+HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, struct cgroup_key, __u32, 1);
 
 TABLE(globs, struct glob, 0);
 
 /* The containers and pods of filters by these. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct member_key);
-	__type(value, __u32);
-} members SEC(".maps");
+HASH(members, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct member_key, __u32, 1);
 
 /* Whether command lines fit. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct line_key);
-	__type(value, struct line);
-} lines SEC(".maps");
+HASH(lines, BPF_MAP_TYPE_LRU_HASH, 0, struct line_key, struct line, 1);
 
 /* Whom processes have started that are meant together with them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct child_key);
-	__type(value, __u32);
-} children SEC(".maps");
+HASH(children, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct child_key, __u32, 1);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
