@@ -110,11 +110,6 @@ struct {
 	__uint(max_entries, 1 << 18);
 } ring SEC(".maps");
 
-static __always_inline __u32 process_id(struct task_struct *task)
-{
-	return pid_namespace ? id_inside(BPF_CORE_READ(task, group_leader)) : BPF_CORE_READ(task, tgid);
-}
-
 static __always_inline __u32 flags_of(const struct file_key *file)
 {
 	__u32 *flags = bpf_map_lookup_elem(&files, file);

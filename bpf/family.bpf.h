@@ -12,11 +12,6 @@ const volatile __u32 nfamilies = 0;
 /* Children for which there was no room: they are not meant. */
 __u64 children_lost = 0;
 
-static __always_inline __u32 process_number(struct task_struct *task)
-{
-	return pid_namespace ? id_inside(BPF_CORE_READ(task, group_leader)) : BPF_CORE_READ(task, tgid);
-}
-
 /* The process that is running has made this one. */
 static __always_inline int note_child(struct task_struct *child)
 {
@@ -25,7 +20,7 @@ static __always_inline int note_child(struct task_struct *child)
 
 	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return 0;
-	key.tgid = process_number(child);
+	key.tgid = process_id(child);
 	if (!key.tgid)
 		return 0;
 	for (__u32 i = 0; i < MAX_FAMILIES && i < nfamilies; i++) {
@@ -43,7 +38,7 @@ static __always_inline int forget_child(struct task_struct *task)
 	/* Threads that outlive it go on being the process. */
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
-	key.tgid = process_number(task);
+	key.tgid = process_id(task);
 	for (__u32 i = 0; i < MAX_FAMILIES && i < nfamilies; i++) {
 		key.filter = families[i];
 		bpf_map_delete_elem(&children, &key);

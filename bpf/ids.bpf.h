@@ -22,6 +22,12 @@ static __always_inline __u32 id_inside(struct task_struct *task)
 	return upid.nr;
 }
 
+/* The id of a task's process there. */
+static __always_inline __u32 process_id(struct task_struct *task)
+{
+	return pid_namespace ? id_inside(BPF_CORE_READ(task, group_leader)) : BPF_CORE_READ(task, tgid);
+}
+
 static __always_inline __u64 ids_inside(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
