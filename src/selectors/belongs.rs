@@ -30,6 +30,9 @@ pub struct Pod {
     pub namespace: String,
 }
 
+/// A container's id is taken for one from so many digits on.
+pub(super) const ID_DIGITS: usize = 8;
+
 pub(super) const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
 impl Belongs {
@@ -67,6 +70,13 @@ impl Belongs {
     }
 }
 
+impl Container {
+    /// Whether its id is this, or begins so.
+    pub fn has_id(&self, id: &str) -> bool {
+        id.len() >= ID_DIGITS && self.id.starts_with(id)
+    }
+}
+
 impl fmt::Display for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name.as_deref().unwrap_or(&self.id))
@@ -74,7 +84,7 @@ impl fmt::Display for Container {
 }
 
 /// The id of the container that the control group of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
-pub fn container_of(cgroup: &str) -> Option<&str> {
+fn container_of(cgroup: &str) -> Option<&str> {
     let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
     let (before, id) = name.split_at_checked(name.len().checked_sub(64)?)?;
     let is_id = id.bytes().all(|c| c.is_ascii_alphanumeric());
@@ -84,7 +94,7 @@ pub fn container_of(cgroup: &str) -> Option<&str> {
 
 /// The uid of the pod that the control group of this name is made for: `kubepods-burstable-podUID.slice` with underscores, or
 /// `podUID`; of a static pod it is a hash. As `pod_uid` of `bpf/filter.bpf.h` finds it.
-pub fn pod_of(cgroup: &str) -> Option<String> {
+fn pod_of(cgroup: &str) -> Option<String> {
     let name = cgroup.strip_suffix(".slice").unwrap_or(cgroup);
     let of = |length: usize| {
         let (before, uid) = name.split_at_checked(name.len().checked_sub(length)?)?;

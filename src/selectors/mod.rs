@@ -9,7 +9,7 @@ mod pattern;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use belongs::{Belongs, Container, Pod, container_of, pod_of};
+pub use belongs::{Belongs, Container, Pod};
 pub(crate) use pattern::Automaton;
 pub use pattern::{Pattern, PatternError};
 
@@ -90,9 +90,6 @@ pub enum KernelTest<'a> {
 
 /// Bytes of a command line that are looked at.
 pub const CMDLINE_BYTES: usize = 1 << 15;
-
-/// A container's id is taken for one from so many digits on.
-const ID_DIGITS: usize = 8;
 
 /// A key of a selector.
 pub struct SelectorKey {
@@ -242,20 +239,34 @@ impl Predicate {
                 name.matches(facts.comm) || facts.exe.is_some_and(|exe| name.matches(exe))
             }
             Predicate::Cmdline(pattern) => pattern.matches(facts.cmdline),
-            Predicate::Container(pattern) => belongs.containers.iter().any(|container| {
-                let is_begin = |id: &str| id.len() >= ID_DIGITS && container.id.starts_with(id);
-                pattern.as_literal().is_some_and(is_begin)
-                    || container.name.as_ref().is_some_and(|name| pattern.matches(name))
-            }),
-            Predicate::Image(pattern) => {
-                let images = belongs.containers.iter().filter_map(|container| container.image.as_deref());
-                images.into_iter().any(|image| is_image(pattern, image))
+            Predicate::Container(_) | Predicate::Image(_) => {
+                belongs.containers.iter().any(|container| self.fits_container(container))
             }
             Predicate::Unit(pattern) => belongs.cgroups().any(|cgroup| pattern.matches(cgroup)),
-            Predicate::Pod(pattern) => belongs.pod.as_ref().is_some_and(|pod| pattern.matches(&pod.name)),
-            Predicate::Namespace(pattern) => {
-                belongs.pod.as_ref().is_some_and(|pod| pattern.matches(&pod.namespace))
+            Predicate::Pod(_) | Predicate::Namespace(_) => {
+                belongs.pod.as_ref().is_some_and(|pod| self.fits_pod(pod))
             }
+        }
+    }
+
+    fn fits_container(&self, container: &Container) -> bool {
+        match self {
+            Predicate::Container(pattern) => {
+                pattern.as_literal().is_some_and(|id| container.has_id(id))
+                    || container.name.as_ref().is_some_and(|name| pattern.matches(name))
+            }
+            Predicate::Image(pattern) => {
+                container.image.as_ref().is_some_and(|image| is_image(pattern, image))
+            }
+            _ => false,
+        }
+    }
+
+    fn fits_pod(&self, pod: &Pod) -> bool {
+        match self {
+            Predicate::Pod(pattern) => pattern.matches(&pod.name),
+            Predicate::Namespace(pattern) => pattern.matches(&pod.namespace),
+            _ => false,
         }
     }
 
@@ -275,20 +286,11 @@ impl Predicate {
         }
     }
 
-    /// The ids that the kernel must know for [`KernelTest::Members`], if it holds there.
-    pub fn members(&self, belongs: &Belongs) -> Vec<String> {
-        let facts = Facts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
-        match self {
-            Predicate::Container(_) | Predicate::Image(_) => {
-                let only = |of: &Container| Belongs { containers: vec![of.clone()], ..Belongs::default() };
-                let fits = |of: &&Container| self.fits(&Facts { belongs: &only(of), ..facts });
-                belongs.containers.iter().filter(fits).map(|of| of.id.clone()).collect()
-            }
-            Predicate::Pod(_) | Predicate::Namespace(_) if self.fits(&facts) => {
-                belongs.pod.iter().map(|pod| pod.uid.clone()).collect()
-            }
-            _ => Vec::new(),
-        }
+    /// The ids that the kernel must know for [`KernelTest::Members`]: of containers and pods of which it holds.
+    pub fn members<'a>(&self, belongs: &'a Belongs) -> Vec<&'a str> {
+        let containers = belongs.containers.iter().filter(|of| self.fits_container(of)).map(|of| &of.id);
+        let pods = belongs.pod.iter().filter(|pod| self.fits_pod(pod)).map(|pod| &pod.uid);
+        containers.chain(pods).map(String::as_str).collect()
     }
 
     fn is_by_cgroup(&self) -> bool {
@@ -297,7 +299,8 @@ impl Predicate {
 }
 
 fn is_id(text: &str) -> bool {
-    (ID_DIGITS..=64).contains(&text.len()) && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    (belongs::ID_DIGITS..=64).contains(&text.len())
+        && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// `nginx` is `docker.io/library/nginx:1.27`, too: what the name leaves out is anything.

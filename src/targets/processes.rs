@@ -138,7 +138,7 @@ impl Processes {
             let Some(who) = meant.as_ref().map(Meant::who) else { continue };
             for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
                 for id in predicate.members(belongs) {
-                    if known.insert(id) {
+                    if known.insert(id.to_owned()) {
                         self.changed.insert(target);
                     }
                 }
