@@ -62,9 +62,7 @@ impl Containers {
 
     /// The whole id of the container that is called `name` or whose id begins with it.
     pub fn id(&self, name: &str) -> Option<String> {
-        let is_it = |container: &Container| {
-            container.name.as_deref() == Some(name) || (name.len() >= 8 && container.id.starts_with(name))
-        };
+        let is_it = |container: &Container| container.name.as_deref() == Some(name) || container.has_id(name);
         self.list().find(is_it).map(|container| container.id)
     }
 
@@ -196,15 +194,13 @@ impl Containers {
     }
 }
 
-/// Whether the process is in the container with this id, or one that begins so. Docker, Podman, containerd and CRI-O all put
-/// the whole id into the name of its cgroup.
+/// Whether the process is in the container with this id, or one that begins so.
 pub fn is_in_container(pid: u32, id: &str) -> bool {
-    id.len() >= 8
-        && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| {
-            cgroups
-                .split(|c: char| !c.is_ascii_alphanumeric())
-                .any(|part| part.len() == 64 && part.starts_with(id))
-        })
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| are_in_container(&cgroups, id))
+}
+
+fn are_in_container(cgroups: &str, id: &str) -> bool {
+    cgroups.lines().any(|path| Belongs::parse(path).containers.iter().any(|of| of.has_id(id)))
 }
 
 fn read(path: &Path) -> Option<Value> {
@@ -249,6 +245,20 @@ mod tests {
         assert_eq!(images, ["btc:27", "docker.io/library/relay:1"]);
         write(podman, "not JSON");
         assert_eq!(containers.id("relay"), None);
+    }
+
+    #[test]
+    fn who_watches_a_container_is_not_in_it() {
+        let id = "0123456789abcdef".repeat(4);
+        for inside in [
+            format!("0::/machine.slice/libpod-{id}.scope/container\n"),
+            format!("12:cpu:/docker/{id}\n0::/\n"),
+        ] {
+            assert!(are_in_container(&inside, &id) && are_in_container(&inside, &id[..8]), "{inside}");
+            assert!(!are_in_container(&inside, &id[..7]) && !are_in_container(&inside, &id[1..]), "{inside}");
+        }
+        let watcher = format!("0::/machine.slice/libpod-conmon-{id}.scope\n");
+        assert!(!are_in_container(&watcher, &id));
     }
 
     #[test]
