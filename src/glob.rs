@@ -1,5 +1,7 @@
 //! Globs: `*`, `?` and `[a-z]` or `[!a-z]`.
 
+use std::ops::RangeInclusive;
+
 /// Whether the whole text fits the glob. Time is bounded by the product of the lengths.
 pub fn matches(glob: &str, text: &str) -> bool {
     let glob: Vec<char> = glob.chars().collect();
@@ -35,30 +37,47 @@ pub fn matches(glob: &str, text: &str) -> bool {
 fn one(glob: &[char], g: usize, character: char) -> Option<usize> {
     match glob.get(g)? {
         '?' => Some(g + 1),
-        '[' => {
-            // A bracket that comes first is one of the characters.
-            let from = if matches!(glob.get(g + 1), Some('!' | '^')) { g + 3 } else { g + 2 };
-            let Some(close) = glob.iter().skip(from).position(|c| *c == ']').map(|at| at + from) else {
-                return (character == '[').then_some(g + 1);
-            };
-            let (not, set) = match glob[g + 1] {
-                '!' | '^' => (true, &glob[g + 2..close]),
-                _ => (false, &glob[g + 1..close]),
-            };
-            let mut found = false;
-            let mut n = 0;
-            while n < set.len() {
-                if n + 2 < set.len() && set[n + 1] == '-' {
-                    found |= (set[n]..=set[n + 2]).contains(&character);
-                    n += 3;
-                } else {
-                    found |= set[n] == character;
-                    n += 1;
-                }
+        '[' => match set(&glob[g + 1..]) {
+            Some(set) => {
+                let is_found = set.ranges().any(|range| range.contains(&character));
+                (is_found != set.is_negated).then_some(g + 1 + set.length)
             }
-            (found != not).then_some(close + 1)
-        }
+            None => (character == '[').then_some(g + 1),
+        },
         plain => (*plain == character).then_some(g + 1),
+    }
+}
+
+/// What stands between a `[` and its `]`.
+pub struct Set<'a> {
+    pub is_negated: bool,
+    pub characters: &'a [char],
+    /// Of the whole, with the `]`.
+    pub length: usize,
+}
+
+/// The set that begins behind a `[`; None if there is no `]`.
+pub fn set(behind: &[char]) -> Option<Set<'_>> {
+    let is_negated = matches!(behind.first(), Some('!' | '^'));
+    let from = usize::from(is_negated);
+    // A bracket that comes first is one of the characters.
+    let close = behind.iter().skip(from + 1).position(|c| *c == ']')? + from + 1;
+    Some(Set { is_negated, characters: &behind[from..close], length: close + 1 })
+}
+
+impl Set<'_> {
+    /// Its characters and ranges of such.
+    pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<char>> {
+        let mut rest = self.characters;
+        std::iter::from_fn(move || {
+            let (range, length) = match rest {
+                [from, '-', to, ..] => (*from..=*to, 3),
+                [one, ..] => (*one..=*one, 1),
+                [] => return None,
+            };
+            rest = &rest[length..];
+            Some(range)
+        })
     }
 }
 

@@ -76,12 +76,18 @@ impl Pattern {
 
     fn parts(&self) -> Result<Vec<Part>, PatternError> {
         let mut parts = Vec::new();
-        let mut rest = self.text.chars();
-        while let Some(character) = rest.next() {
+        let characters: Vec<char> = self.text.chars().collect();
+        let mut rest = characters.as_slice();
+        while let Some((character, behind)) = rest.split_first() {
+            rest = behind;
             match character {
                 '*' if self.is_glob => parts.push(Part::Star),
                 '?' if self.is_glob => parts.push(Part::Set { bytes: [true; 128], any_other: true }),
-                '[' if self.is_glob => parts.push(set(&mut rest)?),
+                '[' if self.is_glob => {
+                    let set = glob::set(behind).ok_or(PatternError::OpenSet)?;
+                    rest = &behind[set.length..];
+                    parts.push(part(&set)?);
+                }
                 plain => {
                     let mut bytes = [0; 4];
                     parts.extend(plain.encode_utf8(&mut bytes).bytes().map(Part::Byte));
@@ -109,33 +115,13 @@ enum Part {
     },
 }
 
-/// What stands behind a `[`, as `glob::matches` reads it.
-fn set(rest: &mut std::str::Chars<'_>) -> Result<Part, PatternError> {
-    let text = rest.as_str();
-    let negated = usize::from(text.starts_with(['!', '^']));
-    let from = negated + text[negated..].chars().next().ok_or(PatternError::OpenSet)?.len_utf8();
-    let close = from + text[from..].find(']').ok_or(PatternError::OpenSet)?;
-    let inside = &text[negated..close];
-    *rest = text[close + 1..].chars();
-    if !inside.is_ascii() {
+fn part(set: &glob::Set<'_>) -> Result<Part, PatternError> {
+    if !set.characters.iter().all(char::is_ascii) {
         return Err(PatternError::ForeignSet);
     }
-    let inside = inside.as_bytes();
-    let mut bytes = [false; 128];
-    let mut n = 0;
-    while n < inside.len() {
-        if n + 2 < inside.len() && inside[n + 1] == b'-' {
-            (inside[n]..=inside[n + 2]).for_each(|byte| bytes[usize::from(byte)] = true);
-            n += 3;
-        } else {
-            bytes[usize::from(inside[n])] = true;
-            n += 1;
-        }
-    }
-    if negated > 0 {
-        bytes.iter_mut().for_each(|byte| *byte = !*byte);
-    }
-    Ok(Part::Set { bytes, any_other: negated > 0 })
+    let mut bytes = [set.is_negated; 128];
+    set.ranges().flatten().for_each(|character| bytes[character as usize] = !set.is_negated);
+    Ok(Part::Set { bytes, any_other: set.is_negated })
 }
 
 /// The pattern as the kernel runs it: a set of states as bits, and for each byte those that it leads to.
