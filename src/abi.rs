@@ -83,7 +83,7 @@ macro_rules! plain {
     };
 }
 
-plain!(site, probe, filter, member_key, child_key, action, pattern, bounds, interner, control);
+plain!(site, probe, filter, glob, member_key, child_key, action, pattern, bounds, interner, control);
 
 /// The value's bytes, as the kernel is given them.
 #[allow(unsafe_code)]
@@ -187,13 +187,16 @@ mod tests {
             sum::<site>(),
             sum::<probe>(),
             sum::<filter>(),
+            sum::<glob>(),
+            sum::<member_key>(),
+            sum::<child_key>(),
             sum::<action>(),
             sum::<pattern>(),
             sum::<bounds>(),
             sum::<interner>(),
             sum::<control>(),
         ];
-        assert_eq!(sums, [0; 8]);
+        assert_eq!(sums, [0; 11]);
     }
 
     /// What the kernel does, in Rust: see `take_number` in `bpf/numbers.bpf.h`.

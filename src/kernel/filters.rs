@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::abi::{FILTER_WORDS, MAX_FAMILIES, filter, filter_flag, filter_kind, glob, member_key};
+use crate::abi::{FILTER_WORDS, MAX_FAMILIES, bytes_of, filter, filter_flag, filter_kind, glob, member_key};
 use crate::plan::Plan;
 use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, Who};
 
@@ -10,7 +10,7 @@ use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, Who};
 const ID_WORDS: usize = 8;
 
 /// What a target means: a row of the table of filters for each predicate, all of which must hold.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Filter {
     rows: Vec<Row>,
     children: bool,
@@ -25,28 +25,20 @@ struct Row {
 
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {
-        let key = |of: &filter| (of.kind, of.tgid, of.began, of.length);
-        key(&self.is) == key(&other.is) && self.is.name == other.is.name && self.members == other.members
-    }
-}
-
-impl PartialEq for Filter {
-    fn eq(&self, other: &Self) -> bool {
-        (self.children, &self.rows) == (other.children, &other.rows)
+        bytes_of(&self.is) == bytes_of(&other.is) && self.members == other.members
     }
 }
 
 /// Where the rows and globs of all targets are.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
-    /// The rows of each target. The first is the target's own number, as candidates have theirs after these.
-    rows: Vec<Vec<u32>>,
-    /// The glob that each of these rows uses, likewise.
-    globs: Vec<Vec<u32>>,
+    /// The rows of each target, and the glob that each of them uses. The first is the target's own number, as candidates have
+    /// theirs after these.
+    rows: Vec<Vec<(u32, u32)>>,
     /// All rows there are.
     pub(super) count: u32,
     /// What the kernel runs, by number.
-    pub(super) automata: Vec<Automaton>,
+    pub(super) globs: Vec<glob>,
     /// Targets with children.
     pub(super) families: Vec<u32>,
     /// Whether any row has members, is by cgroup, or by command line.
@@ -61,16 +53,15 @@ impl Numbers {
         let mut made = Self { count: 2 * targets, ..Self::default() };
         for (target, planned) in (0..).zip(&plan.targets) {
             let who = &planned.selector.who;
-            let (mut rows, mut globs) = (Vec::new(), Vec::new());
+            let mut rows = Vec::new();
             for predicate in &who.predicates {
-                rows.push(if rows.is_empty() { target } else { made.count });
+                rows.push((if rows.is_empty() { target } else { made.count }, made.globs.len() as u32));
                 made.count += u32::from(rows.len() > 1);
-                globs.push(made.automata.len() as u32);
-                made.automata.extend(pattern_of(predicate).and_then(Automaton::of));
+                let automaton = pattern_of(predicate).and_then(Automaton::of);
+                made.globs.extend(automaton.as_ref().map(as_glob));
                 made.has_members |= matches!(predicate.test(), KernelTest::Members { .. });
             }
             made.rows.push(rows);
-            made.globs.push(globs);
             made.is_by_cgroup |= who.is_by_cgroup();
             made.has_lines |= who.asks_for_cmdline();
             made.families.extend(who.children.then_some(target));
@@ -87,14 +78,11 @@ impl Numbers {
         of: &'a Filter,
         edition: u32,
     ) -> Vec<(u32, filter, &'a BTreeSet<String>)> {
-        let none = Vec::new();
-        let (numbers, globs) =
-            (self.rows.get(target).unwrap_or(&none), self.globs.get(target).unwrap_or(&none));
+        let numbers = self.rows.get(target).map_or(&[][..], Vec::as_slice);
         let row = |(n, row): (usize, &'a Row)| {
-            let mut made = filter { edition, ..row.is };
-            let number = numbers.get(n).copied().unwrap_or(target as u32);
-            made.next = numbers.get(n + 1).copied().unwrap_or_default();
-            made.glob = globs.get(n).copied().unwrap_or_default();
+            let (number, glob) = numbers.get(n).copied().unwrap_or((target as u32, 0));
+            let mut made = filter { edition, glob, ..row.is };
+            made.next = numbers.get(n + 1).map_or(0, |(next, _)| *next);
             made.flags = if n == 0 && of.children { filter_flag::FILTER_CHILDREN.0 } else { 0 };
             (number, made, &row.members)
         };
@@ -167,7 +155,8 @@ fn named(name: &str) -> filter {
     filter { length: name.len() as u32, name: words(name.as_bytes()), ..filter::default() }
 }
 
-fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
+/// The bytes as they lie in the kernel's words, as many as there are of these, with zeros behind.
+pub(super) fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
     let mut words = [0; COUNT];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks(8)) {
         let mut all = [0; 8];
@@ -177,16 +166,10 @@ fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
     words
 }
 
-/// The automaton as `struct glob` has it.
-pub(super) fn glob_bytes(of: &Automaton) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(size_of::<glob>());
-    // The number, with what fills the word above it.
-    let end = [u64::from(of.end)];
+/// The automaton as the kernel has it.
+fn as_glob(of: &Automaton) -> glob {
     let halves = |states: u128| [states as u64, (states >> 64) as u64];
-    let words = halves(of.any).into_iter().chain(halves(of.within)).chain(end);
-    let words = words.chain(of.to.iter().flat_map(|states| halves(*states)));
-    words.for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
-    bytes
+    glob { any: halves(of.any), within: halves(of.within), end: of.end, to: of.to.map(halves), pad: 0 }
 }
 
 #[cfg(test)]
@@ -204,7 +187,8 @@ mod tests {
     #[test]
     fn a_glob_is_as_the_kernel_has_it() {
         let automaton = Automaton::of(&Pattern::new("a*").unwrap()).unwrap();
-        let bytes = glob_bytes(&automaton);
+        let made = as_glob(&automaton);
+        let bytes = bytes_of(&made);
         assert_eq!(bytes.len(), size_of::<glob>());
         assert_eq!(bytes[std::mem::offset_of!(glob, end)], 1);
         assert_eq!(bytes[std::mem::offset_of!(glob, to) + 16 * usize::from(b'a')], 2);

@@ -120,10 +120,7 @@ impl Kernel {
         open.progs.family_forked.set_autoload(has_families);
         open.progs.family_ended.set_autoload(has_families);
         let skel = open.load().map_err(loading)?;
-        for (number, automaton) in (0u32..).zip(&numbers.automata) {
-            let (key, value) = (number.to_ne_bytes(), filters::glob_bytes(automaton));
-            skel.maps.globs.update(&key, &value, MapFlags::ANY).map_err(loading)?;
-        }
+        fill(&skel.maps.globs, &numbers.globs).map_err(loading)?;
         let family =
             [&skel.progs.family_forked, &skel.progs.family_ended].into_iter().filter(|_| has_families);
         let family = family.map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>().map_err(loading)?;
@@ -289,7 +286,7 @@ fn size(
     maps.probes.set_max_entries(count(tables.probes.len()))?;
     let if_any = |is_any: bool, entries: u32| if is_any { entries } else { 1 };
     maps.filters.set_max_entries(numbers.count.max(1))?;
-    maps.globs.set_max_entries(count(numbers.automata.len()))?;
+    maps.globs.set_max_entries(count(numbers.globs.len()))?;
     maps.cgroups.set_max_entries(if_any(numbers.is_by_cgroup, CGROUPS))?;
     maps.members.set_max_entries(if_any(numbers.has_members, MEMBERS))?;
     maps.lines.set_max_entries(if_any(numbers.has_lines, PROCESSES))?;
