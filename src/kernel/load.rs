@@ -179,19 +179,16 @@ impl Kernel {
     /// # Errors
     /// If there is no room for it.
     pub(crate) fn add_child(&self, target: usize, pid: u32) -> libbpf_rs::Result<()> {
-        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
-        self.skel.maps.children.update(bytes_of(&key), &1u32.to_ne_bytes(), MapFlags::ANY)
+        self.skel.maps.children.update(bytes_of(&child(target, pid)), &1u32.to_ne_bytes(), MapFlags::ANY)
     }
 
     pub(crate) fn has_child(&self, target: usize, pid: u32) -> bool {
-        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
-        matches!(self.skel.maps.children.lookup(bytes_of(&key), MapFlags::ANY), Ok(Some(_)))
+        matches!(self.skel.maps.children.lookup(bytes_of(&child(target, pid)), MapFlags::ANY), Ok(Some(_)))
     }
 
     /// The process is none of these, or has ended.
     pub(crate) fn remove_child(&self, target: usize, pid: u32) {
-        let key = child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) };
-        let _ = self.skel.maps.children.delete(bytes_of(&key));
+        let _ = self.skel.maps.children.delete(bytes_of(&child(target, pid)));
     }
 
     /// Sites of a candidate count from now on whatever the executable is called.
@@ -256,6 +253,10 @@ impl Kernel {
     }
 }
 
+fn child(target: usize, pid: u32) -> child_key {
+    child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) }
+}
+
 /// Whether it is a return that the kernel traces by replacing the return address.
 fn by_trampoline(probe: &ProbePlan) -> bool {
     probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
@@ -300,11 +301,11 @@ fn size(
     maps.entries.set_max_entries(entries)?;
     maps.numbers.set_max_entries(entries)?;
     maps.slots.set_max_entries(layout.kernel.slots.saturating_mul(shards))?;
-    let starts = if plan.spans > 0 { plan.settings.limits.starts } else { 1 };
+    let starts = if_any(plan.spans > 0, plan.settings.limits.starts);
     let spans = || plan.probes.iter().filter_map(|probe| probe.span);
     maps.starts.set_max_entries(starts)?;
-    maps.nestings.set_max_entries(if spans().any(|span| span.by == Pairing::Thread) { starts } else { 1 })?;
-    maps.start_texts.set_max_entries(if spans().any(|span| span.texts) { starts } else { 1 })?;
+    maps.nestings.set_max_entries(if_any(spans().any(|span| span.by == Pairing::Thread), starts))?;
+    maps.start_texts.set_max_entries(if_any(spans().any(|span| span.texts), starts))?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

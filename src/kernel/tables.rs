@@ -1,5 +1,6 @@
 //! Plan and layout as the tables of `bpf/abi.h`. Pure.
 
+use super::filters::words;
 use crate::abi::{
     ACCT_SLOTS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
     condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, value, value_kind,
@@ -247,19 +248,8 @@ fn pattern_entry(wanted: &Pattern) -> pattern {
 
 /// An exact pattern covers the NUL behind its text too.
 fn text_pattern(text: &str, exact: bool) -> pattern {
-    let mut words = [0u8; 8 * PATTERN_WORDS];
-    let mut mask = [0u8; 8 * PATTERN_WORDS];
-    for (at, byte) in words.iter_mut().zip(text.bytes()) {
-        *at = byte;
-    }
-    for at in mask.iter_mut().take(text.len() + usize::from(exact)) {
-        *at = 0xff;
-    }
-    pattern { word: as_words(&words), mask: as_words(&mask) }
-}
-
-fn as_words(bytes: &[u8; 8 * PATTERN_WORDS]) -> [u64; PATTERN_WORDS] {
-    std::array::from_fn(|n| u64::from_le_bytes(std::array::from_fn(|b| bytes[8 * n + b])))
+    let covered = vec![0xff; text.len() + usize::from(exact)];
+    pattern { word: words(text.as_bytes()), mask: words(&covered) }
 }
 
 /// Order-preserving, and always leaves `u64::MAX` to mean "no bound".
