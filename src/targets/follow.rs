@@ -1,7 +1,7 @@
 //! What becomes of processes, as the kernel tells it, and which targets that concerns.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{self};
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{Finder, KNOWN};
-use super::processes::Applied;
 use crate::kernel::{FileKey, ProcessChange, ProcessEvent};
 
 /// What has become of processes.
@@ -95,11 +94,8 @@ impl Finder {
 
     fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, news: &mut ProcessNews) {
         let pid = event.pid;
-        let applied = if has_ended && event.change != ProcessChange::Ended {
-            Applied::default()
-        } else {
-            self.processes.apply(event)
-        };
+        let is_end = event.change == ProcessChange::Ended;
+        let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
             && let Some(is_meant) = self.processes.means_cgroup(cgroup)
@@ -107,11 +103,11 @@ impl Finder {
             events.set_cgroup(cgroup, is_meant);
         }
         let is_pinned = self.pinned.contains(&pid);
-        if !applied.is_of_interest && event.change != ProcessChange::Ended && !is_pinned {
+        if !is_of_interest && !is_end && !is_pinned {
             events.forget(pid);
         }
         let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
-        let is_seen = self.executed.contains_key(file) || (applied.is_of_interest && self.is_there(pid));
+        let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
             // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
             // file attached to.

@@ -157,28 +157,18 @@ impl Processes {
         for belongs in self.containers.all() {
             self.note_members(&belongs);
         }
-        let mut named: HashMap<String, Arc<Membership>> = HashMap::new();
-        let known =
-            self.memberships.values().cloned().chain(self.all.values().map(|of| of.membership.clone()));
-        for membership in known.collect::<Vec<_>>() {
-            let path = &membership.new.path;
-            if !named.contains_key(path) {
-                named.insert(path.clone(), Arc::new(self.membership_at(path, &membership.old.path)));
-            }
+        let (mut memberships, mut all) =
+            (std::mem::take(&mut self.memberships), std::mem::take(&mut self.all));
+        let mut named: HashMap<(String, String), Arc<Membership>> = HashMap::new();
+        for membership in memberships.values_mut().chain(all.values_mut().map(|of| &mut of.membership)) {
+            let paths = (membership.new.path.clone(), membership.old.path.clone());
+            let now =
+                named.entry(paths).or_insert_with_key(|(new, old)| Arc::new(self.membership_at(new, old)));
+            *membership = now.clone();
         }
-        for membership in self.memberships.values_mut() {
-            named.get(&membership.new.path).into_iter().for_each(|now| *membership = now.clone());
-        }
-        for process in self.all.values_mut() {
-            named
-                .get(&process.membership.new.path)
-                .into_iter()
-                .for_each(|now| process.membership = now.clone());
-        }
+        (self.memberships, self.all) = (memberships, all);
         let has_changed = before != self.members;
         if has_changed {
-            self.changed
-                .extend((0..self.meant.len()).filter(|target| self.members[*target] != before[*target]));
             self.forget();
         }
         has_changed
@@ -267,10 +257,8 @@ impl Processes {
         }
     }
 
-    /// Follows what the kernel tells of a process. Whether the process is of interest, and in containers of which nothing was
-    /// known before.
-    pub fn apply(&mut self, event: &ProcessEvent) -> Applied {
-        let mut applied = Applied::default();
+    /// Follows what the kernel tells of a process. Whether the process is of interest.
+    pub fn apply(&mut self, event: &ProcessEvent) -> bool {
         let pid = event.pid;
         match &event.change {
             ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } => {
@@ -294,8 +282,7 @@ impl Processes {
             }
             ProcessChange::Ended => self.replace(pid, None),
         }
-        applied.is_of_interest = self.all.contains_key(&pid);
-        applied
+        self.all.contains_key(&pid)
     }
 
     fn replace(&mut self, pid: u32, process: Option<Process>) {
@@ -455,12 +442,6 @@ impl Processes {
     }
 }
 
-/// What came of an event.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    pub is_of_interest: bool,
-}
-
 impl Process {
     fn is_called(&self, name: &str) -> bool {
         self.comm == name || self.exe.as_deref() == Some(name)
@@ -567,8 +548,8 @@ mod tests {
         ];
         let mut processes = Processes::of(meant);
         let mut tell = |pid: u32, change| {
-            let applied = processes.apply(&ProcessEvent { pid, change });
-            (applied.is_of_interest, processes.take_changed().into_iter().collect::<Vec<_>>())
+            let is_of_interest = processes.apply(&ProcessEvent { pid, change });
+            (is_of_interest, processes.take_changed().into_iter().collect::<Vec<_>>())
         };
         let child = u32::MAX - 1;
         let executed =
