@@ -23,6 +23,9 @@ pub const BUCKETS: usize = abi::MAX_BOUNDS;
 /// The bounds that Prometheus client libraries use for seconds when none are given.
 pub const DEFAULT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// Most targets with `children: true`.
+pub const FAMILIES: usize = abi::MAX_FAMILIES;
+
 pub const PORT: RangeInclusive<u16> = 1..=u16::MAX;
 /// Largest process id of Linux (PID_MAX_LIMIT).
 pub const PID: RangeInclusive<u32> = 1..=1 << 22;

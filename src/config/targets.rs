@@ -82,9 +82,6 @@ pub static TARGET: Section = Section {
     one_of: &[],
 };
 
-/// As many as `MAX_FAMILIES` of the kernel's tables.
-const FAMILIES: usize = 64;
-
 const HELP: &str = "write binary: PATH, process: NAME, cmdline: GLOB, pid: NUMBER, container: NAME, image: NAME, unit: NAME, \
                     pod: NAME or namespace: NAME";
 
@@ -120,9 +117,12 @@ pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: 
     let mut seen: Vec<&Target> = Vec::new();
     let targets: Vec<&Target> = targets.collect();
     let with_children = targets.iter().filter(|target| target.selector.who.children);
-    if let Some(more) = with_children.into_iter().nth(FAMILIES) {
+    if let Some(more) = with_children.into_iter().nth(limits::FAMILIES) {
         diags
-            .error(&more.at, format!("{FAMILIES} targets can have `children: true`, and this is one more"))
+            .error(
+                &more.at,
+                format!("{} targets can have `children: true`, and this is one more", limits::FAMILIES),
+            )
             .help("give them by `unit`, `container` or `cmdline` instead");
     }
     // A name that could not be read is empty.

@@ -9,6 +9,7 @@ mod pattern;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::abi;
 pub use belongs::{Belongs, Container, Pod};
 pub(crate) use pattern::Automaton;
 pub use pattern::{Pattern, PatternError};
@@ -89,7 +90,7 @@ pub enum KernelTest<'a> {
 }
 
 /// Bytes of a command line that are looked at.
-pub const CMDLINE_BYTES: usize = 1 << 15;
+pub const CMDLINE_BYTES: usize = abi::MAX_LINE;
 
 /// A key of a selector.
 pub struct SelectorKey {
@@ -98,6 +99,9 @@ pub struct SelectorKey {
     pub what: &'static str,
     make: fn(Pattern) -> Predicate,
 }
+
+// Each of these and `pid`.
+const _: () = assert!(KEYS.len() < abi::MAX_PREDICATES);
 
 /// The keys whose values are patterns.
 pub const KEYS: [SelectorKey; 7] = [

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::glob;
+use crate::{abi, glob};
 
 /// A plain text, or a glob of `*`, `?` and `[...]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum PatternError {
 }
 
 /// Bytes of a pattern: the longest name of a file.
-const BYTES: usize = 255;
+const BYTES: usize = abi::MAX_NAME;
 
 /// States of the automaton, the first included.
 const STATES: usize = 128;
