@@ -12,8 +12,8 @@
  *   raised       answers with the value of the probe's semaphore, if it was built with -DSEMAPHORE
  *   retire       goes on in another thread, while the first one ends
  *   confine MODE lets the kernel end it at any system call but what it needs from now on: MODE is strict or filter
- *   open FILE    likewise with the library itself
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
+ *   open FILE    likewise with the library itself
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -34,6 +34,10 @@ fn program(at: &tempfile::TempDir, name: &str) -> PathBuf {
     path
 }
 
+fn name_of(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
 fn id(n: u32) -> String {
     format!("{:08x}{}", std::process::id() ^ n << 24, "fedcba9876543210".repeat(4)[..56].to_owned())
 }
@@ -46,7 +50,7 @@ fn run_with(program: &Path, arguments: &[&str]) {
 fn command_lines_are_told_apart_from_the_first_hit_on() {
     let folder = folder();
     let path = program(&folder, "line");
-    let name = path.file_name().unwrap().to_str().unwrap().to_string();
+    let name = name_of(&path);
     let mut anchor = Program::start(&path);
     let tracer = Tracer::start(&config(&[
         ("shop", &format!("process: {name}\n  cmdline: '*/{name} * --shop'")),
@@ -117,13 +121,6 @@ fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
     let mut third = newer.start(&path);
     third.fire(5);
     assert_eq!(counts(), [1116, 16, 1, 100]);
-    drop((programs, third, groups, newer));
-    for inner in
-        [format!("web{own}@two.service"), "user@1000.service/app.slice".into(), "user@1000.service".into()]
-    {
-        let _ = fs::remove_dir(slice.join(inner));
-    }
-    let _ = fs::remove_dir(&slice);
 }
 
 #[test]
@@ -152,7 +149,7 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
     let groups = groups.map(|name| Cgroup::new(hierarchy().join(name)));
     let mut programs = groups.each_ref().map(|group| group.start(&path));
     programs.iter_mut().for_each(|program| program.fire(0));
-    let process = path.file_name().unwrap().to_str().unwrap();
+    let process = name_of(&path);
     let config = config(&[
         ("pods", &format!("pod: web{own}-*")),
         ("two", &format!("pod: web{own}-2\n  namespace: ns{own}-*")),
@@ -187,22 +184,13 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
     fire_at_once(&path, 10_000);
     let more: Vec<u64> = counts().iter().zip(before).map(|(now, before)| now - before).collect();
     assert_eq!(more, [100, 100, 0, 0, 0, 1000]);
-    drop((programs, newer, groups, later, written));
-    for inner in [
-        format!("kubepods{own}.slice/kubepods{own}-burstable-pod{}.slice", uid(1).replace('-', "_")),
-        format!("kubepods{own}.slice"),
-        format!("kubepods{own}/pod{}", uid(2)),
-        format!("kubepods{own}"),
-    ] {
-        let _ = fs::remove_dir(hierarchy().join(inner));
-    }
 }
 
 #[test]
 fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_on() {
     let folder = folder();
     let (parent, other) = (program(&folder, "parent"), program(&folder, "other"));
-    let name = parent.file_name().unwrap().to_str().unwrap().to_string();
+    let name = name_of(&parent);
     // A shell of another name stands between, and runs another program.
     let mut boss = Program::start(&parent);
     boss.fire(0);
@@ -239,7 +227,7 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
 fn children_that_ran_before_are_found() {
     let folder = folder();
     let (parent, other) = (program(&folder, "begun"), program(&folder, "old"));
-    let name = parent.file_name().unwrap().to_str().unwrap().to_string();
+    let name = name_of(&parent);
     let mut boss = Program::start(&parent);
     let fifo = folder.path().join("fifo");
     run("mkfifo", &[fifo.to_str().unwrap()]);
@@ -267,7 +255,7 @@ fn library_of(folder: &Path, name: &str, soname: &str) -> PathBuf {
 fn a_library_is_each_file_of_its_name_that_these_processes_load() {
     let folder = folder();
     let (path, stranger) = (program(&folder, "loads"), program(&folder, "stranger"));
-    let name = path.file_name().unwrap().to_str().unwrap().to_string();
+    let name = name_of(&path);
     let at = |inner: &str| {
         let at = folder.path().join(inner);
         fs::create_dir_all(&at).unwrap();

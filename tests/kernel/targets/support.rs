@@ -148,7 +148,7 @@ pub fn until_sites(tracer: &Tracer, probe: usize, sites: usize) {
     eventually(&format!("{sites} sites, {:?} now", tracer.state(probe)), || tracer.state(probe).1 == sites);
 }
 
-/// A control group that is taken away when dropped.
+/// A control group that is taken away when dropped, with those around it in which nothing is left.
 pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
@@ -167,11 +167,13 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // Empty only once its processes have been waited for.
         for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
+            if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
+                break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        // What was made for it.
+        let _ = self.0.ancestors().skip(1).try_for_each(fs::remove_dir);
     }
 }
 
