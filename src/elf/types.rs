@@ -343,9 +343,7 @@ impl Parts {
         offset: u64,
         depth: usize,
     ) -> Option<()> {
-        let is_base = member.entry.tag() == gimli::DW_TAG_inheritance;
-        let is_static = member.is_set(gimli::DW_AT_external) || member.is_set(gimli::DW_AT_declaration);
-        if !is_base && member.entry.tag() != gimli::DW_TAG_member || is_static {
+        if !is_part(member) {
             return Some(());
         }
         let location = member.entry.attr(gimli::DW_AT_data_member_location);
@@ -368,14 +366,26 @@ impl Parts {
     }
 }
 
+/// Whether what a class declares is a base or a member, of which each object has one.
+fn is_part(declared: &Node<'_>) -> bool {
+    matches!(declared.entry.tag(), gimli::DW_TAG_inheritance | gimli::DW_TAG_member)
+        && !declared.is_set(gimli::DW_AT_external)
+        && !declared.is_set(gimli::DW_AT_declaration)
+}
+
+/// The name of a class without the arguments of its template; empty if it has none.
+fn class_name<'d>(finder: &Finder<'d>, node: &Node<'d>) -> &'d [u8] {
+    let name = finder.text(node, gimli::DW_AT_name).unwrap_or_default();
+    name.split(|byte| *byte == b'<').next().unwrap_or_default()
+}
+
 /// Whether a class is copied or destroyed by code of its own, so that it is passed as its address. None if that is not known.
 fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: usize) -> Option<bool> {
     let depth = depth.checked_sub(1)?;
     if node.is_set(gimli::DW_AT_declaration) {
         return None;
     }
-    let name = finder.text(node, gimli::DW_AT_name).unwrap_or_default();
-    let name = name.split(|byte| *byte == b'<').next().unwrap_or_default();
+    let name = class_name(finder, node);
     let (mut copies, mut usable) = (0, 0);
     for child in finder.children(node) {
         match child.entry.tag() {
@@ -399,10 +409,7 @@ fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: usize) -> Opt
                     return Some(true);
                 }
             }
-            gimli::DW_TAG_inheritance | gimli::DW_TAG_member => {
-                if child.is_set(gimli::DW_AT_external) || child.is_set(gimli::DW_AT_declaration) {
-                    continue;
-                }
+            _ if is_part(&child) => {
                 if child.number(gimli::DW_AT_virtuality).is_some_and(|kind| kind != 0) {
                     return Some(true);
                 }
@@ -434,8 +441,6 @@ fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>, na
     if !is_address(&kind) || kind.entry.tag() == gimli::DW_TAG_pointer_type {
         return false;
     }
-    plain(finder, finder.follow(&kind, gimli::DW_AT_type)).is_some_and(|to| {
-        let called = finder.text(&to, gimli::DW_AT_name).unwrap_or_default();
-        to.at == class.at || called.split(|byte| *byte == b'<').next() == Some(name)
-    })
+    plain(finder, finder.follow(&kind, gimli::DW_AT_type))
+        .is_some_and(|to| to.at == class.at || class_name(finder, &to) == name)
 }
