@@ -22,6 +22,13 @@ pub struct Returns {
     pub exits: Exits,
 }
 
+impl Returns {
+    /// Exits that cost two traps.
+    pub fn single_stepped(&self) -> usize {
+        self.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count()
+    }
+}
+
 /// The exits of a function as sites; `reads_result` if something is read there that only a `ret` shows.
 ///
 /// # Errors
@@ -68,7 +75,7 @@ impl Costs {
     pub fn add(&mut self, function: &str, is_go: bool, returns: &Returns) {
         self.is_go |= is_go;
         self.exits += returns.sites.len();
-        self.dear += returns.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count();
+        self.dear += returns.single_stepped();
         if !returns.exits.followed.is_empty() {
             self.followed.push(function.to_string());
         }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{Convention, Cost, FunctionSite, SiteError, SymbolIndex, signature};
+use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
 use crate::resolve::unfit;
 use crate::returns::{by_exits, by_trampoline};
 
@@ -49,15 +49,12 @@ impl Return {
         }
         let trampoline_refused = by_trampoline(index, found).err();
         match by_exits(index, found, false) {
-            Ok(returns) => {
-                let stepped = returns.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count();
-                Return {
-                    exits: returns.sites.len(),
-                    single_stepped: stepped,
-                    refused: None,
-                    trampoline_refused,
-                }
-            }
+            Ok(returns) => Return {
+                exits: returns.sites.len(),
+                single_stepped: returns.single_stepped(),
+                refused: None,
+                trampoline_refused,
+            },
             Err(why) => Return { refused: Some(why), trampoline_refused, ..Return::default() },
         }
     }
