@@ -49,12 +49,6 @@ pub static TARGET: Section = Section {
         ),
         Key::new("container", Schema::Text, "Processes of the container with this name or id."),
         Key::new(
-            "labels",
-            Schema::Map(&Schema::LabelText),
-            "Constant labels, added to every series of the \
-             target.",
-        ),
-        Key::new(
             "image",
             Schema::Text,
             "Processes in containers of this image: its name without registry, folders, tag or digest is enough.",
@@ -72,6 +66,12 @@ pub static TARGET: Section = Section {
             "Also their child processes and descendants, whatever these run.",
         )
         .or("false"),
+        Key::new(
+            "labels",
+            Schema::Map(&Schema::LabelText),
+            "Constant labels, added to every series of the \
+             target.",
+        ),
         Key::new(
             "profile",
             Schema::OneOrList(&Schema::Text),
