@@ -11,6 +11,7 @@ use super::scalars::is_name;
 use super::section::{Key, Schema, Section};
 use super::tree::{Meaning, Scalar};
 use super::words::quote;
+use crate::glob;
 
 const HELP: &str = "a label is the name of an argument, { const: TEXT }, or { value: NAME, match: ..., \
      default: ..., limit: ... }";
@@ -141,16 +142,12 @@ fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
     if let Some(prefix) = text.strip_suffix('*').filter(|prefix| !prefix.contains(special)) {
         return Ok(Pattern::Prefix(prefix.to_owned()));
     }
-    let mut rest = text;
-    while let Some(open) = rest.find('[') {
-        let inside = &rest[open + 1..];
-        // A bracket that comes first, or first behind the negation, is one of the characters.
-        let negated = usize::from(inside.starts_with('!'));
-        let from = negated + usize::from(inside[negated..].starts_with(']'));
-        let Some(close) = inside[from..].find(']') else {
-            return Err("has an unterminated `[`");
-        };
-        rest = &inside[from + close + 1..];
+    let characters: Vec<char> = text.chars().collect();
+    let mut rest = characters.as_slice();
+    while let Some(open) = rest.iter().position(|c| *c == '[') {
+        let behind = &rest[open + 1..];
+        let set = glob::set(behind).ok_or("has an unterminated `[`")?;
+        rest = &behind[set.length..];
     }
     Ok(Pattern::Glob(text.to_owned()))
 }
@@ -168,7 +165,7 @@ mod tests {
         for glob in ["*F", "a?c", "[ab]*", "a**", "[]]", "[!]x]é", "a[b]c[d]"] {
             assert_eq!(text_pattern(glob), Ok(Pattern::Glob(glob.into())), "{glob}");
         }
-        for bad in ["[", "[]", "[!]", "a[bc", "[a][é"] {
+        for bad in ["[", "[]", "[!]", "[^]", "a[bc", "[a][é"] {
             assert!(text_pattern(bad).is_err(), "{bad}");
         }
     }
