@@ -115,9 +115,7 @@ pub enum ResolveError {
     Value { name: String, why: String },
     /// Fewer arguments than are asked for.
     Missing { name: String, index: usize, has: usize },
-    /// A probe there would never fire, or would harm the program.
-    Unfit { offset: u64, why: String },
-    /// So it is at every site.
+    /// At every site a probe would never fire, or would harm the program.
     NoneFit(Vec<UnfitSite>),
 }
 
@@ -130,9 +128,6 @@ impl std::fmt::Display for ResolveError {
                 f,
                 "argument \"{name}\" has index {index}, but this probe has {has} arguments (the first has index 0)"
             ),
-            ResolveError::Unfit { offset, why } => {
-                write!(f, "the site at offset {offset:#x} is not used: {why}")
-            }
             ResolveError::NoneFit(sites) => f.write_str(&reasons(sites)),
         }
     }
