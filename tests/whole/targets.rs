@@ -47,7 +47,7 @@ fn a_file_that_appears_later_is_traced_from_then_on() {
     let scrape = exporter.scrape();
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 0.0);
     assert_eq!(scrape.select("fibre_exporter_probe_state", &[("state", "waiting")]).len(), 6);
-    assert!(exporter.log().contains("[WARNING] exporter: Target bitcoind: "), "{}", exporter.log());
+    exporter.wait_for_log("[WARNING] exporter: Target bitcoind: ");
 
     // In one step, as a package manager does it.
     let new = place.copy_of(&program("fibre-demo"), "bitcoind.new");

@@ -250,7 +250,7 @@ fn a_node_without_the_udp_provider_gives_what_it_has_and_says_what_is_absent() {
     let (status, body) = exporter.health("/ready");
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("validation:block_connected is absent: "), "{body}");
-    assert!(exporter.log().contains("[ERROR] exporter: Attached 0/6 probes"), "{}", exporter.log());
+    exporter.wait_for_log("[ERROR] exporter: Attached 0/6 probes");
     assert_eq!(exporter.health("/health").0, 200);
     let scrape = exporter.scrape();
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 0.0);
