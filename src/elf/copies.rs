@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle};
-use super::symbols::{Kind, Symbol};
+use super::symbol_table::{Kind, Symbol};
 use super::{Image, SymbolIndex};
 
 /// Functions that are decoded at most; larger ones are not looked into.

@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Image;
-use super::image::bounded_str;
+use super::headers::{Headers, bounded_str};
 
 const DEBUG_ROOT: &str = "/usr/lib/debug";
 
 /// The places where a separate debug file of the program at `path` may be, the likeliest first: by its
 /// build-id, then by the name in its `.gnu_debuglink` section, as GDB looks for them. Nothing is opened; a
-/// file found there is to be parsed and given to [`Image::with_debug_symbols`], which checks that it fits.
-pub fn debug_file_candidates(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
+/// file found there is to be parsed and given to [`super::Image::with_debug_symbols`], which checks that it fits.
+pub fn debug_file_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some(id) = image.build_id().filter(|id| (2..=64).contains(&id.len())) {
         let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -29,7 +28,7 @@ pub fn debug_file_candidates(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
 
 /// The file name in `.gnu_debuglink`, and the checksum of that file's contents. A path there would lead out of the
 /// directories that are looked at.
-pub(super) fn debuglink<'a>(image: &Image<'a>) -> Option<(&'a str, u32)> {
+pub(super) fn debuglink<'a>(image: &Headers<'a>) -> Option<(&'a str, u32)> {
     let data = image.section_data(image.section(b".gnu_debuglink")?)?;
     let name = std::str::from_utf8(bounded_str(data, 0)?).ok()?;
     let checksum = data.get((name.len() + 1).next_multiple_of(4)..)?.first_chunk()?;

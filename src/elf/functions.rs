@@ -6,10 +6,11 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::golang;
 use super::names::{CloneKind, clone_of};
+use super::pclntab::{Function, Layout};
 use super::select::{Selected, matching, missing};
 use super::shape::ENDBR64;
 use super::sites::share_semaphores;
-use super::symbols::{Kind, Symbol};
+use super::symbol_table::{Kind, Symbol};
 use super::unwind::frame_at;
 use super::{Arch, Convention, Cost, FunctionSite, Image, Site, SiteError, SiteShape, SymbolIndex};
 
@@ -214,8 +215,8 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
     if entry.is_go && image.pclntab().is_none() && image.arch() == Arch::X86_64 {
         // Perhaps of a Go that is newer than this program. Its stack check may be known; how it is called is not.
         let end = symbol.vaddr.saturating_add(symbol.size.max(1));
-        let function = golang::Function { name: symbol.name, entry: symbol.vaddr, end, is_assembly: false };
-        let entry = at_go_entry(image, golang::Layout::Go1_16, &function, entry)?;
+        let function = Function { name: symbol.name, entry: symbol.vaddr, end, is_assembly: false };
+        let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
     if entry.site.shape == SiteShape::Endbr64
@@ -230,8 +231,8 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
 /// The place in a Go function that each call passes once.
 fn at_go_entry(
     image: &Image<'_>,
-    layout: golang::Layout,
-    function: &golang::Function<'_>,
+    layout: Layout,
+    function: &Function<'_>,
     symbol: FunctionSite,
 ) -> Result<FunctionSite, SiteError> {
     let unfit = |why| SiteError::NotProbeable { name: symbol.name.clone(), why };

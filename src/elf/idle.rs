@@ -9,7 +9,7 @@ use object::elf;
 use object::read::elf::{ProgramHeader, SectionHeader};
 
 use super::Image;
-use super::image::{LE, executable};
+use super::headers::{LE, executable};
 use super::probeable::{Verdict, verdict};
 
 const PAGE: u64 = 4096;

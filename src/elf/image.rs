@@ -1,54 +1,29 @@
-//! The headers of an ELF file and the maps between its addresses and its offsets.
+//! A program or library with all that names its functions.
 
-use std::ffi::CStr;
+use std::ops::Deref;
 
-use object::LittleEndian;
-use object::elf::{self, FileHeader64, ProgramHeader64, Rela64, SectionHeader64};
-use object::pod::slice_from_bytes;
-use object::read::StringTable;
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, VersionTable};
+use object::elf;
 
 use super::debug::{crc32, debuglink};
-use super::golang::{self, Pclntab};
-use super::notes::{RawNote, RawNotes};
-use super::symbols::{Table, is_stripped};
+use super::headers::Headers;
+use super::pclntab::{Pclntab, is_marked};
+use super::symbol_table::Table;
 use super::{ElfError, SiteError};
 
-pub(super) const LE: LittleEndian = LittleEndian;
-
-/// Longest symbol name looked at. Real ones reach a few thousand bytes; without a limit, a table
-/// of many names that share one endless string would cost the square of the file's size.
-const NAME_MAX: usize = 8192;
-
-/// The processors whose argument forms and instructions are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arch {
-    X86_64,
-    Aarch64,
-}
-
-/// The parsed headers of a linked 64-bit little-endian program or shared library, over its bytes.
+/// A linked 64-bit little-endian program or shared library: its [`Headers`], and tables of symbols from elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
-    bytes: &'a [u8],
-    arch: Arch,
-    pie: bool,
-    segments: &'a [ProgramHeader64<LittleEndian>],
-    sections: &'a [SectionHeader64<LittleEndian>],
-    section_names: &'a [u8],
+    headers: Headers<'a>,
     debug_symbols: Option<Table<'a>>,
     pclntab: Option<Pclntab<'a>>,
 }
 
-/// A semaphore that must be raised in each process, see [`Image::semaphore_loaded_twice`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SharedSemaphore {
-    /// In the file.
-    pub offset: u64,
-    /// Offset in the file of the first page of code.
-    pub code_offset: u64,
-    /// From where that page is mapped to the semaphore.
-    pub distance: u64,
+impl<'a> Deref for Image<'a> {
+    type Target = Headers<'a>;
+
+    fn deref(&self) -> &Headers<'a> {
+        &self.headers
+    }
 }
 
 impl<'a> Image<'a> {
@@ -56,48 +31,8 @@ impl<'a> Image<'a> {
     ///
     /// A file without section headers is accepted (it has segments, but no notes and no symbols).
     pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
-        let ident = bytes.get(..16).ok_or(ElfError::NotElf)?;
-        if !ident.starts_with(&elf::ELFMAG) {
-            return Err(ElfError::NotElf);
-        }
-        // Said before the header is cast, so that a 32-bit file is called that and not damaged.
-        if ident[4] == elf::ELFCLASS32.0 {
-            let machine = bytes.get(18..).and_then(<[u8]>::first_chunk).map_or(0, |m| u16::from_le_bytes(*m));
-            return Err(ElfError::Class32(machine));
-        }
-        if ident[5] == elf::ELFDATA2MSB.0 {
-            return Err(ElfError::BigEndian);
-        }
-        let malformed = |what| move |e: object::read::Error| ElfError::Malformed { what, why: e.to_string() };
-        let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed("file header"))?;
-        let kind = header.e_type(LE);
-        if kind != elf::ET_EXEC && kind != elf::ET_DYN {
-            return Err(ElfError::NotLinked(kind.0));
-        }
-        let arch = match header.e_machine(LE) {
-            elf::EM_X86_64 => Arch::X86_64,
-            elf::EM_AARCH64 => Arch::Aarch64,
-            other => return Err(ElfError::Machine(other.0)),
-        };
-        let segments = header.program_headers(LE, bytes).map_err(malformed("program headers"))?;
-        let sections = header.section_headers(LE, bytes).map_err(malformed("section headers"))?;
-        let mut image = Image {
-            bytes,
-            arch,
-            pie: kind == elf::ET_DYN,
-            segments,
-            sections,
-            section_names: &[],
-            debug_symbols: None,
-            pclntab: None,
-        };
-        if !sections.is_empty() {
-            let index = header.shstrndx(LE, bytes).map_err(malformed("section names"))?;
-            let names = sections.get(index as usize);
-            image.section_names = names.and_then(|s| image.section_data(s)).unwrap_or(&[]);
-        }
-        image.pclntab = Pclntab::of(&image);
-        Ok(image)
+        let headers = Headers::parse(bytes)?;
+        Ok(Image { headers, debug_symbols: None, pclntab: Pclntab::of(&headers) })
     }
 
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
@@ -108,9 +43,9 @@ impl<'a> Image<'a> {
     pub fn with_debug_symbols(self, debug: &Image<'a>) -> Result<Image<'a>, SiteError> {
         let same = match self.build_id() {
             Some(id) => debug.build_id().as_ref() == Some(&id),
-            None => debuglink(&self).is_some_and(|(_, crc)| crc == crc32(debug.bytes)),
+            None => debuglink(&self).is_some_and(|(_, crc)| crc == crc32(debug.bytes())),
         };
-        if self.arch != debug.arch || !same {
+        if self.arch() != debug.arch() || !same {
             return Err(SiteError::OtherBuild);
         }
         Ok(Image { debug_symbols: Table::of(debug, elf::SHT_SYMTAB), ..self })
@@ -122,105 +57,10 @@ impl<'a> Image<'a> {
         Image { debug_symbols: Table::of(embedded, elf::SHT_SYMTAB), ..self }
     }
 
-    /// The processor that the program was built for.
-    pub fn arch(&self) -> Arch {
-        self.arch
-    }
-
-    /// Whether the program can be loaded at any address: position-independent, or a shared library.
-    pub fn is_pie(&self) -> bool {
-        self.pie
-    }
-
     /// Whether only the symbols that other files link against are left: neither the file nor a debug file added
     /// to it names the other functions.
     pub fn is_stripped(&self) -> bool {
-        is_stripped(self)
-    }
-
-    /// The build-id, which names this build in debug packages and tells whether two files are the same
-    /// build. None when the linker wrote none.
-    pub fn build_id(&self) -> Option<Vec<u8>> {
-        self.loaded_notes()
-            .find(|n| n.owner == b"GNU" && n.kind == elf::NT_GNU_BUILD_ID.0)
-            .map(|n| n.desc.to_vec())
-    }
-
-    /// The file offset of the byte that is loaded at `vaddr` (an address as in the file's own headers),
-    /// through the `PT_LOAD` segment that holds it. None for an address outside all of them, or in the
-    /// zero-filled tail of one, which the file does not hold.
-    ///
-    /// Segments shift addresses against offsets by different amounts, so code and data (a semaphore) each
-    /// need their own.
-    pub fn file_offset(&self, vaddr: u64) -> Option<u64> {
-        self.loads().find_map(|s| {
-            let into = vaddr.checked_sub(s.p_vaddr(LE))?;
-            let offset = s.p_offset(LE).checked_add(into)?;
-            (into < s.p_filesz(LE) && offset < self.bytes.len() as u64).then_some(offset)
-        })
-    }
-
-    /// Whether the address is in memory that is loaded without being in the file: zeros.
-    pub(super) fn is_zero_filled(&self, vaddr: u64) -> bool {
-        self.loads().any(|s| {
-            let into = vaddr.checked_sub(s.p_vaddr(LE));
-            into.is_some_and(|into| (s.p_filesz(LE)..s.p_memsz(LE)).contains(&into))
-        })
-    }
-
-    /// Where a semaphore is whose page two writable segments load, as LLVM's linker lays out the data that becomes read-only
-    /// after relocation beside the rest. In a program that starts, the kernel raises it in the first of them, which need not
-    /// be the one that the program reads. None if one segment loads it.
-    pub fn semaphore_loaded_twice(&self, offset: u64) -> Option<SharedSemaphore> {
-        const PAGE: u64 = 4096;
-        let page = offset / PAGE;
-        let holds = |s: &ProgramHeader64<LittleEndian>| {
-            let (start, bytes) = (s.p_offset(LE), s.p_filesz(LE));
-            let end = start.saturating_add(bytes.saturating_sub(1));
-            bytes > 0 && (start / PAGE..=end / PAGE).contains(&page)
-        };
-        let writable = || self.loads().filter(|s| s.p_flags(LE).contains(elf::PF_W));
-        if writable().filter(|s| holds(s)).count() < 2 {
-            return None;
-        }
-        let vaddr = writable().find_map(|s| {
-            let into = offset.checked_sub(s.p_offset(LE))?;
-            (into < s.p_filesz(LE)).then(|| s.p_vaddr(LE).checked_add(into))?
-        })?;
-        let code = self.loads().find(|s| executable(s))?;
-        let page_of = |at: u64| at / PAGE * PAGE;
-        Some(SharedSemaphore {
-            offset,
-            code_offset: page_of(code.p_offset(LE)),
-            distance: vaddr.wrapping_sub(page_of(code.p_vaddr(LE))),
-        })
-    }
-
-    /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
-    /// [`Image::file_offset`] for executable segments.
-    pub fn code_vaddr(&self, offset: u64) -> Option<u64> {
-        self.loads().filter(|s| executable(s)).find_map(|s| {
-            let into = offset.checked_sub(s.p_offset(LE))?;
-            (into < s.p_filesz(LE)).then(|| s.p_vaddr(LE).checked_add(into))?
-        })
-    }
-
-    /// Up to `max` bytes of code from `vaddr`, fewer at the end of its segment. None where no executable
-    /// segment of the file holds the address.
-    pub fn code_at(&self, vaddr: u64, max: usize) -> Option<&'a [u8]> {
-        let segment = self
-            .loads()
-            .filter(|s| executable(s))
-            .find(|s| vaddr.checked_sub(s.p_vaddr(LE)).is_some_and(|into| into < s.p_filesz(LE)))?;
-        let into = vaddr - segment.p_vaddr(LE);
-        let start = usize::try_from(segment.p_offset(LE).checked_add(into)?).ok()?;
-        let left = usize::try_from(segment.p_filesz(LE) - into).unwrap_or(usize::MAX);
-        let tail = self.bytes.get(start..).filter(|t| !t.is_empty())?;
-        Some(&tail[..max.min(left).min(tail.len())])
-    }
-
-    pub(super) fn has_sections(&self) -> bool {
-        !self.sections.is_empty()
+        self.debug_symbols.is_none() && self.section_of_type(elf::SHT_SYMTAB).is_none()
     }
 
     /// The table that names a Go program's functions.
@@ -228,152 +68,13 @@ impl<'a> Image<'a> {
         self.pclntab
     }
 
-    /// What the file loads, each segment by its address.
-    pub(super) fn loaded_segments(&self) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
-        let bytes = self.bytes;
-        self.loads().filter_map(move |s| Some((s.p_vaddr(LE), s.data(LE, bytes).ok()?)))
-    }
-
-    /// The pointer that is at this address when the program runs, relative to where it was loaded.
-    pub(super) fn pointer_at(&self, vaddr: u64) -> Option<u64> {
-        if let Some(relocated) = self.relocations().find(|r| r.r_offset.get(LE) == vaddr) {
-            return Some(relocated.r_addend.get(LE) as u64);
-        }
-        self.loaded_segments().find_map(|(start, data)| {
-            let at = data.get(usize::try_from(vaddr.checked_sub(start)?).ok()?..)?;
-            at.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
-        })
-    }
-
-    /// Where in the program there are pointers to this address, as [`Image::pointer_at`] reads them.
-    pub(super) fn pointers_to(&self, vaddr: u64) -> impl Iterator<Item = u64> {
-        let relocated = self.relocations().filter(move |r| r.r_addend.get(LE) as u64 == vaddr);
-        let in_place = self.loaded_segments().flat_map(move |(start, data)| {
-            let words = data.chunks_exact(8).enumerate();
-            let there = words.filter(move |(_, word)| **word == vaddr.to_le_bytes());
-            there.map(move |(n, _)| start.wrapping_add(8 * n as u64))
-        });
-        relocated.map(|r| r.r_offset.get(LE)).chain(in_place)
-    }
-
-    /// Pointers that the loader fills in, of a program that can be loaded anywhere.
-    fn relocations(&self) -> impl Iterator<Item = &'a Rela64<LittleEndian>> + use<'a> {
-        let kind = match self.arch {
-            Arch::X86_64 => elf::R_X86_64_RELATIVE,
-            Arch::Aarch64 => elf::R_AARCH64_RELATIVE,
-        };
-        let is_relative = move |r: &&Rela64<LittleEndian>| r.r_type(LE, false) == kind;
-        self.relocation_table().unwrap_or_default().iter().filter(is_relative)
-    }
-
-    /// What `DT_RELA` and `DT_RELASZ` tell of.
-    fn relocation_table(&self) -> Option<&'a [Rela64<LittleEndian>]> {
-        let mut dynamic = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_DYNAMIC);
-        let entries = dynamic.find_map(|s| s.dynamic(LE, self.bytes).ok()?)?;
-        let value = |tag| Some(entries.iter().find(|entry| entry.d_tag.get(LE) == tag)?.d_val.get(LE));
-        let (at, size) = (value(elf::DT_RELA)?, value(elf::DT_RELASZ)?);
-        let (_, data) = self.loaded_segments().find_map(|(start, data)| {
-            Some((start, data.get(usize::try_from(at.checked_sub(start)?).ok()?..)?))
-        })?;
-        let data = data.get(..usize::try_from(size).ok()?)?;
-        slice_from_bytes(data, data.len() / size_of::<Rela64<LittleEndian>>()).ok().map(|(table, _)| table)
-    }
-
-    /// The dynamic section: tags and values.
-    pub(super) fn dynamic(&self) -> Vec<(elf::DynamicTag, u64)> {
-        let table = self.segments.iter().find_map(|s| s.dynamic(LE, self.bytes).ok().flatten());
-        table.unwrap_or(&[]).iter().map(|entry| (entry.d_tag.get(LE), entry.d_val.get(LE))).collect()
-    }
-
-    /// Whether the file names a program that loads it.
-    pub(super) fn has_interpreter(&self) -> bool {
-        self.segments.iter().any(|s| s.p_type(LE) == elf::PT_INTERP)
-    }
-
-    /// Bytes that are loaded at an address, code or data. None where the file does not hold them all.
-    pub(super) fn bytes_at<const N: usize>(&self, vaddr: u64) -> Option<[u8; N]> {
-        let start = usize::try_from(self.file_offset(vaddr)?).ok()?;
-        self.bytes.get(start..)?.first_chunk().copied()
-    }
-
-    pub(super) fn loads(&self) -> impl Iterator<Item = &'a ProgramHeader64<LittleEndian>> + use<'a> {
-        self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
-    }
-
-    pub(super) fn bytes(&self) -> &'a [u8] {
-        self.bytes
-    }
-
-    pub(super) fn sections(&self) -> &'a [SectionHeader64<LittleEndian>] {
-        self.sections
-    }
-
     pub(super) fn debug_symbols(&self) -> Option<Table<'a>> {
         self.debug_symbols
-    }
-
-    /// The versions of the symbols that other files link against.
-    pub(super) fn versions(&self) -> Option<VersionTable<'a, FileHeader64<LittleEndian>>> {
-        let sections = SectionTable::new(self.sections, StringTable::default());
-        sections.versions(LE, self.bytes).ok().flatten()
-    }
-
-    /// The first section of that name.
-    pub(super) fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
-        self.sections.iter().find(|s| {
-            let at = self.section_names.get(s.sh_name(LE) as usize..);
-            at.and_then(|at| at.strip_prefix(name)).is_some_and(|after| after.first() == Some(&0))
-        })
-    }
-
-    pub(super) fn section_of_type(
-        &self,
-        kind: elf::SectionType,
-    ) -> Option<&'a SectionHeader64<LittleEndian>> {
-        self.sections.iter().find(|s| s.sh_type(LE) == kind)
-    }
-
-    pub(super) fn section_at(&self, index: u32) -> Option<&'a SectionHeader64<LittleEndian>> {
-        self.sections.get(index as usize)
-    }
-
-    /// The bytes of a section; None when they lie outside the file. Empty for a section without contents.
-    pub(super) fn section_data(&self, section: &SectionHeader64<LittleEndian>) -> Option<&'a [u8]> {
-        section.data(LE, self.bytes).ok()
-    }
-
-    pub(super) fn has_note(&self, owner: &[u8]) -> bool {
-        self.loaded_notes().any(|note| note.owner == owner)
-    }
-
-    /// The well-formed notes that identify the build, from sections (a separate debug file keeps those and
-    /// lets its segments go stale) and from segments.
-    fn loaded_notes(&self) -> impl Iterator<Item = RawNote<'a>> + '_ {
-        let from_sections = self.sections.iter().filter(|s| s.sh_type(LE) == elf::SHT_NOTE);
-        let from_sections = from_sections.filter_map(|s| Some((self.section_data(s)?, s.sh_addralign(LE))));
-        let from_segments = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_NOTE);
-        let from_segments = from_segments.filter_map(|s| Some((s.data(LE, self.bytes).ok()?, s.p_align(LE))));
-        // Identifying notes come first in their section; the limit keeps thousands of headers that all point
-        // at the same bytes from multiplying the work.
-        let blocks = from_sections.chain(from_segments).take(64);
-        blocks.flat_map(|(data, align)| RawNotes::new(data, align).map_while(Result::ok).take(16))
     }
 }
 
 /// Whether the Go toolchain built the program. Go moves its stacks, so a probe on a function's return would
 /// crash it, and Go functions do not follow the C calling convention.
 pub fn go_binary(image: &Image<'_>) -> bool {
-    image.pclntab().is_some() || golang::is_marked(image)
-}
-
-pub(super) fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {
-    segment.p_flags(LE).contains(elf::PF_X)
-}
-
-/// The string that starts at `offset` of a string table, without its NUL. None when it does not end within
-/// the table or is longer than any real name.
-pub(super) fn bounded_str(table: &[u8], offset: u32) -> Option<&[u8]> {
-    let tail = table.get(offset as usize..)?;
-    let tail = &tail[..tail.len().min(NAME_MAX)];
-    CStr::from_bytes_until_nul(tail).ok().map(CStr::to_bytes)
+    image.pclntab().is_some() || is_marked(image)
 }

@@ -10,7 +10,8 @@ use super::names::{
     literal_words,
 };
 use super::parameters::{Parameters, parameters};
-use super::symbols::{Kind, Symbol, relocated, symbols};
+use super::symbol_table::{Kind, Symbol};
+use super::symbols::{relocated, symbols};
 use super::{Convention, DebugInfo, FunctionSite, Functions, Image, Leap, go_binary, leaps};
 
 /// The symbols of a file, found by name, by demangled name and by address.

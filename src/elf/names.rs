@@ -121,6 +121,16 @@ pub(super) fn is_fragment(name: &str) -> bool {
     clone_of(name).is_some_and(|clone| clone.kind == CloneKind::Fragment)
 }
 
+/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
+/// or by who resumes a coroutine.
+pub(super) fn is_callable_fragment(name: &str) -> bool {
+    if coroutine_of(name).is_some() {
+        return true;
+    }
+    let mut suffixes = name.split('.').skip(1);
+    suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
+}
+
 /// A demangled name in the one form that all ways to write it have in common: without ABI tags, blanks, and the types of
 /// numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
 pub(super) fn canonical(name: &str) -> String {

@@ -9,7 +9,7 @@ use object::read::elf::SectionHeader;
 use ruzstd::decoding::StreamingDecoder;
 
 use super::Image;
-use super::image::LE;
+use super::headers::LE;
 
 /// A larger section is not read.
 const BYTES_MAX: u64 = 1 << 30;

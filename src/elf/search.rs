@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use super::approach::Code;
 use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
-use super::exits::{Exit, ExitKind, Exits, Functions, NoExits, Passage, PassageKind};
-use super::names::{coroutine_of, is_fragment};
+use super::code::Functions;
+use super::exit::{Exit, ExitKind, Exits, NoExits, Passage, PassageKind};
+use super::names::{is_callable_fragment, is_fragment};
 use super::{Form, Site};
 
 /// The most functions that are followed into because a function ends by calling them.
@@ -499,14 +500,4 @@ impl<'s, 'a> Search<'s, 'a> {
 
 fn exit(vaddr: u64, kind: ExitKind, shared: bool) -> Exit {
     Exit { vaddr, kind, shared, when: None, approaches: Vec::new() }
-}
-
-/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
-/// or by who resumes a coroutine.
-pub(super) fn is_callable_fragment(name: &str) -> bool {
-    if coroutine_of(name).is_some() {
-        return true;
-    }
-    let mut suffixes = name.split('.').skip(1);
-    suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::copies::{drop_chained, remarks_on, remarks_on_each};
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
-use super::symbols::{Kind, Symbol, is_stripped};
+use super::symbol_table::{Kind, Symbol};
 use super::{Image, SiteError, SymbolIndex, golang};
 
 /// The functions that a pattern means.
@@ -174,7 +174,7 @@ pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     SiteError::NoFunction {
         pattern: pattern.to_owned(),
         near: nearest(pattern, names),
-        stripped: is_stripped(image) && image.pclntab().is_none(),
+        stripped: image.is_stripped() && image.pclntab().is_none(),
     }
 }
 

@@ -13,7 +13,7 @@ use gimli::{
 use object::read::elf::SectionHeader;
 
 use super::Image;
-use super::image::LE;
+use super::headers::LE;
 
 /// Code that one entry of the unwind table describes.
 #[derive(Debug, Clone, PartialEq, Eq)]

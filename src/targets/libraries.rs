@@ -12,7 +12,7 @@ use object::read::ReadCache;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
-use crate::elf::{Image, notes};
+use crate::elf::{Headers, notes};
 use crate::procfs::{Mapping, living_thread};
 use crate::regular;
 use crate::selectors::{FileOf, Pattern, Selector};
@@ -134,7 +134,7 @@ fn probes(file: &mut File) -> Option<BTreeSet<String>> {
         return None;
     }
     let bytes = regular::read_all(file).ok()?;
-    let found = notes(&Image::parse(&bytes).ok()?).ok()?;
+    let found = notes(&Headers::parse(&bytes).ok()?).ok()?;
     Some(found.into_iter().map(|note| format!("{}:{}", note.provider, note.name)).collect())
 }
 

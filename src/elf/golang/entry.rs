@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::{Convention, Function, Layout, Pclntab};
-use crate::elf::Image;
+use crate::elf::pclntab::{Function, Layout, Pclntab};
+use crate::elf::{Convention, Image};
 
 /// Where a probe goes that is hit once for each call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

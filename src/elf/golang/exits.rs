@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Convention, Function, Pclntab, entry};
+use super::entry;
 use crate::elf::body::{Body, Condition, Jump};
-use crate::elf::exits::{Exit, ExitKind, Exits};
-use crate::elf::{Form, Image};
+use crate::elf::exit::{Exit, ExitKind, Exits};
+use crate::elf::pclntab::{Function, Pclntab};
+use crate::elf::{Convention, Form, Image};
 
 /// Functions that are followed into because the one before ends by calling them.
 const FOLLOWED_MAX: usize = 8;

@@ -4,7 +4,7 @@
 //! position-independent program only as a relocation; the runtime's `moduledata` holds it in every version.
 
 use super::u64_at;
-use crate::elf::Image;
+use crate::elf::headers::Headers;
 
 /// Fields of `runtime.moduledata`, the same since Go 1.16: the address of the table, and after it those of the names (a
 /// part of the table), of the lowest function, and of the code.
@@ -17,7 +17,7 @@ const FOLLOWED: usize = 64;
 
 /// The address, if one is found by which the table makes sense.
 pub(super) fn text_start(
-    image: &Image<'_>,
+    image: &Headers<'_>,
     table: u64,
     data: &[u8],
     fits: &dyn Fn(u64) -> bool,

@@ -3,16 +3,28 @@
 //!
 //! Layouts: Go's `src/debug/gosym/pclntab.go`, `src/runtime/symtab.go` and `src/cmd/link/internal/ld/pcln.go`.
 
-use super::text::text_start;
-use super::{Function, u32_at, u64_at};
-use crate::elf::Image;
-use crate::elf::image::bounded_str;
+mod text;
+
+use super::headers::{Headers, bounded_str};
+use text::text_start;
 
 /// The header's first eight bytes on x86-64 but for the magic number: instructions of any length, 8-byte pointers.
 const HEADER_TAIL: [u8; 4] = [0, 0, 1, 8];
 
 /// Bit of `_func.flag`: the function is written in assembly.
 const FLAG_ASSEMBLY: u8 = 1 << 2;
+
+/// A function of a Go program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::elf) struct Function<'a> {
+    /// As the linker has it: `net/http.(*conn).serve`, `main.main.func1`, `main.Map[...]`.
+    pub name: &'a str,
+    pub entry: u64,
+    /// Where the next function begins; what lies between is padding.
+    pub end: u64,
+    /// Written in assembly, as far as the table says; before Go 1.18 it does not.
+    pub is_assembly: bool,
+}
 
 /// Which layout the table has, named after the first Go version that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +53,7 @@ pub(in crate::elf) struct Pclntab<'a> {
 
 impl<'a> Pclntab<'a> {
     /// The table of a program; None if it has none that makes sense.
-    pub fn of(image: &Image<'a>) -> Option<Pclntab<'a>> {
+    pub fn of(image: &Headers<'a>) -> Option<Pclntab<'a>> {
         let named = [&b".gopclntab"[..], b".data.rel.ro.gopclntab"];
         if let Some(section) = named.iter().find_map(|name| image.section(name)) {
             let data = image.section_data(section)?;
@@ -58,7 +70,7 @@ impl<'a> Pclntab<'a> {
         })
     }
 
-    fn parse(image: &Image<'a>, vaddr: u64, data: &'a [u8]) -> Option<Pclntab<'a>> {
+    fn parse(image: &Headers<'a>, vaddr: u64, data: &'a [u8]) -> Option<Pclntab<'a>> {
         let layout = magic(data)?;
         let count = usize::try_from(u64_at(data, 8)?).ok()?;
         let from = |field: usize| data.get(usize::try_from(u64_at(data, field)?).ok()?..);
@@ -81,7 +93,7 @@ impl<'a> Pclntab<'a> {
     }
 
     /// Whether the first function begins, and the last one ends, in code.
-    fn is_plausible(&self, image: &Image<'_>) -> bool {
+    fn is_plausible(&self, image: &Headers<'_>) -> bool {
         let (first, end) = (self.entry(0), self.entry(self.count));
         let (Some(first), Some(end)) = (first, end) else { return false };
         first < end && image.code_at(first, 1).is_some() && image.code_at(end - 1, 1).is_some()
@@ -137,7 +149,7 @@ impl<'a> Pclntab<'a> {
 }
 
 /// Whether the file says by other signs that the Go toolchain built it.
-pub(in crate::elf) fn is_marked(image: &Image<'_>) -> bool {
+pub(in crate::elf) fn is_marked(image: &Headers<'_>) -> bool {
     image.section(b".go.buildinfo").is_some() || image.has_note(b"Go")
 }
 
@@ -155,9 +167,18 @@ fn magic(data: &[u8]) -> Option<Layout> {
     })
 }
 
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    data.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+    data.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elf::Image;
 
     const CODE: u64 = 0x40_1000;
     const TABLE: u64 = 0x40_2000;

@@ -1,0 +1,193 @@
+//! The code of a file: where its functions begin and end, and what they are named.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::headers::LE;
+use super::names::{is_callable_fragment, is_fragment};
+use super::shape::ENDBR64;
+use super::symbol_table::{Kind, Symbol};
+use super::symbols::symbols;
+use super::unwind::{Frame, Unwind};
+use super::{Image, Site, SiteShape, is_program, leaps};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use object::read::elf::SectionHeader;
+
+/// The code of a file, with what says where its functions begin and end.
+#[derive(Debug)]
+pub struct Functions<'a> {
+    pub(super) image: Image<'a>,
+    pub(super) unwind: Unwind<'a>,
+    /// Size and name by address; of aliases the largest.
+    pub(super) symbols: BTreeMap<u64, (u64, &'a str)>,
+    /// Where the linker put its jumps to other files' functions.
+    stubs: Vec<Range<u64>>,
+    may_unwind: OnceCell<bool>,
+    nameless_blocks: OnceCell<bool>,
+    moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
+}
+
+impl<'a> Functions<'a> {
+    /// Reads the file's tables, once for all its functions.
+    pub fn of(image: &Image<'a>) -> Functions<'a> {
+        let mut named: BTreeMap<u64, (u64, &'a str)> = BTreeMap::new();
+        // Basic blocks in sections of their own are named, but not typed as functions.
+        let is_code = |symbol: &Symbol<'_>| match symbol.kind {
+            Kind::Function => symbol.defined,
+            Kind::Label => symbol.defined && is_fragment(symbol.name),
+            _ => false,
+        };
+        for symbol in symbols(image).filter(is_code) {
+            let known = named.entry(symbol.vaddr).or_insert((symbol.size, symbol.name));
+            if symbol.size > known.0 || (is_fragment(symbol.name) && symbol.size == known.0) {
+                *known = (symbol.size, symbol.name);
+            }
+        }
+        let stub = |name| {
+            let section = image.section(name)?;
+            let start = section.sh_addr(LE);
+            Some(start..start.checked_add(section.sh_size(LE))?)
+        };
+        let stubs = [&b".plt"[..], b".plt.sec", b".plt.got", b".iplt"].into_iter().filter_map(stub).collect();
+        Functions {
+            image: *image,
+            unwind: Unwind::of(image),
+            symbols: named,
+            stubs,
+            may_unwind: OnceCell::new(),
+            nameless_blocks: OnceCell::new(),
+            moved: OnceCell::new(),
+        }
+    }
+
+    /// The entry of the function whose probe is at `site`: some are probed behind their first instruction.
+    pub fn entry_of(&self, site: u64) -> u64 {
+        if let Some(function) = self.image.pclntab().and_then(|table| table.covering(site)) {
+            return function.entry;
+        }
+        let before = site.wrapping_sub(ENDBR64.len() as u64);
+        let is_landing = self.image.code_at(before, 4).is_some_and(|code| code == ENDBR64);
+        if is_landing && !self.symbols.contains_key(&site) { before } else { site }
+    }
+
+    /// Where a function that begins here is probed: `endbr64` and a push, at the push.
+    pub(super) fn probed_entry(&self, entry: u64) -> u64 {
+        let next = entry.wrapping_add(ENDBR64.len() as u64);
+        let code = self.image.code_at(entry, 4);
+        let is_push = || Site::at(&self.image, next).is_some_and(|site| site.shape == SiteShape::Push);
+        if code.is_some_and(|code| code == ENDBR64) && is_push() { next } else { entry }
+    }
+
+    /// What the symbols call parts of the function: a jump table may be all that leads there.
+    pub(super) fn moved_out_of(&self, entry: u64) -> impl Iterator<Item = Range<u64>> {
+        let moved = self.moved.get_or_init(|| {
+            let mut moved: HashMap<&str, Vec<u64>> = HashMap::new();
+            let mut known: HashMap<&str, u32> = HashMap::new();
+            for (&vaddr, (_, name)) in &self.symbols {
+                *known.entry(name).or_default() += 1;
+                let whole = name.strip_suffix(".cold").or_else(|| name.strip_suffix(".eh"));
+                let whole = whole.or_else(|| Some(name.rsplit_once(".__part.")?.0));
+                if let Some(whole) = whole {
+                    moved.entry(whole).or_default().push(vaddr);
+                }
+            }
+            // Of local functions of one name it is not known whose they are.
+            moved.retain(|whole, _| known.get(whole) == Some(&1));
+            moved
+        });
+        let parts = moved.get(self.name(entry)).into_iter().flatten();
+        parts.filter_map(|part| self.around(*part).filter(|range| range.start == *part))
+    }
+
+    /// Where control comes to that runs on over the fill between two functions.
+    pub(super) fn past_padding(&self, vaddr: u64) -> u64 {
+        const LONGEST: usize = 64;
+        let code = self.image.code_at(vaddr, LONGEST).unwrap_or(&[]);
+        let fill = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter();
+        let next = fill.take_while(|now| now.mnemonic() == Mnemonic::Nop && self.around(now.ip()).is_none());
+        next.last().map_or(vaddr, |last| last.next_ip())
+    }
+
+    /// Whether a function's first instruction is there, not counting a landing pad.
+    pub(super) fn is_first(&self, vaddr: u64, entry: u64) -> bool {
+        let into = vaddr.wrapping_sub(entry);
+        let is_landing = || self.image.code_at(entry, 4).is_some_and(|code| code == ENDBR64);
+        into == 0 || into == ENDBR64.len() as u64 && is_landing()
+    }
+
+    /// Whether calls may be left by something else than an exit: an exception, `longjmp`. False only for a program that has
+    /// none of that.
+    pub fn may_unwind(&self) -> bool {
+        *self.may_unwind.get_or_init(|| {
+            !is_program(&self.image) || self.symbols.is_empty() || leaps(&self.image).is_some()
+        })
+    }
+
+    /// Whether a symbol says that a function begins there.
+    pub(super) fn is_function(&self, vaddr: u64) -> bool {
+        let is_whole = |(_, name): &(u64, &str)| !is_fragment(name) || is_callable_fragment(name);
+        self.symbols.get(&vaddr).is_some_and(is_whole)
+    }
+
+    /// Whether code looks like a function, but no symbol calls it one: the symbol was stripped, or it is a block of one.
+    pub(super) fn is_nameless(&self, frame: &Frame) -> bool {
+        frame.at_start == Some(8) && !self.is_function(frame.start)
+    }
+
+    pub(super) fn is_stripped(&self) -> bool {
+        self.image.is_stripped()
+    }
+
+    /// Whether much of the code is blocks in places of their own without names (`-fbasic-block-sections=all`). A stripped file
+    /// does not tell.
+    pub(super) fn has_nameless_blocks(&self) -> bool {
+        *self.nameless_blocks.get_or_init(|| {
+            let (nameless, named): (Vec<_>, Vec<_>) = self
+                .unwind
+                .frames()
+                .filter(|frame| frame.at_start == Some(8))
+                .partition(|f| self.is_nameless(f));
+            !self.is_stripped() && nameless.len() > named.len()
+        })
+    }
+
+    /// Whether exceptions that come through the function that is entered there run a handler of its: a cleanup or a catch.
+    pub fn has_handler(&self, entry: u64) -> bool {
+        self.unwind.covering(entry).is_some_and(|frame| frame.has_handler)
+    }
+
+    /// The stretch of code that holds an address; None if nothing says where it begins and ends.
+    pub(super) fn around(&self, vaddr: u64) -> Option<Range<u64>> {
+        if let Some(frame) = self.unwind.covering(vaddr) {
+            return Some(frame.start..frame.end);
+        }
+        let (&start, &(size, _)) = self.symbols.range(..=vaddr).next_back()?;
+        let end = start.checked_add(size)?;
+        (vaddr < end).then_some(start..end)
+    }
+
+    /// How far the caller's frame is above the stack pointer there. None without an entry in the unwind table, Some(None)
+    /// where the table finds it by another register.
+    pub(super) fn above(&self, vaddr: u64) -> Option<Option<i64>> {
+        let frame = self.unwind.covering(vaddr)?;
+        let rows = self.unwind.rows(frame);
+        let after = rows.partition_point(|(start, _)| *start <= vaddr);
+        rows[..after].last().map(|(_, above)| *above)
+    }
+
+    /// Whether the code there only jumps on to where a table of the linker's says.
+    pub(super) fn is_stub(&self, vaddr: u64) -> bool {
+        if self.stubs.iter().any(|stub| stub.contains(&vaddr)) {
+            return true;
+        }
+        let code = self.image.code_at(vaddr, 16).unwrap_or(&[]);
+        let code = code.strip_prefix(ENDBR64).unwrap_or(code);
+        let code = code.strip_prefix(&[0xf2]).unwrap_or(code);
+        code.starts_with(&[0xff, 0x25])
+    }
+
+    pub(super) fn name(&self, vaddr: u64) -> &'a str {
+        self.symbols.get(&vaddr).map_or("", |(_, name)| name)
+    }
+}
