@@ -15,11 +15,12 @@ use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
-use crate::resolve::{ResolveError, Resolved, reasons, resolve};
+use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::run::{RunError, failed_to};
 use crate::selectors::Predicate;
 use crate::table::Table;
 use crate::targets::{DebugSymbols, ProbeManager, ProbeState, TargetFile, debug_symbols, find, with_names};
+use crate::unfit::reasons;
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
 const MOST_NOTES: usize = 4;

@@ -48,4 +48,5 @@ mod symbols;
 mod table;
 pub mod targets;
 mod telemetry;
+mod unfit;
 pub mod untrusted;

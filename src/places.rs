@@ -5,8 +5,8 @@ use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan};
-use crate::resolve::{UnfitSite, unfit};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline};
+use crate::unfit::{UnfitSite, unfit};
 
 /// The processor's condition "above", as the kernel side is told.
 const CONDITION_ABOVE: u32 = 7 + 1;

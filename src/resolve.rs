@@ -12,6 +12,7 @@ use crate::elf::{
 };
 use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
+use crate::unfit::{UnfitSite, reasons, unfit};
 
 /// A probe's sites in one file, ready to be attached.
 #[derive(Debug, Clone)]
@@ -29,59 +30,6 @@ pub struct Resolved {
     pub unsigned: u32,
     /// What may do harm.
     pub warnings: Vec<String>,
-}
-
-/// A place where a probe would never fire, or would harm the program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnfitSite {
-    /// The function, or the file offset of a USDT probe's site.
-    pub name: String,
-    pub why: String,
-}
-
-impl std::fmt::Display for UnfitSite {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.name, self.why)
-    }
-}
-
-/// Each reason once, with the sites that have it.
-pub fn reasons(sites: &[UnfitSite]) -> String {
-    summary(sites.iter().map(|site| (site.name.as_str(), site.why.as_str())))
-}
-
-/// Sites that are named for each reason.
-const MOST_NAMES: usize = 5;
-
-/// Reasons that are given.
-const MOST_REASONS: usize = 4;
-
-/// Each reason once, with the sites that have it, not too many of both. Takes names and reasons.
-pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (name, why) in refused {
-        match reasons.iter_mut().find(|(known, _)| *known == why) {
-            Some((_, names)) => names.push(name),
-            None => reasons.push((why, vec![name])),
-        }
-    }
-    let more = reasons.len().saturating_sub(MOST_REASONS);
-    let mut lines: Vec<String> = reasons
-        .iter()
-        .take(MOST_REASONS)
-        .map(|(why, names)| {
-            let shown = names[..names.len().min(MOST_NAMES)].join(", ");
-            let others = match names.len().saturating_sub(MOST_NAMES) {
-                0 => String::new(),
-                others => format!(" and {others} more"),
-            };
-            format!("{shown}{others}: {why}")
-        })
-        .collect();
-    if more > 0 {
-        lines.push(format!("and {more} more reasons"));
-    }
-    lines.join("; ")
 }
 
 /// One place to attach.
@@ -290,18 +238,6 @@ const STACK_POINTER: u8 = 19;
 /// When a uretprobe is hit, the function's `ret` has taken the return address from the stack.
 const POPPED: i32 = -8;
 
-/// Why no probe is set at a site; None if one can be.
-pub fn unfit(site: &Site) -> Option<String> {
-    if let Some(why) = site.shape.unprobeable() {
-        return Some(why);
-    }
-    site.shape.is_replaced_by_call().then(|| {
-        "Linux 6.18 replaces this five-byte nop by a call, which overwrites the program's red zone, and which ends a process that \
-         the program forks; probe another place"
-            .to_string()
-    })
-}
-
 /// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
 /// says how wide it is.
 fn narrowed(value: &ValuePlan, is_function: bool) -> Cow<'_, ValuePlan> {
@@ -446,16 +382,6 @@ fn unreadable(name: &str, error: &FormError) -> ResolveError {
 mod tests {
     use super::*;
     use crate::elf::{Arch, parse_args};
-
-    #[test]
-    fn reasons_are_grouped_and_bounded() {
-        let names: Vec<String> = (0..8).map(|n| format!("f{n}")).collect();
-        let same = names.iter().map(|name| (name.as_str(), "bad"));
-        assert_eq!(summary(same.clone()), "f0, f1, f2, f3, f4 and 3 more: bad");
-        assert_eq!(summary(same.take(1).chain([("g", "worse")])), "f0: bad; g: worse");
-        let each = names.iter().map(|name| (name.as_str(), name.as_str()));
-        assert_eq!(summary(each), "f0: f0; f1: f1; f2: f2; f3: f3; and 4 more reasons");
-    }
 
     fn located(note: &str, asked: Option<IntType>) -> location {
         let args = parse_args(Arch::X86_64, note);

@@ -10,7 +10,7 @@ use crate::elf::{
     SymbolIndex, is_program,
 };
 
-use crate::resolve::unfit;
+use crate::unfit::unfit;
 
 /// Where one function is left.
 #[derive(Debug)]

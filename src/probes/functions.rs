@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::CostWord;
 use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
-use crate::resolve::unfit;
 use crate::returns::{by_exits, by_trampoline};
+use crate::unfit::unfit;
 
 /// A function, or a place in one.
 #[derive(Debug, Clone, Serialize)]

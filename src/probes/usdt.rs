@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::CostWord;
 use crate::elf::{ElfError, Image, Site, notes, usdt_sites};
-use crate::resolve::unfit;
+use crate::unfit::unfit;
 
 /// Probes of one provider, by name.
 #[derive(Debug, Clone, Serialize)]

@@ -2,7 +2,8 @@
 
 use super::status::ProbeState;
 use crate::kernel::Refusal;
-use crate::resolve::{ResolvedSite, UnfitSite, summary};
+use crate::resolve::ResolvedSite;
+use crate::unfit::{UnfitSite, summary};
 
 /// How one probe fares in one file.
 #[derive(Debug, Clone)]

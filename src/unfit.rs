@@ -1,0 +1,83 @@
+//! Places where no probe is set, and why. Pure.
+
+use crate::elf::Site;
+
+/// Why no probe is set at a site; None if one can be.
+pub fn unfit(site: &Site) -> Option<String> {
+    if let Some(why) = site.shape.unprobeable() {
+        return Some(why);
+    }
+    site.shape.is_replaced_by_call().then(|| {
+        "Linux 6.18 replaces this five-byte nop by a call, which overwrites the program's red zone, and which ends a process that \
+         the program forks; probe another place"
+            .to_string()
+    })
+}
+
+/// A place where a probe would never fire, or would harm the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfitSite {
+    /// The function, or the file offset of a USDT probe's site.
+    pub name: String,
+    pub why: String,
+}
+
+impl std::fmt::Display for UnfitSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.why)
+    }
+}
+
+/// Each reason once, with the sites that have it.
+pub fn reasons(sites: &[UnfitSite]) -> String {
+    summary(sites.iter().map(|site| (site.name.as_str(), site.why.as_str())))
+}
+
+/// Sites that are named for each reason.
+const MOST_NAMES: usize = 5;
+
+/// Reasons that are given.
+const MOST_REASONS: usize = 4;
+
+/// Each reason once, with the sites that have it, not too many of both. Takes names and reasons.
+pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, why) in refused {
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((why, vec![name])),
+        }
+    }
+    let more = reasons.len().saturating_sub(MOST_REASONS);
+    let mut lines: Vec<String> = reasons
+        .iter()
+        .take(MOST_REASONS)
+        .map(|(why, names)| {
+            let shown = names[..names.len().min(MOST_NAMES)].join(", ");
+            let others = match names.len().saturating_sub(MOST_NAMES) {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            format!("{shown}{others}: {why}")
+        })
+        .collect();
+    if more > 0 {
+        lines.push(format!("and {more} more reasons"));
+    }
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_grouped_and_bounded() {
+        let names: Vec<String> = (0..8).map(|n| format!("f{n}")).collect();
+        let same = names.iter().map(|name| (name.as_str(), "bad"));
+        assert_eq!(summary(same.clone()), "f0, f1, f2, f3, f4 and 3 more: bad");
+        assert_eq!(summary(same.take(1).chain([("g", "worse")])), "f0: bad; g: worse");
+        let each = names.iter().map(|name| (name.as_str(), name.as_str()));
+        assert_eq!(summary(each), "f0: f0; f1: f1; f2: f2; f3: f3; and 4 more reasons");
+    }
+}
