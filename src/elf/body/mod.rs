@@ -1,20 +1,24 @@
 //! One stretch of code, decoded from end to end: where control leaves it.
 
+mod instruction;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iced_x86::{
-    Code, ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 
-use super::{Form, Image, Reg};
+use super::{Form, Image};
+use instruction::{
+    address_read, address_taken, condition_of, is_data, near_target, popped_by, returns_to_caller,
+    switches_stack, table_of, target_of,
+};
 
 /// The longest stretch that is looked at.
 const LONGEST: u64 = 4 << 20;
 
 /// A stretch of code, all of whose bytes are instructions.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(in crate::elf) struct Body {
     pub range: Range<u64>,
     /// Addresses of its instructions, ascending.
     starts: Vec<u64>,
@@ -40,7 +44,7 @@ pub(super) struct Body {
 
 /// A jump to a fixed address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Jump {
+pub(in crate::elf) struct Jump {
     pub at: u64,
     pub target: u64,
     pub when: Condition,
@@ -48,7 +52,7 @@ pub(super) struct Jump {
 
 /// When a jump is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Condition {
+pub(in crate::elf) enum Condition {
     Always,
     /// Under this condition of the processor's flags: 0 overflow, 1 not, to 15 greater.
     If(u8),
@@ -58,7 +62,7 @@ pub(super) enum Condition {
 
 /// A jump to an address that a register or memory holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IndirectJump {
+pub(in crate::elf) struct IndirectJump {
     pub at: u64,
     pub target: Form,
     /// The table that it takes its target from, where the instructions before it tell.
@@ -67,7 +71,7 @@ pub(super) struct IndirectJump {
 
 /// Addresses of places in the code, one after the other, as the compiler makes one of a `switch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct JumpTable {
+pub(in crate::elf) struct JumpTable {
     pub vaddr: u64,
     /// Whether its entries are four bytes and relative to it, else eight and addresses.
     pub relative: bool,
@@ -252,173 +256,4 @@ impl Body {
         }
         Ok(())
     }
-}
-
-fn condition_of(jump: &Instruction) -> Condition {
-    match jump.condition_code() {
-        ConditionCode::None => Condition::Untold,
-        _ if !jump.is_jcc_short_or_near() => Condition::Untold,
-        code => Condition::If(code as u8 - ConditionCode::o as u8),
-    }
-}
-
-/// What the kernel would end a program for, and zeros.
-fn is_data(now: &Instruction) -> bool {
-    let zeros = now.code() == Code::Add_rm8_r8
-        && now.op0_kind() == OpKind::Memory
-        && now.op1_register() == Register::AL
-        && now.memory_base() == Register::RAX
-        && now.len() == 2;
-    zeros || (now.is_privileged() && now.mnemonic() != Mnemonic::Hlt)
-}
-
-fn near_target(now: &Instruction) -> Option<u64> {
-    (now.op0_kind() == OpKind::NearBranch64).then(|| now.near_branch64())
-}
-
-/// A `ret` before which the address on top of the stack was put there is a jump: `push`, or what guards against
-/// speculation (a retpoline).
-fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
-    let Some(before) = before else { return matches!(now.code(), Code::Retnq | Code::Retnq_imm16) };
-    let writes_top = before.op0_kind() == OpKind::Memory
-        && before.memory_base() == Register::RSP
-        && before.memory_index() == Register::None
-        && before.memory_displacement64() == 0
-        && before.mnemonic() == Mnemonic::Mov;
-    matches!(now.code(), Code::Retnq | Code::Retnq_imm16)
-        && before.mnemonic() != Mnemonic::Push
-        && !writes_top
-}
-
-/// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in
-/// between.
-fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u64> {
-    let pop = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Lfence)?;
-    let register = jump.op0_register();
-    let is_popped = jump.op0_kind() == OpKind::Register
-        && pop.mnemonic() == Mnemonic::Pop
-        && pop.op0_kind() == OpKind::Register
-        && pop.op0_register() == register;
-    is_popped.then(|| pop.ip())
-}
-
-/// An address that an instruction computes, or has as a number, as one may in a program that is loaded at one address.
-fn address_taken(now: &Instruction, is_fixed: bool) -> Option<u64> {
-    if now.mnemonic() == Mnemonic::Lea {
-        return known_address(now, is_fixed);
-    }
-    let is_number =
-        |kind| matches!(kind, OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64);
-    let operand = (0..now.op_count()).find(|operand| is_fixed && is_number(now.op_kind(*operand)))?;
-    matches!(now.mnemonic(), Mnemonic::Mov | Mnemonic::Push).then(|| now.immediate(operand))
-}
-
-/// An address in memory that an instruction reads or writes, or where a table begins that it looks up.
-fn address_read(now: &Instruction, is_fixed: bool) -> Option<u64> {
-    let touches = !matches!(now.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
-    known_address(now, is_fixed).filter(|_| touches)
-}
-
-/// The address of a memory operand that no register but an index is part of.
-fn known_address(now: &Instruction, is_fixed: bool) -> Option<u64> {
-    if now.is_ip_rel_memory_operand() {
-        return Some(now.ip_rel_memory_address());
-    }
-    let has_memory = (0..now.op_count()).any(|operand| now.op_kind(operand) == OpKind::Memory);
-    let is_flat = !matches!(now.memory_segment(), Register::FS | Register::GS);
-    (is_fixed && has_memory && is_flat && now.memory_base() == Register::None)
-        .then(|| now.memory_displacement64())
-}
-
-/// Whether the stack pointer gets a value that is told neither from its old one nor from the frame pointer.
-fn switches_stack(now: &Instruction) -> bool {
-    let writes =
-        now.op_count() > 0 && now.op0_kind() == OpKind::Register && now.op0_register() == Register::RSP;
-    let exchanges = now.mnemonic() == Mnemonic::Xchg && now.op_count() > 1 && {
-        let second = now.op1_kind() == OpKind::Register && now.op1_register() == Register::RSP;
-        second || writes
-    };
-    if exchanges {
-        return true;
-    }
-    if !writes {
-        return false;
-    }
-    match now.mnemonic() {
-        Mnemonic::Add | Mnemonic::Sub | Mnemonic::And | Mnemonic::Push | Mnemonic::Cmp | Mnemonic::Test => {
-            false
-        }
-        Mnemonic::Or => !matches!(now.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64),
-        Mnemonic::Lea => !matches!(now.memory_base(), Register::RSP | Register::RBP),
-        Mnemonic::Mov => {
-            let from = if now.op1_kind() == OpKind::Memory { now.memory_base() } else { now.op1_register() };
-            from != Register::RBP
-        }
-        _ => true,
-    }
-}
-
-/// Where an indirect jump finds its target.
-fn target_of(now: &Instruction) -> Option<Form> {
-    if now.code() == Code::Jmp_rm64 && now.op0_kind() == OpKind::Register {
-        return register(now.op0_register()).map(Form::Reg);
-    }
-    let plain_segment = !matches!(now.memory_segment(), Register::FS | Register::GS);
-    if now.code() != Code::Jmp_rm64 || now.op0_kind() != OpKind::Memory || !plain_segment {
-        return None;
-    }
-    if now.is_ip_rel_memory_operand() {
-        return Some(Form::Static { vaddr: now.ip_rel_memory_address() });
-    }
-    let offset = now.memory_displacement64() as i64;
-    let base = match now.memory_base() {
-        Register::None => None,
-        base => Some(register(base)?),
-    };
-    match (base, now.memory_index()) {
-        (Some(base), Register::None) => Some(Form::Mem { base, offset }),
-        (None, Register::None) => Some(Form::Static { vaddr: offset as u64 }),
-        (base, index) => {
-            let (index, scale) = (register(index)?, now.memory_index_scale() as u8);
-            Some(Form::Indexed { base, index, scale, offset })
-        }
-    }
-}
-
-/// The table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
-/// `jmp *table(,index,8)`.
-fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<JumpTable> {
-    if jump.op0_kind() == OpKind::Memory {
-        let is_table = jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
-        let vaddr = jump.memory_displacement64();
-        return is_table.then_some(JumpTable { vaddr, relative: false, from: jump.ip() });
-    }
-    let mut before = before.iter().rev().take(LOOKED_BACK);
-    let is_register = |now: &Instruction, register| {
-        now.op_count() > 0
-            && now.op0_kind() == OpKind::Register
-            && now.op0_register().full_register() == register
-    };
-    let mut last_write = |register: Register| before.find(|now| is_register(now, register));
-    let target = jump.op0_register();
-    let add = last_write(target)?;
-    if add.code() == Code::Mov_r64_rm64 && add.op1_kind() == OpKind::Memory {
-        let is_table = add.memory_base() == Register::None && add.memory_index_scale() == 8;
-        let vaddr = add.memory_displacement64();
-        return is_table.then_some(JumpTable { vaddr, relative: false, from: add.ip() });
-    }
-    if !matches!(add.code(), Code::Add_r64_rm64 | Code::Add_rm64_r64) || add.op1_kind() != OpKind::Register {
-        return None;
-    }
-    let load = last_write(target)
-        .filter(|now| now.code() == Code::Movsxd_r64_rm32 && now.memory_index_scale() == 4)?;
-    let base = add.op1_register();
-    let lea =
-        last_write(base).filter(|now| now.mnemonic() == Mnemonic::Lea && now.is_ip_rel_memory_operand())?;
-    let is_table = load.op1_kind() == OpKind::Memory && load.memory_base() == base;
-    is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
-}
-
-fn register(register: Register) -> Option<Reg> {
-    register.is_gpr64().then(|| Reg::x86_64(&format!("{register:?}").to_lowercase())).flatten()
 }

@@ -1,6 +1,10 @@
 //! Names as the source has them, and patterns for names.
 
+mod words;
+
 use std::fmt::{self, Write};
+
+pub(super) use words::{Words, has_abbreviated_path, identifiers, literal_words};
 
 /// Longer symbols are not demangled, and longer demangled names are not made: substitutions let a short
 /// symbol stand for an endless name.
@@ -179,119 +183,8 @@ fn without_tags(name: &str) -> String {
     out + rest
 }
 
-/// Longer identifiers are not told apart.
-const IDENTIFIER_MAX: usize = 255;
-
-/// The identifiers of a pattern that every symbol whose demangled name matches must contain as they are.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Words {
-    pub whole: Vec<String>,
-    /// How the one goes on that a `*` or `?` ends.
-    pub begun: Option<String>,
-}
-
-impl Words {
-    /// Whether a symbol can stand for a name with these words.
-    pub fn may_be_in(&self, symbol: &str) -> bool {
-        has_abbreviated_path(symbol)
-            || self.whole.iter().chain(&self.begun).all(|word| symbol.contains(word.as_str()))
-    }
-}
-
-/// What a symbol must contain to match a pattern. Demangling is slow, and most symbols need not be.
-///
-/// Mangling keeps the identifiers on the path to a function's name, apart from `std`; it does not keep
-/// operators, parameters, template arguments, what stands in braces, and for most functions not the type
-/// that they return.
-pub(super) fn literal_words(pattern: &str) -> Words {
-    let pattern = without_tags(pattern).replace("(anonymous namespace)", "");
-    let path = &pattern[..operator(&pattern).unwrap_or(pattern.len())];
-    let mut skeleton = String::new();
-    let mut depth = 0usize;
-    for c in path.chars() {
-        match c {
-            // In brackets Rust has the number of a crate.
-            '<' | '[' => depth += 1,
-            '>' | ']' => depth = depth.saturating_sub(1),
-            '(' | '{' if depth == 0 => break,
-            _ if depth == 0 => skeleton.push(c),
-            _ => {}
-        }
-    }
-    // What a function returns stands before its name.
-    let name = skeleton.rsplit(' ').next().unwrap_or_default();
-    if name.contains("decltype") {
-        return Words::default();
-    }
-    let end = name.find(['*', '?', '~', '&']);
-    let mut whole: Vec<String> = pieces(&name.as_bytes()[..end.unwrap_or(name.len())])
-        .map(|piece| String::from_utf8_lossy(piece).into_owned())
-        .collect();
-    let is_begun = end.is_some_and(|end| name[..end].bytes().next_back().is_some_and(is_word));
-    let begun = if is_begun { whole.pop() } else { None };
-    whole.retain(|word| word != "std" && word.len() <= IDENTIFIER_MAX);
-    Words { whole, begun: begun.filter(|word| !"std".starts_with(word.as_str())) }
-}
-
-/// Where the name of an operator begins.
-fn operator(name: &str) -> Option<usize> {
-    const OPERATOR: &str = "operator";
-    let bytes = name.as_bytes();
-    let is_whole = |at: &usize| {
-        let after = bytes.get(at + OPERATOR.len()).copied();
-        !at.checked_sub(1).is_some_and(|before| is_word(bytes[before])) && !after.is_some_and(is_word)
-    };
-    name.match_indices(OPERATOR).map(|(at, _)| at).find(is_whole)
-}
-
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
-}
-
-/// The ASCII words of an identifier: all of it, but where it has characters that a mangled name writes otherwise.
-fn pieces(identifier: &[u8]) -> impl Iterator<Item = &[u8]> {
-    identifier.split(|byte| !is_word(*byte)).filter(|piece| !piece.is_empty())
-}
-
-/// What may be an identifier in a mangled name: there they follow their length. All that are some are among them.
-pub(super) fn identifiers(mangled: &str) -> impl Iterator<Item = &[u8]> {
-    let bytes = mangled.as_bytes();
-    let is_v0 = mangled.starts_with("_R");
-    // A length follows whatever stands before it, and that may end in digits.
-    let starts = (0..bytes.len()).filter(|at| matches!(bytes[*at], b'1'..=b'9'));
-    let found = starts.flat_map(move |start| {
-        let digits = bytes[start..].iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
-        let length =
-            bytes[start..start + digits].iter().fold(0, |n, digit| 10 * n + usize::from(digit - b'0'));
-        let at = start + digits;
-        // In Rust, `_` keeps the length apart from an identifier that begins with `_` or a digit.
-        let starts = [Some(at), (is_v0 && bytes.get(at) == Some(&b'_')).then_some(at + 1)];
-        starts.into_iter().flatten().filter_map(move |at| {
-            let identifier = bytes.get(at..at.checked_add(length)?)?;
-            let begin = &identifier[..length.min(IDENTIFIER_MAX)];
-            // Of a longer one, the name before its template arguments.
-            let word = begin.iter().take_while(|byte| is_word(**byte)).count();
-            Some(if length > IDENTIFIER_MAX { &begin[..word] } else { begin })
-        })
-    });
-    found.flat_map(pieces)
-}
-
-/// Whether a symbol has fewer identifiers than its function's name: `Ss` and the like stand for whole names of the C++ library
-/// (`St` is only its namespace), and Rust encodes what is not ASCII.
-pub(super) fn has_abbreviated_path(symbol: &str) -> bool {
-    let bytes = symbol.as_bytes();
-    if bytes.starts_with(b"_R") {
-        return bytes.windows(2).any(|two| two[0] == b'u' && two[1].is_ascii_digit());
-    }
-    bytes.starts_with(b"_Z")
-        && bytes.iter().enumerate().any(|(at, byte)| {
-            *byte == b'N' && {
-                let rest = &bytes[at + 1..];
-                let qualifiers = rest.iter().take_while(|byte| b"rVKRO".contains(byte)).count();
-                matches!(&rest[qualifiers..], [b'S', b'a' | b'b' | b's' | b'i' | b'o' | b'd', ..])
-            }
-        })
 }
 
 /// A string that refuses to grow past [`DEMANGLED_MAX`].
@@ -353,55 +246,6 @@ mod tests {
         }
         for (pattern, text) in [("", "a"), ("a*", "ba"), ("a?c", "ac"), ("a*b", "abc"), ("?", "")] {
             assert!(!glob(pattern, text), "{pattern} {text}");
-        }
-    }
-
-    #[test]
-    fn what_a_pattern_requires_is_in_every_symbol_that_it_matches() {
-        for (pattern, words) in [
-            ("CConnman::Start", &["CConnman", "Start"][..]),
-            ("CTxMem*::addUnchecked", &[]),
-            ("std::vector<int>::push_back", &["vector", "push_back"]),
-            ("a::operator new", &["a"]),
-            ("(anonymous namespace)::f", &["f"]),
-            ("a::(anonymous namespace)::co_operator_f(int)", &["a", "co_operator_f"]),
-            ("*write*", &[]),
-            ("Foo::~Foo", &["Foo"]),
-            ("int conv<double>(double)", &["conv"]),
-            ("std::vector<std::pair<int, A> > a::make(B)", &["a", "make"]),
-            ("char* text", &["text"]),
-            ("decltype(auto) f()", &[]),
-            ("HexStr[abi:cxx11](int)", &["HexStr"]),
-            ("core[c1f1a4ba060b9bfa]::hint::black_box", &["core", "hint", "black_box"]),
-        ] {
-            assert_eq!(literal_words(pattern).whole, words, "{pattern}");
-        }
-        assert_eq!(literal_words("CTxMem*::addUnchecked").begun.as_deref(), Some("CTxMem"));
-        let string_append = "_ZNSs6appendEPKc";
-        assert_eq!(demangle(string_append, Signature::Name).as_deref(), Some("std::string::append"));
-        assert!(literal_words("std::string::append").may_be_in(string_append));
-        assert!(!literal_words("CTxMemPool::*").may_be_in("_ZN8CConnman5StartERi"));
-    }
-
-    #[test]
-    fn identifiers_follow_their_length() {
-        for (symbol, words) in [
-            ("_ZN4foo13barE", &["foo1", "bar"][..]),
-            ("_ZNSt7__cxx1112basic_stringIcE", &["__cxx11", "basic_string"]),
-            ("_ZN3FooILj3EE3getEv", &["Foo", "get"]),
-            ("_ZN5alloc3vec16Vec$LT$T$C$A$GT$4push17h0123456789abcdefE", &["alloc", "vec", "Vec", "push"]),
-            ("_RNvC5mylib3__x1", &["mylib", "_x1"]),
-        ] {
-            let found: Vec<_> = identifiers(symbol).map(String::from_utf8_lossy).collect();
-            words.iter().for_each(|word| assert!(found.contains(&(*word).into()), "{symbol}: {found:?}"));
-        }
-        for symbol in ["_Z99999999999x", "_Z9", "_Z255x", "_Z0"] {
-            assert_eq!(identifiers(symbol).count(), 0, "{symbol}");
-        }
-        for (abbreviated, whole) in
-            [("_ZNSt3fooE", false), ("_ZNKSs4sizeEv", true), ("_ZN3FooC1ERKSs", false)]
-        {
-            assert_eq!(has_abbreviated_path(abbreviated), whole, "{abbreviated}");
         }
     }
 

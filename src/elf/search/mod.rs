@@ -1,14 +1,15 @@
-//! The code of one function: from its entry through all that direct jumps lead to.
+//! The code of one function: from its entry through all that direct jumps lead to; and, in [`ways_out`], where it is left.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod ways_out;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::approach::Code;
-use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
+use super::Site;
+use super::body::{Body, Condition, Jump, JumpTable};
 use super::code::Functions;
-use super::exit::{Exit, ExitKind, Exits, NoExits, Passage, PassageKind};
+use super::exit::{NoExits, Passage, PassageKind};
 use super::names::{is_callable_fragment, is_fragment};
-use super::{Form, Site};
 
 /// The most functions that are followed into because a function ends by calling them.
 const FOLLOWED_MAX: usize = 8;
@@ -18,9 +19,6 @@ const PARTS_MAX: usize = 512;
 const UNCLEAR_MAX: usize = 64;
 /// The most exits of one function.
 const EXITS_MAX: usize = 512;
-/// The most jumps of one function that are decided when they are hit: each costs the program a trap.
-const DECIDED_MAX: usize = 16;
-
 struct Part {
     body: Body,
     /// Where the function is entered whose code it is: the one that is searched, or one that it ends in.
@@ -31,7 +29,7 @@ struct Part {
     unclear: bool,
 }
 
-pub(super) struct Search<'s, 'a> {
+pub(in crate::elf) struct Search<'s, 'a> {
     code: &'s Functions<'a>,
     entry: u64,
     parts: Vec<Part>,
@@ -287,217 +285,4 @@ impl<'s, 'a> Search<'s, 'a> {
         self.left.push(jump);
         Ok(())
     }
-
-    pub fn exits(mut self) -> Result<Exits, NoExits> {
-        self.parts.sort_by_key(|part| part.body.range.start);
-        let mut exits = BTreeMap::new();
-        for part in &self.parts {
-            let body = &part.body;
-            let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
-            let shared = part.of != self.entry
-                || part.unclear
-                || self.other_entries(body).next().is_some()
-                || calls_itself;
-            for vaddr in self.returns(part) {
-                exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
-            }
-            for jump in body.jumps.iter().filter(|jump| self.left.contains(jump)) {
-                let when = if let Condition::If(code) = jump.when { Some(code) } else { None };
-                exits.insert(jump.at, Exit { when, ..exit(jump.at, ExitKind::TailCall, shared) });
-            }
-            for jump in self.indirect(part) {
-                let kind = ExitKind::Decided { target: jump.target, inside: self.inside(part.of) };
-                exits.insert(jump.at, exit(jump.at, kind, shared));
-            }
-        }
-        let decided = exits.values().filter(|exit| exit.is_costly()).count();
-        let functions = || std::iter::once(&self.entry).chain(&self.followed);
-        if functions().any(|of| self.has_jump_without_table(*of) && self.may_have_unseen_blocks(*of)) {
-            return Err("an indirect jump may lead to a block in a place of its own, and nothing tells which of them are \
-                        this function's"
-                .to_string());
-        }
-        if self.code.is_stripped() && functions().any(|of| self.is_in_blocks(*of)) {
-            return Err("its basic blocks lie in places of their own, and the file is stripped of the symbols that tell \
-                        which of them are its"
-                .to_string());
-        }
-        if decided > DECIDED_MAX {
-            return Err(format!("it has {decided} indirect jumps with unknown targets"));
-        }
-        if exits.len() > EXITS_MAX {
-            return Err(format!("it has {} exits; the limit is {EXITS_MAX}", exits.len()));
-        }
-        if exits.is_empty() {
-            return Err("it never returns".to_string());
-        }
-        self.approach(&mut exits);
-        let has_handler = self.of(self.entry).any(|part| self.code.has_handler(part.body.range.start));
-        Ok(Exits {
-            exits: exits.into_values().collect(),
-            passages: self.passages.into_values().collect(),
-            followed: self.followed,
-            has_handler,
-        })
-    }
-
-    /// Finds what can be probed in the place of `ret`s. A jump stands for one of them only, and for nothing else.
-    fn approach(&self, exits: &mut BTreeMap<u64, Exit>) {
-        let bodies = self.parts.iter().map(|part| &part.body);
-        if bodies.clone().any(|body| !body.indirect.is_empty()) {
-            return;
-        }
-        let mut landings: BTreeSet<u64> = [self.entry].into();
-        let mut reached = BTreeSet::new();
-        for body in bodies.clone() {
-            landings.extend(body.calls.iter().chain(&body.own_addresses));
-            landings.extend(self.other_entries(body));
-            landings.extend([body.range.start, body.range.end]);
-            let Some(pads) = self.code.unwind.landing_pads(&self.code.image, &body.range) else { return };
-            reached.append(&mut self.reached(body, &pads));
-            landings.extend(pads);
-        }
-        let jumps: Vec<Jump> = bodies.clone().flat_map(|body| body.jumps.iter().copied()).collect();
-        let code = Code { image: &self.code.image, jumps: &jumps, landings: &landings, reached: &reached };
-        let entries = [self.entry, self.code.probed_entry(self.entry)];
-        let taken = exits.keys().chain(self.passages.keys()).chain(&entries);
-        let mut used: BTreeSet<u64> = taken.copied().collect();
-        for body in bodies {
-            for (&ret, exit) in exits.range_mut(body.range.clone()) {
-                if exit.kind != ExitKind::Return {
-                    continue;
-                }
-                let found = code.approaches(body, ret).unwrap_or_default();
-                if found.iter().all(|approach| used.insert(approach.vaddr)) {
-                    exit.approaches = found;
-                }
-            }
-        }
-    }
-
-    /// The code of one function: the one that is searched, or one that it ends in.
-    fn of(&self, entry: u64) -> impl Iterator<Item = &Part> {
-        self.parts.iter().filter(move |part| part.of == entry)
-    }
-
-    fn has_jump_without_table(&self, of: u64) -> bool {
-        let mut jumps = self.of(of).flat_map(|part| &part.body.indirect);
-        jumps.any(|jump| !matches!(jump.target, Form::Static { .. }) && !self.is_switch(jump, of))
-    }
-
-    /// Whether the function may have blocks in places of their own to which only an indirect jump leads. Symbols name them, and
-    /// where not, one that a branch leads to shows that there are such.
-    fn may_have_unseen_blocks(&self, of: u64) -> bool {
-        if self.code.moved_out_of(of).next().is_some() {
-            return false;
-        }
-        self.code.has_nameless_blocks() || self.is_in_blocks(of)
-    }
-
-    /// Whether a function consists of basic blocks in places of their own that no symbol names: they follow each other without
-    /// any fill, and are entered from one another.
-    fn is_in_blocks(&self, of: u64) -> bool {
-        let jumps = || self.of(of).flat_map(|part| &part.body.jumps);
-        let is_block = |to: u64| {
-            let is_frame = self.code.unwind.covering(to).is_some_and(|frame| frame.start == to);
-            is_frame && !self.code.is_function(to) && jumps().any(|jump| jump.target == to)
-        };
-        self.of(of).any(|part| is_block(part.body.range.end))
-    }
-
-    /// Where else a function begins in the stretch.
-    fn other_entries(&self, body: &Body) -> impl Iterator<Item = u64> {
-        let symbols = self.code.symbols.range(body.range.clone());
-        symbols.filter(|(at, (_, name))| **at != self.entry && !is_fragment(name)).map(|(at, _)| *at)
-    }
-
-    /// The `ret`s that are certain to be code: those that control comes to. What nothing leads to may be data, and where
-    /// jumps come from cannot be told if there are indirect ones, or a table of handlers: then all are.
-    fn returns(&self, part: &Part) -> Vec<u64> {
-        let body = &part.body;
-        let is_entered_unseen = |part: &Part| {
-            let frame = self.code.unwind.covering(part.body.range.start);
-            !part.body.indirect.is_empty() || frame.is_some_and(|frame| frame.has_handler)
-        };
-        if self.of(part.of).any(is_entered_unseen) {
-            return body.returns.clone();
-        }
-        let reached = self.reached(body, &[]);
-        body.returns.iter().copied().filter(|at| reached.contains(at)).collect()
-    }
-
-    /// The instructions of the stretch that control comes to, also from these.
-    fn reached(&self, body: &Body, pads: &[u64]) -> BTreeSet<u64> {
-        let others = self.parts.iter().map(|part| &part.body);
-        let jumps = others.clone().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
-        let ends = others.clone().filter(|body| body.falls_through).map(|body| body.range.end);
-        let named = others.flat_map(|body| body.calls.iter().chain(&body.own_addresses)).copied();
-        let roots = jumps
-            .chain(ends)
-            .chain(named)
-            .chain(self.other_entries(body))
-            .chain([self.entry, body.range.start])
-            .chain(pads.iter().copied());
-        body.reached(roots)
-    }
-
-    /// The code that a jump of such a part stays in: all of the same function, without where it is entered.
-    fn inside(&self, of: u64) -> Vec<Range<u64>> {
-        let mut inside: Vec<Range<u64>> = Vec::new();
-        for part in self.of(of) {
-            let Range { mut start, end } = part.body.range;
-            for entry in [part.passed.map(|_| start), Some(self.entry)].into_iter().flatten() {
-                if (start..end).contains(&entry) {
-                    inside.push(start..entry);
-                    start = entry + 1;
-                }
-            }
-            match inside.last_mut() {
-                Some(last) if last.start < last.end && self.code.past_padding(last.end) == start => {
-                    last.end = end
-                }
-                _ => inside.push(start..end),
-            }
-        }
-        inside.retain(|range| !range.is_empty());
-        inside
-    }
-
-    /// The indirect jumps that may leave: those before which the return address may be on top of the stack. What jumps with
-    /// something of its own on the stack stays inside: a jump table.
-    fn indirect(&self, part: &Part) -> Vec<IndirectJump> {
-        let body = &part.body;
-        // Some compilers do not describe what a function does on its way out, and then the table tells nothing there.
-        let told = |body: &Body| body.returns.iter().all(|at| self.code.above(*at) == Some(Some(8)));
-        let exact = match body.returns.is_empty() {
-            false => told(body),
-            true => {
-                let mut others =
-                    self.parts.iter().map(|part| &part.body).filter(|body| !body.returns.is_empty());
-                others.clone().next().is_some() && others.all(told)
-            }
-        };
-        let stays = |jump: &&IndirectJump| {
-            self.is_switch(jump, part.of)
-                || exact && self.code.above(jump.at).is_some_and(|above| above != Some(8))
-        };
-        body.indirect.iter().filter(|jump| !stays(jump)).cloned().collect()
-    }
-
-    /// Whether the jump's table leads into the function itself, as its first entry tells.
-    fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
-        let Some(table) = jump.table else { return false };
-        let first = table.entry(&self.code.image, 0);
-        let holds = |to: u64| {
-            to != self.entry
-                && self.of(of).any(|part| {
-                    part.body.has_instruction(to) && !(part.passed.is_some() && part.body.range.start == to)
-                })
-        };
-        first.is_some_and(holds)
-    }
-}
-
-fn exit(vaddr: u64, kind: ExitKind, shared: bool) -> Exit {
-    Exit { vaddr, kind, shared, when: None, approaches: Vec::new() }
 }

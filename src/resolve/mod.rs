@@ -1,18 +1,19 @@
 //! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
 
-use std::borrow::Cow;
+mod locate;
+
 use std::collections::BTreeSet;
 
-use crate::abi::{location, location_op, site};
+use crate::abi::site;
 use crate::arguments::{contradictions, described, in_word, listed, position, suggestions};
-use crate::config::model::{ArgKind, IntType, Point, ReturnsBy};
+use crate::config::model::{Point, ReturnsBy};
 use crate::elf::{
-    ArgForm, Form, FormError, Parameters, Reg, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
-    usdt_sites,
+    ArgForm, FormError, Parameters, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex, usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
-use crate::plan::{Hook, ProbePlan, Source, ValueKind, ValuePlan};
+use crate::plan::{Hook, ProbePlan};
 use crate::unfit::{UnfitSite, reasons, unfit};
+use locate::{locate, narrowed};
 
 /// A probe's sites in one file, ready to be attached.
 #[derive(Debug, Clone)]
@@ -231,201 +232,5 @@ const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a file 
      some milliseconds after the start (in a library up to 5 s), and hits before that are not counted. Link \
      with -z separate-loadable-segments, or with another linker";
 
-/// Places in the x86-64 `struct pt_regs`.
-const RETURN_REGISTER: u8 = 10;
-const STACK_POINTER: u8 = 19;
-
 /// When a uretprobe is hit, the function's `ret` has taken the return address from the stack.
 const POPPED: i32 = -8;
-
-/// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
-/// says how wide it is.
-fn narrowed(value: &ValuePlan, is_function: bool) -> Cow<'_, ValuePlan> {
-    match value.kind {
-        ValueKind::Arg(ArgKind::Bool) if is_function => {
-            let kind = ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 1, signed: false })));
-            Cow::Owned(ValuePlan { kind, ..value.clone() })
-        }
-        _ => Cow::Borrowed(value),
-    }
-}
-
-fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {
-    let mut to = location { bytes: 8, is_signed: 1, ..location::default() };
-    let op = match value.source {
-        Source::Arg(index) => return locate_argument(site, value, index),
-        Source::Field { index, offset } => return locate_field(site, value, index, offset),
-        Source::Retval(kind) => {
-            (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
-            location_op::LOC_REGISTER
-        }
-        Source::Duration => location_op::LOC_DURATION,
-        Source::Carried(number) | Source::CarriedAddress { number, offset: None } => {
-            to.index = u8::try_from(number).unwrap_or(u8::MAX);
-            location_op::LOC_CARRIED
-        }
-        Source::CarriedAddress { number, offset: Some(offset) } => {
-            let IntType { bytes, signed } = width_in_memory(&value.kind);
-            to.index = u8::try_from(number).unwrap_or(u8::MAX);
-            (to.offset, to.bytes, to.is_signed) = (i64::from(offset), bytes, u8::from(signed));
-            location_op::LOC_CARRIED_MEMORY
-        }
-        // At the entry the return address is on top of the stack.
-        Source::Caller => {
-            to.reg = STACK_POINTER;
-            location_op::LOC_MEMORY
-        }
-        Source::Function => {
-            to.offset = i64::from(function);
-            location_op::LOC_CONST
-        }
-        Source::Pid => location_op::LOC_PID,
-        Source::Tid => location_op::LOC_TID,
-        Source::Cpu => location_op::LOC_CPU,
-        Source::Cgroup => location_op::LOC_CGROUP,
-        Source::Comm => location_op::LOC_COMM,
-        Source::Time => location_op::LOC_TIME,
-    };
-    to.op = op.0 as u8;
-    Ok(to)
-}
-
-/// What lies `offset` bytes into the structure that the argument points to: a number, or the address of a text.
-fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Result<location, ResolveError> {
-    let kind = ValueKind::Arg(ArgKind::Int(None));
-    let mut to = locate_argument(site, &ValuePlan { kind, ..value.clone() }, index)?;
-    if to.op != location_op::LOC_REGISTER.0 as u8 || to.bytes != 8 {
-        let text = site.args.get(index).and_then(|form| form.as_ref().ok()).map_or("", |form| &form.text);
-        let why = format!("`{text}` is not a pointer in a register, so `offset` cannot be applied to it");
-        return Err(ResolveError::Value { name: value.name.clone(), why });
-    }
-    let IntType { bytes, signed } = width_in_memory(&value.kind);
-    (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
-    (to.bytes, to.is_signed) = (bytes, u8::from(signed));
-    Ok(to)
-}
-
-/// How many bytes of memory are a value of this kind; of text it is the address that lies there.
-fn width_in_memory(kind: &ValueKind) -> IntType {
-    match kind {
-        ValueKind::Arg(ArgKind::Int(Some(asked))) => *asked,
-        ValueKind::Arg(ArgKind::Bool) => IntType { bytes: 1, signed: false },
-        _ => IntType { bytes: 8, signed: true },
-    }
-}
-
-fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<location, ResolveError> {
-    let name = || value.name.clone();
-    let form = match site.args.get(index) {
-        None => return Err(ResolveError::Missing { name: name(), index, has: site.args.len() }),
-        Some(Err(error)) => return Err(unreadable(&value.name, error)),
-        Some(Ok(form)) => form,
-    };
-    if let Some(why) = form.unreadable() {
-        return Err(ResolveError::Value { name: name(), why });
-    }
-    let asked = match &value.kind {
-        ValueKind::Arg(ArgKind::Int(asked)) => *asked,
-        _ => None,
-    };
-    let IntType { bytes, signed } = width_as_read(asked, form);
-    let mut to = location { bytes, is_signed: u8::from(signed), ..location::default() };
-    match &form.form {
-        Form::Const(number) => {
-            (to.op, to.offset) = (location_op::LOC_CONST.0 as u8, extended(*number, bytes, signed));
-        }
-        Form::Reg(reg) => {
-            (to.op, to.reg) = (location_op::LOC_REGISTER.0 as u8, reg.pt_regs_index());
-        }
-        Form::Mem { base, offset } => {
-            to.op = location_op::LOC_MEMORY.0 as u8;
-            (to.reg, to.offset) = (base.pt_regs_index(), *offset);
-        }
-        Form::Indexed { base: Some(base), index, scale, offset } => {
-            to.op = location_op::LOC_INDEXED.0 as u8;
-            (to.reg, to.index, to.offset) = (base.pt_regs_index(), index.pt_regs_index(), *offset);
-            to.scale = scale.trailing_zeros() as u8;
-        }
-        // Wherever the file was loaded, it is as far from the instruction as it is in the file.
-        Form::Static { vaddr } => {
-            to.op = location_op::LOC_MEMORY.0 as u8;
-            to.reg = Reg::X86_64_IP.pt_regs_index();
-            to.offset = vaddr.wrapping_sub(site.vaddr) as i64;
-        }
-        Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
-            let why = format!("the operand `{}` is not supported", form.text);
-            return Err(ResolveError::Value { name: name(), why });
-        }
-    }
-    Ok(to)
-}
-
-/// The width and sign by which an argument is read. What lies beyond the width that its note gives is not the argument: in
-/// memory it is what comes next, in a register often zero where the sign would be.
-fn width_as_read(asked: Option<IntType>, form: &ArgForm) -> IntType {
-    let noted = IntType { bytes: form.size, signed: form.signed };
-    asked.filter(|asked| asked.bytes <= noted.bytes).unwrap_or(noted)
-}
-
-/// The low bytes of a number, extended by its sign or by zeros.
-fn extended(number: i64, bytes: u8, signed: bool) -> i64 {
-    let unused = 64 - 8 * u32::from(bytes);
-    let high = number << unused;
-    if signed { high >> unused } else { ((high as u64) >> unused) as i64 }
-}
-
-fn unreadable(name: &str, error: &FormError) -> ResolveError {
-    ResolveError::Value { name: name.to_string(), why: error.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::elf::{Arch, parse_args};
-
-    fn located(note: &str, asked: Option<IntType>) -> location {
-        let args = parse_args(Arch::X86_64, note);
-        let value = ValuePlan {
-            at: crate::config::place::Place::none(),
-            name: "a".to_string(),
-            source: Source::Arg(0),
-            kind: ValueKind::Arg(ArgKind::Int(asked)),
-            unit: crate::config::model::Unit::None,
-        };
-        let site = Site { offset: 0, vaddr: 0, ref_ctr_offset: 0, shape: SiteShape::Nop, args };
-        locate(&site, &value, 0).unwrap()
-    }
-
-    #[test]
-    fn an_argument_is_never_read_wider_than_its_note_says() {
-        let int = |bytes, signed| Some(IntType { bytes, signed });
-        for (note, asked, bytes, signed) in [
-            ("-4@-20(%rbp)", int(8, true), 4, true),
-            ("-4@-20(%rbp)", int(8, false), 4, true),
-            ("4@%eax", int(8, true), 4, false),
-            ("1@%al", int(4, true), 1, false),
-            ("-4@%eax", int(4, false), 4, false),
-            ("8@%rax", int(2, true), 2, true),
-            ("%rax", None, 8, false),
-        ] {
-            let at = located(note, asked);
-            assert_eq!((at.bytes, at.is_signed), (bytes, u8::from(signed)), "{note} as {asked:?}");
-        }
-    }
-
-    #[test]
-    fn a_constant_has_the_width_that_is_asked_for() {
-        let int = |bytes, signed| Some(IntType { bytes, signed });
-        for (note, asked, number) in [
-            ("-4@$-1", None, -1),
-            ("-4@$-1", int(4, false), 0xffff_ffff),
-            ("4@$-1", int(4, true), -1),
-            ("8@$-1", int(1, false), 255),
-            ("-8@$300", int(1, true), 44),
-            ("8@$18446744073709551615", int(8, false), -1),
-            ("-4@$-1", int(8, false), -1),
-        ] {
-            assert_eq!(located(note, asked).offset, number, "{note} as {asked:?}");
-        }
-    }
-}

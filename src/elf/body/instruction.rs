@@ -1,0 +1,175 @@
+//! What one instruction does, and what those before it tell of it.
+
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+
+use super::{Condition, JumpTable, LOOKED_BACK};
+use crate::elf::{Form, Reg};
+
+pub(super) fn condition_of(jump: &Instruction) -> Condition {
+    match jump.condition_code() {
+        ConditionCode::None => Condition::Untold,
+        _ if !jump.is_jcc_short_or_near() => Condition::Untold,
+        code => Condition::If(code as u8 - ConditionCode::o as u8),
+    }
+}
+
+/// What the kernel would end a program for, and zeros.
+pub(super) fn is_data(now: &Instruction) -> bool {
+    let zeros = now.code() == Code::Add_rm8_r8
+        && now.op0_kind() == OpKind::Memory
+        && now.op1_register() == Register::AL
+        && now.memory_base() == Register::RAX
+        && now.len() == 2;
+    zeros || (now.is_privileged() && now.mnemonic() != Mnemonic::Hlt)
+}
+
+pub(super) fn near_target(now: &Instruction) -> Option<u64> {
+    (now.op0_kind() == OpKind::NearBranch64).then(|| now.near_branch64())
+}
+
+/// A `ret` before which the address on top of the stack was put there is a jump: `push`, or what guards against
+/// speculation (a retpoline).
+pub(super) fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
+    let Some(before) = before else { return matches!(now.code(), Code::Retnq | Code::Retnq_imm16) };
+    let writes_top = before.op0_kind() == OpKind::Memory
+        && before.memory_base() == Register::RSP
+        && before.memory_index() == Register::None
+        && before.memory_displacement64() == 0
+        && before.mnemonic() == Mnemonic::Mov;
+    matches!(now.code(), Code::Retnq | Code::Retnq_imm16)
+        && before.mnemonic() != Mnemonic::Push
+        && !writes_top
+}
+
+/// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in
+/// between.
+pub(super) fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u64> {
+    let pop = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Lfence)?;
+    let register = jump.op0_register();
+    let is_popped = jump.op0_kind() == OpKind::Register
+        && pop.mnemonic() == Mnemonic::Pop
+        && pop.op0_kind() == OpKind::Register
+        && pop.op0_register() == register;
+    is_popped.then(|| pop.ip())
+}
+
+/// An address that an instruction computes, or has as a number, as one may in a program that is loaded at one address.
+pub(super) fn address_taken(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    if now.mnemonic() == Mnemonic::Lea {
+        return known_address(now, is_fixed);
+    }
+    let is_number =
+        |kind| matches!(kind, OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64);
+    let operand = (0..now.op_count()).find(|operand| is_fixed && is_number(now.op_kind(*operand)))?;
+    matches!(now.mnemonic(), Mnemonic::Mov | Mnemonic::Push).then(|| now.immediate(operand))
+}
+
+/// An address in memory that an instruction reads or writes, or where a table begins that it looks up.
+pub(super) fn address_read(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    let touches = !matches!(now.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    known_address(now, is_fixed).filter(|_| touches)
+}
+
+/// The address of a memory operand that no register but an index is part of.
+fn known_address(now: &Instruction, is_fixed: bool) -> Option<u64> {
+    if now.is_ip_rel_memory_operand() {
+        return Some(now.ip_rel_memory_address());
+    }
+    let has_memory = (0..now.op_count()).any(|operand| now.op_kind(operand) == OpKind::Memory);
+    let is_flat = !matches!(now.memory_segment(), Register::FS | Register::GS);
+    (is_fixed && has_memory && is_flat && now.memory_base() == Register::None)
+        .then(|| now.memory_displacement64())
+}
+
+/// Whether the stack pointer gets a value that is told neither from its old one nor from the frame pointer.
+pub(super) fn switches_stack(now: &Instruction) -> bool {
+    let writes =
+        now.op_count() > 0 && now.op0_kind() == OpKind::Register && now.op0_register() == Register::RSP;
+    let exchanges = now.mnemonic() == Mnemonic::Xchg && now.op_count() > 1 && {
+        let second = now.op1_kind() == OpKind::Register && now.op1_register() == Register::RSP;
+        second || writes
+    };
+    if exchanges {
+        return true;
+    }
+    if !writes {
+        return false;
+    }
+    match now.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub | Mnemonic::And | Mnemonic::Push | Mnemonic::Cmp | Mnemonic::Test => {
+            false
+        }
+        Mnemonic::Or => !matches!(now.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64),
+        Mnemonic::Lea => !matches!(now.memory_base(), Register::RSP | Register::RBP),
+        Mnemonic::Mov => {
+            let from = if now.op1_kind() == OpKind::Memory { now.memory_base() } else { now.op1_register() };
+            from != Register::RBP
+        }
+        _ => true,
+    }
+}
+
+/// Where an indirect jump finds its target.
+pub(super) fn target_of(now: &Instruction) -> Option<Form> {
+    if now.code() == Code::Jmp_rm64 && now.op0_kind() == OpKind::Register {
+        return register(now.op0_register()).map(Form::Reg);
+    }
+    let plain_segment = !matches!(now.memory_segment(), Register::FS | Register::GS);
+    if now.code() != Code::Jmp_rm64 || now.op0_kind() != OpKind::Memory || !plain_segment {
+        return None;
+    }
+    if now.is_ip_rel_memory_operand() {
+        return Some(Form::Static { vaddr: now.ip_rel_memory_address() });
+    }
+    let offset = now.memory_displacement64() as i64;
+    let base = match now.memory_base() {
+        Register::None => None,
+        base => Some(register(base)?),
+    };
+    match (base, now.memory_index()) {
+        (Some(base), Register::None) => Some(Form::Mem { base, offset }),
+        (None, Register::None) => Some(Form::Static { vaddr: offset as u64 }),
+        (base, index) => {
+            let (index, scale) = (register(index)?, now.memory_index_scale() as u8);
+            Some(Form::Indexed { base, index, scale, offset })
+        }
+    }
+}
+
+/// The table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
+/// `jmp *table(,index,8)`.
+pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<JumpTable> {
+    if jump.op0_kind() == OpKind::Memory {
+        let is_table = jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
+        let vaddr = jump.memory_displacement64();
+        return is_table.then_some(JumpTable { vaddr, relative: false, from: jump.ip() });
+    }
+    let mut before = before.iter().rev().take(LOOKED_BACK);
+    let is_register = |now: &Instruction, register| {
+        now.op_count() > 0
+            && now.op0_kind() == OpKind::Register
+            && now.op0_register().full_register() == register
+    };
+    let mut last_write = |register: Register| before.find(|now| is_register(now, register));
+    let target = jump.op0_register();
+    let add = last_write(target)?;
+    if add.code() == Code::Mov_r64_rm64 && add.op1_kind() == OpKind::Memory {
+        let is_table = add.memory_base() == Register::None && add.memory_index_scale() == 8;
+        let vaddr = add.memory_displacement64();
+        return is_table.then_some(JumpTable { vaddr, relative: false, from: add.ip() });
+    }
+    if !matches!(add.code(), Code::Add_r64_rm64 | Code::Add_rm64_r64) || add.op1_kind() != OpKind::Register {
+        return None;
+    }
+    let load = last_write(target)
+        .filter(|now| now.code() == Code::Movsxd_r64_rm32 && now.memory_index_scale() == 4)?;
+    let base = add.op1_register();
+    let lea =
+        last_write(base).filter(|now| now.mnemonic() == Mnemonic::Lea && now.is_ip_rel_memory_operand())?;
+    let is_table = load.op1_kind() == OpKind::Memory && load.memory_base() == base;
+    is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
+}
+
+fn register(register: Register) -> Option<Reg> {
+    register.is_gpr64().then(|| Reg::x86_64(&format!("{register:?}").to_lowercase())).flatten()
+}

@@ -1,0 +1,83 @@
+//! Whether a C++ class is copied by code of its own, and so passed as its address.
+
+use super::{DEPTH, is_address, is_structure, plain};
+use crate::elf::debug_info::{Finder, Node};
+
+/// Whether what a class declares is a base or a member, of which each object has one.
+pub(super) fn is_part(declared: &Node<'_>) -> bool {
+    matches!(declared.entry.tag(), gimli::DW_TAG_inheritance | gimli::DW_TAG_member)
+        && !declared.is_set(gimli::DW_AT_external)
+        && !declared.is_set(gimli::DW_AT_declaration)
+}
+
+/// The name of a class without the arguments of its template; empty if it has none.
+fn class_name<'d>(finder: &Finder<'d>, node: &Node<'d>) -> &'d [u8] {
+    let name = finder.text(node, gimli::DW_AT_name).unwrap_or_default();
+    name.split(|byte| *byte == b'<').next().unwrap_or_default()
+}
+
+/// Whether a class is copied or destroyed by code of its own, so that it is passed as its address. None if that is not known.
+pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: usize) -> Option<bool> {
+    let depth = depth.checked_sub(1)?;
+    if node.is_set(gimli::DW_AT_declaration) {
+        return None;
+    }
+    let name = class_name(finder, node);
+    let (mut copies, mut usable) = (0, 0);
+    for child in finder.children(node) {
+        match child.entry.tag() {
+            gimli::DW_TAG_subprogram => {
+                let Some(called) = finder.text(&child, gimli::DW_AT_name) else { continue };
+                let is_default = child.number(gimli::DW_AT_defaulted) == Some(1);
+                let is_deleted = child.is_set(gimli::DW_AT_deleted);
+                // Before DWARF 5, what is `= default` is not told from what has code.
+                let by_code = (node.unit.header.version() >= 5).then_some(true);
+                if called.starts_with(b"~") && !is_default {
+                    return by_code;
+                }
+                if called == name && is_copy(finder, &child, node, name) {
+                    if !is_default && !is_deleted {
+                        return by_code;
+                    }
+                    copies += 1;
+                    usable += usize::from(!is_deleted);
+                }
+                if child.entry.attr(gimli::DW_AT_virtuality).is_some_and(|a| a.udata_value() != Some(0)) {
+                    return Some(true);
+                }
+            }
+            _ if is_part(&child) => {
+                if child.number(gimli::DW_AT_virtuality).is_some_and(|kind| kind != 0) {
+                    return Some(true);
+                }
+                let mut kind = plain(finder, finder.follow(&child, gimli::DW_AT_type))?;
+                for _ in 0..DEPTH {
+                    if kind.entry.tag() != gimli::DW_TAG_array_type {
+                        break;
+                    }
+                    kind = plain(finder, finder.follow(&kind, gimli::DW_AT_type))?;
+                }
+                if is_structure(&kind) && copies_by_code(finder, &kind, depth)? {
+                    return Some(true);
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(copies > 0 && usable == 0)
+}
+
+/// Whether a constructor takes another of its class, to copy or to move it.
+fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>, name: &[u8]) -> bool {
+    let children = finder.children(constructor);
+    let mut taken = children.iter().filter(|child| {
+        child.entry.tag() == gimli::DW_TAG_formal_parameter && !child.is_set(gimli::DW_AT_artificial)
+    });
+    let Some(first) = taken.next() else { return false };
+    let Some(kind) = plain(finder, finder.follow(first, gimli::DW_AT_type)) else { return false };
+    if !is_address(&kind) || kind.entry.tag() == gimli::DW_TAG_pointer_type {
+        return false;
+    }
+    plain(finder, finder.follow(&kind, gimli::DW_AT_type))
+        .is_some_and(|to| to.at == class.at || class_name(finder, &to) == name)
+}

@@ -1,0 +1,149 @@
+//! Types of C and C++ in debug information: how the source writes them, what their values are, and, in [`passing`], how the
+//! System V calling convention passes them.
+
+mod copying;
+mod passing;
+
+use super::debug_info::{Finder, Node};
+
+pub(super) use passing::{Passed, passed};
+
+/// What a value is, as far as a probe can make use of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    Integer {
+        bytes: u8,
+        signed: bool,
+    },
+    Address(Pointee),
+    /// A structure, a number that is no integer, or unknown.
+    Other,
+}
+
+/// What is at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pointee {
+    Text,
+    Structure,
+    Other,
+}
+
+/// How deep types are followed.
+const DEPTH: usize = 8;
+/// Qualifiers and names that are followed to what they stand for.
+const ALIASES: usize = 32;
+/// The type as the source writes it.
+pub(super) fn written<'d>(finder: &Finder<'d>, of: Option<&Node<'d>>) -> String {
+    written_to(finder, of, DEPTH)
+}
+
+fn written_to<'d>(finder: &Finder<'d>, of: Option<&Node<'d>>, depth: usize) -> String {
+    let Some(node) = of else { return "void".to_owned() };
+    if depth == 0 {
+        return "...".to_owned();
+    }
+    let inner = || finder.follow(node, gimli::DW_AT_type);
+    let within = || written_to(finder, inner().as_ref(), depth - 1);
+    let suffix = match node.entry.tag() {
+        gimli::DW_TAG_pointer_type if is_function(inner().as_ref()) => return "function *".to_owned(),
+        gimli::DW_TAG_pointer_type => "*",
+        gimli::DW_TAG_reference_type => "&",
+        gimli::DW_TAG_rvalue_reference_type => "&&",
+        gimli::DW_TAG_const_type => {
+            let inner = inner();
+            let is_pointer = inner.as_ref().is_some_and(is_address);
+            let within = written_to(finder, inner.as_ref(), depth - 1);
+            return if is_pointer { format!("{within} const") } else { format!("const {within}") };
+        }
+        gimli::DW_TAG_volatile_type | gimli::DW_TAG_restrict_type | gimli::DW_TAG_atomic_type => {
+            return within();
+        }
+        _ => {
+            let name = finder.text(node, gimli::DW_AT_name).map(String::from_utf8_lossy);
+            return name.map_or_else(|| "an unnamed type".to_owned(), |name| name.into_owned());
+        }
+    };
+    let within = within();
+    if within.ends_with(['*', '&']) { format!("{within}{suffix}") } else { format!("{within} {suffix}") }
+}
+
+fn is_function(node: Option<&Node<'_>>) -> bool {
+    node.is_some_and(|node| node.entry.tag() == gimli::DW_TAG_subroutine_type)
+}
+
+fn is_address(node: &Node<'_>) -> bool {
+    matches!(
+        node.entry.tag(),
+        gimli::DW_TAG_pointer_type | gimli::DW_TAG_reference_type | gimli::DW_TAG_rvalue_reference_type
+    )
+}
+
+fn is_structure(node: &Node<'_>) -> bool {
+    matches!(
+        node.entry.tag(),
+        gimli::DW_TAG_structure_type | gimli::DW_TAG_class_type | gimli::DW_TAG_union_type
+    )
+}
+
+/// The type without qualifiers and names given to it; None for `void`, or if it is elsewhere.
+fn plain<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Option<Node<'d>> {
+    let mut at = of?;
+    for _ in 0..ALIASES {
+        match at.entry.tag() {
+            gimli::DW_TAG_typedef
+            | gimli::DW_TAG_const_type
+            | gimli::DW_TAG_volatile_type
+            | gimli::DW_TAG_restrict_type
+            | gimli::DW_TAG_atomic_type => at = finder.follow(&at, gimli::DW_AT_type)?,
+            _ => return Some(at),
+        }
+    }
+    None
+}
+
+fn encoding(node: &Node<'_>) -> gimli::DwAte {
+    let number = node.number(gimli::DW_AT_encoding).and_then(|number| u8::try_from(number).ok());
+    gimli::DwAte(number.unwrap_or_default())
+}
+
+fn bytes(node: &Node<'_>) -> Option<u8> {
+    u8::try_from(node.number(gimli::DW_AT_byte_size)?).ok()
+}
+
+/// What a value of this type is.
+pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Value {
+    let Some(node) = plain(finder, of) else { return Value::Other };
+    match node.entry.tag() {
+        _ if is_address(&node) => {
+            let pointee = plain(finder, finder.follow(&node, gimli::DW_AT_type));
+            Value::Address(match pointee {
+                Some(at) if is_structure(&at) => Pointee::Structure,
+                Some(at)
+                    if matches!(encoding(&at), gimli::DW_ATE_signed_char | gimli::DW_ATE_unsigned_char) =>
+                {
+                    Pointee::Text
+                }
+                _ => Pointee::Other,
+            })
+        }
+        gimli::DW_TAG_unspecified_type => Value::Address(Pointee::Other),
+        gimli::DW_TAG_base_type | gimli::DW_TAG_enumeration_type => {
+            let underlying = plain(finder, finder.follow(&node, gimli::DW_AT_type));
+            let of = underlying.as_ref().unwrap_or(&node);
+            let signed = match encoding(of) {
+                gimli::DW_ATE_signed | gimli::DW_ATE_signed_char => true,
+                gimli::DW_ATE_unsigned
+                | gimli::DW_ATE_unsigned_char
+                | gimli::DW_ATE_boolean
+                | gimli::DW_ATE_UTF => false,
+                _ if node.entry.tag() == gimli::DW_TAG_enumeration_type => false,
+                _ => return Value::Other,
+            };
+            match bytes(&node) {
+                Some(bytes @ (1 | 2 | 4 | 8)) => Value::Integer { bytes, signed },
+                _ => Value::Other,
+            }
+        }
+        _ => Value::Other,
+    }
+}
