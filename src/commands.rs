@@ -13,7 +13,7 @@ use crate::loading::load;
 use crate::logging::{LogFile, Logging};
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
-use crate::run::{Listeners, RunError, drop_capabilities, run};
+use crate::run::{Listeners, RunError, drop_privileges, run};
 use crate::{check, dashboard, reference};
 
 /// The configuration, the environment or the command line is wrong.
@@ -68,7 +68,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     let listeners = Listeners::bind(settings);
-    let limited = drop_capabilities(attach, plan.network.as_ref());
+    let limited = drop_privileges(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
         Err(err) => {

@@ -3,15 +3,14 @@
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use caps::Capability;
 use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Overrides;
-use crate::config::model::{Config, Settings};
+use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::engine::Engines;
 use crate::exposition::Format;
 use crate::http::{
@@ -23,7 +22,7 @@ use crate::loading::security;
 use crate::logging::Logging;
 use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
 use crate::plan::Plan;
-use crate::privileges;
+use crate::privileges::{self, Needs, PrivilegeError};
 use crate::running::Running;
 use crate::service;
 
@@ -130,6 +129,13 @@ pub fn run(
         logging.clone(),
         stats.clone(),
     ));
+    if config.settings.keep_privileges == KeepPrivileges::None {
+        let attached = running.clone();
+        std::thread::Builder::new()
+            .name("privileges".to_string())
+            .spawn(move || give_up_privileges(&attached))
+            .map_err(failed_to("start the thread that gives up privileges"))?;
+    }
     let [metrics_stats, health_stats] = stats;
     let endpoints = vec![
         Endpoint { listener: listeners.metrics, router: metrics_router(&running), stats: metrics_stats },
@@ -327,22 +333,37 @@ fn serve(
     served
 }
 
-/// Drops capabilities that are not needed, before the first thread is made. The error is for the log, which needs a thread.
+/// Gives up the rights that are not needed, before the first thread is made. The error is for the log, which needs a thread.
 ///
 /// # Errors
 /// If the kernel refuses to take them away.
-pub fn drop_capabilities(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), String> {
-    let mut more = Vec::new();
-    if attach == Attach::Perf {
-        // perf_event_open(2) wants it for uprobes, whatever else it accepts.
-        more.push(Capability::CAP_SYS_ADMIN);
+pub fn drop_privileges(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), PrivilegeError> {
+    privileges::keep_only(Needs {
+        perf_events: attach == Attach::Perf,
+        network: network.is_some(),
+        namespaces: network.is_some_and(|network| !network.elsewhere.is_empty()),
+    })
+}
+
+/// `keep_privileges: none`: once all is attached, or this long after the start.
+const ATTACHING: Duration = Duration::from_secs(10);
+
+/// Gives up every capability when all is attached; says what is not, and cannot be any more.
+fn give_up_privileges(running: &Running) {
+    let began = Instant::now();
+    let mut missing = running.ready().err();
+    while missing.is_some() && began.elapsed() < ATTACHING {
+        std::thread::sleep(Duration::from_millis(50));
+        missing = running.ready().err();
     }
-    if let Some(network) = network {
-        more.push(Capability::CAP_NET_ADMIN);
-        if !network.elsewhere.is_empty() {
-            // setns(2) wants it for network namespaces.
-            more.push(Capability::CAP_SYS_ADMIN);
-        }
+    match privileges::give_up_all() {
+        Ok(()) => log::info!(
+            "All privileges are given up (`keep_privileges: none`): what is attached goes on being counted; a restart \
+             attaches to what comes later"
+        ),
+        Err(err) => log::error!("failed to give up all privileges (`keep_privileges: none`): {err}"),
     }
-    privileges::drop_all_but(&more).map_err(|err| format!("failed to drop capabilities: {err}"))
+    for line in missing.unwrap_or_default() {
+        log::warn!("not attached when all privileges were given up (`keep_privileges: none`): {line}");
+    }
 }

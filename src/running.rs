@@ -213,6 +213,7 @@ fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     set_back("log_file", &mut now.log_file, &started.log_file, &mut told);
     set_back("verbose", &mut now.verbose, &started.verbose, &mut told);
     set_back("attach", &mut now.attach, &started.attach, &mut told);
+    set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut told);
     let (limits, before) = (&mut now.limits, &started.limits);
     set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut told);
     set_back("ring.poll", &mut limits.ring_poll_ms, &before.ring_poll_ms, &mut told);

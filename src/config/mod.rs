@@ -73,6 +73,12 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
         section::Key::new("attach", Schema::Words(settings::attach_modes), "How to attach probes.")
             .or("auto"),
         section::Key::new(
+            "keep_privileges",
+            Schema::Words(settings::kept_privileges),
+            "Capabilities to keep once all is attached: those that attaching again needs, or none.",
+        )
+        .or("needed"),
+        section::Key::new(
             "targets",
             Schema::List(&Schema::Section(|| &targets::TARGET)),
             "Programs to trace.",

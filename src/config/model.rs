@@ -37,6 +37,7 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     pub limits: Limits,
     pub attach: AttachMode,
+    pub keep_privileges: KeepPrivileges,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +93,15 @@ pub enum AttachMode {
     Auto,
     Multi,
     Perf,
+}
+
+/// What is kept of the exporter's rights once all is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepPrivileges {
+    /// What attaching again needs.
+    Needed,
+    /// Nothing: a file that is replaced, or a probe that a reload adds, needs a restart.
+    None,
 }
 
 /// An application to trace.

@@ -13,7 +13,7 @@ use super::limits::{
     DEFAULT_LABEL_VALUES, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES, DEFAULT_STARTS, LABEL_VALUES,
     PASSWORD_FILE_BYTES, PORT, RING_BYTES, RING_POLL, SITES, STARTS,
 };
-use super::model::{AttachMode, Auth, Limits, LogLevel, Settings, TlsFiles};
+use super::model::{AttachMode, Auth, KeepPrivileges, Limits, LogLevel, Settings, TlsFiles};
 use super::place::Place;
 use super::scalars;
 use super::section::{Key, Schema, Section, words};
@@ -29,6 +29,8 @@ const LEVELS: &[(&str, LogLevel)] = &[
 
 const MODES: &[(&str, AttachMode)] =
     &[("auto", AttachMode::Auto), ("multi", AttachMode::Multi), ("perf", AttachMode::Perf)];
+
+const KEEP: &[(&str, KeepPrivileges)] = &[("needed", KeepPrivileges::Needed), ("none", KeepPrivileges::None)];
 
 /// `ring:`.
 pub static RING: Section = Section {
@@ -70,6 +72,11 @@ const fn limit(name: &'static str, range: &RangeInclusive<u32>, about: &'static 
     Key::new(name, Schema::Integer(*range.start() as i64, *range.end() as i64), about)
 }
 
+/// What may be kept of its rights.
+pub(super) fn kept_privileges() -> Vec<&'static str> {
+    words(KEEP)
+}
+
 /// Ways to attach.
 pub(super) fn attach_modes() -> Vec<&'static str> {
     words(MODES)
@@ -101,7 +108,18 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
             .and_then(|file| file.get("attach"))
             .and_then(|n| n.one_of("way to attach", MODES))
             .unwrap_or(AttachMode::Auto),
+        keep_privileges: keep_privileges(layers.file.as_ref()),
     }
+}
+
+fn keep_privileges(file: Option<&Fields<'_>>) -> KeepPrivileges {
+    let Some(node) = file.and_then(|file| file.get("keep_privileges")) else { return KeepPrivileges::Needed };
+    let keep = node.one_of("extent of privileges", KEEP).unwrap_or(KeepPrivileges::Needed);
+    if keep == KeepPrivileges::None && file.is_some_and(|file| file.has("network")) {
+        node.error("`none` is not possible with `network`")
+            .help("interfaces come and go; attaching to them and detaching needs CAP_NET_ADMIN");
+    }
+    keep
 }
 
 fn address(node: &Node<'_>) -> Option<IpAddr> {

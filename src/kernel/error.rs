@@ -5,7 +5,8 @@ use std::path::Path;
 
 use caps::{CapSet, Capability};
 
-use super::refusal::{error_number, lockdown};
+use super::refusal::{GIVEN_UP, error_number, lockdown};
+use crate::privileges::given_up;
 
 /// What the kernel would not do.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {
         release: kernel_release(),
         has_types: Path::new("/sys/kernel/btf/vmlinux").exists(),
         has_rights: has(Capability::CAP_BPF) && has(Capability::CAP_PERFMON),
+        given_up: given_up(),
         lockdown: lockdown(),
     };
     let next = machine.next_step(error_number(&why));
@@ -52,6 +54,7 @@ struct Machine {
     release: String,
     has_types: bool,
     has_rights: bool,
+    given_up: bool,
     lockdown: Option<&'static str>,
 }
 
@@ -67,10 +70,12 @@ impl Machine {
                 "out of memory: free some, raise the service's limit (MemoryMax=), or lower `limits`"
                     .to_string()
             }
+            Some(libc::EPERM | libc::EACCES) if self.given_up => GIVEN_UP.to_string(),
             Some(libc::EPERM | libc::EACCES) if !self.has_rights => {
                 "run as root, or with CAP_BPF and CAP_PERFMON; in a container, also allow bpf(2)".to_string()
             }
-            Some(libc::EPERM | libc::EACCES) if self.lockdown.is_some() => {
+            // To the verifier a helper that lockdown forbids is one that does not exist.
+            Some(libc::EPERM | libc::EACCES | libc::EINVAL) if self.lockdown.is_some() => {
                 "kernel lockdown (confidentiality mode) forbids tracing, even for root".to_string()
             }
             _ if version(release).is_none_or(|version| version < OLDEST) => {
@@ -113,6 +118,7 @@ mod tests {
             release: "6.12.1".to_string(),
             has_types,
             has_rights,
+            given_up: false,
             lockdown: None,
         };
         for (number, has_types, has_rights, says) in [
@@ -127,6 +133,10 @@ mod tests {
             assert!(next.contains(says), "{number}: {next}");
             assert_eq!(next.contains("as root"), says == "as root", "{next}");
         }
+        let locked = Machine { lockdown: Some("confidentiality"), ..machine(true, true) };
+        assert!(locked.next_step(Some(libc::EINVAL)).contains("kernel lockdown"));
+        let given_up = Machine { given_up: true, ..machine(true, false) };
+        assert!(given_up.next_step(Some(libc::EPERM)).contains("keep_privileges: none"));
         let old = Machine { release: "5.10.0".to_string(), ..machine(false, true) };
         assert!(old.next_step(Some(libc::EINVAL)).contains("Linux 6.1 or later"));
     }

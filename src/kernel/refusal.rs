@@ -6,6 +6,7 @@ use std::io;
 use caps::{CapSet, Capability};
 
 use super::link_kind::Attach;
+use crate::privileges::given_up;
 
 /// `ENOTSUPP`, which is the kernel's own and has no name in user space.
 const ENOTSUPP: i32 = 524;
@@ -77,6 +78,9 @@ impl Refusal {
         let next = match kind {
             RefusalKind::Descriptors => DESCRIPTORS,
             RefusalKind::Memory => MEMORY,
+            _ if err.kind() == io::ErrorKind::PermissionDenied && given_up() => {
+                return Self::new(kind, format!("{err}; {GIVEN_UP}"));
+            }
             _ if err.kind() == io::ErrorKind::PermissionDenied => {
                 "; run the exporter as a user that can read it, or with CAP_DAC_READ_SEARCH"
             }
@@ -133,22 +137,69 @@ pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
 
 /// What is missing, of what may keep a process from attaching.
 pub(super) fn rights(attach: Attach) -> String {
-    let wanted: &[Capability] = match attach {
+    let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
+    Rights {
+        missing: wanted(attach).iter().copied().filter(|right| !has(right)).collect(),
+        given_up: given_up(),
+        lockdown: lockdown(),
+        paranoid: paranoid(),
+    }
+    .missing_for(attach)
+}
+
+fn wanted(attach: Attach) -> &'static [Capability] {
+    match attach {
         Attach::Multi => &[Capability::CAP_BPF, Capability::CAP_PERFMON],
         Attach::Perf => &[Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN],
-    };
-    let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
-    let missing: Vec<String> = wanted.iter().filter(|right| !has(right)).map(ToString::to_string).collect();
-    if !missing.is_empty() {
-        let more = if attach == Attach::Perf { " (uprobes by perf events need CAP_SYS_ADMIN)" } else { "" };
-        return format!("{} is missing: run as root, or with {}{more}", missing.join(", "), list(wanted));
     }
-    if let Some(mode) = lockdown() {
-        return format!("kernel lockdown ({mode} mode) forbids tracing, even for root");
+}
+
+/// What decides whether the kernel lets a process trace.
+#[derive(Debug)]
+struct Rights {
+    missing: Vec<Capability>,
+    given_up: bool,
+    lockdown: Option<&'static str>,
+    paranoid: i32,
+}
+
+impl Rights {
+    fn missing_for(&self, attach: Attach) -> String {
+        if self.given_up {
+            return GIVEN_UP.to_string();
+        }
+        if let Some(mode) = self.lockdown {
+            return format!("kernel lockdown ({mode} mode) forbids tracing, even for root");
+        }
+        if self.missing.is_empty() {
+            return "the capabilities are present, so a security module or a seccomp filter blocks it: in a container, \
+                    allow bpf(2) and perf_event_open(2)"
+                .to_string();
+        }
+        let names: Vec<String> = self.missing.iter().map(ToString::to_string).collect();
+        let mut text =
+            format!("{} is missing: run as root, or with {}", names.join(", "), list(wanted(attach)));
+        if attach == Attach::Perf && self.missing.contains(&Capability::CAP_SYS_ADMIN) {
+            text += " (uprobes by perf events need CAP_SYS_ADMIN since the fix of CVE-2025-38466; `attach: multi`, on Linux \
+                     6.6 and later, does not)";
+        }
+        if attach == Attach::Perf && self.missing.contains(&Capability::CAP_PERFMON) && self.paranoid > 2 {
+            text += &format!(
+                " (kernel.perf_event_paranoid is {}, which refuses all perf events without CAP_PERFMON)",
+                self.paranoid
+            );
+        }
+        text
     }
-    "the capabilities are present, so a security module or a seccomp filter blocks it: in a container, allow \
-     bpf(2) and perf_event_open(2)"
-        .to_string()
+}
+
+/// What `keep_privileges: none` comes to.
+pub(super) const GIVEN_UP: &str = "all privileges were given up once everything was attached (`keep_privileges: none`): restart the exporter";
+
+/// `kernel.perf_event_paranoid`; 3, and 4 on some distributions, refuse perf events altogether.
+fn paranoid() -> i32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 fn list(rights: &[Capability]) -> String {
@@ -199,6 +250,35 @@ mod tests {
                 kind == Rights && refusal.text.contains("missing"),
                 "{refusal}"
             );
+        }
+    }
+
+    #[test]
+    fn what_forbids_tracing_is_named() {
+        let (perfmon, admin) = (Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN);
+        let rights = |missing: &[Capability], given_up, lockdown, paranoid| Rights {
+            missing: missing.to_vec(),
+            given_up,
+            lockdown,
+            paranoid,
+        };
+        let cases = [
+            (
+                rights(&[perfmon], false, None, 4),
+                Attach::Multi,
+                "CAP_PERFMON is missing: run as root",
+                "paranoid",
+            ),
+            (rights(&[admin], false, None, 2), Attach::Perf, "CVE-2025-38466", "paranoid"),
+            (rights(&[perfmon], false, None, 3), Attach::Perf, "kernel.perf_event_paranoid is 3", "CVE"),
+            (rights(&[perfmon], false, None, 2), Attach::Perf, "CAP_PERFMON is missing", "paranoid"),
+            (rights(&[], false, Some("confidentiality"), 2), Attach::Multi, "kernel lockdown", "missing"),
+            (rights(&[perfmon], true, None, 2), Attach::Multi, "keep_privileges: none", "as root"),
+            (rights(&[], false, None, 4), Attach::Perf, "a security module or a seccomp filter", "missing"),
+        ];
+        for (rights, attach, says, not) in cases {
+            let text = rights.missing_for(attach);
+            assert!(text.contains(says) && !text.contains(not), "{rights:?}: {text}");
         }
     }
 

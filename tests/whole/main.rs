@@ -8,6 +8,7 @@ mod access;
 mod command_line;
 mod commands;
 mod documented;
+mod privileges;
 mod process;
 mod reload;
 mod siege;

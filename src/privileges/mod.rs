@@ -1,0 +1,108 @@
+//! Giving up every right that is not needed, before anything else is done.
+
+mod calls;
+mod threads;
+
+use std::fmt;
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+pub use threads::{give_up_all, given_up};
+
+/// What remains, and why.
+const KEPT: &[Capability] = &[
+    // Load programs, make maps, and attach again when a target is replaced.
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    // Read /proc/PID/exe and maps of other users' processes.
+    Capability::CAP_SYS_PTRACE,
+    // Read executables and keys of other users.
+    Capability::CAP_DAC_READ_SEARCH,
+    // Be told before a traced file of another user is written over: leases.
+    Capability::CAP_LEASE,
+    // Open what a process maps and no path leads to: /proc/PID/map_files.
+    Capability::CAP_CHECKPOINT_RESTORE,
+];
+
+/// What a configuration needs beside what every one does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Needs {
+    /// Uprobes are perf events.
+    pub perf_events: bool,
+    /// Packets are counted.
+    pub network: bool,
+    /// Packets are counted in other network namespaces.
+    pub namespaces: bool,
+}
+
+impl Needs {
+    fn capabilities(self) -> Vec<Capability> {
+        let mut more = Vec::new();
+        // perf_event_open(2) wants it for uprobes, whatever else it accepts; setns(2) for network namespaces.
+        more.extend((self.perf_events || self.namespaces).then_some(Capability::CAP_SYS_ADMIN));
+        more.extend(self.network.then_some(Capability::CAP_NET_ADMIN));
+        more
+    }
+}
+
+/// What the kernel would not take away.
+#[derive(Debug)]
+pub enum PrivilegeError {
+    Capabilities(caps::errors::CapsError),
+    Calls(seccompiler::Error),
+}
+
+impl fmt::Display for PrivilegeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capabilities(err) => write!(f, "failed to drop capabilities: {err}"),
+            Self::Calls(err) => {
+                write!(
+                    f,
+                    "failed to install a filter of system calls, so none is refused ({err}); the kernel may be \
+                     built without CONFIG_SECCOMP_FILTER"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for PrivilegeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Capabilities(err) => Some(err),
+            Self::Calls(err) => Some(err),
+        }
+    }
+}
+
+/// Keeps [`KEPT`] and what is needed beside it, as far as the process has them, and gives up everything else for good:
+/// other capabilities, rights by starting a program, and system calls that are never made. Call it before threads are
+/// made, since each thread has rights of its own.
+///
+/// # Errors
+/// What the kernel refuses. What could be given up is.
+pub fn keep_only(needs: Needs) -> Result<(), PrivilegeError> {
+    let dropped = drop_all_but(&needs.capabilities()).map_err(PrivilegeError::Capabilities);
+    calls::confine(needs).map_err(PrivilegeError::Calls).and(dropped)
+}
+
+/// Also from the bounding set, so that no program that is started could get it back.
+fn drop_all_but(more: &[Capability]) -> Result<(), caps::errors::CapsError> {
+    let has = caps::read(None, CapSet::Permitted)?;
+    let wanted: CapsHashSet = KEPT.iter().chain(more).copied().collect();
+    let keep: CapsHashSet = has.intersection(&wanted).copied().collect();
+    if has.contains(&Capability::CAP_SETPCAP) {
+        for capability in caps::all() {
+            // An older kernel does not know all of them.
+            if !keep.contains(&capability) {
+                let _ = caps::drop(None, CapSet::Bounding, capability);
+            }
+        }
+    }
+    caps::clear(None, CapSet::Ambient).or_else(|error| if has.is_empty() { Ok(()) } else { Err(error) })?;
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
+    caps::set(None, CapSet::Effective, &keep)?;
+    caps::set(None, CapSet::Permitted, &keep)?;
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Giving up all capabilities in a process that has threads.
+//!
+//! capset(2) is about the calling thread only, and the C library has nothing that calls it in all of them, as it has for
+//! setuid(2). So each thread is sent a signal whose handler does.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// `_LINUX_CAPABILITY_VERSION_3`, in which a set is two words.
+const VERSION: u32 = 0x2008_0522;
+
+/// How often threads are looked through at most: they are asked again each time, and handle it within milliseconds.
+const ROUNDS: usize = 2000;
+const PAUSE: Duration = Duration::from_millis(5);
+
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether all capabilities were given up on purpose: what is refused from then on needs a restart.
+pub fn given_up() -> bool {
+    GIVEN_UP.load(Ordering::Relaxed)
+}
+
+/// Gives up every capability in all threads, and so in those to come.
+///
+/// # Errors
+/// If a thread does not; those that did have lost theirs.
+pub fn give_up_all() -> io::Result<()> {
+    GIVEN_UP.store(true, Ordering::Relaxed);
+    let signal = libc::SIGRTMIN() + 4;
+    handle(signal)?;
+    let own = std::process::id().cast_signed();
+    // A thread may begin while they are listed, by one that is asked only then: nobody begins one that has some after two
+    // rounds in which nobody had any.
+    let mut clean = 0;
+    for _ in 0..ROUNDS {
+        let having = threads_with_capabilities()?;
+        clean = if having.is_empty() { clean + 1 } else { 0 };
+        if clean == 2 {
+            return Ok(());
+        }
+        for thread in having {
+            // SAFETY: a system call without pointers. A thread that has ended gets nothing.
+            unsafe { libc::syscall(libc::SYS_tgkill, own, thread, signal) };
+        }
+        if clean == 0 {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Err(io::Error::other("a thread does not answer"))
+}
+
+/// Those of this process.
+fn threads_with_capabilities() -> io::Result<Vec<i32>> {
+    let mut having = Vec::new();
+    for task in fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        // It may have ended.
+        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
+        let has = |line: &str| {
+            line.strip_prefix("CapPrm:").is_some_and(|set| set.trim().bytes().any(|c| c != b'0'))
+        };
+        if status.lines().any(has) {
+            having.extend(path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()));
+        }
+    }
+    Ok(having)
+}
+
+/// Has every thread that gets this signal give up what it has.
+fn handle(signal: i32) -> io::Result<()> {
+    // SAFETY: a structure of integers and a pointer to a function that is there for ever.
+    let failed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = give_up as extern "C" fn(i32) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut())
+    };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What is interrupted finds its error number as it was.
+extern "C" fn give_up(_: i32) {
+    let header = [VERSION, 0];
+    let nothing = [0_u32; 6];
+    // SAFETY: capset(2) only reads the two, which are as large as this version says, and may be called in a handler.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::syscall(libc::SYS_capset, header.as_ptr(), nothing.as_ptr());
+        *libc::__errno_location() = errno;
+    }
+}

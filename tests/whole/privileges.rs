@@ -1,0 +1,149 @@
+//! What the exporter may do, and what it says of what it may not.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+
+use crate::support::demo::{Forms, play, program};
+use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
+
+/// `/proc/PID/status` of each thread.
+fn threads(exporter: &Exporter) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
+    let paths: Vec<PathBuf> = tasks.map(|task| task.expect("a thread").path().join("status")).collect();
+    // Those of requests come and go.
+    paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+}
+
+#[test]
+fn every_thread_is_under_its_filter_of_system_calls() {
+    let own = fs::read_to_string("/proc/self/status").expect("read the test's own status");
+    let filters = |status: &str| field(status, "Seccomp_filters").parse::<u32>().expect("a number");
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    let threads = threads(&exporter);
+    assert!(threads.len() >= 4, "{threads:?}");
+    for status in threads {
+        assert_eq!((field(&status, "Seccomp"), field(&status, "NoNewPrivs")), ("2", "1"), "{status}");
+        assert!(filters(&status) > filters(&own), "{status}");
+    }
+}
+
+/// With everything that the shipped unit gives it, and nothing else.
+#[test]
+fn the_units_rights_are_enough_for_another_users_program() {
+    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
+    let unit = unit.expect("read the unit");
+    let names = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("its rights");
+    let names: Vec<_> = names.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
+    for (attach, more) in [("multi", ""), ("perf", ",+sys_admin")] {
+        let place = Place::new();
+        let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+        fs::set_permissions(&demo, Permissions::from_mode(0o700)).expect("protect it");
+        chown(&demo, Some(31_337), Some(31_337)).expect("give it away");
+        let rights = format!("-all,+{}{more}", names.join(",+"));
+        let exporter = Setup::fibre(&place, &demo)
+            .yaml(&format!("attach: {attach}\n"))
+            .through(&[
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                &format!("--inh-caps={rights}"),
+                &format!("--ambient-caps={rights}"),
+                &format!("--bounding-set={rights}"),
+                "--no-new-privs",
+                "--",
+            ])
+            .start();
+        exporter.wait_until_ready();
+        let totals = play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
+        exporter.scrape().measured().assert_same(&totals.series("demo"));
+        assert!(!exporter.log().contains("[WARNING]"), "{}", exporter.log());
+    }
+}
+
+#[test]
+fn two_exporters_count_the_same_beside_each_other() {
+    let places = [Place::new(), Place::new()];
+    let binary = places[0].copy_of(&program("forms"), "forms");
+    let yaml = format!(
+        "targets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - {{ counter: forms_fired_total }}\n",
+        binary.display()
+    );
+    let mut forms = Forms::start(&binary);
+    let [first, second] = places.each_ref().map(|place| Setup::new(place, yaml.clone()).start());
+    let fired = |exporter: &Exporter| exporter.scrape().value("forms_fired_total", &[]);
+    first.wait_until_ready();
+    second.wait_until_ready();
+    forms.fire("i32", 1000);
+    let before = fired(&first);
+    assert!(before > 0.0);
+    assert_eq!(fired(&second), before);
+    first.stop();
+    forms.fire("i32", 1000);
+    assert_eq!(fired(&second), 2.0 * before);
+}
+
+#[test]
+fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let later = place.path("later");
+    let exporter = Setup::fibre(&place, &demo).yaml("keep_privileges: none\n").start();
+    exporter.wait_for_log("All privileges are given up");
+    for status in threads(&exporter) {
+        for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            assert_eq!(field(&status, set), "0000000000000000", "{set}: {status}");
+        }
+    }
+    let totals = play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
+    exporter.scrape().measured().assert_same(&totals.series("demo"));
+    // A reload that changes no probe works; one that needs the kernel says why it cannot be, and changes nothing.
+    let config = place.path("config.yaml");
+    let text = fs::read_to_string(&config).expect("read the configuration");
+    let reload = |text: &str| {
+        fs::write(&config, text).expect("write the configuration");
+        send_signal(exporter.pid(), "HUP");
+    };
+    reload(&format!("{text}log_level: DEBUG\n"));
+    exporter.wait_for_log("Configuration reloaded");
+    fs::copy(program("forms"), &later).expect("copy a program");
+    let more = format!(
+        "targets:\n- name: later\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - {{ counter: forms_fired_total }}\n",
+        later.display()
+    );
+    reload(&format!("{text}{more}"));
+    exporter.wait_for_log("The configuration is not reloaded");
+    exporter.wait_for_log("`keep_privileges: none`): restart the exporter");
+    exporter.scrape().measured().assert_same(&totals.series("demo"));
+}
+
+#[test]
+fn what_comes_after_all_privileges_were_given_up_is_named() {
+    let place = Place::new();
+    let folder = place.path("theirs");
+    fs::create_dir(&folder).expect("make a folder");
+    let binary = folder.join("forms");
+    let yaml = format!(
+        "keep_privileges: none\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+         - {{ counter: forms_fired_total }}\n",
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_for_log("not attached when all privileges were given up");
+    fs::copy(program("forms"), place.path("forms")).expect("copy a program");
+    chown(place.path("forms"), Some(31_337), Some(31_337)).expect("give it away");
+    fs::set_permissions(place.path("forms"), Permissions::from_mode(0o700)).expect("protect it");
+    fs::rename(place.path("forms"), &binary).expect("move it");
+    wait_for("the reason", || exporter.health("/ready").1.contains("keep_privileges: none"));
+}
