@@ -14,9 +14,10 @@ use std::fmt::Write;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use generated::{NetBenchProgs, NetBenchSkelBuilder};
+use exporter::net::Prefix;
+use generated::{NetBenchProgs, NetBenchSkel, NetBenchSkelBuilder};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ProgramInput, ProgramMut};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Loads that a row is made of.
@@ -26,9 +27,11 @@ const MOST_LOADS: usize = 60;
 const ROUNDS: usize = 25;
 const REPEAT: u32 = 50_000;
 /// What is asked of each kind of program, in nanoseconds: see `kinds`.
-const TARGETS: [i64; 4] = [5, 50, 80, 50];
+const TARGETS: [i64; 5] = [5, 50, 80, 50, 80];
 /// Of each of the tables of talkers and flows: 4096 entries.
 const SETS: u32 = 512;
+/// Prefixes of groups: IPv4 networks of 24 bits, and as many of IPv6 of 64.
+const PREFIXES: u16 = 1000;
 
 fn ipv4(number: u8, transport: &[u8]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
@@ -95,13 +98,17 @@ fn run(program: &ProgramMut<'_>, frame: &[u8]) -> f64 {
     (now() - start) / f64::from(REPEAT)
 }
 
-/// Each kind of program with the empty one that it is compared with.
-fn kinds<'a>(programs: &'a NetBenchProgs<'_>) -> [(&'static str, &'a ProgramMut<'a>, &'a ProgramMut<'a>); 4] {
+/// Each kind of program with the empty one that it is compared with; `groups` are the programs that count by group of prefixes.
+fn kinds<'a>(
+    programs: &'a NetBenchProgs<'_>,
+    groups: &'a NetBenchProgs<'_>,
+) -> [(&'static str, &'a ProgramMut<'a>, &'a ProgramMut<'a>); TARGETS.len()] {
     [
         ("statistics", &programs.net_ingress, &programs.bench_empty),
         ("statistics, talkers and flows", &programs.net_ingress_talkers, &programs.bench_empty),
         ("the same, 200,000 spoofed sources", &programs.bench_spoofed, &programs.bench_spoofed_empty),
         ("sent: statistics, talkers and flows", &programs.net_egress, &programs.bench_empty_tc),
+        ("statistics, 2,000 prefixes", &groups.net_ingress_slow, &groups.bench_empty),
     ]
 }
 
@@ -128,10 +135,9 @@ impl Samples {
     }
 }
 
-/// One load of all programs.
-fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
-    let mut storage = MaybeUninit::uninit();
-    let mut open = NetBenchSkelBuilder::default().open(&mut storage).expect("failed to open the programs");
+/// Loads all programs; with `groups`, those that count by group of prefixes.
+fn load(storage: &mut MaybeUninit<OpenObject>, groups: bool) -> NetBenchSkel<'_> {
+    let mut open = NetBenchSkelBuilder::default().open(storage).expect("failed to open the programs");
     let slots = exporter::net::cpu_slots().expect("possible CPUs");
     open.maps
         .bss_fast
@@ -140,22 +146,39 @@ fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::FAST_BLOCKS, slots as i32 - 1)
         .expect("operand");
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
-    (constants.with_talkers, constants.with_flows) = (true, true);
+    (constants.with_talkers, constants.with_flows) = (!groups, !groups);
+    constants.with_cidrs = groups;
     constants.hash_keys = std::array::from_fn(|at| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * at as u64 + 1));
     (constants.talker_sets_mask, constants.flow_sets_mask) = (SETS - 1, SETS - 1);
     open.maps.talkers.set_max_entries(SETS).expect("sets of talkers");
     open.maps.flows.set_max_entries(SETS).expect("sets of flows");
+    open.maps.cidrs.set_max_entries(2 * u32::from(PREFIXES)).expect("prefixes");
     let skel = open.load().expect("the kernel refused the programs; run as root");
+    for number in 0..PREFIXES {
+        let [high, low] = number.to_be_bytes();
+        for text in [format!("10.{high}.{low}.0/24"), format!("fd00:0:0:{number:x}::/64")] {
+            let prefix = Prefix::parse(&text).expect("a prefix");
+            skel.maps.cidrs.update(&prefix.key(), &1u32.to_ne_bytes(), MapFlags::ANY).expect("a prefix");
+        }
+    }
+    skel
+}
+
+/// One load of all programs.
+fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
+    let (mut storage, mut other) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let (skel, groups) = (load(&mut storage, false), load(&mut other, true));
     let mut turns = vec![vec![(f64::INFINITY, f64::INFINITY); TARGETS.len()]; frames.len()];
     for _ in 0..ROUNDS {
         for ((_, frame), row) in frames.iter().zip(&mut turns) {
-            for ((_, program, empty), best) in kinds(&skel.progs).into_iter().zip(row) {
+            for ((_, program, empty), best) in kinds(&skel.progs, &groups.progs).into_iter().zip(row) {
                 *best = (best.0.min(run(empty, frame)), best.1.min(run(program, frame)));
             }
         }
     }
     for (row, turns) in rows.iter_mut().zip(turns) {
-        for ((samples, turn), (name, ..)) in row.iter_mut().zip(turns).zip(kinds(&skel.progs)) {
+        for ((samples, turn), (name, ..)) in row.iter_mut().zip(turns).zip(kinds(&skel.progs, &groups.progs))
+        {
             samples.name = name;
             samples.loads.push(turn);
         }

@@ -42,6 +42,8 @@ static __always_inline void account_xdp(const struct frame *f, struct net_stats 
 	if (what & RARE)
 		count_rare(stats, what, 1);
 	count_wanted(stats, f, what);
+	if (with_cidrs && HAS_IP(what) && !IS_PARSE_ERROR(what))
+		count_cidrs(&stats->cidrs, f, what, false, 1, f->length);
 	if (talkers && HAS_IP(what) && !IS_PARSE_ERROR(what))
 		track(f, what, stats, PORT_ID(port), false, 1, f->length);
 }
@@ -183,6 +185,8 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 	if (what & RARE)
 		count_rare(stats, what, packets);
 	count_wanted(stats, f, what);
+	if (with_cidrs && HAS_IP(what) && !IS_PARSE_ERROR(what))
+		count_cidrs(&stats->cidrs, f, what, egress, packets, bytes);
 	if (with_talkers && HAS_IP(what) && !IS_PARSE_ERROR(what))
 		track(f, what, stats, PORT_ID(port), egress, packets, bytes);
 }

@@ -181,6 +181,21 @@ struct net_sketch {
 /* Keys of the hash of talkers and flows: one for each word of 32 bits, and one to begin with. */
 #define NET_HASH_KEYS 13
 
+/*
+ * Named groups of prefixes (`cidrs`): the key of the longest-prefix match begins with the family, so that a prefix of one
+ * family matches no address of the other. `bits` counts the family's 32. Counter zero is for addresses of no group.
+ */
+#define NET_CIDRS 64
+struct net_cidr_key {
+	unsigned int bits;
+	unsigned int family; /* enum net_family */
+	unsigned int address[4]; /* network byte order; IPv4 in the first word */
+};
+
+struct net_cidrs {
+	struct net_cell by_group[NET_CIDRS];
+};
+
 /* Packets within an epoch that make an untracked source or flow push out the oldest entry of its set. */
 #define NET_ADMIT 8
 

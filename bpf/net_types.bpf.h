@@ -26,6 +26,7 @@ typedef _Bool bool;
 /* enum bpf_map_type, include/uapi/linux/bpf.h */
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_ARRAY_OF_MAPS 12
 
 /* enum xdp_action and the TCX verdicts, include/uapi/linux/bpf.h */

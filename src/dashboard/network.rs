@@ -88,6 +88,17 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
             &[query(format!("xdp_top_source_bytes{{{CHOSEN}}}"), "{{interface}} {{source}} {{instance}}")],
         );
     }
+    if !count.cidrs.is_empty() {
+        grid.time_series(
+            "Traffic by prefix group",
+            "Bytes received from and sent to hosts of each group of prefixes (`cidrs`).",
+            "Bps",
+            &[query(
+                sum("instance, direction, cidr", &rate("network_cidr_bytes_total")),
+                "{{cidr}} {{direction}} {{instance}}",
+            )],
+        );
+    }
     if count.talkers > 0 {
         grid.time_series(
             "Untracked packets",

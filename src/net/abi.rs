@@ -5,8 +5,8 @@
 include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 pub(crate) use generated::types::{
-    net_fast, net_fast_row, net_flow, net_flow_key, net_flows, net_port, net_ports, net_row, net_set,
-    net_stats, net_talker, net_talkers, net_tracked,
+    net_cidr_key, net_cidrs, net_fast, net_fast_row, net_flow, net_flow_key, net_flows, net_port, net_ports,
+    net_row, net_set, net_stats, net_talker, net_talkers, net_tracked,
 };
 
 /// An enumeration of the ABI with its names in labels.
@@ -132,6 +132,8 @@ pub(crate) const SKETCH_BYTES: u32 = 8 + 2 * 4096 * 2;
 pub(crate) const SLOTS: usize = 1 << 12;
 /// `FAST_BLOCKS` of `bpf/fast.bpf.h`, which stands for a number that is only known when the program is loaded.
 pub const FAST_BLOCKS: i32 = 0x7e57;
+/// Counters of groups of prefixes (`NET_CIDRS`).
+pub(crate) const CIDRS: usize = size_of::<net_cidrs>() / 16;
 /// `NET_HASH_KEYS`.
 pub(crate) const HASH_KEYS: usize = 13;
 /// Interfaces that programs find without a hash.
@@ -143,5 +145,6 @@ const _: () = {
     assert!(size_of::<net_fast>() == FAST_ROWS.len() * size_of::<net_fast_row>());
     assert!(size_of::<net_talkers>() == size_of::<net_set>() + WAYS * size_of::<net_talker>());
     assert!(size_of::<net_flows>() == size_of::<net_set>() + WAYS * size_of::<net_flow>());
+    assert!(size_of::<net_cidr_key>() == 24);
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);
 };

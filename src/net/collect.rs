@@ -52,6 +52,7 @@ pub(crate) fn families(
     if count.talkers > 0 {
         all.extend(stats::tracked(count.flows > 0, &counted));
     }
+    all.extend(stats::cidrs(&count.cidrs, &counted));
     if count.top_sources > 0 {
         let help = "Bytes received from the top sources, as far as they are tracked.";
         let mut sources = Family::new("xdp_top_source_bytes", Kind::Gauge, help);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::glob;
 
+use super::cidr::CidrGroup;
 use super::stats;
 
 /// The section `network:` of a configuration.
@@ -63,6 +64,8 @@ pub struct Count {
     pub flows: u32,
     /// Series of `xdp_top_source_bytes` at most; zero for none. Needs talkers.
     pub top_sources: u32,
+    /// Groups of prefixes that packets are counted by.
+    pub cidrs: Vec<CidrGroup>,
     /// Export `network_tcp_connections`.
     pub tcp_connections: bool,
     /// Export why the kernel drops packets.
@@ -85,6 +88,7 @@ impl Default for Count {
             talkers: 0,
             flows: 0,
             top_sources: 0,
+            cidrs: Vec::new(),
             tcp_connections: false,
             drop_reasons: false,
             tcp: false,

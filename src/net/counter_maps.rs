@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
-use super::abi::{Direction, SLOTS, net_stats};
+use super::abi::{Direction, SLOTS, net_cidr_key, net_stats};
+use super::cidr::CidrGroup;
 use super::config::Count;
 use super::counters::Counters;
 use super::sys::options;
@@ -28,6 +29,8 @@ pub(crate) struct CounterMaps {
     /// By slot, the counters of an interface: made for it, so that one with a slot that another had begins at zero.
     counters: MapHandle,
     pub tables: Option<Tables>,
+    /// From prefixes to counters of their groups; `None` if there are no groups.
+    pub cidrs: Option<MapHandle>,
     slots: Mutex<Slots>,
     /// Slot 0: packets of interfaces that programs do not know.
     strays: MapHandle,
@@ -81,6 +84,7 @@ impl CounterMaps {
         let counter_maps = Self {
             counters,
             tables: Tables::create(count)?,
+            cidrs: cidrs(&count.cidrs)?,
             slots: Mutex::new(slots),
             strays,
             fast_bytes: AtomicUsize::new(0),
@@ -216,6 +220,29 @@ impl Drop for Slot {
 fn stats(name: &str) -> libbpf_rs::Result<MapHandle> {
     let value = size_of::<net_stats>() as u32;
     MapHandle::create(MapType::PercpuArray, Some(name), 4, value, Direction::ALL.len() as u32, &options(0))
+}
+
+/// A prefix of which another is a part leaves that to it: the longest that matches is found.
+fn cidrs(groups: &[CidrGroup]) -> libbpf_rs::Result<Option<MapHandle>> {
+    if groups.is_empty() {
+        return Ok(None);
+    }
+    let entries = groups.iter().map(|group| group.prefixes.len()).sum::<usize>().max(1) as u32;
+    let flags = options(libbpf_sys::BPF_F_NO_PREALLOC);
+    let map = MapHandle::create(
+        MapType::LpmTrie,
+        Some("cidrs"),
+        size_of::<net_cidr_key>() as u32,
+        4,
+        entries,
+        &flags,
+    )?;
+    for (group, number) in groups.iter().zip(1u32..) {
+        for prefix in &group.prefixes {
+            map.update(&prefix.key(), &number.to_ne_bytes(), MapFlags::ANY)?;
+        }
+    }
+    Ok(Some(map))
 }
 
 /// A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use super::cidr::{CidrGroup, GROUPS, OTHER, PREFIXES, Prefix, duplicate};
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use super::stats;
 use crate::config::Node;
@@ -56,6 +57,11 @@ static COUNTED: LazyLock<Section> = LazyLock::new(|| {
             "top_sources",
             series,
             "Maximum number of series of `xdp_top_source_bytes`. Needs `talkers`.",
+        ),
+        Key::new(
+            "cidrs",
+            Schema::Map(&Schema::OneOrList(&Schema::Text)),
+            "Groups of IP prefixes by name: packets and bytes by the group of the remote address.",
         ),
         switch("tcp_connections", Count::default().tcp_connections, "TCP connections by state."),
         switch(
@@ -167,6 +173,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
             .get("top_sources")
             .and_then(|node| node.integer("a number of series", TOP_SOURCES))
             .unwrap_or(0),
+        cidrs: fields.get("cidrs").map(|node| cidrs(&node)).unwrap_or_default(),
         tcp_connections: switch("tcp_connections", defaults.tcp_connections),
         drop_reasons: switch("drop_reasons", defaults.drop_reasons),
         tcp: switch("tcp", defaults.tcp),
@@ -177,6 +184,42 @@ fn count(node: &Node<'_>) -> Option<Count> {
         }
     }
     Some(count)
+}
+
+/// Groups of prefixes by name.
+fn cidrs(node: &Node<'_>) -> Vec<CidrGroup> {
+    let mut groups: Vec<CidrGroup> = Vec::new();
+    for (name, listed) in node.entries("groups of prefixes").unwrap_or_default() {
+        let name = &name.text;
+        if name == OTHER {
+            listed
+                .error(format!("{OTHER:?} is the label of addresses of no group"))
+                .help("choose another name");
+        }
+        let read = |one: &Node<'_>| match Prefix::parse(one.text_as("a prefix")?) {
+            Ok(prefix) => Some(prefix),
+            Err(err) => {
+                one.error(err).help("write a prefix: 10.0.0.0/8, 2001:db8::/32");
+                None
+            }
+        };
+        let prefixes: Vec<_> = listed.one_or_list().iter().filter_map(read).collect();
+        groups.push(CidrGroup { name: name.clone(), prefixes });
+    }
+    let prefixes: usize = groups.iter().map(|group| group.prefixes.len()).sum();
+    if groups.len() > GROUPS {
+        node.error(format!("{} groups of prefixes; at most {GROUPS} are possible", groups.len()));
+    } else if prefixes > PREFIXES {
+        node.error(format!("{prefixes} prefixes; at most {PREFIXES} are possible"));
+    } else if let Some((prefix, first, second)) = duplicate(&groups) {
+        let error = if first == second {
+            format!("{prefix} appears twice in {first:?}")
+        } else {
+            format!("{prefix} is in both {first:?} and {second:?}")
+        };
+        node.error(error).help("remove one: each prefix belongs to one group");
+    }
+    groups
 }
 
 /// `true`, `false`, or `{ entries: N }`.
@@ -220,6 +263,11 @@ mod tests {
         assert_eq!(other.elsewhere[0], (Space::Netns("blue".into()), vec!["e*".to_string()]));
         assert_eq!(other.elsewhere[1].0, Space::Container("web".into()));
         assert_eq!(other.exclude, ["lo"]);
+        let named = read(
+            "{ interfaces: eth0, count: { cidrs: { office: 192.0.2.0/24, vpn: [10.8.0.0/16, fd00::/8] } } }",
+        );
+        let groups = named.unwrap().count.cidrs;
+        assert_eq!((groups[1].name.as_str(), groups[1].prefixes.len()), ("vpn", 2));
         assert!(long.count.tcp_connections && long.count.top_sources == 5);
         assert!(!long.count.statistics.contains("sizes") && long.count.statistics.contains("flags"));
     }
@@ -235,6 +283,9 @@ mod tests {
             ("{ interfaces: eth0, mode: offload }", "NICs cannot run programs that use per-CPU maps"),
             ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
             ("{ interfaces: eth0, count: { flows: true } }", "`flows` needs `talkers`"),
+            ("{ interfaces: eth0, count: { cidrs: { a: 10.0.0.1/8 } } }", "did you mean \"10.0.0.0/8\""),
+            ("{ interfaces: eth0, count: { cidrs: { other: ::1 } } }", "label of addresses of no group"),
+            ("{ interfaces: eth0, count: { cidrs: { a: ::1, b: [::1] } } }", "is in both \"a\" and \"b\""),
             ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),
         ] {
             let wrong = read(text).unwrap_err();

@@ -102,7 +102,9 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
 /// a name in the configuration.
 pub(crate) fn fast_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
     // The fast path counts nothing else.
-    let else_wanted = config.count.talkers > 0 || program_switches(&config.count.statistics) != 0;
+    let else_wanted = config.count.talkers > 0
+        || !config.count.cidrs.is_empty()
+        || program_switches(&config.count.statistics) != 0;
     if else_wanted || config.mode == Mode::Tcx {
         return 0;
     }

@@ -5,6 +5,7 @@
 
 mod abi;
 mod attach;
+mod cidr;
 mod collect;
 mod config;
 mod counter_maps;
@@ -34,6 +35,7 @@ pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
 pub use attach::Refusal;
+pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, cells};
 pub use decode::{NETWORK, decode};

@@ -14,6 +14,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         (count.talkers > 0, format!("{} talkers", count.talkers)),
         (count.flows > 0, format!("{} flows", count.flows)),
         (count.top_sources > 0, format!("the {} top sources", count.top_sources)),
+        (!count.cidrs.is_empty(), format!("{} groups of prefixes", count.cidrs.len())),
         (count.tcp_connections, "TCP connections by state".to_string()),
         (count.drop_reasons, "kernel drop reasons".to_string()),
         (count.tcp, "TCP connection statistics".to_string()),
@@ -56,7 +57,11 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
 /// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of fast-path frames, the
 /// most that these add where it is counted by XDP, and of the tables of talkers and flows.
 fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
-    let fast = if config.count.talkers > 0 { 0 } else { programs::fast_memory(1, cpus) };
+    let fast = if config.count.talkers > 0 || !config.count.cidrs.is_empty() {
+        0
+    } else {
+        programs::fast_memory(1, cpus)
+    };
     (programs::memory(cpus), fast, tables::memory(&config.count, cpus))
 }
 

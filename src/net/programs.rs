@@ -243,6 +243,13 @@ impl Programs {
             open.maps.flows.reuse_fd(tables.flows.as_fd())?;
             open.maps.sketch.reuse_fd(tables.sketch.as_fd())?;
         }
+        if let Some(cidrs) = &self.counter_maps.cidrs {
+            if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+                constants.with_cidrs = true;
+            }
+            open.maps.cidrs.set_max_entries(cidrs.max_entries())?;
+            open.maps.cidrs.reuse_fd(cidrs.as_fd())?;
+        }
         open.maps.bss_ports.reuse_fd(self.known.ports.0.as_fd())?;
         open.maps.more_ports.reuse_fd(self.known.more.as_fd())?;
         open.maps.strays.reuse_fd(self.counter_maps.strays_map())?;

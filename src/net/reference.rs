@@ -1,5 +1,6 @@
 //! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
 
+use super::cidr::CidrGroup;
 use super::collect::{Reading, TopSource, families};
 use super::config::Count;
 use super::counters::Counters;
@@ -15,6 +16,7 @@ pub(crate) fn every_family() -> Vec<Family> {
         talkers: 8,
         flows: 8,
         top_sources: 1,
+        cidrs: vec![CidrGroup { name: String::new(), prefixes: Vec::new() }],
         tcp_connections: true,
         drop_reasons: true,
         tcp: true,

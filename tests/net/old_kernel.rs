@@ -11,7 +11,7 @@ for count in flags talkers; do
     cat >/config.yaml <<END
 network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
-    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true/' /config.yaml
+    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.
@@ -53,6 +53,11 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
         if count == "talkers" {
             assert!(metrics.sum("network_tcp_handshake_duration_seconds_count", &[]) >= 2.0, "{log}");
             assert!(metrics.sum("network_tcp_state_changes_total", &[("to", "established")]) >= 2.0);
+            let local = metrics.sum("network_cidr_packets_total", &[("cidr", "local")]);
+            assert!(
+                local >= 40.0 && metrics.sum("network_cidr_packets_total", &[("cidr", "other")]) == 0.0,
+                "{local}"
+            );
             assert!(!metrics.select("network_kernel_drops_total", &[]).is_empty(), "{log}");
         }
     }

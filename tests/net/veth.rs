@@ -11,7 +11,7 @@ use crate::counting::{
 };
 use crate::namespace::{HERE, Namespace, pair, up};
 use exporter::exposition::Family;
-use exporter::net::{Count, Hook, Mode};
+use exporter::net::{CidrGroup, Count, Hook, Mode, Prefix};
 
 fn senders_and_kernel_agree(mode: Mode, expected: Hook, header: u64) {
     let (here, there) = pair();
@@ -223,6 +223,100 @@ fn resets_and_zero_windows() {
             full(&network)
         });
         drop(listener);
+    }
+}
+
+/// The longest prefix counts, one family's prefixes are none of the other's, and every IP packet is in one group.
+#[test]
+fn packets_by_group_of_prefixes() {
+    for mode in [Mode::Auto, Mode::Generic, Mode::Native] {
+        for talkers in [0, 1024] {
+            let (here, there) = pair();
+            let mut wanted = config(mode);
+            wanted.count.talkers = talkers;
+            let groups = [
+                ("wide", vec!["10.0.0.0/8"]),
+                ("ipv6", vec!["::/0"]),
+                ("narrow", vec!["10.99.0.2", "fd99::2/128"]),
+                ("unused", vec!["10.99.0.1/32"]),
+            ];
+            wanted.count.cidrs = groups
+                .map(|(name, prefixes)| CidrGroup {
+                    name: name.to_string(),
+                    prefixes: prefixes.iter().map(|text| Prefix::parse(text).unwrap()).collect(),
+                })
+                .into();
+            let (network, _) = start(&here, wanted);
+            up(&here, &there);
+            settle(&here);
+            let before = network.collect();
+            // From three sources: of the narrow group, of the wide one, and of none. Eight of the last are malformed.
+            for (source, length, times) in [
+                ([10, 99, 0, 2], 32, 5),
+                ([10, 1, 2, 3], 32, 6),
+                ([192, 0, 2, 1], 32, 7),
+                ([192, 0, 2, 1], 99, 8),
+            ] {
+                let mut frame = vec![0xff; 6];
+                frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+                frame.extend([0x45, 0, 0, length, 0, 0, 0, 0, 64, 17, 0, 0]);
+                frame.extend(source);
+                frame.extend([10, 99, 0, 9, 0, 7, 0, 8, 0, 12, 0, 0, 1, 2, 3, 4]);
+                there.run(move || crate::namespace::send_raw("exn1", &frame, times));
+            }
+            // Sent in large pieces, counted as on the wire.
+            let bytes = 1 << 20;
+            let listener =
+                there.run(|| std::net::TcpListener::bind((crate::namespace::THERE, 7002)).unwrap());
+            let mut sender =
+                here.run(|| std::net::TcpStream::connect((crate::namespace::THERE, 7002)).unwrap());
+            let reader = std::thread::spawn(move || {
+                let mut read = Vec::new();
+                std::io::Read::read_to_end(&mut listener.accept().unwrap().0, &mut read).unwrap();
+                read.len()
+            });
+            std::io::Write::write_all(&mut sender, &vec![7; bytes]).unwrap();
+            drop(sender);
+            assert_eq!(reader.join().unwrap(), bytes);
+            settle(&here);
+            let after = network.collect();
+            let grew = |name: &str, labels: &[(&str, &str)]| {
+                number(&after, name, labels) - number(&before, name, labels)
+            };
+            let received =
+                |cidr| grew("network_cidr_packets_total", &[("direction", "ingress"), ("cidr", cidr)]);
+            assert_eq!(
+                (received("wide"), received("other"), received("unused")),
+                (6, 7, 0),
+                "{mode:?} {talkers}"
+            );
+            assert_eq!(
+                grew("network_cidr_bytes_total", &[("direction", "ingress"), ("cidr", "other")]),
+                7 * 46
+            );
+            let sent = grew("network_cidr_bytes_total", &[("direction", "egress"), ("cidr", "narrow")]);
+            assert!(sent > bytes as u64 && sent < bytes as u64 * 11 / 10, "{mode:?} {talkers}: {sent}");
+            for (direction, prefix) in [("ingress", "xdp"), ("egress", "tc_egress")] {
+                for unit in ["packets", "bytes"] {
+                    let of =
+                        |family| number(&after, &format!("{prefix}_{unit}_total"), &[("family", family)]);
+                    let malformed = if (direction, unit) == ("ingress", "packets") {
+                        number(&after, "xdp_malformed_packets_total", &[])
+                    } else if direction == "ingress" {
+                        8 * 46
+                    } else {
+                        0
+                    };
+                    let groups =
+                        number(&after, &format!("network_cidr_{unit}_total"), &[("direction", direction)]);
+                    assert_eq!(
+                        of("ipv4") + of("ipv6") - malformed,
+                        groups,
+                        "{mode:?} {talkers} {direction} {unit}"
+                    );
+                }
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 #define STATS_ALL_BPF_H
 
 #include "packets.bpf.h"
+#include "cidrs.bpf.h"
 #include "drops.bpf.h"
 #include "fragments.bpf.h"
 #include "parse_errors.bpf.h"
@@ -23,6 +24,7 @@ struct net_stats {
 	struct net_tcp_trouble trouble;
 	struct net_fragments fragments;
 	struct net_tracked tracked;
+	struct net_cidrs cidrs;
 	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
 	__u64 port;
 };

@@ -1,6 +1,7 @@
 //! What is counted of packets on an interface. Each statistic is a pair of files in this folder, `NAME.rs` and (what programs
 //! do for it) `NAME.bpf.h`, and a line in the lists here and in `all.bpf.h`.
 
+mod cidrs;
 mod drops;
 mod fragments;
 mod packets;
@@ -61,6 +62,9 @@ pub(crate) const ALL: &[Statistic] = &[
 
 /// Of packets that the tables of talkers and flows do not have; shown if there are such tables.
 pub(crate) use tracked::families as tracked;
+
+/// By group of prefixes; shown if there are any.
+pub(crate) use cidrs::families as cidrs;
 
 /// All that can be turned on and off.
 pub(crate) fn switches() -> impl Iterator<Item = &'static Switch> {

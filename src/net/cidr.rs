@@ -1,0 +1,165 @@
+//! Named groups of IP prefixes.
+
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::abi::generated::types::net_family;
+use super::abi::{CIDRS, net_cidr_key};
+
+/// Groups that there can be: the first counter is for addresses of none.
+pub const GROUPS: usize = CIDRS - 1;
+
+/// Prefixes of all groups together.
+pub const PREFIXES: usize = 1 << 16;
+
+/// The label of addresses of no group.
+pub const OTHER: &str = "other";
+
+/// Prefixes that are counted under one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CidrGroup {
+    pub name: String,
+    pub prefixes: Vec<Prefix>,
+}
+
+/// An address and how many of its first bits count; the others are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Prefix {
+    /// Reads `ADDRESS/BITS`, or an address alone (RFC 4632, RFC 4291 2.3).
+    ///
+    /// # Errors
+    /// What is wrong with it, and how it may be meant.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr =
+            address.parse().map_err(|_| format!("{text:?} is neither an IP address nor a prefix"))?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            None => width,
+            Some(bits) => Some(bits)
+                .filter(|bits| bits.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|bits| bits.parse().ok())
+                .filter(|bits| *bits <= width)
+                .ok_or_else(|| format!("{text:?}: the prefix length is a number from 0 to {width}"))?,
+        };
+        let whole = Self { address: masked(address, bits), bits };
+        if whole.address != address {
+            return Err(format!(
+                "{text:?} has bits set behind its prefix length (did you mean \"{whole}\"?)"
+            ));
+        }
+        Ok(whole)
+    }
+
+    /// The key of the kernel's table: the bytes of `struct net_cidr_key`.
+    pub fn key(self) -> [u8; size_of::<net_cidr_key>()] {
+        let mut key = [0; size_of::<net_cidr_key>()];
+        let mut put = |at: usize, bytes: &[u8]| key[at..][..bytes.len()].copy_from_slice(bytes);
+        let address = offset_of!(net_cidr_key, address);
+        let family = match self.address {
+            IpAddr::V4(octets) => {
+                put(address, &octets.octets());
+                net_family::NET_FAMILY_IPV4
+            }
+            IpAddr::V6(octets) => {
+                put(address, &octets.octets());
+                net_family::NET_FAMILY_IPV6
+            }
+        };
+        put(offset_of!(net_cidr_key, bits), &(32 + u32::from(self.bits)).to_ne_bytes());
+        put(offset_of!(net_cidr_key, family), &family.0.to_ne_bytes());
+        key
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+/// The address with only its first bits.
+fn masked(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            Ipv4Addr::from_bits(address.to_bits() & mask).into()
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+    }
+}
+
+/// The first prefix that is in two groups, or twice in one, with the names of both.
+pub fn duplicate(groups: &[CidrGroup]) -> Option<(Prefix, &str, &str)> {
+    let mut seen = HashMap::new();
+    let all =
+        groups.iter().flat_map(|group| group.prefixes.iter().map(|prefix| (*prefix, group.name.as_str())));
+    all.into_iter().find_map(|(prefix, name)| Some((prefix, seen.insert(prefix, name)?, name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_read_as_they_are_written() {
+        for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.7/32", "2001:db8::/32", "::/0", "fe80::1/128"] {
+            assert_eq!(Prefix::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Prefix::parse("192.0.2.7").unwrap().to_string(), "192.0.2.7/32");
+        assert_eq!(Prefix::parse("2001:db8::1").unwrap().to_string(), "2001:db8::1/128");
+    }
+
+    #[test]
+    fn what_is_no_prefix_is_refused_with_the_reason() {
+        for (text, said) in [
+            ("10.0.0.1/8", "did you mean \"10.0.0.0/8\"?"),
+            ("2001:db8::1/32", "did you mean \"2001:db8::/32\"?"),
+            ("10.0.0.0/33", "from 0 to 32"),
+            ("10.0.0.0/+8", "from 0 to 32"),
+            ("10.0.0.0/", "from 0 to 32"),
+            ("::/129", "from 0 to 128"),
+            ("10.0.0/8", "neither an IP address nor a prefix"),
+            ("010.0.0.0/8", "neither an IP address nor a prefix"),
+            ("office", "neither an IP address nor a prefix"),
+        ] {
+            let wrong = Prefix::parse(text).unwrap_err();
+            assert!(wrong.contains(said), "{text}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_one_family_is_none_of_the_other() {
+        let key = |text: &str| Prefix::parse(text).unwrap().key();
+        let bits = |key: &[u8]| u32::from_ne_bytes(key[..4].try_into().unwrap());
+        let (v4, v6) = (key("0.0.0.0/0"), key("::/0"));
+        assert_eq!((bits(&v4), bits(&v6)), (32, 32), "the family counts");
+        assert_ne!(v4, v6);
+        assert_eq!(key("192.0.2.0/24")[8..13], [192, 0, 2, 0, 0]);
+        assert_eq!(bits(&key("2001:db8::1")), 160);
+    }
+
+    #[test]
+    fn a_prefix_has_one_group() {
+        let group = |name: &str, prefixes: &[&str]| CidrGroup {
+            name: name.to_string(),
+            prefixes: prefixes.iter().map(|text| Prefix::parse(text).unwrap()).collect(),
+        };
+        let apart = [group("a", &["10.0.0.0/8"]), group("b", &["10.0.0.0/16"])];
+        assert_eq!(duplicate(&apart), None);
+        let twice = [group("a", &["10.0.0.0/8", "::1"]), group("b", &["::1/128"])];
+        assert_eq!(duplicate(&twice), Some((Prefix::parse("::1").unwrap(), "a", "b")));
+    }
+}
