@@ -129,6 +129,7 @@ struct site {
 	/* 0, or 1 + the processor's condition (0 overflow to 15 greater) under which alone it is hit. On a jbe that Go takes when
 	 * it has moved the stack, "above": the call begins anew then. */
 	__u32 condition;
+	__u64 since; /* when its probe was about to be set, in CLOCK_MONOTONIC nanoseconds; 0 if unknown */
 	/* With SITE_JUMP: where it leads is at target, and it stays in the function if that is in one of these. */
 	struct location target;
 	struct stretch inside[MAX_STRETCHES];
@@ -271,7 +272,7 @@ enum accounting_slot {
 	ACCT_HITS, /* hits that began; of a probe that only counts not written, since they end at once */
 	ACCT_AGGREGATED, /* all of the hit's metrics were updated in the kernel */
 	ACCT_DELIVERED, /* the hit was put on the ring buffer, whole */
-	ACCT_FILTERED, /* not of a process that the target means */
+	ACCT_FILTERED, /* not of a process that the target means, or the end of no call of its */
 	ACCT_LOST_RING, /* no room on the ring buffer */
 	ACCT_LOST_FAULT, /* a number that a metric needs could not be read */
 	ACCT_LOST_NO_START, /* end of a span that had no start */
@@ -443,7 +444,8 @@ struct start {
 	__u64 time;
 	__u32 tid;
 	__u16 faults; /* bit i: carried value i could not be read; bit MAX_CARRIED + i: it is 2^63 or more, without a sign */
-	__u16 stage; /* enum call_stage */
+	__u8 stage; /* enum call_stage */
+	__u8 execs; /* how many programs the process had executed, of which the last one began this; the lowest bits */
 	__u64 carried[MAX_CARRIED];
 };
 
@@ -499,7 +501,7 @@ struct event {
 };
 
 _Static_assert(sizeof(struct location) == 16, "layout");
-_Static_assert(sizeof(struct site) == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES, "layout");
+_Static_assert(sizeof(struct site) == 48 + 16 * MAX_STRETCHES + 16 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct probe) == 32 + 4 * MAX_VALUES, "layout");
 _Static_assert(sizeof(struct filter) == 40 + 8 * FILTER_WORDS, "layout");
 _Static_assert(sizeof(struct action) == 32 + 24 * MAX_CONDITIONS + 16 * MAX_LABELS, "layout");

@@ -53,6 +53,9 @@ enum {
 	BPF_RB_AVAIL_DATA = 0,
 };
 
+/* A process that was forked and has not executed a program of its own. */
+#define PF_FORKNOEXEC 0x40
+
 enum {
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1ULL << 0,
 };

@@ -155,7 +155,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	bool keeps_time = false, fault = false;
 	struct call call;
 	__u64 entered = 0;
-	int lost;
+	int lost = 0;
 
 	add(accounting + ACCT_HITS, 1);
 	if (session && probe->flags & PROBE_SESSION) {
@@ -166,10 +166,14 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		else
 			entered = *kept;
 		keeps_time = true;
+		/* A forked process returns, too, from what the one that forked it has entered. */
+		if (entered && entered < bpf_get_current_task_btf()->group_leader->start_time)
+			lost = ACCT_FILTERED;
 	}
 	call = call_of(site, ctx, &fault);
 	call.entered = entered;
-	lost = fault ? ACCT_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
+	if (!lost)
+		lost = fault ? ACCT_LOST_FAULT : read_values(&hit, probe, site, ctx, &call);
 	if (lost)
 		goto end;
 	if (hit.faults & ((1U << LARGE_VALUE) - 1))

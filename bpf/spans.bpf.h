@@ -157,6 +157,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		return ACCT_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
 	start.tid = key_ids();
+	start.execs = bpf_get_current_task_btf()->self_exec_id;
 	start.faults = (hit->faults >> first & ((1U << MAX_CARRIED) - 1)) |
 		       (hit->faults >> (LARGE_VALUE + first) << MAX_CARRIED);
 #pragma clang loop unroll(full)
@@ -230,16 +231,25 @@ static __always_inline struct start *started(const struct probe *probe, struct s
 }
 
 /*
- * Whether the start is of another process, or thread, that had the same number and ended without this end. (A call's place
- * on the stack is used anew by its entry.)
+ * Whether the start is of another process, or thread, that had the same number and ended without this end, or of the program
+ * that the process executed before.
  */
 static __always_inline bool is_of_earlier(const struct start *begun, const struct probe *probe)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	if (probe->flags & PROBE_BY_FRAME)
-		return false;
-	return begun->time < (probe->flags & PROBE_BY_THREAD ? task->start_time : task->group_leader->start_time);
+	return begun->execs != (__u8)task->self_exec_id ||
+	       begun->time < (probe->flags & PROBE_BY_THREAD ? task->start_time : task->group_leader->start_time);
+}
+
+/* Whether a return without a start is that of a call which a process entered that has forked this one since. */
+static __always_inline bool is_inherited(const struct site *site, const struct probe *probe)
+{
+	struct task_struct *process = bpf_get_current_task_btf()->group_leader;
+
+	/* Of what a forked process has entered itself there is a start, if the entries were probed by then. */
+	return probe->flags & PROBE_BY_FRAME && process->flags & PF_FORKNOEXEC && site->since &&
+	       site->since < process->start_time;
 }
 
 /*
@@ -266,7 +276,8 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 		key = start_key(probe, call->frame, value);
 		begun = started(probe, &key);
 		if (!begun)
-			return site->flags & SITE_SHARED ? ACCT_FILTERED : ACCT_LOST_NO_START;
+			return site->flags & SITE_SHARED || is_inherited(site, probe) ? ACCT_FILTERED
+										      : ACCT_LOST_NO_START;
 		if (is_of_earlier(begun, probe)) {
 			if (probe->flags & PROBE_TEXTS)
 				drop_text(begun);

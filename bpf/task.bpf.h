@@ -81,6 +81,7 @@ struct signal_struct {
 };
 
 struct task_struct {
+	unsigned int flags;
 	unsigned in_execve : 1;
 	int pid;
 	int tgid;

@@ -47,7 +47,7 @@ pub(crate) const ACCT_SLOTS: usize = accounting_slot::ACCT_SLOTS.0 as usize;
 const _: () = {
     use std::mem::{offset_of, size_of};
     assert!(size_of::<location>() == 16);
-    assert!(size_of::<site>() == 40 + 16 * MAX_STRETCHES + 16 * MAX_VALUES);
+    assert!(size_of::<site>() == 48 + 16 * MAX_STRETCHES + 16 * MAX_VALUES);
     assert!(size_of::<probe>() == 32 + 4 * MAX_VALUES);
     assert!(size_of::<filter>() == 40 + 8 * FILTER_WORDS);
     assert!(size_of::<glob>() == 40 + 16 * 256 && offset_of!(glob, to) == 40);

@@ -61,7 +61,8 @@ impl Kernel {
         sites: &[Placed<'_>],
         idle: &[u64],
     ) -> Result<(), Refusal> {
-        sites.iter().try_for_each(|placed| self.describe(placed))?;
+        let now = self.clock().map_or(0, |clock| clock.nanoseconds);
+        sites.iter().try_for_each(|placed| self.describe(placed, now))?;
         refuse_noexec(file)?;
         // The file that is looked at is the one that is attached to, whatever the path names by then.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));

@@ -217,9 +217,9 @@ impl Kernel {
         self.attach
     }
 
-    /// Tells the kernel what is at a site. It must know before the first hit.
-    pub(super) fn describe(&self, placed: &Placed<'_>) -> Result<(), Refusal> {
-        let mut entry = placed.site.entry;
+    /// Tells the kernel what is at a site, and since when. It must know before the first hit.
+    pub(super) fn describe(&self, placed: &Placed<'_>, since: u64) -> Result<(), Refusal> {
+        let mut entry = site { since, ..placed.site.entry };
         if let How::Session { on_return } = placed.how {
             entry.on_return = on_return;
         }

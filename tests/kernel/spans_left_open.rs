@@ -117,3 +117,36 @@ int main(void) {
     assert_eq!(samples.sum("call_seconds_count", &[]), 2.0);
     samples.assert_nothing_lost();
 }
+
+/// A process that executes a program is the same process, and its threads' and arguments' numbers stay, too: but what the program
+/// before has begun it cannot end.
+#[test]
+fn starts_of_the_program_before_are_not_ended() {
+    let source = r#"
+#include <stdlib.h>
+#include <sys/sdt.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    int left = argc > 1 ? atoi(argv[1]) : 20;
+    if (left % 2) {
+        DTRACE_PROBE1(test, end, 7);
+        DTRACE_PROBE1(test, start, 8);
+        DTRACE_PROBE1(test, end, 8);
+    } else
+        DTRACE_PROBE1(test, start, 7);
+    if (!left) return 0;
+    char next[] = { '0' + (left - 1) / 10, '0' + (left - 1) % 10, 0 };
+    execl("/proc/self/exe", argv[0], next, NULL);
+    return 1;
+}
+"#;
+    for by in ["", "        by: id\n        args: { id: 0 }\n"] {
+        let spans = format!(
+            "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n{by}"
+        );
+        // The last one is forgotten when its process is seen to have ended.
+        let samples = trace(source, &spans, 11.0);
+        assert_eq!(samples.sum("call_seconds_count", &[]), 10.0, "{by}");
+        assert_eq!(samples.sum("fibre_exporter_probe_lost_total", &[("reason", "no_start")]), 10.0, "{by}");
+    }
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::harm;
-use crate::support::program::folder;
+use crate::support::program::{compile, folder};
 use crate::support::tracer::{Series, Tracer};
 use exporter::elf::{Functions, Image, function_sites};
 use exporter::kernel::Accounting;
@@ -91,12 +91,12 @@ impl<'a> Seen<'a> {
     }
 
     /// Every call and every return of the function was seen, with the right result, and nothing else.
-    fn assert_exact(&self, function: &str, said: [u64; 3], sees_result: bool, lost: u64) {
+    fn assert_exact(&self, function: &str, said: [u64; 3], sees_result: bool) {
         let [entered, returned, sum] = said;
         let at_entry = self.books(function);
         let at_exit = self.books(&format!("{function}:return"));
         assert_eq!((at_entry.hits, at_entry.lost), (entered, 0), "{function}: {at_entry:?}");
-        assert_eq!((at_exit.aggregated, at_exit.lost), (returned, lost), "{function}: {at_exit:?}");
+        assert_eq!((at_exit.aggregated, at_exit.lost), (returned, 0), "{function}: {at_exit:?}");
         assert_eq!(self.number(&format!("{function}_seconds_count")), returned, "{function}");
         if sees_result {
             assert_eq!(self.number(&format!("{function}_total")), sum, "{function}: {:#?}", self.series);
@@ -137,9 +137,11 @@ fn leaps(attach: &str, more: &[&str]) {
         let made: u64 = said.values().map(|[entered, ..]| entered).sum();
         assert!(made >= wanted, "{scenario}: only {made} calls");
         for (function, sees_result) in functions {
-            // A child's return is that of no call of the child's.
-            let lost = if scenario == "processes" { rounds.div_ceil(50) } else { 0 };
-            seen.assert_exact(function, said[*function], *sees_result, lost);
+            seen.assert_exact(function, said[*function], *sees_result);
+        }
+        if scenario == "processes" {
+            // A child's return is that of a call which its parent has made.
+            assert_eq!(seen.books("forks:return").filtered, rounds.div_ceil(50), "{attach}");
         }
         assert_eq!(tracer.stray(), 0);
     }
@@ -204,7 +206,7 @@ fn calls_that_end_elsewhere_or_begin_in_a_loop() {
             assert!(output.status.success(), "{attach}, {scenario}: {output:?}");
             let (said, seen) = (said(&output), Seen::of(&tracer));
             for (function, sees_result) in functions {
-                seen.assert_exact(function, said[*function], *sees_result, 0);
+                seen.assert_exact(function, said[*function], *sees_result);
             }
             assert_eq!(tracer.stray(), 0);
         }
@@ -225,10 +227,52 @@ fn panics_of_rust() {
         let seen = Seen::of(&tracer);
         // A function of depth d returns d, when it does; each fourth has each depth, and two of three return.
         let sum = seen.number("may_panic_total");
-        seen.assert_exact("may_panic", [entered, returned, sum], true, 0);
+        seen.assert_exact("may_panic", [entered, returned, sum], true);
         // What nobody catches ends the program as it does untraced.
         let output = run(&binary, &["3", "uncaught"]);
         assert_eq!(output.status.code(), Some(101), "{attach}: {output:?}");
+    }
+}
+
+/// A process forks inside of calls that its children return from, too.
+const FORKING: &str = r#"
+#include <sys/wait.h>
+#include <unistd.h>
+__attribute__((noinline)) int inner(volatile int n) { return n; }
+__attribute__((noinline)) int outer(int n) {
+    pid_t child = fork();
+    if (child) {
+        int status;
+        waitpid(child, &status, 0);
+        return status ? 1 : 0;
+    }
+    return inner(n) == n ? 2 : 3;
+}
+int main(void) {
+    for (int i = 0; i < 50; i++) {
+        int told = outer(i);
+        if (told) _exit(told == 2 ? 0 : told);
+    }
+    return 0;
+}
+"#;
+
+/// Each call has one return, that of the process which has made it; with and without a place of the kernel's for its time.
+#[test]
+fn a_call_that_a_child_returns_from_too_is_one_call() {
+    let folder = folder();
+    let binary = compile("gcc", "forking.c", FORKING, &["-O2"], folder.path());
+    for (attach, by) in [("auto", "trampoline"), ("perf", "trampoline"), ("auto", "exits"), ("perf", "exits")]
+    {
+        let yaml = configuration(attach, &binary, &[("outer", false), ("inner", false)]);
+        let tracer = Tracer::start(&yaml.replace("returns: u64", &format!("returns_by: {by}")));
+        let output = run(&binary, &[]);
+        assert!(output.status.success(), "{attach}, {by}: {output:?}");
+        let seen = Seen::of(&tracer);
+        for function in ["outer", "inner"] {
+            seen.assert_exact(function, [50, 50, 0], false);
+        }
+        assert_eq!(seen.books("outer:return").filtered, 50, "{attach}, {by}");
     }
 }
 
