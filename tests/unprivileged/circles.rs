@@ -8,6 +8,8 @@ use std::fs;
 use std::path::Path;
 
 type Module = Vec<String>;
+/// The names that each module exports again from its children, with the child.
+type Exports = BTreeMap<Module, BTreeMap<String, Module>>;
 /// Where one module names another: `file:line`.
 type Edges = BTreeMap<Module, BTreeMap<Module, String>>;
 
@@ -45,9 +47,10 @@ impl Tree {
 
     fn edges(&self) -> Edges {
         let mut edges = Edges::new();
+        let exports = self.files.keys().map(|module| (module.clone(), self.exports(module))).collect();
         for (module, (file, text)) in &self.files {
             for (line, path) in paths(text) {
-                let Some(target) = self.resolve(module, &path) else { continue };
+                let Some(target) = self.resolve(module, &path, &exports) else { continue };
                 let common = module.iter().zip(&target).take_while(|(a, b)| a == b).count();
                 if module.len() > common && target.len() > common {
                     let (from, to) = (module[..=common].to_vec(), target[..=common].to_vec());
@@ -59,7 +62,7 @@ impl Tree {
     }
 
     /// The module that a path leads into.
-    fn resolve(&self, from: &[String], path: &[String]) -> Option<Module> {
+    fn resolve(&self, from: &[String], path: &[String], exports: &Exports) -> Option<Module> {
         let mut at = from.to_vec();
         let mut rest = path;
         while let [first, more @ ..] = rest {
@@ -80,8 +83,8 @@ impl Tree {
                 rest = more;
             } else {
                 // A name that the module exports again from one of its own.
-                let exported = self.exports(&at).remove(name);
-                return exported.or(Some(at));
+                let exported = exports.get(&at).and_then(|names| names.get(name));
+                return Some(exported.cloned().unwrap_or(at));
             }
         }
         Some(at)
@@ -103,22 +106,48 @@ impl Tree {
 /// The text up to its tests, with its comments and the insides of its strings blanked, line by line.
 fn code(text: &str) -> String {
     let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
-    let lines = text.lines().map(|line| {
-        let mut kept = String::new();
-        let mut quoted = false;
-        let mut chars = line.chars().peekable();
-        while let Some(c) = chars.next() {
-            match c {
-                '\\' if quoted => drop(chars.next()),
-                '"' => quoted = !quoted,
-                '/' if !quoted && chars.peek() == Some(&'/') => break,
-                _ if quoted => {}
-                c => kept.push(c),
-            }
+    let mut kept = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let hashes = rest[1.min(rest.len())..].bytes().take_while(|byte| *byte == b'#').count();
+        let is_raw = c == 'r' && rest[1 + hashes..].starts_with('"') && !kept.ends_with(is_part_of_a_name);
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if is_raw {
+            let end = format!("\"{}", "#".repeat(hashes));
+            let from = hashes + 2;
+            rest[from..].find(&end).map_or(rest.len(), |at| from + at + end.len())
+        } else if c == '"' {
+            quoted(rest, '"')
+        } else if c == '\'' && (rest.starts_with("'\\") || rest.chars().nth(2) == Some('\'')) {
+            quoted(rest, '\'')
+        } else {
+            kept.push(c);
+            rest = &rest[c.len_utf8()..];
+            continue;
+        };
+        kept.extend(rest[..skipped].chars().filter(|c| *c == '\n'));
+        rest = &rest[skipped..];
+    }
+    kept
+}
+
+/// How many bytes a string or a character is long that begins here.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut is_escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
         }
-        kept
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    }
+    text.len()
+}
+
+fn is_part_of_a_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }
 
 /// All paths in the text that begin with a keyword, with their lines; groups in braces are taken apart.
@@ -296,8 +325,20 @@ fn a_circle_is_found_however_it_is_written() {
         circle(&[("a::k::m", "use crate::b;"), ("b::n", "use crate::a::k;"), ("a", ""), ("b", "")]),
         ["a b"]
     );
+    // After a text of several lines, and after a quote that begins none.
+    assert_eq!(
+        circle(&[
+            ("a", "f(\"x \\\n y\", crate::b::X)"),
+            ("b", "if c == '\"' || c == '\\'' { crate::c::f(r#\"a \"\"#) }"),
+            ("c", "use crate::a;"),
+        ]),
+        ["a b c"]
+    );
     // One direction, a parent, comments, texts and tests are no circle.
-    assert_eq!(circle(&[("a", "use crate::b;"), ("b", "// crate::a\nlet x = \"crate::a\";")]), none);
+    assert_eq!(
+        circle(&[("a", "use crate::b;"), ("b", "// crate::a\nlet x = \"crate::a\";\nr#\"\"crate::a\"#;")]),
+        none
+    );
     assert_eq!(circle(&[("p", "use x::X;"), ("p::x", "use super::Thing;")]), none);
     assert_eq!(circle(&[("a", "use crate::b;"), ("b", "\n#[cfg(test)]\nmod tests { use crate::a; }")]), none);
 }
