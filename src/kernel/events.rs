@@ -14,6 +14,7 @@ use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
+use super::storage::{Storage, new_storage};
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
     cgroup_state, file_flag, file_key, name_key, name_length, process_event, process_event_kind,
@@ -75,9 +76,17 @@ pub struct Wanted {
     pub children: bool,
 }
 
+self_cell::self_cell!(
+    struct Loaded {
+        owner: Storage,
+        #[covariant]
+        dependent: EventsSkel,
+    }
+);
+
 /// The attached programs.
 pub struct ProcessEvents {
-    skel: EventsSkel<'static>,
+    loaded: Loaded,
     ring: RingBuffer<'static>,
     taken: Rc<RefCell<Vec<ProcessEvent>>>,
     epoll: OwnedFd,
@@ -101,17 +110,9 @@ impl ProcessEvents {
     /// What the kernel refuses; processes can be found by walking through /proc then.
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
-        // One small allocation for the life of the process; it lets the programs move between threads.
-        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = EventsSkelBuilder::default().open(storage).map_err(loading)?;
-        let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
-        open.maps.names.set_max_entries(entries).map_err(loading)?;
-        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-            (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
-            (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
-            (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
-        }
-        let skel = open.load().map_err(loading)?;
+        let loaded = Loaded::try_new(new_storage(), |storage| load(storage, wanted, namespace));
+        let loaded = loaded.map_err(loading)?;
+        let skel = loaded.borrow_dependent();
         for key in wanted.names.iter().flat_map(|name| keys_of(name)).flatten() {
             skel.maps.names.update(&key, &1u32.to_ne_bytes(), MapFlags::ANY).map_err(loading)?;
         }
@@ -132,7 +133,7 @@ impl ProcessEvents {
         add.map_err(loading)?;
         let ring = builder.build().map_err(loading)?;
         let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
-        Ok(Self { skel, ring, taken, epoll, lost: 0, _links: links })
+        Ok(Self { loaded, ring, taken, epoll, lost: 0, _links: links })
     }
 
     /// What has happened since.
@@ -147,34 +148,42 @@ impl ProcessEvents {
 
     /// Whether events were lost since this was asked last.
     pub fn has_lost(&mut self) -> bool {
-        let now = self.skel.maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
+        let now = self.loaded.borrow_dependent().maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
         std::mem::replace(&mut self.lost, now) != now
     }
 
     /// What this process does is told from now on.
     pub fn track(&self, pid: u32) {
-        self.set(&self.skel.maps.tracked, &pid.to_ne_bytes(), tracked_state::TRACKED_FOUND.0);
+        self.set(
+            &self.loaded.borrow_dependent().maps.tracked,
+            &pid.to_ne_bytes(),
+            tracked_state::TRACKED_FOUND.0,
+        );
     }
 
     /// Likewise, and also what a later process with the number does.
     pub fn pin(&self, pid: u32) {
-        self.set(&self.skel.maps.tracked, &pid.to_ne_bytes(), tracked_state::TRACKED_PINNED.0);
+        self.set(
+            &self.loaded.borrow_dependent().maps.tracked,
+            &pid.to_ne_bytes(),
+            tracked_state::TRACKED_PINNED.0,
+        );
     }
 
     /// What this process does is of no interest.
     pub fn forget(&self, pid: u32) {
-        let _ = self.skel.maps.tracked.delete(&pid.to_ne_bytes());
+        let _ = self.loaded.borrow_dependent().maps.tracked.delete(&pid.to_ne_bytes());
     }
 
     /// Whether processes in the control group are meant.
     pub fn set_cgroup(&self, cgroup: u64, is_meant: bool) {
         let state = if is_meant { cgroup_state::CGROUP_MEANT } else { cgroup_state::CGROUP_OTHER };
-        self.set(&self.skel.maps.cgroups, &cgroup.to_ne_bytes(), state.0);
+        self.set(&self.loaded.borrow_dependent().maps.cgroups, &cgroup.to_ne_bytes(), state.0);
     }
 
     /// Other containers are meant than before: all control groups are new.
     pub fn forget_cgroups(&self) {
-        let cgroups = &self.skel.maps.cgroups;
+        let cgroups = &self.loaded.borrow_dependent().maps.cgroups;
         let all: Vec<_> = cgroups.keys().collect();
         all.iter().for_each(|key| drop(cgroups.delete(key)));
     }
@@ -182,12 +191,12 @@ impl ProcessEvents {
     /// A process that executes the file needs nothing at once; or it does, whatever it is called and wherever it is.
     pub fn set_known(&self, file: FileKey, needs_semaphores: bool) {
         let flags = if needs_semaphores { file_flag::FILE_SEMAPHORES } else { file_flag::FILE_KNOWN };
-        self.set(&self.skel.maps.files, &file.bytes(), flags.0);
+        self.set(&self.loaded.borrow_dependent().maps.files, &file.bytes(), flags.0);
     }
 
     /// The file is as one that was never seen.
     pub fn forget_file(&self, file: FileKey) {
-        let _ = self.skel.maps.files.delete(&file.bytes());
+        let _ = self.loaded.borrow_dependent().maps.files.delete(&file.bytes());
     }
 
     fn set(&self, map: &impl MapCore, key: &[u8], value: u32) {
@@ -201,6 +210,22 @@ impl AsFd for ProcessEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
+}
+
+fn load<'a>(
+    storage: &'a Storage,
+    wanted: &Wanted,
+    namespace: PidNamespace,
+) -> libbpf_rs::Result<EventsSkel<'a>> {
+    let mut open = EventsSkelBuilder::default().open(storage.borrow_mut())?;
+    let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
+    open.maps.names.set_max_entries(entries)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
+        (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
+        (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
+    }
+    open.load()
 }
 
 /// Edge-triggered, for what need not be acted on at once stays in the ring.

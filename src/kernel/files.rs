@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
@@ -16,6 +15,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Iter, Link, ProgramMut};
 
 use super::error::{KernelError, loading};
+use super::storage::{Storage, new_storage};
 use crate::abi::files::generated::{FilesSkel, FilesSkelBuilder};
 use crate::abi::files::{mapped_file, process};
 
@@ -37,9 +37,17 @@ pub struct PidNamespace {
     pub level: u32,
 }
 
+self_cell::self_cell!(
+    struct Loaded {
+        owner: Storage,
+        #[covariant]
+        dependent: FilesSkel,
+    }
+);
+
 /// The loaded iterators.
 pub struct Files {
-    skel: FilesSkel<'static>,
+    loaded: Loaded,
     /// The exporter's own process, as the kernel numbers it: what it maps to look at does not count as used.
     own: Option<u32>,
 }
@@ -59,10 +67,10 @@ impl Files {
     /// If the kernel refuses them.
     pub fn load() -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
-        // One small allocation for the life of the process; it lets the programs move between threads.
-        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
-        let open = FilesSkelBuilder::default().open(storage).map_err(loading)?;
-        Ok(Self { skel: open.load().map_err(loading)?, own: None })
+        let loaded = Loaded::try_new(new_storage(), |storage| {
+            FilesSkelBuilder::default().open(storage.borrow_mut()).and_then(OpenSkel::load)
+        });
+        Ok(Self { loaded: loaded.map_err(loading)?, own: None })
     }
 
     /// The file's real inode: that of the layer below on overlayfs.
@@ -73,7 +81,7 @@ impl Files {
         let page = Page::of(file)?;
         let address = page.0.as_ptr() as u64;
         self.set(0, 0)?;
-        let link = attach(&self.skel.progs.mappings, std::process::id())?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, std::process::id())?;
         let mut found = None;
         for_each(&link, |mapping: mapped_file| {
             if mapping.start == address {
@@ -92,7 +100,7 @@ impl Files {
     /// If there is no such process, or the iterator fails.
     pub fn mapped_by(&mut self, pid: u32) -> io::Result<Vec<(u64, Inode)>> {
         self.set(0, 0)?;
-        let link = attach(&self.skel.progs.mappings, pid)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, pid)?;
         let mut found = Vec::new();
         for_each(&link, |mapping: mapped_file| {
             found.push((mapping.start, inode_of(&mapping)));
@@ -108,7 +116,7 @@ impl Files {
     pub fn is_mapped(&mut self, inode: Inode) -> io::Result<bool> {
         self.set(inode.address, 0)?;
         let own = self.own;
-        let link = attach(&self.skel.progs.mappings, 0)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
         let mut found = false;
         for_each(&link, |mapping: mapped_file| {
             found = inode_of(&mapping) == inode && Some(mapping.tgid) != own;
@@ -123,7 +131,7 @@ impl Files {
     /// If the iterator fails.
     pub fn mapping(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
         self.set(inode.address, 0)?;
-        let link = attach(&self.skel.progs.mappings, 0)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
         let mut found = BTreeSet::new();
         for_each(&link, |mapping: mapped_file| {
             if inode_of(&mapping) == inode {
@@ -170,7 +178,7 @@ impl Files {
 
     fn process(&mut self, pid: u32, at_level: u32) -> io::Result<process> {
         self.set(0, at_level)?;
-        let link = attach(&self.skel.progs.processes, pid)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.processes, pid)?;
         let mut found = None;
         for_each(&link, |process: process| {
             found = Some(process);
@@ -181,14 +189,12 @@ impl Files {
 
     /// What the iterators are asked for.
     fn set(&mut self, only_inode: u64, at_level: u32) -> io::Result<()> {
-        let bss = self
-            .skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        (bss.only_inode, bss.at_level) = (only_inode, at_level);
-        Ok(())
+        self.loaded.with_dependent_mut(|_, skel| {
+            let bss = skel.maps.bss_data.as_deref_mut();
+            let bss = bss.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+            (bss.only_inode, bss.at_level) = (only_inode, at_level);
+            Ok(())
+        })
     }
 }
 

@@ -17,6 +17,7 @@ mod misses;
 mod placed;
 mod refusal;
 mod starts;
+mod storage;
 mod store;
 mod tables;
 

@@ -1,0 +1,13 @@
+//! The memory that libbpf-rs wants from its caller for an object. A skeleton and its storage move together
+//! (`self_cell`), so that programs can be kept, sent to another thread, and freed.
+
+use std::mem::MaybeUninit;
+
+use libbpf_rs::OpenObject;
+use self_cell::MutBorrow;
+
+pub(super) type Storage = MutBorrow<MaybeUninit<OpenObject>>;
+
+pub(super) fn new_storage() -> Storage {
+    MutBorrow::new(MaybeUninit::uninit())
+}
