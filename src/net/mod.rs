@@ -29,6 +29,7 @@ mod stats;
 mod status;
 mod sys;
 mod tables;
+mod visit;
 mod watch;
 
 pub use abi::{

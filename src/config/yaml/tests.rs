@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::limits::FILE_BYTES;
+use crate::config::tree::{Field, Meaning, Scalar};
 
 fn read(text: &str) -> Result<Tree, String> {
     let diags = Diagnostics::new();

@@ -1,0 +1,193 @@
+//! The life of one thread: it attaches in a network namespace, follows what happens there, and leaves.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::config::{NetworkConfig, Scope};
+use super::counter_maps::CounterMaps;
+use super::error::BeginError;
+use super::event::Event;
+use super::follow::{Area, Follower};
+use super::hook::fast_interfaces;
+use super::links::{Changes, interfaces};
+use super::programs::Programs;
+use super::spaces::Namespace;
+use super::stats::program_switches;
+use super::status::{Missing, Status};
+use super::sys::enter;
+
+/// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
+const VERIFY: Duration = Duration::from_secs(1);
+
+/// Every so many of these, counts are compared with the kernel's.
+const COMPARE: u32 = 2;
+
+/// Every so many, what was refused is tried again though nothing is known to have happened.
+const RETRY: u32 = 30;
+
+/// For how long interfaces are attached to before anything else goes on.
+const AT_START: Duration = Duration::from_millis(400);
+
+/// Ends the threads.
+#[derive(Debug)]
+pub(super) struct Stop {
+    pub asked: AtomicBool,
+    pub event: OwnedFd,
+}
+
+impl Stop {
+    pub fn now(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+        // It is never read, so that all who wait are woken. There is always room for one.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Waits for this, for what is readable, or for some time.
+    fn wait(&self, changes: Option<&Changes>, time: Duration) {
+        let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
+        if let Some(changes) = changes {
+            fds.push(PollFd::new(changes, PollFlags::IN));
+        }
+        let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        // Whatever woke it, what has happened is looked for.
+        let _ = poll(&mut fds, Some(&limit));
+    }
+}
+
+pub(super) type Tell = Arc<Mutex<dyn FnMut(Event) + Send>>;
+
+pub(super) fn telling(tell: &Tell) -> impl FnMut(Event) + '_ {
+    |event| (tell.lock().unwrap_or_else(PoisonError::into_inner))(event)
+}
+
+/// What a thread needs to count in one network namespace.
+pub(super) struct Visit {
+    pub scope: Scope,
+    pub number: usize,
+    pub labels: Vec<(&'static str, String)>,
+    pub config: NetworkConfig,
+    pub counter_maps: Arc<CounterMaps>,
+    pub status: Arc<Status>,
+    pub stop: Arc<Stop>,
+    pub tell: Tell,
+}
+
+impl Visit {
+    /// Attaches to what is there, and listens from before that on.
+    pub fn begin(&self) -> Result<Follower, BeginError> {
+        let end = Instant::now() + AT_START;
+        let changes = Changes::listen().map_err(BeginError::Changes)?;
+        let present = interfaces().map_err(BeginError::Interfaces)?;
+        let fast = fast_interfaces(&self.config, &self.scope, &present);
+        let programs = Programs::new(
+            Arc::clone(&self.counter_maps),
+            fast,
+            program_switches(&self.config.count.statistics),
+        )
+        .map_err(BeginError::Programs)?;
+        let area = Area {
+            scope: self.scope.clone(),
+            mode: self.config.mode,
+            number: self.number,
+            labels: self.labels.clone(),
+        };
+        let mut follower = Follower::new(area, Arc::clone(&self.status), programs, changes);
+        follower.follow(&mut telling(&self.tell));
+        follower.attach_more(end, &mut telling(&self.tell));
+        Ok(follower)
+    }
+
+    /// Follows what happens until it is asked to stop, or the namespace is gone.
+    pub fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
+        let mut tell = telling(&self.tell);
+        let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
+        loop {
+            let idle =
+                if follower.is_behind() || follower.has_news() { Duration::ZERO } else { Duration::MAX };
+            self.stop
+                .wait(Some(follower.changes()), idle.min(next.saturating_duration_since(Instant::now())));
+            if self.stop.is_asked() {
+                return;
+            }
+            if follower.has_news() {
+                follower.follow(&mut tell);
+            }
+            follower.attach_more(Instant::now(), &mut tell);
+            if Instant::now() < next {
+                continue;
+            }
+            if !is_there() {
+                return;
+            }
+            next = Instant::now() + VERIFY;
+            turns = turns.wrapping_add(1);
+            follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut tell);
+            if turns.is_multiple_of(RETRY) {
+                // Messages may have been lost.
+                follower.follow(&mut tell);
+            }
+        }
+    }
+
+    /// Waits for the namespace, is in it as long as others have it, and leaves it then: it would not end while this thread is
+    /// there.
+    pub fn come_and_go(&self) {
+        let home = match Namespace::own() {
+            Ok(home) => home,
+            Err(error) => return self.tell_absent(&format!("failed to read /proc: {error}")),
+        };
+        let mut said = String::new();
+        while !self.stop.is_asked() {
+            let error = match Namespace::find(&self.scope.space) {
+                Ok(there) if there.is_same(&home) => {
+                    "it is the exporter's own network namespace; list its interfaces without `netns` and \
+                     `container`"
+                        .to_string()
+                }
+                Ok(there) => match self.go(&there) {
+                    Ok(()) => "it no longer exists".to_string(),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if self.stop.is_asked() {
+                return;
+            }
+            if let Err(error) = enter(home.file.as_fd()) {
+                return self.tell_absent(&format!("failed to leave it: {error}"));
+            }
+            if error != said {
+                self.tell_absent(&error);
+                said = error;
+            }
+            self.stop.wait(None, VERIFY);
+        }
+    }
+
+    fn go(&self, there: &Namespace) -> Result<(), String> {
+        enter(there.file.as_fd())
+            .map_err(|error| format!("failed to enter it: {error}; run with CAP_SYS_ADMIN"))?;
+        let follower = self.begin().map_err(|error| error.to_string())?;
+        self.stay(follower, &|| there.is_there());
+        Ok(())
+    }
+
+    pub fn absent(&self, error: &str) {
+        let error = Some(error.to_string());
+        self.status.missing(self.number, Missing { labels: self.labels.clone(), names: vec![], error });
+    }
+
+    fn tell_absent(&self, error: &str) {
+        self.absent(error);
+        let space = self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<String>();
+        telling(&self.tell)(Event::Absent { space, error: error.to_string() });
+    }
+}
