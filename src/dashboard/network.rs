@@ -32,6 +32,18 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
         "pps",
         &both("xdp_packets_total", "tc_egress_packets_total"),
     );
+    let used = |bytes: &str| {
+        format!("{} / on (instance, interface) network_speed_bytes{{{CHOSEN}}}", sum(PLACE, &rate(bytes)))
+    };
+    grid.time_series(
+        "Link utilisation",
+        "Bytes relative to the speed of the link, where its driver has one.",
+        "percentunit",
+        &[
+            query(used("xdp_bytes_total"), "{{interface}} received {{instance}}"),
+            query(used("tc_egress_bytes_total"), "{{interface}} sent {{instance}}"),
+        ],
+    );
     let by_protocol = "instance, family, protocol";
     grid.time_series(
         "Received by protocol",

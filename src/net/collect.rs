@@ -16,6 +16,8 @@ pub(crate) struct Reading {
     pub ingress: Option<(Counters, Hook)>,
     /// Counts of what leaves; `None` if not attached.
     pub egress: Option<Counters>,
+    /// Of the link, in bytes per second.
+    pub speed: Option<u64>,
     /// Direction and reason of what is not counted.
     pub refused: Vec<(&'static str, &'static str)>,
 }
@@ -82,7 +84,7 @@ pub(crate) fn families(
 }
 
 /// Which programs are in place.
-fn states(readings: &[Reading]) -> [Family; 3] {
+fn states(readings: &[Reading]) -> [Family; 4] {
     let mut mode = Family::new(
         "xdp_mode",
         Kind::Gauge,
@@ -90,6 +92,8 @@ fn states(readings: &[Reading]) -> [Family; 3] {
     );
     let mut attached =
         Family::new("network_attached", Kind::Gauge, "Whether packets are counted in this direction.");
+    let help = "Speed of the link in bytes per second, as its driver says.";
+    let mut speed = Family::new("network_speed_bytes", Kind::Gauge, help);
     let mut refused = Family::new(
         "network_attach_failed",
         Kind::Gauge,
@@ -109,11 +113,14 @@ fn states(readings: &[Reading]) -> [Family; 3] {
             let is = is && !reading.refused.iter().any(|(of, _)| *of == direction);
             attached.number_of(of, &[("direction", direction)], u64::from(is));
         }
+        if let Some(bytes) = reading.speed {
+            speed.number_of(of, &[], bytes);
+        }
         for (direction, reason) in &reading.refused {
             refused.number_of(of, &[("direction", direction), ("reason", reason)], 1u64);
         }
     }
-    [mode, attached, refused]
+    [mode, attached, refused, speed]
 }
 
 #[cfg(test)]

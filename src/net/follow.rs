@@ -221,7 +221,8 @@ impl Follower {
         if self.is_another(there.index, lost) {
             return;
         }
-        if changed || !changes.is_empty() {
+        // The speed of its link may be another one.
+        if touched || changed || !changes.is_empty() {
             self.show(there.index);
         }
         self.say(there.index, changes, lost, tell);

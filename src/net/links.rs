@@ -10,6 +10,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::abi::Link;
 use super::netlink::{attributes, dump, each_message, u16_at, u32_at};
+use super::sys::link_speed;
 
 const NETLINK_ROUTE: isize = 0;
 const RTM_NEWLINK: u16 = 16;
@@ -54,6 +55,12 @@ impl Interface {
     /// Whether this is its name, or one of its others.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.altnames.iter().any(|other| other == name)
+    }
+
+    /// Bytes per second of its link. Of a veth or tun, whose drivers invent a speed, none.
+    pub fn speed(&self) -> Option<u64> {
+        let invented = matches!(self.kind.as_deref(), Some("veth" | "tun"));
+        (!invented).then(|| link_speed(&self.name)).flatten().map(|megabits| u64::from(megabits) * 125_000)
     }
 }
 

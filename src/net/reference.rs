@@ -26,6 +26,7 @@ pub(crate) fn every_family() -> Vec<Family> {
         labels: labels.clone(),
         ingress: Some((Counters::default(), Hook::Tcx)),
         egress: Some(Counters::default()),
+        speed: Some(0),
         refused: vec![("ingress", "missing")],
     };
     let top = TopSource { labels, address: String::new(), bytes: 0 };

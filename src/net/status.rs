@@ -20,6 +20,8 @@ pub(crate) struct InterfaceStatus {
     pub exact: bool,
     pub hook: Option<Hook>,
     pub egress: bool,
+    /// Of the link, in bytes per second, as its driver says.
+    pub speed: Option<u64>,
     /// Of both directions.
     pub refusals: Vec<(Direction, Refusal)>,
     pub entry: Arc<Entry>,
@@ -74,6 +76,7 @@ impl Status {
             exact,
             hook: port.hook(),
             egress: port.is_sending(),
+            speed: port.on.speed(),
             refusals: refusals.collect(),
             entry: port.entry(),
         };
@@ -178,6 +181,7 @@ impl InterfaceStatus {
         Reading {
             labels: self.labels.clone(),
             ingress: self.hook.map(|hook| (self.entry.counters(Direction::Ingress), hook)),
+            speed: self.speed,
             egress: self.egress.then(|| self.entry.counters(Direction::Egress)),
             refused: self
                 .refusals

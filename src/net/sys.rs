@@ -115,6 +115,40 @@ pub(crate) fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The speed of an interface's link in Mbit/s, by the driver; `None` if it has none or is down. The namespace is the thread's.
+///
+/// Format: `struct ethtool_link_settings`, include/uapi/linux/ethtool.h. The first call says how long the masks are that end it.
+pub(crate) fn link_speed(name: &str) -> Option<u32> {
+    const ETHTOOL_GLINKSETTINGS: u32 = 0x4c;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    const WORDS: usize = 12 + 3 * 127;
+    const SPEED_UNKNOWN: u32 = u32::MAX;
+    // Any socket will do.
+    let socket = std::os::unix::net::UnixDatagram::unbound().ok()?;
+    let mut settings = [0u32; WORDS];
+    settings[0] = ETHTOOL_GLINKSETTINGS;
+    for _ in 0..2 {
+        // SAFETY: plain bytes, for which all zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let fits = request.ifr_name.len() > name.len();
+        request.ifr_name.iter_mut().zip(name.bytes()).filter(|_| fits).for_each(|(to, byte)| *to = byte as _);
+        request.ifr_ifru.ifru_data = settings.as_mut_ptr().cast();
+        // SAFETY: both structures outlive the call; the kernel writes a fixed part of 48 bytes and three masks of at most 127 words.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } < 0 {
+            return None;
+        }
+        // `link_mode_masks_nwords`, a signed byte: negative is what it has to be.
+        let words = (settings[3] >> 24) as i8;
+        if words >= 0 {
+            return Some(settings[1]).filter(|speed| !matches!(*speed, 0 | SPEED_UNKNOWN));
+        }
+        settings = [0; WORDS];
+        settings[0] = ETHTOOL_GLINKSETTINGS;
+        settings[3] = u32::from(words.unsigned_abs()) << 24;
+    }
+    None
+}
+
 /// Words that nobody can guess.
 ///
 /// # Errors

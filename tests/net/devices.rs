@@ -132,6 +132,9 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         }
         seen += 1;
     }
+    // Two links of 10 Gbit/s; the speed that a veth itself has is invented.
+    let speed = |device| after.sum("network_speed_bytes", &[("interface", device)]);
+    assert_eq!((speed("bond1"), speed("vlan1"), speed("v1")), (2.5e9, 1.25e9, 0.0), "{log}");
     assert!(seen >= 20, "only {seen} devices\n{log}");
     assert!(after.select("network_stray_packets_total", &[]).is_empty());
 }
