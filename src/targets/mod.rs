@@ -17,6 +17,7 @@ mod status;
 mod upgrade;
 mod upkeep;
 mod watch;
+mod ways;
 mod worker;
 
 pub use attached_file::place;

@@ -13,7 +13,7 @@ use super::find::Finder;
 use super::libraries::has_any;
 use super::state::{Candidate, TargetState, Written};
 use super::status::ProbeState;
-use super::watch::Beside;
+use super::ways::Beside;
 use super::worker::Worker;
 use crate::kernel::{Break, Breaks, Filter, Lease, NoLease};
 use crate::plan::TargetPlan;

@@ -1,0 +1,230 @@
+//! The ways on which paths lead to files, and what happens on them, as inotify(7) tells it.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+/// Symbolic links on the way to a file, as many as the kernel follows.
+const LINKS: usize = 40;
+
+/// What has changed on the way to a file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The path with this number may lead to another file now, or to other contents.
+    OnTheWay(usize),
+    /// A file was written or put beside one, and could take its place.
+    Beside(Beside),
+}
+
+/// A file beside a target's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Beside {
+    pub target: usize,
+    pub path: PathBuf,
+    /// It is called like the target's, with something before or after that.
+    pub is_called_like: bool,
+}
+
+/// The ways that are watched.
+#[derive(Debug)]
+pub struct Ways {
+    inotify: OwnedFd,
+    /// By watch: the directory, and which names in it are on the way of which target.
+    directories: HashMap<i32, Directory>,
+}
+
+#[derive(Debug, Default)]
+struct Directory {
+    path: PathBuf,
+    names: Vec<(OsString, usize, bool)>,
+}
+
+impl Ways {
+    /// Watches nothing yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn new() -> io::Result<Self> {
+        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        Ok(Self { inotify, directories: HashMap::new() })
+    }
+
+    /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
+    pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
+        for directory in self.directories.values_mut() {
+            directory.names.clear();
+        }
+        for (target, path) in paths {
+            for (directory, name, is_last) in way(path) {
+                self.add(&directory, name, *target, is_last);
+            }
+        }
+        let inotify = &self.inotify;
+        self.directories.retain(|watch, directory| {
+            let is_needed = !directory.names.is_empty();
+            if !is_needed {
+                // It may be gone already.
+                let _ = inotify::remove_watch(inotify, *watch);
+            }
+            is_needed
+        });
+    }
+
+    fn add(&mut self, path: &Path, name: OsString, target: usize, is_last: bool) {
+        let mut what = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::ONLYDIR | WatchFlags::MASK_ADD;
+        if is_last {
+            what |= WatchFlags::CLOSE_WRITE | WatchFlags::ATTRIB;
+        }
+        match inotify::add_watch(&self.inotify, path, what) {
+            Ok(watch) => {
+                let directory = self.directories.entry(watch).or_default();
+                directory.path = path.to_path_buf();
+                if !directory.names.iter().any(|(known, of, _)| *known == name && *of == target) {
+                    directory.names.push((name, target, is_last));
+                }
+            }
+            // What is not there yet is found by the regular look.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            Err(err) => {
+                log::debug!("{}: failed to watch it: {err}; polling every second instead", path.display())
+            }
+        }
+    }
+
+    /// What has changed since.
+    pub fn take(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(self.inotify.as_fd(), &mut buffer);
+        while let Ok(event) = events.next() {
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                let all = self.directories.values().flat_map(|f| f.names.iter().map(|(_, of, _)| *of));
+                changes.extend(all.map(Change::OnTheWay));
+            }
+            if event.events().contains(ReadFlags::IGNORED) {
+                self.directories.remove(&event.wd());
+            }
+            let (Some(directory), Some(changed)) = (self.directories.get(&event.wd()), event.file_name())
+            else {
+                continue;
+            };
+            let changed = OsStr::from_bytes(changed.to_bytes());
+            for (name, target, is_last) in &directory.names {
+                if changed == name {
+                    changes.push(Change::OnTheWay(*target));
+                } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
+                    let is_called_like = is_called_like(changed, name);
+                    let path = directory.path.join(changed);
+                    changes.push(Change::Beside(Beside { target: *target, path, is_called_like }));
+                }
+            }
+        }
+        changes
+    }
+}
+
+impl AsFd for Ways {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+/// Whether a file of this name is likely to be renamed to the other: `X.new`, `X.dpkg-new`, `.X.abcd`.
+fn is_called_like(written: &OsStr, name: &OsStr) -> bool {
+    let (written, name) = (written.as_bytes(), name.as_bytes());
+    let written = written.strip_prefix(b".").unwrap_or(written);
+    !name.is_empty() && written.len() > name.len() && written.windows(name.len()).any(|part| part == name)
+}
+
+/// Folders and names that are looked up on the way to a file, and which of them is the file itself.
+fn way(path: &Path) -> Vec<(PathBuf, OsString, bool)> {
+    let mut steps = Vec::new();
+    let mut left: Vec<OsString> = components(path);
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        steps.push((at.clone(), name.clone(), left.is_empty()));
+        match fs::read_link(at.join(&name)) {
+            Ok(to) if links < LINKS => {
+                links += 1;
+                if to.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                left.extend(components(&to));
+            }
+            _ => at.push(&name),
+        }
+    }
+    steps
+}
+
+/// Last first.
+fn components(path: &Path) -> Vec<OsString> {
+    let named = |component: Component<'_>| match component {
+        Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_os_string()),
+        _ => None,
+    };
+    path.components().rev().filter_map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_a_file_goes_through_its_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().canonicalize().unwrap();
+        fs::create_dir_all(at.join("v1/bin")).unwrap();
+        fs::write(at.join("v1/bin/app"), "").unwrap();
+        std::os::unix::fs::symlink("v1", at.join("current")).unwrap();
+        std::os::unix::fs::symlink("../current/bin/app", at.join("v1/link")).unwrap();
+        let steps = way(&at.join("v1/link"));
+        let has = |directory: PathBuf, name: &str| steps.iter().any(|(f, n, _)| *f == directory && n == name);
+        assert!(
+            has(at.join("v1"), "link") && has(at.clone(), "current") && has(at.clone(), "v1"),
+            "{steps:?}"
+        );
+        assert!(has(at.join("v1/bin"), "app"));
+        let last: Vec<_> = steps.iter().filter(|(_, _, is_last)| *is_last).collect();
+        assert_eq!(last.len(), 2, "the link, and what it leads to");
+    }
+
+    #[test]
+    fn names_of_files_that_will_be_renamed() {
+        let is = |written: &str, name: &str| is_called_like(written.as_ref(), name.as_ref());
+        for written in ["app.new", "app.dpkg-new", ".app.a1B2c3", "app~", "new-app", "app;5f3759df"] {
+            assert!(is(written, "app"), "{written}");
+        }
+        assert!(!is("app", "app") && !is(".app", "app") && !is("ap", "app") && !is("other", "app"));
+    }
+
+    #[test]
+    fn a_rename_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ways = Ways::new().unwrap();
+        let path = directory.path().join("app");
+        ways.follow(&[(3, path.clone())]);
+        fs::write(directory.path().join("app.new"), "x").unwrap();
+        let beside = Beside { target: 3, path: directory.path().join("app.new"), is_called_like: true };
+        let told = ways.take();
+        assert!(told.contains(&Change::Beside(beside)), "{told:?}");
+        assert!(!told.contains(&Change::OnTheWay(3)), "{told:?}");
+        fs::rename(directory.path().join("app.new"), &path).unwrap();
+        assert_eq!(ways.take(), [Change::OnTheWay(3)]);
+        ways.follow(&[]);
+        fs::write(&path, "y").unwrap();
+        assert_eq!(ways.take(), []);
+    }
+}
