@@ -25,6 +25,7 @@ use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
 use crate::running::Running;
 use crate::service;
+use crate::targets::prepare_gate;
 
 /// How long the thread that drains the ring may take to answer the service manager's watchdog.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -338,6 +339,7 @@ fn serve(
 /// # Errors
 /// If the kernel refuses to take them away.
 pub fn drop_privileges(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), PrivilegeError> {
+    prepare_gate();
     privileges::keep_only(Needs {
         perf_events: attach == Attach::Perf,
         network: network.is_some(),

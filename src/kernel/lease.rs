@@ -50,7 +50,7 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn signal() -> libc::c_int {
+pub(super) fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 3
 }
 
@@ -90,6 +90,10 @@ impl Breaks {
             }
             // SAFETY: written by the kernel; all bit patterns are valid.
             let told = unsafe { told.assume_init() };
+            // Only woken, by a thread of this process.
+            if told.ssi_code <= 0 {
+                continue;
+            }
             let is_lease = told.ssi_signo == signal() as u32;
             found.push(if is_lease { Break::Of(told.ssi_fd) } else { Break::Any });
         }

@@ -114,6 +114,7 @@ impl Worker {
             // Before anything else: somebody waits.
             self.give_way(&news.breaks);
             if news.is_over {
+                self.watch.open_gate();
                 break;
             }
             for (probes, done) in orders.try_iter() {
@@ -125,9 +126,11 @@ impl Worker {
                 self.follow_processes();
             }
             let plan = self.plan.clone();
+            // What is executed is not written any more.
+            let is_executed = self.watch.is_waited_for(&news);
+            let is_free = |written: Written| is_executed || written.is_due();
             for (target, planned) in plan.targets.iter().enumerate() {
-                if news.targets.contains(&target) || self.targets[target].written.is_some_and(Written::is_due)
-                {
+                if news.targets.contains(&target) || self.targets[target].written.is_some_and(is_free) {
                     self.look_at(target, planned);
                 }
             }
@@ -149,6 +152,7 @@ impl Worker {
                 }
                 self.look(walk);
             }
+            self.watch.answer(&news);
         }
         // Or the kernel could not lower them.
         self.raise_all_semaphores();
@@ -193,7 +197,12 @@ impl Worker {
             return;
         };
         self.status.set_walks(self.finder.walks);
+        let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
         self.look_for(&news);
+        // What becomes of them is to be told from now on.
+        if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
+            self.follow();
+        }
     }
 
     fn look_for(&mut self, news: &ProcessNews) {

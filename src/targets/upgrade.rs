@@ -5,6 +5,7 @@
 //! mostly attached to before, when it is written beside it under another name.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::attached_file::{AttachContext, AttachedFile};
@@ -98,6 +99,11 @@ impl Worker {
                 (state.written, state.broken) = (Some(written), Some(written.since));
                 self.wait_for_writer(target, planned, reason);
             }
+            let paths = broken.iter().map(|attached| Path::new(&attached.display));
+            let is_path = |path: &&Path| {
+                planned.selector.path() == Some(path) || self.targets[target].paths.contains(*path)
+            };
+            paths.filter(is_path).for_each(|path| self.watch.expect(path));
             // Only now may the writers begin.
             drop(broken);
         }

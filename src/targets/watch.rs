@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::gate::GateKeeper;
 use super::ways::{Beside, Change, Ways};
 use crate::kernel::{Break, Breaks};
 
@@ -26,6 +27,8 @@ pub struct News {
     pub beside: Vec<Beside>,
     /// Processes have begun, or done something else that must be looked at at once.
     pub processes: bool,
+    /// As the gatekeeper is to be answered when all of this is dealt with.
+    pub asked: Option<u64>,
 }
 
 /// Waits for all that can happen.
@@ -34,6 +37,9 @@ pub struct Watch {
     stop: UnixStream,
     pub breaks: Breaks,
     ways: Ways,
+    gate: Option<GateKeeper>,
+    /// What the gatekeeper was answered last.
+    answered: u64,
 }
 
 impl Watch {
@@ -42,12 +48,44 @@ impl Watch {
     /// # Errors
     /// What the kernel refuses.
     pub fn new(stop: UnixStream) -> io::Result<Self> {
-        Ok(Self { stop, breaks: Breaks::new()?, ways: Ways::new()? })
+        let breaks = Breaks::new()?;
+        let (ways, gate) = (Ways::new()?, GateKeeper::new(&breaks));
+        Ok(Self { stop, breaks, ways, gate, answered: 0 })
     }
 
     /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
     pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
         self.ways.follow(paths);
+        if let Some(gate) = &self.gate {
+            gate.follow(paths);
+        }
+    }
+
+    /// Somebody who is about to write the file may start it right after that.
+    pub fn expect(&self, path: &Path) {
+        if let Some(gate) = &self.gate {
+            gate.expect(path.to_path_buf());
+        }
+    }
+
+    /// Whether programs wait for what these news tell to be dealt with.
+    pub fn is_waited_for(&self, news: &News) -> bool {
+        news.asked.is_some_and(|asked| asked != self.answered)
+    }
+
+    /// All that these news tell is dealt with: programs that waited for it may start.
+    pub fn answer(&mut self, news: &News) {
+        if self.is_waited_for(news)
+            && let (Some(gate), Some(asked)) = (&self.gate, news.asked)
+        {
+            self.answered = asked;
+            gate.answer(asked);
+        }
+    }
+
+    /// Nobody has to wait any more.
+    pub fn open_gate(&mut self) {
+        self.gate = None;
     }
 
     /// Waits at most so long, or until there are news of processes.
@@ -70,10 +108,12 @@ impl Watch {
             news.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
             news.is_over = !news.is_asked;
         }
+        // First: what was told before that is taken below.
+        news.asked = self.gate.as_ref().map(GateKeeper::asked);
         if breaks {
             news.breaks = self.breaks.take();
         }
-        if changes {
+        if changes || self.is_waited_for(&news) {
             for change in self.ways.take() {
                 match change {
                     Change::OnTheWay(target) => drop(news.targets.insert(target)),

@@ -1,0 +1,262 @@
+//! Programs that wait in execve(2) until they are let in: permission events of fanotify(7) for single files.
+//!
+//! Whatever ends this process lets them in too, because the kernel answers for a group that is closed. An event is only read when
+//! it is answered, one after the other: reading opens the file, and where no descriptor is left the kernel denies the exec.
+//! So the thread that answers has a table of descriptors of its own ([`apart`]).
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+
+/// The files whose execution waits.
+#[derive(Debug)]
+pub struct ExecGate(OwnedFd);
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+impl ExecGate {
+    /// For no file yet. It works on when `CAP_SYS_ADMIN` is given up.
+    ///
+    /// # Errors
+    /// What the kernel refuses: without `CAP_SYS_ADMIN` there is none.
+    pub fn new() -> io::Result<Self> {
+        let flags = libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+        let opened = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE;
+        // SAFETY: a plain system call.
+        let fd = checked(unsafe { libc::fanotify_init(flags, opened as _) })?;
+        // SAFETY: a new descriptor that nothing else has.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Whoever executes the file from now on waits. `follow` says whether a symbolic link is followed, or means nothing.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn close(&self, path: &Path, follow: bool) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let more = if follow { 0 } else { libc::FAN_MARK_DONT_FOLLOW };
+        self.mark(libc::FAN_MARK_ADD | more, libc::FAN_OPEN_EXEC_PERM, Some(&path))
+    }
+
+    /// Nobody waits from now on but those who wait already.
+    pub fn open(&self) {
+        if let Err(err) = self.mark(libc::FAN_MARK_FLUSH, 0, None) {
+            log::error!("failed to stop holding back programs: {err}");
+        }
+    }
+
+    fn mark(&self, how: libc::c_uint, events: u64, path: Option<&CString>) -> io::Result<()> {
+        let path = path.map_or(std::ptr::null(), |path| path.as_ptr());
+        // SAFETY: the path lives through the call.
+        checked(unsafe { libc::fanotify_mark(self.0.as_raw_fd(), how, events, libc::AT_FDCWD, path) })?;
+        Ok(())
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the kernel writes one integer.
+        let told = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut bytes) });
+        told.map_or(0, |_| bytes as usize / size_of::<libc::fanotify_event_metadata>())
+    }
+
+    /// Lets in so many, those first who have waited longest; as many as there are. Returns the first failure.
+    ///
+    /// # Errors
+    /// If the kernel could not open the file for one, which it has denied the execution then.
+    pub fn let_in(&self, most: usize) -> io::Result<usize> {
+        let mut failed = None;
+        for let_in in 0..most {
+            match self.let_in_one() {
+                Ok(true) => {}
+                Ok(false) => return failed.map_or(Ok(let_in), Err),
+                Err(err) => drop(failed.get_or_insert(err)),
+            }
+        }
+        failed.map_or(Ok(most), Err)
+    }
+
+    fn let_in_one(&self) -> io::Result<bool> {
+        let mut event = MaybeUninit::<libc::fanotify_event_metadata>::zeroed();
+        let bytes = size_of::<libc::fanotify_event_metadata>();
+        // SAFETY: the kernel writes at most so many bytes.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), event.as_mut_ptr().cast(), bytes) };
+        if read < 0 {
+            let err = io::Error::last_os_error();
+            return if err.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(err) };
+        }
+        if usize::try_from(read) != Ok(bytes) {
+            return Ok(false);
+        }
+        // SAFETY: written by the kernel; all bit patterns are valid.
+        let event = unsafe { event.assume_init() };
+        if event.fd < 0 {
+            return Ok(true);
+        }
+        // SAFETY: the event's own descriptor, which nothing else has.
+        let file = unsafe { OwnedFd::from_raw_fd(event.fd) };
+        let answer = libc::fanotify_response { fd: file.as_raw_fd(), response: libc::FAN_ALLOW };
+        // SAFETY: the structure that the kernel reads lives through the call.
+        let written = unsafe {
+            libc::write(self.0.as_raw_fd(), (&raw const answer).cast(), size_of::<libc::fanotify_response>())
+        };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(true) }
+    }
+}
+
+impl AsFd for ExecGate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Runs `work` in a thread that has a table of descriptors of its own. Those of `parts` are only in that one, and no others
+/// are.
+///
+/// # Errors
+/// If there is no such thread.
+pub fn apart<T: Send + 'static>(
+    name: &str,
+    parts: T,
+    of_parts: impl Fn(&T) -> Vec<RawFd>,
+    work: impl FnOnce(T) + Send + 'static,
+) -> io::Result<()> {
+    let mut moved = of_parts(&parts);
+    moved.sort_unstable();
+    let kept = moved.clone();
+    let (ready, is_ready) = sync_channel(1);
+    std::thread::Builder::new().name(name.to_string()).spawn(move || {
+        let made = own_descriptors(&kept);
+        let is_apart = made.is_ok();
+        let _ = ready.send(made);
+        if is_apart {
+            work(parts);
+        }
+    })?;
+    is_ready.recv().map_err(io::Error::other)??;
+    for fd in moved {
+        // SAFETY: the thread has its own, and nothing else uses this one: what did was given to the thread.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    Ok(())
+}
+
+/// From linux/close_range.h: in a table of its own.
+const CLOSE_RANGE_UNSHARE: libc::c_int = 1 << 1;
+
+/// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
+fn own_descriptors(keep: &[RawFd]) -> io::Result<()> {
+    let mut first = 0;
+    for fd in keep.iter().copied().chain([RawFd::MAX]) {
+        if fd > first {
+            // SAFETY: what belongs to other threads stays open in their table, and this one uses only what is kept.
+            checked(unsafe { libc::close_range(first as _, (fd - 1) as _, CLOSE_RANGE_UNSHARE) })?;
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// The calling thread has little to do at a time and wants to do it at once: from Linux 6.12 on, who asks for short turns runs
+/// before others. It needs no rights; elsewhere it changes nothing.
+pub fn be_prompt() {
+    // sched_setattr(2), whose structure the libc crate has only for some C libraries.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    const SHORTEST: u64 = 100_000;
+    // SAFETY: a plain system call.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let attributes =
+        Attributes { size: size_of::<Attributes>() as u32, nice, runtime: SHORTEST, ..Attributes::default() };
+    // SAFETY: the structure, of the size that it says, lives through the call.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
+
+/// A thread that can be woken where it reads its [`Breaks`](super::Breaks): by no descriptor, which only one table has.
+#[derive(Debug, Clone, Copy)]
+pub struct Waker(libc::pid_t);
+
+impl Waker {
+    /// Of the calling thread.
+    pub fn own() -> Self {
+        Self(rustix::thread::gettid().as_raw_nonzero().get())
+    }
+
+    /// Wakes it. It must not have ended.
+    pub fn wake(self) {
+        // SAFETY: a plain system call; the thread blocks the signal.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, super::lease::signal()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_program_waits_until_it_is_let_in_as_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let [program, link] = ["program", "link"].map(|name| folder.path().join(name));
+        std::fs::copy("/bin/true", &program).unwrap();
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        let gate = ExecGate::new().expect("these tests need root");
+        std::thread::scope(|scope| {
+            gate.close(&link, false).unwrap();
+            let run = || Command::new(&program).status().unwrap();
+            assert!(run().success() && gate.waiting() == 0, "a link that is not followed means nothing");
+            gate.close(&link, true).unwrap();
+            let runs: Vec<_> = (0..3).map(|_| scope.spawn(run)).collect();
+            let began = Instant::now();
+            while gate.waiting() < 3 {
+                assert!(began.elapsed() < Duration::from_secs(60), "nobody waits");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(runs.iter().all(|run| !run.is_finished()));
+            assert_eq!((gate.let_in(1).unwrap(), gate.waiting()), (1, 2));
+            gate.open();
+            assert_eq!((gate.let_in(9).unwrap(), gate.waiting()), (2, 0));
+            assert!(runs.into_iter().all(|run| run.join().unwrap().success()));
+            assert!(run().success(), "not held any more");
+        });
+    }
+
+    #[test]
+    fn descriptors_of_a_thread_apart_are_in_no_other_table() {
+        let [given, kept] = [(); 2].map(|()| std::fs::File::open("/dev/null").unwrap());
+        let fd = given.as_raw_fd();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let of_parts = |given: &std::fs::File| vec![given.as_raw_fd()];
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        apart("apart", given, of_parts, move |given| {
+            gone.recv().unwrap();
+            let left = std::fs::read_dir("/proc/thread-self/fd").unwrap().count();
+            done.send((left, given.metadata().is_ok())).unwrap();
+        })
+        .unwrap();
+        let shown = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        assert!(shown.is_err() || shown.unwrap().as_os_str() != "/dev/null", "closed in this table");
+        go.send(()).unwrap();
+        assert_eq!(is_done.recv().unwrap(), (2, true), "what was given, and the folder that is read");
+        assert!(kept.metadata().is_ok());
+    }
+}

@@ -1,0 +1,381 @@
+//! Holds back programs that start at the moment in which their file takes a target's place, until it is attached to.
+//!
+//! A breakpoint takes the kernel longer than a program takes to start. A thread of its own marks a file as soon as it is
+//! written beside a target's or put in its place. Who executes it meanwhile waits until all managers have dealt with what they
+//! were told before, but never longer than [`LONGEST`]; the marks go a moment later. The thread waits for nothing else, and
+//! where it fails or the exporter ends nobody waits any more.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::ways::{Beside, Change, Ways};
+use crate::kernel::{Breaks, ExecGate, Waker, apart, be_prompt};
+
+/// How long a program is held back at most.
+const LONGEST: Duration = Duration::from_millis(250);
+
+/// How long a file is marked after something was last done to it.
+const MARKED: Duration = Duration::from_secs(1);
+
+/// Files that are marked at a time, at most.
+const MARKS: usize = 64;
+
+/// Of the whole process, since it can only be made before rights are given up. None where it cannot.
+static GATE: LazyLock<Option<Gate>> = LazyLock::new(|| {
+    let made = ExecGate::new().and_then(Gate::new);
+    made.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()
+});
+
+/// Makes what needs `CAP_SYS_ADMIN`, while the process has it.
+pub fn prepare_gate() {
+    LazyLock::force(&GATE);
+}
+
+const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
+
+/// What the thread waits for.
+type Parts = (ExecGate, Ways, UnixStream);
+
+fn descriptors((gate, ways, woken): &Parts) -> Vec<RawFd> {
+    vec![gate.as_fd().as_raw_fd(), ways.as_fd().as_raw_fd(), woken.as_raw_fd()]
+}
+
+#[derive(Debug)]
+struct Gate {
+    state: Arc<Mutex<State>>,
+    /// Wakes the thread.
+    wake: UnixStream,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the thread is made of, until it is needed.
+    parts: Option<Parts>,
+    is_at_work: bool,
+    guests: Vec<Guest>,
+    last_guest: u64,
+    /// The guests watch other files than before.
+    has_moved: bool,
+    /// Files that are about to be written.
+    expected: Vec<PathBuf>,
+}
+
+/// A manager that attaches to files.
+#[derive(Debug)]
+struct Guest {
+    number: u64,
+    waker: Waker,
+    paths: Vec<PathBuf>,
+    /// It is asked to deal with all that it was told, and has done so as often.
+    asked: u64,
+    answered: u64,
+}
+
+/// What a manager has to do with the gate. It belongs to the manager's thread, and ends in it.
+#[derive(Debug)]
+pub struct GateKeeper {
+    gate: &'static Gate,
+    number: u64,
+    _of_this_thread: std::marker::PhantomData<*const ()>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gate {
+    fn new(gate: ExecGate) -> io::Result<Self> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let state = State { parts: Some((gate, Ways::new()?, woken)), ..State::default() };
+        Ok(Self { state: Arc::new(Mutex::new(state)), wake })
+    }
+
+    fn wake(&self) {
+        // A full socket wakes it as well.
+        let _ = (&self.wake).write(&[0]);
+    }
+}
+
+impl GateKeeper {
+    /// For the manager of the calling thread, which is woken where it is told of leases; None where nobody can be held back.
+    pub fn new(_woken: &Breaks) -> Option<Self> {
+        let gate = GATE.as_ref()?;
+        let mut state = lock(&gate.state);
+        if let Some(parts) = state.parts.take() {
+            let shared = gate.state.clone();
+            let porter = |(gate, ways, woken): Parts| {
+                let (paths, marked, held) = (Vec::new(), None, None);
+                be_prompt();
+                Porter { gate, ways, woken, state: shared, paths, marked, held }.run();
+            };
+            let begun = apart("exec-gate", parts, descriptors, porter);
+            state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
+        }
+        if !state.is_at_work {
+            return None;
+        }
+        state.last_guest += 1;
+        let number = state.last_guest;
+        let (asked, answered) = (0, 0);
+        state.guests.push(Guest { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
+        Some(Self { gate, number, _of_this_thread: std::marker::PhantomData })
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Guest) -> T) -> Option<T> {
+        lock(&self.gate.state).guests.iter_mut().find(|guest| guest.number == self.number).map(change)
+    }
+
+    /// These are watched from now on.
+    pub fn follow(&self, paths: &[(usize, PathBuf)]) {
+        let paths: Vec<PathBuf> = paths.iter().map(|(_, path)| path.clone()).collect();
+        let has_moved = self.with(|guest| {
+            guest.paths != paths && {
+                guest.paths = paths;
+                true
+            }
+        });
+        if has_moved == Some(true) {
+            lock(&self.gate.state).has_moved = true;
+            self.gate.wake();
+        }
+    }
+
+    /// The file is about to be written over, and may be started right after that.
+    pub fn expect(&self, path: PathBuf) {
+        lock(&self.gate.state).expected.push(path);
+        self.gate.wake();
+    }
+
+    /// How often the manager was asked; to be read before it looks what it was told.
+    pub fn asked(&self) -> u64 {
+        self.with(|guest| guest.asked).unwrap_or_default()
+    }
+
+    /// The manager has dealt with all that it was told before it read this number.
+    pub fn answer(&self, asked: u64) {
+        if self.with(|guest| std::mem::replace(&mut guest.answered, asked) != asked) == Some(true) {
+            self.gate.wake();
+        }
+    }
+}
+
+impl Drop for GateKeeper {
+    fn drop(&mut self) {
+        let mut state = lock(&self.gate.state);
+        state.guests.retain(|guest| guest.number != self.number);
+        state.has_moved = true;
+        drop(state);
+        self.gate.wake();
+    }
+}
+
+/// The thread.
+struct Porter {
+    gate: ExecGate,
+    ways: Ways,
+    woken: UnixStream,
+    state: Arc<Mutex<State>>,
+    /// Those of all guests.
+    paths: Vec<PathBuf>,
+    /// Files that are marked, and until when.
+    marked: Option<(usize, Instant)>,
+    held: Option<Held>,
+}
+
+/// Programs that wait until the guests have answered.
+struct Held {
+    since: Instant,
+    programs: usize,
+}
+
+impl Porter {
+    fn run(mut self) {
+        loop {
+            self.wait();
+            let _ = io::copy(&mut &self.woken, &mut io::sink());
+            self.listen_to_guests();
+            for change in self.ways.take() {
+                match change {
+                    Change::OnTheWay(path) => self.mark_path(path),
+                    Change::Beside(Beside { path, .. }) => self.mark(&path, false),
+                }
+            }
+            self.ask();
+            self.let_in();
+        }
+    }
+
+    /// Until something happens, or has lasted long enough.
+    fn wait(&self) {
+        let due = match (&self.held, self.marked) {
+            (Some(held), _) => Some(held.since + LONGEST),
+            (None, Some((_, until))) => Some(until),
+            (None, None) => None,
+        };
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        // Rounded up, or it would be asked for again and again in the last moment.
+        let left = left.map(|left| left + Duration::from_micros(100));
+        let left =
+            left.map(|left| Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() });
+        let mut fds = vec![PollFd::new(&self.ways, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        if self.held.is_none() {
+            fds.push(PollFd::new(&self.gate, PollFlags::IN));
+        }
+        let _ = poll(&mut fds, left.as_ref());
+    }
+
+    fn listen_to_guests(&mut self) {
+        let (has_moved, expected) = {
+            let mut state = lock(&self.state);
+            let has_moved = std::mem::take(&mut state.has_moved);
+            if has_moved {
+                self.paths = state.guests.iter().flat_map(|guest| guest.paths.clone()).collect();
+            }
+            (has_moved, std::mem::take(&mut state.expected))
+        };
+        if has_moved {
+            let paths: Vec<_> = self.paths.iter().cloned().enumerate().collect();
+            self.ways.follow(&paths);
+        }
+        expected.iter().for_each(|path| self.mark(path, true));
+    }
+
+    fn mark_path(&mut self, path: usize) {
+        if let Some(path) = self.paths.get(path).cloned() {
+            self.mark(&path, true);
+        }
+    }
+
+    fn mark(&mut self, path: &Path, follow: bool) {
+        let marks = self.marked.map_or(0, |(marks, _)| marks);
+        if marks >= MARKS {
+            return;
+        }
+        match self.gate.close(path, follow) {
+            Ok(()) => self.marked = Some((marks + 1, Instant::now() + MARKED)),
+            // It is gone again, or no file that can be executed.
+            Err(err) => log::trace!("{}: not held back: {err}", path.display()),
+        }
+    }
+
+    /// Asks all guests to deal with what they were told, if a program waits.
+    fn ask(&mut self) {
+        let programs = if self.held.is_none() { self.gate.waiting() } else { 0 };
+        if programs > 0 {
+            self.held = Some(Held { since: Instant::now(), programs });
+            for guest in &mut lock(&self.state).guests {
+                guest.asked += 1;
+                guest.waker.wake();
+            }
+        }
+    }
+
+    /// Lets programs in for which all is done, or that have waited long enough, and takes marks away that are old.
+    fn let_in(&mut self) {
+        let Some(held) = &self.held else {
+            if self.marked.is_some_and(|(_, until)| until <= Instant::now()) {
+                self.open();
+            }
+            return;
+        };
+        let waited = held.since.elapsed();
+        let let_in = if lock(&self.state).guests.iter().all(|guest| guest.answered == guest.asked) {
+            log::debug!("held back {} programs for {} us", held.programs, waited.as_micros());
+            self.gate.let_in(held.programs)
+        } else if waited >= LONGEST {
+            self.open();
+            log::info!("A program was started before its file could be attached to; its first hits are lost");
+            self.gate.let_in(usize::MAX)
+        } else {
+            return;
+        };
+        self.held = None;
+        if let Err(err) = let_in {
+            log::error!("a program that was held back may not have been started: {err}");
+        }
+    }
+
+    fn open(&mut self) {
+        self.gate.open();
+        self.marked = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Whether the thread has marked the file.
+    fn is_marked(path: &Path) -> bool {
+        let wanted = format!("ino:{:x} ", fs::metadata(path).unwrap().ino());
+        let threads = fs::read_dir("/proc/self/task").unwrap().flatten().map(|entry| entry.path());
+        let mut gates =
+            threads.filter(|of| fs::read_to_string(of.join("comm")).is_ok_and(|name| name == "exec-gate\n"));
+        gates.any(|of| {
+            let files = fs::read_dir(of.join("fdinfo")).unwrap().flatten();
+            let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+            texts
+                .flat_map(|text| text.lines().map(str::to_string).collect::<Vec<_>>())
+                .any(|line| line.starts_with("fanotify ") && line.contains(&wanted))
+        })
+    }
+
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// By another process: a descriptor that is open for writing here could leak into a child that another test starts.
+    fn copy(to: &Path) {
+        assert!(Command::new("cp").arg("/bin/true").arg(to).status().unwrap().success());
+    }
+
+    #[test]
+    fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let [target, beside] = ["app", "app.new"].map(|name| folder.path().join(name));
+        let woken = Breaks::new().unwrap();
+        let keeper = GateKeeper::new(&woken).expect("these tests need root");
+        keeper.follow(&[(7, target.clone())]);
+        until("the folder to be watched", || {
+            copy(&beside);
+            is_marked(&beside)
+        });
+        let run = |path: &Path| {
+            let mut command = Command::new(path);
+            std::thread::spawn(move || command.status().unwrap().success())
+        };
+        // Answered as soon as it is asked for.
+        let before = keeper.asked();
+        let running = run(&beside);
+        until("the manager to be asked", || keeper.asked() > before);
+        keeper.answer(keeper.asked());
+        assert!(running.join().unwrap());
+        // Never answered.
+        fs::rename(&beside, &target).unwrap();
+        until("the new file to be marked", || is_marked(&target));
+        assert!(run(&target).join().unwrap());
+        until("the marks to go", || !is_marked(&target));
+        keeper.expect(target.clone());
+        until("the file to be marked", || is_marked(&target));
+        // Nobody is there to be asked.
+        drop(keeper);
+        assert!(run(&target).join().unwrap());
+        until("the marks to go", || !is_marked(&target));
+    }
+}
