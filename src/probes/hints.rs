@@ -1,6 +1,6 @@
 //! The next step, where a program lacks what was asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -117,21 +117,27 @@ fn jvm_beside(name: &str, path: &Path) -> Option<String> {
 
 /// The libraries with USDT probes that a process has loaded: often it is these that are meant. None if it is not
 /// a process that was asked for, or it has none.
-fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
+pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
     let process = found.path.parent().filter(|_| selector.is_by_process())?;
     let maps = fs::read_to_string(process.join("maps")).ok()?;
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
-    let paths: BTreeSet<&str> = code
-        .map(|mapping| mapping.name)
-        .filter(|path| path.starts_with('/') && !path.ends_with(" (deleted)") && *path != found.display)
-        .collect();
-    let with_probes: Vec<String> = paths
+    let of_files = code.filter(|mapping| mapping.name.starts_with('/') && mapping.name != found.display);
+    // Of several mappings of a file, one.
+    let ranges: BTreeMap<&str, &str> = of_files.map(|mapping| (mapping.name, mapping.range)).collect();
+    let with_probes: Vec<String> = ranges
         .into_iter()
-        .filter(|path| has_notes(&process.join("root").join(path.trim_start_matches('/'))))
-        .map(|path| format!("`exporter probes {path}`"))
+        .filter_map(|(name, range)| {
+            if !name.ends_with(" (deleted)") {
+                let has_probes = has_notes(&process.join("root").join(name.trim_start_matches('/')));
+                return has_probes.then(|| format!("`exporter probes {name}`"));
+            }
+            // No path leads to it: it is in a memfd, or was replaced.
+            let path = process.join("map_files").join(range);
+            has_notes(&path).then(|| format!("`exporter probes {}` ({name})", path.display()))
+        })
         .collect();
     (!with_probes.is_empty())
-        .then(|| format!("it has loaded libraries that have some: {}", with_probes.join(", ")))
+        .then(|| format!("it has loaded libraries that have some of their own: {}", with_probes.join(", ")))
 }
 
 fn has_notes(path: &Path) -> bool {

@@ -139,7 +139,9 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             std::env::consts::ARCH
         ));
     }
-    let providers = usdt::providers(&image).unwrap_or_else(|why| {
+    let providers = usdt::providers(&image);
+    remarks.extend(providers.as_ref().ok().and_then(|_| hints::libraries(found, selector)));
+    let providers = providers.unwrap_or_else(|why| {
         remarks.push(match why {
             ElfError::NoNotes if functions.is_some() => {
                 "no USDT probes (no .note.stapsdt section)".to_string()

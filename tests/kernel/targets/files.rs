@@ -1,6 +1,7 @@
 //! One attachment for each file as the kernel knows it.
 
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
 use super::support::*;
 use crate::support::program::folder;
@@ -81,6 +82,16 @@ fn probes_of_a_library_without_a_path_are_found_also_when_it_comes_later() {
     let load = format!("load {}", library.display());
     let (mut early, mut late) = (Program::start(&program), Program::start(&program));
     early.say(&load);
+    // `exporter probes PID` says where they are.
+    let probes = |of: &str| {
+        let listed = Command::new(env!("CARGO_BIN_EXE_exporter")).args(["probes", of]).output().unwrap();
+        String::from_utf8(listed.stdout).unwrap() + std::str::from_utf8(&listed.stderr).unwrap()
+    };
+    let listed = probes(&early.pid().to_string());
+    let remark = listed.lines().find(|line| line.contains("memfd:made-at-run-time"));
+    let command = remark.unwrap_or_else(|| panic!("{listed}")).split('`').nth(1).unwrap();
+    let listed = probes(command.rsplit(' ').next().unwrap());
+    assert!(listed.contains("lib: 1 USDT probe"), "{listed}");
     let yaml = format!(
         "node_name: test\ntargets:\n- name: made\n  process: {name}\n  probes:\n  - on: usdt:lib:hit\n    metrics: \
          [{{ counter: made_total }}]\n"
