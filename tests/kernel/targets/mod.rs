@@ -3,6 +3,7 @@
 
 mod confined;
 mod events;
+mod file_systems;
 mod files;
 mod meant;
 mod namespaces;

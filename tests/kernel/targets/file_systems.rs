@@ -1,0 +1,223 @@
+//! What a file system makes of inodes, times and leases is the same for the counts.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::support::*;
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
+
+/// What is mounted, until it is dropped.
+struct Mounted {
+    at: PathBuf,
+}
+
+impl Mounted {
+    fn at(at: &Path, mount: &[&str]) -> Self {
+        fs::create_dir_all(at).unwrap();
+        run(mount[0], &[&mount[1..], &[at.to_str().unwrap()]].concat());
+        Self { at: at.to_path_buf() }
+    }
+
+    /// An image of this size, made by this program.
+    fn image(folder: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Self {
+        let image = folder.join("image");
+        if megabytes > 0 {
+            File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        }
+        let made = Command::new(make[0]).args(&make[1..]).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        Self::at(&folder.join("mounted"), &["mount", "-t", kind, "-o", "loop", image.to_str().unwrap()])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+/// Waits until each start of the file is counted for both targets, exactly.
+fn counted_again(tracer: &Tracer, program: &Path) {
+    let both = || [count(tracer, "path_total"), count(tracer, "name_total")];
+    eventually("the file to be traced", || {
+        let before = both();
+        fire_at_once(program, 1);
+        let is_counted = both() == before.map(|count| count + 1);
+        is_counted && {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let before = both();
+            fire_at_once(program, 1);
+            both() == before.map(|count| count + 1)
+        }
+    });
+}
+
+/// The program is there already, and can only be run.
+fn runs(at: &Path, name: &str) -> (Tracer, Program) {
+    let path = at.join(name);
+    let mut running = Program::start(&path);
+    let tracer = Tracer::start(&config(&[
+        ("path", &format!("binary: {}", path.display())),
+        ("name", &format!("process: {name}")),
+    ]));
+    running.fire(100);
+    fire_at_once(&path, 10);
+    assert_eq!((count(&tracer, "path_total"), count(&tracer, "name_total")), (110, 110));
+    (tracer, running)
+}
+
+/// And everything may be done to it.
+fn lives(at: &Path, builds: &Path, name: &str) {
+    let path = at.join(name);
+    let [first, second] = ["first", "second"].map(|build| builds.join(build));
+    let (tracer, mut running) = runs(at, name);
+    let expect = |what: &str, times: u64, fire: &mut dyn FnMut()| {
+        let before = [count(&tracer, "path_total"), count(&tracer, "name_total")];
+        fire();
+        let now = [count(&tracer, "path_total"), count(&tracer, "name_total")];
+        assert_eq!(now, before.map(|count| count + times), "{what}");
+    };
+    // Another file with the same contents, even the same blocks, is not it.
+    let other = at.join("another");
+    run("cp", &["--reflink=auto", path.to_str().unwrap(), other.to_str().unwrap()]);
+    expect("a copy", 0, &mut || fire_at_once(&other, 1000));
+    // On overlayfs this makes another file of it.
+    run("chmod", &["711", path.to_str().unwrap()]);
+    counted_again(&tracer, &path);
+    expect("the file with other rights", 20, &mut || fire_at_once(&path, 20));
+    expect("the process that ran before", 5, &mut || running.fire(5));
+    let new = at.join(format!("{name}.new"));
+    copy(&second, &new);
+    run("mv", &[new.to_str().unwrap(), path.to_str().unwrap()]);
+    counted_again(&tracer, &path);
+    expect("what was renamed over it", 30, &mut || fire_at_once(&path, 30));
+    copy(&first, &path);
+    counted_again(&tracer, &path);
+    expect("what was written over it", 40, &mut || fire_at_once(&path, 40));
+    let script = "until truncate -s 0 $1; do sleep 0.02; done; cat $0 > $1";
+    run("sh", &["-c", script, second.to_str().unwrap(), path.to_str().unwrap()]);
+    counted_again(&tracer, &path);
+    expect("what was truncated and written", 50, &mut || fire_at_once(&path, 50));
+    expect("the process that still runs", 6, &mut || running.fire(6));
+    fs::remove_file(&path).unwrap();
+    expect("a process whose file is deleted", 7, &mut || running.fire(7));
+    assert_eq!(tracer.stray(), 0);
+}
+
+fn named(kind: &str) -> String {
+    format!("{kind}{}", std::process::id() % 100_000)
+}
+
+fn lives_on(kind: &str, mount: impl Fn(&Path) -> Mounted) {
+    let (builds, folder, name) = (builds(), folder(), named(kind));
+    let mounted = mount(folder.path());
+    copy(&builds.path().join("first"), &mounted.at.join(&name));
+    lives(&mounted.at, builds.path(), &name);
+}
+
+#[test]
+fn in_memory() {
+    lives_on("tmpfs", |folder| Mounted::at(&folder.join("mounted"), &["mount", "-t", "tmpfs", "none"]));
+}
+
+#[test]
+fn xfs_with_shared_blocks() {
+    lives_on("xfs", |folder| {
+        let image = folder.join("image");
+        Mounted::image(folder, "xfs", 320, &["mkfs.xfs", "-q", "-m", "reflink=1", image.to_str().unwrap()])
+    });
+}
+
+#[test]
+fn btrfs_with_shared_blocks() {
+    lives_on("btrfs", |folder| {
+        let image = folder.join("image");
+        Mounted::image(folder, "btrfs", 128, &["mkfs.btrfs", "-q", image.to_str().unwrap()])
+    });
+}
+
+/// A snapshot has the same inode numbers on the same device, and its files are others.
+#[test]
+fn a_snapshot_of_btrfs_is_another_file() {
+    let (builds, folder, name) = (builds(), folder(), named("snap"));
+    let image = folder.path().join("image");
+    let made = ["mkfs.btrfs", "-q", image.to_str().unwrap()];
+    let mounted = Mounted::image(folder.path(), "btrfs", 128, &made);
+    let [one, two] = ["one", "two"].map(|volume| mounted.at.join(volume));
+    run("btrfs", &["-q", "subvolume", "create", one.to_str().unwrap()]);
+    copy(&builds.path().join("first"), &one.join(&name));
+    run("btrfs", &["-q", "subvolume", "snapshot", one.to_str().unwrap(), two.to_str().unwrap()]);
+    let tracer = Tracer::start(&config(&[
+        ("one", &format!("binary: {}", one.join(&name).display())),
+        ("two", &format!("binary: {}", two.join(&name).display())),
+    ]));
+    fire_at_once(&one.join(&name), 3);
+    fire_at_once(&two.join(&name), 50);
+    assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (3, 50));
+}
+
+fn image_of(kind: &str, make: impl Fn(&str, &str) -> Vec<String>) {
+    let (builds, folder, name) = (builds(), folder(), named(kind));
+    let [content, image] = ["content", "image"].map(|name| folder.path().join(name));
+    fs::create_dir(&content).unwrap();
+    copy(&builds.path().join("first"), &content.join(&name));
+    let make = make(content.to_str().unwrap(), image.to_str().unwrap());
+    let make: Vec<&str> = make.iter().map(String::as_str).collect();
+    let mounted = Mounted::image(folder.path(), kind, 0, &make);
+    runs(&mounted.at, &name);
+}
+
+/// As snaps and AppImages are.
+#[test]
+fn an_image_of_squashfs() {
+    image_of("squashfs", |content, image| {
+        ["mksquashfs", content, image, "-quiet", "-no-progress"].map(str::to_string).to_vec()
+    });
+}
+
+#[test]
+fn an_image_of_erofs() {
+    image_of("erofs", |content, image| ["mkfs.erofs", image, content].map(str::to_string).to_vec());
+}
+
+#[test]
+fn overlays_of_all_kinds() {
+    for (kind, options) in [
+        ("plain", ""),
+        ("meta", ",metacopy=on,redirect_dir=on"),
+        ("user", ",userxattr"),
+        ("volatile", ",volatile"),
+        ("index", ",index=on,xino=on"),
+    ] {
+        let (builds, folder, name) = (builds(), folder(), named(kind));
+        let above = Mounted::at(&folder.path().join("above"), &["mount", "-t", "tmpfs", "none"]);
+        let [lower, below] = ["lower", "below"].map(|name| folder.path().join(name));
+        let [upper, work] = ["upper", "work"].map(|name| above.at.join(name));
+        for folder in [&lower, &below, &upper, &work] {
+            fs::create_dir(folder).unwrap();
+        }
+        copy(&builds.path().join("first"), &below.join(&name));
+        let layers = format!(
+            "lowerdir={}:{},upperdir={},workdir={}{options}",
+            lower.display(),
+            below.display(),
+            upper.display(),
+            work.display()
+        );
+        let merged =
+            Mounted::at(&folder.path().join("merged"), &["mount", "-t", "overlay", "none", "-o", &layers]);
+        lives(&merged.at, builds.path(), &name);
+    }
+}
+
+/// In user space: sshfs, rootless containers.
+#[test]
+fn a_file_system_in_user_space() {
+    lives_on("fuse", |folder| {
+        let source = folder.join("source");
+        fs::create_dir(&source).unwrap();
+        Mounted::at(&folder.join("mounted"), &["bindfs", source.to_str().unwrap()])
+    });
+}
