@@ -103,6 +103,7 @@ enum site_flag {
 	SITE_TAIL_JUMP = 1 << 6,
 	SITE_CALLEE_ENTRY = 1 << 7,
 	SITE_PASSAGE = SITE_LOOP_BACK | SITE_TAIL_JUMP | SITE_CALLEE_ENTRY,
+	SITE_STEPPED = 1 << 8, /* its instruction is single-stepped, which takes longer */
 };
 
 /* Where a call is whose start is kept. */
@@ -281,6 +282,8 @@ enum accounting_slot {
 	ACCT_READ_FAULTS, /* reads of the application's memory that failed; not a way a hit can end */
 	ACCT_LAST_HIT, /* jiffies; not added to but overwritten */
 	ACCT_LABEL_OVERFLOW, /* label sets that went to "other"; not a way a hit can end */
+	ACCT_PASSED, /* traps that are no hits: at a passage, a jump that stays in its function, a condition that does not hold */
+	ACCT_STEPPED, /* hits, and such traps, at an instruction that is single-stepped */
 	ACCT_FORGOTTEN, /* earlier starts that a start or a return showed to be over without their end; not a way a hit can end */
 	ACCT_SLOTS = 16,
 };

@@ -221,21 +221,25 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 		stray();
 		return 0;
 	}
-	if (site->flags & SITE_JUMP && stays(ctx, site))
-		return 0;
 	probe = bpf_map_lookup_elem(&probes, &site->probe);
 	if (!probe) {
 		stray();
 		return 0;
 	}
-	if (site->condition && !holds(ctx->flags, site->condition - 1))
-		return 0;
-	if (site->flags & SITE_PASSAGE) {
-		pass(site, probe, ctx, shard_base() + probe->accounting);
-		return 0;
-	}
 	shard = shard_base();
 	accounting = shard + probe->accounting;
+	if (site->flags & SITE_STEPPED)
+		add(accounting + ACCT_STEPPED, 1);
+	if ((site->flags & SITE_JUMP && stays(ctx, site)) ||
+	    (site->condition && !holds(ctx->flags, site->condition - 1))) {
+		add(accounting + ACCT_PASSED, 1);
+		return 0;
+	}
+	if (site->flags & SITE_PASSAGE) {
+		add(accounting + ACCT_PASSED, 1);
+		pass(site, probe, ctx, accounting);
+		return 0;
+	}
 	last_hit(accounting);
 	if ((probe->flags & PROBE_FILTER && !is_meant_or_read(probe->filter)) ||
 	    (site->flags & SITE_CANDIDATE && is_meant(candidate_filters + probe->filter) <= 0)) {

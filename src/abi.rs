@@ -11,6 +11,11 @@ pub(crate) mod files {
     pub use generated::types::{mapped_file, process};
 }
 
+/// Of what a hit costs.
+pub(crate) mod prices {
+    include!(concat!(env!("OUT_DIR"), "/prices.skel.rs"));
+}
+
 /// Of what tells which processes come and go.
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));

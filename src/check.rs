@@ -1,25 +1,19 @@
 //! The `check` command: what the plan means in the files as they are now, and whether the kernel agrees.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
 
 use crate::config::Diagnostics;
 use crate::config::model::Point;
-use crate::drain::Drain;
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes, usdt_sites};
-use crate::kernel::{Accounting, Attach, choose};
-use crate::layout::Layout;
 use crate::net::NetworkConfig;
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
-use crate::run::{RunError, failed_to};
 use crate::selectors::Predicate;
 use crate::table::Table;
-use crate::targets::{DebugSymbols, ProbeManager, ProbeState, TargetFile, debug_symbols, find, with_names};
+use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
 use crate::unfit::reasons;
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
@@ -377,55 +371,4 @@ impl Notes {
         let text = format!("{} = arg{index}{offset} {}{more}", value.name, forms.join(" or "));
         text.trim_end().to_string()
     }
-}
-
-/// What came of attaching.
-#[derive(Debug)]
-pub struct Tried {
-    pub table: String,
-    /// Whether the kernel refused a probe that is in its file.
-    pub refused: bool,
-}
-
-/// Attaches all probes, counts for `time`, and detaches.
-///
-/// # Errors
-/// If the kernel refuses the programs.
-pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
-    let attach = choose(plan.settings.attach);
-    let plan = Arc::new(plan);
-    let layout = Arc::new(Layout::new(&plan));
-    let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
-    // Without it the ring would fill, and hits would be lost that a run does not lose.
-    let user = Arc::new(layout.user_store(plan.probes.len()));
-    let drain = Drain::start(plan.clone(), &layout, user, manager.shared())
-        .map_err(failed_to("start the thread that drains the ring buffer"))?;
-    std::thread::sleep(time);
-    let shared = manager.shared();
-    let how = match attach {
-        Attach::Multi => "uprobe_multi links",
-        Attach::Perf => "perf events",
-    };
-    let states = manager.status().probes();
-    let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST"]);
-    for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
-        let accounting = Accounting::read(&shared, number);
-        let state = &status.state;
-        table.row([
-            plan.targets[probe.target].name.clone(),
-            probe.name.clone(),
-            state.word().to_string(),
-            status.sites.to_string(),
-            accounting.hits.to_string(),
-            accounting.lost.to_string(),
-        ]);
-        if !state.reason().is_empty() {
-            table.line(state.reason());
-        }
-    }
-    drop(drain);
-    drop(manager);
-    let refused = states.iter().any(|status| matches!(status.state, ProbeState::Refused(_)));
-    let text = format!("\nAttached for {} s by {how}:\n{table}", time.as_secs());
-    Ok(Tried { table: text, refused })
 }

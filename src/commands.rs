@@ -14,7 +14,7 @@ use crate::logging::{LogFile, Logging};
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
-use crate::{check, dashboard, reference};
+use crate::{check, dashboard, reference, trial};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -106,7 +106,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     }
     lint(&plan).iter().for_each(|remark| eprintln!("note: {remark}"));
     let Some(time) = attach else { return shown };
-    match check::try_out(plan, time) {
+    match trial::try_out(plan, time) {
         Ok(tried) if tried.refused => {
             show(&tried.table);
             ExitCode::from(KERNEL)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::abi::accounting_slot;
 use crate::drain::{Drain, DrainStats};
-use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Shared};
+use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Shared, measure_prices};
 use crate::layout::Layout;
 use crate::metrics::{Bank, Seat};
 use crate::plan::Plan;
@@ -76,7 +76,11 @@ impl Engines {
     /// If the kernel refuses the programs.
     pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
         let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
-        let engine = Engine::start(plan, attach)?;
+        let engine = std::thread::scope(|scope| {
+            // Before the first scrape, so that what is told of costs does not change.
+            scope.spawn(move || measure_prices(attach));
+            Engine::start(plan, attach)
+        })?;
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, Past::default()))
     }
 

@@ -1,11 +1,12 @@
-//! Memory that is mapped: maps of the kernel (slots, interners, the control page, counters of packets), and the code of
-//! traced files.
+//! Memory that is mapped: maps of the kernel (slots, interners, the control page, counters of packets), the code of
+//! traced files, and code to try probes on.
 //!
 //! The kernel writes to its maps while they are read, so they are only ever seen as atomic numbers; a mapping never hands
 //! out a reference to a plain structure.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -155,6 +156,89 @@ impl Drop for CodeView {
     fn drop(&mut self) {
         // SAFETY: exactly the region that `new` mapped; no reference to it is ever made.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Functions that do nothing, in a file that nobody else has, to set probes on.
+#[derive(Debug)]
+pub struct TestCode {
+    /// What probes are set in; dropped, it is gone.
+    pub file: File,
+    memory: NonNull<u8>,
+}
+
+impl TestCode {
+    /// A function whose first instruction the kernel emulates, as its offset in the file.
+    pub const EMULATED: usize = 0;
+    /// A function whose first instruction the kernel single-steps.
+    pub const SINGLE_STEPPED: usize = 64;
+    /// As the first one, to trace its return.
+    pub const RETURNING: usize = 128;
+    /// As the first one, to be left alone.
+    pub const BARE: usize = 192;
+
+    /// Makes the file, and maps it as a program is mapped.
+    ///
+    /// # Errors
+    /// What memfd_create(2), write(2) and mmap(2) refuse.
+    pub fn new() -> io::Result<Self> {
+        use rustix::fs::{MemfdFlags, memfd_create};
+        let make = |flags| memfd_create("exporter-prices", MemfdFlags::CLOEXEC | flags);
+        // Before Linux 6.3 there is no such flag, and the file may be executed all the same.
+        let file = make(MemfdFlags::EXEC).or_else(|_| make(MemfdFlags::empty()))?;
+        let mut file = File::from(file);
+        file.write_all(&Self::code())?;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours; the result is
+        // checked before it is used.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE as usize,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { file, memory })
+    }
+
+    /// A page of breakpoints, with the functions in it.
+    fn code() -> Vec<u8> {
+        const NOP_RET: [u8; 2] = [0x90, 0xc3];
+        /// `xor %eax,%eax; ret`.
+        const CLEAR_RET: [u8; 3] = [0x31, 0xc0, 0xc3];
+        let mut code = vec![0xcc; PAGE as usize];
+        for at in [Self::EMULATED, Self::RETURNING, Self::BARE] {
+            code[at..at + NOP_RET.len()].copy_from_slice(&NOP_RET);
+        }
+        code[Self::SINGLE_STEPPED..Self::SINGLE_STEPPED + CLEAR_RET.len()].copy_from_slice(&CLEAR_RET);
+        code
+    }
+
+    /// Calls one of the functions.
+    ///
+    /// # Panics
+    /// If there is none at this offset.
+    pub fn call(&self, offset: usize) {
+        assert!([Self::EMULATED, Self::SINGLE_STEPPED, Self::RETURNING, Self::BARE].contains(&offset));
+        let address = self.memory.as_ptr().wrapping_add(offset);
+        // SAFETY: at these offsets of the mapping, which lives as long as `self`, is a function of the C calling convention
+        // that takes nothing, returns at once, and changes no register but %eax. The file is not written to after that: nobody
+        // else has it. Probes replace an instruction for a moment, and the kernel does then what it does.
+        let function: extern "C" fn() = unsafe { std::mem::transmute(address) };
+        function();
+    }
+}
+
+impl Drop for TestCode {
+    fn drop(&mut self) {
+        // SAFETY: exactly the region that `new` mapped; nothing runs in it, since calls borrow `self`.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), PAGE as usize) };
     }
 }
 

@@ -71,6 +71,13 @@ pub(crate) fn living_thread(pid: u32) -> u32 {
     others.filter(|id| *id != pid).find(|id| runs(*id)).unwrap_or(pid)
 }
 
+/// Ticks since the machine started, as [`Stat::start_ticks`] has them; suspended time among them.
+pub(crate) fn uptime_ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let hz = rustix::param::clock_ticks_per_second();
+    now.tv_sec as u64 * hz + now.tv_nsec as u64 * hz / 1_000_000_000
+}
+
 /// Of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

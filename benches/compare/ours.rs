@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use exporter::config::{self, Overrides, model::AttachMode};
+use exporter::costs::until_now;
 use exporter::drain::Drain;
 use exporter::elf::{Image, SymbolIndex};
-use exporter::kernel::{Kernel, PidNamespace, choose};
+use exporter::kernel::{Kernel, PidNamespace, choose, measure_prices};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
@@ -45,6 +46,7 @@ fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, Strin
 
 impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
+        measure_prices(choose(AttachMode::Auto));
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Arc::new(Layout::new(&plan));
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
@@ -75,6 +77,12 @@ impl Exporter {
             None => Ok(attached.links),
             Some(refusal) => Err(refusal.to_string()),
         }
+    }
+
+    /// Seconds that the exporter says its hits cost so far.
+    pub fn cost(&self) -> f64 {
+        let shared = self.kernel.shared();
+        (0..self.plan.probes.len()).map(|probe| until_now(&self.plan, &shared, probe)).sum()
     }
 
     /// Waits for the events that are still in the ring, then renders all series.

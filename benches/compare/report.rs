@@ -12,6 +12,8 @@ pub struct Samples {
     ns: Vec<(usize, f64)>,
     /// CPU time of the tracer for each hit.
     tracer_ns: Vec<f64>,
+    /// Nanoseconds that the tracer itself says a hit costs.
+    estimates: Vec<f64>,
     /// Hits that the tracer did not report, of all rounds together.
     pub lost: u64,
     /// Why there is no figure.
@@ -27,7 +29,14 @@ pub struct Report {
 
 impl Samples {
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_string(), ns: Vec::new(), tracer_ns: Vec::new(), lost: 0, note: String::new() }
+        Self {
+            name: name.to_string(),
+            ns: Vec::new(),
+            tracer_ns: Vec::new(),
+            estimates: Vec::new(),
+            lost: 0,
+            note: String::new(),
+        }
     }
 
     /// One round's nanoseconds per call.
@@ -38,6 +47,11 @@ impl Samples {
     /// What the tracer itself spent on one round's hits.
     pub fn spent(&mut self, ns: u64, hits: u64) {
         self.tracer_ns.push(ns as f64 / hits as f64);
+    }
+
+    /// What the tracer says one round's hits cost each.
+    pub fn estimated(&mut self, ns: f64) {
+        self.estimates.push(ns);
     }
 
     fn all(&self) -> Vec<f64> {
@@ -83,9 +97,9 @@ impl Report {
         );
         if !self.rows.is_empty() {
             to.push_str(
-                "| probe | tracer | ns per hit | spread | x empty | tracer's CPU, ns per hit | lost |\n",
+                "| probe | tracer | ns per hit | spread | x empty | tracer's estimate | tracer's CPU, ns per hit | lost |\n",
             );
-            to.push_str("|---|---|---:|---:|---:|---:|---:|\n");
+            to.push_str("|---|---|---:|---:|---:|---:|---:|---:|\n");
         }
         for (row, all) in &self.rows {
             let floor = all.iter().find(|samples| samples.name == FLOOR);
@@ -93,7 +107,7 @@ impl Report {
                 let _ = write!(to, "| {row} | {} ", samples.name.replace('_', " "));
                 let mut ns = samples.all();
                 if ns.is_empty() {
-                    let _ = writeln!(to, "| {} ||||| ", samples.note);
+                    let _ = writeln!(to, "| {} |||||| ", samples.note);
                     continue;
                 }
                 let middle = median(&ns);
@@ -101,13 +115,10 @@ impl Report {
                 let ratio = floor.filter(|_| samples.name != "no tracer").map(|floor| samples.ratios(floor));
                 let _ = writeln!(
                     to,
-                    "| {middle:.0} | {low:.0}-{high:.0} | {} | {} | {} |",
+                    "| {middle:.0} | {low:.0}-{high:.0} | {} | {} | {} | {} |",
                     ratio.map_or(String::new(), |ratios| format!("{:.2}", median(&ratios))),
-                    if samples.tracer_ns.is_empty() {
-                        String::new()
-                    } else {
-                        format!("{:.0}", median(&samples.tracer_ns))
-                    },
+                    whole(&samples.estimates),
+                    whole(&samples.tracer_ns),
                     samples.lost
                 );
             }
@@ -120,6 +131,11 @@ impl Report {
         }
         to
     }
+}
+
+/// Their median without a fraction; nothing of none.
+fn whole(numbers: &[f64]) -> String {
+    if numbers.is_empty() { String::new() } else { format!("{:.0}", median(numbers)) }
 }
 
 /// The middle of the sorted numbers; 0 of none.

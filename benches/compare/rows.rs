@@ -211,10 +211,12 @@ pub fn compare(
             let bpftrace = row.bpftrace.filter(|(known, _)| *known == name);
             if name == OURS {
                 let links = exporter.attach()?;
-                let before = cpu_ns();
+                let (before, cost) = (cpu_ns(), exporter.cost());
+                let hits = calls * row.processes as u64;
                 samples.add(round, run(calls)?);
                 exporter.scrape();
-                samples.spent(cpu_ns() - before, calls * row.processes as u64);
+                samples.spent(cpu_ns() - before, hits);
+                samples.estimated((exporter.cost() - cost) * 1e9 / hits as f64);
                 drop(links);
             } else if name == "no tracer" {
                 samples.add(round, run(calls)?);

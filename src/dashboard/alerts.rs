@@ -13,6 +13,9 @@ use crate::plan::{LabelPlan, Plan, ProbePlan};
 /// Where each alert is explained, in a section of its name.
 const RUNBOOK: &str = "docs/alerts.md";
 
+/// The part of a program's time that tracing may take before somebody is told.
+const MOST_OVERHEAD: f64 = 0.05;
+
 /// How long an exporter is remembered that is gone.
 const MEMORY: &str = "7d";
 
@@ -179,6 +182,18 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         )
         .lasting("15m"),
     ];
+    let rate =
+        |name: &str| format!("rate(fibre_exporter_target_{name}_seconds_total{{target=~{targets}}}[10m])");
+    rules.push(
+        Rule::new(
+            "ExporterTracingOverhead",
+            "warning",
+            ours(&format!("{} / {} > {MOST_OVERHEAD}", rate("tracing"), rate("cpu"))),
+            "Tracing takes {{ $value | humanizePercentage }} of the CPU time of {{ $labels.target }} on {{ $labels.instance }}.",
+            "The program is slower by that. fibre_exporter_probe_cost_seconds_total shows which probes cost most.",
+        )
+        .lasting("15m"),
+    );
     let own: Vec<&ProbePlan> = plan.probes.iter().filter(|probe| !probe.optional).collect();
     if !own.is_empty() {
         let names = one_of(own.iter().map(|probe| probe.name.as_str()));

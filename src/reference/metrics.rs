@@ -12,7 +12,7 @@ use crate::kernel::{Attach, Counts};
 use crate::kinds;
 use crate::net;
 use crate::plan::{self, Plan};
-use crate::targets::{Status, Ticks};
+use crate::targets::{Status, Ticks, Usage};
 use crate::telemetry::{Reloads, Telemetry};
 
 /// A kernel that has counted nothing.
@@ -119,6 +119,7 @@ fn telemetry() -> Telemetry {
         "    probes:\n      - span: wait_seconds\n        from: usdt:a:begin\n        to: usdt:a:end\n",
     ));
     let status = Status::new(&plan);
+    status.add_usage(0, Usage { share: Some(0.0), ..Usage::default() });
     status.set_ticks(Ticks { jiffies: 0, unix: 0.0, hz: 100.0 });
     let http = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     http[0].answered("/metrics", 200);

@@ -4,11 +4,12 @@ mod locate;
 
 use std::collections::BTreeSet;
 
-use crate::abi::site;
+use crate::abi::{site, site_flag};
 use crate::arguments::{contradictions, described, in_word, listed, position, suggestions};
 use crate::config::model::{Point, ReturnsBy};
 use crate::elf::{
-    ArgForm, FormError, Parameters, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex, usdt_sites,
+    ArgForm, Cost, FormError, Parameters, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
+    usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
 use crate::plan::{Hook, ProbePlan};
@@ -138,6 +139,10 @@ pub fn resolve(
         let mut entry = site { probe: number, ..entry };
         if is_return {
             entry.frame_offset = POPPED;
+        }
+        // Where the kernel replaces the return address, it is the entry that is stepped, which may be a start's.
+        if at.cost() == Cost::SingleStepped && !(is_return && probe.span.is_some()) {
+            entry.flags |= site_flag::SITE_STEPPED.0;
         }
         for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
             *to = match locate(&at, &narrowed(value, is_function), function) {

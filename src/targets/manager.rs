@@ -140,6 +140,7 @@ impl Worker {
             if self.last_look.elapsed() >= pause {
                 pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
+                self.measure_usage();
                 let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
                 if walk || self.status.ticks().is_none() {
                     self.measure_ticks();

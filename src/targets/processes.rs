@@ -127,6 +127,11 @@ impl Processes {
         self.members.get(target).map_or(&[], Vec::as_slice)
     }
 
+    /// Processes that can be the target's, by what they are called.
+    pub fn of_target(&self, target: usize) -> Vec<u32> {
+        self.all.values().filter(|process| self.means(target, process)).map(|process| process.pid).collect()
+    }
+
     /// Processes that were started by those that the target means.
     pub fn family(&self, target: usize) -> impl Iterator<Item = u32> {
         self.all.values().filter(move |process| process.families.contains(&target)).map(|process| process.pid)

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::attached_file::AttachedFile;
 use super::file::{Identity, TargetFile};
 use super::status::{Reattached, Status};
+use super::usage::Meter;
 use crate::kernel::{Filter, Kernel};
 
 /// One target's files.
@@ -35,6 +36,7 @@ pub(super) struct TargetState {
     pub(super) editions: u32,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,
+    pub(super) meter: Meter,
 }
 
 /// Files without probes that are remembered of one target.

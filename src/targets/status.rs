@@ -25,6 +25,19 @@ pub struct TargetCounts {
     pub reattached: Vec<[u64; 2]>,
     /// By target: how long processes ran before their file was attached to.
     pub unprobed: Vec<Duration>,
+    /// By target.
+    pub usage: Vec<Usage>,
+}
+
+/// What was measured of a target's processes so far, while they hit its probes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// Seconds of processor time.
+    pub cpu: f64,
+    /// What tracing took of that, in the same time.
+    pub tracing: f64,
+    /// The part that tracing took lately; None if it is not known, as of processes that end at once.
+    pub share: Option<f64>,
 }
 
 /// Why a target's file was attached to again.
@@ -119,6 +132,7 @@ impl Status {
                 walks: 0,
                 reattached: vec![[0; 2]; plan.targets.len()],
                 unprobed: vec![Duration::ZERO; plan.targets.len()],
+                usage: vec![Usage::default(); plan.targets.len()],
             }),
         }
     }
@@ -150,6 +164,11 @@ impl Status {
                     *to += more;
                 }
                 sums.unprobed[at] += counts.unprobed[number];
+                // They are the same processes, measured more than once.
+                let (sum, of_part) = (&mut sums.usage[at], counts.usage[number]);
+                (sum.cpu, sum.tracing) = (sum.cpu.max(of_part.cpu), sum.tracing + of_part.tracing);
+                let known = of_part.share.map(|share| share + sum.share.unwrap_or(0.0));
+                sum.share = known.or(sum.share);
             }
         }
         drop(sums);
@@ -258,6 +277,12 @@ impl Status {
 
     pub(super) fn add_unprobed(&self, target: usize, nanoseconds: u64) {
         self.lock_targets().unprobed[target] += Duration::from_nanos(nanoseconds);
+    }
+
+    pub(crate) fn add_usage(&self, target: usize, more: Usage) {
+        let usage = &mut self.lock_targets().usage[target];
+        (usage.cpu, usage.tracing) = (usage.cpu + more.cpu, usage.tracing + more.tracing);
+        usage.share = more.share;
     }
 
     fn lock_targets(&self) -> MutexGuard<'_, TargetCounts> {

@@ -1,11 +1,18 @@
-//! What has to be done from time to time, whatever the targets do: starts of spans that are left, and the clock.
+//! What has to be done from time to time, whatever the targets do: starts of spans that are left, the clock, and how much processor
+//! time the targets take.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::HashSet;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::status::Ticks;
+use super::file::Identity;
+use super::find::Finder;
+use super::status::{Ticks, Usage};
+use super::usage::Measured;
 use super::worker::Worker;
 use crate::abi::accounting_slot;
+use crate::costs::until_now;
 use crate::plan::Pairing;
+use crate::selectors::Selector;
 
 /// Ticks of the kernel in a second, by its configuration.
 const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
@@ -41,5 +48,78 @@ impl Worker {
         if let Some(hz) = hz {
             self.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
         }
+    }
+}
+
+/// A process more is so much longer until the next measurement: reading of it takes some 20 us.
+const FOR_EACH_PROCESS: Duration = Duration::from_millis(10);
+
+/// How long it is not looked up again who maps a library, which takes a look at all processes.
+const MAPPING: Duration = Duration::from_secs(30);
+
+impl Worker {
+    /// Measures targets whose probes were hit since the last time; without hits nothing is read.
+    pub(super) fn measure_usage(&mut self) {
+        let plan = self.plan.clone();
+        let shared = self.kernel.shared();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let cost: f64 = planned.probes.iter().map(|probe| until_now(&plan, &shared, *probe)).sum();
+            let state = &mut self.targets[target];
+            let files: Vec<Identity> =
+                state.current.iter().chain(&state.replaced).map(|file| file.identity).collect();
+            let meter = &mut state.meter;
+            // Prices are measured after the first hits.
+            let is_hit = (cost - meter.cost).abs() > 0.0 || meter.last.is_none();
+            let pause = FOR_EACH_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
+            if files.is_empty() || !is_hit {
+                if !meter.lately.is_empty() {
+                    self.status.add_usage(target, Usage { share: meter.share(), ..Usage::default() });
+                }
+                continue;
+            }
+            if meter.last.is_some_and(|last| last.elapsed() < pause) {
+                continue;
+            }
+            let processes = self.finder.running(target, &planned.selector, &files, &mut meter.mapping);
+            let used = meter.read(&processes);
+            let tracing = (cost - meter.cost).max(0.0);
+            meter.cost = cost;
+            if let Some(cpu) = used {
+                meter.lately.push_back(Measured { at: Instant::now(), cpu, tracing });
+                self.status.add_usage(target, Usage { cpu, tracing, share: meter.share() });
+            }
+        }
+    }
+}
+
+impl Finder {
+    /// The processes that run one of these files, or have loaded it, as far as the target means them.
+    fn running(
+        &mut self,
+        target: usize,
+        selector: &Selector,
+        files: &[Identity],
+        mapping: &mut Option<(Instant, Vec<u32>)>,
+    ) -> Vec<u32> {
+        if selector.path().is_none() {
+            self.walk();
+            return self.processes.fitting(&selector.who, Some(target)).0;
+        }
+        let is_it = |finder: &mut Self, pid: u32| {
+            finder.of_process(pid).is_ok_and(|found| files.contains(&found.identity))
+        };
+        let named = self.processes.of_target(target);
+        let running: Vec<u32> = named.into_iter().filter(|pid| is_it(self, *pid)).collect();
+        if !running.is_empty() {
+            return running;
+        }
+        if let Some((_, known)) = mapping.as_ref().filter(|(at, _)| at.elapsed() < MAPPING) {
+            return known.clone();
+        }
+        let own = std::process::id();
+        let all: HashSet<u32> = files.iter().flat_map(|file| self.mapping(*file)).collect();
+        let found: Vec<u32> = all.into_iter().filter(|pid| *pid != own).collect();
+        *mapping = Some((Instant::now(), found.clone()));
+        found
     }
 }

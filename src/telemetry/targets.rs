@@ -2,6 +2,7 @@
 
 use super::Telemetry;
 use crate::exposition::Families;
+use crate::kernel::prices;
 use crate::targets::Reattached;
 
 impl Telemetry {
@@ -25,10 +26,50 @@ impl Telemetry {
         for (name, unprobed) in names().zip(&counts.unprobed) {
             rows.number(&[("target", name)], unprobed.as_secs_f64());
         }
+        self.usage(to);
         to.counter(
             "fibre_exporter_process_scans_total",
             "Full scans of /proc: one at start, and one whenever process events were lost.",
         )
         .number(&[], counts.walks);
+    }
+
+    /// What tracing costs, beside what the targets use anyway.
+    fn usage(&self, to: &mut Families) {
+        let usage = self.status.targets().usage;
+        let named = || self.plan.targets.iter().map(|target| [("target", target.name.as_str())]).zip(&usage);
+        let rows = to.counter(
+            "fibre_exporter_target_cpu_seconds_total",
+            "CPU time of the target's processes while they hit its probes, tracing included; without processes \
+             that ended within a second.",
+        );
+        named().for_each(|(labels, usage)| rows.number(&labels, usage.cpu));
+        let rows = to.counter(
+            "fibre_exporter_target_tracing_seconds_total",
+            "The part of fibre_exporter_target_cpu_seconds_total that was spent on tracing (an estimate).",
+        );
+        named().for_each(|(labels, usage)| rows.number(&labels, usage.tracing));
+        let rows = to.gauge(
+            "fibre_exporter_target_tracing_ratio",
+            "Tracing's share of the target's CPU time in the last ten seconds (an estimate); absent if its \
+             processes are not known.",
+        );
+        named().for_each(|(labels, usage)| {
+            usage.share.into_iter().for_each(|share| rows.number(&labels, share))
+        });
+        let prices = prices();
+        let source = if prices.is_measured { "measured" } else { "assumed" };
+        let rows = to.gauge(
+            "fibre_exporter_hit_cost_seconds",
+            "Time that a hit takes at least, by the form of the probed instruction; measured at start on code \
+             of the exporter's own, or assumed.",
+        );
+        for (form, seconds) in [
+            ("emulated", prices.emulated),
+            ("single_stepped", prices.single_stepped),
+            ("trampoline", prices.trampoline),
+        ] {
+            rows.number(&[("form", form), ("source", source)], seconds);
+        }
     }
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod attach;
 mod books;
+mod costs;
 mod footprint;
 mod forms;
 mod functions;

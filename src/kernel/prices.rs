@@ -1,0 +1,166 @@
+//! What a hit costs the traced program at least, by how the kernel runs the probed instruction: measured once, on code of the
+//! exporter's own, which nobody else runs.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{ErrorExt, Link, UprobeMultiOpts, UprobeOpts};
+
+use super::link_kind::Attach;
+use super::links::detach;
+use crate::abi::prices::generated::{PricesSkel, PricesSkelBuilder};
+use crate::mapping::TestCode;
+
+/// Seconds that a hit takes, with a program that only counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prices {
+    /// At an instruction that the kernel emulates.
+    pub emulated: f64,
+    /// At one that it single-steps.
+    pub single_stepped: f64,
+    /// A call of a function whose return address the kernel replaces: entry and return.
+    pub trampoline: f64,
+    /// Otherwise it is assumed, from measurements on other machines.
+    pub is_measured: bool,
+}
+
+impl Default for Prices {
+    fn default() -> Self {
+        Self { emulated: 0.6e-6, single_stepped: 7e-6, trampoline: 1e-6, is_measured: false }
+    }
+}
+
+static MEASURED: OnceLock<Prices> = OnceLock::new();
+
+/// As they are known by now: assumed, before they are measured.
+pub fn prices() -> Prices {
+    MEASURED.get().copied().unwrap_or_default()
+}
+
+/// Measures them, once for the life of the process, in some 30 ms. Where that is not possible they stay assumed, which is logged.
+pub fn measure_prices(attach: Attach) -> Prices {
+    if MEASURED.get().is_none() {
+        let (tell, told) = sync_channel(1);
+        // It still detaches when all is told, which takes as long again.
+        let thread = std::thread::Builder::new().name("prices".to_string()).spawn(move || {
+            let measured = measure(attach, |prices| {
+                let _ = tell.try_send(prices);
+            });
+            if let Err(err) = measured {
+                log::info!("The cost of a hit cannot be measured, and is assumed: {err:#}");
+            }
+        });
+        let prices = thread.ok().and_then(|_| told.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();
+        let _ = MEASURED.set(prices);
+        log::debug!("A hit costs at least: {:?}", self::prices());
+    }
+    prices()
+}
+
+/// Calls between two looks at the clock, and how often that is done: the quickest counts, which nothing else has disturbed.
+const CALLS: u32 = 50;
+const BATCHES: usize = 12;
+
+/// Then they stay assumed.
+const MOST_WAIT: Duration = Duration::from_secs(2);
+
+/// No longer for one form, however slow the machine is.
+const MOST_TIME: Duration = Duration::from_millis(15);
+
+fn measure(attach: Attach, tell: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
+    let failed = |what: &'static str| move |err: io::Error| libbpf_rs::Error::from(err).context(what);
+    let code = TestCode::new().map_err(failed("making code to probe"))?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = PricesSkelBuilder::default().open(&mut storage)?;
+    open.progs.price_multi.set_autoload(attach == Attach::Multi);
+    open.progs.price_perf.set_autoload(attach == Attach::Perf);
+    let skel = open.load()?;
+    let mut links = Vec::new();
+    let made = link(&skel, attach, &code.file, &mut links);
+    let measured = made.and_then(|()| {
+        let bare = time(&code, TestCode::BARE);
+        let price = |entry| (time(&code, entry) - bare).max(1e-9);
+        let before = hits(&skel);
+        let prices = Prices {
+            emulated: price(TestCode::EMULATED),
+            single_stepped: price(TestCode::SINGLE_STEPPED),
+            trampoline: price(TestCode::RETURNING),
+            is_measured: true,
+        };
+        // A breakpoint that was not set costs nothing.
+        let is_hit = hits(&skel) - before >= 3 * u64::from(CALLS);
+        let not_hit = || io::Error::other("the kernel has taken the probes, and they are not hit");
+        if !is_hit {
+            return Err(not_hit().into());
+        }
+        tell(prices);
+        Ok(())
+    });
+    detach(links);
+    measured
+}
+
+fn hits(skel: &PricesSkel<'_>) -> u64 {
+    skel.maps.bss_data.as_deref().map_or(0, |data| data.hits)
+}
+
+fn link(skel: &PricesSkel<'_>, attach: Attach, file: &File, links: &mut Vec<Link>) -> libbpf_rs::Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let entries = vec![TestCode::EMULATED, TestCode::SINGLE_STEPPED];
+    match attach {
+        Attach::Multi => {
+            for (offsets, retprobe) in [(entries, false), (vec![TestCode::RETURNING], true)] {
+                let opts = UprobeMultiOpts { offsets, retprobe, ..UprobeMultiOpts::default() };
+                links.push(skel.progs.price_multi.attach_uprobe_multi_with_opts(-1, &path, "", opts)?);
+            }
+        }
+        Attach::Perf => {
+            for offset in entries.into_iter().chain([TestCode::RETURNING]) {
+                let retprobe = offset == TestCode::RETURNING;
+                let opts = UprobeOpts { retprobe, ..UprobeOpts::default() };
+                links.push(skel.progs.price_perf.attach_uprobe_with_opts(-1, &path, offset, opts)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Seconds that a call takes.
+fn time(code: &TestCode, entry: usize) -> f64 {
+    let began = Instant::now();
+    let mut best = f64::INFINITY;
+    for _ in 0..BATCHES {
+        let batch = Instant::now();
+        (0..CALLS).for_each(|_| code.call(entry));
+        best = best.min(batch.elapsed().as_secs_f64() / f64::from(CALLS));
+        if began.elapsed() > MOST_TIME {
+            break;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::link_kind::choose;
+    use super::*;
+    use crate::config::model::AttachMode;
+
+    #[test]
+    fn forms_are_measured_on_code_of_the_exporters_own_as_root() {
+        for mode in [AttachMode::Auto, AttachMode::Perf] {
+            let mut told = None;
+            measure(choose(mode), |prices| told = Some(prices)).unwrap();
+            let prices = told.unwrap();
+            assert!(prices.is_measured && prices.emulated > 50e-9, "{prices:?}");
+            assert!(prices.single_stepped > prices.emulated, "{prices:?}");
+            assert!(prices.trampoline > prices.emulated, "{prices:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! How much processor time a target's processes take while they are traced, beside what tracing takes of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::procfs::{Stat, uptime_ticks};
+
+/// Of one target.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    pub last: Option<Instant>,
+    /// When that was, in ticks since the machine started.
+    last_ticks: u64,
+    /// What tracing had cost by then.
+    pub cost: f64,
+    /// Ticks of processor time of each process, by its number and when it began.
+    pub ticks: HashMap<(u32, u64), u64>,
+    /// What was measured lately.
+    pub lately: VecDeque<Measured>,
+    /// Processes that map a library, and when that was looked up.
+    pub mapping: Option<(Instant, Vec<u32>)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured {
+    pub at: Instant,
+    pub cpu: f64,
+    pub tracing: f64,
+}
+
+/// How long "lately" is: a tick of processor time is 10 ms.
+const LATELY: Duration = Duration::from_secs(10);
+
+impl Meter {
+    /// The part of the processor time that tracing took lately.
+    pub fn share(&mut self) -> Option<f64> {
+        self.lately.retain(|of| of.at.elapsed() < LATELY);
+        share(self.lately.iter().map(|of| (of.cpu, of.tracing)))
+    }
+
+    /// Seconds of processor time since the last time; None the first time.
+    pub fn read(&mut self, processes: &[u32]) -> Option<f64> {
+        let is_first = self.last.is_none();
+        let began_since = |start: u64| start >= self.last_ticks;
+        let mut used = 0;
+        let mut now = HashMap::new();
+        for stat in processes.iter().filter_map(|pid| Some((*pid, Stat::of(*pid).ok()?))) {
+            let (key, ticks) = ((stat.0, stat.1.start_ticks), stat.1.cpu_ticks);
+            let before = match self.ticks.get(&key) {
+                Some(before) => *before,
+                None if began_since(key.1) => 0,
+                None => ticks,
+            };
+            used += ticks.saturating_sub(before);
+            now.insert(key, ticks);
+        }
+        self.ticks = now;
+        (self.last, self.last_ticks) = (Some(Instant::now()), uptime_ticks());
+        (!is_first).then(|| used as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
+/// Tracing is part of the processor time that is measured: where it would be more, processes were not seen, and the part is not known.
+fn share(measured: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let (cpu, tracing) = measured.fold((0.0, 0.0), |(cpu, tracing), of| (cpu + of.0, tracing + of.1));
+    (cpu > 0.0 && tracing <= cpu * MOST_SHARE).then(|| (tracing / cpu).min(1.0))
+}
+
+/// Prices are those of a quiet machine, and processor time is counted in ticks.
+const MOST_SHARE: f64 = 2.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_cannot_be_is_not_known() {
+        let of = |measured: &[(f64, f64)]| share(measured.iter().copied());
+        assert_eq!(of(&[(1.0, 0.25), (3.0, 0.75)]), Some(0.25));
+        assert_eq!(of(&[(1.0, 1.1)]), Some(1.0));
+        assert_eq!(of(&[(1.0, 2.5)]), None, "processes were not seen");
+        assert_eq!(of(&[(0.0, 0.1)]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_process_counts_from_when_it_was_seen_first_unless_it_began_after_that() {
+        let mut meter = Meter::default();
+        let own = [std::process::id()];
+        assert_eq!(meter.read(&own), None);
+        let ticks = || Stat::of(own[0]).unwrap().cpu_ticks;
+        let before = ticks();
+        while ticks() < before + 2 {}
+        assert!(meter.read(&own).is_some_and(|used| used > 0.0));
+        // One that was not among them before, and is older than the last look.
+        assert_eq!(meter.read(&[1]), Some(0.0));
+        meter.last_ticks = 0;
+        meter.ticks.clear();
+        assert!(meter.read(&own).is_some_and(|used| used >= 0.02));
+    }
+}
