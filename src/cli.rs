@@ -10,7 +10,9 @@ use clap_complete::Shell;
 
 use crate::config::Overrides;
 use crate::config::keys::{CONFIG_ENV, KEYS};
-use crate::http::MAX_COST;
+
+/// The setting whose flag can be repeated; its values are put together with commas.
+const REPEATABLE: &str = "web_listen_address";
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +100,7 @@ pub fn command() -> Command {
             let arg = Arg::new(key.name).long(key.flag).help(format!("{}{default}", key.help));
             let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
             match key.value {
+                Some(value) if key.name == REPEATABLE => arg.value_name(value).action(ArgAction::Append),
                 Some(value) => arg.value_name(value),
                 None => arg.action(ArgAction::SetTrue),
             }
@@ -157,7 +160,7 @@ pub fn command() -> Command {
                     Arg::new("cost")
                         .long("cost")
                         .value_name("N")
-                        .value_parser(value_parser!(u32).range(4..=i64::from(MAX_COST)))
+                        .value_parser(value_parser!(u32).range(4..=16))
                         .default_value("10")
                         .help("bcrypt cost; each step doubles the time per check"),
                 ),
@@ -198,8 +201,10 @@ fn overrides(matches: &ArgMatches) -> Overrides {
             if matches.get_flag(key.name) {
                 overrides.set(key, "true");
             }
-        } else if let Some(text) = matches.get_one::<String>(key.name) {
-            overrides.set(key, text);
+        } else if let Some(texts) = matches.get_many::<String>(key.name) {
+            // Of those that cannot be repeated there is one.
+            let texts: Vec<_> = texts.map(String::as_str).collect();
+            overrides.set(key, texts.join(","));
         }
     }
     overrides
@@ -318,6 +323,8 @@ mod tests {
         // The beginning of a flag; the last of two; a value behind an equals sign.
         assert_eq!(run(&["--node", "a"]).get("node_name"), Some("a"));
         assert_eq!(run(&["--port", "1", "--port=2"]).get("metrics_port"), Some("2"));
+        let several = run(&["--web.listen-address", ":1", "--web.listen-address=[::1]:2"]);
+        assert_eq!(several.get("web_listen_address"), Some(":1,[::1]:2"));
         assert_eq!(run(&["--metrics-auth-password", "x"]).get("metrics_auth_password_file"), None);
     }
 

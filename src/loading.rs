@@ -1,8 +1,13 @@
 //! The configuration as it is used: read, checked with what it names, and planned.
 
-use crate::config::model::{Settings, TlsFiles};
-use crate::config::{self, Diagnostics, Draft, Overrides};
-use crate::http::{Credentials, HttpError, Tls, TlsPaths};
+use std::sync::Arc;
+
+use hyper::header::{HeaderName, HeaderValue};
+
+use crate::config::endpoint::{self, ClientAuth, PemSource, TlsSettings, Web};
+use crate::config::model::Settings;
+use crate::config::{self, Diagnostics, Overrides, Place};
+use crate::http::{Clients, Credentials, Demand, HttpError, Pem, Rate, Secured, Tls, TlsOptions, check_user};
 use crate::plan::{Plan, plan_draft};
 
 /// Reads the configuration and plans it, or says every mistake.
@@ -16,43 +21,94 @@ pub(crate) fn load_keeping(
     keep: impl FnOnce(&mut Settings),
 ) -> Result<(config::Loaded, Plan), Diagnostics> {
     let mut draft = config::read(overrides, &config::environment());
-    refuse_unusable(&draft);
+    refuse_unusable(&draft.settings().web, |at, text| draft.error(at, text));
     keep(draft.settings_mut());
     plan_draft(draft)
 }
 
-/// Who may ask, how connections are secured, and what is unwise about it.
-pub(crate) type Secured = (Option<Credentials>, Option<Tls>, Vec<String>);
-
-/// What the settings say of who may ask and how connections are secured, and what is unwise about it.
+/// How the endpoints are secured, and what is unwise about it. Users that `previous` knows stay known.
 ///
 /// # Errors
 /// If the certificate or the credentials are unusable.
-pub(crate) fn security(settings: &Settings) -> Result<Secured, HttpError> {
+pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured, Vec<String>), HttpError> {
     let (mut tls, mut warnings) = (None, Vec::new());
-    if let Some(files) = &settings.tls {
-        let (loaded, unwise) = Tls::load(paths_of(files))?;
-        (tls, warnings) = (Some(loaded), unwise);
+    if let Some(settings) = &web.tls {
+        let (loaded, unwise) = Tls::load(options_of(settings))?;
+        (tls, warnings) = (Some(Arc::new(loaded)), unwise);
     }
-    let auth = settings.auth.as_ref().map(|auth| Credentials::new(&auth.username, &auth.password));
-    Ok((auth.transpose()?, tls, warnings))
+    let auth = if web.users.is_empty() {
+        None
+    } else {
+        let users = web.users.iter().map(|user| (user.username.as_str(), user.password.as_str()));
+        Some(Credentials::new(users, previous.and_then(|previous| previous.auth.as_ref()))?)
+    };
+    let rate = web.rate_limit.map(|limit| Rate { interval: limit.interval, burst: limit.burst });
+    if rate.is_some_and(|rate| rate.burst == 0) {
+        warnings.push(
+            "rate_limit has no burst, so that every request is refused; set burst: 1 or more".to_owned(),
+        );
+    }
+    // Both were checked when they were read.
+    let header = |(name, value): &(&'static str, String)| {
+        Some((HeaderName::try_from(*name).ok()?, HeaderValue::try_from(value).ok()?))
+    };
+    let headers = web.headers.iter().filter_map(header).collect();
+    Ok((Secured { auth, tls, headers, rate }, warnings))
 }
 
-fn paths_of(files: &TlsFiles) -> TlsPaths {
-    TlsPaths { certificate: files.cert.clone(), key: files.key.clone() }
+fn options_of(settings: &TlsSettings) -> TlsOptions {
+    let demand = match settings.client_auth {
+        ClientAuth::None => Demand::None,
+        ClientAuth::Request => Demand::Request,
+        ClientAuth::RequireAny => Demand::RequireAny,
+        ClientAuth::VerifyIfGiven => Demand::VerifyIfGiven,
+        ClientAuth::RequireAndVerify => Demand::RequireAndVerify,
+    };
+    TlsOptions {
+        certificate: pem_of(&settings.cert, "`cert`"),
+        key: pem_of(&settings.key, "`key`"),
+        clients: Clients {
+            demand,
+            authority: settings.client_ca.as_ref().map(|ca| pem_of(ca, CLIENT_CA)),
+            allowed_names: settings.client_allowed_sans.clone(),
+        },
+        tls12: settings.versions.tls12,
+        tls13: settings.versions.tls13,
+        cipher_suites: settings.cipher_suites.clone(),
+        ignore_client_order: settings.prefer_server_cipher_suites,
+        groups: settings.curves.clone(),
+    }
 }
 
-/// Certificates and passwords that the HTTP server would refuse, in its own words.
-fn refuse_unusable(draft: &Draft) {
-    let settings = draft.settings();
-    if let Some(files) = &settings.tls
-        && let Err(err) = Tls::load(paths_of(files))
-    {
-        draft.error(&files.at, err.to_string());
+const CLIENT_CA: &str = "`client_ca`";
+
+fn pem_of(pem: &endpoint::Pem, name: &str) -> Pem {
+    match &pem.source {
+        PemSource::File(path) => Pem::File(path.clone()),
+        PemSource::Text(text) => Pem::Text { name: name.into(), text: text.clone() },
     }
-    if let Some(auth) = &settings.auth
-        && let Err(err) = Credentials::new(&auth.username, &auth.password)
+}
+
+/// Reports certificates and passwords that the HTTP server would refuse, in its own words.
+pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) {
+    if let Some(settings) = &web.tls
+        && let Err(err) = Tls::load(options_of(settings))
     {
-        draft.error(&auth.at, err.to_string());
+        report(place_of(&err, settings), err.to_string());
+    }
+    for user in &web.users {
+        if let Err(err) = check_user(&user.username, &user.password) {
+            report(&user.at, err.to_string());
+        }
+    }
+}
+
+/// Which setting is to blame.
+fn place_of<'s>(error: &HttpError, settings: &'s TlsSettings) -> &'s Place {
+    let HttpError::Tls(error) = error else { return &settings.at };
+    let ca = settings.client_ca.as_ref().filter(|ca| error.path() == Some(pem_of(ca, CLIENT_CA).name()));
+    match ca {
+        Some(ca) => &ca.at,
+        None => &settings.cert.at,
     }
 }

@@ -1,7 +1,7 @@
 //! The run command: everything put together, until a signal ends it.
 
 use std::error::Error;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -10,15 +10,16 @@ use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Overrides;
+use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::engine::Engines;
 use crate::exposition::Format;
 use crate::http::{
-    self, Access, Endpoint, HttpError, HttpStats, Level, Notice, Reply, RequestInfo, Route, Router, Security,
-    ServerOptions,
+    self, Access, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Reply, RequestInfo, Route, Router,
+    Security, ServerOptions,
 };
 use crate::kernel::{Attach, KernelError};
-use crate::loading::security;
+use crate::loading::secured;
 use crate::logging::Logging;
 use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
 use crate::plan::Plan;
@@ -82,21 +83,41 @@ pub(crate) fn failed_to(what: &'static str) -> impl Fn(io::Error) -> RunError {
     move |err| RunError::Io(what, err)
 }
 
-/// The ports, bound before privileges are dropped.
+/// The sockets, bound before privileges are dropped.
 #[derive(Debug)]
 pub struct Listeners {
-    metrics: TcpListener,
-    health: TcpListener,
+    metrics: Vec<Listener>,
+    health: Listener,
 }
 
 impl Listeners {
-    /// Binds both ports.
+    /// Binds all of them.
     ///
     /// # Errors
     /// If one of them cannot be had.
     pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
-        let bind = |port| http::bind(SocketAddr::new(settings.bind, port));
-        Ok(Self { metrics: bind(settings.metrics_port)?, health: bind(settings.health_port)? })
+        let bind = |port| Listener::bind(SocketAddr::new(settings.bind, port));
+        let mut health = None;
+        let metrics = match &settings.listen {
+            Listen::Port => vec![bind(settings.metrics_port)?],
+            Listen::Addresses(addresses) => addresses
+                .iter()
+                .map(|address| match address {
+                    ListenAddress::Tcp { host, port } => Listener::bind_host(host.as_deref(), *port),
+                    ListenAddress::Unix(path) => Listener::bind_unix(path),
+                })
+                .collect::<Result<_, _>>()?,
+            Listen::Inherited => {
+                let mut metrics = Vec::new();
+                for (name, socket) in service::sockets().map_err(HttpError::Inherited)? {
+                    let listener = Listener::inherited(socket)?;
+                    if name == "health" { health = Some(listener) } else { metrics.push(listener) }
+                }
+                metrics
+            }
+        };
+        let health = health.map_or_else(|| bind(settings.health_port), Ok)?;
+        Ok(Self { metrics, health })
     }
 }
 
@@ -113,13 +134,14 @@ pub fn run(
     listeners: Listeners,
 ) -> Result<(), RunError> {
     let settings = config.settings.clone();
-    announce(&settings, &plan);
-    let options = options(&settings)?;
+    announce(&settings, &plan, &listeners);
+    let mut options = options(&settings, &listeners)?;
     let network = plan.network.clone();
     let engines = Engines::start(plan, attach)?;
     let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
-    let address = metrics_url(&settings);
+    let address = metrics_urls(&settings, &listeners);
+    let addresses = listeners.metrics.iter().filter_map(Listener::address).collect();
     let running = Arc::new(Running::new(
         overrides.clone(),
         settings,
@@ -129,6 +151,7 @@ pub fn run(
         network,
         logging.clone(),
         stats.clone(),
+        addresses,
     ));
     if config.settings.keep_privileges == KeepPrivileges::None {
         let attached = running.clone();
@@ -137,11 +160,19 @@ pub fn run(
             .spawn(move || give_up_privileges(&attached))
             .map_err(failed_to("start the thread that gives up privileges"))?;
     }
+    let refreshed = running.clone();
+    options.refresh = Some(Arc::new(move || refreshed.refresh_web()));
     let [metrics_stats, health_stats] = stats;
-    let endpoints = vec![
-        Endpoint { listener: listeners.metrics, router: metrics_router(&running), stats: metrics_stats },
-        Endpoint { listener: listeners.health, router: health_router(running.clone()), stats: health_stats },
-    ];
+    let mut endpoints: Vec<_> = listeners
+        .metrics
+        .into_iter()
+        .map(|listener| Endpoint { listener, router: metrics_router(&running), stats: metrics_stats.clone() })
+        .collect();
+    endpoints.push(Endpoint {
+        listener: listeners.health,
+        router: health_router(running.clone()),
+        stats: health_stats,
+    });
     serve(endpoints, options, &address, &running)?;
     // Before the last line: what is still in the ring may be logged.
     drop(running);
@@ -150,49 +181,55 @@ pub fn run(
     Ok(())
 }
 
-fn announce(settings: &Settings, plan: &Plan) {
+fn announce(settings: &Settings, plan: &Plan, listeners: &Listeners) {
     log::info!("exporter v{}", env!("CARGO_PKG_VERSION"));
     let targets: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
-    log::info!(
-        "Configuration: targets={} node={} port={}",
-        targets.join(","),
-        settings.node_name,
-        settings.metrics_port
-    );
-    if !http::has_address(settings.bind) {
-        log::warn!(
-            "no interface has the address {} (`bind:`) yet; the exporter serves nothing until one has",
-            settings.bind
-        );
-    }
-    for warning in http::exposure_warnings(settings.bind, settings.auth.is_some(), settings.tls.is_some()) {
-        log::warn!("{warning}");
+    let port = match settings.listen {
+        Listen::Port => settings.metrics_port.to_string(),
+        Listen::Addresses(_) | Listen::Inherited => {
+            listeners.metrics.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        }
+    };
+    log::info!("Configuration: targets={} node={} port={port}", targets.join(","), settings.node_name);
+    let mut addresses: Vec<_> = listeners.metrics.iter().filter_map(Listener::address).collect();
+    addresses.dedup();
+    for address in addresses {
+        if !http::has_address(address) {
+            log::warn!(
+                "no interface has the address {address} yet; the exporter serves nothing on it until one has"
+            );
+        }
+        let web = &settings.web;
+        for warning in http::exposure_warnings(address, !web.users.is_empty(), web.tls.is_some()) {
+            log::warn!("{warning}");
+        }
     }
 }
 
-fn options(settings: &Settings) -> Result<ServerOptions, RunError> {
-    let (auth, tls, warnings) = security(settings)?;
+fn options(settings: &Settings, listeners: &Listeners) -> Result<ServerOptions, RunError> {
+    let (secured, warnings) = secured(&settings.web, None)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    if let Some(files) = &settings.tls {
-        log::info!("TLS enabled: cert={}", files.cert.display());
+    if let Some(tls) = &settings.web.tls {
+        log::info!("TLS enabled: cert={:?}", tls.cert);
     }
-    let security = Arc::new(Security::new(auth, tls));
+    let security = Arc::new(Security::new(secured));
     let options = ServerOptions { security, ..ServerOptions::default() };
-    log::info!("Prometheus metrics: {}", metrics_url(settings));
-    log::info!(
-        "Health check: {}://{}/health",
-        scheme(settings),
-        SocketAddr::new(settings.bind, settings.health_port)
-    );
+    log::info!("Prometheus metrics: {}", metrics_urls(settings, listeners));
+    log::info!("Health check: {}", url(settings, &listeners.health, "/health"));
     Ok(options)
 }
 
-fn scheme(settings: &Settings) -> &'static str {
-    if settings.tls.is_some() { "https" } else { "http" }
+fn url(settings: &Settings, listener: &Listener, path: &str) -> String {
+    let scheme = if settings.web.tls.is_some() { "https" } else { "http" };
+    match listener {
+        Listener::Tcp(_) => format!("{scheme}://{listener}{path}"),
+        Listener::Unix(_) => listener.to_string(),
+    }
 }
 
-fn metrics_url(settings: &Settings) -> String {
-    format!("{}://{}/metrics", scheme(settings), SocketAddr::new(settings.bind, settings.metrics_port))
+fn metrics_urls(settings: &Settings, listeners: &Listeners) -> String {
+    let urls: Vec<_> = listeners.metrics.iter().map(|listener| url(settings, listener, "/metrics")).collect();
+    urls.join(", ")
 }
 
 fn metrics_router(running: &Arc<Running>) -> Router {

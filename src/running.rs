@@ -1,16 +1,18 @@
 //! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::Overrides;
+use crate::config::endpoint::Web;
 use crate::config::model::Settings;
+use crate::config::{self, Diagnostics, Overrides};
 use crate::engine::Engines;
 use crate::exposition::Format;
-use crate::http::{HttpStats, Security, exposure_warnings};
+use crate::http::{Fingerprint, HttpStats, Security, exposure_warnings};
 use crate::kernel::Attach;
-use crate::loading::{load_keeping, security};
+use crate::loading::{load_keeping, refuse_unusable, secured};
 use crate::logging::{Logging, set_level};
 use crate::metrics::Registry;
 use crate::net::Network;
@@ -27,6 +29,10 @@ pub(crate) struct Running {
     started: Settings,
     attach: Attach,
     pub security: Arc<Security>,
+    /// What the security was made from.
+    web: Mutex<Source>,
+    /// Addresses that the metrics are served on.
+    addresses: Vec<IpAddr>,
     state: Mutex<State>,
     pub network: Option<Arc<Network>>,
     /// Held while the configuration is read anew.
@@ -36,6 +42,19 @@ pub(crate) struct Running {
     http: [Arc<HttpStats>; 2],
     start_time: f64,
     series: Arc<AtomicU64>,
+}
+
+/// Security settings, and the files among them as they were when they were last read.
+struct Source {
+    web: Web,
+    seen: Fingerprint,
+}
+
+impl Source {
+    fn new(web: Web) -> Self {
+        let seen = Fingerprint::of(web.origin.files().cloned());
+        Self { web, seen }
+    }
 }
 
 /// What belongs to one configuration.
@@ -64,9 +83,12 @@ impl Running {
         network: Option<Arc<Network>>,
         logging: Logging,
         http: [Arc<HttpStats>; 2],
+        addresses: Vec<IpAddr>,
     ) -> Self {
         Self {
             overrides,
+            web: Mutex::new(Source::new(started.web.clone())),
+            addresses,
             started,
             attach,
             security,
@@ -161,7 +183,10 @@ impl Running {
         let (loaded, plan) = load_keeping(&self.overrides, |settings| told = keep(&self.started, settings))
             .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;
-        let (auth, tls, unwise) = security(settings).map_err(|err| format!("{err}\n"))?;
+        // Before the files are read: a change in between shows at the next look.
+        let source = Source::new(settings.web.clone());
+        let previous = self.security.now();
+        let (secured, unwise) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
         if plan.network != self.engines().plan.network {
             return Err(
                 "`network:` cannot change without a restart: `systemctl restart`, or change it back\n"
@@ -174,10 +199,13 @@ impl Running {
         for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&unwise) {
             log::warn!("{warning}");
         }
-        for warning in exposure_warnings(settings.bind, auth.is_some(), tls.is_some()) {
-            log::warn!("{warning}");
-        }
-        self.security.set(auth, tls);
+        let mut exposed: Vec<_> = (self.addresses.iter())
+            .flat_map(|address| exposure_warnings(*address, secured.auth.is_some(), secured.tls.is_some()))
+            .collect();
+        exposed.dedup();
+        exposed.iter().for_each(|warning| log::warn!("{warning}"));
+        *self.web.lock().unwrap_or_else(PoisonError::into_inner) = source;
+        self.security.set(secured);
         set_level(settings.log_level);
         new.catch_up(DRAIN_TIMEOUT);
         {
@@ -204,10 +232,51 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with a
+    /// mistake in them nothing changes.
+    pub fn refresh_web(&self) {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = self.web.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = Fingerprint::of(source.web.origin.files().cloned());
+        if seen == source.seen {
+            return;
+        }
+        source.seen = seen;
+        let done = self.read_web_again(&source.web);
+        self.reloads.note(done.is_ok());
+        match done {
+            Ok(web) => {
+                source.web = web;
+                log::info!("The passwords and the web configuration were reloaded");
+            }
+            Err(text) => {
+                log::error!("The web configuration is not reloaded, and the one in use stays:");
+                text.lines().for_each(|line| log::error!("{line}"));
+            }
+        }
+    }
+
+    fn read_web_again(&self, web: &Web) -> Result<Web, String> {
+        let web = config::read_again(web).map_err(|wrong| wrong.render())?;
+        let unusable = Diagnostics::new();
+        refuse_unusable(&web, |at, text| {
+            unusable.error(at, text);
+        });
+        unusable.into_result(()).map_err(|wrong| wrong.render())?;
+        let previous = self.security.now();
+        let (secured, unwise) = secured(&web, Some(&previous)).map_err(|err| err.to_string())?;
+        unwise.iter().for_each(|warning| log::warn!("{warning}"));
+        self.security.set(secured);
+        Ok(web)
+    }
+}
+
 /// Sets back what cannot change while the exporter runs; tells of each that would have.
 fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     let mut told = Vec::new();
     set_back("bind", &mut now.bind, &started.bind, &mut told);
+    set_back("web_listen_address", &mut now.listen, &started.listen, &mut told);
     set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut told);
     set_back("health_port", &mut now.health_port, &started.health_port, &mut told);
     set_back("log_file", &mut now.log_file, &started.log_file, &mut told);

@@ -2,8 +2,11 @@
 //!
 //! Without a manager that listens (`NOTIFY_SOCKET`), nothing is sent.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use sd_notify::NotifyState;
 
 /// That metrics are served now, and where: `systemctl start` returns, `systemctl status` shows it.
@@ -56,6 +59,27 @@ where
             );
         }
     }
+}
+
+/// The sockets that the manager has opened for this process (`sd_listen_fds(3)`), with their names
+/// (`FileDescriptorName=`). They are duplicates: the manager keeps its own open anyway.
+///
+/// # Errors
+/// If there are none.
+pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let mut sockets = Vec::new();
+    for fd in sd_notify::listen_fds()? {
+        let socket = pidfd_getfd(&own, fd, PidfdGetfdFlags::empty())?;
+        sockets.push((names.next().unwrap_or_default().to_owned(), socket));
+    }
+    if sockets.is_empty() {
+        let why = "it has passed none (LISTEN_FDS); start the exporter by its socket unit";
+        return Err(io::Error::other(why));
+    }
+    Ok(sockets)
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -7,6 +7,7 @@ mod args;
 mod buckets;
 mod conditions;
 pub mod diagnose;
+pub mod endpoint;
 pub mod fields;
 pub mod keys;
 mod labels;
@@ -22,6 +23,7 @@ pub mod section;
 mod settings;
 mod targets;
 pub mod tree;
+mod web;
 mod words;
 mod yaml;
 
@@ -37,6 +39,7 @@ pub use model::Config;
 pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
+pub use web::read_again;
 pub use words::{did_you_mean, nearest};
 #[cfg(test)]
 pub(crate) use yaml::tree;
@@ -54,7 +57,8 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
             "metrics_port" | "health_port" => {
                 Schema::Integer(i64::from(*limits::PORT.start()), i64::from(*limits::PORT.end()))
             }
-            "verbose" => Schema::Boolean,
+            "verbose" | "web_systemd_socket" => Schema::Boolean,
+            "web_listen_address" => Schema::OneOrList(&Schema::Text),
             "log_level" => Schema::Words(settings::levels),
             name if name.ends_with("_file") || name.ends_with("_path") || name.starts_with("tls_") => {
                 Schema::Path
@@ -82,6 +86,11 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
             "targets",
             Schema::List(&Schema::Section(|| &targets::TARGET)),
             "Programs to trace.",
+        ),
+        section::Key::new(
+            "web",
+            Schema::Section(|| &web::WEB),
+            "How the endpoints are secured, as Prometheus's exporters are told.",
         ),
         section::Key::new("network", Schema::Other("network"), "Packet statistics."),
     ];

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::endpoint::{Listen, Web};
 use super::place::Place;
 pub use crate::selectors::Selector;
 
@@ -25,7 +26,7 @@ pub struct Config {
 pub struct Settings {
     /// The value of the label `node` on every measured series.
     pub node_name: String,
-    /// Address that both endpoints listen on.
+    /// Address that both endpoints listen on, unless [`Settings::listen`] says otherwise.
     pub bind: IpAddr,
     pub metrics_port: u16,
     pub health_port: u16,
@@ -33,8 +34,8 @@ pub struct Settings {
     pub verbose: bool,
     pub log_level: LogLevel,
     pub log_file: Option<PathBuf>,
-    pub auth: Option<Auth>,
-    pub tls: Option<TlsFiles>,
+    pub listen: Listen,
+    pub web: Web,
     pub limits: Limits,
     pub attach: AttachMode,
     pub keep_privileges: KeepPrivileges,
@@ -46,29 +47,6 @@ pub enum LogLevel {
     Info,
     Warning,
     Error,
-}
-
-/// Credentials of the metrics endpoint. The password is never printed: `Debug` hides it.
-#[derive(Clone)]
-pub struct Auth {
-    /// Where the password is given.
-    pub at: Place,
-    pub username: String,
-    pub password: String,
-}
-
-impl std::fmt::Debug for Auth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Auth").field("username", &self.username).field("password", &"<hidden>").finish()
-    }
-}
-
-/// PEM files; the place is where the configuration names them.
-#[derive(Debug, Clone)]
-pub struct TlsFiles {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub at: Place,
 }
 
 /// Bounds on what the exporter may use.

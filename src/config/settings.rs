@@ -1,23 +1,19 @@
 //! What is not about a target: merged, checked against each other, and defaults filled in.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::Read;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, Node};
 use super::layers::{Given, Layers};
 use super::limits::{
     DEFAULT_LABEL_VALUES, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES, DEFAULT_STARTS, LABEL_VALUES,
-    PASSWORD_FILE_BYTES, PORT, RING_BYTES, RING_POLL, SITES, STARTS,
+    PORT, RING_BYTES, RING_POLL, SITES, STARTS,
 };
-use super::model::{AttachMode, Auth, KeepPrivileges, Limits, LogLevel, Settings, TlsFiles};
-use super::place::Place;
+use super::model::{AttachMode, KeepPrivileges, Limits, LogLevel, Settings};
 use super::scalars;
 use super::section::{Key, Schema, Section, words};
-use super::words::quote;
+use super::web;
 
 const LEVELS: &[(&str, LogLevel)] = &[
     ("DEBUG", LogLevel::Debug),
@@ -99,8 +95,8 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
         verbose: layers.read_or_default("verbose", |n| n.boolean()),
         log_level: layers.read_or_default("log_level", |n| n.one_of("log level", LEVELS)),
         log_file: layers.read("log_file", |n| n.path()).map(|given| given.value),
-        auth: auth(layers, complete),
-        tls: tls(layers, complete),
+        listen: web::listen(layers),
+        web: web::decode(layers, complete),
         limits: limits(layers.file.as_ref()),
         attach: layers
             .file
@@ -154,136 +150,6 @@ fn ports(layers: &Layers<'_>) -> (u16, u16) {
             .help("metrics_port and health_port must differ");
     }
     ports
-}
-
-fn auth(layers: &Layers<'_>, complete: bool) -> Option<Auth> {
-    let username = layers.read("metrics_auth_username", username);
-    let inline = layers.read("metrics_auth_password", |n| n.secret().map(str::to_owned));
-    let file = layers.read("metrics_auth_password_file", |n| n.path());
-    let password = match (inline, file) {
-        (Some(inline), Some(file)) if inline.rank == file.rank => {
-            layers
-                .diags
-                .error(
-                    &file.at,
-                    "metrics_auth_password and metrics_auth_password_file are mutually exclusive",
-                )
-                .help("keep one of them; the file is safer");
-            return None;
-        }
-        (Some(inline), file) if file.as_ref().is_none_or(|file| file.rank < inline.rank) => Some(inline),
-        (_, Some(file)) => {
-            let value = read_password(layers, &file)?;
-            Some(Given { at: file.at, value, rank: file.rank })
-        }
-        (_, None) => None,
-    };
-    match (username, password) {
-        (Some(username), Some(password)) => {
-            Some(Auth { at: password.at, username: username.value, password: password.value })
-        }
-        (Some(username), None) if complete && !gave_password(layers) => {
-            layers
-                .diags
-                .error(&username.at, "metrics_auth_username is set without a password")
-                .help("set metrics_auth_password_file (or metrics_auth_password) too, or remove the user");
-            None
-        }
-        (None, Some(password)) if complete && !layers.has("metrics_auth_username") => {
-            layers
-                .diags
-                .error(&password.at, "a password is set without metrics_auth_username")
-                .help("set metrics_auth_username too, or remove the password");
-            None
-        }
-        _ => None,
-    }
-}
-
-/// Whether a password was given at all: a wrong one has been reported, and is not missing.
-fn gave_password(layers: &Layers<'_>) -> bool {
-    layers.has("metrics_auth_password") || layers.has("metrics_auth_password_file")
-}
-
-fn username(node: &Node<'_>) -> Option<String> {
-    let name = node.text_as("a user name")?;
-    if name.contains(':') || name.chars().any(char::is_control) {
-        node.error(format!(
-            "{} is not a valid user name: basic authentication does not allow a colon",
-            quote(name)
-        ));
-        return None;
-    }
-    Some(name.to_owned())
-}
-
-/// The content of a password file without the line end that editors leave there.
-fn read_password(layers: &Layers<'_>, file: &Given<PathBuf>) -> Option<String> {
-    let path = file.value.display();
-    let error = |err: String| layers.diags.error(&file.at, err);
-    let mut text = String::new();
-    let read =
-        File::open(&file.value).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
-    if let Err(err) = read {
-        error(format!("failed to read the password from {path}: {err}"));
-        return None;
-    }
-    let password =
-        text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
-    if text.len() as u64 > PASSWORD_FILE_BYTES {
-        error(format!("{path} is too large for a password file: at most {PASSWORD_FILE_BYTES} bytes"));
-    } else if password.is_empty() {
-        error(format!("{path} is empty; it must contain the password"));
-    } else if password.contains('\n') {
-        error(format!("{path} has more than one line; it must contain only the password"));
-    } else {
-        return Some(password.to_owned());
-    }
-    None
-}
-
-fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsFiles> {
-    let cert = layers.read("tls_cert", |n| n.path());
-    let key = layers.read("tls_key", |n| n.path());
-    let errors = layers.diags.len();
-    for (given, what) in [(&cert, "the certificate"), (&key, "the private key")] {
-        if let Some(given) = given {
-            check_readable(layers, &given.at, &given.value, what);
-        }
-    }
-    let readable = layers.diags.len() == errors;
-    let alone = |given: &Given<PathBuf>, what: &str, other: &str| {
-        if complete && !layers.has(other) {
-            layers
-                .diags
-                .error(&given.at, what)
-                .help(format!("set {other} too, or remove this setting to serve plain HTTP"));
-        }
-    };
-    match (cert, key) {
-        (Some(cert), Some(key)) => {
-            readable.then_some(TlsFiles { cert: cert.value, key: key.value, at: cert.at })
-        }
-        (Some(cert), None) => {
-            alone(&cert, "tls_cert is set without tls_key", "tls_key");
-            None
-        }
-        (None, Some(key)) => {
-            alone(&key, "tls_key is set without tls_cert", "tls_cert");
-            None
-        }
-        (None, None) => None,
-    }
-}
-
-/// Reports a file that cannot be opened and read. A folder can be opened, so a byte is read too.
-fn check_readable(layers: &Layers<'_>, at: &Place, path: &Path, what: &str) {
-    let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
-    match read {
-        Ok(0) => layers.diags.error(at, format!("{what} {} is empty", path.display())),
-        Ok(_) => return,
-        Err(err) => layers.diags.error(at, format!("failed to read {what} {}: {err}", path.display())),
-    };
 }
 
 fn limits(file: Option<&Fields<'_>>) -> Limits {

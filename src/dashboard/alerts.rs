@@ -130,7 +130,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "What was loaded before is still in use. The exporter's log has the reason.",
         ),
     ];
-    if plan.settings.tls.is_some() {
+    if plan.settings.web.tls.is_some() {
         rules.push(Rule::new(
             "ExporterCertificateEnds",
             "warning",

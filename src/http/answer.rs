@@ -1,7 +1,8 @@
 //! From a request to its answer.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -11,8 +12,9 @@ use tokio::time::timeout;
 
 use super::budget::Budget;
 use super::limits::Limits;
+use super::rate::Limiter;
 use super::route::{Access, Found, Reply, RequestInfo, Route, Router};
-use super::security::Security;
+use super::security::{Secured, Security};
 use super::stats::{HttpStats, Raised, count};
 use super::watch::{Watch, WatchedBody};
 use super::{Level, PLAIN_TEXT, Report, gzip, tell};
@@ -27,6 +29,7 @@ pub(super) struct Answerer {
     /// One permit for each handler that may run.
     pub(super) handlers: Arc<Semaphore>,
     pub(super) budget: Arc<Budget>,
+    pub(super) limiter: Limiter,
 }
 
 /// An answer whose status is settled and whose body is ready to send.
@@ -56,13 +59,14 @@ impl Answerer {
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: IpAddr,
         watch: &Arc<Watch>,
     ) -> Response<WatchedBody> {
         watch.enter_checking();
+        let secured = self.security.now();
         let mut answer = {
             let _in_flight = Raised::new(&self.stats.in_flight);
-            self.decide(&request, peer, watch).await
+            self.decide(&request, peer, watch, &secured).await
         };
         match self.budget.charge(watch, answer.body.len()) {
             Some(charge) => watch.carry(charge),
@@ -77,16 +81,38 @@ impl Answerer {
             }
         }
         self.stats.answered(answer.route, answer.status.as_u16());
-        respond(answer, watch)
+        let mut response = respond(answer, watch);
+        for (name, value) in secured.headers.iter() {
+            response.headers_mut().insert(name, value.clone());
+        }
+        response
     }
 
-    async fn decide(&self, request: &Request<Incoming>, peer: SocketAddr, watch: &Watch) -> Answer {
+    async fn decide(
+        &self,
+        request: &Request<Incoming>,
+        peer: IpAddr,
+        watch: &Watch,
+        secured: &Secured,
+    ) -> Answer {
         let path = request.uri().path();
         // RFC 9112, section 3.2.
         if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
             return Answer::text("other", StatusCode::BAD_REQUEST, "missing Host header\n");
         }
-        match self.router.find(request.method(), path) {
+        let found = self.router.find(request.method(), path);
+        if !self.is_within_rate(request, peer, watch, secured) {
+            let route = match found {
+                Found::Route(route) => route.path,
+                _ => "other",
+            };
+            return Answer::text(
+                route,
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many requests; try again later\n",
+            );
+        }
+        match found {
             Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
             Found::WrongMethod(route, allowed) => {
                 let text = if allowed == "POST" {
@@ -98,7 +124,7 @@ impl Answerer {
             }
             Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
             Found::Route(route) => {
-                match timeout(self.limits.handler, self.handle(route, request, peer, watch)).await {
+                match timeout(self.limits.handler, self.handle(route, request, peer, watch, secured)).await {
                     Ok(answer) => answer,
                     Err(_) => {
                         count(&self.stats.handler_timeouts);
@@ -118,23 +144,24 @@ impl Answerer {
         &self,
         route: &Route,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        peer: IpAddr,
         watch: &Watch,
+        secured: &Secured,
     ) -> Answer {
-        let auth = self.security.auth();
+        let auth = &secured.auth;
         if route.access == Access::Operator
             && (request.headers().contains_key(header::ORIGIN)
-                || (auth.is_none() && !peer.ip().to_canonical().is_loopback()))
+                || (auth.is_none() && !watch.is_trusted() && !peer.to_canonical().is_loopback()))
         {
             let text = "this is for the operator: with the metrics' user and password, or without these from this machine, \
                         and from no page of a browser\n";
             return Answer::text(route.path, StatusCode::FORBIDDEN, text);
         }
         if route.access != Access::Open
-            && let Some(credentials) = &auth
+            && let Some(credentials) = auth
         {
             let presented = request.headers().get(header::AUTHORIZATION);
-            if !credentials.accept(presented, peer.ip()).await {
+            if !credentials.accept(presented, peer).await {
                 return self.unauthorized(route, peer);
             }
             watch.trust();
@@ -176,10 +203,27 @@ impl Answerer {
 }
 
 impl Answerer {
+    /// Takes a token of the client's, where there is a limit. A stranger is told from who is known before any password is
+    /// checked, so that guessing costs the guesser only.
+    fn is_within_rate(
+        &self,
+        request: &Request<Incoming>,
+        peer: IpAddr,
+        watch: &Watch,
+        secured: &Secured,
+    ) -> bool {
+        let Some(rate) = secured.rate else { return true };
+        let is_known = match &secured.auth {
+            Some(credentials) => credentials.knows(request.headers().get(header::AUTHORIZATION)),
+            None => watch.is_trusted(),
+        };
+        self.limiter.allows(rate, peer, is_known, Instant::now())
+    }
+
     /// The connection is closed after it: whoever guesses begins anew each time.
-    fn unauthorized(&self, route: &Route, peer: SocketAddr) -> Answer {
+    fn unauthorized(&self, route: &Route, peer: IpAddr) -> Answer {
         count(&self.stats.unauthorized);
-        tell(&self.report, Level::Debug, format!("{}: authentication failed for {}", peer.ip(), route.path));
+        tell(&self.report, Level::Debug, format!("{peer}: authentication failed for {}", route.path));
         Answer::text(route.path, StatusCode::UNAUTHORIZED, "authentication required\n")
             .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
     }

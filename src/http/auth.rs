@@ -4,7 +4,7 @@
 //! so neither a prefix nor a length shows in how long an answer takes. User and password are always both
 //! compared. With a bcrypt hash the same holds for the user name: the hash is evaluated whoever asks.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,31 +21,38 @@ use super::turns::Turns;
 
 /// Longer `Authorization` headers are refused unread.
 const MAX_HEADER: usize = 2048;
-/// The most expensive bcrypt hash that is taken: about 5 seconds for an evaluation.
-pub const MAX_COST: u32 = 16;
-/// Remembered results of bcrypt, for each of right and wrong.
+/// The most expensive bcrypt hash that is taken: about 20 seconds for an evaluation.
+const MAX_COST: u32 = 18;
+/// Remembered results of bcrypt: right ones of each user, and wrong ones.
 const REMEMBERED: usize = 64;
 
-/// The user and the password that give access. Cheap to clone; holds no password in the clear, and `Debug`
-/// shows neither password nor user.
+/// The users and the passwords that give access. Cheap to clone; holds no password in the clear, and `Debug`
+/// shows neither passwords nor users.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
 struct Inner {
     /// Random at each start, so that the digests are worth nothing elsewhere.
     key: hmac::Key,
-    user: hmac::Tag,
+    /// At least one.
+    users: Vec<Arc<User>>,
+    /// Pairs that bcrypt has found wrong.
+    wrong: Mutex<Recent>,
+    /// One evaluation at a time: a flood of guesses costs one core at most.
+    turns: Arc<Turns>,
+}
+
+/// One user. Kept when the others change, with what is known of its password.
+struct User {
+    name: hmac::Tag,
     password: Password,
+    /// Pairs with this user that bcrypt has found right.
+    right: Mutex<Recent>,
 }
 
 enum Password {
     Plain(hmac::Tag),
-    Bcrypt {
-        hash: String,
-        results: Mutex<Results>,
-        /// One evaluation at a time: a flood of guesses costs one core at most.
-        turns: Arc<Turns>,
-    },
+    Bcrypt(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -55,80 +62,168 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Takes a user and a password. A password that begins with `$2a$`, `$2b$` or `$2y$` is a bcrypt hash,
-    /// as `htpasswd -nB` prints it; any other is meant literally.
+    /// Takes users and their passwords. A password that begins with `$2a$`, `$2b$` or `$2y$` is a bcrypt hash,
+    /// as `htpasswd -nB` prints it; any other is meant literally. Users that `previous` had with the same passwords stay
+    /// known: who has authenticated need not do it again.
     ///
     /// # Errors
-    /// [`HttpError::Credentials`] when either is empty, when the user holds a colon (basic authentication
-    /// cannot send one), or when a bcrypt hash is malformed or too expensive.
-    pub fn new(user: &str, password: &str) -> Result<Self, HttpError> {
-        let refuse = |text: &str| Err(HttpError::Credentials(text.to_string()));
-        if user.is_empty() || password.is_empty() {
-            return refuse("the metrics user and password must not be empty");
-        }
-        if user.contains(':') {
-            return refuse(
-                "the metrics user name contains a colon, which basic authentication does not allow",
-            );
-        }
-        let Ok(key) = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()) else {
-            return refuse("the system's random number generator failed");
+    /// [`HttpError::Credentials`] when there is no user, or for the reasons of [`check_user`].
+    pub fn new<'a>(
+        users: impl IntoIterator<Item = (&'a str, &'a str)>,
+        previous: Option<&Credentials>,
+    ) -> Result<Self, HttpError> {
+        let key = match previous {
+            Some(previous) => previous.0.key.clone(),
+            None => hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
+                .map_err(|_| refused("the system's random number generator failed"))?,
         };
-        let password = if ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix)) {
-            match password.parse::<bcrypt::HashParts>() {
-                Ok(parts) if parts.get_cost() > MAX_COST => {
-                    return Err(HttpError::Credentials(format!(
-                        "the metrics password is a bcrypt hash of cost {}, which takes many seconds to check; \
-                         the maximum cost is {MAX_COST}",
-                        parts.get_cost()
-                    )));
-                }
-                Ok(_) => {}
-                Err(_) => {
-                    return refuse(
-                        "the metrics password looks like a bcrypt hash but is not a valid one; `exporter \
-                         hash-password` prints one (keep all 60 characters, quoted)",
-                    );
-                }
-            }
-            Password::Bcrypt { hash: password.to_string(), results: Mutex::default(), turns: Arc::default() }
-        } else {
-            Password::Plain(hmac::sign(&key, password.as_bytes()))
-        };
-        let user = hmac::sign(&key, user.as_bytes());
-        Ok(Self(Arc::new(Inner { key, user, password })))
+        let mut all = Vec::new();
+        for (name, password) in users {
+            check_user(name, password)?;
+            let password = if is_hash(password) {
+                Password::Bcrypt(password.to_string())
+            } else {
+                Password::Plain(hmac::sign(&key, password.as_bytes()))
+            };
+            let name = hmac::sign(&key, name.as_bytes());
+            let known = previous.and_then(|previous| {
+                let same =
+                    |user: &&Arc<User>| bool::from(equal(&user.name, &name)) && user.password.is(&password);
+                previous.0.users.iter().find(same).cloned()
+            });
+            all.push(known.unwrap_or_else(|| Arc::new(User { name, password, right: Mutex::default() })));
+        }
+        if all.is_empty() {
+            return Err(refused("there is no user"));
+        }
+        let turns = previous.map(|previous| previous.0.turns.clone()).unwrap_or_default();
+        Ok(Self(Arc::new(Inner { key, users: all, wrong: Mutex::default(), turns })))
+    }
+
+    /// Whether a header gives access by what is known already, at no cost.
+    pub(super) fn knows(&self, header: Option<&HeaderValue>) -> bool {
+        header.and_then(parse).is_some_and(|presented| self.lookup(&presented).1 == Some(true))
     }
 
     /// True when an `Authorization` header from `peer` gives access. Waits, off the reactor, for bcrypt where a
     /// hash is configured and this pair has not been seen.
     pub(super) async fn accept(&self, header: Option<&HeaderValue>, peer: IpAddr) -> bool {
-        let Some((user, password)) = header.and_then(parse) else { return false };
+        let Some(presented) = header.and_then(parse) else { return false };
         let inner = &self.0;
-        let user_right = equal(&hmac::sign(&inner.key, &user), &inner.user);
-        match &inner.password {
+        let (found, known) = self.lookup(&presented);
+        if let Some(result) = known {
+            return result;
+        }
+        let Some(_turn) = inner.turns.take(peer).await else { return false };
+        // Another request may have brought the same pair while this one waited.
+        if let (_, Some(result)) = self.lookup(&presented) {
+            return result;
+        }
+        let user = &inner.users[found.user];
+        let Password::Bcrypt(hash) = &user.password else { return false };
+        let (hash, pair) = (hash.clone(), inner.pair(&presented));
+        let password = presented.password;
+        let verified = tokio::task::spawn_blocking(move || bcrypt::verify(&password, &hash)).await;
+        let result = matches!(verified, Ok(Ok(true))) & found.is_that;
+        lock(if result { &user.right } else { &inner.wrong }).remember(pair.as_ref());
+        result
+    }
+
+    /// The user that is meant, and the result as far as it is known.
+    fn lookup(&self, presented: &Presented) -> (Found, Option<bool>) {
+        let inner = &self.0;
+        let found = inner.find(&presented.user);
+        let user = &inner.users[found.user];
+        let known = match &user.password {
             Password::Plain(right) => {
-                let password_right = equal(&hmac::sign(&inner.key, &password), right);
-                bool::from(user_right & password_right)
+                let password_right = equal(&hmac::sign(&inner.key, &presented.password), right);
+                Some(bool::from(password_right) & found.is_that)
             }
-            Password::Bcrypt { hash, results, turns } => {
-                // The user has no colon, so the pair is unambiguous.
-                let pair = hmac::sign(&inner.key, &[&user[..], b":", &password[..]].concat());
-                let known = || lock(results).get(pair.as_ref());
-                if let Some(result) = known() {
-                    return result;
-                }
-                let Some(_turn) = turns.take(peer).await else { return false };
-                // Another request may have brought the same pair while this one waited.
-                if let Some(result) = known() {
-                    return result;
-                }
-                let hash = hash.clone();
-                let verified = tokio::task::spawn_blocking(move || bcrypt::verify(&password, &hash)).await;
-                let result = matches!(verified, Ok(Ok(true))) & bool::from(user_right);
-                lock(results).remember(pair.as_ref(), result);
-                result
+            Password::Bcrypt(_) => {
+                let pair = inner.pair(presented);
+                let right = lock(&user.right).has(pair.as_ref());
+                let wrong = lock(&inner.wrong).has(pair.as_ref());
+                (right || wrong).then_some(right && found.is_that)
+            }
+        };
+        (found, known)
+    }
+}
+
+/// Whose password is compared, and whether that is who asks.
+struct Found {
+    user: usize,
+    is_that: bool,
+}
+
+impl Inner {
+    /// All users are compared. For a name that nobody has, one of the users stands in, for this name always the
+    /// same, so that it takes as long as for some user that there is.
+    fn find(&self, name: &[u8]) -> Found {
+        let name = hmac::sign(&self.key, name);
+        let stand_in =
+            name.as_ref().iter().fold(0, |sum, byte| (sum * 256 + usize::from(*byte)) % self.users.len());
+        let mut found = Found { user: stand_in, is_that: false };
+        for (at, user) in self.users.iter().enumerate() {
+            if bool::from(equal(&name, &user.name)) {
+                found = Found { user: at, is_that: true };
             }
         }
+        found
+    }
+
+    fn pair(&self, presented: &Presented) -> hmac::Tag {
+        // The user has no colon, so the pair is unambiguous.
+        hmac::sign(&self.key, &[&presented.user[..], b":", &presented.password[..]].concat())
+    }
+}
+
+impl Password {
+    fn is(&self, other: &Password) -> bool {
+        match (self, other) {
+            (Password::Plain(a), Password::Plain(b)) => equal(a, b).into(),
+            (Password::Bcrypt(a), Password::Bcrypt(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+fn is_hash(password: &str) -> bool {
+    ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix))
+}
+
+fn refused(text: impl Into<String>) -> HttpError {
+    HttpError::Credentials(text.into())
+}
+
+/// Whether a user name and its password, or the hash of it, can be used.
+///
+/// # Errors
+/// [`HttpError::Credentials`] when either is empty, when the user holds a colon (basic authentication
+/// cannot send one), or when a bcrypt hash is malformed or too expensive.
+pub fn check_user(user: &str, password: &str) -> Result<(), HttpError> {
+    if user.is_empty() || password.is_empty() {
+        return Err(refused("the metrics user and password must not be empty"));
+    }
+    if user.contains(':') {
+        return Err(refused(
+            "the metrics user name contains a colon, which basic authentication does not allow",
+        ));
+    }
+    if !is_hash(password) {
+        return Ok(());
+    }
+    match password.parse::<bcrypt::HashParts>() {
+        Ok(parts) if parts.get_cost() > MAX_COST => Err(refused(format!(
+            "the metrics password is a bcrypt hash of cost {}, which takes too long to check; the maximum cost \
+             is {MAX_COST}",
+            parts.get_cost()
+        ))),
+        Ok(_) => Ok(()),
+        Err(_) => Err(refused(
+            "the metrics password looks like a bcrypt hash but is not a valid one; `exporter hash-password` \
+             prints one (keep all 60 characters, quoted)",
+        )),
     }
 }
 
@@ -136,40 +231,45 @@ fn equal(a: &hmac::Tag, b: &hmac::Tag) -> subtle::Choice {
     a.as_ref().ct_eq(b.as_ref())
 }
 
-fn lock(results: &Mutex<Results>) -> std::sync::MutexGuard<'_, Results> {
+fn lock(results: &Mutex<Recent>) -> std::sync::MutexGuard<'_, Recent> {
     results.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Results by the digest of the pair. Right and wrong ones are kept apart, so that any number of wrong
+/// The latest pairs of one result, by their digests. Right and wrong ones are kept apart, so that any number of wrong
 /// guesses cannot push a right pair out.
 #[derive(Default)]
-struct Results {
-    known: HashMap<Vec<u8>, bool>,
-    right: VecDeque<Vec<u8>>,
-    wrong: VecDeque<Vec<u8>>,
+struct Recent {
+    known: HashSet<Vec<u8>>,
+    order: VecDeque<Vec<u8>>,
 }
 
-impl Results {
-    fn get(&self, pair: &[u8]) -> Option<bool> {
-        self.known.get(pair).copied()
+impl Recent {
+    fn has(&self, pair: &[u8]) -> bool {
+        self.known.contains(pair)
     }
 
-    fn remember(&mut self, pair: &[u8], result: bool) {
-        if self.known.insert(pair.to_vec(), result).is_some() {
+    fn remember(&mut self, pair: &[u8]) {
+        if !self.known.insert(pair.to_vec()) {
             return;
         }
-        let order = if result { &mut self.right } else { &mut self.wrong };
-        order.push_back(pair.to_vec());
-        if order.len() > REMEMBERED
-            && let Some(oldest) = order.pop_front()
+        self.order.push_back(pair.to_vec());
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
         }
     }
 }
 
+/// What a client says.
+#[derive(Debug, PartialEq, Eq)]
+struct Presented {
+    user: Vec<u8>,
+    password: Vec<u8>,
+}
+
 /// User and password out of `Basic BASE64(user:password)`; `None` for anything else.
-fn parse(header: &HeaderValue) -> Option<(Vec<u8>, Vec<u8>)> {
+fn parse(header: &HeaderValue) -> Option<Presented> {
     let header = header.as_bytes();
     if header.len() > MAX_HEADER {
         return None;
@@ -183,7 +283,7 @@ fn parse(header: &HeaderValue) -> Option<(Vec<u8>, Vec<u8>)> {
     let colon = user.iter().position(|&byte| byte == b':')?;
     let password = user.split_off(colon + 1);
     user.pop();
-    Some((user, password))
+    Some(Presented { user, password })
 }
 
 #[cfg(test)]
@@ -200,22 +300,30 @@ mod tests {
         credentials.accept(Some(&header(user_and_password)), PEER).await
     }
 
+    fn one(user: &str, password: &str) -> Result<Credentials, HttpError> {
+        Credentials::new([(user, password)], None)
+    }
+
     #[tokio::test]
     async fn only_the_exact_pair_passes() {
-        let credentials = Credentials::new("prom", "se:cret").unwrap();
+        let credentials = one("prom", "se:cret").unwrap();
         assert!(accepts(&credentials, "prom:se:cret").await);
+        assert!(credentials.knows(Some(&header("prom:se:cret"))));
         for wrong in
             ["prom:se:cre", "prom:se:crett", "prom:", ":se:cret", "pro:se:cret", "se:cret:prom", "prom"]
         {
             assert!(!accepts(&credentials, wrong).await, "{wrong}");
+            assert!(!credentials.knows(Some(&header(wrong))), "{wrong}");
         }
-        assert!(!credentials.accept(None, PEER).await);
+        assert!(!credentials.accept(None, PEER).await && !credentials.knows(None));
     }
 
     #[test]
     fn headers_of_other_forms_are_refused() {
-        assert_eq!(parse(&"basic  dTpw ".parse().unwrap()), Some((b"u".to_vec(), b"p".to_vec())));
-        assert_eq!(parse(&"BASIC dTo=".parse().unwrap()), Some((b"u".to_vec(), Vec::new())));
+        let presented =
+            |user: &str, password: &str| Some(Presented { user: user.into(), password: password.into() });
+        assert_eq!(parse(&"basic  dTpw ".parse().unwrap()), presented("u", "p"));
+        assert_eq!(parse(&"BASIC dTo=".parse().unwrap()), presented("u", ""));
         for bad in ["", "Basic", "Basic !!!", "Bearer dTpw", "dTpw", "Basic dQ=="] {
             assert_eq!(parse(&bad.parse().unwrap()), None, "{bad}");
         }
@@ -228,30 +336,63 @@ mod tests {
         let hash = bcrypt::hash("secret", 4).unwrap();
         for version in ["$2a$", "$2b$", "$2y$"] {
             let hash = format!("{version}{}", &hash[4..]);
-            let credentials = Credentials::new("prom", &hash).unwrap();
+            let credentials = one("prom", &hash).unwrap();
+            assert!(!credentials.knows(Some(&header("prom:secret"))), "not before it was asked");
             for _ in 0..2 {
                 assert!(accepts(&credentials, "prom:secret").await);
                 assert!(!accepts(&credentials, "prom:wrong").await);
                 assert!(!accepts(&credentials, "other:secret").await);
                 assert!(!accepts(&credentials, &format!("prom:{hash}")).await, "the hash is no password");
             }
-            let Password::Bcrypt { results, .. } = &credentials.0.password else { panic!("not bcrypt") };
-            let results = lock(results);
-            assert_eq!((results.right.len(), results.wrong.len()), (1, 3));
+            assert!(credentials.knows(Some(&header("prom:secret"))));
+            assert!(!credentials.knows(Some(&header("prom:wrong"))));
+            let (right, wrong) = (lock(&credentials.0.users[0].right), lock(&credentials.0.wrong));
+            assert_eq!((right.order.len(), wrong.order.len()), (1, 3));
         }
     }
 
-    #[test]
-    fn memory_is_bounded_and_wrong_guesses_keep_the_right_pair() {
-        let mut results = Results::default();
-        results.remember(b"right", true);
-        for guess in 0..10_000u32 {
-            results.remember(&guess.to_be_bytes(), false);
+    #[tokio::test]
+    async fn each_user_has_a_password_of_its_own() {
+        let hash = |password| bcrypt::hash(password, 4).unwrap();
+        let (alice, bob) = (hash("a"), hash("b"));
+        let credentials = Credentials::new([("alice", alice.as_str()), ("bob", bob.as_str())], None).unwrap();
+        for (pair, right) in [
+            ("alice:a", true),
+            ("bob:b", true),
+            ("alice:b", false),
+            ("bob:a", false),
+            ("carol:a", false),
+            ("carol:b", false),
+        ] {
+            assert_eq!(accepts(&credentials, pair).await, right, "{pair}");
+            assert_eq!(accepts(&credentials, pair).await, right, "{pair}, remembered");
         }
-        assert_eq!(results.known.len(), REMEMBERED + 1);
-        assert_eq!(results.get(b"right"), Some(true));
-        assert_eq!(results.get(&9_999u32.to_be_bytes()), Some(false));
-        assert_eq!(results.get(&0u32.to_be_bytes()), None);
+    }
+
+    #[tokio::test]
+    async fn who_is_known_stays_known_when_others_change() {
+        let hash = |password| bcrypt::hash(password, 4).unwrap();
+        let (alice, bob, new) = (hash("a"), hash("b"), hash("new"));
+        let before = Credentials::new([("alice", alice.as_str()), ("bob", bob.as_str())], None).unwrap();
+        assert!(accepts(&before, "alice:a").await && accepts(&before, "bob:b").await);
+        assert!(!accepts(&before, "bob:new").await);
+        let after =
+            Credentials::new([("bob", new.as_str()), ("alice", alice.as_str())], Some(&before)).unwrap();
+        assert!(after.knows(Some(&header("alice:a"))));
+        assert!(!after.knows(Some(&header("bob:b"))) && !accepts(&after, "bob:b").await);
+        assert!(accepts(&after, "bob:new").await, "what was wrong before is right now");
+        let without = Credentials::new([("bob", new.as_str())], Some(&after)).unwrap();
+        assert!(!without.knows(Some(&header("alice:a"))) && !accepts(&without, "alice:a").await);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut results = Recent::default();
+        for guess in 0..10_000u32 {
+            results.remember(&guess.to_be_bytes());
+        }
+        assert_eq!(results.known.len(), REMEMBERED);
+        assert!(results.has(&9_999u32.to_be_bytes()) && !results.has(&0u32.to_be_bytes()));
     }
 
     #[test]
@@ -263,11 +404,11 @@ mod tests {
             ("u", "$2y$10$hunter2", "looks like a bcrypt hash"),
             ("u", "$2b$31$7EqJtq98hPqEX7fNZaFWoOhi5BWX4eEG1hZ3bU1bN9S1n9vAqGn1e", "cost 31"),
         ] {
-            let text = Credentials::new(user, password).unwrap_err().to_string();
+            let text = one(user, password).unwrap_err().to_string();
             assert!(text.contains(reason), "{text}");
             assert!(!text.contains("hunter2") && !text.contains("7EqJ"), "{text}");
         }
-        let shown = format!("{:?}", Credentials::new("someuser", "hunter2").unwrap());
+        let shown = format!("{:?}", one("someuser", "hunter2").unwrap());
         assert!(!shown.contains("hunter2") && !shown.contains("someuser"));
     }
 }

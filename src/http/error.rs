@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::tls_error::TlsError;
 
@@ -11,6 +12,12 @@ use super::tls_error::TlsError;
 pub enum HttpError {
     /// A listener's address cannot be had.
     Bind { address: SocketAddr, source: io::Error },
+    /// A host to listen on is not known.
+    Host { host: String, source: io::Error },
+    /// A Unix socket cannot be had.
+    BindUnix { path: PathBuf, source: io::Error },
+    /// A socket of the service manager cannot be used.
+    Inherited(io::Error),
     /// A bound listener cannot be handed to the runtime.
     Listener(io::Error),
     /// A part of the server came to an end by itself: a fault in the exporter, or in its reports' receiver.
@@ -44,6 +51,25 @@ impl fmt::Display for HttpError {
                     _ => write!(f, "{source}"),
                 }
             }
+            Self::Host { host, source } => {
+                write!(f, "cannot listen on {host}: {source}; use an address of this machine")
+            }
+            Self::BindUnix { path, source } => {
+                write!(f, "cannot listen on unix:{}: ", path.display())?;
+                match source.kind() {
+                    io::ErrorKind::AddrInUse => f.write_str(
+                        "the path is in use: another process listens there, or it is another file",
+                    ),
+                    _ => write!(f, "{source}"),
+                }
+            }
+            Self::Inherited(source) => {
+                write!(
+                    f,
+                    "cannot use a socket of the service manager: {source}; `systemctl cat` shows the socket \
+                     unit, which needs ListenStream= and Accept=no"
+                )
+            }
             Self::Listener(source) => write!(f, "failed to register the listening socket: {source}"),
             Self::Stopped => f.write_str("internal error: an HTTP server task exited"),
             Self::Tls(error) => error.fmt(f),
@@ -55,7 +81,11 @@ impl fmt::Display for HttpError {
 impl std::error::Error for HttpError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind { source, .. } | Self::Listener(source) => Some(source),
+            Self::Bind { source, .. }
+            | Self::Host { source, .. }
+            | Self::BindUnix { source, .. }
+            | Self::Inherited(source)
+            | Self::Listener(source) => Some(source),
             Self::Tls(error) => error.source(),
             Self::Stopped | Self::Credentials(_) => None,
         }

@@ -37,7 +37,7 @@ pub struct Limits {
     pub max_answer_bytes: usize,
     /// Bytes of a request's line and headers.
     pub max_header_bytes: usize,
-    /// How often the certificate's and the key's files are looked at for a change.
+    /// How often the files of the certificate, the key and the passwords are looked at for a change.
     pub reload: Duration,
 }
 
@@ -59,7 +59,7 @@ impl Default for Limits {
             max_handlers: 4,
             max_answer_bytes: 128 << 20,
             max_header_bytes: 16 * 1024,
-            reload: Duration::from_secs(30),
+            reload: Duration::from_secs(5),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The HTTP end: listeners, TLS, basic authentication, limits, and a table of routes.
 //!
-//! Nothing here knows what the routes serve. A caller binds its listeners ([`bind`], before it gives up
+//! Nothing here knows what the routes serve. A caller binds its [`Listener`]s (before it gives up
 //! privileges), makes one [`Router`] per listener, and runs [`serve`] until its shutdown future resolves.
 //!
 //! The way of a connection: `server` accepts it and `slots` finds it a place (throwing out an unfinished
@@ -13,10 +13,14 @@ mod answer;
 mod auth;
 mod budget;
 mod certificate;
+mod clients;
 mod error;
 mod exposure;
 mod gzip;
 mod limits;
+mod listener;
+mod pem;
+mod rate;
 mod route;
 mod security;
 mod server;
@@ -27,14 +31,18 @@ mod tls_error;
 mod turns;
 mod watch;
 
-pub use auth::{Credentials, MAX_COST};
+pub use auth::{Credentials, check_user};
+pub use clients::{Clients, Demand};
 pub use error::HttpError;
 pub use exposure::exposure_warnings;
+pub use listener::{Listener, has_address};
+pub use pem::Pem;
+pub use rate::Rate;
 pub use route::{Access, Reply, RequestInfo, Route, Router};
-pub use security::Security;
-pub use server::{Endpoint, ServerOptions, bind, has_address, serve};
+pub use security::{Secured, Security};
+pub use server::{Endpoint, ServerOptions, serve};
 pub use stats::HttpStats;
-pub use tls::{Tls, TlsPaths};
+pub use tls::{Fingerprint, Tls, TlsOptions};
 
 /// Content type of the Prometheus text exposition format, version 0.0.4.
 pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";

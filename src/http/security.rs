@@ -1,41 +1,45 @@
-//! Who may ask, and how connections are secured: both can change while the server runs.
+//! Who may ask, how connections are secured, and what else responses have: all of it can change while the server runs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hyper::header::{HeaderName, HeaderValue};
+
 use super::auth::Credentials;
+use super::rate::Rate;
 use super::tls::Tls;
 
 /// What holds for the next connection and the next request.
 #[derive(Default)]
-pub struct Security(RwLock<State>);
+pub struct Security(RwLock<Secured>);
 
+/// What is configured.
 #[derive(Default, Clone)]
-struct State {
-    auth: Option<Credentials>,
-    tls: Option<Arc<Tls>>,
+pub struct Secured {
+    /// Who may ask for routes with [`super::Access::Credentials`]; without it, everybody.
+    pub auth: Option<Credentials>,
+    /// All endpoints speak TLS only; without it, HTTP only.
+    pub tls: Option<Arc<Tls>>,
+    /// Headers of every response.
+    pub headers: Arc<[(HeaderName, HeaderValue)]>,
+    pub rate: Option<Rate>,
 }
 
 impl Security {
-    /// `auth` says who may ask for routes with [`super::Access::Credentials`]; without it, everybody. With `tls` all
-    /// endpoints speak TLS only.
-    pub fn new(auth: Option<Credentials>, tls: Option<Tls>) -> Self {
-        Self(RwLock::new(State { auth, tls: tls.map(Arc::new) }))
+    pub fn new(secured: Secured) -> Self {
+        Self(RwLock::new(secured))
     }
 
     /// From now on.
-    pub fn set(&self, auth: Option<Credentials>, tls: Option<Tls>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = State { auth, tls: tls.map(Arc::new) };
+    pub fn set(&self, secured: Secured) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = secured;
     }
 
-    pub(super) fn auth(&self) -> Option<Credentials> {
-        self.now().auth
+    /// As it is now.
+    pub fn now(&self) -> Secured {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn tls(&self) -> Option<Arc<Tls>> {
         self.now().tls
-    }
-
-    fn now(&self) -> State {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

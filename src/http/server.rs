@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,9 +11,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch as signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
@@ -23,6 +21,8 @@ use super::answer::Answerer;
 use super::budget::Budget;
 use super::error::HttpError;
 use super::limits::Limits;
+use super::listener::{Accepting, Listener, Stream};
+use super::rate::Limiter;
 use super::route::Router;
 use super::security::Security;
 use super::slots::{Admission, Slot, Slots};
@@ -34,15 +34,12 @@ use super::{Level, Report, tell};
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
-
 /// How often a certificate that ends soon is warned of, after its loading.
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// One listener and what is served on it.
 pub struct Endpoint {
-    pub listener: TcpListener,
+    pub listener: Listener,
     pub router: Router,
     /// Kept by the caller too, who reads it.
     pub stats: Arc<HttpStats>,
@@ -53,41 +50,12 @@ pub struct Endpoint {
 pub struct ServerOptions {
     pub security: Arc<Security>,
     pub limits: Limits,
+    /// Called every [`Limits::reload`]: may look whether the security should change, and change it.
+    pub refresh: Option<Refresh>,
 }
 
-/// Listens on an address. Port 0 takes a free port, which the listener's `local_addr` tells. An address that no interface
-/// has yet, as while the machine starts, is listened on all the same, for when one has it: see [`has_address`].
-///
-/// # Errors
-/// [`HttpError::Bind`], whose text names the address and says what to do.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
-    let fail = |source| HttpError::Bind { address, source };
-    let listener = match TcpListener::bind(address) {
-        Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => bind_freely(address),
-        other => other,
-    };
-    let listener = listener.map_err(fail)?;
-    listener.set_nonblocking(true).map_err(fail)?;
-    Ok(listener)
-}
-
-/// By IP_FREEBIND, see ip(7).
-fn bind_freely(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    match address {
-        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
-    }
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Whether an interface of this machine has the address, or it means all of them.
-pub fn has_address(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
-}
+/// Runs on a thread that may block.
+pub type Refresh = Arc<dyn Fn() + Send + Sync>;
 
 /// Serves all endpoints until `shutdown` resolves. Then no more connections are taken, answers in progress
 /// have [`Limits::drain`] to end, and the rest is cut off. A handler that still runs then goes on in the
@@ -108,7 +76,7 @@ pub async fn serve(
     let mut servers = JoinSet::new();
     let stats: Vec<_> = endpoints.iter().map(|endpoint| endpoint.stats.clone()).collect();
     for endpoint in endpoints {
-        let listener = tokio::net::TcpListener::from_std(endpoint.listener).map_err(HttpError::Listener)?;
+        let listener = Accepting::new(endpoint.listener).map_err(HttpError::Listener)?;
         let server = Server {
             answerer: Answerer {
                 router: endpoint.router,
@@ -118,11 +86,12 @@ pub async fn serve(
                 report: report.clone(),
                 handlers: Arc::new(Semaphore::new(limits.max_handlers)),
                 budget: Budget::new(limits.max_answer_bytes),
+                limiter: Limiter::default(),
             },
         };
         servers.spawn(Arc::new(server).run(listener, stopped.clone()));
     }
-    servers.spawn(follow(options.security, limits.reload, stats, report, stopped));
+    servers.spawn(follow(options.security, options.refresh, limits.reload, stats, report, stopped));
     tokio::select! {
         () = shutdown => {},
         Some(_) = servers.join_next() => return Err(HttpError::Stopped),
@@ -132,9 +101,10 @@ pub async fn serve(
     Ok(())
 }
 
-/// Loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
+/// Refreshes the security, loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
 pub(super) async fn follow(
     security: Arc<Security>,
+    refresh: Option<Refresh>,
     every: Duration,
     stats: Vec<Arc<HttpStats>>,
     report: Report,
@@ -161,10 +131,14 @@ pub(super) async fn follow(
             _ = ticks.tick() => {},
             _ = stopped.changed() => return,
         }
+        if let Some(refresh) = refresh.clone() {
+            // It tells by itself what came of it.
+            let _ = tokio::task::spawn_blocking(move || refresh()).await;
+        }
         // Another one may have been configured meanwhile.
         let Some(tls) = security.tls() else { continue };
         let again = tls.clone();
-        let display = tls.paths().certificate.display();
+        let display = tls.name();
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
                 tell(&report, Level::Info, format!("the certificate {display} was reloaded"));
@@ -185,7 +159,7 @@ struct Server {
 }
 
 impl Server {
-    async fn run(self: Arc<Self>, listener: tokio::net::TcpListener, mut stopped: signal::Receiver<()>) {
+    async fn run(self: Arc<Self>, listener: Accepting, mut stopped: signal::Receiver<()>) {
         let limits = &self.answerer.limits;
         let slots = Slots::new(limits.clone());
         let mut connections = JoinSet::new();
@@ -230,17 +204,17 @@ impl Server {
 struct Newcomer {
     server: Arc<Server>,
     slots: Arc<Slots>,
-    peer: SocketAddr,
+    peer: IpAddr,
     stopped: signal::Receiver<()>,
 }
 
 impl Newcomer {
-    async fn run(self, stream: TcpStream) {
+    async fn run(self, stream: Stream) {
         let Answerer { stats, limits, .. } = &self.server.answerer;
         count(&stats.connections_accepted);
         let mut stopped = self.stopped.clone();
         let admission = tokio::select! {
-            admission = self.slots.admit_or_wait(self.peer.ip()) => admission,
+            admission = self.slots.admit_or_wait(self.peer) => admission,
             _ = stopped.changed() => return,
         };
         let Admission::Admitted { slot, watch, evicted } = admission else {
@@ -249,9 +223,7 @@ impl Newcomer {
         if evicted {
             count(&stats.connections_evicted);
         }
-        let _ = stream.set_nodelay(true);
-        // What the kernel still holds of an answer after the connection was closed goes as fast.
-        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(limits.write));
+        stream.prepare(limits.write);
         let Self { server, peer, stopped, .. } = self;
         Connection { server, slot, watch, peer, stopped }.run(stream).await;
     }
@@ -262,12 +234,12 @@ struct Connection {
     server: Arc<Server>,
     slot: Slot,
     watch: Arc<Watch>,
-    peer: SocketAddr,
+    peer: IpAddr,
     stopped: signal::Receiver<()>,
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream) {
+    async fn run(mut self, stream: Stream) {
         let Some(tls) = self.server.answerer.security.tls() else {
             return self.speak(stream).await;
         };
@@ -277,11 +249,17 @@ impl Connection {
             _ = self.stopped.changed() => return,
         };
         match secured {
-            Ok(stream) => self.speak(stream).await,
+            Ok(stream) => {
+                if tls.verifies_clients() && stream.get_ref().1.peer_certificates().is_some() {
+                    self.watch.trust();
+                    self.slot.remember_peer();
+                }
+                self.speak(stream).await;
+            }
             Err(error) => {
                 let Answerer { stats, report, .. } = &self.server.answerer;
                 count(&stats.handshake_failures);
-                tell(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer.ip()));
+                tell(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer));
             }
         }
     }
@@ -340,14 +318,13 @@ impl Connection {
 
 /// The TLS handshake. A client that speaks plain HTTP is told so, in plain HTTP.
 async fn secure(
-    mut stream: TcpStream,
+    mut stream: Stream,
     tls: &Tls,
     watch: &Watch,
-) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
-    let mut first = [0];
-    let heard = stream.peek(&mut first).await? > 0;
+) -> io::Result<tokio_rustls::server::TlsStream<Stream>> {
+    let first = stream.peek().await?;
     watch.heard();
-    if heard && first[0].is_ascii_uppercase() {
+    if first.is_some_and(|first| first.is_ascii_uppercase()) {
         // Closing with bytes unread would take the answer back.
         let _ = stream.read(&mut [0; 4096]).await?;
         let text = "this port requires HTTPS: use an https:// URL\n";

@@ -1,39 +1,84 @@
 //! The certificate and its key: loading them, and loading them again when their files change.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use rustls::ServerConfig;
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{Error, InconsistentKeys};
-use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::{TLS12, TLS13};
+use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig};
 
 use super::certificate::Facts;
+use super::clients::{Clients, unix_now, verifier};
 use super::error::HttpError;
+use super::pem::Pem;
 use super::tls_error::TlsError;
 
-/// No certificate chain or key comes near this many bytes.
-const MAX_FILE: u64 = 1 << 20;
-
-/// Files in PEM format.
-#[derive(Debug, Clone)]
-pub struct TlsPaths {
+/// How connections are secured.
+#[derive(Clone)]
+pub struct TlsOptions {
     /// The certificate, followed by those between it and the root, if any.
-    pub certificate: PathBuf,
+    pub certificate: Pem,
     /// Its private key, not encrypted.
-    pub key: PathBuf,
+    pub key: Pem,
+    pub clients: Clients,
+    /// At least one of both.
+    pub tls12: bool,
+    pub tls13: bool,
+    /// Cipher suites for TLS 1.2 by their IANA numbers, the preferred first; all if there are none.
+    pub cipher_suites: Vec<u16>,
+    /// The order of the server's cipher suites decides.
+    pub ignore_client_order: bool,
+    /// Key exchange groups by their IANA numbers, the preferred first; all if there are none.
+    pub groups: Vec<u16>,
+}
+
+impl TlsOptions {
+    /// Of a certificate and its key, and otherwise what is usual.
+    #[cfg(test)]
+    fn new(certificate: Pem, key: Pem) -> Self {
+        Self {
+            certificate,
+            key,
+            clients: Clients::default(),
+            tls12: true,
+            tls13: true,
+            cipher_suites: Vec::new(),
+            ignore_client_order: false,
+            groups: Vec::new(),
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let all = [Some(&self.certificate), Some(&self.key), self.clients.authority.as_ref()];
+        all.into_iter().flatten().filter_map(|pem| Some(pem.file()?.to_owned())).collect()
+    }
+
+    fn provider(&self) -> CryptoProvider {
+        let mut provider = ring::default_provider();
+        if !self.cipher_suites.is_empty() {
+            let place =
+                |suite: CipherSuite| self.cipher_suites.iter().position(|code| *code == u16::from(suite));
+            let is_tls13 = |suite: CipherSuite| u16::from(suite) & 0xff00 == 0x1300;
+            provider.cipher_suites.retain(|suite| is_tls13(suite.suite()) || place(suite.suite()).is_some());
+            provider.cipher_suites.sort_by_key(|suite| (!is_tls13(suite.suite()), place(suite.suite())));
+        }
+        if !self.groups.is_empty() {
+            let place = |group: NamedGroup| self.groups.iter().position(|code| *code == u16::from(group));
+            provider.kx_groups.retain(|group| place(group.name()).is_some());
+            provider.kx_groups.sort_by_key(|group| place(group.name()));
+        }
+        provider
+    }
 }
 
 /// A loaded certificate, which follows its files while [`super::serve`] runs.
 pub struct Tls {
-    paths: TlsPaths,
+    options: TlsOptions,
     loaded: RwLock<Loaded>,
     /// The files as they were when they were last looked at, whether they were good or not.
     seen: Mutex<Fingerprint>,
@@ -49,21 +94,26 @@ struct Loaded {
 }
 
 impl Tls {
-    /// Reads both files. The strings are warnings, whole sentences, about what is unwise but works.
+    /// Reads all files. The strings are warnings, whole sentences, about what is unwise but works.
     ///
     /// # Errors
-    /// [`HttpError::Tls`] when a file is missing or unreadable, does not hold what it should, or the two do
+    /// [`HttpError::Tls`] when a file is missing or unreadable, does not hold what it should, or certificate and key do
     /// not belong together.
-    pub fn load(paths: TlsPaths) -> Result<(Self, Vec<String>), HttpError> {
-        let seen = Fingerprint::of(&paths);
-        let (loaded, warnings) = read(&paths).map_err(HttpError::Tls)?;
+    pub fn load(options: TlsOptions) -> Result<(Self, Vec<String>), HttpError> {
+        let seen = Fingerprint::of(options.files());
+        let (loaded, warnings) = read(&options).map_err(HttpError::Tls)?;
         let (loaded, seen) = (RwLock::new(loaded), Mutex::new(seen));
-        Ok((Self { paths, loaded, seen, failed: AtomicBool::new(false) }, warnings))
+        Ok((Self { options, loaded, seen, failed: AtomicBool::new(false) }, warnings))
     }
 
     /// The configuration for the next handshake.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         self.loaded().config
+    }
+
+    /// Whether a client's certificate tells who it is.
+    pub(super) fn verifies_clients(&self) -> bool {
+        self.options.clients.demand.verifies()
     }
 
     /// When the certificate in use ends, in seconds since 1970.
@@ -73,7 +123,12 @@ impl Tls {
 
     /// What is wrong with the time that the certificate in use is valid for.
     pub(super) fn validity(&self) -> Option<String> {
-        self.loaded().facts?.validity(&self.paths.certificate.display().to_string(), now())
+        self.loaded().facts?.validity(&self.name(), unix_now())
+    }
+
+    /// What messages call the certificate.
+    pub(super) fn name(&self) -> String {
+        self.options.certificate.name().display().to_string()
     }
 
     fn loaded(&self) -> Loaded {
@@ -84,13 +139,13 @@ impl Tls {
     /// warnings when the new pair is in use, the reason when it is not good and the old one stays. May block.
     pub(super) fn refresh(&self) -> Option<Result<Vec<String>, TlsError>> {
         // Taken before the files are read: a change in between shows at the next look.
-        let now = Fingerprint::of(&self.paths);
+        let now = Fingerprint::of(self.options.files());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen == now {
             return None;
         }
         *seen = now;
-        let found = read(&self.paths);
+        let found = read(&self.options);
         self.failed.store(found.is_err(), Ordering::Relaxed);
         Some(found.map(|(loaded, warnings)| {
             *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
@@ -102,132 +157,81 @@ impl Tls {
     pub(super) fn reload_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
-
-    pub(super) fn paths(&self) -> &TlsPaths {
-        &self.paths
-    }
 }
 
-/// Enough of both files' metadata to notice a change; `None` for a file that is not there.
-#[derive(PartialEq, Eq)]
-struct Fingerprint([Option<(SystemTime, u64, u64, u64)>; 2]);
+/// Enough of the metadata of files to notice a change; `None` for a file that is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fingerprint(Vec<Option<(SystemTime, u64, u64, u64)>>);
 
 impl Fingerprint {
-    fn of(paths: &TlsPaths) -> Self {
-        Self([&paths.certificate, &paths.key].map(|path| {
+    /// Of these files, as they are now.
+    pub fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let one = |path: PathBuf| {
             let data = fs::metadata(path).ok()?;
             Some((data.modified().ok()?, data.len(), data.dev(), data.ino()))
-        }))
+        };
+        Self(paths.into_iter().map(one).collect())
     }
 }
 
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
-}
+fn read(options: &TlsOptions) -> Result<(Loaded, Vec<String>), TlsError> {
+    let chain = options.certificate.certificates("certificate")?;
+    let (key, mut warnings) = options.key.key()?;
+    let (certificate_path, key_path) =
+        (|| options.certificate.name().to_owned(), || options.key.name().to_owned());
 
-fn read(paths: &TlsPaths) -> Result<(Loaded, Vec<String>), TlsError> {
-    let chain = read_chain(&paths.certificate)?;
-    let (key, mut warnings) = read_key(&paths.key)?;
-
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(options.provider());
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|source| TlsError::UnsupportedKey { path: paths.key.clone(), source })?;
+        .map_err(|source| TlsError::UnsupportedKey { path: key_path(), source })?;
     let facts = chain.first().and_then(|own| Facts::of(own));
-    let certificate = paths.certificate.display().to_string();
-    warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, now())));
+    let certificate = options.certificate.name().display().to_string();
+    warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, unix_now())));
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(Error::InconsistentKeys(_)) => {
-            return Err(TlsError::Mismatch {
-                certificate: paths.certificate.clone(),
-                key: paths.key.clone(),
-            });
+            return Err(TlsError::Mismatch { certificate: certificate_path(), key: key_path() });
         }
-        Err(source) => return Err(TlsError::Certificate { path: paths.certificate.clone(), source }),
+        Err(source) => return Err(TlsError::Certificate { path: certificate_path(), source }),
     }
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(TlsError::Setup)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    let (clients, unwise) = verifier(&options.clients, &provider)?;
+    warnings.extend(unwise);
+    let mut versions = Vec::new();
+    versions.extend(options.tls13.then_some(&TLS13));
+    versions.extend(options.tls12.then_some(&TLS12));
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(TlsError::Setup)?;
+    let builder = match clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.ignore_client_order = options.ignore_client_order;
     Ok((Loaded { config: Arc::new(config), facts }, warnings))
-}
-
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let bytes = read_file("certificate", path)?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
-        .collect::<Result<_, _>>()
-        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
-    if chain.is_empty() {
-        let has_key = contains(&bytes, "PRIVATE KEY-----");
-        return Err(TlsError::NoCertificate { path: path.to_owned(), has_key });
-    }
-    Ok(chain)
-}
-
-fn read_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Vec<String>), TlsError> {
-    let display = path.display();
-    let bytes = read_file("private key", path)?;
-    // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
-    if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
-    {
-        return Err(TlsError::Encrypted { path: path.to_owned() });
-    }
-    let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
-        pem::Error::NoItemsFound => TlsError::NoKey {
-            path: path.to_owned(),
-            has_certificate: contains(&bytes, "-----BEGIN CERTIFICATE-----"),
-        },
-        source => TlsError::Pem { path: path.to_owned(), source },
-    })?;
-    let mut warnings = Vec::new();
-    // Reading by the group is an ordinary way to give a service its key.
-    if let Ok(mode) = fs::metadata(path).map(|data| data.mode() & 0o777)
-        && mode & 0o027 != 0
-    {
-        warnings.push(format!(
-            "the private key {display} has unsafe permissions (mode {mode:03o}); run `chmod 600 {display}`"
-        ));
-    }
-    Ok((key, warnings))
-}
-
-fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    let fail = |source| TlsError::Read { what, path: path.to_owned(), source };
-    let data = fs::metadata(path).map_err(fail)?;
-    if !data.is_file() {
-        return Err(fail(io::Error::other("it is not a regular file")));
-    }
-    if data.len() > MAX_FILE {
-        return Err(fail(io::Error::other(format!("it is too large ({} bytes)", data.len()))));
-    }
-    fs::read(path).map_err(fail)
-}
-
-fn contains(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::time::Duration;
 
     use tempfile::TempDir;
 
     use super::*;
     use crate::http::Report;
-    use crate::http::security::Security;
+    use crate::http::security::{Secured, Security};
     use crate::http::server::follow;
     use crate::http::stats::HttpStats;
 
     struct Files {
         dir: TempDir,
-        paths: TlsPaths,
+        certificate: PathBuf,
+        key: PathBuf,
     }
 
     /// A self-signed certificate and its key, as PEM.
@@ -239,15 +243,14 @@ mod tests {
     impl Files {
         fn new(certificate: &str, key: &str) -> Self {
             let dir = TempDir::new().unwrap();
-            let paths =
-                TlsPaths { certificate: dir.path().join("node.crt"), key: dir.path().join("node.key") };
-            let files = Self { dir, paths };
+            let (certificate_path, key_path) = (dir.path().join("node.crt"), dir.path().join("node.key"));
+            let files = Self { dir, certificate: certificate_path, key: key_path };
             files.write(certificate, key);
             files
         }
 
         fn write(&self, certificate: &str, key: &str) {
-            for (path, text) in [(&self.paths.certificate, certificate), (&self.paths.key, key)] {
+            for (path, text) in [(&self.certificate, certificate), (&self.key, key)] {
                 // A new inode each time, as programs that replace certificates do it.
                 let new = self.dir.path().join("new");
                 fs::write(&new, text).unwrap();
@@ -256,8 +259,13 @@ mod tests {
             }
         }
 
+        fn options(&self) -> TlsOptions {
+            let file = |path: &Path| Pem::File(path.to_owned());
+            TlsOptions::new(file(&self.certificate), file(&self.key))
+        }
+
         fn error(&self) -> String {
-            Tls::load(self.paths.clone()).err().expect("a bad pair was loaded").to_string()
+            Tls::load(self.options()).err().expect("a bad pair was loaded").to_string()
         }
     }
 
@@ -265,10 +273,10 @@ mod tests {
     fn a_good_pair_loads_in_silence_and_an_open_key_warns() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
-        assert_eq!(Tls::load(files.paths.clone()).unwrap().1, Vec::<String>::new());
+        assert_eq!(Tls::load(files.options()).unwrap().1, Vec::<String>::new());
         for (mode, warns) in [(0o640, false), (0o400, false), (0o644, true), (0o660, true)] {
-            fs::set_permissions(&files.paths.key, fs::Permissions::from_mode(mode)).unwrap();
-            let warnings = Tls::load(files.paths.clone()).unwrap().1;
+            fs::set_permissions(&files.key, fs::Permissions::from_mode(mode)).unwrap();
+            let warnings = Tls::load(files.options()).unwrap().1;
             assert_eq!(warnings.len(), usize::from(warns), "{mode:o}: {warnings:?}");
             if warns {
                 assert!(warnings[0].contains(&format!("mode {mode:03o}")), "{warnings:?}");
@@ -313,10 +321,10 @@ mod tests {
     fn a_missing_file_and_a_directory_are_named() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
-        fs::remove_file(&files.paths.key).unwrap();
+        fs::remove_file(&files.key).unwrap();
         let text = files.error();
         assert!(text.contains("failed to read the private key") && text.contains("No such file"), "{text}");
-        fs::create_dir(&files.paths.key).unwrap();
+        fs::create_dir(&files.key).unwrap();
         assert!(files.error().contains("not a regular file"));
     }
 
@@ -324,7 +332,7 @@ mod tests {
     fn a_new_pair_is_taken_and_a_bad_one_is_not() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
-        let (tls, _) = Tls::load(files.paths.clone()).unwrap();
+        let (tls, _) = Tls::load(files.options()).unwrap();
         let first = tls.current();
         assert!(tls.refresh().is_none(), "nothing changed");
 
@@ -344,14 +352,17 @@ mod tests {
     #[tokio::test]
     async fn a_pair_that_is_configured_after_a_bad_one_has_not_failed() {
         let (certificate, key) = pair();
-        let load = |files: &Files| Tls::load(files.paths.clone()).unwrap().0;
+        let load = |files: &Files| {
+            let tls = Some(Arc::new(Tls::load(files.options()).unwrap().0));
+            Secured { tls, ..Secured::default() }
+        };
         let (files, others) = (Files::new(&certificate, &key), Files::new(&certificate, &key));
-        let security = Arc::new(Security::new(None, Some(load(&files))));
+        let security = Arc::new(Security::new(load(&files)));
         let stats = Arc::new(HttpStats::default());
         let (_running, stopped) = tokio::sync::watch::channel(());
         let every = Duration::from_millis(10);
         let report: Report = Arc::new(|_| {});
-        let followed = follow(security.clone(), every, vec![stats.clone()], report, stopped);
+        let followed = follow(security.clone(), None, every, vec![stats.clone()], report, stopped);
         let followed = tokio::spawn(followed);
         let until = async |failed: bool| {
             let is_so = || stats.certificate_reload_failed.load(Ordering::Relaxed) == failed;
@@ -365,8 +376,34 @@ mod tests {
         };
         files.write(&certificate, &pair().1);
         until(true).await;
-        security.set(None, Some(load(&others)));
+        security.set(load(&others));
         until(false).await;
         followed.abort();
+    }
+
+    /// What the configuration takes for implemented is.
+    #[test]
+    fn suites_and_groups_are_chosen_by_their_numbers() {
+        let (certificate, key) = pair();
+        let text = |text: &str| Pem::Text { name: "text".into(), text: text.to_owned() };
+        let options = |cipher_suites: &[u16], groups: &[u16]| TlsOptions {
+            cipher_suites: cipher_suites.to_vec(),
+            groups: groups.to_vec(),
+            ..TlsOptions::new(text(&certificate), text(&key))
+        };
+        let provider = options(&[0xc030, 0x1301, 0xc02b], &[0x18, 0x1d]).provider();
+        let suites: Vec<_> = provider.cipher_suites.iter().map(|suite| u16::from(suite.suite())).collect();
+        assert_eq!(suites[suites.len() - 2..], [0xc030, 0xc02b]);
+        assert!(suites.len() == 5 && suites[..3].iter().all(|suite| suite & 0xff00 == 0x1300), "{suites:x?}");
+        let groups: Vec<_> = provider.kx_groups.iter().map(|group| u16::from(group.name())).collect();
+        assert_eq!(groups, [0x18, 0x1d]);
+        let all = ring::default_provider();
+        let all: Vec<_> = all.cipher_suites.iter().map(|suite| u16::from(suite.suite())).collect();
+        for suite in [0xc02b, 0xc02c, 0xc02f, 0xc030, 0xcca8, 0xcca9, 0x1301, 0x1302, 0x1303] {
+            assert!(all.contains(&suite), "{suite:x}");
+        }
+        for options in [options(&[], &[]), options(&[0x1301], &[0x17])] {
+            assert!(Tls::load(options).is_ok());
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustls_pki_types::pem;
 
@@ -28,8 +28,28 @@ pub enum TlsError {
     Mismatch { certificate: PathBuf, key: PathBuf },
     /// The certificate cannot be used.
     Certificate { path: PathBuf, source: rustls::Error },
+    /// What should be the certificates of authorities cannot be used as such.
+    Authority { path: PathBuf },
     /// No configuration can be made of them.
     Setup(rustls::Error),
+}
+
+impl TlsError {
+    /// The file that it is about, or what stands for one; of a pair, the certificate.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. }
+            | Self::Pem { path, .. }
+            | Self::NoCertificate { path, .. }
+            | Self::NoKey { path, .. }
+            | Self::Encrypted { path }
+            | Self::UnsupportedKey { path, .. }
+            | Self::Mismatch { certificate: path, .. }
+            | Self::Certificate { path, .. }
+            | Self::Authority { path } => Some(path),
+            Self::Setup(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for TlsError {
@@ -76,6 +96,9 @@ impl fmt::Display for TlsError {
             Self::Certificate { path, source } => {
                 write!(f, "the first certificate in {} is not usable: {source}", path.display())
             }
+            Self::Authority { path } => {
+                write!(f, "a certificate in {} is not usable as that of an authority", path.display())
+            }
             Self::Setup(source) => write!(f, "failed to set up TLS: {source}"),
         }
     }
@@ -107,6 +130,7 @@ impl Error for TlsError {
             | Self::NoCertificate { .. }
             | Self::NoKey { .. }
             | Self::Encrypted { .. }
+            | Self::Authority { .. }
             | Self::Mismatch { .. } => None,
         }
     }

@@ -169,13 +169,22 @@ pub struct Setup<'a> {
     environment: Vec<(String, String)>,
     certificates: Option<Certificates>,
     wrapper: Vec<String>,
+    listen: String,
 }
 
 impl<'a> Setup<'a> {
     /// With a configuration, which needs no ports. Without a text there is no file: flags give the ports.
     pub fn new(place: &'a Place, yaml: impl Into<String>) -> Setup<'a> {
         let yaml = yaml.into();
-        Setup { place, yaml, arguments: vec![], environment: vec![], certificates: None, wrapper: vec![] }
+        Setup {
+            place,
+            yaml,
+            arguments: vec![],
+            environment: vec![],
+            certificates: None,
+            wrapper: vec![],
+            listen: "metrics_port: {port}".into(),
+        }
     }
 
     /// Traces this file with the profile `fibre`, for the node `demo`.
@@ -222,6 +231,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Says by this line of the configuration where the metrics are served, instead of `metrics_port: {port}`.
+    pub fn listening(mut self, line: &str) -> Self {
+        self.listen = line.to_owned();
+        self
+    }
+
     /// Starts it and waits until it serves. It need not be ready: see [`Exporter::wait_until_ready`].
     ///
     /// # Panics
@@ -240,12 +255,14 @@ impl<'a> Setup<'a> {
         let mut command = exporter();
         if let Some((program, arguments)) = self.wrapper.split_first() {
             command = Command::new(program);
-            command.args(arguments).arg(BINARY).stdin(Stdio::null());
+            let with_port = arguments.iter().map(|argument| argument.replace("{port}", &port.to_string()));
+            command.args(with_port).arg(BINARY).stdin(Stdio::null());
         }
         if self.yaml.is_empty() {
             command.args(["--port", &port.to_string(), "--health-port", &health_port.to_string()]);
         } else {
-            let config = format!("{}metrics_port: {port}\nhealth_port: {health_port}\n", self.yaml);
+            let listen = self.listen.replace("{port}", &port.to_string());
+            let config = format!("{}{listen}\nhealth_port: {health_port}\n", self.yaml);
             command.arg("--config").arg(self.place.write("config.yaml", &config));
         }
         command

@@ -15,3 +15,4 @@ mod siege;
 mod start;
 mod targets;
 mod totals;
+mod web;

@@ -22,11 +22,11 @@ fn flat_keys() {
     assert_eq!(settings.node_name, "mynode");
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!((settings.verbose, settings.log_level), (false, LogLevel::Info));
-    let auth = settings.auth.unwrap();
+    let auth = &settings.web.users[0];
     assert_eq!((auth.username.as_str(), auth.password.as_str()), ("prometheus", "changeme"));
-    let tls = settings.tls.unwrap();
-    assert_eq!(tls.cert, Path::new("tests/config/good/../files/node.crt"));
-    assert_eq!(tls.key, Path::new("tests/config/good/../files/node.key"));
+    let tls = settings.web.tls.unwrap();
+    assert_eq!(format!("{:?}", tls.cert), "tests/config/good/../files/node.crt");
+    assert_eq!(format!("{:?}", tls.key), "tests/config/good/../files/node.key");
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].name, "bitcoind");
     assert_eq!(targets[0].selector, Selector::binary("/usr/local/bin/bitcoind"));
@@ -41,7 +41,7 @@ fn flat_keys_as_an_older_yaml_wrote_them() {
     assert_eq!(settings.node_name, "node 7");
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!((settings.verbose, settings.log_level), (true, LogLevel::Warning));
-    assert!(settings.log_file.is_none() && settings.auth.is_none() && settings.tls.is_none());
+    assert!(settings.log_file.is_none() && settings.web.users.is_empty() && settings.web.tls.is_none());
     assert_eq!(targets[0].selector.who.pid(), Some(4242));
 }
 
@@ -81,7 +81,7 @@ fn defaults() {
     let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (4 << 20, 10, 200, 8192, 32_768));
     assert_eq!(settings.attach, AttachMode::Auto);
-    assert_eq!(settings.auth.unwrap().password, "from the file");
+    assert_eq!(settings.web.users[0].password, "from the file");
 }
 
 #[test]

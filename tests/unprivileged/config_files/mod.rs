@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 mod language;
 mod precedence;
+mod web;
 
 use exporter::config::{Environment, Overrides, load, load_bytes, read, read_bytes};
 use exporter::plan::plan_draft;

@@ -19,12 +19,19 @@ fn shown(config: &Config, name: &str) -> String {
         "verbose" => settings.verbose.to_string(),
         "log_level" => format!("{:?}", settings.log_level),
         "log_file" => settings.log_file.as_ref().map_or("none".into(), |path| path.display().to_string()),
-        "metrics_auth_username" => settings.auth.as_ref().map_or("none".into(), |auth| auth.username.clone()),
-        "metrics_auth_password" | "metrics_auth_password_file" => {
-            settings.auth.as_ref().map_or("none".into(), |auth| auth.password.clone())
+        "metrics_auth_username" => {
+            settings.web.users.first().map_or("none".into(), |auth| auth.username.clone())
         }
-        "tls_cert" => settings.tls.as_ref().map_or("none".into(), |tls| tls.cert.display().to_string()),
-        "tls_key" => settings.tls.as_ref().map_or("none".into(), |tls| tls.key.display().to_string()),
+        "metrics_auth_password" | "metrics_auth_password_file" => {
+            settings.web.users.first().map_or("none".into(), |auth| auth.password.clone())
+        }
+        "tls_cert" => settings.web.tls.as_ref().map_or("none".into(), |tls| format!("{:?}", tls.cert)),
+        "tls_key" => settings.web.tls.as_ref().map_or("none".into(), |tls| format!("{:?}", tls.key)),
+        "web_config_file" => {
+            let file = settings.web.origin.file.as_ref();
+            file.map_or("none".into(), |(_, path)| path.display().to_string())
+        }
+        "web_listen_address" | "web_systemd_socket" => format!("{:?}", settings.listen),
         "bind" => settings.bind.to_string(),
         other => panic!("the table has a setting that this test does not know: {other}"),
     }
@@ -64,6 +71,22 @@ const CASES: &[(&str, [&str; 3], [&str; 4])] = &[
         ["tests/config/files/node.crt", "tests/config/files/node.key", "node.key"],
         ["tests/config/files/node.crt", "tests/config/files/node.key", "tests/config/files/node.key", "none"],
     ),
+    (
+        "web_config_file",
+        ["tests/config/files/empty", "tests/config/web/good/empty.yml", "empty"],
+        ["tests/config/files/empty", "tests/config/web/good/empty.yml", "tests/config/files/empty", "none"],
+    ),
+    (
+        "web_listen_address",
+        [":1", "localhost:2,[::1]:3", "unix:/e.sock"],
+        [
+            "Addresses([Tcp { host: None, port: 1 }])",
+            "Addresses([Tcp { host: Some(\"localhost\"), port: 2 }, Tcp { host: Some(\"::1\"), port: 3 }])",
+            "Addresses([Unix(\"/e.sock\")])",
+            "Port",
+        ],
+    ),
+    ("web_systemd_socket", ["true", "yes", "true"], ["Inherited", "Inherited", "Inherited", "Port"]),
     ("bind", ["0.0.0.0", "::1", "10.0.0.1"], ["0.0.0.0", "::1", "10.0.0.1", "127.0.0.1"]),
 ];
 
@@ -196,7 +219,7 @@ fn secrets_are_never_shown() {
     }
     let file = "bitcoind_path: /b\nmetrics_auth_username: u\nmetrics_auth_password: hunter2\n";
     let loaded = with(file, &[], &[]).unwrap();
-    assert_eq!(loaded.config.settings.auth.as_ref().unwrap().password, "hunter2");
+    assert_eq!(loaded.config.settings.web.users[0].password, "hunter2");
     assert!(!format!("{loaded:?}").contains("hunter2"));
     let mut overrides = Overrides::default();
     overrides.set(key("metrics_auth_password"), "hunter2");
@@ -206,7 +229,7 @@ fn secrets_are_never_shown() {
 #[test]
 fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() {
     let password = |loaded: Result<Loaded, Diagnostics>| {
-        loaded.unwrap_or_else(|diags| panic!("{diags}")).config.settings.auth.unwrap().password
+        loaded.unwrap_or_else(|diags| panic!("{diags}")).config.settings.web.users[0].password.clone()
     };
     let file = "bitcoind_path: /b\nmetrics_auth_username: u\n";
     let inline = format!("{file}metrics_auth_password: inline\n");
@@ -223,7 +246,7 @@ fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() 
 fn halves_of_a_pair_may_come_from_different_sources() {
     let cert = format!("{FOLDER}/node.crt");
     let loaded = with("bitcoind_path: /b\ntls_key: node.key\n", &[("tls_cert", &cert)], &[]).unwrap();
-    assert_eq!(loaded.config.settings.tls.unwrap().cert.to_string_lossy(), cert);
+    assert_eq!(format!("{:?}", loaded.config.settings.web.tls.unwrap().cert), cert);
 }
 
 #[test]

@@ -1,0 +1,160 @@
+//! What a configuration says of the endpoints: where they listen, who may ask, and how connections are secured.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::place::Place;
+
+/// Where the metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// On the port `metrics_port` of the address `bind`.
+    Port,
+    /// On all of these.
+    Addresses(Vec<ListenAddress>),
+    /// On the sockets that the service manager has opened.
+    Inherited,
+}
+
+/// One of several addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// Without a host, on all addresses of the machine.
+    Tcp {
+        host: Option<String>,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+/// How the endpoints are secured.
+#[derive(Debug, Clone, Default)]
+pub struct Web {
+    /// Who may ask; everybody if there are none.
+    pub users: Vec<Auth>,
+    pub tls: Option<TlsSettings>,
+    /// Headers of every response.
+    pub headers: Vec<(&'static str, String)>,
+    pub rate_limit: Option<RateLimit>,
+    /// What it was made from.
+    pub origin: Origin,
+}
+
+/// Where the security settings come from, so that the files among it can be read anew.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Of `metrics_auth_username` and one of the passwords.
+    pub auth: Option<Auth>,
+    /// Of `metrics_auth_password_file`, if that is where the password is.
+    pub password_file: Option<(Place, PathBuf)>,
+    /// Of `tls_cert` and `tls_key`.
+    pub tls: Option<TlsSettings>,
+    /// The web configuration file.
+    pub file: Option<(Place, PathBuf)>,
+}
+
+impl Origin {
+    /// Files whose content is part of the settings; those that TLS names are not among them.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.password_file.iter().chain(&self.file).map(|(_, path)| path)
+    }
+}
+
+/// One user. The password is never printed: `Debug` hides it.
+#[derive(Clone)]
+pub struct Auth {
+    /// Where the password is given.
+    pub at: Place,
+    pub username: String,
+    /// In clear text, or as a bcrypt hash.
+    pub password: String,
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth").field("username", &self.username).field("password", &"<hidden>").finish()
+    }
+}
+
+/// TLS; the place is where the configuration asks for it.
+#[derive(Debug, Clone)]
+pub struct TlsSettings {
+    pub at: Place,
+    pub cert: Pem,
+    pub key: Pem,
+    pub client_auth: ClientAuth,
+    /// Who issues client certificates; if there is nobody, all authorities that the system trusts.
+    pub client_ca: Option<Pem>,
+    /// One of these names must be in a client's certificate; any will do if there are none.
+    pub client_allowed_sans: Vec<String>,
+    pub versions: TlsVersions,
+    /// Cipher suites for TLS 1.2 by their IANA numbers, the preferred first; all if there are none.
+    pub cipher_suites: Vec<u16>,
+    /// The server's preferences count, not the client's.
+    pub prefer_server_cipher_suites: bool,
+    /// Key exchange groups by their IANA numbers, the preferred first; all if there are none.
+    pub curves: Vec<u16>,
+}
+
+/// PEM text, and where the configuration has it.
+#[derive(Clone)]
+pub struct Pem {
+    pub at: Place,
+    pub source: PemSource,
+}
+
+#[derive(Clone)]
+pub enum PemSource {
+    File(PathBuf),
+    /// The text itself.
+    Text(String),
+}
+
+/// Hides the text, which may be a private key.
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            PemSource::File(path) => write!(f, "{}", path.display()),
+            PemSource::Text(_) => f.write_str("<hidden>"),
+        }
+    }
+}
+
+/// What is asked of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAuth {
+    /// None is asked for.
+    #[default]
+    None,
+    /// It is asked for; anything, or nothing, will do.
+    Request,
+    /// There must be one, by whomever it was issued.
+    RequireAny,
+    /// If there is one, a known authority must have issued it.
+    VerifyIfGiven,
+    /// There must be one that a known authority has issued.
+    RequireAndVerify,
+}
+
+/// Versions of TLS that are spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsVersions {
+    pub tls12: bool,
+    pub tls13: bool,
+}
+
+impl Default for TlsVersions {
+    fn default() -> Self {
+        Self { tls12: true, tls13: true }
+    }
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// A token is added this often.
+    pub interval: Duration,
+    /// Most tokens that there can be.
+    pub burst: u32,
+}

@@ -1,0 +1,162 @@
+//! The exporter's own keys for one user and one certificate.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::config::diagnose::Diagnostics;
+use crate::config::endpoint::{Auth, ClientAuth, Pem, PemSource, TlsSettings, TlsVersions};
+use crate::config::fields::Node;
+use crate::config::layers::{Given, Layers};
+use crate::config::limits::PASSWORD_FILE_BYTES;
+use crate::config::place::Place;
+use crate::config::words::quote;
+
+/// The user, and the file that the password is from.
+pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option<(Place, PathBuf)>) {
+    let username = layers.read("metrics_auth_username", username);
+    let inline = layers.read("metrics_auth_password", |n| n.secret().map(str::to_owned));
+    let file = layers.read("metrics_auth_password_file", |n| n.path());
+    let mut from_file = None;
+    let password = match (inline, file) {
+        (Some(inline), Some(file)) if inline.rank == file.rank => {
+            layers
+                .diags
+                .error(
+                    &file.at,
+                    "metrics_auth_password and metrics_auth_password_file are mutually exclusive",
+                )
+                .help("keep one of them; the file is safer");
+            return (None, None);
+        }
+        (Some(inline), file) if file.as_ref().is_none_or(|file| file.rank < inline.rank) => Some(inline),
+        (_, Some(file)) => {
+            let read = read_password(&file.at, &file.value, layers.diags);
+            from_file = Some((file.at.clone(), file.value));
+            let Some(value) = read else { return (None, None) };
+            Some(Given { at: file.at, value, rank: file.rank })
+        }
+        (_, None) => None,
+    };
+    let auth = match (username, password) {
+        (Some(username), Some(password)) => {
+            Some(Auth { at: password.at, username: username.value, password: password.value })
+        }
+        (Some(username), None) if complete && !gave_password(layers) => {
+            layers
+                .diags
+                .error(&username.at, "metrics_auth_username is set without a password")
+                .help("set metrics_auth_password_file (or metrics_auth_password) too, or remove the user");
+            None
+        }
+        (None, Some(password)) if complete && !layers.has("metrics_auth_username") => {
+            layers
+                .diags
+                .error(&password.at, "a password is set without metrics_auth_username")
+                .help("set metrics_auth_username too, or remove the password");
+            None
+        }
+        _ => None,
+    };
+    (auth, from_file)
+}
+
+/// Whether a password was given at all: a wrong one has been reported, and is not missing.
+fn gave_password(layers: &Layers<'_>) -> bool {
+    layers.has("metrics_auth_password") || layers.has("metrics_auth_password_file")
+}
+
+fn username(node: &Node<'_>) -> Option<String> {
+    let name = node.text_as("a user name")?;
+    if name.contains(':') || name.chars().any(char::is_control) {
+        node.error(format!(
+            "{} is not a valid user name: basic authentication does not allow a colon",
+            quote(name)
+        ));
+        return None;
+    }
+    Some(name.to_owned())
+}
+
+/// The content of a password file without the line end that editors leave there.
+pub(super) fn read_password(at: &Place, path: &Path, diags: &Diagnostics) -> Option<String> {
+    let error = |err: String| diags.error(at, err);
+    let mut text = String::new();
+    let read = File::open(path).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
+    let path = path.display();
+    if let Err(err) = read {
+        error(format!("failed to read the password from {path}: {err}"));
+        return None;
+    }
+    let password =
+        text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    if text.len() as u64 > PASSWORD_FILE_BYTES {
+        error(format!("{path} is too large for a password file: at most {PASSWORD_FILE_BYTES} bytes"));
+    } else if password.is_empty() {
+        error(format!("{path} is empty; it must contain the password"));
+    } else if password.contains('\n') {
+        error(format!("{path} has more than one line; it must contain only the password"));
+    } else {
+        return Some(password.to_owned());
+    }
+    None
+}
+
+/// The certificate and its key.
+pub(super) fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsSettings> {
+    let cert = layers.read("tls_cert", |n| n.path());
+    let key = layers.read("tls_key", |n| n.path());
+    let errors = layers.diags.len();
+    for (given, what) in [(&cert, "the certificate"), (&key, "the private key")] {
+        if let Some(given) = given {
+            check_readable(&given.at, &given.value, what, layers.diags);
+        }
+    }
+    let readable = layers.diags.len() == errors;
+    let alone = |given: &Given<PathBuf>, what: &str, other: &str| {
+        if complete && !layers.has(other) {
+            layers
+                .diags
+                .error(&given.at, what)
+                .help(format!("set {other} too, or remove this setting to serve plain HTTP"));
+        }
+    };
+    match (cert, key) {
+        (Some(cert), Some(key)) => readable.then(|| of_files(cert, key)),
+        (Some(cert), None) => {
+            alone(&cert, "tls_cert is set without tls_key", "tls_key");
+            None
+        }
+        (None, Some(key)) => {
+            alone(&key, "tls_key is set without tls_cert", "tls_cert");
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn of_files(cert: Given<PathBuf>, key: Given<PathBuf>) -> TlsSettings {
+    let pem = |given: Given<PathBuf>| Pem { at: given.at, source: PemSource::File(given.value) };
+    TlsSettings {
+        at: cert.at.clone(),
+        cert: pem(cert),
+        key: pem(key),
+        client_auth: ClientAuth::None,
+        client_ca: None,
+        client_allowed_sans: Vec::new(),
+        versions: TlsVersions::default(),
+        cipher_suites: Vec::new(),
+        prefer_server_cipher_suites: false,
+        curves: Vec::new(),
+    }
+}
+
+/// Reports a file that cannot be opened and read. A folder can be opened, so a byte is read too.
+pub(super) fn check_readable(at: &Place, path: &Path, what: &str, diags: &Diagnostics) {
+    let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
+    match read {
+        Ok(0) => diags.error(at, format!("{what} {} is empty", path.display())),
+        Ok(_) => return,
+        Err(err) => diags.error(at, format!("failed to read {what} {}: {err}", path.display())),
+    };
+}

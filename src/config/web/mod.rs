@@ -1,0 +1,297 @@
+//! The web configuration of Prometheus's exporters, as exporter-toolkit defines it: in a file of its own
+//! (`web_config_file`) or under `web:`; and the exporter's own keys for the same things.
+//!
+//! Format: <https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md>.
+
+mod keys;
+mod listen;
+mod sections;
+mod tls;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::diagnose::Diagnostics;
+use super::endpoint::{Auth, Origin, RateLimit, TlsSettings, Web};
+use super::fields::{Fields, Node};
+use super::layers::Layers;
+use super::limits::FILE_BYTES;
+use super::place::{Place, Source};
+use super::words::did_you_mean;
+use super::yaml;
+
+pub(super) use listen::listen;
+pub use sections::WEB;
+
+/// What a web configuration says.
+#[derive(Default)]
+struct Part {
+    users: Vec<Auth>,
+    /// Whether there are users, be they right or wrong.
+    users_at: Option<Place>,
+    tls: Option<TlsSettings>,
+    tls_at: Option<Place>,
+    headers: Vec<(&'static str, String)>,
+    rate_limit: Option<RateLimit>,
+}
+
+/// How the endpoints are secured. With `complete` false a source is missing, so that nothing is said to be.
+pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Web {
+    let (auth, password_file) = keys::auth(layers, complete);
+    let tls = keys::tls(layers, complete);
+    let file = layers.read("web_config_file", |n| n.path());
+    let inline = layers.file.as_ref().and_then(|file| file.get("web")).filter(|node| !node.is_null());
+    let part = match (&file, &inline) {
+        (Some(file), Some(inline)) => {
+            layers.diags.error(&inline.at, "`web` and web_config_file are mutually exclusive").help(format!(
+                "move this into {} and remove it here, or the other way round",
+                file.value.display()
+            ));
+            Part::default()
+        }
+        (Some(file), None) => read_file(&file.at, &file.value, layers.diags).unwrap_or_default(),
+        (None, Some(inline)) => part(inline).unwrap_or_default(),
+        (None, None) => Part::default(),
+    };
+    if let Some(at) = &part.users_at {
+        let own = ["metrics_auth_username", "metrics_auth_password", "metrics_auth_password_file"];
+        refuse_both(own.into_iter().find(|name| layers.has(name)), at, layers.diags);
+    }
+    if let Some(at) = &part.tls_at {
+        refuse_both(["tls_cert", "tls_key"].into_iter().find(|name| layers.has(name)), at, layers.diags);
+    }
+    let origin = Origin { auth, password_file, tls, file: file.map(|file| (file.at, file.value)) };
+    combine(origin, part)
+}
+
+/// The same settings with the files among them read anew.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
+    let diags = Diagnostics::new();
+    let mut origin = web.origin.clone();
+    if let (Some((at, path)), Some(auth)) = (&origin.password_file, &mut origin.auth)
+        && let Some(password) = keys::read_password(at, path, &diags)
+    {
+        auth.password = password;
+    }
+    let part = match &origin.file {
+        Some((at, path)) => read_file(at, path, &diags).unwrap_or_default(),
+        // What stands in the configuration itself is not read anew.
+        None => Part {
+            users: web.users.clone(),
+            tls: web.tls.clone(),
+            headers: web.headers.clone(),
+            rate_limit: web.rate_limit,
+            ..Part::default()
+        },
+    };
+    if let (Some(at), true) = (&part.users_at, origin.auth.is_some()) {
+        refuse_both(Some("metrics_auth_username"), at, &diags);
+    }
+    if let (Some(at), true) = (&part.tls_at, origin.tls.is_some()) {
+        refuse_both(Some("tls_cert"), at, &diags);
+    }
+    let combined = combine(origin, part);
+    diags.into_result(combined)
+}
+
+fn refuse_both(own: Option<&str>, at: &Place, diags: &Diagnostics) {
+    let Some(own) = own else { return };
+    diags
+        .error(at, format!("{own} and the web configuration both say this"))
+        .help(format!("keep one of the two: remove this, or {own} and what belongs to it"));
+}
+
+fn combine(origin: Origin, part: Part) -> Web {
+    let users = origin.auth.clone().map_or(part.users, |auth| vec![auth]);
+    let tls = origin.tls.clone().or(part.tls);
+    Web { users, tls, headers: part.headers, rate_limit: part.rate_limit, origin }
+}
+
+/// A web configuration file.
+fn read_file(at: &Place, path: &Path, diags: &Diagnostics) -> Option<Part> {
+    let refuse = |why: String| {
+        diags.error(at, format!("failed to read the web configuration {}: {why}", path.display()));
+        None
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
+    if let Err(err) = read {
+        return refuse(err.to_string());
+    }
+    let top = Place::top(Source::File(path.to_owned()));
+    let text = match super::text(bytes) {
+        Ok(text) => text,
+        Err((position, why)) => {
+            diags.error(&top.at(position), why);
+            return None;
+        }
+    };
+    let document = yaml::parse(&Arc::clone(&top.source), &text, diags);
+    part(&Node::new(top, &document.tree, diags))
+}
+
+fn part(node: &Node<'_>) -> Option<Part> {
+    let fields = mapping(node, &WEB)?;
+    let mut part = Part::default();
+    if let Some(node) = present(&fields, "tls_server_config") {
+        let errors = node.diags.len();
+        part.tls = tls::decode(&node);
+        part.tls_at = (part.tls.is_some() || node.diags.len() > errors).then(|| node.at.clone());
+    }
+    if let Some(fields) = present(&fields, "http_server_config").and_then(|n| mapping(&n, &sections::HTTP)) {
+        part.headers = http(&fields);
+    }
+    if let Some(node) = present(&fields, "basic_auth_users") {
+        part.users = users(&node);
+        part.users_at = (!part.users.is_empty()).then(|| node.at.clone());
+    }
+    if let Some(fields) = present(&fields, "rate_limit").and_then(|n| mapping(&n, &sections::RATE_LIMIT)) {
+        part.rate_limit = rate_limit(&fields);
+    }
+    Some(part)
+}
+
+/// [`Node::fields`], but what is there instead of a mapping is not quoted: it may be a secret.
+fn mapping<'a>(node: &Node<'a>, section: &'static super::section::Section) -> Option<Fields<'a>> {
+    if node.value.is_mapping() {
+        return node.fields(section);
+    }
+    let names: Vec<_> = section.names().collect();
+    node.error(format!("expected {} (a mapping)", section.what))
+        .help(format!("valid keys: {}", names.join(", ")));
+    None
+}
+
+/// The value of a key that has one: nothing, and empty text, are as good as no key.
+fn present<'a>(fields: &Fields<'a>, key: &str) -> Option<Node<'a>> {
+    fields.get(key).filter(|node| !node.is_null() && node.value.as_str() != Some(""))
+}
+
+fn users(node: &Node<'_>) -> Vec<Auth> {
+    if !node.value.is_mapping() {
+        node.error("expected a mapping of user names to bcrypt hashes (the value is not shown)")
+            .help("write `name: $2y$10$...` lines; `exporter hash-password` prints a hash");
+        return Vec::new();
+    }
+    let user = |(name, node): (&super::tree::Scalar, Node<'_>)| {
+        let password = node.secret()?.to_owned();
+        if name.text.is_empty() || name.text.contains(':') || name.text.chars().any(char::is_control) {
+            node.error("the user name is empty or has a colon, which basic authentication does not allow");
+            return None;
+        }
+        if !["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix)) {
+            node.error("expected a bcrypt hash (the value is not shown)")
+                .help("`exporter hash-password` reads a password and prints its hash");
+            return None;
+        }
+        Some(Auth { at: node.at.clone(), username: name.text.clone(), password })
+    };
+    node.entries("users").unwrap_or_default().into_iter().filter_map(user).collect()
+}
+
+fn http(fields: &Fields<'_>) -> Vec<(&'static str, String)> {
+    if let Some(http2) = present(fields, "http2")
+        && http2.boolean() == Some(true)
+    {
+        http2
+            .error("HTTP/2 is not served: one connection could have many requests, and the limits are per connection")
+            .help("remove the key or set it to false; Prometheus then uses HTTP/1.1");
+    }
+    let Some(fields) = present(fields, "headers").and_then(|n| mapping(&n, &sections::HEADERS)) else {
+        return Vec::new();
+    };
+    let header = |name: &'static str| {
+        let node = present(&fields, name)?;
+        let value = node.label_text()?;
+        let allowed = sections::header_values(name);
+        if !allowed.is_empty() && !allowed.contains(&value.as_str()) {
+            let near = did_you_mean(&value, allowed.iter().copied());
+            node.error(format!("unknown value{near}; expected one of {}", allowed.join(", ")));
+            return None;
+        }
+        if value.chars().any(|c| !matches!(c, '\t' | ' '..='~')) {
+            node.error("a header can only have printable ASCII characters, on one line");
+            return None;
+        }
+        Some((name, value))
+    };
+    sections::HEADERS.names().filter_map(header).collect()
+}
+
+fn rate_limit(fields: &Fields<'_>) -> Option<RateLimit> {
+    let interval = present(fields, "interval").map(|node| {
+        let zero = node.value.as_integer() == Some(0);
+        let interval = if zero { Some(Duration::ZERO) } else { node.value.as_str().and_then(go_duration) };
+        if interval.is_none() {
+            node.expected("a duration such as 1s or 500ms")
+                .help("the units are ns, us, ms, s, m and h; 0 means no limit");
+        }
+        interval
+    });
+    let burst =
+        present(fields, "burst").map_or(Some(0), |node| node.integer("a number of requests", 0..=1_000_000));
+    let interval = interval.unwrap_or_default()?;
+    Some(RateLimit { interval, burst: burst? }).filter(|limit| !limit.interval.is_zero())
+}
+
+/// A duration as Go writes it: `1h2m3.5s`.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut seconds = 0.0;
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        rest = &rest[end..];
+        let units = [
+            ("ns", 1e-9),
+            ("us", 1e-6),
+            ("µs", 1e-6),
+            ("μs", 1e-6),
+            ("ms", 1e-3),
+            ("s", 1.0),
+            ("m", 60.0),
+            ("h", 3600.0),
+        ];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let (_, factor) = units.iter().find(|(unit, _)| *unit == &rest[..end])?;
+        seconds += number * factor;
+        rest = &rest[end..];
+    }
+    (!text.is_empty() && seconds < 1e9).then(|| Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        let of = |text| go_duration(text).map(|duration| duration.as_millis());
+        for (text, expected) in [
+            ("1s", Some(1000)),
+            ("1m30s", Some(90_000)),
+            ("1.5h", Some(5_400_000)),
+            ("500ms", Some(500)),
+            ("0", Some(0)),
+            ("0s", Some(0)),
+            ("", None),
+            ("1", None),
+            ("s", None),
+            ("1d", None),
+            ("-1s", None),
+            ("1.2.3s", None),
+            ("9999999999h", None),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
+    }
+}

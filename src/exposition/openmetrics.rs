@@ -1,0 +1,153 @@
+//! OpenMetrics 1.0: the text format with units, times of creation and an end.
+//!
+//! Series have the same names as in the text format. A counter must end in `_total` in this format, so one that does not
+//! is of no known type here.
+//!
+//! Format: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+
+use std::fmt::Write;
+
+use super::sample::{Kind, Sample, Value};
+use super::text;
+
+/// Units that a name can end in.
+const UNITS: &[&str] = &["seconds", "bytes", "ratio"];
+
+/// What the answer ends with.
+pub const END: &[u8] = b"# EOF\n";
+
+/// A family's text that never changes.
+#[derive(Debug)]
+pub struct Parts {
+    intro: String,
+    samples: text::Parts,
+    /// What comes before the labels of a time of creation; `None` of kinds that have none.
+    created: Option<String>,
+    /// What comes before the labels in a key.
+    name: String,
+}
+
+impl Parts {
+    pub fn new(name: &str, help: &str, kind: &Kind) -> Self {
+        let (family, word) = match kind {
+            Kind::Counter => match name.strip_suffix("_total") {
+                Some(family) => (family, "counter"),
+                None => (name, "unknown"),
+            },
+            Kind::Gauge | Kind::Histogram(_) => (name, kind.word()),
+        };
+        let mut intro = format!("# TYPE {family} {word}\n");
+        let of_unit = |unit: &&&str| family.strip_suffix(**unit).is_some_and(|rest| rest.ends_with('_'));
+        if let Some(unit) = UNITS.iter().find(of_unit) {
+            let _ = writeln!(intro, "# UNIT {family} {unit}");
+        }
+        let help = help.trim().replace('\\', "\\\\").replace('\n', "\\n").replace('"', "\\\"");
+        if !help.is_empty() {
+            let _ = writeln!(intro, "# HELP {family} {help}");
+        }
+        let created = match word {
+            "counter" | "histogram" => Some(format!("{family}_created")),
+            _ => None,
+        };
+        let samples = text::Parts::with_bounds(name, "", kind, go_float);
+        Self { intro, samples, created, name: name.to_owned() }
+    }
+}
+
+/// Appends a family; one without samples is left out. `created` is in seconds since 1970.
+pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, created: f64, to: &mut Vec<u8>) {
+    let mut first = true;
+    for sample in samples {
+        if std::mem::take(&mut first) {
+            to.extend_from_slice(parts.intro.as_bytes());
+        }
+        text::write_sample(&parts.samples, &sample, to);
+        let Some(name) = &parts.created else { continue };
+        to.extend_from_slice(name.as_bytes());
+        match sample.value {
+            // The key has the name, the braces and a blank.
+            Value::Number(_) => to.extend_from_slice(sample.key.get(parts.name.len()..).unwrap_or(" ").as_bytes()),
+            Value::Histogram { .. } if sample.key.is_empty() => to.push(b' '),
+            Value::Histogram { .. } => {
+                to.push(b'{');
+                to.extend_from_slice(sample.key.as_bytes());
+                to.extend_from_slice(b"} ");
+            }
+        }
+        // Writing to memory cannot fail.
+        let _ = std::io::Write::write_fmt(to, format_args!("{created:.3}\n"));
+    }
+}
+
+/// As Go writes it shortest, with a point or an exponent: the canonical form of a bound.
+fn go_float(number: f64) -> String {
+    let scientific = format!("{number:e}");
+    let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific };
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    if (-4..6).contains(&exponent) {
+        let plain = format!("{number}");
+        return if plain.contains('.') { plain } else { format!("{plain}.0") };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{mantissa}e{sign}{:02}", exponent.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Format, Head};
+    use super::*;
+
+    fn written(head: &Head, labels: &str, value: Value<'_>) -> String {
+        let key = head.key(labels);
+        let mut to = Vec::new();
+        let format = Format::OpenMetrics { created: 1700000000.5 };
+        format.write(head, std::iter::once(Sample { key: &key, value }), &mut to);
+        String::from_utf8(to).unwrap()
+    }
+
+    #[test]
+    fn counters_have_a_time_of_creation_and_the_name_of_their_series() {
+        let head = Head::new("cpu_seconds_total", "Of \"it\".", Kind::Counter);
+        assert_eq!(
+            written(&head, "a=\"x}\"", Value::Number(7u64.into())),
+            "# TYPE cpu_seconds counter\n# UNIT cpu_seconds seconds\n# HELP cpu_seconds Of \\\"it\\\".\n\
+             cpu_seconds_total{a=\"x}\"} 7\ncpu_seconds_created{a=\"x}\"} 1700000000.500\n"
+        );
+        let bare = Head::new("hits", "", Kind::Counter);
+        assert_eq!(written(&bare, "", Value::Number(7u64.into())), "# TYPE hits unknown\nhits 7\n");
+        let gauge = Head::new("gigabytes", "", Kind::Gauge);
+        assert_eq!(written(&gauge, "", Value::Number(7u64.into())), "# TYPE gigabytes gauge\ngigabytes 7\n");
+    }
+
+    #[test]
+    fn histograms_have_canonical_bounds() {
+        let head = Head::new("h", "", Kind::Histogram(vec![0.25, 1.0]));
+        for (labels, braces, before) in [("", "", ""), ("a=\"x\"", "{a=\"x\"}", "a=\"x\",")] {
+            let text = written(&head, labels, Value::Histogram { counts: &[1, 2, 4], sum: 3u64.into() });
+            let expected = format!(
+                "# TYPE h histogram\nh_bucket{{{before}le=\"0.25\"}} 1\nh_bucket{{{before}le=\"1.0\"}} 3\n\
+                 h_bucket{{{before}le=\"+Inf\"}} 7\nh_sum{braces} 3\nh_count{braces} 7\n\
+                 h_created{braces} 1700000000.500\n"
+            );
+            assert_eq!(text, expected);
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_go() {
+        for (number, text) in [
+            (0.0, "0.0"),
+            (1.0, "1.0"),
+            (0.5, "0.5"),
+            (100_000.0, "100000.0"),
+            (1e6, "1e+06"),
+            (1_234_567.5, "1.2345675e+06"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1e100, "1e+100"),
+            (-2.0, "-2.0"),
+        ] {
+            assert_eq!(go_float(number), text);
+        }
+    }
+}

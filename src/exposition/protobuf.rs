@@ -1,0 +1,217 @@
+//! Protocol buffers: each family a message `io.prometheus.client.MetricFamily` with its length before it.
+//!
+//! Format: <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
+
+use super::Head;
+use super::sample::{Kind, Number, Sample, Value};
+
+/// Field numbers and the values of enumerations in the definition.
+mod field {
+    pub const FAMILY_NAME: u32 = 1;
+    pub const FAMILY_HELP: u32 = 2;
+    pub const FAMILY_TYPE: u32 = 3;
+    pub const FAMILY_METRIC: u32 = 4;
+    pub const METRIC_LABEL: u32 = 1;
+    pub const METRIC_GAUGE: u32 = 2;
+    pub const METRIC_COUNTER: u32 = 3;
+    pub const METRIC_HISTOGRAM: u32 = 7;
+    pub const LABEL_NAME: u32 = 1;
+    pub const LABEL_VALUE: u32 = 2;
+    /// Of a gauge and a counter.
+    pub const NUMBER: u32 = 1;
+    pub const COUNTER_CREATED: u32 = 3;
+    pub const HISTOGRAM_COUNT: u32 = 1;
+    pub const HISTOGRAM_SUM: u32 = 2;
+    pub const HISTOGRAM_BUCKET: u32 = 3;
+    pub const HISTOGRAM_CREATED: u32 = 15;
+    pub const BUCKET_COUNT: u32 = 1;
+    pub const BUCKET_BOUND: u32 = 2;
+    pub const TIME_SECONDS: u32 = 1;
+    pub const TIME_NANOSECONDS: u32 = 2;
+}
+
+/// Appends a family; one without samples is left out. `created` is in seconds since 1970.
+pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, created: f64, to: &mut Vec<u8>) {
+    let mut family = Message::default();
+    family.text(field::FAMILY_NAME, &head.name);
+    family.text(field::FAMILY_HELP, head.help.trim());
+    family.integer(
+        field::FAMILY_TYPE,
+        match head.kind {
+            Kind::Counter => 0,
+            Kind::Gauge => 1,
+            Kind::Histogram(_) => 4,
+        },
+    );
+    let created = time(created);
+    let mut any = false;
+    for sample in samples {
+        any = true;
+        family.message(field::FAMILY_METRIC, &metric(head, &sample, &created));
+    }
+    if any {
+        varint(family.0.len() as u64, to);
+        to.extend_from_slice(&family.0);
+    }
+}
+
+fn metric(head: &Head, sample: &Sample<'_>, created: &Message) -> Message {
+    let mut metric = Message::default();
+    for (name, value) in labels(head.labels(sample.key)) {
+        let mut label = Message::default();
+        label.text(field::LABEL_NAME, name);
+        label.text(field::LABEL_VALUE, &value);
+        metric.message(field::METRIC_LABEL, &label);
+    }
+    let mut content = Message::default();
+    let number = match (&head.kind, sample.value) {
+        (Kind::Counter, Value::Number(number)) => {
+            content.double(field::NUMBER, real(number));
+            content.message(field::COUNTER_CREATED, created);
+            field::METRIC_COUNTER
+        }
+        (_, Value::Number(number)) => {
+            content.double(field::NUMBER, real(number));
+            field::METRIC_GAUGE
+        }
+        (kind, Value::Histogram { counts, sum }) => {
+            let total = counts.iter().fold(0u64, |total, count| total.wrapping_add(*count));
+            content.integer(field::HISTOGRAM_COUNT, total);
+            content.double(field::HISTOGRAM_SUM, real(sum));
+            let bounds = match kind {
+                Kind::Histogram(bounds) => &bounds[..],
+                Kind::Counter | Kind::Gauge => &[],
+            };
+            let mut below = 0u64;
+            for (count, bound) in counts.iter().zip(bounds.iter().chain([&f64::INFINITY])) {
+                below = below.wrapping_add(*count);
+                let mut bucket = Message::default();
+                bucket.integer(field::BUCKET_COUNT, below);
+                bucket.double(field::BUCKET_BOUND, *bound);
+                content.message(field::HISTOGRAM_BUCKET, &bucket);
+            }
+            content.message(field::HISTOGRAM_CREATED, created);
+            field::METRIC_HISTOGRAM
+        }
+    };
+    metric.message(number, &content);
+    metric
+}
+
+fn real(number: Number) -> f64 {
+    match number {
+        Number::Int(number) => number as f64,
+        Number::Real(number) => number,
+    }
+}
+
+fn time(seconds: f64) -> Message {
+    let mut time = Message::default();
+    time.integer(field::TIME_SECONDS, seconds as u64);
+    time.integer(field::TIME_NANOSECONDS, (seconds.fract() * 1e9) as u64);
+    time
+}
+
+/// The labels in `a="x",b="y"`, as [`super::push_label`] makes it.
+fn labels(mut text: &str) -> Vec<(&str, String)> {
+    let mut labels = Vec::new();
+    while let Some((name, rest)) = text.split_once("=\"") {
+        let mut value = String::new();
+        let mut characters = rest.char_indices();
+        let mut end = rest.len();
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '"' => {
+                    end = at;
+                    break;
+                }
+                '\\' => match characters.next() {
+                    Some((_, 'n')) => value.push('\n'),
+                    Some((_, escaped)) => value.push(escaped),
+                    None => {}
+                },
+                other => value.push(other),
+            }
+        }
+        labels.push((name, value));
+        text = rest.get(end + 1..).unwrap_or_default().trim_start_matches(',');
+    }
+    labels
+}
+
+/// A message's fields, encoded.
+#[derive(Default)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn key(&mut self, field: u32, kind: u32) {
+        varint(u64::from(field << 3 | kind), &mut self.0);
+    }
+
+    fn integer(&mut self, field: u32, value: u64) {
+        self.key(field, 0);
+        varint(value, &mut self.0);
+    }
+
+    fn double(&mut self, field: u32, value: f64) {
+        self.key(field, 1);
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn bytes(&mut self, field: u32, bytes: &[u8]) {
+        self.key(field, 2);
+        varint(bytes.len() as u64, &mut self.0);
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn text(&mut self, field: u32, text: &str) {
+        self.bytes(field, text.as_bytes());
+    }
+
+    fn message(&mut self, field: u32, message: &Message) {
+        self.bytes(field, &message.0);
+    }
+}
+
+fn varint(mut value: u64, to: &mut Vec<u8>) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_as_they_are_written() {
+        let mut text = String::new();
+        let all = [("a", "x\"y\\z\n"), ("b", ""), ("c", ",d=\"}größe"), ("e", "\\")];
+        all.iter().for_each(|(name, value)| super::super::push_label(name, value, &mut text));
+        let read = labels(&text);
+        let read: Vec<_> = read.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(read, all);
+        assert!(labels("").is_empty());
+    }
+
+    #[test]
+    fn a_family_is_one_message_with_its_length() {
+        let head = Head::new("g", "", Kind::Gauge);
+        let (mut none, mut one) = (Vec::new(), Vec::new());
+        write(&head, std::iter::empty(), 0.0, &mut none);
+        assert!(none.is_empty());
+        let key = head.key("");
+        let sample = Sample { key: &key, value: Value::Number(1u64.into()) };
+        write(&head, std::iter::once(sample), 0.0, &mut one);
+        let expected = [
+            &[22, 0x0a, 1, b'g', 0x12, 0, 0x18, 1, 0x22, 13][..],
+            &[0x12, 11 - 2, 0x09, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
+        ]
+        .concat();
+        assert_eq!(one.len(), usize::from(one[0]) + 1);
+        assert_eq!(one[1..8], expected[1..8]);
+        assert_eq!(one[one.len() - 9..], expected[expected.len() - 9..]);
+    }
+}

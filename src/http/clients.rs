@@ -1,0 +1,339 @@
+//! Client certificates: whether one is asked for, who must have issued it, and which names it may have.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::pem::Pem;
+use super::tls_error::TlsError;
+
+/// Where Linux distributions keep the certificates of those whom the system trusts; the first that is there counts.
+const SYSTEM: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What is asked of clients.
+#[derive(Clone, Default)]
+pub struct Clients {
+    pub demand: Demand,
+    /// Who must have issued a certificate that is verified; without it, somebody whom the system trusts.
+    pub authority: Option<Pem>,
+    /// A certificate must have one of these names; any will do if there are none.
+    pub allowed_names: Vec<String>,
+}
+
+/// Whether there must be a certificate, and whether it is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Demand {
+    #[default]
+    None,
+    /// Any certificate, or none.
+    Request,
+    /// Any certificate.
+    RequireAny,
+    /// A verified certificate, or none.
+    VerifyIfGiven,
+    /// A verified certificate.
+    RequireAndVerify,
+}
+
+impl Demand {
+    /// Whether a certificate tells who the client is.
+    pub(super) fn verifies(self) -> bool {
+        matches!(self, Demand::VerifyIfGiven | Demand::RequireAndVerify)
+    }
+
+    fn requires(self) -> bool {
+        matches!(self, Demand::RequireAny | Demand::RequireAndVerify)
+    }
+}
+
+pub(super) type SharedVerifier = Arc<dyn ClientCertVerifier>;
+
+/// What decides on client certificates; `None` if none are asked for. The strings are warnings.
+pub(super) fn verifier(
+    clients: &Clients,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Option<SharedVerifier>, Vec<String>), TlsError> {
+    let mut warnings = Vec::new();
+    if clients.demand == Demand::None {
+        return Ok((None, warnings));
+    }
+    let (mut chains, mut trusted) = (None, Vec::new());
+    if clients.demand.verifies() {
+        if clients.authority.is_none() {
+            warnings.push(
+                "client_ca_file is missing: a client certificate of any authority that this system trusts is \
+                 accepted; set client_ca_file"
+                    .to_owned(),
+            );
+        }
+        let authority = clients.authority.clone().unwrap_or_else(|| {
+            let found = SYSTEM.iter().map(PathBuf::from).find(|path| path.exists());
+            Pem::File(found.unwrap_or_else(|| SYSTEM[0].into()))
+        });
+        trusted = authority.certificates("client authorities' certificates")?;
+        let mut roots = RootCertStore::empty();
+        // The system's own list may have one that is too strange.
+        let (_, refused) = roots.add_parsable_certificates(trusted.iter().cloned());
+        if roots.is_empty() || (refused > 0 && clients.authority.is_some()) {
+            return Err(TlsError::Authority { path: authority.name().to_owned() });
+        }
+        let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        chains = Some(built.map_err(|err| TlsError::Setup(Error::General(err.to_string())))?);
+    }
+    let verifier = Verifier {
+        demand: clients.demand,
+        chains,
+        trusted,
+        allowed_names: clients.allowed_names.clone(),
+        provider: provider.clone(),
+    };
+    Ok((Some(Arc::new(verifier)), warnings))
+}
+
+#[derive(Debug)]
+struct Verifier {
+    demand: Demand,
+    /// Verifies chains, where certificates are verified.
+    chains: Option<SharedVerifier>,
+    /// Certificates that are trusted, each for itself too.
+    trusted: Vec<CertificateDer<'static>>,
+    allowed_names: Vec<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    /// Whether the certificate is one of those that are trusted: self-signed ones are used so, which openssl marks as
+    /// authorities, and which do not pass as the end of a chain for that.
+    fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<bool, Error> {
+        if !self.trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref()) {
+            return Ok(false);
+        }
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now < parsed.validity().not_before.timestamp() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now > parsed.validity().not_after.timestamp() {
+            return Err(CertificateError::Expired.into());
+        }
+        let for_clients = parsed.extended_key_usage().ok().flatten().is_none_or(|usage| {
+            let usage = usage.value;
+            usage.any || usage.client_auth
+        });
+        if for_clients { Ok(true) } else { Err(CertificateError::InvalidPurpose.into()) }
+    }
+
+    fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.allowed_names.is_empty() {
+            return Ok(());
+        }
+        let names = names_of(certificate).ok_or(CertificateError::BadEncoding)?;
+        if names.iter().any(|name| self.allowed_names.contains(name)) {
+            return Ok(());
+        }
+        Err(Error::General("the client certificate has none of the names in client_allowed_sans".to_owned()))
+    }
+}
+
+/// The subject alternative names of a certificate that exporter-toolkit compares.
+fn names_of(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let extensions = certificate.extensions().iter();
+    let names = extensions.filter_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
+            Some((*name).to_owned())
+        }
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let v6 = || <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
+            Some(v4.or_else(|_| v6()).ok()?.to_canonical().to_string())
+        }
+        _ => None,
+    };
+    Some(names.flatten().filter_map(text).collect())
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.demand.requires()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.as_ref().map_or(&[], |chains| chains.root_hint_subjects())
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if let Some(chains) = &self.chains
+            && !self.is_trusted_itself(end_entity, now)?
+        {
+            chains.verify_client_cert(end_entity, intermediates, now)?;
+        }
+        self.check_names(end_entity)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Now, for comparison with the times of certificates.
+pub(super) fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+        SanType, date_time_ymd,
+    };
+    use rustls::crypto::ring;
+
+    use super::*;
+
+    type Authority = CertifiedIssuer<'static, KeyPair>;
+
+    fn authority() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn client(issuer: &Authority, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["scraper.example".to_owned()]).unwrap();
+        change(&mut params);
+        params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
+    }
+
+    /// Whether a certificate passes.
+    fn passes(demand: Demand, authority: &str, names: &[&str], certificate: &CertificateDer<'_>) -> bool {
+        let clients = Clients {
+            demand,
+            authority: Some(Pem::Text { name: "ca".into(), text: authority.to_owned() }),
+            allowed_names: names.iter().map(ToString::to_string).collect(),
+        };
+        let provider = Arc::new(ring::default_provider());
+        let (verifier, warnings) = verifier(&clients, &provider).unwrap();
+        assert!(warnings.is_empty());
+        verifier.unwrap().verify_client_cert(certificate, &[], UnixTime::now()).is_ok()
+    }
+
+    #[test]
+    fn only_the_authoritys_own_pass_where_they_are_verified() {
+        let (ours, theirs) = (authority(), authority());
+        let good = client(&ours, |_| {});
+        let strange = client(&theirs, |_| {});
+        let late = client(&ours, |params| params.not_after = date_time_ymd(2020, 1, 1));
+        let server = |params: &mut CertificateParams| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        };
+        let server = client(&ours, server);
+        for demand in [Demand::VerifyIfGiven, Demand::RequireAndVerify] {
+            assert!(passes(demand, &ours.pem(), &[], &good));
+            for bad in [&strange, &late, &server] {
+                assert!(!passes(demand, &ours.pem(), &[], bad));
+            }
+        }
+        assert!(passes(Demand::RequireAny, &ours.pem(), &[], &strange));
+    }
+
+    #[test]
+    fn a_self_signed_certificate_that_is_trusted_passes() {
+        let own = authority();
+        assert!(passes(Demand::RequireAndVerify, &own.pem(), &[], own.der()));
+        assert!(!passes(Demand::RequireAndVerify, &own.pem(), &[], authority().der()));
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = date_time_ymd(2020, 1, 1);
+        let late = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        assert!(!passes(Demand::RequireAndVerify, &late.pem(), &[], late.der()));
+    }
+
+    #[test]
+    fn names_of_each_kind_are_compared_whole() {
+        let ours = authority();
+        let certificate = client(&ours, |params| {
+            params.subject_alt_names.extend([
+                SanType::Rfc822Name("ops@example.org".try_into().unwrap()),
+                SanType::URI("spiffe://example/scraper".try_into().unwrap()),
+                SanType::IpAddress("192.0.2.7".parse().unwrap()),
+                SanType::IpAddress("2001:db8::1".parse().unwrap()),
+            ]);
+        });
+        let passes = |names: &[&str]| passes(Demand::RequireAndVerify, &ours.pem(), names, &certificate);
+        for name in
+            ["scraper.example", "ops@example.org", "spiffe://example/scraper", "192.0.2.7", "2001:db8::1"]
+        {
+            assert!(passes(&["other", name]), "{name}");
+        }
+        for name in ["scraper", "example", "SCRAPER.example", "192.0.2.70", ""] {
+            assert!(!passes(&[name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_demanded_of_clients_without_a_certificate() {
+        let provider = Arc::new(ring::default_provider());
+        let authority = Some(Pem::Text { name: "ca".into(), text: authority().pem() });
+        for (demand, mandatory) in [
+            (Demand::Request, false),
+            (Demand::RequireAny, true),
+            (Demand::VerifyIfGiven, false),
+            (Demand::RequireAndVerify, true),
+        ] {
+            let clients = Clients { demand, authority: authority.clone(), ..Clients::default() };
+            let verifier = verifier(&clients, &provider).unwrap().0.unwrap();
+            assert!(verifier.offer_client_auth());
+            assert_eq!(verifier.client_auth_mandatory(), mandatory, "{demand:?}");
+        }
+        assert!(verifier(&Clients::default(), &provider).unwrap().0.is_none());
+    }
+}

@@ -1,0 +1,299 @@
+//! Listening sockets: TCP and Unix, opened here or by the service manager.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+use super::error::HttpError;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Listens on an address. Port 0 takes a free port. An address that no interface has yet, as while the machine starts, is
+    /// listened on all the same, for when one has it: see [`has_address`].
+    ///
+    /// # Errors
+    /// [`HttpError::Bind`], whose text names the address and says what to do.
+    pub fn bind(address: SocketAddr) -> Result<Self, HttpError> {
+        let fail = |source| HttpError::Bind { address, source };
+        let listener = match TcpListener::bind(address) {
+            Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => bind_freely(address),
+            other => other,
+        };
+        let listener = listener.map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        Ok(Listener::Tcp(listener))
+    }
+
+    /// Listens on the address of a host, or on all addresses of this machine.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`], or if nobody knows the host.
+    pub fn bind_host(host: Option<&str>, port: u16) -> Result<Self, HttpError> {
+        let Some(host) = host else {
+            // IPv4 too, unless this machine has no IPv6.
+            return Self::bind((Ipv6Addr::UNSPECIFIED, port).into())
+                .or_else(|_| Self::bind((Ipv4Addr::UNSPECIFIED, port).into()));
+        };
+        let unknown = |source| HttpError::Host { host: host.to_owned(), source };
+        let mut found: Vec<_> = (host, port).to_socket_addrs().map_err(unknown)?.collect();
+        found.sort_by_key(SocketAddr::is_ipv6);
+        let none = || unknown(io::Error::other("it has no address"));
+        Self::bind(*found.first().ok_or_else(none)?)
+    }
+
+    /// Listens on a Unix socket. One that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// [`HttpError::BindUnix`].
+    pub fn bind_unix(path: &Path) -> Result<Self, HttpError> {
+        let fail = |source| HttpError::BindUnix { path: path.to_owned(), source };
+        let is_socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+        if is_socket
+            && let Err(err) = UnixStream::connect(path)
+            && err.kind() == io::ErrorKind::ConnectionRefused
+        {
+            fs::remove_file(path).map_err(fail)?;
+        }
+        let listener = UnixListener::bind(path).map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        Ok(Listener::Unix(listener))
+    }
+
+    /// Takes a socket that somebody else has opened.
+    ///
+    /// # Errors
+    /// [`HttpError::Inherited`] if it is not one that listens for streams.
+    pub fn inherited(socket: OwnedFd) -> Result<Self, HttpError> {
+        let socket = Socket::from(socket);
+        let listens =
+            socket.is_listener().and_then(|listens| Ok(listens && socket.r#type()? == Type::STREAM));
+        if !listens.map_err(HttpError::Inherited)? {
+            return Err(HttpError::Inherited(io::Error::other("it does not listen for streams")));
+        }
+        socket.set_nonblocking(true).map_err(HttpError::Inherited)?;
+        match socket.domain().map_err(HttpError::Inherited)? {
+            Domain::UNIX => Ok(Listener::Unix(OwnedFd::from(socket).into())),
+            _ => Ok(Listener::Tcp(socket.into())),
+        }
+    }
+
+    /// Who can connect, as far as the address tells; `None` for a Unix socket, whose file's permissions tell.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().ok().map(|address| address.ip()),
+            Listener::Unix(_) => None,
+        }
+    }
+}
+
+/// As it stands in an URL, or the path of a Unix socket.
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listener::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => write!(f, "{address}"),
+                Err(_) => f.write_str("?"),
+            },
+            Listener::Unix(listener) => {
+                let path = path_of(listener).unwrap_or_default();
+                write!(f, "unix:{}", path.display())
+            }
+        }
+    }
+}
+
+fn path_of(listener: &UnixListener) -> Option<PathBuf> {
+    Some(listener.local_addr().ok()?.as_pathname()?.to_owned())
+}
+
+/// By IP_FREEBIND, see ip(7).
+fn bind_freely(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether an interface of this machine has the address, or it means all of them.
+pub fn has_address(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// A [`Listener`] of the reactor's.
+pub(super) enum Accepting {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Accepting {
+    pub(super) fn new(listener: Listener) -> io::Result<Self> {
+        Ok(match listener {
+            Listener::Tcp(listener) => Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Listener::Unix(listener) => Accepting::Unix(tokio::net::UnixListener::from_std(listener)?),
+        })
+    }
+
+    /// The next connection, and who it is from. Clients of a Unix socket are this machine's.
+    pub(super) async fn accept(&self) -> io::Result<(Stream, IpAddr)> {
+        match self {
+            Accepting::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Stream::Tcp(stream), peer.ip()))
+            }
+            Accepting::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Ipv4Addr::LOCALHOST.into()))
+            }
+        }
+    }
+}
+
+/// A connection.
+pub(super) enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Stream {
+    /// Sends what is there at once, and gives up after so long on what the client's side does not take.
+    pub(super) fn prepare(&self, write: Duration) {
+        if let Stream::Tcp(stream) = self {
+            let _ = stream.set_nodelay(true);
+            // What the kernel still holds of an answer after the connection was closed goes as fast.
+            let _ = SockRef::from(stream).set_tcp_user_timeout(Some(write));
+        }
+    }
+
+    /// The first byte, which stays to be read; `None` at the end.
+    pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
+        let mut first = [0];
+        let n = match self {
+            Stream::Tcp(stream) => stream.peek(&mut first).await?,
+            Stream::Unix(stream) => {
+                let peek = || {
+                    let (_, n) = rustix::net::recv(stream, &mut first, rustix::net::RecvFlags::PEEK)?;
+                    Ok(n)
+                };
+                stream.async_io(Interest::READABLE, peek).await?
+            }
+        };
+        Ok((n > 0).then_some(first[0]))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_nobody_listens_on_is_replaced_and_others_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.sock");
+        let first = Listener::bind_unix(&path).unwrap();
+        assert_eq!(first.to_string(), format!("unix:{}", path.display()));
+        let taken = Listener::bind_unix(&path).unwrap_err().to_string();
+        assert!(taken.contains("in use") && taken.contains("e.sock"), "{taken}");
+        drop(first);
+        drop(Listener::bind_unix(&path).unwrap());
+        let file = folder.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        Listener::bind_unix(&file).unwrap_err();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    }
+
+    #[test]
+    fn only_what_listens_is_inherited() {
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listening.local_addr().unwrap();
+        let inherited = Listener::inherited(listening.into()).unwrap();
+        assert_eq!(inherited.to_string(), address.to_string());
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Listener::inherited(datagrams.into()).unwrap_err();
+        let (one, _other) = UnixStream::pair().unwrap();
+        Listener::inherited(one.into()).unwrap_err();
+    }
+
+    #[test]
+    fn a_host_is_looked_up() {
+        let local = Listener::bind_host(Some("localhost"), 0).unwrap();
+        assert!(local.address().unwrap().is_loopback());
+        assert!(Listener::bind_host(None, 0).unwrap().address().unwrap().is_unspecified());
+        let unknown = Listener::bind_host(Some("no-such-host.invalid"), 1).unwrap_err().to_string();
+        assert!(unknown.contains("no-such-host.invalid"), "{unknown}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Certificates and keys as PEM, from files or as text.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::tls_error::TlsError;
+
+/// No certificate chain, key or list of authorities comes near this many bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Text in PEM format.
+#[derive(Clone)]
+pub enum Pem {
+    File(PathBuf),
+    /// The text, and what messages call it.
+    Text {
+        name: PathBuf,
+        text: String,
+    },
+}
+
+impl Pem {
+    /// The file, or what stands for one in messages.
+    pub fn name(&self) -> &Path {
+        match self {
+            Pem::File(path) => path,
+            Pem::Text { name, .. } => name,
+        }
+    }
+
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self {
+            Pem::File(path) => Some(path),
+            Pem::Text { .. } => None,
+        }
+    }
+
+    fn read(&self, what: &'static str) -> Result<Vec<u8>, TlsError> {
+        match self {
+            Pem::File(path) => read_file(what, path),
+            Pem::Text { text, .. } => Ok(text.clone().into_bytes()),
+        }
+    }
+
+    /// All certificates in it: a chain, or authorities. At least one.
+    pub(super) fn certificates(&self, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let bytes = self.read(what)?;
+        let path = || self.name().to_owned();
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+            .collect::<Result<_, _>>()
+            .map_err(|source| TlsError::Pem { path: path(), source })?;
+        if chain.is_empty() {
+            let has_key = contains(&bytes, "PRIVATE KEY-----");
+            return Err(TlsError::NoCertificate { path: path(), has_key });
+        }
+        Ok(chain)
+    }
+
+    /// The private key in it, and what is unwise about its file.
+    pub(super) fn key(&self) -> Result<(PrivateKeyDer<'static>, Vec<String>), TlsError> {
+        let bytes = self.read("private key")?;
+        let path = || self.name().to_owned();
+        // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
+        if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----")
+            || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
+        {
+            return Err(TlsError::Encrypted { path: path() });
+        }
+        let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
+            pem::Error::NoItemsFound => TlsError::NoKey {
+                path: path(),
+                has_certificate: contains(&bytes, "-----BEGIN CERTIFICATE-----"),
+            },
+            source => TlsError::Pem { path: path(), source },
+        })?;
+        let mut warnings = Vec::new();
+        // Reading by the group is an ordinary way to give a service its key.
+        if let Some(mode) =
+            self.file().and_then(|path| fs::metadata(path).ok()).map(|data| data.mode() & 0o777)
+            && mode & 0o027 != 0
+        {
+            let display = self.name().display();
+            warnings.push(format!(
+                "the private key {display} has unsafe permissions (mode {mode:03o}); run `chmod 600 {display}`"
+            ));
+        }
+        Ok((key, warnings))
+    }
+}
+
+fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let fail = |source| TlsError::Read { what, path: path.to_owned(), source };
+    let data = fs::metadata(path).map_err(fail)?;
+    if !data.is_file() {
+        return Err(fail(io::Error::other("it is not a regular file")));
+    }
+    if data.len() > MAX_FILE {
+        return Err(fail(io::Error::other(format!("it is too large ({} bytes)", data.len()))));
+    }
+    fs::read(path).map_err(fail)
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}

@@ -1,0 +1,121 @@
+//! The rate limit: a token bucket for each client.
+//!
+//! A client is an address, and one whose credentials or certificate are known already is another client than the
+//! strangers of the same address: they cannot use up what a scraper behind that address may ask for.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Clients that are remembered. One that is forgotten begins with a full bucket, so the others are not harmed by those
+/// who come from many addresses.
+const CLIENTS: usize = 4096;
+
+/// How many requests a client may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// A token is added this often. Not zero.
+    pub interval: Duration,
+    /// Most tokens that there can be, and how many there are at first.
+    pub burst: u32,
+}
+
+/// The buckets of one listener.
+#[derive(Default)]
+pub(super) struct Limiter {
+    buckets: Mutex<HashMap<(IpAddr, bool), Bucket>>,
+}
+
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Limiter {
+    /// Takes a token of the client, if it has one.
+    pub(super) fn allows(&self, rate: Rate, peer: IpAddr, is_known: bool, now: Instant) -> bool {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = f64::from(rate.burst);
+        let client = (peer, is_known);
+        if buckets.len() >= CLIENTS && !buckets.contains_key(&client) {
+            forget(&mut buckets, rate, now);
+        }
+        let bucket = buckets.entry(client).or_insert(Bucket { tokens: full, at: now });
+        bucket.refill(rate, now);
+        let allowed = bucket.tokens >= 1.0;
+        if allowed {
+            bucket.tokens -= 1.0;
+        }
+        allowed
+    }
+}
+
+impl Bucket {
+    fn refill(&mut self, rate: Rate, now: Instant) {
+        let more = now.saturating_duration_since(self.at).as_secs_f64() / rate.interval.as_secs_f64();
+        self.tokens = (self.tokens + more).min(f64::from(rate.burst));
+        self.at = now;
+    }
+}
+
+/// Makes room: of those whose buckets are full again, or else of the one that has been quiet for the longest time.
+fn forget(buckets: &mut HashMap<(IpAddr, bool), Bucket>, rate: Rate, now: Instant) {
+    buckets.retain(|_, bucket| {
+        bucket.refill(rate, now);
+        bucket.tokens < f64::from(rate.burst)
+    });
+    if buckets.len() >= CLIENTS
+        && let Some(fullest) =
+            buckets.iter().max_by(|a, b| a.1.tokens.total_cmp(&b.1.tokens)).map(|(client, _)| *client)
+    {
+        buckets.remove(&fullest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { interval: Duration::from_secs(2), burst: 3 };
+
+    fn peer(n: u32) -> IpAddr {
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    #[test]
+    fn a_burst_and_then_one_each_interval() {
+        let limiter = Limiter::default();
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let allowed = |seconds| (0..10).filter(|_| limiter.allows(RATE, peer(1), false, at(seconds))).count();
+        assert_eq!([0, 1, 2, 3, 6, 600].map(allowed), [3, 0, 1, 0, 2, 3]);
+    }
+
+    #[test]
+    fn strangers_do_not_use_up_the_requests_of_who_is_known() {
+        let limiter = Limiter::default();
+        let now = Instant::now();
+        assert_eq!((0..10).filter(|_| limiter.allows(RATE, peer(1), false, now)).count(), 3);
+        assert!(limiter.allows(RATE, peer(1), true, now) && limiter.allows(RATE, peer(2), false, now));
+    }
+
+    #[test]
+    fn without_a_burst_nothing_passes() {
+        let none = Rate { burst: 0, ..RATE };
+        let limiter = Limiter::default();
+        let later = Instant::now() + Duration::from_secs(100);
+        assert!(!limiter.allows(none, peer(1), true, Instant::now()));
+        assert!(!limiter.allows(none, peer(1), true, later));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let limiter = Limiter::default();
+        let now = Instant::now();
+        for n in 0..2 * CLIENTS as u32 {
+            assert!(limiter.allows(RATE, peer(n), false, now));
+        }
+        assert!(limiter.buckets.lock().unwrap().len() <= CLIENTS);
+    }
+}
