@@ -11,6 +11,9 @@ use crate::unfit::{UnfitSite, unfit};
 /// The processor's condition "above", as the kernel side is told.
 const CONDITION_ABOVE: u32 = 7 + 1;
 
+const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still run where it lay before, which has no \
+                        names: calls of functions there are not counted";
+
 /// A place to set a probe, before its values are located.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -56,6 +59,9 @@ pub(crate) fn places_in(
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
     let mut found = Found::default();
     let mut exits = Costs::default();
+    if !functions.is_empty() && index.code().runs_old_code() {
+        found.warnings.push(OLD_CODE.to_string());
+    }
     for (n, function) in functions.into_iter().enumerate() {
         let shown = function.demangled.clone().unwrap_or_else(|| function.name.clone());
         let pairing = if is_traced { pairing_flags(&function) } else { 0 };

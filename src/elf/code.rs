@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use super::body::{Body, Jump};
 use super::headers::LE;
 use super::names::{is_callable_fragment, is_fragment};
 use super::shape::ENDBR64;
@@ -25,6 +26,7 @@ pub struct Functions<'a> {
     stubs: Vec<Range<u64>>,
     may_unwind: OnceCell<bool>,
     nameless_blocks: OnceCell<bool>,
+    runs_old_code: OnceCell<bool>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
 }
 
@@ -57,6 +59,7 @@ impl<'a> Functions<'a> {
             stubs,
             may_unwind: OnceCell::new(),
             nameless_blocks: OnceCell::new(),
+            runs_old_code: OnceCell::new(),
             moved: OnceCell::new(),
         }
     }
@@ -149,6 +152,39 @@ impl<'a> Functions<'a> {
                 .filter(|frame| frame.at_start == Some(8))
                 .partition(|f| self.is_nameless(f));
             !self.is_stripped() && nameless.len() > named.len()
+        })
+    }
+
+    /// Whether code is also run where it lay before BOLT, which optimizes linked files, has moved it: that keeps the old code,
+    /// without names, and tables of labels that a function jumps to go on leading there. From there, functions are called where they
+    /// lay before.
+    pub fn runs_old_code(&self) -> bool {
+        *self.runs_old_code.get_or_init(|| {
+            let Some(old) = self.image.section(b".bolt.org.text") else { return false };
+            let old = old.sh_addr(LE)..old.sh_addr(LE).saturating_add(old.sh_size(LE));
+            let is_named = |vaddr: u64| {
+                let before = self.symbols.range(..=vaddr).next_back();
+                before.is_some_and(|(start, (size, _))| vaddr - start < *size)
+            };
+            self.image.pointed_to().any(|to| old.contains(&to) && !is_named(to))
+        })
+    }
+
+    /// Whether a function near this one jumps into its middle, as functions that are written in assembly do. They have no entry in the
+    /// unwind table then, which for other code would not be right.
+    pub(super) fn is_jumped_into(&self, range: &Range<u64>) -> bool {
+        const NEAR: u64 = 4096;
+        if self.unwind.covering(range.start).is_some() {
+            return false;
+        }
+        let around = range.start.saturating_sub(NEAR)..range.end.saturating_add(NEAR);
+        let mut others = self.symbols.range(around).filter(|(start, (size, _))| {
+            !range.contains(start) && (1..=NEAR).contains(size) && self.unwind.covering(**start).is_none()
+        });
+        let is_inside = |jump: &Jump| range.contains(&jump.target) && jump.target != range.start;
+        others.any(|(&start, (size, _))| {
+            let body = Body::decode(&self.image, start..start + size);
+            body.is_ok_and(|body| body.jumps.iter().any(is_inside))
         })
     }
 

@@ -209,6 +209,11 @@ impl<'a> Headers<'a> {
         relocated.map(|r| r.r_offset.get(LE)).chain(in_place)
     }
 
+    /// What the pointers point to that the loader fills in.
+    pub(super) fn pointed_to(&self) -> impl Iterator<Item = u64> + use<'a> {
+        self.relocations().map(|r| r.r_addend.get(LE) as u64)
+    }
+
     /// Pointers that the loader fills in, of a program that can be loaded anywhere.
     fn relocations(&self) -> impl Iterator<Item = &'a Rela64<LittleEndian>> + use<'a> {
         let kind = match self.arch {

@@ -679,3 +679,54 @@ fn programs_that_leap_are_told_from_those_that_do_not() {
     assert_eq!(build("switches.c", "gcc", switches, &[]), (Some("swapcontext"), true));
     assert!(build("still.c", "gcc", plain, &["-static"]).0.is_some(), "the C library is in it");
 }
+
+/// Of two functions that are written in assembly, one begins with code of its own and goes on in the middle of the other.
+#[test]
+fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    let function = |name: &str, code: &str| {
+        format!(".globl {name}\n.type {name}, @function\n{name}:\n{code}\n.size {name}, . - {name}\n")
+    };
+    let code = [
+        function("with_carry", "mov %r8, %rax\n jmp 1f"),
+        function("joined", "xor %eax, %eax\n 1: add %rdi, %rax\n ret"),
+        function("alone", "mov %rdi, %rax\n ret"),
+        function("calls", "jmp alone"),
+    ];
+    let library = library(folder.path(), &code.concat());
+    let symbols = symbols(&library);
+    let bytes = fs::read(&library).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    let shared = |name: &str| {
+        let size = function_sites(&image, name).unwrap()[0].size;
+        let exits = code.exits(symbols[name], size).unwrap_or_else(|why| panic!("{name}: {why}"));
+        exits.exits.iter().map(|exit| exit.shared).collect::<Vec<_>>()
+    };
+    assert_eq!([shared("joined"), shared("with_carry"), shared("alone")], [[true], [true], [false]]);
+}
+
+/// BOLT keeps the code that it has moved, without names; where a table of labels leads there, it is run.
+#[test]
+fn code_that_is_run_where_it_lay_before_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = |labels: &str| {
+        format!(
+            "begin interprets\n jmp *%rdi\n ret\nend interprets\nbegin plain\n ret\nend plain\n\
+             .section .bolt.org.text, \"ax\", @progbits\n nop\n1: ret\n.data\n.quad {labels}\n"
+        )
+    };
+    for (labels, is_run) in [("1b", true), ("plain", false), ("1b - .", false)] {
+        let library = library(folder.path(), &code(labels));
+        let symbols = symbols(&library);
+        let bytes = fs::read(&library).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let code = Functions::of(&image);
+        assert_eq!(code.runs_old_code(), is_run, "{labels}");
+        assert!(code.exits(symbols["plain"], 0).is_ok());
+        match code.exits(symbols["interprets"], 0) {
+            Err(why) => assert!(is_run && why.contains("BOLT"), "{labels}: {why}"),
+            Ok(_) => assert!(!is_run, "{labels}"),
+        }
+    }
+}

@@ -23,7 +23,8 @@ impl Search<'_, '_> {
             let shared = part.of != self.entry
                 || part.unclear
                 || self.other_entries(body).next().is_some()
-                || calls_itself;
+                || calls_itself
+                || self.code.is_jumped_into(&body.range);
             for vaddr in self.returns(part) {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
@@ -42,6 +43,12 @@ impl Search<'_, '_> {
             return Err("an indirect jump may lead to a block in a place of its own, and nothing tells which of them are \
                         this function's"
                 .to_string());
+        }
+        if self.code.runs_old_code() && functions().any(|of| self.has_jump_without_table(*of)) {
+            return Err(
+                "an indirect jump may lead to where its code lay before BOLT moved it, which is still run"
+                    .to_string(),
+            );
         }
         if self.code.is_stripped() && functions().any(|of| self.is_in_blocks(*of)) {
             return Err("its basic blocks lie in places of their own, and the file is stripped of the symbols that tell \
