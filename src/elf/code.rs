@@ -155,6 +155,21 @@ impl<'a> Functions<'a> {
         })
     }
 
+    /// Whether some `call` names the address, as none does that is not a function's. What looks like one at a wrong place among 2^32
+    /// targets is not expected.
+    pub(super) fn is_called(&self, vaddr: u64) -> bool {
+        const CALL: u8 = 0xe8;
+        let Some(text) = self.image.section(b".text") else { return false };
+        let start = text.sh_addr(LE);
+        let size = usize::try_from(text.sh_size(LE)).unwrap_or(usize::MAX);
+        let code = self.image.code_at(start, size).unwrap_or(&[]);
+        code.windows(5).zip(start..).any(|(bytes, at)| {
+            let [CALL, offset @ ..] = bytes else { return false };
+            let offset = offset.first_chunk().map_or(0, |offset| i32::from_le_bytes(*offset));
+            at.wrapping_add(5).wrapping_add_signed(i64::from(offset)) == vaddr
+        })
+    }
+
     /// Whether code is also run where it lay before BOLT, which optimizes linked files, has moved it: that keeps the old code,
     /// without names, and tables of labels that a function jumps to go on leading there. From there, functions are called where they
     /// lay before.

@@ -632,6 +632,24 @@ fn blocks_of_a_stripped_file_are_refused() {
     assert!(found(&library).unwrap_err().contains("stripped of the symbols"));
 }
 
+/// Without a name, a function that another one ends in and that lies right behind it looks like a block of it, but that it is called.
+#[test]
+fn what_is_called_in_a_stripped_file_is_no_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = "begin hands_on\n test %edi, %edi\n je 1f\n ret\n .cfi_endproc\n .size hands_on, . - hands_on\n \
+                .cfi_startproc\n1: ret\n .cfi_endproc\nbegin calls\n call 1b\n ret\nend calls\n";
+    for (code, is_known) in [(code, true), (&*code.replace("call 1b", "nop"), false)] {
+        let library = library(folder.path(), code);
+        let entry = symbols(&library)["hands_on"];
+        run(Command::new("strip").arg(&library));
+        let bytes = fs::read(&library).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let exits = Functions::of(&image).exits(entry, 0).map(|exits| exits.exits.len());
+        assert_eq!(exits.is_ok(), is_known, "{exits:?}");
+        assert!(!is_known || exits == Ok(2), "{exits:?}");
+    }
+}
+
 /// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
 #[test]
 fn damaged_code_and_tables_are_refused() {

@@ -133,7 +133,10 @@ impl Search<'_, '_> {
         let jumps = || self.of(of).flat_map(|part| &part.body.jumps);
         let is_block = |to: u64| {
             let is_frame = self.code.unwind.covering(to).is_some_and(|frame| frame.start == to);
-            is_frame && !self.code.is_function(to) && jumps().any(|jump| jump.target == to)
+            is_frame
+                && !self.code.is_function(to)
+                && jumps().any(|jump| jump.target == to)
+                && !self.code.is_called(to)
         };
         self.of(of).any(|part| is_block(part.body.range.end))
     }
