@@ -50,5 +50,6 @@ mod table;
 pub mod targets;
 mod telemetry;
 mod trial;
+mod truncated;
 mod unfit;
 pub mod untrusted;

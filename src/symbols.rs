@@ -15,6 +15,7 @@ use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
 use crate::procfs::{Mapping, Stat, living_thread};
 use crate::regular;
+use crate::truncated;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
@@ -115,7 +116,9 @@ impl Symbols {
         let path = format!("/proc/self/fd/{}", mapped.file.as_raw_fd());
         let source = Source::Elf(Elf::new(path));
         let offset = mapping.offset + (address - mapping.start);
-        let name = match mapped.symbolizer.symbolize_single(&source, Input::FileOffset(offset)) {
+        let looked_up =
+            truncated::reading(|| mapped.symbolizer.symbolize_single(&source, Input::FileOffset(offset)));
+        let name = match looked_up {
             Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
             Ok(Symbolized::Unknown(_)) | Err(_) => None,
         };
