@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -91,12 +92,22 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds all of them.
+    /// Binds all of them. Ports are taken over from the service manager if it has kept them.
     ///
     /// # Errors
     /// If one of them cannot be had.
     pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
-        let bind = |port| Listener::bind(SocketAddr::new(settings.bind, port));
+        let at = |port| SocketAddr::new(settings.bind, port);
+        let mut ports = vec![at(settings.health_port)];
+        ports.extend(matches!(settings.listen, Listen::Port).then_some(at(settings.metrics_port)));
+        let mut kept = service::Kept::take(&ports);
+        let mut bind = |port| {
+            let listener = kept.listener(at(port), Listener::inherited, Listener::bind)?;
+            if let Listener::Tcp(tcp) = &listener {
+                service::keep(at(port), tcp.as_fd());
+            }
+            Ok(listener)
+        };
         let mut health = None;
         let metrics = match &settings.listen {
             Listen::Port => vec![bind(settings.metrics_port)?],

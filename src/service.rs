@@ -3,8 +3,9 @@
 //! Without a manager that listens (`NOTIFY_SOCKET`), nothing is sent.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use sd_notify::NotifyState;
@@ -69,17 +70,95 @@ where
 pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
+    let is_kept = |name: &str| name.starts_with(KEPT);
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
     for fd in sd_notify::listen_fds()? {
-        let socket = pidfd_getfd(&own, fd, PidfdGetfdFlags::empty())?;
-        sockets.push((names.next().unwrap_or_default().to_owned(), socket));
+        let name = names.next().unwrap_or_default();
+        if !is_kept(name) {
+            sockets.push((name.to_owned(), pidfd_getfd(&own, fd, PidfdGetfdFlags::empty())?));
+        }
     }
     if sockets.is_empty() {
         let why = "it has passed none (LISTEN_FDS); start the exporter by its socket unit";
         return Err(io::Error::other(why));
     }
     Ok(sockets)
+}
+
+/// How names of sockets begin that the manager keeps for the exporter.
+const KEPT: &str = "kept-port-";
+
+/// How long the manager may take to close what it is asked to.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Sockets that the manager has kept over a restart of the service (`FileDescriptorStoreMax=`): whoever connects meanwhile waits
+/// instead of being refused, so that a restart is no gap for a scraper.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    listeners: Vec<TcpListener>,
+    /// Since when the manager closes others, of which one may be in the way.
+    closing: Option<Instant>,
+}
+
+impl Kept {
+    /// Takes those for these addresses, and has the manager close the others. Called once.
+    pub fn take(addresses: &[SocketAddr]) -> Self {
+        let passed = match sd_notify::listen_fds_with_names() {
+            Ok(passed) => passed.filter(|(_, name)| name.starts_with(KEPT)).collect(),
+            Err(err) => {
+                // The log is not there yet.
+                eprintln!("exporter: failed to take the service manager's sockets: {err}");
+                Vec::new()
+            }
+        };
+        let mut kept = Self { listeners: Vec::new(), closing: None };
+        for (fd, name) in passed {
+            // SAFETY: the manager has opened it for this process, as LISTEN_PID says, and nobody else takes one of this name.
+            #[allow(unsafe_code)]
+            let listener = TcpListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            if listener.local_addr().is_ok_and(|of| addresses.contains(&of)) {
+                kept.listeners.push(listener);
+            } else {
+                notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+                kept.closing = Some(Instant::now());
+            }
+        }
+        kept
+    }
+
+    /// The one for this address, or another one.
+    ///
+    /// # Errors
+    /// What `take` and `bind` say.
+    pub fn listener<T, E>(
+        &mut self,
+        address: SocketAddr,
+        take: impl FnOnce(OwnedFd) -> Result<T, E>,
+        bind: impl Fn(SocketAddr) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let is_it = |listener: &TcpListener| listener.local_addr().is_ok_and(|of| of == address);
+        if let Some(at) = self.listeners.iter().position(is_it) {
+            return take(self.listeners.swap_remove(at).into());
+        }
+        loop {
+            let made = bind(address);
+            if made.is_ok() || self.closing.is_none_or(|since| since.elapsed() > CLOSING) {
+                return made;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Has the manager keep a socket, if it can.
+pub(crate) fn keep(address: SocketAddr, listener: BorrowedFd<'_>) {
+    let name = format!("{KEPT}{}", address.port());
+    if let Err(err) =
+        sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(&name)], &[listener])
+    {
+        eprintln!("exporter: failed to hand a socket to the service manager: {err}");
+    }
 }
 
 fn notify(states: &[NotifyState<'_>]) {

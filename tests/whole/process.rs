@@ -66,8 +66,15 @@ impl Manager {
         Self { socket, told }
     }
 
-    /// The next message to it.
+    /// The next message to it, but for sockets to keep.
     pub fn told(&self) -> String {
+        std::iter::repeat_with(|| self.any())
+            .find(|message| !message.starts_with("FDSTORE=1\n"))
+            .expect("one")
+    }
+
+    /// The next message to it.
+    fn any(&self) -> String {
         let mut message = [0; 1024];
         let length = self.told.recv(&mut message).expect("a message to the manager");
         String::from_utf8_lossy(&message[..length]).into_owned()
@@ -96,6 +103,39 @@ fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     exporter.end("TERM");
     let last = std::iter::from_fn(|| Some(manager.told())).find(|message| message != "WATCHDOG=1\n");
     assert!(last.expect("a last message").starts_with("STOPPING=1\n"));
+}
+
+/// Listens as a manager does that has kept sockets: on the ports of the configuration and on one of an earlier one, and starts
+/// the exporter with them.
+const KEPT: &str = r#"
+import os, re, socket, sys
+config = open(sys.argv[sys.argv.index("--config") + 1]).read()
+ports = [int(re.search(name + r"_port: (\d+)", config).group(1)) for name in ("metrics", "health")]
+sockets = [socket.create_server(("127.0.0.1", port)) for port in ports] + [socket.create_server(("127.0.0.1", 0))]
+for n, s in enumerate(sockets):
+    os.dup2(s.fileno(), 100 + n)
+for n in range(3):
+    os.dup2(100 + n, 3 + n)
+os.closerange(6, 200)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="3", LISTEN_FDNAMES="kept-port-1:kept-port-2:kept-port-3")
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn sockets_that_the_service_manager_has_kept_are_used_and_kept_again() {
+    let place = Place::new();
+    let forms = place.copy_of(&program("forms"), "forms");
+    let manager = Manager::new(&place);
+    // Bound already: to bind them again would fail.
+    let exporter = Setup::new(&place, forms_config(&forms))
+        .environment("NOTIFY_SOCKET", &manager.socket.display().to_string())
+        .through(&["python3", "-c", KEPT])
+        .start();
+    exporter.wait_until_ready();
+    exporter.scrape();
+    assert_eq!(manager.any(), "FDSTOREREMOVE=1\nFDNAME=kept-port-3\n");
+    assert_eq!(manager.any(), format!("FDSTORE=1\nFDNAME=kept-port-{}\n", exporter.port));
+    assert_eq!(manager.any(), format!("FDSTORE=1\nFDNAME=kept-port-{}\n", exporter.health_port));
 }
 
 /// sd-daemon(3): a priority before each line and no second time stamp. JOURNAL_STREAM alone does not say so: a child
