@@ -3,10 +3,11 @@
 #
 #   scripts/test-service.sh [EXPORTER]        without it: target/release/exporter, else target/debug/exporter
 #
-# The shipped unit and the demo program are installed there, and then: a start without configuration fails and the
-# journal says why; a start returns when metrics are served; blocks are counted exactly; a reload loses none of them; it comes back after SIGKILL and,
-# by the watchdog, after SIGSTOP; the traced program is upgraded by dpkg and goes on being counted; and it
-# stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl and Debian's mirror (or MIRROR); the tree is made in
+# The exporter, as a Debian package with the shipped unit, and the demo program are installed there, and then: a start without
+# configuration fails and the journal says why; a start returns when metrics are served; blocks are counted exactly; a reload loses
+# none of them; the traced program is upgraded by dpkg and goes on being counted; the exporter is upgraded by dpkg while a Prometheus
+# scrapes it, which sees no gap; it comes back after SIGKILL and, by the watchdog, after SIGSTOP; its log is rotated; and it
+# stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl, prometheus and Debian's mirror (or MIRROR); the tree is made in
 # /var/tmp (or TMPDIR) and removed at the end. It takes two minutes, most of it for the tree.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
@@ -20,6 +21,7 @@ demo=target/demo/fibre-demo
 metrics=http://127.0.0.1:19439/metrics
 work=
 container=
+prometheus=
 
 say() {
 	echo "test-service: $*"
@@ -32,6 +34,7 @@ fail() {
 }
 
 clean_up() {
+	[[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
 	[[ -z $container ]] || kill -KILL "$container" 2>/dev/null || true
 	wait 2>/dev/null || true
 	[[ -z $work ]] || rm -rf --one-file-system "$work"
@@ -53,18 +56,32 @@ wait_for() {
 }
 
 make_tree() {
-	mmdebstrap --quiet --variant=apt --include=systemd,systemd-sysv,dbus,libelf1,zlib1g bookworm "$1" "$mirror"
+	mmdebstrap --quiet --variant=apt --include=systemd,systemd-sysv,dbus,libelf1,zlib1g,logrotate bookworm "$1" "$mirror"
 	rm -f "$1/etc/machine-id"
 	ln -s /dev/null "$1/etc/systemd/system/systemd-networkd-wait-online.service"
 	ln -s /dev/null "$1/etc/systemd/system/systemd-firstboot.service"
-	install -m 755 "$exporter" "$1/usr/local/bin/exporter"
-	install -m 644 fibre-exporter.service "$1/etc/systemd/system/"
 	install -d "$1/etc/systemd/system/fibre-exporter.service.d"
 	# Quicker than a person would have it.
 	printf '[Service]\nRestartSec=0.2\nWatchdogSec=3\n' >"$1/etc/systemd/system/fibre-exporter.service.d/test.conf"
 }
 
-# The traced program as a Debian package of version $1. Each version is a file of its own.
+# The exporter as a Debian package of version $2. As debhelper has it: the service is restarted when the new files are there.
+make_exporter_package() {
+	local tree=$1 version=$2 root=$work/package
+	rm -rf "$root"
+	install -D -m 755 "$exporter" "$root/usr/local/bin/exporter"
+	printf '%s' "$version" >>"$root/usr/local/bin/exporter"
+	install -D -m 644 fibre-exporter.service "$root/lib/systemd/system/fibre-exporter.service"
+	install -D -m 644 fibre-exporter.logrotate "$root/etc/logrotate.d/fibre-exporter"
+	install -d "$root/DEBIAN"
+	printf 'Package: fibre-exporter\nVersion: %s\nArchitecture: amd64\nMaintainer: nobody\nDescription: exporter\nDepends: libelf1, zlib1g\n' \
+		"$version" >"$root/DEBIAN/control"
+	printf '#!/bin/sh\nset -e\nsystemctl daemon-reload\nsystemctl try-restart fibre-exporter\n' >"$root/DEBIAN/postinst"
+	chmod 755 "$root/DEBIAN/postinst"
+	dpkg-deb -Zgzip -z1 --build --root-owner-group "$root" "$tree/root/exporter_$version.deb" >/dev/null
+}
+
+# The traced program as a Debian package of version $2. Each version is a file of its own.
 make_package() {
 	local tree=$1 version=$2 root=$work/package
 	rm -rf "$root"
@@ -83,6 +100,36 @@ boot() {
 	container=$!
 	wait_for "the container's systemd" inside systemctl is-active basic.target
 	wait_for "the end of the boot" eval "[[ \$(inside systemctl is-system-running) =~ running|degraded ]]"
+}
+
+# Scrapes every five seconds, and is asked for what it saw. The network is the host's.
+start_prometheus() {
+	cat >"$work/prometheus.yml" <<-END
+		scrape_configs:
+		- job_name: exporter
+		  scrape_interval: 5s
+		  scrape_timeout: 5s
+		  static_configs: [{ targets: ['127.0.0.1:19439'] }]
+	END
+	prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/prometheus" \
+		--web.listen-address=127.0.0.1:19441 >"$work/prometheus.log" 2>&1 &
+	prometheus=$!
+}
+
+# The value of a query, or nothing.
+asked() {
+	curl --silent --fail --get --data-urlencode "query=$1" http://127.0.0.1:19441/api/v1/query |
+		grep -o '"value":\[[^]]*\]' | grep -o '"[0-9.]*"\]' | tr -d '"]'
+}
+
+# Asks for metrics over and over, until the file $1 is there; writes what each curl came to.
+ask_on_and_on() {
+	local status
+	while [[ ! -e $1 ]]; do
+		status=0
+		curl --silent --output /dev/null --max-time 30 "$metrics" || status=$?
+		echo "$status"
+	done
 }
 
 counted() {
@@ -104,6 +151,14 @@ main_pid() {
 	inside systemctl show --property=MainPID --value fibre-exporter
 }
 
+# The same as this machine numbers it.
+inside_pid() {
+	local pid
+	for pid in $(pgrep --full --exact '/usr/local/bin/exporter --config /etc/fibre-exporter/config.yaml'); do
+		[[ $(readlink "/proc/$pid/ns/pid") != "$(readlink "/proc/$(pgrep --parent "$container" | head -n 1)/ns/pid")" ]] || echo "$pid"
+	done
+}
+
 is_another_than() {
 	local now
 	now=$(main_pid)
@@ -111,7 +166,7 @@ is_another_than() {
 }
 
 ((EUID == 0)) || fail "run this as root"
-for tool in mmdebstrap systemd-nspawn dpkg-deb curl; do
+for tool in mmdebstrap systemd-nspawn dpkg-deb curl prometheus; do
 	command -v "$tool" >/dev/null || fail "there is no $tool"
 done
 [[ -x $exporter ]] || fail "build the exporter first"
@@ -122,9 +177,12 @@ say "making a Debian tree in $work"
 make_tree "$tree" >"$work/tree.log" 2>&1 || fail "no tree could be made: $(tail -n 5 "$work/tree.log")"
 make_package "$tree" 1
 make_package "$tree" 2
+make_exporter_package "$tree" 1
+make_exporter_package "$tree" 2
 boot "$tree"
 
 say "a start without configuration fails, and the journal says why"
+inside dpkg --install /root/exporter_1.deb >/dev/null
 ! inside systemctl enable --now --quiet fibre-exporter 2>/dev/null || fail "it started without a configuration"
 [[ $(journal err) == *config.yaml* ]] || fail "no reason in the journal"
 
@@ -169,6 +227,31 @@ inside dpkg --install /root/demo_2.deb >/dev/null
 play 500
 [[ $(counted) == 1000 ]] || fail "$(counted) of 1000 blocks were counted over an upgrade"
 
+say "dpkg upgrades the exporter while Prometheus scrapes it"
+start_prometheus
+scraped_once() {
+	[[ $(asked up) == 1 ]]
+}
+wait_for "Prometheus's first scrape" scraped_once
+before=$(main_pid)
+ask_on_and_on "$work/enough" >"$work/asked" &
+asking=$!
+inside dpkg --install /root/exporter_2.deb >/dev/null
+wait_for "the new exporter" is_another_than "$before"
+touch "$work/enough"
+wait "$asking"
+# 7: connection refused; 28: no answer in time. A connection that the old one had taken may end without an answer.
+! grep -q -x -e 7 -e 28 "$work/asked" || fail "connections were refused during the upgrade: $(sort "$work/asked" | uniq -c)"
+grep -q -x 0 "$work/asked" || fail "nothing was answered during the upgrade"
+[[ $(tail -c 1 "/proc/$(inside_pid)/exe") == 2 ]] || fail "the old exporter runs"
+play 300
+[[ $(counted) == 300 ]] || fail "$(counted) of 300 blocks were counted after the upgrade"
+scraped_after() {
+	[[ $(asked 'bitcoin_blocks_connected_total') == 300 ]]
+}
+wait_for "Prometheus's scrape of the new exporter" scraped_after
+[[ $(asked 'min_over_time(up[10m])') == 1 ]] || fail "a gap in up"
+
 for signal in KILL STOP; do
 	say "it comes back after SIG$signal"
 	before=$(main_pid)
@@ -182,6 +265,18 @@ say "the log file is written, and the journal knows warnings from the rest"
 grep -q '\[INFO\] exporter: Waiting for events' "$tree/var/log/private/fibre-exporter/exporter.log" || fail "no log file"
 [[ $(journal info) == *$'\n'"Waiting for events"* ]] || fail "no line in the journal"
 [[ $(journal warning) != *"Waiting for events"* ]] || fail "all lines are warnings"
+
+say "logrotate rotates it, and no line is lost"
+logs=$tree/var/log/private/fibre-exporter
+lines=$(wc -l <"$logs/exporter.log")
+inside logrotate --force /etc/logrotate.d/fibre-exporter || fail "logrotate fails"
+[[ -s $logs/exporter.log.1 ]] || fail "nothing was rotated: $(ls "$logs")"
+inside systemctl reload fibre-exporter
+rotated() {
+	grep -q 'Configuration reloaded' "$logs/exporter.log"
+}
+wait_for "the log in a new file" rotated
+((lines <= $(wc -l <"$logs/exporter.log.1"))) || fail "lines are lost"
 
 say "it stops"
 inside systemctl stop fibre-exporter
