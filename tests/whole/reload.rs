@@ -4,10 +4,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::hostile::{BPF_MAPS, held};
 use crate::process::Manager;
 use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, send_signal, wait_for, wait_for_end};
 use crate::support::http;
-use crate::support::program::compile;
+use crate::support::program::{compile, run};
 
 /// Calls its functions until its input ends, some 100,000 times a second each, and says how often.
 const STEADY: &str = r#"
@@ -257,4 +258,41 @@ fn the_service_manager_is_told_of_a_reload() {
     let reloading = manager.told();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
     assert_eq!(manager.told(), "READY=1\n");
+}
+
+/// Each reload adds a probe, over and over: what it takes for them stays bounded, and counters go on.
+#[test]
+fn reload_after_reload_takes_no_more_and_more() {
+    const RELOADS: usize = 18;
+    let place = Place::new();
+    let functions: String = (0..=RELOADS)
+        .map(|n| format!("__attribute__((noipa)) int f{n}(int n) {{ return n + {n}; }}\n"))
+        .collect();
+    let calls: String = (0..=RELOADS).map(|n| format!("f{n}(0);")).collect();
+    let program = compiled(&place, &format!("{functions}int main(void) {{ {calls} }}\n"));
+    let probes: Vec<String> = (0..=RELOADS)
+        .map(|n| format!("      - function: f{n}\n        metrics: [counter: f{n}_total]\n"))
+        .collect();
+    let probes: Vec<&str> = probes.iter().map(String::as_str).collect();
+    let exporter = Setup::new(&place, target(&program, &probes[..1])).start();
+    exporter.wait_until_ready();
+    let first = held(exporter.pid());
+    for n in 1..=RELOADS {
+        run(&mut Command::new(&program));
+        write(&place, &exporter, &target(&program, &probes[..=n]));
+        let (status, text) = post(&exporter, &[]);
+        assert_eq!(status, 200, "{text}");
+        exporter.wait_until_ready();
+    }
+    run(&mut Command::new(&program));
+    let scrape = exporter.scrape();
+    // Entries are in at most 16 units, of which each was loaded by one reload.
+    let last = held(exporter.pid());
+    assert!(last[BPF_MAPS] <= 16 * first[BPF_MAPS], "{first:?}, then {last:?}");
+    for n in 0..=RELOADS {
+        // It has counted since the reload that brought it.
+        let name = format!("f{n}_total");
+        assert_eq!(scrape.value(&name, &[]), (RELOADS + 1 - n) as f64, "{name}");
+    }
+    scrape.assert_nothing_lost();
 }

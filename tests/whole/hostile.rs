@@ -1,0 +1,346 @@
+//! Programs, files and machines that do what nobody hopes for: counts stay exact, or say what is missing.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::exporter::{Place, Port, Setup, send_signal, wait_for, wait_for_end};
+use crate::support::exposition::Metrics;
+use crate::support::program::{compile, run};
+
+/// `program N K WHEN`: N children that each call `counted` K times and end; WHEN is `each` (one after the other) or `all` (all
+/// live at once, and call when the input ends; `up` is written when they live). `program K` calls it itself.
+pub const CHILDREN: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+__attribute__((noipa)) int counted(int n) { return n + 1; }
+static void call(int times) {
+    for (int n = 0; n < times; n++)
+        counted(n);
+}
+int main(int argc, char **argv) {
+    if (argc == 2) {
+        call(atoi(argv[1]));
+        return 0;
+    }
+    int children = atoi(argv[1]), times = atoi(argv[2]), all = !strcmp(argv[3], "all");
+    for (int n = 0; n < children; n++) {
+        pid_t child = fork();
+        if (child < 0)
+            return perror("fork"), 1;
+        if (child == 0) {
+            char byte;
+            if (all && read(0, &byte, 1) != 0)
+                _exit(1);
+            call(times);
+            _exit(0);
+        }
+        if (!all && waitpid(child, 0, 0) != child)
+            return 1;
+    }
+    if (all) {
+        puts("up");
+        fflush(stdout);
+        for (int n = 0; n < children; n++)
+            if (wait(0) < 0)
+                return 1;
+    }
+}
+"#;
+
+pub fn compiled(place: &Place) -> PathBuf {
+    compile("gcc", "children.c", CHILDREN, &[], &place.path("."))
+}
+
+/// A target of `counted`: all calls, and those of each process, which the kernel counts; and once more by events.
+pub fn counting(selector: &str) -> String {
+    format!(
+        "node_name: test\ntargets:\n- name: t\n  {selector}\n  probes:\n  - function: counted\n    args: {{ n: 0 }}\n    \
+         metrics:\n    - {{ counter: calls_total }}\n    \
+         - {{ counter: by_process_total, labels: {{ pid: {{ value: pid, limit: 50 }} }} }}\n"
+    )
+}
+
+/// Which of [`held`].
+pub const DESCRIPTORS: usize = 0;
+pub const THREADS: usize = 1;
+pub const MAPPINGS: usize = 2;
+pub const BPF_MAPS: usize = 3;
+
+/// What a process holds: descriptors, threads, mappings, BPF maps among the descriptors.
+pub fn held(pid: u32) -> [usize; 4] {
+    let entries = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).expect("list").count();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings").lines().count();
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
+    let is_map = |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("map_id:"));
+    [
+        entries("fd"),
+        entries("task"),
+        maps,
+        infos.filter(|at| is_map(at.as_ref().expect("one").path())).count(),
+    ]
+}
+
+/// As many calls were counted, and nothing was lost; labels that found no room are told as such.
+#[track_caller]
+pub fn is_exact(scrape: &Metrics, calls: f64) {
+    assert_eq!(scrape.value("calls_total", &[]), calls);
+    assert_eq!(scrape.sum("fibre_exporter_probe_hits_total", &[("probe", "counted")]), calls);
+    assert_eq!(scrape.sum("fibre_exporter_probe_lost_total", &[]), 0.0);
+    let series = scrape.select("by_process_total", &[]);
+    assert!(series.len() <= 51, "{} series of a limit of 50", series.len());
+    assert!(scrape.sum("by_process_total", &[]) <= calls);
+}
+
+#[test]
+fn children_by_the_thousand_each_with_a_label_of_its_own() {
+    const CHILDREN: u32 = 3000;
+    let place = Place::new();
+    let program = compiled(&place);
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", program.display()))).start();
+    exporter.wait_until_ready();
+    exporter.scrape();
+    let before = held(exporter.pid());
+    let mut forking =
+        Command::new(&program).args([&CHILDREN.to_string(), "3", "each"]).spawn().expect("start it");
+    // Each scrape gives back the numbers of those that have ended.
+    while forking.try_wait().expect("wait for it").is_none() {
+        exporter.scrape();
+    }
+    is_exact(&exporter.scrape(), f64::from(3 * CHILDREN));
+    // A connection that was ended may still be open.
+    wait_for("descriptors and BPF maps to be what they were", || {
+        let after = held(exporter.pid());
+        [DESCRIPTORS, BPF_MAPS].iter().all(|what| after[*what] <= before[*what])
+    });
+}
+
+#[test]
+fn ten_thousand_processes_at_once() {
+    const CHILDREN: u32 = 10_000;
+    let place = Place::new();
+    let program = compiled(&place);
+    // A name that no other test has.
+    let program = place.copy_of(&program, "tenthousand");
+    let exporter = Setup::new(&place, counting("process: tenthousand")).start();
+    let mut parent = Command::new(&program)
+        .args([&CHILDREN.to_string(), "1", "all"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start it");
+    let mut up = [0; 3];
+    parent.stdout.take().expect("its output").read_exact(&mut up).expect("its word");
+    exporter.wait_until_ready();
+    drop(parent.stdin.take());
+    assert!(wait_for_end(&mut parent).success());
+    is_exact(&exporter.scrape(), f64::from(CHILDREN));
+}
+
+/// While it is stopped the kernel goes on counting; events that find the ring full are lost, and counted as lost.
+#[test]
+fn stopped_at_full_rate_it_knows_of_every_hit() {
+    const CALLS: u32 = 50_000;
+    let place = Place::new();
+    let program = compiled(&place);
+    let yaml = counting(&format!("binary: {}", program.display()));
+    // Globs are not the kernel's: this is counted from events, in the smallest ring.
+    let yaml = format!(
+        "{yaml}    - {{ counter: by_event_total, labels: {{ comm: {{ value: comm, match: {{ \"p?o*\": yes }}, default: no }} }} }}\n\
+         ring: {{ size: 64KiB }}\n"
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    send_signal(exporter.pid(), "STOP");
+    run(Command::new(&program).arg(CALLS.to_string()));
+    send_signal(exporter.pid(), "CONT");
+    let calls = f64::from(CALLS);
+    let lost = |scrape: &Metrics| scrape.sum("fibre_exporter_probe_lost_total", &[]);
+    let scrape = exporter.scrape_until("each event to be counted or lost", |scrape| {
+        scrape.sum("by_event_total", &[]) + lost(scrape) == calls
+    });
+    assert_eq!(scrape.value("calls_total", &[]), calls);
+    assert_eq!(scrape.sum("fibre_exporter_probe_hits_total", &[]), calls);
+    assert!(lost(&scrape) > 0.0, "the ring took everything");
+    assert_eq!(exporter.health("/ready").0, 200);
+}
+
+/// A file that is another each time it is looked at: cut off, grown, half of it overwritten.
+#[test]
+fn a_file_that_changes_while_it_is_read() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let good = fs::read(&program).expect("read the program");
+    let library = place.path("changing");
+    fs::write(&library, &good).expect("write it");
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", library.display()))).start();
+    let mut state = 7u64;
+    for n in 0..150 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let at = (state >> 33) as usize % good.len();
+        let mut bad = good.clone();
+        match n % 3 {
+            0 => bad.truncate(at),
+            1 => bad[at..].fill(0xff),
+            _ => bad.rotate_left(at),
+        }
+        fs::write(&library, bad).expect("write it");
+        if n % 10 == 0 {
+            exporter.scrape();
+        }
+    }
+    // Removed first: what is written over may be held by a reader.
+    fs::remove_file(&library).expect("remove it");
+    run(Command::new("cp").args([&program, &library]));
+    exporter.wait_until_ready();
+    run(Command::new(&library).arg("1000"));
+    is_exact(&exporter.scrape(), 1000.0);
+}
+
+/// An accept(2) that finds no descriptor: it is served again when there are some, and counts go on.
+#[test]
+fn without_descriptors_it_is_not_served_and_then_is() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", program.display()))).start();
+    exporter.wait_until_ready();
+    let limit = |files: &str| {
+        run(Command::new("prlimit").args(["--pid", &exporter.pid().to_string(), files]));
+    };
+    limit("--nofile=3:20000");
+    let refused = exporter.fetch("/metrics", &["--max-time", "1"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    run(Command::new(&program).arg("1000"));
+    limit("--nofile=20000:20000");
+    wait_for("an answer", || exporter.fetch("/metrics", &["--fail", "--max-time", "5"]).status.success());
+    is_exact(&exporter.scrape(), 1000.0);
+}
+
+/// A control group of its own, of the first or second version. Dropping it removes it.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(memory: &str) -> Self {
+        let roots = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(Path::new);
+        let root = roots.into_iter().find(|root| root.join("cgroup.procs").exists()).expect("control groups");
+        // Where the controller is not handed on yet.
+        let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
+        let group = Self(root.join(format!("exporter-test-{}-{memory}", std::process::id())));
+        fs::create_dir(&group.0).expect("make a control group");
+        let limit = ["memory.max", "memory.limit_in_bytes"].map(|name| group.0.join(name));
+        let limit = limit.iter().find(|limit| limit.exists()).expect("a limit of memory");
+        fs::write(limit, memory).expect("limit its memory");
+        group
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        wait_for("the control group to be empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// With too little memory it does not start, and says so, or is ended by the kernel. The traced program does not notice.
+#[test]
+fn out_of_memory_it_ends_alone() {
+    let place = Place::new();
+    let binary = compiled(&place);
+    let yaml = format!("{}bind: 127.0.0.1\n", counting(&format!("binary: {}", binary.display())));
+    let config = place.write("tight.yaml", &yaml);
+    let mut traced = Command::new(&binary)
+        .args(["100", "10", "all"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start it");
+    let mut up = [0; 3];
+    traced.stdout.take().expect("its output").read_exact(&mut up).expect("its word");
+    let ports = [Port::claim(), Port::claim()];
+    let [port, health] = ports.each_ref().map(Port::to_string);
+    // The first is too little for anything, the others for what comes later.
+    for memory in ["4M", "10M", "18M", "26M"] {
+        let group = Group::new(memory);
+        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+        let log = place.path("tight.log");
+        let mut child = Command::new("sh")
+            .args(["-c", &enter, env!("CARGO_BIN_EXE_exporter"), "--port", &port, "--health-port", &health])
+            .arg("--config")
+            .arg(&config)
+            .stdout(fs::File::create(&log).expect("a log"))
+            .stderr(fs::File::options().append(true).open(&log).expect("a log"))
+            .spawn()
+            .expect("start the exporter");
+        let text = || fs::read_to_string(&log).expect("the log");
+        let mut status = None;
+        wait_for("its end, or that it serves", || {
+            status = child.try_wait().expect("wait for it");
+            status.is_some() || text().contains("Waiting for events")
+        });
+        match status {
+            None => {
+                // There was enough. It may be ended at any time.
+                child.kill().expect("end it");
+                child.wait().expect("wait for it");
+            }
+            Some(status) => {
+                let is_told =
+                    status.code().is_some_and(|code| code == 1 || code == 3) && text().contains("memory");
+                assert!(status.signal() == Some(9) || is_told, "{memory}: {status}\n{}", text());
+            }
+        }
+        assert!(memory != "4M" || status.is_some(), "{memory} were enough");
+    }
+    drop(traced.stdin.take());
+    assert!(wait_for_end(&mut traced).success(), "the traced program");
+    // With what the shipped unit allows, nothing is missing.
+    let group = Group::new("512M");
+    let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+    let exporter = Setup::new(&place, yaml).through(&["sh", "-c", &enter]).start();
+    exporter.wait_until_ready();
+    run(Command::new(&binary).arg("1000"));
+    is_exact(&exporter.scrape(), 1000.0);
+    drop(exporter);
+}
+
+/// `CLOCK_REALTIME` jumps by days, there and back: nothing is counted twice, forgotten or taken for long ago.
+#[test]
+fn the_clock_is_set() {
+    let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1");
+    assert!(library.exists(), "scripts/install-deps.sh --tests installs libfaketime");
+    let place = Place::new();
+    let binary = compiled(&place);
+    let offset = place.write("offset", "+0");
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display())))
+        .environment("LD_PRELOAD", &library.display().to_string())
+        .environment("FAKETIME_TIMESTAMP_FILE", &offset.display().to_string())
+        .environment("FAKETIME_NO_CACHE", "1")
+        .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .start();
+    exporter.wait_until_ready();
+    let mut calls = 0.0;
+    for step in ["+40d", "-20d", "+0"] {
+        place.write("offset", step);
+        run(Command::new(&binary).arg("1000"));
+        calls += 1000.0;
+        is_exact(&exporter.scrape(), calls);
+        assert_eq!(exporter.health("/ready").0, 200, "{step}");
+        // It has seen the step, and a hit of now is one of its now.
+        let days = match step {
+            "+40d" => 40.0,
+            "-20d" => -20.0,
+            _ => 0.0,
+        };
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_secs_f64();
+        let is_near = |scrape: &Metrics| {
+            let last = scrape.select("fibre_exporter_probe_last_hit_timestamp_seconds", &[]);
+            !last.is_empty() && last.iter().all(|(_, at)| (at - now - days * 86_400.0).abs() < 3600.0)
+        };
+        exporter.scrape_until("the time of the last hit by the new clock", is_near);
+    }
+}

@@ -1,0 +1,94 @@
+//! Everything at once and over and over, for as long as `SOAK_SECONDS` says (`scripts/soak.sh`: an hour): counts are exact in each
+//! round, and what the exporter takes does not grow.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::hostile::{BPF_MAPS, DESCRIPTORS, MAPPINGS, THREADS, compiled, counting, held, is_exact};
+use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
+use crate::support::program::run;
+
+/// In the test command.
+const SECONDS: u64 = 45;
+
+/// Rounds until everything has been made that is made once: caches, the allocator's arenas, threads for requests.
+const WARM_UP: u32 = 8;
+
+/// Resident, in kilobytes.
+fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn replaced(exporter: &Exporter) -> f64 {
+    exporter.scrape().sum("fibre_exporter_reattach_total", &[("reason", "replaced")])
+}
+
+#[test]
+fn what_it_takes_does_not_grow() {
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let place = Place::new();
+    let program = compiled(&place);
+    let binary = place.copy_of(&program, "soaked");
+    let plain = counting(&format!("binary: {}", binary.display()));
+    let exporter = Setup::new(&place, plain.clone()).start();
+    exporter.wait_until_ready();
+    let ports = format!("metrics_port: {}\nhealth_port: {}\n", exporter.port, exporter.health_port);
+    let with_main = format!("{plain}  - function: main\n    metrics:\n    - {{ counter: mains_total }}\n");
+    let reloads =
+        || exporter.scrape().value("fibre_exporter_config_last_reload_success_timestamp_seconds", &[]);
+    let (mut calls, mut round, mut early) = (0, 0, None);
+    while round <= WARM_UP || Instant::now() < until {
+        round += 1;
+        // Processes that come and go, one that stays a while, one that is killed.
+        run(Command::new(&binary).args(["100", "5", "each"]));
+        run(Command::new(&binary).arg("20000"));
+        let mut killed = Command::new(&binary)
+            .args(["1", "1", "all"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("start it");
+        killed.kill().expect("kill it");
+        killed.wait().expect("wait for it");
+        calls += 100 * 5 + 20_000;
+        is_exact(&exporter.scrape(), f64::from(calls));
+        // A reload that brings a probe or takes it away.
+        let before = reloads();
+        place.write("config.yaml", &format!("{}{ports}", if round % 2 == 1 { &with_main } else { &plain }));
+        send_signal(exporter.pid(), "HUP");
+        wait_for("the reload", || reloads() > before);
+        exporter.wait_until_ready();
+        // An upgrade.
+        if round % 4 == 0 {
+            let before = replaced(&exporter);
+            let new = place.copy_of(&program, "soaked.new");
+            fs::rename(new, &binary).expect("replace it");
+            wait_for("the new file to be attached", || replaced(&exporter) > before);
+            exporter.wait_until_ready();
+        }
+        if round == WARM_UP {
+            early = Some((held(exporter.pid()), memory(exporter.pid())));
+        }
+    }
+    let (early, memory_early) = early.expect("as many rounds");
+    // An even round has the probes of the last of the warm-up.
+    place.write("config.yaml", &format!("{plain}{ports}"));
+    let before = reloads();
+    send_signal(exporter.pid(), "HUP");
+    wait_for("the last reload", || reloads() > before);
+    let is_flat = |now: [usize; 4]| {
+        now[DESCRIPTORS] <= early[DESCRIPTORS]
+            && now[BPF_MAPS] <= early[BPF_MAPS]
+            && now[THREADS] <= early[THREADS] + 16
+            && now[MAPPINGS] <= early[MAPPINGS] + 64
+    };
+    // Files that nobody runs any more go when it is looked at them.
+    wait_for("descriptors, threads and mappings to be what they were", || is_flat(held(exporter.pid())));
+    let (now, memory) = (held(exporter.pid()), memory(exporter.pid()));
+    println!("{round} rounds, {calls} calls: {early:?} {memory_early} kB, then {now:?} {memory} kB");
+    assert!(memory < memory_early + memory_early / 4 + 8192, "{memory_early} kB, then {memory} kB");
+}
