@@ -15,7 +15,7 @@ use crate::kernel::Attach;
 use crate::loading::{load_keeping, refuse_unusable, secured};
 use crate::logging::{Logging, set_level};
 use crate::metrics::Registry;
-use crate::net::Network;
+use crate::net::{Network, NetworkConfig};
 use crate::service;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
@@ -178,6 +178,23 @@ impl Running {
         done
     }
 
+    /// The interfaces to count on if they are others than now.
+    ///
+    /// # Errors
+    /// If something else of `network:` is different: its programs and tables were made for it, and privileges kept.
+    fn other_interfaces(&self, new: Option<&NetworkConfig>) -> Result<Option<NetworkConfig>, String> {
+        let engines = self.engines();
+        match (engines.plan.network.as_ref(), new) {
+            (None, None) => Ok(None),
+            (Some(old), Some(new)) if old == new => Ok(None),
+            (Some(old), Some(new)) => match old.differs_in(new) {
+                None => Ok(Some(new.clone())),
+                Some(what) => Err(needs_restart(&format!("`network:` ({what})"))),
+            },
+            (None, Some(_)) | (Some(_), None) => Err(needs_restart("`network:`")),
+        }
+    }
+
     fn exchange(&self) -> Result<String, String> {
         let mut told = Vec::new();
         let (loaded, plan) = load_keeping(&self.overrides, |settings| told = keep(&self.started, settings))
@@ -187,12 +204,7 @@ impl Running {
         let source = Source::new(settings.web.clone());
         let previous = self.security.now();
         let (secured, unwise) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
-        if plan.network != self.engines().plan.network {
-            return Err(
-                "`network:` cannot change without a restart: `systemctl restart`, or change it back\n"
-                    .to_string(),
-            );
-        }
+        let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
         let new = old.changed_to(plan, self.attach).map_err(|err| format!("{err}\n"))?;
         let new = Arc::new(new);
@@ -204,6 +216,9 @@ impl Running {
             .collect();
         exposed.dedup();
         exposed.iter().for_each(|warning| log::warn!("{warning}"));
+        if let (Some(network), Some(interfaces)) = (&self.network, interfaces) {
+            network.change(&interfaces);
+        }
         *self.web.lock().unwrap_or_else(PoisonError::into_inner) = source;
         self.security.set(secured);
         set_level(settings.log_level);
@@ -270,6 +285,11 @@ impl Running {
         self.security.set(secured);
         Ok(web)
     }
+}
+
+/// Why a reload is refused.
+fn needs_restart(what: &str) -> String {
+    format!("{what} cannot change without a restart: `systemctl restart`, or change it back\n")
 }
 
 /// Sets back what cannot change while the exporter runs; tells of each that would have.

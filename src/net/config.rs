@@ -118,6 +118,22 @@ impl NetworkConfig {
     }
 }
 
+impl NetworkConfig {
+    /// What else than interfaces differs in another configuration, by its key.
+    pub fn differs_in(&self, other: &Self) -> Option<&'static str> {
+        let spaces = |of: &Self| of.scopes().into_iter().map(|scope| scope.space).collect::<Vec<_>>();
+        if self.mode != other.mode {
+            Some("mode")
+        } else if self.count != other.count {
+            Some("count")
+        } else if spaces(self) != spaces(other) {
+            Some("network namespaces")
+        } else {
+            None
+        }
+    }
+}
+
 impl Scope {
     /// Whether the interface is one of those to count on.
     pub fn wants(&self, name: &str, altnames: &[String]) -> bool {

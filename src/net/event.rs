@@ -24,6 +24,8 @@ pub enum Event {
     Renamed { from: String, to: String },
     /// An interface is gone, and its counts with it.
     Gone { interface: String },
+    /// The configuration does not name the interface any more, and its counts are gone.
+    Unwanted { interface: String },
     /// A name of the configuration that no interface has yet.
     Missing { interface: String },
     /// A network namespace of the configuration that there is not, or not any more; and why not.
@@ -78,6 +80,7 @@ impl fmt::Display for Event {
             }
             Self::Renamed { from, to } => write!(f, "{from}: interface renamed to {to}"),
             Self::Gone { interface } => write!(f, "{interface}: interface removed"),
+            Self::Unwanted { interface } => write!(f, "{interface}: no longer counted"),
             Self::Missing { interface } => {
                 write!(f, "{interface}: no such interface (yet); it is attached when it appears")
             }

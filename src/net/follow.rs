@@ -60,6 +60,14 @@ impl Follower {
         }
     }
 
+    /// Counts on these interfaces from now on. What is counted on already and still wanted is not touched.
+    pub fn want(&mut self, scope: Scope, tell: &mut dyn FnMut(Event)) {
+        self.area.scope = scope;
+        self.follow(tell);
+        // Names that are written out are expected to be there.
+        self.ports.keys().for_each(|index| self.show(*index));
+    }
+
     /// What to wait for, beside the time.
     pub fn changes(&self) -> &Changes {
         &self.changes
@@ -93,7 +101,7 @@ impl Follower {
         }
         let changed = std::mem::take(&mut self.told);
         for index in &changed.gone {
-            self.forget(*index, tell);
+            self.forget(*index, |interface| Event::Gone { interface }, tell);
         }
         match present {
             Ok(present) => self.fit(&present, &changed, tell),
@@ -114,7 +122,11 @@ impl Follower {
         let indexes: BTreeSet<i32> = wanted.iter().map(|there| there.index).collect();
         let gone: Vec<i32> = self.ports.keys().filter(|index| !indexes.contains(index)).copied().collect();
         for index in gone {
-            self.forget(index, tell);
+            let is_there = present.iter().any(|there| there.index == index);
+            let event = |interface| {
+                if is_there { Event::Unwanted { interface } } else { Event::Gone { interface } }
+            };
+            self.forget(index, event, tell);
         }
         for there in &wanted {
             self.meet(there, changed.touched.contains(&there.index), tell);
@@ -228,10 +240,10 @@ impl Follower {
         self.say(there.index, changes, lost, tell);
     }
 
-    fn forget(&mut self, index: i32, tell: &mut dyn FnMut(Event)) {
+    fn forget(&mut self, index: i32, event: impl Fn(String) -> Event, tell: &mut dyn FnMut(Event)) {
         if let Some(port) = self.ports.remove(&index) {
             self.status.remove(self.area.number, index);
-            tell(Event::Gone { interface: self.display_name(&port.on.name) });
+            tell(event(self.display_name(&port.on.name)));
         }
     }
 

@@ -31,6 +31,7 @@ mod sys;
 mod tables;
 mod visit;
 mod watch;
+mod wish;
 
 pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,

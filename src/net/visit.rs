@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::config::{NetworkConfig, Scope};
+use super::config::{NetworkConfig, Space};
 use super::counter_maps::CounterMaps;
 use super::error::BeginError;
 use super::event::Event;
@@ -19,6 +19,7 @@ use super::spaces::Namespace;
 use super::stats::program_switches;
 use super::status::{Missing, Status};
 use super::sys::enter;
+use super::wish::Wish;
 
 /// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
 const VERIFY: Duration = Duration::from_secs(1);
@@ -70,7 +71,8 @@ pub(super) fn telling(tell: &Tell) -> impl FnMut(Event) + '_ {
 
 /// What a thread needs to count in one network namespace.
 pub(super) struct Visit {
-    pub scope: Scope,
+    pub space: Space,
+    pub wish: Arc<Wish>,
     pub number: usize,
     pub labels: Vec<(&'static str, String)>,
     pub config: NetworkConfig,
@@ -86,7 +88,8 @@ impl Visit {
         let end = Instant::now() + AT_START;
         let changes = Changes::listen().map_err(BeginError::Changes)?;
         let present = interfaces().map_err(BeginError::Interfaces)?;
-        let fast = fast_interfaces(&self.config, &self.scope, &present);
+        let scope = self.wish.scope();
+        let fast = fast_interfaces(&self.config, &scope, &present);
         let programs = Programs::new(
             Arc::clone(&self.counter_maps),
             fast,
@@ -94,7 +97,7 @@ impl Visit {
         )
         .map_err(BeginError::Programs)?;
         let area = Area {
-            scope: self.scope.clone(),
+            scope: scope.clone(),
             mode: self.config.mode,
             number: self.number,
             labels: self.labels.clone(),
@@ -102,6 +105,7 @@ impl Visit {
         let mut follower = Follower::new(area, Arc::clone(&self.status), programs, changes);
         follower.follow(&mut telling(&self.tell));
         follower.attach_more(end, &mut telling(&self.tell));
+        self.wish.taken(&scope);
         Ok(follower)
     }
 
@@ -117,7 +121,10 @@ impl Visit {
             if self.stop.is_asked() {
                 return;
             }
-            if follower.has_news() {
+            if let Some(scope) = self.wish.news() {
+                follower.want(scope.clone(), &mut tell);
+                self.wish.taken(&scope);
+            } else if follower.has_news() {
                 follower.follow(&mut tell);
             }
             follower.attach_more(Instant::now(), &mut tell);
@@ -146,7 +153,7 @@ impl Visit {
         };
         let mut said = String::new();
         while !self.stop.is_asked() {
-            let error = match Namespace::find(&self.scope.space) {
+            let error = match Namespace::find(&self.space) {
                 Ok(there) if there.is_same(&home) => {
                     "it is the exporter's own network namespace; list its interfaces without `netns` and \
                      `container`"
@@ -167,6 +174,9 @@ impl Visit {
             if error != said {
                 self.tell_absent(&error);
                 said = error;
+            }
+            if let Some(scope) = self.wish.news() {
+                self.wish.taken(&scope);
             }
             self.stop.wait(None, VERIFY);
         }

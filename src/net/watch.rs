@@ -22,6 +22,7 @@ use super::status::{Status, labels};
 use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::visit::{Stop, Tell, Visit};
+use super::wish::Wish;
 use crate::exposition::Family;
 
 /// The packet counters of a running exporter. Dropping it detaches all programs.
@@ -32,6 +33,8 @@ pub struct Network {
     status: Arc<Status>,
     stop: Arc<Stop>,
     watches: Vec<JoinHandle<()>>,
+    /// In the order of the configuration's scopes.
+    wishes: Vec<Arc<Wish>>,
     stack: Option<Stack>,
 }
 
@@ -60,6 +63,7 @@ impl Network {
             status: Arc::default(),
             stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
             watches: Vec::new(),
+            wishes: Vec::new(),
             counter_maps,
             config,
         };
@@ -71,9 +75,13 @@ impl Network {
     }
 
     fn watch(&mut self, number: usize, scope: Scope, tell: &Tell) -> Result<(), NetworkError> {
+        let space = scope.space.clone();
+        let wish = Arc::new(Wish::new(scope));
+        self.wishes.push(Arc::clone(&wish));
         let visit = Visit {
-            labels: labels(&scope.space),
-            scope,
+            labels: labels(&space),
+            space,
+            wish,
             number,
             config: self.config.clone(),
             counter_maps: Arc::clone(&self.counter_maps),
@@ -81,7 +89,7 @@ impl Network {
             stop: Arc::clone(&self.stop),
             tell: Arc::clone(tell),
         };
-        let here = if visit.scope.space == Space::Own {
+        let here = if visit.space == Space::Own {
             // Before this returns, so that what comes from now on is counted.
             Some(visit.begin().map_err(NetworkError::Begin)?)
         } else {
@@ -97,6 +105,14 @@ impl Network {
             .map_err(NetworkError::Thread)?;
         self.watches.push(watch);
         Ok(())
+    }
+
+    /// Counts on the interfaces of another configuration, which differs in nothing else ([`NetworkConfig::differs_in`]). Counters
+    /// of those that are in both go on. Returns when they have been looked for.
+    pub fn change(&self, config: &NetworkConfig) {
+        let scopes = config.scopes();
+        self.wishes.iter().zip(scopes).for_each(|(wish, scope)| wish.change(scope));
+        self.wishes.iter().for_each(|wish| wish.wait());
     }
 
     /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.

@@ -241,6 +241,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
         wait_for("the control group to be empty", || fs::remove_dir(&self.0).is_ok());
     }
 }
@@ -324,7 +327,8 @@ fn the_clock_is_set() {
     exporter.wait_until_ready();
     let mut calls = 0.0;
     for step in ["+40d", "-20d", "+0"] {
-        place.write("offset", step);
+        // An empty file would end the exporter: libfaketime's own way.
+        fs::rename(place.write("offset.new", step), &offset).expect("set the clock");
         run(Command::new(&binary).arg("1000"));
         calls += 1000.0;
         is_exact(&exporter.scrape(), calls);

@@ -35,6 +35,40 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
     until("it is there again", || network.not_ready().is_empty());
 }
 
+/// What a reload does.
+#[test]
+fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
+    let (here, there) = pair();
+    here.command("ip link add exn5 type veth peer name exn6");
+    let of = |names: &[&str]| NetworkConfig {
+        interfaces: names.iter().map(ToString::to_string).collect(),
+        ..config(Mode::Auto)
+    };
+    let (network, events) = start(&here, of(&["exn0"]));
+    let event = || events.recv_timeout(PATIENCE).expect("an event");
+    assert_eq!(attached(&events).0, "exn0");
+    up(&here, &there);
+    send_datagrams(&there, 10, 10);
+    settle(&here);
+    network.change(&of(&["exn0", "exn5"]));
+    // Nothing is said of the other, which is not touched.
+    assert_eq!(attached(&events).0, "exn5");
+    assert_eq!(udp(&network, &[("interface", "exn0")]), 10);
+    send_datagrams(&there, 5, 10);
+    settle(&here);
+    assert_eq!(udp(&network, &[("interface", "exn0")]), 15);
+    network.change(&of(&["exn5", "exn7"]));
+    assert_eq!(event(), Event::Unwanted { interface: "exn0".into() });
+    assert_eq!(event(), Event::Missing { interface: "exn7".into() });
+    assert!(!here.command("bpftool net show dev exn0").contains("net_"));
+    assert!(network.not_ready().join("").contains("exn7"), "{:?}", network.not_ready());
+    network.change(&of(&["exn*"]));
+    let again = [attached(&events).0, attached(&events).0];
+    assert!(again.contains(&"exn0".into()) && again.contains(&"exn6".into()), "{again:?}");
+    assert_eq!(udp(&network, &[("interface", "exn0")]), 0);
+    assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
+}
+
 /// The same index a second time is another interface, whose counters begin at zero.
 #[test]
 fn the_same_name_and_index_again_is_another_interface() {
