@@ -66,8 +66,6 @@ pub const FAMILIES: &[Family] = &[
     ("fibre_exporter_probe_delivered_total", Counter, &[PROBE]),
     ("fibre_exporter_probe_filtered_total", Counter, &[PROBE]),
     ("fibre_exporter_probe_lost_total", Counter, &[PROBE_LOST]),
-    ("fibre_exporter_probe_cost_seconds_total", Counter, &[PROBE]),
-    ("fibre_exporter_target_tracing_ratio", Gauge, &[r#"target="bitcoind""#]),
     ("fibre_exporter_probe_read_faults_total", Counter, &[PROBE]),
     ("fibre_exporter_probe_last_hit_timestamp_seconds", Gauge, &[PROBE]),
     ("fibre_exporter_label_overflow_total", Counter, &[r#"metric="fibre_block_deliveries_total""#]),
