@@ -17,6 +17,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum event_limit {
 	PATH_BYTES = 128,
+	SIGNAL_OF_CODE = 0x7f, /* as wait(2) gives it */
 };
 
 enum process_event_kind {
@@ -39,7 +40,7 @@ struct process_event {
 	__u32 kind; /* enum process_event_kind */
 	__u32 pid;
 	__u32 parent; /* PROCESS_FORKED */
-	__u32 pad;
+	__u32 signal; /* PROCESS_ENDED: what ended it, or 0 */
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
 	struct file_key file; /* the executable */
@@ -249,6 +250,7 @@ int ended(__u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct process_event event = { .kind = PROCESS_ENDED };
+	int code;
 	__u32 *state;
 
 	/* Threads that outlive it go on being the process. */
@@ -260,6 +262,8 @@ int ended(__u64 *ctx)
 		return 0;
 	if (*state == TRACKED_FOUND)
 		bpf_map_delete_elem(&tracked, &event.pid);
+	code = BPF_CORE_READ(task, signal, group_exit_code);
+	event.signal = code & SIGNAL_OF_CODE;
 	send(&event, SHORT_EVENT, false);
 	return 0;
 }

@@ -75,6 +75,7 @@ struct css_set {
 };
 
 struct signal_struct {
+	int group_exit_code;
 	struct {
 		int counter;
 	} live;

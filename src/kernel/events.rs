@@ -13,7 +13,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilde
 use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
-use super::files::PidNamespace;
+use super::files::{Inode, PidNamespace};
 use super::storage::{Storage, new_storage};
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
@@ -42,25 +42,15 @@ pub struct ProcessEvent {
 pub enum ProcessChange {
     /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known. The time is that
     /// of `CLOCK_MONOTONIC`, in nanoseconds.
-    Executed {
-        file: FileKey,
-        path: PathBuf,
-        cgroup: u64,
-        time: u64,
-    },
+    Executed { file: FileKey, path: PathBuf, cgroup: u64, time: u64 },
     /// It was made by this process.
-    Forked {
-        parent: u32,
-    },
-    Ended,
+    Forked { parent: u32 },
+    /// By this signal, if it was one.
+    Ended { signal: u32 },
     /// Its leader calls itself so.
-    Renamed {
-        comm: String,
-    },
+    Renamed { comm: String },
     /// It is in another control group.
-    Moved {
-        cgroup: u64,
-    },
+    Moved { cgroup: u64 },
 }
 
 /// What is told of processes.
@@ -252,6 +242,11 @@ fn keys_of(name: &str) -> [Option<Vec<u8>>; 2] {
 }
 
 impl FileKey {
+    /// The file that is mapped, unless it is of a file system over others.
+    pub fn unstacked(self) -> Inode {
+        Inode { device: self.device.into(), number: self.number, address: self.inode }
+    }
+
     fn bytes(self) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<file_key>()];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -296,7 +291,9 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
         process_event_kind::PROCESS_FORKED => {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }
         }
-        process_event_kind::PROCESS_ENDED => ProcessChange::Ended,
+        process_event_kind::PROCESS_ENDED => {
+            ProcessChange::Ended { signal: word(record, offset_of!(process_event, signal))? }
+        }
         process_event_kind::PROCESS_RENAMED => {
             ProcessChange::Renamed { comm: text(record.get(comm..comm + 16)?) }
         }
@@ -337,7 +334,7 @@ mod tests {
         let told = of(&mut events, pid);
         let ProcessChange::Executed { file, path: ref executed, .. } = told[0] else { panic!("{told:?}") };
         assert_eq!(executed, &path);
-        assert!(file.inode != 0 && told.last() == Some(&ProcessChange::Ended), "{told:?}");
+        assert!(file.inode != 0 && told.last() == Some(&ProcessChange::Ended { signal: 0 }), "{told:?}");
         let other = start("/bin/dash".as_ref());
         assert_eq!(of(&mut events, other), []);
         // Of a file that is known its path is not told.

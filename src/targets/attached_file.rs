@@ -50,6 +50,10 @@ pub struct AttachedFile {
     cookies: Vec<(usize, u32)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    /// Offsets of all sites.
+    pub offsets: Vec<u64>,
+    /// Whether it was looked at what processes that ran it already have made of its code.
+    pub is_code_checked: bool,
     /// Places in the file's code that no process ever runs.
     idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
@@ -138,6 +142,8 @@ impl AttachedFile {
             links: Vec::new(),
             cookies: Vec::new(),
             shared_semaphores: Vec::new(),
+            offsets: Vec::new(),
+            is_code_checked: false,
             idle: Vec::new(),
             unread: false,
             again: Again::new(),
@@ -316,6 +322,7 @@ impl AttachedFile {
                     self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
+                    self.offsets.push(site.offset);
                 }
             }
         }
@@ -326,7 +333,18 @@ impl AttachedFile {
     pub fn detach(&mut self, cookies: &mut Cookies) {
         detach(self.links.drain(..).map(|(_, link)| link).collect());
         self.shared_semaphores.clear();
+        self.offsets.clear();
         cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
+    }
+
+    /// Takes the probes out of the file for as long as it is what it is.
+    pub fn give_up(&mut self, why: &str, cookies: &mut Cookies) {
+        self.detach(cookies);
+        for probe in &mut self.probes {
+            (probe.sites, probe.state) = (0, ProbeState::Refused(why.to_string()));
+            probe.open.clear();
+        }
+        self.unread = false;
     }
 
     /// Takes the probes of these units out of the file, and leaves the others alone. `is_left` says which probes remain, by

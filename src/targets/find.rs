@@ -31,6 +31,8 @@ pub struct Finder {
     pub(super) used: Option<(Identity, Instant, bool)>,
     /// Files that processes were seen to run, as the kernel tells of them.
     pub(super) executed: HashMap<FileKey, Identity>,
+    /// What processes run that have begun to since.
+    pub(super) running: HashMap<u32, FileKey>,
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
     /// how long after that once more. None where nobody needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,

@@ -20,6 +20,8 @@ pub struct ProcessNews {
     pub ended: Vec<(String, PathBuf)>,
     /// Processes that have begun to run a program.
     pub executed: Vec<Executed>,
+    /// Processes that a breakpoint has ended, which the kernel did not know: what they ran.
+    pub trapped: Vec<(u32, Identity)>,
 }
 
 /// A process that has begun to run a program.
@@ -56,10 +58,11 @@ impl Finder {
         let Some(events) = &mut self.events else { return Some(news) };
         let told = events.take();
         if events.has_lost() {
+            self.running.clear();
             return None;
         }
         // Of a process that has ended meanwhile nothing can be looked up.
-        let ends = |event: &&ProcessEvent| event.change == ProcessChange::Ended;
+        let ends = |event: &&ProcessEvent| matches!(event.change, ProcessChange::Ended { .. });
         let ended: HashSet<u32> = told.iter().filter(ends).map(|event| event.pid).collect();
         for event in &told {
             self.follow_one(event, ended.contains(&event.pid), &mut news);
@@ -94,7 +97,8 @@ impl Finder {
 
     fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, news: &mut ProcessNews) {
         let pid = event.pid;
-        let is_end = event.change == ProcessChange::Ended;
+        let is_end = matches!(event.change, ProcessChange::Ended { .. });
+        self.note_run(event, news);
         let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
@@ -123,6 +127,28 @@ impl Finder {
         }
     }
 
+    /// Keeps account of what processes run, for that is not to be found out when one has ended.
+    fn note_run(&mut self, event: &ProcessEvent, news: &mut ProcessNews) {
+        match event.change {
+            ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
+            ProcessChange::Forked { parent } => {
+                let of_parent = self.running.get(&parent).copied();
+                self.running.extend(of_parent.map(|file| (event.pid, file)));
+            }
+            ProcessChange::Ended { signal } => {
+                let ran = self.running.remove(&event.pid);
+                if i32::try_from(signal) == Ok(libc::SIGTRAP) {
+                    let known = ran.and_then(|file| self.executed.get(&file).copied());
+                    let process = self.processes.get(event.pid).and_then(|process| process.file.as_ref());
+                    let looked_up = known.or(process.map(|file| file.identity));
+                    let identity = looked_up.or(ran.map(FileKey::unstacked));
+                    news.trapped.extend(identity.map(|identity| (event.pid, identity)));
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
     pub(super) fn walk(&mut self) {
         let found = self.processes.walk_if_needed();
@@ -134,7 +160,7 @@ impl Finder {
             }
             // It may have ended before that.
             if !Path::new("/proc").join(pid.to_string()).exists() {
-                self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended });
+                self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended { signal: 0 } });
                 if !self.pinned.contains(&pid) {
                     events.forget(pid);
                 }

@@ -243,7 +243,7 @@ impl Worker {
     }
 
     /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
-    fn publish(&self, target: usize, planned: &TargetPlan) {
+    pub(super) fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
             let of = |attached: &AttachedFile| attached.probes.get(n).cloned();

@@ -223,6 +223,7 @@ impl Worker {
         for executed in &news.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             self.raise_semaphores(executed.pid, identity);
+            self.note_fresh(executed.pid, identity);
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
                 let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
@@ -231,6 +232,7 @@ impl Worker {
                 }
             }
         }
+        self.give_up_what_kills(news);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
@@ -266,6 +268,7 @@ impl Worker {
         if walk {
             self.raise_all_semaphores();
             self.drop_candidates();
+            self.tell_of_moved_code();
             self.follow();
         }
     }

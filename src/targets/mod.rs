@@ -10,6 +10,7 @@ mod identify;
 mod libraries;
 mod look;
 mod manager;
+mod moved_code;
 mod outcome;
 mod processes;
 mod semaphores;

@@ -285,7 +285,7 @@ impl Processes {
                 let child = if is_named { child.or_else(|| self.look_at(pid, None)) } else { child };
                 self.replace(pid, child);
             }
-            ProcessChange::Ended => self.replace(pid, None),
+            ProcessChange::Ended { .. } => self.replace(pid, None),
         }
         self.all.contains_key(&pid)
     }
@@ -565,8 +565,8 @@ mod tests {
             tell(child, ProcessChange::Renamed { comm: "x".into() }),
             (me.exe == Some(me.comm), vec![1])
         );
-        assert!(!tell(child, ProcessChange::Ended).0);
+        assert!(!tell(child, ProcessChange::Ended { signal: 0 }).0);
         assert_eq!(tell(child, ProcessChange::Forked { parent: child }), (false, vec![]));
-        assert_eq!(tell(own, ProcessChange::Ended), (false, vec![1, 3]));
+        assert_eq!(tell(own, ProcessChange::Ended { signal: 0 }), (false, vec![1, 3]));
     }
 }

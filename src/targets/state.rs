@@ -34,6 +34,8 @@ pub(super) struct TargetState {
     /// The number of the walk whose children the kernel knows.
     pub(super) family_walk: Option<u64>,
     pub(super) editions: u32,
+    /// When breakpoints that the kernel did not know ended processes, by what they ran.
+    pub(super) trapped: Vec<(Identity, Instant)>,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,
     pub(super) meter: Meter,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attached_file::Cookies;
+use super::file::Identity;
 use super::find::Finder;
 use super::state::TargetState;
 use super::status::Status;
@@ -35,6 +36,8 @@ pub(super) struct Worker {
     /// Events of processes were lost: all have to be looked at.
     pub(super) is_behind: bool,
     pub(super) selectors: Vec<Selector>,
+    /// Processes that began to run a file since the last walk, which may replace their code.
+    pub(super) fresh: Vec<(u32, Identity)>,
     /// Starts that found no room so far.
     pub(super) starts_refused: u64,
 }
@@ -103,6 +106,7 @@ impl Worker {
             last_names: Instant::now(),
             is_behind: false,
             selectors,
+            fresh: Vec::new(),
             starts_refused: 0,
         };
         worker.name_candidates();

@@ -6,6 +6,7 @@ mod events;
 mod file_systems;
 mod files;
 mod meant;
+mod moved_code;
 mod namespaces;
 mod selectors;
 mod semaphores;

@@ -14,6 +14,7 @@
  *   confine MODE lets the kernel end it at any system call but what it needs from now on: MODE is strict or filter
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  *   open FILE    likewise with the library itself
+ *   move         replaces its code by a copy, as programs do to have it in huge pages
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -22,6 +23,7 @@
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,6 +113,19 @@ static void set_title(char *at, const char *text)
 	strcpy(at, text);
 }
 
+static int move(void)
+{
+	const size_t page = 4096;
+	void *code = (void *)((uintptr_t)hit & -page);
+	void *copy = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (copy == MAP_FAILED)
+		return 1;
+	memcpy(copy, code, page);
+	return mprotect(copy, page, PROT_READ | PROT_EXEC) ||
+	       mremap(copy, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, code) != code;
+}
+
 static int confine(const char *mode)
 {
 	struct sock_filter allowed[] = {
@@ -172,6 +187,9 @@ static int serve(pid_t self)
 		} else if (!strncmp(line, "run ", 4)) {
 			if (system(line + 4))
 				return 6;
+		} else if (!strcmp(line, "move")) {
+			if (move())
+				return 8;
 		} else if (!strncmp(line, "open ", 5)) {
 			load_path(line + 5);
 		} else if (!strncmp(line, "exec ", 5)) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
 use crate::support::program::folder;
@@ -85,6 +85,11 @@ impl Program {
         self.output.read_line(&mut answer).unwrap();
         assert!(!answer.is_empty(), "the program has ended: {:?}", self.child.wait());
         answer.trim_end().to_string()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn end(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     pub fn fire(&mut self, times: u64) {

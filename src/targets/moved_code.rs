@@ -1,0 +1,139 @@
+//! Programs that replace their own code, mostly to have it in huge pages.
+//!
+//! They copy it to memory of their own and put that in its place. No breakpoint can be set there, so no hits come. What is
+//! copied while it is traced has breakpoints that the kernel does not know, and the program ends by `SIGTRAP` at the first.
+
+use std::collections::HashSet;
+use std::fs;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::file::Identity;
+use super::follow::ProcessNews;
+use super::worker::Worker;
+use crate::procfs::{Mapping, living_thread};
+
+/// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
+/// may have ended itself so.
+const DEATHS: usize = 2;
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// Processes of which it is looked up in a while whether they have replaced their code.
+const FRESH: usize = 256;
+
+/// What is known of a process's mappings of a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Code {
+    /// By offsets in the file.
+    mapped: Vec<Range<u64>>,
+}
+
+impl Code {
+    /// `starts` are the addresses at which mappings of the file begin.
+    fn of(maps: &str, starts: &HashSet<u64>) -> Self {
+        let maps = maps.lines().filter_map(Mapping::parse);
+        let code = maps.filter(|map| map.is_executable() && starts.contains(&map.start));
+        Self { mapped: code.map(|map| map.offset..map.offset + (map.end - map.start)).collect() }
+    }
+
+    fn lacks(&self, sites: &[u64]) -> usize {
+        sites.iter().filter(|site| !self.mapped.iter().any(|range| range.contains(site))).count()
+    }
+}
+
+impl Worker {
+    /// Takes the probes out of files whose processes are ended by breakpoints that the kernel does not know.
+    pub(super) fn give_up_what_kills(&mut self, news: &ProcessNews) {
+        let plan = self.plan.clone();
+        for (pid, identity) in &news.trapped {
+            for (target, planned) in plan.targets.iter().enumerate() {
+                let state = &mut self.targets[target];
+                let all = state.current.iter_mut().chain(&mut state.replaced);
+                let Some(file) = all.into_iter().find(|of| of.identity == *identity && of.is_attached())
+                else {
+                    continue;
+                };
+                let name = &planned.name;
+                log::warn!("Target {name}: process {pid}, which ran {}, was ended by SIGTRAP", file.display);
+                state.trapped.retain(|(_, at)| at.elapsed() < WITHIN);
+                state.trapped.push((*identity, Instant::now()));
+                if state.trapped.iter().filter(|(of, _)| of == identity).count() < DEATHS {
+                    continue;
+                }
+                let why = format!(
+                    "{DEATHS} processes that ran {} were ended by SIGTRAP: a program that copies its code, as into huge \
+                     pages, copies the breakpoints in it. It is traced again when its file is replaced or the exporter \
+                     restarts; turn that off in the program before",
+                    file.display
+                );
+                file.give_up(&why, &mut self.cookies);
+                log::error!("Target {name}: not traced any more: {why}");
+                self.publish(target, planned);
+            }
+        }
+    }
+
+    pub(super) fn note_fresh(&mut self, pid: u32, identity: Identity) {
+        if self.fresh.len() < FRESH {
+            self.fresh.push((pid, identity));
+        }
+    }
+
+    /// Tells of processes that have replaced traced code: those that ran a file when it was attached to, and those that
+    /// began to run one since this was called last.
+    pub(super) fn tell_of_moved_code(&mut self) {
+        let mut asked = std::mem::take(&mut self.fresh);
+        for file in self.targets.iter_mut().flat_map(|state| &mut state.current) {
+            if file.is_attached() && !std::mem::replace(&mut file.is_code_checked, true) {
+                asked.extend(self.finder.mapping(file.identity).into_iter().map(|pid| (pid, file.identity)));
+            }
+        }
+        asked.sort_unstable_by_key(|(pid, of)| (*pid, of.address, of.number));
+        asked.dedup();
+        for (pid, identity) in asked {
+            self.tell_if_moved(pid, identity);
+        }
+    }
+
+    fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
+        let Ok(starts) = self.finder.starts_of_mappings(pid, identity) else { return };
+        let Ok(maps) = fs::read_to_string(format!("/proc/{}/maps", living_thread(pid))) else { return };
+        let code = Code::of(&maps, &starts);
+        // Who only reads the file does not run it.
+        if code.mapped.is_empty() && !self.finder.of_process(pid).is_ok_and(|runs| runs.identity == identity)
+        {
+            return;
+        }
+        for (state, planned) in self.targets.iter().zip(&self.plan.targets) {
+            let Some(file) = state.current.iter().find(|of| of.identity == identity) else { continue };
+            let lacks = code.lacks(&file.offsets);
+            if lacks > 0 {
+                log::warn!(
+                    "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} by memory of its \
+                     own, as programs do to have huge pages: no hits come from there, and what it copies while it is \
+                     traced ends it; turn that off in the program",
+                    planned.name,
+                    file.offsets.len(),
+                    file.display
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_is_mapped_from_the_file() {
+        let maps = "1000-3000 r-xp 00001000 fe:10 7 /bin/app\n3000-5000 r-xp 00000000 00:00 0 \n5000-6000 r-xp \
+                    00005000 fe:10 7 /bin/app\n6000-7000 r--p 00006000 fe:10 7 /bin/app\n8000-9000 r-xp 00000000 fe:10 8 \
+                    /lib/other\n";
+        let code = Code::of(maps, &HashSet::from([0x1000, 0x5000, 0x6000]));
+        assert_eq!(code.mapped, [0x1000..0x3000, 0x5000..0x6000]);
+        assert_eq!(code.lacks(&[0x1000, 0x2fff, 0x5010]), 0);
+        assert_eq!(code.lacks(&[0x2fff, 0x3000, 0x4fff, 0x6000, 0x10]), 4);
+        assert_eq!(Code::of("", &HashSet::new()), Code::default());
+    }
+}
