@@ -12,3 +12,4 @@ mod selectors;
 mod semaphores;
 mod support;
 mod upgrades;
+mod versions;
