@@ -14,7 +14,7 @@ use crate::config::Overrides;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::engine::Engines;
-use crate::exposition::Format;
+use crate::exposition::{Names, negotiate};
 use crate::http::{
     self, Access, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Reply, RequestInfo, Route, Router,
     Security, ServerOptions,
@@ -250,8 +250,12 @@ fn metrics_router(running: &Arc<Running>) -> Router {
         about: "Prometheus metrics",
         access: Access::Credentials,
         method: Method::GET,
-        content_type: http::PROMETHEUS_TEXT,
-        handler: Arc::new(move |_| Reply::ok(scraped.render(Format::Text))),
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |request| {
+            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.start_time);
+            let names = Names::of_query(request.query.as_deref().unwrap_or_default());
+            Reply::ok(scraped.render(format, &names)).typed(content_type)
+        }),
     };
     let reload = Route {
         path: "/-/reload",

@@ -9,7 +9,7 @@ use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics, Overrides};
 use crate::engine::Engines;
-use crate::exposition::Format;
+use crate::exposition::{Format, Names};
 use crate::http::{Fingerprint, HttpStats, Security, exposure_warnings};
 use crate::kernel::Attach;
 use crate::loading::{load_keeping, refuse_unusable, secured};
@@ -40,7 +40,8 @@ pub(crate) struct Running {
     reloads: Arc<Reloads>,
     logging: Logging,
     http: [Arc<HttpStats>; 2],
-    start_time: f64,
+    /// In seconds since 1970.
+    pub start_time: f64,
     series: Arc<AtomicU64>,
 }
 
@@ -111,15 +112,15 @@ impl Running {
         self.state().engines.clone()
     }
 
-    /// One scrape.
-    pub fn render(&self, format: Format) -> Vec<u8> {
+    /// One scrape of these metrics.
+    pub fn render(&self, format: Format, names: &Names) -> Vec<u8> {
         self.engines().catch_up(DRAIN_TIMEOUT);
         let mut text = Vec::new();
         let telemetry = {
             let mut state = self.state();
             let State { engines, registry, overflows } = &mut *state;
             let status = engines.status();
-            registry.render(&status.seen(), Instant::now(), format, &mut text);
+            registry.render_some(&status.seen(), Instant::now(), format, |head| names.want(head), &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
             let telemetry = Telemetry {
                 plan: engines.plan.clone(),
@@ -138,9 +139,14 @@ impl Running {
             telemetry
         };
         if let Some(network) = &self.network {
-            network.collect().iter().for_each(|family| family.write(format, &mut text));
+            let families = network.collect();
+            let meant = families.iter().filter(|family| names.want(family.head()));
+            meant.for_each(|family| family.write(format, &mut text));
         }
-        telemetry.collect().write(format, &mut text);
+        let families = telemetry.collect();
+        let meant = families.iter().filter(|family| names.want(family.head()));
+        meant.for_each(|family| family.write(format, &mut text));
+        format.finish(&mut text);
         text
     }
 

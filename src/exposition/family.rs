@@ -1,9 +1,10 @@
 //! The model that every format is written from.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use super::sample::{Kind, Number, Sample, Value};
-use super::{Format, text};
+use super::{Format, openmetrics, text};
 
 /// What of a family does not change from scrape to scrape.
 #[derive(Debug)]
@@ -12,13 +13,21 @@ pub struct Head {
     pub(super) help: Cow<'static, str>,
     pub(super) kind: Kind,
     pub(super) text: text::Parts,
+    /// Its series began with 0 when the exporter did.
+    pub(super) is_counted_here: bool,
+    /// Made when the format is first asked for.
+    openmetrics: OnceLock<openmetrics::Parts>,
 }
 
 impl Head {
     pub fn new(name: impl Into<Cow<'static, str>>, help: impl Into<Cow<'static, str>>, kind: Kind) -> Self {
         let (name, help) = (name.into(), help.into());
         let text = text::Parts::new(&name, &help, &kind);
-        Self { name, help, kind, text }
+        Self { name, help, kind, text, is_counted_here: true, openmetrics: OnceLock::new() }
+    }
+
+    pub(super) fn openmetrics(&self) -> &openmetrics::Parts {
+        self.openmetrics.get_or_init(|| openmetrics::Parts::new(self))
     }
 
     pub fn name(&self) -> &str {
@@ -104,6 +113,12 @@ impl Family {
             counts: Vec::new(),
             scratch: String::new(),
         }
+    }
+
+    /// Its series are somebody else's, who may have begun to count long before the exporter: no time of creation is told.
+    pub fn counted_elsewhere(mut self) -> Self {
+        self.head.is_counted_here = false;
+        self
     }
 
     pub fn head(&self) -> &Head {

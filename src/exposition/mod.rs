@@ -4,17 +4,27 @@
 //! [`Format`] turns these into bytes, so a new format is one more module here and nothing elsewhere. Pure.
 
 mod family;
+mod names;
+mod negotiate;
+mod openmetrics;
+mod protobuf;
 mod sample;
 mod text;
 
 pub use family::{Families, Family, Head, push_label};
+pub use names::Names;
+pub use negotiate::negotiate;
 pub use sample::{Kind, Number, Sample, Value};
 
 /// A format that Prometheus reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Format {
     /// The text format, version 0.0.4.
     Text,
+    /// OpenMetrics 1.0. Counting began at `created`, in seconds since 1970.
+    OpenMetrics { created: f64 },
+    /// Protocol buffers, each with its length before it.
+    Protobuf { created: f64 },
 }
 
 impl Format {
@@ -22,6 +32,16 @@ impl Format {
     pub fn write<'a>(self, head: &Head, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
         match self {
             Format::Text => text::write(&head.text, samples, to),
+            Format::OpenMetrics { created } => openmetrics::write(head.openmetrics(), samples, created, to),
+            Format::Protobuf { created } => protobuf::write(head, samples, created, to),
+        }
+    }
+
+    /// Appends what stands behind the last family.
+    pub fn finish(self, to: &mut Vec<u8>) {
+        match self {
+            Format::Text | Format::Protobuf { .. } => {}
+            Format::OpenMetrics { .. } => to.extend_from_slice(openmetrics::END),
         }
     }
 }

@@ -18,9 +18,11 @@ impl Names {
     pub fn want(&self, head: &Head) -> bool {
         let is_meant = |name: &String| {
             name == head.name()
-                || head.kind().suffixes().iter().any(|suffix| {
-                    name.strip_suffix(suffix).is_some_and(|family| family == head.name())
-                })
+                || head
+                    .kind()
+                    .suffixes()
+                    .iter()
+                    .any(|suffix| name.strip_suffix(suffix).is_some_and(|family| family == head.name()))
         };
         self.0.is_empty() || self.0.iter().any(is_meant)
     }

@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use super::sample::{Kind, Sample, Value};
-use super::text;
+use super::{Head, text};
 
 /// Units that a name can end in.
 const UNITS: &[&str] = &["seconds", "bytes", "ratio"];
@@ -28,7 +28,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub fn new(name: &str, help: &str, kind: &Kind) -> Self {
+    pub fn new(head: &Head) -> Self {
+        let (name, help, kind) = (&*head.name, &*head.help, &head.kind);
         let (family, word) = match kind {
             Kind::Counter => match name.strip_suffix("_total") {
                 Some(family) => (family, "counter"),
@@ -46,7 +47,7 @@ impl Parts {
             let _ = writeln!(intro, "# HELP {family} {help}");
         }
         let created = match word {
-            "counter" | "histogram" => Some(format!("{family}_created")),
+            "counter" | "histogram" if head.is_counted_here => Some(format!("{family}_created")),
             _ => None,
         };
         let samples = text::Parts::with_bounds(name, "", kind, go_float);
@@ -66,7 +67,9 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, creat
         to.extend_from_slice(name.as_bytes());
         match sample.value {
             // The key has the name, the braces and a blank.
-            Value::Number(_) => to.extend_from_slice(sample.key.get(parts.name.len()..).unwrap_or(" ").as_bytes()),
+            Value::Number(_) => {
+                to.extend_from_slice(sample.key.get(parts.name.len()..).unwrap_or(" ").as_bytes())
+            }
             Value::Histogram { .. } if sample.key.is_empty() => to.push(b' '),
             Value::Histogram { .. } => {
                 to.push(b'{');
@@ -94,7 +97,7 @@ fn go_float(number: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Format, Head};
+    use super::super::{Family, Format};
     use super::*;
 
     fn written(head: &Head, labels: &str, value: Value<'_>) -> String {
@@ -115,6 +118,11 @@ mod tests {
         );
         let bare = Head::new("hits", "", Kind::Counter);
         assert_eq!(written(&bare, "", Value::Number(7u64.into())), "# TYPE hits unknown\nhits 7\n");
+        let mut others = Family::new("drops_total", Kind::Counter, "").counted_elsewhere();
+        others.number(&[], 1u64);
+        let mut to = Vec::new();
+        others.write(Format::OpenMetrics { created: 1.0 }, &mut to);
+        assert_eq!(to, b"# TYPE drops counter\ndrops_total 1\n");
         let gauge = Head::new("gigabytes", "", Kind::Gauge);
         assert_eq!(written(&gauge, "", Value::Number(7u64.into())), "# TYPE gigabytes gauge\ngigabytes 7\n");
     }

@@ -43,11 +43,11 @@ pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, created
             Kind::Histogram(_) => 4,
         },
     );
-    let created = time(created);
+    let created = head.is_counted_here.then(|| time(created));
     let mut any = false;
     for sample in samples {
         any = true;
-        family.message(field::FAMILY_METRIC, &metric(head, &sample, &created));
+        family.message(field::FAMILY_METRIC, &metric(head, &sample, created.as_ref()));
     }
     if any {
         varint(family.0.len() as u64, to);
@@ -55,7 +55,7 @@ pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, created
     }
 }
 
-fn metric(head: &Head, sample: &Sample<'_>, created: &Message) -> Message {
+fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Message {
     let mut metric = Message::default();
     for (name, value) in labels(head.labels(sample.key)) {
         let mut label = Message::default();
@@ -67,7 +67,7 @@ fn metric(head: &Head, sample: &Sample<'_>, created: &Message) -> Message {
     let number = match (&head.kind, sample.value) {
         (Kind::Counter, Value::Number(number)) => {
             content.double(field::NUMBER, real(number));
-            content.message(field::COUNTER_CREATED, created);
+            created.into_iter().for_each(|time| content.message(field::COUNTER_CREATED, time));
             field::METRIC_COUNTER
         }
         (_, Value::Number(number)) => {
@@ -90,7 +90,7 @@ fn metric(head: &Head, sample: &Sample<'_>, created: &Message) -> Message {
                 bucket.double(field::BUCKET_BOUND, *bound);
                 content.message(field::HISTOGRAM_BUCKET, &bucket);
             }
-            content.message(field::HISTOGRAM_CREATED, created);
+            created.into_iter().for_each(|time| content.message(field::HISTOGRAM_CREATED, time));
             field::METRIC_HISTOGRAM
         }
     };

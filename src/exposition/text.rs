@@ -25,6 +25,11 @@ pub struct Parts {
 
 impl Parts {
     pub fn new(name: &str, help: &str, kind: &Kind) -> Self {
+        Self::with_bounds(name, help, kind, |bound| bound.to_string())
+    }
+
+    /// With bounds written so.
+    pub fn with_bounds(name: &str, help: &str, kind: &Kind, show: impl Fn(f64) -> String) -> Self {
         let help = help.trim().replace('\\', "\\\\").replace('\n', "\\n");
         let mut intro = String::new();
         if !help.is_empty() {
@@ -40,7 +45,8 @@ impl Parts {
                 count: String::new(),
             };
         };
-        let mut texts: Vec<String> = bounds.iter().map(|bound| format!(",le=\"{bound}\"}} ")).collect();
+        let mut texts: Vec<String> =
+            bounds.iter().map(|bound| format!(",le=\"{}\"}} ", show(*bound))).collect();
         texts.push(",le=\"+Inf\"} ".to_string());
         Self {
             intro,
@@ -83,13 +89,18 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, to: &
         if std::mem::take(&mut first) {
             to.extend_from_slice(parts.intro.as_bytes());
         }
-        match sample.value {
-            Value::Number(number) => {
-                to.extend_from_slice(sample.key.as_bytes());
-                end(number, to);
-            }
-            Value::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
+        write_sample(parts, &sample, to);
+    }
+}
+
+/// Appends the lines of one sample.
+pub fn write_sample(parts: &Parts, sample: &Sample<'_>, to: &mut Vec<u8>) {
+    match sample.value {
+        Value::Number(number) => {
+            to.extend_from_slice(sample.key.as_bytes());
+            end(number, to);
         }
+        Value::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
     }
 }
 

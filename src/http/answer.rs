@@ -1,5 +1,6 @@
 //! From a request to its answer.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +12,14 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::budget::Budget;
+use super::coding::Coding;
 use super::limits::Limits;
 use super::rate::Limiter;
-use super::route::{Access, Found, Reply, RequestInfo, Route, Router};
+use super::route::{Access, Found, RequestInfo, Route, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, Raised, count};
 use super::watch::{Watch, WatchedBody};
-use super::{Level, PLAIN_TEXT, Report, gzip, tell};
+use super::{Level, PLAIN_TEXT, Report, coding, tell};
 
 /// What every connection of one listener answers with.
 pub(super) struct Answerer {
@@ -37,15 +39,15 @@ struct Answer {
     /// As counted: a path of the table, or `other`.
     route: &'static str,
     status: StatusCode,
-    content_type: &'static str,
+    content_type: Cow<'static, str>,
     body: Bytes,
-    gzipped: bool,
+    coding: Option<Coding>,
     extra: Option<(header::HeaderName, HeaderValue)>,
 }
 
 impl Answer {
     fn text(route: &'static str, status: StatusCode, text: impl Into<Bytes>) -> Self {
-        Self { route, status, content_type: PLAIN_TEXT, body: text.into(), gzipped: false, extra: None }
+        Self { route, status, content_type: PLAIN_TEXT.into(), body: text.into(), coding: None, extra: None }
     }
 
     fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
@@ -167,26 +169,37 @@ impl Answerer {
             watch.trust();
         }
         watch.enter_handling();
-        let info = RequestInfo { query: request.uri().query().map(str::to_string) };
-        let takes_gzip = gzip::accepted(request.headers());
+        let accept: Vec<_> = request
+            .headers()
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let info = RequestInfo {
+            query: request.uri().query().map(str::to_string),
+            accept: (!accept.is_empty()).then(|| accept.join(",")),
+        };
+        let preferred = coding::preferred(request.headers());
         let handler = route.handler.clone();
         // The semaphore is never closed. The permit goes with the handler, which runs to its end even when
         // nobody waits for it any more.
         let permit = self.handlers.clone().acquire_owned().await;
         let made = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let Reply { status, body } = handler(&info);
-            let gzipped = takes_gzip && gzip::worth_it(body.len());
-            let body = if gzipped { gzip::compress(&body) } else { body };
-            (Reply { status, body }, gzipped)
+            let mut reply = handler(&info);
+            let coding = preferred.filter(|_| coding::worth_it(reply.body.len()));
+            if let Some(coding) = coding {
+                reply.body = coding.compress(&reply.body);
+            }
+            (reply, coding)
         });
         match made.await {
-            Ok((reply, gzipped)) => Answer {
+            Ok((reply, coding)) => Answer {
                 route: route.path,
                 status: reply.status,
                 content_type: route.content_type_of(&reply),
                 body: reply.body,
-                gzipped,
+                coding,
                 extra: None,
             },
             Err(error) => {
@@ -234,16 +247,21 @@ fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     let mut response = Response::new(watch.enter_writing(answer.body));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    let content_type = match answer.content_type {
+        Cow::Borrowed(text) => HeaderValue::from_static(text),
+        // Ours too, put together from a client's words that we know.
+        Cow::Owned(text) => HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(PLAIN_TEXT)),
+    };
+    headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length.into());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    if answer.gzipped {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    if let Some(coding) = answer.coding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
     }
     if let Some((name, value)) = answer.extra {
         headers.insert(name, value);

@@ -14,9 +14,9 @@ mod auth;
 mod budget;
 mod certificate;
 mod clients;
+mod coding;
 mod error;
 mod exposure;
-mod gzip;
 mod limits;
 mod listener;
 mod pem;
@@ -44,8 +44,6 @@ pub use server::{Endpoint, ServerOptions, serve};
 pub use stats::HttpStats;
 pub use tls::{Fingerprint, Tls, TlsOptions};
 
-/// Content type of the Prometheus text exposition format, version 0.0.4.
-pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Content type of plain text, also used for every error's body.
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 /// Content type of JSON.

@@ -1,5 +1,6 @@
 //! The table of routes, and which of them a request is for.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Route {
 pub struct RequestInfo {
     /// What follows the question mark, undecoded.
     pub query: Option<String>,
+    /// What it would like to get (the headers `Accept`).
+    pub accept: Option<String>,
 }
 
 /// A handler's answer.
@@ -49,6 +52,8 @@ pub struct RequestInfo {
 pub struct Reply {
     pub status: StatusCode,
     pub body: Bytes,
+    /// Instead of the route's.
+    pub content_type: Option<Cow<'static, str>>,
 }
 
 impl Reply {
@@ -58,7 +63,12 @@ impl Reply {
     }
 
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, body: body.into() }
+        Self { status, body: body.into(), content_type: None }
+    }
+
+    /// The same with a content type of its own.
+    pub fn typed(self, content_type: Cow<'static, str>) -> Self {
+        Self { content_type: Some(content_type), ..self }
     }
 }
 
@@ -112,9 +122,13 @@ impl Router {
 }
 
 impl Route {
-    /// The content type of an answer: the handler's own, or plain text for an error it reports.
-    pub(super) fn content_type_of(&self, reply: &Reply) -> &'static str {
-        if reply.status.is_success() { self.content_type } else { PLAIN_TEXT }
+    /// The content type of an answer: its own or the route's, or plain text for an error it reports.
+    pub(super) fn content_type_of(&self, reply: &Reply) -> Cow<'static, str> {
+        match &reply.content_type {
+            _ if !reply.status.is_success() => PLAIN_TEXT.into(),
+            Some(own) => own.clone(),
+            None => self.content_type.into(),
+        }
     }
 }
 

@@ -154,6 +154,18 @@ impl Registry {
     /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
     /// is called, but not on who has called it before.
     pub fn render(&mut self, seen: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
+        self.render_some(seen, now, format, |_| true, to);
+    }
+
+    /// As [`Registry::render`], with only the metrics that are meant.
+    pub fn render_some(
+        &mut self,
+        seen: &[ProbeFacts],
+        now: Instant,
+        format: Format,
+        is_meant: impl Fn(&Head) -> bool,
+        to: &mut Vec<u8>,
+    ) {
         let window_ends = now.saturating_duration_since(self.window) >= WINDOW;
         if window_ends {
             self.window = now;
@@ -163,7 +175,7 @@ impl Registry {
             self.sources.iter_mut().for_each(|source| source.end_window(&self.banks[source.seat.bank]));
         }
         self.add_up(seen, |_| true);
-        for family in &self.families {
+        for family in self.families.iter().filter(|family| is_meant(&family.head)) {
             format.write(&family.head, family.samples(), to);
         }
         // Afterwards: the last numbers of a process that has ended have been shown.

@@ -232,7 +232,7 @@ fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
         ),
     ];
     let families = counters.into_iter().filter_map(|(name, help, key)| {
-        let mut family = Family::new(name, Kind::Counter, help);
+        let mut family = Family::new(name, Kind::Counter, help).counted_elsewhere();
         family.number(&[], value(key)?);
         Some(family)
     });

@@ -125,6 +125,14 @@ impl Prometheus {
     /// # Errors
     /// If it cannot be started, with its log.
     pub fn start(scrape: &Scrape) -> Result<Prometheus, String> {
+        Prometheus::start_with(scrape, &[])
+    }
+
+    /// As [`Prometheus::start`], with more arguments.
+    ///
+    /// # Errors
+    /// If it cannot be started, with its log.
+    pub fn start_with(scrape: &Scrape, more: &[&str]) -> Result<Prometheus, String> {
         let failed = |what: &str, e: std::io::Error| format!("{what}: {e}");
         let directory = tempfile::tempdir().map_err(|e| failed("cannot make a temporary directory", e))?;
         let stack = stack_directory();
@@ -141,6 +149,7 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .arg("--log.level=warn")
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

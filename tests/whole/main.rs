@@ -8,6 +8,7 @@ mod access;
 mod command_line;
 mod commands;
 mod documented;
+mod formats;
 mod hostile;
 mod privileges;
 mod process;

@@ -102,10 +102,17 @@ fn measured(prometheus: &Prometheus) -> Metrics {
         .map(|mut sample| {
             let name = sample.labels.remove("__name__").expect("a name");
             sample.labels.retain(|label, _| label != "job" && label != "instance");
+            // OpenMetrics, which Prometheus prefers, writes bounds otherwise and has times of creation.
+            if let Some(bound) = sample.labels.get_mut("le")
+                && let Ok(number) = bound.parse::<f64>()
+                && number.is_finite()
+            {
+                *bound = number.to_string();
+            }
             ((name, sample.labels), sample.value)
         })
         // The stack's recording rules are named after what they record, with colons.
-        .filter(|((name, _), _)| !name.contains(':'))
+        .filter(|((name, _), _)| !name.contains(':') && !name.ends_with("_created"))
         .collect();
     Metrics(series).measured()
 }

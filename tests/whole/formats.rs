@@ -1,0 +1,278 @@
+//! The formats that a client can ask for have the same numbers.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use crate::support::demo::{play, program};
+use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
+use crate::support::exposition::{Labels, Metrics};
+use crate::support::prometheus::{Prometheus, Scrape};
+
+const OPENMETRICS: &str = "Accept: application/openmetrics-text;version=1.0.0;escaping=underscores";
+const PROTOBUF: &str =
+    "Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+
+/// One that has counted and measured something.
+fn played(place: &Place) -> Exporter {
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(place, &demo).secure().start();
+    exporter.wait_until_ready();
+    play(&demo, &["--rate", "100", "--blocks", "50", "--wait-attached"]);
+    exporter.scrape_until("all blocks", |scrape| scrape.sum("bitcoin_blocks_connected_total", &[]) == 50.0);
+    exporter
+}
+
+/// A body, and its content type.
+fn fetch(exporter: &Exporter, path: &str, header: &str) -> (Vec<u8>, String) {
+    let output = exporter.fetch(path, &["--fail", "--include", "--header", header]);
+    assert!(output.status.success(), "{output:?}");
+    let head = output.stdout.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let text = String::from_utf8_lossy(&output.stdout[..head]).to_lowercase();
+    let content_type =
+        text.lines().find_map(|line| line.strip_prefix("content-type: ")).expect("a content type");
+    (output.stdout[head + 4..].to_vec(), content_type.to_owned())
+}
+
+/// A bound as the text format writes it.
+fn with_plain_bound(mut labels: Labels) -> Labels {
+    if let Some(bound) = labels.get_mut("le") {
+        let number: f64 = bound.parse().expect("a bound");
+        *bound = if number.is_finite() { number.to_string() } else { "+Inf".to_owned() };
+    }
+    labels
+}
+
+/// The strict parser of Prometheus's own client for Python.
+const PARSE: &str = r#"
+import json, sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    for sample in family.samples:
+        print(json.dumps([family.type, family.unit, sample.name, sample.labels, float(sample.value)]))
+"#;
+
+#[test]
+fn openmetrics_is_what_a_strict_parser_takes() {
+    let place = Place::new();
+    let exporter = played(&place);
+    let (body, content_type) = fetch(&exporter, "/metrics", OPENMETRICS);
+    assert_eq!(
+        content_type,
+        "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
+    );
+    assert!(body.ends_with(b"\n# EOF\n"));
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", PARSE])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run python3");
+    python.stdin.take().expect("its input").write_all(&body).expect("write");
+    let output = python.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&body));
+    let mut series = BTreeMap::new();
+    let (mut created, mut counters, mut seconds) = (0, 0, 0);
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let (kind, unit, name, labels, value): (String, String, String, Labels, f64) =
+            serde_json::from_str(line).expect("a line");
+        seconds += usize::from(unit == "seconds");
+        if name.ends_with("_created") {
+            created += 1;
+            assert!(value > 1.7e9, "{line}");
+            continue;
+        }
+        counters += usize::from(kind == "counter" || (kind == "histogram" && name.ends_with("_count")));
+        assert!(series.insert((name, with_plain_bound(labels)), value).is_none(), "twice: {line}");
+    }
+    assert!(created > 20 && created == counters, "{created} times of creation of {counters} series");
+    assert!(seconds > 0, "no unit");
+    Metrics(series).measured().assert_same(&exporter.scrape().measured());
+}
+
+/// A field of a message: its number, and its content.
+enum Field<'a> {
+    Integer(u64),
+    Double(f64),
+    Bytes(&'a [u8]),
+}
+
+/// Reads the encoding of protocol buffers as its documentation has it.
+fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes);
+        let field = match key & 7 {
+            0 => Field::Integer(varint(&mut bytes)),
+            1 => Field::Double(f64::from_le_bytes(take(&mut bytes, 8).try_into().expect("8 bytes"))),
+            2 => {
+                let length = varint(&mut bytes) as usize;
+                Field::Bytes(take(&mut bytes, length))
+            }
+            other => panic!("a field of type {other}"),
+        };
+        all.push((key >> 3, field));
+    }
+    all
+}
+
+fn take<'a>(bytes: &mut &'a [u8], length: usize) -> &'a [u8] {
+    let (taken, rest) = bytes.split_at(length);
+    *bytes = rest;
+    taken
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let byte = take(bytes, 1)[0];
+        value |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            return value;
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// The series that messages of the type `MetricFamily` stand for.
+fn of_protobuf(mut body: &[u8]) -> Metrics {
+    let mut series = BTreeMap::new();
+    while !body.is_empty() {
+        let length = varint(&mut body) as usize;
+        let (mut name, mut metrics) = (String::new(), Vec::new());
+        for (number, field) in fields(take(&mut body, length)) {
+            match (number, field) {
+                (1, Field::Bytes(bytes)) => name = text(bytes),
+                (4, Field::Bytes(bytes)) => metrics.push(bytes),
+                _ => {}
+            }
+        }
+        for metric in metrics {
+            let mut labels = Labels::new();
+            for (number, field) in fields(metric) {
+                let Field::Bytes(bytes) = field else { panic!("{name}: field {number}") };
+                let inner = fields(bytes);
+                match number {
+                    1 => {
+                        let [(1, Field::Bytes(name)), (2, Field::Bytes(value))] = &inner[..] else {
+                            panic!("{name}: a label")
+                        };
+                        labels.insert(text(name), text(value));
+                    }
+                    2 | 3 => {
+                        let Some((1, Field::Double(value))) = inner.first() else {
+                            panic!("{name}: a number")
+                        };
+                        series.insert((name.clone(), labels.clone()), *value);
+                    }
+                    7 => histogram(&name, &labels, &inner, &mut series),
+                    other => panic!("{name}: field {other}"),
+                }
+            }
+        }
+    }
+    Metrics(series)
+}
+
+fn histogram(
+    name: &str,
+    labels: &Labels,
+    inner: &[(u64, Field<'_>)],
+    series: &mut BTreeMap<(String, Labels), f64>,
+) {
+    for (number, field) in inner {
+        match (number, field) {
+            (1, Field::Integer(count)) => {
+                series.insert((format!("{name}_count"), labels.clone()), *count as f64);
+            }
+            (2, Field::Double(sum)) => {
+                series.insert((format!("{name}_sum"), labels.clone()), *sum);
+            }
+            (3, Field::Bytes(bucket)) => {
+                let bucket = fields(bucket);
+                let [(1, Field::Integer(count)), (2, Field::Double(bound))] = &bucket[..] else {
+                    panic!("{name}: a bucket")
+                };
+                let mut labels = labels.clone();
+                labels.insert("le".into(), bound.to_string());
+                series.insert((format!("{name}_bucket"), with_plain_bound(labels)), *count as f64);
+            }
+            (15, Field::Bytes(_)) => {}
+            _ => panic!("{name}: field {number}"),
+        }
+    }
+}
+
+#[test]
+fn protocol_buffers_have_the_same_numbers() {
+    let place = Place::new();
+    let exporter = played(&place);
+    let (body, content_type) = fetch(&exporter, "/metrics", PROTOBUF);
+    assert!(
+        content_type.starts_with("application/vnd.google.protobuf; proto=io.prometheus"),
+        "{content_type}"
+    );
+    let found = of_protobuf(&body);
+    assert_eq!(found.value("fibre_exporter_up", &[]), 1.0);
+    found.measured().assert_same(&exporter.scrape().measured());
+}
+
+#[test]
+fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
+    let place = Place::new();
+    let exporter = played(&place);
+    let scrape = Scrape {
+        target: format!("localhost:{}", exporter.port),
+        ca_file: exporter.authority.clone(),
+        password_file: place.path("password"),
+        node: None,
+    };
+    let prometheus = Prometheus::start_with(&scrape, &["--enable-feature=native-histograms"]).unwrap();
+    prometheus.wait_until_up(PATIENCE).unwrap();
+    let value = |query: &str| {
+        let samples = prometheus.query(query).unwrap();
+        samples.iter().map(|sample| sample.value).sum::<f64>()
+    };
+    wait_for("Prometheus to have all blocks", || value("bitcoin_blocks_connected_total") == 50.0);
+    let text = exporter.scrape().measured();
+    for (name, sum) in text.0.iter().fold(BTreeMap::new(), |mut sums, ((name, _), value)| {
+        *sums.entry(name.clone()).or_insert(0.0) += value;
+        sums
+    }) {
+        let found = value(&format!("sum({name})"));
+        assert!((found - sum).abs() <= 1e-9 * sum.abs(), "{name}: {found} is not {sum}");
+    }
+}
+
+#[test]
+fn only_the_metrics_that_are_asked_for_are_served() {
+    let place = Place::new();
+    let exporter = played(&place);
+    let path = "/metrics?name%5B%5D=bitcoin_blocks_connected_total&name%5B%5D=fibre_exporter_up";
+    let (body, content_type) = fetch(&exporter, path, "Accept: text/plain");
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+    let found = Metrics::parse(&text(&body)).unwrap();
+    let names: Vec<_> = found.0.keys().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["bitcoin_blocks_connected_total", "fibre_exporter_up"]);
+    let (body, _) = fetch(&exporter, "/metrics?name%5B%5D=nothing", OPENMETRICS);
+    assert_eq!(text(&body), "# EOF\n");
+}
+
+#[test]
+fn zstd_is_served_to_who_prefers_it() {
+    let place = Place::new();
+    let exporter = played(&place);
+    let (packed, _) = fetch(&exporter, "/metrics", "Accept-Encoding: zstd");
+    let mut body = String::new();
+    ruzstd::decoding::StreamingDecoder::new(&packed[..])
+        .expect("a frame")
+        .read_to_string(&mut body)
+        .expect("text");
+    assert_eq!(Metrics::parse(&body).unwrap().value("fibre_exporter_up", &[]), 1.0);
+}
