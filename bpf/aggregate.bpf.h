@@ -83,6 +83,8 @@ static __always_inline int check_conditions(struct hit *hit, struct probe *probe
 		if (cond->op == COND_STRING || cond->op == COND_NOT_STRING) {
 			int verdict = compare_text(hit, probe, cond);
 
+			if (verdict == UNREADABLE)
+				note_fault(hit, probe, i);
 			if (verdict != FITS)
 				return verdict;
 		} else if (!compare(hit->values[i], hit->faults >> (LARGE_VALUE + i) & 1, cond)) {
@@ -235,8 +237,12 @@ static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, stru
 
 	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return ID_UNREADABLE;
-	if (label->flags & LABEL_TEXT)
-		return text_id(hit, probe, label);
+	if (label->flags & LABEL_TEXT) {
+		found = text_id(hit, probe, label);
+		if (found == ID_UNREADABLE)
+			note_fault(hit, probe, i);
+		return found;
+	}
 	if (label->npatterns) {
 		found = match(label->first_pattern, label->npatterns, &hit->values[i], false);
 		if (found != NO_MATCH)

@@ -30,8 +30,8 @@ static __always_inline __u64 wake_up(void)
  * Copies the values behind the header, and the text behind the values. Each text may be longest bytes long: the
  * verifier does not relate what is used to what is left, so one begins only where the longest would fit.
  */
-static __always_inline void fill(struct event *event, const struct hit *hit, const struct probe *probe,
-				 __u32 nvalues, __u32 text_room, __u32 longest)
+static __always_inline void fill(struct event *event, struct hit *hit, struct probe *probe, __u32 nvalues,
+				 __u32 text_room, __u32 longest)
 {
 	__u64 *values = (__u64 *)(event + 1);
 	char *text = (char *)(values + nvalues);
@@ -60,6 +60,7 @@ static __always_inline void fill(struct event *event, const struct hit *hit, con
 			}
 			if (len < 0 || len > longest) {
 				*faults |= 1U << i;
+				note_fault(hit, probe, i);
 				values[i] = 0;
 				continue;
 			}

@@ -182,6 +182,17 @@ static __always_inline bool is_large(const struct location *at, const struct sta
 #define SOCKADDR_IN_BYTES 8
 #define SOCKADDR_IN6_BYTES 24
 
+/* Notes that value i, which is text, could not be read, and counts the hit if it is the first of its values. */
+__noinline int note_fault(struct hit *hit, struct probe *probe, __u32 i)
+{
+	if (!hit || !probe || !BOUNDED(i, MAX_VALUES))
+		return 0;
+	if (!(hit->faults & ((1U << LARGE_VALUE) - 1)))
+		add(hit->shard + probe->accounting + ACCT_READ_FAULTS, 1);
+	hit->faults |= 1U << i;
+	return 0;
+}
+
 /* The text that the start kept, where is (offset << 32 | length) of its bytes. */
 static __always_inline long carried_text(const struct hit *hit, __u64 where, void *to, __u64 max,
 					 const __u32 capacity)

@@ -75,6 +75,8 @@ pub struct Accounting {
     pub begun: u64,
     /// Hits that were being dealt with at that moment.
     pub in_flight: u64,
+    /// Hits with a value that could not be read, whatever became of them.
+    pub read_faults: u64,
 }
 
 impl Accounting {
@@ -93,6 +95,7 @@ impl Accounting {
         // Filtered hits, and those of a probe that only counts, end as they begin.
         let begun = (accounting(accounting_slot::ACCT_HITS) + filtered).max(hits);
         let in_flight = begun - hits;
-        Self { hits, aggregated, delivered, filtered, lost, begun, in_flight }
+        let read_faults = accounting(accounting_slot::ACCT_READ_FAULTS);
+        Self { hits, aggregated, delivered, filtered, lost, begun, in_flight, read_faults }
     }
 }

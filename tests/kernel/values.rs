@@ -347,3 +347,95 @@ fn callers_are_compared_by_name() {
     assert_all(&series, "others_total", &[("", "20")]);
     assert_eq!(tracer.refused_in_user_space(), (10, 0), "what has no name can be compared with none");
 }
+
+/// Text in memory that is not there yet, or no longer, or may not be read; and bytes that are no UTF-8.
+const TEXTS: &str = r#"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sdt.h>
+#include <unistd.h>
+__attribute__((noinline)) int text(const char *s, int kind) {
+	DTRACE_PROBE2(test, text, s, kind);
+	return kind;
+}
+#define MAP(flags, fd) mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | flags, fd, 0)
+int main(int argc, char **argv) {
+	int fd = open(argv[0], O_RDONLY | O_CLOEXEC), sum = 0;
+	char name[] = "/tmp/values-XXXXXX";
+
+	(void)argc;
+	close(fd);
+	fd = mkstemp(name);
+	if (fd < 0 || unlink(name) || ftruncate(fd, 8192) || pwrite(fd, "over the edge", 14, 4090) != 14)
+		return 1;
+	for (int i = 0; i < 10; i++) {
+		char *file = MAP(0, fd), *page = MAP(MAP_ANONYMOUS, -1);
+
+		sum += text(file + 4090, 1); /* on two pages of a file that no one has touched */
+		strcpy(page, "gone");
+		if (madvise(page, 4096, MADV_DONTNEED))
+			return 1;
+		sum += text(page, 2);
+		memset(page, 'x', 4096);
+		if (munmap(page + 4096, 4096))
+			return 1;
+		sum += text(page + 4090, 3); /* does not end before its page */
+		memcpy(page + 4092, "end", 4);
+		sum += text(page + 4092, 4);
+		if (mprotect(page, 4096, PROT_NONE))
+			return 1;
+		sum += text(page, 5);
+		munmap(page, 4096);
+		sum += text(page, 6) + text(NULL, 7) + text((char *)(1UL << 63), 8) + text((char *)-1L, 9);
+		sum += text("a\xff\xfe|\xe2\x82\xbf", 10);
+		munmap(file, 8192);
+	}
+	return sum != 550;
+}
+"#;
+
+/// Each hit with a text that cannot be read is one, whatever is done with the text: labels, conditions, events, or kept for the
+/// return.
+#[test]
+fn text_that_cannot_be_read_is_said_and_counted() {
+    let probes = r#"
+  - on: usdt:test:text
+    args: { s: { index: 0, type: string, max: 32 }, kind: 1 }
+    metrics:
+    - { counter: text_total, labels: { s: s, kind: kind } }
+    - { counter: again_total, labels: { s: { value: s, match: { "e*": e }, default: other } } }
+  - function: text
+    args: { s: { index: 0, type: string, max: 32 }, kind: { index: 1, type: i32 } }
+    metrics: [{ counter: ends_total, when: s == "end", labels: { kind: kind } }]
+  - function: text
+    args: { s: { index: 0, type: string, max: 32 }, kind: { index: 1, type: i32 } }
+    metrics: [{ histogram: text_seconds, value: duration, buckets: [1000], labels: { s: s } }]
+"#;
+    let source = TEXTS.replace("#include <string.h>", "#include <stdlib.h>\n#include <string.h>");
+    both_ways(&source, probes, |tracer, series| {
+        let unreadable = |kind: &str| format!("{{s=\"unreadable\",kind=\"{kind}\"}}");
+        let rows = ["3", "5", "6", "7", "8", "9"].map(unreadable);
+        let mut expected: Vec<(&str, &str)> = rows.iter().map(|row| (row.as_str(), "10")).collect();
+        expected.extend([
+            ("{s=\"over the edge\",kind=\"1\"}", "10"),
+            ("{s=\"\",kind=\"2\"}", "10"),
+            ("{s=\"end\",kind=\"4\"}", "10"),
+            ("{s=\"a\u{fffd}\u{fffd}|₿\",kind=\"10\"}", "10"),
+        ]);
+        expected.sort_unstable();
+        assert_all(series, "text_total", &expected);
+        let rows = [("{s=\"e\"}", "10"), ("{s=\"other\"}", "30"), ("{s=\"unreadable\"}", "60")];
+        assert_all(series, "again_total", &rows);
+        assert_all(series, "ends_total", &[("{kind=\"4\"}", "10")]);
+        assert_eq!(series["text_seconds_count{s=\"unreadable\"}"], "60");
+        let books = tracer.books_at_rest();
+        let of = |name: &str| {
+            let number = tracer.plan.probes.iter().position(|probe| probe.name == name);
+            &books[number.unwrap_or_else(|| panic!("{name}"))]
+        };
+        for probe in ["test:text", "text", "text:return"] {
+            assert_eq!(of(probe).read_faults, 60, "{probe}: {books:#?}");
+        }
+    });
+}
