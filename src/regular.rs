@@ -4,9 +4,12 @@
 //! that is looked at must be neither, and may be replaced by one between two system calls.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 /// Opens a regular file for reading; never waits.
 ///
@@ -30,14 +33,50 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_all(&open(path)?)
 }
 
-/// All of a file that is open, wherever it has been read to.
+/// The largest file that is read. Few programs have more with all their debug information; a file of holes can have any size, and
+/// to make room for that would end the exporter.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// All of a file that is open, wherever it has been read to. Its holes take up no memory.
 ///
 /// # Errors
-/// What the kernel says.
-pub(crate) fn read_all(mut file: &File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(file.metadata()?.len() as usize);
-    io::Seek::rewind(&mut file)?;
-    file.read_to_end(&mut bytes)?;
+/// What the kernel says, or that it is too large.
+pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    if length > MOST_BYTES {
+        let why = format!("it has {} GiB, and of more than {} none is read", length >> 30, MOST_BYTES >> 30);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    // Where there is no room, that is an error here; below it would be the end of the process.
+    let room = Vec::<u8>::new().try_reserve_exact(length);
+    room.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let mut bytes = vec![0; length];
+    let mut at = 0;
+    while at < length {
+        let data = match seek(file, SeekFrom::Data(at as u64)) {
+            Ok(data) => (data as usize).clamp(at, length),
+            Err(Errno::NXIO) => break,
+            // The file system does not tell.
+            Err(_) => at,
+        };
+        let hole = seek(file, SeekFrom::Hole(data as u64)).map_or(length, |hole| hole as usize);
+        let end = hole.clamp(data, length);
+        at = data;
+        while at < end {
+            match file.read_at(&mut bytes[at..end], at as u64) {
+                // It has become shorter.
+                Ok(0) => {
+                    bytes.truncate(at);
+                    return Ok(bytes);
+                }
+                Ok(read) => at += read,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        at = at.max(end);
+    }
     Ok(bytes)
 }
 
@@ -55,5 +94,44 @@ mod tests {
         assert_eq!(open(Path::new("/dev/zero")).unwrap_err().to_string(), "not a regular file");
         assert_eq!(open(folder.path()).unwrap_err().to_string(), "not a regular file");
         assert_eq!(read(&file).unwrap(), b"text");
+    }
+
+    #[test]
+    fn holes_are_zeros_and_take_up_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sparse");
+        let file = File::create(&path).unwrap();
+        file.write_all_at(b"begin", 0).unwrap();
+        file.write_all_at(b"middle", 2 << 30).unwrap();
+        file.set_len(3 << 30).unwrap();
+        let resident = || {
+            let statm = fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+        };
+        let before = resident();
+        let bytes = read(&path).unwrap();
+        assert_eq!(bytes.len(), 3 << 30);
+        assert_eq!((&bytes[..6], &bytes[2 << 30..][..7]), (&b"begin\0"[..], &b"middle\0"[..]));
+        assert_eq!(bytes[1 << 30..][..4096], [0; 4096]);
+        assert!(resident() < before + (1 << 30), "{} before, {} after", before, resident());
+    }
+
+    #[test]
+    fn a_file_of_any_size_is_an_error_and_not_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("huge");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let refused = read(&path).unwrap_err();
+        assert_eq!(refused.to_string(), "it has 1024 GiB, and of more than 4 none is read");
+    }
+
+    #[test]
+    fn a_file_is_read_whole_wherever_it_has_been_read_to() {
+        use std::io::{Read, Write};
+        let mut file = tempfile::tempfile().unwrap();
+        let text: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        file.write_all(&text).unwrap();
+        assert!(read_all(&file).unwrap() == text);
+        assert_eq!(file.read(&mut [0; 8]).unwrap(), 0, "where it was before");
     }
 }

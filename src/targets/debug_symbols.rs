@@ -1,15 +1,13 @@
 //! The symbols of stripped programs: from separate debug files, or from what the program carries in itself.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::elf::{Image, debug_file_candidates, embedded_symbols};
-
-/// The largest debug file that is read.
-const MOST_BYTES: u64 = 4 << 30;
+use crate::regular;
 
 /// An ELF file with the symbols of a program.
 #[derive(Debug)]
@@ -70,14 +68,11 @@ fn read_inside(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
     let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
     // Nonblocking, so that a pipe of that name is no trap.
     let file = openat2(root, path, flags | OFlags::NONBLOCK, Mode::empty(), ResolveFlags::IN_ROOT)?;
-    let mut file = File::from(file);
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.len() > MOST_BYTES {
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    regular::read_all(&file)
 }
 
 #[cfg(test)]
