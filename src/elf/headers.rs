@@ -154,6 +154,17 @@ impl<'a> Headers<'a> {
         })
     }
 
+    /// The file offset of the code that is loaded at `vaddr`, and whether the program may write to it there. None where no
+    /// executable segment of the file holds the address.
+    pub(super) fn code_offset(&self, vaddr: u64) -> Option<(u64, bool)> {
+        self.loads().filter(|s| executable(s)).find_map(|s| {
+            let into = vaddr.checked_sub(s.p_vaddr(LE)).filter(|into| *into < s.p_filesz(LE))?;
+            let offset = s.p_offset(LE).checked_add(into)?;
+            let is_there = offset < self.bytes.len() as u64;
+            is_there.then(|| (offset, s.p_flags(LE).contains(elf::PF_W)))
+        })
+    }
+
     /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
     /// [`Headers::file_offset`] for executable segments.
     pub fn code_vaddr(&self, offset: u64) -> Option<u64> {
@@ -274,7 +285,15 @@ impl<'a> Headers<'a> {
 
     /// The first section of that name.
     pub(super) fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
-        self.sections.iter().find(|s| {
+        self.sections_named(name).next()
+    }
+
+    /// All sections of that name.
+    pub(super) fn sections_named<'h>(
+        &'h self,
+        name: &'h [u8],
+    ) -> impl Iterator<Item = &'a SectionHeader64<LittleEndian>> + 'h {
+        self.sections.iter().filter(move |s| {
             let at = self.section_names.get(s.sh_name(LE) as usize..);
             at.and_then(|at| at.strip_prefix(name)).is_some_and(|after| after.first() == Some(&0))
         })

@@ -27,27 +27,33 @@ pub struct Note {
     pub args: String,
 }
 
+/// Sections of notes that are read: a linker makes one, unless a script or `--unique` keeps those of its inputs apart.
+const SECTIONS_MAX: usize = 4096;
+
 /// All USDT notes of a file, in their order in it. An empty section gives no notes; no section is
 /// [`ElfError::NoNotes`].
 pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
-    // A linked file has one section of that name.
-    let section = image.section(b".note.stapsdt").ok_or(ElfError::NoNotes)?;
-    let data = image.section_data(section).ok_or_else(|| ElfError::Malformed {
-        what: ".note.stapsdt section",
-        why: "it extends past the end of the file".to_owned(),
-    })?;
-    let start = section.sh_offset(LE);
     let base = image.section(b".stapsdt.base").map(|s| s.sh_addr(LE));
-
-    let mut found = Vec::new();
-    for raw in RawNotes::new(data, section.sh_addralign(LE)) {
-        let raw = raw.map_err(|(at, why)| ElfError::BadNote { offset: start + at as u64, why })?;
-        if raw.owner == OWNER && raw.kind == TYPE {
-            let bad = |why| ElfError::BadNote { offset: start + raw.at as u64, why };
-            found.push(note(raw.desc, base).map_err(bad)?);
+    let mut found = None;
+    let mut room = image.bytes().len();
+    for section in image.sections_named(b".note.stapsdt").take(SECTIONS_MAX) {
+        let malformed =
+            |why: &str| ElfError::Malformed { what: ".note.stapsdt section", why: why.to_owned() };
+        let data =
+            image.section_data(section).ok_or_else(|| malformed("it extends past the end of the file"))?;
+        // Headers that all name the same bytes would multiply the work.
+        room = room.checked_sub(data.len()).ok_or_else(|| malformed("several sections overlap"))?;
+        let start = section.sh_offset(LE);
+        let found = found.get_or_insert_with(Vec::new);
+        for raw in RawNotes::new(data, section.sh_addralign(LE)) {
+            let raw = raw.map_err(|(at, why)| ElfError::BadNote { offset: start + at as u64, why })?;
+            if raw.owner == OWNER && raw.kind == TYPE {
+                let bad = |why| ElfError::BadNote { offset: start + raw.at as u64, why };
+                found.push(note(raw.desc, base).map_err(bad)?);
+            }
         }
     }
-    Ok(found)
+    found.ok_or(ElfError::NoNotes)
 }
 
 fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {

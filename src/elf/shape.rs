@@ -31,6 +31,8 @@ pub enum SiteShape {
     Refused(&'static str),
     /// The kernel takes a probe here, and the program then computes something else, or dies.
     Harmful(&'static str),
+    /// In a segment that the program may write to. The kernel takes a probe here, and sets it in no process.
+    Writable,
 }
 
 /// What a hit costs the traced program.
@@ -66,7 +68,7 @@ impl SiteShape {
             SiteShape::Nop | SiteShape::NopNop5 | SiteShape::NopNop10 | SiteShape::Push => Cost::Cheap,
             SiteShape::Other { cheap: true } => Cost::Cheap,
             SiteShape::Nop5 | SiteShape::Endbr64 | SiteShape::Other { cheap: false } => Cost::SingleStepped,
-            SiteShape::Refused(_) | SiteShape::Harmful(_) => Cost::NeverFires,
+            SiteShape::Refused(_) | SiteShape::Harmful(_) | SiteShape::Writable => Cost::NeverFires,
         }
     }
 
@@ -77,6 +79,11 @@ impl SiteShape {
             SiteShape::Harmful(why) => {
                 Some(format!("a probe on its instruction would change what the program does: {why}"))
             }
+            SiteShape::Writable => Some(
+                "its code is in a segment that is writable, too, where the kernel sets no probes: link the program without \
+                 -N or whatever else makes code writable"
+                    .to_string(),
+            ),
             _ => None,
         }
     }

@@ -73,8 +73,9 @@ impl Site {
     /// A site without arguments or semaphore. None where the file holds no code for the address.
     pub(crate) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
         let code = image.code_at(vaddr, LOOK_AT)?;
-        let shape = SiteShape::of(image.arch(), code);
-        Some(Site { offset: image.file_offset(vaddr)?, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })
+        let (offset, is_writable) = image.code_offset(vaddr)?;
+        let shape = if is_writable { SiteShape::Writable } else { SiteShape::of(image.arch(), code) };
+        Some(Site { offset, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })
     }
 }
 

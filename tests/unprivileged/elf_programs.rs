@@ -381,3 +381,35 @@ fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
     assert!(error.contains("demo:first") && error.contains("cleared at program start"), "{error}");
     assert!(usdt_sites(&image, "demo", "second__part").is_ok());
 }
+
+#[test]
+fn notes_in_several_sections_are_all_read() {
+    let other =
+        PROBES.replace("demo", "twin").replace("struct {", "static struct {").replace(" work(", " more(");
+    let (other, _) = other.split_once("int main").unwrap();
+    let source = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("probes-twin.c");
+    fs::write(&source, other).unwrap();
+    let bytes = probes_program("probes-apart", &["-Wl,--unique=.note.stapsdt", source.to_str().unwrap()]);
+    let notes = notes(&Image::parse(&bytes).unwrap()).unwrap();
+    let of = |provider: &str| notes.iter().filter(|note| note.provider == provider).count();
+    assert_eq!((of("demo"), of("twin")), (2, 2), "{notes:#?}");
+}
+
+#[test]
+fn places_in_writable_code_are_refused() {
+    let mut bytes = probes_program("probes-writable", &[]);
+    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+    let first = u64_at(&bytes, 0x20) as usize;
+    let segments = usize::from(bytes[0x38]);
+    // p_type PT_LOAD, p_flags R and X.
+    let code = (0..segments).map(|n| first + 56 * n).find(|at| bytes[*at..][..8] == [1, 0, 0, 0, 5, 0, 0, 0]);
+    bytes[code.unwrap() + 4] = 7;
+    let image = Image::parse(&bytes).unwrap();
+    for site in [
+        usdt_sites(&image, "demo", "first").unwrap()[0].clone(),
+        function_sites(&image, "work").unwrap()[0].site.clone(),
+    ] {
+        assert_eq!((site.shape, site.cost()), (SiteShape::Writable, Cost::NeverFires));
+        assert!(site.shape.unprobeable().is_some_and(|why| why.contains("writable")));
+    }
+}
