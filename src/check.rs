@@ -162,7 +162,7 @@ impl Checker<'_> {
         let mut there = 0;
         for &number in &target.probes {
             let probe = &self.plan.probes[number];
-            let resolved = file.map(|(index, _)| resolve(index, number as u32, probe, &mut |_| 0));
+            let resolved = file.map(|(index, _)| resolve(index, number as u32, self.plan, &mut |_| 0));
             let notes = Notes::of(file.map(|(index, _)| index.image()), probe, resolved.as_ref());
             let (sites, semaphores, why) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),

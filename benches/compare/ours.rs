@@ -54,8 +54,8 @@ impl Exporter {
         let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
         let index = SymbolIndex::of(&image);
         let mut sites = Vec::new();
-        for (number, probe) in (0u32..).zip(&plan.probes) {
-            let resolved = resolve(&index, number, probe, &mut |_| 0).map_err(|why| why.to_string())?;
+        for number in (0u32..).take(plan.probes.len()) {
+            let resolved = resolve(&index, number, &plan, &mut |_| 0).map_err(|why| why.to_string())?;
             sites.extend(resolved.sites);
         }
         let user = Arc::new(layout.user_store(plan.probes.len()));

@@ -37,6 +37,17 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+impl Plan {
+    /// What ends the span that this probe starts, or starts the one that it ends; nothing for the two ends of a call.
+    pub fn other_ends(&self, probe: usize) -> impl Iterator<Item = &ProbePlan> {
+        let this = self.probes[probe].span.filter(|span| span.by != Pairing::Frame);
+        self.probes.iter().filter(move |other| {
+            let both = this.zip(other.span);
+            both.is_some_and(|(this, other)| this.number == other.number && this.end != other.end)
+        })
+    }
+}
+
 /// An application and the probes to set on its file.
 #[derive(Debug, Clone)]
 pub struct TargetPlan {

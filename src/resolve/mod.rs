@@ -2,7 +2,7 @@
 
 mod locate;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::abi::{site, site_flag};
 use crate::arguments::{contradictions, described, in_word, listed, position, suggestions};
@@ -12,7 +12,7 @@ use crate::elf::{
     usdt_sites,
 };
 use crate::places::{Found, Place, places_in};
-use crate::plan::{Hook, ProbePlan};
+use crate::plan::{Hook, Plan, ProbePlan};
 use crate::unfit::{UnfitSite, reasons, unfit};
 use locate::{locate, narrowed};
 
@@ -102,10 +102,13 @@ impl ResolveError {
 pub fn resolve(
     index: &SymbolIndex<'_>,
     number: u32,
-    probe: &ProbePlan,
+    plan: &Plan,
     name: &mut dyn FnMut(&str) -> u32,
 ) -> Result<Resolved, ResolveError> {
     let image = index.image();
+    let probe = &plan.probes[number as usize];
+    let other_end: HashSet<u64> =
+        plan.other_ends(number as usize).flat_map(|end| offsets(index, &end.point)).collect();
     let places = match &probe.point {
         Point::Usdt { provider, name } => usdt_sites(image, provider, name)
             .map_err(ResolveError::Site)?
@@ -134,6 +137,10 @@ pub fn resolve(
     {
         if let Some(why) = unfit(&at) {
             not_used.push(UnfitSite { name, why });
+            continue;
+        }
+        if other_end.contains(&at.offset) {
+            not_used.push(UnfitSite { name, why: SAME_PLACE.to_string() });
             continue;
         }
         let mut entry = site { probe: number, ..entry };
@@ -230,6 +237,24 @@ fn places_of(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
     };
     at.args.iter().enumerate().map(one).collect()
 }
+
+/// Where a probe is in the file.
+fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
+    match point {
+        Point::Usdt { provider, name } => {
+            let sites = usdt_sites(index.image(), provider, name).unwrap_or_default();
+            sites.iter().map(|site| site.offset).collect()
+        }
+        Point::Function(pattern) => {
+            let sites = index.sites(pattern).unwrap_or_default();
+            sites.iter().map(|function| function.site.offset).collect()
+        }
+    }
+}
+
+/// Why neither end of a span is set at a place: two names may mean the same code.
+const SAME_PLACE: &str = "the span's other end is at the same instruction (two names of one function, or two functions \
+     that the linker folded into one), so that a hit does not tell which end it is";
 
 /// What is to be said of a semaphore that the kernel raises where the program does not look.
 const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a file page that is mapped twice, \

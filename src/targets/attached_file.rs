@@ -220,8 +220,7 @@ impl AttachedFile {
                 continue;
             }
             let mut name = |name: &str| status.function(number, name);
-            let resolved =
-                index.as_ref().map(|index| resolve(index, number as u32, &plan.probes[number], &mut name));
+            let resolved = index.as_ref().map(|index| resolve(index, number as u32, plan, &mut name));
             match resolved {
                 Err(why) => outcome.state = ProbeState::Refused((*why).clone()),
                 Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
