@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle};
+use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk};
 use super::symbol_table::{Kind, Symbol};
 use super::{Image, SymbolIndex};
 
@@ -168,12 +168,27 @@ fn is_probed(image: &Image<'_>, symbol: &Symbol<'_>, target: u64) -> bool {
 }
 
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that
-/// calls the complete one, which would count each such call twice.
+/// calls the complete one, or a thunk, which would count each such call twice.
 pub(super) fn drop_chained(
     index: &SymbolIndex<'_>,
     found: &mut BTreeMap<u64, Symbol<'_>>,
     remarks: &mut Vec<String>,
 ) {
+    let leads_on = |symbol: &Symbol<'_>| {
+        let is_found = |target: u64| {
+            let stub = stub_name(index, target).into_iter().flat_map(|name| index.named(name));
+            target != symbol.vaddr
+                && (found.contains_key(&target) || stub.into_iter().any(|of| found.contains_key(&of.vaddr)))
+        };
+        thunk(symbol.name).is_some()
+            && targets(index.image(), symbol).iter().any(|(target, _)| is_found(*target))
+    };
+    let thunks: Vec<u64> =
+        found.values().filter(|symbol| leads_on(symbol)).map(|symbol| symbol.vaddr).collect();
+    if !thunks.is_empty() {
+        thunks.iter().for_each(|thunk| _ = found.remove(thunk));
+        remarks.push(format!("without {} thunks: they lead to functions that are counted", thunks.len()));
+    }
     let mut alike: BTreeMap<String, Vec<Symbol<'_>>> = BTreeMap::new();
     for symbol in found.values().filter(|symbol| is_structor(symbol.name)) {
         if let Some(name) = demangle(symbol.name, Signature::Parameters) {

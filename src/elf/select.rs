@@ -50,14 +50,17 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     };
     let mut left_out = Vec::new();
     let mut found = BTreeMap::new();
-    let has_signature = pattern.contains(['(', '<', ' ', '[']) || pattern.contains("::h");
-    index.called(pattern, has_signature).into_iter().for_each(|symbol| keep_best(&mut found, *symbol));
+    let (name, version) = versioned(pattern);
+    let is_meant = |symbol: &Symbol<'_>| version.is_none_or(|version| symbol.version == Some(version));
+    let has_signature = name.contains(['(', '<', ' ', '[']) || name.contains("::h");
+    let called = index.called(name, has_signature).into_iter().filter(|symbol| is_meant(symbol));
+    called.for_each(|symbol| keep_best(&mut found, *symbol));
     if !found.is_empty() {
         drop_chained(index, &mut found, &mut left_out);
         return Ok(Selected { by_address: found, exact: true, left_out });
     }
-    if pattern.contains(['*', '?']) {
-        found = globbed(index, pattern);
+    if name.contains(['*', '?']) {
+        found = globbed(index, name, is_meant);
     }
     if found.is_empty() {
         return Err(no_function.unwrap_or_else(|| missing(index, pattern)));
@@ -66,15 +69,20 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     Ok(Selected { by_address: without_wrappers(index.image(), found), exact: false, left_out })
 }
 
+/// A name and its version, as `nm` writes both: `memcpy@@GLIBC_2.14`.
+fn versioned(pattern: &str) -> (&str, Option<&str>) {
+    match pattern.split_once('@') {
+        Some((name, version)) if !name.is_empty() => (name, Some(version.trim_start_matches('@'))),
+        _ => (pattern, None),
+    }
+}
+
 /// The functions of a symbol's name; None if there is no such symbol.
 fn of_symbol<'a>(
     index: &SymbolIndex<'a>,
     pattern: &str,
 ) -> Result<Option<BTreeMap<u64, Symbol<'a>>>, SiteError> {
-    let (name, version) = match pattern.split_once('@') {
-        Some((name, version)) if !name.is_empty() => (name, Some(version.trim_start_matches('@'))),
-        _ => (pattern, None),
-    };
+    let (name, version) = versioned(pattern);
     let mut found = BTreeMap::new();
     let mut refused = None;
     let mut labels = Vec::new();
@@ -104,12 +112,16 @@ fn of_symbol<'a>(
 }
 
 /// The functions whose symbols or names a glob matches.
-fn globbed<'a>(index: &SymbolIndex<'a>, pattern: &str) -> BTreeMap<u64, Symbol<'a>> {
+fn globbed<'a>(
+    index: &SymbolIndex<'a>,
+    pattern: &str,
+    is_meant: impl Fn(&Symbol<'a>) -> bool,
+) -> BTreeMap<u64, Symbol<'a>> {
     let has_signature = pattern.contains(['(', '<', ' ']);
     let wanted = canonical(pattern);
     let mut found = BTreeMap::new();
     for (symbol, plain) in index.plain_names_with(&literal_words(pattern)) {
-        if is_fragment(symbol.name) {
+        if is_fragment(symbol.name) || !is_meant(symbol) {
             continue;
         }
         let matches = |name: &str| glob(pattern, name) || glob(&wanted, &canonical(name));

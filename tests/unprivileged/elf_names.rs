@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use exporter::elf::{Image, SymbolIndex, embedded_symbols, function_sites};
+use exporter::resolve::resolve;
 
 use crate::support::names::listed_names_are_accepted;
 use crate::support::program::{compile_kept as compile, run};
+use crate::support::tracer::plan_of;
 
 fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
@@ -387,4 +389,107 @@ fn a_coroutine_is_its_beginning() {
     let image = Image::parse(&bytes).unwrap();
     let part = "_Z5turnPZ5turnsiE15_Z5turnsi.Frame.actor".replace("_Z5turnP", "_Z5turnsP");
     assert_eq!(function_sites(&image, &part).unwrap().len(), 1, "by its own name");
+}
+
+const THUNKS: &str = r"
+struct Left { virtual ~Left(); virtual int left(); int a = 1; };
+struct Right { virtual ~Right(); virtual int right(); int b = 2; };
+struct Both : Left, Right { ~Both(); int right() override; int left() override; };
+struct Shared : virtual Right { int right() override; };
+Left::~Left() {} Right::~Right() {} Both::~Both() {}
+int Left::left() { return a; } int Right::right() { return b; } int Both::left() { return a + b; }
+__attribute__((noinline)) int more(int n) { for (volatile int i = 0; i < n; i++) n += i; return n; }
+int Both::right() { return more(b) + more(a) + more(a + b) + more(a * b); }
+int Shared::right() { return more(b) + more(b + 1) + more(b + 2) + more(b + 3); }
+int main() { Both both; Shared shared; Right *all[] = { &both, &shared }; return all[0]->right() + all[1]->right() == 0; }
+";
+
+/// A thunk has the name that `nm -C` gives it, and is no call of its own where the function that it leads to is counted.
+#[test]
+fn thunks_of_virtual_functions() {
+    let path = compile("names-thunks", "g++", THUNKS, &["-O1", "-fno-inline"]);
+    listed_names_are_accepted(&path, 10);
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    for (name, symbol) in [
+        ("non-virtual thunk to Both::right()", "_ZThn16_N4Both5rightEv"),
+        ("virtual thunk to Shared::right()", "_ZTv0_n32_N6Shared5rightEv"),
+    ] {
+        assert_eq!(offsets(&image, name), offsets(&image, symbol), "{name}");
+        assert_eq!(offsets(&image, name).len(), 1);
+    }
+    let (sites, remarks) = SymbolIndex::of(&image).remarked_sites("*Both::right*").unwrap();
+    assert_eq!(sites.iter().map(|site| site.name.as_str()).collect::<Vec<_>>(), ["_ZN4Both5rightEv"]);
+    assert!(remarks.iter().any(|remark| remark.contains("without 1 thunks")), "{remarks:?}");
+}
+
+const VERSIONED: &str = r#"
+int old_first(int n) { return n + 2; }
+int new_first(int n) { return n + 1; }
+__asm__(".symver old_first, _ZN4shop5firstEi@SHOP_1");
+__asm__(".symver new_first, _ZN4shop5firstEi@@SHOP_2");
+"#;
+
+/// `nm -DC` writes the version behind the demangled name.
+#[test]
+fn names_of_cpp_with_their_versions() {
+    let script = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("names-versioned.map");
+    fs::write(
+        &script,
+        "SHOP_1 { global: _ZN4shop5firstEi; local: *; }; SHOP_2 { global: _ZN4shop5firstEi; } SHOP_1;",
+    )
+    .unwrap();
+    let flags = ["-O1", "-shared", "-fPIC", &format!("-Wl,--version-script={}", script.display())];
+    let path = compile("names-versioned.so", "cc", VERSIONED, &flags);
+    run(Command::new("strip").arg(&path));
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let all = offsets(&image, "shop::first");
+    assert_eq!(all.len(), 2);
+    for (name, symbol) in [
+        ("shop::first(int)@SHOP_1", "_ZN4shop5firstEi@SHOP_1"),
+        ("shop::first(int)@@SHOP_2", "_ZN4shop5firstEi@@SHOP_2"),
+        ("shop::first@SHOP_2", "_ZN4shop5firstEi@SHOP_2"),
+        ("shop::f*@SHOP_1", "_ZN4shop5firstEi@SHOP_1"),
+    ] {
+        let found = offsets(&image, name);
+        assert_eq!((found.len(), &found), (1, &offsets(&image, symbol)), "{name}");
+    }
+    assert_ne!(offsets(&image, "shop::first@SHOP_1"), offsets(&image, "shop::first@SHOP_2"));
+    assert!(function_sites(&image, "shop::first(int)@SHOP_3").is_err());
+}
+
+const ALIASES: &str = r#"
+__attribute__((noinline)) int job_begin(int n) { return n + 1; }
+extern int job_end(int) __attribute__((alias("job_begin")));
+__attribute__((noinline)) int job_other(int n) { return n * 5; }
+int main(int argc, char **argv) { (void)argv; return job_begin(argc) + job_other(argc) + job_end(argc) == 0; }
+"#;
+
+/// Two names of one function: a hit does not tell which end of the span it is.
+#[test]
+fn ends_of_a_span_at_one_place_are_refused() {
+    let path = compile("names-aliases", "cc", ALIASES, &["-O1"]);
+    let bytes = fs::read(&path).unwrap();
+    let index = SymbolIndex::of(&Image::parse(&bytes).unwrap());
+    let ends = |from: &str, to: &str| {
+        let span = format!("{{ span: job_seconds, from: 'function:{from}', to: 'function:{to}' }}");
+        let yaml = format!("targets:\n- name: t\n  binary: {}\n  probes: [{span}]\n", path.display());
+        let plan = plan_of(&yaml, false).unwrap();
+        let resolved = |number| resolve(&index, number, &plan, &mut |_| 0);
+        [resolved(0), resolved(1)].map(|end| match end {
+            Ok(end) => Ok((end.sites.len(), end.unfit.len())),
+            Err(why) => Err(why.to_string()),
+        })
+    };
+    for end in ends("job_begin", "job_end") {
+        assert!(
+            end.as_ref().is_err_and(|why| why.contains("the span's other end is at the same")),
+            "{end:?}"
+        );
+    }
+    assert_eq!(ends("job_begin", "job_other"), [Ok((1, 0)), Ok((1, 0))]);
+    let [from, to] = ends("job_*", "job_other");
+    assert_eq!(from, Ok((1, 1)), "one bad place costs only that");
+    assert!(to.is_err(), "{to:?}");
 }

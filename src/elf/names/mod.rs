@@ -2,6 +2,7 @@
 
 mod words;
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 pub(super) use words::{Words, has_abbreviated_path, identifiers, literal_words};
@@ -47,8 +48,32 @@ pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
         Signature::Parameters => options.no_return_type(),
         Signature::Whole => options,
     };
-    let symbol = cpp_demangle::Symbol::new(name).ok()?;
+    let (kind, name) = match thunk(name) {
+        Some((kind, of)) => (kind, Cow::Owned(format!("_Z{of}"))),
+        None => ("", Cow::Borrowed(name)),
+    };
+    out.write_str(kind).ok()?;
+    let symbol = cpp_demangle::Symbol::new(&*name).ok()?;
     symbol.structured_demangle(&mut out, &options).ok().map(|()| out.0)
+}
+
+/// What a thunk's name begins with, and after `_Z` the symbol of the function that it leads to. A thunk stands in for a virtual
+/// function where the object's address has to be changed first.
+pub(super) fn thunk(symbol: &str) -> Option<(&'static str, &str)> {
+    let (kind, offsets, mut rest) = match symbol.strip_prefix("_ZT")?.split_at_checked(1)? {
+        ("h", rest) => ("non-virtual thunk to ", 1, rest),
+        ("v", rest) => ("virtual thunk to ", 2, rest),
+        _ => return None,
+    };
+    for _ in 0..offsets {
+        let (offset, after) = rest.split_once('_')?;
+        let digits = offset.strip_prefix('n').unwrap_or(offset);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        rest = after;
+    }
+    (!rest.is_empty()).then_some((kind, rest))
 }
 
 /// The C++ or Rust name of a symbol, with what tells it from others of its name; None for any other symbol.
@@ -135,11 +160,40 @@ pub(super) fn is_callable_fragment(name: &str) -> bool {
     suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
 }
 
-/// A demangled name in the one form that all ways to write it have in common: without ABI tags, blanks, and the types of
-/// numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
+/// Classes of the C++ library with a shorter name, which some demanglers write and some do not, as [`canonical`] has both. A
+/// constructor's or destructor's own name follows.
+const SHORTENED: [(&str, &str, &str); 4] = [
+    ("std::basic_string<char,std::char_traits<char>,std::allocator<char>>", "std::string", "basic_string"),
+    ("std::basic_istream<char,std::char_traits<char>>", "std::istream", "basic_istream"),
+    ("std::basic_ostream<char,std::char_traits<char>>", "std::ostream", "basic_ostream"),
+    ("std::basic_iostream<char,std::char_traits<char>>", "std::iostream", "basic_iostream"),
+];
+
+/// A demangled name in the one form that all ways to write it have in common: without ABI tags, blanks, what stands for an empty
+/// list of arguments, and the types of numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
 pub(super) fn canonical(name: &str) -> String {
     let mut plain = without_tags(name);
     plain.retain(|c| c != ' ');
+    if plain.contains(",>") {
+        plain = plain.replace(",>", ">");
+    }
+    for empty in ["(&&)", "(&)"] {
+        // Not the reference to an array or a function.
+        while let Some(at) = plain.find(empty).filter(|at| !plain[at + empty.len()..].starts_with(['[', '(']))
+        {
+            plain.replace_range(at..at + empty.len(), "()");
+        }
+    }
+    for (long, short, own) in SHORTENED {
+        if plain.contains(long) {
+            plain = plain.replace(long, short);
+        }
+        if plain.contains(own) {
+            let of_class = &short["std::".len()..];
+            plain = plain.replace(&format!("{short}::{own}("), &format!("{short}::{of_class}("));
+            plain = plain.replace(&format!("{short}::~{own}("), &format!("{short}::~{of_class}("));
+        }
+    }
     let bytes = plain.as_bytes();
     let mut out = String::with_capacity(plain.len());
     let mut at = 0;
@@ -258,10 +312,26 @@ mod tests {
             ("lit<(unsigned int)3>", "lit<3ul>"),
             ("a<(b::kind)2, 3l>::f", "a<2, 3>::f"),
             ("f(int) [clone .constprop.0]", "f(int)"),
+            ("a::make<b, >(&&)", "a::make<b>()"),
+            ("f(std::ostream&)", "f(std::basic_ostream<char, std::char_traits<char> >&)"),
+            (
+                "std::ostream::basic_ostream(int)",
+                "std::basic_ostream<char, std::char_traits<char> >::basic_ostream(int)",
+            ),
+            (
+                "std::string::~string()",
+                "std::basic_string<char, std::char_traits<char>, std::allocator<char> >::~basic_string()",
+            ),
         ] {
             assert_eq!(canonical(a), canonical(b), "{a} {b}");
         }
-        for (a, b) in [("lit<3>", "lit<4>"), ("x3u", "x3"), ("f(int)", "f(long)"), ("f<int>", "f<(int)>")] {
+        for (a, b) in [
+            ("lit<3>", "lit<4>"),
+            ("x3u", "x3"),
+            ("f(int)", "f(long)"),
+            ("f<int>", "f<(int)>"),
+            ("f(int (&) [3])", "f(int (&&) [3])"),
+        ] {
             assert_ne!(canonical(a), canonical(b), "{a} {b}");
         }
         assert_eq!(canonical("größe::f"), "größe::f");
@@ -302,6 +372,17 @@ mod tests {
         );
         assert_eq!(plain("_ZN4core3fmt5write17h0123456789abcdefE").as_deref(), Some("core::fmt::write"));
         assert_eq!(plain("_RNvC5mylib3foo").as_deref(), Some("mylib::foo"));
+        assert_eq!(
+            plain("_ZThn104_N10Item_float4nameEv").as_deref(),
+            Some("non-virtual thunk to Item_float::name")
+        );
+        let whole = demangle("_ZTv0_n24_NSt10ostrstreamD0Ev", Signature::Parameters);
+        assert_eq!(whole.as_deref(), Some("virtual thunk to std::ostrstream::~ostrstream()"));
+        for other in
+            ["_ZTh", "_ZThn_N1A1fEv", "_ZThx8_N1A1fEv", "_ZTv0_N1A1fEv", "_ZTVN1AE", "_ZTh8_", "_ZTé8_f"]
+        {
+            assert_eq!(thunk(other), None, "{other}");
+        }
         assert_eq!(plain("main"), None);
         assert_eq!(plain("_Zgarbage"), None);
     }
