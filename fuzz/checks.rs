@@ -7,7 +7,7 @@ use exporter::plan::plan_draft;
 use exporter::untrusted;
 
 use exporter::elf::{
-    Arch, Image, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
+    Arch, Image, SymbolIndex, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
 };
 
 /// Argument forms of any text, for both processors.
@@ -36,6 +36,21 @@ pub fn elf_notes(bytes: &[u8]) {
     for pattern in ["main", "main+4", "shop::*", "0x1150"] {
         let _ = function_sites(&image, pattern);
     }
+}
+
+/// A hostile program file: everything that is asked of its debug information.
+pub fn debug_info(bytes: &[u8]) {
+    let Ok(image) = Image::parse(bytes) else { return };
+    let index = SymbolIndex::of(&image).with_debug_file(Some(image));
+    for function in index.sites("*").into_iter().flatten().take(16) {
+        let Some(parameters) = index.parameters(&function) else { continue };
+        let all = || parameters.all.iter().filter_map(|parameter| parameter.words.clone());
+        assert!(all().all(|words| words.start <= words.end));
+        // No more is read of it than there is.
+        assert!(parameters.all.iter().all(|parameter| parameter.name.len() <= bytes.len()));
+        let _ = index.inlined_copies(&function.name);
+    }
+    let _ = index.debug_info_lacks();
 }
 
 /// A configuration of any bytes: it is planned, or refused with a place for everything that a file has places for.

@@ -6,6 +6,8 @@ mod checks;
 use std::fs;
 use std::path::Path;
 
+use crate::support::random::Xorshift;
+
 /// The files of one target's seeds; there must be some.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
@@ -30,6 +32,33 @@ fn program_files() {
         checks::elf_notes(&bytes);
     }
     assert!(programs > 0, "a whole program is among them, or nothing was looked at");
+}
+
+/// Each seed, and each with some of its bytes changed, in the sections of debug information above all.
+#[test]
+fn debug_information() {
+    let (mut random, mut understood) = (Xorshift(7), 0);
+    for bytes in seeds("debug_info") {
+        let image = exporter::elf::Image::parse(&bytes).expect("a whole program");
+        let index = exporter::elf::SymbolIndex::of(&image);
+        let functions = index.sites("*").expect("functions");
+        understood += functions.iter().filter_map(|function| index.parameters(function)).count();
+        checks::debug_info(&bytes);
+        for _ in 0..150 {
+            let mut changed = bytes.clone();
+            for _ in 0..=random.below(6) {
+                let at = random.below(changed.len());
+                changed[at] = match random.below(4) {
+                    0 => 0,
+                    1 => 0xff,
+                    2 => changed[at] ^ 1_u8 << random.below(8),
+                    _ => random.below(256) as u8,
+                };
+            }
+            checks::debug_info(&changed);
+        }
+    }
+    assert!(understood > 10, "{understood}");
 }
 
 #[test]
