@@ -36,6 +36,8 @@ const LEAPS: &[(&str, &str)] = &[
     ("getcontext", "coroutines"),
     ("jump_fcontext", "coroutines"),
     ("ontop_fcontext", "coroutines"),
+    ("bthread_jump_fcontext", "coroutines"),
+    ("coctx_swap", "coroutines"),
     ("coroutine_transfer", "coroutines"),
     ("coro_transfer", "coroutines"),
     ("co_switch", "coroutines"),
