@@ -95,9 +95,11 @@ impl Costs {
             false => "if nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
         };
         notes.push(format!(
-            "the return is traced at the function's exits: {} exits, {} of them single-stepped (5 to 15 us \
+            "the return is traced at the function's exits: {} exit{}, {} of them single-stepped (5 to 15 us \
              per hit, the others below 1); {other}",
-            self.exits, self.dear
+            self.exits,
+            if self.exits == 1 { "" } else { "s" },
+            self.dear
         ));
         if !self.followed.is_empty() {
             notes.push(format!(

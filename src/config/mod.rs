@@ -163,9 +163,9 @@ pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnost
 /// [`load`], for the stage that goes on in spite of errors: [`crate::plan::plan_draft`].
 pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let (path, at) = match (&overrides.config, named_by_env) {
-        (Some(path), _) => (path.clone(), Place::flag("--config")),
-        (None, Some(path)) => (path, Place::env(keys::CONFIG_ENV)),
+    let (path, at, what) = match (&overrides.config, named_by_env) {
+        (Some(path), _) => (path.clone(), Place::top(Source::File(path.clone())), "the file".to_owned()),
+        (None, Some(path)) => (path.clone(), Place::env(keys::CONFIG_ENV), path.display().to_string()),
         (None, None) => return resolve(FileInput::None, overrides, env),
     };
     let mut bytes = Vec::new();
@@ -174,11 +174,9 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
         File::open(&path).and_then(|file| file.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
-        Err(err) => resolve(
-            FileInput::Unreadable(at, format!("failed to read {}: {err}", path.display())),
-            overrides,
-            env,
-        ),
+        Err(err) => {
+            resolve(FileInput::Unreadable(at, format!("failed to read {what}: {err}")), overrides, env)
+        }
     }
 }
 

@@ -30,8 +30,10 @@ pub enum Event {
     Missing { interface: String },
     /// A network namespace of the configuration that there is not, or not any more; and why not.
     Absent { space: String, error: String },
-    /// The kernel does not say which interfaces there are.
-    Blind { error: String },
+    /// The kernel does not list the interfaces.
+    Unlisted { error: String },
+    /// There is no memory for an interface's counters, or for those of all that are new.
+    NoCounters { interface: Option<String>, error: String },
 }
 
 impl Event {
@@ -45,7 +47,8 @@ impl Event {
                 | Self::Hidden { .. }
                 | Self::Missing { .. }
                 | Self::Absent { .. }
-                | Self::Blind { .. }
+                | Self::Unlisted { .. }
+                | Self::NoCounters { .. }
         )
     }
 }
@@ -87,7 +90,13 @@ impl fmt::Display for Event {
             Self::Absent { space, error } => {
                 write!(f, "{space}: {error}; its interfaces are attached when it appears")
             }
-            Self::Blind { error } => write!(f, "failed to list the interfaces: {error}"),
+            Self::Unlisted { error } => write!(f, "failed to list the interfaces: {error}"),
+            Self::NoCounters { interface: Some(interface), error } => {
+                write!(f, "{interface}: failed to create counters: {error}; its packets are not counted")
+            }
+            Self::NoCounters { interface: None, error } => {
+                write!(f, "failed to create counters for new interfaces: {error}")
+            }
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) struct Follower {
     /// Interfaces that are yet to be attached to, in that order.
     waiting: VecDeque<Interface>,
     missing: Option<Vec<String>>,
-    is_blind: bool,
+    is_unlisted: bool,
 }
 
 impl Follower {
@@ -56,7 +56,7 @@ impl Follower {
             ports: BTreeMap::new(),
             waiting: VecDeque::new(),
             missing: None,
-            is_blind: false,
+            is_unlisted: false,
         }
     }
 
@@ -105,18 +105,18 @@ impl Follower {
         }
         match present {
             Ok(present) => self.fit(&present, &changed, tell),
-            Err(error) => self.blind(&error, tell),
+            Err(error) => self.unlisted(&error, tell),
         }
     }
 
-    fn blind(&mut self, error: &std::io::Error, tell: &mut dyn FnMut(Event)) {
-        if !std::mem::replace(&mut self.is_blind, true) {
-            tell(Event::Blind { error: error.to_string() });
+    fn unlisted(&mut self, error: &std::io::Error, tell: &mut dyn FnMut(Event)) {
+        if !std::mem::replace(&mut self.is_unlisted, true) {
+            tell(Event::Unlisted { error: error.to_string() });
         }
     }
 
     fn fit(&mut self, present: &[Interface], changed: &Changed, tell: &mut dyn FnMut(Event)) {
-        self.is_blind = false;
+        self.is_unlisted = false;
         let wanted: Vec<&Interface> =
             lower_first(present).into_iter().filter(|there| self.wants(there)).collect();
         let indexes: BTreeSet<i32> = wanted.iter().map(|there| there.index).collect();
@@ -153,7 +153,7 @@ impl Follower {
             return;
         }
         if let Err(error) = self.programs.reserve(self.waiting.len()) {
-            tell(Event::Blind { error: format!("no counters for interfaces: {error:#}") });
+            tell(Event::NoCounters { interface: None, error: format!("{error:#}") });
         }
         for number in 0.. {
             if number >= AT_ONCE && Instant::now() >= end {
@@ -167,7 +167,9 @@ impl Follower {
                     self.show(there.index);
                     self.say(there.index, changes, false, tell);
                 }
-                Err(error) => tell(Event::Blind { error: format!("{}: no counters: {error:#}", there.name) }),
+                Err(error) => {
+                    tell(Event::NoCounters { interface: Some(there.name), error: format!("{error:#}") });
+                }
             }
         }
     }
@@ -183,7 +185,7 @@ impl Follower {
                     counts = present.iter().map(|there| there.index).zip(found).collect();
                     self.fit(&present, &Changed::default(), tell);
                 }
-                Err(error) => self.blind(&error, tell),
+                Err(error) => self.unlisted(&error, tell),
             }
         }
         // Counters for the next interfaces are made while there is time. If they cannot be, that is told when there is one.

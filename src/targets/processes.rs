@@ -91,12 +91,19 @@ impl Uncovered {
     pub fn sentence(&self, refused: &[u32]) -> Option<String> {
         let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
         if let Some(first) = refused.first() {
-            return Some(format!("{} matching processes (such as {first}) {needs}", refused.len()));
+            return Some(match refused.len() {
+                1 => format!("the matching process {first} {needs}"),
+                many => format!("{many} matching processes (such as {first}) {needs}"),
+            });
         }
         if self.version_1 {
             return Some("it only has cgroup v1, and containers need cgroup v2".into());
         }
-        (self.hidden > 0).then(|| format!("{} processes {needs}", self.hidden))
+        match self.hidden {
+            0 => None,
+            1 => Some(format!("1 process {needs}")),
+            many => Some(format!("{many} processes {needs}")),
+        }
     }
 }
 

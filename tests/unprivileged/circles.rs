@@ -293,6 +293,19 @@ fn modules_depend_on_each_other_in_one_direction() {
     assert!(found.is_empty(), "modules in a circle; move what both need below both:\n{found}");
 }
 
+/// What could be a crate of its own: it names no other module of the program.
+const INDEPENDENT: &[&str] = &["elf", "exposition", "glob", "http", "mapping", "procfs", "regular", "table"];
+
+#[test]
+fn independent_parts_know_nothing_of_the_others() {
+    let edges = Tree::read("src").edges();
+    for part in INDEPENDENT {
+        let others = edges.get(&vec![(*part).to_owned()]).into_iter().flatten();
+        let others: Vec<_> = others.map(|(other, at)| format!("{} at {at}", other.join("::"))).collect();
+        assert!(others.is_empty(), "{part} depends on {others:?}");
+    }
+}
+
 /// The search itself, on texts.
 #[test]
 fn a_circle_is_found_however_it_is_written() {

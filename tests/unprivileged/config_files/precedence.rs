@@ -286,10 +286,10 @@ fn the_file_itself() {
     let missing = load(&Overrides::file("does/not/exist.yaml"), &none).unwrap_err().render();
     assert_eq!(
         missing,
-        "--config: failed to read does/not/exist.yaml: No such file or directory (os error 2)\n"
+        "does/not/exist.yaml: failed to read the file: No such file or directory (os error 2)\n"
     );
     let folder = load(&Overrides::file("tests"), &none).unwrap_err().render();
-    assert_eq!(folder, "--config: failed to read tests: Is a directory (os error 21)\n");
+    assert_eq!(folder, "tests: failed to read the file: Is a directory (os error 21)\n");
     let missing = Environment::from([("FIBRE_CONFIG".to_owned(), "nothing.yaml".to_owned())]);
     let missing = load(&Overrides::default(), &missing).unwrap_err().render();
     assert!(missing.starts_with("FIBRE_CONFIG: failed to read nothing.yaml"), "{missing}");
