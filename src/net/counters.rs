@@ -6,6 +6,20 @@ use super::abi::{
     AddressFamily, FAST_ROWS, Protocol, SIZE_BOUNDS, SIZES, Verdict, net_fast_row, net_row, net_stats,
 };
 
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
 const WORDS: usize = size_of::<net_stats>() / 8;
 const ROW_WORDS: usize = size_of::<net_row>() / 8;
 /// `NET_PROTOCOL_SLOTS`.

@@ -39,7 +39,7 @@ pub use abi::{
 pub use attach::Refusal;
 pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
-pub use counters::{Counters, cells};
+pub use counters::{Counters, Sum, cells};
 pub use decode::{NETWORK, decode};
 pub use error::{BeginError, NetworkError};
 pub use event::Event;
@@ -51,5 +51,5 @@ pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};
 pub(crate) use reference::every_family;
 pub use stats::{Reason, TcpKind};
 pub use sys::set_operand;
-pub use tables::{Flow, FlowKey, Sum, Talker, TalkerKey, read_flows, read_talkers};
+pub use tables::{Flow, FlowKey, Talker, TalkerKey, read_flows, read_talkers};
 pub use watch::Network;

@@ -11,6 +11,7 @@ use super::abi::{
     net_talkers,
 };
 use super::config::Count;
+use super::counters::Sum;
 use super::sys::{options, random};
 
 /// Tables that all interfaces share.
@@ -22,13 +23,6 @@ pub(crate) struct Tables {
     /// Keep hash collisions from being made on purpose.
     pub keys: [u64; HASH_KEYS],
     pub with_flows: bool,
-}
-
-/// Packets and bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sum {
-    pub packets: u64,
-    pub bytes: u64,
 }
 
 /// Which host a talker is.
@@ -144,13 +138,6 @@ pub fn read_flows(map: &MapHandle) -> libbpf_rs::Result<HashMap<FlowKey, Flow>> 
         sum.tcp_data |= flow.tcp_data;
     })?;
     Ok(all)
-}
-
-impl Sum {
-    fn add(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-    }
 }
 
 /// Unix time in seconds of a tick, given the tables' clock and the Unix time of the same moment.

@@ -6,8 +6,7 @@ use crate::exposition::{Family, Kind};
 
 use super::super::abi::net_stats;
 use super::super::cidr::{CidrGroup, OTHER};
-use super::super::counters::Counters;
-use super::super::tables::Sum;
+use super::super::counters::{Counters, Sum};
 use super::Counted;
 
 impl Counters {
