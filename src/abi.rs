@@ -16,6 +16,11 @@ pub(crate) mod prices {
     include!(concat!(env!("OUT_DIR"), "/prices.skel.rs"));
 }
 
+/// Of what keeps traced files from being written over.
+pub(crate) mod guard {
+    include!(concat!(env!("OUT_DIR"), "/guard.skel.rs"));
+}
+
 /// Of what tells which processes come and go.
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));

@@ -6,6 +6,7 @@ use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes, usdt_sites};
 use crate::net::NetworkConfig;
+use crate::pins;
 use crate::plan::{
     ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
 };
@@ -38,6 +39,9 @@ pub fn check(plan: &Plan) -> Checked {
     }
     if let Some(network) = &plan.network {
         checker.network(network);
+    }
+    if let Some(folder) = &plan.settings.pinned {
+        checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(folder)));
     }
     Checked { table: checker.text, mistakes: checker.mistakes }
 }

@@ -36,6 +36,8 @@ pub enum Invocation {
     Schema { markdown: bool },
     /// Read a password from standard input and print its bcrypt hash.
     HashPassword { cost: u32 },
+    /// Detach what `state: pinned` has left attached: that of `file`, or in `directory`.
+    Unpin { file: Option<PathBuf>, directory: Option<PathBuf> },
     /// Print a completion script.
     Completions { shell: Shell },
     /// Print the man page, or that of a command.
@@ -166,6 +168,26 @@ pub fn command() -> Command {
                 ),
         )
         .subcommand(
+            Command::new("unpin")
+                .about("Detach the probes that `state: pinned` left attached, and discard their counts")
+                .arg(
+                    Arg::new("config")
+                        .long("config")
+                        .short('c')
+                        .value_name("FILE")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Configuration file whose state is removed"),
+                )
+                .arg(
+                    Arg::new("directory")
+                        .value_name("DIRECTORY")
+                        .value_parser(value_parser!(PathBuf))
+                        .required_unless_present("config")
+                        .conflicts_with("config")
+                        .help("State directory, such as /sys/fs/bpf/exporter-9435"),
+                ),
+        )
+        .subcommand(
             Command::new("completions").about("Print a shell completion script").arg(
                 Arg::new("shell")
                     .value_name("SHELL")
@@ -236,6 +258,10 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         "completions" => {
             Invocation::Completions { shell: matches.get_one("shell").copied().unwrap_or(Shell::Bash) }
         }
+        "unpin" => Invocation::Unpin {
+            file: matches.get_one("config").cloned(),
+            directory: matches.get_one("directory").cloned(),
+        },
         "man" => Invocation::Man { command: matches.get_one("command").cloned() },
         other => unreachable!("no subcommand is called {other}"),
     }
@@ -364,6 +390,15 @@ mod tests {
         );
         assert_eq!(parsed(&["schema"]), Invocation::Schema { markdown: false });
         assert_eq!(parsed(&["schema", "--markdown"]), Invocation::Schema { markdown: true });
+        assert_eq!(
+            parsed(&["unpin", "-c", "c.yaml"]),
+            Invocation::Unpin { file: Some("c.yaml".into()), directory: None }
+        );
+        assert_eq!(
+            parsed(&["unpin", "/sys/fs/bpf/x"]),
+            Invocation::Unpin { file: None, directory: Some("/sys/fs/bpf/x".into()) }
+        );
+        refused(&["unpin"]);
         assert_eq!(parsed(&["hash-password"]), Invocation::HashPassword { cost: 10 });
         assert_eq!(parsed(&["man", "check"]), Invocation::Man { command: Some("check".into()) });
         assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });

@@ -1,6 +1,7 @@
 //! What each command does, and with which exit code it ends.
 
 use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::logging::{LogFile, Logging};
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
-use crate::{check, dashboard, reference, trial};
+use crate::{check, dashboard, pins, reference, trial};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -36,6 +37,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::Schema { markdown: false } => show(&reference::schema()),
         Invocation::Schema { markdown: true } => show(&reference::page()),
         Invocation::HashPassword { cost } => hash_password(cost),
+        Invocation::Unpin { file, directory } => unpin(file, directory),
         Invocation::Man { command } => show_man_page(command.as_deref()),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
@@ -115,6 +117,30 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
         Err(error) => {
             eprintln!("exporter: {error}");
             ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })
+        }
+    }
+}
+
+fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
+    let folder = match (file, directory) {
+        (Some(file), _) => match load(&Overrides::file(file)) {
+            Ok((loaded, _)) => {
+                let settings = &loaded.config.settings;
+                let port = settings.metrics_port;
+                settings.pinned.clone().unwrap_or_else(|| config::default_state_directory(port))
+            }
+            Err(wrong) => return refuse(&wrong),
+        },
+        (None, directory) => directory.unwrap_or_default(),
+    };
+    if !folder.exists() {
+        return show(&format!("{} is not there: nothing is pinned\n", folder.display()));
+    }
+    match pins::remove_all(&folder) {
+        Ok(()) => show(&format!("{} is removed: its probes are detached\n", folder.display())),
+        Err(err) => {
+            eprintln!("exporter: {err}");
+            ExitCode::from(RUN_TIME)
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting};
 use crate::metrics::show::{show, show_with_unit};
 use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, Source};
-use crate::store::UserStore;
+use crate::store::{DRAIN_NUMBERS, UserStore};
 use crate::symbols::Symbols;
 
 /// How long an event may wait that nobody was woken for.
@@ -40,6 +40,12 @@ pub struct DrainStats {
     pub unreadable: AtomicU64,
     pub negative: AtomicU64,
     pub batches: AtomicU64,
+}
+
+impl DrainStats {
+    fn all(&self) -> [&AtomicU64; DRAIN_NUMBERS] {
+        [&self.events, &self.undecodable, &self.unreadable, &self.negative, &self.batches]
+    }
 }
 
 /// The running thread. Dropping it stops the thread after a last drain.
@@ -67,6 +73,9 @@ impl Drain {
         let (requests, asked) = sync_channel(16);
         let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::new(DrainStats::default());
+        for (number, stat) in stats.all().into_iter().enumerate() {
+            stat.store(store.drain_number(number).load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         let (ready, started) = sync_channel(1);
         let routes = routes(&plan, layout);
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
@@ -128,7 +137,7 @@ impl Worker {
         let plan = self.handler.plan.clone();
         let poll = Duration::from_millis(plan.settings.limits.ring_poll_ms.into());
         let fill = plan.settings.limits.ring_bytes / 4;
-        let stats = self.handler.stats.clone();
+        let (stats, store) = (self.handler.stats.clone(), self.handler.store.clone());
         let handler = std::cell::RefCell::new(&mut self.handler);
         let mut builder = RingBufferBuilder::new();
         let made = builder
@@ -157,6 +166,9 @@ impl Worker {
             let before = stats.events.load(Ordering::Relaxed);
             // It only fails if a callback does.
             let _ = ring.consume();
+            for (number, stat) in stats.all().into_iter().enumerate() {
+                store.drain_number(number).store(stat.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
             stats.events.load(Ordering::Relaxed) - before
         };
         while !self.stop.load(Ordering::Relaxed) {

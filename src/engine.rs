@@ -6,15 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use crate::abi::accounting_slot;
+use crate::config::model::Settings;
 use crate::drain::{Drain, DrainStats};
-use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Shared, measure_prices};
+use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Pinning, Shared, measure_prices};
 use crate::layout::Layout;
-use crate::metrics::{Bank, Seat};
-use crate::plan::Plan;
-use crate::targets::{ProbeManager, Status};
+use crate::metrics::{Bank, CarriedSeries, Seat};
+use crate::pins::{Folder, MadeBy, PinError, Pins};
+use crate::plan::{Plan, SavedPlan};
+use crate::store::UserStore;
+use crate::targets::{BankRecord, Beginning, ProbeManager, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -25,26 +30,60 @@ pub(crate) struct Engine {
     bank: Bank,
     shared: Shared,
     status: Arc<Status>,
+    /// Where its maps and links are, if they stay when the exporter ends.
+    pins: Option<Arc<Pins>>,
 }
 
 impl Engine {
-    /// Loads the probes of a plan and attaches what can be attached now.
+    /// Loads the probes of a plan and attaches what can be attached now, or goes on where an earlier exporter left off.
     ///
     /// # Errors
     /// If the kernel refuses the programs, or there is no thread.
-    pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+    pub fn start(plan: Plan, attach: Attach, beginning: Beginning) -> Result<Self, KernelError> {
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
-        let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
-        let user = Arc::new(layout.user_store(plan.probes.len()));
+        let pins = beginning.pinning.as_ref().map(|pinning| pinning.pins.clone());
+        let manager = ProbeManager::begin(plan.clone(), layout.clone(), attach, beginning)?;
+        let user = match &pins {
+            Some(pins) => kept_store(&layout, plan.probes.len(), pins).map_err(pin_error)?,
+            None => layout.user_store(plan.probes.len()),
+        };
+        let user = Arc::new(user);
         let (shared, status) = (manager.shared(), manager.status());
         let drain = Drain::start(plan.clone(), &layout, user.clone(), shared.clone()).map_err(|err| {
             let what = "starting the thread that drains the ring buffer".to_string();
             KernelError { what, why: err.into(), next: String::new() }
         })?;
         let bank = Bank { layout, kernel: shared.store.clone(), user };
-        Ok(Self { plan, manager, drain, bank, shared, status })
+        Ok(Self { plan, manager, drain, bank, shared, status, pins })
     }
+
+    /// As [`Engine::start`], in a bank of its own of the folder, if there is one.
+    fn start_in(plan: Plan, attach: Attach, folder: Option<&Folder>) -> Result<Self, KernelError> {
+        let Some(folder) = folder else { return Self::start(plan, attach, Beginning::default()) };
+        let pins = Arc::new(folder.new_bank().map_err(pin_error)?);
+        let pinning = Some(Pinning { pins: pins.clone(), taken: None });
+        let started = Self::start(plan, attach, Beginning { pinning, record: None });
+        if started.is_err()
+            && let Err(err) = pins.remove()
+        {
+            log::warn!("{err}");
+        }
+        started
+    }
+}
+
+/// What is computed from events, in memory that outlives the exporter.
+fn kept_store(layout: &Layout, probes: usize, pins: &Pins) -> Result<UserStore, PinError> {
+    let user = &layout.user;
+    let numbers = UserStore::numbers(user.slots, probes);
+    let limits = user.interners.iter().map(|interner| interner.limit);
+    let (memory, names) = pins.memory(numbers, limits.clone().map(|limit| limit as usize).sum())?;
+    Ok(UserStore::kept(user.slots, limits, probes, memory, Box::new(names)))
+}
+
+fn pin_error(err: PinError) -> KernelError {
+    KernelError { what: err.what, why: std::io::Error::other(err.why).into(), next: err.next }
 }
 
 /// All probes of a configuration, wherever they were loaded.
@@ -58,11 +97,41 @@ pub(crate) struct Engines {
     left_out: Vec<Vec<usize>>,
     /// What is left of engines that have ended.
     past: Past,
+    /// Where what they have in the kernel stays when the exporter ends.
+    folder: Option<Arc<Folder>>,
+}
+
+/// What is written down of all engines together, for the next exporter.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    made_by: MadeBy,
+    plan: SavedPlan,
+    /// Of each probe, its bank and its number there.
+    seats: Vec<(String, usize)>,
+    losses: Losses,
+    events: BTreeMap<String, u64>,
+    carried: Vec<CarriedSeries>,
+    since: f64,
+}
+
+/// One bank, as an earlier exporter has left it.
+fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, String> {
+    let none = || format!("bank {} is not complete", pins.name());
+    let record: BankRecord = pins.load().map_err(|err| err.to_string())?.ok_or_else(none)?;
+    let plan = record.plan.plan(settings)?;
+    if Layout::new(&plan).fingerprint() != record.layout {
+        return Err("its series are laid out in another way".to_string());
+    }
+    let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
+    Engine::start(plan, attach, Beginning { pinning, record: Some(record) }).map_err(|err| err.to_string())
 }
 
 /// Numbers that must not go down when probes end.
 #[derive(Debug, Clone, Default)]
 struct Past {
+    /// When counting began, in seconds since 1970; an earlier exporter's, if this one goes on with its counts.
+    since: f64,
     losses: Losses,
     events: BTreeMap<String, u64>,
     status: Vec<(Arc<Plan>, Arc<Status>)>,
@@ -74,22 +143,105 @@ impl Engines {
     ///
     /// # Errors
     /// If the kernel refuses the programs.
-    pub fn start(plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+    pub fn start(plan: Plan, attach: Attach, folder: Option<Arc<Folder>>) -> Result<Self, KernelError> {
         let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
         let engine = std::thread::scope(|scope| {
             // Before the first scrape, so that what is told of costs does not change.
             scope.spawn(move || measure_prices(attach));
-            Engine::start(plan, attach)
+            Engine::start_in(plan, attach, folder.as_deref())
         })?;
-        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, Past::default()))
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let past = Past { since, ..Past::default() };
+        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, past, folder))
     }
 
-    fn of(plan: Arc<Plan>, all: Vec<Arc<Engine>>, seats: Vec<Seat>, past: Past) -> Self {
+    /// Those that an earlier exporter has left in the folder, with what its series had of probes that are no more; `None` if
+    /// there are none.
+    ///
+    /// # Errors
+    /// Why they cannot be taken over.
+    pub fn take_over(
+        folder: &Arc<Folder>,
+        settings: &Settings,
+        attach: Attach,
+    ) -> Result<Option<(Self, Vec<CarriedSeries>)>, String> {
+        let told = |err: PinError| err.to_string();
+        let Some(made_by) = folder.load::<MadeBy>().map_err(told)? else { return Ok(None) };
+        if made_by.abi != MadeBy::this().abi {
+            return Err(format!("version {} made it, whose tables differ", made_by.version));
+        }
+        let Some(record) = folder.load::<Record>().map_err(told)? else { return Ok(None) };
+        if let Some(setting) = record.plan.differs_from(settings) {
+            return Err(format!("`{setting}` has changed"));
+        }
+        let plan = record.plan.plan(settings)?;
+        if record.seats.len() != plan.probes.len() {
+            return Err("its numbers are inconsistent".to_string());
+        }
+        let (mut all, mut names): (Vec<Arc<Engine>>, Vec<String>) = (Vec::new(), Vec::new());
+        let mut seats = Vec::new();
+        for (name, probe) in record.seats {
+            let bank = match names.iter().position(|known| *known == name) {
+                Some(bank) => bank,
+                None => {
+                    all.push(Arc::new(resume(folder.bank(&name), settings, attach)?));
+                    names.push(name);
+                    all.len() - 1
+                }
+            };
+            if probe >= all[bank].plan.probes.len() {
+                return Err("its numbers are inconsistent".to_string());
+            }
+            seats.push(Seat { bank, probe });
+        }
+        if all.is_empty() {
+            return Ok(None);
+        }
+        folder.remove_but(&names).map_err(told)?;
+        measure_prices(attach);
+        log::info!(
+            "Took over the probes that version {} left attached ({})",
+            made_by.version,
+            folder.path().display()
+        );
+        let (losses, events, since) = (record.losses, record.events, record.since);
+        let past = Past { losses, events, since, ..Past::default() };
+        let engines = Self::of(Arc::new(plan), all, seats, past, Some(folder.clone()));
+        Ok(Some((engines, record.carried)))
+    }
+
+    /// Writes down what the next exporter needs to know.
+    pub fn save(&self, carried: Vec<CarriedSeries>) {
+        let Some(folder) = &self.folder else { return };
+        let name =
+            |seat: &Seat| self.all[seat.bank].pins.as_ref().map_or_else(String::new, |pins| pins.name());
+        let past = self.past();
+        let record = Record {
+            made_by: MadeBy::this(),
+            plan: SavedPlan::of(&self.plan),
+            seats: self.seats.iter().map(|seat| (name(seat), seat.probe)).collect(),
+            losses: past.losses,
+            events: past.events,
+            carried,
+            since: past.since,
+        };
+        if let Err(err) = folder.save(&record) {
+            log::error!("the pinned state cannot be taken over later: {err}");
+        }
+    }
+
+    fn of(
+        plan: Arc<Plan>,
+        all: Vec<Arc<Engine>>,
+        seats: Vec<Seat>,
+        past: Past,
+        folder: Option<Arc<Folder>>,
+    ) -> Self {
         let mut is_seat: Vec<Vec<bool>> =
             all.iter().map(|engine| vec![false; engine.plan.probes.len()]).collect();
         seats.iter().for_each(|seat| is_seat[seat.bank][seat.probe] = true);
         let left_out = is_seat.iter().map(|of| (0..of.len()).filter(|probe| !of[*probe]).collect()).collect();
-        Self { plan, all, seats, left_out, past }
+        Self { plan, all, seats, left_out, past, folder }
     }
 
     /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
@@ -101,7 +253,7 @@ impl Engines {
         let new: Vec<usize> = (0..twins.len()).filter(|probe| twins[*probe].is_none()).collect();
         let mut all = self.all.clone();
         if !new.is_empty() {
-            all.push(Arc::new(Engine::start(plan.part(&new), attach)?));
+            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, self.folder.as_deref())?));
         }
         let last = all.len() - 1;
         let seat = |(probe, twin): (usize, &Option<usize>)| match twin {
@@ -116,7 +268,7 @@ impl Engines {
             seat.bank = order.iter().position(|bank| *bank == seat.bank).unwrap_or(0);
         }
         let all = order.into_iter().map(|bank| all[bank].clone()).collect();
-        Ok(Self::of(Arc::new(plan), all, seats, self.past.clone()))
+        Ok(Self::of(Arc::new(plan), all, seats, self.past.clone(), self.folder.clone()))
     }
 
     /// How many probes are the same as in another, and were not touched.
@@ -143,8 +295,9 @@ impl Engines {
             gone.iter().for_each(|probe| past.add(engine, *probe));
             past.status.push((engine.plan.clone(), engine.status.clone()));
             past.drain.push(engine.drain.stats().clone());
+            engine.pins.iter().for_each(|pins| pins.end());
         }
-        Self::of(self.plan.clone(), self.all[..used].to_vec(), self.seats.clone(), past)
+        Self::of(self.plan.clone(), self.all[..used].to_vec(), self.seats.clone(), past, self.folder.clone())
     }
 
     /// Engines with a probe of the plan. The first one stays, to have somebody who counts time.
@@ -155,6 +308,16 @@ impl Engines {
     /// For the table of series.
     pub fn banks(&self) -> (Vec<Bank>, Vec<Seat>) {
         (self.all.iter().map(|engine| engine.bank.clone()).collect(), self.seats.clone())
+    }
+
+    /// When counting began, in seconds since 1970.
+    pub fn since(&self) -> f64 {
+        self.past.since
+    }
+
+    /// Where what stays when the exporter ends is.
+    pub fn folder(&self) -> Option<Arc<Folder>> {
+        self.folder.clone()
     }
 
     /// Waits until all events that are in the rings now have been counted, or for so long.

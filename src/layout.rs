@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
+
 use crate::abi::{ACCT_SLOTS, label_id};
 use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
@@ -111,6 +113,12 @@ impl Layout {
         // Whole cache lines, so that two CPUs never share one.
         layout.kernel.slots = layout.kernel.slots.next_multiple_of(SLOTS_IN_A_LINE);
         layout
+    }
+
+    /// Tells layouts apart: two with the same number the same things alike.
+    pub fn fingerprint(&self) -> String {
+        let hash = digest(&SHA256, format!("{self:?}").as_bytes());
+        hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The store of what is computed from events, for the metrics of so many probes.

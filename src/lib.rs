@@ -31,6 +31,7 @@ mod logging;
 mod mapping;
 pub mod metrics;
 pub mod net;
+mod pins;
 mod places;
 pub mod plan;
 mod privileges;

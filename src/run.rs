@@ -10,10 +10,9 @@ use std::{fmt, io};
 use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Overrides;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::{Config, KeepPrivileges, Settings};
-use crate::engine::Engines;
+use crate::config::{Overrides, default_state_directory};
 use crate::exposition::{Names, negotiate};
 use crate::http::{
     self, Access, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Reply, RequestInfo, Route, Router,
@@ -23,9 +22,10 @@ use crate::kernel::{Attach, KernelError};
 use crate::loading::secured;
 use crate::logging::Logging;
 use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
+use crate::pins::{self, Folder, PinError};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
-use crate::running::Running;
+use crate::running::{Running, State};
 use crate::service;
 use crate::targets::prepare_gate;
 
@@ -41,6 +41,7 @@ pub enum RunError {
     Kernel(KernelError),
     Http(HttpError),
     Network(NetworkError),
+    Pins(PinError),
     /// What could not be done, and why.
     Io(&'static str, io::Error),
 }
@@ -51,6 +52,7 @@ impl fmt::Display for RunError {
             RunError::Kernel(err) => err.fmt(f),
             RunError::Http(err) => err.fmt(f),
             RunError::Network(err) => err.fmt(f),
+            RunError::Pins(err) => err.fmt(f),
             RunError::Io(what, err) => write!(f, "failed to {what}: {err}"),
         }
     }
@@ -62,6 +64,7 @@ impl Error for RunError {
             RunError::Kernel(err) => err.source(),
             RunError::Http(err) => err.source(),
             RunError::Network(err) => err.source(),
+            RunError::Pins(_) => None,
             RunError::Io(_, err) => Some(err),
         }
     }
@@ -70,6 +73,12 @@ impl Error for RunError {
 impl From<KernelError> for RunError {
     fn from(error: KernelError) -> Self {
         RunError::Kernel(error)
+    }
+}
+
+impl From<PinError> for RunError {
+    fn from(error: PinError) -> Self {
+        RunError::Pins(error)
     }
 }
 
@@ -148,7 +157,11 @@ pub fn run(
     announce(&settings, &plan, &listeners);
     let mut options = options(&settings, &listeners)?;
     let network = plan.network.clone();
-    let engines = Engines::start(plan, attach)?;
+    let folder = settings.pinned.as_deref().map(Folder::open).transpose()?;
+    if settings.pinned.is_none() {
+        tell_of_leftover(&settings);
+    }
+    let state = State::begin(plan, &settings, attach, folder)?;
     let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let address = metrics_urls(&settings, &listeners);
@@ -158,7 +171,7 @@ pub fn run(
         settings,
         attach,
         options.security.clone(),
-        engines,
+        state,
         network,
         logging.clone(),
         stats.clone(),
@@ -190,6 +203,19 @@ pub fn run(
     log::info!("Stopped");
     logging.wait();
     Ok(())
+}
+
+/// Probes of an earlier run that stay attached slow the traced programs, and nobody reads their counts.
+fn tell_of_leftover(settings: &Settings) {
+    let folder = default_state_directory(settings.metrics_port);
+    for left in pins::leftovers(&folder) {
+        log::warn!(
+            "{} has pinned state of an exporter that does not run: its probes stay attached; `exporter unpin {}` \
+             detaches them",
+            left.display(),
+            left.display()
+        );
+    }
 }
 
 fn announce(settings: &Settings, plan: &Plan, listeners: &Listeners) {
@@ -252,7 +278,7 @@ fn metrics_router(running: &Arc<Running>) -> Router {
         method: Method::GET,
         content_type: http::PLAIN_TEXT,
         handler: Arc::new(move |request| {
-            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.start_time);
+            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
             let names = Names::of_query(request.query.as_deref().unwrap_or_default());
             Reply::ok(scraped.render(format, &names)).typed(content_type)
         }),

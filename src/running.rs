@@ -9,13 +9,15 @@ use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics, Overrides};
 use crate::engine::Engines;
-use crate::exposition::{Format, Names};
+use crate::exposition::{Earlier, Family, Format, Names};
 use crate::http::{Fingerprint, HttpStats, Security, exposure_warnings};
-use crate::kernel::Attach;
+use crate::kernel::{Attach, KernelError};
 use crate::loading::{load_keeping, refuse_unusable, secured};
 use crate::logging::{Logging, set_level};
 use crate::metrics::Registry;
 use crate::net::{Network, NetworkConfig};
+use crate::pins::Folder;
+use crate::plan::Plan;
 use crate::service;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
@@ -41,8 +43,33 @@ pub(crate) struct Running {
     logging: Logging,
     http: [Arc<HttpStats>; 2],
     /// In seconds since 1970.
-    pub start_time: f64,
+    start_time: f64,
     series: Arc<AtomicU64>,
+    packets: Option<Packets>,
+}
+
+/// Counters of packets that go on from those of an earlier exporter.
+struct Packets {
+    folder: Arc<Folder>,
+    earlier: Mutex<Earlier>,
+}
+
+impl Packets {
+    fn of(folder: Arc<Folder>) -> Self {
+        let earlier = folder.load_packets().unwrap_or_else(|err| {
+            log::warn!("Counters of packets begin anew: {err}");
+            None
+        });
+        Self { folder, earlier: Mutex::new(earlier.unwrap_or_default()) }
+    }
+
+    fn go_on(&self, families: &mut [Family]) {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before anybody sees it: the next exporter must not show less.
+        if let Err(err) = self.folder.save_packets(&earlier.go_on(families)) {
+            log::debug!("{err}");
+        }
+    }
 }
 
 /// Security settings, and the files among them as they were when they were last read.
@@ -59,7 +86,7 @@ impl Source {
 }
 
 /// What belongs to one configuration.
-struct State {
+pub(crate) struct State {
     engines: Arc<Engines>,
     registry: Registry,
     overflows: Arc<Mutex<Vec<u64>>>,
@@ -71,6 +98,70 @@ impl State {
         let registry = Registry::of(engines.plan.clone(), banks, seats);
         Self { engines, registry, overflows: Arc::default() }
     }
+
+    /// Loads and attaches the probes, or goes on with what an earlier exporter has left in the folder.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs.
+    pub fn begin(
+        plan: Plan,
+        settings: &Settings,
+        attach: Attach,
+        folder: Option<Folder>,
+    ) -> Result<Self, KernelError> {
+        let Some(folder) = folder.map(Arc::new) else {
+            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None)?)));
+        };
+        let why = match Engines::take_over(&folder, settings, attach) {
+            Ok(Some((engines, carried))) => {
+                let mut before = Self::new(Arc::new(engines));
+                before.registry.carry_on(carried);
+                let after = before.engines.changed_to(plan, attach)?;
+                let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
+                if kept < all {
+                    log::info!("{kept} probes are as they were; {} are new or changed", all - kept);
+                }
+                let mut state = before.changed_to(Arc::new(after));
+                state.settle();
+                return Ok(state);
+            }
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        if let Some(why) = why {
+            log::warn!(
+                "The pinned state in {} is not taken over, and counts begin anew: {why}",
+                folder.path().display()
+            );
+        }
+        if let Err(err) = folder.remove_but(&[]) {
+            log::warn!("{err}");
+        }
+        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(folder))?));
+        state.save();
+        Ok(state)
+    }
+
+    /// What counts from now on, with the series of before.
+    fn changed_to(&mut self, engines: Arc<Engines>) -> Self {
+        let (before, now) = (self.engines.status().seen(), engines.status().seen());
+        let mut next = Self::new(engines);
+        next.registry.take_over(&mut self.registry, &before, &now);
+        next.save();
+        next
+    }
+
+    /// Takes out what is not of the configuration any more.
+    fn settle(&mut self) {
+        let settled = self.engines.settled();
+        self.registry.forget_banks(settled.banks().0.len());
+        self.engines = Arc::new(settled);
+        self.save();
+    }
+
+    fn save(&self) {
+        self.engines.save(self.registry.carried());
+    }
 }
 
 impl Running {
@@ -80,12 +171,13 @@ impl Running {
         started: Settings,
         attach: Attach,
         security: Arc<Security>,
-        engines: Engines,
+        state: State,
         network: Option<Arc<Network>>,
         logging: Logging,
         http: [Arc<HttpStats>; 2],
         addresses: Vec<IpAddr>,
     ) -> Self {
+        let packets = network.as_ref().and_then(|_| state.engines.folder()).map(Packets::of);
         Self {
             overrides,
             web: Mutex::new(Source::new(started.web.clone())),
@@ -93,7 +185,7 @@ impl Running {
             started,
             attach,
             security,
-            state: Mutex::new(State::new(Arc::new(engines))),
+            state: Mutex::new(state),
             network,
             reloading: Mutex::new(()),
             reloads: Arc::new(Reloads::started()),
@@ -101,11 +193,17 @@ impl Running {
             http,
             start_time: unix_now(),
             series: Arc::default(),
+            packets,
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When counting began, in seconds since 1970: before this exporter, if it goes on with another's counts.
+    pub fn since(&self) -> f64 {
+        self.engines().since()
     }
 
     fn engines(&self) -> Arc<Engines> {
@@ -139,7 +237,8 @@ impl Running {
             telemetry
         };
         if let Some(network) = &self.network {
-            let families = network.collect();
+            let mut families = network.collect();
+            self.packets.iter().for_each(|packets| packets.go_on(&mut families));
             let meant = families.iter().filter(|family| names.want(family.head()));
             meant.for_each(|family| family.write(format, &mut text));
         }
@@ -231,10 +330,7 @@ impl Running {
         new.catch_up(DRAIN_TIMEOUT);
         {
             let mut state = self.state();
-            let mut next = State::new(new.clone());
-            let (before, now) = (old.status().seen(), new.status().seen());
-            next.registry.take_over(&mut state.registry, &before, &now);
-            *state = next;
+            *state = state.changed_to(new.clone());
         }
         // What is taken out is not shown any more.
         let settled = new.settled();
@@ -242,6 +338,7 @@ impl Running {
             let mut state = self.state();
             state.registry.forget_banks(settled.banks().0.len());
             state.engines = Arc::new(settled);
+            state.save();
         }
         let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
         told.push(format!(
@@ -307,6 +404,7 @@ fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     set_back("health_port", &mut now.health_port, &started.health_port, &mut told);
     set_back("log_file", &mut now.log_file, &started.log_file, &mut told);
     set_back("verbose", &mut now.verbose, &started.verbose, &mut told);
+    set_back("state", &mut now.pinned, &started.pinned, &mut told);
     set_back("attach", &mut now.attach, &started.attach, &mut told);
     set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut told);
     let (limits, before) = (&mut now.limits, &started.limits);

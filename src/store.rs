@@ -1,8 +1,11 @@
 //! Slots and interners, wherever they are: what a scrape reads, and what events are added to in user space.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::mapping::Mapped;
 
 /// A store that can be read while it is being added to.
 pub trait Store: Send + Sync {
@@ -30,10 +33,40 @@ pub trait Store: Send + Sync {
 /// The store of metrics that are computed from events. The drain thread adds, scrapes read.
 #[derive(Debug)]
 pub struct UserStore {
-    slots: Vec<AtomicU64>,
+    /// The slots; then of each probe, label values that went to "other"; then what the drain thread counts.
+    numbers: Numbers,
+    slots: usize,
+    probes: usize,
     interners: Vec<Interner>,
-    /// Of each probe, label values that went to "other".
-    overflows: Vec<AtomicU64>,
+    names: Option<Box<dyn NameKeeper>>,
+}
+
+/// Numbers of the drain thread's own.
+pub const DRAIN_NUMBERS: usize = 5;
+
+#[derive(Debug)]
+enum Numbers {
+    Own(Vec<AtomicU64>),
+    /// They outlive the exporter.
+    Kept(Mapped<AtomicU64>),
+}
+
+/// Keeps the names behind numbers, for an exporter that goes on with them.
+pub trait NameKeeper: fmt::Debug + Send + Sync {
+    fn keep(&self, interner: u32, number: u32, name: &[u8]);
+
+    fn forget(&self, interner: u32, number: u32);
+
+    /// Those that are kept.
+    fn all(&self) -> Vec<KeptName>;
+}
+
+/// A name of an interner, with its number.
+#[derive(Debug)]
+pub struct KeptName {
+    pub interner: u32,
+    pub number: u32,
+    pub name: Box<[u8]>,
 }
 
 #[derive(Debug)]
@@ -52,37 +85,68 @@ struct Names {
 impl UserStore {
     /// A store of so many slots, with an interner for each of the limits, for the metrics of so many probes.
     pub fn new(slots: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
-        let interner = |limit| Interner { limit, names: RwLock::default() };
-        Self {
-            overflows: (0..probes).map(|_| AtomicU64::new(0)).collect(),
-            slots: (0..slots).map(|_| AtomicU64::new(0)).collect(),
-            interners: limits.into_iter().map(interner).collect(),
+        let all = Self::numbers(slots, probes);
+        let numbers = Numbers::Own((0..all).map(|_| AtomicU64::new(0)).collect());
+        Self { numbers, slots: slots as usize, probes, interners: interners(limits, Vec::new()), names: None }
+    }
+
+    /// How many numbers such a store has in all.
+    pub fn numbers(slots: u32, probes: usize) -> usize {
+        slots as usize + probes + DRAIN_NUMBERS
+    }
+
+    /// As [`UserStore::new`], in memory that outlives the exporter, and may be that of an earlier one.
+    pub fn kept(
+        slots: u32,
+        limits: impl IntoIterator<Item = u32>,
+        probes: usize,
+        numbers: Mapped<AtomicU64>,
+        names: Box<dyn NameKeeper>,
+    ) -> Self {
+        assert!(numbers.len() >= Self::numbers(slots, probes), "as many as `numbers` says");
+        let interners = interners(limits, names.all());
+        Self { numbers: Numbers::Kept(numbers), slots: slots as usize, probes, interners, names: Some(names) }
+    }
+
+    fn at(&self, number: usize) -> &AtomicU64 {
+        match &self.numbers {
+            Numbers::Own(all) => &all[number],
+            Numbers::Kept(all) => &all[number],
         }
+    }
+
+    fn slot(&self, slot: u32) -> &AtomicU64 {
+        self.at(slot as usize)
+    }
+
+    /// One of the [`DRAIN_NUMBERS`].
+    pub fn drain_number(&self, number: usize) -> &AtomicU64 {
+        self.at(self.slots + self.probes + number)
     }
 
     /// Counts a label value of this probe that went to "other".
     pub fn count_overflow(&self, probe: usize) {
-        self.overflows[probe].fetch_add(1, Ordering::Relaxed);
+        self.at(self.slots + probe).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Label values of this probe that went to "other".
     pub fn overflows(&self, probe: usize) -> u64 {
-        self.overflows[probe].load(Ordering::Relaxed)
+        self.at(self.slots + probe).load(Ordering::Relaxed)
     }
 
     /// Adds to a slot, wrapping. Only the drain thread may, which needs no locked instruction then.
     pub fn add(&self, slot: u32, amount: u64) {
-        let slot = &self.slots[slot as usize];
+        let slot = self.slot(slot);
         slot.store(slot.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
     pub fn set(&self, slot: u32, value: u64) {
-        self.slots[slot as usize].store(value, Ordering::Relaxed);
+        self.slot(slot).store(value, Ordering::Relaxed);
     }
 
     /// Replaces the slot by what `f` makes of it.
     pub fn update(&self, slot: u32, f: impl Fn(u64) -> u64) {
-        let slot = &self.slots[slot as usize];
+        let slot = self.slot(slot);
         let mut old = slot.load(Ordering::Relaxed);
         while let Err(now) = slot.compare_exchange_weak(old, f(old), Ordering::Relaxed, Ordering::Relaxed) {
             old = now;
@@ -91,7 +155,8 @@ impl UserStore {
 
     /// The number of these bytes, given out now if they are new; `None` past the limit.
     pub fn number(&self, interner: u32, bytes: &[u8]) -> Option<u32> {
-        let interner = &self.interners[interner as usize];
+        let index = interner;
+        let interner = &self.interners[index as usize];
         if let Some(number) = read(&interner.names).numbers.get(bytes) {
             return Some(*number);
         }
@@ -108,8 +173,31 @@ impl UserStore {
             }
         };
         names.numbers.insert(bytes.into(), number);
+        if let Some(keeper) = &self.names {
+            keeper.keep(index, number, bytes);
+        }
         Some(number)
     }
+}
+
+/// An interner for each of the limits, with the names that are kept.
+fn interners(limits: impl IntoIterator<Item = u32>, kept: Vec<KeptName>) -> Vec<Interner> {
+    let mut all: Vec<(u32, Names)> = limits.into_iter().map(|limit| (limit, Names::default())).collect();
+    for KeptName { interner, number, name } in kept {
+        let Some((_, names)) = all.get_mut(interner as usize).filter(|(limit, _)| number < *limit) else {
+            continue;
+        };
+        let length = names.names.len().max(number as usize + 1);
+        names.names.resize_with(length, Box::default);
+        names.names[number as usize] = name.clone();
+        names.numbers.insert(name, number);
+    }
+    let made = |(limit, mut names): (u32, Names)| {
+        let taken: std::collections::HashSet<u32> = names.numbers.values().copied().collect();
+        names.free = (0..names.names.len() as u32).filter(|number| !taken.contains(number)).collect();
+        Interner { limit, names: RwLock::new(names) }
+    };
+    all.into_iter().map(made).collect()
 }
 
 impl Store for UserStore {
@@ -118,11 +206,11 @@ impl Store for UserStore {
     }
 
     fn single(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].load(Ordering::Relaxed)
+        self.slot(slot).load(Ordering::Relaxed)
     }
 
     fn take(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].swap(0, Ordering::Relaxed)
+        self.slot(slot).swap(0, Ordering::Relaxed)
     }
 
     fn clear(&self, slot: u32) {
@@ -135,6 +223,9 @@ impl Store for UserStore {
         if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
             && names.numbers.remove(&name).is_some()
         {
+            if let Some(keeper) = &self.names {
+                keeper.forget(interner, number);
+            }
             names.free.push(number);
         }
     }
@@ -174,6 +265,48 @@ mod tests {
         assert!(store.name(0, 1, &mut name));
         assert_eq!(name, b"b");
         assert!(!store.name(0, 2, &mut name));
+    }
+
+    #[derive(Debug, Default)]
+    struct Book(std::sync::Mutex<std::collections::BTreeMap<(u32, u32), Vec<u8>>>);
+
+    impl NameKeeper for std::sync::Arc<Book> {
+        fn keep(&self, interner: u32, number: u32, name: &[u8]) {
+            self.0.lock().unwrap().insert((interner, number), name.to_vec());
+        }
+
+        fn forget(&self, interner: u32, number: u32) {
+            self.0.lock().unwrap().remove(&(interner, number));
+        }
+
+        fn all(&self) -> Vec<KeptName> {
+            let kept = |(at, name): (&(u32, u32), &Vec<u8>)| KeptName {
+                interner: at.0,
+                number: at.1,
+                name: name.as_slice().into(),
+            };
+            self.0.lock().unwrap().iter().map(kept).collect()
+        }
+    }
+
+    #[test]
+    fn numbers_mean_the_same_to_the_next_exporter() {
+        let book = std::sync::Arc::new(Book::default());
+        let store = || {
+            let numbers = Mapped::zeros(UserStore::numbers(4, 1));
+            UserStore::kept(4, [3, 2], 1, numbers, Box::new(book.clone()))
+        };
+        let first = store();
+        assert_eq!([b"a", b"b", b"c"].map(|name| first.number(0, name)), [Some(0), Some(1), Some(2)]);
+        assert_eq!(first.number(1, b"a"), Some(0));
+        first.forget(0, 1);
+        let second = store();
+        assert_eq!(second.number(0, b"c"), Some(2));
+        let mut name = Vec::new();
+        assert!(!second.name(0, 1, &mut name));
+        assert_eq!(second.number(0, b"d"), Some(1), "what was given back is free");
+        assert_eq!(second.number(0, b"e"), None);
+        assert!(second.name(1, 0, &mut name) && name == b"a");
     }
 
     #[test]

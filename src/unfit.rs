@@ -1,5 +1,7 @@
 //! Places where no probe is set, and why. Pure.
 
+use serde::{Deserialize, Serialize};
+
 use crate::elf::Site;
 
 /// Why no probe is set at a site; None if one can be.
@@ -15,7 +17,7 @@ pub fn unfit(site: &Site) -> Option<String> {
 }
 
 /// A place where a probe would never fire, or would harm the program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnfitSite {
     /// The function, or the file offset of a USDT probe's site.
     pub name: String,

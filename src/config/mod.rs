@@ -39,6 +39,7 @@ pub use model::Config;
 pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
+pub(crate) use settings::default_state_directory;
 pub use web::read_again;
 pub use words::{did_you_mean, nearest};
 #[cfg(test)]
@@ -82,6 +83,18 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
             "Capabilities to keep once all is attached: those that attaching again needs, or none.",
         )
         .or("needed"),
+        section::Key::new(
+            "state",
+            Schema::Words(settings::states),
+            "What happens when the exporter ends. `volatile`: everything is detached. `pinned`: probes stay attached and go on \
+             counting, and the next start takes them over.",
+        )
+        .or("volatile"),
+        section::Key::new(
+            "state_directory",
+            Schema::Path,
+            "Directory for `state: pinned`, on a BPF file system. Default: `/sys/fs/bpf/exporter-PORT`, with the metrics port.",
+        ),
         section::Key::new(
             "targets",
             Schema::List(&Schema::Section(|| &targets::TARGET)),

@@ -7,6 +7,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::endpoint::{Listen, Web};
 use super::place::Place;
 pub use crate::selectors::Selector;
@@ -39,6 +41,8 @@ pub struct Settings {
     pub limits: Limits,
     pub attach: AttachMode,
     pub keep_privileges: KeepPrivileges,
+    /// Where programs, links and maps stay when the exporter ends; `None`: nowhere.
+    pub pinned: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +54,7 @@ pub enum LogLevel {
 }
 
 /// Bounds on what the exporter may use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of the ring buffer, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
@@ -139,7 +143,7 @@ pub struct Unread {
 }
 
 /// How the return of a function is traced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ReturnsBy {
     /// Probes at every instruction that leaves the function.
     #[default]
@@ -161,7 +165,7 @@ pub enum On {
 }
 
 /// One end of a span, or the point of a USDT probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Point {
     Usdt { provider: String, name: String },
     Function(String),
@@ -193,7 +197,7 @@ pub struct Arg {
 }
 
 /// How the bytes of an argument are understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ArgKind {
     /// An integer. `None`: width and sign from the note (functions: 64 bits, signed).
     Int(Option<IntType>),
@@ -221,7 +225,7 @@ pub enum ArgKind {
     Symbol,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntType {
     /// 1, 2, 4 or 8.
     pub bytes: u8,
@@ -229,7 +233,7 @@ pub struct IntType {
 }
 
 /// Unit of an argument; a metric shows seconds and bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Unit {
     #[default]
     None,
@@ -266,7 +270,7 @@ pub struct Metric {
     pub unread: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum MetricKind {
     Counter,
     Gauge(GaugeKind),
@@ -276,7 +280,7 @@ pub enum MetricKind {
     Histogram(Vec<f64>),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GaugeKind {
     Last,
     /// Of the last one to two minutes.
@@ -295,7 +299,7 @@ pub struct Condition {
     pub with: Operand,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     Eq,
     Ne,
@@ -306,7 +310,7 @@ pub enum Op {
     StartsWith,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operand {
     Int(i128),
     Str(String),
@@ -333,7 +337,7 @@ pub enum LabelValue {
     From(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pattern {
     Int(i128),
     Exact(String),

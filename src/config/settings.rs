@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use super::fields::{Fields, Node};
 use super::layers::{Given, Layers};
@@ -27,6 +28,12 @@ const MODES: &[(&str, AttachMode)] =
     &[("auto", AttachMode::Auto), ("multi", AttachMode::Multi), ("perf", AttachMode::Perf)];
 
 const KEEP: &[(&str, KeepPrivileges)] = &[("needed", KeepPrivileges::Needed), ("none", KeepPrivileges::None)];
+const STATES: &[(&str, bool)] = &[("volatile", false), ("pinned", true)];
+
+/// What becomes of counts when the exporter ends.
+pub(super) fn states() -> Vec<&'static str> {
+    words(STATES)
+}
 
 /// `ring:`.
 pub static RING: Section = Section {
@@ -105,6 +112,7 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
             .and_then(|n| n.one_of("way to attach", MODES))
             .unwrap_or(AttachMode::Auto),
         keep_privileges: keep_privileges(layers.file.as_ref()),
+        pinned: pinned(layers, metrics_port),
     }
 }
 
@@ -115,7 +123,37 @@ fn keep_privileges(file: Option<&Fields<'_>>) -> KeepPrivileges {
         node.error("`none` is not possible with `network`")
             .help("interfaces come and go; attaching to them and detaching needs CAP_NET_ADMIN");
     }
+    let is_pinned =
+        |node: &Node<'_>| node.value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pinned"));
+    if keep == KeepPrivileges::None
+        && file.and_then(|file| file.get("state")).is_some_and(|state| is_pinned(&state))
+    {
+        node.error("`none` is not possible with `state: pinned`")
+            .help("what is pinned is written down after every change, which needs CAP_BPF");
+    }
     keep
+}
+
+/// The folder of what stays in the kernel when the exporter ends, if it is to.
+fn pinned(layers: &Layers<'_>, metrics_port: u16) -> Option<PathBuf> {
+    let file = layers.file.as_ref()?;
+    let folder = file.get("state_directory").map(|node| (node.path(), node));
+    let is_pinned = file.get("state").and_then(|node| node.one_of("kind of state", STATES)).unwrap_or(false);
+    if !is_pinned {
+        if let Some((_, node)) = folder {
+            node.error("`state_directory` has no effect without `state: pinned`");
+        }
+        return None;
+    }
+    match folder {
+        Some((path, _)) => path,
+        None => Some(default_state_directory(metrics_port)),
+    }
+}
+
+/// Where the exporter with this port keeps its state, unless `state_directory` says otherwise.
+pub(crate) fn default_state_directory(metrics_port: u16) -> PathBuf {
+    PathBuf::from(format!("/sys/fs/bpf/exporter-{metrics_port}"))
 }
 
 fn address(node: &Node<'_>) -> Option<IpAddr> {

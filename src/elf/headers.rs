@@ -1,5 +1,7 @@
 //! The headers of an ELF file and the maps between its addresses and its offsets.
 
+use serde::{Deserialize, Serialize};
+
 use std::ffi::CStr;
 
 use object::LittleEndian;
@@ -36,7 +38,7 @@ pub struct Headers<'a> {
 }
 
 /// A semaphore that must be raised in each process, see [`Headers::semaphore_loaded_twice`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SharedSemaphore {
     /// In the file.
     pub offset: u64,

@@ -1,5 +1,7 @@
 //! Samples, and the kinds of metric that they are of.
 
+use serde::{Deserialize, Serialize};
+
 /// The kind of metric that Prometheus is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
@@ -26,7 +28,7 @@ pub enum Value<'a> {
 }
 
 /// Whole numbers are exact, whatever their size.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Number {
     Int(i128),
     Real(f64),
@@ -47,6 +49,24 @@ impl Kind {
         match self {
             Kind::Counter | Kind::Gauge => &[],
             Kind::Histogram(_) => &["_bucket", "_sum", "_count"],
+        }
+    }
+}
+
+impl Number {
+    /// The sum of two.
+    #[must_use]
+    pub fn plus(self, other: Number) -> Number {
+        match (self, other) {
+            (Number::Int(one), Number::Int(two)) => Number::Int(one.saturating_add(two)),
+            (one, two) => Number::Real(one.as_real() + two.as_real()),
+        }
+    }
+
+    fn as_real(self) -> f64 {
+        match self {
+            Number::Int(number) => number as f64,
+            Number::Real(number) => number,
         }
     }
 }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::links::{Kind, NO_SITE, Spot, detach};
+use super::held::detach;
+use super::links::{Kind, NO_SITE, Spot};
 use super::load::Kernel;
 use super::placed::{Attached, Placed};
 use super::refusal::{Refusal, RefusalKind};

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use libbpf_rs::Link;
 
 use super::armed::{check_breakpoints, refuse_noexec, view};
+use super::held::detach;
 use super::link_kind::Attach;
-use super::links::{Kind, Spot, detach};
+use super::links::{Kind, Spot};
 use super::load::Kernel;
 use super::placed::{Attached, How, Placed};
 use super::refusal::{Refusal, RefusalKind};

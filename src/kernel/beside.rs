@@ -5,7 +5,8 @@ use std::path::Path;
 
 use libbpf_rs::Link;
 
-use super::links::{Kind, NO_SITE, Spot, detach};
+use super::held::detach;
+use super::links::{Kind, NO_SITE, Spot};
 use super::load::Kernel;
 use super::placed::Attached;
 use super::refusal::{Refusal, RefusalKind};

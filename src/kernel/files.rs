@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Iter, Link, ProgramMut};
+use serde::{Deserialize, Serialize};
 
 use super::error::{KernelError, loading};
 use super::storage::{Storage, new_storage};
@@ -20,7 +21,7 @@ use crate::abi::files::generated::{FilesSkel, FilesSkelBuilder};
 use crate::abi::files::{mapped_file, process};
 
 /// Which file it is for the kernel, whatever it is called and through which mounts it is reached: probes are kept by this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Inode {
     pub device: u64,
     pub number: u64,
@@ -30,7 +31,7 @@ pub struct Inode {
 }
 
 /// Whose numbers processes are known by: those that /proc shows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PidNamespace {
     /// Address of the kernel's structure; 0 for the first namespace, whose numbers are the kernel's own.
     pub address: u64,

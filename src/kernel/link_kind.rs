@@ -1,11 +1,13 @@
 //! Which kind of link attaches probes.
 
+use serde::{Deserialize, Serialize};
+
 use libbpf_rs::btf::{self, Btf};
 
 use crate::config::model::AttachMode;
 
 /// Which kind of link is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Attach {
     /// One link for all sites of a file.
     Multi,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
+use super::held::detach;
 use super::link_kind::Attach;
 use super::load::Kernel;
 use super::placed::{How, Placed};
@@ -97,20 +98,4 @@ impl Kind {
             How::InSession => false,
         }
     }
-}
-
-/// Detaching waits for the kernel, so many links are dropped at once.
-pub fn detach(links: Vec<Link>) {
-    const THREADS: usize = 32;
-    if links.len() < 2 {
-        return;
-    }
-    let each = links.len().div_ceil(THREADS);
-    let mut links = links;
-    std::thread::scope(|scope| {
-        while !links.is_empty() {
-            let some = links.split_off(links.len().saturating_sub(each));
-            scope.spawn(move || drop(some));
-        }
-    });
 }

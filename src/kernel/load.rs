@@ -6,26 +6,30 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput};
+use serde::{Deserialize, Serialize};
 
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::filters::{self, Filter, Numbers};
+use super::held::{Held, release};
 use super::link_kind::Attach;
 use super::misses::{Loaded, loaded};
+use super::pinned_maps::{pin_maps, reuse};
 use super::placed::{How, Placed};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, child_key, member_key, site, site_flag};
+use crate::abi::{Plain, bytes_of, child_key, filter, member_key, site, site_flag};
 use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
+use crate::pins::Pins;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
@@ -59,8 +63,26 @@ pub struct Kernel {
     limit: u32,
     shared: Shared,
     numbers: Numbers,
+    pins: Option<Arc<Pins>>,
+    shape: Shape,
     /// What writes down whom processes start.
-    _family: Vec<Link>,
+    family: Vec<Held>,
+}
+
+/// What was decided when the programs were loaded, and has to stay as it is for those who take them over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    sessions: bool,
+    shards: u32,
+    attach: Attach,
+    namespace: PidNamespace,
+}
+
+/// Where maps and links stay when the exporter ends, and what is there of an earlier one.
+#[derive(Debug, Clone)]
+pub(crate) struct Pinning {
+    pub pins: Arc<Pins>,
+    pub taken: Option<Shape>,
 }
 
 impl fmt::Debug for Kernel {
@@ -80,25 +102,47 @@ impl Kernel {
         attach: Attach,
         namespace: PidNamespace,
     ) -> Result<Self, KernelError> {
+        Self::load_pinned(plan, layout, attach, namespace, None)
+    }
+
+    /// As [`Kernel::load`], with maps and links that stay, or that have stayed.
+    ///
+    /// # Errors
+    /// As there, and if what has stayed does not fit.
+    pub(crate) fn load_pinned(
+        plan: &Plan,
+        layout: &Layout,
+        attach: Attach,
+        namespace: PidNamespace,
+        pinning: Option<&Pinning>,
+    ) -> Result<Self, KernelError> {
+        if let Some(shape) = pinning.and_then(|pinning| pinning.taken) {
+            if (shape.attach, shape.namespace) != (attach, namespace) {
+                return Err(unfit("it was made with another way to attach, or in another pid namespace"));
+            }
+            return Self::load_with(plan, layout, shape, pinning);
+        }
+        let shape = |sessions| Shape { sessions, shards: shards(layout.kernel.slots), attach, namespace };
         let wants_sessions = plan.probes.iter().any(|probe| by_trampoline(probe) && probe.span.is_some());
         if attach == Attach::Multi && wants_sessions {
             // Their functions have had other forms in other kernels; where these are refused, returns have links of
             // their own.
-            match Self::load_with(plan, layout, attach, namespace, true) {
+            match Self::load_with(plan, layout, shape(true), pinning) {
                 Ok(kernel) => return Ok(kernel),
                 Err(why) => log::debug!("session uprobes are not available: {why}"),
             }
         }
-        Self::load_with(plan, layout, attach, namespace, false)
+        Self::load_with(plan, layout, shape(false), pinning)
     }
 
     fn load_with(
         plan: &Plan,
         layout: &Layout,
-        attach: Attach,
-        namespace: PidNamespace,
-        sessions: bool,
+        shape: Shape,
+        pinning: Option<&Pinning>,
     ) -> Result<Self, KernelError> {
+        let Shape { sessions, shards, attach, namespace } = shape;
+        let taken = pinning.filter(|pinning| pinning.taken.is_some());
         let tables = Tables::new(plan, layout);
         let numbers = Numbers::of(plan);
         log_libbpf();
@@ -108,7 +152,6 @@ impl Kernel {
         open.progs.probe_multi.set_autoload(attach == Attach::Multi);
         open.progs.probe_perf.set_autoload(attach == Attach::Perf);
         open.progs.probe_session.set_autoload(sessions);
-        let shards = shards(layout.kernel.slots);
         size(&mut open, plan, layout, &tables, &numbers, shards).map_err(loading)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
@@ -119,16 +162,32 @@ impl Kernel {
         let has_families = !numbers.families.is_empty();
         open.progs.family_forked.set_autoload(has_families);
         open.progs.family_ended.set_autoload(has_families);
+        if let Some(Pinning { pins, .. }) = taken {
+            reuse(open.open_object_mut(), pins).map_err(|why| unfit(&format!("{why:#}")))?;
+        }
         let skel = open.load().map_err(loading)?;
-        fill(&skel.maps.globs, &numbers.globs).map_err(loading)?;
-        let family =
-            [&skel.progs.family_forked, &skel.progs.family_ended].into_iter().filter(|_| has_families);
-        let family = family.map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>().map_err(loading)?;
-        fill(&skel.maps.probes, &tables.probes).map_err(loading)?;
-        fill(&skel.maps.actions, &tables.actions).map_err(loading)?;
-        fill(&skel.maps.patterns, &tables.patterns).map_err(loading)?;
-        fill(&skel.maps.bounds, &tables.bounds).map_err(loading)?;
-        fill(&skel.maps.interners, &tables.interners).map_err(loading)?;
+        if taken.is_none() {
+            fill_all(&skel, &tables, &numbers).map_err(loading)?;
+        }
+        let mut family = Vec::new();
+        if has_families {
+            let programs =
+                [("family_forked", &skel.progs.family_forked), ("family_ended", &skel.progs.family_ended)];
+            for (name, program) in programs {
+                family.push(match taken {
+                    Some(Pinning { pins, .. }) => Held::open(&pins.link(name)).map_err(loading)?,
+                    None => Held::new(program.attach().map_err(loading)?),
+                });
+                if let Some((Pinning { pins, .. }, link)) = pinning.zip(family.last_mut())
+                    && taken.is_none()
+                {
+                    link.pin(&pins.link(name)).map_err(pinning_failed)?;
+                }
+            }
+        }
+        if let Some(Pinning { pins, taken: None }) = pinning {
+            pin_maps(skel.object(), pins).map_err(pinning_failed)?;
+        }
         let programs = loaded(&skel.progs, attach, sessions);
         let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
             KernelError {
@@ -144,7 +203,9 @@ impl Kernel {
             limit: plan.settings.limits.starts,
             shared,
             numbers,
-            _family: family,
+            pins: pinning.map(|pinning| pinning.pins.clone()),
+            shape,
+            family,
         })
     }
 
@@ -229,6 +290,55 @@ impl Kernel {
         })
     }
 
+    /// What those have to know who take the programs' maps and links over.
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Where maps and links stay when the exporter ends; `None`: nowhere.
+    pub(crate) fn pins(&self) -> Option<&Arc<Pins>> {
+        self.pins.as_ref()
+    }
+
+    /// Holds a link, which stays when the exporter ends if that is wanted.
+    pub(crate) fn hold(&self, link: Link) -> Held {
+        let mut held = Held::new(link);
+        if let Some(pins) = &self.pins
+            && let Err(err) = held.pin(&pins.link(&pins.new_link()))
+        {
+            log::warn!("a probe is detached when the exporter ends, as it cannot be pinned: {err:#}");
+        }
+        held
+    }
+
+    /// A link that has stayed.
+    ///
+    /// # Errors
+    /// If it is not there any more.
+    pub(crate) fn held(&self, name: &str) -> libbpf_rs::Result<Held> {
+        let none = || libbpf_rs::Error::from(io::Error::from(io::ErrorKind::NotFound));
+        Held::open(&self.pins.as_ref().ok_or_else(none)?.link(name))
+    }
+
+    /// Nothing stays when the exporter ends.
+    pub(crate) fn unpin(&mut self) {
+        release(std::mem::take(&mut self.family));
+        if let Some(pins) = &self.pins
+            && let Err(err) = pins.remove()
+        {
+            log::warn!("{err}");
+        }
+    }
+
+    /// What the table of filters has for the target now: the edition, and since when its one process runs.
+    pub(crate) fn filter_now(&self, target: usize) -> (u32, u64) {
+        let key = (target as u32).to_ne_bytes();
+        let row = self.skel.maps.filters.lookup(&key, MapFlags::ANY).ok().flatten().unwrap_or_default();
+        let edition = row.get(std::mem::offset_of!(filter, edition)..).and_then(<[u8]>::first_chunk);
+        let began = row.get(std::mem::offset_of!(filter, began)..).and_then(<[u8]>::first_chunk);
+        (edition.map_or(0, |e| u32::from_ne_bytes(*e)), began.map_or(0, |b| u64::from_ne_bytes(*b)))
+    }
+
     pub(super) fn programs(&self) -> &ProbeProgs<'static> {
         &self.skel.progs
     }
@@ -251,6 +361,29 @@ impl Kernel {
         self.skel.progs.clock.test_run(ProgramInput::default()).ok()?;
         Some(self.shared.control.clock())
     }
+}
+
+/// Why what has stayed is not taken over.
+fn unfit(why: &str) -> KernelError {
+    KernelError {
+        what: "take over the pinned state".to_string(),
+        why: io::Error::other(why.to_string()).into(),
+        next: String::new(),
+    }
+}
+
+fn pinning_failed(why: libbpf_rs::Error) -> KernelError {
+    let next = "make the state directory writable for this user".to_string();
+    KernelError { what: "pin maps and links".to_string(), why, next }
+}
+
+fn fill_all(skel: &ProbeSkel<'_>, tables: &Tables, numbers: &Numbers) -> libbpf_rs::Result<()> {
+    fill(&skel.maps.globs, &numbers.globs)?;
+    fill(&skel.maps.probes, &tables.probes)?;
+    fill(&skel.maps.actions, &tables.actions)?;
+    fill(&skel.maps.patterns, &tables.patterns)?;
+    fill(&skel.maps.bounds, &tables.bounds)?;
+    fill(&skel.maps.interners, &tables.interners)
 }
 
 fn child(target: usize, pid: u32) -> child_key {

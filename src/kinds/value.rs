@@ -1,9 +1,11 @@
 //! Numbers on their way from slots to series.
 
+use serde::{Deserialize, Serialize};
+
 use crate::exposition::Number;
 
 /// What turns the integer that was read into the metric's unit: `value * mul / div`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     pub mul: f64,
     pub div: f64,
@@ -43,7 +45,7 @@ impl Scale {
 }
 
 /// One series' number in one scrape, which several actions may feed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Total {
     /// Of actions without a scale, exact.
     int: i128,

@@ -4,10 +4,22 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::facts::ProbeFacts;
 use super::registry::{Carried, Family, Registry, Source};
 use crate::exposition::Kind;
+use crate::kinds::Total;
 use crate::plan::{LabelPlan, Plan, Source as ValueSource};
+
+/// See [`Registry::carried`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CarriedSeries {
+    metric: String,
+    key: String,
+    total: Total,
+    counts: Vec<u64>,
+}
 
 impl Registry {
     /// Goes on where another left off. Probes with the same seat in both are the same. What series have got from other probes
@@ -53,6 +65,34 @@ impl Registry {
                 && let Some(other) = old.families.iter().find(is_same)
             {
                 family.carry(other, |key| new_in.contains(&metric) || fed[metric].contains(key));
+            }
+        }
+    }
+
+    /// What series have of probes that are no more, to be written down.
+    pub fn carried(&self) -> Vec<CarriedSeries> {
+        let of = |family: &Family| {
+            let name = family.head.name().to_string();
+            let of_series = |carried: &Carried| CarriedSeries {
+                metric: name.clone(),
+                key: family.series[carried.series as usize].key.to_string(),
+                total: carried.total.clone(),
+                counts: carried.counts.clone(),
+            };
+            family.carried.iter().map(of_series).collect::<Vec<_>>()
+        };
+        self.families.iter().flat_map(of).collect()
+    }
+
+    /// Goes on with what was written down.
+    pub fn carry_on(&mut self, carried: Vec<CarriedSeries>) {
+        for CarriedSeries { metric, key, total, counts } in carried {
+            let Some(family) = self.families.iter_mut().find(|family| family.head.name() == metric) else {
+                continue;
+            };
+            if counts.len() == family.head.buckets() {
+                let series = family.series_of(key.into_boxed_str());
+                family.carried.push(Carried { series, total, counts });
             }
         }
     }

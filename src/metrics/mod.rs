@@ -9,5 +9,6 @@ mod labels;
 pub mod registry;
 pub mod show;
 
+pub use carry::CarriedSeries;
 pub use facts::ProbeFacts;
 pub use registry::{Bank, Registry, Seat, WINDOW};

@@ -9,11 +9,15 @@ mod lint;
 mod part;
 mod profiles;
 mod route;
+mod saved;
 mod scope;
 
 pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
+pub use saved::SavedPlan;
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::model::{
     Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings, Unit,
@@ -49,8 +53,9 @@ impl Plan {
 }
 
 /// An application and the probes to set on its file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TargetPlan {
+    #[serde(skip, default = "Place::none")]
     pub at: Place,
     pub name: String,
     pub selector: Selector,
@@ -59,8 +64,9 @@ pub struct TargetPlan {
 }
 
 /// One probe, the values that are read when it is hit, and what is done with them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbePlan {
+    #[serde(skip, default = "Place::none")]
     pub at: Place,
     pub target: usize,
     /// Probes of one unit are attached and detached together: those of one entry, and where there are many entries of several.
@@ -85,14 +91,14 @@ pub struct ProbePlan {
 }
 
 /// Where in a function a probe is set. A USDT probe is an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hook {
     Entry,
     Return,
 }
 
 /// One end of a span.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanPlan {
     /// Number of the span; both ends have the same.
     pub number: u32,
@@ -108,7 +114,7 @@ pub struct SpanPlan {
 }
 
 /// What is the same at both ends of a span.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pairing {
     /// A call's place on the stack.
     Frame,
@@ -117,7 +123,7 @@ pub enum Pairing {
     Value,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpanEnd {
     /// Keeps the time, and its first values (after the key) for the end.
     Start,
@@ -125,8 +131,9 @@ pub enum SpanEnd {
 }
 
 /// A value that is read at every site of a probe.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ValuePlan {
+    #[serde(skip, default = "Place::none")]
     pub at: Place,
     pub name: String,
     pub source: Source,
@@ -135,7 +142,7 @@ pub struct ValuePlan {
 }
 
 /// Where a value comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// Argument by position.
     Arg(usize),
@@ -169,7 +176,7 @@ pub enum Source {
 }
 
 /// What a value is: as in the configuration, with the length of a `string_len` being another value of the probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueKind {
     Arg(ArgKind),
     /// Text with its length in the value with this index.
@@ -186,7 +193,7 @@ pub enum ValueKind {
 }
 
 /// What is shown of a cgroup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupName {
     Path,
     Container,
@@ -271,7 +278,7 @@ impl ValueKind {
 }
 
 /// One metric as the scrape shows it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MetricPlan {
     pub name: String,
     pub help: String,
@@ -291,8 +298,9 @@ impl MetricPlan {
 }
 
 /// One metric's update by one probe.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ActionPlan {
+    #[serde(skip, default = "Place::none")]
     pub at: Place,
     /// Index into [`Plan::metrics`].
     pub metric: usize,
@@ -307,7 +315,7 @@ pub struct ActionPlan {
 }
 
 /// Where a metric is computed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Route {
     /// It equals the number of hits: nothing to compute.
     Hits,
@@ -316,7 +324,7 @@ pub enum Route {
     Ring(String),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConditionPlan {
     pub value: usize,
     pub op: Op,
@@ -324,7 +332,7 @@ pub struct ConditionPlan {
 }
 
 /// One label of one action.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum LabelPlan {
     Const(String),
     From {
@@ -337,7 +345,7 @@ pub enum LabelPlan {
 }
 
 /// A piece of a log line.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum LogPart {
     Text(String),
     /// Index into the probe's values.

@@ -9,20 +9,22 @@ mod pattern;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::abi;
 pub use belongs::{Belongs, Container, Pod};
 pub(crate) use pattern::Automaton;
 pub use pattern::{Pattern, PatternError};
 
 /// Which processes, and which of their files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selector {
     pub file: FileOf,
     pub who: Who,
 }
 
 /// Which file is probed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileOf {
     /// The one at this path, or that takes its place.
     Path(PathBuf),
@@ -33,14 +35,14 @@ pub enum FileOf {
 }
 
 /// Which processes are meant: all of which every predicate holds, and, if so, those that they have started.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     pub predicates: Vec<Predicate>,
     pub children: bool,
 }
 
 /// What may be asked of a process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Predicate {
     /// It has this number.
     Pid(u32),

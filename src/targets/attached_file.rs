@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::Link;
-
 use super::debug_symbols::{DebugSymbols, debug_symbols, with_names};
 use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
@@ -14,7 +12,7 @@ use super::status::{ProbeState, Status};
 use crate::abi::site_flag;
 use crate::config::model::Point;
 use crate::elf::{Image, SharedSemaphore, SymbolIndex};
-use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind, detach};
+use crate::kernel::{Held, How, Kernel, Lease, Placed, Refusal, RefusalKind, release};
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -28,6 +26,11 @@ pub struct Cookies {
 impl Cookies {
     pub fn new(sites: u32) -> Self {
         Self { free: (0..sites).rev().collect() }
+    }
+
+    /// These are in use.
+    pub(super) fn remove(&mut self, used: &BTreeSet<u32>) {
+        self.free.retain(|number| !used.contains(number));
     }
 
     fn take(&mut self, n: usize) -> Option<Vec<u32>> {
@@ -45,9 +48,9 @@ pub struct AttachedFile {
     /// In the target's order.
     pub probes: Vec<Outcome>,
     /// Each with the unit of the probes that it is of.
-    links: Vec<(usize, Link)>,
+    pub(super) links: Vec<(usize, Held)>,
     /// Likewise.
-    cookies: Vec<(usize, u32)>,
+    pub(super) cookies: Vec<(usize, u32)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     /// Offsets of all sites.
@@ -55,14 +58,19 @@ pub struct AttachedFile {
     /// Whether it was looked at what processes that ran it already have made of its code.
     pub is_code_checked: bool,
     /// Places in the file's code that no process ever runs.
-    idle: Vec<u64>,
+    pub(super) idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
-    unread: bool,
+    pub(super) unread: bool,
     again: Again,
     /// When it was attached to, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub attached_at: u64,
     /// No process that is meant runs it any more: whether some other does is looked up again and again.
-    unused: Option<Unused>,
+    pub(super) unused: Option<Unused>,
+    /// An earlier exporter attached to it, and nobody holds its lease since.
+    pub is_taken_over: bool,
+    /// Of such a file, the sites that were refused for a reason that can pass: position of the probe, offset, and whether it
+    /// is a return.
+    pub(super) open: Vec<(usize, u64, bool)>,
     /// Keeps writers waiting, where the file system has that; given back last.
     pub lease: Option<Lease>,
 }
@@ -100,10 +108,10 @@ impl Again {
 
 /// What is known of a file that no process is known to run.
 #[derive(Debug)]
-struct Unused {
+pub(super) struct Unused {
     since: Instant,
     /// Another file has taken its place.
-    is_replaced: bool,
+    pub(super) is_replaced: bool,
     check: Again,
 }
 
@@ -133,12 +141,20 @@ impl AttachedFile {
         lease: Option<Lease>,
         cookies: &mut Cookies,
     ) -> Self {
-        let mut made = Self {
-            display: found.display.clone(),
-            identity: found.identity,
-            stamp: found.stamp,
+        let mut made = Self::new(found.display.clone(), found.identity, found.stamp);
+        made.lease = lease;
+        made.read_and_attach(context, found, cookies);
+        made.attached_at = monotonic();
+        made
+    }
+
+    pub(super) fn new(display: String, identity: Identity, stamp: Stamp) -> Self {
+        Self {
+            display,
+            identity,
+            stamp,
             probes: Vec::new(),
-            lease,
+            lease: None,
             links: Vec::new(),
             cookies: Vec::new(),
             shared_semaphores: Vec::new(),
@@ -149,10 +165,9 @@ impl AttachedFile {
             again: Again::new(),
             attached_at: 0,
             unused: None,
-        };
-        made.read_and_attach(context, found, cookies);
-        made.attached_at = monotonic();
-        made
+            is_taken_over: false,
+            open: Vec::new(),
+        }
     }
 
     fn read_and_attach(&mut self, context: AttachContext<'_>, found: &TargetFile, cookies: &mut Cookies) {
@@ -166,7 +181,7 @@ impl AttachedFile {
 
     /// Whether something was refused for a reason that can pass.
     pub fn wants_retry(&self) -> bool {
-        self.unread || self.probes.iter().any(|probe| !probe.open.is_empty())
+        self.unread || !self.open.is_empty() || self.probes.iter().any(|probe| !probe.open.is_empty())
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
@@ -178,6 +193,7 @@ impl AttachedFile {
         if self.unread {
             self.read_and_attach(context, found, cookies);
         } else if let Ok(file) = found.open() {
+            self.reopen(context, found, &file);
             let open = self.probes.iter_mut().enumerate();
             let sites =
                 open.flat_map(|(at, probe)| probe.open.drain(..).map(move |(site, _)| (at, site))).collect();
@@ -187,7 +203,7 @@ impl AttachedFile {
     }
 
     /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
-    fn resolve(
+    pub(super) fn resolve(
         &mut self,
         context: AttachContext<'_>,
         found: &TargetFile,
@@ -302,7 +318,7 @@ impl AttachedFile {
             let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
             context.kernel.attach(file, &placed, &self.idle)
         };
-        self.links.extend(attached.links.into_iter().map(|link| (unit, link)));
+        self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
         if attached.beside > 0 {
             log::info!(
                 "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
@@ -330,7 +346,7 @@ impl AttachedFile {
     /// Takes the probes out of the file. Site numbers are given back only then: until it is detached, a hit could
     /// still name them.
     pub fn detach(&mut self, cookies: &mut Cookies) {
-        detach(self.links.drain(..).map(|(_, link)| link).collect());
+        release(self.links.drain(..).map(|(_, link)| link).collect());
         self.shared_semaphores.clear();
         self.offsets.clear();
         cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
@@ -350,11 +366,24 @@ impl AttachedFile {
     /// their positions.
     pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool], cookies: &mut Cookies) {
         let gone = self.links.extract_if(.., |(unit, _)| units.contains(unit));
-        detach(gone.map(|(_, link)| link).collect());
+        release(gone.map(|(_, link)| link).collect());
         let gone = self.cookies.extract_if(.., |(unit, _)| units.contains(unit));
         cookies.free.extend(gone.map(|(_, cookie)| cookie));
-        let mut is_left = is_left.iter();
-        self.probes.retain(|_| is_left.next().copied().unwrap_or(true));
+        let mut kept = 0;
+        let positions: Vec<Option<usize>> = (0..self.probes.len())
+            .map(|at| {
+                let is_kept = is_left.get(at).copied().unwrap_or(true);
+                kept += usize::from(is_kept);
+                is_kept.then(|| kept - 1)
+            })
+            .collect();
+        self.open.retain_mut(|(at, ..)| {
+            let now = positions.get(*at).copied().flatten();
+            *at = now.unwrap_or(*at);
+            now.is_some()
+        });
+        let mut is_kept = positions.iter().map(Option::is_some);
+        self.probes.retain(|_| is_kept.next().unwrap_or(true));
     }
 
     /// Notes that no process that is meant runs the file.

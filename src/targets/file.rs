@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::kernel::Inode;
 use crate::regular;
 
@@ -57,7 +59,7 @@ pub(super) fn key(meta: &fs::Metadata) -> (u64, u64) {
 pub type Identity = Inode;
 
 /// Which contents it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Seconds and nanoseconds.
     modified: (i64, i64),

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::attached_file::{AttachContext, AttachedFile};
-use super::file::{Identity, TargetFile};
+use super::file::{Identity, Stamp, TargetFile};
+use super::find::Finder;
 use super::outcome::Outcome;
 use super::status::ProbeState;
 use super::upgrade::lease;
 use super::worker::Worker;
-use crate::kernel::Filter;
+use crate::kernel::{Breaks, Filter};
 use crate::plan::{Plan, TargetPlan};
 
 /// Walks for the children of one target, at most: one that finds no more ends it.
@@ -23,7 +24,7 @@ impl Worker {
             return;
         }
         // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
-        let known = self.targets[target].filter.as_ref().map_or(0, Filter::began);
+        let known = self.targets[target].filter.as_ref().map_or(self.targets[target].began, Filter::began);
         let began = match who.pid() {
             Some(pid) if known == 0 => self.finder.began(pid),
             _ => known,
@@ -157,12 +158,21 @@ impl Worker {
         };
         state.missing = None;
         let mut changed = false;
+        let mut written = None;
         let known = std::mem::take(&mut state.current);
         let context =
             AttachContext { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
                 Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
+                    if old.is_taken_over
+                        && let Err(why) = guard(&mut old, file, &self.watch.breaks, &mut self.finder)
+                    {
+                        old.detach(&mut self.cookies);
+                        self.finder.forget_executed(old.identity);
+                        (changed, written) = (true, why);
+                        continue;
+                    }
                     old.stamp = file.stamp;
                     if old.retry(context, file, &mut self.cookies) {
                         announce(&self.plan, planned, file, &old, false);
@@ -185,7 +195,6 @@ impl Worker {
             }
         }
         let elsewhere = files.iter().any(|file| file.is_library);
-        let mut written = None;
         for file in &files {
             let state = &mut self.targets[target];
             if state.current.iter().any(|known| known.identity == file.identity) {
@@ -266,6 +275,22 @@ impl Worker {
             self.status.set(*probe, state, [sites, refused], unsigned);
         }
     }
+}
+
+/// Takes the lease on a file that an earlier exporter attached to.
+///
+/// # Errors
+/// If it is being written, why it has to wait, or `None` if it was written meanwhile.
+fn guard(
+    old: &mut AttachedFile,
+    file: &TargetFile,
+    breaks: &Breaks,
+    finder: &mut Finder,
+) -> Result<(), Option<String>> {
+    old.lease = lease(breaks, finder, file).map_err(Some)?;
+    old.is_taken_over = false;
+    let now = file.open().and_then(|file| file.metadata());
+    if now.is_ok_and(|now| Stamp::of(&now) == old.stamp) { Ok(()) } else { Err(None) }
 }
 
 /// With `elsewhere`, what this file lacks is in libraries that its process has loaded.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::attached_file::{AttachedFile, Cookies};
 use super::follow::ProcessNews;
+use super::record::Beginning;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, KernelError, Shared};
+use crate::kernel::{Attach, Guard, KernelError, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileOf, Selector};
@@ -44,6 +45,16 @@ impl ProbeManager {
     /// # Errors
     /// If the kernel refuses the programs, or the thread cannot be made.
     pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
+        Self::begin(plan, layout, attach, Beginning::default())
+    }
+
+    /// As [`ProbeManager::start`]; what is attached may stay when the exporter ends, or may have stayed.
+    pub(crate) fn begin(
+        plan: Arc<Plan>,
+        layout: Arc<Layout>,
+        attach: Attach,
+        beginning: Beginning,
+    ) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
         let (ready, started) = sync_channel(1);
         let failed = |why: io::Error| KernelError {
@@ -56,12 +67,15 @@ impl ProbeManager {
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
             .name("probe-manager".to_string())
-            .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped) {
+            .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped, beginning) {
                 Err(why) => {
                     let _ = ready.send(Err(why));
                 }
                 Ok(mut worker) => {
                     worker.look(true);
+                    // The leases are taken.
+                    worker.guard.iter().for_each(Guard::take_charge);
+                    worker.keep();
                     let _ = ready.send(Ok(worker.kernel.shared()));
                     worker.run(&ordered);
                 }
@@ -119,6 +133,7 @@ impl Worker {
             }
             for (probes, done) in orders.try_iter() {
                 self.retire(&probes);
+                self.keep();
                 let _ = done.try_send(());
             }
             self.prepare(&news.beside);
@@ -154,6 +169,12 @@ impl Worker {
                 self.look(walk);
             }
             self.watch.answer(&news);
+            self.keep_if_changed();
+        }
+        self.keep();
+        if self.kernel.pins().is_some_and(|pins| !pins.is_over()) {
+            // What is pinned stays.
+            return;
         }
         // Or the kernel could not lower them.
         self.raise_all_semaphores();
@@ -170,6 +191,8 @@ impl Worker {
                 scope.spawn(|| attached.detach(&mut Cookies::new(0)));
             }
         });
+        self.guard.iter_mut().for_each(Guard::end);
+        self.kernel.unpin();
     }
 
     /// Takes probes out of all files, and out of the plan.

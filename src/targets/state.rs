@@ -36,6 +36,8 @@ pub(super) struct TargetState {
     pub(super) editions: u32,
     /// When breakpoints that the kernel did not know ended processes, by what they ran.
     pub(super) trapped: Vec<(Identity, Instant)>,
+    /// When its one process began, as an earlier exporter knew it.
+    pub(super) began: u64,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,
     pub(super) meter: Meter,

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::kernel::Sweep;
 use crate::metrics::{ProbeFacts, Seat};
 use crate::plan::Plan;
@@ -17,7 +19,7 @@ pub struct Status {
 }
 
 /// What is counted of targets.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TargetCounts {
     /// How often all of /proc was looked through.
     pub walks: u64,
@@ -30,7 +32,7 @@ pub struct TargetCounts {
 }
 
 /// What was measured of a target's processes so far, while they hit its probes.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Seconds of processor time.
     pub cpu: f64,
@@ -65,7 +67,7 @@ pub struct ProbeStatus {
     pub seen: ProbeFacts,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeState {
     /// The target's file or process is not there yet.
     Waiting(String),
@@ -114,6 +116,14 @@ pub struct Ticks {
     /// Seconds since 1970.
     pub unix: f64,
     pub hz: f64,
+}
+
+/// See [`Status::memory`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Memory {
+    functions: Vec<Vec<String>>,
+    expired: Vec<u64>,
+    targets: TargetCounts,
 }
 
 impl Status {
@@ -243,6 +253,28 @@ impl Status {
             names.len() - 1
         });
         u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// What is remembered of functions, spans and targets, for an exporter that goes on from here.
+    pub(super) fn memory(&self) -> Memory {
+        let functions = self.lock().iter().map(|probe| probe.seen.functions.to_vec()).collect();
+        let expired = self.lock_spans().iter().map(|span| span.expired).collect();
+        Memory { functions, expired, targets: self.targets() }
+    }
+
+    /// Goes on from what an earlier exporter remembered.
+    pub(super) fn recall(&self, memory: Memory) {
+        for (probe, functions) in self.lock().iter_mut().zip(memory.functions) {
+            probe.seen.functions = Arc::new(functions);
+        }
+        for (span, expired) in self.lock_spans().iter_mut().zip(memory.expired) {
+            span.expired = expired;
+        }
+        let mut targets = self.lock_targets();
+        let lengths = |of: &TargetCounts| [of.reattached.len(), of.unprobed.len(), of.usage.len()];
+        if lengths(&memory.targets) == lengths(&targets) {
+            *targets = memory.targets;
+        }
     }
 
     /// Of each span, by number: how many starts were open at the latest look, and how many were forgotten so far.

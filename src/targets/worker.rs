@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use super::attached_file::Cookies;
 use super::file::Identity;
 use super::find::Finder;
+use super::record::{Beginning, Signature};
 use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
 use crate::config::model::Point;
-use crate::kernel::{Attach, Clock, Files, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
+use crate::kernel::{Attach, Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
 use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan};
 use crate::selectors::{FileOf, Selector};
@@ -40,6 +41,15 @@ pub(super) struct Worker {
     pub(super) fresh: Vec<(u32, Identity)>,
     /// Starts that found no room so far.
     pub(super) starts_refused: u64,
+    /// What looks after files with pinned probes when no exporter does.
+    pub(super) guard: Option<Guard>,
+    /// The fingerprint of how series are laid out.
+    pub(super) layout: String,
+    /// When that was, and what tells whether there is something new.
+    pub(super) last_kept: Instant,
+    pub(super) signature: Signature,
+    /// What was written down last for the next exporter.
+    pub(super) kept: String,
 }
 
 impl Worker {
@@ -49,6 +59,7 @@ impl Worker {
         attach: Attach,
         status: Arc<Status>,
         stopped: UnixStream,
+        beginning: Beginning,
     ) -> Result<Self, KernelError> {
         let failed = |what: &str, err: io::Error, next: &str| KernelError {
             what: what.to_string(),
@@ -65,7 +76,19 @@ impl Worker {
                  the id 0"
             );
         }
-        let kernel = Kernel::load(&plan, layout, attach, namespace)?;
+        let kernel = Kernel::load_pinned(&plan, layout, attach, namespace, beginning.pinning.as_ref())?;
+        let guard = kernel.pins().and_then(|pins| {
+            let started = Guard::start(pins);
+            let tell = |err: &KernelError| {
+                log::warn!(
+                    "`state: pinned`: while no exporter runs, do not overwrite a traced file in place, or the program can \
+                     crash at its next start; replace it by renaming. The kernel refuses the program that would \
+                     prevent it ({:#})",
+                    err.why
+                );
+            };
+            started.inspect_err(tell).ok()
+        });
         let watch = Watch::new(stopped)
             .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances"))?;
         let usdt_of = |target: &TargetPlan| {
@@ -92,7 +115,7 @@ impl Worker {
                 FileOf::Library(_) => true,
             });
         let finder = Finder::new(files, &selectors, events, needs_libraries);
-        let worker = Self {
+        let mut worker = Self {
             plan,
             kernel,
             status,
@@ -108,8 +131,16 @@ impl Worker {
             selectors,
             fresh: Vec::new(),
             starts_refused: 0,
+            guard,
+            layout: layout.fingerprint(),
+            last_kept: Instant::now(),
+            signature: Signature::new(),
+            kept: String::new(),
         };
         worker.name_candidates();
+        if let Some(record) = beginning.record {
+            worker.take_over(record);
+        }
         Ok(worker)
     }
 }

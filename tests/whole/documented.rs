@@ -43,6 +43,7 @@ const RULES: &[(&str, Rule)] = &[
     ("exporter probes /usr/local/bin/bitcoind", Prints("block_reconstructed")),
     ("exporter dashboard --alerts FILE", Prints("- alert: ExporterDown")),
     ("exporter dashboard FILE", Prints("fibre_last_block_height")),
+    ("exporter unpin", Prints("nothing is pinned")),
     ("exporter profiles NAME", Prints("profile: fibre")),
     ("exporter profiles", Prints("postgresql")),
     ("exporter hash-password", Prints("$2")),

@@ -18,7 +18,7 @@ fn traces_forms(place: &Place, forms: &std::path::Path) -> Exporter {
     exporter
 }
 
-fn forms_config(forms: &std::path::Path) -> String {
+pub fn forms_config(forms: &std::path::Path) -> String {
     format!(
         "targets:\n\
          - name: forms\n  \
@@ -206,10 +206,10 @@ fn nothing_of_it_is_left_in_the_kernel_however_it_ends() {
 }
 
 /// Links, programs and maps, by their numbers, which the kernel does not give twice.
-type Held = BTreeSet<(&'static str, u32)>;
+pub type Held = BTreeSet<(&'static str, u32)>;
 
 /// Those that the process holds.
-fn held_in_kernel(pid: u32) -> Held {
+pub fn held_in_kernel(pid: u32) -> Held {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
     let texts = descriptors.map(|at| std::fs::read_to_string(at.expect("a descriptor").path()));
     let mut held = Held::new();
@@ -224,7 +224,7 @@ fn held_in_kernel(pid: u32) -> Held {
 }
 
 /// Those that there are.
-fn all_in_kernel() -> Held {
+pub fn all_in_kernel() -> Held {
     let links = LinkInfoIter::default().map(|link| ("link_id:", link.id));
     let programs = ProgInfoIter::default().map(|program| ("prog_id:", program.id));
     let maps = MapInfoIter::default().map(|map| ("map_id:", map.id));

@@ -11,7 +11,7 @@ use crate::support::http;
 use crate::support::program::{compile, run};
 
 /// Calls its functions until its input ends, some 100,000 times a second each, and says how often.
-const STEADY: &str = r#"
+pub const STEADY: &str = r#"
 #include <stdio.h>
 #include <poll.h>
 #include <unistd.h>
@@ -46,14 +46,14 @@ int main(int argc, char **argv) {
 }
 "#;
 
-struct Steady {
+pub struct Steady {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
 }
 
 impl Steady {
     /// It has made some thousand calls when this returns.
-    fn start(program: &Path) -> Self {
+    pub fn start(program: &Path) -> Self {
         let mut child = Command::new(program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -64,7 +64,7 @@ impl Steady {
         Self { child, output }
     }
 
-    fn end(mut self) -> f64 {
+    pub fn end(mut self) -> f64 {
         self.child.stdin.take().expect("its input").write_all(b"\n").expect("end the program");
         let mut calls = String::new();
         self.output.read_line(&mut calls).expect("its calls");
@@ -74,12 +74,12 @@ impl Steady {
 }
 
 /// A configuration of one target.
-fn target(binary: &Path, probes: &[&str]) -> String {
+pub fn target(binary: &Path, probes: &[&str]) -> String {
     let target = "node_name: test\ntargets:\n  - name: t\n    binary: ";
     format!("{target}{}\n    probes:\n{}", binary.display(), probes.concat())
 }
 
-fn write(place: &Place, exporter: &Exporter, yaml: &str) {
+pub fn write(place: &Place, exporter: &Exporter, yaml: &str) {
     let ports = format!("metrics_port: {}\nhealth_port: {}\n", exporter.port, exporter.health_port);
     place.write("config.yaml", &format!("{yaml}{ports}"));
 }
@@ -89,14 +89,14 @@ fn post(exporter: &Exporter, more: &[&str]) -> (u16, String) {
     http::answer(command.args(["--request", "POST"]).args(more)).expect("an answer")
 }
 
-fn compiled(place: &Place, source: &str) -> PathBuf {
+pub fn compiled(place: &Place, source: &str) -> PathBuf {
     compile("gcc", "program.c", source, &[], &place.path("."))
 }
 
-const COUNTED: &str = "      - function: counted\n        metrics: [counter: counted_total]\n";
-const TIMED: &str = "      - function: timed\n        metrics: [{ histogram: timed_seconds, value: duration, buckets: [1] }]\n";
-const OTHER: &str = "      - function: other\n        metrics: [counter: other_total]\n";
-const OTHER_BY_NAME: &str =
+pub const COUNTED: &str = "      - function: counted\n        metrics: [counter: counted_total]\n";
+pub const TIMED: &str = "      - function: timed\n        metrics: [{ histogram: timed_seconds, value: duration, buckets: [1] }]\n";
+pub const OTHER: &str = "      - function: other\n        metrics: [counter: other_total]\n";
+pub const OTHER_BY_NAME: &str =
     "      - function: other\n        metrics: [{ counter: named_total, labels: { comm: comm } }]\n";
 const OTHER_TIMED: &str = "      - function: other\n        metrics: [{ histogram: other_seconds, value: duration, buckets: [1] }]\n";
 

@@ -1,0 +1,92 @@
+//! Keeps traced files from being written over while their probes are pinned and no exporter runs: see `bpf/guard.bpf.c`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::mem::MaybeUninit;
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, ProgramInput};
+
+use super::error::{KernelError, loading};
+use super::held::{Held, release};
+use super::pinned_maps::{pin_maps, reuse};
+use crate::abi::guard::generated::{GuardSkel, GuardSkelBuilder};
+use crate::pins::Pins;
+
+/// The loaded programs, whose links and maps are pinned.
+pub(crate) struct Guard {
+    skel: GuardSkel<'static>,
+    links: Vec<Held>,
+    files: BTreeSet<u64>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// Loads and attaches the programs, or goes on with those that have stayed.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn start(pins: &Pins) -> Result<Self, KernelError> {
+        // One small allocation for the life of the process; it lets the programs move between threads.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let is_taken = pins.map("guarded").symlink_metadata().is_ok();
+        let mut open = GuardSkelBuilder::default().open(storage).map_err(loading)?;
+        if is_taken {
+            reuse(open.open_object_mut(), pins).map_err(|err| loading(err.into()))?;
+        }
+        let skel = open.load().map_err(loading)?;
+        let programs = [
+            ("guardian_ended", &skel.progs.guardian_ended),
+            ("guard_truncate", &skel.progs.guard_truncate),
+            ("guard_open", &skel.progs.guard_open),
+        ];
+        let mut links = Vec::new();
+        for (name, program) in programs {
+            let path = pins.link(name);
+            links.push(match path.symlink_metadata() {
+                Ok(_) => Held::open(&path).map_err(loading)?,
+                Err(_) => {
+                    let mut link = Held::new(program.attach().map_err(loading)?);
+                    link.pin(&path).map_err(loading)?;
+                    link
+                }
+            });
+        }
+        if !is_taken {
+            pin_maps(skel.object(), pins).map_err(loading)?;
+        }
+        let files =
+            skel.maps.guarded.keys().filter_map(|key| key.first_chunk().map(|key| u64::from_ne_bytes(*key)));
+        let files = files.collect();
+        Ok(Self { skel, links, files })
+    }
+
+    /// From now on this process looks after the files, by leases.
+    pub fn take_charge(&self) {
+        if let Err(err) = self.skel.progs.take_charge.test_run(ProgramInput::default()) {
+            log::warn!("traced files cannot be written while the exporter runs: {err:#}");
+        }
+    }
+
+    /// These files, by the addresses of their inodes, are traced now, and no others.
+    pub fn set_files(&mut self, files: BTreeSet<u64>) {
+        let guarded = &self.skel.maps.guarded;
+        for file in files.difference(&self.files) {
+            if let Err(err) = guarded.update(&file.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY) {
+                log::warn!("a traced file is not guarded while no exporter runs: {err:#}");
+            }
+        }
+        self.files.difference(&files).for_each(|file| drop(guarded.delete(&file.to_ne_bytes())));
+        self.files = files;
+    }
+
+    /// Detaches the programs.
+    pub fn end(&mut self) {
+        release(std::mem::take(&mut self.links));
+    }
+}

@@ -1,0 +1,77 @@
+//! Links that attach probes for as long as they are held, or longer where they are pinned.
+
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::Link;
+
+/// A link. When it is dropped, what it attaches is detached, unless it is pinned: then it stays until [`release`].
+#[derive(Debug)]
+pub struct Held {
+    link: Option<Link>,
+    pin: Option<PathBuf>,
+}
+
+impl Held {
+    pub(super) fn new(link: Link) -> Self {
+        Self { link: Some(link), pin: None }
+    }
+
+    /// From now on it stays when the exporter ends.
+    pub(super) fn pin(&mut self, path: &Path) -> libbpf_rs::Result<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.pin(path)?;
+        self.pin = Some(path.to_path_buf());
+        Ok(())
+    }
+
+    /// The link that is pinned there.
+    pub(super) fn open(path: &Path) -> libbpf_rs::Result<Self> {
+        Ok(Self { link: Some(Link::open(path)?), pin: Some(path.to_path_buf()) })
+    }
+
+    /// What it is called among its bank's links.
+    pub fn name(&self) -> Option<String> {
+        Some(self.pin.as_ref()?.file_name()?.to_string_lossy().into_owned())
+    }
+
+    fn into_link(mut self) -> Option<Link> {
+        if let Some(pin) = self.pin.take()
+            && let Err(err) = std::fs::remove_file(&pin)
+        {
+            log::warn!("failed to remove {}: {err}", pin.display());
+        }
+        self.link.take()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.pin.is_some()
+            && let Some(link) = &mut self.link
+        {
+            // Or libbpf would disable a perf event before it lets go of it.
+            link.disconnect();
+        }
+    }
+}
+
+/// Detaches, whether pinned or not.
+pub fn release(links: Vec<Held>) {
+    detach(links.into_iter().filter_map(Held::into_link).collect());
+}
+
+/// Detaching waits for the kernel, so many links are dropped at once.
+pub fn detach(links: Vec<Link>) {
+    const THREADS: usize = 32;
+    if links.len() < 2 {
+        return;
+    }
+    let each = links.len().div_ceil(THREADS);
+    let mut links = links;
+    std::thread::scope(|scope| {
+        while !links.is_empty() {
+            let some = links.split_off(links.len().saturating_sub(each));
+            scope.spawn(move || drop(some));
+        }
+    });
+}

@@ -1,0 +1,359 @@
+//! The folder: whose it is, who uses it, and what is in it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use rustix::fs::FlockOperation;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::document;
+use super::{PinError, failed};
+
+/// As statfs(2) tells a BPF file system.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Links that are removed at once: the kernel waits for each.
+const THREADS: usize = 32;
+
+const DOCUMENT: &str = "state";
+
+/// The document about packets.
+const PACKETS: &str = "state-packets";
+
+/// The folder of one exporter, which no other one uses as long as this is held.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes it if it is not there.
+    ///
+    /// # Errors
+    /// If it is not on a BPF file system, is not this user's alone, or another exporter uses it.
+    pub fn open(path: &Path) -> Result<Self, PinError> {
+        let what = || format!("use {} for `state: pinned`", path.display());
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let system = rustix::fs::statfs(parent).map_err(io::Error::from);
+        if system.map_err(failed("use", parent))?.f_type as i64 != BPF_FS_MAGIC {
+            let why = format!("{} is not on a BPF file system", parent.display());
+            return Err(PinError::new(
+                what(),
+                why,
+                "mount one (`mount -t bpf bpf /sys/fs/bpf`), or set `state_directory` to a path on one",
+            ));
+        }
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                let next = "make it writable for this user, or make the folder beforehand as this user's own \
+                            (`install -d -m 700 -o USER`)";
+                return Err(PinError::new(what(), err, next));
+            }
+            _ => {}
+        }
+        let about = fs::symlink_metadata(path).map_err(failed("look at", path))?;
+        let user = rustix::process::geteuid().as_raw();
+        if !about.is_dir() || about.uid() != user || about.mode() & 0o077 != 0 {
+            let why = format!(
+                "it must be a directory of user {user} with mode 0700, and is one of user {} with mode {:04o}",
+                about.uid(),
+                about.mode() & 0o7777
+            );
+            let next = "another user's state is not taken over: remove it with `exporter unpin` as root, or set \
+                        `state_directory` to another path";
+            return Err(PinError::new(what(), why, next));
+        }
+        let lock = File::open(path).map_err(failed("open", path))?;
+        let opened = lock.metadata().map_err(failed("look at", path))?;
+        if (opened.dev(), opened.ino()) != (about.dev(), about.ino()) {
+            return Err(PinError::new(what(), "it was replaced meanwhile", "start again"));
+        }
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let next = "stop it, or give this one another `state_directory` or `metrics_port`";
+            return Err(PinError::new(what(), "another exporter uses it", next));
+        }
+        Ok(Self { path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The document about all banks.
+    ///
+    /// # Errors
+    /// If there is something else in its place, or it cannot be understood.
+    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
+        load(&self.path.join(DOCUMENT))
+    }
+
+    /// Writes that document.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
+        save(&self.path.join(DOCUMENT), state)
+    }
+
+    /// What counters of packets were last shown as.
+    ///
+    /// # Errors
+    /// As [`Folder::load`].
+    pub fn load_packets<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
+        load(&self.path.join(PACKETS))
+    }
+
+    /// Writes that down.
+    ///
+    /// # Errors
+    /// As [`Folder::save`].
+    pub fn save_packets<T: Serialize>(&self, shown: &T) -> Result<(), PinError> {
+        save(&self.path.join(PACKETS), shown)
+    }
+
+    /// The bank of this name.
+    pub fn bank(&self, name: &str) -> Pins {
+        Pins::of(self.path.join(name))
+    }
+
+    /// A bank that is new.
+    ///
+    /// # Errors
+    /// If its folders cannot be made.
+    pub fn new_bank(&self) -> Result<Pins, PinError> {
+        let taken: BTreeSet<u32> = names(&self.path).iter().filter_map(|name| name.parse().ok()).collect();
+        let number = taken.last().map_or(0, |last| last + 1);
+        let pins = Pins::of(self.path.join(number.to_string()));
+        for folder in [pins.folder.clone(), pins.folder.join("maps"), pins.folder.join("links")] {
+            fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed("make", folder))?;
+        }
+        Ok(pins)
+    }
+
+    /// Removes all banks but these, and with an empty list the document too. Their probes are detached.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn remove_but(&self, kept: &[String]) -> Result<(), PinError> {
+        if kept.is_empty() {
+            remove_if_there(&self.path.join(DOCUMENT))?;
+        }
+        for name in names(&self.path) {
+            if name.parse::<u32>().is_ok() && !kept.contains(&name) {
+                remove_tree(&self.path.join(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where one bank's maps and links are.
+#[derive(Debug)]
+pub struct Pins {
+    folder: PathBuf,
+    next: AtomicU32,
+    /// It is not to outlive the exporter.
+    is_over: AtomicBool,
+}
+
+impl Pins {
+    fn of(folder: PathBuf) -> Self {
+        let links = names(&folder.join("links"));
+        let last = links.iter().filter_map(|name| name.parse::<u32>().ok()).max();
+        Self {
+            folder,
+            next: AtomicU32::new(last.map_or(0, |last| last + 1)),
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    /// What the bank is called.
+    pub fn name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Where the map of this name is.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.folder.join("maps").join(name)
+    }
+
+    /// Where the link of this name is.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.folder.join("links").join(name)
+    }
+
+    /// A name that no link has.
+    pub fn new_link(&self) -> String {
+        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// Removes the links that have a number and none of these names: of an exporter that was killed before it wrote them down.
+    pub fn remove_links_but(&self, kept: &BTreeSet<String>) {
+        let folder = self.folder.join("links");
+        let gone = |name: &String| name.parse::<u32>().is_ok() && !kept.contains(name);
+        remove_files(names(&folder).into_iter().filter(gone).map(|name| folder.join(name)).collect());
+    }
+
+    /// The document about this bank.
+    ///
+    /// # Errors
+    /// As [`Folder::load`].
+    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
+        load(&self.folder.join(DOCUMENT))
+    }
+
+    /// Writes that document.
+    ///
+    /// # Errors
+    /// As [`Folder::save`].
+    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
+        save(&self.folder.join(DOCUMENT), state)
+    }
+
+    /// From now on it is not to outlive the exporter.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn remove(&self) -> Result<(), PinError> {
+        remove_tree(&self.folder)
+    }
+}
+
+fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
+    let Some(bytes) = document::read(path)? else { return Ok(None) };
+    let read = serde_json::from_slice(&bytes);
+    read.map(Some).map_err(|err| PinError::new(format!("read {}", path.display()), err, ""))
+}
+
+fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
+    let bytes = serde_json::to_vec(state);
+    let bytes = bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))?;
+    document::write(path, &bytes)
+}
+
+/// Removes all state in the folder, and the folder: everything that it has attached is detached.
+///
+/// # Errors
+/// If an exporter uses it, or it is not one.
+pub fn remove_all(path: &Path) -> Result<(), PinError> {
+    let what = || format!("remove the pinned state in {}", path.display());
+    let about = fs::symlink_metadata(path).map_err(failed("look at", path))?;
+    let system = rustix::fs::statfs(path).map_err(io::Error::from).map_err(failed("look at", path))?;
+    if !about.is_dir() || system.f_type as i64 != BPF_FS_MAGIC {
+        return Err(PinError::new(what(), "it is not a directory on a BPF file system", ""));
+    }
+    let is_ours = |name: &String| name.starts_with(DOCUMENT) || name.parse::<u32>().is_ok();
+    if let Some(other) = names(path).into_iter().find(|name| !is_ours(name)) {
+        return Err(PinError::new(what(), format!("{other} in it is not an exporter's"), "check the path"));
+    }
+    let lock = File::open(path).map_err(failed("open", path))?;
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(PinError::new(what(), "a running exporter uses it", "stop that one first"));
+    }
+    remove_tree(path)
+}
+
+/// Which exporter has written the rest of a document, and whether that can be understood.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MadeBy {
+    pub version: String,
+    pub abi: String,
+}
+
+impl MadeBy {
+    /// This one.
+    pub fn this() -> Self {
+        Self { version: env!("CARGO_PKG_VERSION").to_string(), abi: super::abi() }
+    }
+}
+
+/// What there is in the folder, for people.
+pub fn describe(path: &Path) -> String {
+    let shown = path.display();
+    if !path.exists() {
+        return format!("{shown}: nothing yet");
+    }
+    let is_used = || {
+        let locked = File::open(path)
+            .map(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err());
+        locked.unwrap_or(false)
+    };
+    let used = if is_used() { "in use by a running exporter" } else { "no exporter runs" };
+    match load::<MadeBy>(&path.join(DOCUMENT)) {
+        Err(err) => format!("{shown}: {used}; {err}"),
+        Ok(None) => format!("{shown}: {used}; nothing to take over"),
+        Ok(Some(made_by)) if made_by.abi != super::abi() => {
+            format!("{shown}: {used}; of version {}, which this one cannot take over", made_by.version)
+        }
+        Ok(Some(made_by)) => format!("{shown}: {used}; of version {}", made_by.version),
+    }
+}
+
+/// Folders beside this one that look like another exporter's state which nobody uses now.
+pub fn leftovers(path: &Path) -> Vec<PathBuf> {
+    let Some(parent) = path.parent() else { return Vec::new() };
+    let is_free = |path: &PathBuf| {
+        File::open(path).is_ok_and(|lock| {
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && !names(path).is_empty()
+        })
+    };
+    let all = names(parent).into_iter().filter(|name| name.starts_with("exporter-"));
+    all.map(|name| parent.join(name)).filter(is_free).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+fn remove_if_there(path: &Path) -> Result<(), PinError> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(err)),
+        _ => Ok(()),
+    }
+}
+
+/// Links first, several at once.
+fn remove_tree(folder: &Path) -> Result<(), PinError> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    let mut at = 0;
+    while let Some(folder) = folders.get(at).cloned() {
+        for name in names(&folder) {
+            let path = folder.join(name);
+            if path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+        at += 1;
+    }
+    remove_files(files);
+    folders.iter().rev().try_for_each(|folder| fs::remove_dir(folder).map_err(failed("remove", folder)))
+}
+
+fn remove_files(files: Vec<PathBuf>) {
+    let each = files.len().div_ceil(THREADS).max(1);
+    std::thread::scope(|scope| {
+        for some in files.chunks(each) {
+            scope.spawn(|| some.iter().for_each(|path| drop(fs::remove_file(path))));
+        }
+    });
+}

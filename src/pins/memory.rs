@@ -1,0 +1,94 @@
+//! Memory of the exporter's own that outlives it: what it adds up from events, and the names behind its numbers.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+
+use super::{PinError, Pins};
+use crate::mapping::Mapped;
+use crate::store::{KeptName, NameKeeper};
+
+/// Bytes of a name that are kept; of a longer one the end is lost.
+const NAME_BYTES: usize = 1016;
+
+const KEY_BYTES: usize = 8;
+const VALUE_BYTES: usize = 8 + NAME_BYTES;
+
+/// Names by interner and number.
+#[derive(Debug)]
+pub struct PinnedNames(MapHandle);
+
+impl Pins {
+    /// So many numbers in memory that stays, zero at first, and room for so many names.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or there is other memory than this.
+    pub fn memory(&self, numbers: usize, names: usize) -> Result<(Mapped<AtomicU64>, PinnedNames), PinError> {
+        let path = self.map("user_slots");
+        let failed = |err: &dyn std::fmt::Display| PinError::new(format!("use {}", path.display()), err, "");
+        let entries = u32::try_from(numbers.max(1)).map_err(|err| failed(&err))?;
+        let flags = libbpf_sys::BPF_F_MMAPABLE;
+        let map = open_or_create(&path, MapType::Array, [4, 8, entries], flags)?;
+        let memory = Mapped::new(map.as_fd(), entries as usize).map_err(|err| failed(&err))?;
+        let entries = u32::try_from(names.max(1)).map_err(|err| failed(&err))?;
+        let sizes = [KEY_BYTES as u32, VALUE_BYTES as u32, entries];
+        let flags = libbpf_sys::BPF_F_NO_PREALLOC;
+        let names = open_or_create(&self.map("user_names"), MapType::Hash, sizes, flags)?;
+        Ok((memory, PinnedNames(names)))
+    }
+}
+
+/// Sizes are those of keys and values, and how many there are.
+fn open_or_create(path: &Path, kind: MapType, sizes: [u32; 3], flags: u32) -> Result<MapHandle, PinError> {
+    let failed = |err: &dyn std::fmt::Display| PinError::new(format!("use {}", path.display()), err, "");
+    if path.symlink_metadata().is_ok() {
+        let map = MapHandle::from_pinned_path(path).map_err(|err| failed(&err))?;
+        if map.map_type() != kind || [map.key_size(), map.value_size(), map.max_entries()] != sizes {
+            return Err(failed(&"its size is not the one that is needed"));
+        }
+        return Ok(map);
+    }
+    let opts = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        map_flags: flags,
+        ..Default::default()
+    };
+    let [key, value, entries] = sizes;
+    let mut map = MapHandle::create(kind, Some("exporter_user"), key, value, entries, &opts)
+        .map_err(|err| failed(&err))?;
+    map.pin(path).map_err(|err| failed(&err))?;
+    Ok(map)
+}
+
+fn key(interner: u32, number: u32) -> [u8; KEY_BYTES] {
+    (u64::from(interner) << 32 | u64::from(number)).to_ne_bytes()
+}
+
+impl NameKeeper for PinnedNames {
+    fn keep(&self, interner: u32, number: u32, name: &[u8]) {
+        let kept = &name[..name.len().min(NAME_BYTES)];
+        let mut value = (kept.len() as u64).to_ne_bytes().to_vec();
+        value.extend(kept);
+        value.resize(VALUE_BYTES, 0);
+        if let Err(err) = self.0.update(&key(interner, number), &value, MapFlags::ANY) {
+            log::debug!("failed to keep a name: {err}");
+        }
+    }
+
+    fn forget(&self, interner: u32, number: u32) {
+        let _ = self.0.delete(&key(interner, number));
+    }
+
+    fn all(&self) -> Vec<KeptName> {
+        let read = |key: Vec<u8>| {
+            let at = u64::from_ne_bytes(*key.first_chunk()?);
+            let value = self.0.lookup(&key, MapFlags::ANY).ok()??;
+            let length = u64::from_ne_bytes(*value.first_chunk()?) as usize;
+            let name = value.get(8..)?.get(..length)?.into();
+            Some(KeptName { interner: (at >> 32) as u32, number: at as u32, name })
+        };
+        self.0.keys().filter_map(read).collect()
+    }
+}

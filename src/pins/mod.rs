@@ -1,0 +1,71 @@
+//! What stays in the kernel when the exporter ends: its folder on a BPF file system.
+//!
+//! ```text
+//! /sys/fs/bpf/exporter-9435/      this exporter's own: mode 0700, locked while one runs
+//!     state                       what all banks together are for (a document)
+//!     0/                          one bank: probes that were loaded together
+//!         state                   which files its links are in (a document)
+//!         maps/NAME
+//!         links/NUMBER
+//! ```
+//!
+//! Such a file system holds maps, programs and links only, so a document is a map too.
+
+mod document;
+mod folder;
+mod memory;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use ring::digest::{SHA256, digest};
+
+pub use folder::{Folder, MadeBy, Pins, describe, leftovers, remove_all};
+
+/// What could not be done with pinned state.
+#[derive(Debug)]
+pub struct PinError {
+    /// What was being done, on what.
+    pub what: String,
+    pub why: String,
+    /// What to do next.
+    pub next: String,
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed to {}: {}", self.what, self.why)?;
+        if !self.next.is_empty() {
+            write!(f, "; {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PinError {}
+
+impl PinError {
+    fn new(what: impl Into<String>, why: impl fmt::Display, next: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.to_string(), next: next.into() }
+    }
+}
+
+/// A file or folder in here, and what it could not be used for.
+fn failed(what: &str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PinError {
+    let path = path.into();
+    move |why| PinError::new(format!("{what} {}", path.display()), why, "")
+}
+
+/// Changed by hand when the meaning of documents or tables changes and no text below does.
+const EDITION: u32 = 1;
+
+/// Tells apart the versions whose programs and tables do not mean the same: of the contract with the programs, and of the maps.
+fn abi() -> String {
+    let texts = [
+        include_str!("../../bpf/abi.h"),
+        include_str!("../../bpf/maps.bpf.h"),
+        include_str!("../../bpf/numbers.bpf.h"),
+    ];
+    let hash = digest(&SHA256, format!("{EDITION}{}", texts.concat()).as_bytes());
+    hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,71 @@
+//! A plan as it is written down for an exporter that goes on from here.
+
+use serde::{Deserialize, Serialize};
+
+use super::{MetricPlan, Plan, ProbePlan, TargetPlan};
+use crate::config::model::{Limits, Settings};
+
+/// What of a plan decides what programs and tables mean, with the settings that their sizes come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedPlan {
+    limits: Limits,
+    verbose: bool,
+    targets: Vec<TargetPlan>,
+    probes: Vec<ProbePlan>,
+    metrics: Vec<MetricPlan>,
+    spans: u32,
+}
+
+impl SavedPlan {
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            limits: plan.settings.limits.clone(),
+            verbose: plan.settings.verbose,
+            targets: plan.targets.clone(),
+            probes: plan.probes.clone(),
+            metrics: plan.metrics.clone(),
+            spans: plan.spans,
+        }
+    }
+
+    /// Which setting was another one, if one was that cannot change while the tables stay.
+    pub fn differs_from(&self, settings: &Settings) -> Option<&'static str> {
+        let (before, now) = (&self.limits, &settings.limits);
+        [
+            ("ring.size", before.ring_bytes == now.ring_bytes),
+            ("limits.sites", before.sites == now.sites),
+            ("limits.starts", before.starts == now.starts),
+            ("verbose", self.verbose == settings.verbose),
+        ]
+        .into_iter()
+        .find_map(|(name, is_same)| (!is_same).then_some(name))
+    }
+
+    /// The plan, with the settings of now.
+    ///
+    /// # Errors
+    /// If its numbers lead nowhere.
+    pub fn plan(&self, settings: &Settings) -> Result<Plan, String> {
+        let is_sound = self.probes.iter().all(|probe| {
+            probe.target < self.targets.len()
+                && probe.span.is_none_or(|span| span.number < self.spans)
+                && probe.actions.iter().all(|action| action.metric < self.metrics.len())
+        }) && self
+            .targets
+            .iter()
+            .flat_map(|target| &target.probes)
+            .all(|probe| *probe < self.probes.len());
+        if !is_sound {
+            return Err("its numbers are inconsistent".to_string());
+        }
+        Ok(Plan {
+            settings: settings.clone(),
+            targets: self.targets.clone(),
+            probes: self.probes.clone(),
+            metrics: self.metrics.clone(),
+            spans: self.spans,
+            network: None,
+            warnings: Vec::new(),
+        })
+    }
+}

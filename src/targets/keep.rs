@@ -1,0 +1,210 @@
+//! What is written down of a bank's probes while they are attached, and taken over by the next exporter.
+//!
+//! It is written after every change. An exporter that is killed before that leaves links of which nothing is known: they are
+//! removed; or it names links that are gone: then the file is attached to anew.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use super::attached_file::{AttachContext, AttachedFile};
+use super::file::TargetFile;
+use super::outcome::Outcome;
+use super::record::{BankRecord, ProbeRecord, Record, Role, Signature};
+use super::state::{Candidate, TargetState};
+use super::worker::Worker;
+use crate::kernel::{Held, Refusal, RefusalKind, release};
+use crate::plan::SavedPlan;
+
+/// How long numbers may wait that are no reason of their own to write.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// As [`Worker::keep`], if there may be something new.
+    pub(super) fn keep_if_changed(&mut self) {
+        let is_due = self.last_kept.elapsed() >= PAUSE;
+        if self.kernel.pins().is_some() && (is_due || self.signature() != self.signature) {
+            self.keep();
+        }
+    }
+
+    fn signature(&self) -> Signature {
+        let of = |(target, state): (usize, &TargetState)| {
+            let files = state.current.iter().chain(&state.replaced).chain(&state.without_probes);
+            let files = files.chain(state.candidates.iter().map(|candidate| &candidate.attached));
+            let open = |file: &AttachedFile| file.probes.iter().map(|probe| probe.open.len()).sum::<usize>();
+            files.map(|file| (target, file.links.len(), open(file), file.identity.number)).collect::<Vec<_>>()
+        };
+        self.targets.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Writes down what there is now, if it is to stay.
+    pub(super) fn keep(&mut self) {
+        (self.last_kept, self.signature) = (Instant::now(), self.signature());
+        let Some(pins) = self.kernel.pins().filter(|pins| !pins.is_over()) else { return };
+        if let Some(guard) = &mut self.guard {
+            let files = self.targets.iter_mut().flat_map(TargetState::files_mut);
+            let attached = files.filter(|file| file.is_attached() && file.identity.address != 0);
+            guard.set_files(attached.map(|file| file.identity.address).collect());
+        }
+        let files = self.targets.iter().map(TargetState::records).collect();
+        let record = BankRecord {
+            plan: SavedPlan::of(&self.plan),
+            shape: self.kernel.shape(),
+            layout: self.layout.clone(),
+            files,
+            memory: self.status.memory(),
+        };
+        let text = serde_json::to_string(&record).unwrap_or_default();
+        if text == self.kept {
+            return;
+        }
+        match pins.save(&record) {
+            Ok(()) => self.kept = text,
+            Err(err) => log::error!("the pinned state cannot be taken over later: {err}"),
+        }
+    }
+
+    /// Goes on with what an earlier exporter has attached.
+    pub(super) fn take_over(&mut self, record: BankRecord) {
+        let all = || record.files.iter().flatten().map(|(_, file)| file);
+        let names: BTreeSet<String> =
+            all().flat_map(|file| &file.links).map(|(_, name)| name.clone()).collect();
+        if let Some(pins) = self.kernel.pins() {
+            pins.remove_links_but(&names);
+        }
+        self.status.recall(record.memory);
+        let mut used = BTreeSet::new();
+        for (target, files) in record.files.into_iter().enumerate().take(self.targets.len()) {
+            for (role, file) in files {
+                let opened: Vec<_> =
+                    file.links.iter().map(|(unit, name)| (*unit, self.kernel.held(name))).collect();
+                let (there, gone): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(_, link)| link.is_ok());
+                let links: Vec<_> =
+                    there.into_iter().filter_map(|(unit, link)| Some((unit, link.ok()?))).collect();
+                let name = &self.plan.targets[target].name;
+                if let Some((_, Err(err))) = gone.into_iter().next() {
+                    log::warn!(
+                        "Target {name}: {} is attached anew: a link is not there: {err:#}",
+                        file.display
+                    );
+                    release(links.into_iter().map(|(_, link)| link).collect());
+                    continue;
+                }
+                used.extend(file.cookies.iter().map(|(_, cookie)| *cookie));
+                if !links.is_empty() {
+                    log::info!("Target {name}: took over the probes in {}", file.display);
+                }
+                self.targets[target].put(role, AttachedFile::take_over(file, links));
+            }
+        }
+        self.cookies.remove(&used);
+        for target in 0..self.targets.len() {
+            (self.targets[target].editions, self.targets[target].began) = self.kernel.filter_now(target);
+        }
+        // Or the filters would begin with fewer processes than they have had.
+        self.finder.walk();
+        let plan = self.plan.clone();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            self.publish(target, planned);
+        }
+    }
+}
+
+impl TargetState {
+    fn records(&self) -> Vec<(Role, Record)> {
+        let of =
+            |role, files: &[AttachedFile]| files.iter().map(|file| (role, file.record())).collect::<Vec<_>>();
+        let mut all = of(Role::Current, &self.current);
+        all.extend(of(Role::Replaced, &self.replaced));
+        all.extend(of(Role::WithoutProbes, &self.without_probes));
+        all.extend(self.candidates.iter().map(|candidate| (Role::Candidate, candidate.attached.record())));
+        all
+    }
+
+    fn put(&mut self, role: Role, file: AttachedFile) {
+        if file.is_attached() {
+            self.identities.insert(file.display.clone(), file.identity);
+        }
+        match role {
+            Role::Current => self.current.push(file),
+            Role::Replaced => self.replaced.push(file),
+            Role::WithoutProbes => self.without_probes.push(file),
+            Role::Candidate => self.candidates.push(Candidate { attached: file, since: Instant::now() }),
+        }
+    }
+}
+
+impl AttachedFile {
+    /// What an exporter has to know that takes it over.
+    pub(super) fn record(&self) -> Record {
+        let names = self.links.iter().filter_map(|(unit, link)| Some((*unit, link.name()?)));
+        let probe = |(at, probe): (usize, &Outcome)| {
+            let open = probe.open.iter().map(|(site, _)| (site.offset, site.is_return));
+            let before =
+                self.open.iter().filter(|(of, ..)| *of == at).map(|(_, offset, back)| (*offset, *back));
+            ProbeRecord {
+                probe: probe.probe,
+                state: probe.state.clone(),
+                sites: probe.sites,
+                unsigned: probe.unsigned,
+                unfit: probe.unfit.clone(),
+                open: open.chain(before).collect(),
+            }
+        };
+        Record {
+            display: self.display.clone(),
+            identity: self.identity,
+            stamp: self.stamp,
+            probes: self.probes.iter().enumerate().map(probe).collect(),
+            links: names.collect(),
+            cookies: self.cookies.clone(),
+            shared_semaphores: self.shared_semaphores.clone(),
+            unread: self.unread,
+            attached_at: self.attached_at,
+            unused: self.unused.as_ref().map(|unused| unused.is_replaced),
+        }
+    }
+
+    /// The file as an earlier exporter has left it, with its links.
+    pub(super) fn take_over(record: Record, links: Vec<(usize, Held)>) -> Self {
+        let mut made = Self::new(record.display, record.identity, record.stamp);
+        for (at, probe) in record.probes.into_iter().enumerate() {
+            made.open.extend(probe.open.into_iter().map(|(offset, is_return)| (at, offset, is_return)));
+            made.probes.push(Outcome {
+                probe: probe.probe,
+                state: probe.state,
+                sites: probe.sites,
+                unsigned: probe.unsigned,
+                unfit: probe.unfit,
+                open: Vec::new(),
+            });
+        }
+        made.links = links;
+        made.cookies = record.cookies;
+        made.shared_semaphores = record.shared_semaphores;
+        made.unread = record.unread;
+        made.attached_at = record.attached_at;
+        made.is_taken_over = true;
+        if let Some(is_replaced) = record.unused {
+            made.leave(is_replaced);
+        }
+        made
+    }
+
+    /// Finds again the sites that an earlier exporter could not attach to yet.
+    pub(super) fn reopen(&mut self, context: AttachContext<'_>, found: &TargetFile, file: &File) {
+        let open = std::mem::take(&mut self.open);
+        if open.is_empty() {
+            return;
+        }
+        let mut scratch = Self::new(found.display.clone(), found.identity, found.stamp);
+        for (at, site) in scratch.resolve(context, found, Ok(file)) {
+            if open.contains(&(at, site.offset, site.is_return)) {
+                let refusal = Refusal::new(RefusalKind::Busy, "it was refused before the restart; retrying");
+                self.probes[at].open.push((site, refusal));
+            }
+        }
+        self.idle = scratch.idle;
+    }
+}

@@ -1,0 +1,68 @@
+//! What is written down of a bank's probes while they are attached.
+
+use serde::{Deserialize, Serialize};
+
+use super::file::{Identity, Stamp};
+use super::status::{Memory, ProbeState};
+use crate::elf::SharedSemaphore;
+use crate::kernel::{Pinning, Shape};
+use crate::plan::SavedPlan;
+use crate::unfit::UnfitSite;
+
+/// A bank, as the next exporter has to know it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BankRecord {
+    pub plan: SavedPlan,
+    pub shape: Shape,
+    /// See [`crate::layout::Layout::fingerprint`].
+    pub layout: String,
+    /// By target.
+    pub(super) files: Vec<Vec<(Role, Record)>>,
+    pub(super) memory: Memory,
+}
+
+/// What a file is to its target.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) enum Role {
+    Current,
+    Replaced,
+    WithoutProbes,
+    Candidate,
+}
+
+/// How a bank begins.
+#[derive(Debug, Default)]
+pub(crate) struct Beginning {
+    pub pinning: Option<Pinning>,
+    /// What an earlier exporter has left.
+    pub record: Option<BankRecord>,
+}
+
+/// What is written down of a file that stays attached when the exporter ends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub display: String,
+    pub identity: Identity,
+    pub stamp: Stamp,
+    pub probes: Vec<ProbeRecord>,
+    pub links: Vec<(usize, String)>,
+    pub cookies: Vec<(usize, u32)>,
+    pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    pub unread: bool,
+    pub attached_at: u64,
+    /// Whether another file has its place, if no process that is meant runs it.
+    pub unused: Option<bool>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ProbeRecord {
+    pub probe: usize,
+    pub state: ProbeState,
+    pub sites: usize,
+    pub unsigned: u32,
+    pub unfit: Vec<UnfitSite>,
+    pub open: Vec<(u64, bool)>,
+}
+
+/// Tells, at little cost, whether files, links or refused sites are others than before.
+pub(super) type Signature = Vec<(usize, usize, usize, u64)>;

@@ -1,0 +1,288 @@
+//! `state: pinned`: what is attached stays when the exporter ends, goes on counting, and is taken over.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libbpf_rs::MapCore;
+
+use crate::process::{all_in_kernel, forms_config, held_in_kernel};
+use crate::reload::{COUNTED, OTHER, OTHER_BY_NAME, STEADY, Steady, TIMED, compiled, target};
+use crate::support::demo::{Forms, I32_SITES, program};
+use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, wait_for};
+
+/// A BPF file system of the test's own.
+struct BpfFs(PathBuf);
+
+impl BpfFs {
+    fn mount(place: &Place) -> Self {
+        let at = place.path("bpf");
+        std::fs::create_dir(&at).expect("make a folder");
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&at).status().expect("run mount");
+        assert!(mounted.success());
+        Self(at)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    fn config(&self) -> String {
+        format!("state: pinned\nstate_directory: {}\n", self.state().display())
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        // With all that is pinned in it.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn start(place: &Place, bpf: &BpfFs, program: &Path, probes: &[&str], more: &str) -> Exporter {
+    let yaml = target(program, probes);
+    let exporter = Setup::new(place, yaml).yaml(&bpf.config()).yaml(more).start();
+    exporter.wait_until_ready();
+    exporter
+}
+
+const TAKEN_OVER: &str = "Took over the probes that version";
+
+/// Its series are computed by the exporter, from events.
+const FROM_EVENTS: &str = "      - function: other\n        metrics: [{ counter: globbed_total, labels: { comm: { value: comm, match: { 'no*': no, 'p*g*m': ours } }, tid: tid } }]\n";
+
+#[test]
+fn a_restart_loses_no_hit_however_the_exporter_ends() {
+    for attach in ["auto", "perf"] {
+        let place = Place::new();
+        let bpf = BpfFs::mount(&place);
+        let program = compiled(&place, STEADY);
+        let more = format!("attach: {attach}\n");
+        let probes = [COUNTED, TIMED, OTHER, OTHER_BY_NAME, FROM_EVENTS];
+        let mut exporter = start(&place, &bpf, &program, &probes, &more);
+        let steady = Steady::start(&program);
+        for signal in ["TERM", "KILL"] {
+            let before = exporter.scrape().value("counted_total", &[]);
+            exporter.end(signal);
+            exporter = start(&place, &bpf, &program, &probes, &more);
+            exporter.wait_for_log(TAKEN_OVER);
+            assert!(exporter.scrape().value("counted_total", &[]) >= before);
+        }
+        let calls = steady.end();
+        let scrape = exporter.scrape();
+        for name in ["counted_total", "timed_seconds_count", "other_total"] {
+            assert_eq!(scrape.value(name, &[]), calls, "{name} with {attach}: {}", exporter.log());
+        }
+        assert_eq!(scrape.value("named_total", &[("comm", "program")]), calls, "{}", exporter.log());
+        // What finds no room in the ring while nobody reads it is counted as lost; and an exporter that is killed may have
+        // counted one event that is still in the ring.
+        let from_events = scrape.value("globbed_total", &[("comm", "ours")]);
+        let lost = scrape.sum("fibre_exporter_probe_lost_total", &[]);
+        assert_eq!(lost, scrape.sum("fibre_exporter_probe_lost_total", &[("reason", "ring_full")]));
+        let all = from_events + lost;
+        assert!((calls..=calls + 1.0).contains(&all), "{all}, not {calls}: {}", exporter.log());
+        let events = scrape.sum("fibre_exporter_events_processed_total", &[]);
+        assert!(events >= calls, "{events}");
+        exporter.stop();
+        unpin(&bpf.state());
+    }
+}
+
+#[test]
+fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    let copy = place.copy_of(&program, "again");
+    let open = || std::fs::OpenOptions::new().write(true).open(&program).map(drop);
+    for signal in ["KILL", "TERM"] {
+        let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
+        // Its lease makes a writer wait until the probes are out; then they are set again.
+        open().expect("the file is written");
+        exporter.wait_until_ready();
+        exporter.end(signal);
+        // Where the kernel has no such programs, this is said; where it has, a writer is refused as one to a running program.
+        if !exporter.log().contains("do not overwrite a traced file in place") {
+            let refused = open().expect_err("the file has breakpoints");
+            assert_eq!(refused.kind(), std::io::ErrorKind::ExecutableFileBusy, "{refused}");
+            assert!(std::fs::File::open(&program).is_ok());
+            let truncated =
+                Command::new("truncate").args(["--size", "0"]).arg(&program).output().expect("run truncate");
+            assert!(!truncated.status.success());
+        }
+        // What is put in its place is another file, which the next exporter finds.
+        std::fs::copy(&copy, place.path("new")).expect("copy a file");
+        std::fs::rename(place.path("new"), &program).expect("put a file in its place");
+        let steady = Steady::start(&program);
+        let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
+        exporter.wait_for_log(TAKEN_OVER);
+        exporter.scrape_until("hits in the new file", |scrape| scrape.value("counted_total", &[]) > 0.0);
+        steady.end();
+        exporter.end(signal);
+    }
+    unpin(&bpf.state());
+    wait_for("the file to be free", || open().is_ok());
+}
+
+#[track_caller]
+fn unpin(state: &Path) {
+    let (status, out, err) = finish(exporter().arg("unpin").arg(state));
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(!state.exists());
+}
+
+#[test]
+fn unpin_takes_everything_away() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let binary = place.copy_of(&program("forms"), "forms");
+    let mut forms = Forms::start(&binary);
+    let mut exporter = Setup::new(&place, forms_config(&binary)).yaml(&bpf.config()).start();
+    exporter.wait_until_ready();
+    let held = held_in_kernel(exporter.pid());
+    let (status, _, err) = finish(crate::support::exporter::exporter().arg("unpin").arg(bpf.state()));
+    assert_eq!(status, Some(1));
+    assert!(err.contains("a running exporter uses it"), "{err}");
+    exporter.end("KILL");
+    // A process that starts while no exporter runs is counted all the same.
+    assert_eq!(forms.semaphore("forms:i32"), I32_SITES);
+    let mut later = Forms::start(&binary);
+    assert_eq!(later.semaphore("forms:i32"), I32_SITES);
+    forms.fire("i32", 5);
+    later.fire("i32", 7);
+    let mut exporter = Setup::new(&place, forms_config(&binary)).yaml(&bpf.config()).start();
+    exporter.wait_until_ready();
+    assert_eq!(exporter.scrape().value("forms_fired_total", &[]), 12.0);
+    exporter.end("TERM");
+    assert_eq!(forms.semaphore("forms:i32"), I32_SITES);
+    assert!(!held.is_disjoint(&all_in_kernel()));
+    unpin(&bpf.state());
+    wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
+    wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
+    forms.fire("i32", 5);
+    // Once more is no mistake.
+    unpin(&bpf.state());
+}
+
+#[test]
+fn probes_that_are_the_same_in_another_configuration_go_on() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED, OTHER], "");
+    let steady = Steady::start(&program);
+    let sets: [&[&str]; 4] =
+        [&[COUNTED, OTHER_BY_NAME], &[OTHER_BY_NAME, COUNTED, TIMED], &[COUNTED], &[OTHER, COUNTED]];
+    for (n, probes) in sets.into_iter().enumerate() {
+        exporter.end(if n % 2 == 0 { "TERM" } else { "KILL" });
+        exporter = start(&place, &bpf, &program, probes, "");
+        exporter.wait_for_log(TAKEN_OVER);
+        let scrape = exporter.scrape();
+        assert_eq!(scrape.select("named_total", &[]).is_empty(), !probes.contains(&OTHER_BY_NAME), "{n}");
+        assert_eq!(scrape.select("timed_seconds_count", &[]).is_empty(), !probes.contains(&TIMED), "{n}");
+    }
+    let calls = steady.end();
+    assert_eq!(exporter.scrape().value("counted_total", &[]), calls, "{}", exporter.log());
+    exporter.stop();
+    unpin(&bpf.state());
+}
+
+#[test]
+fn what_does_not_fit_begins_anew_and_says_so() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
+    let steady = Steady::start(&program);
+    exporter.scrape_until("hits", |scrape| scrape.value("counted_total", &[]) > 0.0);
+    exporter.end("TERM");
+    let calls = steady.end();
+    let held = held_by(&bpf);
+    let exporter = start(&place, &bpf, &program, &[COUNTED], "ring: { size: 1MiB }\n");
+    exporter.wait_for_log("is not taken over, and counts begin anew: `ring.size` has changed");
+    assert!(exporter.scrape().value("counted_total", &[]) < calls);
+    wait_for("the links of before to go", || {
+        held.iter().all(|link| !all_in_kernel().contains(&("link_id:", *link)))
+    });
+    let steady = Steady::start(&program);
+    let calls = steady.end();
+    assert_eq!(exporter.scrape().value("counted_total", &[]), calls);
+    exporter.stop();
+    unpin(&bpf.state());
+}
+
+/// An exporter of another version would have written other words there.
+fn alter(document: &Path, key: &str) {
+    let map = libbpf_rs::MapHandle::from_pinned_path(document).expect("the document");
+    let mut text = map.lookup(&[0; 4], libbpf_rs::MapFlags::ANY).expect("read it").expect("its first piece");
+    let key = format!("\"{key}\":\"");
+    let at = text.windows(key.len()).position(|part| part == key.as_bytes()).expect("the key") + key.len();
+    text[at] = if text[at] == b'0' { b'1' } else { b'0' };
+    map.update(&[0; 4], &text, libbpf_rs::MapFlags::ANY).expect("write it");
+}
+
+#[test]
+fn another_versions_tables_are_not_taken_over() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
+    for (document, key, why) in [
+        ("state", "abi", "whose tables differ"),
+        ("0/state", "layout", "its series are laid out in another way"),
+    ] {
+        exporter.end("KILL");
+        let held = held_by(&bpf);
+        alter(&bpf.state().join(document), key);
+        let config = place.path("config.yaml");
+        let (status, shown, err) = finish(crate::support::exporter::exporter().arg("check").arg(&config));
+        assert_eq!(status, Some(0), "{err}");
+        assert!(shown.contains("no exporter runs"), "{shown}");
+        assert_eq!(shown.contains("cannot take over"), key == "abi", "{shown}");
+        exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
+        exporter.wait_for_log(why);
+        wait_for("the links of before to go", || {
+            held.iter().all(|link| !all_in_kernel().contains(&("link_id:", *link)))
+        });
+        let steady = Steady::start(&program);
+        let calls = steady.end();
+        assert_eq!(exporter.scrape().value("counted_total", &[]), calls, "{}", exporter.log());
+    }
+    exporter.stop();
+    unpin(&bpf.state());
+}
+
+/// The numbers of the links that are pinned.
+fn held_by(bpf: &BpfFs) -> Vec<u32> {
+    let links = std::fs::read_dir(bpf.state().join("0/links")).expect("the pinned links");
+    let open = |path: PathBuf| libbpf_rs::Link::open(path).and_then(|link| link.info()).expect("a link").id;
+    links.map(|link| open(link.expect("a link").path())).collect()
+}
+
+#[test]
+fn another_users_state_and_another_file_system_are_refused() {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    let refused = |state: &Path| {
+        let yaml = format!(
+            "{}state: pinned\nstate_directory: {}\nmetrics_port: 0\n",
+            target(&program, &[COUNTED]),
+            state.display()
+        );
+        let ports = [crate::support::exporter::Port::claim(), crate::support::exporter::Port::claim()];
+        let yaml = yaml
+            .replace("metrics_port: 0", &format!("metrics_port: {}\nhealth_port: {}", ports[0], ports[1]));
+        let (status, out, err) = finish(exporter().arg("--config").arg(place.write("config.yaml", &yaml)));
+        assert_eq!(status, Some(1), "{out}{err}");
+        out + &err
+    };
+    let told = refused(&place.path("state"));
+    assert!(told.contains("is not on a BPF file system") && told.contains("mount -t bpf bpf"), "{told}");
+    std::fs::create_dir(bpf.state()).expect("make a folder");
+    std::os::unix::fs::chown(bpf.state(), Some(65534), None).expect("give it away");
+    let told = refused(&bpf.state());
+    assert!(told.contains("is one of user 65534"), "{told}");
+    std::os::unix::fs::chown(bpf.state(), Some(0), None).expect("take it back");
+    let told = refused(&bpf.state());
+    assert!(told.contains("with mode 0755") || told.contains("with mode 07"), "{told}");
+}
