@@ -27,7 +27,8 @@ impl Head {
     }
 
     pub(super) fn openmetrics(&self) -> &openmetrics::Parts {
-        self.openmetrics.get_or_init(|| openmetrics::Parts::new(self))
+        self.openmetrics
+            .get_or_init(|| openmetrics::Parts::new(&self.name, &self.help, &self.kind, self.is_counted_here))
     }
 
     pub fn name(&self) -> &str {

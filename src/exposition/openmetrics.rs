@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use super::sample::{Kind, Sample, Value};
-use super::{Head, text};
+use super::text;
 
 /// Units that a name can end in.
 const UNITS: &[&str] = &["seconds", "bytes", "ratio"];
@@ -28,8 +28,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub fn new(head: &Head) -> Self {
-        let (name, help, kind) = (&*head.name, &*head.help, &head.kind);
+    /// With a time of creation where `is_counted_here`, in kinds that have one.
+    pub fn new(name: &str, help: &str, kind: &Kind, is_counted_here: bool) -> Self {
         let (family, word) = match kind {
             Kind::Counter => match name.strip_suffix("_total") {
                 Some(family) => (family, "counter"),
@@ -47,7 +47,7 @@ impl Parts {
             let _ = writeln!(intro, "# HELP {family} {help}");
         }
         let created = match word {
-            "counter" | "histogram" if head.is_counted_here => Some(format!("{family}_created")),
+            "counter" | "histogram" if is_counted_here => Some(format!("{family}_created")),
             _ => None,
         };
         let samples = text::Parts::with_bounds(name, "", kind, go_float);
@@ -97,6 +97,7 @@ fn go_float(number: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Head;
     use super::super::{Family, Format};
     use super::*;
 
