@@ -271,8 +271,9 @@ logs=$tree/var/log/private/fibre-exporter
 lines=$(wc -l <"$logs/exporter.log")
 inside logrotate --force /etc/logrotate.d/fibre-exporter || fail "logrotate fails"
 [[ -s $logs/exporter.log.1 ]] || fail "nothing was rotated: $(ls "$logs")"
-inside systemctl reload fibre-exporter
+# It looks for its file once a second, so lines of the first second are still in the earlier one.
 rotated() {
+	inside systemctl reload fibre-exporter
 	grep -q 'Configuration reloaded' "$logs/exporter.log"
 }
 wait_for "the log in a new file" rotated
