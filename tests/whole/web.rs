@@ -234,8 +234,10 @@ fn it_serves_on_several_addresses_and_a_unix_socket() {
     // What a killed exporter has left.
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bind"));
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
-    let addresses =
-        format!("web_listen_address: ['127.0.0.1:{{port}}', '127.0.0.2:{{port}}', 'unix:{}']", socket.display());
+    let addresses = format!(
+        "web_listen_address: ['127.0.0.1:{{port}}', '127.0.0.2:{{port}}', 'unix:{}']",
+        socket.display()
+    );
     let exporter = Setup::fibre(&place, &binary).listening(&addresses).start();
     let port = exporter.port;
     assert_eq!(status(&format!("http://127.0.0.1:{port}/metrics"), &[]), 200);
