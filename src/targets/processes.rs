@@ -530,7 +530,8 @@ mod tests {
     fn what_could_not_be_seen_is_said() {
         let hidden = Uncovered { hidden: 3, version_1: false };
         assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
-        assert!(hidden.sentence(&[7]).unwrap().contains("such as 7"));
+        assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));
+        assert!(hidden.sentence(&[7, 8]).unwrap().contains("(such as 7)"));
         assert_eq!(Uncovered::default().sentence(&[]), None);
     }
 
