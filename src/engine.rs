@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::abi::accounting_slot;
 use crate::config::model::Settings;
+use crate::costs::until_now;
 use crate::drain::{Drain, DrainStats};
 use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Pinning, Shared, measure_prices};
 use crate::layout::Layout;
@@ -19,7 +20,7 @@ use crate::metrics::{Bank, CarriedSeries, Seat};
 use crate::pins::{Folder, MadeBy, PinError, Pins};
 use crate::plan::{Plan, SavedPlan};
 use crate::store::UserStore;
-use crate::targets::{BankRecord, Beginning, ProbeManager, Status};
+use crate::targets::{BankRecord, Beginning, ProbeManager, Shed, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -125,6 +126,13 @@ fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, Str
     }
     let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
     Engine::start(plan, attach, Beginning { pinning, record: Some(record) }).map_err(|err| err.to_string())
+}
+
+/// Probes that are taken out together, by their numbers in the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub target: usize,
+    pub probes: Vec<usize>,
 }
 
 /// Numbers that must not go down when probes end.
@@ -341,6 +349,37 @@ impl Engines {
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
         let parts: Vec<_> = here.chain(self.past.status.iter().cloned()).collect();
         Status::of_parts(&self.plan, &parts, &self.seats)
+    }
+
+    /// What can be taken out for itself: probes that have their links in common, in one target.
+    pub fn entries(&self) -> Vec<Entry> {
+        let mut entries: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
+        for (number, (probe, seat)) in self.plan.probes.iter().zip(&self.seats).enumerate() {
+            let unit = self.all[seat.bank].plan.probes[seat.probe].unit;
+            entries.entry((probe.target, seat.bank, unit)).or_default().push(number);
+        }
+        entries.into_iter().map(|((target, ..), probes)| Entry { target, probes }).collect()
+    }
+
+    /// Takes an entry out for a while, for this reason.
+    pub fn shed(&self, entry: &Entry, reason: &str) {
+        let seats = entry.probes.iter().map(|probe| self.seats[*probe]);
+        let probes = seats.clone().map(|seat| (seat.probe, reason.to_string())).collect();
+        seats.take(1).for_each(|seat| self.all[seat.bank].manager.shed(Shed::clone(&probes)));
+    }
+
+    /// Puts it back.
+    pub fn restore(&self, entry: &Entry) {
+        let seats = entry.probes.iter().map(|probe| self.seats[*probe]);
+        let probes: BTreeSet<usize> = seats.clone().map(|seat| seat.probe).collect();
+        seats.take(1).for_each(|seat| self.all[seat.bank].manager.restore(probes.clone()));
+    }
+
+    /// Seconds that the hits of a probe have cost until now.
+    pub fn cost(&self, probe: usize) -> f64 {
+        let seat = self.seats[probe];
+        let engine = &self.all[seat.bank];
+        until_now(&engine.plan, &engine.shared, seat.probe)
     }
 
     /// What all threads that drain rings have counted.

@@ -10,6 +10,7 @@ use std::{fmt, io};
 use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::budget::Budget;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
@@ -197,7 +198,14 @@ pub fn run(
         router: health_router(running.clone()),
         stats: health_stats,
     });
-    serve(endpoints, options, &address, &running)?;
+    let looked_at = Arc::downgrade(&running);
+    let budget = Budget::start(move |controllers| {
+        looked_at.upgrade().into_iter().for_each(|running| running.look_at_costs(controllers));
+    })
+    .map_err(failed_to("start the thread that looks at costs"))?;
+    let served = serve(endpoints, options, &address, &running);
+    drop(budget);
+    served?;
     // Before the last line: what is still in the ring may be logged.
     drop(running);
     log::info!("Stopped");

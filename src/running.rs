@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::budget::Controllers;
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics, Overrides};
@@ -256,6 +257,13 @@ impl Running {
         let mut why = status.not_ready(&engines.plan);
         why.extend(self.network.iter().flat_map(|network| network.not_ready()));
         if why.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(why) }
+    }
+
+    /// Holds what tracing costs against `limits.overhead`; not while the configuration is read anew.
+    pub fn look_at_costs(&self, controllers: &mut Controllers) {
+        if let Ok(_no_reload) = self.reloading.try_lock() {
+            controllers.look(&self.engines());
+        }
     }
 
     pub fn is_alive(&self, patience: Duration) -> bool {

@@ -54,7 +54,7 @@ pub enum LogLevel {
 }
 
 /// Bounds on what the exporter may use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of the ring buffer, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
@@ -66,6 +66,8 @@ pub struct Limits {
     pub sites: u32,
     /// Spans and calls that can have begun and not ended.
     pub starts: u32,
+    /// The part of a target's CPU time that tracing may take before probes are taken out; None if they never are.
+    pub overhead: Option<f64>,
 }
 
 /// How uprobes are attached.
@@ -117,6 +119,8 @@ pub struct Probe {
     pub returns: Option<IntType>,
     /// How a function's return is traced.
     pub returns_by: ReturnsBy,
+    /// It is never taken out, whatever it costs.
+    pub keep: bool,
     pub metrics: Vec<Metric>,
     /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
     /// match; `{{` and `}}` stand for braces themselves.

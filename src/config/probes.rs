@@ -45,6 +45,7 @@ pub static PROBE: Section = Section {
         .or("exits"),
         ARGS,
         Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "Metrics to update."),
+        Key::new("keep", Schema::Boolean, "Never detach it because of `limits.overhead`.").or("false"),
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
@@ -72,6 +73,7 @@ pub static SPAN: Section = Section {
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
         ARGS,
+        Key::new("keep", Schema::Boolean, "Never detach it because of `limits.overhead`.").or("false"),
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
@@ -110,6 +112,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     };
     unread.metrics = errors() > before || (!is_span && !fields.has("metrics") && !fields.lacks("metrics"));
     let log = fields.get("log").and_then(|n| template(&n));
+    let keep = fields.get("keep").and_then(|n| n.boolean()).unwrap_or(false);
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
     let returns = (!is_span)
         .then(|| fields.get("returns"))
@@ -127,7 +130,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
         fields.forbid(&["returns_by"], "USDT probes do not return");
     }
     let (at, on) = (node.at.clone(), on.unwrap_or(On::Function(String::new())));
-    Some(Probe { at, on, args, returns, returns_by, metrics, log, event_type, from_profile, unread })
+    Some(Probe { at, on, args, returns, returns_by, keep, metrics, log, event_type, from_profile, unread })
 }
 
 fn single(fields: &Fields<'_>) -> Option<On> {

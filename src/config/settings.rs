@@ -67,6 +67,13 @@ pub static LIMITS: Section = Section {
         .or("200"),
         limit("sites", &SITES, "Maximum number of attached probe sites.").or("8192"),
         limit("starts", &STARTS, "Maximum number of open spans and calls.").or("32768"),
+        Key::new(
+            "overhead",
+            Schema::Text,
+            "Share of a target's CPU time that tracing may take, such as `2%`. Above it, the most expensive probes are detached \
+             for a while, and do not count. `off`: never.",
+        )
+        .or("off"),
     ]),
     one_of: &[],
 };
@@ -123,15 +130,16 @@ fn keep_privileges(file: Option<&Fields<'_>>) -> KeepPrivileges {
         node.error("`none` is not possible with `network`")
             .help("interfaces come and go; attaching to them and detaching needs CAP_NET_ADMIN");
     }
-    let is_pinned =
-        |node: &Node<'_>| node.value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pinned"));
-    if keep == KeepPrivileges::None
-        && file.and_then(|file| file.get("state")).is_some_and(|state| is_pinned(&state))
-    {
+    if keep == KeepPrivileges::None && is_pinned(file) {
         node.error("`none` is not possible with `state: pinned`")
             .help("what is pinned is written down after every change, which needs CAP_BPF");
     }
     keep
+}
+
+fn is_pinned(file: Option<&Fields<'_>>) -> bool {
+    let state = file.and_then(|file| file.get("state"));
+    state.is_some_and(|node| node.value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pinned")))
 }
 
 /// The folder of what stays in the kernel when the exporter ends, if it is to.
@@ -205,7 +213,25 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
         label_values: limit("label_values", "a number of label values", LABEL_VALUES, DEFAULT_LABEL_VALUES),
         sites: limit("sites", "a number of probe sites", SITES, DEFAULT_SITES),
         starts: limit("starts", "a number of open spans and calls", STARTS, DEFAULT_STARTS),
+        overhead: limits.as_ref().and_then(|f| f.get("overhead")).and_then(|n| overhead(&n, is_pinned(file))),
     }
+}
+
+/// A part of one. None also for what has been reported as wrong.
+fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<f64> {
+    if node.value.as_str() == Some("off") {
+        return None;
+    }
+    let percent = node.value.as_str().and_then(|text| text.strip_suffix('%')?.trim().parse::<f64>().ok());
+    let percent = percent.filter(|percent| *percent > 0.0 && *percent <= 100.0);
+    if percent.is_none() {
+        node.expected("a percentage such as 2%, or off");
+    }
+    if is_pinned {
+        node.error("`overhead` is not possible with `state: pinned`")
+            .help("what is pinned goes on counting when nobody looks at what it costs");
+    }
+    percent.map(|percent| percent / 100.0)
 }
 
 fn ring_size(node: &Node<'_>) -> Option<u32> {

@@ -182,6 +182,14 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         )
         .lasting("15m"),
     ];
+    rules.push(Rule::new(
+        "ExporterProbeShed",
+        "warning",
+        ours(&format!("increase(fibre_exporter_probe_shed_seconds_total{{target=~{targets}}}[10m]) > 0")),
+        "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} was detached for {{ $value | humanizeDuration }} of the \
+         last ten minutes.",
+        "Tracing took more of the program's CPU time than limits.overhead allows. The probe's counts are too low.",
+    ));
     let rate =
         |name: &str| format!("rate(fibre_exporter_target_{name}_seconds_total{{target=~{targets}}}[10m])");
     rules.push(

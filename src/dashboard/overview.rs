@@ -113,6 +113,12 @@ fn table(grid: &mut Grid, probes: bool, network: bool) {
         columns.push(plain("Last hit", format!("{} * 1000", by_instance("max", &last)), "dateTimeFromNow"));
         let lost = format!("increase({}[$__range])", own("probe_lost_total"));
         columns.push(bad("Hits lost", by_instance("sum", &lost)));
+        columns.push(Column {
+            name: "Tracing",
+            expr: by_instance("max", &own("target_tracing_ratio")),
+            unit: "percentunit",
+            steps: &[("transparent", None), ("orange", Some(0.05))],
+        });
     }
     if network {
         let traffic = |name: &str| by_instance("sum", &format!("rate({name}{{{CHOSEN}}}[$__rate_interval])"));

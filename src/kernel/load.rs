@@ -1,5 +1,6 @@
 //! Loading the probe programs, and attaching them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -354,6 +355,18 @@ impl Kernel {
         let maps = &self.skel.maps;
         let maps = StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts };
         maps.sweep(spans, self.limit, self.clock().map_or(0, |clock| clock.nanoseconds))
+    }
+
+    /// Children of processes that are meant for which there was no room: they are not.
+    pub(crate) fn lost_children(&self) -> u64 {
+        self.skel.maps.bss_data.as_deref().map_or(0, |data| data.children_lost)
+    }
+
+    /// Forgets the starts of these spans; returns how many, by the number of the span.
+    pub fn forget_starts(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
+        let maps = &self.skel.maps;
+        StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts }
+            .forget(spans, all)
     }
 
     /// Which jiffies it is now; `None` if the kernel would not run the program that tells.

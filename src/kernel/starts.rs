@@ -1,6 +1,6 @@
 //! Looking after the starts of spans and calls whose end cannot come any more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -82,6 +82,32 @@ impl<M: MapCore> StartMaps<'_, M> {
             }
         }
         swept
+    }
+}
+
+impl<M: MapCore> StartMaps<'_, M> {
+    /// Forgets all starts of these spans, which nothing ends any more; returns how many, by span.
+    pub(super) fn forget(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
+        let mut forgotten = vec![0; all as usize];
+        for (key, value) in read(self.starts) {
+            let Some(open) = Open::decode(&key, &value).filter(|open| spans.contains(&open.span)) else {
+                continue;
+            };
+            let text = [open.time, u64::from(open.tid)].map(u64::to_ne_bytes).concat();
+            let _ = self.texts.delete(&text);
+            if self.starts.delete(&key).is_ok()
+                && let Some(of) = forgotten.get_mut(open.span as usize)
+            {
+                *of += 1;
+            }
+        }
+        for key in self.nestings.keys() {
+            let at = std::mem::offset_of!(thread_key, span);
+            if word(&key, at).is_some_and(|span| spans.contains(&span)) {
+                let _ = self.nestings.delete(&key);
+            }
+        }
+        forgotten
     }
 }
 

@@ -79,6 +79,8 @@ pub struct ProbePlan {
     pub returns_by: ReturnsBy,
     /// Its part in a span, if it has one.
     pub span: Option<SpanPlan>,
+    /// It is never taken out, whatever it costs: asked for, or because what it counts goes up and down by two probes.
+    pub keep: bool,
     /// Its absence from the file is reported, but is no reason not to be ready.
     pub optional: bool,
     pub event_type: String,

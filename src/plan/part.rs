@@ -20,18 +20,23 @@ struct Essence<'a> {
 /// after the other, each for some 70 ms.
 const MAX_UNITS: usize = 16;
 
+/// The same where probes can be taken out while the exporter runs: what is joined is taken out together.
+const MAX_UNITS_TO_SHED: usize = 64;
+
 impl Plan {
     /// Joins units where there are too many. By their names, so that another entry leaves the other units as they are.
     pub(super) fn bound_units(&mut self) {
         let units = self.units();
-        if units.len() <= MAX_UNITS {
+        let most = if self.settings.limits.overhead.is_some() { MAX_UNITS_TO_SHED } else { MAX_UNITS };
+        if units.len() <= most {
             return;
         }
         for probes in units.into_values() {
             let first = &self.probes[probes[0]];
             let mut hasher = DefaultHasher::new();
             (&self.targets[first.target].name, &first.name).hash(&mut hasher);
-            let unit = (hasher.finish() % MAX_UNITS as u64) as usize;
+            // What is never taken out is not joined with what is.
+            let unit = 2 * (hasher.finish() % (most as u64 / 2)) as usize + usize::from(first.keep);
             probes.into_iter().for_each(|probe| self.probes[probe].unit = unit);
         }
     }
@@ -99,7 +104,7 @@ impl Plan {
         let metrics = probe.actions.iter().map(|action| &self.metrics[action.metric]);
         let metrics =
             metrics.map(|metric| (metric.name.as_str(), &metric.kind, &metric.labels[..])).collect();
-        (probe.at, probe.target, probe.unit) = (Place::none(), 0, 0);
+        (probe.at, probe.target, probe.unit, probe.keep) = (Place::none(), 0, 0, false);
         renumber_span(&mut probe, spans);
         probe.values.iter_mut().for_each(|value| value.at = Place::none());
         for action in &mut probe.actions {

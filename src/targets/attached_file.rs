@@ -51,6 +51,10 @@ pub struct AttachedFile {
     pub(super) links: Vec<(usize, Held)>,
     /// Likewise.
     pub(super) cookies: Vec<(usize, u32)>,
+    /// All sites that are attached, each with its probe's position.
+    sites: Vec<(usize, ResolvedSite)>,
+    /// Those that are taken out for a while.
+    shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     /// Offsets of all sites.
@@ -131,7 +135,12 @@ pub struct AttachContext<'a> {
     pub plan: &'a Plan,
     pub status: &'a Status,
     pub target: &'a TargetPlan,
+    /// Probes that are taken out for a while.
+    pub shed: &'a Shed,
 }
+
+/// Probes that are taken out for a while, and why.
+pub type Shed = BTreeMap<usize, String>;
 
 impl AttachedFile {
     /// Resolves and attaches all probes of the target in this file, as many as can be.
@@ -157,6 +166,8 @@ impl AttachedFile {
             lease: None,
             links: Vec::new(),
             cookies: Vec::new(),
+            sites: Vec::new(),
+            shelved: Vec::new(),
             shared_semaphores: Vec::new(),
             offsets: Vec::new(),
             is_code_checked: false,
@@ -172,6 +183,7 @@ impl AttachedFile {
 
     fn read_and_attach(&mut self, context: AttachContext<'_>, found: &TargetFile, cookies: &mut Cookies) {
         self.probes.clear();
+        (self.sites, self.shelved) = (Vec::new(), Vec::new());
         let file = found.open();
         let sites = self.resolve(context, found, file.as_ref());
         if let Ok(file) = &file {
@@ -182,6 +194,52 @@ impl AttachedFile {
     /// Whether something was refused for a reason that can pass.
     pub fn wants_retry(&self) -> bool {
         self.unread || !self.open.is_empty() || self.probes.iter().any(|probe| !probe.open.is_empty())
+    }
+
+    /// Whether it has sites of the probe that are taken out.
+    pub fn is_shelved(&self, probe: usize) -> bool {
+        self.shelved.iter().any(|(at, _)| self.probes[*at].probe == probe)
+    }
+
+    /// Whether something is taken out that need not be any more.
+    pub fn can_be_put_back(&self, shed: &Shed) -> bool {
+        self.shelved.iter().any(|(at, _)| !shed.contains_key(&self.probes[*at].probe))
+    }
+
+    /// Takes the probes of these units out for a while.
+    pub fn shelve(&mut self, units: &BTreeSet<usize>, plan: &Plan, cookies: &mut Cookies) {
+        self.take_out(units, cookies);
+        let unit = |at: usize| plan.probes[self.probes[at].probe].unit;
+        let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
+        self.shared_semaphores.retain(|(offset, _)| gone.iter().all(|(_, site)| site.offset != *offset));
+        self.offsets.retain(|offset| gone.iter().all(|(_, site)| site.offset != *offset));
+        gone.iter().for_each(|(at, _)| self.probes[*at].sites -= 1);
+        self.shelved.extend(gone);
+    }
+
+    /// Puts back what is taken out no longer. Whether there was something.
+    pub fn put_back(
+        &mut self,
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        cookies: &mut Cookies,
+    ) -> bool {
+        if !self.can_be_put_back(context.shed) {
+            return false;
+        }
+        let Ok(file) = found.open() else { return false };
+        let probes = &self.probes;
+        let is_back = |(at, _): &mut (usize, ResolvedSite)| !context.shed.contains_key(&probes[*at].probe);
+        let back = self.shelved.extract_if(.., is_back).collect();
+        self.attach_sites(context, &file, back, cookies);
+        true
+    }
+
+    fn take_out(&mut self, units: &BTreeSet<usize>, cookies: &mut Cookies) {
+        let gone = self.links.extract_if(.., |(unit, _)| units.contains(unit));
+        release(gone.map(|(_, link)| link).collect());
+        let gone = self.cookies.extract_if(.., |(unit, _)| units.contains(unit));
+        cookies.free.extend(gone.map(|(_, cookie)| cookie));
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
@@ -276,6 +334,15 @@ impl AttachedFile {
         sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
     ) {
+        let is_shed =
+            |(at, _): &mut (usize, ResolvedSite)| context.shed.contains_key(&self.probes[*at].probe);
+        let mut sites = sites;
+        let shelved: Vec<_> = sites.extract_if(.., is_shed).collect();
+        for (at, _) in &shelved {
+            let why = context.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
+            self.probes[*at].state = ProbeState::Shed(why);
+        }
+        self.shelved.extend(shelved);
         if sites.is_empty() {
             return;
         }
@@ -338,6 +405,7 @@ impl AttachedFile {
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
                     self.offsets.push(site.offset);
+                    self.sites.push((at, site));
                 }
             }
         }
@@ -349,6 +417,7 @@ impl AttachedFile {
         release(self.links.drain(..).map(|(_, link)| link).collect());
         self.shared_semaphores.clear();
         self.offsets.clear();
+        (self.sites, self.shelved) = (Vec::new(), Vec::new());
         cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
     }
 
@@ -365,10 +434,8 @@ impl AttachedFile {
     /// Takes the probes of these units out of the file, and leaves the others alone. `is_left` says which probes remain, by
     /// their positions.
     pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool], cookies: &mut Cookies) {
-        let gone = self.links.extract_if(.., |(unit, _)| units.contains(unit));
-        release(gone.map(|(_, link)| link).collect());
-        let gone = self.cookies.extract_if(.., |(unit, _)| units.contains(unit));
-        cookies.free.extend(gone.map(|(_, cookie)| cookie));
+        self.take_out(units, cookies);
+        // Positions change with those that go.
         let mut kept = 0;
         let positions: Vec<Option<usize>> = (0..self.probes.len())
             .map(|at| {
@@ -377,11 +444,15 @@ impl AttachedFile {
                 is_kept.then(|| kept - 1)
             })
             .collect();
-        self.open.retain_mut(|(at, ..)| {
+        let moved = |at: &mut usize| {
             let now = positions.get(*at).copied().flatten();
             *at = now.unwrap_or(*at);
             now.is_some()
-        });
+        };
+        self.open.retain_mut(|(at, ..)| moved(at));
+        for sites in [&mut self.sites, &mut self.shelved] {
+            sites.retain_mut(|(at, _)| moved(at));
+        }
         let mut is_kept = positions.iter().map(Option::is_some);
         self.probes.retain(|_| is_kept.next().unwrap_or(true));
     }

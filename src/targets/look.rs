@@ -160,8 +160,13 @@ impl Worker {
         let mut changed = false;
         let mut written = None;
         let known = std::mem::take(&mut state.current);
-        let context =
-            AttachContext { kernel: &self.kernel, plan: &self.plan, status: &self.status, target: planned };
+        let context = AttachContext {
+            kernel: &self.kernel,
+            plan: &self.plan,
+            status: &self.status,
+            target: planned,
+            shed: &self.shed,
+        };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
                 Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
@@ -230,6 +235,14 @@ impl Worker {
             state.current.push(made);
             changed = true;
         }
+        let state = &mut self.targets[target];
+        for of in &mut state.current {
+            let file = files.iter().find(|file| file.identity == of.identity);
+            if let Some(file) = file.filter(|file| of.put_back(context, file, &mut self.cookies)) {
+                announce(&self.plan, planned, file, of, false);
+                changed = true;
+            }
+        }
         if changed {
             self.publish(target, planned);
         }
@@ -255,6 +268,10 @@ impl Worker {
     pub(super) fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
+            if let Some(why) = self.shed.get(probe) {
+                self.status.set(*probe, ProbeState::Shed(why.clone()), [0, 0], None);
+                continue;
+            }
             let of = |attached: &AttachedFile| attached.probes.get(n).cloned();
             let outcomes: Vec<Outcome> = state.current.iter().filter_map(of).collect();
             let Some(first) = outcomes.first() else { continue };
@@ -267,6 +284,8 @@ impl Worker {
                 .iter()
                 .find(|o| matches!(o.state, ProbeState::Partly(_) | ProbeState::Refused(_)))
                 .map(|o| ProbeState::Partly(o.state.reason().to_string()));
+            let left_out = state.replaced.iter().any(|old| old.is_shelved(*probe));
+            let not_all = not_all.or_else(|| left_out.then(|| ProbeState::Partly(LEFT_OUT.to_string())));
             let state = match (attached.is_empty(), not_all) {
                 (true, _) => first.state.clone(),
                 (false, Some(partly)) => partly,
@@ -276,6 +295,9 @@ impl Worker {
         }
     }
 }
+
+/// What is not put back.
+const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs is not traced any more";
 
 /// Takes the lease on a file that an earlier exporter attached to.
 ///

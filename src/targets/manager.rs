@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{AttachedFile, Cookies};
+use super::attached_file::{Cookies, Shed};
 use super::follow::ProcessNews;
 use super::record::Beginning;
 use super::state::{TargetState, Written};
@@ -36,8 +36,17 @@ pub struct ProbeManager {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Probes that are to be taken out, and whom to tell that it is done.
-type Order = (BTreeSet<usize>, SyncSender<()>);
+/// What is to be done, and whom to tell that it is done.
+type Order = (Task, SyncSender<()>);
+
+/// With probes, by their numbers in the plan.
+#[derive(Debug)]
+enum Task {
+    Retire(BTreeSet<usize>),
+    /// Each with the reason.
+    Shed(Shed),
+    Restore(BTreeSet<usize>),
+}
 
 impl ProbeManager {
     /// Loads the programs and attaches what can be attached now; the rest is attached when it appears.
@@ -88,8 +97,22 @@ impl ProbeManager {
     /// Takes these probes out for good, by their numbers in the plan, and waits until that is done. The others are not touched:
     /// not for an instant are they detached.
     pub fn retire(&self, probes: BTreeSet<usize>) {
+        self.order(Task::Retire(probes));
+    }
+
+    /// Takes these probes out for a while, each for its reason: all of a unit, by their numbers in the plan. Waits until that is done.
+    pub fn shed(&self, probes: Shed) {
+        self.order(Task::Shed(probes));
+    }
+
+    /// Puts them back.
+    pub fn restore(&self, probes: BTreeSet<usize>) {
+        self.order(Task::Restore(probes));
+    }
+
+    fn order(&self, task: Task) {
         let (done, wait) = sync_channel(1);
-        let asked = self.orders.send((probes, done)).is_ok();
+        let asked = self.orders.send((task, done)).is_ok();
         // A thread that has panicked has detached everything.
         if asked && self.stop.as_ref().is_some_and(|mut stop| stop.write_all(b"!").is_ok()) {
             let _ = wait.recv();
@@ -131,9 +154,15 @@ impl Worker {
                 self.watch.open_gate();
                 break;
             }
-            for (probes, done) in orders.try_iter() {
-                self.retire(&probes);
-                self.keep();
+            for (task, done) in orders.try_iter() {
+                match task {
+                    Task::Retire(probes) => {
+                        self.retire(&probes);
+                        self.keep();
+                    }
+                    Task::Shed(probes) => self.take_out(probes),
+                    Task::Restore(probes) => self.put_back(&probes),
+                }
                 let _ = done.try_send(());
             }
             self.prepare(&news.beside);
@@ -156,6 +185,7 @@ impl Worker {
                 pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
                 self.measure_usage();
+                self.status.set_lost_children(self.kernel.lost_children());
                 let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
                 if walk || self.status.ticks().is_none() {
                     self.measure_ticks();
@@ -277,7 +307,8 @@ impl Worker {
             let is_free = state.written.is_none_or(Written::is_due);
             let is_told = planned.selector.is_by_process() && self.finder.has_events();
             let may_differ = if is_told {
-                state.written.is_some() || state.current.iter().any(AttachedFile::wants_retry)
+                state.written.is_some()
+                    || state.current.iter().any(|of| of.wants_retry() || of.can_be_put_back(&self.shed))
             } else {
                 walk || !planned.selector.is_by_process()
             };

@@ -16,6 +16,7 @@ mod outcome;
 mod processes;
 mod record;
 mod semaphores;
+mod shed;
 mod state;
 mod status;
 mod upgrade;
@@ -25,7 +26,7 @@ mod watch;
 mod ways;
 mod worker;
 
-pub use attached_file::place;
+pub use attached_file::{Shed, place};
 pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use file::TargetFile;
 pub use find::find;

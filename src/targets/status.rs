@@ -1,7 +1,7 @@
 //! How each probe is doing, for the log, `/ready` and the self-metrics.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct Status {
 pub struct TargetCounts {
     /// How often all of /proc was looked through.
     pub walks: u64,
+    /// Children of processes that targets mean for which the kernel's table had no room.
+    pub lost_children: u64,
     /// By target: files that were attached to in place of another, by [`Reattached`].
     pub reattached: Vec<[u64; 2]>,
     /// By target: how long processes ran before their file was attached to.
@@ -64,7 +66,18 @@ pub struct ProbeStatus {
     pub sites: usize,
     /// Sites that are in the files and not attached.
     pub refused: usize,
+    /// How long it was taken out, until it was put back last.
+    shed: Duration,
+    /// When it was taken out.
+    shed_since: Option<Instant>,
     pub seen: ProbeFacts,
+}
+
+impl ProbeStatus {
+    /// How long it was taken out so far.
+    pub fn shed(&self) -> Duration {
+        self.shed + self.shed_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +90,8 @@ pub enum ProbeState {
     Refused(String),
     /// Attached, but not at all of its sites.
     Partly(String),
+    /// Taken out for a while, because tracing takes too much of the target's time.
+    Shed(String),
     Attached,
 }
 
@@ -93,6 +108,7 @@ impl ProbeState {
             ProbeState::Absent(_) => "absent",
             ProbeState::Refused(_) => "refused",
             ProbeState::Partly(_) => "partly",
+            ProbeState::Shed(_) => "shed",
             ProbeState::Attached => "attached",
         }
     }
@@ -103,6 +119,7 @@ impl ProbeState {
             ProbeState::Waiting(why)
             | ProbeState::Absent(why)
             | ProbeState::Refused(why)
+            | ProbeState::Shed(why)
             | ProbeState::Partly(why) => why,
             ProbeState::Attached => "",
         }
@@ -132,6 +149,8 @@ impl Status {
             state: ProbeState::Waiting("not looked for yet".to_string()),
             sites: 0,
             refused: 0,
+            shed: Duration::ZERO,
+            shed_since: None,
             seen: ProbeFacts::default(),
         };
         Self {
@@ -140,6 +159,7 @@ impl Status {
             spans: Mutex::new(vec![Sweep::default(); plan.spans as usize]),
             targets: Mutex::new(TargetCounts {
                 walks: 0,
+                lost_children: 0,
                 reattached: vec![[0; 2]; plan.targets.len()],
                 unprobed: vec![Duration::ZERO; plan.targets.len()],
                 usage: vec![Usage::default(); plan.targets.len()],
@@ -166,6 +186,7 @@ impl Status {
         for (of, status) in parts {
             let counts = status.targets();
             sums.walks += counts.walks;
+            sums.lost_children += counts.lost_children;
             for (number, target) in of.targets.iter().enumerate() {
                 let Some(at) = plan.targets.iter().position(|other| other.name == target.name) else {
                     continue;
@@ -200,6 +221,11 @@ impl Status {
         let mut probes = self.lock();
         let Some(at) = probes.get_mut(probe) else { return };
         at.seen.attached |= state.is_attached();
+        match (matches!(state, ProbeState::Shed(_)), at.shed_since) {
+            (true, None) => at.shed_since = Some(Instant::now()),
+            (false, Some(since)) => (at.shed, at.shed_since) = (at.shed + since.elapsed(), None),
+            _ => {}
+        }
         if let Some(unsigned) = unsigned {
             at.seen.unsigned = unsigned;
         }
@@ -209,16 +235,19 @@ impl Status {
 
     /// Why the targets are not ready; empty when they are. Every target needs a probe attached, and every probe that
     /// the user wrote, while a profile's probe may be absent from this build of the application. A probe that is attached in
-    /// part counts as attached: what it counts is true, [`Status::partly`] says what it leaves out, and no restart helps.
+    /// part counts as attached: what it counts is true, [`Status::partly`] says what it leaves out, and no restart helps. So does one
+    /// that is taken out for a while.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
         let mut why = Vec::new();
         for target in &plan.targets {
-            let attached = target.probes.iter().any(|probe| probes[*probe].state.is_attached());
+            let is_there = |state: &ProbeState| state.is_attached() || matches!(state, ProbeState::Shed(_));
+            let attached = target.probes.iter().any(|probe| is_there(&probes[*probe].state));
             for number in &target.probes {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
-                if !state.is_attached() && !excused {
+                let is_shed = matches!(state, ProbeState::Shed(_));
+                if !state.is_attached() && !is_shed && !excused {
                     why.push(format!(
                         "{}: {} is {}: {}",
                         target.name,
@@ -232,13 +261,17 @@ impl Status {
         why
     }
 
-    /// Which probes leave out some of their sites, and why.
+    /// Which probes leave out some of their sites, or are taken out, and why.
     pub fn partly(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
         let lines = plan.probes.iter().zip(&*probes).filter_map(|(planned, status)| {
-            let ProbeState::Partly(why) = &status.state else { return None };
+            let (how, why) = match &status.state {
+                ProbeState::Partly(why) => ("partly attached", why),
+                ProbeState::Shed(why) => ("shed", why),
+                _ => return None,
+            };
             let target = &plan.targets[planned.target].name;
-            Some(format!("{target}: {} is partly attached: {why}", planned.name))
+            Some(format!("{target}: {} is {how}: {why}", planned.name))
         });
         lines.collect()
     }
@@ -282,6 +315,13 @@ impl Status {
         self.lock_spans().clone()
     }
 
+    pub(super) fn add_expired(&self, expired: &[u64]) {
+        for (span, expired) in self.lock_spans().iter_mut().zip(expired) {
+            span.expired += expired;
+            span.open = if *expired > 0 { 0 } else { span.open };
+        }
+    }
+
     pub(super) fn add_sweep(&self, found: &[Sweep]) {
         let mut spans = self.lock_spans();
         for (span, found) in spans.iter_mut().zip(found) {
@@ -301,6 +341,10 @@ impl Status {
 
     pub(super) fn set_walks(&self, walks: u64) {
         self.lock_targets().walks = walks;
+    }
+
+    pub(super) fn set_lost_children(&self, lost: u64) {
+        self.lock_targets().lost_children = lost;
     }
 
     pub(super) fn add_reattached(&self, target: usize, why: Reattached) {

@@ -164,8 +164,13 @@ impl Worker {
                 continue;
             }
             let Ok(lease) = lease(&self.watch.breaks, &mut self.finder, &found) else { continue };
-            let context =
-                AttachContext { kernel: &self.kernel, plan: &plan, status: &self.status, target: planned };
+            let context = AttachContext {
+                kernel: &self.kernel,
+                plan: &plan,
+                status: &self.status,
+                target: planned,
+                shed: &self.shed,
+            };
             let mut attached = AttachedFile::attach(context, &found, lease, &mut self.cookies);
             if !attached.is_attached() {
                 attached.detach(&mut self.cookies);

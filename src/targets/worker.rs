@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attached_file::Cookies;
+use super::attached_file::{Cookies, Shed};
 use super::file::Identity;
 use super::find::Finder;
 use super::record::{Beginning, Signature};
@@ -27,6 +27,7 @@ pub(super) struct Worker {
     pub(super) kernel: Kernel,
     pub(super) status: Arc<Status>,
     pub(super) cookies: Cookies,
+    pub(super) shed: Shed,
     pub(super) targets: Vec<TargetState>,
     pub(super) finder: Finder,
     pub(super) watch: Watch,
@@ -120,6 +121,7 @@ impl Worker {
             kernel,
             status,
             cookies,
+            shed: Shed::new(),
             targets,
             finder,
             watch,

@@ -78,6 +78,13 @@ impl Telemetry {
             }
         }
         let rows = to.counter(
+            "fibre_exporter_probe_shed_seconds_total",
+            "Time for which the probe was detached because of limits.overhead; hits in that time are not counted.",
+        );
+        for (labels, probe) in labels.iter().zip(&states) {
+            rows.number(labels, probe.shed().as_secs_f64());
+        }
+        let rows = to.counter(
             "fibre_exporter_probe_cost_seconds_total",
             "Time that the probe's hits took of the processes that hit it, filtered hits included (an estimate: \
              hits times fibre_exporter_hit_cost_seconds and the probe's work).",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::program::{compile, folder, run};
 
@@ -121,4 +121,112 @@ fn tracings_share_of_a_targets_time_is_told_and_ends_with_its_hits() {
     assert!(seconds("cpu") > 0.0 && seconds("tracing") > 0.0);
     drop(hot);
     exporter.scrape_until("it is over", |metrics| metrics.select(share, &[]).is_empty());
+}
+
+/// Calls `cheap` some times a second, or all the time; the latter from when it gets SIGUSR1 until it gets that again. `called` is
+/// called once for 1,000 calls of it. Both are counted in the file that it is given.
+const MOODY: &str = r#"
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+static volatile sig_atomic_t busy;
+static void change(int signal) { busy = !busy; }
+asm(".text\n.globl cheap\n.type cheap,@function\ncheap: nop\n ret\n.size cheap,.-cheap\n"
+    ".globl called\n.type called,@function\ncalled: nop\n ret\n.size called,.-called\n");
+void cheap(void);
+void called(void);
+int main(int argc, char **argv)
+{
+    int file = open(argv[1], O_RDWR | O_CREAT, 0644);
+    if (ftruncate(file, 4096))
+        return 1;
+    volatile long *calls = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    signal(SIGUSR1, change);
+    for (;;) {
+        for (int i = 0; i < 1000; i++) {
+            cheap();
+            calls[0]++;
+            if (!busy)
+                usleep(2000);
+            /* What it is for. */
+            for (volatile int n = 0; n < 20000 && !busy; n++)
+                ;
+        }
+        called();
+        calls[1]++;
+    }
+}
+"#;
+
+fn calls(file: &Path, of: usize) -> u64 {
+    let bytes = std::fs::read(file).unwrap();
+    u64::from_le_bytes(*bytes[8 * of..].first_chunk().unwrap())
+}
+
+#[test]
+fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
+    let folder = folder();
+    let program = compile("gcc", "moody.c", MOODY, &["-O2"], folder.path());
+    let place = Place::new();
+    let exporter = Setup::new(
+        &place,
+        format!(
+            "limits: {{ overhead: 10% }}\ntargets:\n  - name: moody\n    binary: {}\n    probes:\n    \
+             - function: cheap\n      metrics: [counter: cheap_total]\n    \
+             - function: cheap\n      keep: true\n      metrics: [{{ counter: kept_total, labels: {{ pid: pid }} }}]\n    \
+             - function: called\n      metrics: [counter: called_total]\n",
+            program.display()
+        ),
+    )
+    .start();
+    exporter.wait_until_ready();
+    let file = folder.path().join("calls");
+    let moody = Running(Command::new(&program).arg(&file).spawn().unwrap());
+    let state = |metrics: &Metrics, probe: &str| {
+        let of = metrics.select("fibre_exporter_probe_state", &[("probe", probe)]);
+        of[0].0["state"].clone()
+    };
+    exporter.scrape_until("it is counted", |metrics| metrics.sum("cheap_total", &[]) > 0.0);
+    send_signal(moody.0.id(), "USR1");
+    let shed = exporter.scrape_until("the dearest is detached", |metrics| state(metrics, "cheap") == "shed");
+    // What is kept is as dear, and what is called rarely costs nothing.
+    assert_eq!([state(&shed, "cheap#2"), state(&shed, "called")], ["attached", "attached"]);
+    exporter.wait_for_log("cheap is detached for 10 s");
+    let (ready, text) = exporter.health("/ready");
+    assert!(ready == 200 && text.contains("cheap is shed: tracing took more than 10%"), "{text}");
+    let before = exporter.scrape();
+    let grows = |name: &str, than: &Metrics| {
+        let than = than.sum(name, &[]);
+        exporter.scrape_until(name, |metrics| metrics.sum(name, &[]) > than)
+    };
+    let after = grows("kept_total", &before);
+    assert_eq!(after.sum("cheap_total", &[]), before.sum("cheap_total", &[]), "it stands still");
+    grows("called_total", &before);
+    grows("fibre_exporter_probe_shed_seconds_total", &before);
+    send_signal(moody.0.id(), "USR1");
+    exporter.scrape_until("it is attached again", |metrics| state(metrics, "cheap") == "attached");
+    // Exact again: what is counted from one stop of the program to the next is what it called.
+    let at_rest = || {
+        send_signal(moody.0.id(), "STOP");
+        let stat = format!("/proc/{}/stat", moody.0.id());
+        wait_for("the program to stop", || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        });
+        let metrics = exporter.scrape();
+        ([0, 1].map(|of| calls(&file, of)), metrics)
+    };
+    let ([before, _], first) = at_rest();
+    send_signal(moody.0.id(), "CONT");
+    wait_for("a thousand calls", || calls(&file, 0) > before + 1000);
+    let ([after, called], second) = at_rest();
+    let counted = second.sum("cheap_total", &[]) - first.sum("cheap_total", &[]);
+    // It may be stopped between a call and its count.
+    assert!((counted - (after - before) as f64).abs() <= 1.0, "{counted} of {}", after - before);
+    let all = [("kept_total", after), ("called_total", called)];
+    for (name, calls) in all {
+        let counted = second.sum(name, &[]);
+        assert!((counted - calls as f64).abs() <= 1.0, "{name}: {counted} of {calls}");
+    }
+    second.assert_nothing_lost();
 }

@@ -2,9 +2,11 @@
 
 mod check;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use crate::config::model::{Config, Metric, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target};
+use crate::config::model::{
+    Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
+};
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, Loaded, Node};
@@ -69,9 +71,21 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         .as_ref()
         .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
     let warnings = warnings.render().lines().map(str::to_owned).collect();
+    keep_both_directions(&mut probes, &metrics);
     let mut plan = Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings };
     plan.bound_units();
     diags.into_result(plan)
+}
+
+/// Without one of those that raise a gauge and those that lower it, it would be wrong for ever.
+fn keep_both_directions(probes: &mut [ProbePlan], metrics: &[MetricPlan]) {
+    let is_one = |action: &ActionPlan| metrics[action.metric].kind == MetricKind::UpDown;
+    let units: BTreeSet<usize> = probes
+        .iter()
+        .filter(|probe| probe.keep || probe.actions.iter().any(is_one))
+        .map(|probe| probe.unit)
+        .collect();
+    probes.iter_mut().for_each(|probe| probe.keep = units.contains(&probe.unit));
 }
 
 struct Builder<'a> {
@@ -273,6 +287,7 @@ impl Builder<'_> {
             hook,
             returns_by: probe.returns_by,
             span: None,
+            keep: probe.keep,
             optional: probe.from_profile,
             values: Vec::new(),
             actions: Vec::new(),

@@ -50,8 +50,9 @@ fn limits_and_selectors() {
     let Config { settings, targets, .. } = good("limits.yaml");
     assert!(settings.bind.is_loopback() && settings.bind.is_ipv6());
     assert_eq!(settings.log_file, Some(PathBuf::from("tests/config/good/log/exporter.log")));
-    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
+    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts, overhead } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (16 << 20, 100, 50, 100, 5000));
+    assert_eq!(overhead, Some(0.025));
     assert_eq!(settings.attach, AttachMode::Perf);
     let mut file = Selector::binary("tests/config/good/../x");
     file.who.predicates.push(Predicate::Pid(78));
@@ -78,8 +79,9 @@ fn defaults() {
     assert_eq!(settings.bind.to_string(), "127.0.0.1");
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!(settings.log_level, LogLevel::Info);
-    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts } = settings.limits;
+    let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts, overhead } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (4 << 20, 10, 200, 8192, 32_768));
+    assert_eq!(overhead, None);
     assert_eq!(settings.attach, AttachMode::Auto);
     assert_eq!(settings.web.users[0].password, "from the file");
 }

@@ -1,0 +1,164 @@
+//! `limits.overhead`: how much of a target's time tracing may take.
+//!
+//! Once a second the share that is measured of each target is held against the limit; what is dearest is taken out, and put back when
+//! there is room for it.
+
+mod controller;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use controller::{Candidate, Controller, Step};
+
+use crate::engine::{Engines, Entry};
+use crate::plan::Plan;
+use crate::privileges::given_up;
+use crate::targets::{ProbeState, ProbeStatus};
+
+/// How often it is looked.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The thread that looks. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Budget {
+    /// `look` is called once a second.
+    ///
+    /// # Errors
+    /// If there is no thread.
+    pub fn start(mut look: impl FnMut(&mut Controllers) + Send + 'static) -> io::Result<Self> {
+        let (stop, stopped) = sync_channel::<()>(1);
+        let thread = std::thread::Builder::new().name("budget".to_string()).spawn(move || {
+            let mut controllers = Controllers::new();
+            while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                look(&mut controllers);
+            }
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is remembered of all targets, by their names.
+#[derive(Debug)]
+pub(crate) struct Controllers {
+    began: Instant,
+    targets: HashMap<String, Controller>,
+    /// Targets of which was told that nothing can be done.
+    told: HashSet<String>,
+}
+
+impl Controllers {
+    fn new() -> Self {
+        Self { began: Instant::now(), targets: HashMap::new(), told: HashSet::new() }
+    }
+
+    /// Looks at all targets, and does what is to be done.
+    pub fn look(&mut self, engines: &Engines) {
+        let plan = &engines.plan;
+        let limit = plan.settings.limits.overhead;
+        if limit.is_none() && self.targets.is_empty() {
+            return;
+        }
+        let status = engines.status();
+        let (states, usage) = (status.probes(), status.targets().usage);
+        let now = self.began.elapsed().as_secs_f64();
+        let entries = engines.entries();
+        for (target, planned) in plan.targets.iter().enumerate() {
+            let here: Vec<&Entry> = entries.iter().filter(|entry| entry.target == target).collect();
+            let Some(limit) = limit else {
+                // The limit was taken away.
+                here.iter().filter(|entry| is_shed(entry, &states)).for_each(|entry| engines.restore(entry));
+                continue;
+            };
+            let candidates: Vec<_> = here
+                .iter()
+                .map(|entry| Candidate {
+                    name: &plan.probes[entry.probes[0]].name,
+                    keep: entry.probes.iter().any(|probe| plan.probes[*probe].keep),
+                    is_shed: is_shed(entry, &states),
+                    cost: entry.probes.iter().map(|probe| engines.cost(*probe)).sum(),
+                })
+                .collect();
+            let share = usage[target].share;
+            let controller = self.targets.entry(planned.name.clone()).or_default();
+            if given_up() {
+                // What is taken out could not be put back.
+                continue;
+            }
+            let Some(steps) = controller.step(now, limit, share, &candidates) else {
+                if self.told.insert(planned.name.clone()) {
+                    log::warn!(
+                        "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({}), and no \
+                         probe that may be detached takes much of that",
+                        planned.name,
+                        percent(share.unwrap_or(0.0)),
+                        percent(limit)
+                    );
+                }
+                continue;
+            };
+            for step in steps {
+                match step {
+                    Step::Shed { at, share: part, pause } => {
+                        log::warn!(
+                            "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({}): {} is \
+                             detached for {pause:.0} s (about {})",
+                            planned.name,
+                            percent(share.unwrap_or(0.0)),
+                            percent(limit),
+                            names(plan, here[at]),
+                            percent(part)
+                        );
+                        engines.shed(here[at], &reason(limit));
+                    }
+                    Step::Restore { at } => {
+                        log::info!("Target {}: {} is attached again", planned.name, names(plan, here[at]));
+                        engines.restore(here[at]);
+                    }
+                }
+            }
+        }
+        if limit.is_none() {
+            self.targets.clear();
+        }
+    }
+}
+
+/// The same as long as the limit is: it is a label.
+fn reason(limit: f64) -> String {
+    format!(
+        "tracing took more than {} of the target's CPU time (limits.overhead); hits are not counted until it is \
+         attached again",
+        percent(limit)
+    )
+}
+
+fn is_shed(entry: &Entry, states: &[ProbeStatus]) -> bool {
+    entry.probes.iter().any(|probe| matches!(states[*probe].state, ProbeState::Shed(_)))
+}
+
+fn names(plan: &Plan, entry: &Entry) -> String {
+    let names: Vec<&str> = entry.probes.iter().map(|probe| plan.probes[*probe].name.as_str()).collect();
+    names.join(", ")
+}
+
+fn percent(part: f64) -> String {
+    let percent = format!("{:.1}", part * 100.0);
+    format!("{}%", percent.trim_end_matches(".0"))
+}
