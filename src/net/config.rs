@@ -101,6 +101,11 @@ impl Count {
     pub fn has(&self, key: &str) -> bool {
         self.statistics.contains(key)
     }
+
+    /// Whether the fast path counts all of this.
+    pub(crate) fn fits_fast_path(&self) -> bool {
+        self.talkers == 0 && self.cidrs.is_empty() && stats::program_switches(&self.statistics) == 0
+    }
 }
 
 impl NetworkConfig {

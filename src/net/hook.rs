@@ -8,7 +8,6 @@
 use super::abi::Link;
 use super::config::{Mode, NetworkConfig, Scope};
 use super::links::Interface;
-use super::stats::program_switches;
 
 /// Where what comes in is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +100,7 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
 /// How many interfaces of a namespace may be counted by XDP with fast-path counters: as many as are there now or have
 /// a name in the configuration.
 pub(crate) fn fast_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
-    // The fast path counts nothing else.
-    let else_wanted = config.count.talkers > 0
-        || !config.count.cidrs.is_empty()
-        || program_switches(&config.count.statistics) != 0;
-    if else_wanted || config.mode == Mode::Tcx {
+    if !config.count.fits_fast_path() || config.mode == Mode::Tcx {
         return 0;
     }
     let by_xdp = |there: &&Interface| {

@@ -57,11 +57,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
 /// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of fast-path frames, the
 /// most that these add where it is counted by XDP, and of the tables of talkers and flows.
 fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
-    let fast = if config.count.talkers > 0 || !config.count.cidrs.is_empty() {
-        0
-    } else {
-        programs::fast_memory(1, cpus)
-    };
+    let fast = if config.count.fits_fast_path() { programs::fast_memory(1, cpus) } else { 0 };
     (programs::memory(cpus), fast, tables::memory(&config.count, cpus))
 }
 
@@ -101,5 +97,7 @@ mod tests {
         assert_eq!(memory(&config, 3).1, 0);
         config.count.talkers = 0;
         assert_eq!(memory(&config, 3).1, 4 << 16);
+        config.count.statistics.insert("tcp_trouble");
+        assert_eq!(memory(&config, 3).1, 0, "nor where every packet is looked at");
     }
 }

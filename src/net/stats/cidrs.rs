@@ -19,13 +19,13 @@ impl Counters {
 
 /// Nothing if there are no groups.
 pub(crate) fn families(groups: &[CidrGroup], counted: &[Counted<'_>]) -> Vec<Family> {
+    if groups.is_empty() {
+        return vec![];
+    }
     let help = "IP packets by group of prefixes (`cidrs`): of the source when received, of the destination when sent.";
     let mut packets = Family::new("network_cidr_packets_total", Kind::Counter, help);
     let help = "Bytes of those packets, including the link header.";
     let mut bytes = Family::new("network_cidr_bytes_total", Kind::Counter, help);
-    if groups.is_empty() {
-        return vec![];
-    }
     let names = std::iter::once(OTHER).chain(groups.iter().map(|group| group.name.as_str()));
     for (group, name) in names.enumerate() {
         for one in counted {
