@@ -15,17 +15,33 @@ use exporter::config::{Environment, Overrides, load, load_bytes, read, read_byte
 use exporter::plan::plan_draft;
 use serde_yaml::{Mapping, Value};
 
-fn files(folder: &str) -> Vec<PathBuf> {
+/// The files of a folder in `tests/config` whose names end so.
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("tests/config").join(folder)).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();
     files
 }
 
+/// How the text that was found for a file differs from the `.expect` file beside it; empty if it does not. No secret may
+/// be in it.
+fn difference(path: &Path, found: &str) -> String {
+    assert!(!found.contains("hunter2"), "a secret is shown: {found}");
+    let expect = path.with_extension("expect");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&expect, found).unwrap();
+    }
+    let expected = fs::read_to_string(&expect).unwrap_or_default();
+    if found == expected {
+        return String::new();
+    }
+    format!("{}\n--- expected\n{expected}--- found\n{found}\n", path.display())
+}
+
 #[test]
 fn good_files_load() {
-    let files = files("good");
+    let files = files("good", "yaml");
     assert!(files.len() >= 9);
     for path in files {
         let loaded = load(&Overrides::file(&path), &Environment::new());
@@ -37,7 +53,7 @@ fn good_files_load() {
 
 #[test]
 fn bad_files_are_refused_with_the_expected_text() {
-    let files = files("bad");
+    let files = files("bad", "yaml");
     assert!(files.len() >= 60);
     let mut wrong = String::new();
     for path in files {
@@ -45,15 +61,7 @@ fn bad_files_are_refused_with_the_expected_text() {
             Ok(_) => "it is accepted\n".to_owned(),
             Err(diags) => diags.render().replace("tests/config/bad/", ""),
         };
-        let expect = path.with_extension("expect");
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            fs::write(&expect, &found).unwrap();
-        }
-        let expected = fs::read_to_string(&expect).unwrap_or_default();
-        if found != expected {
-            wrong += &format!("{}\n--- expected\n{expected}--- found\n{found}\n", path.display());
-        }
-        assert!(!found.contains("hunter2"), "a secret is shown: {found}");
+        wrong += &difference(&path, &found);
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
@@ -61,7 +69,7 @@ fn bad_files_are_refused_with_the_expected_text() {
 /// One error each, but for the file that shows many at once.
 #[test]
 fn one_error_is_reported_once() {
-    for path in files("bad") {
+    for path in files("bad", "yaml") {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let expect = fs::read_to_string(path.with_extension("expect")).unwrap();
         let count = expect.lines().filter(|line| !line.starts_with("    help: ")).count();
@@ -72,7 +80,7 @@ fn one_error_is_reported_once() {
 /// Whatever is wrong beside it, each error is reported, and nothing that is right.
 #[test]
 fn two_files_together_have_the_errors_of_both() {
-    let singles: Vec<_> = files("bad").iter().filter_map(|path| Single::read(path)).collect();
+    let singles: Vec<_> = files("bad", "yaml").iter().filter_map(|path| Single::read(path)).collect();
     assert!(singles.len() >= 120, "{} files can be put together", singles.len());
     let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
     for (n, one) in singles.iter().enumerate() {
@@ -247,7 +255,7 @@ fn mangled_files_never_panic() {
                 refused += 1;
             }
         };
-    for path in files("good") {
+    for path in files("good", "yaml") {
         let bytes = fs::read(&path).unwrap();
         for end in 0..bytes.len() {
             check(bytes[..end].to_vec());
