@@ -69,13 +69,9 @@ where
 
 /// The whole command line, for parsing and for completion scripts.
 pub fn command() -> Command {
-    let file = || {
-        Arg::new("file")
-            .value_name("FILE")
-            .required(true)
-            .value_parser(value_parser!(PathBuf))
-            .help("Configuration file")
-    };
+    let path = |name: &'static str| Arg::new(name).value_name("FILE").value_parser(value_parser!(PathBuf));
+    let file = || path("file").required(true).help("Configuration file");
+    let config = || path("config").long("config").short('c');
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("exporter")
         .version(env!("CARGO_PKG_VERSION"))
@@ -88,14 +84,7 @@ pub fn command() -> Command {
         .infer_long_args(true)
         .args_override_self(true)
         .args_conflicts_with_subcommands(true)
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .short('c')
-                .value_name("FILE")
-                .value_parser(value_parser!(PathBuf))
-                .help(format!("Configuration file (YAML) [env: {CONFIG_ENV}]")),
-        )
+        .arg(config().help(format!("Configuration file (YAML) [env: {CONFIG_ENV}]")))
         .args(KEYS.iter().map(|key| {
             let default = key.default.filter(|_| key.value.is_some());
             let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
@@ -170,14 +159,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("unpin")
                 .about("Detach the probes that `state: pinned` left attached, and discard their counts")
-                .arg(
-                    Arg::new("config")
-                        .long("config")
-                        .short('c')
-                        .value_name("FILE")
-                        .value_parser(value_parser!(PathBuf))
-                        .help("Configuration file whose state is removed"),
-                )
+                .arg(config().help("Configuration file whose state is removed"))
                 .arg(
                     Arg::new("directory")
                         .value_name("DIRECTORY")
