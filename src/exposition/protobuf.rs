@@ -3,7 +3,7 @@
 //! Format: <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
 use super::Head;
-use super::sample::{Kind, Number, Sample, Value};
+use super::sample::{Kind, Sample, Value};
 
 /// Field numbers and the values of enumerations in the definition.
 mod field {
@@ -66,18 +66,18 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
     let mut content = Message::default();
     let number = match (&head.kind, sample.value) {
         (Kind::Counter, Value::Number(number)) => {
-            content.double(field::NUMBER, real(number));
+            content.double(field::NUMBER, number.as_real());
             created.into_iter().for_each(|time| content.message(field::COUNTER_CREATED, time));
             field::METRIC_COUNTER
         }
         (_, Value::Number(number)) => {
-            content.double(field::NUMBER, real(number));
+            content.double(field::NUMBER, number.as_real());
             field::METRIC_GAUGE
         }
         (kind, Value::Histogram { counts, sum }) => {
             let total = counts.iter().fold(0u64, |total, count| total.wrapping_add(*count));
             content.integer(field::HISTOGRAM_COUNT, total);
-            content.double(field::HISTOGRAM_SUM, real(sum));
+            content.double(field::HISTOGRAM_SUM, sum.as_real());
             let bounds = match kind {
                 Kind::Histogram(bounds) => &bounds[..],
                 Kind::Counter | Kind::Gauge => &[],
@@ -96,13 +96,6 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
     };
     metric.message(number, &content);
     metric
-}
-
-fn real(number: Number) -> f64 {
-    match number {
-        Number::Int(number) => number as f64,
-        Number::Real(number) => number,
-    }
 }
 
 fn time(seconds: f64) -> Message {

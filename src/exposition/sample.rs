@@ -63,7 +63,7 @@ impl Number {
         }
     }
 
-    fn as_real(self) -> f64 {
+    pub(super) fn as_real(self) -> f64 {
         match self {
             Number::Int(number) => number as f64,
             Number::Real(number) => number,
