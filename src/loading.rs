@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::config::endpoint::{self, ClientAuth, PemSource, TlsSettings, Web};
+use crate::config::endpoint::{self, PemSource, TlsSettings, Web};
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics, Overrides, Place};
-use crate::http::{Clients, Credentials, Demand, HttpError, Pem, Rate, Secured, Tls, TlsOptions, check_user};
+use crate::http::{Clients, Credentials, HttpError, Pem, Secured, Tls, TlsOptions, check_user};
 use crate::plan::{Plan, plan_draft};
 
 /// Reads the configuration and plans it, or says every mistake.
@@ -42,8 +42,7 @@ pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured,
         let users = web.users.iter().map(|user| (user.username.as_str(), user.password.as_str()));
         Some(Credentials::new(users, previous.and_then(|previous| previous.auth.as_ref()))?)
     };
-    let rate = web.rate_limit.map(|limit| Rate { interval: limit.interval, burst: limit.burst });
-    if rate.is_some_and(|rate| rate.burst == 0) {
+    if web.rate_limit.is_some_and(|rate| rate.burst == 0) {
         warnings.push(
             "rate_limit has no burst, so that every request is refused; set burst: 1 or more".to_owned(),
         );
@@ -53,22 +52,15 @@ pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured,
         Some((HeaderName::try_from(*name).ok()?, HeaderValue::try_from(value).ok()?))
     };
     let headers = web.headers.iter().filter_map(header).collect();
-    Ok((Secured { auth, tls, headers, rate }, warnings))
+    Ok((Secured { auth, tls, headers, rate: web.rate_limit }, warnings))
 }
 
 fn options_of(settings: &TlsSettings) -> TlsOptions {
-    let demand = match settings.client_auth {
-        ClientAuth::None => Demand::None,
-        ClientAuth::Request => Demand::Request,
-        ClientAuth::RequireAny => Demand::RequireAny,
-        ClientAuth::VerifyIfGiven => Demand::VerifyIfGiven,
-        ClientAuth::RequireAndVerify => Demand::RequireAndVerify,
-    };
     TlsOptions {
         certificate: pem_of(&settings.cert, "`cert`"),
         key: pem_of(&settings.key, "`key`"),
         clients: Clients {
-            demand,
+            demand: settings.client_auth,
             authority: settings.client_ca.as_ref().map(|ca| pem_of(ca, CLIENT_CA)),
             allowed_names: settings.client_allowed_sans.clone(),
         },

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::place::Place;
+use crate::http::{Demand, Rate};
 
 /// Where the metrics are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Web {
     pub tls: Option<TlsSettings>,
     /// Headers of every response.
     pub headers: Vec<(&'static str, String)>,
-    pub rate_limit: Option<RateLimit>,
+    pub rate_limit: Option<Rate>,
     /// What it was made from.
     pub origin: Origin,
 }
@@ -83,7 +83,7 @@ pub struct TlsSettings {
     pub at: Place,
     pub cert: Pem,
     pub key: Pem,
-    pub client_auth: ClientAuth,
+    pub client_auth: Demand,
     /// Who issues client certificates; if there is nobody, all authorities that the system trusts.
     pub client_ca: Option<Pem>,
     /// One of these names must be in a client's certificate; any will do if there are none.
@@ -121,22 +121,6 @@ impl fmt::Debug for Pem {
     }
 }
 
-/// What is asked of a client's certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ClientAuth {
-    /// None is asked for.
-    #[default]
-    None,
-    /// It is asked for; anything, or nothing, will do.
-    Request,
-    /// There must be one, by whomever it was issued.
-    RequireAny,
-    /// If there is one, a known authority must have issued it.
-    VerifyIfGiven,
-    /// There must be one that a known authority has issued.
-    RequireAndVerify,
-}
-
 /// Versions of TLS that are spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsVersions {
@@ -148,13 +132,4 @@ impl Default for TlsVersions {
     fn default() -> Self {
         Self { tls12: true, tls13: true }
     }
-}
-
-/// A token bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateLimit {
-    /// A token is added this often.
-    pub interval: Duration,
-    /// Most tokens that there can be.
-    pub burst: u32,
 }

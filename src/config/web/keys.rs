@@ -5,12 +5,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnose::Diagnostics;
-use crate::config::endpoint::{Auth, ClientAuth, Pem, PemSource, TlsSettings, TlsVersions};
+use crate::config::endpoint::{Auth, Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::Node;
 use crate::config::layers::{Given, Layers};
 use crate::config::limits::PASSWORD_FILE_BYTES;
 use crate::config::place::Place;
 use crate::config::words::quote;
+use crate::http::Demand;
 
 /// The user, and the file that the password is from.
 pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option<(Place, PathBuf)>) {
@@ -141,7 +142,7 @@ fn of_files(cert: Given<PathBuf>, key: Given<PathBuf>) -> TlsSettings {
         at: cert.at.clone(),
         cert: pem(cert),
         key: pem(key),
-        client_auth: ClientAuth::None,
+        client_auth: Demand::None,
         client_ca: None,
         client_allowed_sans: Vec::new(),
         versions: TlsVersions::default(),

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::diagnose::Diagnostics;
-use super::endpoint::{Auth, Origin, RateLimit, TlsSettings, Web};
+use super::endpoint::{Auth, Origin, TlsSettings, Web};
 use super::fields::{Fields, Node};
 use super::layers::Layers;
 use super::limits::FILE_BYTES;
 use super::place::{Place, Source};
 use super::words::did_you_mean;
 use super::yaml;
+use crate::http::Rate;
 
 pub(super) use listen::listen;
 pub use sections::WEB;
@@ -35,7 +36,7 @@ struct Part {
     tls: Option<TlsSettings>,
     tls_at: Option<Place>,
     headers: Vec<(&'static str, String)>,
-    rate_limit: Option<RateLimit>,
+    rate_limit: Option<Rate>,
 }
 
 /// How the endpoints are secured. With `complete` false a source is missing, so that nothing is said to be.
@@ -224,7 +225,7 @@ fn http(fields: &Fields<'_>) -> Vec<(&'static str, String)> {
     sections::HEADERS.names().filter_map(header).collect()
 }
 
-fn rate_limit(fields: &Fields<'_>) -> Option<RateLimit> {
+fn rate_limit(fields: &Fields<'_>) -> Option<Rate> {
     let interval = present(fields, "interval").map(|node| {
         let zero = node.value.as_integer() == Some(0);
         let interval = if zero { Some(Duration::ZERO) } else { node.value.as_str().and_then(go_duration) };
@@ -237,7 +238,7 @@ fn rate_limit(fields: &Fields<'_>) -> Option<RateLimit> {
     let burst =
         present(fields, "burst").map_or(Some(0), |node| node.integer("a number of requests", 0..=1_000_000));
     let interval = interval.unwrap_or_default()?;
-    Some(RateLimit { interval, burst: burst? }).filter(|limit| !limit.interval.is_zero())
+    Some(Rate { interval, burst: burst? }).filter(|limit| !limit.interval.is_zero())
 }
 
 /// A duration as Go writes it: `1h2m3.5s`.

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::config::endpoint::ClientAuth;
 use crate::config::section::{Key, Schema, Section, words};
+use crate::http::Demand;
 
 /// `web:`, and the whole of a web configuration file.
 pub static WEB: Section = Section {
@@ -143,13 +143,13 @@ pub(super) fn header_values(name: &str) -> &'static [&'static str] {
 }
 
 /// `RequireClientCert` is exporter-toolkit's older word.
-pub(super) const CLIENT_AUTH: &[(&str, ClientAuth)] = &[
-    ("NoClientCert", ClientAuth::None),
-    ("RequestClientCert", ClientAuth::Request),
-    ("RequireAnyClientCert", ClientAuth::RequireAny),
-    ("RequireClientCert", ClientAuth::RequireAny),
-    ("VerifyClientCertIfGiven", ClientAuth::VerifyIfGiven),
-    ("RequireAndVerifyClientCert", ClientAuth::RequireAndVerify),
+pub(super) const CLIENT_AUTH: &[(&str, Demand)] = &[
+    ("NoClientCert", Demand::None),
+    ("RequestClientCert", Demand::Request),
+    ("RequireAnyClientCert", Demand::RequireAny),
+    ("RequireClientCert", Demand::RequireAny),
+    ("VerifyClientCertIfGiven", Demand::VerifyIfGiven),
+    ("RequireAndVerifyClientCert", Demand::RequireAndVerify),
 ];
 
 /// Versions as the numbers behind "TLS 1.".

@@ -3,8 +3,9 @@
 use super::keys::check_readable;
 use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS};
 use super::{mapping, present};
-use crate::config::endpoint::{ClientAuth, Pem, PemSource, TlsSettings, TlsVersions};
+use crate::config::endpoint::{Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::{Fields, Node};
+use crate::http::Demand;
 
 /// Cipher suites of TLS 1.3, which has no others: these numbers begin so (RFC 8446, appendix B.4).
 const TLS13_SUITES: u16 = 0x1300;
@@ -18,9 +19,9 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
     let client_ca = pem(&fields, "client_ca_file", "client_ca", "the client authorities' certificates");
     let policy =
         present(&fields, "client_auth_type").map(|n| n.one_of("type of client authentication", CLIENT_AUTH));
-    let client_auth = policy.unwrap_or(Some(ClientAuth::None));
+    let client_auth = policy.unwrap_or(Some(Demand::None));
     let client_allowed_sans = texts(&fields, "client_allowed_sans");
-    if client_auth == Some(ClientAuth::None) {
+    if client_auth == Some(Demand::None) {
         let needs = |at, what: &str| {
             node.diags
                 .error(at, format!("{what} has no meaning without client_auth_type"))
