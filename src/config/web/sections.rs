@@ -191,7 +191,8 @@ fn versions() -> Vec<&'static str> {
     words(VERSIONS)
 }
 
-fn implemented(table: &'static [Named]) -> Vec<&'static str> {
+/// The names in a table of what is implemented.
+pub(super) fn implemented(table: &'static [Named]) -> Vec<&'static str> {
     table.iter().filter(|(_, code)| code.is_some()).map(|(name, _)| *name).collect()
 }
 

@@ -1,7 +1,7 @@
 //! `tls_server_config:`.
 
 use super::keys::check_readable;
-use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS};
+use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS, implemented};
 use super::{mapping, present};
 use crate::config::endpoint::{Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::{Fields, Node};
@@ -123,19 +123,17 @@ fn texts(fields: &Fields<'_>, key: &str) -> Vec<String> {
     items.iter().filter_map(|node| Some(node.text_as("a name")?.to_owned())).collect()
 }
 
-fn codes(fields: &Fields<'_>, key: &str, what: &str, table: &[Named]) -> Vec<u16> {
+fn codes(fields: &Fields<'_>, key: &str, what: &str, table: &'static [Named]) -> Vec<u16> {
     let Some(items) = present(fields, key).and_then(|node| node.list(&format!("a list of {what}s"))) else {
         return Vec::new();
     };
     let code = |node: &Node<'_>| {
         let code = node.one_of(what, table)?;
         if code.is_none() {
-            let usable: Vec<_> =
-                table.iter().filter(|(_, code)| code.is_some()).map(|(name, _)| *name).collect();
             node.error(format!(
                 "this {what} is known, but not implemented by this exporter's TLS library (rustls)"
             ))
-            .help(format!("remove it; implemented: {}", usable.join(", ")));
+            .help(format!("remove it; implemented: {}", implemented(table).join(", ")));
         }
         code
     };
