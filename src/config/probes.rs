@@ -23,6 +23,9 @@ const ARGS: Key = Key::new(
     "Arguments by name, with index and type.",
 );
 
+const KEEP: Key =
+    Key::new("keep", Schema::Boolean, "Never detach it because of `limits.overhead`.").or("false");
+
 /// An element of `probes:`.
 pub static PROBE: Section = Section {
     name: "probe",
@@ -45,7 +48,7 @@ pub static PROBE: Section = Section {
         .or("exits"),
         ARGS,
         Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "Metrics to update."),
-        Key::new("keep", Schema::Boolean, "Never detach it because of `limits.overhead`.").or("false"),
+        KEEP,
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
@@ -73,7 +76,7 @@ pub static SPAN: Section = Section {
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
         ARGS,
-        Key::new("keep", Schema::Boolean, "Never detach it because of `limits.overhead`.").or("false"),
+        KEEP,
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
     ]),
