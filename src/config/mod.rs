@@ -28,8 +28,8 @@ mod words;
 mod yaml;
 
 use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 pub use diagnose::{Diagnostic, Diagnostics};
@@ -181,12 +181,8 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
         (None, Some(path)) => (path.clone(), Place::env(keys::CONFIG_ENV), path.display().to_string()),
         (None, None) => return resolve(FileInput::None, overrides, env),
     };
-    let mut bytes = Vec::new();
-    // One byte more than allowed, to tell a file that is just large enough from one that is too large.
-    let read =
-        File::open(&path).and_then(|file| file.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => resolve(FileInput::Read(path, bytes), overrides, env),
+    match content(&path) {
+        Ok(bytes) => resolve(FileInput::Read(path, bytes), overrides, env),
         Err(err) => {
             resolve(FileInput::Unreadable(at, format!("failed to read {what}: {err}")), overrides, env)
         }
@@ -261,6 +257,13 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     drop(layers);
     let config = Config { settings, targets, network };
     Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, errors: diags }
+}
+
+/// The bytes of a file that [`text`] takes, or one more, to tell a file that is just large enough from one that is too large.
+fn content(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The text of a file, or what is wrong with it and where.

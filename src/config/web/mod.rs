@@ -8,8 +8,6 @@ mod listen;
 mod sections;
 mod tls;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +16,6 @@ use super::diagnose::Diagnostics;
 use super::endpoint::{Auth, Origin, TlsSettings, Web};
 use super::fields::{Fields, Node};
 use super::layers::Layers;
-use super::limits::FILE_BYTES;
 use super::place::{Place, Source};
 use super::words::did_you_mean;
 use super::yaml;
@@ -116,15 +113,13 @@ fn combine(origin: Origin, part: Part) -> Web {
 
 /// A web configuration file.
 fn read_file(at: &Place, path: &Path, diags: &Diagnostics) -> Option<Part> {
-    let refuse = |why: String| {
-        diags.error(at, format!("failed to read the web configuration {}: {why}", path.display()));
-        None
+    let bytes = match super::content(path) {
+        Ok(bytes) => bytes,
+        Err(err) => {
+            diags.error(at, format!("failed to read the web configuration {}: {err}", path.display()));
+            return None;
+        }
     };
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES as u64 + 1).read_to_end(&mut bytes));
-    if let Err(err) = read {
-        return refuse(err.to_string());
-    }
     let top = Place::top(Source::File(path.to_owned()));
     let text = match super::text(bytes) {
         Ok(text) => text,
