@@ -188,7 +188,8 @@ impl Password {
     }
 }
 
-fn is_hash(password: &str) -> bool {
+/// Whether a password is meant as a bcrypt hash, valid or not.
+pub fn is_hash(password: &str) -> bool {
     ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix))
 }
 

@@ -31,7 +31,7 @@ mod tls_error;
 mod turns;
 mod watch;
 
-pub use auth::{Credentials, check_user};
+pub use auth::{Credentials, check_user, is_hash};
 pub use clients::{Clients, Demand};
 pub use error::HttpError;
 pub use exposure::exposure_warnings;

@@ -19,7 +19,7 @@ use super::layers::Layers;
 use super::place::{Place, Source};
 use super::words::did_you_mean;
 use super::yaml;
-use crate::http::Rate;
+use crate::http::{Rate, is_hash};
 
 pub(super) use listen::listen;
 pub use sections::WEB;
@@ -181,7 +181,7 @@ fn users(node: &Node<'_>) -> Vec<Auth> {
             node.error("the user name is empty or has a colon, which basic authentication does not allow");
             return None;
         }
-        if !["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix)) {
+        if !is_hash(&password) {
             node.error("expected a bcrypt hash (the value is not shown)")
                 .help("`exporter hash-password` reads a password and prints its hash");
             return None;
