@@ -42,7 +42,7 @@ pub use route::{Access, Reply, RequestInfo, Route, Router};
 pub use security::{Secured, Security};
 pub use server::{Endpoint, ServerOptions, serve};
 pub use stats::HttpStats;
-pub use tls::{Fingerprint, Tls, TlsOptions};
+pub use tls::{Fingerprint, Tls, TlsOptions, is_tls13_suite};
 
 /// Content type of plain text, also used for every error's body.
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";

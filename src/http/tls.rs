@@ -63,7 +63,7 @@ impl TlsOptions {
         if !self.cipher_suites.is_empty() {
             let place =
                 |suite: CipherSuite| self.cipher_suites.iter().position(|code| *code == u16::from(suite));
-            let is_tls13 = |suite: CipherSuite| u16::from(suite) & 0xff00 == 0x1300;
+            let is_tls13 = |suite: CipherSuite| is_tls13_suite(suite.into());
             provider.cipher_suites.retain(|suite| is_tls13(suite.suite()) || place(suite.suite()).is_some());
             provider.cipher_suites.sort_by_key(|suite| (!is_tls13(suite.suite()), place(suite.suite())));
         }
@@ -74,6 +74,11 @@ impl TlsOptions {
         }
         provider
     }
+}
+
+/// Whether a cipher suite is one of TLS 1.3, which has no others: their numbers begin so (RFC 8446, appendix B.4).
+pub fn is_tls13_suite(number: u16) -> bool {
+    number & 0xff00 == 0x1300
 }
 
 /// A loaded certificate, which follows its files while [`super::serve`] runs.

@@ -5,10 +5,7 @@ use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS, 
 use super::{mapping, present};
 use crate::config::endpoint::{Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::{Fields, Node};
-use crate::http::Demand;
-
-/// Cipher suites of TLS 1.3, which has no others: these numbers begin so (RFC 8446, appendix B.4).
-const TLS13_SUITES: u16 = 0x1300;
+use crate::http::{Demand, is_tls13_suite};
 
 /// What it says, unless it says nothing of importance or something is wrong.
 pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
@@ -39,7 +36,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
     if let (Some(node), Some(versions)) = (fields.get("cipher_suites"), versions)
         && !versions.tls13
         && !cipher_suites.is_empty()
-        && cipher_suites.iter().all(|code| code & 0xff00 == TLS13_SUITES)
+        && cipher_suites.iter().all(|code| is_tls13_suite(*code))
     {
         node.error("max_version is TLS12, and none of these cipher suites is for it");
     }
