@@ -57,8 +57,6 @@ pub struct AttachedFile {
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
-    /// Offsets of all sites.
-    pub offsets: Vec<u64>,
     /// Whether it was looked at what processes that ran it already have made of its code.
     pub is_code_checked: bool,
     /// Places in the file's code that no process ever runs.
@@ -169,7 +167,6 @@ impl AttachedFile {
             sites: Vec::new(),
             shelved: Vec::new(),
             shared_semaphores: Vec::new(),
-            offsets: Vec::new(),
             is_code_checked: false,
             idle: Vec::new(),
             unread: false,
@@ -211,8 +208,9 @@ impl AttachedFile {
         self.take_out(units, cookies);
         let unit = |at: usize| plan.probes[self.probes[at].probe].unit;
         let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
-        self.shared_semaphores.retain(|(offset, _)| gone.iter().all(|(_, site)| site.offset != *offset));
-        self.offsets.retain(|offset| gone.iter().all(|(_, site)| site.offset != *offset));
+        // Another unit's probe may be at the same place.
+        let sites = &self.sites;
+        self.shared_semaphores.retain(|(offset, _)| sites.iter().any(|(_, site)| site.offset == *offset));
         gone.iter().for_each(|(at, _)| self.probes[*at].sites -= 1);
         self.shelved.extend(gone);
     }
@@ -404,7 +402,6 @@ impl AttachedFile {
                     self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
-                    self.offsets.push(site.offset);
                     self.sites.push((at, site));
                 }
             }
@@ -416,7 +413,6 @@ impl AttachedFile {
     pub fn detach(&mut self, cookies: &mut Cookies) {
         release(self.links.drain(..).map(|(_, link)| link).collect());
         self.shared_semaphores.clear();
-        self.offsets.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
     }
@@ -490,6 +486,11 @@ impl AttachedFile {
 
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
+    }
+
+    /// Offsets of all sites that are attached.
+    pub fn offsets(&self) -> Vec<u64> {
+        self.sites.iter().map(|(_, site)| site.offset).collect()
     }
 }
 

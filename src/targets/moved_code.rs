@@ -106,14 +106,15 @@ impl Worker {
         }
         for (state, planned) in self.targets.iter().zip(&self.plan.targets) {
             let Some(file) = state.current.iter().find(|of| of.identity == identity) else { continue };
-            let lacks = code.lacks(&file.offsets);
+            let offsets = file.offsets();
+            let lacks = code.lacks(&offsets);
             if lacks > 0 {
                 log::warn!(
                     "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} by memory of its \
                      own, as programs do to have huge pages: no hits come from there, and what it copies while it is \
                      traced ends it; turn that off in the program",
                     planned.name,
-                    file.offsets.len(),
+                    offsets.len(),
                     file.display
                 );
             }
