@@ -20,7 +20,7 @@ use crate::metrics::{Bank, CarriedSeries, Seat};
 use crate::pins::{Folder, MadeBy, PinError, Pins};
 use crate::plan::{Plan, SavedPlan};
 use crate::store::UserStore;
-use crate::targets::{BankRecord, Beginning, ProbeManager, Shed, Status};
+use crate::targets::{BankRecord, Beginning, ProbeManager, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, Str
     Engine::start(plan, attach, Beginning { pinning, record: Some(record) }).map_err(|err| err.to_string())
 }
 
-/// Probes that are taken out together, by their numbers in the plan.
+/// Probes that are taken out together, by their numbers in the plan: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub target: usize,
@@ -363,16 +363,20 @@ impl Engines {
 
     /// Takes an entry out for a while, for this reason.
     pub fn shed(&self, entry: &Entry, reason: &str) {
-        let seats = entry.probes.iter().map(|probe| self.seats[*probe]);
-        let probes = seats.clone().map(|seat| (seat.probe, reason.to_string())).collect();
-        seats.take(1).for_each(|seat| self.all[seat.bank].manager.shed(Shed::clone(&probes)));
+        let (engine, probes) = self.there(entry);
+        engine.manager.shed(probes.map(|probe| (probe, reason.to_string())).collect());
     }
 
     /// Puts it back.
     pub fn restore(&self, entry: &Entry) {
-        let seats = entry.probes.iter().map(|probe| self.seats[*probe]);
-        let probes: BTreeSet<usize> = seats.clone().map(|seat| seat.probe).collect();
-        seats.take(1).for_each(|seat| self.all[seat.bank].manager.restore(probes.clone()));
+        let (engine, probes) = self.there(entry);
+        engine.manager.restore(probes.collect());
+    }
+
+    /// The engine of an entry, and its probes' numbers there.
+    fn there(&self, entry: &Entry) -> (&Engine, impl Iterator<Item = usize>) {
+        let bank = self.seats[entry.probes[0]].bank;
+        (&self.all[bank], entry.probes.iter().map(|probe| self.seats[*probe].probe))
     }
 
     /// Seconds that the hits of a probe have cost until now.

@@ -123,7 +123,8 @@ impl State {
                     log::info!("{kept} probes are as they were; {} are new or changed", all - kept);
                 }
                 let mut state = before.changed_to(Arc::new(after));
-                state.settle();
+                let settled = state.engines.settled();
+                state.settle(settled);
                 return Ok(state);
             }
             Ok(None) => None,
@@ -152,9 +153,8 @@ impl State {
         next
     }
 
-    /// Takes out what is not of the configuration any more.
-    fn settle(&mut self) {
-        let settled = self.engines.settled();
+    /// Notes that what is not of the configuration any more is taken out.
+    fn settle(&mut self, settled: Engines) {
         self.registry.forget_banks(settled.banks().0.len());
         self.engines = Arc::new(settled);
         self.save();
@@ -342,12 +342,7 @@ impl Running {
         }
         // What is taken out is not shown any more.
         let settled = new.settled();
-        {
-            let mut state = self.state();
-            state.registry.forget_banks(settled.banks().0.len());
-            state.engines = Arc::new(settled);
-            state.save();
-        }
+        self.state().settle(settled);
         let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
         told.push(format!(
             "Configuration reloaded: {kept} probes unchanged, {} new or changed, {} removed or replaced",

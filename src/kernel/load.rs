@@ -58,8 +58,6 @@ pub struct Shared {
 /// The loaded programs. Dropping it takes everything out of the kernel.
 pub struct Kernel {
     skel: ProbeSkel<'static>,
-    attach: Attach,
-    sessions: bool,
     /// Of starts that can be open.
     limit: u32,
     shared: Shared,
@@ -88,7 +86,7 @@ pub(crate) struct Pinning {
 
 impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernel").field("attach", &self.attach).finish_non_exhaustive()
+        f.debug_struct("Kernel").field("attach", &self.shape.attach).finish_non_exhaustive()
     }
 }
 
@@ -199,8 +197,6 @@ impl Kernel {
         })?;
         Ok(Self {
             skel,
-            attach,
-            sessions,
             limit: plan.settings.limits.starts,
             shared,
             numbers,
@@ -276,7 +272,7 @@ impl Kernel {
     }
 
     pub fn attach_kind(&self) -> Attach {
-        self.attach
+        self.shape.attach
     }
 
     /// Tells the kernel what is at a site, and since when. It must know before the first hit.
@@ -346,7 +342,7 @@ impl Kernel {
 
     /// Whether one link can be hit at a function's entry and at its return.
     pub fn has_sessions(&self) -> bool {
-        self.sessions
+        self.shape.sessions
     }
 
     /// Forgets starts whose end cannot come any more. Tells of each span, by number, how many are open and how many were

@@ -246,8 +246,7 @@ impl Status {
             for number in &target.probes {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
-                let is_shed = matches!(state, ProbeState::Shed(_));
-                if !state.is_attached() && !is_shed && !excused {
+                if !is_there(state) && !excused {
                     why.push(format!(
                         "{}: {} is {}: {}",
                         target.name,
