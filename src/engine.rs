@@ -14,7 +14,7 @@ use crate::abi::accounting_slot;
 use crate::config::model::Settings;
 use crate::costs::until_now;
 use crate::drain::{Drain, DrainStats};
-use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Pinning, Shared, measure_prices};
+use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Pinning, Shared};
 use crate::layout::Layout;
 use crate::metrics::{Bank, CarriedSeries, Seat};
 use crate::pins::{Folder, MadeBy, PinError, Pins};
@@ -153,11 +153,7 @@ impl Engines {
     /// If the kernel refuses the programs.
     pub fn start(plan: Plan, attach: Attach, folder: Option<Arc<Folder>>) -> Result<Self, KernelError> {
         let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
-        let engine = std::thread::scope(|scope| {
-            // Before the first scrape, so that what is told of costs does not change.
-            scope.spawn(move || measure_prices(attach));
-            Engine::start_in(plan, attach, folder.as_deref())
-        })?;
+        let engine = Engine::start_in(plan, attach, folder.as_deref())?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let past = Past { since, ..Past::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, past, folder))
@@ -206,7 +202,6 @@ impl Engines {
             return Ok(None);
         }
         folder.remove_but(&names).map_err(told)?;
-        measure_prices(attach);
         log::info!(
             "Took over the probes that version {} left attached ({})",
             made_by.version,

@@ -19,7 +19,7 @@ use crate::http::{
     self, Access, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Reply, RequestInfo, Route, Router,
     Security, ServerOptions,
 };
-use crate::kernel::{Attach, KernelError};
+use crate::kernel::{Attach, KernelError, measure_prices};
 use crate::loading::secured;
 use crate::logging::Logging;
 use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
@@ -162,7 +162,11 @@ pub fn run(
     if settings.pinned.is_none() {
         tell_of_leftover(&settings);
     }
-    let state = State::begin(plan, &settings, attach, folder)?;
+    let state = std::thread::scope(|scope| {
+        // Before the first scrape, so that what is told of costs does not change.
+        scope.spawn(|| measure_prices(attach));
+        State::begin(plan, &settings, attach, folder)
+    })?;
     let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let address = metrics_urls(&settings, &listeners);
