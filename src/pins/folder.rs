@@ -209,12 +209,18 @@ impl Pins {
         load(&self.folder.join(DOCUMENT))
     }
 
-    /// Writes that document.
+    /// Writes that document, unless it is what was written last.
     ///
     /// # Errors
     /// As [`Folder::save`].
-    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
-        save(&self.folder.join(DOCUMENT), state)
+    pub fn save<T: Serialize>(&self, state: &T, last: &mut Vec<u8>) -> Result<(), PinError> {
+        let path = self.folder.join(DOCUMENT);
+        let bytes = encoded(&path, state)?;
+        if bytes != *last {
+            document::write(&path, &bytes)?;
+            *last = bytes;
+        }
+        Ok(())
     }
 
     /// From now on it is not to outlive the exporter.
@@ -242,9 +248,12 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
 }
 
 fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
+    document::write(path, &encoded(path, state)?)
+}
+
+fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
     let bytes = serde_json::to_vec(state);
-    let bytes = bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))?;
-    document::write(path, &bytes)
+    bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
 /// Removes all state in the folder, and the folder: everything that it has attached is detached.

@@ -55,13 +55,8 @@ impl Worker {
             files,
             memory: self.status.memory(),
         };
-        let text = serde_json::to_string(&record).unwrap_or_default();
-        if text == self.kept {
-            return;
-        }
-        match pins.save(&record) {
-            Ok(()) => self.kept = text,
-            Err(err) => log::error!("the pinned state cannot be taken over later: {err}"),
+        if let Err(err) = pins.save(&record, &mut self.kept) {
+            log::error!("the pinned state cannot be taken over later: {err}");
         }
     }
 

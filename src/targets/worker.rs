@@ -50,7 +50,7 @@ pub(super) struct Worker {
     pub(super) last_kept: Instant,
     pub(super) signature: Signature,
     /// What was written down last for the next exporter.
-    pub(super) kept: String,
+    pub(super) kept: Vec<u8>,
 }
 
 impl Worker {
@@ -137,7 +137,7 @@ impl Worker {
             layout: layout.fingerprint(),
             last_kept: Instant::now(),
             signature: Signature::new(),
-            kept: String::new(),
+            kept: Vec::new(),
         };
         worker.name_candidates();
         if let Some(record) = beginning.record {
