@@ -8,7 +8,7 @@ use libbpf_rs::MapCore;
 use crate::process::{all_in_kernel, forms_config, held_in_kernel};
 use crate::reload::{COUNTED, OTHER, OTHER_BY_NAME, STEADY, Steady, TIMED, compiled, target};
 use crate::support::demo::{Forms, I32_SITES, program};
-use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, wait_for};
+use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, wait_for};
 
 /// A BPF file system of the test's own.
 struct BpfFs(PathBuf);
@@ -38,6 +38,14 @@ impl Drop for BpfFs {
     }
 }
 
+/// A folder, a BPF file system in it, and a program to trace.
+fn set_up() -> (Place, BpfFs, PathBuf) {
+    let place = Place::new();
+    let bpf = BpfFs::mount(&place);
+    let program = compiled(&place, STEADY);
+    (place, bpf, program)
+}
+
 fn start(place: &Place, bpf: &BpfFs, program: &Path, probes: &[&str], more: &str) -> Exporter {
     let yaml = target(program, probes);
     let exporter = Setup::new(place, yaml).yaml(&bpf.config()).yaml(more).start();
@@ -53,9 +61,7 @@ const FROM_EVENTS: &str = "      - function: other\n        metrics: [{ counter:
 #[test]
 fn a_restart_loses_no_hit_however_the_exporter_ends() {
     for attach in ["auto", "perf"] {
-        let place = Place::new();
-        let bpf = BpfFs::mount(&place);
-        let program = compiled(&place, STEADY);
+        let (place, bpf, program) = set_up();
         let more = format!("attach: {attach}\n");
         let probes = [COUNTED, TIMED, OTHER, OTHER_BY_NAME, FROM_EVENTS];
         let mut exporter = start(&place, &bpf, &program, &probes, &more);
@@ -89,9 +95,7 @@ fn a_restart_loses_no_hit_however_the_exporter_ends() {
 
 #[test]
 fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
-    let place = Place::new();
-    let bpf = BpfFs::mount(&place);
-    let program = compiled(&place, STEADY);
+    let (place, bpf, program) = set_up();
     let copy = place.copy_of(&program, "again");
     let open = || std::fs::OpenOptions::new().write(true).open(&program).map(drop);
     for signal in ["KILL", "TERM"] {
@@ -165,9 +169,7 @@ fn unpin_takes_everything_away() {
 
 #[test]
 fn probes_that_are_the_same_in_another_configuration_go_on() {
-    let place = Place::new();
-    let bpf = BpfFs::mount(&place);
-    let program = compiled(&place, STEADY);
+    let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED, OTHER], "");
     let steady = Steady::start(&program);
     let sets: [&[&str]; 4] =
@@ -188,9 +190,7 @@ fn probes_that_are_the_same_in_another_configuration_go_on() {
 
 #[test]
 fn what_does_not_fit_begins_anew_and_says_so() {
-    let place = Place::new();
-    let bpf = BpfFs::mount(&place);
-    let program = compiled(&place, STEADY);
+    let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
     let steady = Steady::start(&program);
     exporter.scrape_until("hits", |scrape| scrape.value("counted_total", &[]) > 0.0);
@@ -200,12 +200,7 @@ fn what_does_not_fit_begins_anew_and_says_so() {
     let exporter = start(&place, &bpf, &program, &[COUNTED], "ring: { size: 1MiB }\n");
     exporter.wait_for_log("is not taken over, and counts begin anew: `ring.size` has changed");
     assert!(exporter.scrape().value("counted_total", &[]) < calls);
-    wait_for("the links of before to go", || {
-        held.iter().all(|link| !all_in_kernel().contains(&("link_id:", *link)))
-    });
-    let steady = Steady::start(&program);
-    let calls = steady.end();
-    assert_eq!(exporter.scrape().value("counted_total", &[]), calls);
+    assert_begun_anew(&exporter, &program, &held);
     exporter.stop();
     unpin(&bpf.state());
 }
@@ -222,9 +217,7 @@ fn alter(document: &Path, key: &str) {
 
 #[test]
 fn another_versions_tables_are_not_taken_over() {
-    let place = Place::new();
-    let bpf = BpfFs::mount(&place);
-    let program = compiled(&place, STEADY);
+    let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
     for (document, key, why) in [
         ("state", "abi", "whose tables differ"),
@@ -240,15 +233,21 @@ fn another_versions_tables_are_not_taken_over() {
         assert_eq!(shown.contains("cannot take over"), key == "abi", "{shown}");
         exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
         exporter.wait_for_log(why);
-        wait_for("the links of before to go", || {
-            held.iter().all(|link| !all_in_kernel().contains(&("link_id:", *link)))
-        });
-        let steady = Steady::start(&program);
-        let calls = steady.end();
-        assert_eq!(exporter.scrape().value("counted_total", &[]), calls, "{}", exporter.log());
+        assert_begun_anew(&exporter, &program, &held);
     }
     exporter.stop();
     unpin(&bpf.state());
+}
+
+/// Links of before are gone, and calls are counted from none on.
+#[track_caller]
+fn assert_begun_anew(exporter: &Exporter, program: &Path, held: &[u32]) {
+    wait_for("the links of before to go", || {
+        held.iter().all(|link| !all_in_kernel().contains(&("link_id:", *link)))
+    });
+    let steady = Steady::start(program);
+    let calls = steady.end();
+    assert_eq!(exporter.scrape().value("counted_total", &[]), calls, "{}", exporter.log());
 }
 
 /// The numbers of the links that are pinned.
@@ -260,18 +259,14 @@ fn held_by(bpf: &BpfFs) -> Vec<u32> {
 
 #[test]
 fn another_users_state_and_another_file_system_are_refused() {
-    let place = Place::new();
-    let bpf = BpfFs::mount(&place);
-    let program = compiled(&place, STEADY);
+    let (place, bpf, program) = set_up();
     let refused = |state: &Path| {
+        let [port, health_port] = [Port::claim(), Port::claim()];
         let yaml = format!(
-            "{}state: pinned\nstate_directory: {}\nmetrics_port: 0\n",
+            "{}state: pinned\nstate_directory: {}\nmetrics_port: {port}\nhealth_port: {health_port}\n",
             target(&program, &[COUNTED]),
             state.display()
         );
-        let ports = [crate::support::exporter::Port::claim(), crate::support::exporter::Port::claim()];
-        let yaml = yaml
-            .replace("metrics_port: 0", &format!("metrics_port: {}\nhealth_port: {}", ports[0], ports[1]));
         let (status, out, err) = finish(exporter().arg("--config").arg(place.write("config.yaml", &yaml)));
         assert_eq!(status, Some(1), "{out}{err}");
         out + &err
