@@ -25,14 +25,6 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// All of it.
-///
-/// # Errors
-/// Those of [`open`], and of reading.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    read_all(&open(path)?)
-}
-
 /// The largest file that is read. Few programs have more with all their debug information; a file of holes can have any size, and
 /// to make room for that would end the exporter.
 const MOST_BYTES: u64 = 4 << 30;
@@ -83,6 +75,10 @@ pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(path: &Path) -> io::Result<Vec<u8>> {
+        read_all(&open(path)?)
+    }
 
     #[test]
     fn a_pipe_that_nobody_writes_to_is_refused_at_once() {

@@ -6,11 +6,10 @@ use std::path::Path;
 
 use crate::arguments::position;
 use crate::config::model::{ArgKind, Selector};
-use crate::elf::{ElfError, Image, go_binary, notes};
+use crate::elf::{Image, go_binary};
 use crate::plan::{Source, ValueKind, ValuePlan};
 use crate::procfs::Mapping;
-use crate::regular;
-use crate::targets::TargetFile;
+use crate::targets::{TargetFile, has_probes};
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
 /// instructions.
@@ -128,21 +127,16 @@ pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<Strin
         .into_iter()
         .filter_map(|(name, range)| {
             if !name.ends_with(" (deleted)") {
-                let has_probes = has_notes(&process.join("root").join(name.trim_start_matches('/')));
-                return has_probes.then(|| format!("`exporter probes {name}`"));
+                let path = process.join("root").join(name.trim_start_matches('/'));
+                return has_probes(&path).then(|| format!("`exporter probes {name}`"));
             }
             // No path leads to it: it is in a memfd, or was replaced.
             let path = process.join("map_files").join(range);
-            has_notes(&path).then(|| format!("`exporter probes {}` ({name})", path.display()))
+            has_probes(&path).then(|| format!("`exporter probes {}` ({name})", path.display()))
         })
         .collect();
     (!with_probes.is_empty())
         .then(|| format!("it has loaded libraries that have some of their own: {}", with_probes.join(", ")))
-}
-
-fn has_notes(path: &Path) -> bool {
-    let Ok(bytes) = regular::read(path) else { return false };
-    Image::parse(&bytes).is_ok_and(|image| !matches!(notes(&image), Err(ElfError::NoNotes)))
 }
 
 #[cfg(test)]

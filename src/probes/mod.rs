@@ -139,18 +139,22 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             std::env::consts::ARCH
         ));
     }
-    let providers = usdt::providers(&image);
-    remarks.extend(providers.as_ref().ok().and_then(|_| hints::libraries(found, selector)));
-    let providers = providers.unwrap_or_else(|why| {
-        remarks.push(match why {
-            ElfError::NoNotes if functions.is_some() => {
-                "no USDT probes (no .note.stapsdt section)".to_string()
-            }
-            ElfError::NoNotes => hints::no_notes(found, &image, selector),
-            why => why.to_string(),
-        });
-        Vec::new()
-    });
+    let providers = match usdt::providers(&image) {
+        Ok(providers) => {
+            remarks.extend(hints::libraries(found, selector));
+            providers
+        }
+        Err(why) => {
+            remarks.push(match why {
+                ElfError::NoNotes if functions.is_some() => {
+                    "no USDT probes (no .note.stapsdt section)".to_string()
+                }
+                ElfError::NoNotes => hints::no_notes(found, &image, selector),
+                why => why.to_string(),
+            });
+            Vec::new()
+        }
+    };
     let debug = functions.and_then(|_| debug_symbols(&image, &found.path, shown));
     let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {

@@ -128,6 +128,11 @@ pub fn has_any(path: &Path, wanted: &[String]) -> bool {
     !wanted.is_empty() && found().is_some_and(|found| wanted.iter().any(|name| found.contains(name)))
 }
 
+/// Whether the file has probes, of which only its headers are read.
+pub(crate) fn has_probes(path: &Path) -> bool {
+    regular::open(path).is_ok_and(|mut file| has_notes(&ReadCache::new(&mut file)).unwrap_or(false))
+}
+
 /// None if the file is none that has probes; most are not, and only their headers are read.
 fn probes(file: &mut File) -> Option<BTreeSet<String>> {
     if !has_notes(&ReadCache::new(&mut *file)).unwrap_or(false) {

@@ -31,6 +31,7 @@ pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use file::TargetFile;
 pub use find::find;
 pub use gate::prepare_gate;
+pub(crate) use libraries::has_probes;
 pub use manager::ProbeManager;
 pub(crate) use record::{BankRecord, Beginning};
 pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts, Ticks, Usage};
