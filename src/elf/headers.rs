@@ -159,12 +159,10 @@ impl<'a> Headers<'a> {
     /// The file offset of the code that is loaded at `vaddr`, and whether the program may write to it there. None where no
     /// executable segment of the file holds the address.
     pub(super) fn code_offset(&self, vaddr: u64) -> Option<(u64, bool)> {
-        self.loads().filter(|s| executable(s)).find_map(|s| {
-            let into = vaddr.checked_sub(s.p_vaddr(LE)).filter(|into| *into < s.p_filesz(LE))?;
-            let offset = s.p_offset(LE).checked_add(into)?;
-            let is_there = offset < self.bytes.len() as u64;
-            is_there.then(|| (offset, s.p_flags(LE).contains(elf::PF_W)))
-        })
+        let (segment, into) = self.code_segment(vaddr)?;
+        let offset = segment.p_offset(LE).checked_add(into)?;
+        let is_there = offset < self.bytes.len() as u64;
+        is_there.then(|| (offset, segment.p_flags(LE).contains(elf::PF_W)))
     }
 
     /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
@@ -179,15 +177,19 @@ impl<'a> Headers<'a> {
     /// Up to `max` bytes of code from `vaddr`, fewer at the end of its segment. None where no executable
     /// segment of the file holds the address.
     pub fn code_at(&self, vaddr: u64, max: usize) -> Option<&'a [u8]> {
-        let segment = self
-            .loads()
-            .filter(|s| executable(s))
-            .find(|s| vaddr.checked_sub(s.p_vaddr(LE)).is_some_and(|into| into < s.p_filesz(LE)))?;
-        let into = vaddr - segment.p_vaddr(LE);
+        let (segment, into) = self.code_segment(vaddr)?;
         let start = usize::try_from(segment.p_offset(LE).checked_add(into)?).ok()?;
         let left = usize::try_from(segment.p_filesz(LE) - into).unwrap_or(usize::MAX);
         let tail = self.bytes.get(start..).filter(|t| !t.is_empty())?;
         Some(&tail[..max.min(left).min(tail.len())])
+    }
+
+    /// The executable segment whose part of the file holds the address, and how far into it that is.
+    fn code_segment(&self, vaddr: u64) -> Option<(&'a ProgramHeader64<LittleEndian>, u64)> {
+        self.loads().filter(|s| executable(s)).find_map(|s| {
+            let into = vaddr.checked_sub(s.p_vaddr(LE))?;
+            (into < s.p_filesz(LE)).then_some((s, into))
+        })
     }
 
     pub(super) fn has_sections(&self) -> bool {
