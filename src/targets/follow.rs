@@ -149,6 +149,12 @@ impl Finder {
         }
     }
 
+    /// Forgets what those run of whom nothing is told any more, not even that they have ended.
+    pub(super) fn forget_runs(&mut self) {
+        let Self { running, processes, pinned, .. } = self;
+        running.retain(|pid, _| processes.get(*pid).is_some() || pinned.contains(pid));
+    }
+
     /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
     pub(super) fn walk(&mut self) {
         let found = self.processes.walk_if_needed();
@@ -199,5 +205,24 @@ impl Finder {
             }
             is_other
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_those_run_of_whom_nothing_is_told_is_forgotten() {
+        // Numbers that nobody has.
+        let [stranger, pinned] = [u32::MAX - 1, u32::MAX];
+        let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
+        for pid in [stranger, pinned] {
+            let (file, path) = (FileKey::default(), PathBuf::new());
+            let change = ProcessChange::Executed { file, path, cgroup: 0, time: 0 };
+            finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessNews::default());
+        }
+        finder.forget_runs();
+        assert_eq!(finder.running.into_keys().collect::<Vec<_>>(), [pinned]);
     }
 }

@@ -322,6 +322,7 @@ impl Worker {
         if walk {
             self.raise_all_semaphores();
             self.drop_candidates();
+            self.finder.forget_runs();
             self.tell_of_moved_code();
             self.follow();
         }
