@@ -154,16 +154,15 @@ impl GateKeeper {
         self.gate.wake();
     }
 
-    /// How often the manager was asked; to be read before it looks what it was told.
-    pub fn asked(&self) -> u64 {
-        self.with(|guest| guest.asked).unwrap_or_default()
+    /// How often the manager was asked, if it has not answered yet; to be read before it looks what it was told.
+    pub fn asked(&self) -> Option<u64> {
+        self.with(|guest| (guest.asked != guest.answered).then_some(guest.asked)).flatten()
     }
 
     /// The manager has dealt with all that it was told before it read this number.
     pub fn answer(&self, asked: u64) {
-        if self.with(|guest| std::mem::replace(&mut guest.answered, asked) != asked) == Some(true) {
-            self.gate.wake();
-        }
+        self.with(|guest| guest.answered = asked);
+        self.gate.wake();
     }
 }
 
@@ -361,10 +360,11 @@ mod tests {
             std::thread::spawn(move || command.status().unwrap().success())
         };
         // Answered as soon as it is asked for.
-        let before = keeper.asked();
+        assert_eq!(keeper.asked(), None);
         let running = run(&beside);
-        until("the manager to be asked", || keeper.asked() > before);
-        keeper.answer(keeper.asked());
+        until("the manager to be asked", || keeper.asked().is_some());
+        keeper.answer(keeper.asked().unwrap());
+        assert_eq!(keeper.asked(), None);
         assert!(running.join().unwrap());
         // Never answered.
         fs::rename(&beside, &target).unwrap();

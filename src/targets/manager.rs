@@ -171,8 +171,7 @@ impl Worker {
             }
             let plan = self.plan.clone();
             // What is executed is not written any more.
-            let is_executed = self.watch.is_waited_for(&news);
-            let is_free = |written: Written| is_executed || written.is_due();
+            let is_free = |written: Written| news.asked.is_some() || written.is_due();
             for (target, planned) in plan.targets.iter().enumerate() {
                 if news.targets.contains(&target) || self.targets[target].written.is_some_and(is_free) {
                     self.look_at(target, planned);

@@ -27,7 +27,7 @@ pub struct News {
     pub beside: Vec<Beside>,
     /// Processes have begun, or done something else that must be looked at at once.
     pub processes: bool,
-    /// As the gatekeeper is to be answered when all of this is dealt with.
+    /// Programs wait for all of this to be dealt with: as the gatekeeper is to be answered then.
     pub asked: Option<u64>,
 }
 
@@ -38,8 +38,6 @@ pub struct Watch {
     pub breaks: Breaks,
     ways: Ways,
     gate: Option<GateKeeper>,
-    /// What the gatekeeper was answered last.
-    answered: u64,
 }
 
 impl Watch {
@@ -50,7 +48,7 @@ impl Watch {
     pub fn new(stop: UnixStream) -> io::Result<Self> {
         let breaks = Breaks::new()?;
         let (ways, gate) = (Ways::new()?, GateKeeper::new(&breaks));
-        Ok(Self { stop, breaks, ways, gate, answered: 0 })
+        Ok(Self { stop, breaks, ways, gate })
     }
 
     /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
@@ -68,17 +66,9 @@ impl Watch {
         }
     }
 
-    /// Whether programs wait for what these news tell to be dealt with.
-    pub fn is_waited_for(&self, news: &News) -> bool {
-        news.asked.is_some_and(|asked| asked != self.answered)
-    }
-
     /// All that these news tell is dealt with: programs that waited for it may start.
-    pub fn answer(&mut self, news: &News) {
-        if self.is_waited_for(news)
-            && let (Some(gate), Some(asked)) = (&self.gate, news.asked)
-        {
-            self.answered = asked;
+    pub fn answer(&self, news: &News) {
+        if let (Some(gate), Some(asked)) = (&self.gate, news.asked) {
             gate.answer(asked);
         }
     }
@@ -109,11 +99,11 @@ impl Watch {
             news.is_over = !news.is_asked;
         }
         // First: what was told before that is taken below.
-        news.asked = self.gate.as_ref().map(GateKeeper::asked);
+        news.asked = self.gate.as_ref().and_then(GateKeeper::asked);
         if breaks {
             news.breaks = self.breaks.take();
         }
-        if changes || self.is_waited_for(&news) {
+        if changes || news.asked.is_some() {
             for change in self.ways.take() {
                 match change {
                     Change::OnTheWay(target) => drop(news.targets.insert(target)),
