@@ -13,13 +13,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
+use super::lease::{checked, signal};
+
 /// The files whose execution waits.
 #[derive(Debug)]
 pub struct ExecGate(OwnedFd);
-
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
 
 impl ExecGate {
     /// For no file yet. It works on when `CAP_SYS_ADMIN` is given up.
@@ -148,16 +146,14 @@ pub fn apart<T: Send + 'static>(
     Ok(())
 }
 
-/// From linux/close_range.h: in a table of its own.
-const CLOSE_RANGE_UNSHARE: libc::c_int = 1 << 1;
-
 /// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
 fn own_descriptors(keep: &[RawFd]) -> io::Result<()> {
+    let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
     let mut first = 0;
     for fd in keep.iter().copied().chain([RawFd::MAX]) {
         if fd > first {
             // SAFETY: what belongs to other threads stays open in their table, and this one uses only what is kept.
-            checked(unsafe { libc::close_range(first as _, (fd - 1) as _, CLOSE_RANGE_UNSHARE) })?;
+            checked(unsafe { libc::close_range(first as _, (fd - 1) as _, unshare) })?;
         }
         first = fd.saturating_add(1);
     }
@@ -202,7 +198,7 @@ impl Waker {
     /// Wakes it. It must not have ended.
     pub fn wake(self) {
         // SAFETY: a plain system call; the thread blocks the signal.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, super::lease::signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, signal()) };
     }
 }
 
