@@ -231,6 +231,21 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Starts it as nobody, with these rights in the way of setpriv(1) (`-all,+bpf`) and none to get others.
+    pub fn nobody_with(self, rights: &str) -> Self {
+        self.through(&[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            &format!("--inh-caps={rights}"),
+            &format!("--ambient-caps={rights}"),
+            &format!("--bounding-set={rights}"),
+            "--no-new-privs",
+            "--",
+        ])
+    }
+
     /// Says by this line of the configuration where the metrics are served, instead of `metrics_port: {port}`.
     pub fn listening(mut self, line: &str) -> Self {
         self.listen = line.to_owned();

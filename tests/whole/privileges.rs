@@ -49,20 +49,8 @@ fn the_units_rights_are_enough_for_another_users_program() {
         fs::set_permissions(&demo, Permissions::from_mode(0o700)).expect("protect it");
         chown(&demo, Some(31_337), Some(31_337)).expect("give it away");
         let rights = format!("-all,+{}{more}", names.join(",+"));
-        let exporter = Setup::fibre(&place, &demo)
-            .yaml(&format!("attach: {attach}\n"))
-            .through(&[
-                "setpriv",
-                "--reuid=65534",
-                "--regid=65534",
-                "--clear-groups",
-                &format!("--inh-caps={rights}"),
-                &format!("--ambient-caps={rights}"),
-                &format!("--bounding-set={rights}"),
-                "--no-new-privs",
-                "--",
-            ])
-            .start();
+        let exporter =
+            Setup::fibre(&place, &demo).yaml(&format!("attach: {attach}\n")).nobody_with(&rights).start();
         exporter.wait_until_ready();
         let totals = play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
         exporter.scrape().measured().assert_same(&totals.series("demo"));

@@ -275,19 +275,7 @@ fn four_rights_are_enough_without_being_root() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let rights = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";
-    let exporter = Setup::fibre(&place, &demo)
-        .through(&[
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            &format!("--inh-caps={rights}"),
-            &format!("--ambient-caps={rights}"),
-            &format!("--bounding-set={rights}"),
-            "--no-new-privs",
-            "--",
-        ])
-        .start();
+    let exporter = Setup::fibre(&place, &demo).nobody_with(rights).start();
     exporter.wait_until_ready();
     let totals = crate::support::demo::play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
     exporter.scrape().measured().assert_same(&totals.series("demo"));
