@@ -4,11 +4,12 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::support::exporter::{Place, Port, Setup, send_signal, wait_for, wait_for_end};
 use crate::support::exposition::Metrics;
 use crate::support::program::{compile, run};
+use crate::support::random::Xorshift;
 
 /// `program N K WHEN`: N children that each call `counted` K times and end; WHEN is `each` (one after the other) or `all` (all
 /// live at once, and call when the input ends; `up` is written when they live). `program K` calls it itself.
@@ -55,6 +56,19 @@ int main(int argc, char **argv) {
 
 pub fn compiled(place: &Place) -> PathBuf {
     compile("gcc", "children.c", CHILDREN, &[], &place.path("."))
+}
+
+/// The program with so many children that live at once; each calls `counted` so often when the input is dropped.
+fn with_children(program: &Path, children: u32, calls: u32) -> Child {
+    let mut parent = Command::new(program)
+        .args([&children.to_string(), &calls.to_string(), "all"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start it");
+    let mut up = [0; 3];
+    parent.stdout.take().expect("its output").read_exact(&mut up).expect("its word");
+    parent
 }
 
 /// A target of `counted`: all calls, and those of each process, which the kernel counts; and once more by events.
@@ -128,14 +142,7 @@ fn ten_thousand_processes_at_once() {
     // A name that no other test has.
     let program = place.copy_of(&program, "tenthousand");
     let exporter = Setup::new(&place, counting("process: tenthousand")).start();
-    let mut parent = Command::new(&program)
-        .args([&CHILDREN.to_string(), "1", "all"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start it");
-    let mut up = [0; 3];
-    parent.stdout.take().expect("its output").read_exact(&mut up).expect("its word");
+    let mut parent = with_children(&program, CHILDREN, 1);
     exporter.wait_until_ready();
     drop(parent.stdin.take());
     assert!(wait_for_end(&mut parent).success());
@@ -179,10 +186,9 @@ fn a_file_that_changes_while_it_is_read() {
     let library = place.path("changing");
     fs::write(&library, &good).expect("write it");
     let exporter = Setup::new(&place, counting(&format!("binary: {}", library.display()))).start();
-    let mut state = 7u64;
+    let mut random = Xorshift(7);
     for n in 0..150 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let at = (state >> 33) as usize % good.len();
+        let at = random.below(good.len());
         let mut bad = good.clone();
         match n % 3 {
             0 => bad.truncate(at),
@@ -196,7 +202,7 @@ fn a_file_that_changes_while_it_is_read() {
     }
     // Removed first: what is written over may be held by a reader.
     fs::remove_file(&library).expect("remove it");
-    run(Command::new("cp").args([&program, &library]));
+    place.copy_of(&program, "changing");
     exporter.wait_until_ready();
     run(Command::new(&library).arg("1000"));
     is_exact(&exporter.scrape(), 1000.0);
@@ -237,6 +243,11 @@ impl Group {
         fs::write(limit, memory).expect("limit its memory");
         group
     }
+
+    /// A script that runs its arguments in it.
+    fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display())
+    }
 }
 
 impl Drop for Group {
@@ -255,20 +266,13 @@ fn out_of_memory_it_ends_alone() {
     let binary = compiled(&place);
     let yaml = format!("{}bind: 127.0.0.1\n", counting(&format!("binary: {}", binary.display())));
     let config = place.write("tight.yaml", &yaml);
-    let mut traced = Command::new(&binary)
-        .args(["100", "10", "all"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start it");
-    let mut up = [0; 3];
-    traced.stdout.take().expect("its output").read_exact(&mut up).expect("its word");
+    let mut traced = with_children(&binary, 100, 10);
     let ports = [Port::claim(), Port::claim()];
     let [port, health] = ports.each_ref().map(Port::to_string);
     // The first is too little for anything, the others for what comes later.
     for memory in ["4M", "10M", "18M", "26M"] {
         let group = Group::new(memory);
-        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+        let enter = group.enter();
         let log = place.path("tight.log");
         let mut child = Command::new("sh")
             .args(["-c", &enter, env!("CARGO_BIN_EXE_exporter"), "--port", &port, "--health-port", &health])
@@ -302,7 +306,7 @@ fn out_of_memory_it_ends_alone() {
     assert!(wait_for_end(&mut traced).success(), "the traced program");
     // With what the shipped unit allows, nothing is missing.
     let group = Group::new("512M");
-    let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+    let enter = group.enter();
     let exporter = Setup::new(&place, yaml).through(&["sh", "-c", &enter]).start();
     exporter.wait_until_ready();
     run(Command::new(&binary).arg("1000"));

@@ -40,6 +40,12 @@ fn what_it_takes_does_not_grow() {
     let with_main = format!("{plain}  - function: main\n    metrics:\n    - {{ counter: mains_total }}\n");
     let reloads =
         || exporter.scrape().value("fibre_exporter_config_last_reload_success_timestamp_seconds", &[]);
+    let reload = |yaml: &str| {
+        let before = reloads();
+        place.write("config.yaml", &format!("{yaml}{ports}"));
+        send_signal(exporter.pid(), "HUP");
+        wait_for("the reload", || reloads() > before);
+    };
     let (mut calls, mut round, mut early) = (0, 0, None);
     while round <= WARM_UP || Instant::now() < until {
         round += 1;
@@ -58,10 +64,7 @@ fn what_it_takes_does_not_grow() {
         calls += 100 * 5 + 20_000;
         is_exact(&exporter.scrape(), f64::from(calls));
         // A reload that brings a probe or takes it away.
-        let before = reloads();
-        place.write("config.yaml", &format!("{}{ports}", if round % 2 == 1 { &with_main } else { &plain }));
-        send_signal(exporter.pid(), "HUP");
-        wait_for("the reload", || reloads() > before);
+        reload(if round % 2 == 1 { &with_main } else { &plain });
         exporter.wait_until_ready();
         // An upgrade.
         if round % 4 == 0 {
@@ -77,10 +80,7 @@ fn what_it_takes_does_not_grow() {
     }
     let (early, memory_early) = early.expect("as many rounds");
     // An even round has the probes of the last of the warm-up.
-    place.write("config.yaml", &format!("{plain}{ports}"));
-    let before = reloads();
-    send_signal(exporter.pid(), "HUP");
-    wait_for("the last reload", || reloads() > before);
+    reload(&plain);
     let is_flat = |now: [usize; 4]| {
         now[DESCRIPTORS] <= early[DESCRIPTORS]
             && now[BPF_MAPS] <= early[BPF_MAPS]
