@@ -122,6 +122,11 @@ impl Tracer {
         (probe.state.clone(), probe.sites)
     }
 
+    /// Takes a probe out for a while.
+    pub fn shed(&self, probe: usize) {
+        self.manager.shed([(probe, "it is too dear".to_string())].into());
+    }
+
     /// How the targets' files and processes were found.
     pub fn targets(&self) -> TargetCounts {
         self.manager.status().targets()

@@ -75,3 +75,20 @@ fn two_targets_of_one_file_raise_it_once() {
     drop(tracer);
     assert_eq!(raised(&mut program), 0);
 }
+
+#[test]
+fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_later() {
+    let folder = folder();
+    let path = folder.path().join("lld-shed");
+    build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
+    let target = config(&[("p", &format!("binary: {}", path.display()))]);
+    let tracer =
+        Tracer::start(&format!("{target}  - on: usdt:t:hit\n    metrics: [{{ counter: kept_total }}]\n"));
+    tracer.shed(0);
+    let mut later = Program::start(&path);
+    until_raised(&mut later);
+    later.fire(7);
+    assert_eq!((count(&tracer, "p_total"), count(&tracer, "kept_total")), (0, 7));
+    drop(tracer);
+    assert_eq!(raised(&mut later), 0);
+}
