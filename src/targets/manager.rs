@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{Cookies, Shed};
+use super::attached_file::Shed;
+use super::cookies::Cookies;
 use super::follow::ProcessNews;
 use super::record::Beginning;
 use super::state::{TargetState, Written};

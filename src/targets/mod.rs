@@ -1,6 +1,7 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
 mod attached_file;
+mod cookies;
 mod debug_symbols;
 mod file;
 mod find;

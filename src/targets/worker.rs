@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{Cookies, Shed};
+use super::attached_file::Shed;
+use super::cookies::Cookies;
 use super::file::Identity;
 use super::find::Finder;
 use super::record::{Beginning, Signature};

@@ -3,24 +3,23 @@
 //! A reload loads a set of its own for the probes that are new, and leaves the others where they are: their counts, links and
 //! starts are not touched.
 
+mod past;
+mod takeover;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
-
-use crate::abi::accounting_slot;
-use crate::config::model::Settings;
+use self::past::Past;
 use crate::costs::until_now;
-use crate::drain::{Drain, DrainStats};
-use crate::kernel::{Accounting, Attach, Counts, KernelError, LOST, Losses, Pinning, Shared};
+use crate::drain::Drain;
+use crate::kernel::{Attach, KernelError, Pinning, Shared};
 use crate::layout::Layout;
-use crate::metrics::{Bank, CarriedSeries, Seat};
-use crate::pins::{Folder, MadeBy, PinError, Pins};
-use crate::plan::{Plan, SavedPlan};
+use crate::metrics::{Bank, Seat};
+use crate::pins::{Folder, PinError, Pins};
+use crate::plan::Plan;
 use crate::store::UserStore;
-use crate::targets::{BankRecord, Beginning, ProbeManager, Status};
+use crate::targets::{Beginning, ProbeManager, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -102,48 +101,11 @@ pub(crate) struct Engines {
     folder: Option<Arc<Folder>>,
 }
 
-/// What is written down of all engines together, for the next exporter.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    #[serde(flatten)]
-    made_by: MadeBy,
-    plan: SavedPlan,
-    /// Of each probe, its bank and its number there.
-    seats: Vec<(String, usize)>,
-    losses: Losses,
-    events: BTreeMap<String, u64>,
-    carried: Vec<CarriedSeries>,
-    since: f64,
-}
-
-/// One bank, as an earlier exporter has left it.
-fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, String> {
-    let none = || format!("bank {} is not complete", pins.name());
-    let record: BankRecord = pins.load().map_err(|err| err.to_string())?.ok_or_else(none)?;
-    let plan = record.plan.plan(settings)?;
-    if Layout::new(&plan).fingerprint() != record.layout {
-        return Err("its series are laid out in another way".to_string());
-    }
-    let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
-    Engine::start(plan, attach, Beginning { pinning, record: Some(record) }).map_err(|err| err.to_string())
-}
-
 /// Probes that are taken out together, by their numbers in the plan: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub target: usize,
     pub probes: Vec<usize>,
-}
-
-/// Numbers that must not go down when probes end.
-#[derive(Debug, Clone, Default)]
-struct Past {
-    /// When counting began, in seconds since 1970; an earlier exporter's, if this one goes on with its counts.
-    since: f64,
-    losses: Losses,
-    events: BTreeMap<String, u64>,
-    status: Vec<(Arc<Plan>, Arc<Status>)>,
-    drain: Vec<Arc<DrainStats>>,
 }
 
 impl Engines {
@@ -158,81 +120,6 @@ impl Engines {
         let past = Past { since, ..Past::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, past, folder))
     }
-
-    /// Those that an earlier exporter has left in the folder, with what its series had of probes that are no more; `None` if
-    /// there are none.
-    ///
-    /// # Errors
-    /// Why they cannot be taken over.
-    pub fn take_over(
-        folder: &Arc<Folder>,
-        settings: &Settings,
-        attach: Attach,
-    ) -> Result<Option<(Self, Vec<CarriedSeries>)>, String> {
-        let told = |err: PinError| err.to_string();
-        let Some(made_by) = folder.load::<MadeBy>().map_err(told)? else { return Ok(None) };
-        if made_by.abi != MadeBy::this().abi {
-            return Err(format!("version {} made it, whose tables differ", made_by.version));
-        }
-        let Some(record) = folder.load::<Record>().map_err(told)? else { return Ok(None) };
-        if let Some(setting) = record.plan.differs_from(settings) {
-            return Err(format!("`{setting}` has changed"));
-        }
-        let plan = record.plan.plan(settings)?;
-        if record.seats.len() != plan.probes.len() {
-            return Err("its numbers are inconsistent".to_string());
-        }
-        let (mut all, mut names): (Vec<Arc<Engine>>, Vec<String>) = (Vec::new(), Vec::new());
-        let mut seats = Vec::new();
-        for (name, probe) in record.seats {
-            let bank = match names.iter().position(|known| *known == name) {
-                Some(bank) => bank,
-                None => {
-                    all.push(Arc::new(resume(folder.bank(&name), settings, attach)?));
-                    names.push(name);
-                    all.len() - 1
-                }
-            };
-            if probe >= all[bank].plan.probes.len() {
-                return Err("its numbers are inconsistent".to_string());
-            }
-            seats.push(Seat { bank, probe });
-        }
-        if all.is_empty() {
-            return Ok(None);
-        }
-        folder.remove_but(&names).map_err(told)?;
-        log::info!(
-            "Took over the probes that version {} left attached ({})",
-            made_by.version,
-            folder.path().display()
-        );
-        let (losses, events, since) = (record.losses, record.events, record.since);
-        let past = Past { losses, events, since, ..Past::default() };
-        let engines = Self::of(Arc::new(plan), all, seats, past, Some(folder.clone()));
-        Ok(Some((engines, record.carried)))
-    }
-
-    /// Writes down what the next exporter needs to know.
-    pub fn save(&self, carried: Vec<CarriedSeries>) {
-        let Some(folder) = &self.folder else { return };
-        let name =
-            |seat: &Seat| self.all[seat.bank].pins.as_ref().map_or_else(String::new, |pins| pins.name());
-        let past = self.past();
-        let record = Record {
-            made_by: MadeBy::this(),
-            plan: SavedPlan::of(&self.plan),
-            seats: self.seats.iter().map(|seat| (name(seat), seat.probe)).collect(),
-            losses: past.losses,
-            events: past.events,
-            carried,
-            since: past.since,
-        };
-        if let Err(err) = folder.save(&record) {
-            log::error!("the pinned state cannot be taken over later: {err}");
-        }
-    }
-
     fn of(
         plan: Arc<Plan>,
         all: Vec<Arc<Engine>>,
@@ -379,74 +266,5 @@ impl Engines {
         let seat = self.seats[probe];
         let engine = &self.all[seat.bank];
         until_now(&engine.plan, &engine.shared, seat.probe)
-    }
-
-    /// What all threads that drain rings have counted.
-    pub fn drain_stats(&self) -> DrainStats {
-        let sum = DrainStats::default();
-        for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.past.drain) {
-            for (to, from) in [
-                (&sum.events, &stats.events),
-                (&sum.undecodable, &stats.undecodable),
-                (&sum.unreadable, &stats.unreadable),
-                (&sum.negative, &stats.negative),
-                (&sum.batches, &stats.batches),
-            ] {
-                to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
-            }
-        }
-        sum
-    }
-
-    /// Of probes that are no more.
-    fn past(&self) -> Past {
-        let mut past = self.past.clone();
-        for (engine, gone) in self.all.iter().zip(&self.left_out) {
-            gone.iter().for_each(|probe| past.add(engine, *probe));
-        }
-        past
-    }
-}
-
-impl Past {
-    fn add(&mut self, engine: &Engine, probe: usize) {
-        for (sum, (_, which)) in self.losses.iter_mut().zip(LOST) {
-            *sum += engine.shared.accounting(probe, *which);
-        }
-        let accounting = Accounting::read(&engine.shared, probe);
-        let kind = engine.plan.probes[probe].event_type.clone();
-        *self.events.entry(kind).or_default() += accounting.aggregated + accounting.delivered;
-    }
-}
-
-impl Counts for Engines {
-    fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
-        let seat = self.seats[probe];
-        self.all[seat.bank].shared.accounting(seat.probe, which)
-    }
-
-    fn last_hit(&self, probe: usize) -> u64 {
-        let seat = self.seats[probe];
-        self.all[seat.bank].shared.last_hit(seat.probe)
-    }
-
-    fn stray(&self) -> u64 {
-        self.all.iter().map(|engine| engine.shared.stray()).sum()
-    }
-
-    fn misses(&self) -> Vec<(&'static str, u64)> {
-        let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for (program, misses) in self.all.iter().flat_map(|engine| engine.shared.misses()) {
-            *sums.entry(program).or_default() += misses;
-        }
-        sums.into_iter().collect()
-    }
-
-    fn past_losses(&self) -> Losses {
-        self.past().losses
-    }
-
-    fn past_events(&self) -> BTreeMap<String, u64> {
-        self.past().events
     }
 }

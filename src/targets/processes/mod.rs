@@ -1,18 +1,23 @@
 //! The processes that targets mean: one table for all of them. What the kernel tells of processes keeps it true; where it
 //! tells nothing, /proc is walked through again.
 
+mod inspect;
+mod membership;
+mod process;
+mod uncovered;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
-use super::file::{Identity, TargetFile};
-use super::libraries::Library;
+use self::inspect::numbers;
+use self::membership::Membership;
+pub use self::process::Process;
+pub use self::uncovered::Uncovered;
+use super::file::Identity;
 use crate::containers::Containers;
 use crate::kernel::{ProcessChange, ProcessEvent};
-use crate::procfs::{Mapping, Stat, living_thread};
-use crate::selectors::{Belongs, Facts, Who, command_line};
+use crate::procfs::Stat;
+use crate::selectors::{Facts, Who};
 
 /// What tells whether a process is of interest to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,71 +46,8 @@ pub struct Processes {
     next: usize,
 }
 
-/// A process, and what selectors go by.
-#[derive(Debug, Clone)]
-pub struct Process {
-    pub pid: u32,
-    /// Of the leader; the kernel cuts it after 15 bytes.
-    comm: String,
-    /// Base name of what it runs; None for a thread of the kernel.
-    exe: Option<String>,
-    /// If somebody asks for it.
-    cmdline: String,
-    /// Targets of which a process that is meant has started it.
-    families: BTreeSet<usize>,
-    /// The right to see what it runs is missing.
-    is_hidden: bool,
-    membership: Arc<Membership>,
-    /// What it runs, once that was looked up.
-    pub file: Option<TargetFile>,
-    /// All that it maps, if what it runs cannot be reached by any path.
-    pub copied_up: Option<Vec<Identity>>,
-    /// Files with probes that it has loaded, once they were looked up.
-    pub libraries: Option<Vec<Library>>,
-}
-
-/// What a process belongs to.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Membership {
-    /// By its control group of version 2, which the kernel goes by.
-    new: Belongs,
-    /// By those of version 1.
-    old: Belongs,
-}
-
-/// Control groups that are remembered; then they are found out anew.
-const MEMBERSHIPS: usize = 4096;
-
 /// Processes whose mappings are read again at a time, where the kernel does not tell of new ones.
 const AGAIN: usize = 64;
-
-/// Processes that could be meant, for all that can be seen.
-#[derive(Debug, Default)]
-pub struct Uncovered {
-    hidden: usize,
-    version_1: bool,
-}
-
-impl Uncovered {
-    /// What keeps the search from being complete; `refused` are processes that are meant.
-    pub fn sentence(&self, refused: &[u32]) -> Option<String> {
-        let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
-        if let Some(first) = refused.first() {
-            return Some(match refused.len() {
-                1 => format!("the matching process {first} {needs}"),
-                many => format!("{many} matching processes (such as {first}) {needs}"),
-            });
-        }
-        if self.version_1 {
-            return Some("it only has cgroup v1, and containers need cgroup v2".into());
-        }
-        match self.hidden {
-            0 => None,
-            1 => Some(format!("1 process {needs}")),
-            many => Some(format!("{many} processes {needs}")),
-        }
-    }
-}
 
 impl Meant {
     fn who(&self) -> &Who {
@@ -142,48 +84,6 @@ impl Processes {
     /// Processes that were started by those that the target means.
     pub fn family(&self, target: usize) -> impl Iterator<Item = u32> {
         self.all.values().filter(move |process| process.families.contains(&target)).map(|process| process.pid)
-    }
-
-    /// Notes whom the predicates of all targets mean of those that are in a control group.
-    fn note_members(&mut self, belongs: &Belongs) {
-        for (target, meant) in self.meant.iter().enumerate() {
-            let Some(who) = meant.as_ref().map(Meant::who) else { continue };
-            for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
-                for id in predicate.members(belongs) {
-                    if known.insert(id.to_owned()) {
-                        self.changed.insert(target);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
-    pub fn name_again(&mut self) -> bool {
-        if !self.meant.iter().flatten().any(|meant| meant.who().is_by_cgroup()) {
-            return false;
-        }
-        let before = self.members.clone();
-        self.containers.forget();
-        self.members.iter_mut().flatten().for_each(BTreeSet::clear);
-        for belongs in self.containers.all() {
-            self.note_members(&belongs);
-        }
-        let (mut memberships, mut all) =
-            (std::mem::take(&mut self.memberships), std::mem::take(&mut self.all));
-        let mut named: HashMap<(String, String), Arc<Membership>> = HashMap::new();
-        for membership in memberships.values_mut().chain(all.values_mut().map(|of| &mut of.membership)) {
-            let paths = (membership.new.path.clone(), membership.old.path.clone());
-            let now =
-                named.entry(paths).or_insert_with_key(|(new, old)| Arc::new(self.membership_at(new, old)));
-            *membership = now.clone();
-        }
-        (self.memberships, self.all) = (memberships, all);
-        let has_changed = before != self.members;
-        if has_changed {
-            self.forget();
-        }
-        has_changed
     }
 
     /// The next search walks anew.
@@ -385,165 +285,12 @@ impl Processes {
         }
         touched.into_iter().for_each(|pid| self.touch(pid));
     }
-
-    fn look_at(&mut self, pid: u32, cgroup: Option<u64>) -> Option<Process> {
-        let directory = Path::new("/proc").join(pid.to_string());
-        let comm = fs::read_to_string(directory.join("comm")).ok()?;
-        let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
-        let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
-        let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
-        let cmdline = if self.asks_for(Who::asks_for_cmdline) {
-            command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
-        } else {
-            String::new()
-        };
-        Some(Process {
-            pid,
-            comm: comm.trim_end_matches('\n').to_string(),
-            exe,
-            cmdline,
-            families: BTreeSet::new(),
-            is_hidden,
-            membership: self.membership(pid, cgroup),
-            file: None,
-            copied_up: None,
-            libraries: None,
-        })
-    }
-
-    /// Whether any target does; without targets all is asked for.
-    fn asks_for(&self, what: impl Fn(&Who) -> bool) -> bool {
-        self.meant.is_empty() || self.meant.iter().flatten().any(|meant| what(meant.who()))
-    }
-
-    fn membership(&mut self, pid: u32, cgroup: Option<u64>) -> Arc<Membership> {
-        if !self.asks_for(Who::is_by_cgroup) {
-            return Arc::default();
-        }
-        let known = cgroup.and_then(|cgroup| self.memberships.get(&cgroup));
-        if let Some(known) = known.filter(|known| !known.new.is_unnamed()) {
-            return known.clone();
-        }
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
-        let (new, old) = paths_of(&text);
-        let found = Arc::new(self.membership_at(&new, &old));
-        // On a host with version 1 all processes are in the root of version 2.
-        if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {
-            if self.memberships.len() >= MEMBERSHIPS {
-                self.memberships.clear();
-            }
-            self.memberships.insert(cgroup, found.clone());
-        }
-        found
-    }
-
-    fn membership_at(&mut self, new: &str, old: &str) -> Membership {
-        let mut found = Membership { new: Belongs::parse(new), old: Belongs::parse(old) };
-        self.containers.describe(&mut found.new);
-        self.containers.describe(&mut found.old);
-        self.note_members(&found.new);
-        found
-    }
-
-    /// Whether any maps the file, told by device and inode.
-    pub fn map(&mut self, identity: Identity) -> bool {
-        numbers().any(|pid| {
-            fs::read_to_string(format!("/proc/{}/maps", living_thread(pid)))
-                .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
-        })
-    }
-}
-
-impl Process {
-    fn is_called(&self, name: &str) -> bool {
-        self.comm == name || self.exe.as_deref() == Some(name)
-    }
-
-    fn facts(&self) -> Facts<'_> {
-        Facts {
-            pid: self.pid,
-            comm: &self.comm,
-            exe: self.exe.as_deref(),
-            cmdline: &self.cmdline,
-            belongs: &self.membership.new,
-        }
-    }
-}
-
-/// The control groups of `/proc/PID/cgroup`: of version 2, and those of version 1 together.
-fn paths_of(text: &str) -> (String, String) {
-    let new = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
-    let old =
-        text.lines().filter(|line| !line.starts_with("0::")).filter_map(|line| line.splitn(3, ':').nth(2));
-    (new.to_owned(), old.collect())
-}
-
-fn numbers() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// The kernel marks the name of a file that was deleted, or replaced.
-fn base_name(display: &str) -> &str {
-    display.strip_suffix(" (deleted)").unwrap_or(display)
-}
-
-/// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
-/// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
-fn may_map(line: &str, identity: Identity) -> bool {
-    let Some(mapping) = Mapping::parse(line).filter(|mapping| mapping.inode == identity.number) else {
-        return false;
-    };
-    let block = |(major, minor): (u32, u32)| (major != 0).then_some((major, minor));
-    let known = block((libc::major(identity.device), libc::minor(identity.device)));
-    block(mapping.device).zip(known).is_none_or(|(display, known)| display == known)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::selectors::Selector;
-
-    #[test]
-    fn a_file_of_another_device_with_the_same_number_is_another() {
-        let file =
-            |major, minor| Identity { device: libc::makedev(major, minor), number: 247_003, address: 0 };
-        let line = "561d8f2e8000-561d8f2e9000 r--p 0001d000 fe:10 247003                     /usr/bin/a file";
-        assert!(may_map(line, file(0xfe, 0x10)));
-        assert!(!may_map(line, file(0xfe, 0x11)) && !may_map(line, file(8, 0x10)));
-        assert!(!may_map(line, Identity { number: 247_004, ..file(0xfe, 0x10) }));
-        // What has no block device is numbered otherwise by stat(2): it may be the file.
-        assert!(may_map(line, file(0, 41)));
-        assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
-        assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));
-    }
-
-    #[test]
-    fn a_file_that_was_replaced_keeps_its_name() {
-        assert_eq!(base_name("bitcoind (deleted)"), "bitcoind");
-        assert_eq!(base_name("bitcoind"), "bitcoind");
-    }
-
-    #[test]
-    fn what_could_not_be_seen_is_said() {
-        let hidden = Uncovered { hidden: 3, version_1: false };
-        assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
-        assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));
-        assert!(hidden.sentence(&[7, 8]).unwrap().contains("(such as 7)"));
-        assert_eq!(Uncovered::default().sentence(&[]), None);
-    }
-
-    #[test]
-    fn containers_of_either_version() {
-        let id = "0123456789abcdef".repeat(4);
-        let text = format!("1:cpu:/docker/{id}\n0::/system.slice/docker-{id}.scope/init\n");
-        let (new, old) = paths_of(&text);
-        assert_eq!(Belongs::parse(&new).containers[0].id, id);
-        assert_eq!(Belongs::parse(&old).containers[0].id, id);
-        assert_eq!(paths_of("0::/\n"), ("/".to_owned(), String::new()));
-    }
 
     fn called(name: &str) -> Meant {
         Meant::Who(Selector::process(name).who)

@@ -1,0 +1,94 @@
+//! What is counted of all engines together, also of those that have ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Engine, Engines};
+use crate::abi::accounting_slot;
+use crate::drain::DrainStats;
+use crate::kernel::{Accounting, Counts, LOST, Losses};
+use crate::plan::Plan;
+use crate::targets::Status;
+
+/// Numbers that must not go down when probes end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Past {
+    /// When counting began, in seconds since 1970; an earlier exporter's, if this one goes on with its counts.
+    pub(super) since: f64,
+    pub(super) losses: Losses,
+    pub(super) events: BTreeMap<String, u64>,
+    pub(super) status: Vec<(Arc<Plan>, Arc<Status>)>,
+    pub(super) drain: Vec<Arc<DrainStats>>,
+}
+
+impl Engines {
+    /// What all threads that drain rings have counted.
+    pub fn drain_stats(&self) -> DrainStats {
+        let sum = DrainStats::default();
+        for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.past.drain) {
+            for (to, from) in [
+                (&sum.events, &stats.events),
+                (&sum.undecodable, &stats.undecodable),
+                (&sum.unreadable, &stats.unreadable),
+                (&sum.negative, &stats.negative),
+                (&sum.batches, &stats.batches),
+            ] {
+                to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        sum
+    }
+
+    /// Of probes that are no more.
+    pub(super) fn past(&self) -> Past {
+        let mut past = self.past.clone();
+        for (engine, gone) in self.all.iter().zip(&self.left_out) {
+            gone.iter().for_each(|probe| past.add(engine, *probe));
+        }
+        past
+    }
+}
+
+impl Past {
+    pub(super) fn add(&mut self, engine: &Engine, probe: usize) {
+        for (sum, (_, which)) in self.losses.iter_mut().zip(LOST) {
+            *sum += engine.shared.accounting(probe, *which);
+        }
+        let accounting = Accounting::read(&engine.shared, probe);
+        let kind = engine.plan.probes[probe].event_type.clone();
+        *self.events.entry(kind).or_default() += accounting.aggregated + accounting.delivered;
+    }
+}
+
+impl Counts for Engines {
+    fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
+        let seat = self.seats[probe];
+        self.all[seat.bank].shared.accounting(seat.probe, which)
+    }
+
+    fn last_hit(&self, probe: usize) -> u64 {
+        let seat = self.seats[probe];
+        self.all[seat.bank].shared.last_hit(seat.probe)
+    }
+
+    fn stray(&self) -> u64 {
+        self.all.iter().map(|engine| engine.shared.stray()).sum()
+    }
+
+    fn misses(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for (program, misses) in self.all.iter().flat_map(|engine| engine.shared.misses()) {
+            *sums.entry(program).or_default() += misses;
+        }
+        sums.into_iter().collect()
+    }
+
+    fn past_losses(&self) -> Losses {
+        self.past().losses
+    }
+
+    fn past_events(&self) -> BTreeMap<String, u64> {
+        self.past().events
+    }
+}

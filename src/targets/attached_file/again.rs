@@ -1,0 +1,30 @@
+//! When what was refused is tried again.
+
+use std::time::{Duration, Instant};
+
+/// When what was refused is tried again.
+#[derive(Debug)]
+pub(super) struct Again {
+    due: Instant,
+    pause: Duration,
+}
+
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Again {
+    pub(super) fn new() -> Self {
+        Self { due: Instant::now() + SHORTEST_PAUSE, pause: SHORTEST_PAUSE }
+    }
+
+    /// Whether it is time; then the next time is twice as far away.
+    pub(super) fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = now >= self.due;
+        if is_due {
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.due = now + self.pause;
+        }
+        is_due
+    }
+}

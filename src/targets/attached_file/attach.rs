@@ -1,0 +1,247 @@
+//! Resolving the sites of a file, and attaching to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+
+use super::{AttachedFile, Shed};
+use crate::abi::site_flag;
+use crate::config::model::Point;
+use crate::elf::{Image, SymbolIndex};
+use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind};
+use crate::plan::{Plan, TargetPlan};
+use crate::regular;
+use crate::resolve::{ResolveError, ResolvedSite, resolve};
+use crate::targets::cookies::Cookies;
+use crate::targets::debug_symbols::{DebugSymbols, debug_symbols, with_names};
+use crate::targets::file::TargetFile;
+use crate::targets::outcome::Outcome;
+use crate::targets::status::{ProbeState, Status};
+
+/// Why a function of a library is not traced.
+const ONLY_EXECUTABLE: &str =
+    "functions are only searched in the executable; use `binary:` with the path of the library";
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// What attaching needs to know of the exporter.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachContext<'a> {
+    pub kernel: &'a Kernel,
+    pub plan: &'a Plan,
+    pub status: &'a Status,
+    pub target: &'a TargetPlan,
+    /// Probes that are taken out for a while.
+    pub shed: &'a Shed,
+}
+
+impl AttachedFile {
+    /// Resolves and attaches all probes of the target in this file, as many as can be.
+    pub fn attach(
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        lease: Option<Lease>,
+        cookies: &mut Cookies,
+    ) -> Self {
+        let mut made = Self::new(found.display.clone(), found.identity, found.stamp);
+        made.lease = lease;
+        made.read_and_attach(context, found, cookies);
+        made.attached_at = monotonic();
+        made
+    }
+
+    pub(super) fn read_and_attach(
+        &mut self,
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        cookies: &mut Cookies,
+    ) {
+        self.probes.clear();
+        (self.sites, self.shelved) = (Vec::new(), Vec::new());
+        let file = found.open();
+        let sites = self.resolve(context, found, file.as_ref());
+        if let Ok(file) = &file {
+            self.attach_sites(context, file, sites, cookies);
+        }
+    }
+
+    /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
+    pub(in crate::targets) fn resolve(
+        &mut self,
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        file: Result<&File, &io::Error>,
+    ) -> Vec<(usize, ResolvedSite)> {
+        let AttachContext { plan, status, target, .. } = context;
+        let read = |file| regular::read_all(file).map_err(|err| Refusal::of_file(&err));
+        let bytes = file.map_err(Refusal::of_file).and_then(read);
+        self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
+        let image = bytes
+            .as_ref()
+            .map_err(|refusal| format!("failed to read {}: {refusal}", found.display))
+            .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.display)));
+        let wants_names =
+            target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
+        let debug = image
+            .as_ref()
+            .ok()
+            .filter(|_| wants_names)
+            .and_then(|image| debug_symbols(image, &found.path, &found.display));
+        let image = image.map(|image| with_names(image, debug.as_ref()));
+        let separate = debug.as_ref().and_then(DebugSymbols::image);
+        let index = image.as_ref().map(|image| SymbolIndex::of(image).with_debug_file(separate));
+        let mut sites = Vec::new();
+        for &number in &target.probes {
+            let mut outcome = Outcome::new(number);
+            if found.is_library && matches!(plan.probes[number].point, Point::Function(_)) {
+                outcome.state = ProbeState::Absent(ONLY_EXECUTABLE.to_string());
+                self.probes.push(outcome);
+                continue;
+            }
+            let mut name = |name: &str| status.function(number, name);
+            let resolved = index.as_ref().map(|index| resolve(index, number as u32, plan, &mut name));
+            match resolved {
+                Err(why) => outcome.state = ProbeState::Refused((*why).clone()),
+                Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
+                Ok(Err(why)) => {
+                    outcome.state = ProbeState::Refused(why.to_string());
+                    if let ResolveError::NoneFit(sites) = why {
+                        outcome.unfit = sites;
+                    }
+                }
+                Ok(Ok(resolved)) => {
+                    for remark in &resolved.remarks {
+                        log::info!("Probe {}: {remark}", plan.probes[number].name);
+                    }
+                    for warning in &resolved.warnings {
+                        log::warn!("{} in {}: {warning}", plan.probes[number].name, self.display);
+                    }
+                    outcome.unsigned = resolved.unsigned;
+                    outcome.unfit = resolved.unfit;
+                    sites.extend(resolved.sites.into_iter().map(|site| (self.probes.len(), site)));
+                }
+            }
+            self.probes.push(outcome);
+        }
+        if found.is_candidate {
+            sites.iter_mut().for_each(|(_, site)| site.entry.flags |= site_flag::SITE_CANDIDATE.0);
+        }
+        if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
+            self.idle = image.map(|image| image.idle_code()).unwrap_or_default();
+        }
+        sites
+    }
+
+    pub(super) fn attach_sites(
+        &mut self,
+        context: AttachContext<'_>,
+        file: &File,
+        sites: Vec<(usize, ResolvedSite)>,
+        cookies: &mut Cookies,
+    ) {
+        let is_shed =
+            |(at, _): &mut (usize, ResolvedSite)| context.shed.contains_key(&self.probes[*at].probe);
+        let mut sites = sites;
+        let shelved: Vec<_> = sites.extract_if(.., is_shed).collect();
+        for (at, _) in &shelved {
+            let why = context.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
+            self.probes[*at].state = ProbeState::Shed(why);
+        }
+        self.shelved.extend(shelved);
+        if sites.is_empty() {
+            return;
+        }
+        let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
+        match cookies.take(sites.len()) {
+            None => {
+                let text = format!("{} probe sites more than limits.sites; raise it", sites.len());
+                let refusal = Refusal::new(RefusalKind::Sites, text);
+                for (at, site) in sites {
+                    self.probes[at].refuse(site, refusal.clone());
+                }
+            }
+            Some(mut numbers) => {
+                // Links of their own for each unit, so that one can be detached and the others left alone.
+                let mut units: BTreeMap<usize, Vec<(usize, ResolvedSite)>> = BTreeMap::new();
+                for (at, site) in sites {
+                    let probe = &context.plan.probes[self.probes[at].probe];
+                    units.entry(probe.unit).or_default().push((at, site));
+                }
+                for (unit, sites) in units {
+                    let of_unit = numbers.split_off(numbers.len() - sites.len());
+                    self.attach_unit(context, file, unit, sites, &of_unit, cookies);
+                }
+            }
+        }
+        touched.into_iter().for_each(|at| self.probes[at].settle());
+    }
+
+    fn attach_unit(
+        &mut self,
+        context: AttachContext<'_>,
+        file: &File,
+        unit: usize,
+        sites: Vec<(usize, ResolvedSite)>,
+        numbers: &[u32],
+        cookies: &mut Cookies,
+    ) {
+        let attached = {
+            let all: Vec<_> = sites.iter().map(|(_, site)| site).collect();
+            let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
+            context.kernel.attach(file, &placed, &self.idle)
+        };
+        self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
+        if attached.beside > 0 {
+            log::info!(
+                "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
+                context.target.name,
+                attached.beside
+            );
+        }
+        let mut refused = attached.refused;
+        for (position, ((at, site), number)) in sites.into_iter().zip(numbers).enumerate() {
+            match refused.remove(&position) {
+                Some(refusal) => {
+                    cookies.free.push(*number);
+                    self.probes[at].refuse(site, refusal);
+                }
+                None => {
+                    self.cookies.push((unit, *number));
+                    self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
+                    self.probes[at].sites += 1;
+                    self.sites.push((at, site));
+                }
+            }
+        }
+    }
+}
+
+/// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no
+/// link of its own where the kernel has session uprobes: the entry's site names the return's.
+pub fn place<'a>(
+    plan: &Plan,
+    sessions: bool,
+    sites: &[&'a ResolvedSite],
+    numbers: &[u32],
+) -> Vec<Placed<'a>> {
+    let mut placed: Vec<Placed<'a>> = Vec::new();
+    let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
+    for (&site, &cookie) in sites.iter().zip(numbers) {
+        let mut how = if site.is_return { How::Return } else { How::Entry };
+        if sessions && site.is_return && span(site).is_some() {
+            let entry = placed.iter_mut().find(|other| {
+                other.how == How::Entry && other.site.offset == site.offset && span(other.site) == span(site)
+            });
+            if let Some(entry) = entry {
+                entry.how = How::Session { on_return: cookie };
+                how = How::InSession;
+            }
+        }
+        placed.push(Placed { cookie, site, how, span: span(site) });
+    }
+    placed
+}

@@ -1,0 +1,101 @@
+//! What /proc says of processes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::Processes;
+use super::process::Process;
+use crate::procfs::{Mapping, living_thread};
+use crate::selectors::{Who, command_line};
+use crate::targets::file::Identity;
+
+impl Processes {
+    pub(super) fn look_at(&mut self, pid: u32, cgroup: Option<u64>) -> Option<Process> {
+        let directory = Path::new("/proc").join(pid.to_string());
+        let comm = fs::read_to_string(directory.join("comm")).ok()?;
+        let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
+        let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
+        let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
+        let cmdline = if self.asks_for(Who::asks_for_cmdline) {
+            command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
+        } else {
+            String::new()
+        };
+        Some(Process {
+            pid,
+            comm: comm.trim_end_matches('\n').to_string(),
+            exe,
+            cmdline,
+            families: BTreeSet::new(),
+            is_hidden,
+            membership: self.membership(pid, cgroup),
+            file: None,
+            copied_up: None,
+            libraries: None,
+        })
+    }
+
+    /// Whether any target does; without targets all is asked for.
+    pub(super) fn asks_for(&self, what: impl Fn(&Who) -> bool) -> bool {
+        self.meant.is_empty() || self.meant.iter().flatten().any(|meant| what(meant.who()))
+    }
+
+    /// Whether any maps the file, told by device and inode.
+    pub fn map(&mut self, identity: Identity) -> bool {
+        numbers().any(|pid| {
+            fs::read_to_string(format!("/proc/{}/maps", living_thread(pid)))
+                .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
+        })
+    }
+}
+
+/// All processes.
+pub(super) fn numbers() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The kernel marks the name of a file that was deleted, or replaced.
+fn base_name(display: &str) -> &str {
+    display.strip_suffix(" (deleted)").unwrap_or(display)
+}
+
+/// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
+/// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
+fn may_map(line: &str, identity: Identity) -> bool {
+    let Some(mapping) = Mapping::parse(line).filter(|mapping| mapping.inode == identity.number) else {
+        return false;
+    };
+    let block = |(major, minor): (u32, u32)| (major != 0).then_some((major, minor));
+    let known = block((libc::major(identity.device), libc::minor(identity.device)));
+    block(mapping.device).zip(known).is_none_or(|(display, known)| display == known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_device_with_the_same_number_is_another() {
+        let file =
+            |major, minor| Identity { device: libc::makedev(major, minor), number: 247_003, address: 0 };
+        let line = "561d8f2e8000-561d8f2e9000 r--p 0001d000 fe:10 247003                     /usr/bin/a file";
+        assert!(may_map(line, file(0xfe, 0x10)));
+        assert!(!may_map(line, file(0xfe, 0x11)) && !may_map(line, file(8, 0x10)));
+        assert!(!may_map(line, Identity { number: 247_004, ..file(0xfe, 0x10) }));
+        // What has no block device is numbered otherwise by stat(2): it may be the file.
+        assert!(may_map(line, file(0, 41)));
+        assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
+        assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_keeps_its_name() {
+        assert_eq!(base_name("bitcoind (deleted)"), "bitcoind");
+        assert_eq!(base_name("bitcoind"), "bitcoind");
+    }
+}

@@ -1,0 +1,116 @@
+//! The control groups of processes, and what containers and pods they are.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::sync::Arc;
+
+use super::{Meant, Processes};
+use crate::selectors::{Belongs, Who};
+
+/// What a process belongs to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Membership {
+    /// By its control group of version 2, which the kernel goes by.
+    pub(super) new: Belongs,
+    /// By those of version 1.
+    pub(super) old: Belongs,
+}
+
+/// Control groups that are remembered; then they are found out anew.
+const MEMBERSHIPS: usize = 4096;
+
+impl Processes {
+    /// Notes whom the predicates of all targets mean of those that are in a control group.
+    fn note_members(&mut self, belongs: &Belongs) {
+        for (target, meant) in self.meant.iter().enumerate() {
+            let Some(who) = meant.as_ref().map(Meant::who) else { continue };
+            for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
+                for id in predicate.members(belongs) {
+                    if known.insert(id.to_owned()) {
+                        self.changed.insert(target);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
+    pub fn name_again(&mut self) -> bool {
+        if !self.meant.iter().flatten().any(|meant| meant.who().is_by_cgroup()) {
+            return false;
+        }
+        let before = self.members.clone();
+        self.containers.forget();
+        self.members.iter_mut().flatten().for_each(BTreeSet::clear);
+        for belongs in self.containers.all() {
+            self.note_members(&belongs);
+        }
+        let (mut memberships, mut all) =
+            (std::mem::take(&mut self.memberships), std::mem::take(&mut self.all));
+        let mut named: HashMap<(String, String), Arc<Membership>> = HashMap::new();
+        for membership in memberships.values_mut().chain(all.values_mut().map(|of| &mut of.membership)) {
+            let paths = (membership.new.path.clone(), membership.old.path.clone());
+            let now =
+                named.entry(paths).or_insert_with_key(|(new, old)| Arc::new(self.membership_at(new, old)));
+            *membership = now.clone();
+        }
+        (self.memberships, self.all) = (memberships, all);
+        let has_changed = before != self.members;
+        if has_changed {
+            self.forget();
+        }
+        has_changed
+    }
+
+    pub(super) fn membership(&mut self, pid: u32, cgroup: Option<u64>) -> Arc<Membership> {
+        if !self.asks_for(Who::is_by_cgroup) {
+            return Arc::default();
+        }
+        let known = cgroup.and_then(|cgroup| self.memberships.get(&cgroup));
+        if let Some(known) = known.filter(|known| !known.new.is_unnamed()) {
+            return known.clone();
+        }
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
+        let (new, old) = paths_of(&text);
+        let found = Arc::new(self.membership_at(&new, &old));
+        // On a host with version 1 all processes are in the root of version 2.
+        if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {
+            if self.memberships.len() >= MEMBERSHIPS {
+                self.memberships.clear();
+            }
+            self.memberships.insert(cgroup, found.clone());
+        }
+        found
+    }
+
+    fn membership_at(&mut self, new: &str, old: &str) -> Membership {
+        let mut found = Membership { new: Belongs::parse(new), old: Belongs::parse(old) };
+        self.containers.describe(&mut found.new);
+        self.containers.describe(&mut found.old);
+        self.note_members(&found.new);
+        found
+    }
+}
+
+/// The control groups of `/proc/PID/cgroup`: of version 2, and those of version 1 together.
+fn paths_of(text: &str) -> (String, String) {
+    let new = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let old =
+        text.lines().filter(|line| !line.starts_with("0::")).filter_map(|line| line.splitn(3, ':').nth(2));
+    (new.to_owned(), old.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_of_either_version() {
+        let id = "0123456789abcdef".repeat(4);
+        let text = format!("1:cpu:/docker/{id}\n0::/system.slice/docker-{id}.scope/init\n");
+        let (new, old) = paths_of(&text);
+        assert_eq!(Belongs::parse(&new).containers[0].id, id);
+        assert_eq!(Belongs::parse(&old).containers[0].id, id);
+        assert_eq!(paths_of("0::/\n"), ("/".to_owned(), String::new()));
+    }
+}

@@ -1,0 +1,43 @@
+//! What a search for processes could not see.
+
+/// Processes that could be meant, for all that can be seen.
+#[derive(Debug, Default)]
+pub struct Uncovered {
+    pub(super) hidden: usize,
+    pub(super) version_1: bool,
+}
+
+impl Uncovered {
+    /// What keeps the search from being complete; `refused` are processes that are meant.
+    pub fn sentence(&self, refused: &[u32]) -> Option<String> {
+        let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
+        if let Some(first) = refused.first() {
+            return Some(match refused.len() {
+                1 => format!("the matching process {first} {needs}"),
+                many => format!("{many} matching processes (such as {first}) {needs}"),
+            });
+        }
+        if self.version_1 {
+            return Some("it only has cgroup v1, and containers need cgroup v2".into());
+        }
+        match self.hidden {
+            0 => None,
+            1 => Some(format!("1 process {needs}")),
+            many => Some(format!("{many} processes {needs}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_seen_is_said() {
+        let hidden = Uncovered { hidden: 3, version_1: false };
+        assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
+        assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));
+        assert!(hidden.sentence(&[7, 8]).unwrap().contains("(such as 7)"));
+        assert_eq!(Uncovered::default().sentence(&[]), None);
+    }
+}
