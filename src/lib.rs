@@ -42,6 +42,7 @@ pub mod reference;
 mod regular;
 pub mod resolve;
 mod returns;
+mod routes;
 mod run;
 mod running;
 pub mod selectors;

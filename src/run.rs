@@ -7,25 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use hyper::{Method, StatusCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
-use crate::exposition::{Names, negotiate};
-use crate::http::{
-    self, Access, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Reply, RequestInfo, Route, Router,
-    Security, ServerOptions,
-};
+use crate::http::{self, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Security, ServerOptions};
 use crate::kernel::{Attach, KernelError, measure_prices};
 use crate::loading::secured;
 use crate::logging::Logging;
-use crate::net::{Event, Network, NetworkConfig, NetworkError, QueryError};
+use crate::net::{Event, Network, NetworkConfig, NetworkError};
 use crate::pins::{self, Folder, PinError};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
+use crate::routes::{health_router, metrics_router};
 use crate::running::{Running, State};
 use crate::service;
 use crate::targets::prepare_gate;
@@ -281,97 +277,12 @@ fn metrics_urls(settings: &Settings, listeners: &Listeners) -> String {
     urls.join(", ")
 }
 
-fn metrics_router(running: &Arc<Running>) -> Router {
-    let (scraped, reloaded) = (running.clone(), running.clone());
-    let metrics = Route {
-        path: "/metrics",
-        about: "Prometheus metrics",
-        access: Access::Credentials,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        handler: Arc::new(move |request| {
-            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
-            let names = Names::of_query(request.query.as_deref().unwrap_or_default());
-            Reply::ok(scraped.render(format, &names)).typed(content_type)
-        }),
-    };
-    let reload = Route {
-        path: "/-/reload",
-        about: "POST: read the configuration anew",
-        access: Access::Operator,
-        method: Method::POST,
-        content_type: http::PLAIN_TEXT,
-        handler: Arc::new(move |_| match reloaded.reload() {
-            Ok(text) => Reply::ok(text),
-            Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
-        }),
-    };
-    let mut routes = vec![metrics, reload];
-    routes.extend(running.network.iter().flat_map(table_routes));
-    Router::new("exporter", routes)
-}
-
-/// Who talks, as JSON: too many to be series.
-fn table_routes(network: &Arc<Network>) -> [Route; 2] {
-    type Table = fn(&Network, &str) -> Result<String, QueryError>;
-    let tables: [(&'static str, &'static str, Table); 2] = [
-        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
-        ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
-    ];
-    tables.map(|(path, about, table)| {
-        let network = network.clone();
-        let handler = move |request: &RequestInfo| match table(
-            &network,
-            request.query.as_deref().unwrap_or_default(),
-        ) {
-            Ok(json) => Reply::ok(json),
-            Err(err) => Reply::new(StatusCode::BAD_REQUEST, format!("{err}\n")),
-        };
-        Route {
-            path,
-            about,
-            access: Access::Credentials,
-            method: Method::GET,
-            content_type: http::JSON,
-            handler: Arc::new(handler),
-        }
-    })
-}
-
 /// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
 fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
     let tell = |event: Event| {
         if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
     };
     Network::start(config, tell).map_err(RunError::Network)
-}
-
-fn health_router(running: Arc<Running>) -> Router {
-    let health = Route {
-        path: "/health",
-        about: "Liveness: 200 while the exporter runs",
-        access: Access::Open,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        handler: Arc::new(|_| Reply::ok("ok\n")),
-    };
-    let ready = Route {
-        path: "/ready",
-        about: "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons",
-        access: Access::Open,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        handler: Arc::new(move |_| match running.ready() {
-            Ok(partly) => {
-                let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
-                Reply::ok(format!("ready\n{partly}"))
-            }
-            Err(why) => {
-                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
-            }
-        }),
-    };
-    Router::new("exporter", vec![health, ready])
 }
 
 fn serve(

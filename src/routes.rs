@@ -1,0 +1,97 @@
+//! The routes of both endpoints.
+
+use std::sync::Arc;
+
+use hyper::{Method, StatusCode};
+
+use crate::exposition::{Names, negotiate};
+use crate::http::{self, Access, Reply, RequestInfo, Route, Router};
+use crate::net::{Network, QueryError};
+use crate::running::Running;
+
+/// What is served on the metrics port.
+pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
+    let (scraped, reloaded) = (running.clone(), running.clone());
+    let metrics = Route {
+        path: "/metrics",
+        about: "Prometheus metrics",
+        access: Access::Credentials,
+        method: Method::GET,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |request| {
+            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
+            let names = Names::of_query(request.query.as_deref().unwrap_or_default());
+            Reply::ok(scraped.render(format, &names)).typed(content_type)
+        }),
+    };
+    let reload = Route {
+        path: "/-/reload",
+        about: "POST: read the configuration anew",
+        access: Access::Operator,
+        method: Method::POST,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |_| match reloaded.reload() {
+            Ok(text) => Reply::ok(text),
+            Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+        }),
+    };
+    let mut routes = vec![metrics, reload];
+    routes.extend(running.network.iter().flat_map(table_routes));
+    Router::new("exporter", routes)
+}
+
+/// Who talks, as JSON: too many to be series.
+fn table_routes(network: &Arc<Network>) -> [Route; 2] {
+    type Table = fn(&Network, &str) -> Result<String, QueryError>;
+    let tables: [(&'static str, &'static str, Table); 2] = [
+        ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
+        ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
+    ];
+    tables.map(|(path, about, table)| {
+        let network = network.clone();
+        let handler = move |request: &RequestInfo| match table(
+            &network,
+            request.query.as_deref().unwrap_or_default(),
+        ) {
+            Ok(json) => Reply::ok(json),
+            Err(err) => Reply::new(StatusCode::BAD_REQUEST, format!("{err}\n")),
+        };
+        Route {
+            path,
+            about,
+            access: Access::Credentials,
+            method: Method::GET,
+            content_type: http::JSON,
+            handler: Arc::new(handler),
+        }
+    })
+}
+
+/// What is served on the health port.
+pub(crate) fn health_router(running: Arc<Running>) -> Router {
+    let health = Route {
+        path: "/health",
+        about: "Liveness: 200 while the exporter runs",
+        access: Access::Open,
+        method: Method::GET,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(|_| Reply::ok("ok\n")),
+    };
+    let ready = Route {
+        path: "/ready",
+        about: "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons",
+        access: Access::Open,
+        method: Method::GET,
+        content_type: http::PLAIN_TEXT,
+        handler: Arc::new(move |_| match running.ready() {
+            Ok(partly) => {
+                let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
+                Reply::ok(format!("ready\n{partly}"))
+            }
+            Err(why) => {
+                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
+            }
+        }),
+    };
+    Router::new("exporter", vec![health, ready])
+}
