@@ -9,10 +9,10 @@
 #define FILTER_BPF_H
 
 #include <bpf/bpf_core_read.h>
+#include "cgroup.bpf.h"
+#include "glob.bpf.h"
 #include "ids.bpf.h"
 #include "task.bpf.h"
-
-#define PAGE_BYTES 4096
 
 /* The first of the filters for candidates: one for each target, after those for targets. */
 const volatile __u32 candidate_filters = 0;
@@ -66,91 +66,6 @@ static __always_inline bool is_called(const struct filter *filter)
 	return exe_is_called(filter);
 }
 
-/*
- * Whether a text fits a glob. Of a command line, which may be in memory that is not there now, a NUL is the space between two
- * arguments.
- */
-struct matching {
-	__u64 address;
-	__u64 left; /* bytes */
-	__u64 states[2];
-	__u32 glob;
-	__u8 is_line;
-	__u8 is_apart; /* NULs were seen, and nothing behind them yet */
-	__u8 has_begun;
-	__u8 has_failed;
-};
-
-static __always_inline void take_byte(const struct glob *glob, struct matching *at, __u8 byte)
-{
-	__u64 stays[2] = { glob->any[0], glob->any[1] };
-
-	if ((byte & 0xc0) == 0x80) {
-		stays[0] |= glob->within[0];
-		stays[1] |= glob->within[1];
-	}
-	at->states[1] =
-		((at->states[1] << 1 | at->states[0] >> 63) & glob->to[byte][1]) | (at->states[1] & stays[1]);
-	at->states[0] = (at->states[0] << 1 & glob->to[byte][0]) | (at->states[0] & stays[0]);
-}
-
-/* Eight bytes of it, for bpf_loop: 1 at its end. */
-static long take_word(__u32 n, struct matching *at)
-{
-	const struct glob *glob = bpf_map_lookup_elem(&globs, &at->glob);
-	__u64 word = 0, bytes = at->left;
-	long failed;
-
-	if (!glob || !bytes)
-		return 1;
-	CLAMP(bytes, 8);
-	if (at->is_line)
-		failed = bpf_probe_read_user(&word, bytes, (const void *)at->address);
-	else
-		failed = bpf_probe_read_kernel_str(&word, sizeof(word), (const void *)at->address) < 0;
-	if (failed) {
-		at->has_failed = 1;
-		return 1;
-	}
-	if (!at->is_line)
-		/* One is the NUL that the helper ends with. */
-		bytes = 7;
-	for (__u32 i = 0; i < 8; i++, word >>= 8) {
-		if (i >= bytes)
-			break;
-		if (word & 0xff) {
-			if (at->is_apart)
-				take_byte(glob, at, ' ');
-			take_byte(glob, at, word);
-			at->is_apart = 0;
-			at->has_begun = 1;
-		} else if (!at->is_line) {
-			return 1;
-		} else {
-			at->is_apart = at->has_begun;
-		}
-	}
-	at->address += bytes;
-	at->left -= bytes;
-	return 0;
-}
-
-/* Negative if it could not be read. */
-__noinline int fits_glob(__u64 address, __u64 length, __u32 number, bool is_line)
-{
-	struct matching at = {
-		.address = address, .left = length, .states = { 1 }, .glob = number, .is_line = is_line
-	};
-	const struct glob *glob = bpf_map_lookup_elem(&globs, &number);
-
-	if (!glob)
-		return 0;
-	bpf_loop(MAX_LINE / 7, take_word, &at, 0);
-	if (at.has_failed)
-		return -1;
-	return at.states[glob->end >> 6 & 1] >> (glob->end & 63) & 1;
-}
-
 /* Addresses are read as numbers: a function that is verified by itself takes no pointers to what it does not know. */
 static __always_inline bool name_fits(const struct filter *filter)
 {
@@ -198,139 +113,6 @@ static __always_inline int line_fits(const struct filter *filter, __u32 number)
 		bpf_map_update_elem(&lines, &key, &now, BPF_ANY);
 	}
 	return fits;
-}
-
-/* The last six bytes of names of control groups that systemd makes, as a word. */
-#define DOT_SCOPE 0x65706f63732eULL
-#define DOT_SLICE 0x6563696c732eULL
-
-static __always_inline long without(const char *name, long end, __u64 suffix)
-{
-	__u64 last = 0;
-
-	if (end <= 6 || bpf_probe_read_kernel(&last, 6, name + end - 6) || last != suffix)
-		return end;
-	return end - 6;
-}
-
-/* What is looked up of a control group: its name, as far as that is of interest, then the key of what it is made for. */
-union group {
-	__u64 name[12];
-	struct member_key key;
-};
-
-/* Whether it is of a container that is meant: docker-ID.scope, ID, and the like. */
-static __always_inline bool is_container(const struct filter *filter, const char *name, long end,
-					 union group *group)
-{
-	char before[8] = {};
-
-	end = without(name, end, DOT_SCOPE);
-	if (end < 64 || bpf_probe_read_kernel(group->key.id, 64, name + end - 64))
-		return false;
-	if (end > 64) {
-		bpf_probe_read_kernel(before, 1, name + end - 65);
-		if (before[0] != '-' && before[0] != ':')
-			return false;
-	}
-	if (end > 71) {
-		bpf_probe_read_kernel(before, 7, name + end - 71);
-		/* The engine's process that watches the container is not in it. */
-		if (before[0] == 'c' && before[1] == 'o' && before[2] == 'n' && before[3] == 'm' &&
-		    before[4] == 'o' && before[5] == 'n')
-			return false;
-	}
-	if (bpf_map_lookup_elem(&members, &group->key))
-		return true;
-	for (__u32 i = 0; i < 8; i++) {
-		if ((group->key.id[i] ^ filter->name[i]) & filter->name[8 + i])
-			return false;
-	}
-	return filter->length > 0;
-}
-
-/* Whether it is of a pod that is meant: podUID or kubepods-podUID.slice. */
-static __always_inline bool is_pod(const char *name, long end, __u64 length, union group *group)
-{
-	char *uid = (char *)group->key.id, before[4] = { '-' };
-
-	if (end < (long)length + 3)
-		return false;
-	__builtin_memset(group->key.id, 0, sizeof(group->key.id));
-	if (end == (long)length + 3)
-		bpf_probe_read_kernel(before + 1, 3, name);
-	else
-		bpf_probe_read_kernel(before, 4, name + end - length - 4);
-	if (before[0] != '-' || before[1] != 'p' || before[2] != 'o' || before[3] != 'd' ||
-	    bpf_probe_read_kernel(uid, length, name + end - length))
-		return false;
-	if (length == 36)
-		uid[8] = uid[13] = uid[18] = uid[23] = '-';
-	return bpf_map_lookup_elem(&members, &group->key);
-}
-
-/*
- * Whether the filter means the control group at this address, by its name; and by what it is made for. Not static, so that they are
- * verified once and not for every level, and two, so that their stacks do not add up.
- */
-__noinline int fits_cgroup(__u64 address, __u32 number)
-{
-	const struct filter *filter = bpf_map_lookup_elem(&filters, &number);
-	__u64 name = (__u64)BPF_CORE_READ((const struct cgroup *)address, kn, name);
-	char first = 0;
-
-	if (!filter || bpf_probe_read_kernel(&first, 1, (const void *)name))
-		return 0;
-	/* What systemd puts before names that the kernel has taken. */
-	if (first == '_')
-		name++;
-	return fits_glob(name, MAX_NAME, filter->glob, false) > 0;
-}
-
-__noinline int has_member(__u64 address, __u32 number)
-{
-	const struct filter *filter = bpf_map_lookup_elem(&filters, &number);
-	const char *name = BPF_CORE_READ((const struct cgroup *)address, kn, name);
-	union group group;
-	long end = bpf_probe_read_kernel_str(group.name, sizeof(group.name), name) - 1;
-
-	if (!filter || end <= 0)
-		return 0;
-	group.key.filter = number;
-	group.key.pad = 0;
-	if (is_container(filter, name, end, &group))
-		return 1;
-	end = without(name, end, DOT_SLICE);
-	return is_pod(name, end, 36, &group) || is_pod(name, end, 32, &group);
-}
-
-/* Whether the process is in a control group that is meant, or in one below. */
-static __always_inline bool is_in_cgroup(const struct filter *filter, __u32 number)
-{
-	struct cgroup_key key = { .cgroup = bpf_get_current_cgroup_id(),
-				  .filter = number,
-				  .edition = filter->edition };
-	__u32 *known = bpf_map_lookup_elem(&cgroups, &key), is_in = 0;
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct cgroup *cgroup;
-	__u32 level;
-
-	if (known)
-		return *known;
-	cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-	level = BPF_CORE_READ(cgroup, level);
-	for (__u32 i = 0; i < MAX_CGROUP_LEVELS && i < level && !is_in; i++) {
-		/* From the process upwards. */
-		__u64 at = (__u64)cgroup + __builtin_preserve_field_info(cgroup->ancestors, 0) +
-			   8 * (__u64)(level - i);
-		struct cgroup *ancestor = NULL;
-
-		bpf_probe_read_kernel(&ancestor, sizeof(ancestor), (void *)at);
-		is_in = filter->kind == FILTER_CGROUP ? fits_cgroup((__u64)ancestor, number)
-						      : has_member((__u64)ancestor, number);
-	}
-	bpf_map_update_elem(&cgroups, &key, &is_in, BPF_ANY);
-	return is_in;
 }
 
 /* Whether it is the one process, and not a later one with the same number: the first that is seen is it. */

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
-use super::filters::{self, Filter, Numbers};
+use super::filters::Numbers;
 use super::held::{Held, release};
 use super::link_kind::Attach;
 use super::misses::{Loaded, loaded};
@@ -25,7 +25,7 @@ use super::starts::{StartMaps, Sweep};
 use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
-use crate::abi::{Plain, bytes_of, child_key, filter, member_key, site, site_flag};
+use crate::abi::{Plain, bytes_of, site};
 use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
@@ -57,11 +57,11 @@ pub struct Shared {
 
 /// The loaded programs. Dropping it takes everything out of the kernel.
 pub struct Kernel {
-    skel: ProbeSkel<'static>,
+    pub(super) skel: ProbeSkel<'static>,
     /// Of starts that can be open.
     limit: u32,
     shared: Shared,
-    numbers: Numbers,
+    pub(super) numbers: Numbers,
     pins: Option<Arc<Pins>>,
     shape: Shape,
     /// What writes down whom processes start.
@@ -206,66 +206,6 @@ impl Kernel {
         })
     }
 
-    /// Which processes the target with this number means from now on.
-    ///
-    /// # Errors
-    /// If the kernel refuses, which it has no reason to.
-    pub(crate) fn set_filter(&self, target: usize, filter: &Filter, edition: u32) -> libbpf_rs::Result<()> {
-        for (number, row, members) in self.numbers.place(target, filter, edition) {
-            let keys: Vec<_> = members.iter().map(|id| filters::member(number, id)).collect();
-            if self.numbers.has_members {
-                self.set_members(number, &keys)?;
-            }
-            update(&self.skel.maps.filters, number, &row)?;
-        }
-        Ok(())
-    }
-
-    fn set_members(&self, number: u32, keys: &[member_key]) -> libbpf_rs::Result<()> {
-        let map = &self.skel.maps.members;
-        let one = 1u32.to_ne_bytes();
-        keys.iter().try_for_each(|key| map.update(bytes_of(key), &one, MapFlags::ANY))?;
-        let is_of_filter = |key: &Vec<u8>| key.starts_with(&number.to_ne_bytes());
-        let known: Vec<_> = map.keys().filter(is_of_filter).collect();
-        let is_gone = |known: &&Vec<u8>| keys.iter().all(|key| bytes_of(key) != known.as_slice());
-        known.iter().filter(is_gone).for_each(|key| drop(map.delete(key)));
-        Ok(())
-    }
-
-    /// The process was started by one that the target means, with children.
-    ///
-    /// # Errors
-    /// If there is no room for it.
-    pub(crate) fn add_child(&self, target: usize, pid: u32) -> libbpf_rs::Result<()> {
-        self.skel.maps.children.update(bytes_of(&child(target, pid)), &1u32.to_ne_bytes(), MapFlags::ANY)
-    }
-
-    pub(crate) fn has_child(&self, target: usize, pid: u32) -> bool {
-        matches!(self.skel.maps.children.lookup(bytes_of(&child(target, pid)), MapFlags::ANY), Ok(Some(_)))
-    }
-
-    /// The process is none of these, or has ended.
-    pub(crate) fn remove_child(&self, target: usize, pid: u32) {
-        let _ = self.skel.maps.children.delete(bytes_of(&child(target, pid)));
-    }
-
-    /// Sites of a candidate count from now on whatever the executable is called.
-    ///
-    /// # Errors
-    /// If the kernel refuses, which it has no reason to.
-    pub fn admit(&self, cookies: &[u32]) -> libbpf_rs::Result<()> {
-        let at = std::mem::offset_of!(site, flags);
-        for cookie in cookies {
-            let key = cookie.to_ne_bytes();
-            let Some(mut row) = self.skel.maps.sites.lookup(&key, MapFlags::ANY)? else { continue };
-            if let Some(flags) = row.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
-                *flags = (u32::from_ne_bytes(*flags) & !site_flag::SITE_CANDIDATE.0).to_ne_bytes();
-            }
-            self.skel.maps.sites.update(&key, &row, MapFlags::ANY)?;
-        }
-        Ok(())
-    }
-
     /// What the drain thread and scrapes need.
     pub fn shared(&self) -> Shared {
         self.shared.clone()
@@ -327,15 +267,6 @@ impl Kernel {
         }
     }
 
-    /// What the table of filters has for the target now: the edition, and since when its one process runs.
-    pub(crate) fn filter_now(&self, target: usize) -> (u32, u64) {
-        let key = (target as u32).to_ne_bytes();
-        let row = self.skel.maps.filters.lookup(&key, MapFlags::ANY).ok().flatten().unwrap_or_default();
-        let edition = row.get(std::mem::offset_of!(filter, edition)..).and_then(<[u8]>::first_chunk);
-        let began = row.get(std::mem::offset_of!(filter, began)..).and_then(<[u8]>::first_chunk);
-        (edition.map_or(0, |e| u32::from_ne_bytes(*e)), began.map_or(0, |b| u64::from_ne_bytes(*b)))
-    }
-
     pub(super) fn programs(&self) -> &ProbeProgs<'static> {
         &self.skel.progs
     }
@@ -351,11 +282,6 @@ impl Kernel {
         let maps = &self.skel.maps;
         let maps = StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts };
         maps.sweep(spans, self.limit, self.clock().map_or(0, |clock| clock.nanoseconds))
-    }
-
-    /// Children of processes that are meant for which there was no room: they are not.
-    pub(crate) fn lost_children(&self) -> u64 {
-        self.skel.maps.bss_data.as_deref().map_or(0, |data| data.children_lost)
     }
 
     /// Forgets the starts of these spans; returns how many, by the number of the span.
@@ -393,10 +319,6 @@ fn fill_all(skel: &ProbeSkel<'_>, tables: &Tables, numbers: &Numbers) -> libbpf_
     fill(&skel.maps.patterns, &tables.patterns)?;
     fill(&skel.maps.bounds, &tables.bounds)?;
     fill(&skel.maps.interners, &tables.interners)
-}
-
-fn child(target: usize, pid: u32) -> child_key {
-    child_key { tgid: pid, filter: u32::try_from(target).unwrap_or(u32::MAX) }
 }
 
 /// Whether it is a return that the kernel traces by replacing the return address.
@@ -483,6 +405,6 @@ fn fill<T: Plain>(map: &impl MapCore, rows: &[T]) -> libbpf_rs::Result<()> {
     rows.iter().zip(0u32..).try_for_each(|(row, number)| update(map, number, row))
 }
 
-fn update<T: Plain>(map: &impl MapCore, number: u32, row: &T) -> libbpf_rs::Result<()> {
+pub(super) fn update<T: Plain>(map: &impl MapCore, number: u32, row: &T) -> libbpf_rs::Result<()> {
     map.update(&number.to_ne_bytes(), bytes_of(row), MapFlags::ANY)
 }

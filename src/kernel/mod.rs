@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod exec_gate;
 mod files;
+mod filtering;
 mod filters;
 mod guard;
 mod held;

@@ -1,18 +1,19 @@
 //! Commands and flags. Arguments are parsed here and nothing else: the run command's flags are merged with
 //! the environment and the file by [`crate::config::load`].
 
+mod definition;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::ArgMatches;
 use clap_complete::Shell;
 
 use crate::config::Overrides;
-use crate::config::keys::{CONFIG_ENV, KEYS};
+use crate::config::keys::KEYS;
 
-/// The setting whose flag can be repeated; its values are put together with commas.
-const REPEATABLE: &str = "web_listen_address";
+pub use self::definition::{command, man_page};
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,136 +66,6 @@ where
         Some((name, matches)) => subcommand(name, matches),
         None => Invocation::Run(overrides(&matches)),
     })
-}
-
-/// The whole command line, for parsing and for completion scripts.
-pub fn command() -> Command {
-    let path = |name: &'static str| Arg::new(name).value_name("FILE").value_parser(value_parser!(PathBuf));
-    let file = || path("file").required(true).help("Configuration file");
-    let config = || path("config").long("config").short('c');
-    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
-    Command::new("exporter")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("Traces USDT probes, functions and packets, and exports Prometheus metrics")
-        .after_help(
-            "Flags override environment variables, which override the configuration file.\nEnvironment \
-             variables are named FIBRE_ plus the key of the file in capitals: FIBRE_METRICS_PORT.",
-        )
-        // The Python exporter's parser took the beginnings of flags, and the last of several.
-        .infer_long_args(true)
-        .args_override_self(true)
-        .args_conflicts_with_subcommands(true)
-        .arg(config().help(format!("Configuration file (YAML) [env: {CONFIG_ENV}]")))
-        .args(KEYS.iter().map(|key| {
-            let default = key.default.filter(|_| key.value.is_some());
-            let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
-            let arg = Arg::new(key.name).long(key.flag).help(format!("{}{default}", key.help));
-            let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
-            match key.value {
-                Some(value) if key.name == REPEATABLE => arg.value_name(value).action(ArgAction::Append),
-                Some(value) => arg.value_name(value),
-                None => arg.action(ArgAction::SetTrue),
-            }
-        }))
-        .subcommand(
-            Command::new("check")
-                .about("Validate a configuration and print what it would trace")
-                .arg(file())
-                .arg(switch("attach").help("Also attach the probes for a few seconds and count hits"))
-                .arg(
-                    Arg::new("seconds")
-                        .long("seconds")
-                        .value_name("N")
-                        .value_parser(value_parser!(u16).range(1..=3600))
-                        .default_value("5")
-                        .help("Seconds to count with --attach"),
-                ),
-        )
-        .subcommand(
-            Command::new("probes")
-                .about("List the probes of a program")
-                .arg(
-                    Arg::new("target")
-                        .value_name("TARGET")
-                        .required(true)
-                        .help("Path of an executable or library, process id, or process name"),
-                )
-                .arg(
-                    Arg::new("functions")
-                        .long("functions")
-                        .value_name("GLOB")
-                        .help("Also list matching functions"),
-                )
-                .arg(switch("json").help("Print JSON").conflicts_with("yaml"))
-                .arg(switch("yaml").help("Print a starter configuration")),
-        )
-        .subcommand(
-            Command::new("profiles")
-                .about("List the built-in profiles, or print one")
-                .arg(Arg::new("name").value_name("NAME").help("Profile to print")),
-        )
-        .subcommand(
-            Command::new("dashboard")
-                .about("Print a Grafana dashboard, or alerting rules, for a configuration")
-                .arg(file())
-                .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
-        )
-        .subcommand(
-            Command::new("schema")
-                .about("Print the JSON schema of the configuration")
-                .arg(switch("markdown").help("Print the configuration reference (Markdown) instead")),
-        )
-        .subcommand(
-            Command::new("hash-password")
-                .about("Read a password and print its bcrypt hash, for metrics_auth_password")
-                .arg(
-                    Arg::new("cost")
-                        .long("cost")
-                        .value_name("N")
-                        .value_parser(value_parser!(u32).range(4..=16))
-                        .default_value("10")
-                        .help("bcrypt cost; each step doubles the time per check"),
-                ),
-        )
-        .subcommand(
-            Command::new("unpin")
-                .about("Detach the probes that `state: pinned` left attached, and discard their counts")
-                .arg(config().help("Configuration file whose state is removed"))
-                .arg(
-                    Arg::new("directory")
-                        .value_name("DIRECTORY")
-                        .value_parser(value_parser!(PathBuf))
-                        .required_unless_present("config")
-                        .conflicts_with("config")
-                        .help("State directory, such as /sys/fs/bpf/exporter-9435"),
-                ),
-        )
-        .subcommand(
-            Command::new("completions").about("Print a shell completion script").arg(
-                Arg::new("shell")
-                    .value_name("SHELL")
-                    .required(true)
-                    .value_parser(value_parser!(Shell))
-                    .help("Shell"),
-            ),
-        )
-        .subcommand(
-            Command::new("man")
-                .about("Print the man page of the exporter or of a command")
-                .arg(Arg::new("command").value_name("COMMAND").help("Command: check, probes, ...")),
-        )
-}
-
-/// The man page of the exporter or of one of its commands, as roff; `None` if there is no such command.
-pub fn man_page(of: Option<&str>) -> Option<Vec<u8>> {
-    let mut command = command();
-    command.build();
-    if let Some(of) = of {
-        command = command.find_subcommand(of)?.clone();
-    }
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).expect("writing to memory cannot fail");
-    Some(page)
 }
 
 fn overrides(matches: &ArgMatches) -> Overrides {
@@ -390,7 +261,7 @@ mod tests {
     fn every_command_and_flag_has_its_man_page() {
         let page = |of| String::from_utf8(man_page(of).unwrap()).unwrap();
         let whole = page(None).replace("\\-", "-");
-        for flag in command().get_opts().filter_map(Arg::get_long) {
+        for flag in command().get_opts().filter_map(clap::Arg::get_long) {
             assert!(whole.contains(&format!("--{flag}")), "{flag}");
         }
         for sub in command().get_subcommands() {

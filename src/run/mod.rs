@@ -1,24 +1,23 @@
 //! The run command: everything put together, until a signal ends it.
 
-use std::error::Error;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+mod error;
+mod listeners;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
-use crate::config::endpoint::{Listen, ListenAddress};
+use crate::config::endpoint::Listen;
 use crate::config::model::{Config, KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
-use crate::http::{self, Endpoint, HttpError, HttpStats, Level, Listener, Notice, Security, ServerOptions};
-use crate::kernel::{Attach, KernelError, measure_prices};
+use crate::http::{self, Endpoint, HttpStats, Level, Listener, Notice, Security, ServerOptions};
+use crate::kernel::{Attach, measure_prices};
 use crate::loading::secured;
 use crate::logging::Logging;
-use crate::net::{Event, Network, NetworkConfig, NetworkError};
-use crate::pins::{self, Folder, PinError};
+use crate::net::{Event, Network, NetworkConfig};
+use crate::pins::{self, Folder};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
@@ -26,117 +25,15 @@ use crate::running::{Running, State};
 use crate::service;
 use crate::targets::prepare_gate;
 
+pub use self::error::RunError;
+pub(crate) use self::error::failed_to;
+pub use self::listeners::Listeners;
+
 /// How long the thread that drains the ring may take to answer the service manager's watchdog.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long threads that still render have, once a signal has come.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
-
-/// Why it ended.
-#[derive(Debug)]
-pub enum RunError {
-    Kernel(KernelError),
-    Http(HttpError),
-    Network(NetworkError),
-    Pins(PinError),
-    /// What could not be done, and why.
-    Io(&'static str, io::Error),
-}
-
-impl fmt::Display for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RunError::Kernel(err) => err.fmt(f),
-            RunError::Http(err) => err.fmt(f),
-            RunError::Network(err) => err.fmt(f),
-            RunError::Pins(err) => err.fmt(f),
-            RunError::Io(what, err) => write!(f, "failed to {what}: {err}"),
-        }
-    }
-}
-
-impl Error for RunError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            RunError::Kernel(err) => err.source(),
-            RunError::Http(err) => err.source(),
-            RunError::Network(err) => err.source(),
-            RunError::Pins(_) => None,
-            RunError::Io(_, err) => Some(err),
-        }
-    }
-}
-
-impl From<KernelError> for RunError {
-    fn from(error: KernelError) -> Self {
-        RunError::Kernel(error)
-    }
-}
-
-impl From<PinError> for RunError {
-    fn from(error: PinError) -> Self {
-        RunError::Pins(error)
-    }
-}
-
-impl From<HttpError> for RunError {
-    fn from(error: HttpError) -> Self {
-        RunError::Http(error)
-    }
-}
-
-/// The error of an operation that is called so.
-pub(crate) fn failed_to(what: &'static str) -> impl Fn(io::Error) -> RunError {
-    move |err| RunError::Io(what, err)
-}
-
-/// The sockets, bound before privileges are dropped.
-#[derive(Debug)]
-pub struct Listeners {
-    metrics: Vec<Listener>,
-    health: Listener,
-}
-
-impl Listeners {
-    /// Binds all of them. Ports are taken over from the service manager if it has kept them.
-    ///
-    /// # Errors
-    /// If one of them cannot be had.
-    pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
-        let at = |port| SocketAddr::new(settings.bind, port);
-        let mut ports = vec![at(settings.health_port)];
-        ports.extend(matches!(settings.listen, Listen::Port).then_some(at(settings.metrics_port)));
-        let mut kept = service::Kept::take(&ports);
-        let mut bind = |port| {
-            let listener = kept.listener(at(port), Listener::inherited, Listener::bind)?;
-            if let Listener::Tcp(tcp) = &listener {
-                service::keep(at(port), tcp.as_fd());
-            }
-            Ok(listener)
-        };
-        let mut health = None;
-        let metrics = match &settings.listen {
-            Listen::Port => vec![bind(settings.metrics_port)?],
-            Listen::Addresses(addresses) => addresses
-                .iter()
-                .map(|address| match address {
-                    ListenAddress::Tcp { host, port } => Listener::bind_host(host.as_deref(), *port),
-                    ListenAddress::Unix(path) => Listener::bind_unix(path),
-                })
-                .collect::<Result<_, _>>()?,
-            Listen::Inherited => {
-                let mut metrics = Vec::new();
-                for (name, socket) in service::sockets().map_err(HttpError::Inherited)? {
-                    let listener = Listener::inherited(socket)?;
-                    if name == "health" { health = Some(listener) } else { metrics.push(listener) }
-                }
-                metrics
-            }
-        };
-        let health = health.map_or_else(|| bind(settings.health_port), Ok)?;
-        Ok(Self { metrics, health })
-    }
-}
 
 /// Traces and serves until SIGTERM or SIGINT.
 ///

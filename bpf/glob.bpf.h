@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Names and command lines against patterns with * and ?. */
+#ifndef GLOB_BPF_H
+#define GLOB_BPF_H
+
+#include "maps.bpf.h"
+
+#define PAGE_BYTES 4096
+
+/*
+ * Whether a text fits a glob. Of a command line, which may be in memory that is not there now, a NUL is the space between two
+ * arguments.
+ */
+struct matching {
+	__u64 address;
+	__u64 left; /* bytes */
+	__u64 states[2];
+	__u32 glob;
+	__u8 is_line;
+	__u8 is_apart; /* NULs were seen, and nothing behind them yet */
+	__u8 has_begun;
+	__u8 has_failed;
+};
+
+static __always_inline void take_byte(const struct glob *glob, struct matching *at, __u8 byte)
+{
+	__u64 stays[2] = { glob->any[0], glob->any[1] };
+
+	if ((byte & 0xc0) == 0x80) {
+		stays[0] |= glob->within[0];
+		stays[1] |= glob->within[1];
+	}
+	at->states[1] =
+		((at->states[1] << 1 | at->states[0] >> 63) & glob->to[byte][1]) | (at->states[1] & stays[1]);
+	at->states[0] = (at->states[0] << 1 & glob->to[byte][0]) | (at->states[0] & stays[0]);
+}
+
+/* Eight bytes of it, for bpf_loop: 1 at its end. */
+static long take_word(__u32 n, struct matching *at)
+{
+	const struct glob *glob = bpf_map_lookup_elem(&globs, &at->glob);
+	__u64 word = 0, bytes = at->left;
+	long failed;
+
+	if (!glob || !bytes)
+		return 1;
+	CLAMP(bytes, 8);
+	if (at->is_line)
+		failed = bpf_probe_read_user(&word, bytes, (const void *)at->address);
+	else
+		failed = bpf_probe_read_kernel_str(&word, sizeof(word), (const void *)at->address) < 0;
+	if (failed) {
+		at->has_failed = 1;
+		return 1;
+	}
+	if (!at->is_line)
+		/* One is the NUL that the helper ends with. */
+		bytes = 7;
+	for (__u32 i = 0; i < 8; i++, word >>= 8) {
+		if (i >= bytes)
+			break;
+		if (word & 0xff) {
+			if (at->is_apart)
+				take_byte(glob, at, ' ');
+			take_byte(glob, at, word);
+			at->is_apart = 0;
+			at->has_begun = 1;
+		} else if (!at->is_line) {
+			return 1;
+		} else {
+			at->is_apart = at->has_begun;
+		}
+	}
+	at->address += bytes;
+	at->left -= bytes;
+	return 0;
+}
+
+/* Negative if it could not be read. */
+__noinline int fits_glob(__u64 address, __u64 length, __u32 number, bool is_line)
+{
+	struct matching at = {
+		.address = address, .left = length, .states = { 1 }, .glob = number, .is_line = is_line
+	};
+	const struct glob *glob = bpf_map_lookup_elem(&globs, &number);
+
+	if (!glob)
+		return 0;
+	bpf_loop(MAX_LINE / 7, take_word, &at, 0);
+	if (at.has_failed)
+		return -1;
+	return at.states[glob->end >> 6 & 1] >> (glob->end & 63) & 1;
+}
+
+#endif

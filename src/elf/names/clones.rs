@@ -1,0 +1,110 @@
+//! Copies and parts of functions, by the names that compilers give them.
+
+/// A copy or a part of a function, which the compiler made and named after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::elf) struct Clone<'a> {
+    /// The function's symbol.
+    pub base: &'a str,
+    pub kind: CloneKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::elf) enum CloneKind {
+    /// All of it, called as it is: renamed because others have its name.
+    Renamed,
+    /// All of it, specialised for some callers: arguments may be missing or elsewhere.
+    Specialised,
+    /// Only branches that are seldom taken, or what was left when the rest was inlined.
+    Fragment,
+}
+
+/// What a symbol's suffixes tell: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123`,
+/// `.__uniq.123` and, of basic blocks in sections of their own, `.__part.1` and `.eh`. None for a symbol without suffixes, or with others.
+pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
+    if let Some(base) = coroutine_of(name) {
+        return Some(Clone { base, kind: CloneKind::Fragment });
+    }
+    let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
+    let mut kind = None;
+    for suffix in suffixes.split('.') {
+        let told = match suffix {
+            "cold" | "part" | "__part" | "eh" => CloneKind::Fragment,
+            "isra" | "constprop" | "specialized" => CloneKind::Specialised,
+            "lto_priv" | "llvm" | "__uniq" | "localalias" | "clone" => CloneKind::Renamed,
+            number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_hexdigit()) => continue,
+            _ => return None,
+        };
+        kind = kind.max(Some(told));
+    }
+    Some(Clone { base, kind: kind? })
+}
+
+/// The C++ coroutine, by its symbol, of which this is a part that runs when it is resumed or destroyed: `X.resume`, `X.destroy` and
+/// `X.cleanup` by LLVM, `...X.Frame.actor` and `...X.Frame.destroy` by GCC. Demangled, all are called like the coroutine.
+pub(in crate::elf) fn coroutine_of(name: &str) -> Option<&str> {
+    let (stem, part) = name.rsplit_once('.').filter(|_| name.starts_with("_Z"))?;
+    match (part, stem.strip_suffix(".Frame")) {
+        ("actor" | "destroy", Some(frame)) => frame.rfind("_Z").map(|at| &frame[at..]),
+        ("resume" | "destroy" | "cleanup", None) => Some(stem),
+        _ => None,
+    }
+}
+
+impl PartialOrd for CloneKind {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for CloneKind {
+    /// By how much of the function is missing.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (*self as u8).cmp(&(*other as u8))
+    }
+}
+
+/// Whether a symbol is a part of a function that the compiler moved away.
+pub(in crate::elf) fn is_fragment(name: &str) -> bool {
+    clone_of(name).is_some_and(|clone| clone.kind == CloneKind::Fragment)
+}
+
+/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
+/// or by who resumes a coroutine.
+pub(in crate::elf) fn is_callable_fragment(name: &str) -> bool {
+    if coroutine_of(name).is_some() {
+        return true;
+    }
+    let mut suffixes = name.split('.').skip(1);
+    suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::names::{Signature, demangle};
+
+    #[test]
+    fn copies_of_functions() {
+        let of = |name| clone_of(name).map(|clone| (clone.base, clone.kind));
+        assert_eq!(of("calc.constprop.0"), Some(("calc", CloneKind::Specialised)));
+        assert_eq!(of("calc.isra.0.lto_priv.3"), Some(("calc", CloneKind::Specialised)));
+        assert_eq!(of("calc.constprop.0.cold"), Some(("calc", CloneKind::Fragment)));
+        assert_eq!(of("calc.llvm.1234567890abcdef"), Some(("calc", CloneKind::Renamed)));
+        assert_eq!(of("calc.__uniq.12345.llvm.678"), Some(("calc", CloneKind::Renamed)));
+        for other in ["calc", "calc.0", "main.add", "net/http.(*conn).serve", ".cold", "calc.default"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(demangle("_Z3fooi.constprop.0", Signature::Parameters).as_deref(), Some("foo(int)"));
+    }
+
+    #[test]
+    fn fragments() {
+        assert_eq!(coroutine_of("_Z3genPZ3geniE13_Z3geni.Frame.actor"), Some("_Z3geni"));
+        assert_eq!(coroutine_of("_ZN1A3genEi.resume"), Some("_ZN1A3genEi"));
+        assert_eq!(coroutine_of("thread.resume"), None);
+        assert!(is_fragment("_Z3geni.destroy"));
+        assert!(is_fragment("_Z3foov.cold") && is_fragment("foo.part.0") && is_fragment("foo.isra.0.cold"));
+        assert!(is_fragment("foo.__part.12"));
+        assert!(!is_fragment("foo.isra.0") && !is_fragment("foo") && !is_fragment("cold"));
+    }
+}

@@ -1,0 +1,57 @@
+//! The sockets that are served on.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use crate::config::endpoint::{Listen, ListenAddress};
+use crate::config::model::Settings;
+use crate::http::{HttpError, Listener};
+use crate::service;
+
+/// The sockets, bound before privileges are dropped.
+#[derive(Debug)]
+pub struct Listeners {
+    pub(super) metrics: Vec<Listener>,
+    pub(super) health: Listener,
+}
+
+impl Listeners {
+    /// Binds all of them. Ports are taken over from the service manager if it has kept them.
+    ///
+    /// # Errors
+    /// If one of them cannot be had.
+    pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
+        let at = |port| SocketAddr::new(settings.bind, port);
+        let mut ports = vec![at(settings.health_port)];
+        ports.extend(matches!(settings.listen, Listen::Port).then_some(at(settings.metrics_port)));
+        let mut kept = service::Kept::take(&ports);
+        let mut bind = |port| {
+            let listener = kept.listener(at(port), Listener::inherited, Listener::bind)?;
+            if let Listener::Tcp(tcp) = &listener {
+                service::keep(at(port), tcp.as_fd());
+            }
+            Ok(listener)
+        };
+        let mut health = None;
+        let metrics = match &settings.listen {
+            Listen::Port => vec![bind(settings.metrics_port)?],
+            Listen::Addresses(addresses) => addresses
+                .iter()
+                .map(|address| match address {
+                    ListenAddress::Tcp { host, port } => Listener::bind_host(host.as_deref(), *port),
+                    ListenAddress::Unix(path) => Listener::bind_unix(path),
+                })
+                .collect::<Result<_, _>>()?,
+            Listen::Inherited => {
+                let mut metrics = Vec::new();
+                for (name, socket) in service::sockets().map_err(HttpError::Inherited)? {
+                    let listener = Listener::inherited(socket)?;
+                    if name == "health" { health = Some(listener) } else { metrics.push(listener) }
+                }
+                metrics
+            }
+        };
+        let health = health.map_or_else(|| bind(settings.health_port), Ok)?;
+        Ok(Self { metrics, health })
+    }
+}

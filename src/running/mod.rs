@@ -1,0 +1,194 @@
+//! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
+
+mod reload;
+mod state;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::budget::Controllers;
+use crate::config::Overrides;
+use crate::config::endpoint::Web;
+use crate::config::model::Settings;
+use crate::engine::Engines;
+use crate::exposition::{Earlier, Family, Format, Names};
+use crate::http::{Fingerprint, HttpStats, Security};
+use crate::kernel::Attach;
+use crate::logging::Logging;
+use crate::net::Network;
+use crate::pins::Folder;
+use crate::telemetry::{Reloads, Telemetry, unix_now};
+
+pub(crate) use self::state::State;
+
+/// How long a scrape waits for events that are still in the ring.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// All that the requests are answered from.
+pub(crate) struct Running {
+    overrides: Overrides,
+    /// As the exporter was started with them: some hold until it ends.
+    started: Settings,
+    attach: Attach,
+    pub security: Arc<Security>,
+    /// What the security was made from.
+    web: Mutex<Source>,
+    /// Addresses that the metrics are served on.
+    addresses: Vec<IpAddr>,
+    state: Mutex<State>,
+    pub network: Option<Arc<Network>>,
+    /// Held while the configuration is read anew.
+    reloading: Mutex<()>,
+    reloads: Arc<Reloads>,
+    logging: Logging,
+    http: [Arc<HttpStats>; 2],
+    /// In seconds since 1970.
+    start_time: f64,
+    series: Arc<AtomicU64>,
+    packets: Option<Packets>,
+}
+
+/// Counters of packets that go on from those of an earlier exporter.
+struct Packets {
+    folder: Arc<Folder>,
+    earlier: Mutex<Earlier>,
+}
+
+impl Packets {
+    fn of(folder: Arc<Folder>) -> Self {
+        let earlier = folder.load_packets().unwrap_or_else(|err| {
+            log::warn!("Counters of packets begin anew: {err}");
+            None
+        });
+        Self { folder, earlier: Mutex::new(earlier.unwrap_or_default()) }
+    }
+
+    fn go_on(&self, families: &mut [Family]) {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before anybody sees it: the next exporter must not show less.
+        if let Err(err) = self.folder.save_packets(&earlier.go_on(families)) {
+            log::debug!("{err}");
+        }
+    }
+}
+
+/// Security settings, and the files among them as they were when they were last read.
+struct Source {
+    web: Web,
+    seen: Fingerprint,
+}
+
+impl Source {
+    fn new(web: Web) -> Self {
+        let seen = Fingerprint::of(web.origin.files().cloned());
+        Self { web, seen }
+    }
+}
+
+impl Running {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        overrides: Overrides,
+        started: Settings,
+        attach: Attach,
+        security: Arc<Security>,
+        state: State,
+        network: Option<Arc<Network>>,
+        logging: Logging,
+        http: [Arc<HttpStats>; 2],
+        addresses: Vec<IpAddr>,
+    ) -> Self {
+        let packets = network.as_ref().and_then(|_| state.engines.folder()).map(Packets::of);
+        Self {
+            overrides,
+            web: Mutex::new(Source::new(started.web.clone())),
+            addresses,
+            started,
+            attach,
+            security,
+            state: Mutex::new(state),
+            network,
+            reloading: Mutex::new(()),
+            reloads: Arc::new(Reloads::started()),
+            logging,
+            http,
+            start_time: unix_now(),
+            series: Arc::default(),
+            packets,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When counting began, in seconds since 1970: before this exporter, if it goes on with another's counts.
+    pub fn since(&self) -> f64 {
+        self.engines().since()
+    }
+
+    fn engines(&self) -> Arc<Engines> {
+        self.state().engines.clone()
+    }
+
+    /// One scrape of these metrics.
+    pub fn render(&self, format: Format, names: &Names) -> Vec<u8> {
+        self.engines().catch_up(DRAIN_TIMEOUT);
+        let mut text = Vec::new();
+        let telemetry = {
+            let mut state = self.state();
+            let State { engines, registry, overflows } = &mut *state;
+            let status = engines.status();
+            registry.render_some(&status.seen(), Instant::now(), format, |head| names.want(head), &mut text);
+            self.series.store(registry.live_series() as u64, Ordering::Relaxed);
+            let telemetry = Telemetry {
+                plan: engines.plan.clone(),
+                counts: engines.clone(),
+                drain: Arc::new(engines.drain_stats()),
+                status: Arc::new(status),
+                http: self.http.clone(),
+                attach: engines.attach_kind().unwrap_or(self.attach),
+                logging: Some(self.logging.clone()),
+                started: self.start_time,
+                reloads: self.reloads.clone(),
+                series: self.series.clone(),
+                overflows: overflows.clone(),
+            };
+            telemetry.note_overflows(registry.overflows());
+            telemetry
+        };
+        if let Some(network) = &self.network {
+            let mut families = network.collect();
+            self.packets.iter().for_each(|packets| packets.go_on(&mut families));
+            let meant = families.iter().filter(|family| names.want(family.head()));
+            meant.for_each(|family| family.write(format, &mut text));
+        }
+        let families = telemetry.collect();
+        let meant = families.iter().filter(|family| names.want(family.head()));
+        meant.for_each(|family| family.write(format, &mut text));
+        format.finish(&mut text);
+        text
+    }
+
+    /// Why not all probes are attached and interfaces counted on, or else what is attached in part.
+    pub fn ready(&self) -> Result<Vec<String>, Vec<String>> {
+        let engines = self.engines();
+        let status = engines.status();
+        let mut why = status.not_ready(&engines.plan);
+        why.extend(self.network.iter().flat_map(|network| network.not_ready()));
+        if why.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(why) }
+    }
+
+    /// Holds what tracing costs against `limits.overhead`; not while the configuration is read anew.
+    pub fn look_at_costs(&self, controllers: &mut Controllers) {
+        if let Ok(_no_reload) = self.reloading.try_lock() {
+            controllers.look(&self.engines());
+        }
+    }
+
+    pub fn is_alive(&self, patience: Duration) -> bool {
+        self.engines().is_alive(patience)
+    }
+}

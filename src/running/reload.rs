@@ -1,0 +1,167 @@
+//! Reading the configuration and its files anew.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{DRAIN_TIMEOUT, Running, Source};
+use crate::config::endpoint::Web;
+use crate::config::model::Settings;
+use crate::config::{self, Diagnostics};
+use crate::http::{Fingerprint, exposure_warnings};
+use crate::loading::{load_keeping, refuse_unusable, secured};
+use crate::logging::set_level;
+use crate::net::NetworkConfig;
+use crate::service;
+
+impl Running {
+    /// Reads the configuration, with all files that it names, anew, and does what it says. Probes that are the same are not
+    /// touched. With a mistake in it nothing changes, and all mistakes are told. What was done is also logged.
+    ///
+    /// # Errors
+    /// What is wrong, a line each.
+    pub fn reload(&self) -> Result<String, String> {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        service::reloading();
+        let done = self.exchange();
+        self.reloads.note(done.is_ok());
+        match &done {
+            Ok(text) => text.lines().for_each(|line| log::info!("{line}")),
+            Err(text) => {
+                log::error!("The configuration is not reloaded, and the one in use stays:");
+                text.lines().for_each(|line| log::error!("{line}"));
+            }
+        }
+        service::reloaded();
+        done
+    }
+
+    /// The interfaces to count on if they are others than now.
+    ///
+    /// # Errors
+    /// If something else of `network:` is different: its programs and tables were made for it, and privileges kept.
+    fn other_interfaces(&self, new: Option<&NetworkConfig>) -> Result<Option<NetworkConfig>, String> {
+        let engines = self.engines();
+        match (engines.plan.network.as_ref(), new) {
+            (None, None) => Ok(None),
+            (Some(old), Some(new)) if old == new => Ok(None),
+            (Some(old), Some(new)) => match old.differs_in(new) {
+                None => Ok(Some(new.clone())),
+                Some(what) => Err(needs_restart(&format!("`network:` ({what})"))),
+            },
+            (None, Some(_)) | (Some(_), None) => Err(needs_restart("`network:`")),
+        }
+    }
+
+    fn exchange(&self) -> Result<String, String> {
+        let mut told = Vec::new();
+        let (loaded, plan) = load_keeping(&self.overrides, |settings| told = keep(&self.started, settings))
+            .map_err(|wrong| wrong.render())?;
+        let settings = &loaded.config.settings;
+        // Before the files are read: a change in between shows at the next look.
+        let source = Source::new(settings.web.clone());
+        let previous = self.security.now();
+        let (secured, unwise) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
+        let interfaces = self.other_interfaces(plan.network.as_ref())?;
+        let old = self.engines();
+        let new = old.changed_to(plan, self.attach).map_err(|err| format!("{err}\n"))?;
+        let new = Arc::new(new);
+        for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&unwise) {
+            log::warn!("{warning}");
+        }
+        let mut exposed: Vec<_> = (self.addresses.iter())
+            .flat_map(|address| exposure_warnings(*address, secured.auth.is_some(), secured.tls.is_some()))
+            .collect();
+        exposed.dedup();
+        exposed.iter().for_each(|warning| log::warn!("{warning}"));
+        if let (Some(network), Some(interfaces)) = (&self.network, interfaces) {
+            network.change(&interfaces);
+        }
+        *self.web.lock().unwrap_or_else(PoisonError::into_inner) = source;
+        self.security.set(secured);
+        set_level(settings.log_level);
+        new.catch_up(DRAIN_TIMEOUT);
+        {
+            let mut state = self.state();
+            *state = state.changed_to(new.clone());
+        }
+        // What is taken out is not shown any more.
+        let settled = new.settled();
+        self.state().settle(settled);
+        let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
+        told.push(format!(
+            "Configuration reloaded: {kept} probes unchanged, {} new or changed, {} removed or replaced",
+            all - kept,
+            before - kept
+        ));
+        Ok(told.iter().map(|line| format!("{line}\n")).collect())
+    }
+
+    /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with a
+    /// mistake in them nothing changes.
+    pub fn refresh_web(&self) {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = self.web.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = Fingerprint::of(source.web.origin.files().cloned());
+        if seen == source.seen {
+            return;
+        }
+        source.seen = seen;
+        let done = self.read_web_again(&source.web);
+        self.reloads.note(done.is_ok());
+        match done {
+            Ok(web) => {
+                source.web = web;
+                log::info!("The passwords and the web configuration were reloaded");
+            }
+            Err(text) => {
+                log::error!("The web configuration is not reloaded, and the one in use stays:");
+                text.lines().for_each(|line| log::error!("{line}"));
+            }
+        }
+    }
+
+    fn read_web_again(&self, web: &Web) -> Result<Web, String> {
+        let web = config::read_again(web).map_err(|wrong| wrong.render())?;
+        let unusable = Diagnostics::new();
+        refuse_unusable(&web, |at, text| {
+            unusable.error(at, text);
+        });
+        unusable.into_result(()).map_err(|wrong| wrong.render())?;
+        let previous = self.security.now();
+        let (secured, unwise) = secured(&web, Some(&previous)).map_err(|err| err.to_string())?;
+        unwise.iter().for_each(|warning| log::warn!("{warning}"));
+        self.security.set(secured);
+        Ok(web)
+    }
+}
+
+/// Why a reload is refused.
+fn needs_restart(what: &str) -> String {
+    format!("{what} cannot change without a restart: `systemctl restart`, or change it back\n")
+}
+
+/// Sets back what cannot change while the exporter runs; tells of each that would have.
+fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
+    let mut told = Vec::new();
+    set_back("bind", &mut now.bind, &started.bind, &mut told);
+    set_back("web_listen_address", &mut now.listen, &started.listen, &mut told);
+    set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut told);
+    set_back("health_port", &mut now.health_port, &started.health_port, &mut told);
+    set_back("log_file", &mut now.log_file, &started.log_file, &mut told);
+    set_back("verbose", &mut now.verbose, &started.verbose, &mut told);
+    set_back("state", &mut now.pinned, &started.pinned, &mut told);
+    set_back("attach", &mut now.attach, &started.attach, &mut told);
+    set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut told);
+    let (limits, before) = (&mut now.limits, &started.limits);
+    set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut told);
+    set_back("ring.poll", &mut limits.ring_poll_ms, &before.ring_poll_ms, &mut told);
+    set_back("limits.sites", &mut limits.sites, &before.sites, &mut told);
+    set_back("limits.starts", &mut limits.starts, &before.starts, &mut told);
+    told
+}
+
+fn set_back<T: PartialEq + Clone>(name: &str, now: &mut T, started: &T, told: &mut Vec<String>) {
+    if now != started {
+        told.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
+        now.clone_from(started);
+    }
+}

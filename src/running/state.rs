@@ -1,0 +1,89 @@
+//! What belongs to one configuration.
+
+use std::sync::{Arc, Mutex};
+
+use crate::config::model::Settings;
+use crate::engine::Engines;
+use crate::kernel::{Attach, KernelError};
+use crate::metrics::Registry;
+use crate::pins::Folder;
+use crate::plan::Plan;
+
+/// What belongs to one configuration.
+pub(crate) struct State {
+    pub(super) engines: Arc<Engines>,
+    pub(super) registry: Registry,
+    pub(super) overflows: Arc<Mutex<Vec<u64>>>,
+}
+
+impl State {
+    fn new(engines: Arc<Engines>) -> Self {
+        let (banks, seats) = engines.banks();
+        let registry = Registry::of(engines.plan.clone(), banks, seats);
+        Self { engines, registry, overflows: Arc::default() }
+    }
+
+    /// Loads and attaches the probes, or goes on with what an earlier exporter has left in the folder.
+    ///
+    /// # Errors
+    /// If the kernel refuses the programs.
+    pub fn begin(
+        plan: Plan,
+        settings: &Settings,
+        attach: Attach,
+        folder: Option<Folder>,
+    ) -> Result<Self, KernelError> {
+        let Some(folder) = folder.map(Arc::new) else {
+            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None)?)));
+        };
+        let why = match Engines::take_over(&folder, settings, attach) {
+            Ok(Some((engines, carried))) => {
+                let mut before = Self::new(Arc::new(engines));
+                before.registry.carry_on(carried);
+                let after = before.engines.changed_to(plan, attach)?;
+                let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
+                if kept < all {
+                    log::info!("{kept} probes are as they were; {} are new or changed", all - kept);
+                }
+                let mut state = before.changed_to(Arc::new(after));
+                let settled = state.engines.settled();
+                state.settle(settled);
+                return Ok(state);
+            }
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        if let Some(why) = why {
+            log::warn!(
+                "The pinned state in {} is not taken over, and counts begin anew: {why}",
+                folder.path().display()
+            );
+        }
+        if let Err(err) = folder.remove_but(&[]) {
+            log::warn!("{err}");
+        }
+        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(folder))?));
+        state.save();
+        Ok(state)
+    }
+
+    /// What counts from now on, with the series of before.
+    pub(super) fn changed_to(&mut self, engines: Arc<Engines>) -> Self {
+        let (before, now) = (self.engines.status().seen(), engines.status().seen());
+        let mut next = Self::new(engines);
+        next.registry.take_over(&mut self.registry, &before, &now);
+        next.save();
+        next
+    }
+
+    /// Notes that what is not of the configuration any more is taken out.
+    pub(super) fn settle(&mut self, settled: Engines) {
+        self.registry.forget_banks(settled.banks().0.len());
+        self.engines = Arc::new(settled);
+        self.save();
+    }
+
+    fn save(&self) {
+        self.engines.save(self.registry.carried());
+    }
+}
