@@ -112,7 +112,7 @@ fn links(
         .probes
         .iter()
         .zip(0..)
-        .map(|(_, n)| resolve(&index, n, &plan, &mut |_| 0).map_err(|why| why.to_string()))
+        .map(|(_, n)| resolve(&index, n, &plan, &mut |_| 0).map_err(|err| err.to_string()))
         .collect::<std::result::Result<Vec<_>, _>>()?;
     let sites: Vec<_> = resolved.iter().flat_map(|resolved| &resolved.sites).collect();
     let numbers: Vec<u32> = (0..).take(sites.len()).collect();

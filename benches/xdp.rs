@@ -229,6 +229,6 @@ fn main() {
     let table = table(&frames, &rows);
     print!("{table}");
     if let Some(path) = markdown {
-        std::fs::write(&path, &table).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        std::fs::write(&path, &table).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn with_calling_convention(
     }
     let parameters = if wanted { index.parameters(&function) } else { None };
     let mut site = function.site;
-    let unknown = |word: usize, why: &str| Err(FormError::new(&word.to_string(), why));
+    let unknown = |word: usize, reason: &str| Err(FormError::new(&word.to_string(), reason));
     site.args = match function.convention {
         Convention::SystemV => {
             let mut args =
@@ -55,9 +55,9 @@ pub(crate) fn with_calling_convention(
         Convention::GoRegisters => {
             let registers = "-8@%rax -8@%rbx -8@%rcx -8@%rdi -8@%rsi -8@%r8 -8@%r9 -8@%r10 -8@%r11";
             let mut args = parse_args(Arch::X86_64, registers);
-            let why = "only the first nine argument words of a Go function are in registers; the location of \
+            let reason = "only the first nine argument words of a Go function are in registers; the location of \
                        others depends on their types";
-            args.extend((args.len()..WORDS).map(|word| unknown(word, why)));
+            args.extend((args.len()..WORDS).map(|word| unknown(word, reason)));
             args
         }
         Convention::GoStack => {
@@ -65,9 +65,9 @@ pub(crate) fn with_calling_convention(
             parse_args(Arch::X86_64, &forms)
         }
         Convention::Unknown => {
-            let why = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its arguments may \
+            let reason = "the function is assembly, or has no stack check that tells Go 1.16 from Go 1.17; its arguments may \
                        be in registers or on the stack";
-            (0..WORDS).map(|word| unknown(word, why)).collect()
+            (0..WORDS).map(|word| unknown(word, reason)).collect()
         }
     };
     (site, parameters)
@@ -99,8 +99,8 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
             ParameterPlace::Word(first) => form(&width, first + into),
             ParameterPlace::Constant(value) if is_one => format!("{width}@${value}"),
             ParameterPlace::Constant(_) | ParameterPlace::Nowhere => {
-                let why = "the compiler changed what this function takes, and its debug information does not say where this is";
-                *arg = Err(FormError::new(&described(parameter), why));
+                let reason = "the compiler changed what this function takes, and its debug information does not say where this is";
+                *arg = Err(FormError::new(&described(parameter), reason));
                 continue;
             }
         };

@@ -72,8 +72,8 @@ impl Checker<'_> {
         };
         let name = &target.name;
         match find(&target.selector) {
-            Err(why) => {
-                self.text.push_str(&format!("{name}: {why}; waiting for it{only}\n"));
+            Err(err) => {
+                self.text.push_str(&format!("{name}: {err}; waiting for it{only}\n"));
                 self.table(target, None);
             }
             Ok(files) => {
@@ -88,14 +88,14 @@ impl Checker<'_> {
     fn file(&mut self, target: &TargetPlan, found: &TargetFile) {
         let bytes = match found.read() {
             Ok(bytes) => bytes,
-            Err(why) => {
-                self.mistakes.error(&target.at, format!("failed to read {}: {why}", found.display));
+            Err(err) => {
+                self.mistakes.error(&target.at, format!("failed to read {}: {err}", found.display));
                 return;
             }
         };
         match Image::parse(&bytes) {
-            Err(why) => {
-                self.mistakes.error(&target.at, format!("{}: {why}", found.display));
+            Err(err) => {
+                self.mistakes.error(&target.at, format!("{}: {err}", found.display));
             }
             Ok(image) if foreign(image.arch()) => {
                 let message =
@@ -120,9 +120,9 @@ impl Checker<'_> {
     /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
     fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
         let mut told = BTreeSet::new();
-        for why in index.debug_info_lacks() {
+        for reason in index.debug_info_lacks() {
             self.text.push_str(&format!(
-                "  note: {why}; types of arguments and inlined copies may be unknown for that\n"
+                "  note: {reason}; types of arguments and inlined copies may be unknown for that\n"
             ));
         }
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
@@ -145,9 +145,9 @@ impl Checker<'_> {
         let there = self.table(target, Some((index, found)));
         let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
         let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
-        let why = match damaged {
+        let reason = match damaged {
             Some(ElfError::NoNotes) => no_notes(found, image, &target.selector),
-            Some(why) => why.to_string(),
+            Some(reason) => reason.to_string(),
             None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
                 format!(
                     "it has none of the target's probes; `exporter probes {}` lists its probes",
@@ -156,7 +156,7 @@ impl Checker<'_> {
             }
             None => return,
         };
-        self.mistakes.error(&target.at, format!("{}: {why}", found.display));
+        self.mistakes.error(&target.at, format!("{}: {reason}", found.display));
     }
 
     /// The target's probes; returns how many are in the file.
@@ -168,7 +168,7 @@ impl Checker<'_> {
             let probe = &self.plan.probes[number];
             let resolved = file.map(|(index, _)| resolve(index, number as u32, self.plan, &mut |_| 0));
             let notes = Notes::of(file.map(|(index, _)| index.image()), probe, resolved.as_ref());
-            let (sites, semaphores, why) = match &resolved {
+            let (sites, semaphores, reason) = match &resolved {
                 None => ("?".to_string(), "?".to_string(), None),
                 // Said once, of the file.
                 Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),
@@ -176,22 +176,22 @@ impl Checker<'_> {
                     let semaphores = if notes.is_function { String::new() } else { semaphores(resolved) };
                     (resolved.sites.len().to_string(), semaphores, not_all(resolved))
                 }
-                Some(Err(why)) if why.is_absent() && probe.optional => {
-                    let why = format!("absent (optional in its profile): {why}");
-                    ("0".to_string(), String::new(), Some(why))
+                Some(Err(err)) if err.is_absent() && probe.optional => {
+                    let reason = format!("absent (optional in its profile): {err}");
+                    ("0".to_string(), String::new(), Some(reason))
                 }
-                Some(Err(why)) => ("0".to_string(), String::new(), Some(why.to_string())),
+                Some(Err(err)) => ("0".to_string(), String::new(), Some(err.to_string())),
             };
             there += usize::from(matches!(resolved, Some(Ok(_))));
-            if let (Some(Err(why)), Some((_, found))) = (&resolved, file)
-                && !(why.is_absent() && probe.optional)
-                && !matches!(why, ResolveError::Site(SiteError::Elf(_)))
+            if let (Some(Err(err)), Some((_, found))) = (&resolved, file)
+                && !(err.is_absent() && probe.optional)
+                && !matches!(err, ResolveError::Site(SiteError::Elf(_)))
             {
-                self.mistake(probe, why, found, &notes);
+                self.mistake(probe, err, found, &notes);
             }
             self.rows(&mut table, probe, sites, semaphores, &notes);
-            if let Some(why) = why {
-                table.line(why);
+            if let Some(reason) = reason {
+                table.line(reason);
             }
             if let Some(how) = pairing(probe) {
                 table.line(how);
@@ -232,19 +232,19 @@ impl Checker<'_> {
         }
     }
 
-    fn mistake(&self, probe: &ProbePlan, why: &ResolveError, found: &TargetFile, notes: &Notes) {
-        let named = match why {
+    fn mistake(&self, probe: &ProbePlan, err: &ResolveError, found: &TargetFile, notes: &Notes) {
+        let named = match err {
             ResolveError::Value { name, .. } | ResolveError::Missing { name, .. } => Some(name),
             _ => None,
         };
         let value = named.and_then(|name| probe.values.iter().find(|value| value.name == *name));
         let at = value.map_or(&probe.at, |value| &value.at);
-        let mut message = format!("{} in {}: {why}", probe.name, found.display);
+        let mut message = format!("{} in {}: {err}", probe.name, found.display);
         if let (Some(_), Some(note)) = (named, &notes.whole) {
             message.push_str(&format!("; the probe's note reads `{note}`"));
         }
         let added = self.mistakes.error(at, message);
-        if why.is_absent() {
+        if err.is_absent() {
             added.help(format!("`exporter probes {}` lists the probes of the file", found.display));
         } else if named.is_some() {
             added.help("use another argument; unused arguments need not be readable");
@@ -295,7 +295,7 @@ fn place(action: &ActionPlan) -> String {
     match &action.route {
         Route::Hits => "kernel: equal to the number of hits".to_string(),
         Route::Kernel => "kernel".to_string(),
-        Route::Ring(why) => format!("user space: {why}"),
+        Route::Ring(reason) => format!("user space: {reason}"),
     }
 }
 

@@ -77,9 +77,9 @@ pub(crate) fn places_in(
                 }
                 Ok(Traced::Trampoline(warning)) if is_return => found.warnings.extend(warning),
                 Ok(Traced::Trampoline(_)) => {}
-                Err(why) => {
-                    let why = format!("its return cannot be traced: {why}");
-                    found.unfit.push(UnfitSite { name: shown, why });
+                Err(err) => {
+                    let reason = format!("its return cannot be traced: {err}");
+                    found.unfit.push(UnfitSite { name: shown, reason });
                     continue;
                 }
             }
@@ -122,8 +122,8 @@ enum Traced {
 }
 
 fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) -> Result<Traced, String> {
-    if let Some(why) = unfit(&function.site) {
-        return Err(why);
+    if let Some(reason) = unfit(&function.site) {
+        return Err(reason);
     }
     if !function.at_entry {
         return Err("the place is not a function entry".to_string());

@@ -36,8 +36,9 @@ const MOST_BYTES: u64 = 4 << 30;
 pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
     if length > MOST_BYTES {
-        let why = format!("it has {} GiB, and of more than {} none is read", length >> 30, MOST_BYTES >> 30);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        let reason =
+            format!("it has {} GiB, and of more than {} none is read", length >> 30, MOST_BYTES >> 30);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     let length = usize::try_from(length).map_err(io::Error::other)?;
     // Where there is no room, that is an error here; below it would be the end of the process.

@@ -175,8 +175,8 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
 
 fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, site), String> {
     let at = Site::at(image, vaddr).ok_or("its code is not in the file")?;
-    if let Some(why) = unfit(&at) {
-        return Err(format!("at an instruction by which it may be left, {why}"));
+    if let Some(reason) = unfit(&at) {
+        return Err(format!("at an instruction by which it may be left, {reason}"));
     }
     Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))
 }

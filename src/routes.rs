@@ -88,8 +88,8 @@ pub(crate) fn health_router(running: Arc<Running>) -> Router {
                 let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
                 Reply::ok(format!("ready\n{partly}"))
             }
-            Err(why) => {
-                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", why.join("\n")))
+            Err(reasons) => {
+                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", reasons.join("\n")))
             }
         }),
     };

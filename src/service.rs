@@ -80,8 +80,8 @@ pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
         }
     }
     if sockets.is_empty() {
-        let why = "it has passed none (LISTEN_FDS); start the exporter by its socket unit";
-        return Err(io::Error::other(why));
+        let reason = "it has passed none (LISTEN_FDS); start the exporter by its socket unit";
+        return Err(io::Error::other(reason));
     }
     Ok(sockets)
 }

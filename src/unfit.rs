@@ -6,8 +6,8 @@ use crate::elf::Site;
 
 /// Why no probe is set at a site; None if one can be.
 pub fn unfit(site: &Site) -> Option<String> {
-    if let Some(why) = site.shape.unprobeable() {
-        return Some(why);
+    if let Some(reason) = site.shape.unprobeable() {
+        return Some(reason);
     }
     site.shape.is_replaced_by_call().then(|| {
         "Linux 6.18 replaces this five-byte nop by a call, which overwrites the program's red zone, and which ends a process that \
@@ -21,18 +21,18 @@ pub fn unfit(site: &Site) -> Option<String> {
 pub struct UnfitSite {
     /// The function, or the file offset of a USDT probe's site.
     pub name: String,
-    pub why: String,
+    pub reason: String,
 }
 
 impl std::fmt::Display for UnfitSite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.name, self.why)
+        write!(f, "{}: {}", self.name, self.reason)
     }
 }
 
 /// Each reason once, with the sites that have it.
 pub fn reasons(sites: &[UnfitSite]) -> String {
-    summary(sites.iter().map(|site| (site.name.as_str(), site.why.as_str())))
+    summary(sites.iter().map(|site| (site.name.as_str(), site.reason.as_str())))
 }
 
 /// Sites that are named for each reason.
@@ -44,23 +44,23 @@ const MOST_REASONS: usize = 4;
 /// Each reason once, with the sites that have it, not too many of both. Takes names and reasons.
 pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (name, why) in refused {
-        match reasons.iter_mut().find(|(known, _)| *known == why) {
+    for (name, reason) in refused {
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, names)) => names.push(name),
-            None => reasons.push((why, vec![name])),
+            None => reasons.push((reason, vec![name])),
         }
     }
     let more = reasons.len().saturating_sub(MOST_REASONS);
     let mut lines: Vec<String> = reasons
         .iter()
         .take(MOST_REASONS)
-        .map(|(why, names)| {
+        .map(|(reason, names)| {
             let shown = names[..names.len().min(MOST_NAMES)].join(", ");
             let others = match names.len().saturating_sub(MOST_NAMES) {
                 0 => String::new(),
                 others => format!(" and {others} more"),
             };
-            format!("{shown}{others}: {why}")
+            format!("{shown}{others}: {reason}")
         })
         .collect();
     if more > 0 {

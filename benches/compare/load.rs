@@ -80,7 +80,7 @@ fn drain(options: &Options, target: &Target, report: &mut Report) -> Result<(), 
 
 /// CPU time of the thread that empties the ring.
 fn drain_ns() -> Result<u64, String> {
-    let tasks = std::fs::read_dir("/proc/self/task").map_err(|why| format!("/proc/self/task: {why}"))?;
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|err| format!("/proc/self/task: {err}"))?;
     let read = |task: &std::path::Path, file: &str| std::fs::read_to_string(task.join(file)).ok();
     tasks
         .flatten()

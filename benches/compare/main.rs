@@ -57,8 +57,8 @@ impl Options {
 fn main() -> ExitCode {
     match Options::parse(std::env::args().skip(1)).and_then(|options| measure(&options)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("compare: {why}");
+        Err(err) => {
+            eprintln!("compare: {err}");
             ExitCode::FAILURE
         }
     }
@@ -78,7 +78,7 @@ fn measure(options: &Options) -> Result<(), String> {
     scrape::measure(options, &target, &mut report)?;
     print!("{}", report.text());
     if let Some(path) = &options.markdown {
-        std::fs::write(path, report.markdown()).map_err(|why| format!("{}: {why}", path.display()))?;
+        std::fs::write(path, report.markdown()).map_err(|err| format!("{}: {err}", path.display()))?;
     }
     Ok(())
 }

@@ -50,18 +50,18 @@ impl Exporter {
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Arc::new(Layout::new(&plan));
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
-            .map_err(|why| why.to_string())?;
-        let image = Image::parse(target.bytes()).map_err(|why| why.to_string())?;
+            .map_err(|err| err.to_string())?;
+        let image = Image::parse(target.bytes()).map_err(|err| err.to_string())?;
         let index = SymbolIndex::of(&image);
         let mut sites = Vec::new();
         for number in (0u32..).take(plan.probes.len()) {
-            let resolved = resolve(&index, number, &plan, &mut |_| 0).map_err(|why| why.to_string())?;
+            let resolved = resolve(&index, number, &plan, &mut |_| 0).map_err(|err| err.to_string())?;
             sites.extend(resolved.sites);
         }
         let user = Arc::new(layout.user_store(plan.probes.len()));
         let registry = Registry::new(plan.clone(), layout.clone(), kernel.shared().store, user.clone());
         let drain =
-            Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|why| why.to_string())?;
+            Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|err| err.to_string())?;
         let target = target.path.clone();
         Ok(Self { kernel, target, sites, registry, plan, drain, text: Vec::new() })
     }

@@ -38,7 +38,7 @@ impl Rivals {
         let object = ObjectBuilder::default()
             .open_file(&object)
             .and_then(|open| open.load())
-            .map_err(|why| format!("loading rivals.bpf.c: {why:#}; run this as root"))?;
+            .map_err(|err| format!("loading rivals.bpf.c: {err:#}; run this as root"))?;
         Ok(Self { object, target: target.path.clone() })
     }
 
@@ -50,13 +50,13 @@ impl Rivals {
         found
             .ok_or(format!("no program {program}"))?
             .attach_uprobe_multi_with_opts(-1, &self.target, "", opts)
-            .map_err(|why| format!("attaching {program}: {why:#}"))
+            .map_err(|err| format!("attaching {program}: {err:#}"))
     }
 
     /// Starts a thread that takes events one by one, as they wake it.
     pub fn consume(&self) -> Result<Consumer, String> {
         let ring = self.object.maps().find(|map| map.name() == "events").ok_or("no ring buffer")?;
-        let ring = MapHandle::try_from(&ring).map_err(|why| why.to_string())?;
+        let ring = MapHandle::try_from(&ring).map_err(|err| err.to_string())?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -111,7 +111,7 @@ impl Bpftrace {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|why| format!("not run: {why}"))?;
+            .map_err(|err| format!("not run: {err}"))?;
         let stdout = child.stdout.take().ok_or("no output")?;
         let mut made = Self { child, output: BufReader::new(stdout) };
         let (mut line, mut fired) = (String::new(), 0);

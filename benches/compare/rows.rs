@@ -226,7 +226,7 @@ pub fn compare(
                     continue;
                 }
                 match Bpftrace::start(target, row.probe, action) {
-                    Err(why) => samples.note = why,
+                    Err(err) => samples.note = err,
                     Ok(bpftrace) => {
                         samples.add(round, run(calls)?);
                         let counted = bpftrace.finish();

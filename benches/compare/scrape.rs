@@ -61,8 +61,8 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     let first = cpu_ns() - first;
     let theirs = Registry::new();
     let counters = IntCounterVec::new(Opts::new("sizes_total", "Sizes total."), &["kind", "node"])
-        .map_err(|why| why.to_string())?;
-    theirs.register(Box::new(counters.clone())).map_err(|why| why.to_string())?;
+        .map_err(|err| err.to_string())?;
+    theirs.register(Box::new(counters.clone())).map_err(|err| err.to_string())?;
     for series in 0..SERIES {
         counters.with_label_values(&[series.to_string().as_str(), "localhost"]).inc_by(series);
     }
@@ -86,7 +86,7 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
         })?;
         theirs_cost.measure(|| {
             text.clear();
-            TextEncoder::new().encode(&theirs.gather(), &mut text).map_err(|why| why.to_string())?;
+            TextEncoder::new().encode(&theirs.gather(), &mut text).map_err(|err| err.to_string())?;
             Ok(text.len())
         })?;
     }

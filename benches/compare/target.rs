@@ -32,19 +32,19 @@ impl Target {
         match built {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(format!("cc {source}: {status}")),
-            Err(why) => return Err(format!("cc: {why}; install gcc and systemtap-sdt-dev")),
+            Err(err) => return Err(format!("cc: {err}; install gcc and systemtap-sdt-dev")),
         }
-        let bytes = std::fs::read(&path).map_err(|why| format!("{}: {why}", path.display()))?;
+        let bytes = std::fs::read(&path).map_err(|err| format!("{}: {err}", path.display()))?;
         Ok(Self { path, bytes })
     }
 
     /// Offsets in the file of a probe's sites, or of a function.
     pub fn sites(&self, name: &str) -> Result<Vec<usize>, String> {
-        let image = Image::parse(&self.bytes).map_err(|why| why.to_string())?;
+        let image = Image::parse(&self.bytes).map_err(|err| err.to_string())?;
         let offsets = match usdt_sites(&image, "bench", name) {
             Ok(sites) => sites.iter().map(|site| site.offset as usize).collect(),
             Err(_) => {
-                let sites = function_sites(&image, name).map_err(|why| why.to_string())?;
+                let sites = function_sites(&image, name).map_err(|err| err.to_string())?;
                 sites.iter().map(|site| site.site.offset as usize).collect()
             }
         };
@@ -75,12 +75,12 @@ impl Target {
         if let Some(rate) = rate {
             command.arg(rate.to_string());
         }
-        command.spawn().map_err(|why| format!("{}: {why}", self.path.display()))
+        command.spawn().map_err(|err| format!("{}: {err}", self.path.display()))
     }
 }
 
 fn finish(child: Child) -> Result<Cost, String> {
-    let output = child.wait_with_output().map_err(|why| format!("target: {why}"))?;
+    let output = child.wait_with_output().map_err(|err| format!("target: {err}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
     match (output.status.success(), numbers.next(), numbers.next()) {

@@ -218,8 +218,8 @@ fn pattern<T>(
     let text = node.text_as(what)?;
     match read(text) {
         Ok(pattern) => Some(pattern),
-        Err(why) => {
-            node.error(format!("{} {why}", quote(text)));
+        Err(err) => {
+            node.error(format!("{} {err}", quote(text)));
             None
         }
     }

@@ -87,7 +87,7 @@ impl<'a> DebugInfo<'a> {
     pub fn lacks(&self) -> impl Iterator<Item = &'static str> {
         [(self.is_shared, SHARED), (self.units().split > 0, SPLIT)]
             .into_iter()
-            .filter_map(|(lacks, why)| lacks.then_some(why))
+            .filter_map(|(lacks, reason)| lacks.then_some(reason))
     }
 
     pub(super) fn finder(&self) -> Finder<'_> {

@@ -16,9 +16,9 @@ pub enum ElfError {
     /// An object file, a core dump or something else that is not run; the number is the header's `e_type`.
     NotLinked(u16),
     /// A table does not fit the file.
-    Malformed { what: &'static str, why: String },
+    Malformed { what: &'static str, reason: String },
     /// A `.note.stapsdt` entry does not follow its format; the offset is into the file.
-    BadNote { offset: u64, why: &'static str },
+    BadNote { offset: u64, reason: &'static str },
     /// The file holds no USDT probes.
     NoNotes,
 }
@@ -50,12 +50,12 @@ impl fmt::Display for ElfError {
                 f,
                 "not an executable or shared library (ELF type {kind}): use the file that is run or loaded"
             ),
-            ElfError::Malformed { what, why } => {
-                write!(f, "invalid {what} ({why}): the file is damaged or incomplete")
+            ElfError::Malformed { what, reason } => {
+                write!(f, "invalid {what} ({reason}): the file is damaged or incomplete")
             }
-            ElfError::BadNote { offset, why } => write!(
+            ElfError::BadNote { offset, reason } => write!(
                 f,
-                "malformed .note.stapsdt entry at file offset {offset:#x} ({why}): the file is damaged or was \
+                "malformed .note.stapsdt entry at file offset {offset:#x} ({reason}): the file is damaged or was \
                  rewritten by a tool that does not keep notes"
             ),
             ElfError::NoNotes => f.write_str(
@@ -74,18 +74,18 @@ pub struct FormError {
     /// The argument as its note writes it.
     pub text: String,
     /// The reason, to follow a colon.
-    pub why: String,
+    pub reason: String,
 }
 
 impl FormError {
-    pub(crate) fn new(text: &str, why: impl Into<String>) -> FormError {
-        FormError { text: text.to_owned(), why: why.into() }
+    pub(crate) fn new(text: &str, reason: impl Into<String>) -> FormError {
+        FormError { text: text.to_owned(), reason: reason.into() }
     }
 }
 
 impl fmt::Display for FormError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "argument `{}` cannot be read: {}", self.text, self.why)
+        write!(f, "argument `{}` cannot be read: {}", self.text, self.reason)
     }
 }
 
@@ -101,9 +101,9 @@ pub enum SiteError {
     /// No function of that name; `near` holds the nearest names, `stripped` says that there is no `.symtab`.
     NoFunction { pattern: String, near: Vec<String>, stripped: bool },
     /// The name is there, but nothing that a probe can be set on.
-    NotProbeable { name: String, why: &'static str },
+    NotProbeable { name: String, reason: &'static str },
     /// The pattern is not one.
-    BadPattern { pattern: String, why: String },
+    BadPattern { pattern: String, reason: String },
     /// An address that the file's loaded segments do not hold.
     Unmapped { what: String, vaddr: u64 },
     /// An offset that is not the first byte of an instruction: a probe there would corrupt the program.
@@ -135,9 +135,9 @@ impl fmt::Display for SiteError {
                 }
                 Ok(())
             }
-            SiteError::NotProbeable { name, why } => write!(f, "{name} cannot be probed: {why}"),
-            SiteError::BadPattern { pattern, why } => {
-                write!(f, "`{pattern}` does not name a function: {why}")
+            SiteError::NotProbeable { name, reason } => write!(f, "{name} cannot be probed: {reason}"),
+            SiteError::BadPattern { pattern, reason } => {
+                write!(f, "`{pattern}` does not name a function: {reason}")
             }
             SiteError::Unmapped { what, vaddr } => write!(
                 f,

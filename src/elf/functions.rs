@@ -106,8 +106,8 @@ fn named(
         Pattern::Name(name, into) => {
             let Selected { by_address: found, exact, .. } = matching(index, name)?;
             if !exact {
-                let why = "an offset can be added to a name, but not to a glob".to_owned();
-                return Err(SiteError::BadPattern { pattern: pattern.to_owned(), why });
+                let reason = "an offset can be added to a name, but not to a glob".to_owned();
+                return Err(SiteError::BadPattern { pattern: pattern.to_owned(), reason });
             }
             found.into_values().map(|symbol| inside(index, &symbol, into)).collect()
         }
@@ -115,7 +115,7 @@ fn named(
 }
 
 fn parse(pattern: &str) -> Result<Pattern<'_>, SiteError> {
-    let bad = |why: &str| SiteError::BadPattern { pattern: pattern.to_owned(), why: why.to_owned() };
+    let bad = |reason: &str| SiteError::BadPattern { pattern: pattern.to_owned(), reason: reason.to_owned() };
     if pattern.is_empty() {
         return Err(bad("it is empty"));
     }
@@ -182,7 +182,7 @@ fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteE
     if symbol.from_debug_symbols && !is_label {
         return Err(SiteError::NotProbeable {
             name: symbol.name.to_owned(),
-            why: "the debug symbols place it inside another function, so they are from another build: install \
+            reason: "the debug symbols place it inside another function, so they are from another build: install \
                  those of the installed version",
         });
     }
@@ -235,7 +235,7 @@ fn at_go_entry(
     function: &Function<'_>,
     symbol: FunctionSite,
 ) -> Result<FunctionSite, SiteError> {
-    let unfit = |why| SiteError::NotProbeable { name: symbol.name.clone(), why };
+    let unfit = |reason| SiteError::NotProbeable { name: symbol.name.clone(), reason };
     if image.arch() != Arch::X86_64 {
         return Err(unfit("Go functions are only supported on x86-64"));
     }
@@ -260,8 +260,8 @@ fn inside(index: &SymbolIndex<'_>, symbol: &Symbol<'_>, into: u64) -> Result<Fun
     }
     let what = format!("{}+{into:#x}", symbol.name);
     if symbol.size != 0 && into >= symbol.size {
-        let why = format!("{} has only {} bytes", symbol.name, symbol.size);
-        return Err(SiteError::BadPattern { pattern: what, why });
+        let reason = format!("{} has only {} bytes", symbol.name, symbol.size);
+        return Err(SiteError::BadPattern { pattern: what, reason });
     }
     check_entry(index, symbol)?;
     check_boundary(index.image(), symbol, into, &what)?;
@@ -272,7 +272,7 @@ fn inside(index: &SymbolIndex<'_>, symbol: &Symbol<'_>, into: u64) -> Result<Fun
 fn at_offset(index: &SymbolIndex<'_>, pattern: &str, offset: u64) -> Result<FunctionSite, SiteError> {
     let unmapped = || SiteError::BadPattern {
         pattern: pattern.to_owned(),
-        why: "no code is loaded from that offset of the file".to_owned(),
+        reason: "no code is loaded from that offset of the file".to_owned(),
     };
     let image = index.image();
     let vaddr = image.code_vaddr(offset).ok_or_else(unmapped)?;
@@ -302,7 +302,7 @@ fn check_boundary(image: &Image<'_>, symbol: &Symbol<'_>, into: u64, what: &str)
     let inside = |before, after| SiteError::InsideInstruction { what: what.to_owned(), before, after };
     let unclear = SiteError::NotProbeable {
         name: what.to_owned(),
-        why: "the code before it cannot be decoded, so it is not known whether an instruction begins there",
+        reason: "the code before it cannot be decoded, so it is not known whether an instruction begins there",
     };
     if image.arch() == Arch::Aarch64 {
         let before = into & !3;
@@ -340,8 +340,9 @@ mod tests {
         assert_eq!(parse("a::b + 12"), Ok(Pattern::Name("a::b + 12", 0)), "an offset follows its + at once");
         assert_eq!(parse("operator+"), Ok(Pattern::Name("operator+", 0)));
         assert_eq!(parse("0x1234"), Ok(Pattern::Offset(0x1234)));
-        for (bad, why) in [("", "empty"), ("0xzz", "hexadecimal"), ("f+0x", "number"), ("f+1z", "number")] {
-            assert!(parse(bad).unwrap_err().to_string().contains(why), "{bad}");
+        for (bad, reason) in [("", "empty"), ("0xzz", "hexadecimal"), ("f+0x", "number"), ("f+1z", "number")]
+        {
+            assert!(parse(bad).unwrap_err().to_string().contains(reason), "{bad}");
         }
     }
 }

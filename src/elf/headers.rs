@@ -65,7 +65,8 @@ impl<'a> Headers<'a> {
         if ident[5] == elf::ELFDATA2MSB.0 {
             return Err(ElfError::BigEndian);
         }
-        let malformed = |what| move |e: object::read::Error| ElfError::Malformed { what, why: e.to_string() };
+        let malformed =
+            |what| move |e: object::read::Error| ElfError::Malformed { what, reason: e.to_string() };
         let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed("file header"))?;
         let kind = header.e_type(LE);
         if kind != elf::ET_EXEC && kind != elf::ET_DYN {

@@ -128,7 +128,7 @@ impl<'a> SymbolIndex<'a> {
     pub fn debug_info_lacks(&self) -> Vec<&'static str> {
         match self.read_debug_info() {
             Some(Ok(debug_info)) => debug_info.lacks().collect(),
-            Some(Err(why)) => vec![*why],
+            Some(Err(err)) => vec![*err],
             None => Vec::new(),
         }
     }

@@ -38,7 +38,7 @@ pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
     let mut room = image.bytes().len();
     for section in image.sections_named(b".note.stapsdt").take(SECTIONS_MAX) {
         let malformed =
-            |why: &str| ElfError::Malformed { what: ".note.stapsdt section", why: why.to_owned() };
+            |reason: &str| ElfError::Malformed { what: ".note.stapsdt section", reason: reason.to_owned() };
         let data =
             image.section_data(section).ok_or_else(|| malformed("it extends past the end of the file"))?;
         // Headers that all name the same bytes would multiply the work.
@@ -46,9 +46,9 @@ pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
         let start = section.sh_offset(LE);
         let found = found.get_or_insert_with(Vec::new);
         for raw in RawNotes::new(data, section.sh_addralign(LE)) {
-            let raw = raw.map_err(|(at, why)| ElfError::BadNote { offset: start + at as u64, why })?;
+            let raw = raw.map_err(|(at, reason)| ElfError::BadNote { offset: start + at as u64, reason })?;
             if raw.owner == OWNER && raw.kind == TYPE {
-                let bad = |why| ElfError::BadNote { offset: start + raw.at as u64, why };
+                let bad = |reason| ElfError::BadNote { offset: start + raw.at as u64, reason };
                 found.push(note(raw.desc, base).map_err(bad)?);
             }
         }
@@ -66,7 +66,7 @@ fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {
         linked => linked.wrapping_add(moved_by),
     };
     let mut strings = strings.split(|&b| b == 0);
-    let mut string = |why| strings.next().map(|s| String::from_utf8_lossy(s).into_owned()).ok_or(why);
+    let mut string = |reason| strings.next().map(|s| String::from_utf8_lossy(s).into_owned()).ok_or(reason);
     let provider = string("no provider")?;
     let name = string("no name after the provider")?;
     let args = string("no arguments after the name")?;

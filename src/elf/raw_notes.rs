@@ -50,9 +50,9 @@ impl<'a> Iterator for RawNotes<'a> {
                 self.at = next;
                 Some(Ok(note))
             }
-            Err(why) => {
+            Err(err) => {
                 let at = std::mem::replace(&mut self.at, self.data.len());
-                Some(Err((at, why)))
+                Some(Err((at, err)))
             }
         }
     }

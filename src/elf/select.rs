@@ -41,7 +41,7 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
             let found = without_wrappers(index.image(), found);
             return Ok(Selected { by_address: found, exact: true, left_out: Vec::new() });
         }
-        Err(error) if matches!(error, SiteError::NotProbeable { why: CHOSEN_AT_START, .. }) => {
+        Err(error) if matches!(error, SiteError::NotProbeable { reason: CHOSEN_AT_START, .. }) => {
             return Err(error);
         }
         // A function of C++ may be called like a variable, or like a function that the file only refers to.
@@ -94,7 +94,7 @@ fn of_symbol<'a>(
         match not_probeable(symbol) {
             None => keep_best(&mut found, *symbol),
             Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(*symbol),
-            Some(why) => refused = refused.max(Some((symbol.kind == Kind::Ifunc, why))),
+            Some(reason) => refused = refused.max(Some((symbol.kind == Kind::Ifunc, reason))),
         }
     }
     if found.is_empty() {
@@ -104,8 +104,8 @@ fn of_symbol<'a>(
     match refused {
         // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
         // probe there would look right and see nothing.
-        Some((ifunc, why)) if ifunc || found.is_empty() => {
-            Err(SiteError::NotProbeable { name: pattern.to_owned(), why })
+        Some((ifunc, reason)) if ifunc || found.is_empty() => {
+            Err(SiteError::NotProbeable { name: pattern.to_owned(), reason })
         }
         _ => Ok((!found.is_empty()).then_some(found)),
     }

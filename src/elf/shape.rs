@@ -75,9 +75,9 @@ impl SiteShape {
     /// Why no probe can be set here, whatever the place; None if one can be.
     pub fn unprobeable(self) -> Option<String> {
         match self {
-            SiteShape::Refused(why) => Some(format!("the kernel cannot probe its instruction: {why}")),
-            SiteShape::Harmful(why) => {
-                Some(format!("a probe on its instruction would change what the program does: {why}"))
+            SiteShape::Refused(reason) => Some(format!("the kernel cannot probe its instruction: {reason}")),
+            SiteShape::Harmful(reason) => {
+                Some(format!("a probe on its instruction would change what the program does: {reason}"))
             }
             SiteShape::Writable => Some(
                 "its code is in a segment that is writable, too, where the kernel sets no probes: link the program without \
@@ -109,8 +109,8 @@ impl fmt::Display for Cost {
 
 fn x86_64(code: &[u8]) -> SiteShape {
     let cheap = match verdict(code) {
-        Verdict::Refused(why) => return SiteShape::Refused(why),
-        Verdict::Harmful(why) => return SiteShape::Harmful(why),
+        Verdict::Refused(reason) => return SiteShape::Refused(reason),
+        Verdict::Harmful(reason) => return SiteShape::Harmful(reason),
         Verdict::Emulated => true,
         Verdict::SingleStepped => false,
     };
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(of(&[&[0x90], &nop5]), SiteShape::NopNop5);
         assert_eq!(of(&[&[0x90], &nop10]), SiteShape::NopNop10);
         assert_eq!(of(&[&nop5]), SiteShape::Nop5);
-        assert!(matches!(of(&[&nop10]), SiteShape::Refused(why) if why.contains("segment prefix")));
+        assert!(matches!(of(&[&nop10]), SiteShape::Refused(reason) if reason.contains("segment prefix")));
         assert_eq!(of(&[&[0x90], &nop5[..4]]), SiteShape::Nop, "cut off by the end of the segment");
         assert_eq!(of(&[&nop10]).cost(), Cost::NeverFires);
         assert_eq!(SiteShape::NopNop10.cost(), Cost::Cheap);

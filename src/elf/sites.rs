@@ -112,9 +112,9 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
         // Without its semaphore the program would never reach the probe.
         if image.is_zero_filled(note.semaphore) {
             let name = format!("{}:{}", note.provider, note.name);
-            let why = "its semaphore is in .bss, which is cleared at program start, so the kernel cannot keep \
+            let reason = "its semaphore is in .bss, which is cleared at program start, so the kernel cannot keep \
                  it raised: put it in the section `.probes`, as the macros of <sys/sdt.h> do";
-            return Err(SiteError::NotProbeable { name, why });
+            return Err(SiteError::NotProbeable { name, reason });
         }
         site.ref_ctr_offset = semaphore(image, note)
             .ok_or_else(|| SiteError::Unmapped { what: what("semaphore"), vaddr: note.semaphore })?;
@@ -158,7 +158,7 @@ fn resolve_variables(image: &Image<'_>, sites: &mut [Site]) {
         let Form::Symbol { name, offset } = &*form else { continue };
         match &found[name.as_str()] {
             Ok(vaddr) => *form = Form::Static { vaddr: vaddr.wrapping_add_signed(*offset) },
-            Err(why) => *arg = Err(FormError::new(text, why.clone())),
+            Err(err) => *arg = Err(FormError::new(text, err.clone())),
         }
     }
 }

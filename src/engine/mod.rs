@@ -52,7 +52,7 @@ impl Engine {
         let (shared, status) = (manager.shared(), manager.status());
         let drain = Drain::start(plan.clone(), &layout, user.clone(), shared.clone()).map_err(|err| {
             let what = "starting the thread that drains the ring buffer".to_string();
-            KernelError { what, why: err.into(), next: String::new() }
+            KernelError { what, source: err.into(), next: String::new() }
         })?;
         let bank = Bank { layout, kernel: shared.store.clone(), user };
         Ok(Self { plan, manager, drain, bank, shared, status, pins })
@@ -83,7 +83,7 @@ fn kept_store(layout: &Layout, probes: usize, pins: &Pins) -> Result<UserStore, 
 }
 
 fn pin_error(err: PinError) -> KernelError {
-    KernelError { what: err.what, why: std::io::Error::other(err.why).into(), next: err.next }
+    KernelError { what: err.what, source: std::io::Error::other(err.reason).into(), next: err.next }
 }
 
 /// All probes of a configuration, wherever they were loaded.

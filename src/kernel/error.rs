@@ -13,14 +13,14 @@ use crate::privileges::given_up;
 pub struct KernelError {
     /// What was being done, on what.
     pub what: String,
-    pub why: libbpf_rs::Error,
+    pub source: libbpf_rs::Error,
     /// What to do next.
     pub next: String,
 }
 
 impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {}: {:#}", self.what, self.why)?;
+        write!(f, "failed to {}: {:#}", self.what, self.source)?;
         if !self.next.is_empty() {
             write!(f, "; {}", self.next)?;
         }
@@ -30,12 +30,12 @@ impl fmt::Display for KernelError {
 
 impl std::error::Error for KernelError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.why)
+        Some(&self.source)
     }
 }
 
 /// The most likely reason, from what the process may do and which kernel it is.
-pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {
+pub(super) fn loading(source: libbpf_rs::Error) -> KernelError {
     let has = |right| caps::has_cap(None, CapSet::Effective, right).unwrap_or(true);
     let machine = Machine {
         release: kernel_release(),
@@ -44,8 +44,8 @@ pub(super) fn loading(why: libbpf_rs::Error) -> KernelError {
         given_up: given_up(),
         lockdown: lockdown(),
     };
-    let next = machine.next_step(error_number(&why));
-    KernelError { what: "load the BPF programs".to_string(), why, next }
+    let next = machine.next_step(error_number(&source));
+    KernelError { what: "load the BPF programs".to_string(), source, next }
 }
 
 /// What decides why the programs are refused.

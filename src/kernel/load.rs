@@ -128,7 +128,7 @@ impl Kernel {
             // their own.
             match Self::load_with(plan, layout, shape(true), pinning) {
                 Ok(kernel) => return Ok(kernel),
-                Err(why) => log::debug!("session uprobes are not available: {why}"),
+                Err(err) => log::debug!("session uprobes are not available: {err}"),
             }
         }
         Self::load_with(plan, layout, shape(false), pinning)
@@ -162,7 +162,7 @@ impl Kernel {
         open.progs.family_forked.set_autoload(has_families);
         open.progs.family_ended.set_autoload(has_families);
         if let Some(Pinning { pins, .. }) = taken {
-            reuse(open.open_object_mut(), pins).map_err(|why| unfit(&format!("{why:#}")))?;
+            reuse(open.open_object_mut(), pins).map_err(|err| unfit(&format!("{err:#}")))?;
         }
         let skel = open.load().map_err(loading)?;
         if taken.is_none() {
@@ -188,10 +188,10 @@ impl Kernel {
             pin_maps(skel.object(), pins).map_err(pinning_failed)?;
         }
         let programs = loaded(&skel.progs, attach, sessions);
-        let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|why| {
+        let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|err| {
             KernelError {
                 what: "map the counters into memory".to_string(),
-                why: why.into(),
+                source: err.into(),
                 next: "raise the memory limit, or lower `limits`".to_string(),
             }
         })?;
@@ -299,17 +299,17 @@ impl Kernel {
 }
 
 /// Why what has stayed is not taken over.
-fn unfit(why: &str) -> KernelError {
+fn unfit(reason: &str) -> KernelError {
     KernelError {
         what: "take over the pinned state".to_string(),
-        why: io::Error::other(why.to_string()).into(),
+        source: io::Error::other(reason.to_string()).into(),
         next: String::new(),
     }
 }
 
-fn pinning_failed(why: libbpf_rs::Error) -> KernelError {
+fn pinning_failed(source: libbpf_rs::Error) -> KernelError {
     let next = "make the state directory writable for this user".to_string();
-    KernelError { what: "pin maps and links".to_string(), why, next }
+    KernelError { what: "pin maps and links".to_string(), source, next }
 }
 
 fn fill_all(skel: &ProbeSkel<'_>, tables: &Tables, numbers: &Numbers) -> libbpf_rs::Result<()> {

@@ -42,10 +42,10 @@ impl Folder {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let system = rustix::fs::statfs(parent).map_err(io::Error::from);
         if system.map_err(failed("use", parent))?.f_type as i64 != BPF_FS_MAGIC {
-            let why = format!("{} is not on a BPF file system", parent.display());
+            let reason = format!("{} is not on a BPF file system", parent.display());
             return Err(PinError::new(
                 what(),
-                why,
+                reason,
                 "mount one (`mount -t bpf bpf /sys/fs/bpf`), or set `state_directory` to a path on one",
             ));
         }
@@ -60,14 +60,14 @@ impl Folder {
         let about = fs::symlink_metadata(path).map_err(failed("look at", path))?;
         let user = rustix::process::geteuid().as_raw();
         if !about.is_dir() || about.uid() != user || about.mode() & 0o077 != 0 {
-            let why = format!(
+            let reason = format!(
                 "it must be a directory of user {user} with mode 0700, and is one of user {} with mode {:04o}",
                 about.uid(),
                 about.mode() & 0o7777
             );
             let next = "another user's state is not taken over: remove it with `exporter unpin` as root, or set \
                         `state_directory` to another path";
-            return Err(PinError::new(what(), why, next));
+            return Err(PinError::new(what(), reason, next));
         }
         let lock = File::open(path).map_err(failed("open", path))?;
         let opened = lock.metadata().map_err(failed("look at", path))?;

@@ -27,14 +27,14 @@ pub use folder::{Folder, MadeBy, Pins, describe, leftovers, remove_all};
 pub struct PinError {
     /// What was being done, on what.
     pub what: String,
-    pub why: String,
+    pub reason: String,
     /// What to do next.
     pub next: String,
 }
 
 impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {}: {}", self.what, self.why)?;
+        write!(f, "failed to {}: {}", self.what, self.reason)?;
         if !self.next.is_empty() {
             write!(f, "; {}", self.next)?;
         }
@@ -45,15 +45,15 @@ impl fmt::Display for PinError {
 impl std::error::Error for PinError {}
 
 impl PinError {
-    fn new(what: impl Into<String>, why: impl fmt::Display, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.to_string(), next: next.into() }
+    fn new(what: impl Into<String>, reason: impl fmt::Display, next: impl Into<String>) -> Self {
+        Self { what: what.into(), reason: reason.to_string(), next: next.into() }
     }
 }
 
 /// A file or folder in here, and what it could not be used for.
 fn failed(what: &str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PinError {
     let path = path.into();
-    move |why| PinError::new(format!("{what} {}", path.display()), why, "")
+    move |err| PinError::new(format!("{what} {}", path.display()), err, "")
 }
 
 /// Changed by hand when the meaning of documents or tables changes and no text below does.

@@ -67,12 +67,12 @@ fn show_provider(to: &mut String, provider: &Provider) {
         let args = args.collect::<Vec<_>>().join(", ");
         let cost = probe.cost.word().to_string();
         table.row([probe.name.clone(), probe.sites.to_string(), semaphore, cost, args]);
-        if let Some(why) = &probe.unusable {
-            table.line(format!("cannot be used: {why}"));
+        if let Some(reason) = &probe.unusable {
+            table.line(format!("cannot be used: {reason}"));
         }
         for (index, arg) in probe.args.iter().enumerate() {
-            if let Some(why) = &arg.unreadable {
-                table.line(format!("arg{index} cannot be read: {why}"));
+            if let Some(reason) = &arg.unreadable {
+                table.line(format!("arg{index} cannot be read: {reason}"));
             }
         }
     }
@@ -96,10 +96,10 @@ fn show_functions(to: &mut String, functions: &[Function]) {
             function.returned.word(),
             function.limits.join("; "),
         ]);
-        if let Some(why) = &function.unusable {
-            table.line(format!("cannot be used: {why}"));
-        } else if let Some(why) = &function.returned.refused {
-            table.line(format!("its return cannot be traced: {why}"));
+        if let Some(reason) = &function.unusable {
+            table.line(format!("cannot be used: {reason}"));
+        } else if let Some(reason) = &function.returned.refused {
+            table.line(format!("its return cannot be traced: {reason}"));
         }
     }
     let _ = write!(to, "{table}");

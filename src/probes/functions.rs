@@ -55,7 +55,7 @@ impl Return {
                 refused: None,
                 trampoline_refused,
             },
-            Err(why) => Return { refused: Some(why), trampoline_refused, ..Return::default() },
+            Err(err) => Return { refused: Some(err), trampoline_refused, ..Return::default() },
         }
     }
 

@@ -97,21 +97,21 @@ pub fn list(target: &str, functions: Option<&str>) -> Result<Listing, String> {
 fn selector(target: &str) -> Result<Selector, String> {
     let path = Path::new(target);
     if target.contains('/') || path.exists() {
-        let path = std::path::absolute(path).map_err(|why| format!("{target}: {why}"))?;
+        let path = std::path::absolute(path).map_err(|err| format!("{target}: {err}"))?;
         return Ok(Selector::binary(path));
     }
     if let Ok(pid) = target.parse() {
         return Ok(Selector::pid(pid));
     }
     let selector = Selector::process(target);
-    find(&selector).map_err(|why| {
+    find(&selector).map_err(|err| {
         let next = match in_search_path(target) {
             Some(path) => {
                 format!("for the program with that name use `exporter probes {}`", path.display())
             }
             None => "give a file path, a process id or the name of a running process".to_string(),
         };
-        format!("no such file {target}, and {why}; {next}")
+        format!("no such file {target}, and {err}; {next}")
     })?;
     Ok(selector)
 }
@@ -123,13 +123,13 @@ fn in_search_path(name: &str) -> Option<PathBuf> {
 
 fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
     let shown = &found.display;
-    let bytes = found.read().map_err(|why| format!("failed to read {shown}: {why}"))?;
-    let image = Image::parse(&bytes).map_err(|why| match hints::interpreter(&bytes) {
-        Some(interpreter) if why == ElfError::NotElf => format!(
+    let bytes = found.read().map_err(|err| format!("failed to read {shown}: {err}"))?;
+    let image = Image::parse(&bytes).map_err(|err| match hints::interpreter(&bytes) {
+        Some(interpreter) if err == ElfError::NotElf => format!(
             "{shown}: not an ELF file but a script for {interpreter}: use the program that it starts, or the \
              interpreter"
         ),
-        _ => format!("{shown}: {why}"),
+        _ => format!("{shown}: {err}"),
     })?;
     let mut remarks = Vec::new();
     if foreign(image.arch()) {
@@ -144,13 +144,13 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             remarks.extend(hints::libraries(found, selector));
             providers
         }
-        Err(why) => {
-            remarks.push(match why {
+        Err(err) => {
+            remarks.push(match err {
                 ElfError::NoNotes if functions.is_some() => {
                     "no USDT probes (no .note.stapsdt section)".to_string()
                 }
                 ElfError::NoNotes => hints::no_notes(found, &image, selector),
-                why => why.to_string(),
+                err => err.to_string(),
             });
             Vec::new()
         }
@@ -158,8 +158,8 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
     let debug = functions.and_then(|_| debug_symbols(&image, &found.path, shown));
     let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {
-        functions::functions(&SymbolIndex::of(&image), pattern).unwrap_or_else(|why| {
-            remarks.push(why.to_string());
+        functions::functions(&SymbolIndex::of(&image), pattern).unwrap_or_else(|err| {
+            remarks.push(err.to_string());
             Vec::new()
         })
     });

@@ -66,13 +66,13 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
             args: arguments(&sites),
             unusable: unusable(&sites),
         },
-        Err(why) => Probe {
+        Err(err) => Probe {
             name,
             sites: 0,
             semaphores: 0,
             cost: CostWord::NeverFires,
             args: Vec::new(),
-            unusable: Some(why.to_string()),
+            unusable: Some(err.to_string()),
         },
     }
 }
@@ -80,7 +80,7 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
 /// Why the probe cannot be used: one bad site costs only that site.
 fn unusable(sites: &[Site]) -> Option<String> {
     let reason =
-        |site: &Site| unfit(site).map(|why| format!("the site at file offset {:#x}: {why}", site.offset));
+        |site: &Site| unfit(site).map(|err| format!("the site at file offset {:#x}: {err}", site.offset));
     let reasons: Option<Vec<String>> = sites.iter().map(reason).collect();
     reasons?.into_iter().next()
 }
@@ -93,7 +93,7 @@ fn arguments(sites: &[Site]) -> Vec<Argument> {
 fn argument(sites: &[Site], index: usize) -> Argument {
     let mut made = Argument { types: Vec::new(), forms: Vec::new(), unreadable: None };
     for site in sites {
-        let (kind, text, why) = match site.args.get(index) {
+        let (kind, text, reason) = match site.args.get(index) {
             Some(Ok(form)) => {
                 let sign = if form.float {
                     'f'
@@ -105,11 +105,11 @@ fn argument(sites: &[Site], index: usize) -> Argument {
                 (format!("{sign}{}", u32::from(form.size) * 8), form.text.clone(), form.unreadable())
             }
             Some(Err(error)) => {
-                ("?".to_string(), error.text.clone(), Some(format!("`{}`: {}", error.text, error.why)))
+                ("?".to_string(), error.text.clone(), Some(format!("`{}`: {}", error.text, error.reason)))
             }
             None => {
-                let why = format!("the site at file offset {:#x} does not have it", site.offset);
-                made.unreadable.get_or_insert(why);
+                let reason = format!("the site at file offset {:#x} does not have it", site.offset);
+                made.unreadable.get_or_insert(reason);
                 continue;
             }
         };
@@ -119,8 +119,8 @@ fn argument(sites: &[Site], index: usize) -> Argument {
         if !made.forms.contains(&text) {
             made.forms.push(text);
         }
-        if let Some(why) = why {
-            made.unreadable.get_or_insert(why);
+        if let Some(reason) = reason {
+            made.unreadable.get_or_insert(reason);
         }
     }
     made
@@ -155,24 +155,24 @@ mod tests {
     #[test]
     fn what_cannot_be_read_says_why_with_its_note() {
         let args = arguments(&[site("8f@%xmm0 4@%ah -8@nowhere(%rip)"), site("8@%rax")]);
-        let why = |index: usize| args[index].unreadable.clone().unwrap_or_default();
+        let reason = |index: usize| args[index].unreadable.clone().unwrap_or_default();
         assert_eq!(args[0].type_word(), "f64|u64");
-        assert!(why(0).contains("`8f@%xmm0` is a floating-point number"), "{}", why(0));
+        assert!(reason(0).contains("`8f@%xmm0` is a floating-point number"), "{}", reason(0));
         assert_eq!(args[1].type_word(), "?");
-        assert!(why(1).contains("`4@%ah`"), "{}", why(1));
-        assert!(why(2).contains("nowhere"), "{}", why(2));
+        assert!(reason(1).contains("`4@%ah`"), "{}", reason(1));
+        assert!(reason(2).contains("nowhere"), "{}", reason(2));
     }
 
     #[test]
     fn a_probe_is_unusable_only_if_all_its_sites_are() {
         let refused = Site { shape: SiteShape::Refused("it has a lock prefix"), ..site("") };
         assert_eq!(unusable(&[site(""), refused.clone()]), None);
-        assert!(unusable(&[refused.clone(), refused]).is_some_and(|why| why.contains("0x10: ")));
+        assert!(unusable(&[refused.clone(), refused]).is_some_and(|err| err.contains("0x10: ")));
     }
 
     #[test]
     fn an_argument_that_one_site_lacks_cannot_be_used() {
         let args = arguments(&[site("8@%rax"), site("")]);
-        assert!(args[0].unreadable.as_deref().is_some_and(|why| why.contains("0x10 does not have it")));
+        assert!(args[0].unreadable.as_deref().is_some_and(|err| err.contains("0x10 does not have it")));
     }
 }

@@ -35,9 +35,10 @@ pub fn yaml(listing: &Listing) -> Result<String, String> {
         writer.function(function);
     }
     if writer.seen.is_empty() {
-        let why: Vec<_> = listing.files.iter().flat_map(|file| file.remarks.clone()).collect();
-        let why = if why.is_empty() { "it has no usable probe".to_string() } else { why.join("; ") };
-        return Err(format!("{}: cannot generate a configuration: {why}", listing.target));
+        let remarks: Vec<_> = listing.files.iter().flat_map(|file| file.remarks.clone()).collect();
+        let reason =
+            if remarks.is_empty() { "it has no usable probe".to_string() } else { remarks.join("; ") };
+        return Err(format!("{}: cannot generate a configuration: {reason}", listing.target));
     }
     Ok(writer.finish(listing))
 }
@@ -59,14 +60,14 @@ impl Writer {
     fn probe(&mut self, provider: &str, probe: &Probe) {
         let on = format!("usdt:{provider}:{}", probe.name);
         let problem = match &probe.unusable {
-            Some(why) => Some(why.clone()),
+            Some(reason) => Some(reason.clone()),
             None if !is_probe_word(provider) || !is_probe_word(&probe.name) => {
                 Some("its name contains characters that are not allowed in a configuration".to_string())
             }
             None => None,
         };
-        if let Some(why) = problem {
-            let _ = writeln!(self.probes, "\n      # {} cannot be used: {}", comment(&on), comment(&why));
+        if let Some(reason) = problem {
+            let _ = writeln!(self.probes, "\n      # {} cannot be used: {}", comment(&on), comment(&reason));
             return;
         }
         if !self.seen.insert(on.clone()) {
@@ -95,8 +96,8 @@ impl Writer {
                 None => {
                     writeln!(self.probes, "        #   arg{index}: {index} # {}: {forms}", arg.type_word())
                 }
-                Some(why) => {
-                    writeln!(self.probes, "        #   # arg{index} cannot be read: {}", comment(why))
+                Some(reason) => {
+                    writeln!(self.probes, "        #   # arg{index} cannot be read: {}", comment(reason))
                 }
             };
         }

@@ -70,8 +70,8 @@ fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Re
     let mut to = locate_argument(site, &ValuePlan { kind, ..value.clone() }, index)?;
     if to.op != location_op::LOC_REGISTER.0 as u8 || to.bytes != 8 {
         let text = site.args.get(index).and_then(|form| form.as_ref().ok()).map_or("", |form| &form.text);
-        let why = format!("`{text}` is not a pointer in a register, so `offset` cannot be applied to it");
-        return Err(ResolveError::Value { name: value.name.clone(), why });
+        let reason = format!("`{text}` is not a pointer in a register, so `offset` cannot be applied to it");
+        return Err(ResolveError::Value { name: value.name.clone(), reason });
     }
     let IntType { bytes, signed } = width_in_memory(&value.kind);
     (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
@@ -95,8 +95,8 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
         Some(Err(error)) => return Err(unreadable(&value.name, error)),
         Some(Ok(form)) => form,
     };
-    if let Some(why) = form.unreadable() {
-        return Err(ResolveError::Value { name: name(), why });
+    if let Some(reason) = form.unreadable() {
+        return Err(ResolveError::Value { name: name(), reason });
     }
     let asked = match &value.kind {
         ValueKind::Arg(ArgKind::Int(asked)) => *asked,
@@ -127,8 +127,8 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
             to.offset = vaddr.wrapping_sub(site.vaddr) as i64;
         }
         Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
-            let why = format!("the operand `{}` is not supported", form.text);
-            return Err(ResolveError::Value { name: name(), why });
+            let reason = format!("the operand `{}` is not supported", form.text);
+            return Err(ResolveError::Value { name: name(), reason });
         }
     }
     Ok(to)
@@ -149,7 +149,7 @@ fn extended(number: i64, bytes: u8, signed: bool) -> i64 {
 }
 
 fn unreadable(name: &str, error: &FormError) -> ResolveError {
-    ResolveError::Value { name: name.to_string(), why: error.to_string() }
+    ResolveError::Value { name: name.to_string(), reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub enum ResolveError {
     /// The file has no such probe or function, or cannot be used at all.
     Site(SiteError),
     /// An argument that a metric uses cannot be read.
-    Value { name: String, why: String },
+    Value { name: String, reason: String },
     /// Fewer arguments than are asked for.
     Missing { name: String, index: usize, has: usize },
     /// At every site a probe would never fire, or would harm the program.
@@ -73,7 +73,7 @@ impl std::fmt::Display for ResolveError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ResolveError::Site(error) => error.fmt(f),
-            ResolveError::Value { name, why } => write!(f, "argument \"{name}\" cannot be read: {why}"),
+            ResolveError::Value { name, reason } => write!(f, "argument \"{name}\" cannot be read: {reason}"),
             ResolveError::Missing { name, index, has } => write!(
                 f,
                 "argument \"{name}\" has index {index}, but this probe has {has} arguments (the first has index 0)"
@@ -135,12 +135,12 @@ pub fn resolve(
     'places: for Place { at, entry, function, name, offset: function_offset, is_exit, parameters } in
         found.places
     {
-        if let Some(why) = unfit(&at) {
-            not_used.push(UnfitSite { name, why });
+        if let Some(reason) = unfit(&at) {
+            not_used.push(UnfitSite { name, reason });
             continue;
         }
         if other_end.contains(&at.offset) {
-            not_used.push(UnfitSite { name, why: SAME_PLACE.to_string() });
+            not_used.push(UnfitSite { name, reason: SAME_PLACE.to_string() });
             continue;
         }
         let mut entry = site { probe: number, ..entry };
@@ -155,12 +155,12 @@ pub fn resolve(
             *to = match locate(&at, &narrowed(value, is_function), function) {
                 Ok(location) => location,
                 // Copies of a function may lack an argument.
-                Err(why) if is_function => {
-                    not_used.push(UnfitSite { name, why: why.to_string() });
-                    unreadable.get_or_insert(why);
+                Err(err) if is_function => {
+                    not_used.push(UnfitSite { name, reason: err.to_string() });
+                    unreadable.get_or_insert(err);
                     continue 'places;
                 }
-                Err(why) => return Err(why),
+                Err(err) => return Err(err),
             };
             if let Some(index) = position(value)
                 && parameters.as_ref().is_none_or(|parameters| in_word(parameters, index).is_none())

@@ -176,9 +176,9 @@ impl Running {
     pub fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         let engines = self.engines();
         let status = engines.status();
-        let mut why = status.not_ready(&engines.plan);
-        why.extend(self.network.iter().flat_map(|network| network.not_ready()));
-        if why.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(why) }
+        let mut reasons = status.not_ready(&engines.plan);
+        reasons.extend(self.network.iter().flat_map(|network| network.not_ready()));
+        if reasons.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(reasons) }
     }
 
     /// Holds what tracing costs against `limits.overhead`; not while the configuration is read anew.

@@ -36,7 +36,7 @@ impl State {
         let Some(folder) = folder.map(Arc::new) else {
             return Ok(Self::new(Arc::new(Engines::start(plan, attach, None)?)));
         };
-        let why = match Engines::take_over(&folder, settings, attach) {
+        let reason = match Engines::take_over(&folder, settings, attach) {
             Ok(Some((engines, carried))) => {
                 let mut before = Self::new(Arc::new(engines));
                 before.registry.carry_on(carried);
@@ -51,11 +51,11 @@ impl State {
                 return Ok(state);
             }
             Ok(None) => None,
-            Err(why) => Some(why),
+            Err(err) => Some(err),
         };
-        if let Some(why) = why {
+        if let Some(reason) = reason {
             log::warn!(
-                "The pinned state in {} is not taken over, and counts begin anew: {why}",
+                "The pinned state in {} is not taken over, and counts begin anew: {reason}",
                 folder.path().display()
             );
         }

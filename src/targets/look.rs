@@ -133,7 +133,7 @@ impl Worker {
         let state = &mut self.targets[target];
         let files = match files {
             Ok(files) => files,
-            Err(why) => {
+            Err(err) => {
                 state.written = None;
                 // That one process will not come back.
                 if planned.selector.is_by_process() && planned.selector.who.pid().is_some() {
@@ -144,14 +144,14 @@ impl Worker {
                 }
                 // Files that are attached stay so: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
-                    let news = state.missing.as_ref() != Some(&why);
+                    let news = state.missing.as_ref() != Some(&err);
                     if news {
-                        log::warn!("Target {}: {why}; waiting for it", planned.name);
+                        log::warn!("Target {}: {err}; waiting for it", planned.name);
                     }
                     for probe in &planned.probes {
-                        self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+                        self.status.set(*probe, ProbeState::Waiting(err.clone()), [0, 0], None);
                     }
-                    state.missing = Some(why);
+                    state.missing = Some(err);
                 }
                 return;
             }
@@ -171,11 +171,11 @@ impl Worker {
             match files.iter().find(|file| file.identity == old.identity) {
                 Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
                     if old.is_taken_over
-                        && let Err(why) = guard(&mut old, file, &self.watch.breaks, &mut self.finder)
+                        && let Err(err) = guard(&mut old, file, &self.watch.breaks, &mut self.finder)
                     {
                         old.detach(&mut self.cookies);
                         self.finder.forget_executed(old.identity);
-                        (changed, written) = (true, why);
+                        (changed, written) = (true, err);
                         continue;
                     }
                     old.stamp = file.stamp;
@@ -219,8 +219,8 @@ impl Worker {
             }
             let lease = match lease(&self.watch.breaks, &mut self.finder, file) {
                 Ok(lease) => lease,
-                Err(why) => {
-                    written = Some(why);
+                Err(err) => {
+                    written = Some(err);
                     continue;
                 }
             };
@@ -268,8 +268,8 @@ impl Worker {
     pub(super) fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
-            if let Some(why) = self.shed.get(probe) {
-                self.status.set(*probe, ProbeState::Shed(why.clone()), [0, 0], None);
+            if let Some(reason) = self.shed.get(probe) {
+                self.status.set(*probe, ProbeState::Shed(reason.clone()), [0, 0], None);
                 continue;
             }
             let of = |attached: &AttachedFile| attached.probes.get(n).cloned();
@@ -326,9 +326,9 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &Attache
                 let sites = if outcome.sites == 1 { "" } else { "s" };
                 log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
             }
-            ProbeState::Partly(why) => {
+            ProbeState::Partly(reason) => {
                 attached += 1;
-                log::warn!("Partly attached probe: {name}: {why}");
+                log::warn!("Partly attached probe: {name}: {reason}");
             }
             ProbeState::Absent(_) if elsewhere => {}
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),

@@ -67,9 +67,9 @@ impl ProbeManager {
     ) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
         let (ready, started) = sync_channel(1);
-        let failed = |why: io::Error| KernelError {
+        let failed = |err: io::Error| KernelError {
             what: "start the thread that attaches probes".to_string(),
-            why: why.into(),
+            source: err.into(),
             next: String::new(),
         };
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
@@ -78,8 +78,8 @@ impl ProbeManager {
         let thread = std::thread::Builder::new()
             .name("probe-manager".to_string())
             .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped, beginning) {
-                Err(why) => {
-                    let _ = ready.send(Err(why));
+                Err(err) => {
+                    let _ = ready.send(Err(err));
                 }
                 Ok(mut worker) => {
                     worker.look(true);

@@ -60,14 +60,14 @@ impl Worker {
                 if state.trapped.iter().filter(|(of, _)| of == identity).count() < DEATHS {
                     continue;
                 }
-                let why = format!(
+                let reason = format!(
                     "{DEATHS} processes that ran {} were ended by SIGTRAP: a program that copies its code, as into huge \
                      pages, copies the breakpoints in it. It is traced again when its file is replaced or the exporter \
                      restarts; turn that off in the program before",
                     file.display
                 );
-                file.give_up(&why, &mut self.cookies);
-                log::error!("Target {name}: not traced any more: {why}");
+                file.give_up(&reason, &mut self.cookies);
+                log::error!("Target {name}: not traced any more: {reason}");
                 self.publish(target, planned);
             }
         }

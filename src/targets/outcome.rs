@@ -36,21 +36,21 @@ impl Outcome {
         if refusal.kind.passes() {
             self.open.push((site, refusal));
         } else {
-            self.unfit.push(UnfitSite { name: site.name, why: refusal.text });
+            self.unfit.push(UnfitSite { name: site.name, reason: refusal.text });
         }
     }
 
     /// Derives the state from what became of the sites.
     pub fn settle(&mut self) {
         let all = self.sites + self.refused();
-        let unfit = self.unfit.iter().map(|site| (site.name.as_str(), site.why.as_str()));
+        let unfit = self.unfit.iter().map(|site| (site.name.as_str(), site.reason.as_str()));
         let open = self.open.iter().map(|(site, refusal)| (site.name.as_str(), refusal.text.as_str()));
         self.state = match (self.sites, self.refused()) {
             (_, 0) => ProbeState::Attached,
             (0, _) => ProbeState::Refused(summary(unfit.chain(open))),
             (_, refused) => {
-                let why = summary(unfit.chain(open));
-                ProbeState::Partly(format!("{refused} of {all} sites failed: {why}"))
+                let reason = summary(unfit.chain(open));
+                ProbeState::Partly(format!("{refused} of {all} sites failed: {reason}"))
             }
         };
     }

@@ -116,11 +116,11 @@ impl ProbeState {
     /// Why it is not attached, or not everywhere; empty if it is.
     pub fn reason(&self) -> &str {
         match self {
-            ProbeState::Waiting(why)
-            | ProbeState::Absent(why)
-            | ProbeState::Refused(why)
-            | ProbeState::Shed(why)
-            | ProbeState::Partly(why) => why,
+            ProbeState::Waiting(reason)
+            | ProbeState::Absent(reason)
+            | ProbeState::Refused(reason)
+            | ProbeState::Shed(reason)
+            | ProbeState::Partly(reason) => reason,
             ProbeState::Attached => "",
         }
     }
@@ -239,7 +239,7 @@ impl Status {
     /// that is taken out for a while.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
-        let mut why = Vec::new();
+        let mut reasons = Vec::new();
         for target in &plan.targets {
             let is_there = |state: &ProbeState| state.is_attached() || matches!(state, ProbeState::Shed(_));
             let attached = target.probes.iter().any(|probe| is_there(&probes[*probe].state));
@@ -247,7 +247,7 @@ impl Status {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
                 if !is_there(state) && !excused {
-                    why.push(format!(
+                    reasons.push(format!(
                         "{}: {} is {}: {}",
                         target.name,
                         planned.name,
@@ -257,20 +257,20 @@ impl Status {
                 }
             }
         }
-        why
+        reasons
     }
 
     /// Which probes leave out some of their sites, or are taken out, and why.
     pub fn partly(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
         let lines = plan.probes.iter().zip(&*probes).filter_map(|(planned, status)| {
-            let (how, why) = match &status.state {
-                ProbeState::Partly(why) => ("partly attached", why),
-                ProbeState::Shed(why) => ("shed", why),
+            let (how, reason) = match &status.state {
+                ProbeState::Partly(reason) => ("partly attached", reason),
+                ProbeState::Shed(reason) => ("shed", reason),
                 _ => return None,
             };
             let target = &plan.targets[planned.target].name;
-            Some(format!("{target}: {} is {how}: {why}", planned.name))
+            Some(format!("{target}: {} is {how}: {reason}", planned.name))
         });
         lines.collect()
     }
@@ -346,8 +346,8 @@ impl Status {
         self.lock_targets().lost_children = lost;
     }
 
-    pub(super) fn add_reattached(&self, target: usize, why: Reattached) {
-        self.lock_targets().reattached[target][why as usize] += 1;
+    pub(super) fn add_reattached(&self, target: usize, reason: Reattached) {
+        self.lock_targets().reattached[target][reason as usize] += 1;
     }
 
     pub(super) fn add_unprobed(&self, target: usize, nanoseconds: u64) {

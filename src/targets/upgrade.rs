@@ -110,16 +110,16 @@ impl Worker {
     }
 
     /// Notes why a target has to wait, or that it has not.
-    pub(super) fn wait_for_writer(&mut self, target: usize, planned: &TargetPlan, why: Option<String>) {
+    pub(super) fn wait_for_writer(&mut self, target: usize, planned: &TargetPlan, reason: Option<String>) {
         let state = &mut self.targets[target];
-        let Some(why) = why else {
+        let Some(reason) = reason else {
             state.written = None;
             return;
         };
         state.written.get_or_insert_with(Written::now);
         if state.current.is_empty() {
             for probe in &planned.probes {
-                self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+                self.status.set(*probe, ProbeState::Waiting(reason.clone()), [0, 0], None);
             }
         }
     }

@@ -65,7 +65,7 @@ impl Worker {
     ) -> Result<Self, KernelError> {
         let failed = |what: &str, err: io::Error, next: &str| KernelError {
             what: what.to_string(),
-            why: err.into(),
+            source: err.into(),
             next: next.to_string(),
         };
         let mut files = Files::load()?;
@@ -86,7 +86,7 @@ impl Worker {
                     "`state: pinned`: while no exporter runs, do not overwrite a traced file in place, or the program can \
                      crash at its next start; replace it by renaming. The kernel refuses the program that would \
                      prevent it ({:#})",
-                    err.why
+                    err.source
                 );
             };
             started.inspect_err(tell).ok()

@@ -204,7 +204,7 @@ int main(int argc, char **argv) {
     // A user and two services that exist only in the programs' own view of the files, in a mount namespace.
     let hash = run(Command::new("openssl").args(["passwd", "-6", "right"]));
     let with_line = |file: &str, line: &str| {
-        fs::read_to_string(file).unwrap_or_else(|why| panic!("{file}: {why}")) + line
+        fs::read_to_string(file).unwrap_or_else(|err| panic!("{file}: {err}")) + line
     };
     fs::write(at("passwd"), with_line("/etc/passwd", "exporter-test:x:65432:65432::/:/bin/sh\n"))
         .expect("write");

@@ -147,7 +147,7 @@ fn memcached_s_commands_by_name() {
     let mut stream = loop {
         match UnixStream::connect(&socket) {
             Ok(stream) => break BufReader::new(stream),
-            Err(why) => assert!(Instant::now() < deadline, "memcached does not answer: {why}"),
+            Err(err) => assert!(Instant::now() < deadline, "memcached does not answer: {err}"),
         }
         sleep(Duration::from_millis(20));
     };

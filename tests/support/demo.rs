@@ -184,7 +184,7 @@ impl Forms {
     pub fn answer(&mut self) -> Option<Value> {
         let mut line = String::new();
         self.answers.read_line(&mut line).ok().filter(|read| *read > 0)?;
-        Some(serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}")))
+        Some(serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}")))
     }
 
     /// A probe's semaphore: how often tracers have raised it.

@@ -36,8 +36,8 @@ pub fn run(command: &mut Command) -> String {
 
 /// Runs a command to its end, good or bad.
 pub fn finish(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|why| {
-        panic!("{command:?}: {why}; scripts/install-deps.sh --tests installs what the tests need")
+    command.stdin(Stdio::null()).output().unwrap_or_else(|err| {
+        panic!("{command:?}: {err}; scripts/install-deps.sh --tests installs what the tests need")
     })
 }
 

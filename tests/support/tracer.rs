@@ -38,8 +38,8 @@ impl Tracer {
     /// As [`Tracer::start`]; with `all_to_ring` nothing is computed in the kernel.
     pub fn start_by(yaml: &str, all_to_ring: bool) -> Self {
         let tracer = Self::start_unready(yaml, all_to_ring);
-        let why = tracer.manager.status().not_ready(&tracer.plan);
-        assert!(why.is_empty(), "not attached: {why:#?}");
+        let reason = tracer.manager.status().not_ready(&tracer.plan);
+        assert!(reason.is_empty(), "not attached: {reason:#?}");
         tracer
     }
 
@@ -49,8 +49,8 @@ impl Tracer {
         let attach = choose(plan.settings.attach);
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
-        let manager = ProbeManager::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|why| {
-            panic!("these tests need root and a kernel that takes probe programs: {why}")
+        let manager = ProbeManager::start(plan.clone(), layout.clone(), attach).unwrap_or_else(|err| {
+            panic!("these tests need root and a kernel that takes probe programs: {err}")
         });
         let user = Arc::new(layout.user_store(plan.probes.len()));
         let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared()).unwrap();

@@ -68,8 +68,8 @@ fn every_configuration_is_accepted() {
             let block = whole(&block);
             let read =
                 read_bytes("page", block.clone().into_bytes(), &Overrides::default(), &Environment::new());
-            if let Err(why) = plan_draft(read) {
-                wrong += &format!("{}:{line}:\n{block}\n{}\n", file.display(), why.render());
+            if let Err(err) = plan_draft(read) {
+                wrong += &format!("{}:{line}:\n{block}\n{}\n", file.display(), err.render());
             }
         }
     }

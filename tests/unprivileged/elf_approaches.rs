@@ -191,7 +191,7 @@ fn jumps_that_stand_for_a_return() {
         if !CODE.contains(&format!("begin {name}\n")) {
             continue;
         }
-        let exits = code.exits(symbols[name], function.size).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let exits = code.exits(symbols[name], function.size).unwrap_or_else(|err| panic!("{name}: {err}"));
         let approaches = exits.exits.iter().flat_map(|exit| &exit.approaches);
         let mut found: Vec<_> =
             approaches.map(|found| (found.vaddr, found.when, found.above, found.is_final)).collect();

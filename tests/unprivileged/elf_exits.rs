@@ -506,13 +506,13 @@ fn every_exit_is_found_and_nothing_else() {
     for function in function_sites(&image, "*").unwrap() {
         let name = function.name.as_str();
         let found = code.exits(symbols[name], function.size);
-        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+        if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
             let said = found.expect_err(name);
-            assert!(said.contains(why), "{name}: {said}");
+            assert!(said.contains(reason), "{name}: {said}");
         } else if name == "endless" {
             assert!(found.unwrap_err().contains("its size is unknown"));
         } else if !labels(name).is_empty() {
-            let found = found.unwrap_or_else(|why| panic!("{name}: {why}"));
+            let found = found.unwrap_or_else(|err| panic!("{name}: {err}"));
             let exits: BTreeSet<_> = found.exits.iter().map(|exit| (exit.vaddr, letter(exit))).collect();
             assert_eq!(exits, labels(name), "{name}: {found:#x?}");
             let shared = [
@@ -546,7 +546,7 @@ fn what_a_call_passes_on_its_way() {
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let code = Functions::of(&image);
-    let exits = |name: &str| code.exits(symbols[name], 0).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let exits = |name: &str| code.exits(symbols[name], 0).unwrap_or_else(|err| panic!("{name}: {err}"));
     let passed = |name: &str| -> Vec<_> {
         exits(name).passages.iter().map(|passage| (passage.vaddr, passage.kind, passage.when)).collect()
     };
@@ -607,7 +607,7 @@ fn a_stripped_file_tells_as_much() {
     let image = Image::parse(&bytes).unwrap();
     let code = Functions::of(&image);
     for (name, returns) in [("moved", 2), ("nameless", 2), ("cold_case", 3)] {
-        let found = code.exits(symbols[name], 0).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let found = code.exits(symbols[name], 0).unwrap_or_else(|err| panic!("{name}: {err}"));
         let exits: BTreeSet<_> = found.exits.iter().map(|exit| exit.vaddr).collect();
         let expected: BTreeSet<_> = (1..=returns).map(|n| symbols[&format!("{name}_r{n}")]).collect();
         assert_eq!(exits, expected, "{found:#x?}");
@@ -718,7 +718,7 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
     let code = Functions::of(&image);
     let shared = |name: &str| {
         let size = function_sites(&image, name).unwrap()[0].size;
-        let exits = code.exits(symbols[name], size).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let exits = code.exits(symbols[name], size).unwrap_or_else(|err| panic!("{name}: {err}"));
         exits.exits.iter().map(|exit| exit.shared).collect::<Vec<_>>()
     };
     assert_eq!([shared("joined"), shared("with_carry"), shared("alone")], [[true], [true], [false]]);
@@ -743,7 +743,7 @@ fn code_that_is_run_where_it_lay_before_is_told() {
         assert_eq!(code.runs_old_code(), is_run, "{labels}");
         assert!(code.exits(symbols["plain"], 0).is_ok());
         match code.exits(symbols["interprets"], 0) {
-            Err(why) => assert!(is_run && why.contains("BOLT"), "{labels}: {why}"),
+            Err(err) => assert!(is_run && err.contains("BOLT"), "{labels}: {err}"),
             Ok(_) => assert!(!is_run, "{labels}"),
         }
     }

@@ -479,12 +479,12 @@ fn ends_of_a_span_at_one_place_are_refused() {
         let resolved = |number| resolve(&index, number, &plan, &mut |_| 0);
         [resolved(0), resolved(1)].map(|end| match end {
             Ok(end) => Ok((end.sites.len(), end.unfit.len())),
-            Err(why) => Err(why.to_string()),
+            Err(err) => Err(err.to_string()),
         })
     };
     for end in ends("job_begin", "job_end") {
         assert!(
-            end.as_ref().is_err_and(|why| why.contains("the span's other end is at the same")),
+            end.as_ref().is_err_and(|err| err.contains("the span's other end is at the same")),
             "{end:?}"
         );
     }

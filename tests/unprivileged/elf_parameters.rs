@@ -60,7 +60,7 @@ fn parameters_in(path: &Path, function: &str) -> Option<Parameters> {
     let bytes = fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let index = SymbolIndex::of(&image);
-    let sites = index.sites(function).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    let sites = index.sites(function).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
     assert_eq!(sites.len(), 1, "{function}: {sites:?}");
     index.parameters(&sites[0])
 }

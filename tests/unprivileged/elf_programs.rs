@@ -268,7 +268,7 @@ fn programs_of_other_kinds_are_told_apart() {
     let error = notes(&Image::parse(&broken).unwrap()).unwrap_err();
     assert_eq!(
         error,
-        ElfError::BadNote { offset: last as u64, why: "its owner extends past the end" },
+        ElfError::BadNote { offset: last as u64, reason: "its owner extends past the end" },
         "{error}"
     );
 }
@@ -410,6 +410,6 @@ fn places_in_writable_code_are_refused() {
         function_sites(&image, "work").unwrap()[0].site.clone(),
     ] {
         assert_eq!((site.shape, site.cost()), (SiteShape::Writable, Cost::NeverFires));
-        assert!(site.shape.unprobeable().is_some_and(|why| why.contains("writable")));
+        assert!(site.shape.unprobeable().is_some_and(|err| err.contains("writable")));
     }
 }

@@ -95,7 +95,7 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
 /// A configuration, or a part of one (a list of targets or of probes) put where it belongs.
 fn tree(text: &str) -> serde_json::Value {
     let mut tree: serde_yaml::Value =
-        serde_yaml::from_str(text).unwrap_or_else(|why| panic!("{why}\n{text}"));
+        serde_yaml::from_str(text).unwrap_or_else(|err| panic!("{err}\n{text}"));
     tree.apply_merge().unwrap();
     let tree = as_json(&tree);
     match tree.as_array().and_then(|items| items.first()) {

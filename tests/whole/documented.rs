@@ -148,8 +148,8 @@ fn every_command_of_the_documentation_runs_or_says_why_not() {
             };
             used[rule] = true;
             let outcome = match &RULES[rule].1 {
-                Not(why) => {
-                    println!("{page}: {command}: not run: {why}");
+                Not(reason) => {
+                    println!("{page}: {command}: not run: {reason}");
                     continue;
                 }
                 Serves => machine.serve(&command),
@@ -160,8 +160,8 @@ fn every_command_of_the_documentation_runs_or_says_why_not() {
                     machine.prints(&command, text)
                 }
             };
-            if let Err(why) = outcome {
-                wrong += &format!("{page}: {command}: {why}\n");
+            if let Err(err) = outcome {
+                wrong += &format!("{page}: {command}: {err}\n");
             }
         }
     }
@@ -300,7 +300,7 @@ impl Machine {
         assert!(self.run(password).status.success());
         let line = format!("exporter --config {config}");
         if self.serving.as_ref().is_none_or(|(serving, _)| *serving != line) {
-            self.serve(&line).unwrap_or_else(|why| panic!("{why}"));
+            self.serve(&line).unwrap_or_else(|err| panic!("{err}"));
         }
     }
 

@@ -219,7 +219,7 @@ fn alter(document: &Path, key: &str) {
 fn another_versions_tables_are_not_taken_over() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
-    for (document, key, why) in [
+    for (document, key, reason) in [
         ("state", "abi", "whose tables differ"),
         ("0/state", "layout", "its series are laid out in another way"),
     ] {
@@ -232,7 +232,7 @@ fn another_versions_tables_are_not_taken_over() {
         assert!(shown.contains("no exporter runs"), "{shown}");
         assert_eq!(shown.contains("cannot take over"), key == "abi", "{shown}");
         exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
-        exporter.wait_for_log(why);
+        exporter.wait_for_log(reason);
         assert_begun_anew(&exporter, &program, &held);
     }
     exporter.stop();

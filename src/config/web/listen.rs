@@ -49,8 +49,8 @@ fn addresses(node: &Node<'_>) -> Option<Vec<ListenAddress>> {
 }
 
 fn address(node: &Node<'_>, text: &str) -> Option<ListenAddress> {
-    let refuse = |why: &str| {
-        node.error(format!("{} is not an address to listen on: {why}", quote(text)))
+    let refuse = |reason: &str| {
+        node.error(format!("{} is not an address to listen on: {reason}", quote(text)))
             .help("write :9435, 127.0.0.1:9435, [::1]:9435 or unix:/run/exporter.sock");
         None
     };

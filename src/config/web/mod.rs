@@ -123,8 +123,8 @@ fn read_file(at: &Place, path: &Path, diags: &Diagnostics) -> Option<Part> {
     let top = Place::top(Source::File(path.to_owned()));
     let text = match super::text(bytes) {
         Ok(text) => text,
-        Err((position, why)) => {
-            diags.error(&top.at(position), why);
+        Err((position, reason)) => {
+            diags.error(&top.at(position), reason);
             return None;
         }
     };

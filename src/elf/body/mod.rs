@@ -126,7 +126,7 @@ impl Body {
         while decoder.can_decode() {
             let instruction = decoder.decode();
             body.take(&instruction, &before, is_fixed)
-                .map_err(|why| format!("{why} at +{:#x}", instruction.ip() - range.start))?;
+                .map_err(|err| format!("{err} at +{:#x}", instruction.ip() - range.start))?;
             if before.len() == 2 * LOOKED_BACK {
                 before.drain(..LOOKED_BACK);
             }

@@ -75,7 +75,7 @@ const ARGS_MAX: usize = 64;
 /// spoil the others.
 pub fn parse_args(arch: Arch, args: &str) -> Vec<Result<ArgForm, FormError>> {
     let args = split(args).into_iter().take(ARGS_MAX);
-    args.map(|arg| parse(arch, arg).map_err(|why| FormError::new(arg, why))).collect()
+    args.map(|arg| parse(arch, arg).map_err(|err| FormError::new(arg, err))).collect()
 }
 
 /// Splits at white space outside brackets. Where a bracket is never closed, the next thing that looks like

@@ -23,10 +23,10 @@ fn is(arch: Arch, text: &str, size: u8, signed: bool, form: Form) {
 
 /// `text` must be refused for a reason that has `why` in it.
 #[track_caller]
-fn refused(arch: Arch, text: &str, why: &str) {
+fn refused(arch: Arch, text: &str, reason: &str) {
     let error = one(arch, text).expect_err(text);
     assert_eq!(error.text, text);
-    assert!(error.why.contains(why), "{error} should say `{why}`");
+    assert!(error.reason.contains(reason), "{error} should say `{reason}`");
 }
 
 use Arch::{Aarch64, X86_64};
@@ -122,7 +122,7 @@ fn floating_point_is_known_and_only_memory_is_readable() {
 
 #[test]
 fn x86_forms_that_cannot_be_read_say_why() {
-    for (text, why) in [
+    for (text, reason) in [
         ("1@%ah", "second byte"),
         ("8@%fs:0x28", "segment register"),
         ("8@%fs:(%rax)", "segment register"),
@@ -150,7 +150,7 @@ fn x86_forms_that_cannot_be_read_say_why() {
         ("8@-a(%rip)", "not a number or a symbol"),
         ("8@{%rax}", "neither a number nor a symbol"),
     ] {
-        refused(X86_64, text, why);
+        refused(X86_64, text, reason);
     }
     let long = format!("8@{}", "a".repeat(5000));
     refused(X86_64, &long, "5002 bytes long");
@@ -175,7 +175,7 @@ fn aarch64_forms() {
 
 #[test]
 fn aarch64_forms_that_cannot_be_read_say_why() {
-    for (text, why) in [
+    for (text, reason) in [
         ("8@[x0, w1, sxtw 3]", "`w1` is not a 64-bit register"),
         ("8@[x0, x1, sxtx]", "`sxtx`"),
         ("8@[x0, x1, lsl 4]", "`lsl 4`"),
@@ -190,7 +190,7 @@ fn aarch64_forms_that_cannot_be_read_say_why() {
     ] {
         // A comma and a space outside brackets split an argument in two; the first one is the bad one.
         let error = parse_args(Aarch64, text).remove(0).expect_err(text);
-        assert!(error.why.contains(why), "{error} should say `{why}`");
+        assert!(error.reason.contains(reason), "{error} should say `{reason}`");
     }
 }
 

@@ -146,8 +146,8 @@ impl<'s, 'a> Search<'s, 'a> {
                 }
                 match self.decode(frame.start..frame.end) {
                     Ok(body) if body.has_instruction(to) => self.take(body, of, None, is_block)?,
-                    Err(why) if is_block => {
-                        return Err(format!("a jump table of its leads to {to:#x}, of which {why}"));
+                    Err(err) if is_block => {
+                        return Err(format!("a jump table of its leads to {to:#x}, of which {err}"));
                     }
                     _ => break,
                 }
@@ -188,8 +188,8 @@ impl<'s, 'a> Search<'s, 'a> {
             || jump.at == target;
         let body = match self.decode(range) {
             Ok(body) => body,
-            Err(why) if moved || is_fragment(name) => {
-                return Err(format!("it jumps to {target:#x}, of which {why}"));
+            Err(err) if moved || is_fragment(name) => {
+                return Err(format!("it jumps to {target:#x}, of which {err}"));
             }
             Err(_) => return self.leave(jump),
         };

@@ -83,7 +83,7 @@ impl AttachedFile {
         let image = bytes
             .as_ref()
             .map_err(|refusal| format!("failed to read {}: {refusal}", found.display))
-            .and_then(|bytes| Image::parse(bytes).map_err(|why| format!("{}: {why}", found.display)));
+            .and_then(|bytes| Image::parse(bytes).map_err(|err| format!("{}: {err}", found.display)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
         let debug = image
@@ -105,11 +105,11 @@ impl AttachedFile {
             let mut name = |name: &str| status.function(number, name);
             let resolved = index.as_ref().map(|index| resolve(index, number as u32, plan, &mut name));
             match resolved {
-                Err(why) => outcome.state = ProbeState::Refused((*why).clone()),
-                Ok(Err(why)) if why.is_absent() => outcome.state = ProbeState::Absent(why.to_string()),
-                Ok(Err(why)) => {
-                    outcome.state = ProbeState::Refused(why.to_string());
-                    if let ResolveError::NoneFit(sites) = why {
+                Err(err) => outcome.state = ProbeState::Refused((*err).clone()),
+                Ok(Err(err)) if err.is_absent() => outcome.state = ProbeState::Absent(err.to_string()),
+                Ok(Err(err)) => {
+                    outcome.state = ProbeState::Refused(err.to_string());
+                    if let ResolveError::NoneFit(sites) = err {
                         outcome.unfit = sites;
                     }
                 }
@@ -148,8 +148,8 @@ impl AttachedFile {
         let mut sites = sites;
         let shelved: Vec<_> = sites.extract_if(.., is_shed).collect();
         for (at, _) in &shelved {
-            let why = context.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
-            self.probes[*at].state = ProbeState::Shed(why);
+            let reason = context.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
+            self.probes[*at].state = ProbeState::Shed(reason);
         }
         self.shelved.extend(shelved);
         if sites.is_empty() {

@@ -174,10 +174,10 @@ impl AttachedFile {
     }
 
     /// Takes the probes out of the file for as long as it is what it is.
-    pub fn give_up(&mut self, why: &str, cookies: &mut Cookies) {
+    pub fn give_up(&mut self, reason: &str, cookies: &mut Cookies) {
         self.detach(cookies);
         for probe in &mut self.probes {
-            (probe.sites, probe.state) = (0, ProbeState::Refused(why.to_string()));
+            (probe.sites, probe.state) = (0, ProbeState::Refused(reason.to_string()));
             probe.open.clear();
         }
         self.unread = false;

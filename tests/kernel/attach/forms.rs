@@ -102,7 +102,11 @@ fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows
         counts[usize::from(taken)] += 1;
         let agree = match verdict {
             // The processor has forms that the table does not decode, or leaves to caution.
-            Verdict::Refused(why) if why.contains("decoded") || why.contains("kernels misinterpret") => true,
+            Verdict::Refused(reason)
+                if reason.contains("decoded") || reason.contains("kernels misinterpret") =>
+            {
+                true
+            }
             Verdict::Refused(_) => !taken,
             _ => taken,
         };

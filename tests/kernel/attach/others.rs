@@ -123,7 +123,7 @@ fn a_tracer_with_another_semaphore_is_waited_for() {
     let mut forms = Forms::start(&binary);
     let tracer = Tracer::start_unready(&tracing(&binary, "auto"), false);
     let (state, _) = tracer.state(0);
-    assert!(matches!(&state, ProbeState::Refused(why) if why.contains("another tracer")), "{state:?}");
+    assert!(matches!(&state, ProbeState::Refused(reason) if reason.contains("another tracer")), "{state:?}");
     drop(other);
     eventually("the probe to be attached", || tracer.state(0) == (ProbeState::Attached, offsets.len()));
     let fired = forms.fire("i32", 4)["fired"].as_u64().unwrap();

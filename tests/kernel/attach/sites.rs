@@ -74,8 +74,8 @@ fn a_glob_does_without_its_one_bad_function() {
             let (state, sites) = tracer.state(0);
             assert_eq!(sites, all - 1, "{attach}, running {running}: {state:?}");
             assert!(
-                matches!(&state, ProbeState::Partly(why)
-                    if why.starts_with(&format!("1 of {all} sites failed: many_123: ")) && why.contains("lock prefix")),
+                matches!(&state, ProbeState::Partly(reason)
+                    if reason.starts_with(&format!("1 of {all} sites failed: many_123: ")) && reason.contains("lock prefix")),
                 "{state:?}"
             );
             run_once(&binary);
@@ -173,7 +173,7 @@ fn a_library_that_runs_is_traced_but_for_what_cannot_be() {
     ));
     let (state, sites) = tracer.state(0);
     assert!(sites > 500, "{state:?}");
-    assert!(matches!(&state, ProbeState::Partly(why) if why.contains("lock prefix")), "{state:?}");
+    assert!(matches!(&state, ProbeState::Partly(reason) if reason.contains("lock prefix")), "{state:?}");
     std::io::Write::write_all(python.stdin.as_mut().unwrap(), b"x").unwrap();
     std::io::BufRead::read_line(&mut out, &mut line).unwrap();
     assert_eq!(tracer.render()["evp_total{f=\"EVP_MD_get_size\"}"], "9");

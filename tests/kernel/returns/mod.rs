@@ -45,7 +45,7 @@ fn build(compiler: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf
         .arg(&built)
         .arg(Path::new(SOURCES).join(source))
         .output();
-    let output = output.unwrap_or_else(|why| panic!("{compiler}: {why}"));
+    let output = output.unwrap_or_else(|err| panic!("{compiler}: {err}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     built
 }
@@ -284,8 +284,8 @@ fn trampolines_are_refused_where_something_unwinds() {
     let yaml = configuration("auto", &binary, &[("deep", true), ("recursive", true)]);
     let tracer = Tracer::start_unready(&yaml.replace("returns: u64", "returns_by: trampoline"), false);
     for probe in 0..tracer.plan.probes.len() {
-        let ProbeState::Refused(why) = tracer.state(probe).0 else { panic!("{:?}", tracer.state(probe)) };
-        assert!(why.contains("returns_by: trampoline"), "{why}");
+        let ProbeState::Refused(reason) = tracer.state(probe).0 else { panic!("{:?}", tracer.state(probe)) };
+        assert!(reason.contains("returns_by: trampoline"), "{reason}");
     }
     let output = run(&binary, &["exceptions", "1000"]);
     assert!(output.status.success(), "{output:?}");

@@ -111,7 +111,7 @@ fn a_number_that_is_used_again_is_not_the_process() {
     assert_eq!(tracer.books(1).filtered, 100);
     eventually(
         "the end of the process to be told",
-        || matches!(tracer.state(0), (ProbeState::Waiting(why), 0) if why.contains("was reused")),
+        || matches!(tracer.state(0), (ProbeState::Waiting(reason), 0) if reason.contains("was reused")),
     );
 }
 

@@ -43,8 +43,8 @@ fn a_program_that_breakpoints_end_is_not_traced_any_more() {
     program.say("move");
     program.fire(10_000);
     assert_eq!(exporter.scrape().value("p_total", &[]), 2.0);
-    let (status, why) = exporter.health("/ready");
-    assert!(status == 503 && why.contains("were ended by SIGTRAP"), "{why}");
+    let (status, reason) = exporter.health("/ready");
+    assert!(status == 503 && reason.contains("were ended by SIGTRAP"), "{reason}");
     // Another version may have turned that off.
     let new = place.path("moves.new");
     build(&new, &["-O3", "-DPAD=40"]);

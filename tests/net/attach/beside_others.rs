@@ -129,8 +129,8 @@ fn what_another_program_takes_before_ours_is_told() {
     assert_eq!(number(&families, "network_attach_failed", &[("reason", "hidden")]), 1);
     assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
     assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
-    let why = network.not_ready().join("\n");
-    assert!(why.contains("exn0: TC ingress is attached but sees less than half"), "{why}");
+    let reason = network.not_ready().join("\n");
+    assert!(reason.contains("exn0: TC ingress is attached but sees less than half"), "{reason}");
     drop(other);
     until("it is seen again", || {
         send_datagrams(&there, 50, 100);
@@ -154,6 +154,6 @@ fn what_passes_the_egress_program_by_is_told() {
         &events,
         "egress",
     );
-    let why = network.not_ready().join("\n");
-    assert!(why.contains("exn0: TC egress is attached but sees less than half"), "{why}");
+    let reason = network.not_ready().join("\n");
+    assert!(reason.contains("exn0: TC egress is attached but sees less than half"), "{reason}");
 }

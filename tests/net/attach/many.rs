@@ -20,13 +20,13 @@ fn a_scrape_waits_for_no_interface() {
     let (network, events) = start(&here, wanted);
     let (mut attached, mut pending) = (0, 0);
     while attached < INTERFACES {
-        let why = network.not_ready().join("\n");
+        let reason = network.not_ready().join("\n");
         let families = network.collect();
         let directions = number(&families, "network_attached", &[]);
         if directions < 2 * INTERFACES {
             let waiting = number(&families, "network_attach_failed", &[("reason", "pending")]);
             assert_eq!(directions + waiting, 2 * INTERFACES, "each is counted or not yet");
-            assert!(why.contains("not attached yet"), "{why}");
+            assert!(reason.contains("not attached yet"), "{reason}");
             pending += 1;
         }
         attached += events.try_iter().filter(|event| matches!(event, Event::Attached { .. })).count() as u64;

@@ -28,7 +28,7 @@ fn every_profile_against_the_demo() {
             let told = ran.bad(2);
             // The demo calls functions of the C library, which it does not hold itself.
             let whys = ["it has none of the target's probes", "use the shared library that defines it"];
-            assert!(whys.iter().any(|why| told.contains(why)), "{name}: {told}");
+            assert!(whys.iter().any(|err| told.contains(err)), "{name}: {told}");
         }
     }
 }
@@ -142,9 +142,9 @@ fn errors_quote_the_note_and_have_their_place() {
 fn a_file_that_is_no_program_is_one_error() {
     let scratch = Scratch::new();
     let text = scratch.write("text", "just text\n");
-    for (file, why) in [(text.as_str(), "not an ELF file"), ("/bin/true", "no USDT probes")] {
+    for (file, reason) in [(text.as_str(), "not an ELF file"), ("/bin/true", "no USDT probes")] {
         let told = check(&config(file, "profile: [fibre, bitcoin-core]")).bad(2);
-        assert!(told.contains(why) && told.contains("1 error in "), "{told}");
+        assert!(told.contains(reason) && told.contains("1 error in "), "{told}");
     }
 }
 
@@ -307,11 +307,11 @@ fn a_hashed_password_is_accepted_and_a_long_one_is_not_cut() {
     let text = String::from_utf8(printed.stdout).expect("text");
     assert!(printed.status.success() && printed.stderr.is_empty() && text.ends_with('\n'), "{text}");
     assert!(bcrypt::verify("s3cret", text.trim_end()).expect("a hash"), "{text}");
-    for (password, why) in [("\n", "is empty"), (&*"x".repeat(73), "longer than 72 bytes")] {
+    for (password, reason) in [("\n", "is empty"), (&*"x".repeat(73), "longer than 72 bytes")] {
         let refused = hash(password);
         let told = String::from_utf8_lossy(&refused.stderr);
         assert!(
-            refused.status.code() == Some(2) && refused.stdout.is_empty() && told.contains(why),
+            refused.status.code() == Some(2) && refused.stdout.is_empty() && told.contains(reason),
             "{told}"
         );
     }

@@ -95,8 +95,8 @@ fn columns_say_what_each_probe_has() {
 fn an_argument_that_cannot_be_read_says_why() {
     let text = exporter(&["probes", &demo("forms")]).good();
     assert!(text.contains("arg8 f64 (unreadable), arg9 u64"), "{text}");
-    let why = text.lines().find(|line| line.contains("arg8 cannot be read")).expect("why");
-    assert!(why.contains("floating-point number") && why.contains("f@"), "{why}");
+    let reason = text.lines().find(|line| line.contains("arg8 cannot be read")).expect("the reason");
+    assert!(reason.contains("floating-point number") && reason.contains("f@"), "{reason}");
 }
 
 #[test]
@@ -135,12 +135,12 @@ fn what_is_no_program_is_refused_with_the_reason() {
         ("no-such-process".to_string(), "no process is named no-such-process"),
         ("readelf".to_string(), "`exporter probes /usr/bin/readelf`"),
     ];
-    for (target, why) in cases {
+    for (target, reason) in cases {
         for format in [&[][..], &["--json"], &["--yaml"]] {
             let ran = exporter(&[&["probes", &target], format].concat());
             assert_eq!(ran.out, "", "{target}");
             let told = ran.bad(2);
-            assert!(told.contains(why), "{target}: {told}");
+            assert!(told.contains(reason), "{target}: {told}");
         }
     }
 }
