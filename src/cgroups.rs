@@ -33,7 +33,7 @@ impl Cgroups {
             Some(belongs)
         });
         match (found, what) {
-            (Some(belongs), what) => to.push_str(&shown(belongs, what)),
+            (Some(belongs), what) => to.push_str(&display(belongs, what)),
             (None, CgroupName::Path) => to.push_str(&id.to_string()),
             (None, _) => {}
         }
@@ -56,15 +56,15 @@ fn hierarchy() -> Option<PathBuf> {
 fn find(root: &Path, id: u64) -> Option<PathBuf> {
     let mut folders = vec![root.to_path_buf()];
     let mut seen = 0;
-    while let Some(folder) = folders.pop() {
+    while let Some(directory) = folders.pop() {
         seen += 1;
         if seen > MOST_FOLDERS {
             return None;
         }
-        if fs::metadata(&folder).is_ok_and(|meta| meta.ino() == id) {
-            return Some(folder);
+        if fs::metadata(&directory).is_ok_and(|meta| meta.ino() == id) {
+            return Some(directory);
         }
-        let inside = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
         folders.extend(inside.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
     }
     None
@@ -72,10 +72,10 @@ fn find(root: &Path, id: u64) -> Option<PathBuf> {
 
 /// The path of a pod's cgroup has the pod's uid and the container's whole id; of another container it is the container's name,
 /// or its id cut to twelve digits.
-fn shown(belongs: &Belongs, what: CgroupName) -> String {
+fn display(belongs: &Belongs, what: CgroupName) -> String {
     let container = belongs.containers.last();
     let pod = belongs.pod.as_ref();
-    let shown = match what {
+    let display = match what {
         CgroupName::Path => match container {
             Some(container) if pod.is_none() => {
                 Some(container.name.clone().unwrap_or_else(|| container.id[..12].to_string()))
@@ -91,7 +91,7 @@ fn shown(belongs: &Belongs, what: CgroupName) -> String {
         CgroupName::Namespace => pod.map(|pod| pod.namespace.clone()),
         CgroupName::Unit => belongs.unit().map(str::to_owned),
     };
-    shown.unwrap_or_default()
+    display.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn what_a_cgroup_is_called() {
         let id = "0123456789abcdef".repeat(4);
-        let of = |path: &str, what| shown(&Belongs::parse(path), what);
+        let of = |path: &str, what| display(&Belongs::parse(path), what);
         let path = |text: &str| of(text, CgroupName::Path);
         let docker = format!("/system.slice/docker-{id}.scope");
         assert_eq!(path(&docker), "0123456789ab");

@@ -119,7 +119,7 @@ impl Checker<'_> {
 
     /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
     fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
-        let mut told = BTreeSet::new();
+        let mut reported = BTreeSet::new();
         for reason in index.debug_info_lacks() {
             self.text.push_str(&format!(
                 "  note: {reason}; types of arguments and inlined copies may be unknown for that\n"
@@ -127,7 +127,7 @@ impl Checker<'_> {
         }
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
             let Point::Function(name) = &probe.point else { continue };
-            let copies = if told.insert(name) { index.inlined_copies(name) } else { 0 };
+            let copies = if reported.insert(name) { index.inlined_copies(name) } else { 0 };
             if copies > 0 {
                 self.text.push_str(&format!(
                     "  note: {name} is inlined at {copies} place{} in its callers; inlined calls are not \

@@ -109,11 +109,11 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     lint(&plan).iter().for_each(|remark| eprintln!("note: {remark}"));
     let Some(time) = attach else { return shown };
     match trial::try_out(plan, time) {
-        Ok(tried) if tried.refused => {
-            show(&tried.table);
+        Ok(report) if report.refused => {
+            show(&report.table);
             ExitCode::from(KERNEL)
         }
-        Ok(tried) => show(&tried.table),
+        Ok(report) => show(&report.table),
         Err(error) => {
             eprintln!("exporter: {error}");
             ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })
@@ -122,7 +122,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
 }
 
 fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
-    let folder = match (file, directory) {
+    let state = match (file, directory) {
         (Some(file), _) => match load(&Overrides::file(file)) {
             Ok((loaded, _)) => {
                 let settings = &loaded.config.settings;
@@ -133,11 +133,11 @@ fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
         },
         (None, directory) => directory.unwrap_or_default(),
     };
-    if !folder.exists() {
-        return show(&format!("{} is not there: nothing is pinned\n", folder.display()));
+    if !state.exists() {
+        return show(&format!("{} is not there: nothing is pinned\n", state.display()));
     }
-    match pins::remove_all(&folder) {
-        Ok(()) => show(&format!("{} is removed: its probes are detached\n", folder.display())),
+    match pins::remove_all(&state) {
+        Ok(()) => show(&format!("{} is removed: its probes are detached\n", state.display())),
         Err(err) => {
             eprintln!("exporter: {err}");
             ExitCode::from(RUN_TIME)

@@ -120,9 +120,9 @@ impl Containers {
 
     fn list_pods(&self) -> impl Iterator<Item = Pod> {
         let folders = fs::read_dir(&self.pods).into_iter().flatten().flatten();
-        folders.filter_map(|folder| {
+        folders.filter_map(|directory| {
             // None of the three has an underscore in it.
-            let name = folder.file_name().into_string().ok()?;
+            let name = directory.file_name().into_string().ok()?;
             let mut parts = name.split('_');
             let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
             Some(Pod { uid: uid.to_owned(), name: name.to_owned(), namespace: namespace.to_owned() })
@@ -151,9 +151,10 @@ impl Containers {
     fn of_storages(&self) -> impl Iterator<Item = Container> {
         let folders =
             self.storages.iter().flat_map(|storage| fs::read_dir(storage).into_iter().flatten().flatten());
-        let folders = folders.filter(|folder| folder.file_name().to_string_lossy().ends_with("-containers"));
-        let files = folders.flat_map(|folder| {
-            ["containers.json", "volatile-containers.json"].map(|name| folder.path().join(name))
+        let folders =
+            folders.filter(|directory| directory.file_name().to_string_lossy().ends_with("-containers"));
+        let files = folders.flat_map(|directory| {
+            ["containers.json", "volatile-containers.json"].map(|name| directory.path().join(name))
         });
         let listed =
             files.flat_map(|file| read(&file).and_then(|list| list.as_array().cloned()).unwrap_or_default());
@@ -169,7 +170,7 @@ impl Containers {
     fn of_bundle(&self, id: &str) -> (Container, Option<Pod>) {
         let folders = fs::read_dir(&self.bundles).into_iter().flatten().flatten();
         let described =
-            folders.into_iter().find_map(|folder| read(&folder.path().join(id).join("config.json")));
+            folders.into_iter().find_map(|directory| read(&directory.path().join(id).join("config.json")));
         let annotation = |names: &[&str]| {
             let all = described.as_ref()?.get("annotations")?;
             names.iter().find_map(|name| all.get(*name)?.as_str()).map(str::to_owned)
@@ -224,14 +225,14 @@ mod tests {
 
     #[test]
     fn names_of_docker_and_of_podman() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let (first, second) = ("0123456789abcdef".repeat(4), "fedcba9876543210".repeat(4));
-        let containers = Containers::below(folder.path());
+        let containers = Containers::below(directory.path());
         assert_eq!((containers.name(&first), containers.id("bitcoin")), (None, None), "no engine at all");
-        let docker = folder.path().join("var/lib/docker/containers");
+        let docker = directory.path().join("var/lib/docker/containers");
         let config = r#"{"ID":"x","Name":"/bitcoin","Config":{"Image":"btc:27"}}"#;
         write(docker.join(&first).join("config.v2.json"), config);
-        let podman = folder.path().join("var/lib/containers/storage/overlay-containers/containers.json");
+        let podman = directory.path().join("var/lib/containers/storage/overlay-containers/containers.json");
         let entry =
             r#","names":["relay"],"layer":"x","metadata":"{\"image-name\":\"docker.io/library/relay:1\"}"}]"#;
         write(podman.clone(), &format!(r#"[{{"id":"{second}"{entry}"#));
@@ -263,8 +264,8 @@ mod tests {
 
     #[test]
     fn names_of_kubernetes() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
         let (id, uid) = ("0123456789abcdef".repeat(4), "1b4e28ba-2fa1-11d2-883f-0016d3cca427");
         let path = format!("/kubepods/burstable/pod{uid}/{id}");
         let mut containers = Containers::below(root);

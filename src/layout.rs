@@ -89,10 +89,10 @@ pub struct LabelLayout {
 impl Layout {
     /// Lays out all metrics of the plan.
     pub fn new(plan: &Plan) -> Self {
-        let books =
+        let accounting =
             u32::try_from(plan.probes.len().max(1) * ACCT_SLOTS).expect("far fewer probes than slots");
         let mut layout = Layout {
-            kernel: StoreLayout { slots: books, ..StoreLayout::default() },
+            kernel: StoreLayout { slots: accounting, ..StoreLayout::default() },
             user: StoreLayout::default(),
             actions: Vec::new(),
         };
@@ -105,9 +105,9 @@ impl Layout {
                 };
                 let store = if in_kernel { &mut layout.kernel } else { &mut layout.user };
                 let kind = kinds::of(&plan.metrics[plan_action.metric].kind);
-                let mut made = store.action(kind, plan_action);
-                (made.probe, made.action, made.in_kernel) = (probe, action, in_kernel);
-                layout.actions.push(made);
+                let mut laid_out = store.action(kind, plan_action);
+                (laid_out.probe, laid_out.action, laid_out.in_kernel) = (probe, action, in_kernel);
+                layout.actions.push(laid_out);
             }
         }
         // Whole cache lines, so that two CPUs never share one.

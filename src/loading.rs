@@ -33,8 +33,8 @@ pub(crate) fn load_keeping(
 pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured, Vec<String>), HttpError> {
     let (mut tls, mut warnings) = (None, Vec::new());
     if let Some(settings) = &web.tls {
-        let (loaded, unwise) = Tls::load(options_of(settings))?;
-        (tls, warnings) = (Some(Arc::new(loaded)), unwise);
+        let (loaded, advice) = Tls::load(options_of(settings))?;
+        (tls, warnings) = (Some(Arc::new(loaded)), advice);
     }
     let auth = if web.users.is_empty() {
         None

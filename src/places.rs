@@ -63,7 +63,7 @@ pub(crate) fn places_in(
         found.warnings.push(OLD_CODE.to_string());
     }
     for (n, function) in functions.into_iter().enumerate() {
-        let shown = function.demangled.clone().unwrap_or_else(|| function.name.clone());
+        let display = function.demangled.clone().unwrap_or_else(|| function.name.clone());
         let pairing = if is_traced { pairing_flags(&function) } else { 0 };
         let condition = if function.if_above { CONDITION_ABOVE } else { 0 };
         let entry = site { function: n as u32, flags: pairing, condition, ..site::default() };
@@ -71,7 +71,7 @@ pub(crate) fn places_in(
         if is_traced {
             match trace(index, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
-                    exits.add(&shown, function.is_go, &returns);
+                    exits.add(&display, function.is_go, &returns);
                     left = returns.sites;
                     left.extend(returns.passages);
                 }
@@ -79,18 +79,18 @@ pub(crate) fn places_in(
                 Ok(Traced::Trampoline(_)) => {}
                 Err(err) => {
                     let reason = format!("its return cannot be traced: {err}");
-                    found.unfit.push(UnfitSite { name: shown, reason });
+                    found.unfit.push(UnfitSite { name: display, reason });
                     continue;
                 }
             }
         }
-        let number = name(&shown);
+        let number = name(&display);
         if is_return && probe.returns_by == ReturnsBy::Exits {
             found.places.extend(left.into_iter().map(|(at, exit)| Place {
                 at,
                 entry: site { function: n as u32, flags: pairing | exit.flags, ..exit },
                 function: number,
-                name: shown.clone(),
+                name: display.clone(),
                 offset: function.site.offset,
                 is_exit: true,
                 parameters: None,
@@ -102,7 +102,7 @@ pub(crate) fn places_in(
                 at,
                 entry,
                 function: number,
-                name: shown,
+                name: display,
                 offset,
                 is_exit: false,
                 parameters,

@@ -83,20 +83,20 @@ mod tests {
 
     #[test]
     fn a_pipe_that_nobody_writes_to_is_refused_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (pipe, file) = (folder.path().join("pipe"), folder.path().join("file"));
+        let directory = tempfile::tempdir().unwrap();
+        let (pipe, file) = (directory.path().join("pipe"), directory.path().join("file"));
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         fs::write(&file, "text").unwrap();
         assert_eq!(open(&pipe).unwrap_err().to_string(), "not a regular file");
         assert_eq!(open(Path::new("/dev/zero")).unwrap_err().to_string(), "not a regular file");
-        assert_eq!(open(folder.path()).unwrap_err().to_string(), "not a regular file");
+        assert_eq!(open(directory.path()).unwrap_err().to_string(), "not a regular file");
         assert_eq!(read(&file).unwrap(), b"text");
     }
 
     #[test]
     fn holes_are_zeros_and_take_up_no_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sparse");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sparse");
         let file = File::create(&path).unwrap();
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"middle", 2 << 30).unwrap();
@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn a_file_of_any_size_is_an_error_and_not_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("huge");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("huge");
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let refused = read(&path).unwrap_err();
         assert_eq!(refused.to_string(), "it has 1024 GiB, and of more than 4 none is read");

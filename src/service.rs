@@ -41,12 +41,11 @@ pub(crate) async fn watchdog<F>(alive: F)
 where
     F: Fn() -> bool + Clone + Send + 'static,
 {
-    let Some(patience) =
-        sd_notify::watchdog_enabled().filter(|patience| *patience >= Duration::from_millis(3))
+    let Some(timeout) = sd_notify::watchdog_enabled().filter(|timeout| *timeout >= Duration::from_millis(3))
     else {
         return std::future::pending().await;
     };
-    let mut ticks = tokio::time::interval(patience / 3);
+    let mut ticks = tokio::time::interval(timeout / 3);
     // After a stop (SIGSTOP, a suspended machine) one beat is enough.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -142,9 +141,9 @@ impl Kept {
             return take(self.listeners.swap_remove(at).into());
         }
         loop {
-            let made = bind(address);
-            if made.is_ok() || self.closing.is_none_or(|since| since.elapsed() > CLOSING) {
-                return made;
+            let socket = bind(address);
+            if socket.is_ok() || self.closing.is_none_or(|since| since.elapsed() > CLOSING) {
+                return socket;
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -38,7 +38,7 @@ pub struct UserStore {
     slots: usize,
     probes: usize,
     interners: Vec<Interner>,
-    names: Option<Box<dyn NameKeeper>>,
+    names: Option<Box<dyn NameStore>>,
 }
 
 /// Numbers of the drain thread's own.
@@ -52,7 +52,7 @@ enum Numbers {
 }
 
 /// Keeps the names behind numbers, for an exporter that goes on with them.
-pub trait NameKeeper: fmt::Debug + Send + Sync {
+pub trait NameStore: fmt::Debug + Send + Sync {
     fn keep(&self, interner: u32, number: u32, name: &[u8]);
 
     fn forget(&self, interner: u32, number: u32);
@@ -101,7 +101,7 @@ impl UserStore {
         limits: impl IntoIterator<Item = u32>,
         probes: usize,
         numbers: Mapped<AtomicU64>,
-        names: Box<dyn NameKeeper>,
+        names: Box<dyn NameStore>,
     ) -> Self {
         assert!(numbers.len() >= Self::numbers(slots, probes), "as many as `numbers` says");
         let interners = interners(limits, names.all());
@@ -173,8 +173,8 @@ impl UserStore {
             }
         };
         names.numbers.insert(bytes.into(), number);
-        if let Some(keeper) = &self.names {
-            keeper.keep(index, number, bytes);
+        if let Some(name_store) = &self.names {
+            name_store.keep(index, number, bytes);
         }
         Some(number)
     }
@@ -223,8 +223,8 @@ impl Store for UserStore {
         if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
             && names.numbers.remove(&name).is_some()
         {
-            if let Some(keeper) = &self.names {
-                keeper.forget(interner, number);
+            if let Some(name_store) = &self.names {
+                name_store.forget(interner, number);
             }
             names.free.push(number);
         }
@@ -270,7 +270,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Book(std::sync::Mutex<std::collections::BTreeMap<(u32, u32), Vec<u8>>>);
 
-    impl NameKeeper for std::sync::Arc<Book> {
+    impl NameStore for std::sync::Arc<Book> {
         fn keep(&self, interner: u32, number: u32, name: &[u8]) {
             self.0.lock().unwrap().insert((interner, number), name.to_vec());
         }

@@ -14,7 +14,7 @@ use crate::targets::{ProbeManager, ProbeState, Usage};
 
 /// What came of attaching.
 #[derive(Debug)]
-pub struct Tried {
+pub struct TrialReport {
     pub table: String,
     /// Whether the kernel refused a probe that is in its file.
     pub refused: bool,
@@ -24,7 +24,7 @@ pub struct Tried {
 ///
 /// # Errors
 /// If the kernel refuses the programs.
-pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
+pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let attach = choose(plan.settings.attach);
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
@@ -64,7 +64,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<Tried, RunError> {
     let refused = states.iter().any(|status| matches!(status.state, ProbeState::Refused(_)));
     let costs = costs(&plan, &usage, &prices);
     let text = format!("\nAttached for {} s by {how}:\n{table}{costs}", time.as_secs());
-    Ok(Tried { table: text, refused })
+    Ok(TrialReport { table: text, refused })
 }
 
 fn milliseconds(seconds: f64) -> String {

@@ -49,9 +49,9 @@ fn install() -> io::Result<()> {
 }
 
 /// The instruction that failed is done again after it: on a page of zeros, or to end the process as without a handler.
-extern "C" fn on_bus_error(signal: i32, told: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands out a valid structure, whose address is that of the fault for this signal.
-    let (code, at) = unsafe { ((*told).si_code, (*told).si_addr() as usize) };
+    let (code, at) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let is_vanished = code == libc::BUS_ADRERR && READING.with(Cell::get) > 0;
     // SAFETY: system calls that may be made in a handler. What is replaced is a page that nobody can read any more, in a
     // mapping of the library that is at work.

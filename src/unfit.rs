@@ -55,12 +55,12 @@ pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String 
         .iter()
         .take(MOST_REASONS)
         .map(|(reason, names)| {
-            let shown = names[..names.len().min(MOST_NAMES)].join(", ");
+            let listed = names[..names.len().min(MOST_NAMES)].join(", ");
             let others = match names.len().saturating_sub(MOST_NAMES) {
                 0 => String::new(),
                 others => format!(" and {others} more"),
             };
-            format!("{shown}{others}: {reason}")
+            format!("{listed}{others}: {reason}")
         })
         .collect();
     if more > 0 {

@@ -60,12 +60,12 @@ pub(crate) struct Controllers {
     began: Instant,
     targets: HashMap<String, Controller>,
     /// Targets of which was told that nothing can be done.
-    told: HashSet<String>,
+    reported: HashSet<String>,
 }
 
 impl Controllers {
     fn new() -> Self {
-        Self { began: Instant::now(), targets: HashMap::new(), told: HashSet::new() }
+        Self { began: Instant::now(), targets: HashMap::new(), reported: HashSet::new() }
     }
 
     /// Looks at all targets, and does what is to be done.
@@ -102,7 +102,7 @@ impl Controllers {
                 continue;
             }
             let Some(steps) = controller.step(now, limit, share, &candidates) else {
-                if self.told.insert(planned.name.clone()) {
+                if self.reported.insert(planned.name.clone()) {
                     log::warn!(
                         "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({}), and no \
                          probe that may be detached takes much of that",

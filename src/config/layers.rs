@@ -48,7 +48,7 @@ impl fmt::Debug for Overrides {
 
 /// A setting's value, and who gave it.
 #[derive(Debug, Clone)]
-pub(super) struct Given<T> {
+pub(super) struct Sourced<T> {
     pub at: Place,
     pub value: T,
     /// Higher beats lower.
@@ -67,7 +67,7 @@ pub(super) struct Layers<'a> {
 impl Layers<'_> {
     /// Reads the setting `name` from every source that has it, so that each one's errors are found, and
     /// gives the value of the highest. A key or variable with nothing behind it is not set.
-    pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Given<T>> {
+    pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Sourced<T>> {
         let from_text =
             |at: Place, text: &str, rank| given(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
         let key = Key::named(name);
@@ -111,8 +111,8 @@ impl Layers<'_> {
     }
 }
 
-fn given<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Given<T>> {
-    decode(node).map(|value| Given { at: node.at.clone(), value, rank })
+fn given<T>(node: &Node<'_>, rank: u8, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Sourced<T>> {
+    decode(node).map(|value| Sourced { at: node.at.clone(), value, rank })
 }
 
 fn is_empty(value: &Tree) -> bool {

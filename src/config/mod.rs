@@ -317,7 +317,7 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
              see config.example.yaml",
         );
     }
-    let short = binary.map(|said| targets::bitcoind(said.at, said.value, pid.map(|pid| pid.value)));
+    let short = binary.map(|given| targets::bitcoind(given.at, given.value, pid.map(|pid| pid.value)));
     let listed = listed.filter(|n| !n.is_null()).map(|n| targets::decode(&n)).unwrap_or_default();
     targets::check_names(short.iter().chain(&listed), layers.diags);
     short.into_iter().chain(listed).collect()

@@ -51,12 +51,12 @@ pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
 
 fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
     let fields = node.fields(&PROFILE)?;
-    let said = fields.require("profile", "write the profile's name").and_then(|n| {
-        let said = n.text()?;
-        if said != name {
-            n.error(format!("the profile is named {} here but {} elsewhere", quote(said), quote(name)));
+    let declared = fields.require("profile", "write the profile's name").and_then(|n| {
+        let declared = n.text()?;
+        if declared != name {
+            n.error(format!("the profile is named {} here but {} elsewhere", quote(declared), quote(name)));
         }
-        Some(said)
+        Some(declared)
     });
     let description = fields
         .require("description", "describe in one sentence what the profile measures")
@@ -70,7 +70,7 @@ fn decode(name: &str, node: &Node<'_>) -> Option<Profile> {
         }
         probes
     });
-    Some(Profile { name: said?.to_owned(), description: description?, binaries, probes: probes? })
+    Some(Profile { name: declared?.to_owned(), description: description?, binaries, probes: probes? })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::fields::{Fields, Node};
-use super::layers::{Given, Layers};
+use super::layers::{Layers, Sourced};
 use super::limits::{
     DEFAULT_LABEL_VALUES, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES, DEFAULT_STARTS, LABEL_VALUES,
     PORT, RING_BYTES, RING_POLL, SITES, STARTS,
@@ -145,15 +145,15 @@ fn is_pinned(file: Option<&Fields<'_>>) -> bool {
 /// The folder of what stays in the kernel when the exporter ends, if it is to.
 fn pinned(layers: &Layers<'_>, metrics_port: u16) -> Option<PathBuf> {
     let file = layers.file.as_ref()?;
-    let folder = file.get("state_directory").map(|node| (node.path(), node));
+    let directory = file.get("state_directory").map(|node| (node.path(), node));
     let is_pinned = file.get("state").and_then(|node| node.one_of("kind of state", STATES)).unwrap_or(false);
     if !is_pinned {
-        if let Some((_, node)) = folder {
+        if let Some((_, node)) = directory {
             node.error("`state_directory` has no effect without `state: pinned`");
         }
         return None;
     }
-    match folder {
+    match directory {
         Some((path, _)) => path,
         None => Some(default_state_directory(metrics_port)),
     }
@@ -177,7 +177,7 @@ fn address(node: &Node<'_>) -> Option<IpAddr> {
 fn ports(layers: &Layers<'_>) -> (u16, u16) {
     let port = |name| layers.read(name, |n| n.integer("a port", PORT));
     let (metrics, health) = (port("metrics_port"), port("health_port"));
-    let value = |given: &Option<Given<u16>>, name| {
+    let value = |given: &Option<Sourced<u16>>, name| {
         given
             .as_ref()
             .map_or_else(|| layers.default(name, |n| n.integer("a port", PORT)), |given| given.value)

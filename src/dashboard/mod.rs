@@ -23,14 +23,14 @@ const CHOSEN: &str = r#"job=~"$job", instance=~"$instance""#;
 pub fn dashboard(plan: &Plan) -> String {
     let mut grid = Grid::default();
     overview::show(&mut grid, plan);
-    let mut shown = vec![false; plan.metrics.len()];
+    let mut has_panel = vec![false; plan.metrics.len()];
     let free = alerts::metrics_with_free_labels(plan);
     let mut collapsed = false;
     for target in &plan.targets {
         let actions = target.probes.iter().flat_map(|probe| &plan.probes[*probe].actions);
         let mut fed: Vec<usize> = Vec::new();
         for metric in actions.map(|action| action.metric) {
-            if !std::mem::replace(&mut shown[metric], true) {
+            if !std::mem::replace(&mut has_panel[metric], true) {
                 fed.push(metric);
             }
         }
@@ -46,7 +46,7 @@ pub fn dashboard(plan: &Plan) -> String {
     let mut names: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
     names.extend(plan.network.as_ref().map(|_| "packets"));
     let names = names.join(", ");
-    let made = json!({
+    let document = json!({
         "uid": uid(plan),
         "title": format!("Traced: {names}"),
         "description": format!("Metrics of {names}, and the health of the exporter."),
@@ -63,7 +63,7 @@ pub fn dashboard(plan: &Plan) -> String {
         "panels": grid.panels,
     });
     // Strings, numbers and lists only: nothing of it can fail.
-    serde_json::to_string_pretty(&made).unwrap_or_default() + "\n"
+    serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
 /// The same targets and metrics give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.

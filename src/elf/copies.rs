@@ -104,7 +104,7 @@ fn differs(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> bool {
 }
 
 fn listed(names: &[&str]) -> String {
-    let shown: Vec<String> = names
+    let displayed: Vec<String> = names
         .iter()
         .take(LISTED)
         .map(|name| match clone_of(name) {
@@ -114,8 +114,8 @@ fn listed(names: &[&str]) -> String {
         .collect();
     let more = names.len().saturating_sub(LISTED);
     match more {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
+        0 => displayed.join(", "),
+        more => format!("{} and {more} more", displayed.join(", ")),
     }
 }
 

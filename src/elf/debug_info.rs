@@ -108,9 +108,9 @@ impl<'a> DebugInfo<'a> {
             let Some(unit) = finder.numbered(number) else { continue };
             let known = self.functions.borrow().get(&number).cloned();
             let functions = known.unwrap_or_else(|| {
-                let made = Rc::new(functions(&finder.dwarf, &unit).unwrap_or_default());
-                self.functions.borrow_mut().insert(number, made.clone());
-                made
+                let functions_of_unit = Rc::new(functions(&finder.dwarf, &unit).unwrap_or_default());
+                self.functions.borrow_mut().insert(number, functions_of_unit.clone());
+                functions_of_unit
             });
             let entries = functions.get(&vaddr).into_iter().flatten();
             found.extend(entries.filter_map(|offset| offset.to_debug_info_offset(&unit.header)));

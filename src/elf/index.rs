@@ -295,18 +295,18 @@ impl<'a> SymbolIndex<'a> {
             Group::Identifier(word) => self.by_identifier().with(word).iter().map(|(_, n)| *n).collect(),
             Group::Abbreviated => self.by_identifier().with(hash("")).iter().map(|(_, n)| *n).collect(),
         };
-        let mut made = Demangled::new();
+        let mut result = Demangled::new();
         for number in numbers {
             for name in self.canonical(number, signature) {
-                let numbers = made.entry(name).or_default();
+                let numbers = result.entry(name).or_default();
                 if numbers.last() != Some(&number) {
                     numbers.push(number);
                 }
             }
         }
-        let made = Rc::new(made);
-        self.demangled.borrow_mut().insert((group, signature), made.clone());
-        made
+        let result = Rc::new(result);
+        self.demangled.borrow_mut().insert((group, signature), result.clone());
+        result
     }
 }
 

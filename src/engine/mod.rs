@@ -15,11 +15,11 @@ use crate::costs::until_now;
 use crate::drain::Drain;
 use crate::kernel::{Attach, KernelError, Pinning, Shared};
 use crate::layout::Layout;
-use crate::metrics::{Bank, Seat};
-use crate::pins::{Folder, PinError, Pins};
+use crate::metrics::{CounterStore, ProbeRef};
+use crate::pins::{PinError, Pins, StateDirectory};
 use crate::plan::Plan;
 use crate::store::UserStore;
-use crate::targets::{Beginning, ProbeManager, Status};
+use crate::targets::{ProbeManager, StartState, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Engine {
     plan: Arc<Plan>,
     manager: ProbeManager,
     drain: Drain,
-    bank: Bank,
+    counters: CounterStore,
     shared: Shared,
     status: Arc<Status>,
     /// Where its maps and links are, if they stay when the exporter ends.
@@ -39,7 +39,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the kernel refuses the programs, or there is no thread.
-    pub fn start(plan: Plan, attach: Attach, beginning: Beginning) -> Result<Self, KernelError> {
+    pub fn start(plan: Plan, attach: Attach, beginning: StartState) -> Result<Self, KernelError> {
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
         let pins = beginning.pinning.as_ref().map(|pinning| pinning.pins.clone());
@@ -54,16 +54,16 @@ impl Engine {
             let what = "starting the thread that drains the ring buffer".to_string();
             KernelError { what, source: err.into(), next: String::new() }
         })?;
-        let bank = Bank { layout, kernel: shared.store.clone(), user };
-        Ok(Self { plan, manager, drain, bank, shared, status, pins })
+        let counters = CounterStore { layout, kernel: shared.store.clone(), user };
+        Ok(Self { plan, manager, drain, counters, shared, status, pins })
     }
 
-    /// As [`Engine::start`], in a bank of its own of the folder, if there is one.
-    fn start_in(plan: Plan, attach: Attach, folder: Option<&Folder>) -> Result<Self, KernelError> {
-        let Some(folder) = folder else { return Self::start(plan, attach, Beginning::default()) };
-        let pins = Arc::new(folder.new_bank().map_err(pin_error)?);
+    /// As [`Engine::start`], in a engine of its own of the directory, if there is one.
+    fn start_in(plan: Plan, attach: Attach, directory: Option<&StateDirectory>) -> Result<Self, KernelError> {
+        let Some(directory) = directory else { return Self::start(plan, attach, StartState::default()) };
+        let pins = Arc::new(directory.new_engine().map_err(pin_error)?);
         let pinning = Some(Pinning { pins: pins.clone(), taken: None });
-        let started = Self::start(plan, attach, Beginning { pinning, record: None });
+        let started = Self::start(plan, attach, StartState { pinning, record: None });
         if started.is_err()
             && let Err(err) = pins.remove()
         {
@@ -92,13 +92,13 @@ pub(crate) struct Engines {
     pub plan: Arc<Plan>,
     /// Those that have a probe of the plan come first.
     all: Vec<Arc<Engine>>,
-    seats: Vec<Seat>,
+    probe_refs: Vec<ProbeRef>,
     /// By engine, its probes that are not the plan's any more.
     left_out: Vec<Vec<usize>>,
     /// What is left of engines that have ended.
     past: Past,
     /// Where what they have in the kernel stays when the exporter ends.
-    folder: Option<Arc<Folder>>,
+    directory: Option<Arc<StateDirectory>>,
 }
 
 /// Probes that are taken out together, by their numbers in the plan: at least one.
@@ -113,25 +113,29 @@ impl Engines {
     ///
     /// # Errors
     /// If the kernel refuses the programs.
-    pub fn start(plan: Plan, attach: Attach, folder: Option<Arc<Folder>>) -> Result<Self, KernelError> {
-        let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
-        let engine = Engine::start_in(plan, attach, folder.as_deref())?;
+    pub fn start(
+        plan: Plan,
+        attach: Attach,
+        directory: Option<Arc<StateDirectory>>,
+    ) -> Result<Self, KernelError> {
+        let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
+        let engine = Engine::start_in(plan, attach, directory.as_deref())?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let past = Past { since, ..Past::default() };
-        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], seats, past, folder))
+        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, past, directory))
     }
     fn of(
         plan: Arc<Plan>,
         all: Vec<Arc<Engine>>,
-        seats: Vec<Seat>,
+        probe_refs: Vec<ProbeRef>,
         past: Past,
-        folder: Option<Arc<Folder>>,
+        directory: Option<Arc<StateDirectory>>,
     ) -> Self {
-        let mut is_seat: Vec<Vec<bool>> =
+        let mut is_used: Vec<Vec<bool>> =
             all.iter().map(|engine| vec![false; engine.plan.probes.len()]).collect();
-        seats.iter().for_each(|seat| is_seat[seat.bank][seat.probe] = true);
-        let left_out = is_seat.iter().map(|of| (0..of.len()).filter(|probe| !of[*probe]).collect()).collect();
-        Self { plan, all, seats, left_out, past, folder }
+        probe_refs.iter().for_each(|probe_ref| is_used[probe_ref.engine][probe_ref.probe] = true);
+        let left_out = is_used.iter().map(|of| (0..of.len()).filter(|probe| !of[*probe]).collect()).collect();
+        Self { plan, all, probe_refs, left_out, past, directory }
     }
 
     /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
@@ -139,32 +143,34 @@ impl Engines {
     /// # Errors
     /// If the kernel refuses the programs.
     pub fn changed_to(&self, plan: Plan, attach: Attach) -> Result<Self, KernelError> {
-        let twins = plan.same_in(&self.plan);
-        let new: Vec<usize> = (0..twins.len()).filter(|probe| twins[*probe].is_none()).collect();
+        let unchanged = plan.same_in(&self.plan);
+        let new: Vec<usize> = (0..unchanged.len()).filter(|probe| unchanged[*probe].is_none()).collect();
         let mut all = self.all.clone();
         if !new.is_empty() {
-            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, self.folder.as_deref())?));
+            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, self.directory.as_deref())?));
         }
         let last = all.len() - 1;
-        let seat = |(probe, twin): (usize, &Option<usize>)| match twin {
-            Some(twin) => self.seats[*twin],
-            None => Seat { bank: last, probe: new.binary_search(&probe).unwrap_or(0) },
+        let probe_ref = |(probe, twin): (usize, &Option<usize>)| match twin {
+            Some(twin) => self.probe_refs[*twin],
+            None => ProbeRef { engine: last, probe: new.binary_search(&probe).unwrap_or(0) },
         };
-        let mut seats: Vec<Seat> = twins.iter().enumerate().map(seat).collect();
-        let used: BTreeSet<usize> = seats.iter().map(|seat| seat.bank).collect();
+        let mut probe_refs: Vec<ProbeRef> = unchanged.iter().enumerate().map(probe_ref).collect();
+        let used: BTreeSet<usize> = probe_refs.iter().map(|probe_ref| probe_ref.engine).collect();
         let order: Vec<usize> =
-            used.iter().copied().chain((0..all.len()).filter(|bank| !used.contains(bank))).collect();
-        for seat in &mut seats {
-            seat.bank = order.iter().position(|bank| *bank == seat.bank).unwrap_or(0);
+            used.iter().copied().chain((0..all.len()).filter(|engine| !used.contains(engine))).collect();
+        for probe_ref in &mut probe_refs {
+            probe_ref.engine = order.iter().position(|engine| *engine == probe_ref.engine).unwrap_or(0);
         }
-        let all = order.into_iter().map(|bank| all[bank].clone()).collect();
-        Ok(Self::of(Arc::new(plan), all, seats, self.past.clone(), self.folder.clone()))
+        let all = order.into_iter().map(|engine| all[engine].clone()).collect();
+        Ok(Self::of(Arc::new(plan), all, probe_refs, self.past.clone(), self.directory.clone()))
     }
 
     /// How many probes are the same as in another, and were not touched.
     pub fn kept_of(&self, old: &Self) -> usize {
-        let is_of_old = |seat: &&Seat| old.all.iter().any(|engine| Arc::ptr_eq(engine, &self.all[seat.bank]));
-        self.seats.iter().filter(is_of_old).count()
+        let is_of_old = |probe_ref: &&ProbeRef| {
+            old.all.iter().any(|engine| Arc::ptr_eq(engine, &self.all[probe_ref.engine]))
+        };
+        self.probe_refs.iter().filter(is_of_old).count()
     }
 
     /// Takes out what the plan has not, and lets go of engines that have nothing left to do.
@@ -187,17 +193,23 @@ impl Engines {
             past.drain.push(engine.drain.stats().clone());
             engine.pins.iter().for_each(|pins| pins.end());
         }
-        Self::of(self.plan.clone(), self.all[..used].to_vec(), self.seats.clone(), past, self.folder.clone())
+        Self::of(
+            self.plan.clone(),
+            self.all[..used].to_vec(),
+            self.probe_refs.clone(),
+            past,
+            self.directory.clone(),
+        )
     }
 
     /// Engines with a probe of the plan. The first one stays, to have somebody who counts time.
     fn used(&self) -> usize {
-        self.seats.iter().map(|seat| seat.bank + 1).max().unwrap_or(0).max(1)
+        self.probe_refs.iter().map(|probe_ref| probe_ref.engine + 1).max().unwrap_or(0).max(1)
     }
 
     /// For the table of series.
-    pub fn banks(&self) -> (Vec<Bank>, Vec<Seat>) {
-        (self.all.iter().map(|engine| engine.bank.clone()).collect(), self.seats.clone())
+    pub fn stores(&self) -> (Vec<CounterStore>, Vec<ProbeRef>) {
+        (self.all.iter().map(|engine| engine.counters.clone()).collect(), self.probe_refs.clone())
     }
 
     /// When counting began, in seconds since 1970.
@@ -206,20 +218,20 @@ impl Engines {
     }
 
     /// Where what stays when the exporter ends is.
-    pub fn folder(&self) -> Option<Arc<Folder>> {
-        self.folder.clone()
+    pub fn directory(&self) -> Option<Arc<StateDirectory>> {
+        self.directory.clone()
     }
 
     /// Waits until all events that are in the rings now have been counted, or for so long.
-    pub fn catch_up(&self, patience: Duration) {
+    pub fn catch_up(&self, timeout: Duration) {
         for engine in &self.all {
-            engine.drain.catch_up(patience);
+            engine.drain.catch_up(timeout);
         }
     }
 
     /// Whether the threads that drain rings work.
-    pub fn is_alive(&self, patience: Duration) -> bool {
-        self.all.iter().all(|engine| engine.drain.is_alive(patience))
+    pub fn is_alive(&self, timeout: Duration) -> bool {
+        self.all.iter().all(|engine| engine.drain.is_alive(timeout))
     }
 
     pub fn attach_kind(&self) -> Option<Attach> {
@@ -230,15 +242,15 @@ impl Engines {
     pub fn status(&self) -> Status {
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
         let parts: Vec<_> = here.chain(self.past.status.iter().cloned()).collect();
-        Status::of_parts(&self.plan, &parts, &self.seats)
+        Status::of_parts(&self.plan, &parts, &self.probe_refs)
     }
 
     /// What can be taken out for itself: probes that have their links in common, in one target.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
-        for (number, (probe, seat)) in self.plan.probes.iter().zip(&self.seats).enumerate() {
-            let unit = self.all[seat.bank].plan.probes[seat.probe].unit;
-            entries.entry((probe.target, seat.bank, unit)).or_default().push(number);
+        for (number, (probe, probe_ref)) in self.plan.probes.iter().zip(&self.probe_refs).enumerate() {
+            let unit = self.all[probe_ref.engine].plan.probes[probe_ref.probe].unit;
+            entries.entry((probe.target, probe_ref.engine, unit)).or_default().push(number);
         }
         entries.into_iter().map(|((target, ..), probes)| Entry { target, probes }).collect()
     }
@@ -257,14 +269,14 @@ impl Engines {
 
     /// The engine of an entry, and its probes' numbers there.
     fn there(&self, entry: &Entry) -> (&Engine, impl Iterator<Item = usize>) {
-        let bank = self.seats[entry.probes[0]].bank;
-        (&self.all[bank], entry.probes.iter().map(|probe| self.seats[*probe].probe))
+        let engine = self.probe_refs[entry.probes[0]].engine;
+        (&self.all[engine], entry.probes.iter().map(|probe| self.probe_refs[*probe].probe))
     }
 
     /// Seconds that the hits of a probe have cost until now.
     pub fn cost(&self, probe: usize) -> f64 {
-        let seat = self.seats[probe];
-        let engine = &self.all[seat.bank];
-        until_now(&engine.plan, &engine.shared, seat.probe)
+        let probe_ref = self.probe_refs[probe];
+        let engine = &self.all[probe_ref.engine];
+        until_now(&engine.plan, &engine.shared, probe_ref.probe)
     }
 }

@@ -63,13 +63,13 @@ impl Past {
 
 impl Counts for Engines {
     fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
-        let seat = self.seats[probe];
-        self.all[seat.bank].shared.accounting(seat.probe, which)
+        let probe_ref = self.probe_refs[probe];
+        self.all[probe_ref.engine].shared.accounting(probe_ref.probe, which)
     }
 
     fn last_hit(&self, probe: usize) -> u64 {
-        let seat = self.seats[probe];
-        self.all[seat.bank].shared.last_hit(seat.probe)
+        let probe_ref = self.probe_refs[probe];
+        self.all[probe_ref.engine].shared.last_hit(probe_ref.probe)
     }
 
     fn stray(&self) -> u64 {

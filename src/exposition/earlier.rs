@@ -13,7 +13,7 @@ pub struct Earlier {
     series: BTreeMap<String, BTreeMap<String, Amount>>,
     /// Those that this exporter has shown, too: once one of them is gone, a later one of its name begins anew.
     #[serde(skip)]
-    shown: BTreeSet<(String, String)>,
+    present: BTreeSet<(String, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ impl Earlier {
     /// Adds what there was to what there is. Returns what is shown then, for the next exporter.
     pub fn go_on(&mut self, families: &mut [Family]) -> Self {
         let mut now = Self::default();
-        let mut shown = BTreeSet::new();
+        let mut present = BTreeSet::new();
         for family in families.iter_mut().filter(|family| family.head().kind() != &Kind::Gauge) {
             let name = family.name().to_string();
             let before = self.series.get(&name);
@@ -39,11 +39,11 @@ impl Earlier {
                     counts.iter_mut().zip(&before.counts).for_each(|(count, more)| *count += more);
                 }
                 all.insert(key.to_string(), Amount { number: *number, counts: counts.to_vec() });
-                shown.insert((name.clone(), key.to_string()));
+                present.insert((name.clone(), key.to_string()));
             }
             now.series.insert(name, all);
         }
-        for (name, key) in self.shown.difference(&shown) {
+        for (name, key) in self.present.difference(&present) {
             if let Some(series) = self.series.get_mut(name) {
                 series.remove(key);
             }
@@ -55,7 +55,7 @@ impl Earlier {
                 all.entry(key.clone()).or_insert_with(|| amount.clone());
             }
         }
-        self.shown = shown;
+        self.present = present;
         now
     }
 }
@@ -88,8 +88,8 @@ mod tests {
     #[test]
     fn counters_go_on_and_gauges_do_not() {
         let mut first = Earlier::default();
-        let shown = first.go_on(&mut families(&[("a", 10), ("b", 1)], [1, 2]));
-        let saved = serde_json::to_string(&shown).unwrap();
+        let present = first.go_on(&mut families(&[("a", 10), ("b", 1)], [1, 2]));
+        let saved = serde_json::to_string(&present).unwrap();
         let mut second: Earlier = serde_json::from_str(&saved).unwrap();
         let mut here = families(&[("a", 3)], [0, 1]);
         let later = second.go_on(&mut here);
@@ -101,7 +101,7 @@ mod tests {
             "sizes_count 4",
             "sizes_sum 10",
         ] {
-            assert!(text.lines().any(|shown| shown == line), "{line} in\n{text}");
+            assert!(text.lines().any(|present| present == line), "{line} in\n{text}");
         }
         // What is not there yet is kept; what was there and is gone begins anew.
         let mut third = later.clone();

@@ -19,7 +19,7 @@ use super::route::{Access, Found, RequestInfo, Route, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, Raised, count};
 use super::watch::{Watch, WatchedBody};
-use super::{Level, PLAIN_TEXT, Report, coding, tell};
+use super::{Level, PLAIN_TEXT, Report, coding, notify};
 
 /// What every connection of one listener answers with.
 pub(super) struct Answerer {
@@ -204,7 +204,7 @@ impl Answerer {
             },
             Err(error) => {
                 let reason = if error.is_panic() { "panicked" } else { "was cancelled" };
-                tell(
+                notify(
                     &self.report,
                     Level::Error,
                     format!("internal error: the handler of {} {reason}", route.path),
@@ -236,7 +236,7 @@ impl Answerer {
     /// The connection is closed after it: whoever guesses begins anew each time.
     fn unauthorized(&self, route: &Route, peer: IpAddr) -> Answer {
         count(&self.stats.unauthorized);
-        tell(&self.report, Level::Debug, format!("{peer}: authentication failed for {}", route.path));
+        notify(&self.report, Level::Debug, format!("{peer}: authentication failed for {}", route.path));
         Answer::text(route.path, StatusCode::UNAUTHORIZED, "authentication required\n")
             .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
     }

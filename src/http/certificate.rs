@@ -95,7 +95,7 @@ mod tests {
         let facts = facts(&["localhost"]);
         let begin = 1_704_067_200;
         assert_eq!((facts.not_before, facts.not_after), (begin, begin + 366 * DAY));
-        for (now, told) in [
+        for (now, expected) in [
             (begin - 3 * DAY - 1, Some("is not valid until 3 days from now")),
             (begin, None),
             (begin + 336 * DAY, None),
@@ -104,8 +104,8 @@ mod tests {
             (begin + 367 * DAY + 1, Some("expired 1 day ago")),
         ] {
             let warnings = facts.warnings("node.crt", now);
-            assert_eq!(warnings.len(), usize::from(told.is_some()), "{warnings:?}");
-            assert!(warnings.iter().all(|warning| warning.contains(told.unwrap())), "{warnings:?}");
+            assert_eq!(warnings.len(), usize::from(expected.is_some()), "{warnings:?}");
+            assert!(warnings.iter().all(|warning| warning.contains(expected.unwrap())), "{warnings:?}");
         }
     }
 

@@ -69,6 +69,6 @@ pub struct Notice {
 /// Where notices go. Called from the reactor's threads: it must not block for long.
 pub type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
-fn tell(report: &Report, level: Level, text: impl Into<String>) {
+fn notify(report: &Report, level: Level, text: impl Into<String>) {
     report(Notice { level, text: text.into() });
 }

@@ -29,7 +29,7 @@ use super::slots::{Admission, Slot, Slots};
 use super::stats::{HttpStats, count};
 use super::tls::Tls;
 use super::watch::{Over, Phase, Watch, Watched};
-use super::{Level, Report, tell};
+use super::{Level, Report, notify};
 
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -125,7 +125,7 @@ pub(super) async fn follow(
             warned = Instant::now();
             tls.iter()
                 .filter_map(|tls| tls.validity())
-                .for_each(|warning| tell(&report, Level::Warning, warning));
+                .for_each(|warning| notify(&report, Level::Warning, warning));
         }
         tokio::select! {
             _ = ticks.tick() => {},
@@ -141,13 +141,13 @@ pub(super) async fn follow(
         let display = tls.name();
         match tokio::task::spawn_blocking(move || again.refresh()).await {
             Ok(Some(Ok(warnings))) => {
-                tell(&report, Level::Info, format!("the certificate {display} was reloaded"));
-                warnings.into_iter().for_each(|warning| tell(&report, Level::Warning, warning));
+                notify(&report, Level::Info, format!("the certificate {display} was reloaded"));
+                warnings.into_iter().for_each(|warning| notify(&report, Level::Warning, warning));
             }
             Ok(Some(Err(reason))) => {
                 let text =
                     format!("failed to reload the certificate; the previous one stays in use: {reason}");
-                tell(&report, Level::Error, text);
+                notify(&report, Level::Error, text);
             }
             Ok(None) | Err(_) => {}
         }
@@ -173,7 +173,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     failing = false;
-                    let newcomer = Newcomer {
+                    let newcomer = PendingConnection {
                         server: self.clone(),
                         slots: slots.clone(),
                         peer,
@@ -186,7 +186,7 @@ impl Server {
                 Err(error) => {
                     if !failing {
                         let text = format!("failed to accept a connection: {error}");
-                        tell(&self.answerer.report, Level::Error, text);
+                        notify(&self.answerer.report, Level::Error, text);
                     }
                     failing = true;
                     sleep(ACCEPT_PAUSE).await;
@@ -201,14 +201,14 @@ impl Server {
 }
 
 /// A connection that has been accepted and has no place yet.
-struct Newcomer {
+struct PendingConnection {
     server: Arc<Server>,
     slots: Arc<Slots>,
     peer: IpAddr,
     stopped: signal::Receiver<()>,
 }
 
-impl Newcomer {
+impl PendingConnection {
     async fn run(self, stream: Stream) {
         let Answerer { stats, limits, .. } = &self.server.answerer;
         count(&stats.connections_accepted);
@@ -259,7 +259,7 @@ impl Connection {
             Err(error) => {
                 let Answerer { stats, report, .. } = &self.server.answerer;
                 count(&stats.handshake_failures);
-                tell(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer));
+                notify(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer));
             }
         }
     }

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::limits::Limits;
-use super::watch::{Standing, Watch};
+use super::watch::{EvictionClass, Watch};
 
 /// How often a newcomer that waits looks for a place.
 const RETRY: Duration = Duration::from_millis(10);
@@ -180,9 +180,9 @@ impl Places {
             .iter()
             .filter(|(_, place)| !only_own || place.peer == newcomer)
             .map(|(&id, place)| (place, place.watch.standing(), id))
-            .filter(|&(_, standing, _)| standing != Standing::Busy)
+            .filter(|&(_, standing, _)| standing != EvictionClass::Busy)
             .min_by_key(|&(place, standing, id)| {
-                let trusted = standing == Standing::Trusted;
+                let trusted = standing == EvictionClass::Trusted;
                 let held = std::cmp::Reverse(held[&place.peer]);
                 // One that is safe is waited for, rather than to evict one that has authenticated.
                 (trusted, safe(place), known(&place.peer), held, standing, id)

@@ -86,7 +86,7 @@ pub struct Tls {
     options: TlsOptions,
     loaded: RwLock<Loaded>,
     /// The files as they were when they were last looked at, whether they were good or not.
-    seen: Mutex<Fingerprint>,
+    fingerprint: Mutex<Fingerprint>,
     /// Whether they were not good then, so that the pair in use is an earlier one.
     failed: AtomicBool,
 }
@@ -105,10 +105,10 @@ impl Tls {
     /// [`HttpError::Tls`] when a file is missing or unreadable, does not hold what it should, or certificate and key do
     /// not belong together.
     pub fn load(options: TlsOptions) -> Result<(Self, Vec<String>), HttpError> {
-        let seen = Fingerprint::of(options.files());
+        let fingerprint = Fingerprint::of(options.files());
         let (loaded, warnings) = read(&options).map_err(HttpError::Tls)?;
-        let (loaded, seen) = (RwLock::new(loaded), Mutex::new(seen));
-        Ok((Self { options, loaded, seen, failed: AtomicBool::new(false) }, warnings))
+        let (loaded, fingerprint) = (RwLock::new(loaded), Mutex::new(fingerprint));
+        Ok((Self { options, loaded, fingerprint, failed: AtomicBool::new(false) }, warnings))
     }
 
     /// The configuration for the next handshake.
@@ -145,11 +145,11 @@ impl Tls {
     pub(super) fn refresh(&self) -> Option<Result<Vec<String>, TlsError>> {
         // Taken before the files are read: a change in between shows at the next look.
         let now = Fingerprint::of(self.options.files());
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
+        let mut fingerprint = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
+        if *fingerprint == now {
             return None;
         }
-        *seen = now;
+        *fingerprint = now;
         let found = read(&self.options);
         self.failed.store(found.is_err(), Ordering::Relaxed);
         Some(found.map(|(loaded, warnings)| {
@@ -201,8 +201,8 @@ fn read(options: &TlsOptions) -> Result<(Loaded, Vec<String>), TlsError> {
         }
         Err(source) => return Err(TlsError::Certificate { path: certificate_path(), source }),
     }
-    let (clients, unwise) = verifier(&options.clients, &provider)?;
-    warnings.extend(unwise);
+    let (clients, advice) = verifier(&options.clients, &provider)?;
+    warnings.extend(advice);
     let mut versions = Vec::new();
     versions.extend(options.tls13.then_some(&TLS13));
     versions.extend(options.tls12.then_some(&TLS12));
@@ -241,8 +241,8 @@ mod tests {
 
     /// A self-signed certificate and its key, as PEM.
     fn pair() -> (String, String) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-        (made.cert.pem(), made.signing_key.serialize_pem())
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        (pair.cert.pem(), pair.signing_key.serialize_pem())
     }
 
     impl Files {

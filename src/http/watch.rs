@@ -48,7 +48,7 @@ pub(super) enum Over {
 
 /// How readily a connection is evicted; the first goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Standing {
+pub(super) enum EvictionClass {
     /// Has not sent a byte yet.
     Silent,
     /// No request is being answered, and none has been before.
@@ -162,18 +162,18 @@ impl Watch {
         self.begun.elapsed() < grace
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn standing(&self) -> EvictionClass {
         let state = self.lock();
         match state.phase {
-            Phase::Handshake | Phase::Header if !state.heard => Standing::Silent,
+            Phase::Handshake | Phase::Header if !state.heard => EvictionClass::Silent,
             Phase::Handshake | Phase::Header | Phase::Idle | Phase::Checking if state.trusted => {
-                Standing::Trusted
+                EvictionClass::Trusted
             }
-            Phase::Checking => Standing::Checking,
-            Phase::Handshake | Phase::Header | Phase::Idle if !state.proven => Standing::Unproven,
-            Phase::Handshake | Phase::Header | Phase::Idle => Standing::Resting,
-            Phase::Writing if state.progress.elapsed() >= self.limits.stall => Standing::Stalled,
-            Phase::Handling | Phase::Writing => Standing::Busy,
+            Phase::Checking => EvictionClass::Checking,
+            Phase::Handshake | Phase::Header | Phase::Idle if !state.proven => EvictionClass::Unproven,
+            Phase::Handshake | Phase::Header | Phase::Idle => EvictionClass::Resting,
+            Phase::Writing if state.progress.elapsed() >= self.limits.stall => EvictionClass::Stalled,
+            Phase::Handling | Phase::Writing => EvictionClass::Busy,
         }
     }
 
@@ -336,7 +336,7 @@ impl Drop for WatchedBody {
 
 impl Evictable for Watch {
     fn is_stalled(&self) -> bool {
-        self.standing() == Standing::Stalled
+        self.standing() == EvictionClass::Stalled
     }
 
     fn evict(&self) {
@@ -389,19 +389,19 @@ mod tests {
     #[tokio::test]
     async fn the_answer_is_over_only_when_its_body_is_gone_and_flushed() {
         let watch = watch(Limits { stall: Duration::from_secs(3600), ..Limits::default() });
-        assert_eq!(watch.standing(), Standing::Silent);
+        assert_eq!(watch.standing(), EvictionClass::Silent);
         watch.heard();
-        assert_eq!(watch.standing(), Standing::Unproven);
+        assert_eq!(watch.standing(), EvictionClass::Unproven);
         watch.enter_header();
         watch.enter_handling();
-        assert_eq!(watch.standing(), Standing::Busy);
+        assert_eq!(watch.standing(), EvictionClass::Busy);
         let body = watch.enter_writing(Bytes::from_static(b"x"));
         watch.flushed();
-        assert_eq!(watch.standing(), Standing::Busy, "flushed, but the body is still to come");
+        assert_eq!(watch.standing(), EvictionClass::Busy, "flushed, but the body is still to come");
         drop(body);
         assert!(watch.answering());
         watch.flushed();
-        assert_eq!((watch.standing(), watch.answering()), (Standing::Resting, false));
+        assert_eq!((watch.standing(), watch.answering()), (EvictionClass::Resting, false));
         watch.received();
         assert_eq!(watch.lock().phase, Phase::Header);
         watch.evict();
@@ -412,6 +412,6 @@ mod tests {
     fn an_answer_that_does_not_move_is_stalled() {
         let watch = watch(Limits { stall: Duration::ZERO, ..Limits::default() });
         let _body = watch.enter_writing(Bytes::new());
-        assert_eq!(watch.standing(), Standing::Stalled);
+        assert_eq!(watch.standing(), EvictionClass::Stalled);
     }
 }

@@ -57,8 +57,8 @@ impl Counts for Shared {
     }
 
     fn misses(&self) -> Vec<(&'static str, u64)> {
-        let told = self.programs.iter().map(|program| Some((program.name, program.misses().ok()?)));
-        told.flatten().collect()
+        let counted = self.programs.iter().map(|program| Some((program.name, program.misses().ok()?)));
+        counted.flatten().collect()
     }
 }
 

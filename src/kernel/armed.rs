@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::held::detach;
-use super::links::{Kind, NO_SITE, Spot};
+use super::links::{AttachPoint, Kind, NO_SITE};
 use super::load::Kernel;
 use super::placed::{Attached, Placed};
 use super::refusal::{Refusal, RefusalKind};
@@ -21,13 +21,13 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses even to take them.
     pub fn arms(&self, path: &Path, offsets: &[u64]) -> Result<Vec<bool>, Refusal> {
-        let spot = |(position, offset): (usize, &u64)| Spot {
+        let spot = |(position, offset): (usize, &u64)| AttachPoint {
             position,
             offset: *offset,
             semaphore: 0,
             cookie: NO_SITE,
         };
-        let spots: Vec<Spot> = offsets.iter().enumerate().map(spot).collect();
+        let spots: Vec<AttachPoint> = offsets.iter().enumerate().map(spot).collect();
         let links = self.link(Kind::Entry, path, &spots)?;
         let (first, last) = (offsets.iter().min(), offsets.iter().max());
         let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
@@ -66,13 +66,13 @@ pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
 }
 
 /// Refuses sites that the kernel has taken without setting a breakpoint.
-pub(super) fn check_breakpoints(made: &mut Attached, view: &CodeView, sites: &[Placed<'_>]) {
+pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites: &[Placed<'_>]) {
     for (position, placed) in sites.iter().enumerate() {
-        if !made.refused.contains_key(&position)
+        if !attached.refused.contains_key(&position)
             && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)
         {
             let text = "the kernel accepted the probe but set no breakpoint; probe another place";
-            made.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
+            attached.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
         }
     }
 }

@@ -14,7 +14,7 @@ use libbpf_rs::Link;
 use super::armed::{check_breakpoints, refuse_noexec, view};
 use super::held::detach;
 use super::link_kind::Attach;
-use super::links::{Kind, Spot};
+use super::links::{AttachPoint, Kind};
 use super::load::Kernel;
 use super::placed::{Attached, How, Placed};
 use super::refusal::{Refusal, RefusalKind};
@@ -34,20 +34,20 @@ impl Kernel {
         let (mut without, mut known) = (BTreeMap::new(), 0);
         // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
         for _ in 0..3 {
-            let mut made = Attached { refused: without.clone(), ..Attached::default() };
-            if let Err(refusal) = self.attach_to(&mut made, file, sites, idle) {
-                detach(made.links);
+            let mut attached = Attached { refused: without.clone(), ..Attached::default() };
+            if let Err(refusal) = self.attach_to(&mut attached, file, sites, idle) {
+                detach(attached.links);
                 let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
                 return Attached { refused: all, ..Attached::default() };
             }
             let unarmed =
-                made.refused.values().filter(|refusal| refusal.kind == RefusalKind::Unarmed).count();
-            if refuse_halves(&mut made, sites) || unarmed > known {
+                attached.refused.values().filter(|refusal| refusal.kind == RefusalKind::Unarmed).count();
+            if refuse_halves(&mut attached, sites) || unarmed > known {
                 known = unarmed;
-                detach(made.links);
-                without = made.refused;
+                detach(attached.links);
+                without = attached.refused;
             } else {
-                return made;
+                return attached;
             }
         }
         let refusal = Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying");
@@ -57,7 +57,7 @@ impl Kernel {
 
     fn attach_to(
         &self,
-        made: &mut Attached,
+        attached: &mut Attached,
         file: &File,
         sites: &[Placed<'_>],
         idle: &[u64],
@@ -71,16 +71,16 @@ impl Kernel {
         // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
         for kind in [Kind::Return, Kind::Session, Kind::Entry] {
-            let of_kind = sites
-                .iter()
-                .enumerate()
-                .filter(|(position, placed)| kind.is_of(placed.how) && !made.refused.contains_key(position));
-            let mut spots: Vec<Spot> = of_kind.map(|(position, placed)| Spot::of(position, placed)).collect();
+            let of_kind = sites.iter().enumerate().filter(|(position, placed)| {
+                kind.is_of(placed.how) && !attached.refused.contains_key(position)
+            });
+            let mut spots: Vec<AttachPoint> =
+                of_kind.map(|(position, placed)| AttachPoint::of(position, placed)).collect();
             spots.sort_by_key(|spot| !sites[spot.position].site.is_exit);
-            self.attach_kind_of(made, kind, &opened, spots, idle)?;
+            self.attach_kind_of(attached, kind, &opened, spots, idle)?;
         }
         if let Some(view) = view {
-            check_breakpoints(made, &view, sites);
+            check_breakpoints(attached, &view, sites);
         }
         Ok(())
     }
@@ -88,29 +88,30 @@ impl Kernel {
     /// All spots that can be, of one kind.
     fn attach_kind_of(
         &self,
-        made: &mut Attached,
+        attached: &mut Attached,
         kind: Kind,
         path: &Path,
-        spots: Vec<Spot>,
+        spots: Vec<AttachPoint>,
         idle: &[u64],
     ) -> Result<(), Refusal> {
         let (links, bad) = match self.attach_kind() {
             Attach::Multi => self.in_one_link(kind, path, &spots)?,
             Attach::Perf => self.each_alone(kind, path, &spots)?,
         };
-        made.links.extend(links);
-        let is_held = |spot: &Spot| spot.semaphore != 0 && bad[&spot.position].kind == RefusalKind::Held;
-        let (beside, others): (Vec<Spot>, Vec<Spot>) =
+        attached.links.extend(links);
+        let is_held =
+            |spot: &AttachPoint| spot.semaphore != 0 && bad[&spot.position].kind == RefusalKind::Held;
+        let (beside, others): (Vec<AttachPoint>, Vec<AttachPoint>) =
             spots.into_iter().filter(|spot| bad.contains_key(&spot.position)).partition(is_held);
-        made.refused.extend(others.iter().map(|spot| (spot.position, bad[&spot.position].clone())));
-        self.attach_beside(made, kind, path, &beside, idle)
+        attached.refused.extend(others.iter().map(|spot| (spot.position, bad[&spot.position].clone())));
+        self.attach_beside(attached, kind, path, &beside, idle)
     }
 
-    fn in_one_link(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Accepted, Refusal> {
+    fn in_one_link(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> Result<Accepted, Refusal> {
         let mut bad = BTreeMap::new();
         // More than twice only if the kernel changes its mind.
         for _ in 0..4 {
-            let good: Vec<Spot> =
+            let good: Vec<AttachPoint> =
                 spots.iter().filter(|spot| !bad.contains_key(&spot.position)).copied().collect();
             if good.is_empty() {
                 break;
@@ -118,18 +119,23 @@ impl Kernel {
             match self.link(kind, path, &good) {
                 Ok(links) => return Ok((links, bad)),
                 Err(refusal) if !refusal.kind.is_of_a_site() => return Err(refusal),
-                Err(_) => bad.extend(self.culprits(kind, path, &good)?),
+                Err(_) => bad.extend(self.causes(kind, path, &good)?),
             }
         }
         Ok((Vec::new(), bad))
     }
 
     /// Perf events are one for each site anyway.
-    pub(super) fn each_alone(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Accepted, Refusal> {
+    pub(super) fn each_alone(
+        &self,
+        kind: Kind,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> Result<Accepted, Refusal> {
         let (mut links, mut bad) = (Vec::new(), BTreeMap::new());
         for spot in spots {
             match self.link(kind, path, std::slice::from_ref(spot)) {
-                Ok(made) => links.extend(made),
+                Ok(attached) => links.extend(attached),
                 Err(refusal) if refusal.kind.is_of_a_site() => {
                     bad.insert(spot.position, refusal);
                 }
@@ -143,7 +149,12 @@ impl Kernel {
     }
 
     /// Which spots spoil the set.
-    fn culprits(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<BTreeMap<usize, Refusal>, Refusal> {
+    fn causes(
+        &self,
+        kind: Kind,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> Result<BTreeMap<usize, Refusal>, Refusal> {
         let mut bad = BTreeMap::new();
         // Detaching waits for the kernel, so what could be attached stays until all is known.
         let mut kept = Vec::new();
@@ -177,9 +188,9 @@ impl Kernel {
 }
 
 /// Refuses what belongs together with what is refused. Whether any of that is attached.
-fn refuse_halves(made: &mut Attached, sites: &[Placed<'_>]) -> bool {
+fn refuse_halves(attached: &mut Attached, sites: &[Placed<'_>]) -> bool {
     let whole = |placed: &Placed<'_>| placed.span.map(|span| (span, placed.site.function));
-    let refused: BTreeMap<_, Refusal> = made
+    let refused: BTreeMap<_, Refusal> = attached
         .refused
         .iter()
         .filter_map(|(position, refusal)| Some((whole(&sites[*position])?, refusal.clone())))
@@ -187,7 +198,7 @@ fn refuse_halves(made: &mut Attached, sites: &[Placed<'_>]) -> bool {
     let mut is_attached = false;
     for (position, placed) in sites.iter().enumerate() {
         let Some(refusal) = whole(placed).and_then(|whole| refused.get(&whole)) else { continue };
-        made.refused.entry(position).or_insert_with(|| {
+        attached.refused.entry(position).or_insert_with(|| {
             is_attached |= placed.how != How::InSession;
             refusal.clone()
         });

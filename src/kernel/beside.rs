@@ -6,7 +6,7 @@ use std::path::Path;
 use libbpf_rs::Link;
 
 use super::held::detach;
-use super::links::{Kind, NO_SITE, Spot};
+use super::links::{AttachPoint, Kind, NO_SITE};
 use super::load::Kernel;
 use super::placed::Attached;
 use super::refusal::{Refusal, RefusalKind};
@@ -17,27 +17,27 @@ impl Kernel {
     /// the kernel that counts them, in every process of now and later.
     pub(super) fn attach_beside(
         &self,
-        made: &mut Attached,
+        result: &mut Attached,
         kind: Kind,
         path: &Path,
-        spots: &[Spot],
+        spots: &[AttachPoint],
         idle: &[u64],
     ) -> Result<(), Refusal> {
         let semaphores: BTreeSet<u64> = spots.iter().map(|spot| spot.semaphore).collect();
         for semaphore in semaphores {
-            let without: Vec<Spot> = spots
+            let without: Vec<AttachPoint> = spots
                 .iter()
                 .filter(|spot| spot.semaphore == semaphore)
-                .map(|spot| Spot { semaphore: 0, ..*spot })
+                .map(|spot| AttachPoint { semaphore: 0, ..*spot })
                 .collect();
             let (links, bad) = self.each_alone(kind, path, &without)?;
             let raised = if links.is_empty() { None } else { self.raise(path, semaphore, idle)? };
             let attached = without.iter().filter(|spot| !bad.contains_key(&spot.position));
             match raised {
                 Some(raised) => {
-                    made.beside += attached.count();
-                    made.links.extend(links);
-                    made.links.extend(raised);
+                    result.beside += attached.count();
+                    result.links.extend(links);
+                    result.links.extend(raised);
                 }
                 None => {
                     detach(links);
@@ -47,10 +47,10 @@ impl Kernel {
                          the file has no spare place for a second probe that raises it; retrying, attached \
                          once that tracer exits",
                     );
-                    made.refused.extend(attached.map(|spot| (spot.position, refusal.clone())));
+                    result.refused.extend(attached.map(|spot| (spot.position, refusal.clone())));
                 }
             }
-            made.refused.extend(bad);
+            result.refused.extend(bad);
         }
         Ok(())
     }
@@ -60,7 +60,7 @@ impl Kernel {
         // Another target's semaphore, or another exporter's, may have its place already: begin elsewhere for each.
         let first = (semaphore / 2) as usize % idle.len().max(1);
         for offset in idle[first..].iter().chain(&idle[..first]) {
-            let spot = Spot { position: 0, offset: *offset, semaphore, cookie: NO_SITE };
+            let spot = AttachPoint { position: 0, offset: *offset, semaphore, cookie: NO_SITE };
             match self.link(Kind::Entry, path, &[spot]) {
                 Ok(links) => return Ok(Some(links)),
                 Err(refusal) if refusal.kind.is_of_a_site() => {}

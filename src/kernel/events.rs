@@ -331,17 +331,22 @@ mod tests {
             pid
         };
         let pid = start(&path);
-        let told = of(&mut events, pid);
-        let ProcessChange::Executed { file, path: ref executed, .. } = told[0] else { panic!("{told:?}") };
+        let changes = of(&mut events, pid);
+        let ProcessChange::Executed { file, path: ref executed, .. } = changes[0] else {
+            panic!("{changes:?}")
+        };
         assert_eq!(executed, &path);
-        assert!(file.inode != 0 && told.last() == Some(&ProcessChange::Ended { signal: 0 }), "{told:?}");
+        assert!(
+            file.inode != 0 && changes.last() == Some(&ProcessChange::Ended { signal: 0 }),
+            "{changes:?}"
+        );
         let other = start("/bin/dash".as_ref());
         assert_eq!(of(&mut events, other), []);
         // Of a file that is known its path is not told.
         events.set_known(file, false);
         let pid = start(&path);
-        let told = of(&mut events, pid);
-        assert!(matches!(&told[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));
+        let changes = of(&mut events, pid);
+        assert!(matches!(&changes[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));
         events.pin(u32::MAX >> 2);
         events.forget(u32::MAX >> 2);
         assert!(!events.has_lost());

@@ -61,8 +61,8 @@ impl ExecGate {
     pub fn waiting(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: the kernel writes one integer.
-        let told = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut bytes) });
-        told.map_or(0, |_| bytes as usize / size_of::<libc::fanotify_event_metadata>())
+        let outcome = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut bytes) });
+        outcome.map_or(0, |_| bytes as usize / size_of::<libc::fanotify_event_metadata>())
     }
 
     /// Lets in so many, those first who have waited longest; as many as there are. Returns the first failure.
@@ -131,9 +131,9 @@ pub fn apart<T: Send + 'static>(
     let kept = moved.clone();
     let (ready, is_ready) = sync_channel(1);
     std::thread::Builder::new().name(name.to_string()).spawn(move || {
-        let made = own_descriptors(&kept);
-        let is_apart = made.is_ok();
-        let _ = ready.send(made);
+        let descriptors = own_descriptors(&kept);
+        let is_apart = descriptors.is_ok();
+        let _ = ready.send(descriptors);
         if is_apart {
             work(parts);
         }
@@ -249,8 +249,8 @@ mod tests {
             done.send((left, given.metadata().is_ok())).unwrap();
         })
         .unwrap();
-        let shown = std::fs::read_link(format!("/proc/self/fd/{fd}"));
-        assert!(shown.is_err() || shown.unwrap().as_os_str() != "/dev/null", "closed in this table");
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        assert!(path.is_err() || path.unwrap().as_os_str() != "/dev/null", "closed in this table");
         go.send(()).unwrap();
         assert_eq!(is_done.recv().unwrap(), (2, true), "what was given, and the folder that is read");
         assert!(kept.metadata().is_ok());

@@ -167,9 +167,9 @@ impl Files {
         })?;
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         // One in the namespace of /proc, one in each below it, down to the process's own.
-        let shown = numbers.map_or(1, |numbers| numbers.split_ascii_whitespace().count().max(1)) as u32;
+        let depth = numbers.map_or(1, |numbers| numbers.split_ascii_whitespace().count().max(1)) as u32;
         let own = self.process(std::process::id(), 0)?.level;
-        let level = (own + 1).saturating_sub(shown);
+        let level = (own + 1).saturating_sub(depth);
         if level == 0 {
             return Ok(PidNamespace::default());
         }

@@ -29,7 +29,7 @@ impl Held {
         Ok(Self { link: Some(Link::open(path)?), pin: Some(path.to_path_buf()) })
     }
 
-    /// What it is called among its bank's links.
+    /// What it is called among its engine's links.
     pub fn name(&self) -> Option<String> {
         Some(self.pin.as_ref()?.file_name()?.to_string_lossy().into_owned())
     }

@@ -24,11 +24,11 @@ pub enum NoLease {
 
 /// Where the kernel tells that a lease is to be given back: to the thread that made this, which must take the leases too.
 #[derive(Debug)]
-pub struct Breaks(OwnedFd);
+pub struct LeaseBreaks(OwnedFd);
 
 /// A file on which some process waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Break {
+pub enum LeaseBreak {
     /// The descriptor of the lease.
     Of(RawFd),
     /// More signals than the kernel could keep: any of them.
@@ -54,7 +54,7 @@ pub(super) fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 3
 }
 
-impl Breaks {
+impl LeaseBreaks {
     /// Blocks the signal in this thread.
     ///
     /// # Errors
@@ -78,29 +78,29 @@ impl Breaks {
     }
 
     /// Those that have come.
-    pub fn take(&self) -> Vec<Break> {
+    pub fn take(&self) -> Vec<LeaseBreak> {
         let mut found = Vec::new();
         loop {
-            let mut told = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+            let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
             let bytes = size_of::<libc::signalfd_siginfo>();
             // SAFETY: the kernel writes at most so many bytes to it.
-            let read = unsafe { libc::read(self.0.as_raw_fd(), told.as_mut_ptr().cast(), bytes) };
+            let read = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), bytes) };
             if usize::try_from(read) != Ok(bytes) {
                 return found;
             }
             // SAFETY: written by the kernel; all bit patterns are valid.
-            let told = unsafe { told.assume_init() };
+            let info = unsafe { info.assume_init() };
             // Only woken, by a thread of this process.
-            if told.ssi_code <= 0 {
+            if info.ssi_code <= 0 {
                 continue;
             }
-            let is_lease = told.ssi_signo == signal() as u32;
-            found.push(if is_lease { Break::Of(told.ssi_fd) } else { Break::Any });
+            let is_lease = info.ssi_signo == signal() as u32;
+            found.push(if is_lease { LeaseBreak::Of(info.ssi_fd) } else { LeaseBreak::Any });
         }
     }
 }
 
-impl AsFd for Breaks {
+impl AsFd for LeaseBreaks {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -111,7 +111,7 @@ impl Lease {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn take(file: File, _told: &Breaks) -> Result<Self, NoLease> {
+    pub fn take(file: File, _told: &LeaseBreaks) -> Result<Self, NoLease> {
         let fd = file.as_raw_fd();
         let owner = Owner { kind: F_OWNER_TID, pid: rustix::thread::gettid().as_raw_nonzero().get() };
         // SAFETY: fcntl(2) with arguments as it documents them; the owner lives through the call.
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_writer_waits_until_the_lease_is_given_back() {
-        let breaks = Breaks::new().unwrap();
+        let breaks = LeaseBreaks::new().unwrap();
         let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = file.path().to_path_buf();
         assert!(matches!(Lease::take(File::open(&path).unwrap(), &breaks), Err(NoLease::Written)));
@@ -161,12 +161,12 @@ mod tests {
             use std::io::Write;
             OpenOptions::new().write(true).open(kept).unwrap().write_all(b"x").unwrap();
         });
-        let mut told = Vec::new();
-        while told.is_empty() {
+        let mut info = Vec::new();
+        while info.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
-            told = breaks.take();
+            info = breaks.take();
         }
-        assert_eq!(told, [Break::Of(lease.number())]);
+        assert_eq!(info, [LeaseBreak::Of(lease.number())]);
         assert!(!lease.is_held() && fs::read(&path).unwrap().is_empty(), "nothing is written yet");
         drop(lease);
         writer.join().unwrap();

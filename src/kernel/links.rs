@@ -15,7 +15,7 @@ pub(super) const NO_SITE: u64 = u32::MAX as u64;
 
 /// A place to attach at, and its position in the list that was asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Spot {
+pub(super) struct AttachPoint {
     pub(super) position: usize,
     pub(super) offset: u64,
     pub(super) semaphore: u64,
@@ -32,15 +32,15 @@ pub(super) enum Kind {
 
 impl Kernel {
     /// Attaches at all of these, or at none.
-    pub(super) fn link(&self, kind: Kind, path: &Path, spots: &[Spot]) -> Result<Vec<Link>, Refusal> {
-        let made = match self.attach_kind() {
+    pub(super) fn link(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> Result<Vec<Link>, Refusal> {
+        let created = match self.attach_kind() {
             Attach::Multi => self.link_multi(kind, path, spots).map(|link| vec![link]),
             Attach::Perf => self.link_perf(kind, path, spots),
         };
-        made.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
+        created.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
     }
 
-    fn link_multi(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Link> {
+    fn link_multi(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Link> {
         let has_semaphores = spots.iter().any(|spot| spot.semaphore != 0);
         let semaphores = spots.iter().filter(|_| has_semaphores);
         let opts = UprobeMultiOpts {
@@ -56,7 +56,7 @@ impl Kernel {
         program.attach_uprobe_multi_with_opts(-1, path, "", opts)
     }
 
-    fn link_perf(&self, kind: Kind, path: &Path, spots: &[Spot]) -> libbpf_rs::Result<Vec<Link>> {
+    fn link_perf(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Vec<Link>> {
         let mut links = Vec::with_capacity(spots.len());
         for spot in spots {
             let opts = UprobeOpts {
@@ -77,7 +77,7 @@ impl Kernel {
     }
 }
 
-impl Spot {
+impl AttachPoint {
     pub(super) fn of(position: usize, placed: &Placed<'_>) -> Self {
         let site = placed.site;
         Self {

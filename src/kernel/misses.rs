@@ -48,8 +48,8 @@ impl Loaded {
 /// # Errors
 /// If /proc is not there, or the kernel does not say (before 5.12).
 pub fn misses(program: BorrowedFd<'_>) -> io::Result<u64> {
-    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
-    told.lines()
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
+    info.lines()
         .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
         .ok_or_else(|| io::Error::other("the kernel does not report recursion_misses"))
 }

@@ -38,7 +38,7 @@ pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::Filter;
 pub(crate) use guard::Guard;
 pub use held::{Held, detach, release};
-pub use lease::{Break, Breaks, Lease, NoLease};
+pub use lease::{Lease, LeaseBreak, LeaseBreaks, NoLease};
 pub use link_kind::{Attach, choose};
 pub(crate) use load::Pinning;
 pub use load::{Kernel, Shape, Shared};

@@ -46,17 +46,17 @@ pub fn prices() -> Prices {
 /// Measures them, once for the life of the process, in some 30 ms. Where that is not possible they stay assumed, which is logged.
 pub fn measure_prices(attach: Attach) -> Prices {
     if MEASURED.get().is_none() {
-        let (tell, told) = sync_channel(1);
+        let (sender, receiver) = sync_channel(1);
         // It still detaches when all is told, which takes as long again.
         let thread = std::thread::Builder::new().name("prices".to_string()).spawn(move || {
             let measured = measure(attach, |prices| {
-                let _ = tell.try_send(prices);
+                let _ = sender.try_send(prices);
             });
             if let Err(err) = measured {
                 log::info!("The cost of a hit cannot be measured, and is assumed: {err:#}");
             }
         });
-        let prices = thread.ok().and_then(|_| told.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();
+        let prices = thread.ok().and_then(|_| receiver.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();
         let _ = MEASURED.set(prices);
         log::debug!("A hit costs at least: {:?}", self::prices());
     }
@@ -73,7 +73,7 @@ const MOST_WAIT: Duration = Duration::from_secs(2);
 /// No longer for one form, however slow the machine is.
 const MOST_TIME: Duration = Duration::from_millis(15);
 
-fn measure(attach: Attach, tell: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
+fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
     let failed = |what: &'static str| move |err: io::Error| libbpf_rs::Error::from(err).context(what);
     let code = TestCode::new().map_err(failed("making code to probe"))?;
     let mut storage = MaybeUninit::uninit();
@@ -99,7 +99,7 @@ fn measure(attach: Attach, tell: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
         if !is_hit {
             return Err(not_hit().into());
         }
-        tell(prices);
+        sender(prices);
         Ok(())
     });
     detach(links);
@@ -155,9 +155,9 @@ mod tests {
     #[test]
     fn forms_are_measured_on_code_of_the_exporters_own_as_root() {
         for mode in [AttachMode::Auto, AttachMode::Perf] {
-            let mut told = None;
-            measure(choose(mode), |prices| told = Some(prices)).unwrap();
-            let prices = told.unwrap();
+            let mut receiver = None;
+            measure(choose(mode), |prices| receiver = Some(prices)).unwrap();
+            let prices = receiver.unwrap();
             assert!(prices.is_measured && prices.emulated > 50e-9, "{prices:?}");
             assert!(prices.single_stepped > prices.emulated, "{prices:?}");
             assert!(prices.trampoline > prices.emulated, "{prices:?}");

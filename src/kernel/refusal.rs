@@ -91,7 +91,7 @@ impl Refusal {
 
     /// Of attaching, from what libbpf says.
     pub fn of_attaching(err: &libbpf_rs::Error, attach: Attach) -> Self {
-        let said = format!("{err:#}");
+        let message = format!("{err:#}");
         let (kind, text) = match error_number(err) {
             Some(ENOTSUPP | libc::ENOEXEC) => (
                 RefusalKind::Instruction,
@@ -101,24 +101,28 @@ impl Refusal {
                 RefusalKind::Held,
                 format!(
                     "another tracer has attached this place with a different semaphore, or the place is not \
-                     in the file ({said}); retrying, attached once that tracer exits"
+                     in the file ({message}); retrying, attached once that tracer exits"
                 ),
             ),
-            Some(libc::EPERM | libc::EACCES) => (RefusalKind::Rights, format!("{said}; {}", rights(attach))),
-            Some(libc::ENOMEM) => (RefusalKind::Memory, format!("{said}{MEMORY}")),
-            Some(libc::EMFILE | libc::ENFILE) => (RefusalKind::Descriptors, format!("{said}{DESCRIPTORS}")),
+            Some(libc::EPERM | libc::EACCES) => {
+                (RefusalKind::Rights, format!("{message}; {}", capabilities(attach)))
+            }
+            Some(libc::ENOMEM) => (RefusalKind::Memory, format!("{message}{MEMORY}")),
+            Some(libc::EMFILE | libc::ENFILE) => {
+                (RefusalKind::Descriptors, format!("{message}{DESCRIPTORS}"))
+            }
             Some(libc::EIO) => (
                 RefusalKind::File,
-                format!("{said}; the kernel cannot probe files on this file system: use another"),
+                format!("{message}; the kernel cannot probe files on this file system: use another"),
             ),
             Some(libc::ENOENT) if attach == Attach::Perf => {
-                (RefusalKind::Missing, format!("{said}; uprobes by perf events need CONFIG_UPROBE_EVENTS"))
+                (RefusalKind::Missing, format!("{message}; uprobes by perf events need CONFIG_UPROBE_EVENTS"))
             }
             Some(libc::EBUSY | libc::EAGAIN | libc::EFAULT | libc::ESRCH | libc::EINTR) => (
                 RefusalKind::Busy,
-                format!("{said}; a process that runs the file was changing its mappings; retrying"),
+                format!("{message}; a process that runs the file was changing its mappings; retrying"),
             ),
-            _ => (RefusalKind::Other, said),
+            _ => (RefusalKind::Other, message),
         };
         Self { kind, text }
     }
@@ -136,7 +140,7 @@ pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
 }
 
 /// What is missing, of what may keep a process from attaching.
-pub(super) fn rights(attach: Attach) -> String {
+pub(super) fn capabilities(attach: Attach) -> String {
     let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
     Rights {
         missing: wanted(attach).iter().copied().filter(|right| !has(right)).collect(),
@@ -202,8 +206,8 @@ fn paranoid() -> i32 {
     text.trim().parse().unwrap_or(0)
 }
 
-fn list(rights: &[Capability]) -> String {
-    let names: Vec<String> = rights.iter().map(ToString::to_string).collect();
+fn list(capabilities: &[Capability]) -> String {
+    let names: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
     names.split_last().map_or(String::new(), |(last, rest)| format!("{} and {last}", rest.join(", ")))
 }
 
@@ -256,7 +260,7 @@ mod tests {
     #[test]
     fn what_forbids_tracing_is_named() {
         let (perfmon, admin) = (Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN);
-        let rights = |missing: &[Capability], given_up, lockdown, paranoid| Rights {
+        let capabilities = |missing: &[Capability], given_up, lockdown, paranoid| Rights {
             missing: missing.to_vec(),
             given_up,
             lockdown,
@@ -264,21 +268,36 @@ mod tests {
         };
         let cases = [
             (
-                rights(&[perfmon], false, None, 4),
+                capabilities(&[perfmon], false, None, 4),
                 Attach::Multi,
                 "CAP_PERFMON is missing: run as root",
                 "paranoid",
             ),
-            (rights(&[admin], false, None, 2), Attach::Perf, "CVE-2025-38466", "paranoid"),
-            (rights(&[perfmon], false, None, 3), Attach::Perf, "kernel.perf_event_paranoid is 3", "CVE"),
-            (rights(&[perfmon], false, None, 2), Attach::Perf, "CAP_PERFMON is missing", "paranoid"),
-            (rights(&[], false, Some("confidentiality"), 2), Attach::Multi, "kernel lockdown", "missing"),
-            (rights(&[perfmon], true, None, 2), Attach::Multi, "keep_privileges: none", "as root"),
-            (rights(&[], false, None, 4), Attach::Perf, "a security module or a seccomp filter", "missing"),
+            (capabilities(&[admin], false, None, 2), Attach::Perf, "CVE-2025-38466", "paranoid"),
+            (
+                capabilities(&[perfmon], false, None, 3),
+                Attach::Perf,
+                "kernel.perf_event_paranoid is 3",
+                "CVE",
+            ),
+            (capabilities(&[perfmon], false, None, 2), Attach::Perf, "CAP_PERFMON is missing", "paranoid"),
+            (
+                capabilities(&[], false, Some("confidentiality"), 2),
+                Attach::Multi,
+                "kernel lockdown",
+                "missing",
+            ),
+            (capabilities(&[perfmon], true, None, 2), Attach::Multi, "keep_privileges: none", "as root"),
+            (
+                capabilities(&[], false, None, 4),
+                Attach::Perf,
+                "a security module or a seccomp filter",
+                "missing",
+            ),
         ];
-        for (rights, attach, says, not) in cases {
-            let text = rights.missing_for(attach);
-            assert!(text.contains(says) && !text.contains(not), "{rights:?}: {text}");
+        for (capabilities, attach, says, not) in cases {
+            let text = capabilities.missing_for(attach);
+            assert!(text.contains(says) && !text.contains(not), "{capabilities:?}: {text}");
         }
     }
 

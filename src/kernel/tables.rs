@@ -31,8 +31,8 @@ impl Tables {
         for (number, probe) in plan.probes.iter().enumerate() {
             let first = tables.actions.len();
             for action in layout.actions.iter().filter(|action| action.probe == number && action.in_kernel) {
-                let made = tables.action(probe, action);
-                tables.actions.push(made);
+                let row = tables.action(probe, action);
+                tables.actions.push(row);
             }
             let filtered = plan.targets[probe.target].selector.needs_filter();
             tables.probes.push(probe_entry(number, probe, filtered, first, tables.actions.len() - first));
@@ -43,7 +43,7 @@ impl Tables {
     fn action(&mut self, probe: &ProbePlan, layout: &ActionLayout) -> action {
         let planned = &probe.actions[layout.action];
         let has_value = planned.value.is_some();
-        let mut made = action {
+        let mut row = action {
             kind: small(layout.kind.action(has_value).0),
             value: planned.value.map_or(small(abi_none::NO_VALUE.0), small),
             nconditions: small(planned.when.len()),
@@ -56,26 +56,26 @@ impl Tables {
             ..action::default()
         };
         if !layout.bounds.is_empty() {
-            made.bounds = self.bounds_of(&layout.bounds);
+            row.bounds = self.bounds_of(&layout.bounds);
         }
-        for (at, condition) in made.conditions.iter_mut().zip(&planned.when) {
+        for (at, condition) in row.conditions.iter_mut().zip(&planned.when) {
             let unsigned = probe.values[condition.value].kind.is_unsigned_word();
             *at = self.condition(small(condition.value), condition.op, &condition.with, unsigned);
         }
-        for (at, label) in made.labels.iter_mut().zip(&layout.labels) {
+        for (at, label) in row.labels.iter_mut().zip(&layout.labels) {
             *at = self.label(planned, probe, label);
         }
-        made
+        row
     }
 
     fn bounds_of(&mut self, upper: &[i64]) -> u32 {
-        let mut made = bounds { upper: [u64::MAX; MAX_BOUNDS + 1] };
-        for (at, bound) in made.upper.iter_mut().zip(upper) {
+        let mut row = bounds { upper: [u64::MAX; MAX_BOUNDS + 1] };
+        for (at, bound) in row.upper.iter_mut().zip(upper) {
             *at = biased(*bound);
         }
-        let known = self.bounds.iter().position(|other| other.upper == made.upper);
+        let known = self.bounds.iter().position(|other| other.upper == row.upper);
         index(known.unwrap_or_else(|| {
-            self.bounds.push(made);
+            self.bounds.push(row);
             self.bounds.len() - 1
         }))
     }
@@ -133,7 +133,7 @@ impl Tables {
 }
 
 fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, nactions: usize) -> probe {
-    let mut made = probe {
+    let mut row = probe {
         filter: index(plan.target),
         accounting: index(number * ACCT_SLOTS),
         first_action: index(first),
@@ -143,33 +143,33 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
         ..probe::default()
     };
     if filtered {
-        made.flags |= probe_flag::PROBE_FILTER.0;
+        row.flags |= probe_flag::PROBE_FILTER.0;
     }
     if plan.emit.is_some() {
-        made.flags |= probe_flag::PROBE_EMIT.0;
+        row.flags |= probe_flag::PROBE_EMIT.0;
     } else if nactions == 0 && plan.span.is_none() {
-        made.flags |= probe_flag::PROBE_COUNT_ONLY.0;
+        row.flags |= probe_flag::PROBE_COUNT_ONLY.0;
     }
     if let Some(span) = plan.span {
-        made.span = span.number;
-        made.flags |= match span.end {
+        row.span = span.number;
+        row.flags |= match span.end {
             SpanEnd::Start => probe_flag::PROBE_START.0,
             SpanEnd::End => probe_flag::PROBE_END.0,
         };
-        made.flags |= match span.by {
+        row.flags |= match span.by {
             Pairing::Frame => probe_flag::PROBE_BY_FRAME.0,
             Pairing::Thread => probe_flag::PROBE_BY_THREAD.0,
             Pairing::Value => 0,
         };
-        made.ncarried = small(span.carried);
+        row.ncarried = small(span.carried);
         if span.texts {
-            made.flags |= probe_flag::PROBE_TEXTS.0;
+            row.flags |= probe_flag::PROBE_TEXTS.0;
         }
         if span.only_time {
-            made.flags |= probe_flag::PROBE_SESSION.0;
+            row.flags |= probe_flag::PROBE_SESSION.0;
         }
     }
-    for (at, planned) in made.values.iter_mut().zip(&plan.values) {
+    for (at, planned) in row.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {
             kind if kind.is_text() && matches!(planned.source, Source::Carried(_)) => {
                 (value_kind::VALUE_CARRIED, 0)
@@ -184,7 +184,7 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
         let max = u16::try_from(planned.kind.max_bytes()).unwrap_or(u16::MAX);
         *at = value { kind: small(kind.0), len_value, max };
     }
-    made
+    row
 }
 
 /// The smallest event that holds the probe's values. A text begins only where the class's longest one would fit.
@@ -235,11 +235,11 @@ fn interner_entry(layout: &InternerLayout) -> interner {
 fn pattern_entry(wanted: &Pattern) -> pattern {
     match wanted {
         Pattern::Int(number) => {
-            let mut made = pattern::default();
+            let mut row = pattern::default();
             // Without a sign it can be 2^63 and more; the plan has seen that it fits into the value's 64 bits.
-            made.word[0] = *number as u64;
-            made.mask[0] = u64::MAX;
-            made
+            row.word[0] = *number as u64;
+            row.mask[0] = u64::MAX;
+            row
         }
         Pattern::Prefix(text) => text_pattern(text, false),
         Pattern::Exact(text) | Pattern::Glob(text) => text_pattern(text, true),

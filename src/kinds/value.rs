@@ -98,7 +98,7 @@ impl Total {
     }
 
     /// The number as it is shown, with a fraction or without.
-    pub fn shown(&self, real: bool) -> Number {
+    pub fn displayed(&self, real: bool) -> Number {
         if real { Number::Real(self.as_real()) } else { Number::Int(self.int) }
     }
 }
@@ -130,12 +130,12 @@ mod tests {
         let mut total = Total::default();
         total.add(i64::MAX, Scale::ONE);
         total.add(i64::MAX - 3, Scale::ONE.negated());
-        assert_eq!(total.shown(!Scale::ONE.negated().is_whole()), Number::Int(3));
+        assert_eq!(total.displayed(!Scale::ONE.negated().is_whole()), Number::Int(3));
         let ms = Scale { mul: 1.0, div: 1e3 };
         let mut total = Total::default();
         total.add(2500, ms);
         total.add(500, ms.negated());
-        assert_eq!(total.shown(!ms.negated().is_whole()), Number::Real(2.0));
+        assert_eq!(total.displayed(!ms.negated().is_whole()), Number::Real(2.0));
     }
 
     #[test]

@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn a_renamed_file_is_opened_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, old) = (folder.path().join("log"), folder.path().join("log.1"));
+        let directory = tempfile::tempdir().unwrap();
+        let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
         let mut file = LogFile::open(&path).unwrap();
         let began = Instant::now();
         file.write_at("one\n", began).unwrap();
@@ -109,25 +109,28 @@ mod tests {
         file.write_at("two\n", began).unwrap();
         file.write_at("three\n", began + CHECK_INTERVAL).unwrap();
         // As with logrotate's `create`, and after its next turn with `copytruncate`.
-        fs::rename(&path, folder.path().join("log.2")).unwrap();
+        fs::rename(&path, directory.path().join("log.2")).unwrap();
         fs::write(&path, "").unwrap();
         file.write_at("four\n", began + 2 * CHECK_INTERVAL).unwrap();
         fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
         file.write_at("five\n", began + 3 * CHECK_INTERVAL).unwrap();
         let read = |path| fs::read_to_string(path).unwrap();
-        assert_eq!((read(old), read(folder.path().join("log.2"))), ("one\ntwo\n".into(), "three\n".into()));
+        assert_eq!(
+            (read(old), read(directory.path().join("log.2"))),
+            ("one\ntwo\n".into(), "three\n".into())
+        );
         assert_eq!(read(path), "five\n");
     }
 
     #[test]
     fn where_it_cannot_be_opened_again_the_log_goes_on_in_the_earlier_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let inner = folder.path().join("inner");
+        let directory = tempfile::tempdir().unwrap();
+        let inner = directory.path().join("inner");
         fs::create_dir(&inner).unwrap();
         let path = inner.join("log");
         let mut file = LogFile::open(&path).unwrap();
         let began = file.checked;
-        let moved = folder.path().join("moved");
+        let moved = directory.path().join("moved");
         fs::rename(&inner, &moved).unwrap();
         for n in 1..=3 {
             file.write_at(&format!("{n}\n"), began + n * CHECK_INTERVAL).unwrap();

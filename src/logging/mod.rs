@@ -158,8 +158,8 @@ fn write(lines: &Receiver<Message>, mut file: Option<LogFile>, failed: &AtomicU6
     while let Ok(message) = lines.recv() {
         match message {
             Message::Line(line) => {
-                let shown = if journal { line.journal() } else { line.plain() };
-                let to_stdout = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+                let formatted = if journal { line.journal() } else { line.plain() };
+                let to_stdout = stdout.write_all(formatted.as_bytes()).and_then(|()| stdout.flush());
                 let to_file = file.as_mut().map_or(Ok(()), |file| file.write(&line.plain()));
                 if to_stdout.and(to_file).is_err() {
                     failed.fetch_add(1, Ordering::Relaxed);

@@ -25,7 +25,7 @@ impl Registry {
     /// Goes on where another left off. Probes with the same seat in both are the same. What series have got from other probes
     /// of the earlier one is carried, less what new probes have counted so far: from now on these alone count. A series that
     /// nothing feeds any more goes, unless a new probe feeds the metric and so may feed it again.
-    pub fn take_over(&mut self, old: &mut Self, seen_before: &[ProbeFacts], seen: &[ProbeFacts]) {
+    pub fn take_over(&mut self, old: &mut Self, facts_before: &[ProbeFacts], facts: &[ProbeFacts]) {
         self.window = old.window;
         let pairs: Vec<Option<usize>> = self
             .sources
@@ -52,10 +52,10 @@ impl Registry {
             .collect();
         let metric_of = |(probe, action): &(usize, usize)| self.plan.probes[*probe].actions[*action].metric;
         let new_in: Vec<usize> = new.iter().map(metric_of).collect();
-        self.add_up(seen, |_| true);
+        self.add_up(facts, |_| true);
         let fed: Vec<HashSet<Box<str>>> = self.families.iter().map(Family::live).collect();
-        old.add_up(seen_before, |source| !kept_before.contains(&(source.probe, source.action)));
-        self.add_up(seen, |source| new.contains(&(source.probe, source.action)));
+        old.add_up(facts_before, |source| !kept_before.contains(&(source.probe, source.action)));
+        self.add_up(facts, |source| new.contains(&(source.probe, source.action)));
         for (metric, family) in self.families.iter_mut().enumerate() {
             let is_same = |other: &&Family| {
                 other.head.name() == family.head.name() && other.head.kind() == family.head.kind()
@@ -97,15 +97,16 @@ impl Registry {
         }
     }
 
-    /// Lets go of banks that have no probe's seat, which are the last ones.
-    pub fn forget_banks(&mut self, left: usize) {
-        self.banks.truncate(left);
+    /// Lets go of engines that have no probe's seat, which are the last ones.
+    pub fn forget_stores(&mut self, left: usize) {
+        self.stores.truncate(left);
     }
 
     fn is_same(&self, source: &Source, old: &Self, other: &Source) -> bool {
-        let (bank, other_bank) = (&self.banks[source.seat.bank], &old.banks[other.seat.bank]);
-        let is_same_bank = Arc::ptr_eq(&bank.kernel, &other_bank.kernel);
-        is_same_bank && (source.seat.probe, source.action) == (other.seat.probe, other.action)
+        let (engine, other_engine) =
+            (&self.stores[source.probe_ref.engine], &old.stores[other.probe_ref.engine]);
+        let is_same_engine = Arc::ptr_eq(&engine.kernel, &other_engine.kernel);
+        is_same_engine && (source.probe_ref.probe, source.action) == (other.probe_ref.probe, other.action)
     }
 }
 

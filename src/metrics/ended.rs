@@ -12,7 +12,7 @@ pub(super) struct Ended {
 
 /// Which labels of processes are looked at: those that series show, or those that only tell slots apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
+pub(super) enum LabelVisibility {
     Never,
     ForAWhile,
 }

@@ -124,16 +124,16 @@ fn series<'a>(
     for (n, label) in layout.labels.iter().enumerate() {
         let LabelPlan::From { value, mapping, .. } = &action.labels[label.label] else { continue };
         let kind = &probe.values[*value].kind;
-        let seen = read(*value);
-        let id = match seen {
+        let current = read(*value);
+        let id = match current {
             Value::Unreadable => label_id::ID_UNREADABLE.0,
-            seen => {
-                let found = fitting(mapping, kind, seen, scratch);
+            current => {
+                let found = fitting(mapping, kind, current, scratch);
                 match (found, label.interner) {
                     (Some(found), _) => label_id::ID_PATTERN.0 + found as u32,
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
                     (None, Some(interner)) => {
-                        let number = match seen {
+                        let number = match current {
                             Value::Int(number) => store.number(interner, &number.to_le_bytes()),
                             Value::Large(number) => store.number(interner, &number.to_le_bytes()),
                             // What lies behind a NUL is not shown, and makes no other value.
@@ -173,14 +173,14 @@ fn series<'a>(
 pub fn fitting(
     mapping: &[(Pattern, String)],
     kind: &ValueKind,
-    seen: Value<'_>,
+    current: Value<'_>,
     scratch: &mut String,
 ) -> Option<usize> {
     mapping.iter().position(|(pattern, _)| {
         scratch.clear();
-        match (pattern, seen) {
-            (Pattern::Int(wanted), seen) => integer(kind, seen) == Some(*wanted),
-            _ => fits(pattern, |to| show(kind, seen, false, to), scratch),
+        match (pattern, current) {
+            (Pattern::Int(wanted), current) => integer(kind, current) == Some(*wanted),
+            _ => fits(pattern, |to| show(kind, current, false, to), scratch),
         }
     })
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::ended::Shown;
+use super::ended::LabelVisibility;
 use super::labels::{Scratch, ids};
 use super::registry::{Family, Registry, Source, UNKNOWN, WINDOW};
 use crate::abi::label_id;
@@ -18,19 +18,19 @@ impl Registry {
     /// Forgets what processes and threads have done that are gone. A series that shows one in a label stays for
     /// [`WINDOW`], or is shown once if three quarters of the label's places are taken; what is never shown by
     /// process goes at once.
-    pub(super) fn forget_ended(&mut self, now: Instant, shown: Shown) {
+    pub(super) fn forget_ended(&mut self, now: Instant, visibility: LabelVisibility) {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
             let Some(layout) = source.layout.clone() else { continue };
-            let bank = &self.banks[source.seat.bank];
-            let store: &dyn Store = if layout.in_kernel { &*bank.kernel } else { &*bank.user };
+            let engine = &self.stores[source.probe_ref.engine];
+            let store: &dyn Store = if layout.in_kernel { &*engine.kernel } else { &*engine.user };
             let action = &probe.actions[source.action];
             for (position, label) in layout.labels.iter().enumerate() {
                 let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;
                 let of_process =
                     matches!(probe.values[label.value].source, plan::Source::Pid | plan::Source::Tid);
                 let (true, Some(interner)) =
-                    (of_process && hidden == (shown == Shown::Never), label.interner)
+                    (of_process && hidden == (visibility == LabelVisibility::Never), label.interner)
                 else {
                     continue;
                 };

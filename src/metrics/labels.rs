@@ -39,7 +39,7 @@ pub(super) fn labels(
     action: usize,
     plan: &Plan,
     store: &dyn Store,
-    seen: &ProbeFacts,
+    facts: &ProbeFacts,
     scratch: &mut Scratch,
 ) -> bool {
     if !ids(layout, number, store, scratch) {
@@ -72,7 +72,7 @@ pub(super) fn labels(
                             return false;
                         }
                         let Scratch { name, cgroups, text, .. } = scratch;
-                        show_name(&probe.values[value].kind, name, value, seen, cgroups, text);
+                        show_name(&probe.values[value].kind, name, value, facts, cgroups, text);
                         &scratch.text
                     }
                     (None, None, None) => OTHER,
@@ -107,7 +107,7 @@ fn show_name(
     kind: &ValueKind,
     name: &[u8],
     value: usize,
-    seen: &ProbeFacts,
+    facts: &ProbeFacts,
     cgroups: &mut Cgroups,
     to: &mut String,
 ) {
@@ -121,10 +121,10 @@ fn show_name(
     };
     match (kind, display) {
         (ValueKind::Function, Value::Int(number)) => {
-            let function = usize::try_from(number).ok().and_then(|number| seen.functions.get(number));
+            let function = usize::try_from(number).ok().and_then(|number| facts.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
         (ValueKind::Cgroup(what), Value::Int(number)) => cgroups.push(number as u64, *what, to),
-        _ => show(kind, display, seen.unsigned & (1 << value) != 0, to),
+        _ => show(kind, display, facts.unsigned & (1 << value) != 0, to),
     }
 }

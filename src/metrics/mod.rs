@@ -11,4 +11,4 @@ pub mod show;
 
 pub use carry::CarriedSeries;
 pub use facts::ProbeFacts;
-pub use registry::{Bank, Registry, Seat, WINDOW};
+pub use registry::{CounterStore, ProbeRef, Registry, WINDOW};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ended::{Ended, Shown};
+use super::ended::{Ended, LabelVisibility};
 use super::facts::ProbeFacts;
 use super::labels::{Scratch, const_labels, labels};
 use crate::abi::accounting_slot;
@@ -19,9 +19,9 @@ use crate::store::{Store, UserStore};
 #[derive(Debug)]
 pub struct Registry {
     pub(super) plan: Arc<Plan>,
-    pub(super) banks: Vec<Bank>,
+    pub(super) stores: Vec<CounterStore>,
     /// Of each probe of the plan, where it is counted.
-    seats: Vec<Seat>,
+    probe_refs: Vec<ProbeRef>,
     pub(super) families: Vec<Family>,
     pub(super) sources: Vec<Source>,
     pub(super) scratch: Scratch,
@@ -37,16 +37,16 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// The slots of probes that were loaded together.
 #[derive(Debug, Clone)]
-pub struct Bank {
+pub struct CounterStore {
     pub layout: Arc<Layout>,
     pub kernel: Arc<KernelStore>,
     pub user: Arc<UserStore>,
 }
 
-/// Where a probe is counted: by which of the banks, and as which of the bank's probes.
+/// Where a probe is counted: by which of the engines, and as which of the engine's probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seat {
-    pub bank: usize,
+pub struct ProbeRef {
+    pub engine: usize,
     pub probe: usize,
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Carried {
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) probe: usize,
-    pub(super) seat: Seat,
+    pub(super) probe_ref: ProbeRef,
     pub(super) action: usize,
     /// `None` for an action that is the number of hits.
     pub(super) layout: Option<ActionLayout>,
@@ -103,12 +103,12 @@ pub(super) const UNKNOWN: u32 = u32::MAX;
 impl Registry {
     /// Of a plan whose probes were all loaded together.
     pub fn new(plan: Arc<Plan>, layout: Arc<Layout>, kernel: Arc<KernelStore>, user: Arc<UserStore>) -> Self {
-        let seats = (0..plan.probes.len()).map(|probe| Seat { bank: 0, probe }).collect();
-        Self::of(plan, vec![Bank { layout, kernel, user }], seats)
+        let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
+        Self::of(plan, vec![CounterStore { layout, kernel, user }], probe_refs)
     }
 
     /// Of a plan whose probes have these seats, one for each.
-    pub fn of(plan: Arc<Plan>, banks: Vec<Bank>, seats: Vec<Seat>) -> Self {
+    pub fn of(plan: Arc<Plan>, stores: Vec<CounterStore>, probe_refs: Vec<ProbeRef>) -> Self {
         let mut families: Vec<Family> = plan
             .metrics
             .iter()
@@ -125,24 +125,25 @@ impl Registry {
             })
             .collect();
         let mut sources = Vec::new();
-        for ((probe, planned), &seat) in plan.probes.iter().enumerate().zip(&seats) {
+        for ((probe, planned), &probe_ref) in plan.probes.iter().enumerate().zip(&probe_refs) {
             for (action, planned) in planned.actions.iter().enumerate() {
                 families[planned.metric].real |= !planned.scale.is_whole();
-                let all = &banks[seat.bank].layout.actions;
-                let layout = all.iter().find(|layout| layout.probe == seat.probe && layout.action == action);
+                let all = &stores[probe_ref.engine].layout.actions;
+                let layout =
+                    all.iter().find(|layout| layout.probe == probe_ref.probe && layout.action == action);
                 let number = layout.map_or(1, |layout| layout.series as usize);
                 let windowed = families[planned.metric].kind.is_windowed();
                 let previous = vec![0; if windowed { number } else { 0 }];
                 let series = vec![UNKNOWN; number];
-                sources.push(Source { probe, seat, action, layout: layout.cloned(), series, previous });
+                sources.push(Source { probe, probe_ref, action, layout: layout.cloned(), series, previous });
             }
         }
         // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
         sources.sort_by_key(|source| plan.probes[source.probe].actions[source.action].scale.mul > 0.0);
         Self {
             plan,
-            banks,
-            seats,
+            stores,
+            probe_refs,
             families,
             sources,
             scratch: Scratch::default(),
@@ -153,14 +154,14 @@ impl Registry {
 
     /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
     /// is called, but not on who has called it before.
-    pub fn render(&mut self, seen: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
-        self.render_some(seen, now, format, |_| true, to);
+    pub fn render(&mut self, facts: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
+        self.render_some(facts, now, format, |_| true, to);
     }
 
     /// As [`Registry::render`], with only the metrics that are meant.
     pub fn render_some(
         &mut self,
-        seen: &[ProbeFacts],
+        facts: &[ProbeFacts],
         now: Instant,
         format: Format,
         is_meant: impl Fn(&Head) -> bool,
@@ -170,33 +171,35 @@ impl Registry {
         if window_ends {
             self.window = now;
         }
-        self.forget_ended(now, Shown::Never);
+        self.forget_ended(now, LabelVisibility::Never);
         if window_ends {
-            self.sources.iter_mut().for_each(|source| source.end_window(&self.banks[source.seat.bank]));
+            self.sources
+                .iter_mut()
+                .for_each(|source| source.end_window(&self.stores[source.probe_ref.engine]));
         }
-        self.add_up(seen, |_| true);
+        self.add_up(facts, |_| true);
         for family in self.families.iter().filter(|family| is_meant(&family.head)) {
             format.write(&family.head, family.samples(), to);
         }
         // Afterwards: the last numbers of a process that has ended have been shown.
-        self.forget_ended(now, Shown::ForAWhile);
+        self.forget_ended(now, LabelVisibility::ForAWhile);
     }
 
     /// Adds up what these sources have, and what is carried.
-    pub(super) fn add_up(&mut self, seen: &[ProbeFacts], is_meant: impl Fn(&Source) -> bool) {
+    pub(super) fn add_up(&mut self, facts: &[ProbeFacts], is_meant: impl Fn(&Source) -> bool) {
         for family in &mut self.families {
             family.reset();
         }
         let nothing = ProbeFacts::default();
         for source in self.sources.iter_mut().filter(|source| is_meant(source)) {
             let probe = &self.plan.probes[source.probe];
-            let seen = seen.get(source.probe).unwrap_or(&nothing);
+            let facts = facts.get(source.probe).unwrap_or(&nothing);
             let family = &mut self.families[probe.actions[source.action].metric];
-            let Bank { kernel, user, .. } = &self.banks[source.seat.bank];
+            let CounterStore { kernel, user, .. } = &self.stores[source.probe_ref.engine];
             match source.layout.as_ref().map(|layout| layout.in_kernel) {
-                None => source.add_hits(probe, &self.plan, kernel, seen, family, &mut self.scratch),
-                Some(true) => source.add(probe, &self.plan, &**kernel, seen, family, &mut self.scratch),
-                Some(false) => source.add(probe, &self.plan, &**user, seen, family, &mut self.scratch),
+                None => source.add_hits(probe, &self.plan, kernel, facts, family, &mut self.scratch),
+                Some(true) => source.add(probe, &self.plan, &**kernel, facts, family, &mut self.scratch),
+                Some(false) => source.add(probe, &self.plan, &**user, facts, family, &mut self.scratch),
             }
         }
         for family in &mut self.families {
@@ -207,10 +210,10 @@ impl Registry {
     /// Of each metric with a label whose values are limited, those that went to "other" at the probes that feed it.
     pub fn overflows(&self) -> Vec<u64> {
         let mut overflows = vec![0; self.families.len()];
-        for (probe, seat) in self.plan.probes.iter().zip(&self.seats) {
-            let Bank { kernel, user, .. } = &self.banks[seat.bank];
-            let here = kernel.accounting(seat.probe, accounting_slot::ACCT_LABEL_OVERFLOW)
-                + user.overflows(seat.probe);
+        for (probe, probe_ref) in self.plan.probes.iter().zip(&self.probe_refs) {
+            let CounterStore { kernel, user, .. } = &self.stores[probe_ref.engine];
+            let here = kernel.accounting(probe_ref.probe, accounting_slot::ACCT_LABEL_OVERFLOW)
+                + user.overflows(probe_ref.probe);
             let limited = |action: &&ActionPlan| {
                 action.labels.iter().any(|label| matches!(label, LabelPlan::From { default: None, .. }))
             };
@@ -249,14 +252,14 @@ impl Family {
             self.series[*known as usize].fed_by += 1;
             return *known;
         }
-        let made = Series { key: key.clone(), fed_by: 1, total: Total::default() };
+        let entry = Series { key: key.clone(), fed_by: 1, total: Total::default() };
         let number = match self.free.pop() {
             Some(free) => {
-                self.series[free as usize] = made;
+                self.series[free as usize] = entry;
                 free
             }
             None => {
-                self.series.push(made);
+                self.series.push(entry);
                 self.counts.resize(self.counts.len() + self.head.buckets(), 0);
                 u32::try_from(self.series.len() - 1).unwrap_or(UNKNOWN - 1)
             }
@@ -294,7 +297,7 @@ impl Family {
         let buckets = self.head.buckets();
         let live = self.series.iter().enumerate().filter(|(_, series)| series.total.live);
         live.map(move |(at, series)| {
-            let number = series.total.shown(self.real);
+            let number = series.total.displayed(self.real);
             let value = match buckets {
                 0 => exposition::Value::Number(number),
                 _ => exposition::Value::Histogram {
@@ -309,9 +312,9 @@ impl Family {
 
 impl Source {
     /// Begins a new window of least and greatest values.
-    fn end_window(&mut self, bank: &Bank) {
+    fn end_window(&mut self, engine: &CounterStore) {
         let Some(layout) = &self.layout else { return };
-        let store: &dyn Store = if layout.in_kernel { &*bank.kernel } else { &*bank.user };
+        let store: &dyn Store = if layout.in_kernel { &*engine.kernel } else { &*engine.user };
         for (number, previous) in (0..).zip(&mut self.previous) {
             *previous = store.take(layout.slot + number * layout.stride);
         }
@@ -323,14 +326,14 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         kernel: &KernelStore,
-        seen: &ProbeFacts,
+        facts: &ProbeFacts,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
         // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
-        let accounting = Accounting::of(|which| kernel.accounting(self.seat.probe, which));
+        let accounting = Accounting::of(|which| kernel.accounting(self.probe_ref.probe, which));
         let hits = accounting.hits - accounting.filtered;
-        if hits == 0 && !seen.attached {
+        if hits == 0 && !facts.attached {
             return;
         }
         if self.series[0] == UNKNOWN {
@@ -347,20 +350,20 @@ impl Source {
         probe: &ProbePlan,
         plan: &Plan,
         store: &dyn Store,
-        seen: &ProbeFacts,
+        facts: &ProbeFacts,
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
         let Some(layout) = &self.layout else { return };
         let action = &probe.actions[self.action];
         let is_unsigned =
-            |value: usize| seen.unsigned & 1 << value != 0 || probe.values[value].kind.is_unsigned_word();
+            |value: usize| facts.unsigned & 1 << value != 0 || probe.values[value].kind.is_unsigned_word();
         let unsigned = action.value.is_some_and(is_unsigned);
         let how = How { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
         // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.
         let hidden = |label: &LabelLayout| plan.metrics[action.metric].labels[label.label] == HIDDEN;
-        let shown_unset = seen.attached && family.kind.starts_at_zero() && layout.labels.iter().all(hidden);
+        let shown_unset = facts.attached && family.kind.starts_at_zero() && layout.labels.iter().all(hidden);
         for number in 0..layout.series {
             let previous = self.previous.get(number as usize).copied().unwrap_or(0);
             let first = layout.slot + number * layout.stride;
@@ -369,7 +372,7 @@ impl Source {
             let Some(raw) = family.kind.read(&slots).or(unset) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
-                if !labels(layout, number, probe, self.action, plan, store, seen, scratch) {
+                if !labels(layout, number, probe, self.action, plan, store, facts, scratch) {
                     continue;
                 }
                 *known = family.series(&scratch.labels);

@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_is_no_prefix_is_refused_with_the_reason() {
-        for (text, said) in [
+        for (text, expected) in [
             ("10.0.0.1/8", "did you mean \"10.0.0.0/8\"?"),
             ("2001:db8::1/32", "did you mean \"2001:db8::/32\"?"),
             ("10.0.0.0/33", "from 0 to 32"),
@@ -136,7 +136,7 @@ mod tests {
             ("office", "neither an IP address nor a prefix"),
         ] {
             let wrong = Prefix::parse(text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(expected), "{text}: {wrong}");
         }
     }
 

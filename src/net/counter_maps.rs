@@ -131,16 +131,16 @@ impl CounterMaps {
         let again = used.len().min(missing);
         let fill: Vec<u32> =
             used[..again].iter().copied().chain(slots.empty.drain(..take)).collect::<Vec<_>>();
-        let made = fill.iter().map(|_| stats("stats")).collect::<libbpf_rs::Result<Vec<_>>>();
-        let put = made.and_then(|made| {
-            let fresh = fill.iter().copied().zip(&made);
+        let maps = fill.iter().map(|_| stats("stats")).collect::<libbpf_rs::Result<Vec<_>>>();
+        let put = maps.and_then(|maps| {
+            let fresh = fill.iter().copied().zip(&maps);
             let cleared = used[again..].iter().map(|slot| (*slot, &self.strays));
             self.put(&fresh.chain(cleared).collect::<Vec<_>>())?;
-            Ok(made)
+            Ok(maps)
         });
         match put {
-            Ok(made) => {
-                slots.ready.extend(fill.into_iter().zip(made));
+            Ok(maps) => {
+                slots.ready.extend(fill.into_iter().zip(maps));
                 slots.empty.extend(&used[again..]);
                 Ok(())
             }

@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn errors_are_named() {
-        for (text, said) in [
+        for (text, message) in [
             ("{ mode: auto }", "`interfaces` is missing"),
             ("{ interfaces: { netns: a, container: b } }", "either `netns` or `container`"),
             ("{ interfaces: { netns: a, interface: b } }", "did you mean \"interfaces\""),
@@ -289,7 +289,7 @@ mod tests {
             ("{ interfaces: eth0, count: { talkers: { entries: 1 } } }", "a number of entries from 8"),
         ] {
             let wrong = read(text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(message), "{text}: {wrong}");
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Follower {
     programs: Programs,
     changes: Changes,
     /// What was told of interfaces and is yet to be followed.
-    told: Changed,
+    reported: Changed,
     /// By index, which a rename leaves alone.
     ports: BTreeMap<i32, Port>,
     /// Interfaces that are yet to be attached to, in that order.
@@ -52,7 +52,7 @@ impl Follower {
             status,
             programs,
             changes,
-            told: Changed::default(),
+            reported: Changed::default(),
             ports: BTreeMap::new(),
             waiting: VecDeque::new(),
             missing: None,
@@ -61,9 +61,9 @@ impl Follower {
     }
 
     /// Counts on these interfaces from now on. What is counted on already and still wanted is not touched.
-    pub fn want(&mut self, scope: Scope, tell: &mut dyn FnMut(Event)) {
+    pub fn want(&mut self, scope: Scope, report: &mut dyn FnMut(Event)) {
         self.area.scope = scope;
-        self.follow(tell);
+        self.follow(report);
         // Names that are written out are expected to be there.
         self.ports.keys().for_each(|index| self.show(*index));
     }
@@ -76,46 +76,46 @@ impl Follower {
     /// Whether something was told of interfaces since the last [`Self::follow`].
     pub fn has_news(&mut self) -> bool {
         self.listen();
-        self.told != Changed::default()
+        self.reported != Changed::default()
     }
 
     fn listen(&mut self) {
         let more = self.changes.take();
-        self.told.gone.extend(more.gone);
-        self.told.touched.extend(more.touched);
+        self.reported.gone.extend(more.gone);
+        self.reported.touched.extend(more.touched);
     }
 
     /// Makes what is attached fit the interfaces that there are; those that are new are attached to by [`Self::attach_more`].
-    pub fn follow(&mut self, tell: &mut dyn FnMut(Event)) {
+    pub fn follow(&mut self, report: &mut dyn FnMut(Event)) {
         // The kernel tells that an interface is gone before another one can have its index: what is taken after the list was
         // read tells which of the list are others, or gone since, which another list shows.
         let mut present = interfaces();
         self.listen();
         for _ in 0..2 {
-            let is_old = |there: &Interface| self.told.gone.contains(&there.index);
+            let is_old = |there: &Interface| self.reported.gone.contains(&there.index);
             if !present.as_ref().is_ok_and(|present| present.iter().any(is_old)) {
                 break;
             }
             present = interfaces();
             self.listen();
         }
-        let changed = std::mem::take(&mut self.told);
+        let changed = std::mem::take(&mut self.reported);
         for index in &changed.gone {
-            self.forget(*index, |interface| Event::Gone { interface }, tell);
+            self.forget(*index, |interface| Event::Gone { interface }, report);
         }
         match present {
-            Ok(present) => self.fit(&present, &changed, tell),
-            Err(error) => self.unlisted(&error, tell),
+            Ok(present) => self.fit(&present, &changed, report),
+            Err(error) => self.unlisted(&error, report),
         }
     }
 
-    fn unlisted(&mut self, error: &std::io::Error, tell: &mut dyn FnMut(Event)) {
+    fn unlisted(&mut self, error: &std::io::Error, report: &mut dyn FnMut(Event)) {
         if !std::mem::replace(&mut self.is_unlisted, true) {
-            tell(Event::Unlisted { error: error.to_string() });
+            report(Event::Unlisted { error: error.to_string() });
         }
     }
 
-    fn fit(&mut self, present: &[Interface], changed: &Changed, tell: &mut dyn FnMut(Event)) {
+    fn fit(&mut self, present: &[Interface], changed: &Changed, report: &mut dyn FnMut(Event)) {
         self.is_unlisted = false;
         let wanted: Vec<&Interface> =
             lower_first(present).into_iter().filter(|there| self.wants(there)).collect();
@@ -126,10 +126,10 @@ impl Follower {
             let event = |interface| {
                 if is_there { Event::Unwanted { interface } } else { Event::Gone { interface } }
             };
-            self.forget(index, event, tell);
+            self.forget(index, event, report);
         }
         for there in &wanted {
-            self.meet(there, changed.touched.contains(&there.index), tell);
+            self.meet(there, changed.touched.contains(&there.index), report);
         }
         let is_new = |there: &&&Interface| !self.ports.contains_key(&there.index);
         let (exact, others): (Vec<&Interface>, Vec<&Interface>) = wanted
@@ -139,7 +139,7 @@ impl Follower {
         self.waiting = exact.into_iter().chain(others).cloned().collect();
         let waiting = self.waiting.iter().map(|there| (there.index, self.labels_of(&there.name)));
         self.status.waiting(self.area.number, waiting);
-        self.note_missing(present, tell);
+        self.note_missing(present, report);
     }
 
     /// Whether interfaces are yet to be attached to.
@@ -148,12 +148,12 @@ impl Follower {
     }
 
     /// Attaches to interfaces that are new: to a few in any case, to others until `end`.
-    pub fn attach_more(&mut self, end: Instant, tell: &mut dyn FnMut(Event)) {
+    pub fn attach_more(&mut self, end: Instant, report: &mut dyn FnMut(Event)) {
         if self.waiting.is_empty() {
             return;
         }
         if let Err(error) = self.programs.reserve(self.waiting.len()) {
-            tell(Event::NoCounters { interface: None, error: format!("{error:#}") });
+            report(Event::NoCounters { interface: None, error: format!("{error:#}") });
         }
         for number in 0.. {
             if number >= AT_ONCE && Instant::now() >= end {
@@ -162,13 +162,13 @@ impl Follower {
             let Some(there) = self.waiting.pop_front() else { break };
             match Port::open(there.clone(), self.area.mode, &self.programs) {
                 Ok(port) => {
-                    let changes = port.told();
+                    let changes = port.reported();
                     self.ports.insert(there.index, port);
                     self.show(there.index);
-                    self.say(there.index, changes, false, tell);
+                    self.say(there.index, changes, false, report);
                 }
                 Err(error) => {
-                    tell(Event::NoCounters { interface: Some(there.name), error: format!("{error:#}") });
+                    report(Event::NoCounters { interface: Some(there.name), error: format!("{error:#}") });
                 }
             }
         }
@@ -176,16 +176,16 @@ impl Follower {
 
     /// Looks after what is attached: is it there, is it first; and of `compare`, does it see what the kernel counts, and is it
     /// for the interfaces that there are? Of another name for an interface that is down the kernel sends no message.
-    pub fn verify(&mut self, retry: bool, compare: bool, tell: &mut dyn FnMut(Event)) {
+    pub fn verify(&mut self, retry: bool, compare: bool, report: &mut dyn FnMut(Event)) {
         let mut counts = HashMap::new();
         if compare {
             match interfaces_and_counts() {
                 Ok(found) => {
                     let (present, found): (Vec<_>, Vec<_>) = found.into_iter().unzip();
                     counts = present.iter().map(|there| there.index).zip(found).collect();
-                    self.fit(&present, &Changed::default(), tell);
+                    self.fit(&present, &Changed::default(), report);
                 }
-                Err(error) => self.unlisted(&error, tell),
+                Err(error) => self.unlisted(&error, report),
             }
         }
         // Counters for the next interfaces are made while there is time. If they cannot be, that is told when there is one.
@@ -203,7 +203,7 @@ impl Follower {
             }
             if !changes.is_empty() && !self.is_another(index, lost) {
                 self.show(index);
-                self.say(index, changes, lost, tell);
+                self.say(index, changes, lost, report);
             }
         }
     }
@@ -213,7 +213,7 @@ impl Follower {
         if lost {
             self.listen();
         }
-        lost && self.told.gone.contains(&index)
+        lost && self.reported.gone.contains(&index)
     }
 
     fn wants(&self, there: &Interface) -> bool {
@@ -221,13 +221,13 @@ impl Follower {
     }
 
     /// Of an interface that is known, what was refused is tried again if anything happened to it.
-    fn meet(&mut self, there: &Interface, touched: bool, tell: &mut dyn FnMut(Event)) {
+    fn meet(&mut self, there: &Interface, touched: bool, report: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get_mut(&there.index) else { return };
         let from = port.on.name.clone();
         let changed = port.on != *there;
         port.on = there.clone();
         if from != there.name {
-            tell(Event::Renamed { from, to: there.name.clone() });
+            report(Event::Renamed { from, to: there.name.clone() });
         }
         let lost = port.is_lost();
         let changes =
@@ -239,13 +239,13 @@ impl Follower {
         if touched || changed || !changes.is_empty() {
             self.show(there.index);
         }
-        self.say(there.index, changes, lost, tell);
+        self.say(there.index, changes, lost, report);
     }
 
-    fn forget(&mut self, index: i32, event: impl Fn(String) -> Event, tell: &mut dyn FnMut(Event)) {
+    fn forget(&mut self, index: i32, event: impl Fn(String) -> Event, report: &mut dyn FnMut(Event)) {
         if let Some(port) = self.ports.remove(&index) {
             self.status.remove(self.area.number, index);
-            tell(event(self.display_name(&port.on.name)));
+            report(event(self.display_name(&port.on.name)));
         }
     }
 
@@ -260,7 +260,7 @@ impl Follower {
         std::iter::once(("interface", name.to_string())).chain(self.area.labels.iter().cloned()).collect()
     }
 
-    fn note_missing(&mut self, present: &[Interface], tell: &mut dyn FnMut(Event)) {
+    fn note_missing(&mut self, present: &[Interface], report: &mut dyn FnMut(Event)) {
         let is_there = |name: &str| present.iter().any(|there| there.is_called(name));
         let names: Vec<String> =
             self.area.scope.exact_names().filter(|name| !is_there(name)).map(String::from).collect();
@@ -269,7 +269,7 @@ impl Follower {
         }
         for name in &names {
             if self.missing.as_ref().is_none_or(|before| !before.contains(name)) {
-                tell(Event::Missing { interface: self.display_name(name) });
+                report(Event::Missing { interface: self.display_name(name) });
             }
         }
         self.status.missing(
@@ -284,7 +284,7 @@ impl Follower {
         format!("{name}{place}")
     }
 
-    fn say(&self, index: i32, changes: Vec<Change>, lost: bool, tell: &mut dyn FnMut(Event)) {
+    fn say(&self, index: i32, changes: Vec<Change>, lost: bool, report: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get(&index) else { return };
         let name = || self.display_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;
@@ -292,7 +292,7 @@ impl Follower {
         for change in changes {
             match change {
                 Change::Attached { direction, .. } if lost => {
-                    tell(Event::Restored { interface: name(), direction: direction.label() });
+                    report(Event::Restored { interface: name(), direction: direction.label() });
                 }
                 Change::Attached { direction: Direction::Ingress, hook, reason } => {
                     attached = Some((Direction::Ingress, Some(hook), reason));
@@ -304,21 +304,21 @@ impl Follower {
                 Change::Refused { refusal, .. } if refused.as_ref() == Some(&refusal) => {}
                 Change::Refused { direction, refusal } => {
                     refused = Some(refusal.clone());
-                    tell(Event::Refused { interface: name(), direction: direction.label(), refusal });
+                    report(Event::Refused { interface: name(), direction: direction.label(), refusal });
                 }
                 Change::Moved { direction, before } => {
-                    tell(Event::Moved { interface: name(), direction: direction.label(), before });
+                    report(Event::Moved { interface: name(), direction: direction.label(), before });
                 }
                 Change::Hidden { direction, packets } => {
-                    tell(Event::Hidden { interface: name(), direction: direction.label(), packets });
+                    report(Event::Hidden { interface: name(), direction: direction.label(), packets });
                 }
                 Change::Seen { direction } => {
-                    tell(Event::Seen { interface: name(), direction: direction.label() })
+                    report(Event::Seen { interface: name(), direction: direction.label() })
                 }
             }
         }
         if let Some((_, hook, reason)) = attached {
-            tell(Event::Attached { interface: name(), hook, reason });
+            report(Event::Attached { interface: name(), hook, reason });
         }
     }
 }

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_cheapest_hook_is_tried_first() {
-        for (kind, bus, link, first, said) in [
+        for (kind, bus, link, first, expected) in [
             (None, Some("pci"), Link::Ethernet, Hook::Native, "hardware"),
             (None, Some("virtio"), Link::Ethernet, Hook::Tcx, "receive offloads"),
             (Some("veth"), None, Link::Ethernet, Hook::Tcx, "veth"),
@@ -157,7 +157,7 @@ mod tests {
         ] {
             let choice = choose(&interface(kind, bus, link), Mode::Auto).unwrap();
             assert_eq!(choice.hooks[0], first, "{kind:?} {bus:?}");
-            assert!(choice.reason.contains(said), "{}", choice.reason);
+            assert!(choice.reason.contains(expected), "{}", choice.reason);
         }
     }
 

@@ -22,6 +22,7 @@ mod preview;
 mod programs;
 mod query;
 mod reference;
+mod selection;
 mod sockets;
 mod spaces;
 mod stack;
@@ -31,7 +32,6 @@ mod sys;
 mod tables;
 mod visit;
 mod watch;
-mod wish;
 
 pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,

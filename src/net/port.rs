@@ -101,7 +101,7 @@ impl Port {
             let same = matches!((&side.state, &again), (Err(before), Err(now)) if before == now);
             *side = Side::new(again);
             if !same {
-                changes.push(side.told(*direction));
+                changes.push(side.reported(*direction));
             }
         }
         changes
@@ -125,7 +125,7 @@ impl Port {
             side.state = again.map(|attached| Placed { attached, program, hook, reason });
             changes.push(match &side.state {
                 Ok(_) => Change::Moved { direction: *direction, before: described(first) },
-                Err(_) => side.told(*direction),
+                Err(_) => side.reported(*direction),
             });
         }
         changes
@@ -158,8 +158,8 @@ impl Port {
     }
 
     /// How both directions came to be as they are.
-    pub fn told(&self) -> Vec<Change> {
-        vec![self.ingress.told(Direction::Ingress), self.egress.told(Direction::Egress)]
+    pub fn reported(&self) -> Vec<Change> {
+        vec![self.ingress.reported(Direction::Ingress), self.egress.reported(Direction::Egress)]
     }
 
     /// Where what comes in is counted.
@@ -219,7 +219,7 @@ impl Side {
         self.missing >= 2
     }
 
-    fn told(&self, direction: Direction) -> Change {
+    fn reported(&self, direction: Direction) -> Change {
         match &self.state {
             Ok(placed) => Change::Attached { direction, hook: placed.hook, reason: placed.reason.clone() },
             Err(refusal) => Change::Refused { direction, refusal: refusal.clone() },

@@ -159,11 +159,11 @@ impl Status {
             reasons.push(format!("network: {} interfaces not attached yet, next is {next}", waiting.len()));
         }
         for interface in all {
-            let told = interface
+            let failed = interface
                 .refusals
                 .iter()
                 .filter(|(_, refusal)| interface.exact || refusal.reason != "no_hook");
-            reasons.extend(told.map(|(direction, refusal)| {
+            reasons.extend(failed.map(|(direction, refusal)| {
                 format!("network: {} of {}: {refusal}", direction.label(), interface.name)
             }));
         }

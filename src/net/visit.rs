@@ -15,11 +15,11 @@ use super::follow::{Area, Follower};
 use super::hook::fast_interfaces;
 use super::links::{Changes, interfaces};
 use super::programs::Programs;
+use super::selection::InterfaceSelection;
 use super::spaces::Namespace;
 use super::stats::program_switches;
 use super::status::{Missing, Status};
 use super::sys::enter;
-use super::wish::Wish;
 
 /// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
 const VERIFY: Duration = Duration::from_secs(1);
@@ -63,23 +63,23 @@ impl Stop {
     }
 }
 
-pub(super) type Tell = Arc<Mutex<dyn FnMut(Event) + Send>>;
+pub(super) type Reporter = Arc<Mutex<dyn FnMut(Event) + Send>>;
 
-pub(super) fn telling(tell: &Tell) -> impl FnMut(Event) + '_ {
-    |event| (tell.lock().unwrap_or_else(PoisonError::into_inner))(event)
+pub(super) fn telling(report: &Reporter) -> impl FnMut(Event) + '_ {
+    |event| (report.lock().unwrap_or_else(PoisonError::into_inner))(event)
 }
 
 /// What a thread needs to count in one network namespace.
 pub(super) struct Visit {
     pub space: Space,
-    pub wish: Arc<Wish>,
+    pub selection: Arc<InterfaceSelection>,
     pub number: usize,
     pub labels: Vec<(&'static str, String)>,
     pub config: NetworkConfig,
     pub counter_maps: Arc<CounterMaps>,
     pub status: Arc<Status>,
     pub stop: Arc<Stop>,
-    pub tell: Tell,
+    pub report: Reporter,
 }
 
 impl Visit {
@@ -88,7 +88,7 @@ impl Visit {
         let end = Instant::now() + AT_START;
         let changes = Changes::listen().map_err(BeginError::Changes)?;
         let present = interfaces().map_err(BeginError::Interfaces)?;
-        let scope = self.wish.scope();
+        let scope = self.selection.scope();
         let fast = fast_interfaces(&self.config, &scope, &present);
         let programs = Programs::new(
             Arc::clone(&self.counter_maps),
@@ -103,15 +103,15 @@ impl Visit {
             labels: self.labels.clone(),
         };
         let mut follower = Follower::new(area, Arc::clone(&self.status), programs, changes);
-        follower.follow(&mut telling(&self.tell));
-        follower.attach_more(end, &mut telling(&self.tell));
-        self.wish.taken(&scope);
+        follower.follow(&mut telling(&self.report));
+        follower.attach_more(end, &mut telling(&self.report));
+        self.selection.taken(&scope);
         Ok(follower)
     }
 
     /// Follows what happens until it is asked to stop, or the namespace is gone.
     pub fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
-        let mut tell = telling(&self.tell);
+        let mut report = telling(&self.report);
         let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
         loop {
             let idle =
@@ -121,13 +121,13 @@ impl Visit {
             if self.stop.is_asked() {
                 return;
             }
-            if let Some(scope) = self.wish.news() {
-                follower.want(scope.clone(), &mut tell);
-                self.wish.taken(&scope);
+            if let Some(scope) = self.selection.news() {
+                follower.want(scope.clone(), &mut report);
+                self.selection.taken(&scope);
             } else if follower.has_news() {
-                follower.follow(&mut tell);
+                follower.follow(&mut report);
             }
-            follower.attach_more(Instant::now(), &mut tell);
+            follower.attach_more(Instant::now(), &mut report);
             if Instant::now() < next {
                 continue;
             }
@@ -136,10 +136,10 @@ impl Visit {
             }
             next = Instant::now() + VERIFY;
             turns = turns.wrapping_add(1);
-            follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut tell);
+            follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut report);
             if turns.is_multiple_of(RETRY) {
                 // Messages may have been lost.
-                follower.follow(&mut tell);
+                follower.follow(&mut report);
             }
         }
     }
@@ -151,7 +151,7 @@ impl Visit {
             Ok(home) => home,
             Err(error) => return self.tell_absent(&format!("failed to read /proc: {error}")),
         };
-        let mut said = String::new();
+        let mut text = String::new();
         while !self.stop.is_asked() {
             let error = match Namespace::find(&self.space) {
                 Ok(there) if there.is_same(&home) => {
@@ -171,12 +171,12 @@ impl Visit {
             if let Err(error) = enter(home.file.as_fd()) {
                 return self.tell_absent(&format!("failed to leave it: {error}"));
             }
-            if error != said {
+            if error != text {
                 self.tell_absent(&error);
-                said = error;
+                text = error;
             }
-            if let Some(scope) = self.wish.news() {
-                self.wish.taken(&scope);
+            if let Some(scope) = self.selection.news() {
+                self.selection.taken(&scope);
             }
             self.stop.wait(None, VERIFY);
         }
@@ -198,6 +198,6 @@ impl Visit {
     fn tell_absent(&self, error: &str) {
         self.absent(error);
         let space = self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<String>();
-        telling(&self.tell)(Event::Absent { space, error: error.to_string() });
+        telling(&self.report)(Event::Absent { space, error: error.to_string() });
     }
 }

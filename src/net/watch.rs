@@ -16,13 +16,13 @@ use super::error::NetworkError;
 use super::event::Event;
 use super::hook::Hook;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
+use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;
 use super::stack::Stack;
 use super::status::{Status, labels};
 use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
-use super::visit::{Stop, Tell, Visit};
-use super::wish::Wish;
+use super::visit::{Reporter, Stop, Visit};
 use crate::exposition::Family;
 
 /// The packet counters of a running exporter. Dropping it detaches all programs.
@@ -34,7 +34,7 @@ pub struct Network {
     stop: Arc<Stop>,
     watches: Vec<JoinHandle<()>>,
     /// In the order of the configuration's scopes.
-    wishes: Vec<Arc<Wish>>,
+    wishes: Vec<Arc<InterfaceSelection>>,
     stack: Option<Stack>,
 }
 
@@ -50,7 +50,7 @@ impl Network {
     /// error: it is told, exported, and tried again.
     pub fn start(
         config: NetworkConfig,
-        tell: impl FnMut(Event) + Send + 'static,
+        report: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
         let counter_maps = CounterMaps::create(&config.count).map_err(|source| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
@@ -67,27 +67,27 @@ impl Network {
             counter_maps,
             config,
         };
-        let tell: Tell = Arc::new(Mutex::new(tell));
+        let report: Reporter = Arc::new(Mutex::new(report));
         for (number, scope) in network.config.scopes().into_iter().enumerate() {
-            network.watch(number, scope, &tell)?;
+            network.watch(number, scope, &report)?;
         }
         Ok(network)
     }
 
-    fn watch(&mut self, number: usize, scope: Scope, tell: &Tell) -> Result<(), NetworkError> {
+    fn watch(&mut self, number: usize, scope: Scope, report: &Reporter) -> Result<(), NetworkError> {
         let space = scope.space.clone();
-        let wish = Arc::new(Wish::new(scope));
-        self.wishes.push(Arc::clone(&wish));
+        let selection = Arc::new(InterfaceSelection::new(scope));
+        self.wishes.push(Arc::clone(&selection));
         let visit = Visit {
             labels: labels(&space),
             space,
-            wish,
+            selection,
             number,
             config: self.config.clone(),
             counter_maps: Arc::clone(&self.counter_maps),
             status: Arc::clone(&self.status),
             stop: Arc::clone(&self.stop),
-            tell: Arc::clone(tell),
+            report: Arc::clone(report),
         };
         let here = if visit.space == Space::Own {
             // Before this returns, so that what comes from now on is counted.
@@ -111,8 +111,8 @@ impl Network {
     /// of those that are in both go on. Returns when they have been looked for.
     pub fn change(&self, config: &NetworkConfig) {
         let scopes = config.scopes();
-        self.wishes.iter().zip(scopes).for_each(|(wish, scope)| wish.change(scope));
-        self.wishes.iter().for_each(|wish| wish.wait());
+        self.wishes.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
+        self.wishes.iter().for_each(|selection| selection.wait());
     }
 
     /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.

@@ -1,4 +1,4 @@
-//! The folder: whose it is, who uses it, and what is in it.
+//! The directory: whose it is, who uses it, and what is in it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -25,14 +25,14 @@ const DOCUMENT: &str = "state";
 /// The document about packets.
 const PACKETS: &str = "state-packets";
 
-/// The folder of one exporter, which no other one uses as long as this is held.
+/// The directory of one exporter, which no other one uses as long as this is held.
 #[derive(Debug)]
-pub struct Folder {
+pub struct StateDirectory {
     path: PathBuf,
     _lock: File,
 }
 
-impl Folder {
+impl StateDirectory {
     /// Makes it if it is not there.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Folder {
         &self.path
     }
 
-    /// The document about all banks.
+    /// The document about all engines.
     ///
     /// # Errors
     /// If there is something else in its place, or it cannot be understood.
@@ -118,26 +118,26 @@ impl Folder {
         save(&self.path.join(PACKETS), shown)
     }
 
-    /// The bank of this name.
-    pub fn bank(&self, name: &str) -> Pins {
+    /// The engine of this name.
+    pub fn engine(&self, name: &str) -> Pins {
         Pins::of(self.path.join(name))
     }
 
-    /// A bank that is new.
+    /// A engine that is new.
     ///
     /// # Errors
-    /// If its folders cannot be made.
-    pub fn new_bank(&self) -> Result<Pins, PinError> {
+    /// If its directories cannot be made.
+    pub fn new_engine(&self) -> Result<Pins, PinError> {
         let taken: BTreeSet<u32> = names(&self.path).iter().filter_map(|name| name.parse().ok()).collect();
         let number = taken.last().map_or(0, |last| last + 1);
         let pins = Pins::of(self.path.join(number.to_string()));
-        for folder in [pins.folder.clone(), pins.folder.join("maps"), pins.folder.join("links")] {
-            fs::DirBuilder::new().mode(0o700).create(&folder).map_err(failed("make", folder))?;
+        for directory in [pins.directory.clone(), pins.directory.join("maps"), pins.directory.join("links")] {
+            fs::DirBuilder::new().mode(0o700).create(&directory).map_err(failed("make", directory))?;
         }
         Ok(pins)
     }
 
-    /// Removes all banks but these, and with an empty list the document too. Their probes are detached.
+    /// Removes all engines but these, and with an empty list the document too. Their probes are detached.
     ///
     /// # Errors
     /// What could not be removed.
@@ -154,39 +154,39 @@ impl Folder {
     }
 }
 
-/// Where one bank's maps and links are.
+/// Where one engine's maps and links are.
 #[derive(Debug)]
 pub struct Pins {
-    folder: PathBuf,
+    directory: PathBuf,
     next: AtomicU32,
     /// It is not to outlive the exporter.
     is_over: AtomicBool,
 }
 
 impl Pins {
-    fn of(folder: PathBuf) -> Self {
-        let links = names(&folder.join("links"));
+    fn of(directory: PathBuf) -> Self {
+        let links = names(&directory.join("links"));
         let last = links.iter().filter_map(|name| name.parse::<u32>().ok()).max();
         Self {
-            folder,
+            directory,
             next: AtomicU32::new(last.map_or(0, |last| last + 1)),
             is_over: AtomicBool::new(false),
         }
     }
 
-    /// What the bank is called.
+    /// What the engine is called.
     pub fn name(&self) -> String {
-        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Where the map of this name is.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.folder.join("maps").join(name)
+        self.directory.join("maps").join(name)
     }
 
     /// Where the link of this name is.
     pub fn link(&self, name: &str) -> PathBuf {
-        self.folder.join("links").join(name)
+        self.directory.join("links").join(name)
     }
 
     /// A name that no link has.
@@ -196,17 +196,17 @@ impl Pins {
 
     /// Removes the links that have a number and none of these names: of an exporter that was killed before it wrote them down.
     pub fn remove_links_but(&self, kept: &BTreeSet<String>) {
-        let folder = self.folder.join("links");
+        let directory = self.directory.join("links");
         let gone = |name: &String| name.parse::<u32>().is_ok() && !kept.contains(name);
-        remove_files(names(&folder).into_iter().filter(gone).map(|name| folder.join(name)).collect());
+        remove_files(names(&directory).into_iter().filter(gone).map(|name| directory.join(name)).collect());
     }
 
-    /// The document about this bank.
+    /// The document about this engine.
     ///
     /// # Errors
     /// As [`Folder::load`].
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
-        load(&self.folder.join(DOCUMENT))
+        load(&self.directory.join(DOCUMENT))
     }
 
     /// Writes that document, unless it is what was written last.
@@ -214,7 +214,7 @@ impl Pins {
     /// # Errors
     /// As [`Folder::save`].
     pub fn save<T: Serialize>(&self, state: &T, last: &mut Vec<u8>) -> Result<(), PinError> {
-        let path = self.folder.join(DOCUMENT);
+        let path = self.directory.join(DOCUMENT);
         let bytes = encoded(&path, state)?;
         if bytes != *last {
             document::write(&path, &bytes)?;
@@ -237,7 +237,7 @@ impl Pins {
     /// # Errors
     /// What could not be removed.
     pub fn remove(&self) -> Result<(), PinError> {
-        remove_tree(&self.folder)
+        remove_tree(&self.directory)
     }
 }
 
@@ -256,7 +256,7 @@ fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
     bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
-/// Removes all state in the folder, and the folder: everything that it has attached is detached.
+/// Removes all state in the directory, and the directory: everything that it has attached is detached.
 ///
 /// # Errors
 /// If an exporter uses it, or it is not one.
@@ -292,7 +292,7 @@ impl MadeBy {
     }
 }
 
-/// What there is in the folder, for people.
+/// What there is in the directory, for people.
 pub fn describe(path: &Path) -> String {
     let shown = path.display();
     if !path.exists() {
@@ -327,8 +327,8 @@ pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     all.map(|name| parent.join(name)).filter(is_free).collect()
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
@@ -340,12 +340,12 @@ fn remove_if_there(path: &Path) -> Result<(), PinError> {
 }
 
 /// Links first, several at once.
-fn remove_tree(folder: &Path) -> Result<(), PinError> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+fn remove_tree(directory: &Path) -> Result<(), PinError> {
+    let (mut files, mut folders) = (Vec::new(), vec![directory.to_path_buf()]);
     let mut at = 0;
-    while let Some(folder) = folders.get(at).cloned() {
-        for name in names(&folder) {
-            let path = folder.join(name);
+    while let Some(directory) = folders.get(at).cloned() {
+        for name in names(&directory) {
+            let path = directory.join(name);
             if path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
                 folders.push(path);
             } else {
@@ -355,7 +355,10 @@ fn remove_tree(folder: &Path) -> Result<(), PinError> {
         at += 1;
     }
     remove_files(files);
-    folders.iter().rev().try_for_each(|folder| fs::remove_dir(folder).map_err(failed("remove", folder)))
+    folders
+        .iter()
+        .rev()
+        .try_for_each(|directory| fs::remove_dir(directory).map_err(failed("remove", directory)))
 }
 
 fn remove_files(files: Vec<PathBuf>) {

@@ -8,7 +8,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::{PinError, Pins};
 use crate::mapping::Mapped;
-use crate::store::{KeptName, NameKeeper};
+use crate::store::{KeptName, NameStore};
 
 /// Bytes of a name that are kept; of a longer one the end is lost.
 const NAME_BYTES: usize = 1016;
@@ -66,7 +66,7 @@ fn key(interner: u32, number: u32) -> [u8; KEY_BYTES] {
     (u64::from(interner) << 32 | u64::from(number)).to_ne_bytes()
 }
 
-impl NameKeeper for PinnedNames {
+impl NameStore for PinnedNames {
     fn keep(&self, interner: u32, number: u32, name: &[u8]) {
         let kept = &name[..name.len().min(NAME_BYTES)];
         let mut value = (kept.len() as u64).to_ne_bytes().to_vec();

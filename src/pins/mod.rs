@@ -1,9 +1,9 @@
-//! What stays in the kernel when the exporter ends: its folder on a BPF file system.
+//! What stays in the kernel when the exporter ends: its directory on a BPF file system.
 //!
 //! ```text
 //! /sys/fs/bpf/exporter-9435/      this exporter's own: mode 0700, locked while one runs
-//!     state                       what all banks together are for (a document)
-//!     0/                          one bank: probes that were loaded together
+//!     state                       what all engines together are for (a document)
+//!     0/                          one engine: probes that were loaded together
 //!         state                   which files its links are in (a document)
 //!         maps/NAME
 //!         links/NUMBER
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use ring::digest::{SHA256, digest};
 
-pub use folder::{Folder, MadeBy, Pins, describe, leftovers, remove_all};
+pub use folder::{MadeBy, Pins, StateDirectory, describe, leftovers, remove_all};
 
 /// What could not be done with pinned state.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl PinError {
     }
 }
 
-/// A file or folder in here, and what it could not be used for.
+/// A file or directory in here, and what it could not be used for.
 fn failed(what: &str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PinError {
     let path = path.into();
     move |err| PinError::new(format!("{what} {}", path.display()), err, "")

@@ -10,7 +10,7 @@ use crate::selectors::Selector;
 
 /// What of a probe decides what is counted: without the places where it is written, and with what its numbers stand for.
 #[derive(PartialEq)]
-struct Essence<'a> {
+struct ProbeKey<'a> {
     target: (&'a str, &'a Selector),
     probe: ProbePlan,
     metrics: Vec<(&'a str, &'a MetricKind, &'a [String])>,
@@ -43,24 +43,24 @@ impl Plan {
 
     /// For each probe of this plan the probe of the other that is the same. Probes of one unit have all a twin or none.
     pub fn same_in(&self, other: &Plan) -> Vec<Option<usize>> {
-        let mut twins = vec![None; self.probes.len()];
-        let mut left: Vec<(Vec<usize>, Vec<Essence<'_>>)> =
-            other.units().into_values().map(|unit| (unit.clone(), other.essences(&unit))).collect();
+        let mut unchanged = vec![None; self.probes.len()];
+        let mut left: Vec<(Vec<usize>, Vec<ProbeKey<'_>>)> =
+            other.units().into_values().map(|unit| (unit.clone(), other.probe_keys(&unit))).collect();
         for unit in self.units().into_values() {
-            let here = self.essences(&unit);
+            let here = self.probe_keys(&unit);
             if let Some(at) = left.iter().position(|(_, there)| *there == here) {
                 for (probe, twin) in unit.iter().zip(left.swap_remove(at).0) {
-                    twins[*probe] = Some(twin);
+                    unchanged[*probe] = Some(twin);
                 }
             }
         }
-        twins
+        unchanged
     }
 
     /// A plan of these probes only, in this order. It has all metrics.
     #[must_use]
     pub fn part(&self, probes: &[usize]) -> Plan {
-        let mut made = Plan {
+        let mut copy = Plan {
             settings: self.settings.clone(),
             targets: Vec::new(),
             probes: Vec::new(),
@@ -73,16 +73,16 @@ impl Plan {
         for number in probes {
             let mut probe = self.probes[*number].clone();
             let target = *targets.entry(probe.target).or_insert_with(|| {
-                made.targets.push(TargetPlan { probes: Vec::new(), ..self.targets[probe.target].clone() });
-                made.targets.len() - 1
+                copy.targets.push(TargetPlan { probes: Vec::new(), ..self.targets[probe.target].clone() });
+                copy.targets.len() - 1
             });
             renumber_span(&mut probe, &mut spans);
             probe.target = target;
-            made.targets[target].probes.push(made.probes.len());
-            made.probes.push(probe);
+            copy.targets[target].probes.push(copy.probes.len());
+            copy.probes.push(probe);
         }
-        made.spans = spans.len() as u32;
-        made
+        copy.spans = spans.len() as u32;
+        copy
     }
 
     fn units(&self) -> BTreeMap<usize, Vec<usize>> {
@@ -93,12 +93,12 @@ impl Plan {
         units
     }
 
-    fn essences(&self, unit: &[usize]) -> Vec<Essence<'_>> {
+    fn probe_keys(&self, unit: &[usize]) -> Vec<ProbeKey<'_>> {
         let mut spans = BTreeMap::new();
-        unit.iter().map(|number| self.essence(*number, &mut spans)).collect()
+        unit.iter().map(|number| self.probe_key(*number, &mut spans)).collect()
     }
 
-    fn essence(&self, number: usize, spans: &mut BTreeMap<u32, u32>) -> Essence<'_> {
+    fn probe_key(&self, number: usize, spans: &mut BTreeMap<u32, u32>) -> ProbeKey<'_> {
         let mut probe = self.probes[number].clone();
         let target = &self.targets[probe.target];
         let metrics = probe.actions.iter().map(|action| &self.metrics[action.metric]);
@@ -110,7 +110,7 @@ impl Plan {
         for action in &mut probe.actions {
             (action.at, action.metric) = (Place::none(), 0);
         }
-        Essence { target: (&target.name, &target.selector), probe, metrics }
+        ProbeKey { target: (&target.name, &target.selector), probe, metrics }
     }
 }
 
@@ -184,12 +184,12 @@ mod tests {
         assert!(before.units().len() <= MAX_UNITS);
         // One more before all others, so that all have other numbers.
         let after = planned(&(0..200).map(entry).collect::<String>());
-        let twins = after.same_in(&before);
+        let unchanged = after.same_in(&before);
         let unit = after.probes[0].unit;
-        for (probe, twin) in after.probes.iter().zip(&twins) {
+        for (probe, twin) in after.probes.iter().zip(&unchanged) {
             assert_eq!(twin.is_none(), probe.unit == unit, "{}", probe.name);
         }
-        let (changed, all) = (twins.iter().filter(|twin| twin.is_none()).count(), twins.len());
+        let (changed, all) = (unchanged.iter().filter(|twin| twin.is_none()).count(), unchanged.len());
         assert!(changed < all / 4, "{changed} of {all}");
     }
 }

@@ -177,7 +177,7 @@ impl Scope<'_> {
         if let Some(known) = self.plan.values.iter().position(|value| value.name == name) {
             return Some(known);
         }
-        let made = if let Some(arg) = self.probe.args.iter().find(|arg| arg.name == name) {
+        let planned = if let Some(arg) = self.probe.args.iter().find(|arg| arg.name == name) {
             let kind = match &arg.kind {
                 // Text that the start kept brings its length.
                 ArgKind::StrLen { max, .. } if self.is_carried(arg) => {
@@ -223,7 +223,7 @@ impl Scope<'_> {
             }
             return None;
         };
-        self.plan.values.push(made);
+        self.plan.values.push(planned);
         Some(self.plan.values.len() - 1)
     }
 

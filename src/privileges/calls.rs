@@ -137,7 +137,7 @@ mod tests {
         calls: &[(&'static str, c_long, [c_long; 4])],
     ) -> Vec<(&'static str, i32)> {
         let calls = calls.to_vec();
-        let tried = std::thread::spawn(move || {
+        let results = std::thread::spawn(move || {
             for filter in filters(needs).unwrap() {
                 seccompiler::apply_filter(&filter).unwrap();
             }
@@ -148,7 +148,7 @@ mod tests {
             };
             calls.into_iter().map(result).collect()
         });
-        tried.join().unwrap()
+        results.join().unwrap()
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
         let (anonymous, all) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_WRITE | libc::PROT_EXEC);
         let map = |protection: i32| [0, 4096, protection.into(), anonymous.into()];
         let socket = |family: i32| [family.into(), libc::SOCK_DGRAM.into(), 0, 0];
-        let tried = try_in_a_thread(
+        let results = try_in_a_thread(
             Needs::default(),
             &[
                 ("a process", libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]),
@@ -198,7 +198,7 @@ mod tests {
             ("UDP", 0),
             ("a namespace", libc::EPERM),
         ];
-        assert_eq!(tried, expected);
+        assert_eq!(results, expected);
     }
 
     #[test]
@@ -206,10 +206,10 @@ mod tests {
         let needs = Needs { network: true, namespaces: true, ..Needs::default() };
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0];
         let namespace = [-1, libc::CLONE_NEWNET.into(), 0, 0];
-        let tried = try_in_a_thread(
+        let results = try_in_a_thread(
             needs,
             &[("netlink", libc::SYS_socket, netlink), ("a namespace", libc::SYS_setns, namespace)],
         );
-        assert_eq!(tried, [("netlink", 0), ("a namespace", libc::EBADF)]);
+        assert_eq!(results, [("netlink", 0), ("a namespace", libc::EBADF)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::functions::shown;
+use super::functions::display_name;
 use super::{Argument, File, Function, Listing, Provider, count};
 use crate::table::Table;
 
@@ -89,7 +89,7 @@ fn show_functions(to: &mut String, functions: &[Function]) {
     let mut table = Table::new(2, &["FUNCTION", "OFFSET", "BYTES", "COST", "RETURN", "LIMITS"]);
     for function in functions {
         table.row([
-            shown(function).to_string(),
+            display_name(function).to_string(),
             format!("{:#x}", function.offset),
             function.size.to_string(),
             function.cost.word().to_string(),
@@ -119,7 +119,7 @@ fn show_functions(to: &mut String, functions: &[Function]) {
             Some(function) => writeln!(
                 to,
                 "`returns_by: trampoline` is refused, of {}: {}",
-                shown(function),
+                display_name(function),
                 function.returned.trampoline_refused.as_deref().unwrap_or_default()
             ),
         };

@@ -78,7 +78,7 @@ impl Return {
 pub(super) fn functions(index: &SymbolIndex<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
     let mut found: Vec<Function> =
         index.sites(pattern)?.into_iter().map(|site| function(index, site)).collect();
-    found.sort_by(|a, b| shown(a).cmp(shown(b)));
+    found.sort_by(|a, b| display_name(a).cmp(display_name(b)));
     Ok(found)
 }
 
@@ -117,6 +117,6 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
 }
 
 /// The name that people know it by.
-pub(super) fn shown(function: &Function) -> &str {
+pub(super) fn display_name(function: &Function) -> &str {
     function.source_name.as_deref().unwrap_or(&function.name)
 }

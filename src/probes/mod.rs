@@ -122,14 +122,14 @@ fn in_search_path(name: &str) -> Option<PathBuf> {
 }
 
 fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Result<File, String> {
-    let shown = &found.display;
-    let bytes = found.read().map_err(|err| format!("failed to read {shown}: {err}"))?;
+    let name = &found.display;
+    let bytes = found.read().map_err(|err| format!("failed to read {name}: {err}"))?;
     let image = Image::parse(&bytes).map_err(|err| match hints::interpreter(&bytes) {
         Some(interpreter) if err == ElfError::NotElf => format!(
-            "{shown}: not an ELF file but a script for {interpreter}: use the program that it starts, or the \
+            "{name}: not an ELF file but a script for {interpreter}: use the program that it starts, or the \
              interpreter"
         ),
-        _ => format!("{shown}: {err}"),
+        _ => format!("{name}: {err}"),
     })?;
     let mut remarks = Vec::new();
     if foreign(image.arch()) {
@@ -155,7 +155,7 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             Vec::new()
         }
     };
-    let debug = functions.and_then(|_| debug_symbols(&image, &found.path, shown));
+    let debug = functions.and_then(|_| debug_symbols(&image, &found.path, name));
     let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {
         functions::functions(&SymbolIndex::of(&image), pattern).unwrap_or_else(|err| {
@@ -167,7 +167,7 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
         remarks.extend(hints::functions(&image));
     }
     Ok(File {
-        file: shown.clone(),
+        file: name.clone(),
         architecture: architecture(image.arch()),
         position_independent: image.is_pie(),
         stripped: image.is_stripped(),

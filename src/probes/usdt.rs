@@ -91,7 +91,7 @@ fn arguments(sites: &[Site]) -> Vec<Argument> {
 }
 
 fn argument(sites: &[Site], index: usize) -> Argument {
-    let mut made = Argument { types: Vec::new(), forms: Vec::new(), unreadable: None };
+    let mut described = Argument { types: Vec::new(), forms: Vec::new(), unreadable: None };
     for site in sites {
         let (kind, text, reason) = match site.args.get(index) {
             Some(Ok(form)) => {
@@ -109,21 +109,21 @@ fn argument(sites: &[Site], index: usize) -> Argument {
             }
             None => {
                 let reason = format!("the site at file offset {:#x} does not have it", site.offset);
-                made.unreadable.get_or_insert(reason);
+                described.unreadable.get_or_insert(reason);
                 continue;
             }
         };
-        if !made.types.contains(&kind) {
-            made.types.push(kind);
+        if !described.types.contains(&kind) {
+            described.types.push(kind);
         }
-        if !made.forms.contains(&text) {
-            made.forms.push(text);
+        if !described.forms.contains(&text) {
+            described.forms.push(text);
         }
         if let Some(reason) = reason {
-            made.unreadable.get_or_insert(reason);
+            described.unreadable.get_or_insert(reason);
         }
     }
-    made
+    described
 }
 
 impl Argument {

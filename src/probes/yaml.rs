@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use super::functions::shown;
+use super::functions::display_name;
 use super::{Argument, Function, Listing, Probe, count};
 use crate::config::is_probe_word;
 use crate::config::limits;
@@ -117,7 +117,7 @@ impl Writer {
         self.functions += 1;
         self.sites += 1;
         let target = self.target.clone();
-        let metric = self.metric(&[&target, shown(function)], "calls_total");
+        let metric = self.metric(&[&target, display_name(function)], "calls_total");
         let name = quoted(&function.name);
         if let Some(source) = &function.source_name {
             let _ = writeln!(self.probes, "\n      # {}", comment(source));
@@ -127,7 +127,7 @@ impl Writer {
         let _ = writeln!(
             self.probes,
             "      - function: {name}\n        metrics:\n          - counter: {metric}\n            help: {}",
-            quoted(&format!("Calls of {}.", shown(function)))
+            quoted(&format!("Calls of {}.", display_name(function)))
         );
     }
 

@@ -76,7 +76,7 @@ fn of_section(section: &Section) -> Value {
         (key.name.to_owned(), value)
     };
     let properties: Map<String, Value> = section.keys.iter().map(property).collect();
-    let mut made = json!({
+    let mut document = json!({
         "type": "object",
         "description": section.about,
         "properties": properties,
@@ -84,12 +84,12 @@ fn of_section(section: &Section) -> Value {
     });
     let required: Vec<_> = section.keys.iter().filter(|key| key.is_required).map(|key| key.name).collect();
     if !required.is_empty() {
-        made["required"] = required.into();
+        document["required"] = required.into();
     }
     if !section.one_of.is_empty() {
-        made["oneOf"] = section.one_of.iter().map(|key| json!({"required": [key]})).collect();
+        document["oneOf"] = section.one_of.iter().map(|key| json!({"required": [key]})).collect();
     }
-    made
+    document
 }
 
 fn of_form(form: &Schema) -> Value {
@@ -150,7 +150,7 @@ pub fn page() -> String {
                 (None, false) => String::new(),
             };
             let about = sentence(key.about);
-            let _ = writeln!(page, "| `{}` | {} | {default} | {about} |", key.name, shown(&key.form));
+            let _ = writeln!(page, "| `{}` | {} | {default} | {about} |", key.name, display(&key.form));
         }
     }
     page.push_str("\n## flags and environment\n\n| key | flag | environment |\n|---|---|---|\n");
@@ -162,7 +162,7 @@ pub fn page() -> String {
 }
 
 /// What is written behind a key, in words.
-fn shown(form: &Schema) -> String {
+fn display(form: &Schema) -> String {
     let link = |name: &str| format!("[{}](#{})", name.replace('_', " "), name.replace('_', "-"));
     match form {
         Schema::Text => "text".to_owned(),
@@ -178,10 +178,10 @@ fn shown(form: &Schema) -> String {
         Schema::Words(words) => format!("`{}`", words().join("`, `")),
         Schema::Section(section) => link(section().name),
         Schema::Other(name) => link(name),
-        Schema::List(form) => format!("a list of: {}", shown(form)),
-        Schema::OneOrList(form) => format!("{}, or a list of them", shown(form)),
-        Schema::Map(form) => format!("by name: {}", shown(form)),
-        Schema::Either(forms) => forms.iter().map(shown).collect::<Vec<_>>().join(", or "),
+        Schema::List(form) => format!("a list of: {}", display(form)),
+        Schema::OneOrList(form) => format!("{}, or a list of them", display(form)),
+        Schema::Map(form) => format!("by name: {}", display(form)),
+        Schema::Either(forms) => forms.iter().map(display).collect::<Vec<_>>().join(", or "),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::kernel::{Attach, measure_prices};
 use crate::loading::secured;
 use crate::logging::Logging;
 use crate::net::{Event, Network, NetworkConfig};
-use crate::pins::{self, Folder};
+use crate::pins::{self, StateDirectory};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
@@ -51,14 +51,14 @@ pub fn run(
     announce(&settings, &plan, &listeners);
     let mut options = options(&settings, &listeners)?;
     let network = plan.network.clone();
-    let folder = settings.pinned.as_deref().map(Folder::open).transpose()?;
+    let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;
     if settings.pinned.is_none() {
         tell_of_leftover(&settings);
     }
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
         scope.spawn(|| measure_prices(attach));
-        State::begin(plan, &settings, attach, folder)
+        State::begin(plan, &settings, attach, directory)
     })?;
     let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
@@ -112,8 +112,8 @@ pub fn run(
 
 /// Probes of an earlier run that stay attached slow the traced programs, and nobody reads their counts.
 fn tell_of_leftover(settings: &Settings) {
-    let folder = default_state_directory(settings.metrics_port);
-    for left in pins::leftovers(&folder) {
+    let directory = default_state_directory(settings.metrics_port);
+    for left in pins::leftovers(&directory) {
         log::warn!(
             "{} has pinned state of an exporter that does not run: its probes stay attached; `exporter unpin {}` \
              detaches them",
@@ -176,10 +176,10 @@ fn metrics_urls(settings: &Settings, listeners: &Listeners) -> String {
 
 /// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
 fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
-    let tell = |event: Event| {
+    let notify = |event: Event| {
         if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
     };
-    Network::start(config, tell).map_err(RunError::Network)
+    Network::start(config, notify).map_err(RunError::Network)
 }
 
 fn serve(

@@ -18,7 +18,7 @@ use crate::http::{Fingerprint, HttpStats, Security};
 use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
-use crate::pins::Folder;
+use crate::pins::StateDirectory;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
 pub(crate) use self::state::State;
@@ -52,23 +52,23 @@ pub(crate) struct Running {
 
 /// Counters of packets that go on from those of an earlier exporter.
 struct Packets {
-    folder: Arc<Folder>,
+    directory: Arc<StateDirectory>,
     earlier: Mutex<Earlier>,
 }
 
 impl Packets {
-    fn of(folder: Arc<Folder>) -> Self {
-        let earlier = folder.load_packets().unwrap_or_else(|err| {
+    fn of(directory: Arc<StateDirectory>) -> Self {
+        let earlier = directory.load_packets().unwrap_or_else(|err| {
             log::warn!("Counters of packets begin anew: {err}");
             None
         });
-        Self { folder, earlier: Mutex::new(earlier.unwrap_or_default()) }
+        Self { directory, earlier: Mutex::new(earlier.unwrap_or_default()) }
     }
 
     fn go_on(&self, families: &mut [Family]) {
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anybody sees it: the next exporter must not show less.
-        if let Err(err) = self.folder.save_packets(&earlier.go_on(families)) {
+        if let Err(err) = self.directory.save_packets(&earlier.go_on(families)) {
             log::debug!("{err}");
         }
     }
@@ -77,13 +77,13 @@ impl Packets {
 /// Security settings, and the files among them as they were when they were last read.
 struct Source {
     web: Web,
-    seen: Fingerprint,
+    fingerprint: Fingerprint,
 }
 
 impl Source {
     fn new(web: Web) -> Self {
-        let seen = Fingerprint::of(web.origin.files().cloned());
-        Self { web, seen }
+        let fingerprint = Fingerprint::of(web.origin.files().cloned());
+        Self { web, fingerprint }
     }
 }
 
@@ -100,7 +100,7 @@ impl Running {
         http: [Arc<HttpStats>; 2],
         addresses: Vec<IpAddr>,
     ) -> Self {
-        let packets = network.as_ref().and_then(|_| state.engines.folder()).map(Packets::of);
+        let packets = network.as_ref().and_then(|_| state.engines.directory()).map(Packets::of);
         Self {
             overrides,
             web: Mutex::new(Source::new(started.web.clone())),
@@ -141,7 +141,7 @@ impl Running {
             let mut state = self.state();
             let State { engines, registry, overflows } = &mut *state;
             let status = engines.status();
-            registry.render_some(&status.seen(), Instant::now(), format, |head| names.want(head), &mut text);
+            registry.render_some(&status.facts(), Instant::now(), format, |head| names.want(head), &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
             let telemetry = Telemetry {
                 plan: engines.plan.clone(),
@@ -188,7 +188,7 @@ impl Running {
         }
     }
 
-    pub fn is_alive(&self, patience: Duration) -> bool {
-        self.engines().is_alive(patience)
+    pub fn is_alive(&self, timeout: Duration) -> bool {
+        self.engines().is_alive(timeout)
     }
 }

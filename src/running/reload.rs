@@ -52,19 +52,20 @@ impl Running {
     }
 
     fn exchange(&self) -> Result<String, String> {
-        let mut told = Vec::new();
-        let (loaded, plan) = load_keeping(&self.overrides, |settings| told = keep(&self.started, settings))
-            .map_err(|wrong| wrong.render())?;
+        let mut notices = Vec::new();
+        let (loaded, plan) =
+            load_keeping(&self.overrides, |settings| notices = keep(&self.started, settings))
+                .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;
         // Before the files are read: a change in between shows at the next look.
         let source = Source::new(settings.web.clone());
         let previous = self.security.now();
-        let (secured, unwise) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
+        let (secured, advice) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
         let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
         let new = old.changed_to(plan, self.attach).map_err(|err| format!("{err}\n"))?;
         let new = Arc::new(new);
-        for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&unwise) {
+        for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&advice) {
             log::warn!("{warning}");
         }
         let mut exposed: Vec<_> = (self.addresses.iter())
@@ -87,12 +88,12 @@ impl Running {
         let settled = new.settled();
         self.state().settle(settled);
         let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
-        told.push(format!(
+        notices.push(format!(
             "Configuration reloaded: {kept} probes unchanged, {} new or changed, {} removed or replaced",
             all - kept,
             before - kept
         ));
-        Ok(told.iter().map(|line| format!("{line}\n")).collect())
+        Ok(notices.iter().map(|line| format!("{line}\n")).collect())
     }
 
     /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with a
@@ -100,11 +101,11 @@ impl Running {
     pub fn refresh_web(&self) {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = self.web.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = Fingerprint::of(source.web.origin.files().cloned());
-        if seen == source.seen {
+        let fingerprint = Fingerprint::of(source.web.origin.files().cloned());
+        if fingerprint == source.fingerprint {
             return;
         }
-        source.seen = seen;
+        source.fingerprint = fingerprint;
         let done = self.read_web_again(&source.web);
         self.reloads.note(done.is_ok());
         match done {
@@ -127,8 +128,8 @@ impl Running {
         });
         unusable.into_result(()).map_err(|wrong| wrong.render())?;
         let previous = self.security.now();
-        let (secured, unwise) = secured(&web, Some(&previous)).map_err(|err| err.to_string())?;
-        unwise.iter().for_each(|warning| log::warn!("{warning}"));
+        let (secured, advice) = secured(&web, Some(&previous)).map_err(|err| err.to_string())?;
+        advice.iter().for_each(|warning| log::warn!("{warning}"));
         self.security.set(secured);
         Ok(web)
     }
@@ -141,27 +142,27 @@ fn needs_restart(what: &str) -> String {
 
 /// Sets back what cannot change while the exporter runs; tells of each that would have.
 fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
-    let mut told = Vec::new();
-    set_back("bind", &mut now.bind, &started.bind, &mut told);
-    set_back("web_listen_address", &mut now.listen, &started.listen, &mut told);
-    set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut told);
-    set_back("health_port", &mut now.health_port, &started.health_port, &mut told);
-    set_back("log_file", &mut now.log_file, &started.log_file, &mut told);
-    set_back("verbose", &mut now.verbose, &started.verbose, &mut told);
-    set_back("state", &mut now.pinned, &started.pinned, &mut told);
-    set_back("attach", &mut now.attach, &started.attach, &mut told);
-    set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut told);
+    let mut notices = Vec::new();
+    set_back("bind", &mut now.bind, &started.bind, &mut notices);
+    set_back("web_listen_address", &mut now.listen, &started.listen, &mut notices);
+    set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut notices);
+    set_back("health_port", &mut now.health_port, &started.health_port, &mut notices);
+    set_back("log_file", &mut now.log_file, &started.log_file, &mut notices);
+    set_back("verbose", &mut now.verbose, &started.verbose, &mut notices);
+    set_back("state", &mut now.pinned, &started.pinned, &mut notices);
+    set_back("attach", &mut now.attach, &started.attach, &mut notices);
+    set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut notices);
     let (limits, before) = (&mut now.limits, &started.limits);
-    set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut told);
-    set_back("ring.poll", &mut limits.ring_poll_ms, &before.ring_poll_ms, &mut told);
-    set_back("limits.sites", &mut limits.sites, &before.sites, &mut told);
-    set_back("limits.starts", &mut limits.starts, &before.starts, &mut told);
-    told
+    set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut notices);
+    set_back("ring.poll", &mut limits.ring_poll_ms, &before.ring_poll_ms, &mut notices);
+    set_back("limits.sites", &mut limits.sites, &before.sites, &mut notices);
+    set_back("limits.starts", &mut limits.starts, &before.starts, &mut notices);
+    notices
 }
 
-fn set_back<T: PartialEq + Clone>(name: &str, now: &mut T, started: &T, told: &mut Vec<String>) {
+fn set_back<T: PartialEq + Clone>(name: &str, now: &mut T, started: &T, notices: &mut Vec<String>) {
     if now != started {
-        told.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
+        notices.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
         now.clone_from(started);
     }
 }

@@ -6,7 +6,7 @@ use crate::config::model::Settings;
 use crate::engine::Engines;
 use crate::kernel::{Attach, KernelError};
 use crate::metrics::Registry;
-use crate::pins::Folder;
+use crate::pins::StateDirectory;
 use crate::plan::Plan;
 
 /// What belongs to one configuration.
@@ -18,12 +18,12 @@ pub(crate) struct State {
 
 impl State {
     fn new(engines: Arc<Engines>) -> Self {
-        let (banks, seats) = engines.banks();
-        let registry = Registry::of(engines.plan.clone(), banks, seats);
+        let (stores, probe_refs) = engines.stores();
+        let registry = Registry::of(engines.plan.clone(), stores, probe_refs);
         Self { engines, registry, overflows: Arc::default() }
     }
 
-    /// Loads and attaches the probes, or goes on with what an earlier exporter has left in the folder.
+    /// Loads and attaches the probes, or goes on with what an earlier exporter has left in the directory.
     ///
     /// # Errors
     /// If the kernel refuses the programs.
@@ -31,12 +31,12 @@ impl State {
         plan: Plan,
         settings: &Settings,
         attach: Attach,
-        folder: Option<Folder>,
+        directory: Option<StateDirectory>,
     ) -> Result<Self, KernelError> {
-        let Some(folder) = folder.map(Arc::new) else {
+        let Some(directory) = directory.map(Arc::new) else {
             return Ok(Self::new(Arc::new(Engines::start(plan, attach, None)?)));
         };
-        let reason = match Engines::take_over(&folder, settings, attach) {
+        let reason = match Engines::take_over(&directory, settings, attach) {
             Ok(Some((engines, carried))) => {
                 let mut before = Self::new(Arc::new(engines));
                 before.registry.carry_on(carried);
@@ -56,20 +56,20 @@ impl State {
         if let Some(reason) = reason {
             log::warn!(
                 "The pinned state in {} is not taken over, and counts begin anew: {reason}",
-                folder.path().display()
+                directory.path().display()
             );
         }
-        if let Err(err) = folder.remove_but(&[]) {
+        if let Err(err) = directory.remove_but(&[]) {
             log::warn!("{err}");
         }
-        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(folder))?));
+        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory))?));
         state.save();
         Ok(state)
     }
 
     /// What counts from now on, with the series of before.
     pub(super) fn changed_to(&mut self, engines: Arc<Engines>) -> Self {
-        let (before, now) = (self.engines.status().seen(), engines.status().seen());
+        let (before, now) = (self.engines.status().facts(), engines.status().facts());
         let mut next = Self::new(engines);
         next.registry.take_over(&mut self.registry, &before, &now);
         next.save();
@@ -78,7 +78,7 @@ impl State {
 
     /// Notes that what is not of the configuration any more is taken out.
     pub(super) fn settle(&mut self, settled: Engines) {
-        self.registry.forget_banks(settled.banks().0.len());
+        self.registry.forget_stores(settled.stores().0.len());
         self.engines = Arc::new(settled);
         self.save();
     }

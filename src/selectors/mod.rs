@@ -228,7 +228,7 @@ impl Who {
     }
 
     /// Whether processes in such a control group can be meant.
-    pub fn means_cgroup(&self, belongs: &Belongs) -> bool {
+    pub fn matches_cgroup(&self, belongs: &Belongs) -> bool {
         let facts = Facts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
         let mut by_cgroup = self.predicates.iter().filter(|of| of.is_by_cgroup()).peekable();
         by_cgroup.peek().is_some() && by_cgroup.all(|of| of.fits(&facts))

@@ -142,28 +142,28 @@ pub(crate) struct Automaton {
 impl Automaton {
     /// None if it is no pattern.
     pub fn of(pattern: &Pattern) -> Option<Self> {
-        let mut made = Self { any: 0, within: 0, end: 0, to: [0; 256] };
+        let mut table = Self { any: 0, within: 0, end: 0, to: [0; 256] };
         for part in pattern.parts().ok()? {
             match part {
-                Part::Star => made.any |= 1 << made.end,
+                Part::Star => table.any |= 1 << table.end,
                 Part::Byte(byte) => {
-                    made.end += 1;
-                    made.to[usize::from(byte)] |= 1 << made.end;
+                    table.end += 1;
+                    table.to[usize::from(byte)] |= 1 << table.end;
                 }
                 Part::Set { bytes, any_other } => {
-                    made.end += 1;
-                    for (to, fits) in made.to.iter_mut().zip(bytes) {
-                        *to |= u128::from(fits) << made.end;
+                    table.end += 1;
+                    for (to, fits) in table.to.iter_mut().zip(bytes) {
+                        *to |= u128::from(fits) << table.end;
                     }
                     if any_other {
-                        made.within |= 1 << made.end;
+                        table.within |= 1 << table.end;
                         // Whatever begins a character.
-                        made.to[0xc0..].iter_mut().for_each(|to| *to |= 1 << made.end);
+                        table.to[0xc0..].iter_mut().for_each(|to| *to |= 1 << table.end);
                     }
                 }
             }
         }
-        Some(made)
+        Some(table)
     }
 
     /// What the kernel does, for tests.

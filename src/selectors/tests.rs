@@ -73,8 +73,8 @@ fn all_predicates_must_hold_and_none_mean_nobody() {
     assert!(who(vec![read("pod", "web-*"), read("process", "java")]).fits(&facts(&web)));
     assert!(!who(vec![read("pod", "web-*"), read("process", "perl")]).fits(&facts(&web)));
     assert!(!who(vec![]).fits(&facts(&web)));
-    assert!(who(vec![read("pod", "web-*"), read("process", "perl")]).means_cgroup(&web));
-    assert!(!who(vec![read("process", "java")]).means_cgroup(&web));
+    assert!(who(vec![read("pod", "web-*"), read("process", "perl")]).matches_cgroup(&web));
+    assert!(!who(vec![read("process", "java")]).matches_cgroup(&web));
 }
 
 #[test]

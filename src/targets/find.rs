@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
-use super::processes::{Meant, Processes, Uncovered};
+use super::processes::{ProcessFilter, Processes, SearchGaps};
 use crate::kernel::{FileKey, Files, ProcessEvents};
 use crate::procfs::Stat;
 use crate::selectors::{FileOf, Pattern, Selector};
@@ -69,7 +69,7 @@ impl Finder {
     ) -> Self {
         let young = (needs_libraries && events.is_some()).then(Vec::new);
         let mut finder = Self { files: Some(files), events, young, ..Self::default() };
-        finder.processes = Processes::of(selectors.iter().map(meant).collect());
+        finder.processes = Processes::of(selectors.iter().map(filters).collect());
         finder.processes.name_again();
         selectors.iter().for_each(|selector| finder.libraries.want(selector));
         let by_process = selectors.iter().filter(|selector| selector.is_by_process());
@@ -216,7 +216,7 @@ impl Finder {
     fn of_all(
         &mut self,
         wanted: &[u32],
-        uncovered: &Uncovered,
+        uncovered: &SearchGaps,
         none: String,
         usdt: &[String],
     ) -> Result<Vec<TargetFile>, String> {
@@ -258,14 +258,14 @@ impl Finder {
 }
 
 /// What tells whether a process is of interest to a target.
-fn meant(selector: &Selector) -> Option<Meant> {
+fn filters(selector: &Selector) -> Option<ProcessFilter> {
     match selector.path() {
         // To be told when it is run.
         Some(path) => {
             let name = path.file_name().and_then(|name| name.to_str());
-            name.map(|name| Meant::Runs(name.to_string(), selector.who.clone()))
+            name.map(|name| ProcessFilter::Runs(name.to_string(), selector.who.clone()))
         }
-        None => Some(Meant::Who(selector.who.clone())),
+        None => Some(ProcessFilter::Who(selector.who.clone())),
     }
 }
 

@@ -47,7 +47,7 @@ impl Finder {
     }
 
     /// Becomes readable when there is something to follow at once.
-    pub fn told(&self) -> Option<BorrowedFd<'_>> {
+    pub fn events_fd(&self) -> Option<BorrowedFd<'_>> {
         self.events.as_ref().map(AsFd::as_fd)
     }
 
@@ -56,15 +56,15 @@ impl Finder {
     pub fn follow(&mut self) -> Option<ProcessNews> {
         let mut news = ProcessNews::default();
         let Some(events) = &mut self.events else { return Some(news) };
-        let told = events.take();
+        let received = events.take();
         if events.has_lost() {
             self.running.clear();
             return None;
         }
         // Of a process that has ended meanwhile nothing can be looked up.
         let ends = |event: &&ProcessEvent| matches!(event.change, ProcessChange::Ended { .. });
-        let ended: HashSet<u32> = told.iter().filter(ends).map(|event| event.pid).collect();
-        for event in &told {
+        let ended: HashSet<u32> = received.iter().filter(ends).map(|event| event.pid).collect();
+        for event in &received {
             self.follow_one(event, ended.contains(&event.pid), &mut news);
         }
         self.read_young();
@@ -102,7 +102,7 @@ impl Finder {
         let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
-            && let Some(is_meant) = self.processes.means_cgroup(cgroup)
+            && let Some(is_meant) = self.processes.matches_cgroup(cgroup)
         {
             events.set_cgroup(cgroup, is_meant);
         }

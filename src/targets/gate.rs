@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::ways::{Beside, Change, Ways};
-use crate::kernel::{Breaks, ExecGate, Waker, apart, be_prompt};
+use super::ways::{Change, Sibling, Ways};
+use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_prompt};
 
 /// How long a program is held back at most.
 const LONGEST: Duration = Duration::from_millis(250);
@@ -28,8 +28,8 @@ const MARKS: usize = 64;
 
 /// Of the whole process, since it can only be made before rights are given up. None where it cannot.
 static GATE: LazyLock<Option<Gate>> = LazyLock::new(|| {
-    let made = ExecGate::new().and_then(Gate::new);
-    made.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()
+    let created = ExecGate::new().and_then(Gate::new);
+    created.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()
 });
 
 /// Makes what needs `CAP_SYS_ADMIN`, while the process has it.
@@ -58,7 +58,7 @@ struct State {
     /// What the thread is made of, until it is needed.
     parts: Option<Parts>,
     is_at_work: bool,
-    guests: Vec<Guest>,
+    guests: Vec<GateClient>,
     last_guest: u64,
     /// The guests watch other files than before.
     has_moved: bool,
@@ -68,7 +68,7 @@ struct State {
 
 /// A manager that attaches to files.
 #[derive(Debug)]
-struct Guest {
+struct GateClient {
     number: u64,
     waker: Waker,
     paths: Vec<PathBuf>,
@@ -79,7 +79,7 @@ struct Guest {
 
 /// What a manager has to do with the gate. It belongs to the manager's thread, and ends in it.
 #[derive(Debug)]
-pub struct GateKeeper {
+pub struct GateHandle {
     gate: &'static Gate,
     number: u64,
     _of_this_thread: std::marker::PhantomData<*const ()>,
@@ -104,9 +104,9 @@ impl Gate {
     }
 }
 
-impl GateKeeper {
+impl GateHandle {
     /// For the manager of the calling thread, which is woken where it is told of leases; None where nobody can be held back.
-    pub fn new(_woken: &Breaks) -> Option<Self> {
+    pub fn new(_woken: &LeaseBreaks) -> Option<Self> {
         let gate = GATE.as_ref()?;
         let mut state = lock(&gate.state);
         if let Some(parts) = state.parts.take() {
@@ -114,7 +114,7 @@ impl GateKeeper {
             let porter = |(gate, ways, woken): Parts| {
                 let (paths, marked, held) = (Vec::new(), None, None);
                 be_prompt();
-                Porter { gate, ways, woken, state: shared, paths, marked, held }.run();
+                GateThread { gate, ways, woken, state: shared, paths, marked, held }.run();
             };
             let begun = apart("exec-gate", parts, descriptors, porter);
             state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
@@ -125,11 +125,11 @@ impl GateKeeper {
         state.last_guest += 1;
         let number = state.last_guest;
         let (asked, answered) = (0, 0);
-        state.guests.push(Guest { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
+        state.guests.push(GateClient { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
         Some(Self { gate, number, _of_this_thread: std::marker::PhantomData })
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut Guest) -> T) -> Option<T> {
+    fn with<T>(&self, change: impl FnOnce(&mut GateClient) -> T) -> Option<T> {
         lock(&self.gate.state).guests.iter_mut().find(|guest| guest.number == self.number).map(change)
     }
 
@@ -166,7 +166,7 @@ impl GateKeeper {
     }
 }
 
-impl Drop for GateKeeper {
+impl Drop for GateHandle {
     fn drop(&mut self) {
         let mut state = lock(&self.gate.state);
         state.guests.retain(|guest| guest.number != self.number);
@@ -177,7 +177,7 @@ impl Drop for GateKeeper {
 }
 
 /// The thread.
-struct Porter {
+struct GateThread {
     gate: ExecGate,
     ways: Ways,
     woken: UnixStream,
@@ -195,7 +195,7 @@ struct Held {
     programs: usize,
 }
 
-impl Porter {
+impl GateThread {
     fn run(mut self) {
         loop {
             self.wait();
@@ -204,7 +204,7 @@ impl Porter {
             for change in self.ways.take() {
                 match change {
                     Change::OnTheWay(path) => self.mark_path(path),
-                    Change::Beside(Beside { path, .. }) => self.mark(&path, false),
+                    Change::Sibling(Sibling { path, .. }) => self.mark(&path, false),
                 }
             }
             self.ask();
@@ -347,34 +347,34 @@ mod tests {
     #[test]
     fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
         let folder = tempfile::tempdir().unwrap();
-        let [target, beside] = ["app", "app.new"].map(|name| folder.path().join(name));
-        let woken = Breaks::new().unwrap();
-        let keeper = GateKeeper::new(&woken).expect("these tests need root");
-        keeper.follow(&[(7, target.clone())]);
+        let [target, sibling] = ["app", "app.new"].map(|name| folder.path().join(name));
+        let woken = LeaseBreaks::new().unwrap();
+        let handle = GateHandle::new(&woken).expect("these tests need root");
+        handle.follow(&[(7, target.clone())]);
         until("the folder to be watched", || {
-            copy(&beside);
-            is_marked(&beside)
+            copy(&sibling);
+            is_marked(&sibling)
         });
         let run = |path: &Path| {
             let mut command = Command::new(path);
             std::thread::spawn(move || command.status().unwrap().success())
         };
         // Answered as soon as it is asked for.
-        assert_eq!(keeper.asked(), None);
-        let running = run(&beside);
-        until("the manager to be asked", || keeper.asked().is_some());
-        keeper.answer(keeper.asked().unwrap());
-        assert_eq!(keeper.asked(), None);
+        assert_eq!(handle.asked(), None);
+        let running = run(&sibling);
+        until("the manager to be asked", || handle.asked().is_some());
+        handle.answer(handle.asked().unwrap());
+        assert_eq!(handle.asked(), None);
         assert!(running.join().unwrap());
         // Never answered.
-        fs::rename(&beside, &target).unwrap();
+        fs::rename(&sibling, &target).unwrap();
         until("the new file to be marked", || is_marked(&target));
         assert!(run(&target).join().unwrap());
         until("the marks to go", || !is_marked(&target));
-        keeper.expect(target.clone());
+        handle.expect(target.clone());
         until("the file to be marked", || is_marked(&target));
         // Nobody is there to be asked.
-        drop(keeper);
+        drop(handle);
         assert!(run(&target).join().unwrap());
         until("the marks to go", || !is_marked(&target));
     }

@@ -1,4 +1,4 @@
-//! What is written down of a bank's probes while they are attached, and taken over by the next exporter.
+//! What is written down of a engine's probes while they are attached, and taken over by the next exporter.
 //!
 //! It is written after every change. An exporter that is killed before that leaves links of which nothing is known: they are
 //! removed; or it names links that are gone: then the file is attached to anew.
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::attached_file::{AttachContext, AttachedFile};
 use super::file::TargetFile;
 use super::outcome::Outcome;
-use super::record::{BankRecord, ProbeRecord, Record, Role, Signature};
+use super::record::{EngineRecord, ProbeRecord, Record, Role, Signature};
 use super::state::{Candidate, TargetState};
 use super::worker::Worker;
 use crate::kernel::{Held, Refusal, RefusalKind, release};
@@ -48,7 +48,7 @@ impl Worker {
             guard.set_files(attached.map(|file| file.identity.address).collect());
         }
         let files = self.targets.iter().map(TargetState::records).collect();
-        let record = BankRecord {
+        let record = EngineRecord {
             plan: SavedPlan::of(&self.plan),
             shape: self.kernel.shape(),
             layout: self.layout.clone(),
@@ -61,7 +61,7 @@ impl Worker {
     }
 
     /// Goes on with what an earlier exporter has attached.
-    pub(super) fn take_over(&mut self, record: BankRecord) {
+    pub(super) fn take_over(&mut self, record: EngineRecord) {
         let all = || record.files.iter().flatten().map(|(_, file)| file);
         let names: BTreeSet<String> =
             all().flat_map(|file| &file.links).map(|(_, name)| name.clone()).collect();
@@ -163,10 +163,10 @@ impl AttachedFile {
 
     /// The file as an earlier exporter has left it, with its links.
     pub(super) fn take_over(record: Record, links: Vec<(usize, Held)>) -> Self {
-        let mut made = Self::new(record.display, record.identity, record.stamp);
+        let mut attached = Self::new(record.display, record.identity, record.stamp);
         for (at, probe) in record.probes.into_iter().enumerate() {
-            made.open.extend(probe.open.into_iter().map(|(offset, is_return)| (at, offset, is_return)));
-            made.probes.push(Outcome {
+            attached.open.extend(probe.open.into_iter().map(|(offset, is_return)| (at, offset, is_return)));
+            attached.probes.push(Outcome {
                 probe: probe.probe,
                 state: probe.state,
                 sites: probe.sites,
@@ -175,16 +175,16 @@ impl AttachedFile {
                 open: Vec::new(),
             });
         }
-        made.links = links;
-        made.cookies = record.cookies;
-        made.shared_semaphores = record.shared_semaphores;
-        made.unread = record.unread;
-        made.attached_at = record.attached_at;
-        made.is_taken_over = true;
+        attached.links = links;
+        attached.cookies = record.cookies;
+        attached.shared_semaphores = record.shared_semaphores;
+        attached.unread = record.unread;
+        attached.attached_at = record.attached_at;
+        attached.is_taken_over = true;
         if let Some(is_replaced) = record.unused {
-            made.leave(is_replaced);
+            attached.leave(is_replaced);
         }
-        made
+        attached
     }
 
     /// Finds again the sites that an earlier exporter could not attach to yet.

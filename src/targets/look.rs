@@ -9,7 +9,7 @@ use super::outcome::Outcome;
 use super::status::ProbeState;
 use super::upgrade::lease;
 use super::worker::Worker;
-use crate::kernel::{Breaks, Filter};
+use crate::kernel::{Filter, LeaseBreaks};
 use crate::plan::{Plan, TargetPlan};
 
 /// Walks for the children of one target, at most: one that finds no more ends it.
@@ -210,10 +210,10 @@ impl Worker {
                 changed = true;
                 continue;
             }
-            if let Some(made) = state.admit(&self.kernel, file) {
-                state.note_attached(&made, target, &self.status);
-                announce(&self.plan, planned, file, &made, elsewhere);
-                state.current.push(made);
+            if let Some(new_file) = state.admit(&self.kernel, file) {
+                state.note_attached(&new_file, target, &self.status);
+                announce(&self.plan, planned, file, &new_file, elsewhere);
+                state.current.push(new_file);
                 changed = true;
                 continue;
             }
@@ -229,10 +229,10 @@ impl Worker {
                 let mut old = state.replaced.swap_remove(at);
                 old.detach(&mut self.cookies);
             }
-            let made = AttachedFile::attach(context, file, lease, &mut self.cookies);
-            state.note_attached(&made, target, &self.status);
-            announce(&self.plan, planned, file, &made, elsewhere);
-            state.current.push(made);
+            let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies);
+            state.note_attached(&new_file, target, &self.status);
+            announce(&self.plan, planned, file, &new_file, elsewhere);
+            state.current.push(new_file);
             changed = true;
         }
         let state = &mut self.targets[target];
@@ -306,7 +306,7 @@ const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs
 fn guard(
     old: &mut AttachedFile,
     file: &TargetFile,
-    breaks: &Breaks,
+    breaks: &LeaseBreaks,
     finder: &mut Finder,
 ) -> Result<(), Option<String>> {
     old.lease = lease(breaks, finder, file).map_err(Some)?;
@@ -316,9 +316,9 @@ fn guard(
 }
 
 /// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
-fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &AttachedFile, elsewhere: bool) {
+fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, new_file: &AttachedFile, elsewhere: bool) {
     let mut attached = 0;
-    for outcome in &made.probes {
+    for outcome in &new_file.probes {
         let name = &plan.probes[outcome.probe].name;
         match &outcome.state {
             ProbeState::Attached => {
@@ -334,8 +334,12 @@ fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, made: &Attache
             state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
         }
     }
-    let line =
-        format!("Attached {attached}/{} probes to {} ({})", made.probes.len(), planned.name, file.display);
+    let line = format!(
+        "Attached {attached}/{} probes to {} ({})",
+        new_file.probes.len(),
+        planned.name,
+        file.display
+    );
     if attached == 0 && elsewhere {
         log::debug!("{line}");
     } else if attached == 0 {

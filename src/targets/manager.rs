@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::attached_file::Shed;
 use super::cookies::Cookies;
 use super::follow::ProcessNews;
-use super::record::Beginning;
+use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
@@ -33,12 +33,12 @@ pub struct ProbeManager {
     status: Arc<Status>,
     attach: Attach,
     stop: Option<UnixStream>,
-    orders: Sender<Order>,
+    orders: Sender<Request>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What is to be done, and whom to tell that it is done.
-type Order = (Task, SyncSender<()>);
+type Request = (Task, SyncSender<()>);
 
 /// With probes, by their numbers in the plan.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl ProbeManager {
     /// # Errors
     /// If the kernel refuses the programs, or the thread cannot be made.
     pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
-        Self::begin(plan, layout, attach, Beginning::default())
+        Self::begin(plan, layout, attach, StartState::default())
     }
 
     /// As [`ProbeManager::start`]; what is attached may stay when the exporter ends, or may have stayed.
@@ -63,7 +63,7 @@ impl ProbeManager {
         plan: Arc<Plan>,
         layout: Arc<Layout>,
         attach: Attach,
-        beginning: Beginning,
+        beginning: StartState,
     ) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
         let (ready, started) = sync_channel(1);
@@ -144,14 +144,14 @@ impl Drop for ProbeManager {
 
 impl Worker {
     /// Until the other end of the watch's stream is dropped.
-    fn run(&mut self, orders: &Receiver<Order>) {
+    fn run(&mut self, orders: &Receiver<Request>) {
         let mut pause = LOOK_INTERVAL / 5;
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
-            let news = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.told());
+            let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
             // Before anything else: somebody waits.
-            self.give_way(&news.breaks);
-            if news.is_over {
+            self.give_way(&wakeup.breaks);
+            if wakeup.is_over {
                 self.watch.open_gate();
                 break;
             }
@@ -166,19 +166,19 @@ impl Worker {
                 }
                 let _ = done.try_send(());
             }
-            self.prepare(&news.beside);
-            if news.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
+            self.prepare(&wakeup.sibling);
+            if wakeup.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
                 self.follow_processes();
             }
             let plan = self.plan.clone();
             // What is executed is not written any more.
-            let is_free = |written: Written| news.asked.is_some() || written.is_due();
+            let is_free = |written: Written| wakeup.asked.is_some() || written.is_due();
             for (target, planned) in plan.targets.iter().enumerate() {
-                if news.targets.contains(&target) || self.targets[target].written.is_some_and(is_free) {
+                if wakeup.targets.contains(&target) || self.targets[target].written.is_some_and(is_free) {
                     self.look_at(target, planned);
                 }
             }
-            if !news.targets.is_empty() {
+            if !wakeup.targets.is_empty() {
                 self.follow();
             }
             if self.last_look.elapsed() >= pause {
@@ -198,7 +198,7 @@ impl Worker {
                 }
                 self.look(walk);
             }
-            self.watch.answer(&news);
+            self.watch.answer(&wakeup);
             self.keep_if_changed();
         }
         self.keep();
@@ -245,35 +245,35 @@ impl Worker {
 
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
-        let Some(news) = self.finder.follow() else {
+        let Some(wakeup) = self.finder.follow() else {
             log::debug!("process events were lost: scanning /proc");
             self.is_behind = true;
             return;
         };
         self.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
-        self.look_for(&news);
+        self.look_for(&wakeup);
         // What becomes of them is to be told from now on.
         if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
             self.follow();
         }
     }
 
-    fn look_for(&mut self, news: &ProcessNews) {
+    fn look_for(&mut self, wakeup: &ProcessNews) {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
             let Some(name) = planned.selector.executable_name() else { continue };
-            let ended = news.ended.iter().filter(|(of, _)| name.matches(of));
+            let ended = wakeup.ended.iter().filter(|(of, _)| name.matches(of));
             let before = self.targets[target].paths.len();
             self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
-            if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
+            if before < self.targets[target].paths.len() && !wakeup.targets.contains(&target) {
                 self.look_at(target, planned);
             }
         }
-        for target in &news.targets {
+        for target in &wakeup.targets {
             self.look_at(*target, &plan.targets[*target]);
         }
-        for executed in &news.executed {
+        for executed in &wakeup.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             self.raise_semaphores(executed.pid, identity);
             self.note_fresh(executed.pid, identity);
@@ -285,17 +285,17 @@ impl Worker {
                 }
             }
         }
-        self.give_up_what_kills(news);
+        self.give_up_what_kills(wakeup);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
             files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
         };
-        self.finder.note_executed(news, needs_semaphores);
+        self.finder.note_executed(wakeup, needs_semaphores);
     }
 
     /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
-    /// may be news. With `walk`, also what is looked at rarely.
+    /// may be wakeup. With `walk`, also what is looked at rarely.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
         if walk {

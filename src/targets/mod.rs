@@ -34,5 +34,5 @@ pub use find::find;
 pub use gate::prepare_gate;
 pub(crate) use libraries::has_probes;
 pub use manager::ProbeManager;
-pub(crate) use record::{BankRecord, Beginning};
+pub(crate) use record::{EngineRecord, StartState};
 pub use status::{ProbeState, ProbeStatus, Reattached, Status, TargetCounts, Ticks, Usage};

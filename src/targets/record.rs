@@ -1,4 +1,4 @@
-//! What is written down of a bank's probes while they are attached.
+//! What is written down of a engine's probes while they are attached.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +9,9 @@ use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;
 use crate::unfit::UnfitSite;
 
-/// A bank, as the next exporter has to know it.
+/// A engine, as the next exporter has to know it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct BankRecord {
+pub(crate) struct EngineRecord {
     pub plan: SavedPlan,
     pub shape: Shape,
     /// See [`crate::layout::Layout::fingerprint`].
@@ -30,12 +30,12 @@ pub(super) enum Role {
     Candidate,
 }
 
-/// How a bank begins.
+/// How a engine begins.
 #[derive(Debug, Default)]
-pub(crate) struct Beginning {
+pub(crate) struct StartState {
     pub pinning: Option<Pinning>,
     /// What an earlier exporter has left.
-    pub record: Option<BankRecord>,
+    pub record: Option<EngineRecord>,
 }
 
 /// What is written down of a file that stays attached when the exporter ends.

@@ -51,15 +51,15 @@ const NAMES_OF_FILES: usize = 1024;
 
 impl TargetState {
     /// Counts a file that is attached to in place of another, or again.
-    pub(super) fn note_attached(&mut self, made: &AttachedFile, target: usize, status: &Status) {
-        if !made.is_attached() {
+    pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &Status) {
+        if !new_file.is_attached() {
             return;
         }
         if self.identities.len() >= NAMES_OF_FILES {
             self.identities.clear();
         }
-        match self.identities.insert(made.display.clone(), made.identity) {
-            Some(before) if before == made.identity => status.add_reattached(target, Reattached::Written),
+        match self.identities.insert(new_file.display.clone(), new_file.identity) {
+            Some(before) if before == new_file.identity => status.add_reattached(target, Reattached::Written),
             Some(_) => status.add_reattached(target, Reattached::Replaced),
             None => {}
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Sweep;
-use crate::metrics::{ProbeFacts, Seat};
+use crate::metrics::{ProbeFacts, ProbeRef};
 use crate::plan::Plan;
 
 /// The state of every probe of the plan.
@@ -70,7 +70,7 @@ pub struct ProbeStatus {
     shed: Duration,
     /// When it was taken out.
     shed_since: Option<Instant>,
-    pub seen: ProbeFacts,
+    pub facts: ProbeFacts,
 }
 
 impl ProbeStatus {
@@ -151,7 +151,7 @@ impl Status {
             refused: 0,
             shed: Duration::ZERO,
             shed_since: None,
-            seen: ProbeFacts::default(),
+            facts: ProbeFacts::default(),
         };
         Self {
             probes: Mutex::new(vec![waiting; plan.probes.len()]),
@@ -167,17 +167,19 @@ impl Status {
         }
     }
 
-    /// Those of several plans as one: `seats` has for each probe of `plan` the part, as its bank, and the number there.
-    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], seats: &[Seat]) -> Self {
+    /// Those of several plans as one: `seats` has for each probe of `plan` the part, as its engine, and the number there.
+    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], probe_refs: &[ProbeRef]) -> Self {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
         let spans: Vec<_> = parts.iter().map(|(_, status)| status.spans()).collect();
-        *whole.lock() = seats.iter().map(|seat| probes[seat.bank][seat.probe].clone()).collect();
-        for (planned, seat) in plan.probes.iter().zip(seats) {
-            if let (Some(span), Some(there)) = (planned.span, parts[seat.bank].0.probes[seat.probe].span)
+        *whole.lock() =
+            probe_refs.iter().map(|probe_ref| probes[probe_ref.engine][probe_ref.probe].clone()).collect();
+        for (planned, probe_ref) in plan.probes.iter().zip(probe_refs) {
+            if let (Some(span), Some(there)) =
+                (planned.span, parts[probe_ref.engine].0.probes[probe_ref.probe].span)
                 && let Some(to) = whole.lock_spans().get_mut(span.number as usize)
             {
-                *to = spans[seat.bank][there.number as usize];
+                *to = spans[probe_ref.engine][there.number as usize];
             }
         }
         *whole.hz.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -212,22 +214,22 @@ impl Status {
     }
 
     /// What the measured series need to know.
-    pub fn seen(&self) -> Vec<ProbeFacts> {
-        self.lock().iter().map(|probe| probe.seen.clone()).collect()
+    pub fn facts(&self) -> Vec<ProbeFacts> {
+        self.lock().iter().map(|probe| probe.facts.clone()).collect()
     }
 
     /// Sets one state, with the sites that are attached and those that are refused.
     pub(super) fn set(&self, probe: usize, state: ProbeState, sites: [usize; 2], unsigned: Option<u32>) {
         let mut probes = self.lock();
         let Some(at) = probes.get_mut(probe) else { return };
-        at.seen.attached |= state.is_attached();
+        at.facts.attached |= state.is_attached();
         match (matches!(state, ProbeState::Shed(_)), at.shed_since) {
             (true, None) => at.shed_since = Some(Instant::now()),
             (false, Some(since)) => (at.shed, at.shed_since) = (at.shed + since.elapsed(), None),
             _ => {}
         }
         if let Some(unsigned) = unsigned {
-            at.seen.unsigned = unsigned;
+            at.facts.unsigned = unsigned;
         }
         at.state = state;
         [at.sites, at.refused] = sites;
@@ -279,7 +281,7 @@ impl Status {
     pub(super) fn function(&self, probe: usize, name: &str) -> u32 {
         let mut probes = self.lock();
         let Some(at) = probes.get_mut(probe) else { return 0 };
-        let names = &mut at.seen.functions;
+        let names = &mut at.facts.functions;
         let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
             Arc::make_mut(names).push(name.to_string());
             names.len() - 1
@@ -289,7 +291,7 @@ impl Status {
 
     /// What is remembered of functions, spans and targets, for an exporter that goes on from here.
     pub(super) fn memory(&self) -> Memory {
-        let functions = self.lock().iter().map(|probe| probe.seen.functions.to_vec()).collect();
+        let functions = self.lock().iter().map(|probe| probe.facts.functions.to_vec()).collect();
         let expired = self.lock_spans().iter().map(|span| span.expired).collect();
         Memory { functions, expired, targets: self.targets() }
     }
@@ -297,7 +299,7 @@ impl Status {
     /// Goes on from what an earlier exporter remembered.
     pub(super) fn recall(&self, memory: Memory) {
         for (probe, functions) in self.lock().iter_mut().zip(memory.functions) {
-            probe.seen.functions = Arc::new(functions);
+            probe.facts.functions = Arc::new(functions);
         }
         for (span, expired) in self.lock_spans().iter_mut().zip(memory.expired) {
             span.expired = expired;

@@ -14,9 +14,9 @@ use super::find::Finder;
 use super::libraries::has_any;
 use super::state::{Candidate, TargetState, Written};
 use super::status::ProbeState;
-use super::ways::Beside;
+use super::ways::Sibling;
 use super::worker::Worker;
-use crate::kernel::{Break, Breaks, Filter, Lease, NoLease};
+use crate::kernel::{Filter, Lease, LeaseBreak, LeaseBreaks, NoLease};
 use crate::plan::TargetPlan;
 
 /// How long a file may lie beside the target's before it takes its place.
@@ -38,13 +38,17 @@ const FREE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Why the file must not be attached to now.
-pub(super) fn lease(told: &Breaks, finder: &mut Finder, file: &TargetFile) -> Result<Option<Lease>, String> {
+pub(super) fn lease(
+    lease_breaks: &LeaseBreaks,
+    finder: &mut Finder,
+    file: &TargetFile,
+) -> Result<Option<Lease>, String> {
     let opened = match file.open() {
         Ok(opened) => opened,
         // Attaching will say so.
         Err(_) => return Ok(None),
     };
-    match Lease::take(opened, told) {
+    match Lease::take(opened, lease_breaks) {
         Ok(lease) => Ok(Some(lease)),
         // What runs is not written any more, or at its own risk: the memory of a memfd stays open.
         Err(NoLease::Written) if finder.in_use(file.identity) => Ok(None),
@@ -66,13 +70,15 @@ fn being_written(file: &str) -> String {
 
 impl Worker {
     /// Takes the probes out of files that somebody is about to write, and lets the writer go on.
-    pub(super) fn give_way(&mut self, breaks: &[Break]) {
+    pub(super) fn give_way(&mut self, breaks: &[LeaseBreak]) {
         if breaks.is_empty() {
             return;
         }
         let is_broken = |attached: &AttachedFile| {
             attached.lease.as_ref().is_some_and(|lease| {
-                let is_named = |broken: &Break| *broken == Break::Any || *broken == Break::Of(lease.number());
+                let is_named = |broken: &LeaseBreak| {
+                    *broken == LeaseBreak::Any || *broken == LeaseBreak::Of(lease.number())
+                };
                 breaks.iter().any(is_named) && !lease.is_held()
             })
         };
@@ -146,9 +152,9 @@ impl Worker {
     }
 
     /// Attaches to files that were written beside a target's.
-    pub(super) fn prepare(&mut self, beside: &[Beside]) {
+    pub(super) fn prepare(&mut self, beside: &[Sibling]) {
         let plan = self.plan.clone();
-        for Beside { target, path, is_called_like } in beside {
+        for Sibling { target, path, is_called_like } in beside {
             let planned = &plan.targets[*target];
             // Under any other name it must have the target's own probes to be taken for another version of it.
             if !is_called_like && !has_any(path, &self.targets[*target].usdt) {

@@ -9,22 +9,22 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::gate::GateKeeper;
-use super::ways::{Beside, Change, Ways};
-use crate::kernel::{Break, Breaks};
+use super::gate::GateHandle;
+use super::ways::{Change, Sibling, Ways};
+use crate::kernel::{LeaseBreak, LeaseBreaks};
 
 /// What woke the manager.
 #[derive(Debug, Default)]
-pub struct News {
+pub struct Wakeup {
     /// The exporter ends.
     pub is_over: bool,
     /// Something is asked for.
     pub is_asked: bool,
-    pub breaks: Vec<Break>,
+    pub breaks: Vec<LeaseBreak>,
     /// Targets on whose way something has changed.
     pub targets: HashSet<usize>,
     /// Files that were written or put beside a target's file, and could take its place.
-    pub beside: Vec<Beside>,
+    pub sibling: Vec<Sibling>,
     /// Processes have begun, or done something else that must be looked at at once.
     pub processes: bool,
     /// Programs wait for all of this to be dealt with: as the gatekeeper is to be answered then.
@@ -35,9 +35,9 @@ pub struct News {
 #[derive(Debug)]
 pub struct Watch {
     stop: UnixStream,
-    pub breaks: Breaks,
+    pub breaks: LeaseBreaks,
     ways: Ways,
-    gate: Option<GateKeeper>,
+    gate: Option<GateHandle>,
 }
 
 impl Watch {
@@ -46,8 +46,8 @@ impl Watch {
     /// # Errors
     /// What the kernel refuses.
     pub fn new(stop: UnixStream) -> io::Result<Self> {
-        let breaks = Breaks::new()?;
-        let (ways, gate) = (Ways::new()?, GateKeeper::new(&breaks));
+        let breaks = LeaseBreaks::new()?;
+        let (ways, gate) = (Ways::new()?, GateHandle::new(&breaks));
         Ok(Self { stop, breaks, ways, gate })
     }
 
@@ -67,7 +67,7 @@ impl Watch {
     }
 
     /// All that these news tell is dealt with: programs that waited for it may start.
-    pub fn answer(&self, news: &News) {
+    pub fn answer(&self, news: &Wakeup) {
         if let (Some(gate), Some(asked)) = (&self.gate, news.asked) {
             gate.answer(asked);
         }
@@ -79,7 +79,7 @@ impl Watch {
     }
 
     /// Waits at most so long, or until there are news of processes.
-    pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> News {
+    pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> Wakeup {
         let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
         let mut fds = vec![
             PollFd::new(&self.stop, PollFlags::IN),
@@ -87,7 +87,7 @@ impl Watch {
             PollFd::new(&self.ways, PollFlags::IN),
         ];
         fds.extend(processes.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let mut news = News::default();
+        let mut news = Wakeup::default();
         if poll(&mut fds, Some(&timeout)).is_err() {
             return news;
         }
@@ -99,7 +99,7 @@ impl Watch {
             news.is_over = !news.is_asked;
         }
         // First: what was told before that is taken below.
-        news.asked = self.gate.as_ref().and_then(GateKeeper::asked);
+        news.asked = self.gate.as_ref().and_then(GateHandle::asked);
         if breaks {
             news.breaks = self.breaks.take();
         }
@@ -107,7 +107,7 @@ impl Watch {
             for change in self.ways.take() {
                 match change {
                     Change::OnTheWay(target) => drop(news.targets.insert(target)),
-                    Change::Beside(beside) => news.beside.push(beside),
+                    Change::Sibling(sibling) => news.sibling.push(sibling),
                 }
             }
         }

@@ -20,12 +20,12 @@ pub enum Change {
     /// The path with this number may lead to another file now, or to other contents.
     OnTheWay(usize),
     /// A file was written or put beside one, and could take its place.
-    Beside(Beside),
+    Sibling(Sibling),
 }
 
 /// A file beside a target's.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Beside {
+pub struct Sibling {
     pub target: usize,
     pub path: PathBuf,
     /// It is called like the target's, with something before or after that.
@@ -122,7 +122,7 @@ impl Ways {
                 } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
                     let is_called_like = is_called_like(changed, name);
                     let path = directory.path.join(changed);
-                    changes.push(Change::Beside(Beside { target: *target, path, is_called_like }));
+                    changes.push(Change::Sibling(Sibling { target: *target, path, is_called_like }));
                 }
             }
         }
@@ -217,10 +217,10 @@ mod tests {
         let path = directory.path().join("app");
         ways.follow(&[(3, path.clone())]);
         fs::write(directory.path().join("app.new"), "x").unwrap();
-        let beside = Beside { target: 3, path: directory.path().join("app.new"), is_called_like: true };
-        let told = ways.take();
-        assert!(told.contains(&Change::Beside(beside)), "{told:?}");
-        assert!(!told.contains(&Change::OnTheWay(3)), "{told:?}");
+        let sibling = Sibling { target: 3, path: directory.path().join("app.new"), is_called_like: true };
+        let events = ways.take();
+        assert!(events.contains(&Change::Sibling(sibling)), "{events:?}");
+        assert!(!events.contains(&Change::OnTheWay(3)), "{events:?}");
         fs::rename(directory.path().join("app.new"), &path).unwrap();
         assert_eq!(ways.take(), [Change::OnTheWay(3)]);
         ways.follow(&[]);

@@ -9,7 +9,7 @@ use super::attached_file::Shed;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::find::Finder;
-use super::record::{Beginning, Signature};
+use super::record::{Signature, StartState};
 use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
@@ -61,7 +61,7 @@ impl Worker {
         attach: Attach,
         status: Arc<Status>,
         stopped: UnixStream,
-        beginning: Beginning,
+        beginning: StartState,
     ) -> Result<Self, KernelError> {
         let failed = |what: &str, err: io::Error, next: &str| KernelError {
             what: what.to_string(),
@@ -81,7 +81,7 @@ impl Worker {
         let kernel = Kernel::load_pinned(&plan, layout, attach, namespace, beginning.pinning.as_ref())?;
         let guard = kernel.pins().and_then(|pins| {
             let started = Guard::start(pins);
-            let tell = |err: &KernelError| {
+            let report = |err: &KernelError| {
                 log::warn!(
                     "`state: pinned`: while no exporter runs, do not overwrite a traced file in place, or the program can \
                      crash at its next start; replace it by renaming. The kernel refuses the program that would \
@@ -89,7 +89,7 @@ impl Worker {
                     err.source
                 );
             };
-            started.inspect_err(tell).ok()
+            started.inspect_err(report).ok()
         });
         let watch = Watch::new(stopped)
             .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances"))?;

@@ -180,8 +180,8 @@ impl Prometheus {
     ///
     /// # Errors
     /// After `patience`: what Prometheus says of each target.
-    pub fn wait_until_up(&self, patience: Duration) -> Result<(), String> {
-        self.wait(patience, || {
+    pub fn wait_until_up(&self, timeout: Duration) -> Result<(), String> {
+        self.wait(timeout, || {
             let data = self.api("/api/v1/targets?state=active")?;
             let targets = data["activeTargets"].as_array().ok_or("no list of targets in the answer")?;
             // A target's health is told a moment before its samples can be asked for.
@@ -205,8 +205,8 @@ impl Prometheus {
     ///
     /// # Errors
     /// After `patience`: how often each was.
-    pub fn wait_for_scrapes(&self, times: u32, patience: Duration) -> Result<(), String> {
-        self.wait(patience, || {
+    pub fn wait_for_scrapes(&self, times: u32, timeout: Duration) -> Result<(), String> {
+        self.wait(timeout, || {
             let counts = self.query("count_over_time(up[1h])")?;
             if !counts.is_empty() && counts.iter().all(|s| s.value >= f64::from(times)) {
                 return Ok(());
@@ -215,8 +215,8 @@ impl Prometheus {
         })
     }
 
-    fn wait(&self, patience: Duration, mut done: impl FnMut() -> Result<(), String>) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
+    fn wait(&self, timeout: Duration, mut done: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
         loop {
             match done() {
                 Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),

@@ -67,7 +67,7 @@ impl Tracer {
     pub fn render_at(&self, now: Instant) -> Series {
         self.drain.catch_up(PATIENCE);
         let mut text = Vec::new();
-        self.registry.lock().unwrap().render(&self.manager.status().seen(), now, Format::Text, &mut text);
+        self.registry.lock().unwrap().render(&self.manager.status().facts(), now, Format::Text, &mut text);
         let text = String::from_utf8(text).expect("the exposition format is UTF-8");
         let rows = text.lines().filter(|line| !line.starts_with('#'));
         let node = format!("node=\"{}\"", self.plan.settings.node_name);

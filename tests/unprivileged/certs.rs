@@ -7,15 +7,15 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A folder of this test's own, removed at its end.
-struct Folder(PathBuf);
+struct StateDirectory(PathBuf);
 
-impl Folder {
+impl StateDirectory {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("certs-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).unwrap();
-        Folder(path)
+        StateDirectory(path)
     }
 
     fn certs(&self) -> PathBuf {
@@ -72,7 +72,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for StateDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -91,7 +91,7 @@ fn openssl(args: &[&str]) {
 
 #[test]
 fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     folder.generated(&["one.example", "two.example"]);
     let certificates = || ["one.example", "two.example"].map(|name| folder.read(&format!("{name}/node.crt")));
     let first = certificates();
@@ -113,12 +113,12 @@ fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
         openssl.output().unwrap().status.success()
     };
     assert!(ends_after(390) && !ends_after(398));
-    assert!(!Folder::new().generate(&["--renew"]).status.success(), "there is nothing to renew");
+    assert!(!StateDirectory::new().generate(&["--renew"]).status.success(), "there is nothing to renew");
 }
 
 #[test]
 fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     let nodes = ["192.168.1.10", "node-1.example.org", "2001:db8::1", "localhost"];
     folder.generated(&nodes);
     let ca = folder.certs().join("ca.crt");
@@ -133,7 +133,7 @@ fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
 
 #[test]
 fn another_authority_does_not_vouch_for_it() {
-    let (folder, other) = (Folder::new(), Folder::new());
+    let (folder, other) = (StateDirectory::new(), StateDirectory::new());
     folder.generated(&["node"]);
     other.generated(&["node"]);
     assert!(!folder.verifies(&other.certs().join("ca.crt"), "node", "node"));
@@ -141,7 +141,7 @@ fn another_authority_does_not_vouch_for_it() {
 
 #[test]
 fn keys_are_for_their_owner_and_certificates_for_all() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     folder.generated(&["node"]);
     let mut modes = folder.modes();
     modes.sort();
@@ -152,7 +152,7 @@ fn keys_are_for_their_owner_and_certificates_for_all() {
 /// Stands in for openssl and notes the mode of every key after each call, before the script can change it.
 #[test]
 fn no_key_is_readable_by_others_in_between() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     let bin = folder.0.join("bin");
     fs::create_dir(&bin).unwrap();
     let real = String::from_utf8(Command::new("which").arg("openssl").output().unwrap().stdout).unwrap();
@@ -183,7 +183,7 @@ fn no_key_is_readable_by_others_in_between() {
 
 #[test]
 fn a_second_run_keeps_what_is_good() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     folder.generated(&["a", "10.0.0.1"]);
     let files = ["ca.crt", "ca.key", "a/node.crt", "a/node.key", "10.0.0.1/node.crt"];
     let before = files.map(|file| folder.read(file));
@@ -196,7 +196,7 @@ fn a_second_run_keeps_what_is_good() {
 
 #[test]
 fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     folder.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
     let cut = folder.read("cut/node.crt");
     folder.write("cut/node.crt", &cut[..cut.len() / 2]);
@@ -225,7 +225,7 @@ fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
 }
 
 /// Replaces the node's certificate by one of the same key that ends in ten days.
-fn end_soon(folder: &Folder, node: &str) {
+fn end_soon(folder: &StateDirectory, node: &str) {
     let path = |file: &str| folder.certs().join(file).into_os_string().into_string().unwrap();
     let (key, crt, request) =
         (path(&format!("{node}/node.key")), path(&format!("{node}/node.crt")), path("request"));
@@ -251,7 +251,7 @@ fn end_soon(folder: &Folder, node: &str) {
 
 #[test]
 fn a_damaged_authority_is_refused_and_left_as_it_is() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     folder.generated(&["node"]);
     let certificate = folder.read("node/node.crt");
     fs::remove_file(folder.certs().join("ca.key")).unwrap();
@@ -284,18 +284,18 @@ fn a_name_that_is_none_is_refused_before_anything_is_written() {
         "ca.key",
         &long,
     ] {
-        let folder = Folder::new();
+        let folder = StateDirectory::new();
         let output = folder.generate(&["good", name]);
         assert_eq!(output.status.code(), Some(1), "{name:?}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was written"), "{name:?}");
         assert!(!folder.certs().exists(), "{name:?}");
     }
-    assert_eq!(Folder::new().generate(&[]).status.code(), Some(2));
+    assert_eq!(StateDirectory::new().generate(&[]).status.code(), Some(2));
 }
 
 #[test]
 fn the_folder_can_be_chosen() {
-    let folder = Folder::new();
+    let folder = StateDirectory::new();
     let chosen = folder.0.join("a folder");
     let output = script().arg("node").env("CERTS_DIR", &chosen).current_dir(&folder.0).output().unwrap();
     assert!(output.status.success(), "{output:?}");

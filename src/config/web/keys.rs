@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::diagnose::Diagnostics;
 use crate::config::endpoint::{Auth, Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::Node;
-use crate::config::layers::{Given, Layers};
+use crate::config::layers::{Layers, Sourced};
 use crate::config::limits::PASSWORD_FILE_BYTES;
 use crate::config::place::Place;
 use crate::config::words::quote;
@@ -35,7 +35,7 @@ pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option
             let read = read_password(&file.at, &file.value, layers.diags);
             from_file = Some((file.at.clone(), file.value));
             let Some(value) = read else { return (None, None) };
-            Some(Given { at: file.at, value, rank: file.rank })
+            Some(Sourced { at: file.at, value, rank: file.rank })
         }
         (_, None) => None,
     };
@@ -114,7 +114,7 @@ pub(super) fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsSettings> {
         }
     }
     let readable = layers.diags.len() == errors;
-    let alone = |given: &Given<PathBuf>, what: &str, other: &str| {
+    let alone = |given: &Sourced<PathBuf>, what: &str, other: &str| {
         if complete && !layers.has(other) {
             layers
                 .diags
@@ -136,8 +136,8 @@ pub(super) fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsSettings> {
     }
 }
 
-fn of_files(cert: Given<PathBuf>, key: Given<PathBuf>) -> TlsSettings {
-    let pem = |given: Given<PathBuf>| Pem { at: given.at, source: PemSource::File(given.value) };
+fn of_files(cert: Sourced<PathBuf>, key: Sourced<PathBuf>) -> TlsSettings {
+    let pem = |given: Sourced<PathBuf>| Pem { at: given.at, source: PemSource::File(given.value) };
     TlsSettings {
         at: cert.at.clone(),
         cert: pem(cert),

@@ -27,14 +27,14 @@ pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
     let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
     let mut kind = None;
     for suffix in suffixes.split('.') {
-        let told = match suffix {
+        let found = match suffix {
             "cold" | "part" | "__part" | "eh" => CloneKind::Fragment,
             "isra" | "constprop" | "specialized" => CloneKind::Specialised,
             "lto_priv" | "llvm" | "__uniq" | "localalias" | "clone" => CloneKind::Renamed,
             number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_hexdigit()) => continue,
             _ => return None,
         };
-        kind = kind.max(Some(told));
+        kind = kind.max(Some(found));
     }
     Some(Clone { base, kind: kind? })
 }

@@ -99,7 +99,7 @@ fn passed_structure<'d>(finder: &Finder<'d>, node: &Node<'d>, is_cpp: bool) -> P
         return Passed::Unknown;
     };
     let by_reference = match node.number(gimli::DW_AT_calling_convention) {
-        Some(said) => Some(said == u64::from(gimli::DW_CC_pass_by_reference.0)),
+        Some(convention) => Some(convention == u64::from(gimli::DW_CC_pass_by_reference.0)),
         None if is_cpp => copies_by_code(finder, node, DEPTH),
         None => Some(false),
     };

@@ -306,13 +306,14 @@ impl Builder<'_> {
         logs: bool,
     ) -> (ProbePlan, Option<Late>) {
         let mut scope = Scope { probe, plan: &mut plan, diags: self.diags, late };
-        let made: Vec<_> = probe.metrics.iter().map(|metric| Some((metric, scope.action(metric)?))).collect();
+        let built: Vec<_> =
+            probe.metrics.iter().map(|metric| Some((metric, scope.action(metric)?))).collect();
         if self.settings.verbose && logs {
             scope.log();
         }
         let late = scope.late;
         probe.metrics.iter().for_each(|metric| self.check(target, metric));
-        for (metric, mut action) in made.into_iter().flatten() {
+        for (metric, mut action) in built.into_iter().flatten() {
             if metric.unread || target.unread_labels || self.is_fed_already(&plan, metric) {
                 continue;
             }

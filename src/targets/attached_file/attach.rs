@@ -47,11 +47,11 @@ impl AttachedFile {
         lease: Option<Lease>,
         cookies: &mut Cookies,
     ) -> Self {
-        let mut made = Self::new(found.display.clone(), found.identity, found.stamp);
-        made.lease = lease;
-        made.read_and_attach(context, found, cookies);
-        made.attached_at = monotonic();
-        made
+        let mut attached_file = Self::new(found.display.clone(), found.identity, found.stamp);
+        attached_file.lease = lease;
+        attached_file.read_and_attach(context, found, cookies);
+        attached_file.attached_at = monotonic();
+        attached_file
     }
 
     pub(super) fn read_and_attach(

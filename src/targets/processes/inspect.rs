@@ -39,7 +39,7 @@ impl Processes {
 
     /// Whether any target does; without targets all is asked for.
     pub(super) fn asks_for(&self, what: impl Fn(&Who) -> bool) -> bool {
-        self.meant.is_empty() || self.meant.iter().flatten().any(|meant| what(meant.who()))
+        self.filters.is_empty() || self.filters.iter().flatten().any(|filters| what(filters.who()))
     }
 
     /// Whether any maps the file, told by device and inode.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use super::{Meant, Processes};
+use super::{ProcessFilter, Processes};
 use crate::selectors::{Belongs, Who};
 
 /// What a process belongs to.
@@ -22,8 +22,8 @@ const MEMBERSHIPS: usize = 4096;
 impl Processes {
     /// Notes whom the predicates of all targets mean of those that are in a control group.
     fn note_members(&mut self, belongs: &Belongs) {
-        for (target, meant) in self.meant.iter().enumerate() {
-            let Some(who) = meant.as_ref().map(Meant::who) else { continue };
+        for (target, filters) in self.filters.iter().enumerate() {
+            let Some(who) = filters.as_ref().map(ProcessFilter::who) else { continue };
             for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
                 for id in predicate.members(belongs) {
                     if known.insert(id.to_owned()) {
@@ -36,7 +36,7 @@ impl Processes {
 
     /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
     pub fn name_again(&mut self) -> bool {
-        if !self.meant.iter().flatten().any(|meant| meant.who().is_by_cgroup()) {
+        if !self.filters.iter().flatten().any(|filters| filters.who().is_by_cgroup()) {
             return false;
         }
         let before = self.members.clone();

@@ -1,18 +1,18 @@
 //! The processes that targets mean: one table for all of them. What the kernel tells of processes keeps it true; where it
 //! tells nothing, /proc is walked through again.
 
+mod gaps;
 mod inspect;
 mod membership;
 mod process;
-mod uncovered;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+pub use self::gaps::SearchGaps;
 use self::inspect::numbers;
 use self::membership::Membership;
 pub use self::process::Process;
-pub use self::uncovered::Uncovered;
 use super::file::Identity;
 use crate::containers::Containers;
 use crate::kernel::{ProcessChange, ProcessEvent};
@@ -21,7 +21,7 @@ use crate::selectors::{Facts, Who};
 
 /// What tells whether a process is of interest to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Meant {
+pub enum ProcessFilter {
     /// It runs a file that is called so, as the target's is; this says which of those count.
     Runs(String, Who),
     Who(Who),
@@ -31,7 +31,7 @@ pub enum Meant {
 #[derive(Debug, Default)]
 pub struct Processes {
     /// By target; a target that means no processes has none. Without any, all processes are of interest.
-    meant: Vec<Option<Meant>>,
+    filters: Vec<Option<ProcessFilter>>,
     all: BTreeMap<u32, Process>,
     is_walked: bool,
     /// Processes that may not be looked into, as of the latest walk.
@@ -49,26 +49,26 @@ pub struct Processes {
 /// Processes whose mappings are read again at a time, where the kernel does not tell of new ones.
 const AGAIN: usize = 64;
 
-impl Meant {
+impl ProcessFilter {
     fn who(&self) -> &Who {
         match self {
-            Meant::Who(who) | Meant::Runs(_, who) => who,
+            ProcessFilter::Who(who) | ProcessFilter::Runs(_, who) => who,
         }
     }
 }
 
 impl Processes {
     /// Of interest to these targets.
-    pub fn of(meant: Vec<Option<Meant>>) -> Self {
-        let members = meant.iter().map(|meant| match meant {
-            Some(meant) => vec![BTreeSet::new(); meant.who().predicates.len()],
+    pub fn of(filters: Vec<Option<ProcessFilter>>) -> Self {
+        let members = filters.iter().map(|filters| match filters {
+            Some(filters) => vec![BTreeSet::new(); filters.who().predicates.len()],
             None => Vec::new(),
         });
-        Self { members: members.collect(), meant, ..Self::default() }
+        Self { members: members.collect(), filters, ..Self::default() }
     }
 
     fn who(&self, target: usize) -> Option<&Who> {
-        self.meant.get(target)?.as_ref().map(Meant::who)
+        self.filters.get(target)?.as_ref().map(ProcessFilter::who)
     }
 
     /// The containers and pods that each of the target's predicates means, as far as they are known.
@@ -78,7 +78,7 @@ impl Processes {
 
     /// Processes that can be the target's, by what they are called.
     pub fn of_target(&self, target: usize) -> Vec<u32> {
-        self.all.values().filter(|process| self.means(target, process)).map(|process| process.pid).collect()
+        self.all.values().filter(|process| self.matches(target, process)).map(|process| process.pid).collect()
     }
 
     /// Processes that were started by those that the target means.
@@ -111,7 +111,7 @@ impl Processes {
         self.find_families(&mut found);
         self.hidden = found.values().filter(|process| process.is_hidden).count();
         self.all = found.into_iter().filter(|(_, process)| self.is_of_interest(process)).collect();
-        self.changed.extend((0..self.meant.len()).filter(|target| self.meant[*target].is_some()));
+        self.changed.extend((0..self.filters.len()).filter(|target| self.filters[*target].is_some()));
         Some(self.all.keys().copied().collect())
     }
 
@@ -129,7 +129,7 @@ impl Processes {
     }
 
     /// Those that are meant: of which all of it holds, and, of a target, those that were started by such.
-    pub fn fitting(&mut self, who: &Who, target: Option<usize>) -> (Vec<u32>, Uncovered) {
+    pub fn fitting(&mut self, who: &Who, target: Option<usize>) -> (Vec<u32>, SearchGaps) {
         self.walk_if_needed();
         let is_family = |process: &Process| target.is_some_and(|target| process.families.contains(&target));
         let (mut found, mut version_1) = (Vec::new(), false);
@@ -141,12 +141,12 @@ impl Processes {
             }
         }
         let hidden = if who.is_by_cgroup() { 0 } else { self.hidden };
-        (found, Uncovered { hidden, version_1 })
+        (found, SearchGaps { hidden, version_1 })
     }
 
     /// Whom processes have started that targets with children mean.
     fn find_families(&self, all: &mut BTreeMap<u32, Process>) {
-        for target in 0..self.meant.len() {
+        for target in 0..self.filters.len() {
             let Some(who) = self.who(target).filter(|who| who.children) else { continue };
             let parents: Vec<(u32, u32)> =
                 all.keys().filter_map(|pid| Some((*pid, Stat::of(*pid).ok()?.parent))).collect();
@@ -185,9 +185,9 @@ impl Processes {
             }
             ProcessChange::Forked { parent } => {
                 let child = self.all.get(parent).map(|parent| self.forked(parent, pid));
-                let is_named = self.meant.iter().flatten().any(|meant| match meant {
-                    Meant::Who(who) => who.pid() == Some(pid),
-                    Meant::Runs(..) => false,
+                let is_named = self.filters.iter().flatten().any(|filters| match filters {
+                    ProcessFilter::Who(who) => who.pid() == Some(pid),
+                    ProcessFilter::Runs(..) => false,
                 });
                 let child = if is_named { child.or_else(|| self.look_at(pid, None)) } else { child };
                 self.replace(pid, child);
@@ -211,16 +211,20 @@ impl Processes {
     }
 
     fn note(&mut self, process: &Process) {
-        let means = (0..self.meant.len()).filter(|target| self.means(*target, process));
-        self.changed.extend(means.collect::<Vec<_>>());
+        let matches = (0..self.filters.len()).filter(|target| self.matches(*target, process));
+        self.changed.extend(matches.collect::<Vec<_>>());
     }
 
-    fn means(&self, target: usize, process: &Process) -> bool {
-        match self.meant.get(target) {
-            Some(Some(Meant::Runs(name, who))) if process.is_called(name) || who.predicates.is_empty() => {
+    fn matches(&self, target: usize, process: &Process) -> bool {
+        match self.filters.get(target) {
+            Some(Some(ProcessFilter::Runs(name, who)))
+                if process.is_called(name) || who.predicates.is_empty() =>
+            {
                 process.is_called(name)
             }
-            Some(Some(meant)) => process.families.contains(&target) || meant.who().may_fit(&process.facts()),
+            Some(Some(filters)) => {
+                process.families.contains(&target) || filters.who().may_fit(&process.facts())
+            }
             _ => false,
         }
     }
@@ -232,7 +236,7 @@ impl Processes {
         }
         let is_family =
             |target: &usize| self.who(*target).is_some_and(|who| who.children && who.fits(&parent.facts()));
-        let families = (0..self.meant.len()).filter(is_family);
+        let families = (0..self.filters.len()).filter(is_family);
         child.families.extend(families);
         child
     }
@@ -245,16 +249,16 @@ impl Processes {
     }
 
     fn is_of_interest(&self, process: &Process) -> bool {
-        self.meant.is_empty() || (0..self.meant.len()).any(|target| self.means(target, process))
+        self.filters.is_empty() || (0..self.filters.len()).any(|target| self.matches(target, process))
     }
 
     /// Whether a target means processes of the control group; None if nothing is known of it.
-    pub fn means_cgroup(&self, cgroup: u64) -> Option<bool> {
+    pub fn matches_cgroup(&self, cgroup: u64) -> Option<bool> {
         let membership = self.memberships.get(&cgroup)?;
-        let is_in = |meant: &Meant| meant.who().means_cgroup(&membership.new);
+        let is_in = |filters: &ProcessFilter| filters.who().matches_cgroup(&membership.new);
         // What is not named yet may be soon.
-        (!membership.new.is_unnamed() || self.meant.iter().flatten().any(is_in))
-            .then(|| self.meant.iter().flatten().any(is_in))
+        (!membership.new.is_unnamed() || self.filters.iter().flatten().any(is_in))
+            .then(|| self.filters.iter().flatten().any(is_in))
     }
 
     /// Reads the mappings of some processes again when they are needed next.
@@ -292,21 +296,21 @@ mod tests {
     use super::*;
     use crate::selectors::Selector;
 
-    fn called(name: &str) -> Meant {
-        Meant::Who(Selector::process(name).who)
+    fn called(name: &str) -> ProcessFilter {
+        ProcessFilter::Who(Selector::process(name).who)
     }
 
     #[test]
     fn the_table_follows_what_processes_do() {
         let own = std::process::id();
         let me = Processes::default().look_at(own, None).unwrap();
-        let meant = vec![
+        let filters = vec![
             None,
             Some(called(&me.comm)),
             Some(called("nobody")),
-            Some(Meant::Who(Selector::pid(own).who)),
+            Some(ProcessFilter::Who(Selector::pid(own).who)),
         ];
-        let mut processes = Processes::of(meant);
+        let mut processes = Processes::of(filters);
         let mut tell = |pid: u32, change| {
             let is_of_interest = processes.apply(&ProcessEvent { pid, change });
             (is_of_interest, processes.take_changed().into_iter().collect::<Vec<_>>())

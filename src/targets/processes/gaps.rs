@@ -2,12 +2,12 @@
 
 /// Processes that could be meant, for all that can be seen.
 #[derive(Debug, Default)]
-pub struct Uncovered {
+pub struct SearchGaps {
     pub(super) hidden: usize,
     pub(super) version_1: bool,
 }
 
-impl Uncovered {
+impl SearchGaps {
     /// What keeps the search from being complete; `refused` are processes that are meant.
     pub fn sentence(&self, refused: &[u32]) -> Option<String> {
         let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
@@ -34,10 +34,10 @@ mod tests {
 
     #[test]
     fn what_could_not_be_seen_is_said() {
-        let hidden = Uncovered { hidden: 3, version_1: false };
+        let hidden = SearchGaps { hidden: 3, version_1: false };
         assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
         assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));
         assert!(hidden.sentence(&[7, 8]).unwrap().contains("(such as 7)"));
-        assert_eq!(Uncovered::default().sentence(&[]), None);
+        assert_eq!(SearchGaps::default().sentence(&[]), None);
     }
 }

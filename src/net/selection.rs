@@ -10,13 +10,13 @@ const TAKING: Duration = Duration::from_secs(5);
 
 /// The interfaces that are wanted of a namespace.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct InterfaceSelection {
     /// And whether the namespace's thread is yet to take them up.
     scope: Mutex<(Scope, bool)>,
     taken: Condvar,
 }
 
-impl Wish {
+impl InterfaceSelection {
     pub fn new(scope: Scope) -> Self {
         Self { scope: Mutex::new((scope, false)), taken: Condvar::new() }
     }
