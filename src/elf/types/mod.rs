@@ -3,10 +3,12 @@
 
 mod copying;
 mod passing;
+mod words;
 
 use super::debug_info::{Finder, Node};
 
 pub(super) use passing::{Passed, passed};
+pub(super) use words::{REGISTERS, Words};
 
 /// What a value is, as far as a probe can make use of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
