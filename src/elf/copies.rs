@@ -187,7 +187,10 @@ pub(super) fn drop_chained(
         found.values().filter(|symbol| leads_on(symbol)).map(|symbol| symbol.vaddr).collect();
     if !thunks.is_empty() {
         thunks.iter().for_each(|thunk| _ = found.remove(thunk));
-        remarks.push(format!("without {} thunks: they lead to functions that are counted", thunks.len()));
+        remarks.push(match thunks.len() {
+            1 => "without a thunk: it leads to a function that is counted".to_owned(),
+            count => format!("without {count} thunks: they lead to functions that are counted"),
+        });
     }
     let mut alike: BTreeMap<String, Vec<Symbol<'_>>> = BTreeMap::new();
     for symbol in found.values().filter(|symbol| is_structor(symbol.name)) {
@@ -245,8 +248,8 @@ fn stub_name<'a>(index: &SymbolIndex<'a>, vaddr: u64) -> Option<&'a str> {
 }
 
 /// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of
-/// its nested name.
+/// its nested name, or what GCC has the others jump to when it saves space, `C4` and `D4`.
 fn is_structor(name: &str) -> bool {
-    name.starts_with("_ZN")
-        && ["C1E", "C2E", "C3E", "D0E", "D1E", "D2E", "C1I", "C2I"].iter().any(|kind| name.contains(kind))
+    const KINDS: [&str; 11] = ["C1E", "C2E", "C3E", "C4E", "D0E", "D1E", "D2E", "D4E", "C1I", "C2I", "C4I"];
+    name.starts_with("_ZN") && KINDS.iter().any(|kind| name.contains(kind))
 }

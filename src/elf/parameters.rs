@@ -7,7 +7,7 @@ use std::ops::Range;
 use gimli::{DebugInfoOffset, Operation, Register};
 
 use super::debug_info::{DebugInfo, Finder, Node, Slice};
-use super::names::{CloneKind, clone_of};
+use super::names::{CloneKind, clone_of, parameter_count};
 use super::types::{Passed, Pointee, REGISTERS, Value, Words, passed, value, written};
 
 /// What a function takes.
@@ -57,13 +57,17 @@ impl Parameter {
 }
 
 /// The parameters of the function that begins at `entry` and has this symbol.
-pub(super) fn parameters(debug_info: &DebugInfo<'_>, entry: u64, symbol: &str) -> Option<Parameters> {
+pub(super) fn parameters<'d>(
+    debug_info: &'d DebugInfo<'_>,
+    entry: u64,
+    symbol: &'d str,
+) -> Option<Parameters> {
     let finder = debug_info.finder();
     let function = finder.node(described(&finder, &debug_info.functions_at(&finder, entry), symbol)?)?;
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
     let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
     let is_external = finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
-    Reader { is_external, finder, function, entry, is_changed }.read(origin)
+    Reader { finder, symbol, function, entry, is_external, is_changed }.read(origin)
 }
 
 /// The description that is meant: functions may have been folded into one.
@@ -99,8 +103,14 @@ impl Known {
     }
 }
 
+/// Whether more follow, of any type.
+fn is_open(child: &Node<'_>) -> bool {
+    child.entry.tag() == gimli::DW_TAG_unspecified_parameters
+}
+
 struct Reader<'d> {
     finder: Finder<'d>,
+    symbol: &'d str,
     function: Node<'d>,
     entry: u64,
     is_external: bool,
@@ -112,21 +122,20 @@ impl<'d> Reader<'d> {
     fn read(&self, origin: Option<Node<'d>>) -> Option<Parameters> {
         let finder = &self.finder;
         let declared = origin.as_ref().unwrap_or(&self.function);
-        let own = finder.children(&self.function);
+        let own = self.taken(&self.function);
+        let taken = self.taken(declared);
         let mut words = Words::of(finder, &self.function, declared)?;
+        words.is_open = finder.children(declared).iter().any(is_open);
+        words.is_lost |= words.is_cpp && self.is_incomplete(&taken);
         let mut all = Vec::new();
         let mut found = Vec::new();
-        for child in finder.children(declared) {
-            match child.entry.tag() {
-                gimli::DW_TAG_formal_parameter => {}
-                gimli::DW_TAG_unspecified_parameters => {
-                    words.is_open = true;
-                    continue;
-                }
-                _ => continue,
-            }
+        for child in taken {
             let kind = finder.follow(&child, gimli::DW_AT_type);
             let here = own.iter().find(|own| self.is_of(own, &child));
+            // What a constructor is told by its symbol, not by an argument: whether its class is a base of another.
+            if here.is_none() && origin.is_some() && child.is_set(gimli::DW_AT_artificial) {
+                continue;
+            }
             let known = here.and_then(|here| self.known(here));
             let how = match passed(finder, kind.clone(), words.is_cpp) {
                 // It is here itself, or its address is, whatever its class says.
@@ -152,6 +161,29 @@ impl<'d> Reader<'d> {
         }
         self.place(&mut all, &found);
         Some(Parameters { all, words: words.count() })
+    }
+
+    /// The entries of parameters below a function's.
+    fn taken(&self, function: &Node<'d>) -> Vec<Node<'d>> {
+        let mut taken = Vec::new();
+        for child in self.finder.children(function) {
+            match child.entry.tag() {
+                gimli::DW_TAG_formal_parameter => taken.push(child),
+                gimli::DW_TAG_GNU_formal_parameter_pack => {
+                    let all = self.finder.children(&child).into_iter();
+                    taken.extend(all.filter(|one| one.entry.tag() == gimli::DW_TAG_formal_parameter));
+                }
+                _ => {}
+            }
+        }
+        taken
+    }
+
+    /// Whether there are fewer or more of them than in the function's symbol: Clang drops some that are not used and passed as
+    /// their address.
+    fn is_incomplete(&self, taken: &[Node<'_>]) -> bool {
+        let written = taken.iter().filter(|one| !one.is_set(gimli::DW_AT_artificial)).count();
+        parameter_count(self.symbol).is_some_and(|count| count != written)
     }
 
     /// Whether an entry of this instance of the function is that of a declared parameter.

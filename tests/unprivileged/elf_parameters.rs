@@ -128,6 +128,96 @@ fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
     }
 }
 
+/// What is passed otherwise than it looks, and what compilers do not tell.
+const ODD: &str = r#"
+#include <complex>
+#include <memory>
+struct alignas(16) Aligned { long a[4]; };
+struct alignas(16) Padded { int a; };
+struct Doubles { long double a, b; };
+struct Double { long double a; };
+union Both { long double a; long b; };
+struct Halves { std::complex<float> c; };
+template <class T> struct Other { long v; Other(); Other(const Other<float> &); };
+struct Base { long q; };
+struct Built : virtual Base { long z; __attribute__((noinline)) Built(int a, long b); };
+volatile long sink;
+Built::Built(int a, long b) { sink += a + b; }
+extern "C" {
+#define KEPT __attribute__((noinline))
+KEPT Aligned gives_aligned(int a) { sink += a; return Aligned{}; }
+KEPT Doubles gives_doubles(int a) { sink += a; return Doubles{}; }
+KEPT Double gives_double(int a) { sink += a; return Double{}; }
+KEPT Both gives_both(int a) { sink += a; return Both{1}; }
+KEPT int on_stack(long a, long b, long c, long d, long e, long f, Padded g, int h)
+{ return sink += a + b + c + d + e + f + g.a + h; }
+KEPT int classes(std::complex<double> a, Halves b, Other<int> c, int d) { return sink += a.real() + b.c.real() + c.v + d; }
+KEPT int no_address(std::nullptr_t, long a) { return sink += a; }
+}
+KEPT int drops(bool b, std::unique_ptr<int> p, long c) { return sink += b + c; }
+template <class... A> KEPT int any(int a, A... more, long b) { return sink += a + b + (more + ...); }
+int main() { drops(true, {}, 3); Built made(1, 2); return any<int, short>(1, 2, 3, 4); }
+"#;
+
+#[test]
+fn what_is_passed_otherwise_than_it_looks() {
+    for (name, compiler, flags) in [
+        ("odd-gcc-0", "c++", &["-O0"][..]),
+        ("odd-gcc-s", "c++", &["-Os"]),
+        ("odd-gcc-dwarf4", "c++", &["-O0", "-gdwarf-4"]),
+        ("odd-clang-0", "clang++-14", &["-O0", "-fstandalone-debug"]),
+        ("odd-clang-2", "clang++-14", &["-O2", "-fstandalone-debug"]),
+    ] {
+        let path = compile(name, compiler, ODD, &[flags, &["-std=c++17"]].concat());
+        let is_gcc = compiler == "c++";
+        for (function, expected) in [
+            ("gives_aligned", "a:1"),
+            ("gives_doubles", "a:1"),
+            ("gives_double", "a:0"),
+            ("gives_both", "a:1"),
+            ("on_stack", "a:0 b:1 c:2 d:3 e:4 f:5 g:6-7 h:8"),
+            ("classes", "a:- b:- c:0 d:1"),
+        ] {
+            let found = words(&parameters_in(&path, function).unwrap());
+            assert_eq!(found, expected, "{name}: {function}");
+        }
+        let last = |function: &str| words(&parameters_in(&path, function).unwrap()).pop().unwrap();
+        assert!(matches!(last("no_address"), '1' | '?'), "{name}");
+        // Clang may drop the parameter that is not used: then no place is known, and none is wrong.
+        assert!(matches!(last("drops"), '2' | '?'), "{name}");
+        assert_eq!(
+            words(&parameters_in(&path, "any<int, short>").unwrap()),
+            match is_gcc {
+                true => "a:0 :1 :2 b:3",
+                false => "a:0 more:1 more:2 b:3",
+            },
+            "{name}"
+        );
+        // Only the variant that is a base of another object is told where its virtual base is.
+        for (symbol, expected) in
+            [("_ZN5BuiltC2Eil", "this:0 _:1 a:2 b:3"), ("_ZN5BuiltC1Eil", "this:0 a:1 b:2")]
+        {
+            let found = words(&parameters_in(&path, symbol).unwrap());
+            let found = found.replace("__vtt_parm", "_").replace("vtt", "_");
+            assert_eq!(found, expected, "{name}: {symbol}");
+        }
+    }
+}
+
+/// To save space, GCC has all variants of a constructor jump to one, whose calls are counted.
+#[test]
+fn a_constructor_that_its_variants_share_is_counted_once() {
+    let path = compile("odd-gcc-shared", "c++", ODD, &["-Os", "-std=c++17"]);
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    let (sites, remarks) = index.remarked_sites("Built::Built").unwrap();
+    assert_eq!(sites.iter().map(|site| &*site.name).collect::<Vec<_>>(), ["_ZN5BuiltC4Eil"], "{remarks:?}");
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
+    let found = index.parameters(&sites[0]).unwrap();
+    assert_eq!(words(&found), "this:0 __in_chrg:1 __vtt_parm:2 a:3 b:4");
+}
+
 /// GCC makes copies with a constant in the place of an argument, and moves the others up.
 #[test]
 fn arguments_of_copies_are_where_debug_information_says() {

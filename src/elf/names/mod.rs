@@ -1,12 +1,14 @@
 //! Names as the source has them, and patterns for names.
 
 mod clones;
+mod parameter_count;
 mod words;
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 pub(super) use clones::{CloneKind, clone_of, coroutine_of, is_callable_fragment, is_fragment};
+pub(super) use parameter_count::parameter_count;
 pub(super) use words::{Words, has_abbreviated_path, identifiers, literal_words};
 
 /// Longer symbols are not demangled, and longer demangled names are not made: substitutions let a short

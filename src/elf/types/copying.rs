@@ -35,7 +35,8 @@ pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: us
                 if called.starts_with(b"~") && !is_default {
                     return by_code;
                 }
-                if called == name && is_copy(finder, &child, node, name) {
+                let called = called.split(|byte| *byte == b'<').next().unwrap_or_default();
+                if called == name && is_copy(finder, &child, node)? {
                     if !is_default && !is_deleted {
                         return by_code;
                     }
@@ -67,17 +68,29 @@ pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: us
     Some(copies > 0 && usable == 0)
 }
 
-/// Whether a constructor takes another of its class, to copy or to move it.
-fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>, name: &[u8]) -> bool {
+/// Whether a constructor takes another of its class, to copy or to move it. None if that is not known.
+fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>) -> Option<bool> {
     let children = finder.children(constructor);
     let mut taken = children.iter().filter(|child| {
         child.entry.tag() == gimli::DW_TAG_formal_parameter && !child.is_set(gimli::DW_AT_artificial)
     });
-    let Some(first) = taken.next() else { return false };
-    let Some(kind) = plain(finder, finder.follow(first, gimli::DW_AT_type)) else { return false };
+    let Some(first) = taken.next() else { return Some(false) };
+    let Some(kind) = plain(finder, finder.follow(first, gimli::DW_AT_type)) else { return Some(false) };
     if !is_address(&kind) || kind.entry.tag() == gimli::DW_TAG_pointer_type {
-        return false;
+        return Some(false);
     }
-    plain(finder, finder.follow(&kind, gimli::DW_AT_type))
-        .is_some_and(|to| to.at == class.at || class_name(finder, &to) == name)
+    let Some(to) = plain(finder, finder.follow(&kind, gimli::DW_AT_type)) else { return Some(false) };
+    let name = finder.text(class, gimli::DW_AT_name).unwrap_or_default();
+    if to.at == class.at || finder.text(&to, gimli::DW_AT_name) != Some(name) {
+        return Some(to.at == class.at);
+    }
+    // Described twice, or another of the template, whose names are without arguments (`-gsimple-template-names`).
+    let is_argument = |child: &Node<'_>| {
+        matches!(
+            child.entry.tag(),
+            gimli::DW_TAG_template_type_parameter | gimli::DW_TAG_template_value_parameter
+        )
+    };
+    let is_plain = name.contains(&b'<') || !finder.children(class).iter().any(is_argument);
+    is_plain.then_some(true)
 }

@@ -7,7 +7,7 @@ mod words;
 
 use super::debug_info::{Finder, Node};
 
-pub(super) use passing::{Passed, passed};
+pub(super) use passing::{Passed, Room, passed};
 pub(super) use words::{REGISTERS, Words};
 
 /// What a value is, as far as a probe can make use of that.

@@ -10,40 +10,76 @@ const REGISTERS_MAX: u64 = 16;
 /// Where an argument is passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) enum Passed {
-    /// In general registers if all of it fits into those that are left, else on the stack: so many words.
-    Words(usize),
-    /// In two general registers, or on the stack.
+    /// In so many general and vector registers if these are left for all of it, else on the stack; what it takes there is None if
+    /// that is not known.
+    Registers {
+        general: usize,
+        vector: usize,
+        stack: Option<Room>,
+    },
+    /// In two general registers, or on the stack. Where one is left, compilers differ.
     Wide,
     /// As its address.
     ByReference,
-    /// In vector registers.
-    Vector(usize),
-    /// In so many general and vector registers, or as a whole on the stack.
-    Mixed(usize, usize),
-    /// On the stack: words, and whether it begins at an even one.
+    /// On the stack. A result is in x87 registers, or its caller says by its address where it goes.
     Stack {
-        words: usize,
-        even: bool,
+        room: Room,
+        in_x87: bool,
     },
     /// Not at all: it has no contents.
     Nothing,
     Unknown,
 }
 
+/// What an argument takes on the stack, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::elf) struct Room {
+    pub words: usize,
+    /// It begins at a multiple of so many.
+    pub alignment: usize,
+}
+
+impl Passed {
+    /// Numbers and addresses of one word each.
+    fn words(count: usize) -> Self {
+        Passed::Registers { general: count, vector: 0, stack: Some(Room { words: count, alignment: 1 }) }
+    }
+
+    /// What is in vector registers, of so many words.
+    fn vector(count: usize, words: usize, alignment: usize) -> Self {
+        Passed::Registers { general: 0, vector: count, stack: Some(Room { words, alignment }) }
+    }
+
+    fn x87(words: usize) -> Self {
+        Passed::Stack { room: Room { words, alignment: 2 }, in_x87: true }
+    }
+}
+
+/// Whether a result of this type goes where an address tells that is passed before the arguments. None if that is not known.
+pub(super) fn is_returned_by_address<'d>(finder: &Finder<'d>, of: Node<'d>, is_cpp: bool) -> Option<bool> {
+    match passed(finder, Some(of), is_cpp) {
+        Passed::Stack { in_x87, .. } => Some(!in_x87),
+        Passed::ByReference => Some(true),
+        Passed::Unknown => None,
+        Passed::Registers { .. } | Passed::Wide | Passed::Nothing => Some(false),
+    }
+}
+
 /// How an argument of this type is passed.
 pub(in crate::elf) fn passed<'d>(finder: &Finder<'d>, of: Option<Node<'d>>, is_cpp: bool) -> Passed {
     let Some(node) = plain(finder, of) else { return Passed::Unknown };
     match node.entry.tag() {
-        _ if is_address(&node) => Passed::Words(1),
-        gimli::DW_TAG_unspecified_type => Passed::Words(1),
-        gimli::DW_TAG_enumeration_type if bytes(&node).is_some_and(|bytes| bytes <= 8) => Passed::Words(1),
+        _ if is_address(&node) => Passed::words(1),
+        // Of `std::nullptr_t` Clang counts no register, and then passes others where GCC does not.
+        gimli::DW_TAG_unspecified_type => Passed::Unknown,
+        gimli::DW_TAG_enumeration_type if bytes(&node).is_some_and(|bytes| bytes <= 8) => Passed::words(1),
         // The pointer to a member function has two words.
         gimli::DW_TAG_ptr_to_member_type => {
-            Passed::Words(1 + usize::from(is_function(finder.follow(&node, gimli::DW_AT_type).as_ref())))
+            Passed::words(1 + usize::from(is_function(finder.follow(&node, gimli::DW_AT_type).as_ref())))
         }
         gimli::DW_TAG_base_type => passed_number(finder, &node),
         gimli::DW_TAG_array_type if is_vector(&node) && vector_bytes(finder, &node) == Some(16) => {
-            Passed::Vector(1)
+            Passed::vector(1, 2, 2)
         }
         _ if is_structure(&node) => passed_structure(finder, &node, is_cpp),
         _ => Passed::Unknown,
@@ -53,18 +89,16 @@ pub(in crate::elf) fn passed<'d>(finder: &Finder<'d>, of: Option<Node<'d>>, is_c
 fn passed_number<'d>(finder: &Finder<'d>, node: &Node<'d>) -> Passed {
     let name = finder.text(node, gimli::DW_AT_name).map(String::from_utf8_lossy).unwrap_or_default();
     match (encoding(node), bytes(node)) {
-        (gimli::DW_ATE_float | gimli::DW_ATE_decimal_float, Some(2 | 4 | 8)) => Passed::Vector(1),
-        (gimli::DW_ATE_float, Some(16)) if name.contains("long double") => {
-            Passed::Stack { words: 2, even: true }
-        }
-        (gimli::DW_ATE_float | gimli::DW_ATE_decimal_float, Some(16)) => Passed::Vector(1),
-        (gimli::DW_ATE_complex_float, Some(8)) => Passed::Vector(1),
-        (gimli::DW_ATE_complex_float, Some(16)) => Passed::Vector(2),
-        (gimli::DW_ATE_complex_float, Some(32)) => Passed::Stack { words: 4, even: true },
+        (gimli::DW_ATE_float | gimli::DW_ATE_decimal_float, Some(2 | 4 | 8)) => Passed::vector(1, 1, 1),
+        (gimli::DW_ATE_float, Some(16)) if name.contains("long double") => Passed::x87(2),
+        (gimli::DW_ATE_float | gimli::DW_ATE_decimal_float, Some(16)) => Passed::vector(1, 2, 2),
+        (gimli::DW_ATE_complex_float, Some(8)) => Passed::vector(1, 1, 1),
+        (gimli::DW_ATE_complex_float, Some(16)) => Passed::vector(2, 2, 1),
+        (gimli::DW_ATE_complex_float, Some(32)) if name.contains("long double") => Passed::x87(4),
         (gimli::DW_ATE_float | gimli::DW_ATE_decimal_float | gimli::DW_ATE_complex_float, _) => {
             Passed::Unknown
         }
-        (_, Some(1..=8)) => Passed::Words(1),
+        (_, Some(1..=8)) => Passed::words(1),
         (gimli::DW_ATE_signed | gimli::DW_ATE_unsigned, Some(16)) if !name.starts_with("_BitInt") => {
             Passed::Wide
         }
@@ -112,42 +146,54 @@ fn passed_structure<'d>(finder: &Finder<'d>, node: &Node<'d>, is_cpp: bool) -> P
     if parts.add(finder, node, 0, DEPTH).is_none() {
         return Passed::Unknown;
     }
+    let alignment = node.number(gimli::DW_AT_alignment).unwrap_or(1);
+    let alignment = alignment.max(if parts.is_misaligned { 1 } else { parts.alignment });
+    // What is aligned more than its members has room left behind them; older debug information does not tell how much.
+    let is_known = alignment > 8 || size.saturating_sub(parts.end) < 8;
     let words = usize::try_from(size.div_ceil(8)).unwrap_or(usize::MAX / 16);
-    if size > REGISTERS_MAX || parts.in_memory {
-        let even = parts.aligned || node.number(gimli::DW_AT_alignment).is_some_and(|to| to > 8);
-        return Passed::Stack { words, even };
+    let room = Room { words, alignment: usize::try_from(alignment / 8).map_or(1, |words| words.max(1)) };
+    let is_small = size <= REGISTERS_MAX && !parts.is_misaligned;
+    if !is_small || parts.has_x87 {
+        let in_x87 = is_small && !parts.has_others;
+        return if is_known { Passed::Stack { room, in_x87 } } else { Passed::Unknown };
     }
-    let count = |kind| parts.words.iter().filter(|part| **part == Some(kind)).count();
-    match (count(Part::General), count(Part::Vector)) {
+    let general = parts.words.iter().filter(|part| **part == Some(Part::General)).count();
+    let vector = parts.words.iter().flatten().count() - general;
+    match (general, vector) {
         (0, 0) => Passed::Nothing,
-        (general, 0) => Passed::Words(general),
-        (0, vector) => Passed::Vector(vector),
-        (general, vector) => Passed::Mixed(general, vector),
+        (2, 0) if alignment > 8 => Passed::Wide,
+        (general, vector) => Passed::Registers { general, vector, stack: is_known.then_some(room) },
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
-    General,
     Vector,
+    General,
 }
 
-/// What the first two words of a structure hold.
+/// What a structure holds.
 #[derive(Debug, Default)]
 struct Parts {
+    /// The first two words.
     words: [Option<Part>; 2],
-    /// A member keeps it out of registers.
-    in_memory: bool,
-    /// A member wants to be at an even word.
-    aligned: bool,
+    has_x87: bool,
+    has_others: bool,
+    /// A member is where its type is not aligned, which keeps all of it out of registers.
+    is_misaligned: bool,
+    /// In bytes: what members need, and where the last one ends.
+    alignment: u64,
+    end: u64,
 }
 
 impl Parts {
     fn set(&mut self, offset: u64, bytes: u64, part: Part) {
-        let last = offset.saturating_add(bytes.max(1) - 1) / 8;
-        for word in offset / 8..=last.min(1) {
+        self.has_others = true;
+        let end = offset.saturating_add(bytes.max(1));
+        self.end = self.end.max(end);
+        for word in offset / 8..=((end - 1) / 8).min(1) {
             if let Some(known) = self.words.get_mut(word as usize) {
-                *known = if *known == Some(Part::General) { *known } else { Some(part) };
+                *known = (*known).max(Some(part));
             }
         }
     }
@@ -157,6 +203,7 @@ impl Parts {
         let depth = depth.checked_sub(1)?;
         match node.entry.tag() {
             _ if is_structure(node) => {
+                self.alignment = self.alignment.max(node.number(gimli::DW_AT_alignment).unwrap_or(1));
                 for member in finder.children(node) {
                     self.add_member(finder, &member, offset, depth)?;
                 }
@@ -166,36 +213,50 @@ impl Parts {
             gimli::DW_TAG_array_type => {
                 let element = plain(finder, finder.follow(node, gimli::DW_AT_type))?;
                 let each = element.number(gimli::DW_AT_byte_size).or(is_address(&element).then_some(8))?;
+                let count = elements(finder, node)?;
                 // What follows the second word is passed in memory, whatever it is.
-                for number in 0..elements(finder, node)?.min(REGISTERS_MAX) {
+                for number in 0..count.min(REGISTERS_MAX) {
                     self.add(finder, &element, offset.checked_add(number.checked_mul(each)?)?, depth)?;
                 }
+                self.end = self.end.max(offset.checked_add(count.checked_mul(each)?)?);
                 Some(())
             }
-            _ => {
-                let (bytes, part) = match passed(finder, Some(node.clone()), false) {
-                    Passed::Words(words) => {
-                        let bytes = node.number(gimli::DW_AT_byte_size);
-                        (bytes.unwrap_or(8 * words as u64), Part::General)
-                    }
-                    Passed::Wide => {
-                        self.aligned = true;
-                        (16, Part::General)
-                    }
-                    Passed::Vector(_) => (node.number(gimli::DW_AT_byte_size)?, Part::Vector),
-                    Passed::Stack { even, .. } => {
-                        (self.in_memory, self.aligned) = (true, even);
-                        return Some(());
-                    }
-                    _ => return None,
-                };
-                let alignment = bytes.min(8).next_power_of_two();
-                self.in_memory |= !offset.is_multiple_of(alignment);
-                self.aligned |= bytes > 8 && part == Part::Vector;
-                self.set(offset, bytes, part);
-                Some(())
-            }
+            _ => self.add_plain(finder, node, offset),
         }
+    }
+
+    /// Adds a number or an address.
+    fn add_plain<'d>(&mut self, finder: &Finder<'d>, node: &Node<'d>, offset: u64) -> Option<()> {
+        let bytes = node.number(gimli::DW_AT_byte_size);
+        let (bytes, alignment) = match passed(finder, Some(node.clone()), false) {
+            Passed::Registers { general, vector: 0, .. } => {
+                let bytes = bytes.unwrap_or(8 * general as u64);
+                self.set(offset, bytes, Part::General);
+                (bytes, 8)
+            }
+            Passed::Wide => {
+                self.set(offset, 16, Part::General);
+                (16, 16)
+            }
+            // Of 16 bytes: GCC passes it in the register, Clang on the stack.
+            Passed::Registers { vector: 1, stack: Some(Room { words: 2, .. }), .. } => return None,
+            Passed::Registers { .. } => {
+                let is_complex = encoding(node) == gimli::DW_ATE_complex_float;
+                self.set(offset, bytes?, Part::Vector);
+                (bytes?, if is_complex { bytes? / 2 } else { 8 })
+            }
+            Passed::Stack { room, in_x87: true } => {
+                let bytes = 8 * room.words as u64;
+                self.has_x87 = true;
+                self.end = self.end.max(offset.checked_add(bytes)?);
+                (bytes, 16)
+            }
+            _ => return None,
+        };
+        let alignment = alignment.min(bytes.next_power_of_two());
+        self.is_misaligned |= !offset.is_multiple_of(alignment);
+        self.alignment = self.alignment.max(alignment);
+        Some(())
     }
 
     fn add_member<'d>(
@@ -212,6 +273,7 @@ impl Parts {
         let into = location.map_or(Some(0), gimli::Attribute::udata_value)?;
         let at = offset.checked_add(into)?;
         let kind = plain(finder, finder.follow(member, gimli::DW_AT_type))?;
+        self.alignment = self.alignment.max(member.number(gimli::DW_AT_alignment).unwrap_or(1));
         if let Some(bits) = member.number(gimli::DW_AT_bit_size) {
             match member.number(gimli::DW_AT_data_bit_offset) {
                 Some(into) => {

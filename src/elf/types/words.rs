@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Passed, passed};
+use super::passing::is_returned_by_address;
+use super::{Passed, Room};
 use crate::elf::debug_info::{Finder, Node};
 
 /// General registers with arguments.
@@ -17,7 +18,7 @@ pub(in crate::elf) struct Words {
     vector: usize,
     stack: usize,
     /// Something before was not understood, so that no more can be told.
-    is_lost: bool,
+    pub is_lost: bool,
     /// It may take more.
     pub is_open: bool,
 }
@@ -35,12 +36,9 @@ impl Words {
         let returned = declarations().find_map(|at| finder.follow(&at, gimli::DW_AT_type));
         let has_type = declarations().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
         match returned {
-            Some(kind) => match passed(finder, Some(kind), is_cpp) {
-                // The address where the result goes.
-                Passed::Stack { even: true, words: 2 | 4 } => {}
-                Passed::Stack { .. } | Passed::ByReference => words.general = 1,
-                Passed::Unknown => words.is_lost = true,
-                _ => {}
+            Some(kind) => match is_returned_by_address(finder, kind, is_cpp) {
+                Some(is_first) => words.general = usize::from(is_first),
+                None => words.is_lost = true,
             },
             None => words.is_lost |= has_type,
         }
@@ -52,41 +50,28 @@ impl Words {
         if self.is_lost {
             return None;
         }
-        let words = match passed {
-            // Where only one register is left, GCC and older Clangs differ.
-            Passed::Wide if self.general + 2 > REGISTERS => {
-                self.is_lost = true;
-                return None;
-            }
-            Passed::Wide => return Some(self.registers(2)),
-            Passed::Unknown => {
-                self.is_lost = true;
-                return None;
-            }
+        let room = match passed {
+            Passed::Wide if self.general + 2 <= REGISTERS => return Some(self.registers(2)),
             Passed::Nothing => return Some(0..0),
-            Passed::Vector(count) if self.vector + count <= VECTOR_REGISTERS => {
-                self.vector += count;
-                return Some(0..0);
-            }
-            Passed::Words(count) if self.general + count <= REGISTERS => return Some(self.registers(count)),
-            Passed::ByReference if self.general < REGISTERS => return Some(self.registers(1)),
-            Passed::Mixed(general, vector)
+            Passed::Registers { general, vector, .. }
                 if self.general + general <= REGISTERS && self.vector + vector <= VECTOR_REGISTERS =>
             {
                 self.vector += vector;
-                return Some(self.registers(general));
+                return Some(if general == 0 { 0..0 } else { self.registers(general) });
             }
-            Passed::Stack { words, even } => {
-                self.stack += usize::from(even && self.stack % 2 == 1);
-                words
+            Passed::ByReference if self.general < REGISTERS => return Some(self.registers(1)),
+            Passed::Registers { stack: Some(room), .. } | Passed::Stack { room, .. } => room,
+            Passed::ByReference => Room { words: 1, alignment: 1 },
+            // Where only one register is left for two words, GCC and older Clangs differ.
+            Passed::Wide | Passed::Registers { stack: None, .. } | Passed::Unknown => {
+                self.is_lost = true;
+                return None;
             }
-            Passed::Words(count) | Passed::Vector(count) => count,
-            Passed::Mixed(general, vector) => general + vector,
-            Passed::ByReference => 1,
         };
-        let first = REGISTERS + self.stack;
-        self.stack = self.stack.saturating_add(words);
-        Some(first..first.saturating_add(words))
+        let first = REGISTERS + self.stack.next_multiple_of(room.alignment);
+        let after = first.saturating_add(room.words);
+        self.stack = after - REGISTERS;
+        Some(first..after)
     }
 
     fn registers(&mut self, count: usize) -> Range<usize> {
