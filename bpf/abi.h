@@ -84,7 +84,7 @@ enum location_op {
 struct location {
 	__s64 offset;
 	__u8 op; /* enum location_op */
-	__u8 reg; /* index into struct pt_regs */
+	__u8 reg; /* index into struct pt_regs; 0 is read for one that is beyond it */
 	__u8 index; /* likewise, or the number of a carried value */
 	__u8 scale; /* shift count of the index */
 	__u8 bytes; /* 1, 2, 4 or 8 */

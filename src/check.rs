@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::Diagnostics;
 use crate::config::model::Point;
-use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes, usdt_sites};
+use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes, usdt_sites};
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
@@ -106,7 +106,9 @@ impl Checker<'_> {
                 let is_function =
                     |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
                 let wants_names = target.probes.iter().any(is_function);
-                let debug = wants_names.then(|| debug_symbols(&image, &found.path, &found.display)).flatten();
+                let debug = (wants_names || lacks_variables(&image))
+                    .then(|| debug_symbols(&image, &found.path, &found.display))
+                    .flatten();
                 let separate = debug.as_ref().and_then(DebugSymbols::image);
                 let index = SymbolIndex::of(&with_names(image, debug.as_ref())).with_debug_file(separate);
                 self.probes(target, &index, found);

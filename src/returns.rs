@@ -207,7 +207,9 @@ fn target_at(form: &Form, vaddr: u64) -> location {
             location_op::LOC_MEMORY
         }
         // No jump has these.
-        Form::Const(_) | Form::Symbol { .. } | Form::Float { .. } => location_op::LOC_CONST,
+        Form::Const(_) | Form::Symbol { .. } | Form::Absolute { .. } | Form::Float { .. } => {
+            location_op::LOC_CONST
+        }
     };
     to.op = op.0 as u8;
     to

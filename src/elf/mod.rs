@@ -59,5 +59,5 @@ pub use names::signature;
 pub use notes::{Note, notes};
 pub use parameters::{Parameter, Parameters, Place as ParameterPlace};
 pub use shape::{Cost, SiteShape};
-pub use sites::{Convention, FunctionSite, Site, usdt_sites};
+pub use sites::{Convention, FunctionSite, Site, lacks_variables, usdt_sites};
 pub use types::{Pointee, Value};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::forms::cut;
 use super::near::nearest;
 use super::shape::LOOK_AT;
 use super::symbols::variables;
@@ -104,6 +105,26 @@ pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<S
     Ok(sites)
 }
 
+/// Whether arguments of the program's USDT probes are in variables that it does not name: debug symbols may.
+pub fn lacks_variables(image: &Image<'_>) -> bool {
+    if !image.is_stripped() {
+        return false;
+    }
+    let args = notes(image).unwrap_or_default();
+    let args: Vec<_> = args.iter().flat_map(|note| parse_args(image.arch(), &note.args)).collect();
+    let names: BTreeSet<&str> = args.iter().filter_map(named).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    variables(image, &names).values().any(Result::is_err)
+}
+
+/// The variable that an argument names.
+fn named(arg: &Result<ArgForm, FormError>) -> Option<&str> {
+    match arg {
+        Ok(ArgForm { form: Form::Symbol { name, .. } | Form::Absolute { name, .. }, .. }) => Some(name),
+        _ => None,
+    }
+}
+
 fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
     let what = |part: &str| format!("the {part} of {}:{}", note.provider, note.name);
     let site = Site::at(image, note.location);
@@ -142,23 +163,33 @@ pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]
     }
 }
 
-/// Turns [`Form::Symbol`] into [`Form::Static`].
+/// Puts addresses in the place of symbols.
 fn resolve_variables(image: &Image<'_>, sites: &mut [Site]) {
     let args = sites.iter().flat_map(|site| &site.args);
-    let names: BTreeSet<String> = args
-        .filter_map(|arg| match arg {
-            Ok(ArgForm { form: Form::Symbol { name, .. }, .. }) => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
+    let names: BTreeSet<String> = args.filter_map(named).map(str::to_owned).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let found = variables(image, &names);
     for arg in sites.iter_mut().flat_map(|site| &mut site.args) {
-        let Ok(ArgForm { form, text, .. }) = arg else { continue };
-        let Form::Symbol { name, offset } = &*form else { continue };
-        match &found[name.as_str()] {
-            Ok(vaddr) => *form = Form::Static { vaddr: vaddr.wrapping_add_signed(*offset) },
-            Err(err) => *arg = Err(FormError::new(text, err.clone())),
+        let Some(name) = named(arg) else { continue };
+        let place = &found[name];
+        let Ok(ArgForm { form, text, size, signed, .. }) = arg else { continue };
+        let known = match (place, &*form) {
+            (Err(err), _) => Err(err.clone()),
+            (Ok(vaddr), Form::Symbol { offset, .. }) => {
+                Ok(Form::Static { vaddr: vaddr.wrapping_add_signed(*offset) })
+            }
+            (Ok(_), Form::Absolute { name, .. }) if image.is_pie() => Err(format!(
+                "it is made of the address that the linker gave `{name}`, and the program is loaded elsewhere"
+            )),
+            (Ok(vaddr), Form::Absolute { form, .. }) => Ok(match form.clone().moved(*vaddr) {
+                Form::Const(address) => Form::Const(cut(address, *size, *signed)),
+                moved => moved,
+            }),
+            (Ok(_), _) => continue,
+        };
+        match known {
+            Ok(known) => *form = known,
+            Err(err) => *arg = Err(FormError::new(text, err)),
         }
     }
 }

@@ -21,7 +21,7 @@ pub use usdt::{Argument, Probe, Provider};
 pub use yaml::yaml;
 
 use crate::config::model::Selector;
-use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary};
+use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary, lacks_variables};
 use crate::targets::{TargetFile, find};
 use crate::targets::{debug_symbols, with_names};
 
@@ -139,6 +139,9 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             std::env::consts::ARCH
         ));
     }
+    let wants_names = functions.is_some() || lacks_variables(&image);
+    let debug = if wants_names { debug_symbols(&image, &found.path, name) } else { None };
+    let image = with_names(image, debug.as_ref());
     let providers = match usdt::providers(&image) {
         Ok(providers) => {
             remarks.extend(hints::libraries(found, selector));
@@ -155,8 +158,6 @@ fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Res
             Vec::new()
         }
     };
-    let debug = functions.and_then(|_| debug_symbols(&image, &found.path, name));
-    let image = with_names(image, debug.as_ref());
     let functions = functions.map(|pattern| {
         functions::functions(&SymbolIndex::of(&image), pattern).unwrap_or_else(|err| {
             remarks.push(err.to_string());

@@ -11,6 +11,8 @@ use crate::plan::{Source, ValueKind, ValuePlan};
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
 const STACK_POINTER: u8 = 19;
+/// In no place there, so that it is read as 0.
+const NO_REGISTER: u8 = u8::MAX;
 
 /// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
 /// says how wide it is.
@@ -115,9 +117,10 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
             to.op = location_op::LOC_MEMORY.0 as u8;
             (to.reg, to.offset) = (base.pt_regs_index(), *offset);
         }
-        Form::Indexed { base: Some(base), index, scale, offset } => {
+        Form::Indexed { base, index, scale, offset } => {
             to.op = location_op::LOC_INDEXED.0 as u8;
-            (to.reg, to.index, to.offset) = (base.pt_regs_index(), index.pt_regs_index(), *offset);
+            let base = base.map_or(NO_REGISTER, Reg::pt_regs_index);
+            (to.reg, to.index, to.offset) = (base, index.pt_regs_index(), *offset);
             to.scale = scale.trailing_zeros() as u8;
         }
         // Wherever the file was loaded, it is as far from the instruction as it is in the file.
@@ -126,7 +129,7 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
             to.reg = Reg::X86_64_IP.pt_regs_index();
             to.offset = vaddr.wrapping_sub(site.vaddr) as i64;
         }
-        Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
+        Form::Symbol { .. } | Form::Absolute { .. } | Form::Float { .. } => {
             let reason = format!("the operand `{}` is not supported", form.text);
             return Err(ResolveError::Value { name: name(), reason });
         }

@@ -13,6 +13,7 @@ mod golang;
 mod harm;
 mod misses;
 mod old_kernel;
+mod operands;
 mod parameters;
 mod processes;
 mod returns;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use exporter::elf::{
     Arch, Cost, ElfError, Form, FunctionSite, Image, Site, SiteError, SiteShape, debug_file_candidates,
-    function_sites, go_binary, notes, parse_args, usdt_sites,
+    function_sites, go_binary, lacks_variables, notes, parse_args, usdt_sites,
 };
 
 use crate::support::program::{compile_kept, run};
@@ -122,6 +122,7 @@ fn a_stripped_program_keeps_its_sites_and_loses_only_named_arguments() {
 
     let debug = Image::parse(&debug_bytes).unwrap();
     let whole = stripped.with_debug_symbols(&debug).unwrap();
+    assert!(lacks_variables(&stripped) && !lacks_variables(&whole));
     let site = &usdt_sites(&whole, "demo", "second__part").unwrap()[0];
     assert_eq!(static_value(&whole, &bytes, site, 0), 0x5eed1234);
     let work = &function_sites(&whole, "work").unwrap()[0];

@@ -36,7 +36,7 @@ impl ArgForm {
     pub fn unreadable(&self) -> Option<String> {
         match &self.form {
             _ if self.float => Some(format!("`{}` is a floating-point number", self.text)),
-            Form::Indexed { base: None, .. } | Form::Symbol { .. } | Form::Float { .. } => {
+            Form::Symbol { .. } | Form::Absolute { .. } | Form::Float { .. } => {
                 Some(format!("the operand `{}` is not supported", self.text))
             }
             Form::Const(_) | Form::Reg(_) | Form::Mem { .. } | Form::Indexed { .. } | Form::Static { .. } => {
@@ -61,6 +61,9 @@ pub enum Form {
     /// In memory at the named symbol's address plus `offset`. In a [`super::Site`], resolved to
     /// [`Form::Static`].
     Symbol { name: String, offset: i64 },
+    /// As `form`, with the named symbol's address added to its number or offset, which is known in a program that is loaded
+    /// where it was linked. In a [`super::Site`], resolved to that form.
+    Absolute { name: String, form: Box<Form> },
     /// In memory at this address of the file (static data). At run time it is at
     /// `instruction pointer + (vaddr - site.vaddr)`, wherever the file was loaded.
     Static { vaddr: u64 },
@@ -140,18 +143,34 @@ fn parse(arch: Arch, text: &str) -> Result<ArgForm, String> {
         Arch::X86_64 => x86_64::operand(operand)?,
         Arch::Aarch64 => aarch64::operand(operand)?,
     };
-    let form = match form {
-        Form::Const(value) => Form::Const(cut(value, size, signed)),
-        other => other,
+    let (form, size) = match form {
+        Form::Const(value) => (Form::Const(cut(value, size, signed)), size),
+        Form::Reg(_) if arch == Arch::X86_64 => (form, size.min(Reg::x86_64_bytes(operand))),
+        other => (other, size),
     };
     Ok(ArgForm { size, signed, float, form, text: text.to_owned() })
 }
 
 /// The low `size` bytes of a value, sign-extended or zero-extended.
-fn cut(value: i64, size: u8, signed: bool) -> i64 {
+pub(super) fn cut(value: i64, size: u8, signed: bool) -> i64 {
     let unused = 64 - u32::from(size) * 8;
     let high = (value as u64) << unused;
     if signed { (high as i64) >> unused } else { (high >> unused) as i64 }
+}
+
+impl Form {
+    /// The form with `by` added to its number or offset.
+    pub(super) fn moved(self, by: u64) -> Form {
+        let moved = |offset: i64| offset.wrapping_add_unsigned(by);
+        match self {
+            Form::Const(value) => Form::Const(moved(value)),
+            Form::Mem { base, offset } => Form::Mem { base, offset: moved(offset) },
+            Form::Indexed { base, index, scale, offset } => {
+                Form::Indexed { base, index, scale, offset: moved(offset) }
+            }
+            other => other,
+        }
+    }
 }
 
 /// A sum of numbers and at most one symbol: `40`, `-8`, `0x10`, `40+sym`, `sym+40`, `sym-8`.

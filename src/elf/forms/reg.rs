@@ -47,6 +47,18 @@ impl Reg {
         Some(Reg { index: index as u8 })
     }
 
+    /// How many bytes a register's name means: 4 for `%eax`.
+    pub(super) fn x86_64_bytes(name: &str) -> u8 {
+        let name = name.trim_start_matches('%');
+        match name.as_bytes() {
+            [b'r', b'0'..=b'9', .., b'd'] | [b'e', ..] => 4,
+            [b'r', b'0'..=b'9', .., b'w'] => 2,
+            [b'r', b'0'..=b'9', .., b'b'] | [.., b'l'] => 1,
+            [b'r', ..] => 8,
+            _ => 2,
+        }
+    }
+
     /// A register of aarch64 by its assembler name: x0 to x30, w0 to w30, sp, wsp, fp, lr, pc. None for any
     /// other name; the zero registers are not registers here.
     pub(super) fn aarch64(name: &str) -> Option<Reg> {
@@ -95,6 +107,14 @@ mod tests {
             }
         }
         assert_eq!(Reg::x86_64("rip"), Some(Reg::X86_64_IP));
+        for (names, bytes) in [
+            (&["rax", "rsi", "rsp", "r8", "r15"][..], 8),
+            (&["eax", "esi", "ebp", "r8d", "r15d"], 4),
+            (&["ax", "si", "bp", "r8w", "r15w"], 2),
+            (&["al", "sil", "bpl", "r8b", "r15b"], 1),
+        ] {
+            names.iter().for_each(|name| assert_eq!(Reg::x86_64_bytes(name), bytes, "{name}"));
+        }
     }
 
     #[test]

@@ -97,7 +97,25 @@ fn x86_symbols() {
     is(X86_64, "8@-8+sym(%rip)", 8, false, symbol("sym", -8));
     is(X86_64, "-4@NBuffers(%rip)", 4, true, symbol("NBuffers", 0));
     is(X86_64, "-4@NBuffers", 4, true, symbol("NBuffers", 0));
+    let absolute = |name: &str, form| Form::Absolute { name: name.to_owned(), form: Box::new(form) };
+    is(X86_64, "8@$sym+8", 8, false, absolute("sym", Const(8)));
+    is(X86_64, "8@sym-8(%rax)", 8, false, absolute("sym", Mem { base: x86("rax"), offset: -8 }));
+    let indexed = Indexed { base: None, index: x86("rdx"), scale: 4, offset: 4 };
+    is(X86_64, "-4@sym+4(,%rdx,4)", 4, true, absolute("sym", indexed));
     is(X86_64, "8@_ZL3foo.lto_priv.0(%rip)", 8, false, symbol("_ZL3foo.lto_priv.0", 0));
+}
+
+/// What lies above a register's lower part is not in the argument.
+#[test]
+fn a_register_is_no_wider_than_its_name_says() {
+    for (text, size, signed, name) in [
+        ("8@%eax", 4, false, "rax"),
+        ("-8@%r9d", 4, true, "r9"),
+        ("4@%cl", 1, false, "rcx"),
+        ("-8@%ax", 2, true, "rax"),
+    ] {
+        is(X86_64, text, size, signed, Form::Reg(x86(name)));
+    }
 }
 
 #[test]
@@ -117,6 +135,7 @@ fn floating_point_is_known_and_only_memory_is_readable() {
     assert!(signed.float && signed.signed);
     assert_eq!(signed.form, Form::Float { register: "xmm0".to_owned() });
     assert_eq!(one(X86_64, "8@%ymm15").unwrap().form, Form::Float { register: "ymm15".to_owned() });
+    assert_eq!(one(X86_64, "8f@%st(1)").unwrap().form, Form::Float { register: "st(1)".to_owned() });
     assert_eq!(one(Aarch64, "8f@d0").unwrap().form, Form::Float { register: "d0".to_owned() });
 }
 
@@ -138,7 +157,7 @@ fn x86_forms_that_cannot_be_read_say_why() {
         ("8@(%rax,%rbx,3)", "its scale is `3`"),
         ("8@(%rax,%rbx,2,1)", "more than three parts"),
         ("8@16(%rip)", "not in the note"),
-        ("8@sym(%rax)", "combines `sym`"),
+        ("8@sym(%rip,%rax)", "not in the note"),
         ("8@sym@GOTPCREL(%rip)", "GOTPCREL entry of `sym`"),
         ("8@$.LC0", "address of `.LC0`"),
         ("8@$", "no number"),

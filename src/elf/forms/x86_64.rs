@@ -8,11 +8,18 @@ pub(super) fn operand(text: &str) -> Result<Form, String> {
         return match value.symbol {
             None if constant.trim().is_empty() => Err("no number follows the $".to_owned()),
             None => Ok(Form::Const(value.offset)),
-            Some(symbol) => Err(format!("it is the address of `{symbol}` and not a value in memory")),
+            // Of a text in the source.
+            Some(symbol) if symbol.starts_with(".L") => {
+                Err(format!("it is the address of `{symbol}`, a label that no symbol table has"))
+            }
+            Some(symbol) => Ok(absolute(symbol, Form::Const(value.offset))),
         };
     }
     if text.contains(':') {
         return Err("it is relative to a segment register (thread-local data)".to_owned());
+    }
+    if text.starts_with("%st(") {
+        return register(&text[1..]);
     }
     if let Some(open) = text.find('(') {
         let inner = text[open + 1..].strip_suffix(')').ok_or("its parenthesis is not closed")?;
@@ -60,16 +67,20 @@ fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
     if parts.next().is_some() {
         return Err("there are more than three parts in its parentheses".to_owned());
     }
-    match (place.symbol, base, index) {
-        (Some(name), Some(Reg::X86_64_IP), None) => symbol(name, place.offset),
-        (Some(name), ..) => Err(format!("it combines `{name}` with registers")),
-        (None, Some(Reg::X86_64_IP), _) | (None, _, Some(Reg::X86_64_IP)) => {
-            Err("it is relative to an instruction that is not in the note".to_owned())
+    let offset = place.offset;
+    let form = match (place.symbol, base, index) {
+        (Some(name), Some(Reg::X86_64_IP), None) => return symbol(name, offset),
+        (_, Some(Reg::X86_64_IP), _) | (_, _, Some(Reg::X86_64_IP)) => {
+            return Err("it is relative to an instruction that is not in the note".to_owned());
         }
-        (None, Some(base), None) => Ok(Form::Mem { base, offset: place.offset }),
-        (None, base, Some(index)) => Ok(Form::Indexed { base, index, scale, offset: place.offset }),
-        (None, None, None) => Err("there is no register in its parentheses".to_owned()),
-    }
+        (_, Some(base), None) => Form::Mem { base, offset },
+        (_, base, Some(index)) => Form::Indexed { base, index, scale, offset },
+        (_, None, None) => return Err("there is no register in its parentheses".to_owned()),
+    };
+    Ok(match place.symbol {
+        Some(name) => absolute(name, form),
+        None => form,
+    })
 }
 
 /// A register as part of an address, which only whole ones can be.
@@ -77,6 +88,10 @@ fn address_register(name: &str) -> Result<Reg, String> {
     let whole = name.strip_prefix("%r").is_some_and(|n| !n.ends_with(['b', 'w', 'd']));
     let reg = name.strip_prefix('%').and_then(Reg::x86_64);
     reg.filter(|_| whole).ok_or_else(|| format!("`{name}` is not a 64-bit register"))
+}
+
+fn absolute(name: &str, form: Form) -> Form {
+    Form::Absolute { name: name.to_owned(), form: Box::new(form) }
 }
 
 fn symbol(name: &str, offset: i64) -> Result<Form, String> {

@@ -7,7 +7,7 @@ use std::io;
 use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
 use crate::config::model::Point;
-use crate::elf::{Image, SymbolIndex};
+use crate::elf::{Image, SymbolIndex, lacks_variables};
 use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind};
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
@@ -89,7 +89,7 @@ impl AttachedFile {
         let debug = image
             .as_ref()
             .ok()
-            .filter(|_| wants_names)
+            .filter(|image| wants_names || lacks_variables(image))
             .and_then(|image| debug_symbols(image, &found.path, &found.display));
         let image = image.map(|image| with_names(image, debug.as_ref()));
         let separate = debug.as_ref().and_then(DebugSymbols::image);
