@@ -53,6 +53,8 @@ enum abi_limit {
 	FILTER_WORDS = 32,
 	/* In a hit's faults: bit LARGE_VALUE + i says that value i is 2^63 or more, of an argument without a sign. */
 	LARGE_VALUE = 16,
+	/* And this bit says that the hit is slow, see ACTION_SLOW. */
+	SLOW_HIT = 28,
 	/* Nested control groups that are looked at for a container. */
 	MAX_CGROUP_LEVELS = 16,
 	/* Filters of a target. */
@@ -74,7 +76,6 @@ enum location_op {
 	LOC_TID, /* thread id */
 	LOC_CPU,
 	LOC_CGROUP, /* cgroup v2 id */
-	LOC_TIME, /* CLOCK_MONOTONIC nanoseconds */
 	LOC_COMM, /* the thread's name, only as a string */
 	LOC_DURATION, /* nanoseconds since the entry or the start */
 	LOC_CARRIED, /* value number index that the entry or the start kept */
@@ -146,6 +147,7 @@ enum value_kind {
 	VALUE_SOCKADDR, /* address of a sockaddr: as much of it as its family has, and no flow label */
 	VALUE_COMM, /* the thread's name */
 	VALUE_CARRIED, /* text that the start kept: (offset << 32 | length) of the start's bytes */
+	VALUE_TIME, /* CLOCK_MONOTONIC nanoseconds when the event is put on the ring buffer */
 };
 
 struct value {
@@ -166,6 +168,7 @@ enum probe_flag {
 	PROBE_SESSION = 1 << 6, /* in a session uprobe the kernel itself keeps the time from entry to return */
 	PROBE_BY_FRAME = 1 << 7, /* a function's call: the key is where its return address is */
 	PROBE_TEXTS = 1 << 8, /* among what the start keeps is text */
+	PROBE_SLOW = 1 << 9, /* a slow hit goes to the ring buffer, see ACTION_SLOW */
 };
 
 /* Sizes of event that the ring buffer is asked for. */
@@ -186,7 +189,8 @@ struct probe {
 	__u8 nvalues;
 	__u8 event_class; /* enum event_class */
 	__u8 ncarried; /* values that a start keeps: the first ones, after the key */
-	__u8 pad[8];
+	__u32 slow; /* first of the slots that enum slow_slot names */
+	__u8 pad[4];
 	struct value values[MAX_VALUES];
 };
 
@@ -216,6 +220,13 @@ enum accounting_slot {
 	ACCT_SLOTS = 16,
 };
 
+/* What is counted of a probe's slow hits. */
+enum slow_slot {
+	SLOW_SEEN,
+	SLOW_LOST, /* of these, those that found no room on the ring buffer */
+	SLOW_SLOTS,
+};
+
 enum action_kind {
 	ACTION_COUNT, /* slot 0 += 1 */
 	ACTION_ADD, /* slot 0 += value, slot 1 += 1 */
@@ -223,6 +234,7 @@ enum action_kind {
 	ACTION_LAST, /* slot 0 = value, slot 1 = its time; not sharded: always the first shard's slots, like the next two */
 	ACTION_MIN, /* slot 0 = min(slot 0, value + bias + 1), where 0 means "none yet" */
 	ACTION_MAX,
+	ACTION_SLOW, /* above bias, as a number with a sign, the hit is slow: slot SLOW_SEEN += 1, and it goes to the ring buffer */
 };
 
 enum abi_none {
@@ -284,7 +296,7 @@ struct action {
 	__u32 stride; /* slots of one series */
 	__u32 bounds; /* histogram: which set */
 	__u32 label_sets; /* an interner, or NO_LABEL_SETS: series are numbered by the labels' numbers times their multipliers */
-	__u64 bias; /* as in struct condition */
+	__u64 bias; /* as in struct condition; of ACTION_SLOW, what a slow hit is above */
 	struct condition conditions[MAX_CONDITIONS];
 	struct label labels[MAX_LABELS];
 };

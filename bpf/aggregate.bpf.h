@@ -376,6 +376,13 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 	case ACTION_MAX:
 		extreme(slot, value + action->bias, action->kind == ACTION_MAX);
 		break;
+	case ACTION_SLOW:
+		if ((__s64)value <= (__s64)action->bias)
+			break;
+		if (!(hit->faults >> SLOW_HIT & 1))
+			add(local + SLOW_SEEN, 1);
+		hit->faults |= 1U << SLOW_HIT;
+		break;
 	}
 	return 0;
 }

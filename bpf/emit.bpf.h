@@ -52,6 +52,10 @@ static __always_inline void fill(struct event *event, struct hit *hit, struct pr
 			__u32 room = probe->values[i].max;
 			long len = -1;
 
+			if (probe->values[i].kind == VALUE_TIME) {
+				values[i] = bpf_ktime_get_ns();
+				continue;
+			}
 			if (room > longest)
 				room = longest;
 			if (longest && used <= text_room - longest) {
@@ -105,6 +109,28 @@ static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 numb
 	default:
 		return emit_EVENT_LONG_TEXTS(hit, probe, number);
 	}
+}
+
+/*
+ * Puts the hit on the ring buffer if all of the probe's are, or if it is slow. Slow ones leave half of the room to the events
+ * that metrics are computed from. Returns what has become of a hit that has become lost until now.
+ */
+static __always_inline int deliver(struct hit *hit, struct probe *probe, __u32 number, int lost)
+{
+	bool is_slow = hit->faults >> SLOW_HIT & 1, all = probe->flags & PROBE_EMIT;
+	int why = 0;
+
+	if (!all && !is_slow)
+		return lost;
+	if (!all)
+		why = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 2;
+	if (!why)
+		why = emit(hit, probe, number);
+	if (why && is_slow)
+		add(hit->shard + probe->slow + SLOW_LOST, 1);
+	if (!all || lost)
+		return lost;
+	return why ? why : ACCT_DELIVERED;
 }
 
 #endif

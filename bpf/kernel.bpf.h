@@ -51,6 +51,7 @@ enum {
 
 enum {
 	BPF_RB_AVAIL_DATA = 0,
+	BPF_RB_RING_SIZE = 1,
 };
 
 /* A process that was forked and has not executed a program of its own. */

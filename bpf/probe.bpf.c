@@ -28,6 +28,7 @@ struct abi {
 	enum probe_flag probe_flag;
 	enum event_class event_class;
 	enum accounting_slot accounting_slot;
+	enum slow_slot slow_slot;
 	enum action_kind action_kind;
 	enum condition_op condition_op;
 	enum label_flag label_flag;
@@ -188,12 +189,8 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		if (!lost)
 			lost = why;
 	}
-	if (probe->flags & PROBE_EMIT) {
-		int why = emit(&hit, probe, site->probe);
-
-		if (!lost)
-			lost = why ? why : ACCT_DELIVERED;
-	}
+	if (probe->flags & (PROBE_EMIT | PROBE_SLOW))
+		lost = deliver(&hit, probe, site->probe, lost);
 	if (probe->flags & PROBE_TEXTS && probe->flags & PROBE_END)
 		bpf_map_delete_elem(&start_texts, &hit.text);
 end:

@@ -141,8 +141,6 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 		return bpf_get_current_cgroup_id();
 	case LOC_COMM:
 		return 0;
-	case LOC_TIME:
-		return bpf_ktime_get_ns();
 	case LOC_DURATION:
 		return bpf_ktime_get_ns() - began;
 	case LOC_CARRIED:

@@ -8,11 +8,13 @@ use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
-    ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, Source, SpanEnd, SpanPlan, TargetPlan, ValuePlan,
+    ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd, SpanPlan, TargetPlan,
+    ValuePlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::selectors::Predicate;
+use crate::slow::shown_value;
 use crate::table::Table;
 use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
 use crate::unfit::reasons;
@@ -39,6 +41,10 @@ pub fn check(plan: &Plan) -> Checked {
     }
     if let Some(network) = &plan.network {
         checker.network(network);
+    }
+    if plan.probes.iter().any(|probe| !probe.slow.is_empty()) {
+        let file = &plan.settings.slow_events.file;
+        checker.text.push_str(&format!("\nslow events: kept in {}\n", file.display()));
     }
     if let Some(folder) = &plan.settings.pinned {
         checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(folder)));
@@ -195,6 +201,9 @@ impl Checker<'_> {
             if let Some(reason) = reason {
                 table.line(reason);
             }
+            for slow in &probe.slow {
+                table.line(self.slow(probe, slow));
+            }
             if let Some(how) = pairing(probe) {
                 table.line(how);
             }
@@ -211,6 +220,21 @@ impl Checker<'_> {
         }
         self.text.push_str(&table.to_string());
         there
+    }
+
+    /// Which events are kept, of what, and who decides.
+    fn slow(&self, probe: &ProbePlan, slow: &SlowPlan) -> String {
+        let kept: Vec<_> = slow.kept.iter().map(|value| probe.values[*value].name.as_str()).collect();
+        let decided = match &slow.route {
+            Route::Ring(reason) => format!("decided in user space: {reason}"),
+            Route::Kernel | Route::Hits => "decided in the kernel; only slow hits are sent".to_string(),
+        };
+        format!(
+            "slow: {} above {} is kept with {} ({decided})",
+            slow.metric,
+            shown_value(&slow.metric, slow.over),
+            kept.join(", ")
+        )
     }
 
     fn rows(&self, table: &mut Table, probe: &ProbePlan, sites: String, semaphores: String, notes: &Notes) {

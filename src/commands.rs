@@ -3,18 +3,20 @@
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use crate::cli::{Format, Invocation};
-use crate::config::{self, Diagnostics, Overrides};
+use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::kernel::choose;
 use crate::loading::load;
 use crate::logging::{LogFile, Logging};
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
+use crate::slow::{self, Keeper, Query};
 use crate::{check, dashboard, pins, reference, trial};
 
 /// The configuration, the environment or the command line is wrong.
@@ -23,6 +25,9 @@ const CONFIGURATION: u8 = 2;
 const KERNEL: u8 = 3;
 /// Anything else that ends the exporter.
 const RUN_TIME: u8 = 1;
+
+/// Of an exporter that is not told another port.
+const DEFAULT_PORT: u16 = 9435;
 
 /// Performs a command.
 pub fn perform(invocation: Invocation) -> ExitCode {
@@ -38,6 +43,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::Schema { markdown: true } => show(&reference::page()),
         Invocation::HashPassword { cost } => hash_password(cost),
         Invocation::Unpin { file, directory } => unpin(file, directory),
+        Invocation::Events { config, file, query, json } => show_events(config, file, &query, json),
         Invocation::Man { command } => show_man_page(command.as_deref()),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
@@ -70,6 +76,8 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     let listeners = Listeners::bind(settings);
+    let keeper = Arc::new(Keeper::default());
+    let kept = keeper.keep_for(&plan);
     let limited = drop_privileges(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
@@ -84,7 +92,10 @@ fn start(overrides: &Overrides) -> ExitCode {
     }
     let ran = listeners
         .map_err(RunError::from)
-        .and_then(|listeners| run(overrides, &loaded.config, plan, attach, logging.clone(), listeners));
+        .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
+        .and_then(|listeners| {
+            run(overrides, &loaded.config, plan, attach, logging.clone(), listeners, keeper)
+        });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -138,6 +149,31 @@ fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     }
     match pins::remove_all(&state) {
         Ok(()) => show(&format!("{} is removed: its probes are detached\n", state.display())),
+        Err(err) => {
+            eprintln!("exporter: {err}");
+            ExitCode::from(RUN_TIME)
+        }
+    }
+}
+
+fn show_events(config: Option<PathBuf>, file: Option<PathBuf>, query: &Query, json: bool) -> ExitCode {
+    let file = match (config, file) {
+        (None, Some(file)) => file,
+        (None, None) => default_events_file(DEFAULT_PORT),
+        (Some(config), _) => match config::load(&Overrides::file(config), &config::environment()) {
+            Ok(loaded) => loaded.config.settings.slow_events.file,
+            Err(wrong) => return refuse(&wrong),
+        },
+    };
+    match slow::read(&file, query) {
+        Ok(rows) if json => match serde_json::to_string_pretty(&rows) {
+            Ok(text) => show(&(text + "\n")),
+            Err(err) => {
+                eprintln!("exporter: failed to write the events as JSON: {err}");
+                ExitCode::from(RUN_TIME)
+            }
+        },
+        Ok(rows) => show(&slow::table(&rows)),
         Err(err) => {
             eprintln!("exporter: {err}");
             ExitCode::from(RUN_TIME)

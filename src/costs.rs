@@ -44,6 +44,7 @@ pub fn until_now(plan: &Plan, shared: &Shared, probe: usize) -> f64 {
 
 fn handling(probe: &ProbePlan) -> f64 {
     let actions = probe.actions.iter().filter(|action| action.route == Route::Kernel).count();
+    let actions = actions + probe.slow.iter().filter(|slow| slow.route == Route::Kernel).count();
     let of = |is_so: bool, seconds: f64| if is_so { seconds } else { 0.0 };
     of(actions > 0 || probe.emit.is_some(), VALUES)
         + ACTION * actions as f64

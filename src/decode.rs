@@ -1,6 +1,6 @@
 //! Bytes of the ring buffer to events. Pure; nothing is copied.
 
-use crate::abi::{LARGE_VALUE, LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, event_class};
+use crate::abi::{LARGE_VALUE, LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, SLOW_HIT, event_class};
 
 const HEADER: usize = 16;
 
@@ -74,6 +74,11 @@ impl<'a> Event<'a> {
             return Err(DecodeError(format!("event truncated at {} bytes", record.len())));
         };
         Ok(Self { probe: half(0) as usize, faults: half(4), values, text })
+    }
+
+    /// Whether the kernel found the hit slow.
+    pub fn is_slow(&self) -> bool {
+        self.faults >> SLOW_HIT & 1 == 1
     }
 
     /// Value number `index`, which is text or not as the plan says.

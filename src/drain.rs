@@ -15,15 +15,17 @@ use std::time::Duration;
 
 use libbpf_rs::RingBufferBuilder;
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::abi::wake;
 use crate::config::model::Settings;
 use crate::decode::{Event, Value};
 use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
-use crate::metrics::evaluate::{Outcome, evaluate, fitting};
-use crate::metrics::show::{show, show_with_unit};
-use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, Source};
+use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
+use crate::metrics::show::{show, show_exactly, show_with_unit};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, Source};
+use crate::slow::{self, Books, Fields, Keeper};
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use crate::symbols::Symbols;
 
@@ -59,7 +61,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Starts the thread.
+    /// Starts the thread, which hands slow events to the keeper.
     ///
     /// # Errors
     /// If the ring buffer, its descriptors or the thread cannot be made.
@@ -68,6 +70,7 @@ impl Drain {
         layout: &Layout,
         store: Arc<UserStore>,
         shared: Shared,
+        keeper: Option<Arc<Keeper>>,
     ) -> io::Result<Self> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (requests, asked) = sync_channel(16);
@@ -81,7 +84,7 @@ impl Drain {
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.
-            let handler = Handler::new(plan, routes, store, thread_stats);
+            let handler = Handler::new(plan, routes, store, thread_stats, keeper);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
@@ -158,7 +161,7 @@ impl Worker {
         let control = &self.shared.control;
         // A probe reads the request before it submits its event. One that read it just before it was made wakes nobody,
         // so where events can come, there is an end to the waiting.
-        let emits = plan.probes.iter().any(|probe| probe.emit.is_some());
+        let emits = plan.probes.iter().any(|probe| probe.emit.is_some() || !probe.slow.is_empty());
         let longest = emits.then_some(LONGEST);
         let drain = || {
             let before = stats.events.load(Ordering::Relaxed);
@@ -222,10 +225,18 @@ struct Handler {
     names: Vec<(usize, Arc<str>)>,
     scratch: String,
     line: String,
+    /// Who keeps slow events.
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl Handler {
-    fn new(plan: Arc<Plan>, routes: Vec<Route>, store: Arc<UserStore>, stats: Arc<DrainStats>) -> Self {
+    fn new(
+        plan: Arc<Plan>,
+        routes: Vec<Route>,
+        store: Arc<UserStore>,
+        stats: Arc<DrainStats>,
+        keeper: Option<Arc<Keeper>>,
+    ) -> Self {
         let Settings { verbose, .. } = plan.settings;
         Self {
             plan,
@@ -237,6 +248,7 @@ impl Handler {
             names: Vec::new(),
             scratch: String::new(),
             line: String::new(),
+            keeper,
         }
     }
 
@@ -279,6 +291,22 @@ impl Handler {
             };
             lost.fetch_add(1, Ordering::Relaxed);
         }
+        if let (Some(slots), Some(keeper)) = (route.slow, &self.keeper) {
+            let books = Books { store: self.store.clone(), slots };
+            let is_told = probe.is_slow_in_kernel();
+            let slow = match found_slow(probe, &read, &mut self.scratch) {
+                _ if is_told && !event.is_slow() => None,
+                None if is_told => probe.slow.first().map(|slow| (slow, 0)),
+                slow => slow,
+            };
+            if let Some((slow, value)) = slow {
+                if !is_told {
+                    books.seen();
+                }
+                let target = &self.plan.targets[probe.target].name;
+                keeper.offer(kept(probe, target, slow, value, time, &read), books);
+            }
+        }
         if self.verbose {
             self.line.clear();
             describe(probe, &read, &mut self.line);
@@ -299,6 +327,8 @@ struct Route {
     symbols: Vec<usize>,
     /// Bit i: value i is text.
     texts: u32,
+    /// Where its slow events are counted, if it has some.
+    slow: Option<u32>,
 }
 
 /// The routes of all probes.
@@ -313,9 +343,46 @@ fn routes(plan: &Plan, layout: &Layout) -> Vec<Route> {
             pid: place(Source::Pid),
             symbols: values().filter(|(_, value)| value.kind.is_symbol()).map(|(at, _)| at).collect(),
             texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
+            slow: layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.user),
         }
     };
     plan.probes.iter().enumerate().map(route).collect()
+}
+
+/// What is kept of a slow event; `time` is the kernel's.
+fn kept<'a>(
+    probe: &ProbePlan,
+    target: &str,
+    slow: &SlowPlan,
+    value: i64,
+    time: u64,
+    read: &dyn Fn(usize) -> Value<'a>,
+) -> slow::Event {
+    let field = |at: &usize| {
+        let value = &probe.values[*at];
+        let mut text = String::new();
+        show_exactly(&value.kind, value.unit, read(*at), &mut text);
+        (value.name.clone(), text)
+    };
+    slow::Event {
+        time: since_1970(time),
+        target: target.to_owned(),
+        probe: probe.name.clone(),
+        metric: slow.metric.clone(),
+        value: slow.scale.apply(value as f64),
+        over: slow.over,
+        fields: Fields(slow.kept.iter().map(field).collect()),
+    }
+}
+
+/// A time of the kernel's clock, in nanoseconds since 1970 as the clock is set now.
+fn since_1970(time: u64) -> i64 {
+    let nanoseconds = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+    };
+    let passed = nanoseconds(ClockId::Monotonic).saturating_sub(i64::try_from(time).unwrap_or(i64::MAX));
+    nanoseconds(ClockId::Realtime).saturating_sub(passed)
 }
 
 /// The line that the verbose log has for an event.

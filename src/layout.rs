@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
-use crate::abi::{ACCT_SLOTS, label_id};
+use crate::abi::{ACCT_SLOTS, label_id, slow_slot};
 use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
 use crate::store::UserStore;
@@ -31,7 +31,26 @@ pub struct Layout {
     pub user: StoreLayout,
     /// One for each action of the plan that needs slots, in the plan's order.
     pub actions: Vec<ActionLayout>,
+    /// One for each probe that keeps slow events, in the plan's order.
+    pub slow: Vec<SlowLayout>,
 }
+
+/// Where slow events of a probe are counted.
+#[derive(Debug, Clone, Copy)]
+pub struct SlowLayout {
+    pub probe: usize,
+    /// First of the slots that `enum slow_slot` of the ABI names, in the kernel's store.
+    pub kernel: u32,
+    /// First of [`SLOW_SLOTS`] in the store of user space.
+    pub user: u32,
+}
+
+/// Slots of [`SlowLayout::user`]: found slow there and not in the kernel, kept, refused by a full queue, not written.
+pub(crate) const SLOW_SLOTS: u32 = 4;
+pub(crate) const SLOW_SEEN: u32 = 0;
+pub(crate) const SLOW_KEPT: u32 = 1;
+pub(crate) const SLOW_REFUSED: u32 = 2;
+pub(crate) const SLOW_UNWRITTEN: u32 = 3;
 
 /// What one store must provide.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +114,7 @@ impl Layout {
             kernel: StoreLayout { slots: accounting, ..StoreLayout::default() },
             user: StoreLayout::default(),
             actions: Vec::new(),
+            slow: Vec::new(),
         };
         for (probe, plan_probe) in plan.probes.iter().enumerate() {
             for (action, plan_action) in plan_probe.actions.iter().enumerate() {
@@ -109,6 +129,12 @@ impl Layout {
                 (laid_out.probe, laid_out.action, laid_out.in_kernel) = (probe, action, in_kernel);
                 layout.actions.push(laid_out);
             }
+        }
+        for (probe, _) in plan.probes.iter().enumerate().filter(|(_, probe)| !probe.slow.is_empty()) {
+            let (kernel, user) = (layout.kernel.slots, layout.user.slots);
+            layout.kernel.slots += slow_slot::SLOW_SLOTS.0;
+            layout.user.slots += SLOW_SLOTS;
+            layout.slow.push(SlowLayout { probe, kernel, user });
         }
         // Whole cache lines, so that two CPUs never share one.
         layout.kernel.slots = layout.kernel.slots.next_multiple_of(SLOTS_IN_A_LINE);

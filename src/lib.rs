@@ -47,6 +47,7 @@ mod run;
 mod running;
 pub mod selectors;
 mod service;
+pub mod slow;
 mod store;
 mod symbols;
 mod table;

@@ -32,7 +32,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
     let user = Arc::new(layout.user_store(plan.probes.len()));
-    let drain = Drain::start(plan.clone(), &layout, user, manager.shared())
+    let drain = Drain::start(plan.clone(), &layout, user, manager.shared(), None)
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
     std::thread::sleep(time);
     let shared = manager.shared();

@@ -60,8 +60,8 @@ impl Exporter {
         }
         let user = Arc::new(layout.user_store(plan.probes.len()));
         let registry = Registry::new(plan.clone(), layout.clone(), kernel.shared().store, user.clone());
-        let drain =
-            Drain::start(plan.clone(), &layout, user, kernel.shared()).map_err(|err| err.to_string())?;
+        let drain = Drain::start(plan.clone(), &layout, user, kernel.shared(), None)
+            .map_err(|err| err.to_string())?;
         let target = target.path.clone();
         Ok(Self { kernel, target, sites, registry, plan, drain, text: Vec::new() })
     }

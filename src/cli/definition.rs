@@ -1,10 +1,12 @@
 //! What clap is told of commands and flags.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command, value_parser};
 use clap_complete::Shell;
 
+use crate::config;
 use crate::config::keys::{CONFIG_ENV, KEYS};
 
 /// The setting whose flag can be repeated; its values are put together with commas.
@@ -113,6 +115,52 @@ pub fn command() -> Command {
                 ),
         )
         .subcommand(
+            Command::new("events")
+                .about("Show the slow events that were kept")
+                .arg(config().help("Configuration file that says where they are"))
+                .arg(
+                    path("file")
+                        .long("file")
+                        .conflicts_with("config")
+                        .help("Their file [default: that of port 9435]"),
+                )
+                .arg(
+                    Arg::new("since")
+                        .long("since")
+                        .value_name("DURATION")
+                        .value_parser(duration)
+                        .help("Only those of the last 90s, 5min or 24h"),
+                )
+                .arg(Arg::new("probe").long("probe").value_name("NAME").help("Only those of this probe"))
+                .arg(
+                    Arg::new("metric").long("metric").value_name("NAME").help("Only those of this histogram"),
+                )
+                .arg(
+                    Arg::new("where")
+                        .long("where")
+                        .value_name("FIELD=VALUE")
+                        .value_parser(field)
+                        .action(ArgAction::Append)
+                        .help("Only those with this field; can be repeated"),
+                )
+                .arg(
+                    Arg::new("limit")
+                        .long("limit")
+                        .value_name("N")
+                        .value_parser(value_parser!(u32).range(1..))
+                        .default_value("100")
+                        .help("The latest N"),
+                )
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .value_name("FORMAT")
+                        .value_parser(["table", "json"])
+                        .default_value("table")
+                        .help("table or json"),
+                ),
+        )
+        .subcommand(
             Command::new("completions").about("Print a shell completion script").arg(
                 Arg::new("shell")
                     .value_name("SHELL")
@@ -126,6 +174,16 @@ pub fn command() -> Command {
                 .about("Print the man page of the exporter or of a command")
                 .arg(Arg::new("command").value_name("COMMAND").help("Command: check, probes, ...")),
         )
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds = config::duration(text).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "expected a duration such as 90s, 5min or 24h".to_owned())
+}
+
+fn field(text: &str) -> Result<(String, String), String> {
+    let both = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    both.ok_or_else(|| "expected FIELD=VALUE".to_owned())
 }
 
 /// The man page of the exporter or of one of its commands, as roff; `None` if there is no such command.

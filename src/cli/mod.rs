@@ -12,6 +12,7 @@ use clap_complete::Shell;
 
 use crate::config::Overrides;
 use crate::config::keys::KEYS;
+use crate::slow::Query;
 
 pub use self::definition::{command, man_page};
 
@@ -39,6 +40,8 @@ pub enum Invocation {
     HashPassword { cost: u32 },
     /// Detach what `state: pinned` has left attached: that of `file`, or in `directory`.
     Unpin { file: Option<PathBuf>, directory: Option<PathBuf> },
+    /// Show slow events: of the exporter that `config` configures, or in `file`.
+    Events { config: Option<PathBuf>, file: Option<PathBuf>, query: Query, json: bool },
     /// Print a completion script.
     Completions { shell: Shell },
     /// Print the man page, or that of a command.
@@ -114,6 +117,18 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         "unpin" => Invocation::Unpin {
             file: matches.get_one("config").cloned(),
             directory: matches.get_one("directory").cloned(),
+        },
+        "events" => Invocation::Events {
+            config: matches.get_one("config").cloned(),
+            file: matches.get_one("file").cloned(),
+            query: Query {
+                since: matches.get_one("since").copied(),
+                probe: text("probe"),
+                metric: text("metric"),
+                fields: matches.get_many("where").into_iter().flatten().cloned().collect(),
+                limit: matches.get_one::<u32>("limit").copied().unwrap_or(100) as usize,
+            },
+            json: text("format").is_some_and(|format| format == "json"),
         },
         "man" => Invocation::Man { command: matches.get_one("command").cloned() },
         other => unreachable!("no subcommand is called {other}"),
@@ -252,6 +267,24 @@ mod tests {
             Invocation::Unpin { file: None, directory: Some("/sys/fs/bpf/x".into()) }
         );
         refused(&["unpin"]);
+        let query = Query { limit: 100, ..Query::default() };
+        assert_eq!(
+            parsed(&["events"]),
+            Invocation::Events { config: None, file: None, query: query.clone(), json: false }
+        );
+        let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let query = Query {
+            since: Some(Duration::from_secs(300)),
+            probe: Some("a:b".into()),
+            metric: Some("m".into()),
+            fields: vec![field("height", "7"), field("x", "=1")],
+            limit: 3,
+        };
+        let all = "events --file f.db --since 5min --probe a:b --metric m --where height=7 --where x==1 --limit 3 --format json";
+        assert_eq!(
+            parsed(&all.split(' ').collect::<Vec<_>>()),
+            Invocation::Events { config: None, file: Some("f.db".into()), query, json: true }
+        );
         assert_eq!(parsed(&["hash-password"]), Invocation::HashPassword { cost: 10 });
         assert_eq!(parsed(&["man", "check"]), Invocation::Man { command: Some("check".into()) });
         assert_eq!(parsed(&["completions", "zsh"]), Invocation::Completions { shell: Shell::Zsh });
@@ -282,6 +315,12 @@ mod tests {
             &["check", "a", "--attach", "--seconds", "0"],
             &["probes"],
             &["probes", "x", "--json", "--yaml"],
+            &["events", "--since", "5m"],
+            &["events", "--since", "-5s"],
+            &["events", "--where", "height"],
+            &["events", "--limit", "0"],
+            &["events", "--format", "xml"],
+            &["events", "--file", "a", "--config", "b"],
             &["completions", "tcsh"],
             &["hash-password", "--cost", "17"],
             &["--port", "1", "check", "c.yaml"],

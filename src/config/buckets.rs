@@ -91,7 +91,7 @@ fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
 }
 
 /// A number, a duration in seconds or a size in bytes.
-fn bound(node: &Node<'_>) -> Option<f64> {
+pub(super) fn bound(node: &Node<'_>) -> Option<f64> {
     let Some(text) = node.value.as_str() else {
         if node.value.as_f64().is_some_and(|n| !n.is_finite()) {
             node.error("bucket bounds must be finite").help("the bucket +Inf is added automatically");

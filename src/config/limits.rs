@@ -2,6 +2,7 @@
 //! here. What the kernel part sets comes from its ABI. Defaults of settings that have a flag are in [`super::keys`].
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use crate::abi;
 
@@ -43,6 +44,15 @@ pub const SITES: RangeInclusive<u32> = 1..=65_536;
 pub const DEFAULT_SITES: u32 = 8192;
 pub const STARTS: RangeInclusive<u32> = 1..=4_194_304;
 pub const DEFAULT_STARTS: u32 = 32_768;
+
+/// Slow events that are kept.
+pub const SLOW_ROWS: RangeInclusive<u32> = 1..=10_000_000;
+pub const DEFAULT_SLOW_ROWS: u32 = 10_000;
+/// Bytes of their file.
+pub const SLOW_BYTES: RangeInclusive<u64> = 1 << 20..=16 << 30;
+pub const DEFAULT_SLOW_BYTES: u64 = 64 << 20;
+pub const SLOW_AGE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(87_600 * 3600);
+pub const DEFAULT_SLOW_AGE: Duration = Duration::from_secs(720 * 3600);
 
 /// Beginnings of the names of the exporter's own metrics.
 const OWN: &[&str] = &["fibre_exporter_", "process_", "xdp_", "tc_egress_", "network_"];

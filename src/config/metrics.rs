@@ -10,6 +10,7 @@ use super::limits;
 use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
 use super::section::{Key, Schema, Section, words};
+use super::slow::{self, SLOW_KEY};
 use super::words::quote;
 
 pub(super) const HELP_KEY: Key =
@@ -69,6 +70,7 @@ pub static METRIC: Section = Section {
         WHEN_KEY,
         LABELS_KEY,
         BUCKETS_KEY,
+        SLOW_KEY,
     ]),
     one_of: FORMS,
 };
@@ -123,6 +125,7 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     }
     if form.is_some_and(|form| form != "histogram") {
         fields.forbid(&["buckets"], "only histograms have buckets");
+        fields.forbid(&["slow"], "only events of histograms are kept");
     }
     let kind = match form {
         Some("gauge") => fields
@@ -139,10 +142,11 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     let lowers = fields.get("direction").and_then(|n| n.one_of("direction", DIRECTIONS)).unwrap_or(false);
     let at_return = fields.get("at").and_then(|n| n.one_of("moment", MOMENTS)).unwrap_or(false);
     let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
+    let slow = slow::of_metric(&fields);
     let help = help(&fields, name.as_deref());
     let (at, name, kind) = (node.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = node.diags.len() > errors;
-    Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, unread })
+    Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, unread })
 }
 
 /// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
@@ -151,12 +155,12 @@ pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
     let name = self::name(span);
     let kind = bounds(fields, name.as_deref(), true).map(MetricKind::Histogram);
     let value = Some(Named { at: span.at.clone(), name: "duration".to_owned() });
-    let (when, labels) = (when(fields), labels(fields));
+    let (when, labels, slow) = (when(fields), labels(fields), slow::of_metric(fields));
     let help = help(fields, name.as_deref());
     let (at, name, kind) = (fields.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = span.diags.len() > errors;
     let (scale, lowers, at_return) = (None, false, false);
-    Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, unread }
+    Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, unread }
 }
 
 fn name(node: &Node<'_>) -> Option<String> {

@@ -21,6 +21,7 @@ mod profile;
 mod scalars;
 pub mod section;
 mod settings;
+mod slow;
 mod targets;
 pub mod tree;
 mod web;
@@ -39,7 +40,9 @@ pub use model::Config;
 pub use place::{Place, Source, Step};
 pub(crate) use probes::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
+pub(crate) use scalars::duration;
 pub(crate) use settings::default_state_directory;
+pub(crate) use slow::default_file as default_events_file;
 pub use web::read_again;
 pub use words::{did_you_mean, nearest};
 #[cfg(test)]
@@ -106,6 +109,11 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
             "How the endpoints are secured, as Prometheus's exporters are told.",
         ),
         section::Key::new("network", Schema::Other("network"), "Packet statistics."),
+        section::Key::new(
+            "slow_events",
+            Schema::Section(|| &slow::SLOW_EVENTS),
+            "Where events of metrics with `slow` are kept, and how many.",
+        ),
     ];
     Section {
         name: "configuration",

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,30 @@ pub struct Settings {
     pub keep_privileges: KeepPrivileges,
     /// Where programs, links and maps stay when the exporter ends; `None`: nowhere.
     pub pinned: Option<PathBuf>,
+    pub slow_events: SlowEvents,
+}
+
+/// Where events of metrics with [`Metric::slow`] are kept.
+#[derive(Debug, Clone)]
+pub struct SlowEvents {
+    pub file: PathBuf,
+    /// Most events.
+    pub rows: u32,
+    /// Largest size of the file.
+    pub bytes: u64,
+    pub age: Duration,
+    /// By the name of a histogram, what [`Metric::slow`] is where it is not written there.
+    pub metrics: Vec<(Named, Slow)>,
+}
+
+/// Which hits a histogram takes for slow, and what is kept of them.
+#[derive(Debug, Clone)]
+pub struct Slow {
+    pub at: Place,
+    /// Those whose value is above this, in the metric's unit.
+    pub over: f64,
+    /// Arguments and built-in values; `None`: all arguments, and the process.
+    pub fields: Option<Vec<Named>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -269,6 +294,8 @@ pub struct Metric {
     pub at_return: bool,
     pub when: Vec<Condition>,
     pub labels: Vec<Label>,
+    /// Which hits are kept whole.
+    pub slow: Option<Slow>,
     /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
     /// compared with other descriptions of the metric.
     pub unread: bool,

@@ -7,6 +7,7 @@ use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
 use super::section::{Key, Schema, Section, words};
+use super::slow::SLOW_KEY;
 use super::words::{nearest, quote};
 
 /// What an element of `probes:` can be.
@@ -75,6 +76,7 @@ pub static SPAN: Section = Section {
         metrics::BUCKETS_KEY,
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
+        SLOW_KEY,
         ARGS,
         KEEP,
         Key::new("log", Schema::Text, LOG),

@@ -18,7 +18,7 @@ pub(super) const DURATION_UNITS: &str = "ns, us, ms, s, min, h";
 pub(super) const SIZE_UNITS: &str = "B, KiB, MiB, GiB, kB, MB, GB";
 
 /// A duration such as `100us` or `2.5s`, in seconds.
-pub(super) fn duration(text: &str) -> Option<f64> {
+pub(crate) fn duration(text: &str) -> Option<f64> {
     let (number, unit) = number_and_unit(text)?;
     let shorter = DURATIONS.iter().find(|(name, _)| *name == unit).map(|(_, divisor)| number / divisor);
     let seconds = shorter.or_else(|| {

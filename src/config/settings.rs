@@ -14,6 +14,7 @@ use super::limits::{
 use super::model::{AttachMode, KeepPrivileges, Limits, LogLevel, Settings};
 use super::scalars;
 use super::section::{Key, Schema, Section, words};
+use super::slow;
 use super::web;
 
 const LEVELS: &[(&str, LogLevel)] = &[
@@ -120,6 +121,7 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
             .unwrap_or(AttachMode::Auto),
         keep_privileges: keep_privileges(layers.file.as_ref()),
         pinned: pinned(layers, metrics_port),
+        slow_events: slow::decode(layers.file.as_ref(), metrics_port),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::layout::Layout;
 use crate::metrics::{CounterStore, ProbeRef};
 use crate::pins::{PinError, Pins, StateDirectory};
 use crate::plan::Plan;
+use crate::slow::Keeper;
 use crate::store::UserStore;
 use crate::targets::{ProbeManager, StartState, Status};
 
@@ -39,7 +40,12 @@ impl Engine {
     ///
     /// # Errors
     /// If the kernel refuses the programs, or there is no thread.
-    pub fn start(plan: Plan, attach: Attach, beginning: StartState) -> Result<Self, KernelError> {
+    pub fn start(
+        plan: Plan,
+        attach: Attach,
+        beginning: StartState,
+        keeper: &Arc<Keeper>,
+    ) -> Result<Self, KernelError> {
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
         let pins = beginning.pinning.as_ref().map(|pinning| pinning.pins.clone());
@@ -50,20 +56,29 @@ impl Engine {
         };
         let user = Arc::new(user);
         let (shared, status) = (manager.shared(), manager.status());
-        let drain = Drain::start(plan.clone(), &layout, user.clone(), shared.clone()).map_err(|err| {
-            let what = "starting the thread that drains the ring buffer".to_string();
-            KernelError { what, source: err.into(), next: String::new() }
-        })?;
+        let keeper = Some(keeper.clone());
+        let drain =
+            Drain::start(plan.clone(), &layout, user.clone(), shared.clone(), keeper).map_err(|err| {
+                let what = "starting the thread that drains the ring buffer".to_string();
+                KernelError { what, source: err.into(), next: String::new() }
+            })?;
         let counters = CounterStore { layout, kernel: shared.store.clone(), user };
         Ok(Self { plan, manager, drain, counters, shared, status, pins })
     }
 
     /// As [`Engine::start`], in a engine of its own of the directory, if there is one.
-    fn start_in(plan: Plan, attach: Attach, directory: Option<&StateDirectory>) -> Result<Self, KernelError> {
-        let Some(directory) = directory else { return Self::start(plan, attach, StartState::default()) };
+    fn start_in(
+        plan: Plan,
+        attach: Attach,
+        directory: Option<&StateDirectory>,
+        keeper: &Arc<Keeper>,
+    ) -> Result<Self, KernelError> {
+        let Some(directory) = directory else {
+            return Self::start(plan, attach, StartState::default(), keeper);
+        };
         let pins = Arc::new(directory.new_engine().map_err(pin_error)?);
         let pinning = Some(Pinning { pins: pins.clone(), taken: None });
-        let started = Self::start(plan, attach, StartState { pinning, record: None });
+        let started = Self::start(plan, attach, StartState { pinning, record: None }, keeper);
         if started.is_err()
             && let Err(err) = pins.remove()
         {
@@ -117,9 +132,10 @@ impl Engines {
         plan: Plan,
         attach: Attach,
         directory: Option<Arc<StateDirectory>>,
+        keeper: &Arc<Keeper>,
     ) -> Result<Self, KernelError> {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
-        let engine = Engine::start_in(plan, attach, directory.as_deref())?;
+        let engine = Engine::start_in(plan, attach, directory.as_deref(), keeper)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let past = Past { since, ..Past::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, past, directory))
@@ -142,12 +158,13 @@ impl Engines {
     ///
     /// # Errors
     /// If the kernel refuses the programs.
-    pub fn changed_to(&self, plan: Plan, attach: Attach) -> Result<Self, KernelError> {
+    pub fn changed_to(&self, plan: Plan, attach: Attach, keeper: &Arc<Keeper>) -> Result<Self, KernelError> {
         let unchanged = plan.same_in(&self.plan);
         let new: Vec<usize> = (0..unchanged.len()).filter(|probe| unchanged[*probe].is_none()).collect();
         let mut all = self.all.clone();
         if !new.is_empty() {
-            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, self.directory.as_deref())?));
+            let directory = self.directory.as_deref();
+            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, directory, keeper)?));
         }
         let last = all.len() - 1;
         let probe_ref = |(probe, twin): (usize, &Option<usize>)| match twin {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Engine, Engines};
-use crate::abi::accounting_slot;
+use crate::abi::{accounting_slot, slow_slot};
 use crate::drain::DrainStats;
-use crate::kernel::{Accounting, Counts, LOST, Losses};
+use crate::kernel::{Accounting, Counts, LOST, Losses, SlowCounts};
+use crate::layout::{SLOW_KEPT, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
+use crate::metrics::CounterStore;
 use crate::plan::Plan;
+use crate::store::Store;
 use crate::targets::Status;
 
 /// Numbers that must not go down when probes end.
@@ -82,6 +85,19 @@ impl Counts for Engines {
             *sums.entry(program).or_default() += misses;
         }
         sums.into_iter().collect()
+    }
+
+    fn slow(&self, probe: usize) -> Option<SlowCounts> {
+        let at = self.probe_refs[probe];
+        let CounterStore { layout, kernel, user } = &self.all[at.engine].counters;
+        let slots = layout.slow.iter().find(|slow| slow.probe == at.probe)?;
+        let here = |slot: u32| user.total(slots.user + slot);
+        // What came of them is read first: none is missing then, and one more may wait.
+        let kept = here(SLOW_KEPT);
+        let in_ring = kernel.total(slots.kernel + slow_slot::SLOW_LOST.0);
+        let lost = [in_ring, here(SLOW_REFUSED), here(SLOW_UNWRITTEN)];
+        let seen = here(SLOW_SEEN) + kernel.total(slots.kernel + slow_slot::SLOW_SEEN.0);
+        Some(SlowCounts { seen, kept, lost })
     }
 
     fn past_losses(&self) -> Losses {

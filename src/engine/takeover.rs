@@ -13,6 +13,7 @@ use crate::layout::Layout;
 use crate::metrics::{CarriedSeries, ProbeRef};
 use crate::pins::{MadeBy, PinError, Pins, StateDirectory};
 use crate::plan::SavedPlan;
+use crate::slow::Keeper;
 use crate::targets::{EngineRecord, StartState};
 
 /// What is written down of all engines together, for the next exporter.
@@ -30,7 +31,7 @@ struct Record {
 }
 
 /// One engine, as an earlier exporter has left it.
-fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, String> {
+fn resume(pins: Pins, settings: &Settings, attach: Attach, keeper: &Arc<Keeper>) -> Result<Engine, String> {
     let none = || format!("engine {} is not complete", pins.name());
     let record: EngineRecord = pins.load().map_err(|err| err.to_string())?.ok_or_else(none)?;
     let plan = record.plan.plan(settings)?;
@@ -38,7 +39,8 @@ fn resume(pins: Pins, settings: &Settings, attach: Attach) -> Result<Engine, Str
         return Err("its series are laid out in another way".to_string());
     }
     let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
-    Engine::start(plan, attach, StartState { pinning, record: Some(record) }).map_err(|err| err.to_string())
+    Engine::start(plan, attach, StartState { pinning, record: Some(record) }, keeper)
+        .map_err(|err| err.to_string())
 }
 
 impl Engines {
@@ -51,6 +53,7 @@ impl Engines {
         directory: &Arc<StateDirectory>,
         settings: &Settings,
         attach: Attach,
+        keeper: &Arc<Keeper>,
     ) -> Result<Option<(Self, Vec<CarriedSeries>)>, String> {
         let text = |err: PinError| err.to_string();
         let Some(made_by) = directory.load::<MadeBy>().map_err(text)? else { return Ok(None) };
@@ -71,7 +74,7 @@ impl Engines {
             let engine = match names.iter().position(|known| *known == name) {
                 Some(engine) => engine,
                 None => {
-                    all.push(Arc::new(resume(directory.engine(&name), settings, attach)?));
+                    all.push(Arc::new(resume(directory.engine(&name), settings, attach, keeper)?));
                     names.push(name);
                     all.len() - 1
                 }

@@ -32,6 +32,11 @@ pub(crate) trait Counts: fmt::Debug + Send + Sync {
     /// By program, hits for which the kernel did not run it; without those of which the kernel does not say.
     fn misses(&self) -> Vec<(&'static str, u64)>;
 
+    /// What became of slow events; `None` of a probe that keeps none.
+    fn slow(&self, _probe: usize) -> Option<SlowCounts> {
+        None
+    }
+
     /// What probes have lost that are no more, as [`LOST`] has it.
     fn past_losses(&self) -> Losses {
         Losses::default()
@@ -42,6 +47,18 @@ pub(crate) trait Counts: fmt::Debug + Send + Sync {
         BTreeMap::new()
     }
 }
+
+/// Slow events of a probe: seen = kept + lost + those that wait to be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SlowCounts {
+    pub seen: u64,
+    pub kept: u64,
+    /// By the reasons of [`SLOW_LOST`].
+    pub lost: [u64; SLOW_LOST.len()],
+}
+
+/// Every way in which a slow event can be lost, with its label.
+pub(crate) const SLOW_LOST: [&str; 3] = ["ring_full", "queue_full", "write_failed"];
 
 impl Counts for Shared {
     fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {

@@ -28,7 +28,7 @@ mod store;
 mod tables;
 
 pub use accounting::Accounting;
-pub(crate) use accounting::{Counts, LOST, Losses};
+pub(crate) use accounting::{Counts, LOST, Losses, SLOW_LOST, SlowCounts};
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;

@@ -2,12 +2,16 @@
 
 use super::filters::words;
 use crate::abi::{
-    ACCT_SLOTS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, bounds, condition,
-    condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, value, value_kind,
+    ACCT_SLOTS, MAX_BOUNDS, PATTERN_WORDS, SHORT_TEXT, SHORT_TEXTS, abi_none, action, action_kind, bounds,
+    condition, condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, slow_slot,
+    value, value_kind,
 };
 use crate::config::model::{ArgKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout};
-use crate::plan::{ActionPlan, LabelPlan, Pairing, Plan, ProbePlan, Source, SpanEnd, ValueKind};
+use crate::plan::{
+    ActionPlan, ConditionPlan, LabelPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd,
+    ValueKind,
+};
 
 /// Added to a signed number, it makes unsigned comparison right.
 pub(crate) const BIAS: u64 = 1 << 63;
@@ -34,8 +38,15 @@ impl Tables {
                 let row = tables.action(probe, action);
                 tables.actions.push(row);
             }
+            let counted = layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.kernel);
+            for slow in probe.slow.iter().filter(|slow| slow.route == Route::Kernel) {
+                let row = tables.slow(probe, slow, counted.unwrap_or_default());
+                tables.actions.push(row);
+            }
             let filtered = plan.targets[probe.target].selector.needs_filter();
-            tables.probes.push(probe_entry(number, probe, filtered, first, tables.actions.len() - first));
+            let mut row = probe_entry(number, probe, filtered, first, tables.actions.len() - first);
+            row.slow = counted.unwrap_or_default();
+            tables.probes.push(row);
         }
         tables
     }
@@ -58,14 +69,35 @@ impl Tables {
         if !layout.bounds.is_empty() {
             row.bounds = self.bounds_of(&layout.bounds);
         }
-        for (at, condition) in row.conditions.iter_mut().zip(&planned.when) {
-            let unsigned = probe.values[condition.value].kind.is_unsigned_word();
-            *at = self.condition(small(condition.value), condition.op, &condition.with, unsigned);
-        }
+        self.conditions(&mut row, &planned.when, probe);
         for (at, label) in row.labels.iter_mut().zip(&layout.labels) {
             *at = self.label(planned, probe, label);
         }
         row
+    }
+
+    /// What finds a hit slow.
+    fn slow(&mut self, probe: &ProbePlan, plan: &SlowPlan, slot: u32) -> action {
+        let mut row = action {
+            kind: small(action_kind::ACTION_SLOW.0),
+            value: small(plan.value),
+            nconditions: small(plan.when.len()),
+            needs_nonnegative: u8::from(plan.refuses_negative),
+            slot,
+            stride: slow_slot::SLOW_SLOTS.0,
+            label_sets: abi_none::NO_LABEL_SETS.0,
+            bias: plan.above.cast_unsigned(),
+            ..action::default()
+        };
+        self.conditions(&mut row, &plan.when, probe);
+        row
+    }
+
+    fn conditions(&mut self, to: &mut action, when: &[ConditionPlan], probe: &ProbePlan) {
+        for (at, condition) in to.conditions.iter_mut().zip(when) {
+            let unsigned = probe.values[condition.value].kind.is_unsigned_word();
+            *at = self.condition(small(condition.value), condition.op, &condition.with, unsigned);
+        }
     }
 
     fn bounds_of(&mut self, upper: &[i64]) -> u32 {
@@ -150,6 +182,9 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
     } else if nactions == 0 && plan.span.is_none() {
         row.flags |= probe_flag::PROBE_COUNT_ONLY.0;
     }
+    if plan.is_slow_in_kernel() {
+        row.flags |= probe_flag::PROBE_SLOW.0;
+    }
     if let Some(span) = plan.span {
         row.span = span.number;
         row.flags |= match span.end {
@@ -174,6 +209,7 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
             kind if kind.is_text() && matches!(planned.source, Source::Carried(_)) => {
                 (value_kind::VALUE_CARRIED, 0)
             }
+            _ if planned.source == Source::Time => (value_kind::VALUE_TIME, 0),
             ValueKind::Comm => (value_kind::VALUE_COMM, 0),
             ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
             ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),

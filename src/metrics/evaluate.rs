@@ -6,7 +6,7 @@ use crate::decode::Value;
 use crate::kinds::Update;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
-use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, ValueKind};
+use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, SlowPlan, ValueKind};
 use crate::store::UserStore;
 use crate::symbols::UNKNOWN;
 
@@ -55,6 +55,23 @@ pub fn evaluate<'a>(
     let update = Update { value, has_value: action.value.is_some(), time, bounds: &layout.bounds };
     layout.kind.update(store, slot, &update);
     Outcome::Done
+}
+
+/// The histogram that takes the event for slow, and its value there; the first one where there are several.
+pub fn found_slow<'p, 'a>(
+    probe: &'p ProbePlan,
+    read: &impl Fn(usize) -> Value<'a>,
+    scratch: &mut String,
+) -> Option<(&'p SlowPlan, i64)> {
+    probe.slow.iter().find_map(|slow| {
+        let Value::Int(value) = read(slow.value) else { return None };
+        let mut all = slow.when.iter();
+        let meant = all.all(|condition| {
+            let kind = &probe.values[condition.value].kind;
+            holds(condition, read(condition.value), kind, scratch) == Some(true)
+        });
+        (meant && value > slow.above && (value >= 0 || !slow.refuses_negative)).then_some((slow, value))
+    })
 }
 
 /// The number that it is, if it is one.

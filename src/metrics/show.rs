@@ -59,6 +59,43 @@ pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut S
     push(to, format_args!("{:.1}ms", number * nanoseconds / 1e6));
 }
 
+/// As [`show`], but numbers with a unit in one that people read, without loss: 612ms, and bytes.
+pub fn show_exactly(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut String) {
+    let number = match value {
+        Value::Int(number) => kind.integer(number),
+        Value::Large(number) => i128::from(number),
+        _ => return show(kind, value, false, to),
+    };
+    // Of each unit, how many of it make the next.
+    let times: &[(&str, i128)] = &[("ns", 1000), ("us", 1000), ("ms", 1000), ("s", i128::MAX)];
+    let (times, factor) = match unit {
+        Unit::Nanoseconds => (times, 1),
+        Unit::Microseconds => (&times[1..], 1),
+        Unit::Milliseconds => (&times[2..], 1),
+        Unit::Seconds => (&times[3..], 1),
+        Unit::Kibibytes => (&times[..0], 1 << 10),
+        Unit::Mebibytes => (&times[..0], 1 << 20),
+        Unit::Pages => (&times[..0], 1 << 12),
+        Unit::None | Unit::Bytes => return show(kind, value, false, to),
+    };
+    let mut parts = 1;
+    for (unit, next) in times {
+        let shown = number / parts;
+        if shown.abs() < *next {
+            let fraction = number.abs() % parts;
+            let digits = parts.ilog10() as usize;
+            push(to, format_args!("{}{}", if number < 0 { "-" } else { "" }, shown.abs()));
+            if fraction > 0 {
+                push(to, format_args!(".{}", format!("{fraction:0digits$}").trim_end_matches('0')));
+            }
+            to.push_str(unit);
+            return;
+        }
+        parts *= next;
+    }
+    push(to, format_args!("{}", number * factor));
+}
+
 fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = to.write_fmt(text);
@@ -188,6 +225,33 @@ mod tests {
         // A shorter one is wrong as it is.
         assert_eq!(display(string(8), Value::Text(b"ab\xc3")), "ab\u{fffd}");
         assert_eq!(display(string(4), Value::Text(b"ab\xff")), "ab\u{fffd}");
+    }
+
+    #[test]
+    fn numbers_with_a_unit_are_shown_without_loss() {
+        let exactly = |unit, number| {
+            let mut to = String::new();
+            show_exactly(&ValueKind::Arg(ArgKind::Int(None)), unit, Value::Int(number), &mut to);
+            to
+        };
+        for (unit, number, shown) in [
+            (Unit::Microseconds, 612_000, "612ms"),
+            (Unit::Microseconds, 612_345, "612.345ms"),
+            (Unit::Microseconds, 999, "999us"),
+            (Unit::Nanoseconds, 1_000_000_001, "1.000000001s"),
+            (Unit::Nanoseconds, -1, "-1ns"),
+            (Unit::Nanoseconds, -1_500, "-1.5us"),
+            (Unit::Nanoseconds, i64::MIN, "-9223372036.854775808s"),
+            (Unit::Seconds, 90, "90s"),
+            (Unit::Kibibytes, 4, "4096"),
+            (Unit::Bytes, 7, "7"),
+            (Unit::None, -7, "-7"),
+        ] {
+            assert_eq!(exactly(unit, number), shown);
+        }
+        let mut to = String::new();
+        show_exactly(&ValueKind::Arg(ArgKind::Bool), Unit::None, Value::Int(1), &mut to);
+        assert_eq!(to, "true");
     }
 
     #[test]

@@ -11,11 +11,13 @@ mod profiles;
 mod route;
 mod saved;
 mod scope;
+mod slow;
 
 pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
 pub use saved::SavedPlan;
+pub use slow::SlowPlan;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +90,9 @@ pub struct ProbePlan {
     pub actions: Vec<ActionPlan>,
     /// The line that `verbose` logs; without a template, name and values.
     pub log: Vec<LogPart>,
-    /// Why hits must reach user space, if they must.
+    /// Which hits are kept whole.
+    pub slow: Vec<SlowPlan>,
+    /// Why all hits must reach user space, if they must.
     pub emit: Option<String>,
 }
 

@@ -1,7 +1,9 @@
 //! Where each metric is computed: in the kernel wherever it can be, because that neither copies nor wakes; in user
 //! space from events where it cannot.
 
-use super::{ActionPlan, LabelPlan, MetricPlan, ProbePlan, Route, Source, ValueKind, ValuePlan};
+use super::{
+    ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, Route, Source, ValueKind, ValuePlan,
+};
 use crate::abi::{
     LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, MAX_VALUES, PATTERN_WORDS,
     TEXT_WORDS,
@@ -25,6 +27,13 @@ pub(super) fn route(
     all_to_ring: bool,
     diags: &Diagnostics,
 ) {
+    let reason = probe.slow.iter().find_map(|slow| refuse_conditions(&slow.when, probe));
+    let reason = if all_to_ring { Some("asked for".to_string()) } else { reason };
+    // A place for each: where all is decided in user space, none is taken.
+    let most = MAX_ACTIONS - if reason.is_none() { probe.slow.len().min(MAX_ACTIONS) } else { 0 };
+    for slow in &mut probe.slow {
+        slow.route = reason.clone().map_or(Route::Kernel, Route::Ring);
+    }
     let mut in_kernel = 0;
     for n in 0..probe.actions.len() {
         let action = &probe.actions[n];
@@ -36,8 +45,8 @@ pub(super) fn route(
         } else {
             match refuse(action, probe) {
                 Some(reason) => Route::Ring(reason),
-                None if in_kernel == MAX_ACTIONS => {
-                    Route::Ring(format!("the kernel computes at most {MAX_ACTIONS} metrics per probe"))
+                None if in_kernel == most => {
+                    Route::Ring(format!("the kernel computes at most {most} metrics of this probe"))
                 }
                 None => {
                     in_kernel += 1;
@@ -59,11 +68,12 @@ pub(super) fn route(
         Route::Ring(reason) => Some(reason.clone()),
         _ => None,
     });
+    let ring = ring.or_else(|| reason.filter(|_| !probe.slow.is_empty()));
     let late = (0..probe.actions.len()).any(|n| {
         let action = &probe.actions[n];
         matches!(action.route, Route::Ring(_)) && kinds::of(&metrics[action.metric].kind).needs_time()
     });
-    if late {
+    if late || !probe.slow.is_empty() {
         // The latest value is the latest by the kernel's clock, whichever way it came.
         probe.values.push(unnamed(probe, Source::Time));
     }
@@ -74,10 +84,21 @@ pub(super) fn route(
     if probe.values.len() > MAX_VALUES {
         let message =
             format!("{} values are needed; the limit is {MAX_VALUES} per probe", probe.values.len());
-        diags.error(&probe.at, message).help("split the metrics over two entries of this probe");
+        let help = if probe.slow.is_empty() {
+            "split the metrics over two entries of this probe"
+        } else {
+            "name the values to keep, `slow: { over: ..., fields: [...] }`, or split the metrics over two entries of this probe"
+        };
+        diags.error(&probe.at, message).help(help);
+    }
+    if probe.slow.len() > MAX_ACTIONS {
+        diags.error(
+            &probe.at,
+            format!("{} metrics with `slow`; the limit is {MAX_ACTIONS}", probe.slow.len()),
+        );
     }
     probe.emit = ring.or_else(|| settings.verbose.then(|| "`verbose` logs every event".to_string()));
-    if probe.emit.is_some() {
+    if probe.emit.is_some() || !probe.slow.is_empty() {
         refuse_long_events(probe, diags);
     }
     for value in &probe.values {
@@ -127,19 +148,8 @@ fn counts_hits(action: &ActionPlan, kind: &MetricKind) -> bool {
 
 /// Why the kernel cannot compute this metric, or `None` if it can.
 fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
-    if action.when.len() > MAX_CONDITIONS {
-        return Some(format!("more than {MAX_CONDITIONS} conditions"));
-    }
-    for condition in &action.when {
-        let value = &probe.values[condition.value];
-        if value.kind.is_compared_as_displayed() {
-            return Some(format!("{}: compared by its text", value.name));
-        }
-        if let Operand::Str(text) = &condition.with
-            && text.len() > MAX_PATTERN
-        {
-            return Some(format!("\"{text}\" is longer than {MAX_PATTERN} bytes"));
-        }
+    if let Some(reason) = refuse_conditions(&action.when, probe) {
+        return Some(reason);
     }
     let variable: Vec<_> =
         action.labels.iter().filter(|label| matches!(label, LabelPlan::From { .. })).collect();
@@ -153,6 +163,24 @@ fn refuse(action: &ActionPlan, probe: &ProbePlan) -> Option<String> {
             refuse_label(&value.name, &value.kind, mapping, default.is_none())
         }
     })
+}
+
+fn refuse_conditions(when: &[ConditionPlan], probe: &ProbePlan) -> Option<String> {
+    if when.len() > MAX_CONDITIONS {
+        return Some(format!("more than {MAX_CONDITIONS} conditions"));
+    }
+    for condition in when {
+        let value = &probe.values[condition.value];
+        if value.kind.is_compared_as_displayed() {
+            return Some(format!("{}: compared by its text", value.name));
+        }
+        if let Operand::Str(text) = &condition.with
+            && text.len() > MAX_PATTERN
+        {
+            return Some(format!("\"{text}\" is longer than {MAX_PATTERN} bytes"));
+        }
+    }
+    None
 }
 
 fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {

@@ -388,12 +388,18 @@ pub(super) fn mentioned(metric: &Metric) -> impl Iterator<Item = &str> {
         LabelValue::Const(_) => None,
     });
     let value = metric.value.iter().map(|named| named.name.as_str());
+    let kept = metric.slow.iter().flat_map(|slow| slow.fields.iter().flatten());
+    let value = value.chain(kept.map(|named| named.name.as_str()));
     value.chain(metric.when.iter().map(|condition| condition.value.as_str())).chain(labels)
 }
 
 /// An argument that nothing mentions is likely a slip, and costs nothing.
 pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagnostics) {
     let template = probe.log.as_deref().unwrap_or_default();
+    if probe.metrics.iter().any(|metric| metric.slow.as_ref().is_some_and(|slow| slow.fields.is_none())) {
+        // All are kept.
+        return;
+    }
     for arg in &probe.args {
         let is_length = probe
             .args

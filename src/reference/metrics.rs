@@ -8,10 +8,11 @@ use crate::abi::accounting_slot;
 use crate::config::{self, Environment, Overrides};
 use crate::exposition::Family;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, Counts};
+use crate::kernel::{Attach, Counts, SlowCounts};
 use crate::kinds;
 use crate::net;
 use crate::plan::{self, Plan};
+use crate::slow::SlowNumbers;
 use crate::targets::{Status, Ticks, Usage};
 use crate::telemetry::{Reloads, Telemetry};
 
@@ -31,6 +32,10 @@ impl Counts for Nothing {
 
     fn stray(&self) -> u64 {
         0
+    }
+
+    fn slow(&self, _: usize) -> Option<SlowCounts> {
+        Some(SlowCounts::default())
     }
 
     fn misses(&self) -> Vec<(&'static str, u64)> {
@@ -136,6 +141,7 @@ fn telemetry() -> Telemetry {
         reloads: Arc::new(Reloads::started()),
         started: 0.0,
         series: Arc::default(),
+        slow: Some(SlowNumbers::default()),
     }
 }
 

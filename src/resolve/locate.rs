@@ -60,7 +60,8 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
         Source::Cpu => location_op::LOC_CPU,
         Source::Cgroup => location_op::LOC_CGROUP,
         Source::Comm => location_op::LOC_COMM,
-        Source::Time => location_op::LOC_TIME,
+        // It is read when the event is made.
+        Source::Time => location_op::LOC_CONST,
     };
     to.op = op.0 as u8;
     Ok(to)

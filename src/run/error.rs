@@ -7,6 +7,7 @@ use crate::http::HttpError;
 use crate::kernel::KernelError;
 use crate::net::NetworkError;
 use crate::pins::PinError;
+use crate::slow::SlowError;
 
 /// Why it ended.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub enum RunError {
     Http(HttpError),
     Network(NetworkError),
     Pins(PinError),
+    Slow(SlowError),
     /// What could not be done, and why.
     Io(&'static str, io::Error),
 }
@@ -26,6 +28,7 @@ impl fmt::Display for RunError {
             RunError::Http(err) => err.fmt(f),
             RunError::Network(err) => err.fmt(f),
             RunError::Pins(err) => err.fmt(f),
+            RunError::Slow(err) => err.fmt(f),
             RunError::Io(what, err) => write!(f, "failed to {what}: {err}"),
         }
     }
@@ -38,6 +41,7 @@ impl Error for RunError {
             RunError::Http(err) => err.source(),
             RunError::Network(err) => err.source(),
             RunError::Pins(_) => None,
+            RunError::Slow(err) => err.source(),
             RunError::Io(_, err) => Some(err),
         }
     }
@@ -52,6 +56,12 @@ impl From<KernelError> for RunError {
 impl From<PinError> for RunError {
     fn from(error: PinError) -> Self {
         RunError::Pins(error)
+    }
+}
+
+impl From<SlowError> for RunError {
+    fn from(error: SlowError) -> Self {
+        RunError::Slow(error)
     }
 }
 

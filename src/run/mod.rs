@@ -23,6 +23,7 @@ use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
 use crate::running::{Running, State};
 use crate::service;
+use crate::slow::Keeper;
 use crate::targets::prepare_gate;
 
 pub use self::error::RunError;
@@ -46,11 +47,13 @@ pub fn run(
     attach: Attach,
     logging: Logging,
     listeners: Listeners,
+    keeper: Arc<Keeper>,
 ) -> Result<(), RunError> {
     let settings = config.settings.clone();
     announce(&settings, &plan, &listeners);
     let mut options = options(&settings, &listeners)?;
     let network = plan.network.clone();
+    keeper.start()?;
     let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;
     if settings.pinned.is_none() {
         tell_of_leftover(&settings);
@@ -58,7 +61,7 @@ pub fn run(
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
         scope.spawn(|| measure_prices(attach));
-        State::begin(plan, &settings, attach, directory)
+        State::begin(plan, &settings, attach, directory, &keeper)
     })?;
     let network = network.map(start_network).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
@@ -74,6 +77,7 @@ pub fn run(
         logging.clone(),
         stats.clone(),
         addresses,
+        keeper,
     ));
     if config.settings.keep_privileges == KeepPrivileges::None {
         let attached = running.clone();

@@ -19,6 +19,7 @@ use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
 use crate::pins::StateDirectory;
+use crate::slow::Keeper;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
 pub(crate) use self::state::State;
@@ -48,6 +49,7 @@ pub(crate) struct Running {
     start_time: f64,
     series: Arc<AtomicU64>,
     packets: Option<Packets>,
+    keeper: Arc<Keeper>,
 }
 
 /// Counters of packets that go on from those of an earlier exporter.
@@ -99,6 +101,7 @@ impl Running {
         logging: Logging,
         http: [Arc<HttpStats>; 2],
         addresses: Vec<IpAddr>,
+        keeper: Arc<Keeper>,
     ) -> Self {
         let packets = network.as_ref().and_then(|_| state.engines.directory()).map(Packets::of);
         Self {
@@ -117,6 +120,7 @@ impl Running {
             start_time: unix_now(),
             series: Arc::default(),
             packets,
+            keeper,
         }
     }
 
@@ -155,6 +159,7 @@ impl Running {
                 reloads: self.reloads.clone(),
                 series: self.series.clone(),
                 overflows: overflows.clone(),
+                slow: self.keeper.numbers(),
             };
             telemetry.note_overflows(registry.overflows());
             telemetry

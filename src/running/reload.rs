@@ -63,7 +63,8 @@ impl Running {
         let (secured, advice) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
         let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
-        let new = old.changed_to(plan, self.attach).map_err(|err| format!("{err}\n"))?;
+        self.keeper.keep_for(&plan).map_err(|err| format!("{err}\n"))?;
+        let new = old.changed_to(plan, self.attach, &self.keeper).map_err(|err| format!("{err}\n"))?;
         let new = Arc::new(new);
         for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&advice) {
             log::warn!("{warning}");
@@ -151,6 +152,7 @@ fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     set_back("verbose", &mut now.verbose, &started.verbose, &mut notices);
     set_back("state", &mut now.pinned, &started.pinned, &mut notices);
     set_back("attach", &mut now.attach, &started.attach, &mut notices);
+    set_back("slow_events.file", &mut now.slow_events.file, &started.slow_events.file, &mut notices);
     set_back("keep_privileges", &mut now.keep_privileges, &started.keep_privileges, &mut notices);
     let (limits, before) = (&mut now.limits, &started.limits);
     set_back("ring.size", &mut limits.ring_bytes, &before.ring_bytes, &mut notices);

@@ -8,6 +8,7 @@ use crate::kernel::{Attach, KernelError};
 use crate::metrics::Registry;
 use crate::pins::StateDirectory;
 use crate::plan::Plan;
+use crate::slow::Keeper;
 
 /// What belongs to one configuration.
 pub(crate) struct State {
@@ -32,15 +33,16 @@ impl State {
         settings: &Settings,
         attach: Attach,
         directory: Option<StateDirectory>,
+        keeper: &Arc<Keeper>,
     ) -> Result<Self, KernelError> {
         let Some(directory) = directory.map(Arc::new) else {
-            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None)?)));
+            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None, keeper)?)));
         };
-        let reason = match Engines::take_over(&directory, settings, attach) {
+        let reason = match Engines::take_over(&directory, settings, attach, keeper) {
             Ok(Some((engines, carried))) => {
                 let mut before = Self::new(Arc::new(engines));
                 before.registry.carry_on(carried);
-                let after = before.engines.changed_to(plan, attach)?;
+                let after = before.engines.changed_to(plan, attach, keeper)?;
                 let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
                 if kept < all {
                     log::info!("{kept} probes are as they were; {} are new or changed", all - kept);
@@ -62,7 +64,7 @@ impl State {
         if let Err(err) = directory.remove_but(&[]) {
             log::warn!("{err}");
         }
-        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory))?));
+        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory), keeper)?));
         state.save();
         Ok(state)
     }

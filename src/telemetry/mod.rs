@@ -3,6 +3,7 @@
 mod endpoint;
 mod probes;
 mod process;
+mod slow;
 mod targets;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use crate::http::HttpStats;
 use crate::kernel::{Attach, Counts, LOST};
 use crate::logging::Logging;
 use crate::plan::Plan;
+use crate::slow::SlowNumbers;
 use crate::targets::{ProbeState, Status};
 
 /// Where everything is counted.
@@ -34,6 +36,8 @@ pub struct Telemetry {
     pub series: Arc<AtomicU64>,
     /// Of each metric, label values beyond a limit at the probes that feed it.
     pub overflows: Arc<Mutex<Vec<u64>>>,
+    /// Slow events, where some are kept.
+    pub slow: Option<SlowNumbers>,
 }
 
 /// How the configuration was read last.
@@ -67,6 +71,7 @@ impl Telemetry {
         self.probes(&mut to);
         self.targets(&mut to);
         self.errors(&mut to);
+        self.slow(&mut to);
         self.http(&mut to);
         process::collect(&mut to);
         to

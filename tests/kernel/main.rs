@@ -18,6 +18,7 @@ mod parameters;
 mod processes;
 mod returns;
 mod routes;
+mod slow;
 mod spans;
 mod spans_left_open;
 mod targets;

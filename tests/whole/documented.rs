@@ -61,6 +61,7 @@ const RULES: &[(&str, Rule)] = &[
     ("ip -s link", Prints("eth0")),
     ("ip netns", Prints("")),
     ("tc filter show dev eth0 egress", Prints("")),
+    ("exporter events", Not("no slow event was kept here; tests/whole/slow.rs shows some")),
     ("exporter check --attach", Not("the name of a command whose use is shown elsewhere")),
     ("exporter check", Not("the name of a command whose use is shown elsewhere")),
     ("exporter probes --functions GLOB", Not("an option; tests/whole/commands/probes.rs uses it")),

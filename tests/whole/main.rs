@@ -15,6 +15,7 @@ mod privileges;
 mod process;
 mod reload;
 mod siege;
+mod slow;
 mod soak;
 mod start;
 mod targets;

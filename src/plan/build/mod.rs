@@ -49,6 +49,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         described: HashMap::new(),
         spans: 0,
         units: 0,
+        said_slow: BTreeSet::new(),
     };
     let mut targets = Vec::new();
     for (number, target) in config.targets.iter().enumerate() {
@@ -62,6 +63,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
     }
     builder.tell_targets_apart(&config.targets);
     builder.refuse_clashing_names();
+    builder.refuse_unknown_slow();
     let (mut probes, metrics, spans) = (builder.probes, builder.metrics, builder.spans);
     for probe in &mut probes {
         route(probe, &metrics, &config.settings, all_to_ring, &diags);
@@ -107,6 +109,8 @@ struct Builder<'a> {
     spans: u32,
     /// Probes that were written so far.
     units: usize,
+    /// Of those that `slow_events` names, the ones that a probe has, by number.
+    said_slow: BTreeSet<usize>,
 }
 
 impl Builder<'_> {
@@ -152,6 +156,7 @@ impl Builder<'_> {
     }
 
     fn probe(&mut self, number: usize, target: &Target, probe: &Probe) {
+        let probe = &self.with_slow(probe);
         self.units += 1;
         let key = match &probe.on {
             On::Span { by: SpanKey::Arg(name), .. } => Some(name.as_str()),
@@ -173,6 +178,33 @@ impl Builder<'_> {
             On::Span { from, to, .. } => {
                 let late = self.described(number, probe, to, Hook::Entry);
                 self.pair(number, target, probe, from, late, &[], key);
+            }
+        }
+    }
+
+    /// With what `slow_events` says of metrics that do not say it themselves.
+    fn with_slow(&mut self, probe: &Probe) -> Probe {
+        let mut probe = probe.clone();
+        for metric in &mut probe.metrics {
+            let said =
+                self.settings.slow_events.metrics.iter().position(|(named, _)| named.name == metric.name);
+            if let Some(said) = said {
+                self.said_slow.insert(said);
+                let (_, slow) = &self.settings.slow_events.metrics[said];
+                metric.slow.get_or_insert_with(|| slow.clone());
+            }
+        }
+        probe
+    }
+
+    /// Metrics of `slow_events` that there are not.
+    fn refuse_unknown_slow(&self) {
+        for (number, (named, _)) in self.settings.slow_events.metrics.iter().enumerate() {
+            if !self.said_slow.contains(&number) {
+                let known = self.metrics.iter().map(|metric| metric.name.as_str());
+                let near = did_you_mean(&named.name, known);
+                let message = format!("no probe updates a metric \"{}\"{near}", named.name);
+                self.diags.error(&named.at, message);
             }
         }
     }
@@ -292,6 +324,7 @@ impl Builder<'_> {
             values: Vec::new(),
             actions: Vec::new(),
             log: Vec::new(),
+            slow: Vec::new(),
             emit: None,
         }
     }
@@ -306,19 +339,24 @@ impl Builder<'_> {
         logs: bool,
     ) -> (ProbePlan, Option<Late>) {
         let mut scope = Scope { probe, plan: &mut plan, diags: self.diags, late };
-        let built: Vec<_> =
-            probe.metrics.iter().map(|metric| Some((metric, scope.action(metric)?))).collect();
+        let mut build = |metric| {
+            let action = scope.action(metric)?;
+            let slow = scope.slow(metric, &action);
+            Some((metric, action, slow))
+        };
+        let built: Vec<_> = probe.metrics.iter().map(&mut build).collect();
         if self.settings.verbose && logs {
             scope.log();
         }
         let late = scope.late;
         probe.metrics.iter().for_each(|metric| self.check(target, metric));
-        for (metric, mut action) in built.into_iter().flatten() {
+        for (metric, mut action, slow) in built.into_iter().flatten() {
             if metric.unread || target.unread_labels || self.is_fed_already(&plan, metric) {
                 continue;
             }
             action.metric = self.metric(target, metric, &mut action);
             plan.actions.push(action);
+            plan.slow.extend(slow);
         }
         (plan, late)
     }

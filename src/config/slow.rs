@@ -1,0 +1,144 @@
+//! `slow:` of a metric, and `slow_events:`: which hits are slow, and where they are kept.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::buckets::{self, BOUND};
+use super::fields::{Fields, Node};
+use super::limits::{
+    DEFAULT_SLOW_AGE, DEFAULT_SLOW_BYTES, DEFAULT_SLOW_ROWS, SLOW_AGE, SLOW_BYTES, SLOW_ROWS,
+};
+use super::model::{Named, Slow, SlowEvents};
+use super::scalars;
+use super::section::{Key, Schema, Section};
+
+/// What a metric's `slow:` is.
+pub(super) const SLOW_KEY: Key = Key::new(
+    "slow",
+    Schema::Either(&[BOUND, Schema::Section(|| &SLOW)]),
+    "Of a histogram: keep every event above this value, whole. `slow: 500ms` is short for `slow: { over: 500ms }`.",
+);
+
+/// `slow:`.
+pub static SLOW: Section = Section {
+    name: "slow",
+    what: "`slow`",
+    about: "Which events of a histogram are kept, and what of them. `exporter events` shows them.",
+    keys: Cow::Borrowed(&[
+        Key::new("over", BOUND, "Keep events whose value is above this, in the metric's unit.").required(),
+        Key::new(
+            "fields",
+            Schema::OneOrList(&Schema::Name),
+            "Arguments and built-in values to keep. Default: all `args` of the probe, and `pid`.",
+        ),
+    ]),
+    one_of: &[],
+};
+
+/// `slow_events:`.
+pub static SLOW_EVENTS: Section = Section {
+    name: "slow_events",
+    what: "the settings of slow events",
+    about: "Where slow events are kept, and how many: an SQLite file that only its owner can read. The oldest go first.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "file",
+            Schema::Path,
+            "The file. Default: `/var/lib/fibre-exporter/events-PORT.db`, with the metrics port.",
+        ),
+        Key::new("rows", Schema::Integer(*SLOW_ROWS.start() as i64, *SLOW_ROWS.end() as i64), "Most events.")
+            .or("10000"),
+        Key::new("size", Schema::Size, "Largest size of the file, from 1MiB to 16GiB.").or("64MiB"),
+        Key::new("age", Schema::Duration, "How long an event is kept, from 1min to 87600h.").or("720h"),
+        Key::new(
+            "metrics",
+            Schema::Map(&Schema::Either(&[BOUND, Schema::Section(|| &SLOW)])),
+            "`slow:` of histograms by name, for those of profiles.",
+        ),
+    ]),
+    one_of: &[],
+};
+
+/// `slow:` of the metric that is written in these fields.
+pub(super) fn of_metric(fields: &Fields<'_>) -> Option<Slow> {
+    slow(&fields.get("slow")?)
+}
+
+fn slow(node: &Node<'_>) -> Option<Slow> {
+    let at = node.at.clone();
+    if !node.value.is_mapping() {
+        let over = buckets::bound(node)?;
+        return Some(Slow { at, over, fields: None });
+    }
+    let fields = node.fields(&SLOW)?;
+    let over = fields.require("over", "write over: 500ms").and_then(|n| buckets::bound(&n));
+    let kept = fields.get("fields").map(|n| names(&n));
+    Some(Slow { at, over: over?, fields: kept })
+}
+
+fn names(node: &Node<'_>) -> Vec<Named> {
+    let named = |n: Node<'_>| Some(Named { name: n.name()?.to_owned(), at: n.at });
+    node.one_or_list().into_iter().filter_map(named).collect()
+}
+
+/// `slow_events:` of the exporter with this port.
+pub(super) fn decode(file: Option<&Fields<'_>>, metrics_port: u16) -> SlowEvents {
+    let fields = file.and_then(|file| file.get("slow_events")).and_then(|n| n.fields(&SLOW_EVENTS));
+    let get = |key: &str| fields.as_ref().and_then(|fields| fields.get(key));
+    let of_metric = |(key, node): (&super::tree::Scalar, Node<'_>)| {
+        Some((Named { at: node.at.clone(), name: key.text.clone() }, slow(&node)?))
+    };
+    let metrics = get("metrics").and_then(|n| n.entries("metrics by name"));
+    SlowEvents {
+        file: get("file").and_then(|n| n.path()).unwrap_or_else(|| default_file(metrics_port)),
+        rows: get("rows")
+            .and_then(|n| n.integer("a number of events", SLOW_ROWS))
+            .unwrap_or(DEFAULT_SLOW_ROWS),
+        bytes: get("size").and_then(|n| size(&n)).unwrap_or(DEFAULT_SLOW_BYTES),
+        age: get("age").and_then(|n| age(&n)).unwrap_or(DEFAULT_SLOW_AGE),
+        metrics: metrics.unwrap_or_default().into_iter().filter_map(of_metric).collect(),
+    }
+}
+
+/// Where the exporter with this port keeps slow events, unless `slow_events` says otherwise.
+pub(crate) fn default_file(metrics_port: u16) -> PathBuf {
+    PathBuf::from(format!("/var/lib/fibre-exporter/events-{metrics_port}.db"))
+}
+
+fn size(node: &Node<'_>) -> Option<u64> {
+    let bytes = node.value.as_str().and_then(scalars::size).filter(|bytes| SLOW_BYTES.contains(bytes));
+    if bytes.is_none() {
+        let (least, most) = (scalars::show_size(*SLOW_BYTES.start()), scalars::show_size(*SLOW_BYTES.end()));
+        node.expected(format!("a size from {least} to {most}"))
+            .help(format!("the units are {}", scalars::SIZE_UNITS));
+    }
+    bytes
+}
+
+fn age(node: &Node<'_>) -> Option<Duration> {
+    let seconds = node.value.as_str().and_then(scalars::duration);
+    let age = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let age = age.filter(|age| SLOW_AGE.contains(age));
+    if age.is_none() {
+        node.expected("a duration from 1min to 87600h")
+            .help(format!("the units are {}", scalars::DURATION_UNITS));
+    }
+    age
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documented_defaults_and_limits_are_those_that_hold() {
+        let key = |name: &str| SLOW_EVENTS.keys.iter().find(|key| key.name == name).unwrap();
+        assert_eq!(key("rows").default, Some(DEFAULT_SLOW_ROWS.to_string().as_str()));
+        assert_eq!(key("size").default.and_then(scalars::size), Some(DEFAULT_SLOW_BYTES));
+        assert_eq!(key("age").default.and_then(scalars::duration), Some(DEFAULT_SLOW_AGE.as_secs_f64()));
+        let (least, most) = (scalars::show_size(*SLOW_BYTES.start()), scalars::show_size(*SLOW_BYTES.end()));
+        assert!(key("size").about.contains(&format!("from {least} to {most}")));
+        assert_eq!(scalars::duration("87600h"), Some(SLOW_AGE.end().as_secs_f64()));
+    }
+}

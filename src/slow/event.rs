@@ -1,0 +1,152 @@
+//! A slow event: on its way to the file, and as the file has it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat};
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::layout::{SLOW_KEPT, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
+use crate::store::UserStore;
+
+/// What is kept of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// When the probe was hit, in nanoseconds since 1970.
+    pub time: i64,
+    pub target: String,
+    pub probe: String,
+    /// The histogram.
+    pub metric: String,
+    /// In the metric's unit, like `over`, which it is above.
+    pub value: f64,
+    pub over: f64,
+    pub fields: Fields,
+}
+
+/// An event as the file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Later events have a higher one.
+    pub id: i64,
+    /// The label `node` of the exporter that kept it.
+    pub node: String,
+    pub event: Event,
+}
+
+/// Values by name, as text, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fields(pub Vec<(String, String)>);
+
+impl Fields {
+    /// The value with this name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A time in nanoseconds since 1970, as RFC 3339 has it, in UTC.
+pub(super) fn shown_time(nanoseconds: i64) -> String {
+    DateTime::from_timestamp_nanos(nanoseconds).to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Event { time, target, probe, metric, value, over, fields } = &self.event;
+        let mut row = to.serialize_struct("event", 9)?;
+        row.serialize_field("id", &self.id)?;
+        row.serialize_field("time", &shown_time(*time))?;
+        row.serialize_field("node", &self.node)?;
+        row.serialize_field("target", target)?;
+        row.serialize_field("probe", probe)?;
+        row.serialize_field("metric", metric)?;
+        row.serialize_field("value", value)?;
+        row.serialize_field("over", over)?;
+        row.serialize_field("fields", fields)?;
+        row.end()
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        from.deserialize_map(InOrder)
+    }
+}
+
+/// Where it is counted what becomes of a probe's slow events.
+#[derive(Debug, Clone)]
+pub struct Books {
+    pub(crate) store: Arc<UserStore>,
+    /// First of the slots that are said at [`crate::layout::SlowLayout::user`].
+    pub(crate) slots: u32,
+}
+
+impl Books {
+    pub(crate) fn seen(&self) {
+        self.store.add(self.slots + SLOW_SEEN, 1);
+    }
+
+    /// By the thread that drains the ring, like [`Self::seen`].
+    pub(super) fn refused(&self) {
+        self.store.add(self.slots + SLOW_REFUSED, 1);
+    }
+
+    /// By the thread that writes, like [`Self::unwritten`].
+    pub(super) fn kept(&self) {
+        self.store.add(self.slots + SLOW_KEPT, 1);
+    }
+
+    pub(super) fn unwritten(&self) {
+        self.store.add(self.slots + SLOW_UNWRITTEN, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_keep_their_order_whatever_is_in_them() {
+        let fields = Fields(vec![
+            ("z".into(), "1".into()),
+            ("a".into(), "\"\\\u{7}é\n".into()),
+            ("m".into(), String::new()),
+        ]);
+        let text = serde_json::to_string(&fields).unwrap();
+        assert!(text.starts_with(r#"{"z":"1","a":"#), "{text}");
+        assert_eq!(serde_json::from_str::<Fields>(&text).unwrap(), fields);
+        assert_eq!(fields.get("a"), Some("\"\\\u{7}é\n"));
+        assert_eq!(fields.get("b"), None);
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(shown_time(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(shown_time(1_700_000_000_123_456_789), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(shown_time(-1), "1969-12-31T23:59:59.999999Z");
+    }
+}

@@ -1,0 +1,169 @@
+//! Slow events, kept whole: the thread that writes them to a file, and what reads them.
+//!
+//! The kernel decides which hits are slow, and only these are sent. The threads that drain the ring hand them over by a queue that
+//! is bounded and never waited for; one thread writes them. Every event is kept or counted as lost, where it is lost:
+//! `seen = kept + lost + waiting`.
+
+mod event;
+mod query;
+mod store;
+mod writer;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::plan::Plan;
+use store::{Bounds, Store};
+use writer::{Message, Writer};
+
+pub use event::{Books, Event, Fields, Row};
+pub(crate) use query::shown_value;
+pub use query::{Query, read, table};
+pub use store::SlowError;
+
+/// Events that can wait for the thread that writes.
+const QUEUE: usize = 1024;
+
+/// Events that [`Keeper::recent`] knows.
+const RECENT: usize = 100;
+
+/// Keeps slow events. It begins with the first configuration that has some.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    work: Mutex<Work>,
+    queue: OnceLock<SyncSender<Message>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// Opened, and not yet written to.
+    open: Option<(Store, String)>,
+    /// Whether there may be threads.
+    is_started: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread that writes tells the others.
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: AtomicU64,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    is_failing: AtomicBool,
+    is_ending: AtomicBool,
+    recent: Mutex<VecDeque<Arc<Row>>>,
+}
+
+/// Numbers of all slow events together.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SlowNumbers {
+    /// Events that wait to be written.
+    pub waiting: u64,
+    /// Events in the file, and its size.
+    pub rows: u64,
+    pub bytes: u64,
+    /// The last write has failed.
+    pub failing: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Keeper {
+    /// Opens the file if the plan keeps slow events; of one that is open, takes over the bounds.
+    ///
+    /// # Errors
+    /// If the file cannot be had.
+    pub fn keep_for(&self, plan: &Plan) -> Result<(), SlowError> {
+        if plan.probes.iter().all(|probe| probe.slow.is_empty()) {
+            return Ok(());
+        }
+        let settings = &plan.settings.slow_events;
+        let bounds = Bounds::of(settings);
+        if let Some(queue) = self.queue.get() {
+            // With the queue full, the bounds stay as they were until the next reload.
+            if queue.try_send(Message::Bounds(bounds)).is_err() {
+                log::warn!("The bounds of the file of slow events stay as they were: too many events wait");
+            }
+            return Ok(());
+        }
+        let mut work = lock(&self.work);
+        work.open = Some((Store::open(&settings.file, bounds)?, plan.settings.node_name.clone()));
+        if work.is_started { self.write(&mut work) } else { Ok(()) }
+    }
+
+    /// Begins to write. The file is opened before, with more rights and without threads.
+    ///
+    /// # Errors
+    /// If there is no thread.
+    pub fn start(&self) -> Result<(), SlowError> {
+        let mut work = lock(&self.work);
+        work.is_started = true;
+        self.write(&mut work)
+    }
+
+    fn write(&self, work: &mut Work) -> Result<(), SlowError> {
+        let Some((store, node)) = work.open.take() else { return Ok(()) };
+        log::info!("Slow events are kept in {}", store.path().display());
+        let (queue, events) = sync_channel(QUEUE);
+        let writer = Writer::new(store, node, events, self.shared.clone());
+        let thread = std::thread::Builder::new().name("slow events".to_string()).spawn(move || writer.run());
+        let thread = thread.map_err(|err| {
+            SlowError::told(format!("failed to start the thread that writes slow events: {err}"), "")
+        })?;
+        work.thread = Some(thread);
+        // Nobody else sets it while the work is locked.
+        let _ = self.queue.set(queue);
+        Ok(())
+    }
+
+    /// Takes an event, or counts that there is no room for it. Never waits.
+    pub(crate) fn offer(&self, event: Event, books: Books) {
+        let refused = match self.queue.get() {
+            Some(queue) => {
+                self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+                queue.try_send(Message::Event(Box::new((event, books)))).err().map(|refused| {
+                    self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                    match refused {
+                        std::sync::mpsc::TrySendError::Full(message)
+                        | std::sync::mpsc::TrySendError::Disconnected(message) => message,
+                    }
+                })
+            }
+            None => Some(Message::Event(Box::new((event, books)))),
+        };
+        if let Some(Message::Event(refused)) = refused {
+            refused.1.refused();
+        }
+    }
+
+    /// The latest events that were written, the last one first: at most a hundred.
+    pub fn recent(&self, most: usize) -> Vec<Arc<Row>> {
+        lock(&self.shared.recent).iter().take(most).cloned().collect()
+    }
+
+    /// `None` if no slow events are kept.
+    pub fn numbers(&self) -> Option<SlowNumbers> {
+        self.queue.get()?;
+        let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let Shared { waiting, rows, bytes, is_failing, .. } = &*self.shared;
+        let failing = is_failing.load(Ordering::Relaxed);
+        Some(SlowNumbers { waiting: load(waiting), rows: load(rows), bytes: load(bytes), failing })
+    }
+}
+
+impl Drop for Keeper {
+    /// What waits is written.
+    fn drop(&mut self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
+        drop(self.queue.take());
+        if let Some(thread) = lock(&self.work).thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

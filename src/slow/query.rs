@@ -1,0 +1,205 @@
+//! `exporter events`: what a file of slow events has.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::event::{Row, shown_time};
+use super::store::{SlowError, scan, wall};
+use crate::table::Table;
+
+/// Which events are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Query {
+    /// Of the last so much time.
+    pub since: Option<Duration>,
+    pub probe: Option<String>,
+    pub metric: Option<String>,
+    /// Fields that have these values.
+    pub fields: Vec<(String, String)>,
+    /// At most so many, the latest.
+    pub limit: usize,
+}
+
+impl Query {
+    fn means(&self, row: &Row) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        let event = &row.event;
+        is(&self.probe, &event.probe)
+            && is(&self.metric, &event.metric)
+            && self.fields.iter().all(|(name, value)| event.fields.get(name) == Some(value))
+    }
+}
+
+/// The events that are meant, the latest one last. Needs no more than the right to read the file.
+///
+/// # Errors
+/// If the file cannot be read, or has no slow events.
+pub fn read(path: &Path, query: &Query) -> Result<Vec<Row>, SlowError> {
+    read_at(path, query, wall())
+}
+
+fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> {
+    // What is wrong with the file itself is told better by the system.
+    if let Err(err) = std::fs::File::open(path) {
+        let next = "`exporter events --file FILE` reads another file";
+        return Err(SlowError::told(format!("failed to open {}: {err}", path.display()), next));
+    }
+    let since = query
+        .since
+        .map_or(i64::MIN, |since| now.saturating_sub(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)));
+    let mut found = Vec::new();
+    let mut select = |db: Connection| {
+        found.clear();
+        scan(&db, since, |row| {
+            if query.means(&row) {
+                found.push(row);
+            }
+            found.len() < query.limit
+        })
+    };
+    // Where no exporter writes and the folder is not one's own, SQLite must be told that nobody does.
+    let err = match open(path, false).and_then(&mut select) {
+        Err(err) => match open(path, true).and_then(&mut select) {
+            Err(_) => Err(err),
+            Ok(()) => Ok(()),
+        },
+        Ok(()) => Ok(()),
+    };
+    err.map_err(|err| {
+        SlowError::new(format!("failed to read slow events from {}", path.display()), err, "")
+    })?;
+    found.reverse();
+    Ok(found)
+}
+
+fn open(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let mut uri = String::from("file:");
+    for byte in std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()) {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte))
+            }
+            byte => {
+                let _ = write!(uri, "%{byte:02X}");
+            }
+        }
+    }
+    uri.push_str(if immutable { "?immutable=1" } else { "" });
+    let db = Connection::open_with_flags(uri, flags)?;
+    db.busy_timeout(Duration::from_secs(2))?;
+    Ok(db)
+}
+
+/// Events as a table, with the fields of each below it.
+pub fn table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no slow events\n".to_owned();
+    }
+    let mut table = Table::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]);
+    for Row { event, .. } in rows {
+        let shown = |value: f64| shown_value(&event.metric, value);
+        table.row([
+            shown_time(event.time),
+            event.target.clone(),
+            event.metric.clone(),
+            shown(event.value),
+            shown(event.over),
+        ]);
+        let fields: Vec<_> = event.fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        table.line(format!("{}: {}", event.probe, fields.join(" ")));
+    }
+    table.to_string()
+}
+
+/// A value of this metric: times in a unit that people read.
+pub(crate) fn shown_value(metric: &str, value: f64) -> String {
+    if !metric.ends_with("_seconds") {
+        return value.to_string();
+    }
+    shown_seconds(value)
+}
+
+/// A time with the unit that leaves the fewest zeros.
+fn shown_seconds(seconds: f64) -> String {
+    let units = [(1.0, "s"), (1e3, "ms"), (1e6, "us"), (1e9, "ns")];
+    let fitting = units.iter().find(|(factor, _)| (seconds * factor).abs() >= 1.0);
+    let (factor, unit) = fitting.unwrap_or(&(1.0, "s"));
+    // Of six digits, those that say something.
+    let text = format!("{:.6}", seconds * factor);
+    format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::tests::event;
+    use super::super::store::{Bounds, Store};
+    use super::*;
+
+    fn all() -> Query {
+        Query { limit: 100, ..Query::default() }
+    }
+
+    #[test]
+    fn events_are_found_by_what_is_in_them() {
+        let folder = tempfile::tempdir().unwrap();
+        // A name that an URI would take apart.
+        let path = folder.path().join("a b?c#d%20.db");
+        let bounds = Bounds { rows: 100, bytes: 1 << 20, age: Duration::from_secs(1 << 40) };
+        let mut store = Store::open(&path, bounds).unwrap();
+        let second = 1_000_000_000;
+        let events: Vec<_> =
+            (0..4).map(|n| event(n * second, n as f64, ["x", "y"][n as usize % 2])).collect();
+        store.write("n", &events.iter().collect::<Vec<_>>()).unwrap();
+        let values = |query: Query| -> Vec<f64> {
+            read_at(&path, &query, 4 * second).unwrap().iter().map(|row| row.event.value).collect()
+        };
+        let field = |value: &str| Query { fields: vec![("z".into(), value.into())], ..all() };
+        // While it is open, and when nobody has it.
+        for _ in 0..2 {
+            assert_eq!(values(all()), [0.0, 1.0, 2.0, 3.0]);
+            assert_eq!(values(Query { limit: 2, ..all() }), [2.0, 3.0]);
+            assert_eq!(values(Query { since: Some(Duration::from_secs(2)), ..all() }), [2.0, 3.0]);
+            assert_eq!(values(field("y")), [1.0, 3.0]);
+            assert_eq!(values(Query { limit: 1, ..field("x") }), [2.0]);
+            assert_eq!(values(Query { probe: Some("p:q".into()), ..all() }).len(), 4);
+            assert_eq!(values(Query { probe: Some("p".into()), ..all() }).len(), 0);
+            assert_eq!(values(Query { metric: Some("m_seconds".into()), ..all() }).len(), 4);
+            if store.rows().is_ok() {
+                store = Store::open(&folder.path().join("other.db"), bounds).unwrap();
+            }
+        }
+        let missing = read(&folder.path().join("none.db"), &all()).unwrap_err().to_string();
+        assert!(missing.contains("none.db") && missing.contains("--file"), "{missing}");
+        std::fs::write(folder.path().join("text.db"), "x".repeat(5000)).unwrap();
+        assert!(read(&folder.path().join("text.db"), &all()).is_err());
+    }
+
+    #[test]
+    fn a_table_tells_what_happened() {
+        let row =
+            |value| Row { id: 1, node: "n".into(), event: event(1_700_000_000_000_000_000, value, "x y") };
+        assert_eq!(
+            table(&[row(0.612), row(12.0)]),
+            "TIME                         TARGET  METRIC     VALUE  OVER\n\
+             2023-11-14T22:13:20.000000Z  t       m_seconds  612ms  500ms\n    p:q: z=x y a=1\n\
+             2023-11-14T22:13:20.000000Z  t       m_seconds  12s    500ms\n    p:q: z=x y a=1\n"
+        );
+        assert_eq!(table(&[]), "no slow events\n");
+        for (seconds, shown) in [
+            (0.0, "0s"),
+            (1.5, "1.5s"),
+            (0.000_012_3, "12.3us"),
+            (3e-9, "3ns"),
+            (-0.25, "-250ms"),
+            (100.0, "100s"),
+        ] {
+            assert_eq!(shown_seconds(seconds), shown);
+        }
+        assert_eq!(shown_value("blocks", 12.0), "12");
+    }
+}

@@ -1,0 +1,537 @@
+//! The file of slow events: an SQLite database with bounds on rows, bytes and age.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
+
+use super::event::{Event, Row};
+use crate::config::model::SlowEvents;
+
+/// "fibe": marks a database as the exporter's, for `file(1)` and for the exporter itself.
+const APPLICATION: i32 = 0x6669_6265;
+/// Of the tables.
+const VERSION: i32 = 1;
+
+/// How long one process waits for another that writes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A larger file is not read as a whole before it is used.
+const CHECKED_BYTES: u64 = 256 << 20;
+
+const TABLES: &str = "
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        time INTEGER NOT NULL, -- nanoseconds since 1970
+        node TEXT NOT NULL,
+        target TEXT NOT NULL,
+        probe TEXT NOT NULL,
+        metric TEXT NOT NULL,
+        value REAL NOT NULL,
+        over REAL NOT NULL,
+        fields TEXT NOT NULL, -- a JSON object of texts
+        related TEXT NOT NULL DEFAULT '[]' -- a JSON array
+    );
+    CREATE INDEX events_by_time ON events (time);
+";
+
+/// Why the file cannot be used.
+#[derive(Debug)]
+pub struct SlowError {
+    what: String,
+    source: Option<rusqlite::Error>,
+    next: &'static str,
+}
+
+impl SlowError {
+    pub(super) fn new(what: String, source: rusqlite::Error, next: &'static str) -> Self {
+        Self { what, source: Some(source), next }
+    }
+
+    pub(super) fn told(what: String, next: &'static str) -> Self {
+        Self { what, source: None, next }
+    }
+}
+
+impl fmt::Display for SlowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        if !self.next.is_empty() {
+            write!(f, "; {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for SlowError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// Bounds of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub rows: u32,
+    pub bytes: u64,
+    pub age: Duration,
+}
+
+impl Bounds {
+    pub(super) fn of(settings: &SlowEvents) -> Self {
+        Self { rows: settings.rows, bytes: settings.bytes, age: settings.age }
+    }
+}
+
+/// The database, open to be written.
+#[derive(Debug)]
+pub(super) struct Store {
+    db: Connection,
+    path: PathBuf,
+    pub bounds: Bounds,
+    clock: Clock,
+}
+
+/// Time for what is too old, in nanoseconds since 1970: a clock that is set ahead while the exporter runs makes nothing old.
+#[derive(Debug)]
+struct Clock {
+    wall: i64,
+    at: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { wall: wall(), at: Instant::now() }
+    }
+
+    fn now(&self) -> i64 {
+        self.now_with(wall())
+    }
+
+    fn now_with(&self, wall: i64) -> i64 {
+        let passed = i64::try_from(self.at.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        self.wall.saturating_add(passed).min(wall)
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn wall() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// What keeps an existing file from being used.
+enum Unusable {
+    /// It is moved aside.
+    Damaged(String),
+    /// It is left alone.
+    Foreign(SlowError),
+    Error(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unusable {
+    fn from(error: rusqlite::Error) -> Self {
+        if is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::Error(error) }
+    }
+}
+
+/// Whether the database itself is at fault.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+impl Store {
+    /// Opens the file, or makes it, readable by its owner alone. One that is damaged is moved aside.
+    ///
+    /// # Errors
+    /// If it cannot be had, or is another program's.
+    pub fn open(path: &Path, bounds: Bounds) -> Result<Self, SlowError> {
+        let db = match Self::connect(path) {
+            Err(Unusable::Damaged(reason)) => {
+                let aside = set_aside(path)?;
+                log::warn!(
+                    "The file of slow events {} is damaged ({reason}): it is kept as {}, and a new one is begun",
+                    path.display(),
+                    aside.display()
+                );
+                Self::connect(path)
+            }
+            other => other,
+        };
+        let what = || format!("failed to open the file of slow events {}", path.display());
+        match db {
+            Ok(db) => Ok(Self { db, path: path.to_owned(), bounds, clock: Clock::start() }),
+            Err(Unusable::Foreign(err)) => Err(err),
+            Err(Unusable::Error(err)) => Err(SlowError::new(what(), err, NEXT)),
+            Err(Unusable::Damaged(reason)) => Err(SlowError::told(format!("{}: {reason}", what()), NEXT)),
+        }
+    }
+
+    fn connect(path: &Path) -> Result<Connection, Unusable> {
+        create(path).map_err(Unusable::Foreign)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut db = Connection::open_with_flags(path, flags)?;
+        db.busy_timeout(PATIENCE)?;
+        let foreign = |what: &str| {
+            let what = format!("{} {what}", path.display());
+            Unusable::Foreign(SlowError::told(what, "set slow_events: { file: ... } to another path"))
+        };
+        // It is a new file until there are tables; two exporters may meet here.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        let begun = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tables: i64 = begun.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if tables == 0 {
+            begun.execute_batch(TABLES)?;
+            begun.pragma_update(None, "application_id", APPLICATION)?;
+            begun.pragma_update(None, "user_version", VERSION)?;
+        } else if pragma(&begun, "application_id")? != APPLICATION as u64 {
+            return Err(foreign("is a database of another program"));
+        } else if pragma(&begun, "user_version")? != VERSION as u64 {
+            return Err(foreign("was made by another version of the exporter"));
+        }
+        begun.commit()?;
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        db.pragma_update(None, "journal_size_limit", 1 << 20)?;
+        // Pages of the write-ahead log, 1 MiB of them.
+        db.pragma_update(None, "wal_autocheckpoint", 256)?;
+        let size = path.metadata().map_or(0, |data| data.len());
+        if size <= CHECKED_BYTES {
+            let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if found != "ok" {
+                return Err(Unusable::Damaged(found.lines().last().unwrap_or_default().to_owned()));
+            }
+        }
+        Ok(db)
+    }
+
+    /// Adds events, and takes out what is too much or too old.
+    pub fn write(&mut self, node: &str, events: &[&Event]) -> rusqlite::Result<()> {
+        let oldest =
+            self.clock.now().saturating_sub(i64::try_from(self.bounds.age.as_nanos()).unwrap_or(i64::MAX));
+        let bounds = self.bounds;
+        let begun = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        begun.prepare("DELETE FROM events WHERE time < ?")?.execute([oldest])?;
+        // Room is made before it is taken, so that the file need not grow first.
+        let wanted: u64 = events.iter().map(|event| room(event)).sum();
+        let most = bounds.bytes.saturating_sub(wanted.min(bounds.bytes / 2));
+        while used_bytes(&begun)? > most && take_oldest(&begun)? > 0 {}
+        {
+            let mut insert = begun.prepare(
+                "INSERT INTO events (time, node, target, probe, metric, value, over, fields) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )?;
+            for event in events {
+                let Event { time, target, probe, metric, value, over, fields } = event;
+                let fields = serde_json::to_string(fields).unwrap_or_default();
+                insert.execute(params![time, node, target, probe, metric, value, over, fields])?;
+            }
+        }
+        let most = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?";
+        begun.prepare(most)?.execute([bounds.rows])?;
+        while used_bytes(&begun)? > bounds.bytes && take_oldest(&begun)? > 0 {}
+        begun.commit()?;
+        if pragma(&self.db, "freelist_count")? > 0 && self.file_bytes()? > bounds.bytes {
+            // Each row that it gives is a page given back.
+            let mut vacuum = self.db.prepare("PRAGMA incremental_vacuum")?;
+            let mut pages = vacuum.query([])?;
+            while pages.next()?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Begins a new file beside the damaged one.
+    pub fn renew(&mut self) -> Result<(), SlowError> {
+        *self = Self::open(&self.path, self.bounds)?;
+        Ok(())
+    }
+
+    pub fn rows(&self) -> rusqlite::Result<u64> {
+        number(&self.db, "SELECT count(*) FROM events")
+    }
+
+    /// Of the database, without its log.
+    pub fn file_bytes(&self) -> rusqlite::Result<u64> {
+        Ok(pragma(&self.db, "page_count")? * pragma(&self.db, "page_size")?)
+    }
+
+    /// The latest events, the last one first.
+    pub fn latest(&self, most: usize) -> rusqlite::Result<Vec<Row>> {
+        let mut found = Vec::new();
+        scan(&self.db, i64::MIN, |row| {
+            found.push(row);
+            found.len() < most
+        })?;
+        Ok(found)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+const NEXT: &str = "see slow_events: { file: ... } in the configuration";
+
+fn pragma(db: &Connection, name: &str) -> rusqlite::Result<u64> {
+    number(db, &format!("PRAGMA {name}"))
+}
+
+/// What a query gives that counts.
+fn number(db: &Connection, query: &str) -> rusqlite::Result<u64> {
+    db.query_row(query, [], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+}
+
+fn used_bytes(db: &Transaction<'_>) -> rusqlite::Result<u64> {
+    Ok((pragma(db, "page_count")? - pragma(db, "freelist_count")?) * pragma(db, "page_size")?)
+}
+
+/// Bytes that an event takes of the file, or somewhat more.
+fn room(event: &Event) -> u64 {
+    let fields: usize = event.fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    (fields as u64 + 512).next_multiple_of(1 << 11)
+}
+
+/// Takes out a part of the events, the oldest; returns how many.
+fn take_oldest(db: &Transaction<'_>) -> rusqlite::Result<usize> {
+    let all: i64 = db.query_row("SELECT count(*) FROM events", [], |row| row.get(0))?;
+    let some = "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)";
+    db.prepare(some)?.execute([(all / 16).max(1)])
+}
+
+/// Calls `each` with the events since then, the last one first, until it returns false.
+pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> bool) -> rusqlite::Result<()> {
+    let mut select = db.prepare(
+        "SELECT id, time, node, target, probe, metric, value, over, fields FROM events WHERE time >= ? ORDER BY id DESC",
+    )?;
+    let mut rows = select.query([since])?;
+    while let Some(row) = rows.next()? {
+        let fields: String = row.get(8)?;
+        let event = Event {
+            time: row.get(1)?,
+            target: row.get(3)?,
+            probe: row.get(4)?,
+            metric: row.get(5)?,
+            value: row.get(6)?,
+            over: row.get(7)?,
+            fields: serde_json::from_str(&fields).unwrap_or_default(),
+        };
+        if !each(Row { id: row.get(0)?, node: row.get(2)?, event }) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the file if it is not there, and its folder. Nobody else may read what is in it: arguments of a program.
+fn create(path: &Path) -> Result<(), SlowError> {
+    let failed = |what: &str, err: std::io::Error| {
+        SlowError::told(format!("failed to {what} of slow events {}: {err}", path.display()), NEXT)
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
+        && !folder.exists()
+    {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(folder)
+            .map_err(|err| failed("make the folder for the file", err))?;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| file.metadata());
+    match file {
+        Ok(data) if data.is_file() => Ok(()),
+        Ok(_) => Err(SlowError::told(format!("{} is not a regular file", path.display()), NEXT)),
+        Err(err) => Err(failed("open the file", err)),
+    }
+}
+
+/// Moves the file, with its log, to a name that is free.
+fn set_aside(path: &Path) -> Result<PathBuf, SlowError> {
+    let with = |path: &Path, suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let now = wall() / 1_000_000_000;
+    let aside =
+        (0..).map(|more| with(path, &format!(".damaged-{}", now + more))).find(|aside| !aside.exists());
+    let aside = aside.unwrap_or_default();
+    std::fs::rename(path, &aside).map_err(|err| {
+        SlowError::told(format!("failed to move the damaged file {} aside: {err}", path.display()), NEXT)
+    })?;
+    for log in ["-wal", "-shm"] {
+        // They may not be there.
+        let _ = std::fs::rename(with(path, log), with(&aside, log));
+    }
+    Ok(aside)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::event::Fields;
+    use super::*;
+
+    pub(in super::super) fn event(time: i64, value: f64, text: &str) -> Event {
+        Event {
+            time,
+            target: "t".into(),
+            probe: "p:q".into(),
+            metric: "m_seconds".into(),
+            value,
+            over: 0.5,
+            fields: Fields(vec![("z".into(), text.into()), ("a".into(), "1".into())]),
+        }
+    }
+
+    const WIDE: Bounds = Bounds { rows: 1000, bytes: 64 << 20, age: Duration::from_secs(3600) };
+
+    fn values(store: &Store) -> Vec<f64> {
+        store.latest(usize::MAX).unwrap().iter().map(|row| row.event.value).collect()
+    }
+
+    fn write(store: &mut Store, events: &[Event]) {
+        store.write("n", &events.iter().collect::<Vec<_>>()).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made/events.db");
+        let mut store = Store::open(&path, WIDE).unwrap();
+        let now = wall();
+        let events = [event(now, 1.5, "tab\tand \"quote\""), event(now + 1, 2.5, "é")];
+        write(&mut store, &events);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+        // Beside the first one, which may be another exporter's.
+        let mut other = Store::open(&path, WIDE).unwrap();
+        write(&mut other, &[event(now + 2, 3.5, "")]);
+        write(&mut store, &[event(now + 3, 4.5, "")]);
+        assert_eq!(values(&other), [4.5, 3.5, 2.5, 1.5]);
+        drop((store, other));
+        let store = Store::open(&path, WIDE).unwrap();
+        let rows = store.latest(10).unwrap();
+        assert_eq!(rows[3].event, events[0]);
+        assert_eq!((rows[3].id, rows[3].node.as_str()), (1, "n"));
+        assert_eq!(store.rows().unwrap(), 4);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many_or_too_old_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&folder.path().join("e.db"), Bounds { rows: 3, ..WIDE }).unwrap();
+        let now = wall();
+        let all: Vec<_> = (0..5).map(|n| event(now + n, n as f64, "")).collect();
+        write(&mut store, &all);
+        assert_eq!(values(&store), [4.0, 3.0, 2.0]);
+        let old = now - Duration::from_secs(3700).as_nanos() as i64;
+        write(&mut store, &[event(old, 5.0, ""), event(now, 6.0, "")]);
+        // It is seen to be too old at the next write.
+        assert_eq!(values(&store), [6.0, 5.0, 4.0]);
+        write(&mut store, &[]);
+        assert_eq!(values(&store), [6.0, 4.0]);
+    }
+
+    #[test]
+    fn the_file_does_not_grow_beyond_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.db");
+        let bounds = Bounds { rows: 1_000_000, bytes: 1 << 20, ..WIDE };
+        let mut store = Store::open(&path, bounds).unwrap();
+        let now = wall();
+        let text = "x".repeat(2000);
+        for batch in 0..30 {
+            let events: Vec<_> = (0..50).map(|n| event(now, f64::from(batch * 50 + n), &text)).collect();
+            write(&mut store, &events);
+            assert!(
+                store.file_bytes().unwrap() <= bounds.bytes + (100 << 10),
+                "{}",
+                store.file_bytes().unwrap()
+            );
+        }
+        let kept = values(&store);
+        assert!(kept.len() > 200 && kept.len() < 300, "{}", kept.len());
+        // The latest, without a gap.
+        assert!(kept.iter().rev().zip(1500 - kept.len()..).all(|(value, n)| *value == n as f64));
+        // A bound that is lowered holds for what is there.
+        drop(store);
+        let mut store = Store::open(&path, Bounds { bytes: 512 << 10, ..bounds }).unwrap();
+        write(&mut store, &[event(now, 1.0, "")]);
+        assert!(store.file_bytes().unwrap() <= 512 << 10);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ahead_makes_nothing_old() {
+        let clock = Clock::start();
+        let year = Duration::from_secs(365 * 86_400).as_nanos() as i64;
+        let ahead = clock.now_with(wall() + year);
+        assert!(ahead - wall() < year / 1000, "{ahead}");
+        // Set back, it makes nothing older than it is.
+        assert_eq!(clock.now_with(5), 5);
+    }
+
+    #[test]
+    fn a_damaged_file_is_moved_aside_and_another_program_s_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.db");
+        for garbage in
+            [&b"no database at all, but quite long enough to be looked at by SQLite"[..], &[0xff; 9000]]
+        {
+            std::fs::write(&path, garbage).unwrap();
+            let mut store = Store::open(&path, WIDE).unwrap();
+            write(&mut store, &[event(wall(), 1.0, "")]);
+            assert_eq!(values(&store), [1.0]);
+            drop(store);
+            std::fs::remove_file(&path).unwrap();
+        }
+        // A page within is overwritten.
+        let mut store = Store::open(&path, WIDE).unwrap();
+        let events: Vec<_> = (0..500).map(|n| event(wall(), f64::from(n), &"y".repeat(500))).collect();
+        write(&mut store, &events);
+        drop(store);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let all = bytes.len();
+        bytes[all / 2 / 4096 * 4096..][..8192].fill(0x5a);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(values(&Store::open(&path, WIDE).unwrap()), Vec::<f64>::new());
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside = names.filter(|name| name.to_string_lossy().contains(".damaged-")).count();
+        assert_eq!(aside, 3);
+
+        let foreign = folder.path().join("foreign.db");
+        Connection::open(&foreign)
+            .unwrap()
+            .execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (1)")
+            .unwrap();
+        let err = Store::open(&foreign, WIDE).unwrap_err().to_string();
+        assert!(err.contains("another program"), "{err}");
+        let there: i64 =
+            Connection::open(&foreign).unwrap().query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(there, 1);
+        let later = folder.path().join("later.db");
+        Store::open(&later, WIDE).unwrap().db.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        assert!(Store::open(&later, WIDE).unwrap_err().to_string().contains("another version"));
+        let missing = folder.path().join("a/b/c.db");
+        assert!(Store::open(&missing, WIDE).unwrap_err().to_string().contains("slow_events"));
+        assert!(Store::open(folder.path(), WIDE).is_err());
+        let link = folder.path().join("link.db");
+        std::os::unix::fs::symlink(&foreign, &link).unwrap();
+        assert!(Store::open(&link, WIDE).is_err());
+    }
+}

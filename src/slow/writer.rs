@@ -1,0 +1,133 @@
+//! The thread that writes slow events, many at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::event::{Books, Event, Row};
+use super::store::{Bounds, Store, is_damage};
+use super::{QUEUE, RECENT, Shared, lock};
+
+/// How long an event may wait for others before it is written.
+const GATHERING: Duration = Duration::from_secs(1);
+
+/// So many are not let wait.
+const BATCH: usize = 128;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    Event(Box<(Event, Books)>),
+    Bounds(Bounds),
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    store: Store,
+    node: String,
+    messages: Receiver<Message>,
+    shared: Arc<Shared>,
+    /// Not yet written.
+    events: Vec<(Event, Books)>,
+}
+
+impl Writer {
+    pub(super) fn new(store: Store, node: String, messages: Receiver<Message>, shared: Arc<Shared>) -> Self {
+        let mut writer = Self { store, node, messages, shared, events: Vec::new() };
+        writer.show_latest();
+        writer
+    }
+
+    /// Until nobody can send any more.
+    pub(super) fn run(mut self) {
+        let mut due = None;
+        loop {
+            // With as many waiting here as in the queue, the queue is left to fill, whose events are counted as refused then.
+            let has_room = self.events.len() < QUEUE;
+            let patience =
+                due.map_or(Duration::from_secs(3600), |due: Instant| due.duration_since(Instant::now()));
+            let received = if has_room {
+                self.messages.recv_timeout(patience)
+            } else {
+                std::thread::sleep(patience);
+                let is_ending = self.shared.is_ending.load(Ordering::Relaxed);
+                Err(if is_ending { RecvTimeoutError::Disconnected } else { RecvTimeoutError::Timeout })
+            };
+            match received {
+                Ok(Message::Event(event)) => {
+                    self.events.push(*event);
+                    due.get_or_insert_with(|| Instant::now() + GATHERING);
+                }
+                Ok(Message::Bounds(bounds)) => self.store.bounds = bounds,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let is_full = self.events.len() >= BATCH && !self.shared.is_failing.load(Ordering::Relaxed);
+            if is_full || due.is_some_and(|due| due <= Instant::now()) {
+                self.write();
+                due = (!self.events.is_empty()).then(|| Instant::now() + GATHERING);
+            }
+        }
+        let left = self.messages.try_iter().filter_map(|message| match message {
+            Message::Event(event) => Some(*event),
+            Message::Bounds(_) => None,
+        });
+        self.events.extend(left);
+        self.write();
+        if !self.events.is_empty() {
+            log::error!("{} slow events could not be written and are lost", self.events.len());
+        }
+        for (_, books) in self.events.drain(..) {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            books.unwritten();
+        }
+    }
+
+    /// Writes all events, or keeps them for the next time.
+    fn write(&mut self) {
+        if self.events.is_empty() {
+            return;
+        }
+        let written = self.try_to_write();
+        let was_failing = self.shared.is_failing.swap(written.is_err(), Ordering::Relaxed);
+        match written {
+            Err(err) if !was_failing => log::error!(
+                "failed to write slow events to {}: {err}; they wait, and further ones are lost once {QUEUE} do",
+                self.store.path().display()
+            ),
+            Err(_) => {}
+            Ok(()) => {
+                if was_failing {
+                    log::info!("Slow events are written to {} again", self.store.path().display());
+                }
+                for (_, books) in self.events.drain(..) {
+                    books.kept();
+                    self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                }
+                self.show_latest();
+            }
+        }
+    }
+
+    fn try_to_write(&mut self) -> Result<(), String> {
+        let events: Vec<_> = self.events.iter().map(|(event, _)| event).collect();
+        match self.store.write(&self.node, &events) {
+            Ok(()) => Ok(()),
+            Err(err) if is_damage(&err) => {
+                self.store.renew().map_err(|err| err.to_string())?;
+                self.store.write(&self.node, &events).map_err(|err| err.to_string())
+            }
+            Err(err) => Err(err.to_string()),
+        }
+    }
+
+    /// Tells the others what is in the file.
+    fn show_latest(&mut self) {
+        let rows = self.store.rows().unwrap_or_default();
+        self.shared.rows.store(rows, Ordering::Relaxed);
+        self.shared.bytes.store(self.store.file_bytes().unwrap_or_default(), Ordering::Relaxed);
+        let latest: Vec<Row> = self.store.latest(RECENT).unwrap_or_default();
+        *lock(&self.shared.recent) = latest.into_iter().map(Arc::new).collect();
+    }
+}

@@ -1,0 +1,50 @@
+//! Slow events: what became of them, and where they are.
+
+use super::Telemetry;
+use crate::exposition::Families;
+use crate::kernel::{SLOW_LOST, SlowCounts};
+
+impl Telemetry {
+    /// Only where a probe keeps slow events.
+    pub(super) fn slow(&self, to: &mut Families) {
+        let Some(numbers) = &self.slow else { return };
+        let counted = |(number, probe): (usize, &crate::plan::ProbePlan)| {
+            let target = self.plan.targets[probe.target].name.clone();
+            Some((target, probe.name.clone(), self.counts.slow(number)?))
+        };
+        let all: Vec<_> = self.plan.probes.iter().enumerate().filter_map(counted).collect();
+        type Column = (&'static str, &'static str, fn(&SlowCounts) -> u64);
+        let columns: [Column; 2] = [
+            (
+                "fibre_exporter_slow_events_total",
+                "Slow events: exactly kept + lost + fibre_exporter_slow_events_waiting and those still in the ring buffer.",
+                |counts| counts.seen,
+            ),
+            (
+                "fibre_exporter_slow_events_kept_total",
+                "Slow events written to the file; later ones replace the oldest.",
+                |counts| counts.kept,
+            ),
+        ];
+        for (name, help, column) in columns {
+            let rows = to.counter(name, help);
+            for (target, probe, counts) in &all {
+                rows.number(&[("target", target), ("probe", probe)], column(counts));
+            }
+        }
+        let rows =
+            to.counter("fibre_exporter_slow_events_lost_total", "Slow events that were not kept, by reason.");
+        for (target, probe, counts) in &all {
+            for (reason, lost) in SLOW_LOST.iter().zip(counts.lost) {
+                rows.number(&[("target", target), ("probe", probe), ("reason", reason)], lost);
+            }
+        }
+        to.gauge("fibre_exporter_slow_events_waiting", "Slow events that wait to be written.")
+            .number(&[], numbers.waiting);
+        to.gauge("fibre_exporter_slow_events_rows", "Events in the file.").number(&[], numbers.rows);
+        to.gauge("fibre_exporter_slow_events_file_bytes", "Size of the file of slow events.")
+            .number(&[], numbers.bytes);
+        to.gauge("fibre_exporter_slow_events_writable", "Whether the last write to the file succeeded.")
+            .number(&[], u64::from(!numbers.failing));
+    }
+}

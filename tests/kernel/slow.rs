@@ -1,0 +1,163 @@
+//! Slow events: exactly those that are above the bound, with the values that they had.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use exporter::slow::{Keeper, Query, Row, read};
+
+use crate::support::program::{compile, folder};
+use crate::support::tracer::Tracer;
+
+/// Each number from 0 to 999 once, in no order; what is asked for is another number than the place.
+const PROGRAM: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/sdt.h>
+#include <unistd.h>
+__attribute__((noinline)) long answer(long n, const char *name) {
+	char wiped[64];
+
+	memset(wiped, 'x', sizeof(wiped));
+	asm volatile("" : : "r"(wiped), "r"(name) : "memory");
+	if (n == 77)
+		usleep(300000);
+	return n * 3 - 1000;
+}
+int main(void) {
+	long sum = 0;
+
+	for (int i = 0; i < 1000; i++) {
+		unsigned long n = i * 619 % 1000;
+		char name[32];
+
+		sprintf(name, "call %lu", n);
+		DTRACE_PROBE3(slow, call, n, name, n % 2 ? "odd" : "even");
+		sum += answer(n, name);
+	}
+	return sum == 42;
+}
+"#;
+
+/// What is kept of one run, with everything decided in the kernel and with everything in user space.
+fn both_ways(probes: &str, held: impl Fn(&[Row])) {
+    let folder = folder();
+    let binary = compile("cc", "slow.c", PROGRAM, &[], folder.path());
+    for all_to_ring in [false, true] {
+        let file = folder.path().join(format!("events-{all_to_ring}.db"));
+        let yaml = format!(
+            "node_name: test\nslow_events: {{ file: {} }}\ntargets:\n- name: program\n  binary: {}\n  probes:\n{probes}",
+            file.display(),
+            binary.display()
+        );
+        held(&run(&yaml, all_to_ring, &binary, &file));
+    }
+}
+
+fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
+    let keeper = Arc::new(Keeper::default());
+    let tracer = Tracer::start_keeping(yaml, all_to_ring, Some(keeper.clone()));
+    assert!(Command::new(binary).status().unwrap().success());
+    let series = tracer.render();
+    let counts: Vec<_> = series.iter().filter(|(name, _)| name.contains("_count")).collect();
+    assert!(counts.iter().all(|(_, count)| *count == "1000" || *count == "500"), "{counts:?}");
+    let events = tracer.drained().0;
+    let whole = tracer.plan.probes.iter().any(|probe| probe.emit.is_some());
+    // The last one to have it: what waits is written.
+    drop((tracer, keeper));
+    let rows = read(file, &Query { limit: 10_000, ..Query::default() }).unwrap();
+    assert!(whole || events == rows.len() as u64, "only slow hits are sent: {events} for {}", rows.len());
+    println!("all to the ring: {all_to_ring}: {} rows, the first {:?}", rows.len(), rows.first());
+    rows
+}
+
+fn numbers(rows: &[Row], field: &str) -> Vec<i64> {
+    let mut numbers: Vec<_> =
+        rows.iter().map(|row| row.event.fields.get(field).unwrap().parse().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[test]
+fn exactly_the_hits_above_the_bound_are_kept_with_their_arguments() {
+    let probes = r#"  - on: usdt:slow:call
+    args:
+      n: { index: 0, unit: ms, type: u64 }
+      name: { index: 1, type: string }
+      parity: { index: 2, type: string }
+    metrics:
+    - { histogram: call_seconds, value: n, slow: 900ms }
+    - { counter: calls_total, labels: { parity: parity } }
+"#;
+    both_ways(probes, |rows| {
+        let mut seen: Vec<i64> = Vec::new();
+        for row in rows {
+            let event = &row.event;
+            let n = (event.value * 1000.0).round() as i64;
+            let shown = if n == 1000 { "1s".to_owned() } else { format!("{n}ms") };
+            assert_eq!(event.fields.get("n"), Some(shown.as_str()), "{row:?}");
+            assert_eq!(event.fields.get("name"), Some(format!("call {n}").as_str()), "{row:?}");
+            assert_eq!(event.fields.get("parity"), Some(if n % 2 == 1 { "odd" } else { "even" }));
+            assert!(event.fields.get("pid").is_some());
+            let about = (event.target.as_str(), event.probe.as_str(), event.metric.as_str(), event.over);
+            assert_eq!(about, ("program", "slow:call", "call_seconds", 0.9));
+            seen.push(n);
+        }
+        // In the order in which they came, by the kernel's clock.
+        let order: Vec<i64> = (0..1000).map(|i| i * 619 % 1000).filter(|n| *n > 900).collect();
+        assert_eq!(seen, order);
+        assert!(rows.windows(2).all(|pair| pair[0].event.time < pair[1].event.time));
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as i64;
+        assert!(rows.iter().all(|row| row.event.time <= now && now - row.event.time < 600_000_000_000));
+    });
+}
+
+#[test]
+fn what_the_call_had_is_kept_when_the_function_returns() {
+    let probes = "  - function: answer\n    args:\n      n: 0\n      name: { index: 1, type: string }\n    metrics:\n    - { histogram: answers, value: retval, buckets: [0, 1000], slow: { over: 1700, fields: [n, name, retval] } }\n";
+    both_ways(probes, |rows| {
+        assert_eq!(numbers(rows, "n"), (901..1000).collect::<Vec<_>>());
+        for row in rows {
+            let n: i64 = row.event.fields.get("n").unwrap().parse().unwrap();
+            assert_eq!(row.event.value, (n * 3 - 1000) as f64);
+            assert_eq!(row.event.fields.get("name"), Some(format!("call {n}").as_str()));
+            assert_eq!(row.event.fields.0.len(), 3);
+        }
+    });
+}
+
+#[test]
+fn a_call_that_takes_long_is_kept() {
+    let probes = "  - function: answer\n    args: { n: 0 }\n    metrics:\n    - { histogram: answer_seconds, value: duration, slow: 250ms }\n";
+    both_ways(probes, |rows| {
+        // A busy machine may hold up another one.
+        let slept =
+            rows.iter().find(|row| row.event.fields.get("n") == Some("77")).expect("the one that sleeps");
+        assert!(slept.event.value >= 0.3, "{slept:?}");
+        assert!(rows.iter().all(|row| row.event.value > 0.25));
+    });
+}
+
+#[test]
+fn conditions_hold_for_slow_events_too_and_several_metrics_keep_one_event() {
+    let probes = r#"  - on: usdt:slow:call
+    args:
+      n: { index: 0 }
+      parity: { index: 2, type: string }
+    metrics:
+    - { histogram: evens, value: n, when: 'parity == "even"', buckets: [500], slow: { over: 989, fields: n } }
+    - { histogram: odds, value: n, when: 'parity == "odd"', buckets: [500], slow: { over: 993, fields: n } }
+    - { histogram: all, value: n, buckets: [500], slow: { over: 996, fields: n } }
+"#;
+    both_ways(probes, |rows| {
+        let of = |metric: &str| {
+            let rows: Vec<_> = rows.iter().filter(|row| row.event.metric == metric).cloned().collect();
+            numbers(&rows, "n")
+        };
+        assert_eq!(of("evens"), [990, 992, 994, 996, 998]);
+        assert_eq!(of("odds"), [995, 997, 999]);
+        // The first metric that takes it for slow has it.
+        assert_eq!(of("all"), [] as [i64; 0]);
+    });
+}
