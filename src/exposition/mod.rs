@@ -13,7 +13,7 @@ mod sample;
 mod text;
 
 pub use earlier::Earlier;
-pub use family::{Families, Family, Head, push_label};
+pub use family::{Families, Family, Head, labels, push_label};
 pub use names::Names;
 pub use negotiate::negotiate;
 pub use sample::{Kind, Number, Sample, Value};

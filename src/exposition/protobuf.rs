@@ -3,6 +3,7 @@
 //! Format: <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
 use super::Head;
+use super::family::labels;
 use super::sample::{Kind, Sample, Value};
 
 /// Field numbers and the values of enumerations in the definition.
@@ -105,33 +106,6 @@ fn time(seconds: f64) -> Message {
     time
 }
 
-/// The labels in `a="x",b="y"`, as [`super::push_label`] makes it.
-fn labels(mut text: &str) -> Vec<(&str, String)> {
-    let mut labels = Vec::new();
-    while let Some((name, rest)) = text.split_once("=\"") {
-        let mut value = String::new();
-        let mut characters = rest.char_indices();
-        let mut end = rest.len();
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '"' => {
-                    end = at;
-                    break;
-                }
-                '\\' => match characters.next() {
-                    Some((_, 'n')) => value.push('\n'),
-                    Some((_, escaped)) => value.push(escaped),
-                    None => {}
-                },
-                other => value.push(other),
-            }
-        }
-        labels.push((name, value));
-        text = rest.get(end + 1..).unwrap_or_default().trim_start_matches(',');
-    }
-    labels
-}
-
 /// A message's fields, encoded.
 #[derive(Default)]
 struct Message(Vec<u8>);
@@ -177,17 +151,6 @@ fn varint(mut value: u64, to: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_are_read_as_they_are_written() {
-        let mut text = String::new();
-        let all = [("a", "x\"y\\z\n"), ("b", ""), ("c", ",d=\"}größe"), ("e", "\\")];
-        all.iter().for_each(|(name, value)| super::super::push_label(name, value, &mut text));
-        let read = labels(&text);
-        let read: Vec<_> = read.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!(read, all);
-        assert!(labels("").is_empty());
-    }
 
     #[test]
     fn a_family_is_one_message_with_its_length() {

@@ -63,7 +63,8 @@ impl Number {
         }
     }
 
-    pub(super) fn as_real(self) -> f64 {
+    /// As near as a real number comes.
+    pub fn as_real(self) -> f64 {
         match self {
             Number::Int(number) => number as f64,
             Number::Real(number) => number,
