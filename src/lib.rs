@@ -32,6 +32,7 @@ mod logging;
 mod mapping;
 pub mod metrics;
 pub mod net;
+mod page;
 mod pins;
 mod places;
 pub mod plan;

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
 use crate::exposition::{Names, negotiate};
-use crate::http::{self, Access, Reply, RequestInfo, Route, Router};
+use crate::http::{self, Access, Handler, Reply, RequestInfo, Route, Router};
 use crate::net::{Network, QueryError};
+use crate::page::{self, Link};
 use crate::running::Running;
 
 /// What is served on the metrics port.
@@ -18,6 +20,7 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
         access: Access::Credentials,
         method: Method::GET,
         content_type: http::PLAIN_TEXT,
+        visitors: Some(running.visitors.clone()),
         handler: Arc::new(move |request| {
             let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
             let names = Names::of_query(request.query.as_deref().unwrap_or_default());
@@ -30,6 +33,7 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
         access: Access::Operator,
         method: Method::POST,
         content_type: http::PLAIN_TEXT,
+        visitors: None,
         handler: Arc::new(move |_| match reloaded.reload() {
             Ok(text) => Reply::ok(text),
             Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
@@ -37,7 +41,49 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     };
     let mut routes = vec![metrics, reload];
     routes.extend(running.network.iter().flat_map(table_routes));
+    routes.extend(page_routes(running, &routes));
     Router::new("exporter", routes)
+}
+
+/// The page at `/`, what it loads, and what it shows as JSON. `others` are what it links to.
+fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
+    const STATUS: Link = Link { path: "/api/v1/status", about: "How the exporter is doing (JSON)" };
+    let others = others.iter().filter(|route| route.method == Method::GET);
+    let links = others.map(|route| Link { path: route.path, about: route.about });
+    let links: Arc<[Link]> = links.chain([STATUS]).collect();
+    let route = |path, about, content_type, handler: Handler| Route {
+        path,
+        about,
+        access: Access::Credentials,
+        method: Method::GET,
+        content_type,
+        visitors: None,
+        handler,
+    };
+    let part = |path, content_type, text: &'static str| {
+        route(path, "", content_type, Arc::new(move |_| Reply::ok(text)))
+    };
+    let shown = |bytes: fn(&Running, &[Link]) -> Bytes| -> Handler {
+        let (running, links) = (running.clone(), links.clone());
+        Arc::new(move |_| Reply::ok(bytes(&running, &links)))
+    };
+    vec![
+        route(
+            "/",
+            "How the exporter is doing, for a browser",
+            http::HTML,
+            shown(|running, links| running.status.html(|| running.snapshot(links))),
+        ),
+        route(
+            STATUS.path,
+            STATUS.about,
+            http::JSON,
+            shown(|running, links| running.status.json(|| running.snapshot(links))),
+        ),
+        part("/page.css", "text/css; charset=utf-8", page::STYLE),
+        part("/page.js", "text/javascript; charset=utf-8", page::SCRIPT),
+        part("/page.svg", "image/svg+xml", page::ICON),
+    ]
 }
 
 /// Who talks, as JSON: too many to be series.
@@ -62,6 +108,7 @@ fn table_routes(network: &Arc<Network>) -> [Route; 2] {
             access: Access::Credentials,
             method: Method::GET,
             content_type: http::JSON,
+            visitors: None,
             handler: Arc::new(handler),
         }
     })
@@ -75,6 +122,7 @@ pub(crate) fn health_router(running: Arc<Running>) -> Router {
         access: Access::Open,
         method: Method::GET,
         content_type: http::PLAIN_TEXT,
+        visitors: None,
         handler: Arc::new(|_| Reply::ok("ok\n")),
     };
     let ready = Route {
@@ -83,6 +131,7 @@ pub(crate) fn health_router(running: Arc<Running>) -> Router {
         access: Access::Open,
         method: Method::GET,
         content_type: http::PLAIN_TEXT,
+        visitors: None,
         handler: Arc::new(move |_| match running.ready() {
             Ok(partly) => {
                 let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();

@@ -23,21 +23,30 @@ struct Amount {
 }
 
 impl Earlier {
-    /// Adds what there was to what there is. Returns what is shown then, for the next exporter.
-    pub fn go_on(&mut self, families: &mut [Family]) -> Self {
-        let mut now = Self::default();
-        let mut present = BTreeSet::new();
+    /// Adds what there was to what there is, for somebody who only looks.
+    pub fn add_to(&self, families: &mut [Family]) {
         for family in families.iter_mut().filter(|family| family.head().kind() != &Kind::Gauge) {
-            let name = family.name().to_string();
-            let before = self.series.get(&name);
-            let mut all = BTreeMap::new();
+            let Some(before) = self.series.get(family.name()) else { continue };
             for (key, number, counts) in family.series_mut() {
-                if let Some(before) = before.and_then(|before| before.get(key))
+                if let Some(before) = before.get(key)
                     && before.counts.len() == counts.len()
                 {
                     *number = number.plus(before.number);
                     counts.iter_mut().zip(&before.counts).for_each(|(count, more)| *count += more);
                 }
+            }
+        }
+    }
+
+    /// Adds what there was to what there is. Returns what is shown then, for the next exporter.
+    pub fn go_on(&mut self, families: &mut [Family]) -> Self {
+        self.add_to(families);
+        let mut now = Self::default();
+        let mut present = BTreeSet::new();
+        for family in families.iter_mut().filter(|family| family.head().kind() != &Kind::Gauge) {
+            let name = family.name().to_string();
+            let mut all = BTreeMap::new();
+            for (key, number, counts) in family.series_mut() {
                 all.insert(key.to_string(), Amount { number: *number, counts: counts.to_vec() });
                 present.insert((name.clone(), key.to_string()));
             }

@@ -11,6 +11,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::auth::user_of;
 use super::budget::Budget;
 use super::coding::Coding;
 use super::limits::Limits;
@@ -19,7 +20,7 @@ use super::route::{Access, Found, RequestInfo, Route, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, Raised, count};
 use super::watch::{Watch, WatchedBody};
-use super::{Level, PLAIN_TEXT, Report, coding, notify};
+use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 
 /// What every connection of one listener answers with.
 pub(super) struct Answerer {
@@ -126,18 +127,27 @@ impl Answerer {
             }
             Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
             Found::Route(route) => {
-                match timeout(self.limits.handler, self.handle(route, request, peer, watch, secured)).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        count(&self.stats.handler_timeouts);
-                        Answer::text(
-                            route.path,
-                            StatusCode::SERVICE_UNAVAILABLE,
-                            "the request timed out; try again\n",
-                        )
-                        .with(header::RETRY_AFTER, "5")
-                    }
+                let began = Instant::now();
+                let answer =
+                    match timeout(self.limits.handler, self.handle(route, request, peer, watch, secured))
+                        .await
+                    {
+                        Ok(answer) => answer,
+                        Err(_) => {
+                            count(&self.stats.handler_timeouts);
+                            Answer::text(
+                                route.path,
+                                StatusCode::SERVICE_UNAVAILABLE,
+                                "the request timed out; try again\n",
+                            )
+                            .with(header::RETRY_AFTER, "5")
+                        }
+                    };
+                // Who is known to nobody is a stranger, too.
+                if secured.auth.is_none() || watch.is_trusted() {
+                    note_visit(route, request, peer, secured.auth.is_some(), began, &answer);
                 }
+                answer
             }
         }
     }
@@ -242,11 +252,46 @@ impl Answerer {
     }
 }
 
+/// Notes who asked, unless that was refused.
+fn note_visit(
+    route: &Route,
+    request: &Request<Incoming>,
+    peer: IpAddr,
+    has_users: bool,
+    began: Instant,
+    answer: &Answer,
+) {
+    let Some(visitors) = &route.visitors else { return };
+    if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return;
+    }
+    let header = |name| request.headers().get(name);
+    let user = header(header::AUTHORIZATION).filter(|_| has_users).and_then(user_of);
+    let agent = header(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    visitors.note(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
+}
+
+/// What a page may do: load what comes from here, and nothing else; be shown in no other page.
+static PAGE_HEADERS: [(header::HeaderName, HeaderValue); 3] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
+
 fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     let length = answer.body.len();
     let mut response = Response::new(watch.enter_writing(answer.body));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
+    if answer.content_type == HTML {
+        headers.extend(PAGE_HEADERS.iter().cloned());
+    }
     let content_type = match answer.content_type {
         Cow::Borrowed(text) => HeaderValue::from_static(text),
         // Ours too, put together from a client's words that we know.

@@ -262,6 +262,11 @@ impl Recent {
     }
 }
 
+/// The name that a header gives, right or wrong.
+pub(super) fn user_of(header: &HeaderValue) -> Option<String> {
+    parse(header).map(|presented| String::from_utf8_lossy(&presented.user).into_owned())
+}
+
 /// What a client says.
 #[derive(Debug, PartialEq, Eq)]
 struct Presented {

@@ -29,6 +29,7 @@ mod stats;
 mod tls;
 mod tls_error;
 mod turns;
+mod visitors;
 mod watch;
 
 pub use auth::{Credentials, check_user, is_hash};
@@ -38,16 +39,19 @@ pub use exposure::exposure_warnings;
 pub use listener::{Listener, has_address};
 pub use pem::Pem;
 pub use rate::Rate;
-pub use route::{Access, Reply, RequestInfo, Route, Router};
+pub use route::{Access, Handler, Reply, RequestInfo, Route, Router};
 pub use security::{Secured, Security};
 pub use server::{Endpoint, ServerOptions, serve};
 pub use stats::HttpStats;
 pub use tls::{Fingerprint, Tls, TlsOptions, is_tls13_suite};
+pub use visitors::{Visitor, Visitors};
 
 /// Content type of plain text, also used for every error's body.
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 /// Content type of JSON.
 pub const JSON: &str = "application/json";
+/// Content type of a page: what it may load and do is restricted to what comes from here.
+pub const HTML: &str = "text/html; charset=utf-8";
 
 /// How much a [`Notice`] matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

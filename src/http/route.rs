@@ -8,6 +8,7 @@ use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
 use super::PLAIN_TEXT;
+use super::visitors::Visitors;
 
 /// Produces a route's answer. It runs on a thread that may block, several at once; a panic in it gives the
 /// client a 500 and nobody else anything.
@@ -28,13 +29,15 @@ pub enum Access {
 pub struct Route {
     /// The whole path, beginning with a slash. There are no patterns.
     pub path: &'static str,
-    /// A few words for the page that lists the routes.
+    /// A few words for where routes are listed; parts of a page, which have none, are left out there.
     pub about: &'static str,
     pub access: Access,
     /// The method that is served; with GET goes HEAD.
     pub method: Method,
     /// Content type of the handler's answers.
     pub content_type: &'static str,
+    /// Where it is noted who asks.
+    pub visitors: Option<Arc<Visitors>>,
     pub handler: Handler,
 }
 
@@ -92,7 +95,7 @@ impl Router {
     /// Makes a table; `title` heads the page that lists its routes.
     pub fn new(title: &str, routes: Vec<Route>) -> Self {
         let mut index = format!("{title}\n\n");
-        for route in &routes {
+        for route in routes.iter().filter(|route| !route.about.is_empty()) {
             let _ = writeln!(index, "{}  {}", route.path, route.about);
         }
         Self { routes, index }
@@ -116,7 +119,8 @@ impl Router {
 
     /// The body of a 404: what could have been asked for. The path that was asked for is not repeated.
     pub(super) fn not_found(&self) -> String {
-        let paths: Vec<&str> = self.routes.iter().map(|route| route.path).collect();
+        let told = self.routes.iter().filter(|route| !route.about.is_empty());
+        let paths: Vec<&str> = told.map(|route| route.path).collect();
         format!("not found; available: {}\n", paths.join(" "))
     }
 }
@@ -143,6 +147,7 @@ mod tests {
             access: Access::Open,
             method: Method::GET,
             content_type: "application/json",
+            visitors: None,
             handler: Arc::new(|_: &RequestInfo| Reply::ok("{}")),
         };
         Router::new("title", paths.iter().map(route).collect())
@@ -174,6 +179,16 @@ mod tests {
         assert_eq!(text, "title\n\n/health  about it\n");
         assert!(matches!(table.find(&Method::PUT, "/"), Found::WrongMethod("/", _)));
         assert!(matches!(router(&["/"]).find(&Method::GET, "/"), Found::Route(_)));
+    }
+
+    #[test]
+    fn parts_of_a_page_are_not_listed() {
+        let mut routes = router(&["/metrics", "/page.css"]).routes;
+        routes[1].about = "";
+        let table = Router::new("title", routes);
+        assert_eq!(table.not_found(), "not found; available: /metrics\n");
+        assert_eq!(table.index, "title\n\n/metrics  about it\n");
+        assert!(matches!(table.find(&Method::GET, "/page.css"), Found::Route(_)));
     }
 
     #[test]

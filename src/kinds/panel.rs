@@ -55,15 +55,14 @@ impl Selection<'_> {
         format!("sum by ({}, {label}) ({expr})", self.by)
     }
 
-    /// The unit that the name ends with, by Prometheus' conventions.
+    /// See [`base_unit`].
     pub fn base_unit(&self) -> Option<&str> {
-        let base = self.name.strip_suffix("_total").unwrap_or(self.name);
-        base.rsplit_once('_').map(|(_, unit)| unit)
+        base_unit(self.name)
     }
 
-    /// Whether it is a time since 1970.
+    /// See [`is_timestamp`].
     pub fn is_timestamp(&self) -> bool {
-        self.name.ends_with("_timestamp_seconds")
+        is_timestamp(self.name)
     }
 
     /// Grafana's unit of what the metric measures.
@@ -77,6 +76,17 @@ impl Selection<'_> {
             _ => "short",
         }
     }
+}
+
+/// The unit that a metric's name ends with, by Prometheus' conventions.
+pub(crate) fn base_unit(name: &str) -> Option<&str> {
+    let base = name.strip_suffix("_total").unwrap_or(name);
+    base.rsplit_once('_').map(|(_, unit)| unit)
+}
+
+/// Whether a metric with this name is a time since 1970.
+pub(crate) fn is_timestamp(name: &str) -> bool {
+    name.ends_with("_timestamp_seconds")
 }
 
 #[cfg(test)]

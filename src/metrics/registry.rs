@@ -185,6 +185,17 @@ impl Registry {
         self.forget_ended(now, LabelVisibility::ForAWhile);
     }
 
+    /// Shows all series to `each`, family by family, for others than scrapers: no window of extremes ends by it, and no series of an
+    /// ended process goes away.
+    pub fn look(
+        &mut self,
+        facts: &[ProbeFacts],
+        mut each: impl FnMut(&Head, &mut dyn Iterator<Item = Sample<'_>>),
+    ) {
+        self.add_up(facts, |_| true);
+        self.families.iter().for_each(|family| each(&family.head, &mut family.samples()));
+    }
+
     /// Adds up what these sources have, and what is carried.
     pub(super) fn add_up(&mut self, facts: &[ProbeFacts], is_meant: impl Fn(&Source) -> bool) {
         for family in &mut self.families {

@@ -147,6 +147,14 @@ impl Network {
         self.status.not_ready()
     }
 
+    /// The remote hosts with most bytes, the first first; none if talkers are not counted.
+    pub fn top_talkers(&self, most: usize) -> Vec<TalkerRow> {
+        let mut rows = self.talker_rows();
+        rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), row.address));
+        rows.truncate(most);
+        rows
+    }
+
     /// The answer to `/api/v1/talkers?query`, JSON.
     ///
     /// # Errors

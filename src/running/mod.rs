@@ -1,6 +1,7 @@
 //! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
 
 mod reload;
+mod snapshot;
 mod state;
 
 use std::net::IpAddr;
@@ -14,12 +15,14 @@ use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::engine::Engines;
 use crate::exposition::{Earlier, Family, Format, Names};
-use crate::http::{Fingerprint, HttpStats, Security};
+use crate::http::{Fingerprint, HttpStats, Security, Visitors};
 use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
+use crate::page::StatusCache;
 use crate::pins::StateDirectory;
 use crate::slow::Keeper;
+use crate::targets::Status;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
 pub(crate) use self::state::State;
@@ -50,6 +53,9 @@ pub(crate) struct Running {
     series: Arc<AtomicU64>,
     packets: Option<Packets>,
     keeper: Arc<Keeper>,
+    /// Who scrapes.
+    pub visitors: Arc<Visitors>,
+    pub status: StatusCache,
 }
 
 /// Counters of packets that go on from those of an earlier exporter.
@@ -73,6 +79,11 @@ impl Packets {
         if let Err(err) = self.directory.save_packets(&earlier.go_on(families)) {
             log::debug!("{err}");
         }
+    }
+
+    /// For somebody who only looks.
+    fn add_to(&self, families: &mut [Family]) {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).add_to(families);
     }
 }
 
@@ -121,7 +132,13 @@ impl Running {
             series: Arc::default(),
             packets,
             keeper,
+            visitors: Arc::default(),
+            status: StatusCache::default(),
         }
+    }
+
+    fn web(&self) -> MutexGuard<'_, Source> {
+        self.web.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,25 +160,13 @@ impl Running {
         let mut text = Vec::new();
         let telemetry = {
             let mut state = self.state();
-            let State { engines, registry, overflows } = &mut *state;
+            let State { engines, registry, .. } = &mut *state;
             let status = engines.status();
             registry.render_some(&status.facts(), Instant::now(), format, |head| names.want(head), &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
-            let telemetry = Telemetry {
-                plan: engines.plan.clone(),
-                counts: engines.clone(),
-                drain: Arc::new(engines.drain_stats()),
-                status: Arc::new(status),
-                http: self.http.clone(),
-                attach: engines.attach_kind().unwrap_or(self.attach),
-                logging: Some(self.logging.clone()),
-                started: self.start_time,
-                reloads: self.reloads.clone(),
-                series: self.series.clone(),
-                overflows: overflows.clone(),
-                slow: self.keeper.numbers(),
-            };
-            telemetry.note_overflows(registry.overflows());
+            let overflows = registry.overflows();
+            let telemetry = self.telemetry(&state, Arc::new(status));
+            telemetry.note_overflows(overflows);
             telemetry
         };
         if let Some(network) = &self.network {
@@ -175,6 +180,25 @@ impl Running {
         meant.for_each(|family| family.write(format, &mut text));
         format.finish(&mut text);
         text
+    }
+
+    /// Where the exporter's own metrics come from.
+    fn telemetry(&self, state: &State, status: Arc<Status>) -> Telemetry {
+        let engines = &state.engines;
+        Telemetry {
+            plan: engines.plan.clone(),
+            counts: engines.clone(),
+            drain: Arc::new(engines.drain_stats()),
+            status,
+            http: self.http.clone(),
+            attach: engines.attach_kind().unwrap_or(self.attach),
+            logging: Some(self.logging.clone()),
+            started: self.start_time,
+            reloads: self.reloads.clone(),
+            series: self.series.clone(),
+            overflows: state.overflows.clone(),
+            slow: self.keeper.numbers(),
+        }
     }
 
     /// Why not all probes are attached and interfaces counted on, or else what is attached in part.

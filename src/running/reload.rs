@@ -77,7 +77,7 @@ impl Running {
         if let (Some(network), Some(interfaces)) = (&self.network, interfaces) {
             network.change(&interfaces);
         }
-        *self.web.lock().unwrap_or_else(PoisonError::into_inner) = source;
+        *self.web() = source;
         self.security.set(secured);
         set_level(settings.log_level);
         new.catch_up(DRAIN_TIMEOUT);
@@ -101,7 +101,7 @@ impl Running {
     /// mistake in them nothing changes.
     pub fn refresh_web(&self) {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut source = self.web.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = self.web();
         let fingerprint = Fingerprint::of(source.web.origin.files().cloned());
         if fingerprint == source.fingerprint {
             return;

@@ -240,8 +240,20 @@ impl Status {
     /// part counts as attached: what it counts is true, [`Status::partly`] says what it leaves out, and no restart helps. So does one
     /// that is taken out for a while.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
+        let missing = self.missing(plan);
         let probes = self.lock();
-        let mut reasons = Vec::new();
+        let reasons = missing.into_iter().map(|number| {
+            let (planned, state) = (&plan.probes[number], &probes[number].state);
+            let target = &plan.targets[planned.target].name;
+            format!("{target}: {} is {}: {}", planned.name, state.word(), state.reason())
+        });
+        reasons.collect()
+    }
+
+    /// The probes that keep the targets from being ready, as [`Status::not_ready`] has it.
+    pub fn missing(&self, plan: &Plan) -> Vec<usize> {
+        let probes = self.lock();
+        let mut missing = Vec::new();
         for target in &plan.targets {
             let is_there = |state: &ProbeState| state.is_attached() || matches!(state, ProbeState::Shed(_));
             let attached = target.probes.iter().any(|probe| is_there(&probes[*probe].state));
@@ -249,17 +261,11 @@ impl Status {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
                 if !is_there(state) && !excused {
-                    reasons.push(format!(
-                        "{}: {} is {}: {}",
-                        target.name,
-                        planned.name,
-                        state.word(),
-                        state.reason()
-                    ));
+                    missing.push(*number);
                 }
             }
         }
-        reasons
+        missing
     }
 
     /// Which probes leave out some of their sites, or are taken out, and why.

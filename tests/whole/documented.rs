@@ -53,6 +53,7 @@ const RULES: &[(&str, Rule)] = &[
     ("curl -s http://127.0.0.1:9436/health", Prints("ok")),
     ("curl -s http://127.0.0.1:9436/ready", Prints("ready")),
     ("curl -s -K secret.curl https://127.0.0.1:9435/metrics", Prints("fibre_exporter_up 1")),
+    ("curl -s -K secret.curl https://127.0.0.1:9435/api/v1/status", Prints("\"summary\":\"")),
     ("curl -s -K secret.curl https://localhost:9435/metrics | grep -c", Prints("9")),
     (
         "curl -s -K secret.curl https://localhost:9435/metrics | grep network_attached",

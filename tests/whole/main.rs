@@ -10,6 +10,7 @@ mod commands;
 mod documented;
 mod formats;
 mod hostile;
+mod page;
 mod pinned;
 mod privileges;
 mod process;

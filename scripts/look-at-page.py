@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Shows the page at / in headless Chromium, and checks what a person would stumble over.
+
+    scripts/look-at-page.py FOLDER [EXPORTER]
+
+Starts an exporter (EXPORTER, or target/debug/exporter) that traces a FIBRE demo, a program that is not there and one with a probe
+that is refused, and counts packets, in a network namespace of its own. Takes pictures into FOLDER: light, dark, on a phone, and
+without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, or if something is
+wider than the screen. Needs root, and Debian's chromium (360 MB, which is why no test installs it).
+"""
+
+import base64
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PORT, HEALTH = 19460, 19461
+PATIENCE = 120
+CONFIG = """
+node_name: london
+metrics_port: {port}
+health_port: {health}
+metrics_auth_username: prometheus
+metrics_auth_password: the-password
+targets:
+  - name: bitcoind
+    binary: {folder}/bitcoind
+    profile: fibre
+  - name: forms
+    binary: {folder}/leaf
+    probes:
+      - {{ on: "usdt:leaf:nop", metrics: [{{ counter: leaf_calls_total, help: "Calls of <b>leaf</b>." }}] }}
+      - {{ on: "usdt:leaf:nop5", metrics: [{{ counter: leaf_nop5_total }}] }}
+      - {{ on: "usdt:leaf:gone", metrics: [{{ counter: leaf_gone_total }}] }}
+  - name: billing
+    binary: /opt/billing/bin/billingd
+    probes:
+      - {{ function: charge, metrics: [{{ counter: billing_charges_total }}] }}
+network:
+  interfaces: [lo]
+  count: {{ talkers: true }}
+"""
+
+
+class Browser:
+    """Chromium, spoken to by its remote protocol over two pipes."""
+
+    def __init__(self):
+        ours, self.write = os.pipe()
+        self.read, theirs = os.pipe()
+        command = f"exec chromium --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe 3<&{ours} 4>&{theirs}"
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.process = subprocess.Popen(
+            ["sh", "-c", f"{command} --user-data-dir={self.folder.name}"],
+            pass_fds=(ours, theirs),
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": self.folder.name},
+        )
+        os.close(ours)
+        os.close(theirs)
+        self.number, self.buffer, self.complaints = 0, b"", []
+        self.session = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def message(self):
+        deadline = time.monotonic() + PATIENCE
+        while b"\0" not in self.buffer:
+            if not select.select([self.read], [], [], max(0, deadline - time.monotonic()))[0]:
+                sys.exit("look-at-page: the browser says nothing")
+            self.buffer += os.read(self.read, 1 << 20) or sys.exit("look-at-page: the browser has ended")
+        text, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(text)
+
+    def call(self, method, **parameters):
+        self.number += 1
+        request = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            request["sessionId"] = self.session
+        os.write(self.write, json.dumps(request).encode() + b"\0")
+        while True:
+            answer = self.message()
+            if answer.get("id") == self.number:
+                if "error" in answer:
+                    sys.exit(f"look-at-page: {method}: {answer['error']}")
+                return answer["result"]
+            event, told = answer.get("method"), answer.get("params", {})
+            if event == "Runtime.exceptionThrown" or (event == "Log.entryAdded" and told["entry"]["level"] == "error"):
+                self.complaints.append(json.dumps(told))
+
+    def value(self, expression):
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, expression):
+        deadline = time.monotonic() + PATIENCE
+        while not self.value(expression):
+            if time.monotonic() > deadline:
+                sys.exit(f"look-at-page: waited in vain for {expression}\n" + "\n".join(self.complaints))
+            time.sleep(0.2)
+
+    def picture(self, path):
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def look(self, path, url, width, scheme, with_scripts):
+        is_phone = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=is_phone)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Emulation.setScriptExecutionDisabled", value=not with_scripts)
+        self.call("Page.navigate", url=url)
+        if with_scripts:
+            self.wait_for("document.querySelector('.tiles') !== null")
+            # The second answer brings rates, and some more what was in the last minute.
+            self.wait_for("document.querySelectorAll('svg .line').length > 3")
+            time.sleep(12)
+            too_wide = self.value("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            if too_wide > 0:
+                self.complaints.append(f"{path.name}: {too_wide} pixels wider than the screen")
+        else:
+            self.wait_for("document.readyState === 'complete' && document.querySelector('#h-probes') !== null")
+        self.picture(path)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def ping_pong(stopped):
+    """Some traffic on lo."""
+    here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    while not stopped.wait(0.01):
+        here.sendto(b"x" * 900, ("127.0.0.1", 9))
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    if "IN_NAMESPACE" not in os.environ:
+        os.environ["IN_NAMESPACE"] = "yes"
+        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["make", "--silent", "-C", ROOT / "demo"], check=True)
+    pictures = pathlib.Path(sys.argv[1])
+    pictures.mkdir(parents=True, exist_ok=True)
+    exporter = sys.argv[2] if len(sys.argv) > 2 else ROOT / "target/debug/exporter"
+    started, stopped = [], threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, copy in (("fibre-demo", "bitcoind"), ("leaf", "leaf")):
+            subprocess.run(["cp", ROOT / "target/demo" / name, f"{folder}/{copy}"], check=True)
+        config = pathlib.Path(folder, "config.yaml")
+        config.write_text(CONFIG.format(port=PORT, health=HEALTH, folder=folder))
+        browser = None
+        try:
+            started.append(subprocess.Popen([exporter, "--config", config], stdout=(pictures / "log").open("w")))
+            health = f"http://127.0.0.1:{HEALTH}/health"
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    urllib.request.urlopen(health, timeout=5).close()
+                    break
+                except OSError:
+                    if time.monotonic() > deadline or started[0].poll() is not None:
+                        sys.exit(f"look-at-page: the exporter does not serve; see {pictures}/log")
+                    time.sleep(0.1)
+            started.append(subprocess.Popen([f"{folder}/bitcoind", "--rate", "9"], stdout=subprocess.DEVNULL))
+            started.append(subprocess.Popen([f"{folder}/leaf", "1000000"], stdout=subprocess.DEVNULL))
+            threading.Thread(target=ping_pong, args=(stopped,), daemon=True).start()
+            metrics = urllib.request.Request(f"http://127.0.0.1:{PORT}/metrics")
+            metrics.add_header("Authorization", "Basic " + base64.b64encode(b"prometheus:the-password").decode())
+            metrics.add_header("User-Agent", "Prometheus/3.5.0")
+            urllib.request.urlopen(metrics).close()
+            browser = Browser()
+            url = f"http://prometheus:the-password@127.0.0.1:{PORT}/"
+            browser.look(pictures / "light.png", url, 1280, "light", True)
+            browser.look(pictures / "dark.png", url, 1280, "dark", True)
+            browser.look(pictures / "phone.png", url, 390, "dark", True)
+            browser.look(pictures / "without-scripts.png", url, 1280, "light", False)
+            # What is not answered is told.
+            browser.look(pictures / "light.png", url, 1280, "light", True)
+            complaints = list(browser.complaints)
+            started[0].send_signal(signal.SIGSTOP)
+            browser.wait_for("document.body.classList.contains('stale')")
+            browser.picture(pictures / "no-answer.png")
+            started[0].send_signal(signal.SIGCONT)
+            browser.wait_for("!document.body.classList.contains('stale')")
+        finally:
+            stopped.set()
+            if browser:
+                browser.end()
+            for process in started:
+                process.kill()
+                process.wait()
+    if complaints:
+        sys.exit("look-at-page:\n" + "\n".join(complaints))
+    print(f"look-at-page: see {pictures}")
+
+
+main()

@@ -1,0 +1,295 @@
+//! What somebody should look at, why, and what to do about it.
+
+use super::families::{ByName, Row};
+use super::history::History;
+use super::model::{Attention, Probe, Scrape, Severity, Target};
+
+/// Of these at most.
+const MOST: usize = 40;
+/// Names of probes in one line.
+const NAMES: usize = 8;
+
+const MINUTE: f64 = 60.0;
+const DAY: f64 = 86_400.0;
+/// A certificate that ends within this time is told of, as in the log.
+const CERTIFICATE: f64 = 30.0 * DAY;
+/// Prometheus scrapes more often, and programs are hit sooner.
+const PATIENCE: f64 = 5.0 * MINUTE;
+/// From this share on, tracing is worth a thought.
+const OVERHEAD: f64 = 0.05;
+
+/// What it is judged by.
+pub(super) struct Facts<'a> {
+    pub time: f64,
+    pub started: f64,
+    pub own: &'a ByName<'a>,
+    pub targets: &'a [Target],
+    /// Targets and probes that `/ready` is waiting for.
+    pub missing: &'a [(String, String)],
+    /// The same of the network, in words.
+    pub network: &'a [String],
+    pub scrapes: &'a [Scrape],
+}
+
+/// All of it, the worst first.
+pub(super) fn attention(facts: &Facts<'_>, history: &mut History) -> Vec<Attention> {
+    let mut all = Vec::new();
+    facts.targets.iter().for_each(|target| of_target(target, facts, &mut all));
+    for text in facts.network {
+        let (subject, reason) = text.split_once(": ").unwrap_or(("network", text));
+        let action = "It is tried again by itself; `network:` in docs/network.md tells what each hook needs.";
+        all.push(error(format!("Network: {subject}"), reason, action));
+    }
+    lost(facts, history, &mut all);
+    labels(facts, &mut all);
+    exporter(facts, &mut all);
+    scrapes(facts, &mut all);
+    all.sort_by_key(|one| one.severity);
+    if all.len() > MOST {
+        let more = all.len() - MOST;
+        all.truncate(MOST);
+        all.push(note(format!("{more} more"), "", "`/ready` and `/metrics` have all."));
+    }
+    all
+}
+
+fn item(
+    severity: Severity,
+    subject: impl Into<String>,
+    reason: impl Into<String>,
+    action: impl Into<String>,
+) -> Attention {
+    Attention { severity, subject: subject.into(), reason: reason.into(), action: action.into() }
+}
+
+fn error(subject: impl Into<String>, reason: impl Into<String>, action: impl Into<String>) -> Attention {
+    item(Severity::Error, subject, reason, action)
+}
+
+fn warning(subject: impl Into<String>, reason: impl Into<String>, action: impl Into<String>) -> Attention {
+    item(Severity::Warning, subject, reason, action)
+}
+
+fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into<String>) -> Attention {
+    item(Severity::Note, subject, reason, action)
+}
+
+/// Probes of one state, and what can be done about it.
+fn of_target(target: &Target, facts: &Facts<'_>, all: &mut Vec<Attention>) {
+    let is_missing = |probe: &Probe| facts.missing.contains(&(target.name.clone(), probe.name.clone()));
+    let mut groups: Vec<(&Probe, bool, Vec<&str>)> = Vec::new();
+    for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
+        let missing = is_missing(probe);
+        let same = |group: &&mut (&Probe, bool, Vec<&str>)| {
+            (&group.0.state, &group.0.reason, group.1) == (&probe.state, &probe.reason, missing)
+                // What each of them lacks has its own name in it.
+                || (group.0.state == "absent" && probe.state == "absent" && group.1 == missing)
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.2.push(&probe.name),
+            None => groups.push((probe, missing, vec![&probe.name])),
+        }
+    }
+    for (probe, missing, names) in groups {
+        let subject = format!("{}: {} {}", target.name, list(&names), words(&probe.state, names.len()));
+        let (severity, action) = match probe.state.as_str() {
+            "waiting" => (
+                Severity::Error,
+                "It is attached as soon as the file or the process is there. If it should be there: look at the target's \
+                 `binary:`, `process:` or `pid:`.",
+            ),
+            "absent" if !missing => (
+                Severity::Note,
+                "Optional in the profile: the metrics of these probes stay at 0, the rest works.",
+            ),
+            "absent" => (
+                Severity::Error,
+                "Check the name: `exporter probes FILE` lists what the file has. After an upgrade of the program, a \
+                 probe may have gone or have another name.",
+            ),
+            "partly" => (
+                Severity::Warning,
+                "What is counted is right, but hits at the other places are missing; `exporter check --attach` shows \
+                 each.",
+            ),
+            "shed" => (
+                Severity::Warning,
+                "Detached because of `limits.overhead`, and tried again by itself; its counts stand still. Raise the limit, \
+                 or set `keep: true` for what must be counted.",
+            ),
+            _ => (
+                Severity::Error,
+                "`exporter check --attach` shows each place; docs/costs.md tells what is refused and why.",
+            ),
+        };
+        all.push(item(severity, subject, probe.reason.clone(), action));
+    }
+    let silent: Vec<&str> = target
+        .probes
+        .iter()
+        .filter(|probe| probe.is_attached() && probe.hits == 0.0)
+        .map(|probe| probe.name.as_str())
+        .collect();
+    if !silent.is_empty() && facts.time - facts.started > PATIENCE {
+        all.push(note(
+            format!("{}: {} never hit", target.name, list(&silent)),
+            "Attached, but no process has come by since the exporter started.",
+            "Nothing to do if it is rare. Otherwise: does the process run this file, and was it started with what makes it \
+             fire the probe?",
+        ));
+    }
+    if let Some(share) = target.overhead_ratio.filter(|share| *share > OVERHEAD) {
+        all.push(warning(
+            format!("{}: tracing takes {:.0} % of its CPU time", target.name, share * 100.0),
+            "Each hit stops the program for a moment.",
+            "See which probe is hit most below; leave it out, or set `limits: { overhead: 2% }`.",
+        ));
+    }
+}
+
+fn words(state: &str, number: usize) -> String {
+    let state = match state {
+        "waiting" => "not attached yet",
+        "partly" => "attached in part",
+        other => other,
+    };
+    if number == 1 { format!("is {state}") } else { format!("are {state}") }
+}
+
+fn list(names: &[&str]) -> String {
+    match names.len() {
+        more if more > NAMES => format!("{} and {} more", names[..NAMES].join(", "), more - NAMES),
+        _ => names.join(", "),
+    }
+}
+
+fn lost(facts: &Facts<'_>, history: &mut History, all: &mut Vec<Attention>) {
+    for target in facts.targets {
+        let mut reasons: Vec<(&str, f64)> = Vec::new();
+        for lost in target.probes.iter().flat_map(|probe| &probe.lost) {
+            match reasons.iter_mut().find(|(reason, _)| *reason == lost.reason) {
+                Some((_, hits)) => *hits += lost.hits,
+                None => reasons.push((&lost.reason, lost.hits)),
+            }
+        }
+        for (reason, hits) in reasons {
+            let trend = history.trend(format!("lost\0{}\0{reason}", target.name), hits);
+            let (cause, action) = loss_advice(reason);
+            let subject = format!("{}: {hits} hits lost ({reason})", target.name);
+            // Without an earlier look, it is not known when.
+            let is_over = trend.per_second == Some(0.0) && trend.recent.iter().all(|step| *step == 0.0);
+            let (severity, when) = match reason {
+                "no_start" => (Severity::Note, ""),
+                _ if is_over => (Severity::Note, " None while this page was watched."),
+                _ => (Severity::Warning, ""),
+            };
+            all.push(item(severity, subject, format!("{cause}{when}"), action));
+        }
+    }
+}
+
+/// As docs/accounting.md has it.
+fn loss_advice(reason: &str) -> (&str, &str) {
+    match reason {
+        "ring_full" => ("The ring buffer was full.", "Raise `ring: { size: 16MiB }`."),
+        "read_fault" => {
+            ("A number could not be read from the program's memory.", "Check the argument's `type`.")
+        }
+        "no_start" => (
+            "The end of a span or call whose start was not seen.",
+            "Normal right after attaching; otherwise the start has another key or thread.",
+        ),
+        "starts_full" => ("Too many spans and calls were open.", "Raise `limits: { starts: 65536 }`."),
+        "negative" => {
+            ("A negative amount for a counter, or a u64 of 2^63 or more.", "Check the argument's type.")
+        }
+        other => (other, "See docs/accounting.md."),
+    }
+}
+
+fn labels(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+    let rows = facts.own.rows("fibre_exporter_label_overflow_total");
+    for row in rows.iter().filter(|row| row.value > 0.0) {
+        all.push(warning(
+            format!("{}: a label has more values than its limit", row.label("metric")),
+            format!("{} hits are counted as \"other\".", row.value),
+            "Raise the label's `limit`, or map its values to fewer.",
+        ));
+    }
+    let faults = facts.own.sum("fibre_exporter_probe_read_faults_total", |_| true);
+    if faults > 0.0 {
+        all.push(note(
+            format!("{faults} hits had a value that could not be read"),
+            "A pointer was not valid at that moment, or the argument's type is not what the program passes.",
+            "`fibre_exporter_probe_read_faults_total` tells which probe; check its `args`.",
+        ));
+    }
+}
+
+fn exporter(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+    let own = facts.own;
+    if own.value("fibre_exporter_config_last_reload_successful") == Some(0.0) {
+        all.push(warning(
+            "The configuration was not reloaded",
+            "There is a mistake in it; the one in use stays.",
+            "The log names it; `exporter check FILE` does, too.",
+        ));
+    }
+    if own.value("fibre_exporter_tls_certificate_last_reload_successful") == Some(0.0) {
+        all.push(warning(
+            "The certificate was not reloaded",
+            "The new pair cannot be used; the earlier one stays in use.",
+            "The log says what is wrong with it.",
+        ));
+    }
+    let left = own.value("fibre_exporter_tls_certificate_not_after_seconds").map(|end| end - facts.time);
+    let renew = "Renew it (`generate-certs.sh --renew`); it is taken up without a restart.";
+    match left {
+        Some(left) if left <= 0.0 => {
+            all.push(error("The TLS certificate has expired", "Prometheus refuses it.", renew))
+        }
+        Some(left) if left < CERTIFICATE => all.push(warning(
+            format!("The TLS certificate ends in {:.0} days", (left / DAY).floor()),
+            "Prometheus refuses it then.",
+            renew,
+        )),
+        _ => {}
+    }
+    // Losses are told of by target.
+    let is_known = |row: &Row| {
+        let kind = row.label("error_type");
+        !["ring_full", "read_fault", "no_start", "starts_full", "negative"].contains(&kind.as_str())
+    };
+    for row in own.rows("fibre_exporter_errors_total").iter().filter(|row| row.value > 0.0 && is_known(row)) {
+        all.push(warning(
+            format!("{} of {}", row.value, row.label("error_type")),
+            "Counted in fibre_exporter_errors_total.",
+            "The log says more; docs/troubleshooting.md lists causes.",
+        ));
+    }
+    let misses = own.sum("fibre_exporter_program_misses_total", |_| true);
+    if misses > 0.0 {
+        all.push(warning(
+            format!("The kernel left out {misses} hits"),
+            "A tracing program was running on that CPU already.",
+            "Look for other tracers of the same functions.",
+        ));
+    }
+}
+
+fn scrapes(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+    let latest = facts.scrapes.iter().max_by(|a, b| a.time.total_cmp(&b.time));
+    match latest {
+        None if facts.time - facts.started > PATIENCE => all.push(note(
+            "Nobody has scraped /metrics yet",
+            "Prometheus does not know of this exporter, or cannot reach it or its password.",
+            "Add it to Prometheus (see below), and look at its page Status > Targets.",
+        )),
+        Some(scrape) if facts.time - scrape.time > PATIENCE && scrape.scrapes > 10 => all.push(warning(
+            format!("{} has not scraped for {:.0} minutes", scrape.peer, (facts.time - scrape.time) / MINUTE),
+            "It did so before.",
+            "Is Prometheus running? Its page Status > Targets says what it sees.",
+        )),
+        _ => {}
+    }
+}

@@ -1,0 +1,133 @@
+//! The status as it was a moment ago, for everybody who looks.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::body::Bytes;
+
+use super::history::History;
+use super::html::page;
+use super::model::Status;
+use super::{Snapshot, status};
+
+/// How old a status may be that is shown.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Looking takes at most this part of the time, however much there is to look at.
+const PART: u32 = 50;
+
+/// The latest status. It is made when somebody asks, by one of those who ask.
+#[derive(Debug, Default)]
+pub(crate) struct StatusCache {
+    latest: Mutex<Option<Arc<Shown>>>,
+    /// Held by who makes the next one.
+    history: Mutex<History>,
+}
+
+/// One status and what it is served as.
+#[derive(Debug)]
+struct Shown {
+    at: Instant,
+    took: Duration,
+    status: Status,
+    json: OnceLock<Bytes>,
+    html: OnceLock<Bytes>,
+}
+
+impl Shown {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH.max(self.took * PART)
+    }
+}
+
+impl StatusCache {
+    /// The status as JSON.
+    pub fn json(&self, look: impl FnOnce() -> Snapshot) -> Bytes {
+        let shown = self.shown(look);
+        // Plain data with text keys: there is nothing that JSON could not say.
+        let json = || serde_json::to_vec(&shown.status).unwrap_or_default().into();
+        shown.json.get_or_init(json).clone()
+    }
+
+    /// The page that has it.
+    pub fn html(&self, look: impl FnOnce() -> Snapshot) -> Bytes {
+        let shown = self.shown(look);
+        shown.html.get_or_init(|| page(&shown.status).into()).clone()
+    }
+
+    /// While another one is being made, the one of before is good enough: who waits holds a place that a scrape may need.
+    fn shown(&self, look: impl FnOnce() -> Snapshot) -> Arc<Shown> {
+        if let Some(shown) = self.latest().clone().filter(|shown| shown.is_fresh()) {
+            return shown;
+        }
+        let mut history = match self.history.try_lock() {
+            Ok(history) => history,
+            Err(_) => {
+                if let Some(shown) = self.latest().clone() {
+                    return shown;
+                }
+                self.history.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        // Somebody may have made it meanwhile.
+        if let Some(shown) = self.latest().clone().filter(|shown| shown.is_fresh()) {
+            return shown;
+        }
+        let at = Instant::now();
+        let status = status(look(), &mut history);
+        let shown = Shown { at, took: at.elapsed(), status, json: OnceLock::new(), html: OnceLock::new() };
+        let shown = Arc::new(shown);
+        *self.latest() = Some(shown.clone());
+        shown
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Option<Arc<Shown>>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::tests::snapshot;
+    use super::*;
+
+    #[test]
+    fn sixty_four_who_ask_at_once_cost_one_look() {
+        let (cache, looks, together) = (StatusCache::default(), AtomicUsize::new(0), Barrier::new(64));
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| {
+                    together.wait();
+                    cache.json(|| {
+                        looks.fetch_add(1, Ordering::Relaxed);
+                        // So long that what is made stays fresh for half a minute.
+                        std::thread::sleep(Duration::from_millis(600));
+                        snapshot()
+                    });
+                });
+            }
+        });
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn while_one_looks_the_others_have_what_there_was() {
+        let cache = StatusCache::default();
+        let stale = Arc::new(Shown {
+            at: Instant::now() - 2 * FRESH,
+            took: Duration::ZERO,
+            status: status(snapshot(), &mut History::default()),
+            json: OnceLock::new(),
+            html: OnceLock::new(),
+        });
+        *cache.latest() = Some(stale.clone());
+        let making = cache.history.lock().unwrap();
+        let shown = cache.shown(|| panic!("two look at once"));
+        assert!(Arc::ptr_eq(&shown, &stale));
+        drop(making);
+        assert!(!Arc::ptr_eq(&cache.shown(snapshot), &stale), "it is not shown for ever");
+    }
+}

@@ -1,0 +1,62 @@
+//! What Prometheus needs to scrape this exporter.
+
+use super::model::Connect;
+
+/// How the metrics are reached.
+#[derive(Debug, Default)]
+pub(crate) struct Access<'a> {
+    pub node: &'a str,
+    pub port: u16,
+    pub has_tls: bool,
+    /// It asks for a certificate.
+    pub wants_certificate: bool,
+    /// The first user, if there are users.
+    pub user: Option<&'a str>,
+}
+
+/// A scrape_config to copy. Whose files it names is for the reader to say.
+pub(crate) fn connect(access: &Access<'_>) -> Connect {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut text = "scrape_configs:\n  - job_name: fibre\n".to_owned();
+    if access.has_tls {
+        text.push_str("    scheme: https\n    tls_config:\n      ca_file: /etc/prometheus/exporter-ca.crt\n");
+        if access.wants_certificate {
+            text.push_str(
+                "      cert_file: /etc/prometheus/client.crt\n      key_file: /etc/prometheus/client.key\n",
+            );
+        }
+    }
+    if let Some(user) = access.user {
+        text.push_str(&format!(
+            "    basic_auth:\n      username: {}\n      password_file: /etc/prometheus/exporter-password\n",
+            quoted(user)
+        ));
+    }
+    let address = format!("{}:{}", access.node, access.port);
+    text.push_str(&format!("    static_configs:\n      - targets: [{}]\n", quoted(&address)));
+    Connect { address, scrape_config: text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_yaml_whatever_names_there_are() {
+        let hostile = Access {
+            node: "a\"]\nb: c",
+            port: 9435,
+            has_tls: true,
+            wants_certificate: true,
+            user: Some("u\n  x: y"),
+        };
+        for access in [Access { node: "london", port: 1, ..Access::default() }, hostile] {
+            let made = connect(&access);
+            let yaml: serde_yaml::Value = serde_yaml::from_str(&made.scrape_config).unwrap();
+            let job = &yaml["scrape_configs"][0];
+            assert_eq!(job["static_configs"][0]["targets"][0].as_str(), Some(&made.address[..]));
+            assert_eq!(job["basic_auth"]["username"].as_str(), access.user);
+            assert_eq!(job["scheme"].as_str(), access.has_tls.then_some("https"));
+        }
+    }
+}

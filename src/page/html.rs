@@ -1,0 +1,333 @@
+//! The page as it is sent: a summary that can be read without a script.
+
+use std::fmt::Write;
+
+use super::model::{Attention, Metric, Network, Probe, Scrapes, Severity, State, Status, Target};
+
+/// The page. Everything in it that others have written is escaped.
+pub(super) fn page(status: &Status) -> String {
+    let mut main = String::new();
+    totals(status, &mut main);
+    attention(&status.attention, &mut main);
+    probes(status, &mut main);
+    metrics(status, &mut main);
+    status.network.iter().for_each(|network| self::network(network, &mut main));
+    scrapes(&status.scrapes, status.time, &mut main);
+    let (state, word) = match status.state {
+        State::Working => ("working", "working"),
+        State::Degraded => ("degraded", "look here"),
+        State::NotReady => ("not_ready", "not ready"),
+    };
+    let mut links = String::new();
+    for link in &status.links {
+        let (path, about) = (escape(link.path), escape(link.about));
+        let _ = write!(links, "<a href=\"{path}\" title=\"{about}\">{path}</a> ");
+    }
+    let node = escape(&status.exporter.node);
+    let (version, kernel) = (escape(&status.exporter.exporter_version), escape(&status.exporter.kernel));
+    let (summary, config) = (escape(&status.summary), escape(&status.connect.scrape_config));
+    let up = duration(status.time - status.exporter.started);
+    format!(
+        "<!doctype html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<meta name=\"color-scheme\" content=\"light dark\">
+<title>exporter on {node}: {word}</title>
+<link rel=\"icon\" href=\"/page.svg\" type=\"image/svg+xml\">
+<link rel=\"stylesheet\" href=\"/page.css\">
+<script src=\"/page.js\" defer></script>
+<noscript><meta http-equiv=\"refresh\" content=\"10\"></noscript>
+</head>
+<body>
+<a class=\"skip\" href=\"#main\">Skip to the status</a>
+<header>
+<h1>exporter <span id=\"badge\" class=\"badge {state}\">{word}</span></h1>
+<p id=\"about\">node {node} \u{b7} version {version} \u{b7} Linux {kernel} \u{b7} up {up}</p>
+<nav aria-label=\"Data\">{links}<button id=\"pause\" type=\"button\" hidden>Pause</button></nav>
+</header>
+<main id=\"main\" tabindex=\"-1\">
+<p id=\"summary\" role=\"status\">{summary}</p>
+<p id=\"trouble\" role=\"alert\" hidden></p>
+<div id=\"live\">
+{main}</div>
+<section aria-labelledby=\"h-connect\">
+<h2 id=\"h-connect\">Connect Prometheus</h2>
+<p>Add this to <code>prometheus.yml</code>, with the address by which Prometheus reaches this machine.
+<button id=\"copy\" type=\"button\" hidden>Copy</button> <span id=\"copied\" role=\"status\"></span></p>
+<pre id=\"config\" tabindex=\"0\">{config}</pre>
+<p class=\"muted\"><code>exporter dashboard FILE</code> prints a Grafana dashboard for this configuration,
+<code>exporter dashboard --alerts FILE</code> its alerts.</p>
+</section>
+</main>
+</body>
+</html>
+"
+    )
+}
+
+/// For text and for attributes in double quotes.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+/// Escaped, with what is in backticks as code.
+fn prose(text: &str) -> String {
+    let parts = text.split('`').map(escape).enumerate();
+    parts.map(|(at, part)| if at % 2 == 0 { part } else { format!("<code>{part}</code>") }).collect()
+}
+
+/// A section with a heading, and in it what `content` writes.
+fn section(id: &str, title: &str, content: &str, to: &mut String) {
+    let _ = write!(
+        to,
+        "<section aria-labelledby=\"h-{id}\">\n<h2 id=\"h-{id}\">{title}</h2>\n{content}</section>\n"
+    );
+}
+
+/// A table in a region that scrolls where the screen is narrow.
+fn table(name: &str, columns: &[&str], rows: &str) -> String {
+    let head: String = columns.iter().map(|column| format!("<th scope=\"col\">{column}</th>")).collect();
+    format!(
+        "<div class=\"table\" role=\"region\" aria-label=\"{name}\" tabindex=\"0\"><table>\n<thead><tr>{head}</tr></thead>\n\
+         <tbody>\n{rows}</tbody></table></div>\n"
+    )
+}
+
+fn totals(status: &Status, to: &mut String) {
+    let totals = &status.totals;
+    if totals.probes > 0 {
+        let _ = writeln!(
+            to,
+            "<p>{} hits a second, the last one {}; {} hits lost; {} series.</p>",
+            optional(totals.hits_per_second),
+            ago(totals.last_hit, status.time),
+            number(totals.lost),
+            totals.series
+        );
+    }
+}
+
+fn attention(all: &[Attention], to: &mut String) {
+    if all.is_empty() {
+        return;
+    }
+    let mut items = String::new();
+    for one in all {
+        let (class, word) = match one.severity {
+            Severity::Error => ("error", "Error"),
+            Severity::Warning => ("warning", "Warning"),
+            Severity::Note => ("note", "Note"),
+        };
+        let (subject, reason, action) = (escape(&one.subject), prose(&one.reason), prose(&one.action));
+        let _ = writeln!(
+            items,
+            "<li class=\"{class}\"><strong><span class=\"word\">{word}:</span> {subject}</strong><p>{reason}</p>\
+             <p>{action}</p></li>"
+        );
+    }
+    section("attention", "To look at", &format!("<ul class=\"attention\">\n{items}</ul>\n"), to);
+}
+
+fn probes(status: &Status, to: &mut String) {
+    let mut rows = String::new();
+    for target in &status.targets {
+        target_row(target, status.time, &mut rows);
+        target.probes.iter().for_each(|probe| probe_row(probe, status.time, &mut rows));
+    }
+    if rows.is_empty() {
+        return;
+    }
+    let columns = ["Target / probe", "State", "Hits", "Per second", "Last hit", "Lost"];
+    let mut content = table("Probes", &columns, &rows);
+    more(status.left_out.probes, "probes", &mut content);
+    section("probes", "Probes", &content, to);
+}
+
+fn target_row(target: &Target, now: f64, to: &mut String) {
+    let _ = writeln!(
+        to,
+        "<tr class=\"group\"><th scope=\"row\">{}</th><td>{} of {} attached</td><td>{}</td><td>{}</td><td>{}</td>\
+         <td>{}</td></tr>",
+        escape(&target.name),
+        target.attached,
+        target.configured,
+        number(target.hits),
+        optional(target.hits_per_second),
+        ago(target.last_hit, now),
+        number(target.lost)
+    );
+}
+
+fn probe_row(probe: &Probe, now: f64, to: &mut String) {
+    let lost = probe.lost.iter().map(|lost| lost.hits).sum();
+    let _ = writeln!(
+        to,
+        "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+        escape(&probe.name),
+        escape(&probe.state),
+        number(probe.hits),
+        optional(probe.hits_per_second),
+        ago(probe.last_hit, now),
+        number(lost)
+    );
+}
+
+fn metrics(status: &Status, to: &mut String) {
+    let mut rows = String::new();
+    status.metrics.iter().for_each(|metric| metric_rows(metric, &mut rows));
+    if rows.is_empty() {
+        return;
+    }
+    let mut content = table("Metrics", &["Metric", "Labels", "Value"], &rows);
+    more(status.left_out.metrics, "metrics", &mut content);
+    section("metrics", "What was measured", &content, to);
+}
+
+fn metric_rows(metric: &Metric, to: &mut String) {
+    let name = escape(&metric.name);
+    let row = |labels: &str, value: &str| {
+        format!("<tr><th scope=\"row\">{name}</th><td>{labels}</td><td>{value}</td></tr>\n")
+    };
+    if metric.series.is_empty() {
+        to.push_str(&row("", "none yet"));
+    }
+    for series in &metric.series {
+        let labels: Vec<_> =
+            series.labels.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
+        let value = match (&series.value, &series.distribution) {
+            (Some(value), _) => number(*value),
+            (None, Some(distribution)) => {
+                let quantiles: String = distribution
+                    .quantiles
+                    .iter()
+                    .map(|one| {
+                        let than = if one.is_beyond { "&gt;" } else { "\u{2248}" };
+                        format!(", {:.0} % {than} {}", one.quantile * 100.0, number(one.value))
+                    })
+                    .collect();
+                format!("{} values{quantiles}", number(distribution.count))
+            }
+            (None, None) => String::new(),
+        };
+        to.push_str(&row(&labels.join(" "), &value));
+    }
+    let rest = metric.series_total - metric.series.len();
+    if rest > 0 {
+        to.push_str(&row("", &format!("and {rest} more series")));
+    }
+}
+
+fn network(network: &Network, to: &mut String) {
+    let mut rows = String::new();
+    for interface in &network.interfaces {
+        let place: Vec<_> = interface.labels.iter().map(|(_, value)| escape(value)).collect();
+        let state = if interface.is_counted { "" } else { "not counted: " };
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{state}{}</td><td>{}</td><td>{}</td></tr>",
+            place.join(" "),
+            interface.direction,
+            escape(&interface.hook),
+            optional(interface.bytes_per_second),
+            optional(interface.packets_per_second)
+        );
+    }
+    let columns = ["Interface", "Direction", "Hook", "Bytes/s", "Packets/s"];
+    let mut content = table("Interfaces", &columns, &rows);
+    more(network.left_out, "interfaces", &mut content);
+    section("network", "Packets", &content, to);
+}
+
+fn scrapes(scrapes: &Scrapes, now: f64, to: &mut String) {
+    let times = match scrapes.total {
+        0.0 => "not asked for yet".to_owned(),
+        1.0 => "asked for once".to_owned(),
+        total => format!("asked for {} times", number(total)),
+    };
+    let mut content = format!("<p>/metrics was {times}.</p>\n");
+    let mut rows = String::new();
+    for scrape in &scrapes.recent {
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{:.1} ms</td><td>{}</td><td>{}</td></tr>",
+            escape(&scrape.peer),
+            escape(scrape.user.as_deref().unwrap_or("")),
+            escape(&scrape.agent),
+            ago(Some(scrape.time), now),
+            scrape.seconds * 1000.0,
+            scrape.bytes,
+            scrape.status
+        );
+    }
+    if !rows.is_empty() {
+        let columns = ["Who", "User", "Client", "When", "Took", "Bytes", "Status"];
+        content.push_str(&table("Scrapes", &columns, &rows));
+    }
+    section("scrapes", "Who scrapes", &content, to);
+}
+
+fn more(number: usize, what: &str, to: &mut String) {
+    if number > 0 {
+        let _ = writeln!(to, "<p class=\"muted\">and {number} more {what}; /metrics has all.</p>");
+    }
+}
+
+/// Three digits are enough for a look, and whole numbers are shown as they are.
+fn number(value: f64) -> String {
+    // Of nothing, the sum may be -0.
+    let value = value + 0.0;
+    if !value.is_finite() || value.abs() < 1e15 && value.fract() == 0.0 {
+        return value.to_string();
+    }
+    let digits = 2 - value.abs().log10().floor().clamp(-6.0, 2.0) as i32;
+    format!("{value:.*}", digits.max(0) as usize)
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map_or_else(|| "\u{2013}".to_owned(), number)
+}
+
+fn ago(time: Option<f64>, now: f64) -> String {
+    time.map_or_else(|| "never".to_owned(), |time| format!("{} ago", duration(now - time)))
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    match () {
+        () if seconds < 120.0 => format!("{seconds:.0} s"),
+        () if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        () if seconds < 172_800.0 => format!("{:.0} h", seconds / 3600.0),
+        () => format!("{:.0} days", seconds / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_in_a_text_it_stays_text() {
+        assert_eq!(escape("<a href='x\">&"), "&lt;a href=&#39;x&quot;&gt;&amp;");
+        assert_eq!(prose("a `<b>` c`"), "a <code>&lt;b&gt;</code> c<code></code>");
+    }
+
+    #[test]
+    fn numbers_are_short_and_not_wrong() {
+        let shown =
+            [0.0, 12.0, 905_123.0, 0.123_456, 1234.5, 0.000_012_34, f64::INFINITY, -2.5, -0.0].map(number);
+        assert_eq!(shown, ["0", "12", "905123", "0.123", "1234", "0.0000123", "inf", "-2.50", "0"]);
+    }
+}

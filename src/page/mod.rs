@@ -1,0 +1,199 @@
+//! The page at `/` and `/api/v1/status`: how the exporter is doing, for people who have only a browser.
+//!
+//! Everything is taken from the metrics that a scrape has ([`Snapshot`]), once for all who look ([`StatusCache`]); looking changes nothing of
+//! what scrapers see. The page is a summary that needs no script, which `page.js` replaces by what it draws from the JSON.
+
+mod attention;
+mod cache;
+mod connect;
+mod families;
+mod history;
+mod html;
+mod measured;
+mod model;
+mod network;
+mod targets;
+
+use std::ops::Add;
+use std::time::Instant;
+
+use crate::exposition::{Families, Family};
+use crate::http::Visitor;
+use crate::net::TalkerRow;
+use attention::{Facts, attention};
+use families::ByName;
+use history::History;
+use model::{Exporter, HitCost, LeftOut, Scrape, Scrapes, Severity, State, Status, Totals, VERSION};
+use targets::{sum, targets};
+
+pub(crate) use cache::StatusCache;
+pub(crate) use connect::{Access, connect};
+pub(crate) use measured::metric;
+pub(crate) use model::{Connect, Link, Metric};
+
+/// What the page loads beside itself.
+pub(crate) const STYLE: &str = include_str!("page.css");
+pub(crate) const SCRIPT: &str = include_str!("page.js");
+pub(crate) const ICON: &str = include_str!("page.svg");
+
+/// Metrics of the configuration that are shown.
+pub(crate) const MOST_METRICS: usize = 200;
+
+/// Remote hosts that are shown.
+pub(crate) const MOST_TALKERS: usize = 8;
+
+/// What everything is taken from.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub at: Instant,
+    /// The same in seconds since 1970.
+    pub time: f64,
+    /// Names of the targets, in the order of the configuration.
+    pub targets: Vec<String>,
+    /// Targets and names of the probes that `/ready` waits for.
+    pub missing: Vec<(String, String)>,
+    /// The exporter's own metrics.
+    pub own: Families,
+    /// The configured metrics, at most [`MOST_METRICS`].
+    pub metrics: Vec<Metric>,
+    /// Configured metrics beyond those.
+    pub more_metrics: usize,
+    /// Series of all configured metrics.
+    pub series: usize,
+    /// Metrics of packets, if they are counted, and what `/ready` says of them.
+    pub network: Option<(Vec<Family>, Vec<String>)>,
+    pub talkers: Vec<TalkerRow>,
+    pub visitors: Vec<Visitor>,
+    pub connect: Connect,
+    pub links: Vec<Link>,
+}
+
+/// What that means.
+fn status(snapshot: Snapshot, history: &mut History) -> Status {
+    history.begin(snapshot.at);
+    let own = ByName::of(snapshot.own.iter());
+    let (targets, more_probes) = targets(&snapshot.targets, &own, history);
+    let network = snapshot
+        .network
+        .as_ref()
+        .map(|(families, _)| network::network(&ByName::of(families), &snapshot.talkers, history));
+    let mut metrics = snapshot.metrics;
+    for metric in &mut metrics {
+        let key = format!("metric\0{}", metric.name);
+        metric.per_second = metric.total.and_then(|total| history.trend(key, total).per_second);
+    }
+    let info = own.rows("fibre_exporter_info");
+    let told = |label: &str| info.first().map(|row| row.label(label)).unwrap_or_default();
+    let started = own.value("fibre_exporter_start_time_seconds").unwrap_or(snapshot.time);
+    let cpu = own.value("process_cpu_seconds_total");
+    let exporter = Exporter {
+        exporter_version: told("version"),
+        node: told("node"),
+        kernel: told("kernel"),
+        attach: told("attach"),
+        started,
+        cpu_ratio: cpu.and_then(|cpu| history.trend("cpu".to_owned(), cpu).per_second),
+        memory_bytes: own.value("process_resident_memory_bytes"),
+        hit_cost_seconds: own
+            .rows("fibre_exporter_hit_cost_seconds")
+            .iter()
+            .map(|row| HitCost { form: row.label("form"), source: row.label("source"), seconds: row.value })
+            .collect(),
+    };
+    let totals = Totals {
+        probes: targets.iter().map(|target| target.configured).sum(),
+        attached: targets.iter().map(|target| target.attached).sum(),
+        hits: targets.iter().map(|target| target.hits).fold(0.0, Add::add),
+        hits_per_second: sum(targets.iter().map(|target| target.hits_per_second)),
+        last_hit: targets.iter().filter_map(|target| target.last_hit).max_by(f64::total_cmp),
+        lost: targets.iter().map(|target| target.lost).fold(0.0, Add::add),
+        series: snapshot.series,
+    };
+    let scrapes = scrapes(&own, snapshot.visitors);
+    let facts = Facts {
+        time: snapshot.time,
+        started,
+        own: &own,
+        targets: &targets,
+        missing: &snapshot.missing,
+        network: snapshot.network.as_ref().map(|(_, missing)| &missing[..]).unwrap_or_default(),
+        scrapes: &scrapes.recent,
+    };
+    let attention = attention(&facts, history);
+    let state = match attention.first().map(|first| first.severity) {
+        _ if !facts.missing.is_empty() || !facts.network.is_empty() => State::NotReady,
+        Some(Severity::Error | Severity::Warning) => State::Degraded,
+        Some(Severity::Note) | None => State::Working,
+    };
+    let problems = attention.iter().filter(|one| one.severity != Severity::Note).count();
+    let summary = summary(state, &totals, facts.missing.len(), facts.network.len(), problems);
+    history.end();
+    Status {
+        version: VERSION,
+        time: snapshot.time,
+        state,
+        summary,
+        exporter,
+        totals,
+        attention,
+        targets,
+        metrics,
+        left_out: LeftOut { probes: more_probes, metrics: snapshot.more_metrics },
+        network,
+        scrapes,
+        connect: snapshot.connect,
+        links: snapshot.links,
+    }
+}
+
+/// One sentence without numbers that change all the time, so that it can be read out.
+fn summary(state: State, totals: &Totals, missing: usize, network: usize, problems: usize) -> String {
+    let things = |number: usize| if number == 1 { "1 thing".to_owned() } else { format!("{number} things") };
+    match state {
+        State::Working if totals.probes == 0 => "Working: nothing needs attention.".to_owned(),
+        State::Working if totals.attached == totals.probes => {
+            format!("Working: all {} probes are attached, and nothing needs attention.", totals.probes)
+        }
+        State::Working => {
+            format!(
+                "Working: {} of {} probes are attached; the rest is optional.",
+                totals.attached, totals.probes
+            )
+        }
+        State::Degraded => format!("Working, but {} to look at.", things(problems)),
+        State::NotReady if missing == 0 => {
+            format!("Not ready: {} of the network to look at.", things(network))
+        }
+        State::NotReady => format!(
+            "Not ready: {missing} of {} probes {} missing.",
+            totals.probes,
+            if missing == 1 { "is" } else { "are" }
+        ),
+    }
+}
+
+fn scrapes(own: &ByName<'_>, visitors: Vec<Visitor>) -> Scrapes {
+    let answered = |is_meant: fn(&str) -> bool| {
+        own.sum("fibre_exporter_http_requests_total", |row| {
+            row.label("route") == "/metrics" && is_meant(&row.label("status"))
+        })
+    };
+    let recent = visitors.into_iter().map(|visitor| Scrape {
+        peer: visitor.peer.to_string(),
+        user: visitor.user,
+        agent: visitor.agent,
+        time: visitor.at,
+        seconds: visitor.took.as_secs_f64(),
+        bytes: visitor.bytes,
+        status: visitor.status,
+        scrapes: visitor.requests,
+    });
+    Scrapes {
+        total: answered(|_| true),
+        failed: answered(|status| status != "200"),
+        recent: recent.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

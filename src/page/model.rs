@@ -1,0 +1,260 @@
+//! What `/api/v1/status` says, as docs/status.md describes it. Units are base units: seconds, bytes; times are seconds since 1970.
+
+use serde::Serialize;
+
+/// Grows when something that was there changes its meaning or goes away, not when something is added.
+pub const VERSION: u32 = 1;
+
+/// All that there is to know at a glance.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub version: u32,
+    pub time: f64,
+    pub state: State,
+    /// The state in a sentence.
+    pub summary: String,
+    pub exporter: Exporter,
+    pub totals: Totals,
+    /// What somebody should look at, the worst first.
+    pub attention: Vec<Attention>,
+    pub targets: Vec<Target>,
+    pub metrics: Vec<Metric>,
+    /// Probes and metrics beyond what is shown.
+    pub left_out: LeftOut,
+    /// None without `network:` in the configuration.
+    pub network: Option<Network>,
+    pub scrapes: Scrapes,
+    pub connect: Connect,
+    pub links: Vec<Link>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// All is attached, and nothing is lost.
+    Working,
+    /// It counts, but not all of what it should.
+    Degraded,
+    /// Something of the configuration is not attached: `/ready` answers 503.
+    NotReady,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Exporter {
+    pub exporter_version: String,
+    pub node: String,
+    pub kernel: String,
+    pub attach: String,
+    pub started: f64,
+    /// Processors that the exporter itself keeps busy; None until it was looked at twice.
+    pub cpu_ratio: Option<f64>,
+    pub memory_bytes: Option<f64>,
+    /// What a hit takes of a traced program at least, by how its instruction is run.
+    pub hit_cost_seconds: Vec<HitCost>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct HitCost {
+    pub form: String,
+    /// `measured` or `assumed`.
+    pub source: String,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Totals {
+    pub probes: usize,
+    pub attached: usize,
+    pub hits: f64,
+    pub hits_per_second: Option<f64>,
+    pub last_hit: Option<f64>,
+    pub lost: f64,
+    pub series: usize,
+}
+
+/// How much something in [`Status::attention`] matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Error,
+    Warning,
+    Note,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Attention {
+    pub severity: Severity,
+    pub subject: String,
+    /// Why, as far as it is known.
+    pub reason: String,
+    /// What to do.
+    pub action: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Target {
+    pub name: String,
+    /// Probes that it has in the configuration.
+    pub configured: usize,
+    pub attached: usize,
+    pub hits: f64,
+    pub hits_per_second: Option<f64>,
+    pub last_hit: Option<f64>,
+    pub lost: f64,
+    /// Tracing's share of the CPU time of its processes, lately; None if they are not known.
+    pub overhead_ratio: Option<f64>,
+    /// What tracing took of its processes so far.
+    pub overhead_seconds: f64,
+    /// In the order of the configuration. If there are too many, those that are not attached and the busiest.
+    pub probes: Vec<Probe>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Probe {
+    pub name: String,
+    /// As in `fibre_exporter_probe_state`.
+    pub state: String,
+    pub reason: String,
+    pub sites: f64,
+    /// As in `fibre_exporter_probe_hits_total`.
+    pub hits: f64,
+    /// Those of them that are of other processes.
+    pub filtered: f64,
+    pub hits_per_second: Option<f64>,
+    /// Hits a second in the last minute, the latest last, as far as somebody snapshot.
+    pub recent: Vec<f64>,
+    pub last_hit: Option<f64>,
+    pub lost: Vec<Lost>,
+    /// Processor time that it takes of the programs, for each second.
+    pub cost_ratio: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lost {
+    pub reason: String,
+    pub hits: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Metric {
+    pub name: String,
+    pub help: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// `seconds`, `bytes`, `timestamp`, or empty.
+    pub unit: &'static str,
+    /// Of a counter, the sum of all series; of a histogram, how many values there were.
+    pub total: Option<f64>,
+    pub per_second: Option<f64>,
+    /// Of a histogram: upper bounds of its buckets, the last of which is beyond all.
+    pub bounds: Vec<f64>,
+    /// All series.
+    pub series_total: usize,
+    /// Those with the largest values, the largest first.
+    pub series: Vec<Series>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Series {
+    /// Name and value, without the node.
+    pub labels: Vec<(String, String)>,
+    pub value: Option<f64>,
+    pub distribution: Option<Distribution>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Distribution {
+    pub count: f64,
+    pub mean: Option<f64>,
+    /// Of each bucket alone.
+    pub counts: Vec<u64>,
+    pub quantiles: Vec<Quantile>,
+}
+
+/// An estimate from the buckets, as `histogram_quantile` makes it.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Quantile {
+    pub quantile: f64,
+    pub value: f64,
+    /// It is more than the last bound, which `value` is then.
+    pub is_beyond: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct LeftOut {
+    pub probes: usize,
+    pub metrics: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Network {
+    pub received_bytes_per_second: Option<f64>,
+    pub sent_bytes_per_second: Option<f64>,
+    pub interfaces: Vec<Interface>,
+    /// Beyond those.
+    pub left_out: usize,
+    pub talkers: Vec<Talker>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Interface {
+    /// What tells it from others: `interface`, `netns`, `container`.
+    pub labels: Vec<(String, String)>,
+    /// `ingress` or `egress`.
+    pub direction: &'static str,
+    pub is_counted: bool,
+    /// Where packets are counted, or why they are not.
+    pub hook: String,
+    pub bytes: Option<f64>,
+    pub bytes_per_second: Option<f64>,
+    pub packets_per_second: Option<f64>,
+    /// Bytes a second in the last minute.
+    pub recent: Vec<f64>,
+    pub speed_bytes_per_second: Option<f64>,
+    pub malformed: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Talker {
+    pub address: String,
+    pub interface: String,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub packets: u64,
+    pub last_seen: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Scrapes {
+    pub total: f64,
+    /// Those that were not answered with 200.
+    pub failed: f64,
+    /// The latest first.
+    pub recent: Vec<Scrape>,
+}
+
+/// The latest scrape of one client.
+#[derive(Debug, Serialize)]
+pub struct Scrape {
+    pub peer: String,
+    pub user: Option<String>,
+    pub agent: String,
+    pub time: f64,
+    pub seconds: f64,
+    pub bytes: usize,
+    pub status: u16,
+    pub scrapes: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Connect {
+    /// Host and port in [`Self::scrape_config`], as far as the exporter knows them.
+    pub address: String,
+    pub scrape_config: String,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Link {
+    pub path: &'static str,
+    pub about: &'static str,
+}

@@ -1,0 +1,487 @@
+// Draws /api/v1/status every two seconds. Labels come from traced programs: they only ever become text nodes and attributes.
+"use strict";
+
+const EVERY = 2000;
+const SLOWEST = 30000;
+
+const byId = (id) => document.getElementById(id);
+
+// ---- elements
+
+function make(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const h = (tag, attributes, ...children) => make(document.createElement(tag), attributes, children);
+
+const svg = (tag, attributes, ...children) =>
+  make(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+// Makes `old` like `now` and leaves alone what is the same, so that focus, selection and a screen reader's place stay.
+function morph(old, now) {
+  if (old.nodeName !== now.nodeName) {
+    old.replaceWith(now);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.nodeValue !== now.nodeValue) old.nodeValue = now.nodeValue;
+    return;
+  }
+  for (const { name } of [...old.attributes]) {
+    if (!now.hasAttribute(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of now.attributes) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  const before = [...old.childNodes];
+  const after = [...now.childNodes];
+  after.forEach((child, at) => (at < before.length ? morph(before[at], child) : old.append(child)));
+  before.slice(after.length).forEach((child) => child.remove());
+}
+
+// Words in backticks are what one types.
+const prose = (words) => words.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+
+// ---- numbers
+
+const DASH = "\u2013";
+const is = (value) => typeof value === "number" && Number.isFinite(value);
+
+function short(value) {
+  const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  return Number(value.toFixed(digits)).toString();
+}
+
+function scaled(value, units, step) {
+  if (!is(value)) return DASH;
+  let at = 0;
+  while (Math.abs(value) >= step && at < units.length - 1) {
+    value /= step;
+    at += 1;
+  }
+  return `${short(value)}${units[at]}`;
+}
+
+function count(value) {
+  if (!is(value)) return DASH;
+  if (Number.isInteger(value) && Math.abs(value) < 10000) return String(value);
+  if (value !== 0 && Math.abs(value) < 0.01) return value.toPrecision(2);
+  return scaled(value, ["", " k", " M", " G", " T"], 1000);
+}
+
+const bytes = (value) => scaled(value, [" B", " kB", " MB", " GB", " TB"], 1000);
+
+function duration(value) {
+  if (!is(value)) return DASH;
+  const size = Math.abs(value);
+  if (size === 0) return "0 s";
+  if (size < 1) return scaled(value * 1e9, [" ns", " \u00b5s", " ms"], 1000);
+  if (size < 120) return `${short(value)} s`;
+  if (size < 7200) return `${Math.round(value / 60)} min`;
+  if (size < 172800) return `${Math.round(value / 3600)} h`;
+  return `${Math.round(value / 86400)} days`;
+}
+
+function ago(time, now) {
+  if (!is(time)) return "never";
+  const seconds = Math.max(0, now - time);
+  return seconds < 3 ? "just now" : `${duration(Math.round(seconds))} ago`;
+}
+
+function percent(value) {
+  if (!is(value)) return DASH;
+  return value > 0 && value < 0.0005 ? "< 0.1 %" : `${(value * 100).toFixed(1)} %`;
+}
+
+// A height or a size at this moment: a rounded one would be wrong.
+const exact = (value) => (Number.isSafeInteger(value) ? value.toLocaleString("en") : count(value));
+
+function inUnit(value, unit) {
+  if (unit === "seconds") return duration(value);
+  if (unit === "bytes") return bytes(value);
+  if (unit === "timestamp") return is(value) ? new Date(value * 1000).toISOString().replace("T", " ").slice(0, 19) : DASH;
+  return count(value);
+}
+
+// ---- parts
+
+function section(id, title, about, ...content) {
+  const heading = h("h2", { id: `h-${id}` }, title, about ? h("small", { class: "muted" }, ` ${about}`) : null);
+  return h("section", { "aria-labelledby": `h-${id}` }, heading, content);
+}
+
+// Columns are [title, class]; cells are nodes or text.
+function table(name, kind, columns, rows) {
+  const head = columns.map(([title, style]) => h("th", { scope: "col", class: style }, title));
+  return h(
+    "div",
+    { class: "table", role: "region", "aria-label": name, tabindex: "0" },
+    h("table", { class: kind }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
+  );
+}
+
+const number = (text, style) => h("td", { class: `number ${style || ""}` }, text);
+const wide = (...content) => h("td", { class: "wide" }, content);
+const more = (left, what) => (left > 0 ? h("p", { class: "muted" }, `and ${left} more ${what}; /metrics has all.`) : null);
+
+function sparkline(values, about) {
+  if (values.length < 2) return null;
+  const [width, height] = [90, 18];
+  const top = Math.max(...values, 1e-9);
+  const x = (at) => (at * width) / (values.length - 1);
+  const y = (value) => height - 1.5 - ((height - 3) * value) / top;
+  const points = values.map((value, at) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  const label = `${about}, the last minute: at most ${about.startsWith("bytes") ? bytes(top) : count(top)} a second`;
+  return svg(
+    "svg",
+    { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    svg("title", {}, label),
+    svg("polyline", { class: "line", points }),
+  );
+}
+
+function quantiles(distribution, unit) {
+  const words = { 0.5: "half", 0.9: "nine of ten", 0.99: "99 %" };
+  return distribution.quantiles
+    .map((one) => `${words[one.quantile]} ${one.is_beyond ? "over" : "under"} ${inUnit(one.value, unit)}`)
+    .join(", ");
+}
+
+function histogram(distribution, bounds, unit) {
+  if (distribution.count === 0) return h("span", { class: "muted" }, "no value yet");
+  const bar = Math.max(3, Math.min(9, Math.floor(260 / distribution.counts.length)));
+  const [width, height] = [bar * distribution.counts.length, 30];
+  const most = Math.max(...distribution.counts, 1);
+  const bars = distribution.counts.map((value, at) => {
+    const size = value === 0 ? 0 : Math.max(2, (value / most) * (height - 2));
+    const from = at === 0 ? "up to" : `over ${inUnit(bounds[at - 1], unit)}`;
+    const to = at < bounds.length ? (at === 0 ? ` ${inUnit(bounds[at], unit)}` : ` up to ${inUnit(bounds[at], unit)}`) : "";
+    const place = { x: at * bar, width: bar, y: 0, height, "fill-opacity": "0" };
+    const shape = { x: at * bar + 0.5, width: bar - 1, y: height - 1 - size, height: size };
+    return svg("g", {}, svg("title", {}, `${from}${to}: ${value}`), svg("rect", place), svg("rect", shape));
+  });
+  const text = quantiles(distribution, unit);
+  return h(
+    "div",
+    { class: "chart" },
+    svg(
+      "svg",
+      { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Distribution: ${text}` },
+      bars,
+      svg("path", { class: "axis", d: `M0 ${height - 0.5}H${width}` }),
+    ),
+    h("span", {}, text),
+  );
+}
+
+function labels(all) {
+  return all.map(([name, value]) =>
+    h("span", { class: "chip" }, h("span", { class: "muted" }, `${name} `), h("span", { class: "mono" }, value === "" ? "(empty)" : value)),
+  );
+}
+
+// ---- sections
+
+function tiles(status) {
+  const { totals, network, exporter, targets, time } = status;
+  const all = [];
+  const tile = (name, value, style) => all.push(h("div", {}, h("dt", {}, name), h("dd", { class: style }, value)));
+  if (totals.probes > 0) {
+    const some = totals.attached < totals.probes;
+    tile("probes attached", `${totals.attached} of ${totals.probes}`, some ? (totals.attached === 0 ? "bad" : "warn") : "good");
+    tile("hits a second", count(totals.hits_per_second));
+    tile("last hit", ago(totals.last_hit, time));
+    tile("hits lost", count(totals.lost), totals.lost > 0 ? "bad" : "good");
+    const shares = targets.map((target) => target.overhead_ratio).filter(is);
+    if (shares.length > 0) tile("of a target's CPU time goes to tracing, at most", percent(Math.max(...shares)));
+    tile("series", count(totals.series));
+  }
+  if (network) {
+    tile("received", `${bytes(network.received_bytes_per_second)}/s`);
+    tile("sent", `${bytes(network.sent_bytes_per_second)}/s`);
+  }
+  tile(`of a CPU: the exporter, ${bytes(exporter.memory_bytes)}`, percent(exporter.cpu_ratio));
+  return h("dl", { class: "tiles" }, all);
+}
+
+function attention(all) {
+  if (all.length === 0) return null;
+  const word = { error: "Error: ", warning: "Warning: ", note: "Note: " };
+  const items = all.map((one) =>
+    h(
+      "li",
+      { class: one.severity },
+      h("strong", {}, h("span", { class: "word" }, word[one.severity]), one.subject),
+      one.reason ? h("p", { class: "reason" }, prose(one.reason)) : null,
+      one.action ? h("p", {}, prose(one.action)) : null,
+    ),
+  );
+  return section("attention", "To look at", "", h("ul", { class: "attention" }, items));
+}
+
+const LOOKS = {
+  attached: ["\u25cf", "good"],
+  partly: ["\u25d0", "warn"],
+  shed: ["\u25cb", "warn"],
+  absent: ["\u25cb", "warn"],
+};
+
+function state(word) {
+  const [sign, style] = LOOKS[word] || ["\u25cb", "bad"];
+  return h("span", { class: `state ${style}` }, h("span", { "aria-hidden": "true" }, `${sign} `), word);
+}
+
+function probes(status) {
+  if (status.totals.probes === 0) return null;
+  const rows = status.targets.flatMap((target) => [
+    h(
+      "tr",
+      { class: "group" },
+      h("th", { scope: "rowgroup", class: "name" }, target.name),
+      h("td", {}, h("span", { class: target.attached === target.configured ? "good" : target.attached === 0 ? "bad" : "warn" }, `${target.attached} of ${target.configured} attached`)),
+      number("", "wide"),
+      number(count(target.hits), "wide"),
+      number(count(target.hits_per_second)),
+      wide(),
+      number(ago(target.last_hit, status.time)),
+      number(count(target.lost), target.lost > 0 ? "bad" : ""),
+      number(percent(target.overhead_ratio), "wide"),
+    ),
+    ...target.probes.map((probe) => {
+      const idle = !["attached", "partly"].includes(probe.state) && probe.hits === 0;
+      const lost = probe.lost.reduce((sum, one) => sum + one.hits, 0);
+      const reasons = probe.lost.map((one) => `${one.reason}: ${one.hits}`).join(", ");
+      const of = (text) => (idle ? DASH : text);
+      return h(
+        "tr",
+        {},
+        h("th", { scope: "row", class: "name probe" }, h("span", { class: "mono" }, probe.name)),
+        h("td", { title: probe.reason || null }, state(probe.state)),
+        number(count(probe.sites), "wide"),
+        h("td", { class: "number wide", title: probe.filtered > 0 ? `of which ${probe.filtered} of other processes` : null }, of(count(probe.hits))),
+        number(of(count(probe.hits_per_second))),
+        wide(idle ? null : sparkline(probe.recent, "hits")),
+        number(of(ago(probe.last_hit, status.time))),
+        h("td", { class: `number ${lost > 0 ? "bad" : ""}`, title: reasons || null }, of(count(lost))),
+        number(of(duration(probe.cost_ratio)), "wide"),
+      );
+    }),
+  ]);
+  const columns = [
+    ["target / probe"],
+    ["state"],
+    ["places", "number wide"],
+    ["hits", "number wide"],
+    ["a second", "number"],
+    ["last minute", "wide"],
+    ["last hit", "number"],
+    ["lost", "number"],
+    ["cost, a second", "number wide"],
+  ];
+  const costs = status.exporter.hit_cost_seconds;
+  const measured = costs.length > 0 && costs[0].source === "measured" ? "measured here at start" : "assumed";
+  const prices = costs.map((one) => `${duration(one.seconds)} ${one.form.replace("_", "-")}`).join(", ");
+  return section(
+    "probes",
+    "Probes",
+    "what is attached, how often it is hit, and what that takes of the traced programs",
+    table("Probes", "", columns, rows),
+    more(status.left_out.probes, "probes"),
+    costs.length > 0 ? h("p", { class: "muted" }, `A hit takes at least ${prices} (${measured}). A target's share is of the CPU time of its processes in the last ten seconds.`) : null,
+  );
+}
+
+function metricRows(metric) {
+  const name = (first) => h("th", { scope: "row", class: "name" }, first ? [h("span", { class: "mono" }, metric.name), metric.help ? h("div", { class: "muted help" }, metric.help) : null] : null);
+  const isHistogram = metric.kind === "histogram";
+  const show = (value) => (metric.kind === "gauge" && metric.unit === "" ? exact(value) : inUnit(value, metric.unit));
+  const speed = metric.unit === "bytes" && !isHistogram ? bytes(metric.per_second) : count(metric.per_second);
+  const rate = is(metric.per_second) ? h("span", { class: "muted" }, `${isHistogram ? "," : ""} ${speed}/s`) : null;
+  const rest = metric.series_total - metric.series.length;
+  if (!isHistogram) {
+    const only = metric.series_total === 1;
+    const named = metric.series.filter((series) => series.labels.length > 0);
+    const value = metric.series_total === 0 ? "none yet" : only ? show(metric.series[0].value) : metric.kind === "counter" ? show(metric.total) : `${metric.series_total} series`;
+    const list = named.map((series) =>
+      h("div", {}, labels(series.labels), only ? null : h("b", {}, show(series.value))),
+    );
+    if (rest > 0) list.push(h("div", { class: "muted" }, `and ${rest} more`));
+    return [h("tr", {}, name(true), number([value, rate]), h("td", { class: "labels" }, list))];
+  }
+  if (metric.series.length === 0) return [h("tr", {}, name(true), number("none yet"), h("td", {}))];
+  const rows = metric.series.map((series, at) => {
+    const one = series.distribution;
+    const value = [count(one.count), is(one.mean) ? [h("span", { class: "muted" }, " \u00d7 mean "), inUnit(one.mean, metric.unit)] : null];
+    const chart = h("td", {}, series.labels.length > 0 ? h("div", {}, labels(series.labels)) : null, histogram(one, metric.bounds, metric.unit));
+    return h("tr", {}, name(at === 0), number([value, at === 0 && metric.series_total === 1 ? rate : null]), chart);
+  });
+  if (rest > 0) rows.push(h("tr", {}, name(false), number(""), h("td", { class: "muted" }, `and ${rest} more`)));
+  return rows;
+}
+
+function metrics(status) {
+  if (status.metrics.length === 0) return null;
+  const columns = [["metric"], ["now", "number"], ["distribution, or the largest values"]];
+  return section(
+    "metrics",
+    "What was measured",
+    "",
+    table("Metrics", "stack metrics", columns, status.metrics.flatMap(metricRows)),
+    more(status.left_out.metrics, "metrics"),
+  );
+}
+
+function network(status) {
+  const { network } = status;
+  if (!network) return null;
+  const rows = network.interfaces.map((one) => {
+    const filled = is(one.speed_bytes_per_second) && is(one.bytes_per_second) ? one.bytes_per_second / one.speed_bytes_per_second : null;
+    const name = one.labels.map(([label, value]) => (label === "interface" ? value : `${label} ${value}`)).join(", ");
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, name)),
+      h("td", {}, one.direction === "ingress" ? "in" : "out"),
+      h("td", {}, one.is_counted ? one.hook : h("span", { class: "bad" }, `not counted: ${one.hook}`)),
+      number(`${bytes(one.bytes_per_second)}/s`),
+      number(filled === null ? "" : percent(filled), "wide"),
+      number(count(one.packets_per_second)),
+      wide(sparkline(one.recent, "bytes")),
+      number(count(one.malformed), one.malformed > 0 ? "warn" : ""),
+    );
+  });
+  const columns = [["interface"], ["way"], ["hook"], ["traffic", "number"], ["of the link", "number wide"], ["packets/s", "number"], ["last minute", "wide"], ["malformed", "number"]];
+  const talkers = network.talkers.map((one) =>
+    h("tr", {}, h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.address)), h("td", { class: "wide" }, one.interface), number(bytes(one.received_bytes)), number(bytes(one.sent_bytes)), number(count(one.packets), "wide"), number(ago(one.last_seen, status.time))),
+  );
+  return section(
+    "network",
+    "Packets",
+    "",
+    rows.length > 0 ? table("Interfaces", "", columns, rows) : h("p", { class: "muted" }, "There is no such interface yet."),
+    more(network.left_out, "interfaces"),
+    talkers.length > 0 ? table("Talkers", "", [["remote host"], ["interface", "wide"], ["received", "number"], ["sent", "number"], ["packets", "number wide"], ["last seen", "number"]], talkers) : null,
+  );
+}
+
+function scrapes(status) {
+  const { total, failed, recent } = status.scrapes;
+  const rows = recent.map((one) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.peer)),
+      h("td", {}, one.user || ""),
+      h("td", { class: "labels" }, one.agent),
+      number(ago(one.time, status.time)),
+      number(duration(one.seconds)),
+      number(bytes(one.bytes), "wide"),
+      number(String(one.status), one.status === 200 ? "wide" : "bad"),
+      number(count(one.scrapes), "wide"),
+    ),
+  );
+  const columns = [["who"], ["user"], ["client"], ["when", "number"], ["took", "number"], ["size", "number wide"], ["status", "number wide"], ["times", "number wide"]];
+  return section(
+    "scrapes",
+    "Who scrapes",
+    "",
+    h("p", {}, total === 0 ? "Nobody has asked for /metrics yet." : `/metrics was asked for ${total === 1 ? "once" : `${count(total)} times`}${failed > 0 ? `, ${count(failed)} of them without success` : ""}.`),
+    rows.length > 0 ? table("Scrapes", "", columns, rows) : null,
+  );
+}
+
+function text(id, value) {
+  if (byId(id).textContent !== value) byId(id).textContent = value;
+}
+
+function draw(status) {
+  const words = { working: "working", degraded: "look here", not_ready: "not ready" };
+  const { node, exporter_version, kernel, started } = status.exporter;
+  const word = words[status.state] || status.state;
+  byId("badge").className = `badge ${status.state}`;
+  text("badge", word);
+  text("about", `node ${node} \u00b7 version ${exporter_version} \u00b7 Linux ${kernel} \u00b7 up ${duration(status.time - started)}`);
+  text("summary", status.summary);
+  text("config", configFor(status.connect));
+  document.title = `exporter on ${node}: ${word}`;
+  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), network(status), scrapes(status)];
+  morph(byId("live"), h("div", { id: "live" }, parts.filter((part) => part !== null)));
+}
+
+// By the address that this browser came by.
+function configFor(connect) {
+  return connect.scrape_config.replace(JSON.stringify(connect.address), JSON.stringify(location.host || connect.address));
+}
+
+// ---- asking
+
+let wait = EVERY;
+let timer = null;
+let paused = false;
+let asking = false;
+
+function trouble(message) {
+  byId("trouble").hidden = message === "";
+  text("trouble", message);
+  document.body.classList.toggle("stale", message !== "");
+  if (message !== "") {
+    byId("badge").className = "badge stale";
+    text("badge", "no answer");
+    document.title = "exporter: no answer";
+  }
+}
+
+function schedule() {
+  clearTimeout(timer);
+  timer = null;
+  if (!paused && !document.hidden) timer = setTimeout(ask, wait);
+}
+
+async function ask() {
+  if (asking) return;
+  asking = true;
+  try {
+    // The page's own address may have the password in it, which fetch refuses.
+    const answer = await fetch(new URL("/api/v1/status", location.origin), { signal: AbortSignal.timeout(20000) });
+    if (!answer.ok) throw new Error(answer.status === 401 ? "the password is not accepted any more; load the page again" : `status ${answer.status}`);
+    const status = await answer.json();
+    trouble("");
+    draw(status);
+    wait = EVERY;
+  } catch (error) {
+    wait = Math.min(SLOWEST, wait * 2);
+    trouble(`The exporter does not answer (${error.message}). What is below is old; it is asked again.`);
+  } finally {
+    asking = false;
+    schedule();
+  }
+}
+
+byId("pause").hidden = false;
+byId("pause").addEventListener("click", () => {
+  paused = !paused;
+  text("pause", paused ? "Go on" : "Pause");
+  if (paused) schedule();
+  else ask();
+});
+
+byId("copy").hidden = !navigator.clipboard;
+byId("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(byId("config").textContent);
+    text("copied", "Copied.");
+  } catch {
+    text("copied", "The browser does not allow it: select and copy it by hand.");
+  }
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && !paused) ask();
+  else schedule();
+});
+
+ask();

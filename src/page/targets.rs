@@ -1,0 +1,136 @@
+//! Targets and their probes, from the exporter's own metrics.
+
+use std::collections::HashMap;
+use std::ops::Add;
+
+use super::families::{ByName, Row, cut_to};
+use super::history::History;
+use super::model::{Lost, Probe, Target};
+
+/// Probes that are shown, of all targets together.
+const MOST: usize = 300;
+const MAX_REASON: usize = 1000;
+
+/// A number of each probe, by target and name.
+type Column = HashMap<(String, String), f64>;
+
+struct Columns {
+    sites: Column,
+    hits: Column,
+    filtered: Column,
+    last_hit: Column,
+    cost: Column,
+    lost: HashMap<(String, String), Vec<Lost>>,
+}
+
+impl Columns {
+    fn of(own: &ByName<'_>) -> Self {
+        let mut lost: HashMap<_, Vec<Lost>> = HashMap::new();
+        for row in own.rows("fibre_exporter_probe_lost_total").into_iter().filter(|row| row.value > 0.0) {
+            let of = lost.entry((row.label("target"), row.label("probe"))).or_default();
+            of.push(Lost { reason: row.label("reason"), hits: row.value });
+        }
+        Self {
+            sites: own.by_probe("fibre_exporter_probe_sites"),
+            hits: own.by_probe("fibre_exporter_probe_hits_total"),
+            filtered: own.by_probe("fibre_exporter_probe_filtered_total"),
+            last_hit: own.by_probe("fibre_exporter_probe_last_hit_timestamp_seconds"),
+            cost: own.by_probe("fibre_exporter_probe_cost_seconds_total"),
+            lost,
+        }
+    }
+
+    fn probe(&self, row: &Row, history: &mut History) -> Probe {
+        let key = (row.label("target"), row.label("probe"));
+        let of = |column: &Column| column.get(&key).copied().unwrap_or(0.0);
+        let track = |what: &str| format!("{what}\0{}\0{}", key.0, key.1);
+        let trend = history.trend(track("hits"), of(&self.hits));
+        let cost = history.trend(track("cost"), of(&self.cost));
+        Probe {
+            name: cut_to(&key.1, MAX_REASON),
+            state: row.label("state"),
+            reason: cut_to(&row.label("reason"), MAX_REASON),
+            sites: of(&self.sites),
+            hits: of(&self.hits),
+            filtered: of(&self.filtered),
+            hits_per_second: trend.per_second,
+            recent: trend.recent,
+            last_hit: self.last_hit.get(&key).copied(),
+            lost: self.lost.get(&key).cloned().unwrap_or_default(),
+            cost_ratio: cost.per_second,
+        }
+    }
+}
+
+/// All targets in the order of the configuration, and how many probes are not among what is shown of them.
+pub(super) fn targets(names: &[String], own: &ByName<'_>, history: &mut History) -> (Vec<Target>, usize) {
+    let columns = Columns::of(own);
+    let ratio = own.by_target("fibre_exporter_target_tracing_ratio");
+    let seconds = own.by_target("fibre_exporter_target_tracing_seconds_total");
+    let mut of_target: HashMap<String, Vec<Probe>> = HashMap::new();
+    for row in own.rows("fibre_exporter_probe_state") {
+        let probe = columns.probe(&row, history);
+        of_target.entry(row.label("target")).or_default().push(probe);
+    }
+    let mut targets: Vec<Target> = names
+        .iter()
+        .map(|name| {
+            let probes = of_target.remove(name).unwrap_or_default();
+            Target {
+                name: name.clone(),
+                configured: probes.len(),
+                attached: probes.iter().filter(|probe| probe.is_attached()).count(),
+                hits: probes.iter().map(|probe| probe.hits).fold(0.0, Add::add),
+                hits_per_second: sum(probes.iter().map(|probe| probe.hits_per_second)),
+                last_hit: probes.iter().filter_map(|probe| probe.last_hit).max_by(f64::total_cmp),
+                lost: probes.iter().flat_map(|probe| &probe.lost).map(|lost| lost.hits).fold(0.0, Add::add),
+                overhead_ratio: ratio.get(name).copied(),
+                overhead_seconds: seconds.get(name).copied().unwrap_or(0.0),
+                probes,
+            }
+        })
+        .collect();
+    let left_out = leave_out(&mut targets);
+    (targets, left_out)
+}
+
+impl Probe {
+    /// Whether hits are counted, if not at all of its sites.
+    pub(super) fn is_attached(&self) -> bool {
+        matches!(self.state.as_str(), "attached" | "partly")
+    }
+
+    /// Shown before others: what is not attached, then what is hit most.
+    fn weight(&self) -> f64 {
+        if self.state == "attached" { self.hits } else { f64::INFINITY }
+    }
+}
+
+/// The sum, if all are known.
+pub(super) fn sum(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let mut all = all;
+    all.try_fold(0.0, |sum, one| Some(sum + one?))
+}
+
+/// Keeps what matters most, in the order that it has.
+fn leave_out(targets: &mut [Target]) -> usize {
+    let mut weights: Vec<f64> = targets.iter().flat_map(|target| &target.probes).map(Probe::weight).collect();
+    if weights.len() <= MOST {
+        return 0;
+    }
+    let left_out = weights.len() - MOST;
+    weights.sort_by(|a, b| b.total_cmp(a));
+    let least = weights[MOST - 1];
+    let mut equal = weights[..MOST].iter().filter(|weight| **weight == least).count();
+    for target in targets {
+        target.probes.retain(|probe| {
+            let weight = probe.weight();
+            if weight == least && equal > 0 {
+                equal -= 1;
+                return true;
+            }
+            weight > least
+        });
+    }
+    left_out
+}

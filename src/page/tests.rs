@@ -1,0 +1,240 @@
+//! What the metrics mean, from families as the exporter makes them.
+
+use std::time::{Duration, Instant};
+
+use super::html::page;
+use super::*;
+use crate::exposition::Kind;
+
+const TARGETS: [&str; 2] = ["bitcoind", "billing"];
+
+/// A probe's row in the tables below: target, name, state, reason, hits.
+type Row = (&'static str, &'static str, &'static str, &'static str, u64);
+
+const PROBES: [Row; 4] = [
+    ("bitcoind", "udp:block", "attached", "", 525),
+    ("bitcoind", "udp:race", "absent", "no such probe", 0),
+    ("billing", "charge", "waiting", "/opt/billing: No such file", 0),
+    ("billing", "refund", "waiting", "/opt/billing: No such file", 0),
+];
+
+/// Of an exporter with these probes, of which the last two are missing.
+fn snapshot_at(probes: &[Row], at: Instant) -> Snapshot {
+    let mut own = Families::default();
+    let info = own.gauge("fibre_exporter_info", "");
+    info.number(
+        &[("version", "2"), ("node", "london"), ("kernel", "6.18"), ("attach", "uprobe_multi")],
+        1u64,
+    );
+    own.gauge("fibre_exporter_start_time_seconds", "").number(&[], 1000.0);
+    let of = |target: &'static str, name: &'static str| [("target", target), ("probe", name)];
+    let states = own.gauge("fibre_exporter_probe_state", "");
+    for &(target, name, state, reason, _) in probes {
+        states.number(&[&of(target, name)[..], &[("state", state), ("reason", reason)]].concat(), 1u64);
+    }
+    let hits = own.counter("fibre_exporter_probe_hits_total", "");
+    probes.iter().for_each(|&(target, name, _, _, number)| hits.number(&of(target, name), number));
+    Snapshot {
+        at,
+        time: 1100.0,
+        targets: TARGETS.map(str::to_owned).to_vec(),
+        missing: [("billing", "charge"), ("billing", "refund")].map(|(a, b)| (a.into(), b.into())).to_vec(),
+        own,
+        metrics: Vec::new(),
+        more_metrics: 0,
+        series: 3,
+        network: None,
+        talkers: Vec::new(),
+        visitors: Vec::new(),
+        connect: connect(&Access { node: "london", port: 9435, ..Access::default() }),
+        links: vec![Link { path: "/metrics", about: "Metrics" }],
+    }
+}
+
+pub(super) fn snapshot() -> Snapshot {
+    snapshot_at(&PROBES, Instant::now())
+}
+
+fn seen(snapshot: Snapshot) -> Status {
+    status(snapshot, &mut History::default())
+}
+
+fn subjects(status: &Status) -> Vec<(Severity, &str)> {
+    status.attention.iter().map(|one| (one.severity, one.subject.as_str())).collect()
+}
+
+#[test]
+fn what_is_missing_is_told_once_for_each_reason() {
+    let status = seen(snapshot());
+    assert_eq!(status.state, State::NotReady);
+    assert_eq!(status.summary, "Not ready: 2 of 4 probes are missing.");
+    let told = subjects(&status);
+    assert_eq!(told[0], (Severity::Error, "billing: charge, refund are not attached yet"));
+    assert_eq!(told[1], (Severity::Note, "bitcoind: udp:race is absent"));
+    assert!(status.attention[0].reason.contains("No such file") && !status.attention[0].action.is_empty());
+    assert_eq!((status.totals.attached, status.totals.probes, status.totals.hits), (1, 4, 525.0));
+}
+
+#[test]
+fn what_is_optional_and_absent_does_not_matter() {
+    let mut all = snapshot_at(&PROBES[..2], Instant::now());
+    all.missing.clear();
+    let status = seen(all);
+    assert_eq!(status.state, State::Working);
+    assert_eq!(status.summary, "Working: 1 of 2 probes are attached; the rest is optional.");
+}
+
+#[test]
+fn losses_are_told_with_what_to_do_and_calm_down() {
+    let began = Instant::now();
+    let losing = |after: u64, lost: u64| {
+        let mut all = snapshot_at(&PROBES[..1], began + Duration::from_secs(after));
+        all.missing.clear();
+        let row = [("target", "bitcoind"), ("probe", "udp:block"), ("reason", "ring_full")];
+        all.own.counter("fibre_exporter_probe_lost_total", "").number(&row, lost);
+        all
+    };
+    let mut history = History::default();
+    let first = status(losing(0, 7), &mut history);
+    assert_eq!(first.state, State::Degraded);
+    assert_eq!(subjects(&first), [(Severity::Warning, "bitcoind: 7 hits lost (ring_full)")]);
+    assert!(first.attention[0].action.contains("ring: { size"));
+    assert_eq!(status(losing(2, 9), &mut history).state, State::Degraded);
+    for after in (4..80).step_by(2) {
+        status(losing(after, 9), &mut history);
+    }
+    let calm = status(losing(80, 9), &mut history);
+    assert_eq!((calm.state, calm.attention[0].severity), (State::Working, Severity::Note));
+    assert_eq!(calm.totals.lost, 9.0);
+}
+
+#[test]
+fn every_way_to_lose_a_hit_has_words() {
+    for (reason, _) in crate::kernel::LOST {
+        let mut all = snapshot_at(&PROBES[..1], Instant::now());
+        let row = [("target", "bitcoind"), ("probe", "udp:block"), ("reason", reason)];
+        all.own.counter("fibre_exporter_probe_lost_total", "").number(&row, 1u64);
+        // Of none that it does not know.
+        let action =
+            seen(all).attention.iter().find(|one| one.subject.contains(reason)).unwrap().action.clone();
+        assert!(!action.contains("accounting.md"), "{reason}: {action}");
+    }
+}
+
+#[test]
+fn rates_come_with_the_second_look() {
+    let (mut history, began) = (History::default(), Instant::now());
+    let first = status(snapshot_at(&PROBES, began), &mut history);
+    assert_eq!(first.totals.hits_per_second, None);
+    let mut later = PROBES;
+    later[0].4 += 20;
+    let second = status(snapshot_at(&later, began + Duration::from_secs(2)), &mut history);
+    assert_eq!(second.totals.hits_per_second, Some(10.0));
+    assert_eq!(second.targets[0].probes[0].recent, [10.0]);
+}
+
+#[test]
+fn the_status_is_bounded_and_what_is_missing_stays_in_it() {
+    let mut many: Vec<Row> = (0..5000)
+        .map(|number| {
+            ("bitcoind", &*Box::leak(format!("p{number}").into_boxed_str()), "attached", "", number)
+        })
+        .collect();
+    many.push(PROBES[2]);
+    let long: &'static str = Box::leak("x".repeat(1 << 20).into_boxed_str());
+    many.push(("billing", "long", "refused", long, 0));
+    let mut all = snapshot_at(&many, Instant::now());
+    all.missing = many[5000..].iter().map(|row| (row.0.to_owned(), row.1.to_owned())).collect();
+    let status = seen(all);
+    assert_eq!(status.left_out.probes, 5002 - 300);
+    assert_eq!(status.targets[1].probes.len(), 2);
+    let busiest: Vec<_> = status.targets[0].probes.iter().map(|probe| probe.hits).collect();
+    assert_eq!((busiest.len(), busiest[0], busiest[297]), (298, 4702.0, 4999.0), "in their order");
+    assert!(serde_json::to_string(&status).unwrap().len() < 200_000);
+    assert!(page(&status).len() < 200_000);
+}
+
+#[test]
+fn nothing_that_others_write_gets_into_the_page_as_it_is() {
+    let hostile = "\"'><script>alert(1)</script>";
+    let mut rows = PROBES;
+    (rows[0].1, rows[2].3) = (hostile, hostile);
+    let mut all = snapshot_at(&rows, Instant::now());
+    all.targets[1] = "billing".to_owned();
+    let mut family = Family::new("a_total", Kind::Counter, hostile);
+    family.number(&[("peer", hostile)], 1u64);
+    let mut histogram = Family::new("b_seconds", Kind::Histogram(vec![1.0]), "");
+    histogram.histogram_of(&[], &[("peer", hostile)], &[1, 0], 0.5);
+    all.metrics = [&family, &histogram].map(|one| metric(one.head(), &mut one.samples(), "london")).into();
+    all.visitors.push(Visitor {
+        peer: "192.0.2.1".parse().unwrap(),
+        user: Some(hostile.to_owned()),
+        agent: hostile.to_owned(),
+        at: 1.0,
+        took: Duration::from_millis(2),
+        bytes: 3,
+        status: 200,
+        requests: 1,
+    });
+    all.connect = connect(&Access { node: hostile, user: Some(hostile), ..Access::default() });
+    let status = seen(all);
+    let text = page(&status);
+    assert_eq!(text.matches("<script").count(), 1, "its own only: {text}");
+    assert!(!text.contains("\"'>") && !text.contains("alert(1)</"));
+    assert!(text.matches("&lt;script&gt;").count() >= 7);
+    let json: serde_json::Value = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["metrics"][0]["series"][0]["labels"][0][1], hostile);
+    assert_eq!(json["scrapes"]["recent"][0]["user"], hostile);
+}
+
+#[test]
+fn interfaces_have_what_comes_and_what_goes() {
+    let began = Instant::now();
+    let look = |after: u64, bytes: u64| {
+        let mut packets = Family::new("xdp_bytes_total", Kind::Counter, "");
+        for protocol in ["tcp", "udp"] {
+            packets.number(&[("interface", "eth0"), ("protocol", protocol)], bytes);
+        }
+        let mut mode = Family::new("xdp_mode", Kind::Gauge, "");
+        mode.number(&[("interface", "eth0"), ("mode", "native")], 1u64);
+        mode.number(&[("interface", "eth0"), ("mode", "tc")], 0u64);
+        let mut attached = Family::new("network_attached", Kind::Gauge, "");
+        attached.number(&[("interface", "eth0"), ("direction", "ingress")], 1u64);
+        attached.number(&[("interface", "eth0"), ("direction", "egress")], 0u64);
+        let mut failed = Family::new("network_attach_failed", Kind::Gauge, "");
+        failed.number(&[("interface", "eth0"), ("direction", "egress"), ("reason", "taken")], 1u64);
+        let mut all = snapshot_at(&[], began + Duration::from_secs(after));
+        all.missing.clear();
+        let reasons = vec!["eth0: egress is not counted".to_owned()];
+        all.network = Some((vec![packets, mode, attached, failed], reasons));
+        all
+    };
+    let mut history = History::default();
+    status(look(0, 100), &mut history);
+    let later = status(look(2, 1100), &mut history);
+    let network = later.network.as_ref().unwrap();
+    assert_eq!(network.received_bytes_per_second, Some(1000.0));
+    let [ingress, egress] = &network.interfaces[..] else { panic!("{:?}", network.interfaces) };
+    assert_eq!(
+        (&ingress.hook[..], ingress.bytes, ingress.bytes_per_second),
+        ("native", Some(2200.0), Some(1000.0))
+    );
+    assert_eq!((egress.is_counted, &egress.hook[..], egress.bytes_per_second), (false, "taken", None));
+    assert_eq!(later.state, State::NotReady);
+    assert_eq!(subjects(&later)[0], (Severity::Error, "Network: eth0"));
+}
+
+#[test]
+fn certificates_and_silence_are_told() {
+    let mut all = snapshot_at(&PROBES[..1], Instant::now());
+    all.missing.clear();
+    all.time = 100_000.0;
+    all.own
+        .gauge("fibre_exporter_tls_certificate_not_after_seconds", "")
+        .number(&[], 100_000.0 + 3.5 * 86_400.0);
+    let status = seen(all);
+    let told = subjects(&status);
+    assert_eq!(told[0], (Severity::Warning, "The TLS certificate ends in 3 days"));
+    assert_eq!(told[1], (Severity::Note, "Nobody has scraped /metrics yet"));
+    assert_eq!(status.state, State::Degraded);
+}

@@ -1,0 +1,87 @@
+//! What the status page is made from: the metrics of a scrape, without being one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Running;
+use super::state::State;
+use crate::config::endpoint::{Listen, ListenAddress};
+use crate::http::Demand;
+use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
+use crate::telemetry::unix_now;
+
+impl Running {
+    /// All metrics as they are now. Nothing changes by it of what scrapers see: no window of extremes ends, and nothing is forgotten.
+    pub fn snapshot(&self, links: &[Link]) -> Snapshot {
+        let at = Instant::now();
+        let (mut metrics, mut more_metrics) = (Vec::new(), 0);
+        let (telemetry, missing, series) = {
+            let mut state = self.state();
+            let State { engines, registry, .. } = &mut *state;
+            let plan = &engines.plan;
+            let status = engines.status();
+            let node = &plan.settings.node_name;
+            registry.look(&status.facts(), |head, samples| {
+                if metrics.len() < MOST_METRICS {
+                    metrics.push(page::metric(head, samples, node));
+                } else {
+                    more_metrics += 1;
+                }
+            });
+            let series = registry.live_series();
+            let missing = status.missing(plan);
+            let overflows = registry.overflows();
+            let telemetry = self.telemetry(&state, Arc::new(status));
+            telemetry.note_overflows(overflows);
+            (telemetry, missing, series)
+        };
+        let plan = &telemetry.plan;
+        let named = |probe: usize| {
+            let probe = &plan.probes[probe];
+            (plan.targets[probe.target].name.clone(), probe.name.clone())
+        };
+        let network = self.network.as_ref().map(|network| {
+            let mut families = network.collect();
+            self.packets.iter().for_each(|packets| packets.add_to(&mut families));
+            (families, network.not_ready())
+        });
+        let talkers = self.network.iter().flat_map(|network| network.top_talkers(MOST_TALKERS));
+        Snapshot {
+            at,
+            time: unix_now(),
+            targets: plan.targets.iter().map(|target| target.name.clone()).collect(),
+            missing: missing.into_iter().map(named).collect(),
+            metrics,
+            more_metrics,
+            series,
+            network,
+            talkers: talkers.collect(),
+            visitors: self.visitors.all(),
+            connect: self.connect(),
+            links: links.to_vec(),
+            own: telemetry.collect(),
+        }
+    }
+
+    fn connect(&self) -> Connect {
+        let source = self.web();
+        let web = &source.web;
+        let port = match &self.started.listen {
+            Listen::Addresses(all) => all.iter().find_map(|address| match address {
+                ListenAddress::Tcp { port, .. } => Some(*port),
+                ListenAddress::Unix(_) => None,
+            }),
+            Listen::Port | Listen::Inherited => None,
+        };
+        connect(&Access {
+            node: &self.started.node_name,
+            port: port.unwrap_or(self.started.metrics_port),
+            has_tls: web.tls.is_some(),
+            wants_certificate: web
+                .tls
+                .as_ref()
+                .is_some_and(|tls| matches!(tls.client_auth, Demand::RequireAny | Demand::RequireAndVerify)),
+            user: web.users.first().map(|user| user.username.as_str()),
+        })
+    }
+}
