@@ -65,7 +65,8 @@ struct net_port {
 	unsigned int id;
 	unsigned short block; /* the first CPU's part of the fast-path counters */
 	unsigned char link;
-	unsigned char pad[5];
+	unsigned char fast; /* 1: there is such a part */
+	unsigned char pad[4];
 };
 struct net_ports {
 	struct net_port at[NET_PORTS];

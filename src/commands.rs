@@ -13,6 +13,8 @@ use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::kernel::choose;
 use crate::loading::load;
 use crate::logging::{LogFile, Logging};
+use crate::net::detach_filters;
+use crate::pins::PinDir;
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
@@ -147,8 +149,15 @@ fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     if !state.exists() {
         return show(&format!("{} is not there: nothing is pinned\n", state.display()));
     }
-    match pins::remove_all(&state) {
-        Ok(()) => show(&format!("{} is removed: its probes are detached\n", state.display())),
+    let detach = |network: &PinDir| {
+        for index in detach_filters(network) {
+            eprintln!("warning: the TC filter on interface {index} of another network namespace stays there");
+        }
+    };
+    match pins::remove_all(&state, detach) {
+        Ok(()) => {
+            show(&format!("{} is removed: its probes and packet counters are detached\n", state.display()))
+        }
         Err(err) => {
             eprintln!("exporter: {err}");
             ExitCode::from(RUN_TIME)

@@ -234,11 +234,6 @@ impl Engines {
         self.past.since
     }
 
-    /// Where what stays when the exporter ends is.
-    pub fn directory(&self) -> Option<Arc<StateDirectory>> {
-        self.directory.clone()
-    }
-
     /// Waits until all events that are in the rings now have been counted, or for so long.
     pub fn catch_up(&self, timeout: Duration) {
         for engine in &self.all {

@@ -198,17 +198,6 @@ impl Family {
         self.head.key(&self.scratch)
     }
 
-    /// Each series' key, number and buckets, to be changed.
-    pub(super) fn series_mut(&mut self) -> impl Iterator<Item = (&str, &mut Number, &mut [u64])> {
-        let buckets = self.head.buckets();
-        let mut counts = self.counts.as_mut_slice();
-        self.series.iter_mut().map(move |(key, number)| {
-            let (here, rest) = std::mem::take(&mut counts).split_at_mut(buckets);
-            counts = rest;
-            (key.as_str(), number, here)
-        })
-    }
-
     pub fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
         let buckets = self.head.buckets();
         self.series.iter().enumerate().map(move |(at, (key, number))| {

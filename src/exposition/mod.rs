@@ -3,7 +3,6 @@
 //! Everything that is exposed is a [`Head`] and its [`Sample`]s: measured series, the exporter's own, the network's. A
 //! [`Format`] turns these into bytes, so a new format is one more module here and nothing elsewhere. Pure.
 
-mod earlier;
 mod family;
 mod names;
 mod negotiate;
@@ -12,7 +11,6 @@ mod protobuf;
 mod sample;
 mod text;
 
-pub use earlier::Earlier;
 pub use family::{Families, Family, Head, labels, push_label};
 pub use names::Names;
 pub use negotiate::negotiate;

@@ -1,7 +1,5 @@
 //! Samples, and the kinds of metric that they are of.
 
-use serde::{Deserialize, Serialize};
-
 /// The kind of metric that Prometheus is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
@@ -28,7 +26,7 @@ pub enum Value<'a> {
 }
 
 /// Whole numbers are exact, whatever their size.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Number {
     Int(i128),
     Real(f64),
@@ -54,15 +52,6 @@ impl Kind {
 }
 
 impl Number {
-    /// The sum of two.
-    #[must_use]
-    pub fn plus(self, other: Number) -> Number {
-        match (self, other) {
-            (Number::Int(one), Number::Int(two)) => Number::Int(one.saturating_add(two)),
-            (one, two) => Number::Real(one.as_real() + two.as_real()),
-        }
-    }
-
     /// As near as a real number comes.
     pub fn as_real(self) -> f64 {
         match self {

@@ -3,12 +3,17 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use libbpf_rs::{ProgramHandle, TC_EGRESS, TcHook, TcHookBuilder, Xdp, XdpFlags};
 
+use crate::pins::Pin;
+
+use super::abi::Direction;
 use super::hook::Hook;
 use super::links::Interface;
-use super::sys::{chain, create_link, link_ifindex, program_id};
+use super::pinned::HeldLink;
+use super::sys::{chain, create_link, link_target, pin as pin_at, program_id, update_link};
 
 /// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
 /// the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
@@ -32,10 +37,10 @@ impl fmt::Display for Refusal {
 /// A program in its place; dropping it takes it away.
 #[derive(Debug)]
 pub(crate) enum Attached {
-    /// The kernel detaches when the descriptor is closed, even if this process is killed.
-    Link { link: OwnedFd, chain: Option<u32> },
+    /// The kernel detaches when the descriptor is closed, even if this process is killed, unless it is pinned.
+    Link { link: OwnedFd, chain: Option<u32>, pin: Pin },
     /// A filter of the `clsact` queue discipline, for kernels before 6.6.
-    Filter { _filter: Filter },
+    Filter { filter: Filter },
 }
 
 /// A TC filter of ours, which would outlive the process; dropping this detaches it.
@@ -43,12 +48,27 @@ pub(crate) enum Attached {
 pub(crate) struct Filter {
     ifindex: i32,
     program: OwnedFd,
+    pin: Pin,
 }
 
 impl Drop for Filter {
     fn drop(&mut self) {
-        // It fails only if the interface or the filter is gone already.
-        let _ = filter_hook(self.program.as_fd(), self.ifindex).detach();
+        if !self.pin.is_kept() {
+            // It fails only if the interface or the filter is gone already.
+            let _ = filter_hook(self.program.as_fd(), self.ifindex).detach();
+        }
+    }
+}
+
+/// Whether a program is a filter of ours on the interface.
+pub(crate) fn has_filter(program: BorrowedFd<'_>, ifindex: i32) -> bool {
+    filter_hook(program, ifindex).query().is_ok_and(|id| program_id(program) == Some(id))
+}
+
+/// Detaches a filter of ours, if it is still there.
+pub(crate) fn take_away_filter(program: OwnedFd, ifindex: i32) {
+    if has_filter(program.as_fd(), ifindex) {
+        drop(Filter { ifindex, program, pin: Pin::default() });
     }
 }
 
@@ -61,11 +81,40 @@ fn filter_hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
 }
 
 impl Attached {
+    fn link(link: OwnedFd, chain: Option<u32>) -> Self {
+        Self::Link { link, chain, pin: Pin::default() }
+    }
+
+    /// An earlier exporter's link, which runs this program from now on.
+    ///
+    /// # Errors
+    /// If the program does not fit there.
+    pub fn take_over(held: HeldLink, program: BorrowedFd<'_>) -> io::Result<Self> {
+        update_link(held.link.as_fd(), program)?;
+        Ok(Self::Link { link: held.link, chain: tcx_kind(held.direction, held.hook), pin: held.pin })
+    }
+
+    /// Pins it at a path, for as long as the pin says.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pin(&mut self, path: &Path, as_long_as: Pin) -> io::Result<()> {
+        let (object, pin) = match self {
+            Self::Link { link, pin, .. } => (link, pin),
+            Self::Filter { filter } => (&mut filter.program, &mut filter.pin),
+        };
+        pin_at(object.as_fd(), path)?;
+        *pin = as_long_as;
+        Ok(())
+    }
+
     /// Whether the kernel still has it there: an administrator can force it off, and interfaces can be made anew with the
     /// same name and index.
     pub fn is_on(&self, on: &Interface) -> bool {
         match self {
-            Self::Link { link, .. } => link_ifindex(link.as_fd()).is_ok_and(|index| index == on.index as u32),
+            Self::Link { link, .. } => {
+                link_target(link.as_fd()).is_ok_and(|(index, _)| index == on.index as u32)
+            }
             // The filter is gone with the interface; that it was taken away is not looked for before 6.6.
             Self::Filter { .. } => true,
         }
@@ -76,6 +125,31 @@ impl Attached {
         let Self::Link { chain: Some(kind), .. } = self else { return None };
         let ours = program_id(program)?;
         chain(on.index, *kind).ok()?.first().copied().filter(|first| *first != ours)
+    }
+}
+
+/// The kind of the chain that a hook is one of.
+fn tcx_kind(direction: Direction, hook: Hook) -> Option<u32> {
+    (hook == Hook::Tcx).then_some(match direction {
+        Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
+        Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
+    })
+}
+
+/// Whether the interface of this index in this thread's network namespace runs the program of this id. A link to one that was
+/// moved to another namespace has the same index.
+pub(crate) fn is_on(
+    any: BorrowedFd<'_>,
+    ifindex: i32,
+    direction: Direction,
+    hook: Hook,
+    program: u32,
+) -> bool {
+    match tcx_kind(direction, hook) {
+        Some(kind) => chain(ifindex, kind).is_ok_and(|ids| ids.contains(&program)),
+        None => Xdp::new(any).query(ifindex, XdpFlags::NONE).is_ok_and(|found| {
+            [found.prog_id, found.drv_prog_id, found.skb_prog_id, found.hw_prog_id].contains(&program)
+        }),
     }
 }
 
@@ -107,7 +181,7 @@ pub(crate) fn attach_ingress(
     };
     // A link never takes another program's place: the kernel answers EBUSY or EEXIST.
     match create_link(program, on.index, libbpf_sys::BPF_XDP, flags.bits()) {
-        Ok(link) => Ok(Attached::Link { link, chain: None }),
+        Ok(link) => Ok(Attached::link(link, None)),
         Err(error) => Err(xdp_refusal(program, on, hook, &error, ours)),
     }
 }
@@ -115,7 +189,7 @@ pub(crate) fn attach_ingress(
 /// Before all others that are there, because any of them may end the chain.
 fn attach_tcx(program: BorrowedFd<'_>, on: &Interface, kind: u32) -> io::Result<Attached> {
     let link = create_link(program, on.index, kind, libbpf_sys::BPF_F_BEFORE)?;
-    Ok(Attached::Link { link, chain: Some(kind) })
+    Ok(Attached::link(link, Some(kind)))
 }
 
 /// The kernel's answer to an attach type that it has not heard of.
@@ -271,7 +345,7 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
         hook.replace(true);
     }
     hook.attach().map_err(other)?;
-    Ok(Attached::Filter { _filter: Filter { ifindex: on.index, program } })
+    Ok(Attached::Filter { filter: Filter { ifindex: on.index, program, pin: Pin::default() } })
 }
 
 fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
@@ -295,10 +369,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::net::abi::{Direction, Link};
+    use crate::net::abi::Link;
     use crate::net::config::Count;
     use crate::net::counter_maps::CounterMaps;
     use crate::net::programs::{Program, Programs};
+    use crate::pins::PinDir;
 
     /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
     fn run(line: &str) -> String {
@@ -319,9 +394,10 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let programs = Programs::new(CounterMaps::create(&Count::default()).unwrap(), 0, 0).unwrap();
+            let counter_maps = CounterMaps::create(&Count::default(), PinDir::default()).unwrap();
+            let programs = Programs::new(counter_maps, 0, 0, PinDir::default()).unwrap();
             let program = programs.get(Program::TcEgress).unwrap();
-            let entry = programs.enter(on.index, on.link, false).unwrap();
+            let (entry, _) = programs.enter(on.index, on.link, false).unwrap();
 
             // One that was killed leaves its filter; the next takes that place.
             std::mem::forget(attach_filter(program.as_fd(), &on).unwrap());

@@ -1,17 +1,19 @@
 //! Counters of all interfaces of all namespaces, and the tables of talkers and flows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
-use super::abi::{Direction, SLOTS, net_cidr_key, net_stats};
+use crate::pins::{MapSpec, Pin, PinDir};
+
+use super::abi::{Direction, HASH_KEYS, SLOTS, net_cidr_key, net_stats};
 use super::cidr::CidrGroup;
 use super::config::Count;
 use super::counters::Counters;
-use super::sys::options;
+use super::pinned;
 use super::tables::Tables;
 
 /// Counters that are made ahead of the interfaces they are for. The kernel waits for 8 ms, until no program can still be in
@@ -36,6 +38,8 @@ pub(crate) struct CounterMaps {
     strays: MapHandle,
     /// Bytes of [`FAST_BUDGET`] in use.
     fast_bytes: AtomicUsize,
+    /// Where all of them are, if they outlive the exporter.
+    pub pins: PinDir,
 }
 
 /// A part of [`FAST_BUDGET`]. Dropping it gives it back.
@@ -67,35 +71,69 @@ struct Slots {
 pub(crate) struct Slot {
     id: u32,
     stats: MapHandle,
+    pin: Pin,
     counter_maps: Arc<CounterMaps>,
 }
 
 impl CounterMaps {
-    /// Makes the counters' table and the tables that are wanted.
+    /// Makes the counters' table and the tables that are wanted, or takes over those in `pins`.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn create(count: &Count) -> libbpf_rs::Result<Arc<Self>> {
-        let strays = stats("strays")?;
-        let inner = libbpf_sys::bpf_map_create_opts { inner_map_fd: raw(strays.as_fd()), ..options(0) };
-        let counters = MapHandle::create(MapType::ArrayOfMaps, Some("counters"), 4, 4, SLOTS as u32, &inner)?;
-        let slots =
-            Slots { empty: (1..SLOTS as u32).collect(), ready: VecDeque::new(), used: Vec::new(), next: 1 };
+    pub fn create(count: &Count, pins: PinDir) -> libbpf_rs::Result<Arc<Self>> {
+        let earlier = pinned::earlier(&pins, count)?;
+        let made = match Self::make(count, earlier, pins.clone()) {
+            Err(err) if earlier.is_some() => {
+                pinned::begin_anew(&pins, &format!("{err:#}"))?;
+                Self::make(count, None, pins)
+            }
+            made => made,
+        }?;
+        if earlier.is_none() {
+            // Last: without it what is there is not taken over.
+            let keys = made.tables.as_ref().map_or([0; HASH_KEYS], |tables| tables.keys);
+            pinned::save(&made.pins, count, keys)?;
+        }
+        Ok(Arc::new(made))
+    }
+
+    fn make(count: &Count, keys: Option<[u64; HASH_KEYS]>, pins: PinDir) -> libbpf_rs::Result<Self> {
+        let strays = pins.map("strays", &stats("strays"))?;
+        let inner = MapSpec {
+            kind: MapType::ArrayOfMaps,
+            name: "counters",
+            key: 4,
+            value: 4,
+            entries: SLOTS,
+            flags: 0,
+            inner: Some(strays.as_fd()),
+        };
+        let counters = pins.map("counters", &inner)?;
+        let all = pinned::spaces(&pins);
+        let taken: Vec<u32> = all.iter().flat_map(|(_, space)| pinned::counters_of(space)).collect();
+        let is_taken: BTreeSet<u32> = taken.iter().map(|id| id % SLOTS as u32).collect();
+        let slots = Slots {
+            empty: (1..SLOTS as u32).filter(|slot| !is_taken.contains(slot)).collect(),
+            ready: VecDeque::new(),
+            used: Vec::new(),
+            next: taken.iter().map(|id| id / SLOTS as u32 + 1).max().unwrap_or(1),
+        };
         let counter_maps = Self {
             counters,
-            tables: Tables::create(count)?,
-            cidrs: cidrs(&count.cidrs)?,
+            tables: Tables::create(count, keys, &pins)?,
+            cidrs: cidrs(&count.cidrs, &pins)?,
             slots: Mutex::new(slots),
             strays,
             fast_bytes: AtomicUsize::new(0),
+            pins,
         };
         counter_maps.put(&[(0, &counter_maps.strays)])?;
-        Ok(Arc::new(counter_maps))
+        Ok(counter_maps)
     }
 
-    /// So many bytes of [`FAST_BUDGET`], if they are free.
-    pub fn take_fast_bytes(self: &Arc<Self>, bytes: usize) -> Option<FastBytes> {
-        let more = |taken| Some(taken + bytes).filter(|sum| *sum <= FAST_BUDGET);
+    /// So many bytes of [`FAST_BUDGET`], if they are free, or in use already.
+    pub fn take_fast_bytes(self: &Arc<Self>, bytes: usize, in_use: bool) -> Option<FastBytes> {
+        let more = |taken| Some(taken + bytes).filter(|sum| in_use || *sum <= FAST_BUDGET);
         self.fast_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(FastBytes { counter_maps: Arc::clone(self), bytes })
     }
@@ -131,7 +169,7 @@ impl CounterMaps {
         let again = used.len().min(missing);
         let fill: Vec<u32> =
             used[..again].iter().copied().chain(slots.empty.drain(..take)).collect::<Vec<_>>();
-        let maps = fill.iter().map(|_| stats("stats")).collect::<libbpf_rs::Result<Vec<_>>>();
+        let maps = fill.iter().map(|_| stats("stats").create()).collect::<libbpf_rs::Result<Vec<_>>>();
         let put = maps.and_then(|maps| {
             let fresh = fill.iter().copied().zip(&maps);
             let cleared = used[again..].iter().map(|slot| (*slot, &self.strays));
@@ -153,11 +191,11 @@ impl CounterMaps {
         }
     }
 
-    /// Counters for one more interface, all zero.
+    /// Counters for one more interface, all zero; pinned in the directory of its namespace.
     ///
     /// # Errors
     /// If there are too many, or no memory.
-    pub fn open(self: &Arc<Self>) -> libbpf_rs::Result<Slot> {
+    pub fn open(self: &Arc<Self>, pins: &PinDir) -> libbpf_rs::Result<Slot> {
         if self.lock().ready.is_empty() {
             self.reserve(1)?;
         }
@@ -171,7 +209,8 @@ impl CounterMaps {
         slots.next = (slots.next + 1) % (u32::MAX / SLOTS as u32 + 1);
         slots.next = slots.next.max(1);
         drop(slots);
-        let slot = Slot { id, stats, counter_maps: Arc::clone(self) };
+        let name = pinned::stats_name(id);
+        let mut slot = Slot { id, stats, pin: pins.pin(&name), counter_maps: Arc::clone(self) };
         // What is evicted from a table is counted for whoever has the slot, if it is the same.
         let mut first = vec![0u8; size_of::<net_stats>()];
         first[std::mem::offset_of!(net_stats, port)..][..8].copy_from_slice(&u64::from(id).to_ne_bytes());
@@ -179,7 +218,27 @@ impl CounterMaps {
         for direction in Direction::ALL {
             slot.stats.update_percpu(&key(*direction), &values, MapFlags::ANY)?;
         }
+        if let Some(path) = pins.path(&name) {
+            slot.stats.pin(path)?;
+        }
         Ok(slot)
+    }
+
+    /// Counters of an interface that an earlier exporter has left in the directory of its namespace.
+    ///
+    /// # Errors
+    /// If they are not there.
+    pub fn reopen(self: &Arc<Self>, id: u32, pins: &PinDir) -> libbpf_rs::Result<Slot> {
+        let name = pinned::stats_name(id);
+        let path = pins.path(&name).unwrap_or_default();
+        let stats = MapHandle::from_pinned_path(path)?;
+        Ok(Slot { id, stats, pin: pins.pin(&name), counter_maps: Arc::clone(self) })
+    }
+
+    /// Removes counters that an earlier exporter has left and nobody wants any more.
+    pub fn give_back(&self, ids: Vec<u32>, pins: &PinDir) {
+        ids.iter().for_each(|id| drop(pins.pin(&pinned::stats_name(*id))));
+        self.lock().used.extend(ids.iter().map(|id| id % SLOTS as u32));
     }
 
     /// Puts counters into the table, all of them at once.
@@ -211,32 +270,42 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.pin.is_kept() {
+            return;
+        }
         // The table keeps the counters until they are replaced, together with others.
         self.counter_maps.lock().used.push(self.id % SLOTS as u32);
     }
 }
 
 /// Maps that are given to programs must have the names that they have there.
-fn stats(name: &str) -> libbpf_rs::Result<MapHandle> {
-    let value = size_of::<net_stats>() as u32;
-    MapHandle::create(MapType::PercpuArray, Some(name), 4, value, Direction::ALL.len() as u32, &options(0))
+fn stats(name: &str) -> MapSpec<'_> {
+    MapSpec {
+        kind: MapType::PercpuArray,
+        name,
+        key: 4,
+        value: size_of::<net_stats>(),
+        entries: Direction::ALL.len(),
+        flags: 0,
+        inner: None,
+    }
 }
 
 /// A prefix of which another is a part leaves that to it: the longest that matches is found.
-fn cidrs(groups: &[CidrGroup]) -> libbpf_rs::Result<Option<MapHandle>> {
+fn cidrs(groups: &[CidrGroup], pins: &PinDir) -> libbpf_rs::Result<Option<MapHandle>> {
     if groups.is_empty() {
         return Ok(None);
     }
-    let entries = groups.iter().map(|group| group.prefixes.len()).sum::<usize>().max(1) as u32;
-    let flags = options(libbpf_sys::BPF_F_NO_PREALLOC);
-    let map = MapHandle::create(
-        MapType::LpmTrie,
-        Some("cidrs"),
-        size_of::<net_cidr_key>() as u32,
-        4,
-        entries,
-        &flags,
-    )?;
+    let spec = MapSpec {
+        kind: MapType::LpmTrie,
+        name: "cidrs",
+        key: size_of::<net_cidr_key>(),
+        value: 4,
+        entries: groups.iter().map(|group| group.prefixes.len()).sum::<usize>().max(1),
+        flags: libbpf_sys::BPF_F_NO_PREALLOC,
+        inner: None,
+    };
+    let map = pins.map("cidrs", &spec)?;
     for (group, number) in groups.iter().zip(1u32..) {
         for prefix in &group.prefixes {
             map.update(&prefix.key(), &number.to_ne_bytes(), MapFlags::ANY)?;
@@ -261,16 +330,15 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// As root.
     #[test]
     fn slots_are_given_out_again_with_counters_that_are_zero_as_root() {
-        let counter_maps = CounterMaps::create(&Count::default()).expect("this test needs root");
+        let counter_maps =
+            CounterMaps::create(&Count::default(), PinDir::default()).expect("this test needs root");
         counter_maps.reserve(20).unwrap();
-        let mut first: Vec<Slot> = (0..20).map(|_| counter_maps.open().unwrap()).collect();
+        let mut first: Vec<Slot> = (0..20).map(|_| counter_maps.open(&PinDir::default()).unwrap()).collect();
         let gone = first.remove(7);
         let (slot, id) = (gone.id() % SLOTS as u32, gone.id());
         let mut value = vec![0u8; size_of::<net_stats>()];
@@ -282,7 +350,7 @@ mod tests {
         let taken: BTreeSet<u32> = first.iter().map(|slot| slot.id() % SLOTS as u32).collect();
         assert!(!taken.contains(&slot) && !taken.contains(&0));
         counter_maps.reserve(10).unwrap();
-        first.extend((0..10).map(|_| counter_maps.open().unwrap()));
+        first.extend((0..10).map(|_| counter_maps.open(&PinDir::default()).unwrap()));
         let again = first.iter().find(|one| one.id() % SLOTS as u32 == slot).expect("its slot is given out");
         assert_ne!(again.id(), id);
         assert_eq!(again.counters(Direction::Ingress).total_packets(), 0);

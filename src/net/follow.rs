@@ -120,6 +120,7 @@ impl Follower {
         let wanted: Vec<&Interface> =
             lower_first(present).into_iter().filter(|there| self.wants(there)).collect();
         let indexes: BTreeSet<i32> = wanted.iter().map(|there| there.index).collect();
+        self.programs.forget_earlier_but(&indexes);
         let gone: Vec<i32> = self.ports.keys().filter(|index| !indexes.contains(index)).copied().collect();
         for index in gone {
             let is_there = present.iter().any(|there| there.index == index);

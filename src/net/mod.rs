@@ -1,7 +1,8 @@
 //! What crosses the wire: packets and bytes by interface, counted by XDP on the way in and TC on the way out.
 //!
 //! [`Network::start`] attaches to the configured interfaces and keeps watching for them; [`Network::collect`] gives the
-//! metrics at a scrape; dropping it detaches everything.
+//! metrics at a scrape; dropping it detaches everything, unless it is
+//! pinned.
 
 mod abi;
 mod attach;
@@ -15,8 +16,10 @@ mod error;
 mod event;
 mod follow;
 mod hook;
+mod known;
 mod links;
 mod netlink;
+mod pinned;
 mod port;
 mod preview;
 mod programs;
@@ -45,6 +48,7 @@ pub use error::{BeginError, NetworkError};
 pub use event::Event;
 pub use hook::Hook;
 pub(crate) use links::interfaces_in;
+pub(crate) use pinned::{detach_filters, remove_pinned};
 pub use preview::describe;
 pub use programs::cpu_slots;
 pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};

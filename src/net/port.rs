@@ -3,12 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::pins::PinDir;
+
 use super::abi::{Direction, Link};
 use super::attach::{Attached, ONE_PIECE_MTU, Refusal, attach_egress, attach_ingress, described};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
+use super::known::Entry;
 use super::links::{Interface, KernelCount};
-use super::programs::{Entry, Program, Programs};
+use super::pinned::{HeldLink, keep};
+use super::programs::{Program, Programs};
 
 /// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.
 const MISSING: u64 = 32;
@@ -21,6 +25,7 @@ pub(crate) struct Port {
     ingress: Side,
     egress: Side,
     entry: Arc<Entry>,
+    pins: PinDir,
 }
 
 /// One direction.
@@ -77,10 +82,11 @@ impl Port {
     /// # Errors
     /// If the kernel makes no counters.
     pub fn open(on: Interface, mode: Mode, programs: &Programs) -> libbpf_rs::Result<Self> {
-        let entry = Arc::new(programs.enter(on.index, on.link, may_use_fast_path(&on, mode, programs))?);
-        let ingress = Side::new(open_ingress(&on, mode, programs, &entry));
-        let egress = Side::new(open_egress(&on, programs));
-        Ok(Self { on, ingress, egress, entry })
+        let (entry, mut held) = programs.enter(on.index, on.link, may_use_fast_path(&on, mode, programs))?;
+        let entry = Arc::new(entry);
+        let ingress = Side::new(open_ingress(&on, mode, programs, &entry, &mut held));
+        let egress = Side::new(open_egress(&on, programs, &mut held));
+        Ok(Self { on, ingress, egress, entry, pins: programs.pins().clone() })
     }
 
     /// Tries again what was refused, and what the kernel does not have any more.
@@ -94,11 +100,13 @@ impl Port {
             if side.state.is_ok() && !gone {
                 continue;
             }
+            // What is gone is dropped first, so that it does not take the pin of what comes.
+            let before = std::mem::replace(&mut side.state, Err(unattached())).err();
             let again = match direction {
-                Direction::Ingress => open_ingress(&on, mode, programs, &entry),
-                Direction::Egress => open_egress(&on, programs),
+                Direction::Ingress => open_ingress(&on, mode, programs, &entry, &mut Vec::new()),
+                Direction::Egress => open_egress(&on, programs, &mut Vec::new()),
             };
-            let same = matches!((&side.state, &again), (Err(before), Err(now)) if before == now);
+            let same = matches!((&before, &again), (Some(before), Err(now)) if before == now);
             *side = Side::new(again);
             if !same {
                 changes.push(side.reported(*direction));
@@ -111,18 +119,21 @@ impl Port {
     pub fn lead(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
-            let on = self.on.clone();
+            let (on, pins) = (self.on.clone(), self.pins.clone());
             let side = self.side(*direction);
             let Ok(placed) = &side.state else { continue };
             let Some(first) = placed.attached.is_behind(placed.program.as_fd(), &on) else { continue };
             let (program, hook, reason) = (Arc::clone(&placed.program), placed.hook, placed.reason.clone());
             // First off and then on: in the other order a packet between would be counted twice.
-            side.state = Err(Refusal { reason: "other", text: String::new() });
+            side.state = Err(unattached());
             let again = match direction {
                 Direction::Ingress => attach_ingress(program.as_fd(), &on, hook, &|_| false),
                 Direction::Egress => attach_egress(program.as_fd(), &on),
             };
-            side.state = again.map(|attached| Placed { attached, program, hook, reason });
+            side.state = again.map(|mut attached| {
+                keep(&pins, &mut attached, on.index, *direction, hook);
+                Placed { attached, program, hook, reason }
+            });
             changes.push(match &side.state {
                 Ok(_) => Change::Moved { direction: *direction, before: described(first) },
                 Err(_) => side.reported(*direction),
@@ -227,6 +238,11 @@ impl Side {
     }
 }
 
+/// Of a direction whose program is taken out and put in again.
+fn unattached() -> Refusal {
+    Refusal { reason: "other", text: String::new() }
+}
+
 fn refuse(on: &Interface, err: &str) -> Refusal {
     Refusal { reason: "no_hook", text: format!("{}: {err}", on.name) }
 }
@@ -248,9 +264,24 @@ fn may_use_fast_path(on: &Interface, mode: Mode, programs: &Programs) -> bool {
     !programs.with_talkers() && matches!(first, Some(Hook::Native | Hook::Generic))
 }
 
-fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) -> Result<Placed, Refusal> {
+fn open_ingress(
+    on: &Interface,
+    mode: Mode,
+    programs: &Programs,
+    entry: &Entry,
+    held: &mut Vec<HeldLink>,
+) -> Result<Placed, Refusal> {
     let choice = choose(on, mode).map_err(|err| refuse(on, &err))?;
     let mut reason = choice.reason;
+    if let Some((attached, program, hook)) = take_over(
+        Direction::Ingress,
+        held,
+        choice.hooks,
+        |hook| candidates(on, hook, programs, entry),
+        programs,
+    ) {
+        return Ok(Placed { attached, program, hook, reason });
+    }
     let mut last = None;
     for hook in choice.hooks {
         match open_hook(on, *hook, programs, entry) {
@@ -267,25 +298,56 @@ fn open_ingress(on: &Interface, mode: Mode, programs: &Programs, entry: &Entry) 
     Err(last.unwrap_or_else(|| refuse(on, "no hook to attach to")))
 }
 
+/// Goes on with the link that an earlier exporter has at one of these hooks; those at others are detached.
+fn take_over(
+    direction: Direction,
+    held: &mut Vec<HeldLink>,
+    hooks: &[Hook],
+    candidates: impl Fn(Hook) -> &'static [Program],
+    programs: &Programs,
+) -> Option<(Attached, Arc<OwnedFd>, Hook)> {
+    let (mut ours, others): (Vec<_>, Vec<_>) =
+        std::mem::take(held).into_iter().partition(|link| link.direction == direction);
+    *held = others;
+    let at = ours.iter().position(|link| hooks.contains(&link.hook))?;
+    let link = ours.swap_remove(at);
+    let hook = link.hook;
+    let program = candidates(hook).iter().find_map(|candidate| programs.get(*candidate).ok())?;
+    match Attached::take_over(link, program.as_fd()) {
+        Ok(attached) => Some((attached, program, hook)),
+        Err(err) => {
+            log::warn!("an earlier exporter's link is attached anew: {err}");
+            None
+        }
+    }
+}
+
+/// Programs for a hook, the best first.
+fn candidates(on: &Interface, hook: Hook, programs: &Programs, entry: &Entry) -> &'static [Program] {
+    match hook {
+        Hook::Tcx => &[Program::TcIngress],
+        // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
+        Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
+        _ if programs.with_talkers() => &[Program::Talkers],
+        _ if programs.have_fast_path() && entry.has_fast_path() && on.link == Link::Ethernet => {
+            &[Program::Fast, Program::Slow]
+        }
+        _ => &[Program::Slow],
+    }
+}
+
 fn open_hook(
     on: &Interface,
     hook: Hook,
     programs: &Programs,
     entry: &Entry,
 ) -> Result<(Attached, Arc<OwnedFd>), Refusal> {
-    let candidates: &[Program] = match hook {
-        Hook::Tcx => &[Program::TcIngress],
-        // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
-        Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
-        _ if programs.with_talkers() => &[Program::Talkers],
-        _ if entry.has_fast_path() && on.link == Link::Ethernet => &[Program::Fast, Program::Slow],
-        _ => &[Program::Slow],
-    };
     let mut error = None;
-    for candidate in candidates {
+    for candidate in candidates(on, hook, programs, entry) {
         match programs.get(*candidate) {
             Ok(program) => {
-                let attached = attach_ingress(program.as_fd(), on, hook, &|id| programs.are(id))?;
+                let mut attached = attach_ingress(program.as_fd(), on, hook, &|id| programs.are(id))?;
+                keep(programs.pins(), &mut attached, on.index, Direction::Ingress, hook);
                 return Ok((attached, program));
             }
             Err(err) => {
@@ -300,9 +362,16 @@ fn open_hook(
     }
 }
 
-fn open_egress(on: &Interface, programs: &Programs) -> Result<Placed, Refusal> {
+fn open_egress(on: &Interface, programs: &Programs, held: &mut Vec<HeldLink>) -> Result<Placed, Refusal> {
     crosses_hooks(on).map_err(|err| refuse(on, &err))?;
+    let reason = String::new();
+    if let Some((attached, program, hook)) =
+        take_over(Direction::Egress, held, &[Hook::Tcx], |_| &[Program::TcEgress], programs)
+    {
+        return Ok(Placed { attached, program, hook, reason });
+    }
     let program = programs.get(Program::TcEgress).map_err(refuse_load(on))?;
-    let attached = attach_egress(program.as_fd(), on)?;
-    Ok(Placed { attached, program, hook: Hook::Tcx, reason: String::new() })
+    let mut attached = attach_egress(program.as_fd(), on)?;
+    keep(programs.pins(), &mut attached, on.index, Direction::Egress, Hook::Tcx);
+    Ok(Placed { attached, program, hook: Hook::Tcx, reason })
 }

@@ -1,23 +1,23 @@
 //! The packet programs of one network namespace, each loaded once, and the interfaces that they know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::mem::{MaybeUninit, offset_of};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use libbpf_rs::MapCore;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use crate::logging::log_libbpf;
-use crate::mapping::Mapped;
+use crate::pins::PinDir;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
-use super::abi::{Direction, FAST_BLOCKS, Link, PORTS, net_fast, net_port, net_ports};
-use super::counter_maps::{CounterMaps, FAST_BUDGET, FastBytes, Slot};
-use super::counters::Counters;
-use super::sys::{options, program_id, set_operand};
+use super::abi::{FAST_BLOCKS, Link, net_fast};
+use super::counter_maps::{CounterMaps, FAST_BUDGET};
+use super::known::{Entry, Known};
+use super::pinned::HeldLink;
+use super::sys::{program_id, set_operand};
 
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,75 +77,28 @@ pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
 pub(crate) struct Programs {
     counter_maps: Arc<CounterMaps>,
     switches: u32,
+    fast: bool,
     known: Arc<Known>,
+    /// Interfaces that an earlier exporter has entered, by index, and its links to them.
+    earlier: Mutex<BTreeMap<i32, (Entry, Vec<HeldLink>)>>,
     loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
-}
-
-/// The tables by which programs find an interface.
-#[derive(Debug)]
-struct Known {
-    ports: (MapHandle, Mapped<AtomicU32>),
-    more: MapHandle,
-    fast: Option<Fast>,
-    /// Who has which place in `ports`: an interface's index, or zero.
-    places: Mutex<Vec<u32>>,
-}
-
-/// Fast-path counters.
-#[derive(Debug)]
-struct Fast {
-    map: MapHandle,
-    words: Mapped<AtomicU64>,
-    /// Of one interface: as many as there are CPUs.
-    slots: usize,
-    blocks: usize,
-    /// First blocks that no interface has. The one that was longest unused is taken, so that no CPU still counts there.
-    free: Mutex<std::collections::VecDeque<u16>>,
-    /// Its part of the budget of all namespaces.
-    _bytes: FastBytes,
-}
-
-/// An interface that programs know. Dropping it makes them forget it.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    index: u32,
-    slot: Slot,
-    block: Option<u16>,
-    known: Arc<Known>,
 }
 
 impl Programs {
     /// Tables for the interfaces of one namespace; `fast` are how many at most have fast-path counters, `switches` what
-    /// else is counted ([`super::stats::program_switches`]).
+    /// else is counted ([`super::stats::program_switches`]). What is in `pins` is gone on with.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn new(counter_maps: Arc<CounterMaps>, fast: usize, switches: u32) -> libbpf_rs::Result<Self> {
-        let shared = options(libbpf_sys::BPF_F_MMAPABLE);
-        let ports = MapHandle::create(
-            MapType::Array,
-            Some(".bss.ports"),
-            4,
-            size_of::<net_ports>() as u32,
-            1,
-            &shared,
-        )?;
-        let mapping = Mapped::new(ports.as_fd(), size_of::<net_ports>() / 4)?;
-        let more = MapHandle::create(
-            MapType::Hash,
-            Some("more_ports"),
-            4,
-            size_of::<net_port>() as u32,
-            super::abi::SLOTS as u32,
-            &options(libbpf_sys::BPF_F_NO_PREALLOC),
-        )?;
-        let known = Known {
-            ports: (ports, mapping),
-            more,
-            fast: Fast::new(fast, &counter_maps)?,
-            places: Mutex::new(vec![0; PORTS]),
-        };
-        Ok(Self { counter_maps, switches, known: Arc::new(known), loaded: Mutex::default() })
+    pub fn new(
+        counter_maps: Arc<CounterMaps>,
+        fast: usize,
+        switches: u32,
+        pins: PinDir,
+    ) -> libbpf_rs::Result<Self> {
+        let known = Arc::new(Known::new(fast, &counter_maps, pins)?);
+        let earlier = Mutex::new(known.earlier(&counter_maps));
+        Ok(Self { counter_maps, switches, fast: fast > 0, known, earlier, loaded: Mutex::default() })
     }
 
     /// Gets counters for so many interfaces ready, all at once, and gives back those of interfaces that are gone.
@@ -156,45 +109,37 @@ impl Programs {
         self.counter_maps.reserve(interfaces)
     }
 
-    /// Enters an interface, before anything is attached to it; with fast-path counters if there are any left.
+    /// Enters an interface, before anything is attached to it; with fast-path counters if there are any left. One that an
+    /// earlier exporter has entered goes on, with its links.
     ///
     /// # Errors
     /// If the kernel makes no counters for it.
-    pub fn enter(&self, ifindex: i32, link: Link, fast: bool) -> libbpf_rs::Result<Entry> {
-        let index = ifindex as u32;
-        let slot = self.counter_maps.open()?;
-        let place = index as usize % PORTS;
-        let mut places = self.known.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let direct = places[place] == 0;
-        let block = self
-            .known
-            .fast
-            .as_ref()
-            .filter(|_| fast && direct && link == Link::Ethernet)
-            .and_then(Fast::take);
-        let port = net_port {
-            ifindex: index,
-            id: slot.id(),
-            block: block.unwrap_or(0),
-            link: link as u8,
-            ..Default::default()
-        };
-        if direct {
-            let words = &self.known.ports.1[place * size_of::<net_port>() / 4..];
-            words[offset_of!(net_port, id) / 4].store(port.id, Ordering::Relaxed);
-            let packed = u32::from(port.block) | u32::from(port.link) << 16;
-            words[offset_of!(net_port, block) / 4].store(packed, Ordering::Relaxed);
-            // Last, for it makes the rest valid.
-            words[offset_of!(net_port, ifindex) / 4].store(index, Ordering::Release);
-            places[place] = index;
-        } else {
-            let mut bytes = vec![0u8; size_of::<net_port>()];
-            bytes[offset_of!(net_port, ifindex)..][..4].copy_from_slice(&index.to_ne_bytes());
-            bytes[offset_of!(net_port, id)..][..4].copy_from_slice(&port.id.to_ne_bytes());
-            bytes[offset_of!(net_port, link)] = port.link;
-            self.known.more.update(&index.to_ne_bytes(), &bytes, MapFlags::ANY)?;
+    pub fn enter(&self, ifindex: i32, link: Link, fast: bool) -> libbpf_rs::Result<(Entry, Vec<HeldLink>)> {
+        let earlier = self.lock_earlier().remove(&ifindex);
+        if let Some((entry, links)) = earlier.filter(|(entry, _)| entry.link() == link) {
+            return Ok((entry, links));
         }
-        Ok(Entry { index, slot, block, known: Arc::clone(&self.known) })
+        let slot = self.counter_maps.open(&self.known.pins)?;
+        Ok((self.known.enter(slot, ifindex as u32, link, fast)?, Vec::new()))
+    }
+
+    /// Forgets interfaces that an earlier exporter has entered and nobody wants any more.
+    pub fn forget_earlier_but(&self, wanted: &BTreeSet<i32>) {
+        self.lock_earlier().retain(|index, _| wanted.contains(index));
+    }
+
+    fn lock_earlier(&self) -> MutexGuard<'_, BTreeMap<i32, (Entry, Vec<HeldLink>)>> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where links to the namespace's interfaces are pinned.
+    pub fn pins(&self) -> &PinDir {
+        &self.known.pins
+    }
+
+    /// Whether the fast path counts all that is to be counted.
+    pub fn have_fast_path(&self) -> bool {
+        self.fast
     }
 
     /// A program in the kernel; loaded when it is first asked for.
@@ -250,16 +195,17 @@ impl Programs {
             open.maps.cidrs.set_max_entries(cidrs.max_entries())?;
             open.maps.cidrs.reuse_fd(cidrs.as_fd())?;
         }
-        open.maps.bss_ports.reuse_fd(self.known.ports.0.as_fd())?;
-        open.maps.more_ports.reuse_fd(self.known.more.as_fd())?;
+        let [ports, more] = self.known.ports();
+        open.maps.bss_ports.reuse_fd(ports.as_fd())?;
+        open.maps.more_ports.reuse_fd(more.as_fd())?;
         open.maps.strays.reuse_fd(self.counter_maps.strays_map())?;
         open.maps.counters.reuse_fd(self.counter_maps.counters())?;
-        match &self.known.fast {
-            Some(fast) if which == Program::Fast => {
+        match self.known.fast() {
+            Some((fast, blocks)) if which == Program::Fast => {
                 // The size first: libbpf has mapped the map's memory, and unmaps as much as the map is large.
-                open.maps.bss_fast.set_value_size((fast.blocks * size_of::<net_fast>()) as u32)?;
-                open.maps.bss_fast.reuse_fd(fast.map.as_fd())?;
-                set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, fast.blocks as i32 - 1)?;
+                open.maps.bss_fast.set_value_size((blocks * size_of::<net_fast>()) as u32)?;
+                open.maps.bss_fast.reuse_fd(fast.as_fd())?;
+                set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, blocks as i32 - 1)?;
             }
             _ => open.maps.bss_fast.set_autocreate(false)?,
         }
@@ -269,80 +215,6 @@ impl Programs {
         }
         let skel = open.load()?;
         Ok(program(&skel, which.name())?)
-    }
-}
-
-impl Fast {
-    /// `None` if there is no room for one interface.
-    fn new(interfaces: usize, counter_maps: &Arc<CounterMaps>) -> libbpf_rs::Result<Option<Self>> {
-        if interfaces == 0 {
-            return Ok(None);
-        }
-        let slots = cpu_slots()?;
-        let bytes = fast_memory(interfaces, slots) as usize;
-        if bytes < slots * size_of::<net_fast>() {
-            return Ok(None);
-        }
-        let Some(taken) = counter_maps.take_fast_bytes(bytes) else { return Ok(None) };
-        let shared = options(libbpf_sys::BPF_F_MMAPABLE);
-        let map = MapHandle::create(MapType::Array, Some(".bss.fast"), 4, bytes as u32, 1, &shared)?;
-        let words = Mapped::new(map.as_fd(), bytes / 8)?;
-        let blocks = bytes / size_of::<net_fast>();
-        let free = (0..blocks as u16).step_by(slots).collect();
-        Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free), _bytes: taken }))
-    }
-
-    /// A first block, all of whose counters are zero.
-    fn take(&self) -> Option<u16> {
-        let block = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
-        self.words_of(block).iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        Some(block)
-    }
-
-    fn words_of(&self, block: u16) -> &[AtomicU64] {
-        let each = size_of::<net_fast>() / 8;
-        &self.words[usize::from(block) * each..][..self.slots * each]
-    }
-}
-
-impl Entry {
-    /// By which programs know it, and tables of talkers.
-    pub fn id(&self) -> u32 {
-        self.slot.id()
-    }
-
-    /// Whether it has fast-path counters.
-    pub fn has_fast_path(&self) -> bool {
-        self.block.is_some()
-    }
-
-    /// What was counted so far.
-    pub fn counters(&self, direction: Direction) -> Counters {
-        let sum = self.slot.counters(direction);
-        match (&self.known.fast, self.block) {
-            (Some(fast), Some(block)) if direction == Direction::Ingress => {
-                sum.with_fast(fast.words_of(block).iter().map(|word| word.load(Ordering::Relaxed)))
-            }
-            _ => sum,
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut places = self.known.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = self.index as usize % PORTS;
-        if places[place] == self.index {
-            places[place] = 0;
-            let words = &self.known.ports.1[place * size_of::<net_port>() / 4..];
-            words[offset_of!(net_port, ifindex) / 4].store(0, Ordering::Release);
-        } else {
-            // It fails only if it is not there.
-            let _ = self.known.more.delete(&self.index.to_ne_bytes());
-        }
-        if let (Some(fast), Some(block)) = (&self.known.fast, self.block) {
-            fast.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(block);
-        }
     }
 }
 

@@ -14,9 +14,12 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::exposition::{Family, Kind, Number};
 use crate::logging::log_libbpf;
+use crate::pins::PinDir;
 
 use super::config::Count;
+use super::pinned::stack_directory;
 use super::sockets::STATES;
+use super::sys::{open_pinned, pin};
 
 include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
 
@@ -32,7 +35,16 @@ const REASONS: usize = offset_of!(stack_stats, states) / 8;
 const ROW: usize = 16;
 const SLOTS: usize = size_of::<stack_histogram>() / 8 - 1;
 
-/// The programs at the stack's tracepoints. Dropping it takes them away.
+/// Tracepoints, and whether it is that of drops.
+const TRACEPOINTS: [(&str, bool); 5] = [
+    ("kfree_skb", true),
+    ("inet_sock_set_state", false),
+    ("tcp_retransmit_skb", false),
+    ("tcp_send_reset", false),
+    ("tcp_receive_reset", false),
+];
+
+/// The programs at the stack's tracepoints. Dropping it takes those away that are not pinned.
 #[derive(Debug)]
 pub(crate) struct Stack {
     drops: bool,
@@ -42,42 +54,67 @@ pub(crate) struct Stack {
     _links: Vec<OwnedFd>,
 }
 
+/// Counters and links of an earlier exporter, if all that are wanted are there.
+fn earlier(pins: &PinDir, wanted: &[&str]) -> Option<(MapHandle, Vec<OwnedFd>)> {
+    let stats = MapHandle::from_pinned_path(pins.path("stats").filter(|path| path.exists())?).ok()?;
+    let links = wanted.iter().map(|name| open_pinned(&pins.path(name)?).ok()).collect::<Option<Vec<_>>>()?;
+    Some((stats, links))
+}
+
+fn attach(count: &Count, wanted: &[&str], pins: &PinDir) -> libbpf_rs::Result<(MapHandle, Vec<OwnedFd>)> {
+    log_libbpf();
+    let mut storage = MaybeUninit::uninit();
+    let mut open = StackSkelBuilder::default().open(&mut storage)?;
+    if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+        constants.namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
+    }
+    open.progs.drop.set_autoload(count.drop_reasons);
+    let progs = &mut open.progs;
+    for program in [&mut progs.state, &mut progs.retransmit, &mut progs.reset_sent, &mut progs.reset_received]
+    {
+        program.set_autoload(count.tcp);
+    }
+    let skel = open.load()?;
+    let progs = &skel.progs;
+    let all = [&progs.drop, &progs.state, &progs.retransmit, &progs.reset_sent, &progs.reset_received];
+    let mut stats = MapHandle::try_from(&skel.maps.stats)?;
+    if let Some(path) = pins.path("stats") {
+        stats.pin(path)?;
+    }
+    let mut links = Vec::new();
+    for ((name, _), program) in TRACEPOINTS.iter().zip(all).filter(|((name, _), _)| wanted.contains(name)) {
+        let link = program.attach_raw_tracepoint(*name)?.as_fd().try_clone_to_owned()?;
+        if let Some(path) = pins.path(name) {
+            pin(link.as_fd(), &path)?;
+        }
+        links.push(link);
+    }
+    Ok((stats, links))
+}
+
 impl Stack {
-    /// Attaches what is wanted, for the thread's network namespace; `None` if nothing is.
+    /// Attaches what is wanted, for the thread's network namespace, or goes on with what an earlier exporter has left in `pins`;
+    /// `None` if nothing is wanted.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn load(count: &Count) -> libbpf_rs::Result<Option<Self>> {
+    pub fn load(count: &Count, pins: &PinDir) -> libbpf_rs::Result<Option<Self>> {
+        let pins = stack_directory(pins, count)?;
         if !count.drop_reasons && !count.tcp {
             return Ok(None);
         }
-        log_libbpf();
-        let mut storage = MaybeUninit::uninit();
-        let mut open = StackSkelBuilder::default().open(&mut storage)?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
-        }
-        open.progs.drop.set_autoload(count.drop_reasons);
-        let progs = &mut open.progs;
-        for program in
-            [&mut progs.state, &mut progs.retransmit, &mut progs.reset_sent, &mut progs.reset_received]
-        {
-            program.set_autoload(count.tcp);
-        }
-        let skel = open.load()?;
-        let stats = MapHandle::try_from(&skel.maps.stats)?;
-        let mut links = Vec::new();
-        for (wanted, program, tracepoint) in [
-            (count.drop_reasons, &skel.progs.drop, "kfree_skb"),
-            (count.tcp, &skel.progs.state, "inet_sock_set_state"),
-            (count.tcp, &skel.progs.retransmit, "tcp_retransmit_skb"),
-            (count.tcp, &skel.progs.reset_sent, "tcp_send_reset"),
-            (count.tcp, &skel.progs.reset_received, "tcp_receive_reset"),
-        ] {
-            if wanted {
-                links.push(program.attach_raw_tracepoint(tracepoint)?.as_fd().try_clone_to_owned()?);
+        let wanted: Vec<&str> = TRACEPOINTS
+            .iter()
+            .filter(|(_, is_drop)| if *is_drop { count.drop_reasons } else { count.tcp })
+            .map(|(name, _)| *name)
+            .collect();
+        let (stats, links) = match earlier(&pins, &wanted) {
+            Some(all) => all,
+            None => {
+                pins.clear()?;
+                attach(count, &wanted, &pins)?
             }
-        }
+        };
         let reasons = if count.drop_reasons { drop_reasons()? } else { BTreeMap::new() };
         Ok(Some(Self { drops: count.drop_reasons, tcp: count.tcp, stats, reasons, _links: links }))
     }

@@ -8,8 +8,8 @@ use super::attach::Refusal;
 use super::collect::Reading;
 use super::config::Space;
 use super::hook::Hook;
+use super::known::Entry;
 use super::port::Port;
-use super::programs::Entry;
 
 /// One interface, as it was when it was last looked at.
 #[derive(Debug, Clone)]

@@ -2,19 +2,13 @@
 //! namespaces, random keys, and the monotonic clock.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
-
-/// How a map is made.
-pub(crate) fn options(flags: u32) -> libbpf_sys::bpf_map_create_opts {
-    libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-        map_flags: flags,
-        ..Default::default()
-    }
-}
 
 /// Attaches a program to a network interface by a link; closing the descriptor detaches it.
 ///
@@ -40,11 +34,12 @@ pub(crate) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The interface that an XDP or TCX link is attached to; zero once it was detached by force or the interface is gone.
+/// The interface that an XDP or TCX link is attached to, and the program's id. The interface is zero once the link was detached
+/// by force or the interface is gone.
 ///
 /// # Errors
 /// If the kernel does not say.
-pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut length = size_of_val(&info) as u32;
     // SAFETY: the kernel writes at most as many bytes as it is told that there are.
@@ -53,7 +48,61 @@ pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
         return Err(io::Error::from_raw_os_error(-result));
     }
     // SAFETY: plain numbers, all of which may be read whatever the kernel has written. TCX keeps its own in the same place.
-    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
+    Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
+}
+
+/// Puts another program in the place of a link's, at once.
+///
+/// # Errors
+/// If it does not fit there.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: two descriptors, and no options.
+    let result =
+        unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// Pins a program or link on a BPF file system.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the text outlives the call and ends with a zero.
+    let result = unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// What is pinned there.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the text outlives the call and ends with a zero.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The kernel's number of this thread's network namespace, which no other one has until the machine is started again.
+///
+/// # Errors
+/// If the kernel does not say: before Linux 5.14.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    // Any socket will do.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let result = unsafe {
+        let place = std::ptr::from_mut(&mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, place, &mut length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// Ids of the programs of a hook of an interface, in the order in which they run.

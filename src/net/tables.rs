@@ -6,13 +6,15 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
+use crate::pins::{MapSpec, PinDir};
+
 use super::abi::{
     HASH_KEYS, SKETCH_BYTES, TICK_NANOSECONDS, WAYS, net_flow, net_flow_key, net_flows, net_set, net_talker,
     net_talkers,
 };
 use super::config::Count;
 use super::counters::Sum;
-use super::sys::{options, random};
+use super::sys::random;
 
 /// Tables that all interfaces share.
 #[derive(Debug)]
@@ -84,22 +86,28 @@ pub(crate) fn memory(count: &Count, cpus: usize) -> u64 {
 }
 
 impl Tables {
-    /// Makes the tables; `None` if no talkers are wanted.
+    /// Makes the tables, or takes over those in `pins`, whose keys these are; `None` if no talkers are wanted.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn create(count: &Count) -> libbpf_rs::Result<Option<Self>> {
+    pub fn create(
+        count: &Count,
+        keys: Option<[u64; HASH_KEYS]>,
+        pins: &PinDir,
+    ) -> libbpf_rs::Result<Option<Self>> {
         if count.talkers == 0 {
             return Ok(None);
         }
-        let table = |name: &str, size: usize, sets: u32| {
-            MapHandle::create(MapType::PercpuArray, Some(name), 4, size as u32, sets, &options(0))
+        let table = |name: &str, value: usize, sets: u32| {
+            let kind = MapType::PercpuArray;
+            let entries = sets as usize;
+            pins.map(name, &MapSpec { kind, name, key: 4, value, entries, flags: 0, inner: None })
         };
         Ok(Some(Self {
             talkers: table("talkers", size_of::<net_talkers>(), sets(count.talkers))?,
             flows: table("flows", size_of::<net_flows>(), sets(count.flows.max(1)))?,
             sketch: table("sketch", SKETCH_BYTES as usize, 1)?,
-            keys: random()?,
+            keys: keys.map_or_else(random, Ok)?,
             with_flows: count.flows > 0,
         }))
     }

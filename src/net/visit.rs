@@ -14,6 +14,7 @@ use super::event::Event;
 use super::follow::{Area, Follower};
 use super::hook::fast_interfaces;
 use super::links::{Changes, interfaces};
+use super::pinned::{directory, forget_space};
 use super::programs::Programs;
 use super::selection::InterfaceSelection;
 use super::spaces::Namespace;
@@ -90,12 +91,10 @@ impl Visit {
         let present = interfaces().map_err(BeginError::Interfaces)?;
         let scope = self.selection.scope();
         let fast = fast_interfaces(&self.config, &scope, &present);
-        let programs = Programs::new(
-            Arc::clone(&self.counter_maps),
-            fast,
-            program_switches(&self.config.count.statistics),
-        )
-        .map_err(BeginError::Programs)?;
+        let switches = program_switches(&self.config.count.statistics);
+        let programs = directory(&self.counter_maps, &self.space)
+            .and_then(|pins| Programs::new(Arc::clone(&self.counter_maps), fast, switches, pins))
+            .map_err(BeginError::Programs)?;
         let area = Area {
             scope: scope.clone(),
             mode: self.config.mode,
@@ -187,6 +186,9 @@ impl Visit {
             .map_err(|error| format!("failed to enter it: {error}; run with CAP_SYS_ADMIN"))?;
         let follower = self.begin().map_err(|error| error.to_string())?;
         self.stay(follower, &|| there.is_there());
+        if !self.stop.is_asked() {
+            forget_space(&self.counter_maps, &self.space);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use super::counter_maps::CounterMaps;
 use super::error::NetworkError;
 use super::event::Event;
 use super::hook::Hook;
+use super::pinned::forget_others;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;
@@ -24,8 +25,9 @@ use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::visit::{Reporter, Stop, Visit};
 use crate::exposition::Family;
+use crate::pins::PinDir;
 
-/// The packet counters of a running exporter. Dropping it detaches all programs.
+/// The packet counters of a running exporter. Dropping it detaches all programs that are not pinned.
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
@@ -52,12 +54,27 @@ impl Network {
         config: NetworkConfig,
         report: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
-        let counter_maps = CounterMaps::create(&config.count).map_err(|source| {
+        Self::start_in(config, PinDir::default(), report)
+    }
+
+    /// As [`Network::start`], with all that is in the kernel pinned in a directory; goes on with what an earlier exporter has left
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Network::start`].
+    pub(crate) fn start_in(
+        config: NetworkConfig,
+        pins: PinDir,
+        report: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Self, NetworkError> {
+        let counter_maps = CounterMaps::create(&config.count, pins).map_err(|source| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError::Tables { bytes, source }
         })?;
         let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| NetworkError::Eventfd(error.into()))?;
-        let stack = Stack::load(&config.count).map_err(NetworkError::Stack)?;
+        let stack = Stack::load(&config.count, &counter_maps.pins).map_err(NetworkError::Stack)?;
+        let scopes = config.scopes();
+        forget_others(&counter_maps, &scopes.iter().map(|scope| &scope.space).collect::<Vec<_>>());
         let mut network = Self {
             stack,
             status: Arc::default(),
@@ -68,7 +85,7 @@ impl Network {
             config,
         };
         let report: Reporter = Arc::new(Mutex::new(report));
-        for (number, scope) in network.config.scopes().into_iter().enumerate() {
+        for (number, scope) in scopes.into_iter().enumerate() {
             network.watch(number, scope, &report)?;
         }
         Ok(network)
@@ -251,6 +268,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        self.counter_maps.pins.keep();
         self.stop.now();
         for watch in self.watches.drain(..) {
             // One that panicked has dropped what it had attached.

@@ -11,6 +11,7 @@ use rustix::fs::FlockOperation;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::dir::PinDir;
 use super::document;
 use super::{PinError, failed};
 
@@ -20,10 +21,10 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Links that are removed at once: the kernel waits for each.
 const THREADS: usize = 32;
 
-const DOCUMENT: &str = "state";
+pub(super) const DOCUMENT: &str = "state";
 
-/// The document about packets.
-const PACKETS: &str = "state-packets";
+/// What is pinned of the counters of packets.
+const NETWORK: &str = "network";
 
 /// The directory of one exporter, which no other one uses as long as this is held.
 #[derive(Debug)]
@@ -102,20 +103,12 @@ impl StateDirectory {
         save(&self.path.join(DOCUMENT), state)
     }
 
-    /// What counters of packets were last shown as.
+    /// Where what is pinned of the counters of packets is.
     ///
     /// # Errors
-    /// As [`Folder::load`].
-    pub fn load_packets<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
-        load(&self.path.join(PACKETS))
-    }
-
-    /// Writes that down.
-    ///
-    /// # Errors
-    /// As [`Folder::save`].
-    pub fn save_packets<T: Serialize>(&self, shown: &T) -> Result<(), PinError> {
-        save(&self.path.join(PACKETS), shown)
+    /// If it cannot be made.
+    pub fn network(&self) -> Result<PinDir, PinError> {
+        PinDir::at(self.path.clone()).child(NETWORK)
     }
 
     /// The engine of this name.
@@ -204,7 +197,7 @@ impl Pins {
     /// The document about this engine.
     ///
     /// # Errors
-    /// As [`Folder::load`].
+    /// As [`StateDirectory::load`].
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
         load(&self.directory.join(DOCUMENT))
     }
@@ -212,7 +205,7 @@ impl Pins {
     /// Writes that document, unless it is what was written last.
     ///
     /// # Errors
-    /// As [`Folder::save`].
+    /// As [`StateDirectory::save`].
     pub fn save<T: Serialize>(&self, state: &T, last: &mut Vec<u8>) -> Result<(), PinError> {
         let path = self.directory.join(DOCUMENT);
         let bytes = encoded(&path, state)?;
@@ -241,13 +234,13 @@ impl Pins {
     }
 }
 
-fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
     let Some(bytes) = document::read(path)? else { return Ok(None) };
     let read = serde_json::from_slice(&bytes);
     read.map(Some).map_err(|err| PinError::new(format!("read {}", path.display()), err, ""))
 }
 
-fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
+pub(super) fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
     document::write(path, &encoded(path, state)?)
 }
 
@@ -256,18 +249,20 @@ fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
     bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
-/// Removes all state in the directory, and the directory: everything that it has attached is detached.
+/// Removes all state in the directory, and the directory: everything that it has attached is detached. `detach` is called for that of
+/// the network first, for what is not detached by removing it.
 ///
 /// # Errors
 /// If an exporter uses it, or it is not one.
-pub fn remove_all(path: &Path) -> Result<(), PinError> {
+pub fn remove_all(path: &Path, detach: impl FnOnce(&PinDir)) -> Result<(), PinError> {
     let what = || format!("remove the pinned state in {}", path.display());
     let about = fs::symlink_metadata(path).map_err(failed("look at", path))?;
     let system = rustix::fs::statfs(path).map_err(io::Error::from).map_err(failed("look at", path))?;
     if !about.is_dir() || system.f_type as i64 != BPF_FS_MAGIC {
         return Err(PinError::new(what(), "it is not a directory on a BPF file system", ""));
     }
-    let is_ours = |name: &String| name.starts_with(DOCUMENT) || name.parse::<u32>().is_ok();
+    let is_ours =
+        |name: &String| name.starts_with(DOCUMENT) || name == NETWORK || name.parse::<u32>().is_ok();
     if let Some(other) = names(path).into_iter().find(|name| !is_ours(name)) {
         return Err(PinError::new(what(), format!("{other} in it is not an exporter's"), "check the path"));
     }
@@ -275,6 +270,7 @@ pub fn remove_all(path: &Path) -> Result<(), PinError> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(PinError::new(what(), "a running exporter uses it", "stop that one first"));
     }
+    detach(&PinDir::at(path.join(NETWORK)));
     remove_tree(path)
 }
 
@@ -327,7 +323,7 @@ pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     all.map(|name| parent.join(name)).filter(is_free).collect()
 }
 
-fn names(directory: &Path) -> Vec<String> {
+pub(super) fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
@@ -340,7 +336,7 @@ fn remove_if_there(path: &Path) -> Result<(), PinError> {
 }
 
 /// Links first, several at once.
-fn remove_tree(directory: &Path) -> Result<(), PinError> {
+pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
     let (mut files, mut folders) = (Vec::new(), vec![directory.to_path_buf()]);
     let mut at = 0;
     while let Some(directory) = folders.get(at).cloned() {

@@ -1,12 +1,11 @@
 //! Memory of the exporter's own that outlives it: what it adds up from events, and the names behind its numbers.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
-use super::{PinError, Pins};
+use super::{MapSpec, PinError, Pins};
 use crate::mapping::Mapped;
 use crate::store::{KeptName, NameStore};
 
@@ -29,37 +28,29 @@ impl Pins {
         let path = self.map("user_slots");
         let failed = |err: &dyn std::fmt::Display| PinError::new(format!("use {}", path.display()), err, "");
         let entries = u32::try_from(numbers.max(1)).map_err(|err| failed(&err))?;
-        let flags = libbpf_sys::BPF_F_MMAPABLE;
-        let map = open_or_create(&path, MapType::Array, [4, 8, entries], flags)?;
+        let slots = MapSpec {
+            kind: MapType::Array,
+            name: "exporter_user",
+            key: 4,
+            value: 8,
+            entries: entries as usize,
+            flags: libbpf_sys::BPF_F_MMAPABLE,
+            inner: None,
+        };
+        let map = slots.at(&path).map_err(|err| failed(&err))?;
         let memory = Mapped::new(map.as_fd(), entries as usize).map_err(|err| failed(&err))?;
         let entries = u32::try_from(names.max(1)).map_err(|err| failed(&err))?;
-        let sizes = [KEY_BYTES as u32, VALUE_BYTES as u32, entries];
-        let flags = libbpf_sys::BPF_F_NO_PREALLOC;
-        let names = open_or_create(&self.map("user_names"), MapType::Hash, sizes, flags)?;
+        let names = MapSpec {
+            kind: MapType::Hash,
+            key: KEY_BYTES,
+            value: VALUE_BYTES,
+            entries: entries as usize,
+            flags: libbpf_sys::BPF_F_NO_PREALLOC,
+            ..slots
+        };
+        let names = names.at(&self.map("user_names")).map_err(|err| failed(&err))?;
         Ok((memory, PinnedNames(names)))
     }
-}
-
-/// Sizes are those of keys and values, and how many there are.
-fn open_or_create(path: &Path, kind: MapType, sizes: [u32; 3], flags: u32) -> Result<MapHandle, PinError> {
-    let failed = |err: &dyn std::fmt::Display| PinError::new(format!("use {}", path.display()), err, "");
-    if path.symlink_metadata().is_ok() {
-        let map = MapHandle::from_pinned_path(path).map_err(|err| failed(&err))?;
-        if map.map_type() != kind || [map.key_size(), map.value_size(), map.max_entries()] != sizes {
-            return Err(failed(&"its size is not the one that is needed"));
-        }
-        return Ok(map);
-    }
-    let opts = libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-        map_flags: flags,
-        ..Default::default()
-    };
-    let [key, value, entries] = sizes;
-    let mut map = MapHandle::create(kind, Some("exporter_user"), key, value, entries, &opts)
-        .map_err(|err| failed(&err))?;
-    map.pin(path).map_err(|err| failed(&err))?;
-    Ok(map)
 }
 
 fn key(interner: u32, number: u32) -> [u8; KEY_BYTES] {

@@ -7,10 +7,12 @@
 //!         state                   which files its links are in (a document)
 //!         maps/NAME
 //!         links/NUMBER
+//!     network/                    counters of packets (`net/pinned.rs`)
 //! ```
 //!
 //! Such a file system holds maps, programs and links only, so a document is a map too.
 
+mod dir;
 mod document;
 mod folder;
 mod memory;
@@ -20,6 +22,7 @@ use std::path::PathBuf;
 
 use ring::digest::{SHA256, digest};
 
+pub use dir::{MapSpec, Pin, PinDir};
 pub use folder::{MadeBy, Pins, StateDirectory, describe, leftovers, remove_all};
 
 /// What could not be done with pinned state.
@@ -43,6 +46,12 @@ impl fmt::Display for PinError {
 }
 
 impl std::error::Error for PinError {}
+
+impl From<PinError> for libbpf_rs::Error {
+    fn from(err: PinError) -> Self {
+        std::io::Error::other(err.to_string()).into()
+    }
+}
 
 impl PinError {
     fn new(what: impl Into<String>, reason: impl fmt::Display, next: impl Into<String>) -> Self {
@@ -68,6 +77,11 @@ fn abi() -> String {
         include_str!("../../bpf/maps.bpf.h"),
         include_str!("../../bpf/numbers.bpf.h"),
     ];
-    let hash = digest(&SHA256, format!("{EDITION}{}", texts.concat()).as_bytes());
+    fingerprint(&format!("{EDITION}{}", texts.concat()))
+}
+
+/// Tells texts apart, in sixteen characters that any file may be called by.
+pub fn fingerprint(text: &str) -> String {
+    let hash = digest(&SHA256, text.as_bytes());
     hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

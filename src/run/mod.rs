@@ -16,8 +16,8 @@ use crate::http::{self, Endpoint, HttpStats, Level, Listener, Notice, Security, 
 use crate::kernel::{Attach, measure_prices};
 use crate::loading::secured;
 use crate::logging::Logging;
-use crate::net::{Event, Network, NetworkConfig};
-use crate::pins::{self, StateDirectory};
+use crate::net::{self, Event, Network, NetworkConfig};
+use crate::pins::{self, PinDir, PinError, StateDirectory};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
@@ -58,12 +58,14 @@ pub fn run(
     if settings.pinned.is_none() {
         tell_of_leftover(&settings);
     }
+    let pins = directory.as_ref().map(|all| network_pins(all, network.is_some())).transpose()?;
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
         scope.spawn(|| measure_prices(attach));
         State::begin(plan, &settings, attach, directory, &keeper)
     })?;
-    let network = network.map(start_network).transpose()?.map(Arc::new);
+    let network =
+        network.map(|config| start_network(config, pins.unwrap_or_default())).transpose()?.map(Arc::new);
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let address = metrics_urls(&settings, &listeners);
     let addresses = listeners.metrics.iter().filter_map(Listener::address).collect();
@@ -178,12 +180,21 @@ fn metrics_urls(settings: &Settings, listeners: &Listeners) -> String {
     urls.join(", ")
 }
 
+/// Where counters of packets are pinned. What an earlier exporter has left there goes if none are wanted.
+fn network_pins(directory: &StateDirectory, is_wanted: bool) -> Result<PinDir, PinError> {
+    let pins = directory.network()?;
+    if !is_wanted {
+        net::remove_pinned(&pins)?;
+    }
+    Ok(pins)
+}
+
 /// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
-fn start_network(config: NetworkConfig) -> Result<Network, RunError> {
-    let notify = |event: Event| {
+fn start_network(config: NetworkConfig, pins: PinDir) -> Result<Network, RunError> {
+    let tell = |event: Event| {
         if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
     };
-    Network::start(config, notify).map_err(RunError::Network)
+    Network::start_in(config, pins, tell).map_err(RunError::Network)
 }
 
 fn serve(

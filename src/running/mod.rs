@@ -14,13 +14,12 @@ use crate::config::Overrides;
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::engine::Engines;
-use crate::exposition::{Earlier, Family, Format, Names};
+use crate::exposition::{Format, Names};
 use crate::http::{Fingerprint, HttpStats, Security, Visitors};
 use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
 use crate::page::StatusCache;
-use crate::pins::StateDirectory;
 use crate::slow::Keeper;
 use crate::targets::Status;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
@@ -41,8 +40,9 @@ pub(crate) struct Running {
     web: Mutex<Source>,
     /// Addresses that the metrics are served on.
     addresses: Vec<IpAddr>,
-    state: Mutex<State>,
+    /// Before the state, which holds the lock of what is pinned.
     pub network: Option<Arc<Network>>,
+    state: Mutex<State>,
     /// Held while the configuration is read anew.
     reloading: Mutex<()>,
     reloads: Arc<Reloads>,
@@ -51,40 +51,10 @@ pub(crate) struct Running {
     /// In seconds since 1970.
     start_time: f64,
     series: Arc<AtomicU64>,
-    packets: Option<Packets>,
     keeper: Arc<Keeper>,
     /// Who scrapes.
     pub visitors: Arc<Visitors>,
     pub status: StatusCache,
-}
-
-/// Counters of packets that go on from those of an earlier exporter.
-struct Packets {
-    directory: Arc<StateDirectory>,
-    earlier: Mutex<Earlier>,
-}
-
-impl Packets {
-    fn of(directory: Arc<StateDirectory>) -> Self {
-        let earlier = directory.load_packets().unwrap_or_else(|err| {
-            log::warn!("Counters of packets begin anew: {err}");
-            None
-        });
-        Self { directory, earlier: Mutex::new(earlier.unwrap_or_default()) }
-    }
-
-    fn go_on(&self, families: &mut [Family]) {
-        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-        // Before anybody sees it: the next exporter must not show less.
-        if let Err(err) = self.directory.save_packets(&earlier.go_on(families)) {
-            log::debug!("{err}");
-        }
-    }
-
-    /// For somebody who only looks.
-    fn add_to(&self, families: &mut [Family]) {
-        self.earlier.lock().unwrap_or_else(PoisonError::into_inner).add_to(families);
-    }
 }
 
 /// Security settings, and the files among them as they were when they were last read.
@@ -114,7 +84,6 @@ impl Running {
         addresses: Vec<IpAddr>,
         keeper: Arc<Keeper>,
     ) -> Self {
-        let packets = network.as_ref().and_then(|_| state.engines.directory()).map(Packets::of);
         Self {
             overrides,
             web: Mutex::new(Source::new(started.web.clone())),
@@ -130,7 +99,6 @@ impl Running {
             http,
             start_time: unix_now(),
             series: Arc::default(),
-            packets,
             keeper,
             visitors: Arc::default(),
             status: StatusCache::default(),
@@ -170,8 +138,7 @@ impl Running {
             telemetry
         };
         if let Some(network) = &self.network {
-            let mut families = network.collect();
-            self.packets.iter().for_each(|packets| packets.go_on(&mut families));
+            let families = network.collect();
             let meant = families.iter().filter(|family| names.want(family.head()));
             meant.for_each(|family| family.write(format, &mut text));
         }

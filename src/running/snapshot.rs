@@ -41,8 +41,7 @@ impl Running {
             (plan.targets[probe.target].name.clone(), probe.name.clone())
         };
         let network = self.network.as_ref().map(|network| {
-            let mut families = network.collect();
-            self.packets.iter().for_each(|packets| packets.add_to(&mut families));
+            let families = network.collect();
             (families, network.not_ready())
         });
         let talkers = self.network.iter().flat_map(|network| network.top_talkers(MOST_TALKERS));

@@ -14,6 +14,7 @@ mod devices;
 mod flood;
 mod fuzz;
 mod old_kernel;
+mod pinned;
 mod stack;
 mod throughput;
 mod veth;

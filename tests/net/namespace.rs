@@ -75,17 +75,7 @@ impl Namespace {
 
     /// The kernel's own counters of an interface.
     pub fn statistics(&self, interface: &str) -> Statistics {
-        let text = self.command(&format!("ip -s -j link show dev {interface}"));
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON of ip");
-        let number =
-            |direction: &str, what: &str| json[0]["stats64"][direction][what].as_u64().expect("a number");
-        Statistics {
-            rx_packets: number("rx", "packets"),
-            rx_bytes: number("rx", "bytes"),
-            tx_packets: number("tx", "packets"),
-            tx_bytes: number("tx", "bytes"),
-            tx_dropped: number("tx", "dropped"),
-        }
+        Statistics::read(&self.command(&format!("ip -s -j link show dev {interface}")))
     }
 }
 
@@ -107,6 +97,22 @@ pub struct Statistics {
     pub tx_packets: u64,
     pub tx_bytes: u64,
     pub tx_dropped: u64,
+}
+
+impl Statistics {
+    /// From what `ip -s -j link show` prints of one interface.
+    pub fn read(text: &str) -> Self {
+        let json: serde_json::Value = serde_json::from_str(text).expect("JSON of ip");
+        let number =
+            |direction: &str, what: &str| json[0]["stats64"][direction][what].as_u64().expect("a number");
+        Statistics {
+            rx_packets: number("rx", "packets"),
+            rx_bytes: number("rx", "bytes"),
+            tx_packets: number("tx", "packets"),
+            tx_bytes: number("tx", "bytes"),
+            tx_dropped: number("tx", "dropped"),
+        }
+    }
 }
 
 /// Addresses of the two ends.

@@ -30,6 +30,26 @@ END
     echo "-- log of $count"
     cat /log-$count
 done
+mount -t bpf bpf /sys/fs/bpf
+echo 'network: { interfaces: [lo] }
+state: pinned' >/config.yaml
+for turn in 1 2; do
+    $EXPORTER --config /config.yaml >/log-pinned-$turn 2>&1 &
+    exporter=$!
+    for second in $(seq 60); do
+        grep -q 'Waiting for events' /log-pinned-$turn 2>/dev/null && break
+        sleep 1
+    done
+    [ $turn = 1 ] || wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
+    kill -9 $exporter
+    wait $exporter
+    ping -c 10 -i 0.1 -q 127.0.0.1 >/dev/null || exit 1
+done
+$EXPORTER unpin /sys/fs/bpf/exporter-9435 || exit 1
+echo "-- pinned"
+cat /metrics
+echo "-- log of pinned"
+cat /log-pinned-2
 "#;
 
 fn packets_are_counted_on(kernel: &str, hook: &str) {
@@ -60,6 +80,13 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
             );
             assert!(!metrics.select("network_kernel_drops_total", &[]).is_empty(), "{log}");
         }
+    }
+    // What passed while no exporter ran, in both directions.
+    let (metrics, log) = (output.part("pinned"), output.part("log of pinned"));
+    let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
+    assert!(log.contains("Took over the packet counters"), "{log}");
+    for name in ["xdp_packets_total", "tc_egress_packets_total"] {
+        assert_eq!(metrics.sum(name, &[("protocol", "icmp")]), 20.0, "{name}: {log}");
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each tier uses a part of it")]
 
 pub mod bitcoin;
+pub mod bpffs;
 pub mod dashboard;
 pub mod demo;
 pub mod exporter;

@@ -7,36 +7,9 @@ use libbpf_rs::MapCore;
 
 use crate::process::{all_in_kernel, forms_config, held_in_kernel};
 use crate::reload::{COUNTED, OTHER, OTHER_BY_NAME, STEADY, Steady, TIMED, compiled, target};
+use crate::support::bpffs::{BpfFs, unpin};
 use crate::support::demo::{Forms, I32_SITES, program};
 use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, wait_for};
-
-/// A BPF file system of the test's own.
-struct BpfFs(PathBuf);
-
-impl BpfFs {
-    fn mount(place: &Place) -> Self {
-        let at = place.path("bpf");
-        std::fs::create_dir(&at).expect("make a folder");
-        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&at).status().expect("run mount");
-        assert!(mounted.success());
-        Self(at)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.0.join("state")
-    }
-
-    fn config(&self) -> String {
-        format!("state: pinned\nstate_directory: {}\n", self.state().display())
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        // With all that is pinned in it.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 /// A folder, a BPF file system in it, and a program to trace.
 fn set_up() -> (Place, BpfFs, PathBuf) {
@@ -125,13 +98,6 @@ fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
     }
     unpin(&bpf.state());
     wait_for("the file to be free", || open().is_ok());
-}
-
-#[track_caller]
-fn unpin(state: &Path) {
-    let (status, out, err) = finish(exporter().arg("unpin").arg(state));
-    assert_eq!(status, Some(0), "{out}{err}");
-    assert!(!state.exists());
 }
 
 #[test]

@@ -1,0 +1,306 @@
+//! What of the packet counters stays in the kernel when the exporter ends (`state: pinned`), and how the next one finds it.
+//!
+//! ```text
+//! network/
+//!     state                       what the tables were made for (a document)
+//!     counters, talkers, ...      maps of all network namespaces
+//!     stack-COOKIE-SWITCHES/      programs at the stack's tracepoints
+//!     SPACE-COOKIE/               a network namespace, by the kernel's number, which is given out once
+//!         ports, more_ports, fast
+//!         stats-ID                counters of an interface
+//!         INDEX-ingress-HOOK      link to the interface of this index
+//!         INDEX-egress-tcx        likewise
+//!         INDEX-egress-filter     the program that is a filter of the interface, for kernels before 6.6
+//! ```
+//!
+//! Names tell all, so that nothing has to be written down of an interface: an exporter may be killed at any moment.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pins::{Pin, PinDir, PinError, fingerprint};
+
+use super::abi::{Direction, HASH_KEYS};
+use super::attach::{Attached, is_on, take_away_filter};
+use super::config::{Count, Space};
+use super::counter_maps::CounterMaps;
+use super::hook::Hook;
+use super::sys::{link_target, netns_cookie, open_pinned};
+
+const STATS: &str = "stats-";
+const STACK: &str = "stack-";
+const FILTER: &str = "-egress-filter";
+
+/// What the tables were made for. Those that were made for something else are not taken over.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Layout {
+    /// Of the contract with the programs.
+    abi: String,
+    talkers: u32,
+    flows: u32,
+    /// Counters of groups are by number.
+    cidrs: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: String,
+    layout: Layout,
+    /// Of the tables of talkers and flows.
+    keys: [u64; HASH_KEYS],
+}
+
+impl Layout {
+    fn of(count: &Count) -> Self {
+        let texts = [
+            include_str!("../../bpf/net_abi.h"),
+            include_str!("../../bpf/port.bpf.h"),
+            include_str!("../../bpf/stack.bpf.c"),
+            include_str!("../../bpf/talkers.bpf.h"),
+            include_str!("stats/all.bpf.h"),
+            include_str!("stats/cidrs.bpf.h"),
+            include_str!("stats/drops.bpf.h"),
+            include_str!("stats/fragments.bpf.h"),
+            include_str!("stats/packets.bpf.h"),
+            include_str!("stats/parse_errors.bpf.h"),
+            include_str!("stats/tcp_flags.bpf.h"),
+            include_str!("stats/tcp_trouble.bpf.h"),
+            include_str!("stats/tracked.bpf.h"),
+        ];
+        Self {
+            abi: fingerprint(&texts.concat()),
+            talkers: count.talkers,
+            flows: count.flows,
+            cidrs: fingerprint(&format!("{:?}", count.cidrs)),
+        }
+    }
+
+    /// What differs, in words that follow "because".
+    fn differs_from(&self, now: &Self, version: &str) -> Option<String> {
+        if self.abi != now.abi {
+            Some(format!("version {version} made it, whose tables differ"))
+        } else if (self.talkers, self.flows) != (now.talkers, now.flows) {
+            Some("`network.count.talkers` or `flows` has changed".to_string())
+        } else if self.cidrs != now.cidrs {
+            Some("`network.count.cidrs` has changed".to_string())
+        } else {
+            None
+        }
+    }
+}
+
+/// The keys of the tables that an earlier exporter has left; `None` if there are none that fit. Then there are none any more.
+///
+/// # Errors
+/// If what does not fit cannot be removed.
+pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_KEYS]>, PinError> {
+    let why = match pins.load::<Record>() {
+        Ok(None) => None,
+        Ok(Some(record)) => match record.layout.differs_from(&Layout::of(count), &record.version) {
+            None => {
+                log::info!("Took over the packet counters that version {} left attached", record.version);
+                return Ok(Some(record.keys));
+            }
+            Some(why) => Some(why),
+        },
+        Err(err) => Some(err.to_string()),
+    };
+    match why {
+        Some(why) => begin_anew(pins, &why)?,
+        None => remove_pinned(pins)?,
+    }
+    Ok(None)
+}
+
+/// Removes what is there and does not fit.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(super) fn begin_anew(pins: &PinDir, why: &str) -> Result<(), PinError> {
+    log::warn!("The pinned counters of packets are not taken over, and begin anew: {why}");
+    remove_pinned(pins)
+}
+
+/// Removes what is there: everything is detached.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(crate) fn remove_pinned(pins: &PinDir) -> Result<(), PinError> {
+    tell_of_filters(&detach_filters(pins));
+    pins.clear()
+}
+
+/// Writes down what the tables are made for, when they are there.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn save(pins: &PinDir, count: &Count, keys: [u64; HASH_KEYS]) -> Result<(), PinError> {
+    pins.save(&Record { version: env!("CARGO_PKG_VERSION").to_string(), layout: Layout::of(count), keys })
+}
+
+/// What a network namespace's directory is called by, without its number.
+fn label(space: &Space) -> String {
+    match space {
+        Space::Own => "own-".to_string(),
+        Space::Netns(name) => format!("{}-", fingerprint(&format!("netns {name}"))),
+        Space::Container(name) => format!("{}-", fingerprint(&format!("container {name}"))),
+    }
+}
+
+/// The directory of the network namespace that this thread is in. What is left of others of its name is removed.
+///
+/// # Errors
+/// If it cannot be made.
+pub(super) fn directory(counter_maps: &CounterMaps, space: &Space) -> libbpf_rs::Result<PinDir> {
+    if !counter_maps.pins.is_pinned() {
+        return Ok(PinDir::default());
+    }
+    let (label, cookie) = (label(space), netns_cookie()?.to_string());
+    let is_other = |name: &str| name.strip_prefix(&label).is_some_and(|number| number != cookie);
+    forget(counter_maps, is_other);
+    Ok(counter_maps.pins.child(&format!("{label}{cookie}"))?)
+}
+
+/// Removes the directory of a namespace that is gone.
+pub(super) fn forget_space(counter_maps: &CounterMaps, space: &Space) {
+    forget(counter_maps, |name| name.starts_with(&label(space)));
+}
+
+/// Removes directories of namespaces that are not among these.
+pub(super) fn forget_others(counter_maps: &CounterMaps, wanted: &[&Space]) {
+    let labels: Vec<String> = wanted.iter().map(|space| label(space)).collect();
+    forget(counter_maps, |name| !labels.iter().any(|label| name.starts_with(label)));
+}
+
+fn forget(counter_maps: &CounterMaps, which: impl Fn(&str) -> bool) {
+    for (name, space) in spaces(&counter_maps.pins).into_iter().filter(|(name, _)| which(name)) {
+        tell_of_filters(&detach_filters_in(&name, &space));
+        counter_maps.give_back(counters_of(&space), &space);
+        if let Err(err) = counter_maps.pins.remove(&name) {
+            log::warn!("{err}");
+        }
+    }
+}
+
+fn tell_of_filters(left: &[i32]) {
+    for index in left {
+        log::warn!("the TC filter on interface {index} of another network namespace stays there");
+    }
+}
+
+/// Directories of network namespaces, by name.
+pub(super) fn spaces(pins: &PinDir) -> Vec<(String, PinDir)> {
+    let is_space =
+        |name: &String| !name.starts_with(STACK) && pins.path(name).is_some_and(|path| path.is_dir());
+    let names = pins.names().into_iter().filter(is_space);
+    names.filter_map(|name| Some((name.clone(), pins.child(&name).ok()?))).collect()
+}
+
+/// What the counters of an interface are called.
+pub(super) fn stats_name(id: u32) -> String {
+    format!("{STATS}{id}")
+}
+
+/// Ids of the interfaces whose counters are there.
+pub(super) fn counters_of(space: &PinDir) -> Vec<u32> {
+    space.names().iter().filter_map(|name| name.strip_prefix(STATS)?.parse().ok()).collect()
+}
+
+/// The directory for programs at tracepoints, for the namespace of this thread; others are removed.
+///
+/// # Errors
+/// If it cannot be made.
+pub(super) fn stack_directory(pins: &PinDir, count: &Count) -> libbpf_rs::Result<PinDir> {
+    if !pins.is_pinned() {
+        return Ok(PinDir::default());
+    }
+    let switches = u8::from(count.drop_reasons) + 2 * u8::from(count.tcp);
+    let name = format!("{STACK}{}-{switches}", netns_cookie()?);
+    for other in pins.names().iter().filter(|other| other.starts_with(STACK) && **other != name) {
+        pins.remove(other)?;
+    }
+    Ok(if switches == 0 { PinDir::default() } else { pins.child(&name)? })
+}
+
+/// A link of an earlier exporter.
+#[derive(Debug)]
+pub(crate) struct HeldLink {
+    pub direction: Direction,
+    pub hook: Hook,
+    pub link: OwnedFd,
+    pub pin: Pin,
+}
+
+/// What a link is pinned by.
+pub(super) fn link_name(index: i32, direction: Direction, hook: Hook) -> String {
+    format!("{index}-{}-{}", direction.label(), hook.label())
+}
+
+/// What the program of a filter is pinned by.
+fn filter_name(index: i32) -> String {
+    format!("{index}{FILTER}")
+}
+
+/// Links to an interface that are still on it, and whether it has any program of an earlier exporter. Others are removed.
+pub(super) fn held_links(pins: &PinDir, index: i32) -> (Vec<HeldLink>, bool) {
+    let mut links = Vec::new();
+    for direction in Direction::ALL {
+        for hook in Hook::ALL {
+            let name = link_name(index, *direction, hook);
+            let Some(path) = pins.path(&name).filter(|path| path.exists()) else { continue };
+            let pin = pins.pin(&name);
+            let Ok(link) = open_pinned(&path) else { continue };
+            let target = link_target(link.as_fd());
+            if target.is_ok_and(|(at, program)| {
+                at == index as u32 && is_on(link.as_fd(), index, *direction, hook, program)
+            }) {
+                links.push(HeldLink { direction: *direction, hook, link, pin });
+            }
+        }
+    }
+    let has_any = !links.is_empty() || has_filter(pins, index);
+    (links, has_any)
+}
+
+fn has_filter(pins: &PinDir, index: i32) -> bool {
+    let path = pins.path(&filter_name(index)).filter(|path| path.exists());
+    let program = path.and_then(|path| open_pinned(&path).ok());
+    program.is_some_and(|program| super::attach::has_filter(program.as_fd(), index))
+}
+
+/// Pins what was attached, so that it stays when the exporter ends. A filter does so where `unpin` finds it again: in the
+/// exporter's own network namespace.
+pub(super) fn keep(pins: &PinDir, attached: &mut Attached, index: i32, direction: Direction, hook: Hook) {
+    let is_own = || pins.name().starts_with(&label(&Space::Own));
+    let name = match attached {
+        Attached::Link { .. } => link_name(index, direction, hook),
+        Attached::Filter { .. } if is_own() => filter_name(index),
+        Attached::Filter { .. } => return,
+    };
+    let Some(path) = pins.path(&name) else { return };
+    // Of one that is gone.
+    let _ = std::fs::remove_file(&path);
+    if let Err(err) = attached.pin(&path, pins.pin(&name)) {
+        log::warn!("failed to pin {}: {err}; packets are not counted while no exporter runs", path.display());
+    }
+}
+
+/// Takes away filters that stay though nothing is pinned any more. Gives the indexes of interfaces in another network namespace
+/// than this, whose filters stay.
+pub(crate) fn detach_filters(pins: &PinDir) -> Vec<i32> {
+    spaces(pins).iter().flat_map(|(name, space)| detach_filters_in(name, space)).collect()
+}
+
+fn detach_filters_in(name: &str, space: &PinDir) -> Vec<i32> {
+    let is_here = netns_cookie().is_ok_and(|cookie| name == format!("{}{cookie}", label(&Space::Own)));
+    let mut left = Vec::new();
+    for file in space.names() {
+        let Some(index) = file.strip_suffix(FILTER).and_then(|index| index.parse().ok()) else { continue };
+        match space.path(&file).map(|path| open_pinned(&path)) {
+            Some(Ok(program)) if is_here => take_away_filter(program, index),
+            _ => left.push(index),
+        }
+    }
+    left
+}

@@ -1,0 +1,253 @@
+//! `state: pinned`: packets are counted while no exporter runs, and the next one goes on.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use libbpf_rs::query::LinkInfoIter;
+
+use crate::counting::until;
+use crate::namespace::{Namespace, Statistics};
+use crate::support::bpffs::{BpfFs, unpin};
+use crate::support::demo::program;
+use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, send_signal};
+use crate::support::exposition::Metrics;
+
+const TAKEN_OVER: &str = "Took over the packet counters that version";
+const ANEW: &str = "The pinned counters of packets are not taken over, and begin anew: ";
+
+/// A pair of interfaces between the exporter's network namespace, which is this program's, and another.
+struct Cable {
+    name: String,
+    there: Namespace,
+}
+
+impl Cable {
+    /// Down, and without frames so far.
+    fn lay() -> Self {
+        let cable = Self { name: format!("exp{}", std::process::id()), there: Namespace::new() };
+        cable.connect();
+        cable
+    }
+
+    fn connect(&self) {
+        let Self { name, there } = self;
+        run(&format!("ip link add {name} type veth peer name exn1 netns {}", there.id()));
+        run(&format!("ip addr add {}/30 dev {name}", address(1)));
+        there.command(&format!("ip addr add {}/30 dev exn1", address(2)));
+    }
+
+    /// The far end first: what is sent to an end that is down passes the egress program and is dropped then.
+    fn up(&self) {
+        self.there.command("ip link set exn1 up");
+        run(&format!("ip link set {} up", self.name));
+        until("the pair is up", || run(&format!("ip link show dev {}", self.name)).contains("state UP"));
+    }
+
+    /// Frames in both directions, until it ends.
+    fn traffic(&self) -> Traffic {
+        let to = address(1);
+        Traffic(
+            self.there.run(move || {
+                Command::new("ping").args(["-q", "-i", "0.002", &to]).spawn().expect("start ping")
+            }),
+        )
+    }
+
+    /// As the kernel counts them.
+    fn kernel(&self) -> Statistics {
+        Statistics::read(&run(&format!("ip -s -j link show dev {}", self.name)))
+    }
+
+    fn yaml(&self, more: &str) -> String {
+        format!("node_name: test\nnetwork: {{ interfaces: [{}]{more} }}\n", self.name)
+    }
+
+    /// Waits until it counts.
+    fn start(&self, place: &Place, bpf: &BpfFs, more: &str) -> Exporter {
+        let exporter = Setup::new(place, self.yaml(more)).yaml(&bpf.config()).start();
+        exporter.wait_until_ready();
+        exporter
+    }
+
+    fn ours(&self, metrics: &Metrics) -> [f64; 2] {
+        ["xdp_packets_total", "tc_egress_packets_total"]
+            .map(|name| metrics.sum(name, &[("interface", &self.name)]))
+    }
+
+    /// What was counted is what the kernel counted, when nothing crosses.
+    fn agrees_with_the_kernel(&self, exporter: &Exporter) {
+        let (mut kernel, mut ours) = (self.kernel(), [0.0; 2]);
+        until("nothing crossed between two readings", || {
+            let before = kernel;
+            ours = self.ours(&exporter.scrape());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            kernel = self.kernel();
+            kernel == before
+        });
+        let expected = [kernel.rx_packets, kernel.tx_packets].map(|packets| packets as f64);
+        assert_eq!(ours, expected, "{kernel:?} {}", exporter.log());
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.name]).status();
+    }
+}
+
+/// Ends with this.
+struct Traffic(Child);
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        send_signal(self.0.id(), "INT");
+        let _ = self.0.wait();
+    }
+}
+
+/// Of a subnet that no other test has at the same time.
+fn address(host: u8) -> String {
+    let number = std::process::id() % (1 << 14);
+    format!("10.{}.{}.{}", 100 + (number >> 10), number >> 2 & 255, (number & 3) * 64 + u32::from(host))
+}
+
+/// Runs a command in the exporter's network namespace.
+fn run(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().expect("a command")).args(words).output().expect("run it");
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Numbers of the links that are pinned.
+fn links(folder: &Path) -> BTreeSet<u32> {
+    let mut all = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path: PathBuf = entry.path();
+        // Of a map libbpf would read what it takes for a link.
+        let is_link = ["ingress", "egress", "tcp_", "kfree_skb"]
+            .iter()
+            .any(|part| entry.file_name().to_string_lossy().contains(part));
+        if path.is_dir() {
+            all.extend(links(&path));
+        } else if is_link && let Ok(link) = libbpf_rs::Link::open(&path).and_then(|link| link.info()) {
+            all.insert(link.id);
+        }
+    }
+    all
+}
+
+#[track_caller]
+fn are_gone(links: &BTreeSet<u32>) {
+    assert!(!links.is_empty());
+    until("the links to go", || !LinkInfoIter::default().any(|link| links.contains(&link.id)));
+}
+
+#[test]
+fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
+    for mode in [
+        ", count: { tcp: true, drop_reasons: true }",
+        ", mode: generic",
+        ", mode: native, count: { talkers: true, flows: true, cidrs: { all: [0.0.0.0/0] } }",
+    ] {
+        let (cable, place) = (Cable::lay(), Place::new());
+        let bpf = BpfFs::mount(&place);
+        let mut exporter = cable.start(&place, &bpf, mode);
+        cable.up();
+        let held = links(&bpf.state().join("network"));
+        let traffic = cable.traffic();
+        for signal in ["TERM", "KILL"] {
+            exporter.end(signal);
+            let before = cable.kernel().rx_packets;
+            until("traffic while no exporter runs", || cable.kernel().rx_packets > before + 100);
+            exporter = cable.start(&place, &bpf, mode);
+            exporter.wait_for_log(TAKEN_OVER);
+            // It has counted what came meanwhile.
+            let scrape = exporter.scrape();
+            assert!(cable.ours(&scrape)[0] >= before as f64 + 100.0, "{mode}: {}", exporter.log());
+            assert_eq!(links(&bpf.state().join("network")), held, "{mode}: not the same links");
+        }
+        drop(traffic);
+        cable.agrees_with_the_kernel(&exporter);
+        if mode.contains("talkers") {
+            let talkers = exporter.fetch("/api/v1/talkers", &[]);
+            let rows: serde_json::Value = serde_json::from_slice(&talkers.stdout).expect("JSON");
+            let of = |row: &&serde_json::Value| row["address"] == address(2).as_str();
+            let row = rows["rows"].as_array().expect("rows").iter().find(of).expect("the far end");
+            let icmp = exporter
+                .scrape()
+                .sum("xdp_packets_total", &[("protocol", "icmp"), ("interface", &cable.name)]);
+            assert!(row["received_packets"].as_f64().expect("a number") >= icmp, "{row} {icmp}");
+        }
+        exporter.end("TERM");
+        unpin(&bpf.state());
+        are_gone(&held);
+    }
+}
+
+#[test]
+fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
+    let (cable, place) = (Cable::lay(), Place::new());
+    let bpf = BpfFs::mount(&place);
+    let mut exporter = cable.start(&place, &bpf, "");
+    cable.up();
+    let traffic = cable.traffic();
+    exporter.scrape_until("packets", |scrape| cable.ours(scrape)[0] > 100.0);
+    let first = links(&bpf.state());
+    exporter.end("KILL");
+
+    // Tables of another size.
+    exporter = cable.start(&place, &bpf, ", count: { talkers: true }");
+    exporter.wait_for_log(&format!("{ANEW}`network.count.talkers` or `flows` has changed"));
+    are_gone(&first);
+    exporter.scrape_until("packets", |scrape| cable.ours(scrape)[0] > 100.0);
+    exporter.end("TERM");
+    drop(traffic);
+
+    // Another hook: the link is another one, and the counters go on.
+    let before = cable.kernel().rx_packets;
+    exporter = cable.start(&place, &bpf, ", mode: generic, count: { talkers: true }");
+    exporter.wait_for_log(TAKEN_OVER);
+    assert!(cable.ours(&exporter.scrape())[0] > 100.0, "{before}: {}", exporter.log());
+    let second = links(&bpf.state());
+    exporter.end("TERM");
+
+    // An interface of the same name that is another one begins at none.
+    run(&format!("ip link del {}", cable.name));
+    cable.connect();
+    exporter = cable.start(&place, &bpf, ", mode: generic, count: { talkers: true }");
+    exporter.wait_for_log(TAKEN_OVER);
+    are_gone(&second);
+    cable.up();
+    cable.agrees_with_the_kernel(&exporter);
+    let third = links(&bpf.state());
+    exporter.end("TERM");
+
+    // No interface is wanted, and then no network.
+    let lo = "node_name: test\nnetwork: { interfaces: [lo], count: { talkers: true } }\n";
+    exporter = Setup::new(&place, lo).yaml(&bpf.config()).start();
+    exporter.wait_until_ready();
+    are_gone(&third);
+    let fourth = links(&bpf.state());
+    exporter.end("TERM");
+    let probes = format!(
+        "targets: [{{ name: forms, binary: {}, probes: [{{ on: 'usdt:forms:i32', metrics: [{{ counter: fired_total }}] }}] }}]\n",
+        program("forms").display()
+    );
+    exporter = Setup::new(&place, probes).yaml(&bpf.config()).start();
+    are_gone(&fourth);
+    exporter.end("TERM");
+}
+
+#[test]
+fn unpin_refuses_while_an_exporter_counts() {
+    let (cable, place) = (Cable::lay(), Place::new());
+    let bpf = BpfFs::mount(&place);
+    let mut counting = cable.start(&place, &bpf, "");
+    let (status, _, err) = finish(exporter().arg("unpin").arg(bpf.state()));
+    assert_eq!(status, Some(1), "{err}");
+    counting.end("KILL");
+    assert!(!links(&bpf.state()).is_empty());
+    unpin(&bpf.state());
+}
