@@ -38,8 +38,7 @@ pub fn by_exits(
     function: &FunctionSite,
     reads_result: bool,
 ) -> Result<Returns, String> {
-    let entry = index.code().entry_of(function.site.vaddr);
-    let exits = index.code().exits(entry, function.size)?;
+    let exits = index.code().exits(function.entry, function.size)?;
     if reads_result && !exits.all_return() {
         return Err(
             "it ends with a tail call, so its return value is not visible; count and time it without \
@@ -226,7 +225,7 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
         );
     }
     let code = index.code();
-    if code.has_handler(code.entry_of(function.site.vaddr)) {
+    if code.has_handler(function.entry) {
         return Err("`returns_by: trampoline` would crash the program: the function's unwind table has a \
              handler, so exceptions pass through it; remove it"
             .to_string());

@@ -52,7 +52,9 @@ impl Code<'_, '_> {
         let (mut at, mut above, mut is_final) = (ret, 0, true);
         let mut found = Vec::new();
         for _ in 0..LONGEST {
-            if self.landings.contains(&at) {
+            // A jump over the prefix of an instruction comes there as well.
+            let inside = at + 1..body.after(at);
+            if self.landings.contains(&at) || self.jumps.iter().any(|jump| inside.contains(&jump.target)) {
                 return None;
             }
             for jump in self.jumps.iter().filter(|jump| jump.target == at) {

@@ -11,9 +11,18 @@ use super::shape::ENDBR64;
 use super::symbol_table::{Kind, Symbol};
 use super::symbols::symbols;
 use super::unwind::{Frame, Unwind};
-use super::{Image, Site, SiteShape, is_program, leaps};
+use super::{Image, is_program, leaps};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
+
+/// Compilers whose code does not call and return as C's does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runtime {
+    /// GHC keeps a stack of its own (`%rbp`) and only ever jumps.
+    Haskell,
+    /// OCaml's native compiler raises an exception by taking the stack pointer back to the handler's address (`%r14`).
+    OCaml,
+}
 
 /// The code of a file, with what says where its functions begin and end.
 #[derive(Debug)]
@@ -27,6 +36,7 @@ pub struct Functions<'a> {
     may_unwind: OnceCell<bool>,
     nameless_blocks: OnceCell<bool>,
     runs_old_code: OnceCell<bool>,
+    runtime: OnceCell<Option<Runtime>>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
 }
 
@@ -60,26 +70,9 @@ impl<'a> Functions<'a> {
             may_unwind: OnceCell::new(),
             nameless_blocks: OnceCell::new(),
             runs_old_code: OnceCell::new(),
+            runtime: OnceCell::new(),
             moved: OnceCell::new(),
         }
-    }
-
-    /// The entry of the function whose probe is at `site`: some are probed behind their first instruction.
-    pub fn entry_of(&self, site: u64) -> u64 {
-        if let Some(function) = self.image.pclntab().and_then(|table| table.covering(site)) {
-            return function.entry;
-        }
-        let before = site.wrapping_sub(ENDBR64.len() as u64);
-        let is_landing = self.image.code_at(before, 4).is_some_and(|code| code == ENDBR64);
-        if is_landing && !self.symbols.contains_key(&site) { before } else { site }
-    }
-
-    /// Where a function that begins here is probed: `endbr64` and a push, at the push.
-    pub(super) fn probed_entry(&self, entry: u64) -> u64 {
-        let next = entry.wrapping_add(ENDBR64.len() as u64);
-        let code = self.image.code_at(entry, 4);
-        let is_push = || Site::at(&self.image, next).is_some_and(|site| site.shape == SiteShape::Push);
-        if code.is_some_and(|code| code == ENDBR64) && is_push() { next } else { entry }
     }
 
     /// What the symbols call parts of the function: a jump table may be all that leads there.
@@ -125,6 +118,23 @@ impl<'a> Functions<'a> {
         *self.may_unwind.get_or_init(|| {
             !is_program(&self.image) || self.symbols.is_empty() || leaps(&self.image).is_some()
         })
+    }
+
+    /// The runtime that the file is linked with, where its code is not like C's.
+    pub(super) fn runtime(&self) -> Option<Runtime> {
+        *self.runtime.get_or_init(|| {
+            symbols(&self.image).find_map(|symbol| match symbol.name {
+                "stg_upd_frame_info" => Some(Runtime::Haskell),
+                "caml_raise_exn" => Some(Runtime::OCaml),
+                _ => None,
+            })
+        })
+    }
+
+    /// Whether GHC made the code there, and not a C compiler: without an unwind table, or by its name.
+    pub(super) fn is_haskell(&self, entry: u64) -> bool {
+        self.runtime() == Some(Runtime::Haskell)
+            && (self.unwind.covering(entry).is_none() || self.name(entry).ends_with("_info"))
     }
 
     /// Whether a symbol says that a function begins there.

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk};
+use super::shape::ENDBR64;
 use super::symbol_table::{Kind, Symbol};
-use super::{Image, SymbolIndex};
+use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
 /// Functions that are decoded at most; larger ones are not looked into.
 const DECODED_MAX: u64 = 256 << 10;
@@ -78,22 +79,49 @@ pub(super) fn remarks_on(
     if same_name > 1 {
         remarks.push(format!("{same_name} local functions have this name; calls of all of them are counted"));
     }
-    remarks.extend(remarks_on_each(index.image(), found));
+    remarks.extend(remarks_on_each(index, found));
     remarks
 }
 
 /// What is to be known of each function by itself, whatever pattern it was found by.
-pub(super) fn remarks_on_each(image: &Image<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
-    let loops: Vec<&str> =
-        found.values().filter(|symbol| is_jumped_to(image, symbol)).map(|symbol| symbol.name).collect();
-    if loops.is_empty() {
-        return Vec::new();
+pub(super) fn remarks_on_each(index: &SymbolIndex<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let begins_with_untold_loop = |symbol: &&Symbol<'_>| {
+        is_jumped_to(index.image(), symbol.vaddr, symbol.size)
+            && index.code().turns(symbol.vaddr, symbol.size).is_err()
+    };
+    let loops: Vec<&str> = found.values().filter(begins_with_untold_loop).map(|symbol| symbol.name).collect();
+    if !loops.is_empty() {
+        remarks.push(format!(
+            "the first instruction of {} is also the target of a jump inside the function (a loop): each \
+             iteration counts as a call",
+            listed(&loops)
+        ));
     }
-    vec![format!(
-        "the first instruction of {} is also the target of a jump inside the function (a loop): each \
-         iteration counts as a call",
-        listed(&loops)
-    )]
+    let is_later = |symbol: &&Symbol<'_>| {
+        let is_unfit = Site::at(index.image(), symbol.vaddr).is_some_and(|site| !site.shape.takes_probe());
+        is_unfit && index.code().probed_entry(symbol.vaddr) != symbol.vaddr
+    };
+    let later: Vec<&str> = found.values().filter(is_later).map(|symbol| symbol.name).collect();
+    if !later.is_empty() {
+        remarks.push(format!(
+            "{} cannot be probed at the first instruction, but right behind it: arguments are the same there, memory may \
+             have been changed by it",
+            listed(&later)
+        ));
+    }
+    remarks
+}
+
+impl SymbolIndex<'_> {
+    /// Where the function jumps to its first instruction, if it begins with a loop; None if it does not, or if that is not known
+    /// for certain.
+    pub fn turns(&self, function: &FunctionSite) -> Option<Vec<Passage>> {
+        if !is_jumped_to(self.image(), function.entry, function.size) {
+            return None;
+        }
+        self.code().turns(function.entry, function.size).ok().filter(|turns| !turns.is_empty())
+    }
 }
 
 /// Whether the source has another name for it, not only the file another symbol.
@@ -129,15 +157,27 @@ fn slots(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<u64> {
 }
 
 fn instructions<'a>(image: &Image<'a>, symbol: &Symbol<'_>) -> impl Iterator<Item = Instruction> + use<'a> {
-    let is_read = symbol.size != 0 && symbol.size <= DECODED_MAX && image.arch() == super::Arch::X86_64;
-    let code = if is_read { image.code_at(symbol.vaddr, symbol.size as usize) } else { None };
-    let mut decoder = Decoder::with_ip(64, code.unwrap_or(&[]), symbol.vaddr, DecoderOptions::NONE);
+    instructions_at(image, symbol.vaddr, symbol.size)
+}
+
+fn instructions_at<'a>(
+    image: &Image<'a>,
+    vaddr: u64,
+    size: u64,
+) -> impl Iterator<Item = Instruction> + use<'a> {
+    let is_read = size != 0 && size <= DECODED_MAX && image.arch() == super::Arch::X86_64;
+    let code = if is_read { image.code_at(vaddr, size as usize) } else { None };
+    let mut decoder = Decoder::with_ip(64, code.unwrap_or(&[]), vaddr, DecoderOptions::NONE);
     std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
 }
 
 /// The targets of direct jumps and calls in a function, with whether each is a call.
 fn targets(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<(u64, bool)> {
-    instructions(image, symbol)
+    targets_at(image, symbol.vaddr, symbol.size)
+}
+
+fn targets_at(image: &Image<'_>, vaddr: u64, size: u64) -> Vec<(u64, bool)> {
+    instructions_at(image, vaddr, size)
         .filter_map(|instruction| match instruction.flow_control() {
             FlowControl::Call => Some((instruction.near_branch_target(), true)),
             FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
@@ -151,20 +191,14 @@ fn targets(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<(u64, bool)> {
 
 /// Whether a jump inside the function goes to the instruction that is probed. Go's do when the stack has grown, and are
 /// probed behind that.
-fn is_jumped_to(image: &Image<'_>, symbol: &Symbol<'_>) -> bool {
-    const ENDBR: u64 = 4;
-    image.pclntab().is_none()
-        && targets(image, symbol).iter().any(|(target, call)| {
-            !call
-                && (symbol.vaddr..=symbol.vaddr + ENDBR).contains(target)
-                && is_probed(image, symbol, *target)
-        })
-}
-
-fn is_probed(image: &Image<'_>, symbol: &Symbol<'_>, target: u64) -> bool {
-    let begins_with_endbr =
-        image.code_at(symbol.vaddr, 4).is_some_and(|code| code == [0xf3, 0x0f, 0x1e, 0xfa]);
-    target == symbol.vaddr || begins_with_endbr && target == symbol.vaddr + 4
+fn is_jumped_to(image: &Image<'_>, entry: u64, size: u64) -> bool {
+    if image.pclntab().is_some() {
+        return false;
+    }
+    let is_landing_pad = image.code_at(entry, ENDBR64.len()).is_some_and(|code| code == ENDBR64);
+    let behind = entry.wrapping_add(ENDBR64.len() as u64);
+    let is_first = |target: u64| target == entry || is_landing_pad && target == behind;
+    targets_at(image, entry, size).iter().any(|(target, call)| !call && is_first(*target))
 }
 
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that

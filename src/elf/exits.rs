@@ -7,11 +7,11 @@
 //! end, or a jump that cannot be told, is a reason to refuse.
 
 use super::code::Functions;
-use super::exit::{Exits, NoExits};
+use super::exit::{Exits, NoExits, Passage, PassageKind};
 use super::search::Search;
 use super::{Arch, golang};
 
-impl Functions<'_> {
+impl<'a> Functions<'a> {
     /// Finds the exits of the function that is entered at `entry`; `size` is what its symbol says, or 0.
     ///
     /// # Errors
@@ -24,6 +24,29 @@ impl Functions<'_> {
             && let Some(function) = table.covering(entry).filter(|function| function.entry == entry)
         {
             return golang::exits(&self.image, &table, &function);
+        }
+        self.search(entry, size)?.exits()
+    }
+
+    /// Where the function jumps to its own first instruction, as a loop does that begins there: who comes by these makes no
+    /// other call.
+    ///
+    /// # Errors
+    /// If they cannot be told for certain, with the reason.
+    pub fn turns(&self, entry: u64, size: u64) -> Result<Vec<Passage>, NoExits> {
+        if self.image.arch() != Arch::X86_64 || self.image.pclntab().is_some() {
+            return Err("turns of a loop are only told in x86-64 code that is not Go's".to_string());
+        }
+        let passages = self.search(entry, size)?.passages();
+        Ok(passages.filter(|passage| passage.kind == PassageKind::LoopBack).collect())
+    }
+
+    fn search(&self, entry: u64, size: u64) -> Result<Search<'_, 'a>, NoExits> {
+        if self.is_haskell(entry) {
+            return Err(
+                "it is code of GHC, which calls and returns by a stack of its own: count its entries"
+                    .to_string(),
+            );
         }
         if let Some(frame) = self.unwind.covering(entry) {
             let row = if frame.start == entry { frame.at_start } else { self.above(entry).flatten() };
@@ -41,6 +64,6 @@ impl Functions<'_> {
         let mut search = Search::new(self, entry);
         search.add(range)?;
         search.close()?;
-        search.exits()
+        Ok(search)
     }
 }

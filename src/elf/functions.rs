@@ -8,7 +8,6 @@ use super::golang;
 use super::names::{CloneKind, clone_of};
 use super::pclntab::{Function, Layout};
 use super::select::{Selected, matching, missing};
-use super::shape::ENDBR64;
 use super::sites::share_semaphores;
 use super::symbol_table::{Kind, Symbol};
 use super::unwind::frame_at;
@@ -219,11 +218,9 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
-    if entry.site.shape == SiteShape::Endbr64
-        && let Some(next) = Site::at(image, symbol.vaddr.wrapping_add(ENDBR64.len() as u64))
-        && next.shape == SiteShape::Push
-    {
-        return Ok(FunctionSite { site: next, ..entry });
+    let may_be_elsewhere = entry.site.shape == SiteShape::Endbr64 || !entry.site.shape.takes_probe();
+    if may_be_elsewhere && let Some(site) = Site::at(image, index.code().probed_entry(symbol.vaddr)) {
+        return Ok(FunctionSite { site, ..entry });
     }
     Ok(entry)
 }

@@ -15,6 +15,7 @@ mod debug_info;
 mod error;
 mod exit;
 mod exits;
+mod first;
 pub mod forms;
 mod functions;
 mod golang;
@@ -39,6 +40,7 @@ mod shape;
 mod sites;
 mod symbol_table;
 mod symbols;
+mod thunks;
 mod types;
 mod unwind;
 

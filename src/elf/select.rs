@@ -24,7 +24,7 @@ impl Selected<'_> {
         let mut remarks = self.left_out.clone();
         remarks.extend(match self.exact {
             true => remarks_on(index, pattern, &self.by_address),
-            false => remarks_on_each(index.image(), &self.by_address),
+            false => remarks_on_each(index, &self.by_address),
         });
         remarks
     }

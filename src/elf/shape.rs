@@ -88,6 +88,11 @@ impl SiteShape {
         }
     }
 
+    /// Whether a probe can be set here without harm.
+    pub fn takes_probe(self) -> bool {
+        self.unprobeable().is_none() && !self.is_replaced_by_call()
+    }
+
     /// Whether a probe exactly here makes Linux 6.18 replace the instruction by a call. That writes below the stack pointer, where
     /// a leaf function keeps its data, and leads to a mapping of the process that its children do not get: they
     /// end there.

@@ -435,6 +435,57 @@ begin retpoline
 2:	mov %rax, (%rsp)
 	ret
 end retpoline
+# By way of a thunk it jumps to the address in a register.
+begin by_thunk
+	mov (%rdi), %rcx
+by_thunk_d1: jmp thunk
+end by_thunk
+begin by_fence
+	mov (%rdi), %rcx
+by_fence_d1: jmp fence
+end by_fence
+thunk:
+	.cfi_startproc
+	call 2f
+1:	pause
+	lfence
+	jmp 1b
+2:	mov %rcx, (%rsp)
+	ret
+	.cfi_endproc
+fence:
+	.cfi_startproc
+	lfence
+	jmp *%rcx
+	.cfi_endproc
+begin over_lock
+	test %edi, %edi
+	je 1f + 1
+1:	lock incl (%rsi)
+over_lock_r1: ret
+end over_lock
+# Without an unwind table, which would tell.
+	.globl keeps_stack
+	.type keeps_stack, @function
+keeps_stack:
+	push %r12
+	mov %rsp, %r12
+	and $-64, %rsp
+	call plain
+	mov %r12, %rsp
+	pop %r12
+keeps_stack_r1: ret
+	.size keeps_stack, . - keeps_stack
+	.globl loses_stack
+	.type loses_stack, @function
+loses_stack:
+	push %r12
+	mov %rsp, %r12
+	mov (%rdi), %r12
+	mov %r12, %rsp
+	pop %r12
+	ret
+	.size loses_stack, . - loses_stack
 begin pushes
 	push %rax
 	.cfi_def_cfa_offset 16
@@ -462,7 +513,8 @@ endless:
 	.section .note.GNU-stack, "", @progbits
 "#;
 
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 14] = [
+    ("loses_stack", "switches stacks"),
     ("pops_target", "pops off the stack"),
     ("unseen", "a block in a place of its own"),
     ("maybe_callee", "control falls through"),
@@ -533,7 +585,7 @@ fn every_exit_is_found_and_nothing_else() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 30 + REFUSED.len() + 1 + 1);
+    assert_eq!(checked, 34 + REFUSED.len() + 1 + 1);
 }
 
 /// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
@@ -650,6 +702,35 @@ fn what_is_called_in_a_stripped_file_is_no_block() {
     }
 }
 
+/// What GHC compiles returns to nobody by the machine's stack; OCaml raises an exception by `ret`.
+#[test]
+fn code_of_other_runtimes_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = "begin raises\n test %edi, %edi\n jne 1f\nraises_r1: ret\n1: mov %r14, %rsp\n pop %r14\n ret\nend raises\n\
+                begin plain\n ret\nend plain\n.globl twice_info\n.type twice_info, @function\ntwice_info: jmp *(%rbp)\n\
+                .size twice_info, . - twice_info\n";
+    for (runtime, raises, haskell) in [
+        ("begin other\n ret\nend other\n", Err("switches stacks"), Ok(1)),
+        ("begin caml_raise_exn\n ret\nend caml_raise_exn\n", Ok(1), Ok(1)),
+        ("begin stg_upd_frame_info\n ret\nend stg_upd_frame_info\n", Err("switches stacks"), Err("GHC")),
+    ] {
+        let library = library(folder.path(), &[code, runtime].concat());
+        let symbols = symbols(&library);
+        let bytes = fs::read(&library).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let code = Functions::of(&image);
+        for (name, expected) in [("raises", raises), ("twice_info", haskell), ("plain", Ok(1))] {
+            let found = code
+                .exits(symbols[name], function_sites(&image, name).unwrap()[0].size)
+                .map(|exits| exits.exits.len());
+            match expected {
+                Ok(exits) => assert_eq!(found, Ok(exits), "{runtime}: {name}"),
+                Err(reason) => assert!(found.clone().unwrap_err().contains(reason), "{name}: {found:?}"),
+            }
+        }
+    }
+}
+
 /// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
 #[test]
 fn damaged_code_and_tables_are_refused() {
@@ -669,7 +750,7 @@ fn damaged_code_and_tables_are_refused() {
         let Ok(image) = Image::parse(&damaged) else { continue };
         let code = Functions::of(&image);
         for function in function_sites(&image, "*").unwrap_or_default() {
-            let _ = code.exits(code.entry_of(function.site.vaddr), function.size);
+            let _ = code.exits(function.entry, function.size);
         }
     }
 }

@@ -144,7 +144,8 @@ const COPIES: &str = r#"
 __attribute__((noinline)) static int whole(int a, int b) { asm volatile(""); return a * b + a; }
 __attribute__((noinline, noclone)) int calls(int n) { return whole(n, 7); }
 int wrapped(int n) { while (n > 100) n -= 7; return n; }
-asm(".globl drain\n.type drain, @function\ndrain: dec %edi\njnz drain\nmov %edi, %eax\nret\n.size drain, .-drain\n");
+asm(".globl drain\n.type drain, @function\ndrain: dec %edi\nloop drain\nmov %edi, %eax\nret\n.size drain, .-drain\n");
+asm(".globl empty\n.type empty, @function\nempty: dec %edi\njnz empty\nmov %edi, %eax\nret\n.size empty, .-empty\n");
 int drain(int n);
 int main(int n, char **v) { (void)v; return calls(n) + wrapped(n) + drain(n); }
 "#;
@@ -171,6 +172,7 @@ fn what_a_symbol_does_not_tell_is_remarked() {
     let remarks = |name: &str| SymbolIndex::of(&image).remarked_sites(name).unwrap().1;
     assert!(remarks("drain").iter().any(|remark| remark.contains("a loop")), "{:?}", remarks("drain"));
     assert_eq!(remarks("main"), Vec::<String>::new());
+    assert_eq!(remarks("empty"), Vec::<String>::new(), "its turns are told from calls");
 }
 
 #[test]

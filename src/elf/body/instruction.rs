@@ -41,6 +41,17 @@ pub(super) fn returns_to_caller(now: &Instruction, before: Option<&Instruction>)
         && !writes_top
 }
 
+/// Whether a `ret` is behind `mov %r14,%rsp; pop %r14`, by which OCaml's code goes to the handler of an exception.
+pub(super) fn is_ocaml_raise(before: &[Instruction]) -> bool {
+    let [.., switch, pop] = before else { return false };
+    let is_pop = pop.mnemonic() == Mnemonic::Pop && pop.op0_register() == Register::R14;
+    is_pop
+        && switch.mnemonic() == Mnemonic::Mov
+        && switch.op0_register() == Register::RSP
+        && switch.op1_kind() == OpKind::Register
+        && switch.op1_register() == Register::R14
+}
+
 /// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in
 /// between.
 pub(super) fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u64> {
@@ -170,6 +181,7 @@ pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<Jum
     is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
 }
 
-fn register(register: Register) -> Option<Reg> {
+/// A general register of 64 bits.
+pub(in crate::elf) fn register(register: Register) -> Option<Reg> {
     register.is_gpr64().then(|| Reg::x86_64(&format!("{register:?}").to_lowercase())).flatten()
 }

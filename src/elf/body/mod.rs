@@ -1,16 +1,18 @@
 //! One stretch of code, decoded from end to end: where control leaves it.
 
 mod instruction;
+mod stack;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use super::{Form, Image};
+use super::{Form, Image, Reg};
+pub(super) use instruction::register;
 use instruction::{
-    address_read, address_taken, condition_of, is_data, near_target, popped_by, returns_to_caller,
-    switches_stack, table_of, target_of,
+    address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, popped_by,
+    returns_to_caller, switches_stack, table_of, target_of,
 };
 
 /// The longest stretch that is looked at.
@@ -38,6 +40,10 @@ pub(in crate::elf) struct Body {
     stops: Vec<u64>,
     /// Instructions that put another value into the stack pointer than one near the old one or the frame pointer.
     pub stack_switches: Vec<u64>,
+    /// Instructions with a lock prefix: single-threaded programs jump over it, to the byte behind.
+    locked: Vec<u64>,
+    /// `ret`s that may raise an exception as OCaml does: they go to its handler.
+    pub raises: Vec<u64>,
     /// Whether control can run over its end into what follows.
     pub falls_through: bool,
 }
@@ -94,6 +100,9 @@ impl JumpTable {
     }
 }
 
+/// The prefix of an instruction that changes memory for all processors at once.
+const LOCK: u8 = 0xf0;
+
 /// How many instructions before a jump are looked at for its table.
 const LOOKED_BACK: usize = 8;
 
@@ -118,6 +127,8 @@ impl Body {
             reads: Vec::new(),
             stops: Vec::new(),
             stack_switches: Vec::new(),
+            locked: Vec::new(),
+            raises: Vec::new(),
             falls_through: true,
         };
         let is_fixed = !image.is_pie();
@@ -125,7 +136,8 @@ impl Body {
         let mut before: Vec<Instruction> = Vec::with_capacity(2 * LOOKED_BACK);
         while decoder.can_decode() {
             let instruction = decoder.decode();
-            body.take(&instruction, &before, is_fixed)
+            let from = (instruction.ip() - range.start) as usize;
+            body.take(&instruction, &code[from..], &before, is_fixed)
                 .map_err(|err| format!("{err} at +{:#x}", instruction.ip() - range.start))?;
             if before.len() == 2 * LOOKED_BACK {
                 before.drain(..LOOKED_BACK);
@@ -146,6 +158,11 @@ impl Body {
     /// Whether an instruction begins there.
     pub fn has_instruction(&self, vaddr: u64) -> bool {
         self.starts.binary_search(&vaddr).is_ok()
+    }
+
+    /// Whether a jump there is one to an instruction, or behind the lock prefix of one.
+    pub fn takes_jump(&self, vaddr: u64) -> bool {
+        self.has_instruction(vaddr) || self.locked.binary_search(&vaddr.wrapping_sub(1)).is_ok()
     }
 
     /// The instructions that control comes to from these.
@@ -169,12 +186,19 @@ impl Body {
         reached
     }
 
-    /// Whether control goes from this instruction only to the next, with the stack where it was.
-    pub fn runs_on_plainly(&self, image: &Image<'_>, vaddr: u64) -> bool {
-        let code = image.code_at(vaddr, 15).unwrap_or(&[]);
-        let now = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode();
-        let writes_stack = now.op_count() > 0 && now.op0_register() == Register::RSP;
-        now.flow_control() == FlowControl::Next && !now.is_stack_instruction() && !writes_stack
+    /// Takes a jump to a fixed address for one to the address in a register.
+    pub fn goes_by_register(&mut self, jump: Jump, register: Reg) {
+        self.jumps.retain(|known| *known != jump);
+        self.indirect.push(IndirectJump { at: jump.at, target: Form::Reg(register), table: None });
+    }
+
+    /// Takes out the `ret`s that raise an exception, with what they do to the stack.
+    pub fn drop_raises(&mut self) {
+        for ret in std::mem::take(&mut self.raises) {
+            self.returns.retain(|at| *at != ret);
+            let switch = self.before(ret).and_then(|pop| self.before(pop));
+            self.stack_switches.retain(|at| Some(*at) != switch);
+        }
     }
 
     /// The address of the instruction behind this one.
@@ -194,7 +218,13 @@ impl Body {
         self.stops.binary_search(&vaddr).is_ok()
     }
 
-    fn take(&mut self, now: &Instruction, before: &[Instruction], is_fixed: bool) -> Result<(), String> {
+    fn take(
+        &mut self,
+        now: &Instruction,
+        code: &[u8],
+        before: &[Instruction],
+        is_fixed: bool,
+    ) -> Result<(), String> {
         let at = now.ip();
         if now.is_invalid() {
             return Err("its code cannot be decoded".to_string());
@@ -203,6 +233,9 @@ impl Body {
             return Err("an instruction that cannot occur in a program (data among its code?) is".to_string());
         }
         self.starts.push(at);
+        if now.has_lock_prefix() && code.first() == Some(&LOCK) {
+            self.locked.push(at);
+        }
         let range = self.range.clone();
         let is_own = |named: &u64| range.contains(named) && *named != range.start;
         self.own_addresses.extend(address_taken(now, is_fixed).filter(is_own));
@@ -224,7 +257,12 @@ impl Body {
             self.stops.push(at);
         }
         match now.flow_control() {
-            FlowControl::Return if returns_to_caller(now, before.last()) => self.returns.push(at),
+            FlowControl::Return if returns_to_caller(now, before.last()) => {
+                self.returns.push(at);
+                if is_ocaml_raise(before) {
+                    self.raises.push(at);
+                }
+            }
             FlowControl::Return => return Err("it uses a return as a jump,".to_string()),
             FlowControl::UnconditionalBranch => {
                 let target = near_target(now).ok_or("it jumps to another segment,")?;

@@ -5,11 +5,11 @@ mod ways_out;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::Site;
 use super::body::{Body, Condition, Jump, JumpTable};
-use super::code::Functions;
+use super::code::{Functions, Runtime};
 use super::exit::{NoExits, Passage, PassageKind};
 use super::names::{is_callable_fragment, is_fragment};
+use super::thunks::jumps_by;
 
 /// The most functions that are followed into because a function ends by calling them.
 const FOLLOWED_MAX: usize = 8;
@@ -45,6 +45,11 @@ impl<'s, 'a> Search<'s, 'a> {
         Search { code, entry, parts, left, followed, passages }
     }
 
+    /// What a call passes on its way out, as far as the search has come.
+    pub fn passages(self) -> impl Iterator<Item = Passage> {
+        self.passages.into_values()
+    }
+
     /// Takes in the function's own code, and what its name says is part of it.
     pub fn add(&mut self, range: Range<u64>) -> Result<(), NoExits> {
         let body = self.decode(range)?;
@@ -56,7 +61,17 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     fn decode(&self, range: Range<u64>) -> Result<Body, NoExits> {
-        let body = Body::decode(&self.code.image, range)?;
+        let mut body = Body::decode(&self.code.image, range)?;
+        if self.code.runtime() == Some(Runtime::OCaml) {
+            body.drop_raises();
+        }
+        for jump in body.jumps.clone() {
+            let Some(register) = jumps_by(&self.code.image, jump.target) else { continue };
+            if jump.when != Condition::Always {
+                return Err(format!("it jumps by a retpoline under a condition at {:#x}", jump.at));
+            }
+            body.goes_by_register(jump, register);
+        }
         self.check(&body).map(|()| body)
     }
 
@@ -70,7 +85,8 @@ impl<'s, 'a> Search<'s, 'a> {
             // A function with a frame pointer finds back by it, whatever it does in between; and where the compiler says by
             // how much the stack has moved, it has gone back to an older place.
             let [before, after] = [at, body.after(at)].map(|at| self.code.above(at));
-            if before != Some(None) && !(before.is_some() && before != after) {
+            let is_told = before == Some(None) || before.is_some() && before != after;
+            if !is_told && !body.restores_stack(&self.code.image, at) {
                 return Err(format!("it switches stacks at +{:#x}", at - body.range.start));
             }
         }
@@ -79,9 +95,7 @@ impl<'s, 'a> Search<'s, 'a> {
             return Err("there is data among its code".to_string());
         }
         let jumps = body.jumps.iter().map(|jump| jump.target);
-        if jumps
-            .chain(body.calls.iter().copied())
-            .any(|to| body.range.contains(&to) && !body.has_instruction(to))
+        if jumps.chain(body.calls.iter().copied()).any(|to| body.range.contains(&to) && !body.takes_jump(to))
         {
             return Err("it jumps into the middle of an instruction".to_string());
         }
@@ -166,7 +180,7 @@ impl<'s, 'a> Search<'s, 'a> {
             };
         }
         if let Some(part) = self.parts.iter().find(|part| part.body.range.contains(&target)) {
-            if !part.body.has_instruction(target) {
+            if !part.body.takes_jump(target) {
                 return Err("it jumps into the middle of an instruction".to_string());
             }
             return match part.passed {
@@ -203,7 +217,7 @@ impl<'s, 'a> Search<'s, 'a> {
             && (self.parts.iter().any(|part| !part.body.indirect.is_empty()) || self.is_in_blocks(from));
         let inherits = moved || comes_back || is_unclear;
         let of = if inherits { from } else { target };
-        let passed = if inherits { None } else { self.passed_by_all(&body) };
+        let passed = if inherits { None } else { self.code.passed_by_all(&body) };
         if !inherits && passed.is_none() {
             return self.leave(jump);
         }
@@ -232,26 +246,6 @@ impl<'s, 'a> Search<'s, 'a> {
         }
         self.parts.push(Part { body, of, passed, unclear });
         Ok(())
-    }
-
-    /// Where whoever calls a function passes with the return address on top of the stack, and never again: the first of its
-    /// instructions that a probe can be set at.
-    fn passed_by_all(&self, body: &Body) -> Option<u64> {
-        const LOOKED_AT: usize = 4;
-        let image = &self.code.image;
-        let mut at = self.code.probed_entry(body.range.start);
-        for _ in 0..LOOKED_AT {
-            if Site::at(image, at).is_some_and(|site| site.shape.unprobeable().is_none()) {
-                return Some(at);
-            }
-            let next = body.after(at);
-            let is_target = body.jumps.iter().map(|jump| jump.target).chain(body.calls.iter().copied());
-            if !body.runs_on_plainly(image, at) || is_target.into_iter().any(|target| target == next) {
-                return None;
-            }
-            at = next;
-        }
-        None
     }
 
     /// Notes a jump by which the same call goes on; who comes by it is seen at `passed`.

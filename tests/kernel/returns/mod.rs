@@ -179,7 +179,7 @@ fn guarded_functions_need_no_single_steps() {
         ["deep", "guarded", "jumps_down", "yields", "leaves_stack", "is_cancelled", "recursive", "forks"]
     {
         let site = &function_sites(&image, name).unwrap()[0];
-        let exits = code.exits(code.entry_of(site.site.vaddr), site.size).unwrap();
+        let exits = code.exits(site.entry, site.size).unwrap();
         assert!(exits.exits.iter().all(|exit| !exit.approaches.is_empty()), "{name}: {exits:#x?}");
     }
 }

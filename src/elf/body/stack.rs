@@ -1,0 +1,68 @@
+//! Functions written in assembly that keep the stack pointer in a register while they work with another one, and take it
+//! back at their end.
+
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
+};
+
+use super::Body;
+use crate::elf::Image;
+
+/// Registers that a called function leaves as they were, but the frame pointer.
+const KEPT: [Register; 5] = [Register::RBX, Register::R12, Register::R13, Register::R14, Register::R15];
+
+impl Body {
+    /// Whether the stack pointer gets back at `at` what it was: from a register that nothing else was put into since, until the
+    /// caller's value is put back right before the function is left.
+    pub fn restores_stack(&self, image: &Image<'_>, at: u64) -> bool {
+        let length = (self.range.end - self.range.start) as usize;
+        let code = image.code_at(self.range.start, length).unwrap_or(&[]);
+        let decoder = Decoder::with_ip(64, code, self.range.start, DecoderOptions::NONE);
+        let all: Vec<Instruction> = decoder.into_iter().collect();
+        let Some(from) = all.iter().find(|now| now.ip() == at).and_then(restored_from) else { return false };
+        let mut factory = InstructionInfoFactory::new();
+        let mut writes = |now: &Instruction| {
+            factory.info(now).used_registers().iter().any(|used| {
+                let only_reads =
+                    matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+                !only_reads && used.register().full_register() == from
+            })
+        };
+        let mut is_saved = false;
+        for (n, now) in all.iter().enumerate() {
+            if !writes(now) {
+                continue;
+            }
+            if saves(now, from) {
+                is_saved = true;
+            } else if !leaves(&all[n..]) {
+                return false;
+            }
+        }
+        is_saved
+    }
+}
+
+/// The register of `mov %REG,%rsp`.
+fn restored_from(now: &Instruction) -> Option<Register> {
+    let is_copy = now.mnemonic() == Mnemonic::Mov
+        && now.op1_kind() == OpKind::Register
+        && now.op0_kind() == OpKind::Register
+        && now.op0_register() == Register::RSP;
+    is_copy.then(|| now.op1_register()).filter(|register| KEPT.contains(register))
+}
+
+fn saves(now: &Instruction, to: Register) -> bool {
+    now.mnemonic() == Mnemonic::Mov
+        && now.op0_kind() == OpKind::Register
+        && now.op0_register() == to
+        && now.op1_kind() == OpKind::Register
+        && now.op1_register() == Register::RSP
+}
+
+/// Whether a `ret` follows, and nothing on the way there but what gives back the stack and registers.
+fn leaves(code: &[Instruction]) -> bool {
+    let end = code.iter().find(|now| now.flow_control() != FlowControl::Next || restored_from(now).is_some());
+    end.is_some_and(|end| end.flow_control() == FlowControl::Return)
+}

@@ -1,0 +1,80 @@
+//! Where a function is probed so that each call passes once, with its arguments where the caller left them.
+//!
+//! That is its first instruction, where the kernel takes a probe there. Some it does not (with a lock prefix, some vector
+//! instructions), or must not (a five-byte nop); then a later one serves as well, if nothing but what runs from the
+//! first on comes there.
+
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register,
+};
+
+use super::body::Body;
+use super::code::Functions;
+use super::shape::ENDBR64;
+use super::{Arch, Image, Site, SiteShape};
+
+impl Functions<'_> {
+    /// Where a function that begins here is probed: `endbr64` and a push, at the push; and behind what no probe can be set at.
+    /// The entry itself where there is no better place.
+    pub(super) fn probed_entry(&self, entry: u64) -> u64 {
+        let first = self.behind_landing_pad(entry);
+        let is_unfit = Site::at(&self.image, first).is_some_and(|site| !site.shape.takes_probe());
+        if !is_unfit || self.image.arch() != Arch::X86_64 {
+            return first;
+        }
+        let body = self.around(entry).and_then(|range| Body::decode(&self.image, range).ok());
+        let body = body.filter(|body| body.has_instruction(first));
+        body.and_then(|body| self.first_probeable(&body, first)).unwrap_or(first)
+    }
+
+    /// Where whoever calls a function passes with the return address on top of the stack, and never again.
+    pub(super) fn passed_by_all(&self, body: &Body) -> Option<u64> {
+        self.first_probeable(body, self.behind_landing_pad(body.range.start))
+    }
+
+    /// `endbr64` and a push are probed at the push, which costs less.
+    fn behind_landing_pad(&self, entry: u64) -> u64 {
+        let next = entry.wrapping_add(ENDBR64.len() as u64);
+        let is_landing_pad = self.image.code_at(entry, ENDBR64.len()).is_some_and(|code| code == ENDBR64);
+        let is_push = || Site::at(&self.image, next).is_some_and(|site| site.shape == SiteShape::Push);
+        if is_landing_pad && is_push() { next } else { entry }
+    }
+
+    /// The first instruction from `entry` on that a probe can be set at, and that is reached once and from the entry only.
+    fn first_probeable(&self, body: &Body, entry: u64) -> Option<u64> {
+        const LOOKED_AT: usize = 4;
+        let mut at = entry;
+        for _ in 0..LOOKED_AT {
+            if Site::at(&self.image, at).is_some_and(|site| site.shape.takes_probe()) {
+                return Some(at);
+            }
+            let next = body.after(at);
+            let mut targets = body.jumps.iter().map(|jump| jump.target).chain(body.calls.iter().copied());
+            if !keeps_arguments(&self.image, at)
+                || next == body.range.end
+                || targets.any(|to| (at + 1..=next).contains(&to))
+            {
+                return None;
+            }
+            at = next;
+        }
+        None
+    }
+}
+
+/// Whether control goes from this instruction only to the next, with the stack and the arguments where they were.
+fn keeps_arguments(image: &Image<'_>, vaddr: u64) -> bool {
+    let code = image.code_at(vaddr, 15).unwrap_or(&[]);
+    let now = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode();
+    now.flow_control() == FlowControl::Next && !now.is_stack_instruction() && !writes_argument(&now)
+}
+
+fn writes_argument(now: &Instruction) -> bool {
+    const OTHERS: [Register; 3] = [Register::RAX, Register::R10, Register::R11];
+    let mut factory = InstructionInfoFactory::new();
+    factory.info(now).used_registers().iter().any(|used| {
+        let register = used.register().full_register();
+        let only_reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+        register.is_gpr64() && !only_reads && !OTHERS.contains(&register)
+    })
+}

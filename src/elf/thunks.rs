@@ -1,0 +1,41 @@
+//! Code that jumps to the address in a register, on behalf of who jumps to it: what compilers make of an indirect jump so that
+//! the processor does not guess its target (`-mindirect-branch=thunk`, `-mretpoline`).
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::body::register;
+use super::{Image, Reg};
+
+/// How far such code reaches.
+const LONGEST: u64 = 64;
+
+/// The register that the code there jumps by; None if it is something else.
+///
+/// Either `call 1f`, what the processor is to guess, and `1: mov %REG,(%rsp); ret`; or `lfence; jmp *%REG`.
+pub(super) fn jumps_by(image: &Image<'_>, vaddr: u64) -> Option<Reg> {
+    let mut code = from(image, vaddr)?;
+    let first = code.next()?;
+    if first.mnemonic() == Mnemonic::Lfence {
+        let jump = code.next().filter(|now| now.flow_control() == FlowControl::IndirectBranch)?;
+        return (jump.op0_kind() == OpKind::Register).then(|| register(jump.op0_register())).flatten();
+    }
+    let target = first.near_branch_target();
+    if first.flow_control() != FlowControl::Call || !(first.next_ip()..vaddr + LONGEST).contains(&target) {
+        return None;
+    }
+    let mut code = from(image, target)?.filter(|now| now.mnemonic() != Mnemonic::Lfence);
+    let (store, ret) = (code.next()?, code.next()?);
+    let replaces_return_address = store.mnemonic() == Mnemonic::Mov
+        && store.op0_kind() == OpKind::Memory
+        && store.memory_base() == Register::RSP
+        && store.memory_index() == Register::None
+        && store.memory_displacement64() == 0
+        && store.op1_kind() == OpKind::Register
+        && ret.mnemonic() == Mnemonic::Ret;
+    replaces_return_address.then(|| register(store.op1_register())).flatten()
+}
+
+fn from<'a>(image: &Image<'a>, vaddr: u64) -> Option<impl Iterator<Item = Instruction> + use<'a>> {
+    let code = (1..=LONGEST as usize).rev().find_map(|length| image.code_at(vaddr, length))?;
+    Some(Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter())
+}
