@@ -105,6 +105,8 @@ enum site_flag {
 	SITE_CALLEE_ENTRY = 1 << 7,
 	SITE_PASSAGE = SITE_LOOP_BACK | SITE_TAIL_JUMP | SITE_CALLEE_ENTRY,
 	SITE_STEPPED = 1 << 8, /* its instruction is single-stepped, which takes longer */
+	/* The entry of a function that begins with a loop; with SITE_LOOP_BACK a jump there. Of calls whose return is not traced. */
+	SITE_LOOP_HEAD = 1 << 9,
 };
 
 /* Where a call is whose start is kept. */

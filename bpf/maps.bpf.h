@@ -42,6 +42,9 @@ HASH(integers, BPF_MAP_TYPE_HASH, 0, struct integer_key, __u32, 4096);
 HASH(short_texts, BPF_MAP_TYPE_HASH, 0, struct short_key, __u32, 4096);
 
 HASH(starts, BPF_MAP_TYPE_HASH, 0, struct start_key, struct start, 1);
+/* Calls that jump to the entry of their function, until they are there. */
+HASH(turns, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct start_key, __u8, 4096);
+
 HASH(nestings, BPF_MAP_TYPE_HASH, 0, struct thread_key, struct nesting, 1);
 
 /* Few starts are open at once, so that memory is taken as it is needed. */

@@ -232,7 +232,12 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 		add(accounting + ACCT_PASSED, 1);
 		return 0;
 	}
-	if (site->flags & SITE_PASSAGE) {
+	if (site->flags & SITE_LOOP_HEAD) {
+		if (!begins_call(site, ctx)) {
+			add(accounting + ACCT_PASSED, 1);
+			return 0;
+		}
+	} else if (site->flags & SITE_PASSAGE) {
 		add(accounting + ACCT_PASSED, 1);
 		pass(site, probe, ctx, accounting);
 		return 0;

@@ -217,6 +217,26 @@ static __noinline void pass(const struct site *site, const struct probe *probe, 
 	}
 }
 
+/*
+ * Whether a call begins at the entry of a function that begins with a loop, and not another turn of that: the call has not come by
+ * its own jump, which is hit first.
+ */
+static __noinline bool begins_call(const struct site *site, const struct pt_regs *ctx)
+{
+	struct start_key key = {
+		.span = site->probe,
+		.tgid = key_ids() >> 32,
+		.key = site->function,
+		.frame = ctx->sp + site->frame_offset,
+	};
+	__u8 turns_back = 1;
+
+	if (!(site->flags & SITE_LOOP_BACK))
+		return bpf_map_delete_elem(&turns, &key);
+	bpf_map_update_elem(&turns, &key, &turns_back, BPF_ANY);
+	return false;
+}
+
 /* Finds the start that ends here; NULL if there is none. */
 static __always_inline struct start *started(const struct probe *probe, struct start_key *key)
 {

@@ -5,7 +5,7 @@ use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan};
-use crate::returns::{Costs, Returns, by_exits, by_trampoline};
+use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
 use crate::unfit::{UnfitSite, unfit};
 
 /// The processor's condition "above", as the kernel side is told.
@@ -97,6 +97,30 @@ pub(crate) fn places_in(
             }));
         } else {
             let offset = function.site.offset;
+            // Where its return is traced, the start of a call tells it from a turn of the loop.
+            let turns = if is_traced { Ok(Vec::new()) } else { turns(index, &function) };
+            let turns = turns.unwrap_or_else(|err| {
+                found.warnings.push(format!(
+                    "{display} begins with a loop, each turn of which counts as a call: {err}"
+                ));
+                Vec::new()
+            });
+            let mut entry = entry;
+            if !turns.is_empty() {
+                entry.flags |= site_flag::SITE_LOOP_HEAD.0;
+                found.remarks.push(format!(
+                    "{display} begins with a loop, whose jumps are probed too: a turn is no call"
+                ));
+            }
+            found.places.extend(turns.into_iter().map(|(at, turn)| Place {
+                at,
+                entry: site { function: n as u32, ..turn },
+                function: number,
+                name: display.clone(),
+                offset,
+                is_exit: true,
+                parameters: None,
+            }));
             let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
             found.places.push(Place {
                 at,
@@ -138,6 +162,10 @@ fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) ->
             let reads_result = probe.span.is_some_and(|span| span.reads_result);
             by_exits(index, function, reads_result).map(Traced::Exits)
         }
+        ReturnsBy::Trampoline if index.turns(function).is_some() => Err(
+            "it begins with a loop, and `returns_by: trampoline` would take each turn for a call; remove it"
+                .to_string(),
+        ),
         ReturnsBy::Trampoline => by_trampoline(index, function).map(Traced::Trampoline),
     }
 }

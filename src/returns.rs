@@ -60,6 +60,20 @@ pub fn by_exits(
     Ok(Returns { sites, passages, exits })
 }
 
+/// The jumps by which a function that begins with a loop comes to its entry again; none if it does not.
+///
+/// # Errors
+/// If they cannot all be probed.
+pub fn turns(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Vec<(Site, site)>, String> {
+    let turns = if function.at_entry { index.turns(function) } else { None };
+    let sites = turns.into_iter().flatten().map(|turn| {
+        let (at, mut entry) = passage_site(index.image(), &turn)?;
+        entry.flags |= site_flag::SITE_LOOP_HEAD.0;
+        Ok((at, entry))
+    });
+    sites.collect()
+}
+
 /// What a probe's exits are and cost, summed up for a person.
 #[derive(Debug, Default)]
 pub struct Costs {

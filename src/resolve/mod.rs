@@ -151,7 +151,10 @@ pub fn resolve(
         if at.cost() == Cost::SingleStepped && !(is_return && probe.span.is_some()) {
             entry.flags |= site_flag::SITE_STEPPED.0;
         }
-        for (n, (to, value)) in entry.values.iter_mut().zip(&probe.values).enumerate() {
+        // At a jump to the entry nothing is read.
+        let is_turn = entry.flags & site_flag::SITE_LOOP_HEAD.0 != 0 && is_exit;
+        let values = if is_turn { &[][..] } else { &probe.values };
+        for (n, (to, value)) in entry.values.iter_mut().zip(values).enumerate() {
             *to = match locate(&at, &narrowed(value, is_function), function) {
                 Ok(location) => location,
                 // Copies of a function may lack an argument.
@@ -173,7 +176,7 @@ pub fn resolve(
         }
         typed.add(probe, parameters.as_ref());
         let places = places_of(&at, parameters.as_ref());
-        if is_function && !arguments.contains(&places) {
+        if is_function && !is_turn && !arguments.contains(&places) {
             arguments.push(places);
         }
         let (offset, ref_ctr_offset) = (at.offset, at.ref_ctr_offset);

@@ -30,8 +30,8 @@ fn usdt() -> Vec<Probe> {
 }
 
 fn functions() -> Vec<Probe> {
-    // The kernel would replace the last one's first instruction by a call, at which a forked child ends.
-    FUNCTIONS.map(|name| (format!("function: {name}"), name != "entry_nop5")).into()
+    // The kernel would replace the last one's first instruction by a call, at which a forked child ends; the next one is probed.
+    FUNCTIONS.map(|name| (format!("function: {name}"), true)).into()
 }
 
 /// Where the red zone is in use: a store into it, and a five-byte nop.

@@ -6,6 +6,7 @@ mod support;
 mod attach;
 mod books;
 mod costs;
+mod entries;
 mod footprint;
 mod forms;
 mod functions;
