@@ -201,6 +201,9 @@ impl Checker<'_> {
             if let Some(reason) = reason {
                 table.line(reason);
             }
+            if probe.related.is_some() {
+                table.line("kept with slow events of other probes, so every hit is sent to user space");
+            }
             for slow in &probe.slow {
                 table.line(self.slow(probe, slow));
             }
@@ -225,12 +228,18 @@ impl Checker<'_> {
     /// Which events are kept, of what, and who decides.
     fn slow(&self, probe: &ProbePlan, slow: &SlowPlan) -> String {
         let kept: Vec<_> = slow.kept.iter().map(|value| probe.values[*value].name.as_str()).collect();
+        let related = slow.related.as_ref().map_or_else(String::new, |by| {
+            let count = by.with.len();
+            let events =
+                if count == 1 { "one other probe".to_string() } else { format!("{count} other probes") };
+            format!(", and with events of {events} that have the same {}", probe.values[by.key].name)
+        });
         let decided = match &slow.route {
             Route::Ring(reason) => format!("decided in user space: {reason}"),
             Route::Kernel | Route::Hits => "decided in the kernel; only slow hits are sent".to_string(),
         };
         format!(
-            "slow: {} above {} is kept with {} ({decided})",
+            "slow: {} above {} is kept with {}{related} ({decided})",
             slow.metric,
             shown_value(&slow.metric, slow.over),
             kept.join(", ")

@@ -25,7 +25,7 @@ use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
 use crate::metrics::show::{show, show_exactly, show_with_unit};
 use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, Source};
-use crate::slow::{self, Books, Fields, Keeper};
+use crate::slow::{self, Books, Fields, Keeper, Related, Wanted};
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use crate::symbols::Symbols;
 
@@ -307,6 +307,20 @@ impl Handler {
                 keeper.offer(kept(probe, target, slow, value, time, &read), books);
             }
         }
+        if let (Some(related), Some(keeper)) = (&probe.related, &self.keeper) {
+            keeper.offer_related(|| {
+                let key = |at: &usize| (probe.values[*at].name.clone(), shown(probe, *at, &read));
+                Related {
+                    time: since_1970(time),
+                    target: self.plan.targets[probe.target].name.clone(),
+                    process: shown(probe, related.process, &read),
+                    point: probe.point.clone(),
+                    probe: probe.name.clone(),
+                    keys: related.keys.iter().map(key).collect(),
+                    fields: fields(probe, &related.kept, &read),
+                }
+            });
+        }
         if self.verbose {
             self.line.clear();
             describe(probe, &read, &mut self.line);
@@ -358,12 +372,11 @@ fn kept<'a>(
     time: u64,
     read: &dyn Fn(usize) -> Value<'a>,
 ) -> slow::Event {
-    let field = |at: &usize| {
-        let value = &probe.values[*at];
-        let mut text = String::new();
-        show_exactly(&value.kind, value.unit, read(*at), &mut text);
-        (value.name.clone(), text)
-    };
+    let wanted = slow.related.as_ref().map(|by| Wanted {
+        process: shown(probe, by.process, read),
+        key: (probe.values[by.key].name.clone(), shown(probe, by.key, read)),
+        with: by.with.clone(),
+    });
     slow::Event {
         time: since_1970(time),
         target: target.to_owned(),
@@ -371,8 +384,21 @@ fn kept<'a>(
         metric: slow.metric.clone(),
         value: slow.scale.apply(value as f64),
         over: slow.over,
-        fields: Fields(slow.kept.iter().map(field).collect()),
+        fields: fields(probe, &slow.kept, read),
+        related: Vec::new(),
+        wanted,
     }
+}
+
+/// Values by name, as they are kept.
+fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> Value<'a>) -> Fields {
+    Fields(kept.iter().map(|at| (probe.values[*at].name.clone(), shown(probe, *at, read))).collect())
+}
+
+fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> Value<'a>) -> String {
+    let mut text = String::new();
+    show_exactly(&probe.values[at].kind, probe.values[at].unit, read(at), &mut text);
+    text
 }
 
 /// A time of the kernel's clock, in nanoseconds since 1970 as the clock is set now.

@@ -68,6 +68,10 @@ pub struct Slow {
     pub over: f64,
     /// Arguments and built-in values; `None`: all arguments, and the process.
     pub fields: Option<Vec<Named>>,
+    /// The argument that events of other probes must have in common with it.
+    pub key: Option<Named>,
+    /// These probes, which are the target's.
+    pub with: Vec<(Place, Point)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,7 @@ use super::limits::{
     DEFAULT_SLOW_AGE, DEFAULT_SLOW_BYTES, DEFAULT_SLOW_ROWS, SLOW_AGE, SLOW_BYTES, SLOW_ROWS,
 };
 use super::model::{Named, Slow, SlowEvents};
+use super::points::point;
 use super::scalars;
 use super::section::{Key, Schema, Section};
 
@@ -31,6 +32,16 @@ pub static SLOW: Section = Section {
             "fields",
             Schema::OneOrList(&Schema::Name),
             "Arguments and built-in values to keep. Default: all `args` of the probe, and `pid`.",
+        ),
+        Key::new(
+            "key",
+            Schema::Name,
+            "An argument by which events of other probes belong to a slow one, such as the height of a block.",
+        ),
+        Key::new(
+            "with",
+            Schema::OneOrList(&Schema::Text),
+            "Probes of the target whose events with the same key are kept with a slow event. They need an argument with the name of the key.",
         ),
     ]),
     one_of: &[],
@@ -69,12 +80,25 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
     let at = node.at.clone();
     if !node.value.is_mapping() {
         let over = buckets::bound(node)?;
-        return Some(Slow { at, over, fields: None });
+        return Some(Slow { at, over, fields: None, key: None, with: Vec::new() });
     }
     let fields = node.fields(&SLOW)?;
     let over = fields.require("over", "write over: 500ms").and_then(|n| buckets::bound(&n));
     let kept = fields.get("fields").map(|n| names(&n));
-    Some(Slow { at, over: over?, fields: kept })
+    let key = fields.get("key").and_then(|n| Some(Named { name: n.name()?.to_owned(), at: n.at }));
+    let with: Vec<_> = fields.get("with").map(|n| n.one_or_list()).unwrap_or_default();
+    if fields.has("with") && fields.lacks("key") {
+        fields
+            .error("`key` is missing: `with` needs one")
+            .help("write key: NAME, an argument that all of these probes have");
+    }
+    if fields.has("key") && fields.lacks("with") {
+        fields
+            .error("`with` is missing: `key` has no effect without it")
+            .help("write with: [usdt:PROVIDER:NAME]");
+    }
+    let with = with.iter().filter_map(|n| Some((n.at.clone(), point(n)?))).collect();
+    Some(Slow { at, over: over?, fields: kept, key, with })
 }
 
 fn names(node: &Node<'_>) -> Vec<Named> {

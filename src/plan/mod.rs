@@ -17,7 +17,7 @@ pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
 pub use saved::SavedPlan;
-pub use slow::SlowPlan;
+pub use slow::{RelatedBy, RelatedPlan, SlowPlan};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +92,8 @@ pub struct ProbePlan {
     pub log: Vec<LogPart>,
     /// Which hits are kept whole.
     pub slow: Vec<SlowPlan>,
+    /// What is kept of hits with slow ones of other probes.
+    pub related: Option<RelatedPlan>,
     /// Why all hits must reach user space, if they must.
     pub emit: Option<String>,
 }

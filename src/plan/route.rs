@@ -69,11 +69,12 @@ pub(super) fn route(
         _ => None,
     });
     let ring = ring.or_else(|| reason.filter(|_| !probe.slow.is_empty()));
+    let ring = ring.or_else(|| probe.related.as_ref().map(|_| "kept with slow events".to_string()));
     let late = (0..probe.actions.len()).any(|n| {
         let action = &probe.actions[n];
         matches!(action.route, Route::Ring(_)) && kinds::of(&metrics[action.metric].kind).needs_time()
     });
-    if late || !probe.slow.is_empty() {
+    if late || !probe.slow.is_empty() || probe.related.is_some() {
         // The latest value is the latest by the kernel's clock, whichever way it came.
         probe.values.push(unnamed(probe, Source::Time));
     }

@@ -388,7 +388,7 @@ pub(super) fn mentioned(metric: &Metric) -> impl Iterator<Item = &str> {
         LabelValue::Const(_) => None,
     });
     let value = metric.value.iter().map(|named| named.name.as_str());
-    let kept = metric.slow.iter().flat_map(|slow| slow.fields.iter().flatten());
+    let kept = metric.slow.iter().flat_map(|slow| slow.fields.iter().flatten().chain(&slow.key));
     let value = value.chain(kept.map(|named| named.name.as_str()));
     value.chain(metric.when.iter().map(|condition| condition.value.as_str())).chain(labels)
 }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
 use super::{ActionPlan, ConditionPlan, ProbePlan, Route, Scale};
-use crate::config::model::{Metric, MetricKind, Named};
+use crate::config::model::{Metric, MetricKind, Named, Point};
+use crate::config::place::Place;
 
 /// The slow hits of one histogram.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,8 +22,30 @@ pub struct SlowPlan {
     pub when: Vec<ConditionPlan>,
     /// Values that are kept, by index.
     pub kept: Vec<usize>,
+    /// What events of other probes that belong to it have in common with it.
+    pub related: Option<RelatedBy>,
     /// Where it is decided that a hit is slow; the same for all of a probe.
     pub route: Route,
+}
+
+/// Which events of other probes belong to a slow one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelatedBy {
+    /// The value that must be the same, by index, and the process.
+    pub key: usize,
+    pub process: usize,
+    /// The probes.
+    pub with: Vec<Point>,
+}
+
+/// What is kept of an event that may belong to slow ones of other probes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelatedPlan {
+    /// Values that can be the same, by index, and the process.
+    pub keys: Vec<usize>,
+    pub process: usize,
+    /// Values that are kept.
+    pub kept: Vec<usize>,
 }
 
 impl ProbePlan {
@@ -47,14 +70,19 @@ impl Scope<'_> {
             );
             return None;
         };
-        let all = || {
-            // What is read when the function returns is not known at its entry.
-            let args = self.probe.args.iter().filter(|arg| !arg.at_return || self.late.is_some());
-            let named = args.map(|arg| Named { at: arg.at.clone(), name: arg.name.clone() });
-            named.chain([Named { at: slow.at.clone(), name: "pid".to_owned() }]).collect()
+        let fields = slow.fields.clone().unwrap_or_else(|| self.all_fields(&slow.at));
+        let mut kept: Vec<_> = fields.iter().map(|field| self.value(&field.at, &field.name)).collect();
+        let related = match &slow.key {
+            Some(key) => {
+                let (number, process) = (self.value(&key.at, &key.name), self.value(&slow.at, "pid"));
+                if !kept.contains(&number) {
+                    kept.push(number);
+                }
+                let with = slow.with.iter().map(|(_, point)| point.clone()).collect();
+                Some(RelatedBy { key: number?, process: process?, with })
+            }
+            None => None,
         };
-        let fields = slow.fields.clone().unwrap_or_else(all);
-        let kept: Vec<_> = fields.iter().map(|field| self.value(&field.at, &field.name)).collect();
         Some(SlowPlan {
             metric: metric.name.clone(),
             over: slow.over,
@@ -64,7 +92,31 @@ impl Scope<'_> {
             refuses_negative: action.refuses_negative,
             when: action.when.clone(),
             kept: kept.into_iter().collect::<Option<_>>()?,
+            related,
             route: Route::Kernel,
+        })
+    }
+
+    /// All arguments that can be read here, and the process.
+    fn all_fields(&self, at: &Place) -> Vec<Named> {
+        // What is read when the function returns is not known at its entry.
+        let args = self.probe.args.iter().filter(|arg| !arg.at_return || self.late.is_some());
+        let named = args.map(|arg| Named { at: arg.at.clone(), name: arg.name.clone() });
+        named.chain([Named { at: at.clone(), name: "pid".to_owned() }]).collect()
+    }
+
+    /// Events of this probe are kept with slow ones that have the same value of one of these names.
+    pub(super) fn related(&mut self, keys: &[Named]) -> Option<RelatedPlan> {
+        let at = &keys.first()?.at;
+        let numbers: Vec<_> = keys.iter().map(|key| self.value(&key.at, &key.name)).collect();
+        let process = self.value(at, "pid");
+        let fields = self.all_fields(at);
+        let kept: Vec<_> = fields.iter().filter(|field| field.name != "pid").collect();
+        let kept: Vec<_> = kept.iter().map(|field| self.value(&field.at, &field.name)).collect();
+        Some(RelatedPlan {
+            keys: numbers.into_iter().collect::<Option<_>>()?,
+            process: process?,
+            kept: kept.into_iter().collect::<Option<_>>()?,
         })
     }
 }

@@ -8,6 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::config::model::Point;
 use crate::layout::{SLOW_KEPT, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
 use crate::store::UserStore;
 
@@ -23,6 +24,39 @@ pub struct Event {
     /// In the metric's unit, like `over`, which it is above.
     pub value: f64,
     pub over: f64,
+    pub fields: Fields,
+    /// Events of other probes that belong to it, in their order.
+    pub related: Vec<RelatedRow>,
+    /// Which are wanted, until they are there.
+    pub(crate) wanted: Option<Wanted>,
+}
+
+/// Which events of other probes belong to a slow one: of this process, with this key, of these probes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wanted {
+    pub process: String,
+    pub key: (String, String),
+    pub with: Vec<Point>,
+}
+
+/// An event that may belong to slow ones.
+#[derive(Debug)]
+pub(crate) struct Related {
+    pub time: i64,
+    pub target: String,
+    pub process: String,
+    pub point: Point,
+    pub probe: String,
+    pub keys: Vec<(String, String)>,
+    pub fields: Fields,
+}
+
+/// An event that belongs to a slow one, as it is kept with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelatedRow {
+    /// Seconds after the slow event; before it, if negative.
+    pub after: f64,
+    pub probe: String,
     pub fields: Fields,
 }
 
@@ -54,8 +88,8 @@ pub(super) fn shown_time(nanoseconds: i64) -> String {
 
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let Event { time, target, probe, metric, value, over, fields } = &self.event;
-        let mut row = to.serialize_struct("event", 9)?;
+        let Event { time, target, probe, metric, value, over, fields, related, .. } = &self.event;
+        let mut row = to.serialize_struct("event", 10)?;
         row.serialize_field("id", &self.id)?;
         row.serialize_field("time", &shown_time(*time))?;
         row.serialize_field("node", &self.node)?;
@@ -65,6 +99,7 @@ impl Serialize for Row {
         row.serialize_field("value", value)?;
         row.serialize_field("over", over)?;
         row.serialize_field("fields", fields)?;
+        row.serialize_field("related", related)?;
         row.end()
     }
 }

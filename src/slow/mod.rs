@@ -6,6 +6,7 @@
 
 mod event;
 mod query;
+mod related;
 mod store;
 mod writer;
 
@@ -19,7 +20,8 @@ use crate::plan::Plan;
 use store::{Bounds, Store};
 use writer::{Message, Writer};
 
-pub use event::{Books, Event, Fields, Row};
+pub use event::{Books, Event, Fields, RelatedRow, Row};
+pub(crate) use event::{Related, Wanted};
 pub(crate) use query::shown_value;
 pub use query::{Query, read, table};
 pub use store::SlowError;
@@ -54,6 +56,9 @@ struct Shared {
     rows: AtomicU64,
     bytes: AtomicU64,
     is_failing: AtomicBool,
+    /// Events that may belong to slow ones: those in the queue, and those that were not taken.
+    related_waiting: AtomicU64,
+    related_lost: AtomicU64,
     is_ending: AtomicBool,
     recent: Mutex<VecDeque<Arc<Row>>>,
 }
@@ -68,6 +73,8 @@ pub struct SlowNumbers {
     pub bytes: u64,
     /// The last write has failed.
     pub failing: bool,
+    /// Events of other probes that were not looked at, because there were too many.
+    pub related_lost: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -142,6 +149,18 @@ impl Keeper {
         }
     }
 
+    /// Takes an event that may belong to slow ones. At most half of the queue is for them.
+    pub(crate) fn offer_related(&self, event: impl FnOnce() -> Related) {
+        let Some(queue) = self.queue.get() else { return };
+        let waiting = &self.shared.related_waiting;
+        let is_taken = waiting.fetch_add(1, Ordering::Relaxed) < QUEUE as u64 / 2
+            && queue.try_send(Message::Related(Box::new(event()))).is_ok();
+        if !is_taken {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            self.shared.related_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The latest events that were written, the last one first: at most a hundred.
     pub fn recent(&self, most: usize) -> Vec<Arc<Row>> {
         lock(&self.shared.recent).iter().take(most).cloned().collect()
@@ -153,7 +172,14 @@ impl Keeper {
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let Shared { waiting, rows, bytes, is_failing, .. } = &*self.shared;
         let failing = is_failing.load(Ordering::Relaxed);
-        Some(SlowNumbers { waiting: load(waiting), rows: load(rows), bytes: load(bytes), failing })
+        let related_lost = load(&self.shared.related_lost);
+        Some(SlowNumbers {
+            waiting: load(waiting),
+            rows: load(rows),
+            bytes: load(bytes),
+            failing,
+            related_lost,
+        })
     }
 }
 

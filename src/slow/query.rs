@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::event::{Row, shown_time};
+use super::event::{RelatedRow, Row, shown_time};
 use super::store::{SlowError, scan, wall};
 use crate::table::Table;
 
@@ -112,6 +112,11 @@ pub fn table(rows: &[Row]) -> String {
         ]);
         let fields: Vec<_> = event.fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
         table.line(format!("{}: {}", event.probe, fields.join(" ")));
+        for RelatedRow { after, probe, fields } in &event.related {
+            let sign = if *after < 0.0 { "" } else { "+" };
+            let fields: Vec<_> = fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            table.line(format!("{sign}{} {probe}: {}", shown_seconds(*after), fields.join(" ")));
+        }
     }
     table.to_string()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 
-use super::event::{Event, Row};
+use super::event::{Event, Fields, Row};
 use crate::config::model::SlowEvents;
 
 /// "fibe": marks a database as the exporter's, for `file(1)` and for the exporter itself.
@@ -226,12 +226,14 @@ impl Store {
         while used_bytes(&begun)? > most && take_oldest(&begun)? > 0 {}
         {
             let mut insert = begun.prepare(
-                "INSERT INTO events (time, node, target, probe, metric, value, over, fields) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO events (time, node, target, probe, metric, value, over, fields, related) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?;
             for event in events {
-                let Event { time, target, probe, metric, value, over, fields } = event;
+                let Event { time, target, probe, metric, value, over, fields, related, .. } = event;
+                let related = serde_json::to_string(related).unwrap_or_default();
                 let fields = serde_json::to_string(fields).unwrap_or_default();
-                insert.execute(params![time, node, target, probe, metric, value, over, fields])?;
+                insert.execute(params![time, node, target, probe, metric, value, over, fields, related])?;
             }
         }
         let most = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?";
@@ -294,8 +296,10 @@ fn used_bytes(db: &Transaction<'_>) -> rusqlite::Result<u64> {
 
 /// Bytes that an event takes of the file, or somewhat more.
 fn room(event: &Event) -> u64 {
-    let fields: usize = event.fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
-    (fields as u64 + 512).next_multiple_of(1 << 11)
+    let of =
+        |fields: &Fields| fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
+    let related: usize = event.related.iter().map(|row| of(&row.fields) + row.probe.len() + 64).sum();
+    ((of(&event.fields) + related) as u64 + 512).next_multiple_of(1 << 11)
 }
 
 /// Takes out a part of the events, the oldest; returns how many.
@@ -308,11 +312,11 @@ fn take_oldest(db: &Transaction<'_>) -> rusqlite::Result<usize> {
 /// Calls `each` with the events since then, the last one first, until it returns false.
 pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> bool) -> rusqlite::Result<()> {
     let mut select = db.prepare(
-        "SELECT id, time, node, target, probe, metric, value, over, fields FROM events WHERE time >= ? ORDER BY id DESC",
+        "SELECT id, time, node, target, probe, metric, value, over, fields, related FROM events WHERE time >= ? ORDER BY id DESC",
     )?;
     let mut rows = select.query([since])?;
     while let Some(row) = rows.next()? {
-        let fields: String = row.get(8)?;
+        let (fields, related): (String, String) = (row.get(8)?, row.get(9)?);
         let event = Event {
             time: row.get(1)?,
             target: row.get(3)?,
@@ -321,6 +325,8 @@ pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> boo
             value: row.get(6)?,
             over: row.get(7)?,
             fields: serde_json::from_str(&fields).unwrap_or_default(),
+            related: serde_json::from_str(&related).unwrap_or_default(),
+            wanted: None,
         };
         if !each(Row { id: row.get(0)?, node: row.get(2)?, event }) {
             break;
@@ -383,7 +389,6 @@ fn set_aside(path: &Path) -> Result<PathBuf, SlowError> {
 pub(super) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::event::Fields;
     use super::*;
 
     pub(in super::super) fn event(time: i64, value: f64, text: &str) -> Event {
@@ -395,6 +400,8 @@ pub(super) mod tests {
             value,
             over: 0.5,
             fields: Fields(vec![("z".into(), text.into()), ("a".into(), "1".into())]),
+            related: Vec::new(),
+            wanted: None,
         }
     }
 

@@ -1,16 +1,24 @@
 //! The thread that writes slow events, many at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::event::{Books, Event, Row};
+use super::event::{Books, Event, Related, Row};
+use super::related::Memory;
 use super::store::{Bounds, Store, is_damage};
 use super::{QUEUE, RECENT, Shared, lock};
 
 /// How long an event may wait for others before it is written.
 const GATHERING: Duration = Duration::from_secs(1);
+
+/// How long it waits for events of other probes that belong to it.
+const COMPLETING: Duration = Duration::from_secs(5);
+
+/// How long nothing at all is waited for.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// So many are not let wait.
 const BATCH: usize = 128;
@@ -19,6 +27,7 @@ const BATCH: usize = 128;
 #[derive(Debug)]
 pub(super) enum Message {
     Event(Box<(Event, Books)>),
+    Related(Box<Related>),
     Bounds(Bounds),
 }
 
@@ -30,11 +39,15 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     /// Not yet written.
     events: Vec<(Event, Books)>,
+    /// Those that wait for what belongs to them, with the time when they have waited long enough.
+    incomplete: VecDeque<(Instant, Event, Books)>,
+    related: Memory,
 }
 
 impl Writer {
     pub(super) fn new(store: Store, node: String, messages: Receiver<Message>, shared: Arc<Shared>) -> Self {
-        let mut writer = Self { store, node, messages, shared, events: Vec::new() };
+        let (events, incomplete, related) = Default::default();
+        let mut writer = Self { store, node, messages, shared, events, incomplete, related };
         writer.show_latest();
         writer
     }
@@ -44,24 +57,34 @@ impl Writer {
         let mut due = None;
         loop {
             // With as many waiting here as in the queue, the queue is left to fill, whose events are counted as refused then.
-            let has_room = self.events.len() < QUEUE;
-            let patience =
-                due.map_or(Duration::from_secs(3600), |due: Instant| due.duration_since(Instant::now()));
+            let has_room = self.events.len() + self.incomplete.len() < QUEUE;
+            let next = self.incomplete.front().map(|(until, ..)| *until).into_iter().chain(due).min();
+            let patience = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
             let received = if has_room {
                 self.messages.recv_timeout(patience)
             } else {
-                std::thread::sleep(patience);
+                std::thread::sleep(patience.min(GATHERING));
                 let is_ending = self.shared.is_ending.load(Ordering::Relaxed);
                 Err(if is_ending { RecvTimeoutError::Disconnected } else { RecvTimeoutError::Timeout })
             };
             match received {
                 Ok(Message::Event(event)) => {
-                    self.events.push(*event);
-                    due.get_or_insert_with(|| Instant::now() + GATHERING);
+                    let (event, books) = *event;
+                    if event.wanted.is_some() {
+                        self.incomplete.push_back((Instant::now() + COMPLETING, event, books));
+                    } else {
+                        self.events.push((event, books));
+                        due.get_or_insert_with(|| Instant::now() + GATHERING);
+                    }
                 }
+                Ok(Message::Related(event)) => self.remember(*event),
                 Ok(Message::Bounds(bounds)) => self.store.bounds = bounds,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while self.incomplete.front().is_some_and(|(until, ..)| *until <= Instant::now()) {
+                self.complete_first();
+                due.get_or_insert_with(Instant::now);
             }
             let is_full = self.events.len() >= BATCH && !self.shared.is_failing.load(Ordering::Relaxed);
             if is_full || due.is_some_and(|due| due <= Instant::now()) {
@@ -69,11 +92,17 @@ impl Writer {
                 due = (!self.events.is_empty()).then(|| Instant::now() + GATHERING);
             }
         }
-        let left = self.messages.try_iter().filter_map(|message| match message {
-            Message::Event(event) => Some(*event),
-            Message::Bounds(_) => None,
-        });
-        self.events.extend(left);
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                Message::Event(event) => {
+                    let (event, books) = *event;
+                    self.incomplete.push_back((Instant::now(), event, books));
+                }
+                Message::Related(event) => self.remember(*event),
+                Message::Bounds(_) => {}
+            }
+        }
+        while self.complete_first() {}
         self.write();
         if !self.events.is_empty() {
             log::error!("{} slow events could not be written and are lost", self.events.len());
@@ -82,6 +111,19 @@ impl Writer {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             books.unwritten();
         }
+    }
+
+    fn remember(&mut self, event: Related) {
+        self.shared.related_waiting.fetch_sub(1, Ordering::Relaxed);
+        self.related.add(event);
+    }
+
+    /// The first that waits for what belongs to it waits no longer; whether there was one.
+    fn complete_first(&mut self) -> bool {
+        let Some((_, mut event, books)) = self.incomplete.pop_front() else { return false };
+        self.related.complete(&mut event);
+        self.events.push((event, books));
+        true
     }
 
     /// Writes all events, or keeps them for the next time.

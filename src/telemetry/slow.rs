@@ -41,6 +41,11 @@ impl Telemetry {
         }
         to.gauge("fibre_exporter_slow_events_waiting", "Slow events that wait to be written.")
             .number(&[], numbers.waiting);
+        to.counter(
+            "fibre_exporter_slow_events_related_lost_total",
+            "Events of other probes that could not be looked at for slow events, because there were too many at once.",
+        )
+        .number(&[], numbers.related_lost);
         to.gauge("fibre_exporter_slow_events_rows", "Events in the file.").number(&[], numbers.rows);
         to.gauge("fibre_exporter_slow_events_file_bytes", "Size of the file of slow events.")
             .number(&[], numbers.bytes);

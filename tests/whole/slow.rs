@@ -108,6 +108,55 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     second.stop();
 }
 
+/// How long it took, what was missing, who won the race, and how long the connection took: one row.
+#[test]
+fn a_slow_block_is_explained_by_one_row() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let file = place.path("events.db");
+    let with = ["block_reconstruction_detail", "block_race_winner", "block_race_time"];
+    let with = with.map(|name| format!("usdt:udp:{name}")).join(", ");
+    let slow = format!("{{ over: 0, key: height, with: [{with}, usdt:validation:block_connected] }}");
+    let metric = "fibre_block_reconstruction_duration_seconds";
+    let running = Setup::fibre(&place, &demo).yaml(&kept_in(&file, metric, &slow)).start();
+    running.wait_until_ready();
+    // Two nodes of the same file count the same heights.
+    let totals: Vec<_> = std::thread::scope(|scope| {
+        let play = || play(&demo, &["--rate", "50", "--blocks", "60", "--wait-attached"]);
+        let both = [scope.spawn(play), scope.spawn(play)];
+        both.map(|one| one.join().expect("a demo")).into()
+    });
+    let scrape = settled(&running);
+    scrape.assert_nothing_lost();
+    let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
+    let fired: u64 = totals.iter().map(|totals| totals.fired("udp:block_reconstructed")).sum();
+    assert!(fired > 10, "{fired}");
+    assert_eq!((of("kept_total"), of("related_lost_total")), (fired as f64, 0.0));
+    let rows = events(&["--file", &file.display().to_string(), "--limit", "1000"]);
+    let (_, table, _) = finish(exporter().arg("events").arg("--file").arg(&file).args(["--limit", "2"]));
+    println!("{table}");
+    assert_eq!(rows.len() as u64, fired);
+    let text = |of: &Value, name: &str| of["fields"][name].as_str().unwrap_or_default().to_owned();
+    for row in &rows {
+        let related = row["related"].as_array().expect("a list");
+        assert!(related.iter().all(|other| text(other, "height") == text(row, "height")), "{row}");
+        let count = |probe: &str| related.iter().filter(|other| other["probe"] == probe).count();
+        assert_eq!(
+            (count("udp:block_reconstruction_detail"), count("validation:block_connected")),
+            (1, 1),
+            "{row}"
+        );
+        assert_eq!(count("udp:block_race_winner"), 1, "{row}");
+        assert!(related.iter().all(|other| other["after"].as_f64().expect("a number").abs() < 60.0), "{row}");
+    }
+    let check = place.path("config.yaml").display().to_string();
+    let (code, shown, told) = finish(exporter().args(["check", &check]));
+    assert_eq!(code, Some(0), "{told}");
+    assert!(shown.contains("kept with slow events of other probes, so every hit is sent"), "{shown}");
+    assert!(shown.contains("and with events of 4 other probes that have the same height"), "{shown}");
+    running.stop();
+}
+
 const FORMS: &str = "node_name: test\ntargets:\n- name: forms\n  binary: {binary}\n  probes:\n  - on: usdt:forms:i32\n    args: { n: 0 }\n    metrics:\n    - { histogram: forms_n, value: n, buckets: [0], {slow} }\n";
 
 fn forms(binary: &Path, slow: &str) -> String {

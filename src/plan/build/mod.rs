@@ -2,9 +2,11 @@
 
 mod check;
 mod metrics;
+mod slow;
 
 use std::collections::{BTreeSet, HashMap};
 
+use self::slow::{Related, point_of};
 use crate::config::model::{
     Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
 };
@@ -49,7 +51,8 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         described: HashMap::new(),
         spans: 0,
         units: 0,
-        said_slow: BTreeSet::new(),
+        slow_by_name: BTreeSet::new(),
+        related: Vec::new(),
     };
     let mut targets = Vec::new();
     for (number, target) in config.targets.iter().enumerate() {
@@ -110,28 +113,33 @@ struct Builder<'a> {
     /// Probes that were written so far.
     units: usize,
     /// Of those that `slow_events` names, the ones that a probe has, by number.
-    said_slow: BTreeSet<usize>,
+    slow_by_name: BTreeSet<usize>,
+    /// Probes whose events are kept with slow ones of the target that is read.
+    related: Vec<Related>,
 }
 
 impl Builder<'_> {
     /// Adds the target's own probes and those of its profiles; returns their indices.
     fn target(&mut self, number: usize, target: &Target) -> Vec<usize> {
         let first = self.probes.len();
+        let mut all = Vec::new();
         for (n, named) in target.profiles.iter().enumerate() {
             if target.profiles[..n].iter().any(|other| other.name == named.name) {
                 let message = format!("duplicate profile \"{}\"", named.name);
                 self.diags.error(&named.at, message).help("remove one of them");
                 continue;
             }
-            self.profile = Some(named.name.clone());
-            for probe in self.profile_probes(named) {
-                self.probe(number, target, &probe);
-            }
+            let probes = self.profile_probes(named).into_iter();
+            all.extend(probes.map(|probe| (Some(named.name.clone()), probe)));
+        }
+        all.extend(target.probes.iter().map(|probe| (None, probe.clone())));
+        all.iter_mut().for_each(|(_, probe)| self.add_slow(probe));
+        self.relate(all.iter().map(|(_, probe)| probe));
+        for (profile, probe) in all {
+            self.profile = profile;
+            self.probe(number, target, &probe);
         }
         self.profile = None;
-        for probe in &target.probes {
-            self.probe(number, target, probe);
-        }
         (first..self.probes.len()).collect()
     }
 
@@ -156,13 +164,14 @@ impl Builder<'_> {
     }
 
     fn probe(&mut self, number: usize, target: &Target, probe: &Probe) {
-        let probe = &self.with_slow(probe);
         self.units += 1;
         let key = match &probe.on {
             On::Span { by: SpanKey::Arg(name), .. } => Some(name.as_str()),
             _ => None,
         };
-        warn_of_unused(probe, key, self.warnings);
+        if self.related_keys(&point_of(&probe.on)).is_empty() {
+            warn_of_unused(probe, key, self.warnings);
+        }
         self.refuse_repeated(number, probe);
         if probe.unread.on {
             let plan = self.described(number, probe, &Point::Function(String::new()), Hook::Entry);
@@ -178,33 +187,6 @@ impl Builder<'_> {
             On::Span { from, to, .. } => {
                 let late = self.described(number, probe, to, Hook::Entry);
                 self.pair(number, target, probe, from, late, &[], key);
-            }
-        }
-    }
-
-    /// With what `slow_events` says of metrics that do not say it themselves.
-    fn with_slow(&mut self, probe: &Probe) -> Probe {
-        let mut probe = probe.clone();
-        for metric in &mut probe.metrics {
-            let said =
-                self.settings.slow_events.metrics.iter().position(|(named, _)| named.name == metric.name);
-            if let Some(said) = said {
-                self.said_slow.insert(said);
-                let (_, slow) = &self.settings.slow_events.metrics[said];
-                metric.slow.get_or_insert_with(|| slow.clone());
-            }
-        }
-        probe
-    }
-
-    /// Metrics of `slow_events` that there are not.
-    fn refuse_unknown_slow(&self) {
-        for (number, (named, _)) in self.settings.slow_events.metrics.iter().enumerate() {
-            if !self.said_slow.contains(&number) {
-                let known = self.metrics.iter().map(|metric| metric.name.as_str());
-                let near = did_you_mean(&named.name, known);
-                let message = format!("no probe updates a metric \"{}\"{near}", named.name);
-                self.diags.error(&named.at, message);
             }
         }
     }
@@ -325,6 +307,7 @@ impl Builder<'_> {
             actions: Vec::new(),
             log: Vec::new(),
             slow: Vec::new(),
+            related: None,
             emit: None,
         }
     }
@@ -338,6 +321,7 @@ impl Builder<'_> {
         late: Option<Late>,
         logs: bool,
     ) -> (ProbePlan, Option<Late>) {
+        let keys = if logs { self.related_keys(&plan.point) } else { Vec::new() };
         let mut scope = Scope { probe, plan: &mut plan, diags: self.diags, late };
         let mut build = |metric| {
             let action = scope.action(metric)?;
@@ -348,7 +332,9 @@ impl Builder<'_> {
         if self.settings.verbose && logs {
             scope.log();
         }
+        let related = if logs { scope.related(&keys) } else { None };
         let late = scope.late;
+        plan.related = related;
         probe.metrics.iter().for_each(|metric| self.check(target, metric));
         for (metric, mut action, slow) in built.into_iter().flatten() {
             if metric.unread || target.unread_labels || self.is_fed_already(&plan, metric) {

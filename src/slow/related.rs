@@ -1,0 +1,126 @@
+//! Events of other probes that belong to slow ones: the latest are remembered, and looked through when a slow event is there.
+
+use std::collections::VecDeque;
+
+use super::event::{Event, Related, RelatedRow};
+
+/// Events that are remembered.
+const REMEMBERED: usize = 4096;
+
+/// Of these, how many are kept with one slow event, and how long before it they may be, in nanoseconds.
+const MOST: usize = 32;
+const BEFORE: i64 = 600_000_000_000;
+
+/// The latest events, whatever their keys.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    events: VecDeque<Related>,
+}
+
+impl Memory {
+    pub(super) fn add(&mut self, event: Related) {
+        if self.events.len() == REMEMBERED {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Puts to the event what belongs to it: the latest, in their order.
+    pub(super) fn complete(&self, event: &mut Event) {
+        let Some(wanted) = event.wanted.take() else { return };
+        let belongs = |other: &&Related| {
+            other.target == event.target
+                && other.process == wanted.process
+                && other.keys.contains(&wanted.key)
+                && wanted.with.contains(&other.point)
+                && event.time.saturating_sub(other.time) <= BEFORE
+                // It is not its own.
+                && (other.time, &other.probe) != (event.time, &event.probe)
+        };
+        let mut found: Vec<_> = self.events.iter().rev().filter(belongs).take(MOST).collect();
+        // Those of several engines come by several ways.
+        found.sort_by_key(|other| other.time);
+        let row = |other: &Related| RelatedRow {
+            after: other.time.saturating_sub(event.time) as f64 / 1e9,
+            probe: other.probe.clone(),
+            fields: other.fields.clone(),
+        };
+        event.related = found.into_iter().map(row).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::{Fields, Wanted};
+    use super::super::store::tests::event;
+    use super::*;
+    use crate::config::model::Point;
+
+    fn point(name: &str) -> Point {
+        Point::Function(name.into())
+    }
+
+    fn related(time: i64, process: &str, name: &str, height: &str) -> Related {
+        Related {
+            time,
+            target: "t".into(),
+            process: process.into(),
+            point: point(name),
+            probe: name.into(),
+            keys: vec![("hash".into(), "x".into()), ("height".into(), height.into())],
+            fields: Fields(vec![("n".into(), time.to_string())]),
+        }
+    }
+
+    #[test]
+    fn what_belongs_has_process_key_and_probe_in_common() {
+        let second = 1_000_000_000;
+        let time = 1000 * second;
+        let mut memory = Memory::default();
+        memory.add(related(time + second, "1", "b", "7"));
+        memory.add(related(time - second / 2, "1", "a", "7"));
+        for other in [
+            related(time, "2", "a", "7"),
+            related(time, "1", "a", "8"),
+            related(time, "1", "c", "7"),
+            related(time - BEFORE - 1, "1", "a", "7"),
+            Related { target: "u".into(), ..related(time, "1", "a", "7") },
+        ] {
+            memory.add(other);
+        }
+        let mut slow = event(time, 1.0, "");
+        memory.complete(&mut slow);
+        assert_eq!(slow.related, []);
+        slow.wanted = Some(Wanted {
+            process: "1".into(),
+            key: ("height".into(), "7".into()),
+            with: vec![point("a"), point("b")],
+        });
+        memory.complete(&mut slow);
+        let found: Vec<_> = slow.related.iter().map(|row| (row.after, row.probe.as_str())).collect();
+        assert_eq!(found, [(-0.5, "a"), (1.0, "b")]);
+    }
+
+    #[test]
+    fn the_latest_are_remembered_and_the_latest_of_them_kept() {
+        let mut memory = Memory::default();
+        for n in 0..REMEMBERED as i64 + 10 {
+            memory.add(related(n, "1", "a", if n < 20 { "7" } else { "8" }));
+        }
+        let wanted = |height: &str| {
+            Some(Wanted {
+                process: "1".into(),
+                key: ("height".into(), height.into()),
+                with: vec![point("a")],
+            })
+        };
+        let mut slow = event(5000, 1.0, "");
+        slow.wanted = wanted("7");
+        memory.complete(&mut slow);
+        assert_eq!(slow.related.len(), 10);
+        slow.wanted = wanted("8");
+        memory.complete(&mut slow);
+        assert_eq!(slow.related.len(), MOST);
+        assert_eq!(slow.related[MOST - 1].fields.get("n"), Some("4105"));
+    }
+}
