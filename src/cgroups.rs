@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::containers::{Containers, host};
 use crate::plan::CgroupName;
+use crate::procfs::text;
 use crate::selectors::Belongs;
 
 /// Folders that are looked at for one name.
@@ -45,7 +46,7 @@ impl Cgroups {
 fn hierarchy() -> Option<PathBuf> {
     let host = host();
     let of = if host == Path::new("/") { "self" } else { "1" };
-    let mounts = fs::read_to_string(format!("/proc/{of}/mounts")).ok()?;
+    let mounts = text(format!("/proc/{of}/mounts")).ok()?;
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (at, kind) = (words.next()?, words.next()?);

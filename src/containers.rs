@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::procfs::text;
 use crate::selectors::{Belongs, Container, Pod};
 
 /// Where the engines keep their containers, and what was found there.
@@ -197,7 +198,7 @@ impl Containers {
 
 /// Whether the process is in the container with this id, or one that begins so.
 pub fn is_in_container(pid: u32, id: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| are_in_container(&cgroups, id))
+    text(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| are_in_container(&cgroups, id))
 }
 
 fn are_in_container(cgroups: &str, id: &str) -> bool {

@@ -2,6 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
+
+/// A file below /proc as text: names of programs and files can be any bytes.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn text(path: impl AsRef<Path>) -> io::Result<String> {
+    Ok(String::from_utf8(fs::read(path)?)
+        .unwrap_or_else(|other| String::from_utf8_lossy(other.as_bytes()).into_owned()))
+}
 
 /// A line of `/proc/PID/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +104,7 @@ impl Stat {
     /// # Errors
     /// If there is no such process.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let text = text(format!("/proc/{pid}/stat"))?;
         Self::parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 

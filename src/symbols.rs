@@ -4,7 +4,7 @@
 //! is opened by way of the process, and named by only if it is the one that is mapped.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
-use crate::procfs::{Mapping, Stat, living_thread};
+use crate::procfs::{Mapping, Stat, living_thread, text};
 use crate::regular;
 use crate::truncated;
 
@@ -93,7 +93,7 @@ impl Symbols {
 
     fn look_up(&mut self, pid: u32, address: u64) -> Option<Arc<str>> {
         let pid = living_thread(pid);
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+        let maps = text(format!("/proc/{pid}/maps")).ok()?;
         let mut mappings = maps.lines().filter_map(Mapping::parse);
         let mapping = mappings.find(|mapping| mapping.inode != 0 && mapping.contains(address))?;
         let file = open(pid, &mapping)?;
@@ -173,7 +173,7 @@ mod tests {
     fn another_file_of_the_same_path_names_nothing() {
         let me = std::process::id();
         let exe = std::env::current_exe().unwrap();
-        let meta = fs::metadata(&exe).unwrap();
+        let meta = std::fs::metadata(&exe).unwrap();
         let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
         let path = exe.to_str().unwrap();
         let line = |inode| format!("0-1 r-xp 0 {:x}:{:x} {inode} {path}", device.0, device.1);

@@ -1,14 +1,13 @@
 //! The next step, where a program lacks what was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use crate::arguments::position;
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{Image, go_binary};
 use crate::plan::{Source, ValueKind, ValuePlan};
-use crate::procfs::Mapping;
+use crate::procfs::{Mapping, text};
 use crate::targets::{TargetFile, has_probes};
 
 /// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
@@ -118,7 +117,7 @@ fn jvm_beside(name: &str, path: &Path) -> Option<String> {
 /// a process that was asked for, or it has none.
 pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
     let process = found.path.parent().filter(|_| selector.is_by_process())?;
-    let maps = fs::read_to_string(process.join("maps")).ok()?;
+    let maps = text(process.join("maps")).ok()?;
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let of_files = code.filter(|mapping| mapping.name.starts_with('/') && mapping.name != found.display);
     // Of several mappings of a file, one.

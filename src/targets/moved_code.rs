@@ -4,14 +4,13 @@
 //! copied while it is traced has breakpoints that the kernel does not know, and the program ends by `SIGTRAP` at the first.
 
 use std::collections::HashSet;
-use std::fs;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::follow::ProcessNews;
 use super::worker::Worker;
-use crate::procfs::{Mapping, living_thread};
+use crate::procfs::{Mapping, living_thread, text};
 
 /// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
 /// may have ended itself so.
@@ -97,7 +96,7 @@ impl Worker {
 
     fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
         let Ok(starts) = self.finder.starts_of_mappings(pid, identity) else { return };
-        let Ok(maps) = fs::read_to_string(format!("/proc/{}/maps", living_thread(pid))) else { return };
+        let Ok(maps) = text(format!("/proc/{}/maps", living_thread(pid))) else { return };
         let code = Code::of(&maps, &starts);
         // Who only reads the file does not run it.
         if code.mapped.is_empty() && !self.finder.of_process(pid).is_ok_and(|runs| runs.identity == identity)
