@@ -26,6 +26,7 @@ enum process_event_kind {
 	PROCESS_ENDED,
 	PROCESS_RENAMED,
 	PROCESS_MOVED, /* to another control group */
+	PROCESS_MAPPED, /* a file that was not known */
 };
 
 /* A file as it is opened: on overlayfs that of the overlay. */
@@ -43,7 +44,9 @@ struct process_event {
 	__u32 signal; /* PROCESS_ENDED: what ended it, or 0 */
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
-	struct file_key file; /* the executable */
+	struct file_key file; /* the executable; PROCESS_MAPPED: that file */
+	__u64 address; /* PROCESS_MAPPED: where */
+	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and folder */
 	__u8 comm[16];
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
 };
@@ -51,6 +54,12 @@ struct process_event {
 enum file_flag {
 	FILE_KNOWN = 1 << 0, /* nothing has to be done at once when a process executes it */
 	FILE_SEMAPHORES = 1 << 1, /* whatever process executes it is told */
+};
+
+/* A file by one of its names, by which targets ask for it. */
+struct named_file {
+	struct file_key file;
+	__u64 name;
 };
 
 enum tracked_state {
@@ -79,6 +88,7 @@ enum name_length {
 struct events_abi {
 	struct process_event process_event;
 	struct name_key name_key;
+	struct named_file named_file;
 	enum event_limit event_limit;
 	enum process_event_kind process_event_kind;
 	enum file_flag file_flag;
@@ -105,6 +115,9 @@ HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
 HASH(tracked, BPF_MAP_TYPE_HASH, 0, __u32, __u32, 65536);
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
 HASH(files, BPF_MAP_TYPE_LRU_HASH, 0, struct file_key, __u32, 8192);
+
+/* Files that may be mapped without anything to be done about it. */
+HASH(libraries, BPF_MAP_TYPE_LRU_HASH, 0, struct named_file, __u32, 8192);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -309,5 +322,63 @@ int moved(__u64 *ctx)
 		track(event.pid, true);
 	if (bpf_map_lookup_elem(&tracked, &event.pid))
 		send(&event, SHORT_EVENT, true);
+	return 0;
+}
+
+/* From <asm/unistd_64.h> and <linux/mman.h>. */
+#define NR_mmap 9
+#define MAP_ANONYMOUS 0x20
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} __attribute__((preserve_access_index));
+
+struct files_struct {
+	struct fdtable *fdt;
+} __attribute__((preserve_access_index));
+
+struct task_struct___files {
+	struct files_struct *files;
+} __attribute__((preserve_access_index));
+
+static __always_inline struct file *file_at(struct task_struct *task, __u32 fd)
+{
+	struct fdtable *table = BPF_CORE_READ((struct task_struct___files *)task, files, fdt);
+	struct file *file = NULL;
+
+	if (fd < BPF_CORE_READ(table, max_fds))
+		bpf_probe_read_kernel(&file, sizeof(file), BPF_CORE_READ(table, fd) + fd);
+	return file;
+}
+
+/*
+ * A place for a new mapping was found: a loader asks for one for each library, and maps its parts into that. No tracepoint tells of
+ * the mapping itself; that is there a moment later. Most calls are of memory without a file.
+ */
+SEC("raw_tp/vm_unmapped_area")
+int mapped(__u64 *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
+	struct process_event event = { .kind = PROCESS_MAPPED, .address = ctx[0] };
+	struct named_file key = {};
+	struct file *file;
+
+	if (regs->orig_ax != NR_mmap || regs->r10 & MAP_ANONYMOUS)
+		return 0;
+	event.pid = process_id(task);
+	if (!event.pid || !bpf_map_lookup_elem(&tracked, &event.pid))
+		return 0;
+	file = file_at(task, regs->r8);
+	if (!file)
+		return 0;
+	set_file(&key.file, file);
+	key.name = BPF_CORE_READ(file, f_path.dentry, d_name.hash_len);
+	if (bpf_map_lookup_elem(&libraries, &key))
+		return 0;
+	event.file = key.file;
+	event.name = key.name;
+	send(&event, SHORT_EVENT, true);
 	return 0;
 }

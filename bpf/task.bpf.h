@@ -19,7 +19,13 @@ struct inode {
 };
 
 struct qstr {
-	__u32 len;
+	union {
+		struct {
+			__u32 hash;
+			__u32 len;
+		};
+		__u64 hash_len;
+	};
 	const unsigned char *name;
 };
 

@@ -3,12 +3,14 @@
 //! Opening a pipe waits for its other end, or lets a program at that end go on; opening a device can do anything. A file
 //! that is looked at must be neither, and may be replaced by one between two system calls.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 
 /// Opens a regular file for reading; never waits.
@@ -24,6 +26,37 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     is_regular(&file.metadata()?)?;
     Ok(file)
 }
+
+/// Opens a regular file for reading by its path below `root`, which no link leads out of; never waits.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_inside(root: &Path, path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
+    // Nonblocking, so that a pipe of that name is no trap.
+    let file = openat2(root, path, flags | OFlags::NONBLOCK, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let file = File::from(file);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Names in a folder by its path below `root`, which no link leads out of.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn read_folder_inside(root: &Path, path: &Path) -> io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let root = openat2(CWD, root, flags, Mode::empty(), ResolveFlags::empty())?;
+    let folder = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let names = Dir::new(folder)?.filter_map(|entry| {
+        let entry = entry.ok()?;
+        Some(OsStr::from_bytes(entry.file_name().to_bytes()).to_os_string())
+    });
+    Ok(names.take(MOST_NAMES).collect())
+}
+
+/// Of one folder.
+const MOST_NAMES: usize = 10_000;
 
 /// The largest file that is read. Few programs have more with all their debug information; a file of holes can have any size, and
 /// to make room for that would end the exporter.

@@ -17,7 +17,7 @@ use super::files::{Inode, PidNamespace};
 use super::storage::{Storage, new_storage};
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
-    cgroup_state, file_flag, file_key, name_key, name_length, process_event, process_event_kind,
+    cgroup_state, file_flag, file_key, name_key, name_length, named_file, process_event, process_event_kind,
     tracked_state,
 };
 
@@ -28,6 +28,14 @@ pub struct FileKey {
     pub number: u64,
     device: u32,
     generation: u32,
+}
+
+/// A file by one of its names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct NamedFile {
+    pub file: FileKey,
+    /// The kernel's hash of name and folder.
+    pub name: u64,
 }
 
 /// What has happened to a process.
@@ -51,6 +59,8 @@ pub enum ProcessChange {
     Renamed { comm: String },
     /// It is in another control group.
     Moved { cgroup: u64 },
+    /// It maps a file that was not said to be known, at this address.
+    Mapped { file: NamedFile, address: u64 },
 }
 
 /// What is told of processes.
@@ -64,6 +74,8 @@ pub struct Wanted {
     pub all: bool,
     /// Also whom those start that are of interest, whatever these run.
     pub children: bool,
+    /// Also what they map.
+    pub mappings: bool,
 }
 
 self_cell::self_cell!(
@@ -81,6 +93,7 @@ pub struct ProcessEvents {
     taken: Rc<RefCell<Vec<ProcessEvent>>>,
     epoll: OwnedFd,
     lost: u64,
+    tells_mappings: bool,
     _links: Vec<Link>,
 }
 
@@ -89,6 +102,10 @@ impl fmt::Debug for ProcessEvents {
         f.debug_struct("ProcessEvents").finish_non_exhaustive()
     }
 }
+
+/// Of the log.
+const NO_MAPPINGS: &str =
+    "the kernel does not tell what processes map; their mappings are read again and again";
 
 /// The reader is woken when a quarter of the ring is full.
 const WAKE_BYTES: u32 = 1 << 16;
@@ -100,7 +117,16 @@ impl ProcessEvents {
     /// What the kernel refuses; processes can be found by walking through /proc then.
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
-        let loaded = Loaded::try_new(new_storage(), |storage| load(storage, wanted, namespace));
+        let load =
+            |wanted: &Wanted| Loaded::try_new(new_storage(), |storage| load(storage, wanted, namespace));
+        let loaded = match load(wanted) {
+            // Another kernel's registers.
+            Err(err) if wanted.mappings => {
+                log::debug!("{NO_MAPPINGS}: {err}");
+                load(&Wanted { mappings: false, ..wanted.clone() })
+            }
+            loaded => loaded,
+        };
         let loaded = loaded.map_err(loading)?;
         let skel = loaded.borrow_dependent();
         for key in wanted.names.iter().flat_map(|name| keys_of(name)).flatten() {
@@ -110,8 +136,14 @@ impl ProcessEvents {
         let mut attached = vec![&programs.executed, &programs.forked, &programs.ended];
         attached.extend((wanted.all || !wanted.names.is_empty()).then_some(&programs.renamed));
         attached.extend(wanted.by_cgroup.then_some(&programs.moved));
-        let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<_, _>>();
-        let links = links.map_err(loading)?;
+        let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<Vec<_>, _>>();
+        let mut links: Vec<Link> = links.map_err(loading)?;
+        let mapped = &programs.mapped;
+        let mapped =
+            mapped.autoload().then(|| mapped.attach().inspect_err(|err| log::debug!("{NO_MAPPINGS}: {err}")));
+        let mapped = mapped.and_then(Result::ok);
+        let tells_mappings = mapped.is_some();
+        links.extend(mapped);
         let taken = Rc::new(RefCell::new(Vec::new()));
         let sink = taken.clone();
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
@@ -123,7 +155,12 @@ impl ProcessEvents {
         add.map_err(loading)?;
         let ring = builder.build().map_err(loading)?;
         let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
-        Ok(Self { loaded, ring, taken, epoll, lost: 0, _links: links })
+        Ok(Self { loaded, ring, taken, epoll, lost: 0, tells_mappings, _links: links })
+    }
+
+    /// Whether what processes map is told.
+    pub fn tells_mappings(&self) -> bool {
+        self.tells_mappings
     }
 
     /// What has happened since.
@@ -184,6 +221,16 @@ impl ProcessEvents {
         self.set(&self.loaded.borrow_dependent().maps.files, &file.bytes(), flags.0);
     }
 
+    /// Nothing has to be done when a process maps the file by this name.
+    pub fn set_library_known(&self, file: NamedFile) {
+        self.set(&self.loaded.borrow_dependent().maps.libraries, &file.bytes(), 1);
+    }
+
+    /// Something has to be.
+    pub fn forget_library(&self, file: NamedFile) {
+        let _ = self.loaded.borrow_dependent().maps.libraries.delete(&file.bytes());
+    }
+
     /// The file is as one that was never seen.
     pub fn forget_file(&self, file: FileKey) {
         let _ = self.loaded.borrow_dependent().maps.files.delete(&file.bytes());
@@ -210,6 +257,7 @@ fn load<'a>(
     let mut open = EventsSkelBuilder::default().open(storage.borrow_mut())?;
     let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
     open.maps.names.set_max_entries(entries)?;
+    open.progs.mapped.set_autoload(wanted.mappings);
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
         (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
@@ -258,6 +306,16 @@ impl FileKey {
     }
 }
 
+impl NamedFile {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<named_file>()];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(offset_of!(named_file, file), &self.file.bytes());
+        put(offset_of!(named_file, name), &self.name.to_ne_bytes());
+        bytes
+    }
+}
+
 fn word(record: &[u8], at: usize) -> Option<u32> {
     record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
@@ -298,6 +356,10 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
             ProcessChange::Renamed { comm: text(record.get(comm..comm + 16)?) }
         }
         process_event_kind::PROCESS_MOVED => ProcessChange::Moved { cgroup },
+        process_event_kind::PROCESS_MAPPED => ProcessChange::Mapped {
+            file: NamedFile { file, name: long(record, offset_of!(process_event, name))? },
+            address: long(record, offset_of!(process_event, address))?,
+        },
         _ => return None,
     };
     Some(ProcessEvent { pid: word(record, offset_of!(process_event, pid))?, change })
@@ -350,6 +412,38 @@ mod tests {
         events.pin(u32::MAX >> 2);
         events.forget(u32::MAX >> 2);
         assert!(!events.has_lost());
+    }
+
+    #[test]
+    fn what_is_mapped_is_told_until_it_is_known_as_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("maps{}", std::process::id());
+        let path = folder.path().join(&name);
+        std::fs::copy("/bin/dash", &path).unwrap();
+        let wanted = Wanted { names: vec![name], mappings: true, ..Wanted::default() };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        assert!(events.tells_mappings());
+        let mut mapped = || -> Vec<NamedFile> {
+            let mut child = Command::new(&path).args(["-c", "true"]).spawn().unwrap();
+            child.wait().unwrap();
+            let file = |change| match change {
+                ProcessChange::Mapped { file, .. } => Some(file),
+                _ => None,
+            };
+            let told: Vec<_> = of(&mut events, child.id()).into_iter().filter_map(file).collect();
+            told.iter().for_each(|file| events.set_library_known(*file));
+            told
+        };
+        // The C library at least, and what the loader has looked up.
+        let told = mapped();
+        assert!(!told.is_empty() && told.iter().all(|of| of.file.inode != 0 && of.name != 0), "{told:?}");
+        assert_eq!(mapped(), []);
+        events.forget_library(told[0]);
+        let path = folder.path().join("other");
+        std::fs::copy("/bin/dash", &path).unwrap();
+        let mut other = Command::new(path).args(["-c", "true"]).spawn().unwrap();
+        other.wait().unwrap();
+        assert_eq!(of(&mut events, other.id()), [], "of no interest");
     }
 
     #[test]

@@ -1,10 +1,7 @@
 //! The symbols of stripped programs: from separate debug files, or from what the program carries in itself.
 
-use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::elf::{Image, debug_file_candidates, embedded_symbols};
 use crate::regular;
@@ -64,15 +61,7 @@ fn root_of(path: &Path) -> PathBuf {
 
 /// Reads a file by its path below `root`, which no link leads out of.
 fn read_inside(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
-    // Nonblocking, so that a pipe of that name is no trap.
-    let file = openat2(root, path, flags | OFlags::NONBLOCK, Mode::empty(), ResolveFlags::IN_ROOT)?;
-    let file = File::from(file);
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    regular::read_all(&file)
+    regular::read_all(&regular::open_inside(root, path)?)
 }
 
 #[cfg(test)]

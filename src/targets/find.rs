@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::denied::why_denied;
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
-use crate::kernel::{FileKey, Files, ProcessEvents};
+use crate::kernel::{FileKey, Files, NamedFile, ProcessEvents};
 use crate::procfs::Stat;
 use crate::selectors::{FileOf, Pattern, Selector};
 
@@ -36,6 +38,10 @@ pub struct Finder {
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
     /// how long after that once more. None where nobody needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,
+    /// Processes whose mappings were read in this round, and the folders from which they have loaded something.
+    pub(super) folders: Vec<(u32, BTreeSet<PathBuf>)>,
+    /// Files of which it is not told any more when their code is mapped, because they are dealt with.
+    pub(super) mapped: HashMap<NamedFile, Identity>,
     /// How often all of /proc was looked through.
     pub walks: u64,
     /// What people should know of the latest search, though something was found.
@@ -103,6 +109,11 @@ impl Finder {
     /// The containers and pods that each of the target's predicates means.
     pub fn members(&self, target: usize) -> Vec<BTreeSet<String>> {
         self.processes.members(target).to_vec()
+    }
+
+    /// Processes that the target means.
+    pub fn of_target(&mut self, target: usize, selector: &Selector) -> Vec<u32> {
+        self.processes.fitting(&selector.who, Some(target)).0
     }
 
     /// Processes that were started by those that the target means.
@@ -184,7 +195,8 @@ impl Finder {
         for pid in processes {
             let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
             all.extend(known.unwrap_or_else(|| {
-                let found = self.libraries.of(*pid);
+                let (found, folders) = self.libraries.of(*pid);
+                self.folders.push((*pid, folders));
                 if let Some(process) = self.processes.get_mut(*pid) {
                     process.libraries = Some(found.clone());
                 }
@@ -273,7 +285,7 @@ fn process_error(err: &io::Error) -> String {
     match err.kind() {
         io::ErrorKind::NotFound => "does not exist, or is a kernel thread".to_string(),
         io::ErrorKind::PermissionDenied => {
-            "permission denied reading its executable; CAP_SYS_PTRACE is needed".to_string()
+            format!("permission denied reading its executable; {}", why_denied())
         }
         _ => err.to_string(),
     }

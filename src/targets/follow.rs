@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{Finder, KNOWN};
-use crate::kernel::{FileKey, ProcessChange, ProcessEvent};
+use crate::kernel::{FileKey, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
 
 /// What has become of processes.
 #[derive(Debug, Default)]
@@ -22,6 +22,15 @@ pub struct ProcessNews {
     pub executed: Vec<Executed>,
     /// Processes that a breakpoint has ended, which the kernel did not know: what they ran.
     pub trapped: Vec<(u32, Identity)>,
+    pub mapped: Vec<Mapped>,
+}
+
+/// A process has mapped code of a file that is not known to be dealt with.
+#[derive(Debug)]
+pub struct Mapped {
+    pub pid: u32,
+    pub file: NamedFile,
+    pub address: u64,
 }
 
 /// A process that has begun to run a program.
@@ -34,7 +43,7 @@ pub struct Executed {
 }
 
 /// How long after a program began its mappings are read first; then after four times that, and so on.
-const FIRST_READ: Duration = Duration::from_millis(3);
+const FIRST_READ: Duration = Duration::from_millis(1);
 const LAST_READ: Duration = Duration::from_secs(3);
 
 /// Processes whose mappings are read so often; of more of them in their turn with all others.
@@ -55,6 +64,7 @@ impl Finder {
     /// walk is needed.
     pub fn follow(&mut self) -> Option<ProcessNews> {
         let mut news = ProcessNews::default();
+        self.folders.clear();
         let Some(events) = &mut self.events else { return Some(news) };
         let received = events.take();
         if events.has_lost() {
@@ -77,6 +87,19 @@ impl Finder {
     pub fn due_in(&self) -> Option<Duration> {
         let due = self.young.iter().flatten().map(|(due, ..)| *due).min();
         due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// The process's mappings are read again in a moment, and then now and then.
+    pub(super) fn read_soon(&mut self, pid: u32) {
+        if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
+            young.retain(|(_, _, of)| *of != pid);
+            young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
+        }
+    }
+
+    /// Whether the kernel tells when processes load libraries.
+    fn tells_mappings(&self) -> bool {
+        self.events.as_ref().is_some_and(ProcessEvents::tells_mappings)
     }
 
     fn read_young(&mut self) {
@@ -110,6 +133,9 @@ impl Finder {
         if !is_of_interest && !is_end && !is_pinned {
             events.forget(pid);
         }
+        if let ProcessChange::Mapped { file, address } = event.change {
+            news.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
+        }
         let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
@@ -121,8 +147,8 @@ impl Finder {
             }
         } else {
             news.executed.push(Executed { pid, key: *file, time: *time });
-            if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
-                young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
+            if !self.tells_mappings() {
+                self.read_soon(pid);
             }
         }
     }
@@ -202,6 +228,13 @@ impl Finder {
             let is_other = *of != identity;
             if !is_other {
                 events.forget_file(*key);
+            }
+            is_other
+        });
+        self.mapped.retain(|key, of| {
+            let is_other = *of != identity;
+            if !is_other {
+                events.forget_library(*key);
             }
             is_other
         });

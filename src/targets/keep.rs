@@ -125,7 +125,9 @@ impl TargetState {
             Role::Current => self.current.push(file),
             Role::Replaced => self.replaced.push(file),
             Role::WithoutProbes => self.without_probes.push(file),
-            Role::Candidate => self.candidates.push(Candidate { attached: file, since: Instant::now() }),
+            Role::Candidate => {
+                self.candidates.push(Candidate { attached: file, since: Instant::now(), path: None })
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Files with USDT probes that processes have loaded: shared libraries, and those that a program makes for itself at run
 //! time in a memfd, as the bindings of libstapsdt do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
 use crate::elf::{Headers, notes};
-use crate::procfs::{Mapping, living_thread};
+use crate::procfs::{Mapping, living_thread, text};
 use crate::regular;
 use crate::selectors::{FileOf, Pattern, Selector};
 
@@ -80,33 +80,54 @@ impl Libraries {
         }
     }
 
-    /// All that a process has loaded.
-    pub fn of(&mut self, pid: u32) -> Vec<Library> {
+    /// What a process has loaded that is of interest, and the folders from which it has loaded something.
+    pub fn of(&mut self, pid: u32) -> (Vec<Library>, BTreeSet<PathBuf>) {
         let pid = living_thread(pid);
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let mut found: Vec<Library> = Vec::new();
-        for Mapping { range, name: display, .. } in maps.lines().filter_map(executable) {
-            if exe.as_os_str() == display || found.iter().any(|known| known.display == display) {
+        let (mut found, mut folders) = (Vec::new(), BTreeSet::new());
+        // Files can have the same name, as those in memory do.
+        let mut seen = HashSet::new();
+        for mapping in maps.lines().filter_map(executable) {
+            if !seen.insert((mapping.device, mapping.inode, mapping.name)) {
                 continue;
             }
-            let paths = [
-                format!("/proc/{pid}/map_files/{range}"),
-                format!("/proc/{pid}/root{}", display.trim_end_matches(" (deleted)")),
-            ];
-            let opened = paths
-                .into_iter()
-                .find_map(|path| Some((regular::open(path.as_ref()).ok()?, PathBuf::from(path))));
-            let Some((mut file, path)) = opened else { continue };
-            let Ok(meta) = file.metadata() else { continue };
-            let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-            let (probes, soname) = self.known(&mut file, times);
-            let is_wanted = self.wanted.iter().any(|name| is_called(display, soname.as_deref(), name));
-            if is_wanted || !probes.is_empty() {
-                found.push(Library { path, display: display.to_string(), file: times, probes, soname });
+            folders.extend(Path::new(mapping.name).parent().map(Path::to_path_buf));
+            if exe.as_os_str() != mapping.name {
+                let library = self.library(pid, &mapping);
+                found.extend(library.filter(|of| self.is_wanted(of) || !of.probes.is_empty()));
             }
         }
-        found
+        (found, folders)
+    }
+
+    /// The file that a process has mapped at this address, whether it is code, or of interest, or neither.
+    pub fn at(&mut self, pid: u32, address: u64) -> Option<Library> {
+        let pid = living_thread(pid);
+        let maps = text(format!("/proc/{pid}/maps")).ok()?;
+        let mut mappings = maps.lines().filter_map(Mapping::parse);
+        let mapping = mappings.find(|mapping| mapping.contains(address) && mapping.name.starts_with('/'))?;
+        self.library(pid, &mapping)
+    }
+
+    fn library(&mut self, pid: u32, mapping: &Mapping<'_>) -> Option<Library> {
+        let Mapping { range, name: display, .. } = mapping;
+        let paths = [
+            format!("/proc/{pid}/map_files/{range}"),
+            format!("/proc/{pid}/root{}", display.trim_end_matches(" (deleted)")),
+        ];
+        let mut opened = paths
+            .into_iter()
+            .filter_map(|path| Some((regular::open(path.as_ref()).ok()?, PathBuf::from(path))));
+        let (mut file, path) = opened.next()?;
+        let meta = file.metadata().ok()?;
+        let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+        let (probes, soname) = self.known(&mut file, times);
+        Some(Library { path, display: (*display).to_string(), file: times, probes, soname })
+    }
+
+    fn is_wanted(&self, library: &Library) -> bool {
+        self.wanted.iter().any(|name| library.is_called(name))
     }
 
     fn known(&mut self, file: &mut File, times: FileTimes) -> Known {

@@ -123,6 +123,11 @@ impl Worker {
     }
 
     pub(super) fn look_at(&mut self, target: usize, planned: &TargetPlan) {
+        self.compare(target, planned);
+        self.attach_ahead(target, planned);
+    }
+
+    fn compare(&mut self, target: usize, planned: &TargetPlan) {
         // All of them have been taken out.
         if planned.probes.is_empty() {
             return;
@@ -148,10 +153,8 @@ impl Worker {
                     if news {
                         log::warn!("Target {}: {err}; waiting for it", planned.name);
                     }
-                    for probe in &planned.probes {
-                        self.status.set(*probe, ProbeState::Waiting(err.clone()), [0, 0], None);
-                    }
                     state.missing = Some(err);
+                    self.publish_missing(target, planned);
                 }
                 return;
             }
@@ -247,6 +250,19 @@ impl Worker {
             self.publish(target, planned);
         }
         self.wait_for_writer(target, planned, written);
+    }
+
+    /// Why no file is attached to that counts, where that is so.
+    pub(super) fn publish_missing(&self, target: usize, planned: &TargetPlan) {
+        let state = &self.targets[target];
+        let Some(why) = &state.missing else { return };
+        let ahead = state.candidates.iter().find(|candidate| candidate.path.is_some());
+        let ahead =
+            ahead.map(|candidate| format!("; {} is attached, in case one does", candidate.attached.display));
+        let why = format!("{why}{}", ahead.unwrap_or_default());
+        for probe in &planned.probes {
+            self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+        }
     }
 
     /// Probes stay in a replaced file as long as a process runs it.

@@ -286,6 +286,7 @@ impl Worker {
             }
         }
         self.give_up_what_kills(wakeup);
+        self.note_mapped(&wakeup.mapped);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);

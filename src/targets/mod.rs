@@ -1,8 +1,10 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
+mod ahead;
 mod attached_file;
 mod cookies;
 mod debug_symbols;
+mod denied;
 mod file;
 mod find;
 mod follow;
@@ -12,6 +14,7 @@ mod keep;
 mod libraries;
 mod look;
 mod manager;
+mod mapped;
 mod moved_code;
 mod outcome;
 mod processes;

@@ -7,14 +7,15 @@
 //! the kernel from taking out its probes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::denied::why_denied;
 use super::file::Identity;
 use super::worker::Worker;
 use crate::elf::SharedSemaphore;
-use crate::procfs::{Mapping, living_thread};
+use crate::procfs::{Mapping, living_thread, text};
 
 /// A semaphore by its place in the file, and the sites that name it.
 type Wanted = BTreeMap<u64, (SharedSemaphore, BTreeSet<u64>)>;
@@ -46,8 +47,8 @@ impl Worker {
             // It has ended.
             Err(err) if matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(err) => log::warn!(
-                "process {pid}: failed to raise its semaphores ({err}), so its hits are not counted; \
-                 CAP_SYS_PTRACE is needed"
+                "process {pid}: failed to raise its semaphores ({err}), so its hits are not counted; {}",
+                why_denied()
             ),
         }
     }
@@ -70,7 +71,7 @@ impl Worker {
 /// raised.
 fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> {
     let pid = living_thread(pid);
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let maps = text(format!("/proc/{pid}/maps"))?;
     let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
     let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
     let mut raised = 0;

@@ -18,7 +18,7 @@ pub(super) struct TargetState {
     pub(super) replaced: Vec<AttachedFile>,
     /// Files without any of the probes that ran a while ago: they need not be read again.
     pub(super) without_probes: Vec<AttachedFile>,
-    /// Beside the target's file, and not it yet.
+    /// Not the target's yet: beside its file, or where a library of it may be loaded from.
     pub(super) candidates: Vec<Candidate>,
     /// Since when a file that is being written keeps the target waiting.
     pub(super) written: Option<Written>,
@@ -99,6 +99,12 @@ impl TargetState {
         Some(old)
     }
 
+    /// Whether the file is attached to, or need not be.
+    pub(super) fn knows(&self, identity: Identity) -> bool {
+        let all = self.current.iter().chain(&self.replaced).chain(&self.without_probes);
+        all.into_iter().any(|of| of.identity == identity)
+    }
+
     /// All files that may be attached to.
     pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut AttachedFile> {
         let candidates = self.candidates.iter_mut().map(|candidate| &mut candidate.attached);
@@ -135,9 +141,11 @@ impl Written {
     }
 }
 
-/// A file beside the target's, attached to; its hits count once it is the target's.
+/// A file that may become the target's, attached to before.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) attached: AttachedFile,
+    /// It stays as long as this path leads to it.
+    pub(super) path: Option<PathBuf>,
     pub(super) since: Instant,
 }

@@ -163,36 +163,58 @@ impl Worker {
             let Ok(mut found) = self.finder.look_at(path, path.display().to_string()) else { continue };
             // What a name filters is filtered anyway.
             found.is_candidate = planned.selector.path().is_some();
-            let state = &mut self.targets[*target];
+            let state = &self.targets[*target];
             let all = state.current.iter().chain(&state.replaced);
             let mut known = all.chain(state.candidates.iter().map(|candidate| &candidate.attached));
-            if known.any(|known| known.identity == found.identity) || !is_elf(&found) {
+            if known.any(|known| known.identity == found.identity) {
                 continue;
             }
-            let Ok(lease) = lease(&self.watch.breaks, &mut self.finder, &found) else { continue };
-            let context = AttachContext {
-                kernel: &self.kernel,
-                plan: &plan,
-                status: &self.status,
-                target: planned,
-                shed: &self.shed,
-            };
-            let mut attached = AttachedFile::attach(context, &found, lease, &mut self.cookies);
+            let Some(mut attached) = self.attach_candidate(planned, &found) else { continue };
             if !attached.is_attached() {
                 attached.detach(&mut self.cookies);
                 continue;
             }
             log::debug!("Target {}: {} may replace it; attached ahead", planned.name, found.display);
-            if state.candidates.len() == CANDIDATES {
-                state.candidates.remove(0).attached.detach(&mut self.cookies);
+            let candidates = &mut self.targets[*target].candidates;
+            let mut beside = candidates.iter().enumerate().filter(|(_, candidate)| candidate.path.is_none());
+            let oldest = beside.next().map(|(at, _)| at);
+            if let Some(oldest) = oldest.filter(|_| beside.count() + 1 == CANDIDATES) {
+                candidates.remove(oldest).attached.detach(&mut self.cookies);
             }
-            state.candidates.push(Candidate { attached, since: Instant::now() });
+            candidates.push(Candidate { attached, since: Instant::now(), path: None });
         }
+    }
+
+    /// Attaches to a file that is not the target's yet; None if it must not be attached to now.
+    pub(super) fn attach_candidate(
+        &mut self,
+        planned: &TargetPlan,
+        found: &TargetFile,
+    ) -> Option<AttachedFile> {
+        if !is_elf(found) {
+            return None;
+        }
+        let lease = lease(&self.watch.breaks, &mut self.finder, found).ok()?;
+        let context = AttachContext {
+            kernel: &self.kernel,
+            plan: &self.plan,
+            status: &self.status,
+            target: planned,
+            shed: &self.shed,
+        };
+        Some(AttachedFile::attach(context, found, lease, &mut self.cookies))
     }
 
     /// Lets go of files that stayed beside.
     pub(super) fn drop_candidates(&mut self) {
         for state in &mut self.targets {
+            for candidate in &mut state.candidates {
+                let Some(path) = &candidate.path else { continue };
+                let here = self.finder.look_at(path, String::new());
+                if here.is_ok_and(|here| here.identity == candidate.attached.identity) {
+                    candidate.since = Instant::now();
+                }
+            }
             let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
             old.for_each(|mut candidate| candidate.attached.detach(&mut self.cookies));
         }

@@ -109,13 +109,13 @@ impl Worker {
         let first_clock = kernel.clock();
         let (last_walk, last_look) = (Instant::now(), Instant::now());
         let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
-        let events = process_events(&selectors, namespace);
         let needs_libraries =
             selectors.iter().zip(&targets).any(|(of, state): (&Selector, &TargetState)| match of.file {
                 FileOf::Path(_) => false,
                 FileOf::Executable => !state.usdt.is_empty(),
                 FileOf::Library(_) => true,
             });
+        let events = process_events(&selectors, needs_libraries, namespace);
         let finder = Finder::new(files, &selectors, events, needs_libraries);
         let mut worker = Self {
             plan,
@@ -149,8 +149,8 @@ impl Worker {
 }
 
 /// What the kernel tells of the processes that targets mean; None where it does not tell.
-fn process_events(selectors: &[Selector], namespace: PidNamespace) -> Option<ProcessEvents> {
-    let mut wanted = Wanted::default();
+fn process_events(selectors: &[Selector], mappings: bool, namespace: PidNamespace) -> Option<ProcessEvents> {
+    let mut wanted = Wanted { mappings, ..Wanted::default() };
     for selector in selectors {
         let who = &selector.who;
         match (selector.path(), who.name()) {

@@ -43,11 +43,27 @@ done
 $DEMO --rate 0 --blocks 200 --wait-attached >/totals || exit 1
 $FORMS cold 3 i8 4 i16 1 u16 1 i16 1 u16 1 >/dev/null || exit 1
 wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
+cat >/loads.yaml <<'END'
+node_name: old
+metrics_port: 9445
+health_port: 9446
+log_level: debug
+targets:
+- { name: loads, process: sh, library: libdemo.so, probes: [ { on: "usdt:a:b", metrics: [ { counter: b_total } ] } ] }
+END
+$EXPORTER --config /loads.yaml >/loads 2>&1 &
+loads=$!
+until grep -q "Waiting for events" /loads; do
+    kill -0 $loads 2>/dev/null || { cat /loads; exit 1; }
+    sleep 0.2
+done
+kill $loads
+wait $loads
 kill $exporter
 wait $exporter
 echo "-- status"
 echo $?
-for name in totals metrics log; do
+for name in totals metrics log loads; do
     echo "-- $name"
     cat /$name
 done
@@ -64,6 +80,8 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     let output = Output::of(kernel, &commands, &[&demo, &forms]);
     let log = output.part("log");
     assert_eq!(output.part("status"), "0", "{log}");
+    let loads = output.part("loads");
+    assert!(!loads.contains("does not tell what processes map"), "{loads}");
     let totals = Totals(serde_json::from_str(output.part("totals")).expect("totals in JSON"));
     assert_eq!(totals.fired("validation:block_connected"), 200);
     let scrape = Metrics::parse(output.part("metrics")).unwrap_or_else(|error| panic!("{error}"));

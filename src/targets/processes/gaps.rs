@@ -1,5 +1,7 @@
 //! What a search for processes could not see.
 
+use crate::targets::denied::why_denied;
+
 /// Processes that could be meant, for all that can be seen.
 #[derive(Debug, Default)]
 pub struct SearchGaps {
@@ -10,11 +12,11 @@ pub struct SearchGaps {
 impl SearchGaps {
     /// What keeps the search from being complete; `refused` are processes that are meant.
     pub fn sentence(&self, refused: &[u32]) -> Option<String> {
-        let needs = "cannot be inspected: CAP_SYS_PTRACE is needed";
+        let denied = || format!("cannot be inspected: {}", why_denied());
         if let Some(first) = refused.first() {
             return Some(match refused.len() {
-                1 => format!("the matching process {first} {needs}"),
-                many => format!("{many} matching processes (such as {first}) {needs}"),
+                1 => format!("the matching process {first} {}", denied()),
+                many => format!("{many} matching processes (such as {first}) {}", denied()),
             });
         }
         if self.version_1 {
@@ -22,8 +24,8 @@ impl SearchGaps {
         }
         match self.hidden {
             0 => None,
-            1 => Some(format!("1 process {needs}")),
-            many => Some(format!("{many} processes {needs}")),
+            1 => Some(format!("1 process {}", denied())),
+            many => Some(format!("{many} processes {}", denied())),
         }
     }
 }

@@ -7,17 +7,17 @@ use std::path::Path;
 
 use super::Processes;
 use super::process::Process;
-use crate::procfs::{Mapping, living_thread};
+use crate::procfs::{Mapping, living_thread, text};
 use crate::selectors::{Who, command_line};
 use crate::targets::file::Identity;
 
 impl Processes {
     pub(super) fn look_at(&mut self, pid: u32, cgroup: Option<u64>) -> Option<Process> {
         let directory = Path::new("/proc").join(pid.to_string());
-        let comm = fs::read_to_string(directory.join("comm")).ok()?;
+        let comm = text(directory.join("comm")).ok()?;
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
-        let exe = exe.ok().and_then(|exe| Some(base_name(exe.file_name()?.to_str()?).to_string()));
+        let exe = exe.ok().and_then(|exe| Some(base_name(&exe.file_name()?.to_string_lossy()).to_string()));
         let cmdline = if self.asks_for(Who::asks_for_cmdline) {
             command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
         } else {
@@ -45,7 +45,7 @@ impl Processes {
     /// Whether any maps the file, told by device and inode.
     pub fn map(&mut self, identity: Identity) -> bool {
         numbers().any(|pid| {
-            fs::read_to_string(format!("/proc/{}/maps", living_thread(pid)))
+            text(format!("/proc/{}/maps", living_thread(pid)))
                 .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
         })
     }

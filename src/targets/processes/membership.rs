@@ -1,10 +1,10 @@
 //! The control groups of processes, and what containers and pods they are.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
 use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
+use crate::procfs::text;
 use crate::selectors::{Belongs, Who};
 
 /// What a process belongs to.
@@ -70,8 +70,8 @@ impl Processes {
         if let Some(known) = known.filter(|known| !known.new.is_unnamed()) {
             return known.clone();
         }
-        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
-        let (new, old) = paths_of(&text);
+        let Ok(cgroups) = text(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
+        let (new, old) = paths_of(&cgroups);
         let found = Arc::new(self.membership_at(&new, &old));
         // On a host with version 1 all processes are in the root of version 2.
         if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {

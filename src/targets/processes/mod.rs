@@ -193,6 +193,7 @@ impl Processes {
                 self.replace(pid, child);
             }
             ProcessChange::Ended { .. } => self.replace(pid, None),
+            ProcessChange::Mapped { .. } => self.forget_libraries(pid),
         }
         self.all.contains_key(&pid)
     }
@@ -241,6 +242,14 @@ impl Processes {
         child
     }
 
+    /// The process's mappings are read again when they are needed next.
+    pub fn forget_libraries(&mut self, pid: u32) {
+        if let Some(process) = self.all.get_mut(&pid) {
+            process.libraries = None;
+        }
+        self.touch(pid);
+    }
+
     /// All targets that mean the process have to be looked at.
     pub fn touch(&mut self, pid: u32) {
         if let Some(process) = self.all.get(&pid).cloned() {
@@ -267,10 +276,7 @@ impl Processes {
         let first = self.next % count.max(1);
         let some: Vec<u32> = self.all.keys().skip(first).take(AGAIN).copied().collect();
         for pid in some {
-            if let Some(process) = self.all.get_mut(&pid) {
-                process.libraries = None;
-            }
-            self.touch(pid);
+            self.forget_libraries(pid);
         }
         self.next = if first + AGAIN < count { first + AGAIN } else { 0 };
     }

@@ -5,6 +5,7 @@ mod confined;
 mod events;
 mod file_systems;
 mod files;
+mod loaded;
 mod meant;
 mod moved_code;
 mod namespaces;

@@ -80,7 +80,8 @@ impl Program {
         self.input.flush().unwrap();
     }
 
-    fn answer(&mut self) -> String {
+    /// What it has to say to one line.
+    pub fn answer(&mut self) -> String {
         let mut answer = String::new();
         self.output.read_line(&mut answer).unwrap();
         assert!(!answer.is_empty(), "the program has ended: {:?}", self.child.wait());

@@ -1,0 +1,130 @@
+//! Libraries that processes have not loaded yet, in the folders where they would look for them.
+//!
+//! A program can call a library as soon as it has loaded it, and a breakpoint takes the kernel longer than that. So files that are
+//! called as a target's library are attached to before, as candidates: only hits of processes that are meant count.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::state::Candidate;
+use super::worker::Worker;
+use crate::plan::TargetPlan;
+use crate::regular;
+use crate::selectors::{FileOf, Pattern};
+
+/// Files of one target that are attached to before any process has loaded them.
+const AHEAD: usize = 16;
+
+/// Where loaders look whatever a process has loaded so far, beside the folder in which it is.
+const USUAL: [&str; 6] =
+    ["/usr/local/lib", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu"];
+
+impl Worker {
+    /// Attaches to files of the target's library that processes may load, as far as their mappings were read just now.
+    pub(super) fn attach_ahead(&mut self, target: usize, planned: &TargetPlan) {
+        let FileOf::Library(name) = &planned.selector.file else { return };
+        if self.finder.folders.is_empty() {
+            return;
+        }
+        let read = self.finder.folders.clone();
+        let meant: HashSet<u32> = self.finder.of_target(target, &planned.selector).into_iter().collect();
+        let mut looked = HashSet::new();
+        for (pid, folders) in read.into_iter().filter(|(pid, _)| meant.contains(pid)) {
+            let root = PathBuf::from(format!("/proc/{pid}/root"));
+            let Ok(meta) = fs::metadata(&root) else { continue };
+            for folder in places(pid, folders) {
+                if looked.insert((meta.dev(), meta.ino(), folder.clone())) {
+                    for file in files(&root, &folder, name) {
+                        self.attach_one_ahead(target, planned, &root, &file);
+                    }
+                }
+            }
+        }
+    }
+
+    fn attach_one_ahead(&mut self, target: usize, planned: &TargetPlan, root: &Path, path: &Path) {
+        let Some(at) = path_inside(root, path) else { return };
+        let Ok(found) = self.finder.look_at(&at, path.display().to_string()) else { return };
+        let state = &self.targets[target];
+        let ahead = state.candidates.iter().filter(|candidate| candidate.path.is_some()).count();
+        let is_candidate = |of: &Candidate| of.attached.identity == found.identity;
+        if state.knows(found.identity) || state.candidates.iter().any(is_candidate) || ahead >= AHEAD {
+            return;
+        }
+        let Some(attached) = self.attach_candidate(planned, &found) else { return };
+        let state = &mut self.targets[target];
+        if attached.is_attached() {
+            log::debug!("Target {}: {} may be loaded; attached ahead", planned.name, found.display);
+            state.candidates.push(Candidate { attached, since: Instant::now(), path: Some(at) });
+            self.publish_missing(target, planned);
+        } else {
+            state.leave(attached, false, &planned.name);
+        }
+    }
+}
+
+/// The folders in which a process may look, with those from which it has loaded something.
+fn places(pid: u32, mut folders: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    let beside: Vec<_> = folders.iter().flat_map(|of| ["../lib", "../lib64"].map(|to| of.join(to))).collect();
+    folders.extend(beside);
+    folders.extend(fs::read_link(format!("/proc/{pid}/cwd")));
+    folders.extend(USUAL.map(PathBuf::from));
+    folders.retain(|folder| folder.is_absolute());
+    folders
+}
+
+/// Paths below `root` of the files in a folder that are called so.
+fn files(root: &Path, folder: &Path, name: &Pattern) -> Vec<PathBuf> {
+    if let Some(name) = name.as_literal() {
+        return vec![folder.join(name)];
+    }
+    let all = regular::read_folder_inside(root, folder).unwrap_or_default();
+    let fitting = all.into_iter().filter(|file| name.matches(&file.to_string_lossy()));
+    fitting.take(AHEAD).map(|file| folder.join(file)).collect()
+}
+
+/// A path of this mount namespace without links to the file that the path below `root` leads to.
+fn path_inside(root: &Path, path: &Path) -> Option<PathBuf> {
+    let file = regular::open_inside(root, path).ok()?;
+    let meta = file.metadata().ok()?;
+    let inside = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let below = root.join(inside.strip_prefix("/").ok()?);
+    [below, inside].into_iter().find(|path| {
+        fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (meta.dev(), meta.ino()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_lead_to_where_they_lead_for_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("usr/lib")).unwrap();
+        fs::write(root.join("usr/lib/libx.so.1.2"), "x").unwrap();
+        symlink("/usr/lib/libx.so.1.2", root.join("usr/lib/libx.so.1")).unwrap();
+        let found = path_inside(&root, Path::new("/usr/lib/libx.so.1"));
+        assert_eq!(found, Some(root.join("usr/lib/libx.so.1.2")));
+        assert_eq!(path_inside(&root, Path::new("/usr/lib")), None);
+        assert_eq!(path_inside(&root, Path::new("/usr/lib/none")), None);
+    }
+
+    #[test]
+    fn a_process_looks_beside_what_it_has_loaded() {
+        let found = places(std::process::id(), BTreeSet::from(["/opt/app/modules".into(), "memfd:x".into()]));
+        let own = std::env::current_dir().unwrap();
+        for folder in ["/opt/app/modules", "/opt/app/modules/../lib", "/usr/local/lib", own.to_str().unwrap()]
+        {
+            assert!(found.contains(Path::new(folder)), "{folder}: {found:?}");
+        }
+        assert!(!found.contains(Path::new("memfd:x")));
+    }
+}

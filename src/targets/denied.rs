@@ -1,0 +1,47 @@
+//! Why a process may not be looked into.
+
+use std::fs;
+
+use crate::procfs::text;
+
+/// Of `linux/capability.h`.
+const CAP_SYS_PTRACE: u32 = 19;
+
+/// The reason, and what to do about it, where the kernel has just denied it to this process.
+pub(super) fn why_denied() -> &'static str {
+    let status = text("/proc/thread-self/status").unwrap_or_default();
+    let users = fs::read_to_string("/proc/thread-self/uid_map").unwrap_or_default();
+    why(&status, &users)
+}
+
+fn why(status: &str, users: &str) -> &'static str {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective =
+        effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or_default();
+    let is_first = users.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    match (effective & 1 << CAP_SYS_PTRACE != 0, is_first) {
+        (false, _) => "CAP_SYS_PTRACE is needed",
+        (true, false) => {
+            "CAP_SYS_PTRACE only counts in the exporter's own user namespace: run the exporter outside of it"
+        }
+        (true, true) => {
+            "the kernel denies it although the exporter has CAP_SYS_PTRACE, as security modules do (SELinux, AppArmor, \
+             Landlock): allow it there"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_right_is_only_named_where_it_is_missing() {
+        let (all, none) = ("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff:\t00000000fff7ffff\n");
+        let (first, other) = ("         0          0 4294967295\n", "         0       1000          1\n");
+        assert_eq!(why(none, first), "CAP_SYS_PTRACE is needed");
+        assert_eq!(why(none, other), "CAP_SYS_PTRACE is needed");
+        assert!(why(all, other).contains("user namespace"));
+        assert!(why(all, first).contains("although the exporter has"));
+    }
+}

@@ -1,0 +1,55 @@
+//! Files that processes map while they run, as the kernel tells it: most are libraries.
+
+use super::file::Identity;
+use super::follow::Mapped;
+use super::libraries::Library;
+use super::worker::Worker;
+use crate::selectors::{FileOf, Selector};
+
+/// Files that are remembered; then all are told again.
+const FILES: usize = 4096;
+
+impl Worker {
+    /// After all targets that mean these processes were looked at: of files that are of interest to none, or that all targets
+    /// know which ask for them, nothing need be told any more.
+    pub(super) fn note_mapped(&mut self, mapped: &[Mapped]) {
+        for Mapped { pid, file, address } in mapped {
+            // It may have unmapped it since.
+            let Some(library) = self.finder.libraries.at(*pid, *address) else { continue };
+            let all = self.selectors.iter().zip(&self.targets);
+            let mut asking = all.filter(|(of, state)| asks_for(of, &state.usdt, &library)).peekable();
+            if asking.peek().is_none() {
+                self.finder.set_mapped(*file, None);
+                continue;
+            }
+            let identity = self.finder.look_at(&library.path, String::new()).map(|found| found.identity);
+            match identity {
+                Ok(identity) if asking.all(|(_, state)| state.knows(identity)) => {
+                    self.finder.set_mapped(*file, Some(identity));
+                }
+                // Its code is not mapped yet, or was not when that was looked up.
+                _ => self.finder.read_soon(*pid),
+            }
+        }
+    }
+}
+
+fn asks_for(selector: &Selector, usdt: &[String], library: &Library) -> bool {
+    match &selector.file {
+        FileOf::Path(_) => false,
+        FileOf::Executable => library.has_any(usdt),
+        FileOf::Library(name) => library.is_called(name),
+    }
+}
+
+impl super::find::Finder {
+    /// The file is dealt with until it is not attached to any more, if it is of interest.
+    fn set_mapped(&mut self, file: crate::kernel::NamedFile, identity: Option<Identity>) {
+        let Some(events) = &self.events else { return };
+        events.set_library_known(file);
+        if self.mapped.len() >= FILES {
+            self.mapped.drain().for_each(|(file, _)| events.forget_library(file));
+        }
+        self.mapped.extend(identity.map(|identity| (file, identity)));
+    }
+}

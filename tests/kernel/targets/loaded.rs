@@ -1,0 +1,138 @@
+//! Libraries that processes load while they run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use exporter::targets::ProbeState;
+
+use super::support::*;
+use crate::support::program::folder;
+use crate::support::tracer::{Tracer, eventually};
+
+fn library(at: &Path) -> PathBuf {
+    fs::create_dir_all(at.parent().unwrap()).unwrap();
+    build(at, &["-O1", "-DLIBRARY", "-DPAD=1", "-shared", "-fPIC"]);
+    at.to_path_buf()
+}
+
+fn program(folder: &Path, what: &str) -> (PathBuf, String) {
+    let name = format!("{what}{}", std::process::id() % 100_000);
+    let path = folder.join(&name);
+    build(&path, &["-O1", "-DPAD=1"]);
+    (path, name)
+}
+
+fn of_library(library: &str, process: &str) -> Tracer {
+    Tracer::start_unready(
+        &format!(
+            "node_name: test\ntargets:\n- name: l\n  library: {library:?}\n  process: {process}\n  probes:\n  - on: usdt:lib:hit\n    \
+             metrics: [{{ counter: l_total }}]\n"
+        ),
+        false,
+    )
+}
+
+fn until_ahead(tracer: &Tracer, file: &Path) {
+    let told = format!("; {} is attached, in case one does", file.display());
+    eventually(
+        "the library to be attached to ahead",
+        || matches!(tracer.state(0).0, ProbeState::Waiting(why) if why.ends_with(&told)),
+    );
+}
+
+#[test]
+fn a_library_beside_the_program_counts_from_its_first_call() {
+    let folder = folder();
+    let ((path, name), (other, _)) = (program(folder.path(), "ahead"), program(folder.path(), "not-it"));
+    let library = library(&folder.path().join("libahead.so"));
+    let tracer = of_library("libahead.so", &name);
+    let mut program = Program::start(&path);
+    until_ahead(&tracer, &library);
+    // Somebody who is not meant loads it first.
+    let mut foreign = Program::start(&other);
+    foreign.say(&format!("open {}", library.display()));
+    foreign.fire(1000);
+    // Told both at once, so that nothing lies between.
+    program.tell(&format!("open {}\n700", library.display()));
+    (0..2).for_each(|_| drop(program.answer()));
+    assert_eq!(count(&tracer, "l_total"), 700);
+    until_sites(&tracer, 0, 1);
+    program.fire(20);
+    assert_eq!((count(&tracer, "l_total"), tracer.books_at_rest()[0].filtered), (720, 1000));
+    assert_eq!(tracer.stray(), 0);
+}
+
+#[test]
+fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
+    let folder = folder();
+    let ((path, name), (other, _)) = (program(folder.path(), "plugs"), program(folder.path(), "not-it"));
+    let [first, second] =
+        ["liba-plug.so", "libb-plug.so"].map(|name| library(&folder.path().join("plugins").join(name)));
+    let tracer = of_library("lib?-plug.so", &name);
+    let mut program = Program::start(&path);
+    program.say(&format!("open {}", first.display()));
+    until_sites(&tracer, 0, 1);
+    program.fire(5);
+    assert_eq!(count(&tracer, "l_total"), 5);
+    // A program that is not meant shows when the second one has breakpoints.
+    let mut foreign = Program::start(&other);
+    foreign.say(&format!("open {}", second.display()));
+    eventually("the second library to be attached to ahead", || {
+        foreign.fire(1);
+        tracer.books_at_rest()[0].filtered > 0
+    });
+    program.tell(&format!("open {}\n300", second.display()));
+    (0..2).for_each(|_| drop(program.answer()));
+    assert_eq!(count(&tracer, "l_total"), 305);
+}
+
+#[test]
+fn libraries_in_memory_that_are_called_alike_are_all_found() {
+    let folder = folder();
+    let (path, name) = program(folder.path(), "alike");
+    let file = library(&folder.path().join("source.so"));
+    let tracer = of_library("made-at-run-time", &name);
+    let mut program = Program::start(&path);
+    for (loaded, times) in [(1, 3), (2, 40), (3, 500)] {
+        program.say(&format!("load {}", file.display()));
+        until_sites(&tracer, 0, loaded);
+        program.fire(times);
+    }
+    assert_eq!(count(&tracer, "l_total"), 543);
+}
+
+#[test]
+fn names_can_be_any_bytes() {
+    let folder = folder();
+    let (built, name) = program(folder.path(), "bytes");
+    let odd = [name.as_bytes(), b"\xff \n(deleted)"].concat();
+    let inner = folder.path().join(OsStr::from_bytes(b"in \xc3\xff (deleted)"));
+    fs::create_dir(&inner).unwrap();
+    let path = inner.join(OsStr::from_bytes(&odd));
+    fs::rename(&built, &path).unwrap();
+    let file = library(&folder.path().join("libodd.so"));
+    let odd_library = inner.join(OsStr::from_bytes(b"libodd\xfe.so"));
+    fs::copy(&file, &odd_library).unwrap();
+    let mut before = Program::start(&path);
+    before.say(&format!("name {name}"));
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: l\n  process: \"{name}*\"\n  probes:\n  - on: usdt:t:hit\n    metrics: [{{ \
+         counter: t_total }}]\n  - on: usdt:lib:hit\n    metrics: [{{ counter: lib_total }}]\n"
+    );
+    let tracer = Tracer::start_unready(&yaml, false);
+    until_sites(&tracer, 0, 1);
+    before.fire(3);
+    let mut after = Program::start(&path);
+    after.fire(40);
+    assert_eq!(count(&tracer, "t_total"), 43);
+    // A link, since the program's input is text.
+    let link = folder.path().join("link.so");
+    std::os::unix::fs::symlink(&odd_library, &link).unwrap();
+    after.say(&format!("open {}", link.display()));
+    until_sites(&tracer, 1, 1);
+    after.fire(500);
+    assert_eq!(["t_total", "lib_total"].map(|of| count(&tracer, of)), [543, 500]);
+    assert_eq!(tracer.targets().walks, 1);
+}
