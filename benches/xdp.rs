@@ -14,7 +14,7 @@ use std::fmt::Write;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use exporter::net::Prefix;
+use exporter::net::{BlockConfig, BlockEntry, BlockMode, BlockRule, Blocklist, Prefix};
 use generated::{NetBenchProgs, NetBenchSkel, NetBenchSkelBuilder};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut};
@@ -27,9 +27,11 @@ const MOST_LOADS: usize = 60;
 const ROUNDS: usize = 25;
 const REPEAT: u32 = 50_000;
 /// What is asked of each kind of program, in nanoseconds: see `kinds`.
-const TARGETS: [i64; 5] = [5, 50, 80, 50, 100];
+const TARGETS: [i64; 8] = [5, 50, 80, 50, 100, 5, 8, 200];
 /// Of each of the tables of talkers and flows: 4096 entries.
 const SETS: u32 = 512;
+/// Entries of the blocklist.
+const BLOCKED: u16 = 10_000;
 /// Prefixes of groups: IPv4 networks of 24 bits, and as many of IPv6 of 64.
 const PREFIXES: u16 = 1000;
 
@@ -98,10 +100,12 @@ fn run(program: &ProgramMut<'_>, frame: &[u8]) -> f64 {
     (now() - start) / f64::from(REPEAT)
 }
 
-/// Each kind of program with the empty one that it is compared with; `groups` are the programs that count by group of prefixes.
+/// Each kind of program with the empty one that it is compared with; `groups` are the programs that count by group of prefixes,
+/// `blocking` those with a blocklist: empty, of others, and of others and the sender.
 fn kinds<'a>(
     programs: &'a NetBenchProgs<'_>,
     groups: &'a NetBenchProgs<'_>,
+    blocking: [&'a NetBenchProgs<'_>; 3],
 ) -> [(&'static str, &'a ProgramMut<'a>, &'a ProgramMut<'a>); TARGETS.len()] {
     [
         ("statistics", &programs.net_ingress, &programs.bench_empty),
@@ -109,6 +113,9 @@ fn kinds<'a>(
         ("the same, 200,000 spoofed sources", &programs.bench_spoofed, &programs.bench_spoofed_empty),
         ("sent: statistics, talkers and flows", &programs.net_egress, &programs.bench_empty_tc),
         ("statistics, 2,000 prefixes", &groups.net_ingress_slow, &groups.bench_empty),
+        ("statistics, empty blocklist", &blocking[0].net_ingress_blocklist, &blocking[0].bench_empty),
+        ("statistics, 10,000 blocked", &blocking[1].net_ingress_blocklist, &blocking[1].bench_empty),
+        ("dropped, 10,000 blocked", &blocking[2].net_ingress_blocklist, &blocking[2].bench_empty),
     ]
 }
 
@@ -135,8 +142,28 @@ impl Samples {
     }
 }
 
-/// Loads all programs; with `groups`, those that count by group of prefixes.
-fn load(storage: &mut MaybeUninit<OpenObject>, groups: bool) -> NetBenchSkel<'_> {
+/// A list of so many, half of them IPv4 networks of 24 bits and half of IPv6 of 64, and the sender if it is blocked too.
+fn blocklist(entries: u16, sender: bool) -> Blocklist {
+    let others = (0..entries / 2).flat_map(|number| {
+        let [high, low] = number.to_be_bytes();
+        [format!("192.{high}.{low}.0/24"), format!("2001:db8:0:{number:x}::/64")]
+    });
+    let senders = ["10.0.0.1", "fd00::1"].iter().filter(|_| sender).map(ToString::to_string);
+    let entry = |text: String| BlockEntry {
+        prefix: Prefix::parse(&text).expect("a prefix"),
+        rule: BlockRule::default(),
+    };
+    let entries = others.chain(senders).map(entry).collect();
+    Blocklist::new(&BlockConfig { mode: BlockMode::Enforce, entries, ..BlockConfig::default() })
+        .expect("a blocklist")
+}
+
+/// Loads all programs; with `groups`, those that count by group of prefixes; with a blocklist, those that ask it.
+fn load<'a>(
+    storage: &'a mut MaybeUninit<OpenObject>,
+    groups: bool,
+    blocking: Option<&Blocklist>,
+) -> NetBenchSkel<'a> {
     let mut open = NetBenchSkelBuilder::default().open(storage).expect("failed to open the programs");
     let slots = exporter::net::cpu_slots().expect("possible CPUs");
     open.maps
@@ -145,11 +172,22 @@ fn load(storage: &mut MaybeUninit<OpenObject>, groups: bool) -> NetBenchSkel<'_>
         .expect("fast");
     exporter::net::set_operand(&mut open.progs.net_ingress, exporter::net::FAST_BLOCKS, slots as i32 - 1)
         .expect("operand");
+    let program = &mut open.progs.net_ingress_blocklist;
+    exporter::net::set_operand(program, exporter::net::FAST_BLOCKS, slots as i32 - 1).expect("operand");
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");
     (constants.with_talkers, constants.with_flows) = (!groups, !groups);
     constants.with_cidrs = groups;
+    constants.with_blocklist = blocking.is_some();
     constants.hash_keys = std::array::from_fn(|at| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * at as u64 + 1));
     (constants.talker_sets_mask, constants.flow_sets_mask) = (SETS - 1, SETS - 1);
+    let shared = blocking.map(Blocklist::shared).into_iter().flatten();
+    let shared: std::collections::BTreeMap<_, _> = shared.collect();
+    for mut map in open.open_object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if let Some(fd) = shared.get(name.as_str()) {
+            map.reuse_fd(*fd).expect("a map of the blocklist");
+        }
+    }
     open.maps.talkers.set_max_entries(SETS).expect("sets of talkers");
     open.maps.flows.set_max_entries(SETS).expect("sets of flows");
     open.maps.cidrs.set_max_entries(2 * u32::from(PREFIXES)).expect("prefixes");
@@ -166,18 +204,25 @@ fn load(storage: &mut MaybeUninit<OpenObject>, groups: bool) -> NetBenchSkel<'_>
 
 /// One load of all programs.
 fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
-    let (mut storage, mut other) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let (skel, groups) = (load(&mut storage, false), load(&mut other, true));
+    let [mut storage, mut other, mut empty, mut full, mut met] = [const { MaybeUninit::uninit() }; 5];
+    let (skel, groups) = (load(&mut storage, false, None), load(&mut other, true, None));
+    let lists = [blocklist(0, false), blocklist(BLOCKED, false), blocklist(BLOCKED, true)];
+    let blocking = [(&mut empty, &lists[0]), (&mut full, &lists[1]), (&mut met, &lists[2])]
+        .map(|(to, list)| load(to, false, Some(list)));
+    let blocking = [&blocking[0].progs, &blocking[1].progs, &blocking[2].progs];
     let mut turns = vec![vec![(f64::INFINITY, f64::INFINITY); TARGETS.len()]; frames.len()];
     for _ in 0..ROUNDS {
         for ((_, frame), row) in frames.iter().zip(&mut turns) {
-            for ((_, program, empty), best) in kinds(&skel.progs, &groups.progs).into_iter().zip(row) {
+            for ((_, program, empty), best) in
+                kinds(&skel.progs, &groups.progs, blocking).into_iter().zip(row)
+            {
                 *best = (best.0.min(run(empty, frame)), best.1.min(run(program, frame)));
             }
         }
     }
     for (row, turns) in rows.iter_mut().zip(turns) {
-        for ((samples, turn), (name, ..)) in row.iter_mut().zip(turns).zip(kinds(&skel.progs, &groups.progs))
+        for ((samples, turn), (name, ..)) in
+            row.iter_mut().zip(turns).zip(kinds(&skel.progs, &groups.progs, blocking))
         {
             samples.name = name;
             samples.loads.push(turn);

@@ -55,7 +55,9 @@ struct net_fast fast[1] SEC(".bss.fast");
  * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the slow path's function is called.
  */
 /* clang-format off */
-#define COUNT_FAST(slow_function)                                                                         \
+#define COUNT_FAST(slow_function) COUNT_FAST_WITH(slow_function, "", "", 0, 0)
+
+#define COUNT_FAST_WITH(slow_function, check4, check6, marks4_, marks6_)                                  \
 	asm volatile(                                                                                             \
 	"	*(u64 *)(r10 - 8) = r1;"                                                                          \
 	"	call %[cpu];"                                                                                     \
@@ -80,6 +82,7 @@ struct net_fast fast[1] SEC(".bss.fast");
 	"	w0 >>= 8;"                                                                                        \
 	"	w0 += -%[ipv4];"                                                                                  \
 	"	if w0 != 0 goto ipv6_%=;"                                                                         \
+		check4                                                                                            \
 	"	r3 -= r4;"                                                                                        \
 	"	if r3 > %[last] goto long_%=;"                                                                    \
 	"	w0 = *(u32 *)(r2 + 20);"                                                                          \
@@ -121,6 +124,7 @@ struct net_fast fast[1] SEC(".bss.fast");
 	"	if w0 != %[ipv6_for_ipv4] goto long_%=;"                                                          \
 	"	r4 += 20;"                                                                                        \
 	"	if r4 > r3 goto long_%=;"                                                                         \
+		check6                                                                                            \
 	"	r3 -= r4;"                                                                                        \
 	"	if r3 > %[last] goto long_%=;"                                                                    \
 	"	w0 = *(u8 *)(r2 + 20);" /* next header */                                                         \
@@ -133,6 +137,7 @@ struct net_fast fast[1] SEC(".bss.fast");
 	"	if w0 == %[udp] goto udp_%=;"                                                                     \
 	"	goto long_%=;"                                                                                    \
 	::	[cpu] "i"(FAST_GET_SMP_PROCESSOR_ID), [ports] "i"(&ports), [fast] "i"(fast),                   \
+		[marks4] "i"(marks4_), [marks6] "i"(marks6_), [factor] "i"((__s32)NET_MARK_FACTOR),               \
 		[ports_mask] "i"(NET_PORTS - 1), [blocks] "i"(FAST_BLOCKS),                                      \
 		[ifindex] "i"(__builtin_offsetof(struct xdp_md, ingress_ifindex)),                                \
 		[block] "i"(__builtin_offsetof(struct net_port, block)),                                          \
@@ -145,6 +150,36 @@ struct net_fast fast[1] SEC(".bss.fast");
 		[udp_for_tcp] "i"(FAST_PROTOCOL(IPPROTO_UDP) ^ FAST_PROTOCOL(IPPROTO_TCP)),                     \
 		[tcp_mask] "i"(FAST_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
 
+/*
+ * The same, but for a source that has a mark in the blocklist's bitmaps (block.bpf.h). The bit's number in its byte is loaded
+ * anew: for IPv4 it is in the address's third byte.
+ */
+#define COUNT_FAST_UNMARKED(slow_function, marks4_, marks6_)                                              \
+	COUNT_FAST_WITH(slow_function,                                                                    \
+	"	w0 = *(u32 *)(r2 + 26);"                                                                          \
+	"	r0 = be32 r0;"                                                                                    \
+	"	w0 >>= 11;"                                                                                       \
+	"	r6 = %[marks4] ll;"                                                                               \
+	"	r6 += r0;"                                                                                        \
+	"	w6 = *(u8 *)(r6 + 0);"                                                                            \
+	"	w0 = *(u8 *)(r2 + 28);"                                                                           \
+	"	w0 &= 7;"                                                                                         \
+	"	w6 >>= w0;"                                                                                       \
+	"	w6 &= 1;"                                                                                         \
+	"	if w6 != 0 goto long_%=;",                                                                        \
+	"	w0 = *(u32 *)(r2 + 22);"                                                                          \
+	"	w0 *= %[factor];"                                                                                 \
+	"	w0 >>= 11;"                                                                                       \
+	"	r6 = %[marks6] ll;"                                                                               \
+	"	r6 += r0;"                                                                                        \
+	"	w6 = *(u8 *)(r6 + 0);"                                                                            \
+	"	w0 = *(u32 *)(r2 + 22);"                                                                          \
+	"	w0 *= %[factor];"                                                                                 \
+	"	w0 >>= 8;"                                                                                        \
+	"	w0 &= 7;"                                                                                         \
+	"	w6 >>= w0;"                                                                                       \
+	"	w6 &= 1;"                                                                                         \
+	"	if w6 != 0 goto long_%=;", marks4_, marks6_)
 /* clang-format on */
 
 #endif

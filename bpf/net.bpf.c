@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed, held or dropped.
+ * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed or held, and dropped only
+ * what comes from a source that the configuration blocks and enforces.
  * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
  *
  * The common frame has a fast path of its own without calls, and everything else goes through a global function, whose
@@ -8,9 +9,10 @@
  */
 #include "packet.bpf.h"
 #include "fast.bpf.h"
+#include "block.bpf.h"
 #include "talkers.bpf.h"
 
-/* Makes the build generate the Rust side of the enums. */
+/* Makes the build generate the Rust side of the enums, and of structs that no map names. */
 const volatile struct {
 	enum net_verdict verdict;
 	enum net_reason reason;
@@ -22,7 +24,11 @@ const volatile struct {
 	enum net_fast_shortest shortest;
 	enum net_link link;
 	enum net_direction direction;
+	enum net_list list;
 	enum net_switch switches;
+	struct net_prefix4 prefix4;
+	struct net_prefix6 prefix6;
+	struct net_rule rule;
 } names;
 
 /* Bytes in which all headers of a packet end, but for long chains of long IPv6 extension headers. */
@@ -57,15 +63,53 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, __u64 port, bo
 	return f;
 }
 
+/*
+ * Counts a frame whose source may be blocked; true if it is dropped. Global functions, so that the verifier looks at them once
+ * and not on every way to them.
+ */
+__noinline __u32 drops_xdp(struct xdp_md *ctx, __u64 what)
+{
+	struct net_stats *stats;
+	struct net_row *row;
+	struct frame f;
+	__u32 judged;
+	__u64 port;
+
+	if (!with_blocklist)
+		return false;
+	port = port_of(ctx->ingress_ifindex);
+	stats = stats_of(PORT_ID(port), false);
+	if (!stats)
+		return false;
+	f = xdp_frame(ctx, port, true);
+	skip_outer(&f);
+	judged = judge(&f, what, AMOUNT(1, f.length));
+	if (!judged || !count_judged(stats, judged, 1))
+		return false;
+	row = row_of(stats->rows[NET_VERDICT_DROP][0], what);
+	if (row) {
+		count_packets(row, f.length, 1, true);
+		row->bytes += f.length;
+	}
+	if (what & RARE)
+		count_rare(stats, what, 1);
+	return true;
+}
+
+#define MAY_DROP(f, what) (with_blocklist && HAS_IP(what) && is_marked_frame(f, what))
+
 static __always_inline int ingress_any(struct xdp_md *ctx, bool talkers, bool pieces)
 {
-	__u64 port = port_of(ctx->ingress_ifindex);
+	__u64 port = port_of(ctx->ingress_ifindex), what;
 	struct net_stats *stats = stats_of(PORT_ID(port), false);
 	struct frame f = xdp_frame(ctx, port, pieces);
 
 	if (stats) {
 		skip_outer(&f);
-		account_xdp(&f, stats, parse_frame(&f), port, talkers);
+		what = parse_frame(&f);
+		if (MAY_DROP(&f, what) && drops_xdp(ctx, what))
+			return XDP_DROP;
+		account_xdp(&f, stats, what, port, talkers);
 	}
 	return XDP_PASS;
 }
@@ -87,6 +131,13 @@ __attribute__((naked)) int net_ingress(void)
 	COUNT_FAST(ingress_any_plain);
 }
 
+/* The same where sources may be blocked: what has a mark takes the slow path. */
+SEC("xdp")
+__attribute__((naked)) int net_ingress_blocklist(void)
+{
+	COUNT_FAST_UNMARKED(ingress_any_plain, marks4, marks6);
+}
+
 /* Common frames without a call, into the same counters as all others. */
 static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 {
@@ -100,6 +151,8 @@ static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
+	if (MAY_DROP(&f, what) && drops_xdp(ctx, what))
+		return XDP_DROP;
 	account_xdp(&f, stats, what, port, talkers);
 	return XDP_PASS;
 }
@@ -146,19 +199,18 @@ static __always_inline __u32 segment_headers(const struct frame *f, __u64 what)
 }
 
 /*
- * Counts a packet of the network stack, which may be one that the NIC has put together of several, or will yet be cut
- * into as many: it counts as those, each with a copy of the headers. What comes from a virtual machine tells their size
- * and not their number. On the way out the kernel has summed up their bytes itself (wire_len). All but the last are
- * equally long.
+ * A packet of the network stack may be one that the NIC has put together of several, or will yet be cut into as many: it
+ * counts as those, each with a copy of the headers. What comes from a virtual machine tells their size and not their
+ * number. On the way out the kernel has summed up their bytes itself (wire_len).
  */
-static __always_inline void account_tc(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
-				       bool egress)
-{
-	__u32 packets = 1, bytes = f->length, size = f->skb->gso_size, headers, last;
-	struct net_row *row = row_of(stats->rows[NET_VERDICT_PASS][0], what);
+struct segments {
+	__u32 packets, bytes;
+};
 
-	if (!row)
-		return;
+static __always_inline struct segments segments_of(const struct frame *f, __u64 what, bool egress)
+{
+	__u32 packets = 1, bytes = f->length, size = f->skb->gso_size, headers;
+
 	if (size) {
 		headers = segment_headers(f, what);
 		packets = f->skb->gso_segs;
@@ -170,25 +222,44 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 		if (egress && f->skb->wire_len > f->length)
 			bytes = f->skb->wire_len;
 	}
-	last = bytes;
-	if (packets > 1) {
-		__u32 full = (bytes - f->length) / (packets - 1) + size;
+	return (struct segments){ packets, bytes };
+}
+
+/* All but the last are equally long. */
+static __always_inline void count_segments(const struct frame *f, struct net_row *row, struct segments s)
+{
+	__u32 last = s.bytes;
+
+	if (s.packets > 1) {
+		__u32 full = (s.bytes - f->length) / (s.packets - 1) + f->skb->gso_size;
 
 		/* Of unequal ones (SCTP) it says no size. */
-		if (full * (packets - 1) >= bytes)
-			full = bytes / packets;
-		count_packets(row, full, packets - 1, true);
-		last -= full * (packets - 1);
+		if (full * (s.packets - 1) >= s.bytes)
+			full = s.bytes / s.packets;
+		count_packets(row, full, s.packets - 1, true);
+		last -= full * (s.packets - 1);
 	}
 	count_packets(row, last, 1, true);
-	row->bytes += bytes;
+	row->bytes += s.bytes;
+}
+
+static __always_inline void account_tc(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
+				       bool egress)
+{
+	struct net_row *row = row_of(stats->rows[NET_VERDICT_PASS][0], what);
+	struct segments s;
+
+	if (!row)
+		return;
+	s = segments_of(f, what, egress);
+	count_segments(f, row, s);
 	if (what & RARE)
-		count_rare(stats, what, packets);
+		count_rare(stats, what, s.packets);
 	count_wanted(stats, f, what);
 	if (with_cidrs && HAS_IP(what) && !IS_PARSE_ERROR(what))
-		count_cidrs(&stats->cidrs, f, what, egress, packets, bytes);
+		count_cidrs(&stats->cidrs, f, what, egress, s.packets, s.bytes);
 	if (with_talkers && HAS_IP(what) && !IS_PARSE_ERROR(what))
-		track(f, what, stats, PORT_ID(port), egress, packets, bytes);
+		track(f, what, stats, PORT_ID(port), egress, s.packets, s.bytes);
 }
 
 static __always_inline struct frame skb_frame(struct __sk_buff *ctx, __u64 port, bool egress)
@@ -199,6 +270,34 @@ static __always_inline struct frame skb_frame(struct __sk_buff *ctx, __u64 port,
 	if (!egress)
 		skip_outer(&f);
 	return f;
+}
+
+__noinline __u32 drops_tc(struct __sk_buff *ctx, __u64 what)
+{
+	struct net_stats *stats;
+	struct segments s;
+	struct net_row *row;
+	struct frame f;
+	__u32 judged;
+	__u64 port;
+
+	if (!with_blocklist)
+		return false;
+	port = port_of(ctx->ifindex);
+	stats = stats_of(PORT_ID(port), false);
+	if (!stats)
+		return false;
+	f = skb_frame(ctx, port, false);
+	s = segments_of(&f, what, false);
+	judged = judge(&f, what, AMOUNT(s.packets, s.bytes));
+	if (!judged || !count_judged(stats, judged, s.packets))
+		return false;
+	row = row_of(stats->rows[NET_VERDICT_DROP][0], what);
+	if (row)
+		count_segments(&f, row, s);
+	if (what & RARE)
+		count_rare(stats, what, s.packets);
+	return true;
 }
 
 static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
@@ -216,6 +315,8 @@ static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 		f = skb_frame(ctx, port, egress);
 		what = parse_frame(&f);
 	}
+	if (!egress && MAY_DROP(&f, what) && drops_tc(ctx, what))
+		return TCX_DROP;
 	account_tc(&f, stats, what, port, egress);
 	return TCX_NEXT;
 }
@@ -242,6 +343,8 @@ static __always_inline int tc_common(struct __sk_buff *ctx, bool egress)
 	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return egress ? egress_any(ctx) : ingress_any_tc(ctx);
+	if (!egress && MAY_DROP(&f, what) && drops_tc(ctx, what))
+		return TCX_DROP;
 	account_tc(&f, stats, what, port, egress);
 	return TCX_NEXT;
 }

@@ -197,6 +197,66 @@ struct net_cidrs {
 	struct net_cell by_group[NET_CIDRS];
 };
 
+/*
+ * The blocklist (block.bpf.h). Rules are found by prefix in one hash table for each list and family; addresses are in
+ * network byte order, and bits behind the length are zero.
+ */
+enum net_list {
+	NET_LIST_BLOCKED,
+	NET_LIST_ALLOWED, /* never dropped, whatever is blocked */
+	NET_LISTS,
+};
+
+struct net_prefix4 {
+	unsigned int address;
+	unsigned int length;
+};
+
+struct net_prefix6 {
+	unsigned long long high;
+	unsigned long long low;
+	unsigned int length;
+	unsigned int pad;
+};
+
+struct net_rule {
+	unsigned long long packets;
+	unsigned long long bytes;
+	unsigned int last; /* tick of the last packet; zero: there was none */
+	unsigned int expires; /* tick from which on it does not hold; zero: it holds for good */
+	unsigned short first_port; /* destination ports, host byte order, if there is a protocol */
+	unsigned short last_port;
+	unsigned char protocol; /* IANA number; zero: every packet */
+	unsigned char length; /* of the prefix */
+	unsigned char pad[2];
+};
+
+/* Prefix lengths in use, a bit for each: of IPv6 0 to 63, 64 to 127, and 128. */
+struct net_lengths {
+	unsigned long long ipv4;
+	unsigned long long ipv6[3];
+};
+
+#define NET_OWN_PORTS 8
+struct net_blocklist {
+	struct net_lengths lengths[NET_LISTS];
+	unsigned int own_ports[NET_OWN_PORTS]; /* TCP ports that are served here, host byte order; zero: none */
+	unsigned int enforce; /* zero: what would be dropped is counted, and passes */
+	unsigned int pad;
+};
+
+/* A TCP connection, by the peer's address (as in net_talker) and both ports in host byte order. */
+#define NET_SPARED 4096
+struct net_connection {
+	unsigned int source[4];
+	unsigned short source_port;
+	unsigned short destination_port;
+};
+
+/* One bit for each IPv4 /24, and as many for hashes of IPv6 prefixes. */
+#define NET_MARK_BYTES (1 << 21)
+#define NET_MARK_FACTOR 0x9e3779b1u
+
 /* Packets within an epoch that make an untracked source or flow push out the oldest entry of its set. */
 #define NET_ADMIT 8
 

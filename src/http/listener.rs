@@ -98,8 +98,13 @@ impl Listener {
 
     /// Who can connect, as far as the address tells; `None` for a Unix socket, whose file's permissions tell.
     pub fn address(&self) -> Option<IpAddr> {
+        self.socket_address().map(|address| address.ip())
+    }
+
+    /// The same with the port.
+    pub fn socket_address(&self) -> Option<SocketAddr> {
         match self {
-            Listener::Tcp(listener) => listener.local_addr().ok().map(|address| address.ip()),
+            Listener::Tcp(listener) => listener.local_addr().ok(),
             Listener::Unix(_) => None,
         }
     }

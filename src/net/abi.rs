@@ -5,8 +5,9 @@
 include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 pub(crate) use generated::types::{
-    net_cidr_key, net_cidrs, net_fast, net_fast_row, net_flow, net_flow_key, net_flows, net_port, net_ports,
-    net_row, net_set, net_stats, net_talker, net_talkers, net_tracked,
+    net_blocklist, net_cidr_key, net_cidrs, net_connection, net_fast, net_fast_row, net_flow, net_flow_key,
+    net_flows, net_lengths, net_port, net_ports, net_prefix4, net_prefix6, net_row, net_rule, net_set,
+    net_stats, net_talker, net_talkers, net_tracked,
 };
 
 /// An enumeration of the ABI with its names in labels.
@@ -67,6 +68,19 @@ named!(
     Direction is net_direction, NET_DIRECTIONS from 0:
     Ingress = NET_INGRESS "ingress", Egress = NET_EGRESS "egress"
 );
+/// A list of sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum List {
+    Blocked = generated::types::net_list::NET_LIST_BLOCKED.0 as usize,
+    Allowed = generated::types::net_list::NET_LIST_ALLOWED.0 as usize,
+}
+
+impl List {
+    pub const ALL: [Self; 2] = [Self::Blocked, Self::Allowed];
+}
+
+const _: () = assert!(List::ALL.len() == generated::types::net_list::NET_LISTS.0 as usize);
 
 impl Link {
     /// Of a device of this kind (`ARPHRD_*`, include/uapi/linux/if_arp.h).
@@ -136,6 +150,13 @@ pub const FAST_BLOCKS: i32 = 0x7e57;
 pub(crate) const CIDRS: usize = size_of::<net_cidrs>() / 16;
 /// `NET_HASH_KEYS`.
 pub(crate) const HASH_KEYS: usize = 13;
+/// Bytes of each of the blocklist's bitmaps (`NET_MARK_BYTES`), and what spreads addresses over that of IPv6.
+pub(crate) const MARK_BYTES: usize = 1 << 21;
+pub(crate) const MARK_FACTOR: u32 = 0x9e37_79b1;
+/// Ports that are served here (`NET_OWN_PORTS`).
+pub(crate) const OWN_PORTS: usize = 8;
+/// Connections that are spared (`NET_SPARED`).
+pub(crate) const SPARED: usize = 4096;
 /// Interfaces that programs find without a hash.
 pub(crate) const PORTS: usize = size_of::<net_ports>() / size_of::<net_port>();
 
@@ -146,5 +167,12 @@ const _: () = {
     assert!(size_of::<net_talkers>() == size_of::<net_set>() + WAYS * size_of::<net_talker>());
     assert!(size_of::<net_flows>() == size_of::<net_set>() + WAYS * size_of::<net_flow>());
     assert!(size_of::<net_cidr_key>() == 24);
+    assert!(size_of::<net_prefix4>() == 8 && size_of::<net_prefix6>() == 24 && size_of::<net_rule>() == 32);
+    assert!(
+        size_of::<net_connection>() == 20
+            && size_of::<net_lengths>() == 32
+            && size_of::<net_blocklist>() == 104
+    );
+    assert!(std::mem::offset_of!(net_blocklist, lengths) == 0);
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);
 };

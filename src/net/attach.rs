@@ -394,7 +394,7 @@ mod tests {
             run("ip link add exn0 type veth peer name exn1");
             let on =
                 crate::net::links::interfaces().unwrap().into_iter().find(|one| one.name == "exn0").unwrap();
-            let counter_maps = CounterMaps::create(&Count::default(), PinDir::default()).unwrap();
+            let counter_maps = CounterMaps::create(&Count::default(), None, PinDir::default()).unwrap();
             let programs = Programs::new(counter_maps, 0, 0, PinDir::default()).unwrap();
             let program = programs.get(Program::TcEgress).unwrap();
             let (entry, _) = programs.enter(on.index, on.link, false).unwrap();

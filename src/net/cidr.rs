@@ -60,6 +60,34 @@ impl Prefix {
         Ok(whole)
     }
 
+    /// The first bits of an address; more than it has are as many as it has.
+    pub fn new(address: IpAddr, bits: u8) -> Self {
+        let bits = bits.min(if address.is_ipv4() { 32 } else { 128 });
+        Self { address: masked(address, bits), bits }
+    }
+
+    /// Its first address.
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits count.
+    pub fn bits(self) -> u8 {
+        self.bits
+    }
+
+    /// Whether all bits of an address count.
+    pub fn is_single(self) -> bool {
+        self.bits == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether it has all addresses of another.
+    pub fn contains(self, other: Self) -> bool {
+        self.bits <= other.bits
+            && self.address.is_ipv4() == other.address.is_ipv4()
+            && masked(other.address, self.bits) == self.address
+    }
+
     /// The key of the kernel's table: the bytes of `struct net_cidr_key`.
     pub fn key(self) -> [u8; size_of::<net_cidr_key>()] {
         let mut key = [0; size_of::<net_cidr_key>()];

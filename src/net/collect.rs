@@ -1,6 +1,7 @@
 //! What was counted, as metrics.
 
 use super::abi::Direction;
+use super::block::{self, Summary};
 use super::config::Count;
 use super::counters::Counters;
 use super::hook::Hook;
@@ -37,6 +38,7 @@ pub(crate) fn families(
     top: &[TopSource],
     connections: Option<&[u64]>,
     strays: u64,
+    blocked: Option<&Summary>,
 ) -> Vec<Family> {
     let counted: Vec<Counted<'_>> = Direction::ALL
         .iter()
@@ -64,6 +66,10 @@ pub(crate) fn families(
         all.push(sources);
     }
 
+    if let Some(blocked) = blocked {
+        all.push(stats::would_drop(&counted));
+        all.extend(block::families(blocked));
+    }
     all.extend(states(readings));
     if strays > 0 {
         let help = "Packets seen on an interface unknown to the BPF programs; they are in no other metric.";
@@ -140,7 +146,7 @@ mod tests {
             ..Reading::default()
         };
         let count = Count { statistics: Default::default(), ..Count::default() };
-        let all = families(&count, &[reading], &[], None, 0);
+        let all = families(&count, &[reading], &[], None, 0, None);
         assert_eq!(
             names(&all),
             [
@@ -166,7 +172,7 @@ mod tests {
             egress: Some(Counters::default()),
             ..Reading::default()
         };
-        let all = families(&Count::default(), &[reading], &[], Some(&[0; STATES.len()]), 0);
+        let all = families(&Count::default(), &[reading], &[], Some(&[0; STATES.len()]), 0, None);
         let sizes = all.iter().find(|family| family.name() == "xdp_packet_size_bytes").unwrap();
         let Some(Value::Histogram { counts, .. }) = sizes.samples().next().map(|sample| sample.value) else {
             panic!("no histogram")

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::glob;
 
+use super::block::BlockConfig;
 use super::cidr::CidrGroup;
 use super::stats;
 
@@ -18,6 +19,8 @@ pub struct NetworkConfig {
     pub elsewhere: Vec<(Space, Vec<String>)>,
     pub mode: Mode,
     pub count: Count,
+    /// What is blocked; `None` if nothing can be.
+    pub block: Option<BlockConfig>,
 }
 
 /// A network namespace.
@@ -124,13 +127,15 @@ impl NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// What else than interfaces differs in another configuration, by its key.
+    /// What else than interfaces and what is blocked differs in another configuration, by its key.
     pub fn differs_in(&self, other: &Self) -> Option<&'static str> {
         let spaces = |of: &Self| of.scopes().into_iter().map(|scope| scope.space).collect::<Vec<_>>();
         if self.mode != other.mode {
             Some("mode")
         } else if self.count != other.count {
             Some("count")
+        } else if self.block.is_some() != other.block.is_some() {
+            Some("block")
         } else if spaces(self) != spaces(other) {
             Some("network namespaces")
         } else {

@@ -10,6 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use crate::pins::{MapSpec, Pin, PinDir};
 
 use super::abi::{Direction, HASH_KEYS, SLOTS, net_cidr_key, net_stats};
+use super::block::Blocklist;
 use super::cidr::CidrGroup;
 use super::config::Count;
 use super::counters::Counters;
@@ -33,6 +34,8 @@ pub(crate) struct CounterMaps {
     pub tables: Option<Tables>,
     /// From prefixes to counters of their groups; `None` if there are no groups.
     pub cidrs: Option<MapHandle>,
+    /// `None` if nothing can be blocked.
+    pub block: Option<Arc<Blocklist>>,
     slots: Mutex<Slots>,
     /// Slot 0: packets of interfaces that programs do not know.
     strays: MapHandle,
@@ -80,12 +83,16 @@ impl CounterMaps {
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
-    pub fn create(count: &Count, pins: PinDir) -> libbpf_rs::Result<Arc<Self>> {
+    pub fn create(
+        count: &Count,
+        block: Option<Arc<Blocklist>>,
+        pins: PinDir,
+    ) -> libbpf_rs::Result<Arc<Self>> {
         let earlier = pinned::earlier(&pins, count)?;
-        let made = match Self::make(count, earlier, pins.clone()) {
+        let made = match Self::make(count, block.clone(), earlier, pins.clone()) {
             Err(err) if earlier.is_some() => {
                 pinned::begin_anew(&pins, &format!("{err:#}"))?;
-                Self::make(count, None, pins)
+                Self::make(count, block, None, pins)
             }
             made => made,
         }?;
@@ -97,7 +104,12 @@ impl CounterMaps {
         Ok(Arc::new(made))
     }
 
-    fn make(count: &Count, keys: Option<[u64; HASH_KEYS]>, pins: PinDir) -> libbpf_rs::Result<Self> {
+    fn make(
+        count: &Count,
+        block: Option<Arc<Blocklist>>,
+        keys: Option<[u64; HASH_KEYS]>,
+        pins: PinDir,
+    ) -> libbpf_rs::Result<Self> {
         let strays = pins.map("strays", &stats("strays"))?;
         let inner = MapSpec {
             kind: MapType::ArrayOfMaps,
@@ -122,6 +134,7 @@ impl CounterMaps {
             counters,
             tables: Tables::create(count, keys, &pins)?,
             cidrs: cidrs(&count.cidrs, &pins)?,
+            block,
             slots: Mutex::new(slots),
             strays,
             fast_bytes: AtomicUsize::new(0),
@@ -336,7 +349,7 @@ mod tests {
     #[test]
     fn slots_are_given_out_again_with_counters_that_are_zero_as_root() {
         let counter_maps =
-            CounterMaps::create(&Count::default(), PinDir::default()).expect("this test needs root");
+            CounterMaps::create(&Count::default(), None, PinDir::default()).expect("this test needs root");
         counter_maps.reserve(20).unwrap();
         let mut first: Vec<Slot> = (0..20).map(|_| counter_maps.open(&PinDir::default()).unwrap()).collect();
         let gone = first.remove(7);

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use super::block;
 use super::cidr::{CidrGroup, GROUPS, OTHER, PREFIXES, Prefix, duplicate};
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use super::stats;
@@ -26,6 +27,11 @@ pub static NETWORK: Section = Section {
         Key::new("exclude", NAMES, "Names or globs of interfaces to leave out."),
         Key::new("mode", Schema::Words(|| words(MODES)), "Hook that counts received packets.").or("auto"),
         Key::new("count", Schema::Section(|| &COUNTED), "Optional statistics."),
+        Key::new(
+            "block",
+            Schema::Section(|| &block::BLOCK),
+            "Sources whose packets are dropped, or would be.",
+        ),
     ]),
     one_of: &[],
 };
@@ -124,7 +130,11 @@ pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     let exclude = fields.get("exclude").map(|node| names(&node)).unwrap_or_default();
     let mode = fields.get("mode").and_then(|node| mode(&node)).unwrap_or_default();
     let count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
-    Some(NetworkConfig { interfaces, exclude, elsewhere, mode, count })
+    let block = match fields.get("block") {
+        Some(node) => Some(block::decode(&node)?),
+        None => None,
+    };
+    Some(NetworkConfig { interfaces, exclude, elsewhere, mode, count, block })
 }
 
 fn names(node: &Node<'_>) -> Vec<String> {

@@ -9,6 +9,8 @@ use std::{fmt, io};
 pub enum NetworkError {
     /// The kernel does not create the tables of counters, talkers and flows, which take this many bytes.
     Tables { bytes: u64, source: libbpf_rs::Error },
+    /// The kernel does not create the tables of the blocklist.
+    Blocklist(libbpf_rs::Error),
     /// There is no descriptor by which the threads are stopped.
     Eventfd(io::Error),
     /// The programs on the network stack's tracepoints are not attached.
@@ -39,6 +41,10 @@ impl fmt::Display for NetworkError {
                 "failed to create the tables of counters, talkers and flows ({bytes} bytes of kernel memory): {source:#}; \
                  lower network.count.talkers.entries and flows.entries, or run with CAP_BPF"
             ),
+            Self::Blocklist(source) => write!(
+                f,
+                "failed to create the tables of network.block: {source:#}; list fewer entries, or run with CAP_BPF"
+            ),
             Self::Eventfd(source) => write!(f, "failed to create an eventfd: {source}"),
             Self::Stack(source) => write!(
                 f,
@@ -66,7 +72,7 @@ impl fmt::Display for BeginError {
 impl Error for NetworkError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Tables { source, .. } | Self::Stack(source) => Some(source),
+            Self::Tables { source, .. } | Self::Stack(source) | Self::Blocklist(source) => Some(source),
             Self::Eventfd(source) | Self::Thread(source) => Some(source),
             Self::Begin(error) => error.source(),
         }

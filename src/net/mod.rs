@@ -6,6 +6,7 @@
 
 mod abi;
 mod attach;
+mod block;
 mod cidr;
 mod collect;
 mod config;
@@ -40,6 +41,10 @@ pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
 pub use attach::Refusal;
+pub use block::{
+    BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
+    BlockScope, Blocked, Blocklist, parse_ports, parse_ttl,
+};
 pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counters::{Counters, Sum, cells};

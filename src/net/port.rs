@@ -330,7 +330,11 @@ fn candidates(on: &Interface, hook: Hook, programs: &Programs, entry: &Entry) ->
         Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
         _ if programs.with_talkers() => &[Program::Talkers],
         _ if programs.have_fast_path() && entry.has_fast_path() && on.link == Link::Ethernet => {
-            &[Program::Fast, Program::Slow]
+            if programs.with_blocklist() {
+                &[Program::FastBlocklist, Program::Slow]
+            } else {
+                &[Program::Fast, Program::Slow]
+            }
         }
         _ => &[Program::Slow],
     }

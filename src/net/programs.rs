@@ -14,6 +14,7 @@ use crate::pins::PinDir;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{FAST_BLOCKS, Link, net_fast};
+use super::block::Blocklist;
 use super::counter_maps::{CounterMaps, FAST_BUDGET};
 use super::known::{Entry, Known};
 use super::pinned::HeldLink;
@@ -24,6 +25,8 @@ use super::sys::{program_id, set_operand};
 pub(crate) enum Program {
     /// XDP with the fast path.
     Fast,
+    /// The same where sources may be blocked.
+    FastBlocklist,
     /// XDP without it.
     Slow,
     Talkers,
@@ -38,6 +41,7 @@ impl Program {
     pub fn name(self) -> &'static str {
         match self {
             Self::Fast => "net_ingress",
+            Self::FastBlocklist => "net_ingress_blocklist",
             Self::Slow => "net_ingress_slow",
             Self::Talkers => "net_ingress_talkers",
             Self::Pieces => "net_ingress_frags",
@@ -156,6 +160,11 @@ impl Programs {
         Ok(new)
     }
 
+    /// Whether sources may be blocked.
+    pub fn with_blocklist(&self) -> bool {
+        self.counter_maps.block.is_some()
+    }
+
     /// Whether they keep talkers.
     pub fn with_talkers(&self) -> bool {
         self.counter_maps.tables.is_some()
@@ -195,17 +204,35 @@ impl Programs {
             open.maps.cidrs.set_max_entries(cidrs.max_entries())?;
             open.maps.cidrs.reuse_fd(cidrs.as_fd())?;
         }
+        let with_blocklist = self.counter_maps.block.is_some();
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.with_blocklist = with_blocklist;
+        }
+        let shared = self.counter_maps.block.iter().flat_map(|block| block.shared());
+        let shared: BTreeMap<_, _> = shared.collect();
+        for mut map in open.open_object_mut().maps_mut() {
+            let name = map.name().to_string_lossy().into_owned();
+            match shared.get(name.as_str()) {
+                Some(fd) => map.reuse_fd(*fd)?,
+                None if Blocklist::MAPS.contains(&name.as_str()) => map.set_autocreate(false)?,
+                None => {}
+            }
+        }
         let [ports, more] = self.known.ports();
         open.maps.bss_ports.reuse_fd(ports.as_fd())?;
         open.maps.more_ports.reuse_fd(more.as_fd())?;
         open.maps.strays.reuse_fd(self.counter_maps.strays_map())?;
         open.maps.counters.reuse_fd(self.counter_maps.counters())?;
         match self.known.fast() {
-            Some((fast, blocks)) if which == Program::Fast => {
+            Some((fast, blocks)) if matches!(which, Program::Fast | Program::FastBlocklist) => {
                 // The size first: libbpf has mapped the map's memory, and unmaps as much as the map is large.
                 open.maps.bss_fast.set_value_size((blocks * size_of::<net_fast>()) as u32)?;
                 open.maps.bss_fast.reuse_fd(fast.as_fd())?;
-                set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, blocks as i32 - 1)?;
+                let program = match which {
+                    Program::Fast => &mut open.progs.net_ingress,
+                    _ => &mut open.progs.net_ingress_blocklist,
+                };
+                set_operand(program, FAST_BLOCKS, blocks as i32 - 1)?;
             }
             _ => open.maps.bss_fast.set_autocreate(false)?,
         }

@@ -1,5 +1,6 @@
 //! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
 
+use super::block::Summary;
 use super::cidr::CidrGroup;
 use super::collect::{Reading, TopSource, families};
 use super::config::Count;
@@ -30,7 +31,12 @@ pub(crate) fn every_family() -> Vec<Family> {
         refused: vec![("ingress", "missing")],
     };
     let top = TopSource { labels, address: String::new(), bytes: 0 };
-    let mut all = families(&count, &[reading], &[top], Some(&[0; STATES.len()]), 1);
+    let blocked = Summary {
+        entries: vec![("config".to_string(), 0)],
+        files: vec![(String::new(), 0, true)],
+        ..Summary::default()
+    };
+    let mut all = families(&count, &[reading], &[top], Some(&[0; STATES.len()]), 1, Some(&blocked));
     all.extend(stack::every_family());
     all
 }

@@ -2,7 +2,9 @@
 //!
 //! Format: `man 7 sock_diag`; states: include/net/tcp_states.h.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use super::netlink::dump;
 
@@ -49,6 +51,38 @@ pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
         })?;
     }
     Ok(counts)
+}
+
+/// Established connections to ports here: the peer's address and port, and the port.
+///
+/// # Errors
+/// As [`tcp_connections`].
+pub(crate) fn established(to: impl Fn(u16) -> bool) -> io::Result<BTreeSet<(IpAddr, u16, u16)>> {
+    const ESTABLISHED: u32 = 1 << 1;
+    let mut found = BTreeSet::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = [0u8; REQUEST];
+        request[0] = family as u8;
+        request[1] = libc::IPPROTO_TCP as u8;
+        request[4..8].copy_from_slice(&ESTABLISHED.to_ne_bytes());
+        dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| {
+            found.extend(connection(message).filter(|(_, _, port)| to(*port)));
+        })?;
+    }
+    Ok(found)
+}
+
+/// The peer's address and port, and the own port, of `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid` with
+/// ports and addresses in network byte order.
+fn connection(message: &[u8]) -> Option<(IpAddr, u16, u16)> {
+    let port = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
+    let peer = message.get(24..40)?;
+    let address = if i32::from(message[0]) == libc::AF_INET {
+        IpAddr::from(<[u8; 4]>::try_from(&peer[..4]).ok()?)
+    } else {
+        IpAddr::from(<[u8; 16]>::try_from(peer).ok()?).to_canonical()
+    };
+    Some((address, port(6)?, port(4)?))
 }
 
 #[cfg(test)]

@@ -48,6 +48,12 @@ impl Stop {
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 
+    /// Waits for this or for some time; whether it has come.
+    pub fn wait_for(&self, time: Duration) -> bool {
+        self.wait(None, time);
+        self.is_asked()
+    }
+
     fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attach::Refusal;
+use super::block::Blocklist;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::counter_maps::CounterMaps;
@@ -26,6 +27,9 @@ use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::visit::{Reporter, Stop, Visit};
 use crate::exposition::Family;
 use crate::pins::PinDir;
+
+/// How often the blocklist is looked after.
+const ATTEND: Duration = Duration::from_secs(1);
 
 /// The packet counters of a running exporter. Dropping it detaches all programs that are not pinned.
 #[derive(Debug)]
@@ -67,7 +71,9 @@ impl Network {
         pins: PinDir,
         report: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, NetworkError> {
-        let counter_maps = CounterMaps::create(&config.count, pins).map_err(|source| {
+        let block = config.block.as_ref().map(Blocklist::new).transpose().map_err(NetworkError::Blocklist)?;
+        let block = block.map(Arc::new);
+        let counter_maps = CounterMaps::create(&config.count, block.clone(), pins).map_err(|source| {
             let bytes = tables::memory(&config.count, libbpf_rs::num_possible_cpus().unwrap_or(1));
             NetworkError::Tables { bytes, source }
         })?;
@@ -88,7 +94,27 @@ impl Network {
         for (number, scope) in scopes.into_iter().enumerate() {
             network.watch(number, scope, &report)?;
         }
+        if let Some(block) = block {
+            network.attend(block)?;
+        }
         Ok(network)
+    }
+
+    /// Starts the thread that looks after the blocklist.
+    fn attend(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
+        let stop = Arc::clone(&self.stop);
+        let attending = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
+            while !stop.wait_for(ATTEND) {
+                block.attend();
+            }
+        });
+        self.watches.push(attending.map_err(NetworkError::Thread)?);
+        Ok(())
+    }
+
+    /// The list of what is blocked, if there is one.
+    pub fn blocklist(&self) -> Option<&Arc<Blocklist>> {
+        self.counter_maps.block.as_ref()
     }
 
     fn watch(&mut self, number: usize, scope: Scope, report: &Reporter) -> Result<(), NetworkError> {
@@ -126,10 +152,17 @@ impl Network {
 
     /// Counts on the interfaces of another configuration, which differs in nothing else ([`NetworkConfig::differs_in`]). Counters
     /// of those that are in both go on. Returns when they have been looked for.
-    pub fn change(&self, config: &NetworkConfig) {
+    ///
+    /// # Errors
+    /// If the kernel refuses to block what is to be blocked now: what was blocked before stays so.
+    pub fn change(&self, config: &NetworkConfig) -> libbpf_rs::Result<()> {
         let scopes = config.scopes();
         self.wishes.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
         self.wishes.iter().for_each(|selection| selection.wait());
+        match (self.blocklist(), &config.block) {
+            (Some(list), Some(wanted)) => list.change(wanted),
+            _ => Ok(()),
+        }
     }
 
     /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.
@@ -141,6 +174,7 @@ impl Network {
             &self.top_sources(),
             connections.as_ref().map(|counts| &counts[..]),
             self.counter_maps.strays(),
+            self.blocklist().map(|block| block.summary()).as_ref(),
         );
         all.extend(self.stack.iter().flat_map(Stack::families));
         all

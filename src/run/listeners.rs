@@ -54,4 +54,14 @@ impl Listeners {
         let health = health.map_or_else(|| bind(settings.health_port), Ok)?;
         Ok(Self { metrics, health })
     }
+
+    /// Those that other machines can reach.
+    pub(super) fn ports(&self) -> Vec<u16> {
+        let all = self.metrics.iter().chain([&self.health]).filter_map(Listener::socket_address);
+        let mut ports: Vec<u16> =
+            all.filter(|address| !address.ip().is_loopback()).map(|address| address.port()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
 }

@@ -52,7 +52,10 @@ pub fn run(
     let settings = config.settings.clone();
     announce(&settings, &plan, &listeners);
     let mut options = options(&settings, &listeners)?;
-    let network = plan.network.clone();
+    let mut network = plan.network.clone();
+    if let Some(block) = network.as_mut().and_then(|network| network.block.as_mut()) {
+        block.own_ports = listeners.ports();
+    }
     keeper.start()?;
     let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;
     if settings.pinned.is_none() {

@@ -75,7 +75,7 @@ impl Running {
         exposed.dedup();
         exposed.iter().for_each(|warning| log::warn!("{warning}"));
         if let (Some(network), Some(interfaces)) = (&self.network, interfaces) {
-            network.change(&interfaces);
+            network.change(&interfaces).map_err(|err| format!("the blocklist stays as it was: {err:#}\n"))?;
         }
         *self.web() = source;
         self.security.set(secured);

@@ -44,6 +44,7 @@ fn spoofed_sources_neither_push_out_nor_keep_out() {
     open.maps.flows.set_max_entries(SETS).unwrap();
     // Has no room for all CPUs.
     open.progs.net_ingress.set_autoload(false);
+    open.progs.net_ingress_blocklist.set_autoload(false);
     let skel = open.load().expect("the kernel refused the programs; this test needs root");
     let handle = |map| MapHandle::try_from(map).unwrap();
     let (talkers, flows) = (handle(&skel.maps.talkers), handle(&skel.maps.flows));

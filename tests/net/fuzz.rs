@@ -110,6 +110,7 @@ fn open(storage: &mut MaybeUninit<libbpf_rs::OpenObject>) -> OpenNetSkel<'_> {
     let slots = cpu_slots().expect("possible CPUs");
     open.maps.bss_fast.set_value_size((slots * size_of::<net_fast>()) as u32).unwrap();
     set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, slots as i32 - 1).unwrap();
+    set_operand(&mut open.progs.net_ingress_blocklist, FAST_BLOCKS, slots as i32 - 1).unwrap();
     open
 }
 

@@ -9,6 +9,7 @@ mod model;
 mod namespace;
 
 mod attach;
+mod block;
 mod dashboard;
 mod devices;
 mod flood;

@@ -4,14 +4,17 @@
 use crate::support::exposition::Metrics;
 use crate::support::on_kernel::{EXPORTER, Output};
 
-/// Counts on the loopback interface, once for statistics alone and once with all there is. What the shell of the
+/// Counts on the loopback interface, once for statistics alone, once with all there is, and once with a blocklist alone. What the shell of the
 /// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
 const COMMANDS: &str = r#"
-for count in flags talkers; do
+block='block: { mode: enforce, entries: [203.0.113.0/24, 2001:db8::/32, 127.0.0.0/8] }'
+for count in flags talkers blocked; do
     cat >/config.yaml <<END
 network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
-    [ $count = flags ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
+    [ $count = flags ] || sed -i "s/mode: auto,/mode: auto, $(echo "$block" | sed 's,/,\\/,g'),/" /config.yaml
+    sed -i 's/count: { blocked: true }/count: { flags: true }/' /config.yaml
+    [ $count != talkers ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.
@@ -56,7 +59,7 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
     // What leaves is counted by a TC filter before 6.6.
     let modules = "sch_ingress cls_bpf";
     let output = Output::with_modules(kernel, modules, &COMMANDS.replace("$EXPORTER", EXPORTER), &[]);
-    for count in ["flags", "talkers"] {
+    for count in ["flags", "talkers", "blocked"] {
         let (metrics, log) = (output.part(count), output.part(&format!("log of {count}")));
         let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
         assert!(log.contains(&format!("lo: counting packets, {hook} (")), "{count}: {log}");
@@ -70,6 +73,10 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
             metrics.sum("xdp_packet_size_bytes_count", &[("direction", "ingress")]),
             metrics.sum("xdp_packets_total", &[])
         );
+        if count != "flags" {
+            assert_eq!(metrics.sum("xdp_blocklist_entries", &[("source", "config")]), 3.0, "{log}");
+            assert_eq!(metrics.sum("xdp_drops_total", &[]), 0.0, "loopback is never dropped");
+        }
         if count == "talkers" {
             assert!(metrics.sum("network_tcp_handshake_duration_seconds_count", &[]) >= 2.0, "{log}");
             assert!(metrics.sum("network_tcp_state_changes_total", &[("to", "established")]) >= 2.0);

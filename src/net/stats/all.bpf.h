@@ -25,6 +25,7 @@ struct net_stats {
 	struct net_fragments fragments;
 	struct net_tracked tracked;
 	struct net_cidrs cidrs;
+	struct net_would_drop would_drop;
 	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
 	__u64 port;
 };

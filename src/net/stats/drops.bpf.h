@@ -20,4 +20,9 @@ struct net_drops {
 	__u64 packets[NET_REASON_COUNT];
 };
 
+/* Those that were let pass, because the blocklist is only observed. */
+struct net_would_drop {
+	__u64 packets[NET_REASON_COUNT];
+};
+
 #endif

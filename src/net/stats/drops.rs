@@ -23,15 +23,36 @@ impl Counters {
     pub fn drops(&self, reason: Reason) -> u64 {
         self.at(offset_of!(net_stats, drops), reason as usize)
     }
+
+    /// Frames passed on that would be dropped if the blocklist were enforced.
+    pub fn would_drop(&self, reason: Reason) -> u64 {
+        self.at(offset_of!(net_stats, would_drop), reason as usize)
+    }
 }
 
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
-    let help = "Dropped frames, by reason. Always 0: the exporter drops nothing yet.";
-    let mut drops = Family::new("xdp_drops_total", Kind::Counter, help);
+    let help = "Dropped frames, by reason: a blocked address (blocklist) or prefix (cidr). Always 0 unless network.block \
+                enforces.";
+    vec![by_reason("xdp_drops_total", help, counted, Counters::drops)]
+}
+
+/// What a blocklist that is only observed would drop.
+pub(crate) fn would_drop(counted: &[Counted<'_>]) -> Family {
+    let help = "Frames that would be dropped if network.block enforced, by reason; they are passed on.";
+    by_reason("xdp_would_drop_total", help, counted, Counters::would_drop)
+}
+
+fn by_reason(
+    name: &'static str,
+    help: &'static str,
+    counted: &[Counted<'_>],
+    number: fn(&Counters, Reason) -> u64,
+) -> Family {
+    let mut family = Family::new(name, Kind::Counter, help);
     for one in of(Direction::Ingress, counted) {
         for reason in Reason::ALL {
-            drops.number_of(one.of, &[("reason", reason.label())], one.counters.drops(*reason));
+            family.number_of(one.of, &[("reason", reason.label())], number(one.counters, *reason));
         }
     }
-    vec![drops]
+    family
 }

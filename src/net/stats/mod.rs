@@ -63,6 +63,9 @@ pub(crate) const ALL: &[Statistic] = &[
 /// Of packets that the tables of talkers and flows do not have; shown if there are such tables.
 pub(crate) use tracked::families as tracked;
 
+/// Packets that would be dropped; shown if there is a blocklist.
+pub(crate) use drops::would_drop;
+
 /// By group of prefixes; shown if there are any.
 pub(crate) use cidrs::families as cidrs;
 

@@ -60,6 +60,7 @@ fn foreign_link(index: i32) -> libbpf_rs::Link {
     let mut open = generated::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
     // Has no room for all CPUs.
     open.progs.net_ingress.set_autoload(false);
+    open.progs.net_ingress_blocklist.set_autoload(false);
     let skel = open.load().expect("another's program loads");
     skel.progs.bench_empty.attach_xdp(index).expect("another's program attaches")
 }

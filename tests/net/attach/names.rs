@@ -50,19 +50,19 @@ fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
     up(&here, &there);
     send_datagrams(&there, 10, 10);
     settle(&here);
-    network.change(&of(&["exn0", "exn5"]));
+    network.change(&of(&["exn0", "exn5"])).unwrap();
     // Nothing is said of the other, which is not touched.
     assert_eq!(attached(&events).0, "exn5");
     assert_eq!(udp(&network, &[("interface", "exn0")]), 10);
     send_datagrams(&there, 5, 10);
     settle(&here);
     assert_eq!(udp(&network, &[("interface", "exn0")]), 15);
-    network.change(&of(&["exn5", "exn7"]));
+    network.change(&of(&["exn5", "exn7"])).unwrap();
     assert_eq!(event(), Event::Unwanted { interface: "exn0".into() });
     assert_eq!(event(), Event::Missing { interface: "exn7".into() });
     assert!(!here.command("bpftool net show dev exn0").contains("net_"));
     assert!(network.not_ready().join("").contains("exn7"), "{:?}", network.not_ready());
-    network.change(&of(&["exn*"]));
+    network.change(&of(&["exn*"])).unwrap();
     let again = [attached(&events).0, attached(&events).0];
     assert!(again.contains(&"exn0".into()) && again.contains(&"exn6".into()), "{again:?}");
     assert_eq!(udp(&network, &[("interface", "exn0")]), 0);

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
+/*
+ * Whether a packet's source is blocked. Two bitmaps of 2 MiB stand in front, which most packets are done with after one
+ * load: IPv4 has a bit for each /24 that an entry touches, IPv6 one for each hash of the first 32 bits and one for each hash
+ * of a prefix with its length. A bit that is set means only that it is worth looking: then one hash table is asked for each
+ * prefix length in use, the longest first. Bits are set before an entry is needed and cleared after it is gone, so that
+ * user space changes everything while packets pass.
+ *
+ * Any failure lets the packet pass.
+ */
+#ifndef BLOCK_BPF_H
+#define BLOCK_BPF_H
+
+#include "port.bpf.h"
+
+#define XDP_DROP 1
+#define TCX_DROP 2 /* = TC_ACT_SHOT */
+
+/* Set by user space before the load. */
+const volatile bool with_blocklist = false;
+
+/* Shared with user space, which alone writes to them. */
+struct net_blocklist blocklist SEC(".bss.blocklist");
+__u8 marks4[NET_MARK_BYTES] SEC(".bss.marks4");
+__u8 marks6[NET_MARK_BYTES] SEC(".bss.marks6");
+
+#define RULES(key_)                                   \
+	__uint(type, BPF_MAP_TYPE_HASH);              \
+	__uint(max_entries, 1);                       \
+	__uint(map_flags, 1 /* BPF_F_NO_PREALLOC */); \
+	__uint(key_size, sizeof(key_));               \
+	__uint(value_size, sizeof(struct net_rule)) /* the compiler forgets types that only an inner map has */
+
+struct net_rules4 {
+	RULES(struct net_prefix4);
+};
+struct net_rules6 {
+	RULES(struct net_prefix6);
+};
+
+/* Of each list its rules: a map of another size takes their place as a whole. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, NET_LISTS);
+	__type(key, __u32);
+	__array(values, struct net_rules4);
+} rules4 SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, NET_LISTS);
+	__type(key, __u32);
+	__array(values, struct net_rules6);
+} rules6 SEC(".maps");
+
+/* Connections that go on though their peer is blocked. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NET_SPARED);
+	__uint(map_flags, 1 /* BPF_F_NO_PREALLOC */);
+	__type(key, struct net_connection);
+	__type(value, __u32);
+} spared SEC(".maps");
+
+static const volatile __u32 list_blocked = NET_LIST_BLOCKED;
+static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
+
+/* Of a packet's transport: ports in host byte order, the protocol's number, and whether it is neighbour discovery. */
+#define TRANSPORT(number, from, to) ((__u64)(number) << 32 | (__u64)(from) << 16 | (to))
+#define TRANSPORT_NUMBER(transport) ((__u32)((transport) >> 32) & 0xff)
+#define TRANSPORT_FROM(transport) ((__u32)(transport) >> 16)
+#define TRANSPORT_TO(transport) ((__u32)(transport)&0xffff)
+#define TRANSPORT_NEIGHBOUR (1ULL << 40)
+
+/* Packets and bytes in one number. */
+#define AMOUNT(packets, bytes) ((__u64)(packets) << 32 | (bytes))
+
+/* What becomes of a packet: zero, or its reason and whether it is dropped. */
+#define JUDGED(reason) ((reason) + 1)
+#define JUDGED_REASON(judged) (((judged)&0xff) - 1)
+#define JUDGED_DROP 0x100
+
+static __always_inline bool is_marked(const __u8 *marks, __u32 bit)
+{
+	return *(const volatile __u8 *)(marks + (bit >> 3 & (NET_MARK_BYTES - 1))) >> (bit & 7) & 1;
+}
+
+static __always_inline bool is_marked4(__u32 address)
+{
+	return is_marked(marks4, bpf_ntohl(address) >> 8);
+}
+
+/* By the first 32 bits of an address, as they lie in the packet. */
+static __always_inline bool is_marked6(__u32 first)
+{
+	return is_marked(marks6, (first * NET_MARK_FACTOR) >> 8);
+}
+
+/* By a prefix, of which the bits behind its length are zero, as numbers. */
+static __always_inline bool is_marked_prefix6(__u64 high, __u64 low, __u32 length)
+{
+	__u64 hash = (high ^ length) * 0x9e3779b97f4a7c15ULL;
+
+	hash = (hash ^ hash >> 32 ^ low) * 0xd6e8feb86659fd93ULL;
+	return is_marked(marks6, hash >> 40);
+}
+
+/* The number of the highest bit of a number that is not zero. Without branches, of each of which the verifier would follow
+ * both ways. */
+static __always_inline __u32 highest_bit(__u64 bits)
+{
+	__u32 number = 0, step, i;
+
+#pragma unroll
+	for (i = 5; i < 6; i--) {
+		__u64 sign = 0 - (bits >> (1u << i));
+
+		/* Or the compiler would see a comparison in it. */
+		barrier_var(sign);
+		step = sign >> 63 << i;
+		bits >>= step;
+		number += step;
+	}
+	return number;
+}
+
+static __always_inline bool holds(const struct net_rule *rule, __u64 transport, __u32 now)
+{
+	__u32 port = TRANSPORT_TO(transport);
+
+	if (rule->expires && (__s32)(now - rule->expires) >= 0)
+		return false;
+	if (!rule->protocol)
+		return true;
+	return rule->protocol == TRANSPORT_NUMBER(transport) && rule->first_port <= port &&
+	       port <= rule->last_port;
+}
+
+/*
+ * Whether a list has the address's prefix of this length with a rule that holds; if there is an amount, it is counted there.
+ * Global functions, as all that have a loop or are called in one: the verifier looks at them once.
+ */
+#define ASK(list, length) ((__u32)(list) << 8 | (length))
+
+static __always_inline bool answer(struct net_rule *rule, __u64 transport, __u64 amount)
+{
+	__u32 now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT;
+
+	if (!rule || !holds(rule, transport, now))
+		return false;
+	if (amount) {
+		__sync_fetch_and_add(&rule->packets, amount >> 32);
+		__sync_fetch_and_add(&rule->bytes, amount & 0xffffffff);
+		rule->last = now;
+	}
+	return true;
+}
+
+static __always_inline void *list_of(void *lists, __u32 ask)
+{
+	return bpf_map_lookup_elem(lists,
+				   ask >> 8 == NET_LIST_BLOCKED ? (void *)&list_blocked : (void *)&list_allowed);
+}
+
+__noinline __u32 ask4(__u32 host, __u32 ask, __u64 transport, __u64 amount)
+{
+	__u32 length = ask & 0x3f;
+	struct net_prefix4 key = {
+		.address = bpf_htonl(host & (__u32)(0xffffffff00000000ULL >> length)),
+		.length = length,
+	};
+	void *rules;
+
+	if (!with_blocklist)
+		return 0;
+	rules = list_of(&rules4, ask);
+	return rules && answer(bpf_map_lookup_elem(rules, &key), transport, amount);
+}
+
+__noinline __u32 ask6(__u64 high, __u64 low, __u32 ask, __u64 transport, __u64 amount)
+{
+	struct net_prefix6 key = { .length = ask & 0xff };
+	void *rules;
+
+	if (!with_blocklist)
+		return 0;
+	if (key.length < 64) {
+		high &= ~(-1ULL >> key.length);
+		low = 0;
+	} else if (key.length < 128) {
+		low &= ~(-1ULL >> (key.length - 64));
+	}
+	if (!is_marked_prefix6(high, low, key.length))
+		return 0;
+	key.high = bpf_cpu_to_be64(high);
+	key.low = bpf_cpu_to_be64(low);
+	rules = list_of(&rules6, ask);
+	return rules && answer(bpf_map_lookup_elem(rules, &key), transport, amount);
+}
+
+/* The longest prefix of a list that has the address and whose rule holds, as a question; zero if there is none. */
+#define FOUND (1u << 16)
+
+__noinline __u32 find4(__u32 list, __u32 host, __u64 transport)
+{
+	__u64 lengths;
+	__u32 i, at;
+
+	if (!with_blocklist)
+		return 0;
+	at = list * (sizeof(struct net_lengths) / 8);
+	barrier_var(at);
+	lengths = ((volatile __u64 *)blocklist.lengths)[at & (sizeof(blocklist.lengths) / 8 - 1)];
+#pragma clang loop unroll(disable)
+	for (i = 0; i < 33 && lengths; i++) {
+		__u32 length = highest_bit(lengths);
+
+		lengths ^= 1ULL << length;
+		if (ask4(host, ASK(list, length), transport, 0))
+			return FOUND | ASK(list, length);
+	}
+	return 0;
+}
+
+/* Of the lengths in one of the words: one after the other in the same loop is more than the verifier follows. */
+__noinline __u32 find6_in(__u64 high, __u64 low, __u32 list, __u32 word, __u64 transport)
+{
+	__u64 lengths;
+	__u32 i, at;
+
+	if (!with_blocklist)
+		return 0;
+	at = list * (sizeof(struct net_lengths) / 8) + 1 + word;
+	barrier_var(at);
+	lengths = ((volatile __u64 *)blocklist.lengths)[at & (sizeof(blocklist.lengths) / 8 - 1)];
+#pragma clang loop unroll(disable)
+	for (i = 0; i < 64 && lengths; i++) {
+		__u32 length = highest_bit(lengths);
+
+		lengths ^= 1ULL << length;
+		length += 64 * word;
+		if (ask6(high, low, ASK(list, length), transport, 0))
+			return FOUND | ASK(list, length);
+	}
+	return 0;
+}
+
+static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 transport)
+{
+	__u32 found = find6_in(high, low, list, 2, transport);
+
+	if (!found)
+		found = find6_in(high, low, list, 1, transport);
+	return found ? found : find6_in(high, low, list, 0, transport);
+}
+
+/* Whether it passes whoever sends it: to the exporter's own listeners, of a connection that is spared, or neighbour
+ * discovery, without which nobody on the link could be reached. */
+static __always_inline bool is_exempt(const struct net_connection *connection, __u64 transport)
+{
+	__u32 i, to = TRANSPORT_TO(transport);
+
+	if (transport & TRANSPORT_NEIGHBOUR)
+		return true;
+	if (TRANSPORT_NUMBER(transport) != IPPROTO_TCP || !to)
+		return false;
+#pragma unroll
+	for (i = 0; i < NET_OWN_PORTS; i++) {
+		if (*(volatile __u32 *)&blocklist.own_ports[i] == to)
+			return true;
+	}
+	return bpf_map_lookup_elem(&spared, connection) != 0;
+}
+
+static __always_inline __u32 judged(bool whole)
+{
+	return JUDGED(whole ? NET_REASON_BLOCKLIST : NET_REASON_CIDR) |
+	       (*(volatile __u32 *)&blocklist.enforce ? JUDGED_DROP : 0);
+}
+
+__noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
+{
+	struct net_connection connection = {
+		.source = { 0, 0, bpf_htonl(0xffff), address },
+		.source_port = TRANSPORT_FROM(transport),
+		.destination_port = TRANSPORT_TO(transport),
+	};
+	__u32 host = bpf_ntohl(address), found;
+
+	if (!with_blocklist)
+		return 0;
+	found = find4(NET_LIST_BLOCKED, host, transport);
+	if (!found || is_exempt(&connection, transport) || find4(NET_LIST_ALLOWED, host, transport))
+		return 0;
+	ask4(host, found & 0xffff, transport, amount);
+	return judged((found & 0xff) == 32);
+}
+
+__noinline __u32 judge6(__u64 high, __u64 low, __u64 transport, __u64 amount)
+{
+	struct net_connection connection = {
+		.source = { high, high >> 32, low, low >> 32 },
+		.source_port = TRANSPORT_FROM(transport),
+		.destination_port = TRANSPORT_TO(transport),
+	};
+	__u32 found;
+
+	if (!with_blocklist)
+		return 0;
+	high = bpf_be64_to_cpu(high);
+	low = bpf_be64_to_cpu(low);
+	found = find6(NET_LIST_BLOCKED, high, low, transport);
+	if (!found || is_exempt(&connection, transport) || find6(NET_LIST_ALLOWED, high, low, transport))
+		return 0;
+	ask6(high, low, found & 0xffff, transport, amount);
+	return judged((found & 0xff) == 128);
+}
+
+static __always_inline __u64 transport_of(const struct frame *f, __u64 what)
+{
+	__u32 at = IS_L4_AT(what);
+	void *l4;
+
+	barrier_var(at);
+	at &= L4_AT_MASK;
+	l4 = f->data + at;
+	if (!at || l4 + 4 > f->end)
+		return TRANSPORT(IS_NUMBER(what), 0, 0);
+	return TRANSPORT(IS_NUMBER(what), be16_at(l4), be16_at(l4 + 2));
+}
+
+/* What routers and neighbours say of themselves (RFC 4861): with a hop limit that nothing has from beyond the link. */
+static __always_inline bool is_neighbour_discovery(const struct frame *f, const void *ip)
+{
+	const __u8 *icmp = ip + IPV6_HEADER;
+
+	if ((void *)icmp + 1 > f->end || *(__u8 *)(ip + 6) != IPPROTO_ICMPV6 || *(__u8 *)(ip + 7) != 255)
+		return false;
+	return *icmp >= 133 && *icmp <= 137;
+}
+
+/* Whether a frame that has an IP header is worth asking for. */
+static __always_inline bool is_marked_frame(const struct frame *f, __u64 what)
+{
+	void *ip = f->data + IS_IP_AT(what);
+
+	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
+	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0))
+		return ip + IPV6_HEADER <= f->end && is_marked6(*(__u32 *)(ip + 8));
+	barrier_var(ip);
+	return ip + IPV4_HEADER <= f->end && is_marked4(*(__u32 *)(ip + 12));
+}
+
+/* Of such a frame: zero if it passes. */
+static __always_inline __u32 judge(const struct frame *f, __u64 what, __u64 amount)
+{
+	void *ip = f->data + IS_IP_AT(what);
+	__u64 transport = transport_of(f, what);
+
+	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0)) {
+		if (ip + IPV6_HEADER > f->end)
+			return 0;
+		if (IS_CELL(what) == IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6) && is_neighbour_discovery(f, ip))
+			transport |= TRANSPORT_NEIGHBOUR;
+		return judge6(*(__u64 *)(ip + 8), *(__u64 *)(ip + 16), transport, amount);
+	}
+	barrier_var(ip);
+	if (ip + IPV4_HEADER > f->end)
+		return 0;
+	return judge4(*(__u32 *)(ip + 12), transport, amount);
+}
+
+/* Counts what was judged; true if the packet is dropped. */
+static __always_inline bool count_judged(struct net_stats *stats, __u32 judged, __u64 packets)
+{
+	__u32 reason = JUDGED_REASON(judged);
+
+	barrier_var(reason);
+	if (reason >= NET_REASON_COUNT)
+		return false;
+	if (judged & JUDGED_DROP) {
+		stats->drops.packets[reason] += packets;
+		return true;
+	}
+	stats->would_drop.packets[reason] += packets;
+	return false;
+}
+
+#endif

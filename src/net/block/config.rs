@@ -1,0 +1,141 @@
+//! What is blocked, by the configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::cidr::Prefix;
+
+/// `network.block`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BlockConfig {
+    pub mode: BlockMode,
+    pub entries: Vec<BlockEntry>,
+    pub files: Vec<BlockFile>,
+    /// Never dropped, whatever is blocked.
+    pub allow: Vec<Prefix>,
+    /// TCP ports on which the exporter itself serves: not of the configuration.
+    pub own_ports: Vec<u16>,
+}
+
+/// Whether packets are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlockMode {
+    /// What would be dropped is counted.
+    #[default]
+    Observe,
+    Enforce,
+}
+
+/// Something that is blocked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockEntry {
+    pub prefix: Prefix,
+    pub rule: BlockRule,
+}
+
+/// How.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BlockRule {
+    pub reason: String,
+    /// For how long; `None` for good.
+    pub ttl: Option<Duration>,
+    /// `None` for every packet.
+    pub scope: Option<BlockScope>,
+}
+
+/// The packets of a source that are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockScope {
+    pub protocol: BlockProtocol,
+    /// The first and the last destination port. Of all ports, packets that have none are meant too.
+    pub ports: (u16, u16),
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockProtocol {
+    Tcp,
+    Udp,
+    /// Of IPv6 addresses it is ICMPv6.
+    Icmp,
+}
+
+/// A file that lists what is blocked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockFile {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// The longest time that an entry can have: the kernel's side counts ticks in 32 bits.
+pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl BlockScope {
+    /// All ports of a protocol.
+    pub const ALL_PORTS: (u16, u16) = (0, u16::MAX);
+}
+
+impl BlockProtocol {
+    pub const WORDS: &'static [(&'static str, Self)] =
+        &[("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+}
+
+/// Reads `90s`, `15m` (or `min`), `12h`, `7d`, or a number of seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(format!("{text:?} is no time: write 90s, 15m, 12h or 7d")),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let ttl = seconds.map(Duration::from_secs).filter(|ttl| !ttl.is_zero() && *ttl <= LONGEST_TTL);
+    ttl.ok_or_else(|| format!("{text:?}: a time from 1s to 365d is possible; without one an entry stays"))
+}
+
+/// Reads a port, or a range of ports `FIRST-LAST`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_ports(text: &str) -> Result<(u16, u16), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    let ports = port(first).zip(port(last)).filter(|(first, last)| first <= last);
+    ports.ok_or_else(|| format!("{text:?} is neither a port nor a range of ports (1000-2000)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_ports_are_read() {
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("15m", 900), ("15min", 900), ("12h", 43_200), ("7d", 604_800)]
+        {
+            assert_eq!(parse_ttl(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "0", "1w", "-1s", "1.5h", "366d", "99999999999999999999s", "1 h"] {
+            assert!(parse_ttl(text).is_err(), "{text}");
+        }
+        assert_eq!((parse_ports("22"), parse_ports("1000-2000")), (Ok((22, 22)), Ok((1000, 2000))));
+        for text in ["", "0", "65536", "9-8", "a", "1-", "-1"] {
+            assert!(parse_ports(text).is_err(), "{text}");
+        }
+    }
+}

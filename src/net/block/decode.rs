@@ -1,0 +1,189 @@
+//! The section `network.block:` of a configuration.
+
+use std::borrow::Cow;
+
+use super::super::cidr::Prefix;
+use super::config::{
+    BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
+    parse_ttl,
+};
+use crate::config::Node;
+use crate::config::section::{Key, Schema, Section, words};
+
+const MODES: &[(&str, BlockMode)] = &[("observe", BlockMode::Observe), ("enforce", BlockMode::Enforce)];
+
+/// `network.block:`.
+pub(in super::super) static BLOCK: Section = Section {
+    name: "block",
+    what: "the blocklist",
+    about: "Sources whose packets are dropped, or would be.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "mode",
+            Schema::Words(|| words(MODES)),
+            "`enforce` drops packets, `observe` counts what would be dropped.",
+        )
+        .or("observe"),
+        Key::new(
+            "entries",
+            Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &ENTRY)])),
+            "Addresses and prefixes to block.",
+        ),
+        Key::new(
+            "files",
+            Schema::OneOrList(&Schema::Either(&[Schema::Path, Schema::Section(|| &FILE)])),
+            "Files with an address, prefix or range on each line; read again when they change.",
+        ),
+        Key::new("allow", Schema::OneOrList(&Schema::Text), "Addresses and prefixes that are never dropped."),
+    ]),
+    one_of: &[],
+};
+
+static ENTRY: Section = Section {
+    name: "block_entry",
+    what: "an entry of the blocklist",
+    about: "An entry of the blocklist.",
+    keys: Cow::Borrowed(&[
+        Key::new("prefix", Schema::Text, "Address or prefix.").required(),
+        Key::new("reason", Schema::Text, "Shown with the entry."),
+        Key::new(
+            "ttl",
+            Schema::LabelText,
+            "How long it holds from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: for good.",
+        ),
+        Key::new("protocol", Schema::Words(|| words(BlockProtocol::WORDS)), "Only packets of this protocol."),
+        Key::new(
+            "ports",
+            Schema::LabelText,
+            "Only packets to this destination port or range (`1000-2000`). Needs `protocol: tcp` or `udp`.",
+        ),
+    ]),
+    one_of: &[],
+};
+
+static FILE: Section = Section {
+    name: "block_file",
+    what: "a file of the blocklist",
+    about: "A file of the blocklist.",
+    keys: Cow::Borrowed(&[
+        Key::new("path", Schema::Path, "Path of the file.").required(),
+        Key::new("reason", Schema::Text, "Shown with its entries. Default: the file's name."),
+    ]),
+    one_of: &[],
+};
+
+/// Reads the section; its errors go to the node's list.
+pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
+    let fields = node.fields(&BLOCK)?;
+    let list = |key: &str| fields.get(key).map(|node| node.one_or_list()).unwrap_or_default();
+    Some(BlockConfig {
+        mode: fields.get("mode").and_then(|node| node.one_of("mode", MODES)).unwrap_or_default(),
+        entries: list("entries").iter().filter_map(entry).collect(),
+        files: list("files").iter().filter_map(file).collect(),
+        allow: list("allow").iter().filter_map(prefix).collect(),
+        own_ports: Vec::new(),
+    })
+}
+
+fn prefix(node: &Node<'_>) -> Option<Prefix> {
+    match Prefix::parse(node.text_as("an address or prefix")?) {
+        Ok(prefix) => Some(prefix),
+        Err(error) => {
+            node.error(error).help("write an address or a prefix: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32");
+            None
+        }
+    }
+}
+
+fn entry(node: &Node<'_>) -> Option<BlockEntry> {
+    if !node.value.is_mapping() {
+        return Some(BlockEntry { prefix: prefix(node)?, rule: BlockRule::default() });
+    }
+    let fields = node.fields(&ENTRY)?;
+    let prefix = fields.require("prefix", "write prefix: 192.0.2.0/24").and_then(|node| prefix(&node));
+    let reason = fields.get("reason").and_then(|node| node.text()).unwrap_or_default().to_string();
+    let read = |key: &str| Some((fields.get(key)?.label_text()?, fields.get(key)?));
+    let ttl = read("ttl").and_then(|(text, node)| match parse_ttl(&text) {
+        Ok(ttl) => Some(ttl),
+        Err(error) => {
+            node.error(error);
+            None
+        }
+    });
+    let ports = read("ports").and_then(|(text, node)| match parse_ports(&text) {
+        Ok(ports) => Some(ports),
+        Err(error) => {
+            node.error(error);
+            None
+        }
+    });
+    let protocol = fields.get("protocol").and_then(|node| node.one_of("protocol", BlockProtocol::WORDS));
+    if fields.has("ports") && !matches!(protocol, Some(BlockProtocol::Tcp | BlockProtocol::Udp)) {
+        fields.error("`ports` needs `protocol: tcp` or `protocol: udp`");
+    }
+    let scope =
+        protocol.map(|protocol| BlockScope { protocol, ports: ports.unwrap_or(BlockScope::ALL_PORTS) });
+    Some(BlockEntry { prefix: prefix?, rule: BlockRule { reason, ttl, scope } })
+}
+
+fn file(node: &Node<'_>) -> Option<BlockFile> {
+    let (path, reason) = if node.value.is_mapping() {
+        let fields = node.fields(&FILE)?;
+        let path = fields.require("path", "write path: /etc/exporter/drop.txt")?.path()?;
+        (path, fields.get("reason").and_then(|node| node.text()).map(str::to_string))
+    } else {
+        (node.path()?, None)
+    };
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let reason = reason.or(name).unwrap_or_default();
+    Some(BlockFile { path, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Diagnostics, Place};
+
+    fn read(text: &str) -> Result<BlockConfig, String> {
+        let value = crate::config::tree(text);
+        let diags = Diagnostics::new();
+        let config = decode(&Node::new(Place::none(), &value, &diags));
+        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+    }
+
+    #[test]
+    fn short_and_long_forms() {
+        let config = read(
+            "{ mode: enforce, entries: [192.0.2.7, { prefix: '2001:db8::/32', reason: scans, ttl: 12h, protocol: tcp, ports: 22 }], \
+             files: [/a/drop.txt, { path: /b, reason: spam }], allow: 198.51.100.0/24 }",
+        )
+        .unwrap();
+        assert_eq!((config.mode, config.entries.len(), config.allow.len()), (BlockMode::Enforce, 2, 1));
+        assert_eq!(
+            config.entries[1].rule.scope,
+            Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 22) })
+        );
+        assert_eq!(
+            config.files.iter().map(|file| file.reason.as_str()).collect::<Vec<_>>(),
+            ["drop.txt", "spam"]
+        );
+        assert_eq!(read("{}").unwrap().mode, BlockMode::Observe, "nothing acts unless it is asked to");
+    }
+
+    #[test]
+    fn errors_are_named() {
+        for (text, said) in [
+            ("{ mode: drop }", "unknown mode \"drop\""),
+            ("{ entries: [192.0.2.7/24] }", "did you mean \"192.0.2.0/24\""),
+            ("{ entries: [{ reason: x }] }", "`prefix` is missing"),
+            ("{ entries: [{ prefix: ::1, ttl: 1w }] }", "write 90s"),
+            ("{ entries: [{ prefix: ::1, ports: 22 }] }", "`ports` needs"),
+            ("{ entries: [{ prefix: ::1, protocol: icmp, ports: 22 }] }", "`ports` needs"),
+            ("{ allow: office }", "neither an IP address"),
+            ("{ entris: ::1 }", "did you mean \"entries\""),
+        ] {
+            let wrong = read(text).unwrap_err();
+            assert!(wrong.contains(said), "{text}: {wrong}");
+        }
+    }
+}

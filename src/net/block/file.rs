@@ -1,0 +1,193 @@
+//! A file of the blocklist: read when it has changed, and not while it is being written.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::super::cidr::Prefix;
+use super::config::BlockFile;
+use super::list::ListFile;
+
+/// Larger ones are not read.
+const LARGEST: u64 = 256 << 20;
+
+/// A file, and what was last read of it.
+#[derive(Debug, Default)]
+pub(crate) struct WatchedFile {
+    pub path: PathBuf,
+    /// Of the last time that it could be read.
+    pub prefixes: Vec<Prefix>,
+    pub invalid: usize,
+    /// Why it was not read.
+    pub error: Option<String>,
+    /// Why its content was not taken.
+    refused: Option<String>,
+    seen: Option<Stamp>,
+    /// As it was when it was found changed: it is read when it has stayed so.
+    changing: Option<Stamp>,
+}
+
+/// What tells one content of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// What came of looking at a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// Nothing has changed.
+    Same,
+    /// It is being changed, or cannot be read: what was read before goes on to hold.
+    Kept,
+    /// It was read.
+    New,
+}
+
+impl WatchedFile {
+    pub fn new(file: &BlockFile) -> Self {
+        Self { path: file.path.clone(), ..Self::default() }
+    }
+
+    /// What is needed to look at it.
+    pub fn without_entries(&self) -> Self {
+        let Self { path, invalid, error, refused, seen, changing, .. } = self;
+        Self {
+            path: path.clone(),
+            prefixes: Vec::new(),
+            invalid: *invalid,
+            error: error.clone(),
+            refused: refused.clone(),
+            seen: *seen,
+            changing: *changing,
+        }
+    }
+
+    /// What another look came to.
+    pub fn update(&mut self, looked: Self, read: Read) {
+        let prefixes = std::mem::take(&mut self.prefixes);
+        *self = looked;
+        if read != Read::New {
+            self.prefixes = prefixes;
+        }
+    }
+
+    /// What an earlier configuration has read of the same file.
+    pub fn take_over(&mut self, known: &mut Self) {
+        let reread = Self { prefixes: known.prefixes.clone(), ..known.without_entries() };
+        *self = reread;
+    }
+
+    /// Reads it if it was not.
+    pub fn read_first(&mut self) {
+        if self.seen.is_none() {
+            match self.stamp() {
+                Ok(now) => drop(self.read(now)),
+                Err(error) => drop(self.fail(error)),
+            }
+        }
+    }
+
+    /// Reads it if it has changed and is the same as when it was last looked at.
+    pub fn look(&mut self) -> Read {
+        let now = match self.stamp() {
+            Ok(now) => now,
+            Err(error) => return self.fail(error),
+        };
+        if self.seen == Some(now) {
+            // It can be read again, or what is in it is still no list.
+            let before = std::mem::replace(&mut self.error, self.refused.clone());
+            return if before == self.error { Read::Same } else { Read::Kept };
+        }
+        if self.changing.replace(now) != Some(now) {
+            return Read::Kept;
+        }
+        self.read(now)
+    }
+
+    fn stamp(&self) -> Result<Stamp, String> {
+        let found = fs::metadata(&self.path).map_err(|error| error.to_string())?;
+        if !found.is_file() {
+            return Err("it is no regular file".to_string());
+        }
+        Ok(Stamp {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+
+    fn read(&mut self, now: Stamp) -> Read {
+        if now.size > LARGEST {
+            return self.fail(format!("it has {} bytes; at most {LARGEST} are read", now.size));
+        }
+        let content = match fs::read(&self.path) {
+            Ok(content) => content,
+            Err(error) => return self.fail(error.to_string()),
+        };
+        self.changing = None;
+        self.seen = Some(now);
+        let list = ListFile::parse(&content);
+        let name = self.path.display();
+        for (line, text) in &list.told {
+            log::warn!("blocklist: {name}:{line}: {text}");
+        }
+        if list.warnings > list.told.len() {
+            log::warn!("blocklist: {name}: {} more lines like these", list.warnings - list.told.len());
+        }
+        self.invalid = list.invalid;
+        self.refused = list.is_none().then(|| {
+            let all = list.invalid + list.prefixes.len();
+            format!("most of its lines are no entries ({} of {all})", list.invalid)
+        });
+        if let Some(error) = self.refused.clone() {
+            return self.fail(error);
+        }
+        log::info!("blocklist: {name}: {} entries read", list.prefixes.len());
+        self.error = None;
+        self.prefixes = list.prefixes;
+        Read::New
+    }
+
+    fn fail(&mut self, error: String) -> Read {
+        if self.error.as_ref() != Some(&error) {
+            log::warn!("blocklist: {} is not read: {error}; its entries of before stay", self.path.display());
+            self.error = Some(error);
+            return Read::Kept;
+        }
+        Read::Same
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_once_it_stays_the_same_and_its_last_good_content_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("drop");
+        let mut file = WatchedFile::new(&BlockFile { path: path.clone(), reason: String::new() });
+        file.read_first();
+        assert!(file.error.is_some() && file.prefixes.is_empty());
+        fs::write(&path, "192.0.2.1\n").unwrap();
+        assert_eq!((file.look(), file.look(), file.look()), (Read::Kept, Read::New, Read::Same));
+        assert_eq!((file.prefixes.len(), &file.error), (1, &None));
+        fs::write(&path, "192.0.2.1\n192.0.2.3\n").unwrap();
+        assert_eq!(file.look(), Read::Kept);
+        fs::write(&path, "192.0.2.1\n192.0.2.3\n192.0.2.5\n").unwrap();
+        assert_eq!((file.look(), file.look()), (Read::Kept, Read::New));
+        assert_eq!(file.prefixes.len(), 3);
+        fs::write(&path, "<html>\n<head>\n<title>\nNot found\n").unwrap();
+        assert_eq!((file.look(), file.look(), file.look()), (Read::Kept, Read::Kept, Read::Same));
+        assert!(file.error.is_some());
+        assert_eq!((file.prefixes.len(), file.invalid), (3, 4));
+        fs::remove_file(&path).unwrap();
+        assert_eq!((file.look(), file.look()), (Read::Kept, Read::Same));
+        assert_eq!(file.prefixes.len(), 3);
+    }
+}

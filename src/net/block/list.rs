@@ -1,0 +1,227 @@
+//! Files of addresses and prefixes, as people publish them. Pure.
+//!
+//! One entry a line: an address, a prefix, or a range `FIRST-LAST`; `#` and `;` begin comments. A column of numbers behind
+//! the entry, as some lists have, is passed over.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::super::cidr::Prefix;
+
+/// Mistakes that are told one by one.
+const TOLD: usize = 10;
+
+/// Below so many mistakes a file is taken whatever the share of them is.
+const FEW: usize = 3;
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ListFile {
+    /// Sorted, each once.
+    pub prefixes: Vec<Prefix>,
+    /// Lines that are no entry.
+    pub invalid: usize,
+    /// Line and text of what was passed over or corrected: the first few.
+    pub told: Vec<(usize, String)>,
+    /// Of those, all.
+    pub warnings: usize,
+}
+
+impl ListFile {
+    pub fn parse(content: &[u8]) -> Self {
+        let mut file = Self::default();
+        let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+        for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
+            let end = line.iter().position(|byte| matches!(byte, b'#' | b';')).unwrap_or(line.len());
+            let text = String::from_utf8_lossy(&line[..end]);
+            let text = text.trim();
+            if text.is_empty() {
+                continue;
+            }
+            match entry(text, &mut file.prefixes) {
+                Ok(None) => {}
+                Ok(Some(warning)) => file.tell(number + 1, warning),
+                Err(error) => {
+                    file.invalid += 1;
+                    file.tell(number + 1, error);
+                }
+            }
+        }
+        file.prefixes.sort_unstable();
+        file.prefixes.dedup();
+        file
+    }
+
+    /// Whether it is something else than a list: a page of HTML, say.
+    pub fn is_none(&self) -> bool {
+        self.invalid > FEW && self.invalid > self.prefixes.len()
+    }
+
+    fn tell(&mut self, line: usize, text: String) {
+        self.warnings += 1;
+        if self.told.len() < TOLD {
+            self.told.push((line, text));
+        }
+    }
+}
+
+/// Reads a line that is not empty; gives a warning if it was understood in spite of something.
+fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
+    let mut words = text.split([' ', '\t', ',']).filter(|word| !word.is_empty());
+    let first = words.next().unwrap_or_default();
+    let rest: Vec<&str> = words.collect();
+    let (first, last) = match (first.split_once('-'), rest.as_slice()) {
+        (Some((first, last)), []) => (first, Some(last)),
+        (None, ["-", last]) => (first, Some(*last)),
+        (None, [last, others @ ..]) if address(last).is_some() && !first.contains('/') && numbers(others) => {
+            (first, Some(*last))
+        }
+        (None, others) if numbers(others) => (first, None),
+        _ => return Err(format!("{text:?}: unexpected text behind the address")),
+    };
+    if let Some(last) = last {
+        let ends = address(first).zip(address(last));
+        let ends = ends.filter(|(first, last)| first.is_ipv4() == last.is_ipv4() && first <= last);
+        let (first, last) = ends.ok_or_else(|| format!("{text:?} is not a range of addresses"))?;
+        range(first, last, to);
+        return Ok(None);
+    }
+    let (prefix, warning) = lenient(first)?;
+    if prefix.bits() == 0 {
+        return Err(format!(
+            "{text:?} has every address; list it in `network.block.entries` if that is meant"
+        ));
+    }
+    to.push(prefix);
+    Ok(warning)
+}
+
+fn numbers(words: &[&str]) -> bool {
+    words.iter().all(|word| word.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// Reads a prefix whose address may have bits set behind the length, and one of IPv4 that is written as IPv6.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn lenient(text: &str) -> Result<(Prefix, Option<String>), String> {
+    let parsed = match Prefix::parse(text) {
+        Ok(prefix) => Ok((prefix, None)),
+        Err(error) => text
+            .split_once('/')
+            .and_then(|(address, bits)| Some((address.parse::<IpAddr>().ok()?, bits.parse::<u8>().ok()?)))
+            .filter(|(address, bits)| *bits <= if address.is_ipv4() { 32 } else { 128 })
+            .map(|(address, bits)| Prefix::new(address, bits))
+            .map(|prefix| {
+                (prefix, Some(format!("{text:?} has bits set behind its prefix length; taken as {prefix}")))
+            })
+            .ok_or(error),
+    };
+    let (prefix, warning) = parsed?;
+    let mapped = match prefix.address() {
+        IpAddr::V6(address) if prefix.bits() >= 96 => address.to_ipv4_mapped(),
+        _ => None,
+    };
+    Ok((mapped.map_or(prefix, |address| Prefix::new(address.into(), prefix.bits() - 96)), warning))
+}
+
+/// The fewest prefixes that have all addresses of a range of one family.
+fn range(first: IpAddr, last: IpAddr, to: &mut Vec<Prefix>) {
+    let (width, mut first, last): (u8, u128, u128) = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (32, first.to_bits().into(), last.to_bits().into()),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (128, first.to_bits(), last.to_bits()),
+        _ => return,
+    };
+    loop {
+        let mut size = first.trailing_zeros().min(u32::from(width));
+        // As long as it would reach beyond the end.
+        while size > 0 && last_of(first, size) > last {
+            size -= 1;
+        }
+        let address = if width == 32 {
+            Ipv4Addr::from_bits(first as u32).into()
+        } else {
+            Ipv6Addr::from_bits(first).into()
+        };
+        to.push(Prefix::new(address, width - size as u8));
+        let end = last_of(first, size);
+        if end >= last {
+            return;
+        }
+        first = end + 1;
+    }
+}
+
+/// The last address of those that begin with this one and differ in so many bits.
+fn last_of(first: u128, bits: u32) -> u128 {
+    first | 1u128.checked_shl(bits).map_or(u128::MAX, |size| size - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefixes(content: &str) -> Vec<String> {
+        ListFile::parse(content.as_bytes()).prefixes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn lists_are_read_as_people_publish_them() {
+        let list = "\u{feff}# drop list\r\n\r\n192.0.2.0/24 ; SBL1\r\n 198.51.100.7\t12\r\n2001:db8::/32#x\n\
+                    203.0.113.0-203.0.113.130\n203.0.113.200 - 203.0.113.201\n10.0.0.0\t10.0.0.255\t24\t99\n\
+                    ::ffff:192.0.2.77\n192.0.2.0/24";
+        assert_eq!(
+            prefixes(list),
+            [
+                "10.0.0.0/24",
+                "192.0.2.0/24",
+                "192.0.2.77/32",
+                "198.51.100.7/32",
+                "203.0.113.0/25",
+                "203.0.113.128/31",
+                "203.0.113.130/32",
+                "203.0.113.200/31",
+                "2001:db8::/32"
+            ]
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_by_line() {
+        let file = ListFile::parse(
+            b"192.0.2.1/24\nexample.org\n\n10.0.0.0/33\n0.0.0.0/0\n10.0.0.9-10.0.0.1\n192.0.2.1 evil.example\n010.0.0.1\n",
+        );
+        assert_eq!(file.prefixes, [Prefix::parse("192.0.2.0/24").unwrap()]);
+        assert_eq!(file.invalid, 6);
+        let lines: Vec<usize> = file.told.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [1, 2, 4, 5, 6, 7, 8]);
+        assert!(file.told[0].1.contains("taken as 192.0.2.0/24"), "{:?}", file.told);
+        assert!(file.is_none());
+        assert!(ListFile::parse(b"<html>\n<body>\nNot found\n</body>\n</html>\n").is_none());
+        assert!(!ListFile::parse(b"").is_none() && !ListFile::parse(b"x\n").is_none());
+    }
+
+    #[test]
+    fn ranges_have_each_address_once() {
+        for (first, last, expected) in [
+            (0u32, u32::MAX, 1),
+            (0, u32::MAX - 1, 32),
+            (1, 1, 1),
+            (1, 6, 4),
+            (255, 256, 2),
+            (u32::MAX, u32::MAX, 1),
+        ] {
+            let mut all = Vec::new();
+            range(Ipv4Addr::from_bits(first).into(), Ipv4Addr::from_bits(last).into(), &mut all);
+            assert_eq!(all.len(), expected, "{first} {last}");
+            let sum: u64 = all.iter().map(|prefix| 1u64 << (32 - prefix.bits())).sum();
+            assert_eq!(sum, u64::from(last) - u64::from(first) + 1);
+        }
+        let mut all = Vec::new();
+        range("::".parse().unwrap(), Ipv6Addr::from_bits(u128::MAX).into(), &mut all);
+        assert_eq!(all, [Prefix::parse("::/0").unwrap()]);
+    }
+}

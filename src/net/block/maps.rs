@@ -1,0 +1,458 @@
+//! The kernel's side of the blocklist (`bpf/block.bpf.h`): bitmaps, hash tables of rules, and what is common to all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+
+use super::super::abi::{
+    List, MARK_BYTES, OWN_PORTS, SPARED, net_blocklist, net_connection, net_prefix4, net_prefix6, net_rule,
+};
+use super::super::cidr::Prefix;
+use super::marks::{Marks, each_blocked, hashed};
+use crate::mapping::Mapped;
+use crate::pins::MapSpec;
+
+/// Rules that are given to the kernel at once.
+const BATCH: usize = 8192;
+
+/// The least that a table has room for.
+const SMALLEST: u32 = 1024;
+
+/// A rule as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Rule {
+    /// The tick from which on it does not hold; zero: it holds for good.
+    pub expires: u32,
+    /// IANA number of the protocol, and the first and last destination port; `None` for every packet.
+    pub scope: Option<(u8, u16, u16)>,
+}
+
+/// What a rule has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Hits {
+    pub packets: u64,
+    pub bytes: u64,
+    /// The tick of the last packet; zero: there was none.
+    pub last: u32,
+}
+
+impl Hits {
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        if other.last != 0 {
+            self.last = other.last;
+        }
+    }
+}
+
+/// A connection that goes on whoever is blocked: the peer, its port, and the port here.
+pub(crate) type Connection = (IpAddr, u16, u16);
+
+/// Maps that all programs share.
+#[derive(Debug)]
+pub(crate) struct BlockMaps {
+    common: (MapHandle, Mapped<AtomicU64>),
+    marks4: (MapHandle, Mapped<AtomicU64>),
+    marks6: (MapHandle, Mapped<AtomicU64>),
+    rules4: MapHandle,
+    rules6: MapHandle,
+    spared: MapHandle,
+}
+
+/// The rules of one list and family.
+#[derive(Debug)]
+struct Table {
+    map: MapHandle,
+    capacity: u32,
+    count: u32,
+    /// Rules by prefix length.
+    lengths: [u32; 129],
+}
+
+/// The rules of both lists.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// By list, of IPv4 and IPv6.
+    tables: [[Table; 2]; 2],
+    spared: BTreeSet<Connection>,
+}
+
+fn shared_array(name: &str, bytes: usize) -> libbpf_rs::Result<(MapHandle, Mapped<AtomicU64>)> {
+    let flags = libbpf_sys::BPF_F_MMAPABLE;
+    let spec = MapSpec { kind: MapType::Array, name, key: 4, value: bytes, entries: 1, flags, inner: None };
+    let map = spec.create()?;
+    let words = Mapped::new(map.as_fd(), bytes.div_ceil(8))?;
+    Ok((map, words))
+}
+
+fn hash(name: &str, key: usize, value: usize, entries: usize) -> libbpf_rs::Result<MapHandle> {
+    let flags = libbpf_sys::BPF_F_NO_PREALLOC;
+    MapSpec { kind: MapType::Hash, name, key, value, entries, flags, inner: None }.create()
+}
+
+fn rule_map(is_v4: bool, capacity: u32) -> libbpf_rs::Result<MapHandle> {
+    let (name, key) =
+        if is_v4 { ("rules4", size_of::<net_prefix4>()) } else { ("rules6", size_of::<net_prefix6>()) };
+    hash(name, key, size_of::<net_rule>(), capacity as usize)
+}
+
+impl BlockMaps {
+    /// Makes them, with nothing in them.
+    ///
+    /// # Errors
+    /// If the kernel refuses: not permitted, or out of memory.
+    pub fn create() -> libbpf_rs::Result<Self> {
+        let outer = |name: &str, inner: &MapHandle| {
+            let spec = MapSpec {
+                kind: MapType::ArrayOfMaps,
+                name,
+                key: 4,
+                value: 4,
+                entries: List::ALL.len(),
+                flags: 0,
+                inner: Some(inner.as_fd()),
+            };
+            spec.create()
+        };
+        Ok(Self {
+            common: shared_array(".bss.blocklist", size_of::<net_blocklist>())?,
+            marks4: shared_array(".bss.marks4", MARK_BYTES)?,
+            marks6: shared_array(".bss.marks6", MARK_BYTES)?,
+            rules4: outer("rules4", &rule_map(true, 1)?)?,
+            rules6: outer("rules6", &rule_map(false, 1)?)?,
+            spared: hash("spared", size_of::<net_connection>(), 4, SPARED)?,
+        })
+    }
+
+    /// Those that programs are loaded with, by the names that they have there.
+    pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 6] {
+        [
+            (".bss.blocklist", self.common.0.as_fd()),
+            (".bss.marks4", self.marks4.0.as_fd()),
+            (".bss.marks6", self.marks6.0.as_fd()),
+            ("rules4", self.rules4.as_fd()),
+            ("rules6", self.rules6.as_fd()),
+            ("spared", self.spared.as_fd()),
+        ]
+    }
+
+    /// Whether packets are dropped.
+    pub fn set_enforce(&self, enforce: bool) {
+        self.half(offset_of!(net_blocklist, enforce), u32::from(enforce));
+    }
+
+    /// TCP ports to which everything passes: the first eight.
+    pub fn set_own_ports(&self, ports: &[u16]) {
+        for at in 0..OWN_PORTS {
+            let port = ports.get(at).copied().unwrap_or(0);
+            self.half(offset_of!(net_blocklist, own_ports) + 4 * at, port.into());
+        }
+    }
+
+    /// Only one thread writes at a time.
+    fn half(&self, offset: usize, value: u32) {
+        let word = &self.common.1[offset / 8];
+        let shift = offset % 8 * 8;
+        let others = word.load(Ordering::Relaxed) & !(u64::from(u32::MAX) << shift);
+        word.store(others | u64::from(value) << shift, Ordering::Release);
+    }
+
+    /// The word that has the bit of a prefix length, and the bit.
+    fn length(&self, list: List, prefix: Prefix) -> (&AtomicU64, u64) {
+        let base = list as usize * size_of::<super::super::abi::net_lengths>() / 8;
+        let (word, bit) = match (prefix.address(), prefix.bits()) {
+            (IpAddr::V4(_), bits) => (0, bits),
+            (IpAddr::V6(_), bits) => (1 + usize::from(bits / 64), bits % 64),
+        };
+        (&self.common.1[base + word], 1 << bit)
+    }
+
+    fn mark(&self, list: List, prefix: Prefix) {
+        let set = |words: &Mapped<AtomicU64>, first: u32, count: u32| {
+            // Whole words where there are many.
+            let (mut bit, end) = (first, first + count);
+            while bit < end {
+                let (step, mask) = if bit.is_multiple_of(64) && end - bit >= 64 {
+                    (64, u64::MAX)
+                } else {
+                    (1, 1 << (bit % 64))
+                };
+                words[bit as usize / 64].fetch_or(mask, Ordering::Release);
+                bit += step;
+            }
+        };
+        match list {
+            List::Blocked => each_blocked(prefix, |is_v4, first, count| {
+                set(if is_v4 { &self.marks4.1 } else { &self.marks6.1 }, first, count);
+            }),
+            List::Allowed => hashed(prefix).into_iter().for_each(|bit| set(&self.marks6.1, bit, 1)),
+        }
+    }
+
+    /// Sets all bits that these have, beside those that are set.
+    pub fn add_marks(&self, marks: &Marks) {
+        for (words, new) in [(&self.marks4.1, &marks.v4), (&self.marks6.1, &marks.v6)] {
+            for (word, new) in words.iter().zip(new).filter(|(_, new)| **new != 0) {
+                word.fetch_or(*new, Ordering::Release);
+            }
+        }
+    }
+
+    /// Leaves only the bits that these have.
+    pub fn set_marks(&self, marks: &Marks) {
+        for (words, new) in [(&self.marks4.1, &marks.v4), (&self.marks6.1, &marks.v6)] {
+            for (word, new) in
+                words.iter().zip(new).filter(|(word, new)| word.load(Ordering::Relaxed) != **new)
+            {
+                word.store(*new, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Table {
+    fn new(is_v4: bool, rules: u32) -> libbpf_rs::Result<Self> {
+        let capacity = (rules + rules / 4).max(SMALLEST);
+        let map = rule_map(is_v4, capacity)?;
+        Ok(Self { map, capacity, count: 0, lengths: [0; 129] })
+    }
+
+    fn fill<'a>(&mut self, rules: impl Iterator<Item = (Prefix, Rule)> + 'a) -> libbpf_rs::Result<()> {
+        let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0u32);
+        let mut rules = rules.peekable();
+        while let Some((prefix, rule)) = rules.next() {
+            keys.extend(key(prefix));
+            values.extend(value(prefix, rule, Hits::default()));
+            self.lengths[usize::from(prefix.bits())] += 1;
+            self.count += 1;
+            count += 1;
+            if count as usize == BATCH || rules.peek().is_none() {
+                self.map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)?;
+                keys.clear();
+                values.clear();
+                count = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    /// Two empty lists, in place.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new(maps: &BlockMaps) -> libbpf_rs::Result<Self> {
+        let pair = || Ok::<_, libbpf_rs::Error>([Table::new(true, 0)?, Table::new(false, 0)?]);
+        let tables = Self { tables: [pair()?, pair()?], spared: BTreeSet::new() };
+        for list in List::ALL {
+            tables.put(maps, list)?;
+        }
+        Ok(tables)
+    }
+
+    /// Puts the tables of a list where programs find them. The kernel waits until no program has the old ones.
+    fn put(&self, maps: &BlockMaps, list: List) -> libbpf_rs::Result<()> {
+        let [v4, v6] = &self.tables[list as usize];
+        for (outer, table) in [(&maps.rules4, v4), (&maps.rules6, v6)] {
+            outer.update(&(list as u32).to_ne_bytes(), &raw(&table.map).to_ne_bytes(), MapFlags::ANY)?;
+        }
+        Ok(())
+    }
+
+    fn of(&self, list: List, prefix: Prefix) -> &Table {
+        &self.tables[list as usize][usize::from(prefix.address().is_ipv6())]
+    }
+
+    /// Whether so many more rules have room.
+    pub fn has_room(&self, list: List, more: usize) -> bool {
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        self.tables[list as usize].iter().all(|table| table.capacity - table.count >= more)
+    }
+
+    /// Sets a rule; what its predecessor has met stays with it.
+    ///
+    /// # Errors
+    /// If there is no room, or no memory.
+    pub fn set(&mut self, maps: &BlockMaps, list: List, prefix: Prefix, rule: Rule) -> libbpf_rs::Result<()> {
+        let table = &mut self.tables[list as usize][usize::from(prefix.address().is_ipv6())];
+        let key = key(prefix);
+        let before = table.map.lookup(&key, MapFlags::ANY)?;
+        let hits = before.as_deref().map(hits).unwrap_or_default();
+        table.map.update(&key, &value(prefix, rule, hits), MapFlags::ANY)?;
+        if before.is_none() {
+            table.count += 1;
+            table.lengths[usize::from(prefix.bits())] += 1;
+        }
+        let (word, bit) = maps.length(list, prefix);
+        word.fetch_or(bit, Ordering::Release);
+        maps.mark(list, prefix);
+        Ok(())
+    }
+
+    /// Takes a rule away. Its marks stay until they are all made anew.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove(&mut self, maps: &BlockMaps, list: List, prefix: Prefix) -> libbpf_rs::Result<()> {
+        let table = &mut self.tables[list as usize][usize::from(prefix.address().is_ipv6())];
+        table.map.delete(&key(prefix))?;
+        table.count -= 1;
+        let same = &mut table.lengths[usize::from(prefix.bits())];
+        *same -= 1;
+        if *same == 0 {
+            let (word, bit) = maps.length(list, prefix);
+            word.fetch_and(!bit, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Exchanges all rules of a list for these; gives what those of before have met. `marks` are those of both lists with
+    /// these rules in it. What is blocked before and after is blocked at every moment between.
+    ///
+    /// # Errors
+    /// If there is no memory: then the rules of before stay.
+    pub fn replace(
+        &mut self,
+        maps: &BlockMaps,
+        list: List,
+        rules: &[(Prefix, Rule)],
+        marks: &Marks,
+    ) -> libbpf_rs::Result<BTreeMap<Prefix, Hits>> {
+        let of = |is_v4: bool| {
+            rules.iter().copied().filter(move |(prefix, _)| prefix.address().is_ipv4() == is_v4)
+        };
+        let mut new = [true, false].map(|is_v4| Table::new(is_v4, of(is_v4).count() as u32));
+        for (table, is_v4) in new.iter_mut().zip([true, false]) {
+            if let Ok(table) = table {
+                table.fill(of(is_v4))?;
+            }
+        }
+        let [v4, v6] = new;
+        let new = [v4?, v6?];
+        maps.add_marks(marks);
+        for (prefix, _) in rules {
+            let (word, bit) = maps.length(list, *prefix);
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                word.fetch_or(bit, Ordering::Release);
+            }
+        }
+        let old = std::mem::replace(&mut self.tables[list as usize], new);
+        if let Err(error) = self.put(maps, list) {
+            self.tables[list as usize] = old;
+            // What may be in place already is taken back as far as possible.
+            let _ = self.put(maps, list);
+            return Err(error);
+        }
+        for (table, old) in self.tables[list as usize].iter().zip(&old) {
+            let is_v4 = old.map.key_size() as usize == size_of::<net_prefix4>();
+            for bits in 0..=if is_v4 { 32 } else { 128 } {
+                if table.lengths[usize::from(bits)] == 0 && old.lengths[usize::from(bits)] > 0 {
+                    let any: IpAddr = if is_v4 { [0; 4].into() } else { [0; 16].into() };
+                    let (word, bit) = maps.length(list, Prefix::new(any, bits));
+                    word.fetch_and(!bit, Ordering::Release);
+                }
+            }
+        }
+        maps.set_marks(marks);
+        let mut met = BTreeMap::new();
+        for table in &old {
+            each(&table.map, |prefix, hits| {
+                met.insert(prefix, hits);
+            })?;
+        }
+        Ok(met)
+    }
+
+    /// What a rule has met; `None` if there is none.
+    pub fn hits(&self, list: List, prefix: Prefix) -> Option<Hits> {
+        let value = self.of(list, prefix).map.lookup(&key(prefix), MapFlags::ANY).ok()??;
+        Some(hits(&value))
+    }
+
+    /// Connections that go on whoever is blocked, and only those.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn spare(&mut self, maps: &BlockMaps, connections: BTreeSet<Connection>) -> libbpf_rs::Result<()> {
+        let connections: BTreeSet<_> = connections.into_iter().take(SPARED).collect();
+        for gone in self.spared.difference(&connections) {
+            // It fails only if it is not there.
+            let _ = maps.spared.delete(&connection_key(*gone));
+        }
+        for new in connections.difference(&self.spared) {
+            maps.spared.update(&connection_key(*new), &1u32.to_ne_bytes(), MapFlags::ANY)?;
+        }
+        self.spared = connections;
+        Ok(())
+    }
+}
+
+/// Of all rules of a map that have met something.
+fn each(map: &MapHandle, mut take: impl FnMut(Prefix, Hits)) -> libbpf_rs::Result<()> {
+    for (key, value) in map.lookup_batch(BATCH as u32, MapFlags::ANY, MapFlags::ANY)? {
+        let hits = hits(&value);
+        let bits = value.get(offset_of!(net_rule, length)).copied().unwrap_or(0);
+        let address: Option<IpAddr> = match key.len() {
+            4..=8 => key.first_chunk::<4>().map(|octets| (*octets).into()),
+            _ => key.first_chunk::<16>().map(|octets| (*octets).into()),
+        };
+        if let (true, Some(address)) = (hits.packets > 0, address) {
+            take(Prefix::new(address, bits), hits);
+        }
+    }
+    Ok(())
+}
+
+fn key(prefix: Prefix) -> Vec<u8> {
+    let bits = u32::from(prefix.bits()).to_ne_bytes();
+    match prefix.address() {
+        IpAddr::V4(address) => [&address.octets()[..], &bits].concat(),
+        IpAddr::V6(address) => [&address.octets()[..], &bits, &[0; 4]].concat(),
+    }
+}
+
+fn value(prefix: Prefix, rule: Rule, hits: Hits) -> [u8; size_of::<net_rule>()] {
+    let mut bytes = [0; size_of::<net_rule>()];
+    let mut put = |at: usize, part: &[u8]| bytes[at..][..part.len()].copy_from_slice(part);
+    put(offset_of!(net_rule, packets), &hits.packets.to_ne_bytes());
+    put(offset_of!(net_rule, bytes), &hits.bytes.to_ne_bytes());
+    put(offset_of!(net_rule, last), &hits.last.to_ne_bytes());
+    put(offset_of!(net_rule, expires), &rule.expires.to_ne_bytes());
+    put(offset_of!(net_rule, length), &[prefix.bits()]);
+    if let Some((protocol, first, last)) = rule.scope {
+        put(offset_of!(net_rule, protocol), &[protocol]);
+        put(offset_of!(net_rule, first_port), &first.to_ne_bytes());
+        put(offset_of!(net_rule, last_port), &last.to_ne_bytes());
+    }
+    bytes
+}
+
+fn hits(value: &[u8]) -> Hits {
+    let word = |at: usize| {
+        value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+    };
+    let last = offset_of!(net_rule, last);
+    Hits {
+        packets: word(offset_of!(net_rule, packets)),
+        bytes: word(offset_of!(net_rule, bytes)),
+        last: value.get(last..last + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes),
+    }
+}
+
+fn connection_key((peer, from, to): Connection) -> Vec<u8> {
+    let octets = match peer {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    [&octets[..], &from.to_ne_bytes(), &to.to_ne_bytes()].concat()
+}
+
+fn raw(map: &MapHandle) -> i32 {
+    map.as_fd().as_raw_fd()
+}

@@ -1,0 +1,56 @@
+//! Metrics of the blocklist. Packets are counted by interface, with the others.
+
+use super::blocklist::Summary;
+use crate::exposition::{Family, Kind};
+
+/// All of them.
+pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
+    let family = |name, kind, help| Family::new(name, kind, help);
+    let mut enforced = family(
+        "xdp_blocklist_enforced",
+        Kind::Gauge,
+        "1 if packets of blocked sources are dropped, 0 if only counted.",
+    );
+    enforced.number(&[], u64::from(summary.enforce));
+    let mut entries = family(
+        "xdp_blocklist_entries",
+        Kind::Gauge,
+        "Entries of the blocklist, by the source that lists them.",
+    );
+    for (source, count) in &summary.entries {
+        entries.number(&[("source", source)], *count);
+    }
+    let mut allowed = family(
+        "xdp_allowlist_entries",
+        Kind::Gauge,
+        "Addresses and prefixes that are never dropped, the protected ones included.",
+    );
+    allowed.number(&[], summary.allowed);
+    let mut spared = family(
+        "xdp_spared_connections",
+        Kind::Gauge,
+        "Established SSH connections that go on whoever is blocked.",
+    );
+    spared.number(&[], summary.spared);
+    let mut invalid = family(
+        "xdp_blocklist_file_invalid_lines",
+        Kind::Gauge,
+        "Lines of a blocklist file that were not understood when it was last read.",
+    );
+    let mut readable = family(
+        "xdp_blocklist_file_readable",
+        Kind::Gauge,
+        "1 if the blocklist file was read; if 0, the entries read before still hold.",
+    );
+    for (path, lines, is_read) in &summary.files {
+        invalid.number(&[("file", path)], *lines);
+        readable.number(&[("file", path)], u64::from(*is_read));
+    }
+    let mut errors = family(
+        "xdp_blocklist_errors_total",
+        Kind::Counter,
+        "Changes of the blocklist that the kernel refused.",
+    );
+    errors.number(&[], summary.errors);
+    vec![enforced, entries, allowed, spared, invalid, readable, errors]
+}

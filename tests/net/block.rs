@@ -1,0 +1,400 @@
+//! The blocklist: packets of real senders, and random packets by random lists against a plain model.
+//!
+//! Needs root, `ip` and `ping`.
+
+include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
+
+use std::io::{Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::generated::types::net_fast;
+use self::generated::{NetSkel, NetSkelBuilder};
+use exporter::net::{
+    BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
+    Blocklist, Counters, Direction, FAST_BLOCKS, Hook, Mode, Network, NetworkConfig, Prefix, Reason, Verdict,
+    cells, cpu_slots, set_operand,
+};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
+
+use crate::counting::{attached, config, number, start, until};
+use crate::frames::Chance;
+use crate::model::{Ends, parse};
+use crate::namespace::{HERE, Namespace, pair, up};
+use crate::support::exporter::PATIENCE;
+
+fn prefix(text: &str) -> Prefix {
+    Prefix::parse(text).unwrap()
+}
+
+fn entry(text: &str) -> BlockEntry {
+    BlockEntry { prefix: prefix(text), rule: BlockRule::default() }
+}
+
+fn blocking(mode: Mode, block: BlockConfig) -> NetworkConfig {
+    NetworkConfig { block: Some(block), ..config(mode) }
+}
+
+fn enforcing() -> BlockConfig {
+    BlockConfig { mode: BlockMode::Enforce, ..BlockConfig::default() }
+}
+
+fn dropped(network: &Network, reason: &str) -> u64 {
+    number(&network.collect(), "xdp_drops_total", &[("interface", "exn0"), ("reason", reason)])
+}
+
+/// In the namespace, as the thread that serves requests is.
+fn block(here: &Namespace, network: &Network, entry: BlockEntry) {
+    let list = Arc::clone(network.blocklist().unwrap());
+    here.run(move || list.block(&entry)).unwrap();
+}
+
+fn pings(from: &Namespace, to: &str) -> bool {
+    from.output(&format!("ping -c 1 -W 1 -q {to}")).status.success()
+}
+
+/// Both ends of a connection from there to here.
+fn connected(here: &Namespace, there: &Namespace, port: u16) -> (TcpStream, TcpStream) {
+    let listener = here.run(move || TcpListener::bind((HERE, port)).unwrap());
+    let client = there.run(move || TcpStream::connect((HERE, port)).unwrap());
+    let (server, _) = listener.accept().unwrap();
+    (client, server)
+}
+
+/// Whether a byte arrives within this time.
+fn arrives(server: &mut TcpStream, within: Duration) -> bool {
+    server.set_read_timeout(Some(within)).unwrap();
+    server.read(&mut [0]).is_ok_and(|count| count == 1)
+}
+
+fn a_connection_stops_and_goes_on(mode: Mode, hook: Hook) {
+    let (here, there) = pair();
+    let (network, events) = start(&here, blocking(mode, enforcing()));
+    assert_eq!(attached(&events), ("exn0".into(), Some(hook)));
+    up(&here, &there);
+    let (mut client, mut server) = connected(&here, &there, 7000);
+    client.write_all(b"a").unwrap();
+    assert!(arrives(&mut server, PATIENCE));
+
+    block(&here, &network, entry("10.99.0.2"));
+    client.write_all(b"b").unwrap();
+    until("it is dropped", || dropped(&network, "blocklist") > 0);
+    assert!(!arrives(&mut server, Duration::from_millis(300)), "a blocked sender's data arrived");
+    assert!(!pings(&there, "10.99.0.1"));
+    let families = network.collect();
+    assert!(number(&families, "xdp_packets_total", &[("verdict", "drop"), ("protocol", "tcp")]) > 0);
+    assert_eq!(number(&families, "xdp_blocklist_entries", &[("source", "api")]), 1);
+    let row = network.blocklist().unwrap().row(prefix("10.99.0.2")).unwrap();
+    assert!(row.packets > 1 && row.bytes > row.packets && row.last_seen.is_some(), "{row:?}");
+
+    network.blocklist().unwrap().unblock(prefix("10.99.0.2")).unwrap();
+    assert!(arrives(&mut server, PATIENCE), "TCP sends it again");
+    assert!(pings(&there, "10.99.0.1"));
+
+    // IPv6 by a prefix; neighbours are found all the same.
+    assert!(pings(&there, "fd99::1"));
+    block(&here, &network, entry("fd99::/64"));
+    there.command("ip neigh flush dev exn1 nud all");
+    let before = dropped(&network, "cidr");
+    assert!(!pings(&there, "fd99::1"));
+    assert!(dropped(&network, "cidr") > before);
+    network.blocklist().unwrap().unblock(prefix("fd99::/64")).unwrap();
+    assert!(pings(&there, "fd99::1"));
+}
+
+#[test]
+fn tc_ingress_drops() {
+    a_connection_stops_and_goes_on(Mode::Auto, Hook::Tcx);
+}
+
+#[test]
+fn native_xdp_drops() {
+    a_connection_stops_and_goes_on(Mode::Native, Hook::Native);
+}
+
+#[test]
+fn generic_xdp_drops() {
+    a_connection_stops_and_goes_on(Mode::Generic, Hook::Generic);
+}
+
+/// Nothing acts unless the configuration says so; what is allowed passes whatever is blocked; times end; files count.
+#[test]
+fn what_is_only_observed_allowed_or_over_passes() {
+    let (here, there) = pair();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("drop.txt");
+    std::fs::write(&path, "# a list\n10.99.0.0/24 ; us\n").unwrap();
+    let files = vec![BlockFile { path: path.clone(), reason: "list".into() }];
+    let observed = BlockConfig { files, ..BlockConfig::default() };
+    let (network, events) = start(&here, blocking(Mode::Auto, observed.clone()));
+    attached(&events);
+    up(&here, &there);
+    assert!(pings(&there, "10.99.0.1"));
+    let families = network.collect();
+    assert!(number(&families, "xdp_would_drop_total", &[("reason", "cidr")]) > 0);
+    assert_eq!(number(&families, "xdp_drops_total", &[]), 0);
+    let change = |block: BlockConfig| network.change(&blocking(Mode::Auto, block)).unwrap();
+
+    change(BlockConfig { mode: BlockMode::Enforce, ..observed.clone() });
+    assert!(!pings(&there, "10.99.0.1"));
+    let allow = vec![prefix("10.99.0.2")];
+    change(BlockConfig { mode: BlockMode::Enforce, allow: allow.clone(), ..observed.clone() });
+    assert!(pings(&there, "10.99.0.1"));
+    let list = network.blocklist().unwrap();
+    let refused = list.block(&entry("10.99.0.2")).unwrap_err();
+    assert!(matches!(refused, BlockError::Protected(..)), "{refused}");
+    let wider = list.block(&entry("10.0.0.0/8")).unwrap();
+    assert!(wider.is_new && wider.except.iter().any(|(except, _)| *except == allow[0]), "{wider:?}");
+    assert!(pings(&there, "10.99.0.1"));
+
+    change(BlockConfig { mode: BlockMode::Enforce, ..observed.clone() });
+    list.unblock(prefix("10.0.0.0/8")).unwrap();
+    let elsewhere = list.unblock(prefix("10.99.0.0/24")).unwrap_err();
+    assert!(elsewhere.to_string().contains("drop.txt"), "{elsewhere}");
+    std::fs::write(&path, "192.0.2.0/24\n").unwrap();
+    until("the file is read again", || pings(&there, "10.99.0.1"));
+
+    let rule = BlockRule { ttl: Some(Duration::from_secs(2)), ..BlockRule::default() };
+    block(&here, &network, BlockEntry { prefix: prefix("10.99.0.2"), rule });
+    assert!(!pings(&there, "10.99.0.1"));
+    until("its time is over", || pings(&there, "10.99.0.1"));
+    until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
+}
+
+/// Who administers the machine goes on doing so, and nobody else from the same address begins to.
+#[test]
+fn an_established_ssh_connection_goes_on() {
+    let (here, there) = pair();
+    let (network, events) =
+        start(&here, blocking(Mode::Auto, BlockConfig { own_ports: vec![9999], ..enforcing() }));
+    attached(&events);
+    up(&here, &there);
+    let (mut client, mut server) = connected(&here, &there, 22);
+    until("the connection is seen", || number(&network.collect(), "xdp_spared_connections", &[]) == 1);
+    block(&here, &network, entry("10.99.0.0/24"));
+    client.write_all(b"a").unwrap();
+    assert!(arrives(&mut server, PATIENCE));
+    // The exporter's own port answers too: here, that nobody listens.
+    let to = |port: u16| {
+        there.run(move || {
+            TcpStream::connect_timeout(&SocketAddr::from((HERE, port)), Duration::from_secs(2)).map(drop)
+        })
+    };
+    assert_eq!(to(9999).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    for port in [22, 9998] {
+        assert_eq!(to(port).unwrap_err().kind(), std::io::ErrorKind::TimedOut, "port {port}");
+    }
+}
+
+/// A plain list: the longest prefix whose rule holds, if nothing lets the packet pass.
+struct Model {
+    entries: Vec<BlockEntry>,
+    allow: Vec<Prefix>,
+    own_port: u16,
+}
+
+impl Model {
+    fn random(chance: &mut Chance) -> Self {
+        let mut entries: Vec<BlockEntry> = Vec::new();
+        while entries.len() < 48 {
+            let prefix = Prefix::new(address(chance), length(chance));
+            let scope = (chance.below(4) == 0).then(|| BlockScope {
+                protocol: [BlockProtocol::Tcp, BlockProtocol::Udp, BlockProtocol::Icmp]
+                    [chance.below(3) as usize],
+                ports: [(0, 65535), (2001, 2001), (1, 2001), (2002, 2004)][chance.below(4) as usize],
+            });
+            if !entries.iter().any(|entry| entry.prefix == prefix) {
+                entries.push(BlockEntry { prefix, rule: BlockRule { scope, ..BlockRule::default() } });
+            }
+        }
+        let allow = (0..12).map(|_| Prefix::new(address(chance), length(chance))).collect();
+        Self { entries, allow, own_port: 2003 }
+    }
+
+    fn config(&self) -> BlockConfig {
+        BlockConfig {
+            entries: self.entries.clone(),
+            allow: self.allow.clone(),
+            own_ports: vec![self.own_port],
+            ..enforcing()
+        }
+    }
+
+    fn judge(&self, ends: &Ends, frame: &[u8]) -> Option<Reason> {
+        let source = Prefix::new(ends.source, 128);
+        let holds = |entry: &&BlockEntry| {
+            let Some(scope) = entry.rule.scope else { return true };
+            let number = match scope.protocol {
+                BlockProtocol::Tcp => 6,
+                BlockProtocol::Udp => 17,
+                BlockProtocol::Icmp if ends.source.is_ipv4() => 1,
+                BlockProtocol::Icmp => 58,
+            };
+            ends.number == number && (scope.ports.0..=scope.ports.1).contains(&ends.destination_port)
+        };
+        let found = self.entries.iter().filter(|entry| entry.prefix.contains(source)).filter(holds);
+        let found = found.max_by_key(|entry| entry.prefix.bits())?;
+        let is_own = ends.number == 6 && ends.destination_port == self.own_port;
+        let machine = ["127.0.0.0/8", "::1"].iter().map(|text| prefix(text));
+        let is_allowed = self.allow.iter().copied().chain(machine).any(|allowed| allowed.contains(source));
+        if is_own || is_allowed || is_neighbour_discovery(frame) {
+            return None;
+        }
+        Some(if found.prefix.is_single() { Reason::Blocklist } else { Reason::Cidr })
+    }
+}
+
+/// Few bits of addresses vary, so that prefixes of every length meet.
+fn address(chance: &mut Chance) -> IpAddr {
+    let mut bits = |of: u32| chance.below(1 << of);
+    if bits(1) == 0 {
+        let host = (bits(2) as u32) << 30
+            | (bits(1) as u32) << 23
+            | (bits(1) as u32) << 12
+            | (bits(2) as u32) << 7
+            | bits(1) as u32;
+        Ipv4Addr::from_bits(host).into()
+    } else {
+        let host = (bits(1) as u128) << 125
+            | (bits(1) as u128) << 112
+            | (bits(1) as u128) << 95
+            | (bits(2) as u128) << 63
+            | (bits(1) as u128) << 20
+            | bits(1) as u128;
+        Ipv6Addr::from_bits(host).into()
+    }
+}
+
+fn length(chance: &mut Chance) -> u8 {
+    // The shortest have everything: few of them.
+    match chance.below(8) {
+        0 => chance.below(129) as u8,
+        1 => 128,
+        2 => 32,
+        _ => 8 + chance.below(121) as u8,
+    }
+}
+
+/// Where the IP header of a frame begins.
+fn ip_at(frame: &[u8]) -> usize {
+    let mut at = 12;
+    while at < 20 && matches!(frame.get(at..at + 2), Some([0x81, 0] | [0x88, 0xa8])) {
+        at += 4;
+    }
+    at + 2
+}
+
+fn is_neighbour_discovery(frame: &[u8]) -> bool {
+    let ip = &frame[ip_at(frame)..];
+    ip[0] >> 4 == 6 && ip[6] == 58 && ip[7] == 255 && (133..=137).contains(&ip[40])
+}
+
+fn set_source(frame: &mut [u8], source: IpAddr) {
+    let at = ip_at(frame);
+    match (source, frame.get(at).map(|first| first >> 4)) {
+        (IpAddr::V4(source), Some(4)) if frame.len() >= at + 20 => {
+            frame[at + 12..at + 16].copy_from_slice(&source.octets())
+        }
+        (IpAddr::V6(source), Some(6)) if frame.len() >= at + 40 => {
+            frame[at + 8..at + 24].copy_from_slice(&source.octets())
+        }
+        _ => {}
+    }
+}
+
+/// Loads the programs with the maps of a list.
+fn load<'a>(storage: &'a mut MaybeUninit<libbpf_rs::OpenObject>, list: &Blocklist) -> NetSkel<'a> {
+    let mut open = NetSkelBuilder::default().open(storage).expect("failed to open the packet programs");
+    let slots = cpu_slots().expect("possible CPUs");
+    open.maps.bss_fast.set_value_size((slots * size_of::<net_fast>()) as u32).expect("the counters' size");
+    set_operand(&mut open.progs.net_ingress, FAST_BLOCKS, slots as i32 - 1).expect("the operand");
+    set_operand(&mut open.progs.net_ingress_blocklist, FAST_BLOCKS, slots as i32 - 1).expect("the operand");
+    open.maps.rodata_data.as_deref_mut().expect("constants").with_blocklist = true;
+    for mut map in open.open_object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if let Some((_, fd)) = list.shared().iter().find(|(known, _)| *known == name) {
+            map.reuse_fd(*fd).expect("a map of the list");
+        }
+    }
+    open.load().expect("the kernel refused the programs; run as root")
+}
+
+fn counters(skel: &NetSkel<'_>) -> Counters {
+    let key = (Direction::Ingress as u32).to_ne_bytes();
+    let sum =
+        Counters::sum(&skel.maps.strays.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
+    let fast = skel.maps.bss_fast.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value");
+    sum.with_fast(fast.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
+}
+
+fn verdict(program: &ProgramMut<'_>, frame: &[u8]) -> u32 {
+    let input = ProgramInput { data_in: Some(frame), ..ProgramInput::default() };
+    program.test_run(input).expect("a test run").return_value
+}
+
+const XDP_DROP: u32 = 1;
+const TC_ACT_SHOT: u32 = 2;
+
+#[test]
+fn a_million_packets_by_random_lists_are_judged_as_the_model_does() {
+    let mut chance = Chance::new(0x5eed_b10c);
+    let (mut dropped, mut passed) = (0u64, 0u64);
+    for round in 0..20 {
+        let model = Model::random(&mut chance);
+        // Where no address is the machine's own.
+        let config = model.config();
+        let list = Namespace::new().run(move || Blocklist::new(&config)).expect("this test needs root");
+        let mut storage = MaybeUninit::uninit();
+        let skel = load(&mut storage, &list);
+        let programs: [(&str, &ProgramMut<'_>, u32); 3] = [
+            ("fast path", &skel.progs.net_ingress_blocklist, XDP_DROP),
+            ("slow path", &skel.progs.net_ingress_slow, XDP_DROP),
+            ("TC", &skel.progs.net_tc_ingress, TC_ACT_SHOT),
+        ];
+        let (mut expected, mut total) = ([0u64; 2], 0);
+        for _ in 0..17_000 {
+            let mut frame = if chance.below(4) == 0 {
+                crate::frames::any(&mut chance)
+            } else {
+                crate::frames::sound(&mut chance)
+            };
+            frame.resize(frame.len().max(60), 0);
+            let near = match chance.below(2) {
+                0 => address(&mut chance),
+                _ => model.entries[chance.below(model.entries.len() as u64) as usize].prefix.address(),
+            };
+            set_source(&mut frame, near);
+            let Some(ends) = parse(&frame).ends else { continue };
+            let judged = model.judge(&ends, &frame);
+            for (name, program, drop) in &programs {
+                let is_dropped = verdict(program, &frame) == *drop;
+                assert_eq!(
+                    is_dropped,
+                    judged.is_some(),
+                    "round {round}, {name}: {ends:?}\n{:?}\n{frame:02x?}",
+                    model.entries
+                );
+                total += 1;
+                if let Some(reason) = judged {
+                    expected[reason as usize] += 1;
+                }
+            }
+            *if judged.is_some() { &mut dropped } else { &mut passed } += 1;
+        }
+        let found = counters(&skel);
+        assert_eq!([found.drops(Reason::Blocklist), found.drops(Reason::Cidr)], expected);
+        let rows = |wanted: Verdict| -> u64 {
+            cells().filter(|(verdict, ..)| *verdict == wanted).map(|(v, f, p)| found.packets(v, f, p)).sum()
+        };
+        assert_eq!(
+            (rows(Verdict::Drop), rows(Verdict::Pass)),
+            (expected[0] + expected[1], total - expected[0] - expected[1])
+        );
+        let hits: u64 = list.rows(0, usize::MAX).iter().map(|row| row.packets).sum();
+        assert_eq!(hits, rows(Verdict::Drop), "each packet dropped is a hit of one entry");
+    }
+    assert!(dropped > 50_000 && passed > 50_000, "{dropped} dropped, {passed} passed");
+}
