@@ -18,7 +18,7 @@ END
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.
-    for second in $(seq 60); do
+    for second in $(seq 240); do
         grep -q 'Waiting for events' /log-$count 2>/dev/null && break
         sleep 1
     done
