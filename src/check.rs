@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes, usdt_sites};
+use crate::kinds;
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
-    ActionPlan, Hook, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd, SpanPlan, TargetPlan,
-    ValuePlan,
+    ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd, SpanPlan,
+    TargetPlan, ValuePlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::selectors::Predicate;
 use crate::slow::shown_value;
-use crate::table::Table;
+use crate::table::{Table, wrap};
 use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
 use crate::unfit::reasons;
 
@@ -31,8 +32,10 @@ pub struct Checked {
 }
 
 /// Looks for every probe of the plan in the files that its targets mean now.
-pub fn check(plan: &Plan) -> Checked {
-    let mut checker = Checker { plan, text: String::new(), mistakes: Diagnostics::new() };
+///
+/// What is wider than `screen` becomes blocks.
+pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
+    let mut checker = Checker { plan, screen, text: String::new(), mistakes: Diagnostics::new() };
     for target in &plan.targets {
         if !checker.text.is_empty() {
             checker.text.push('\n');
@@ -54,6 +57,7 @@ pub fn check(plan: &Plan) -> Checked {
 
 struct Checker<'a> {
     plan: &'a Plan,
+    screen: Option<usize>,
     text: String,
     mistakes: Diagnostics,
 }
@@ -64,8 +68,8 @@ impl Checker<'_> {
             self.text.push('\n');
         }
         for line in crate::net::describe(network) {
-            self.text.push_str(&line);
-            self.text.push('\n');
+            let text = line.trim_start();
+            wrap(text, line.len() - text.len(), self.screen.unwrap_or(usize::MAX), &mut self.text);
         }
     }
 
@@ -170,7 +174,8 @@ impl Checker<'_> {
     /// The target's probes; returns how many are in the file.
     fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &TargetFile)>) -> usize {
         let mut table =
-            Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"]);
+            Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"])
+                .explained_unless("kernel");
         let mut there = 0;
         for &number in &target.probes {
             let probe = &self.plan.probes[number];
@@ -221,7 +226,7 @@ impl Checker<'_> {
             let warnings = resolved.iter().flatten().flat_map(|resolved| &resolved.warnings);
             warnings.for_each(|warning| table.line(format!("warning: {warning}")));
         }
-        self.text.push_str(&table.to_string());
+        self.text.push_str(&table.fitted(self.screen));
         there
     }
 
@@ -251,7 +256,7 @@ impl Checker<'_> {
         let metrics: Vec<[String; 2]> = probe
             .actions
             .iter()
-            .map(|action| [self.plan.metrics[action.metric].name.clone(), place(action)])
+            .map(|action| [described(&self.plan.metrics[action.metric]), place(action)])
             .collect();
         for line in 0..args.len().max(metrics.len()).max(1) {
             let first = |cell: &str| if line == 0 { cell.to_string() } else { String::new() };
@@ -323,6 +328,13 @@ fn without_metrics(probe: &ProbePlan) -> &'static str {
         Some(SpanPlan { end: SpanEnd::End, .. }) => "kernel: ends a span",
         None => "kernel: counts hits only",
     }
+}
+
+/// Kind, name and labels: `counter a_total{peer}`. The label `node` is on all of them.
+fn described(metric: &MetricPlan) -> String {
+    let labels: Vec<_> = metric.displayed_labels().filter(|name| *name != "node").collect();
+    let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(", ")) };
+    format!("{} {}{labels}", kinds::of(&metric.kind).exposed_as().word(), metric.name)
 }
 
 /// Where a metric is computed, and why there.

@@ -19,7 +19,7 @@ use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
 use crate::slow::{self, Keeper, Query};
-use crate::{check, dashboard, pins, reference, trial};
+use crate::{check, dashboard, pins, reference, terminal, trial};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -114,8 +114,8 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
         Err(wrong) => return refuse(&wrong),
     };
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
-    let checked = check::check(&plan);
-    let shown = show(&checked.table);
+    let checked = check::check(&plan, terminal::width());
+    let shown = show(&terminal::painted(&checked.table));
     if !checked.mistakes.is_empty() {
         return refuse(&checked.mistakes);
     }
@@ -123,10 +123,10 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     let Some(time) = attach else { return shown };
     match trial::try_out(plan, time) {
         Ok(report) if report.refused => {
-            show(&report.table);
+            show(&terminal::painted(&report.table));
             ExitCode::from(KERNEL)
         }
-        Ok(report) => show(&report.table),
+        Ok(report) => show(&terminal::painted(&report.table)),
         Err(error) => {
             eprintln!("exporter: {error}");
             ExitCode::from(if matches!(error, RunError::Kernel(_)) { KERNEL } else { RUN_TIME })

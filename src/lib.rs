@@ -54,6 +54,7 @@ mod symbols;
 mod table;
 pub mod targets;
 mod telemetry;
+mod terminal;
 mod trial;
 mod truncated;
 mod unfit;

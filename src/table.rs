@@ -5,11 +5,18 @@ use std::fmt;
 /// Space between two columns.
 const GAP: usize = 2;
 
+/// What is as short as this stands beside others where there is no room for columns.
+const SHORT: usize = 16;
+
 /// Rows of cells, and lines between them that keep out of the columns.
 #[derive(Debug, Clone)]
 pub struct Table {
     indent: usize,
     rows: Vec<Row>,
+    /// Cells at the beginning of a row that name it.
+    names: usize,
+    /// The last cell explains the one before, unless it begins so.
+    usual: Option<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -22,7 +29,90 @@ impl Table {
     /// A table whose lines begin after `indent` spaces.
     pub fn new(indent: usize, header: &[&str]) -> Self {
         let header = header.iter().map(|cell| (*cell).to_string()).collect();
-        Self { indent, rows: vec![Row::Cells(header)] }
+        Self { indent, rows: vec![Row::Cells(header)], names: 1, usual: None }
+    }
+
+    /// The first `names` cells name a row, instead of the first one.
+    pub fn named_by(self, names: usize) -> Self {
+        Self { names, ..self }
+    }
+
+    /// The last column explains the one before; an explanation that begins so is left out where there is little room.
+    pub fn explained_unless(self, usual: &'static str) -> Self {
+        Self { usual: Some(usual), ..self }
+    }
+
+    /// As columns, or if these are wider than the screen as a block for each row.
+    pub fn fitted(&self, screen: Option<usize>) -> String {
+        let columns = self.widths().iter().map(|width| width + GAP).sum::<usize>() + self.indent;
+        match screen {
+            Some(screen) if columns > screen + GAP => self.blocks(screen),
+            _ => self.to_string(),
+        }
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let mut widths: Vec<usize> = Vec::new();
+        for row in &self.rows {
+            let Row::Cells(cells) = row else { continue };
+            widths.resize(widths.len().max(cells.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        widths
+    }
+
+    /// A row with a name, those without one that follow it, and then the lines about it, for each of them.
+    fn blocks(&self, screen: usize) -> String {
+        let mut rows = self.rows.iter().peekable();
+        let Some(Row::Cells(header)) = rows.next() else { return String::new() };
+        let mut text = String::new();
+        let mut block: Vec<&[String]> = Vec::new();
+        while let Some(row) = rows.next() {
+            match row {
+                Row::Line(line) => wrap(line, self.indent + 4, screen, &mut text),
+                Row::Cells(cells) => {
+                    block.push(cells);
+                    let goes_on = |next: &&Row| matches!(next, Row::Cells(next) if next.first().is_some_and(String::is_empty));
+                    if !rows.peek().is_some_and(goes_on) {
+                        self.block(header, &block, screen, &mut text);
+                        block.clear();
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    fn block(&self, header: &[String], rows: &[&[String]], screen: usize, to: &mut String) {
+        let names: Vec<_> = rows[0].iter().take(self.names).map(String::as_str).collect();
+        wrap(&names.join(" "), self.indent, screen, to);
+        let (mut short, mut long) = (Vec::new(), Vec::new());
+        let explained = header.len() - usize::from(self.usual.is_some());
+        for (column, title) in header.iter().enumerate().take(explained).skip(self.names) {
+            let title = title.to_lowercase();
+            let cells = rows.iter().filter_map(|row| Some((*row, row.get(column)?)));
+            let cells: Vec<_> = cells.filter(|(_, cell)| !cell.is_empty()).collect();
+            if let [(_, cell)] = cells[..]
+                && cell.chars().count() < SHORT
+                && column + 1 < explained
+            {
+                short.push(format!("{title} {cell}"));
+                continue;
+            }
+            for (row, cell) in cells {
+                let more = self.usual.filter(|_| column + 1 == explained).and_then(|usual| {
+                    row.get(explained).filter(|more| !more.is_empty() && !more.starts_with(usual))
+                });
+                let more = more.map(|more| format!("; {more}")).unwrap_or_default();
+                long.push(format!("{title} {cell}{more}"));
+            }
+        }
+        if !short.is_empty() {
+            wrap(&short.join(", "), self.indent + 2, screen, to);
+        }
+        long.iter().for_each(|line| wrap(line, self.indent + 2, screen, to));
     }
 
     /// Adds a row; cells that are missing at its end are empty.
@@ -38,14 +128,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut widths: Vec<usize> = Vec::new();
-        for row in &self.rows {
-            let Row::Cells(cells) = row else { continue };
-            widths.resize(widths.len().max(cells.len()), 0);
-            for (width, cell) in widths.iter_mut().zip(cells) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
+        let widths = self.widths();
         for row in &self.rows {
             let mut line = " ".repeat(self.indent);
             match row {
@@ -63,9 +146,65 @@ impl fmt::Display for Table {
     }
 }
 
+/// Appends lines no longer than the screen, as far as words allow. Those after the first begin two columns further right.
+pub(crate) fn wrap(text: &str, indent: usize, screen: usize, to: &mut String) {
+    let mut length = 0;
+    for word in text.split(' ') {
+        let size = word.chars().count();
+        if length == 0 {
+            to.push_str(&" ".repeat(indent));
+            length = indent;
+        } else if length + 1 + size > screen {
+            to.push('\n');
+            to.push_str(&" ".repeat(indent + 2));
+            length = indent + 2;
+        } else {
+            to.push(' ');
+            length += 1;
+        }
+        to.push_str(word);
+        length += size;
+    }
+    to.push('\n');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wider_than_the_screen_becomes_blocks() {
+        let mut table =
+            Table::new(2, &["PROBE", "SITES", "ARGUMENTS", "METRIC", "IN"]).explained_unless("kernel");
+        let row = |cells: [&str; 5]| cells.map(str::to_string);
+        table.row(row(["p:one", "1", "peer = arg1", "counter a_total{peer}", "kernel: all of it"]));
+        table.row(row([
+            "",
+            "",
+            "height = arg2",
+            "gauge b",
+            "user: a glob that is long enough to be wrapped",
+        ]));
+        table.line("note: one");
+        table.row(row(["p:two", "0", "", "", ""]));
+        let wide = table.to_string();
+        assert_eq!(table.fitted(None), wide);
+        let widest = wide.lines().map(str::len).max().unwrap();
+        assert_eq!(table.fitted(Some(widest)), wide);
+        assert_eq!(
+            table.fitted(Some(40)),
+            "  p:one\n    sites 1\n    arguments peer = arg1\n    arguments height = arg2\n    metric counter \
+             a_total{peer}\n    metric gauge b; user: a glob that is\n      long enough to be wrapped\n      note: \
+             one\n  p:two\n    sites 0\n"
+        );
+    }
+
+    #[test]
+    fn a_word_that_is_longer_than_the_screen_stays_whole() {
+        let mut text = String::new();
+        wrap("a bbbbbbbbbb c", 1, 6, &mut text);
+        assert_eq!(text, " a\n   bbbbbbbbbb\n   c\n");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_nothing_trails() {

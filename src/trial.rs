@@ -1,26 +1,38 @@
 //! `check --attach`: attaches all probes for a moment, and tells what came of it and what it costs.
 
+use std::io::{IsTerminal, Write};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{interval, sleep};
 
 use crate::costs::until_now;
 use crate::drain::Drain;
 use crate::kernel::{Accounting, Attach, Prices, choose, measure_prices};
 use crate::layout::Layout;
+use crate::net::Network;
+use crate::page::interfaces;
 use crate::plan::Plan;
 use crate::run::{RunError, failed_to};
 use crate::table::Table;
 use crate::targets::{ProbeManager, ProbeState, Usage};
+use crate::terminal;
 
 /// What came of attaching.
 #[derive(Debug)]
 pub struct TrialReport {
     pub table: String,
-    /// Whether the kernel refused a probe that is in its file.
+    /// Whether the kernel refused a probe or an interface that is in its file.
     pub refused: bool,
 }
 
-/// Attaches all probes, counts for `time`, and detaches.
+/// How often it is told how far it is.
+const TOLD: Duration = Duration::from_millis(500);
+
+/// Attaches all probes and interfaces, counts for `time` or until Ctrl-C, and detaches.
 ///
 /// # Errors
 /// If the kernel refuses the programs.
@@ -29,19 +41,26 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
     let prices = measure_prices(attach);
+    // From now on, Ctrl-C loses no counts.
+    let mut interrupt = Interrupt::new()?;
+    let network = plan.network.clone().map(|config| Network::start(config, |_| {})).transpose();
+    let network = network.map_err(RunError::Network)?;
     let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
     let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, manager.shared(), None)
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
-    std::thread::sleep(time);
     let shared = manager.shared();
+    let counted = interrupt.or_after(time, || {
+        let all = (0..plan.probes.len()).map(|probe| Accounting::read(&shared, probe));
+        all.fold((0, 0), |(hits, lost), one| (hits + one.hits, lost + one.lost))
+    });
     let how = match attach {
         Attach::Multi => "uprobe_multi links",
         Attach::Perf => "perf events",
     };
     let states = manager.status().probes();
-    let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST", "COST"]);
+    let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST", "COST"]).named_by(2);
     for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
         let accounting = Accounting::read(&shared, number);
         let state = &status.state;
@@ -63,8 +82,85 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     drop(manager);
     let refused = states.iter().any(|status| matches!(status.state, ProbeState::Refused(_)));
     let costs = costs(&plan, &usage, &prices);
-    let text = format!("\nAttached for {} s by {how}:\n{table}{costs}", time.as_secs());
+    let screen = terminal::width();
+    let early = if counted < time { " (interrupted)" } else { "" };
+    let mut text = format!("\nAttached for {:.0} s{early} by {how}:\n", counted.as_secs_f64());
+    if !plan.probes.is_empty() {
+        text.push_str(&table.fitted(screen));
+    }
+    text.push_str(&costs);
+    if let Some(network) = &network {
+        text.push_str(&packets(network).fitted(screen));
+        network.not_ready().iter().for_each(|reason| text.push_str(&format!("  {reason}\n")));
+    }
     Ok(TrialReport { table: text, refused })
+}
+
+/// Ctrl-C, which ends the counting instead of the program.
+struct Interrupt {
+    runtime: Runtime,
+    signals: Signal,
+}
+
+impl Interrupt {
+    fn new() -> Result<Self, RunError> {
+        let failed = failed_to("wait for Ctrl-C");
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(&failed)?;
+        let signals = {
+            let _inside = runtime.enter();
+            signal(SignalKind::interrupt()).map_err(&failed)?
+        };
+        Ok(Self { runtime, signals })
+    }
+
+    /// Waits for it, or until this time is over. Where somebody watches, hits and losses are told meanwhile. Returns how long it was.
+    fn or_after(&mut self, time: Duration, counts: impl Fn() -> (u64, u64)) -> Duration {
+        let is_watched = std::io::stderr().is_terminal();
+        // Nobody minds if the terminal is gone.
+        let tell = |text: &str| {
+            let _ = write!(std::io::stderr(), "\r\x1b[K{text}");
+        };
+        let signals = &mut self.signals;
+        self.runtime.block_on(async {
+            let began = Instant::now();
+            let mut ticks = interval(TOLD);
+            let mut end = pin!(sleep(time));
+            let counted = loop {
+                tokio::select! {
+                    () = &mut end => break time,
+                    _ = signals.recv() => break began.elapsed().min(time),
+                    _ = ticks.tick(), if is_watched => {
+                        let (hits, lost) = counts();
+                        let (at, all) = (began.elapsed().as_secs(), time.as_secs());
+                        tell(&format!("{at} of {all} s: {hits} hits, {lost} lost; Ctrl-C ends it and shows the counts"));
+                    }
+                }
+            };
+            if is_watched {
+                tell("");
+            }
+            counted
+        })
+    }
+}
+
+/// What was counted on each interface.
+fn packets(network: &Network) -> Table {
+    let mut table = Table::new(2, &["INTERFACE", "DIRECTION", "HOOK", "PACKETS", "BYTES"]).named_by(2);
+    for interface in interfaces(&network.collect()) {
+        let place: Vec<_> = interface.labels.into_iter().map(|(_, value)| value).collect();
+        let hook =
+            if interface.is_counted { interface.hook } else { format!("not counted: {}", interface.hook) };
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        table.row([
+            place.join(" "),
+            interface.direction.to_owned(),
+            hook,
+            number(interface.packets),
+            number(interface.bytes),
+        ]);
+    }
+    table
 }
 
 fn milliseconds(seconds: f64) -> String {

@@ -30,6 +30,7 @@ pub(crate) use cache::StatusCache;
 pub(crate) use connect::{Access, connect};
 pub(crate) use measured::metric;
 pub(crate) use model::{Connect, Link, Metric};
+pub(crate) use network::interfaces;
 
 /// What the page loads beside itself.
 pub(crate) const STYLE: &str = include_str!("page.css");

@@ -206,6 +206,7 @@ pub struct Interface {
     /// Where packets are counted, or why they are not.
     pub hook: String,
     pub bytes: Option<f64>,
+    pub packets: Option<f64>,
     pub bytes_per_second: Option<f64>,
     pub packets_per_second: Option<f64>,
     /// Bytes a second in the last minute.

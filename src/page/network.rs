@@ -6,6 +6,7 @@ use super::families::{ByName, Row, cut};
 use super::history::History;
 use super::model::{Interface, Network, Talker};
 use super::targets::sum;
+use crate::exposition::Family;
 use crate::net::TalkerRow;
 
 /// Interfaces that are shown, each with two directions.
@@ -85,6 +86,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
             hook,
             bytes: bytes.as_ref().map(|(value, _)| *value),
             bytes_per_second: bytes.as_ref().and_then(|(_, trend)| trend.per_second),
+            packets: packets.as_ref().map(|(value, _)| *value),
             packets_per_second: packets.and_then(|(_, trend)| trend.per_second),
             recent: bytes.map(|(_, trend)| trend.recent).unwrap_or_default(),
             speed_bytes_per_second: speed.get(&here).copied(),
@@ -114,6 +116,11 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
         left_out,
         talkers: talkers.iter().map(talker).collect(),
     }
+}
+
+/// What is counted on each interface.
+pub(crate) fn interfaces(families: &[Family]) -> Vec<Interface> {
+    network(&ByName::of(families), &[], &mut History::default()).interfaces
 }
 
 fn talker(row: &TalkerRow) -> Talker {

@@ -248,7 +248,7 @@ function probes(status) {
       number(count(target.hits_per_second)),
       wide(),
       number(ago(target.last_hit, status.time)),
-      number(count(target.lost), target.lost > 0 ? "bad" : ""),
+      number(count(target.lost), target.lost > 0 ? "wide bad" : "wide"),
       number(percent(target.overhead_ratio), "wide"),
     ),
     ...target.probes.map((probe) => {
@@ -266,7 +266,7 @@ function probes(status) {
         number(of(count(probe.hits_per_second))),
         wide(idle ? null : sparkline(probe.recent, "hits")),
         number(of(ago(probe.last_hit, status.time))),
-        h("td", { class: `number ${lost > 0 ? "bad" : ""}`, title: reasons || null }, of(count(lost))),
+        h("td", { class: `number wide ${lost > 0 ? "bad" : ""}`, title: reasons || null }, of(count(lost))),
         number(of(duration(probe.cost_ratio)), "wide"),
       );
     }),
@@ -279,7 +279,7 @@ function probes(status) {
     ["a second", "number"],
     ["last minute", "wide"],
     ["last hit", "number"],
-    ["lost", "number"],
+    ["lost", "number wide"],
     ["cost, a second", "number wide"],
   ];
   const costs = status.exporter.hit_cost_seconds;
@@ -454,7 +454,8 @@ async function ask() {
     wait = EVERY;
   } catch (error) {
     wait = Math.min(SLOWEST, wait * 2);
-    trouble(`The exporter does not answer (${error.message}). What is below is old; it is asked again.`);
+    const reason = error.name === "TimeoutError" ? "nothing in 20 seconds" : error.message;
+    trouble(`The exporter does not answer (${reason}). What is below is old; it is asked again.`);
   } finally {
     asking = false;
     schedule();

@@ -42,7 +42,7 @@ fn the_plan_is_a_table() {
     let send = rows.iter().find(|row| row.starts_with("udp:block_send_start")).expect("a row");
     assert_eq!(
         *send,
-        "udp:block_send_start 1 all fibre_blocks_sent_total kernel: equal to the number of hits"
+        "udp:block_send_start 1 all counter fibre_blocks_sent_total kernel: equal to the number of hits"
     );
     let winner = rows.iter().find(|row| row.starts_with("udp:block_race_winner")).expect("a row");
     assert!(winner.contains("winner = arg2 8@"), "{winner}");
@@ -50,7 +50,7 @@ fn the_plan_is_a_table() {
     let at = |line: &str, word: &str| line.find(word).unwrap_or_else(|| panic!("no {word} in {line}"));
     let lines: Vec<&str> = table.lines().collect();
     let send = lines.iter().find(|line| line.contains("udp:block_send_start")).expect("a row");
-    assert_eq!(at(lines[1], "METRIC"), at(send, "fibre_blocks_sent_total"));
+    assert_eq!(at(lines[1], "METRIC"), at(send, "counter fibre_blocks_sent_total"));
     assert_eq!(at(lines[1], "COMPUTED"), at(send, "kernel: "));
 }
 

@@ -5,6 +5,7 @@
 mod check;
 mod dashboard;
 mod probes;
+mod terminal;
 mod usage;
 
 use std::path::PathBuf;
