@@ -16,11 +16,14 @@ struct matching {
 	__u64 left; /* bytes */
 	__u64 states[2];
 	__u32 glob;
-	__u8 is_line;
+	__u8 is_line; /* these are enum flag */
 	__u8 is_apart; /* NULs were seen, and nothing behind them yet */
 	__u8 has_begun;
 	__u8 has_failed;
 };
+
+/* Never 0: the verifier tells a zero on the stack from other numbers, and would follow each way through a text for itself. */
+enum flag { NO = 1, YES };
 
 static __always_inline void take_byte(const struct glob *glob, struct matching *at, __u8 byte)
 {
@@ -45,27 +48,27 @@ static long take_word(__u32 n, struct matching *at)
 	if (!glob || !bytes)
 		return 1;
 	CLAMP(bytes, 8);
-	if (at->is_line)
+	if (at->is_line == YES)
 		failed = bpf_probe_read_user(&word, bytes, (const void *)at->address);
 	else
 		failed = bpf_probe_read_kernel_str(&word, sizeof(word), (const void *)at->address) < 0;
 	if (failed) {
-		at->has_failed = 1;
+		at->has_failed = YES;
 		return 1;
 	}
-	if (!at->is_line)
+	if (at->is_line == NO)
 		/* One is the NUL that the helper ends with. */
 		bytes = 7;
 	for (__u32 i = 0; i < 8; i++, word >>= 8) {
 		if (i >= bytes)
 			break;
 		if (word & 0xff) {
-			if (at->is_apart)
+			if (at->is_apart == YES)
 				take_byte(glob, at, ' ');
 			take_byte(glob, at, word);
-			at->is_apart = 0;
-			at->has_begun = 1;
-		} else if (!at->is_line) {
+			at->is_apart = NO;
+			at->has_begun = YES;
+		} else if (at->is_line == NO) {
 			return 1;
 		} else {
 			at->is_apart = at->has_begun;
@@ -80,14 +83,21 @@ static long take_word(__u32 n, struct matching *at)
 __noinline int fits_glob(__u64 address, __u64 length, __u32 number, bool is_line)
 {
 	struct matching at = {
-		.address = address, .left = length, .states = { 1 }, .glob = number, .is_line = is_line
+		.address = address,
+		.left = length,
+		.states = { 1 },
+		.glob = number,
+		.is_line = is_line ? YES : NO,
+		.is_apart = NO,
+		.has_begun = NO,
+		.has_failed = NO,
 	};
 	const struct glob *glob = bpf_map_lookup_elem(&globs, &number);
 
 	if (!glob)
 		return 0;
 	bpf_loop(MAX_LINE / 7, take_word, &at, 0);
-	if (at.has_failed)
+	if (at.has_failed == YES)
 		return -1;
 	return at.states[glob->end >> 6 & 1] >> (glob->end & 63) & 1;
 }
