@@ -17,13 +17,13 @@ impl Kernel {
             if self.numbers.has_members {
                 self.set_members(number, &keys)?;
             }
-            update(&self.skel.maps.filters, number, &row)?;
+            update(&self.skel().maps.filters, number, &row)?;
         }
         Ok(())
     }
 
     fn set_members(&self, number: u32, keys: &[member_key]) -> libbpf_rs::Result<()> {
-        let map = &self.skel.maps.members;
+        let map = &self.skel().maps.members;
         let one = 1u32.to_ne_bytes();
         keys.iter().try_for_each(|key| map.update(bytes_of(key), &one, MapFlags::ANY))?;
         let is_of_filter = |key: &Vec<u8>| key.starts_with(&number.to_ne_bytes());
@@ -38,16 +38,16 @@ impl Kernel {
     /// # Errors
     /// If there is no room for it.
     pub(crate) fn add_child(&self, target: usize, pid: u32) -> libbpf_rs::Result<()> {
-        self.skel.maps.children.update(bytes_of(&child(target, pid)), &1u32.to_ne_bytes(), MapFlags::ANY)
+        self.skel().maps.children.update(bytes_of(&child(target, pid)), &1u32.to_ne_bytes(), MapFlags::ANY)
     }
 
     pub(crate) fn has_child(&self, target: usize, pid: u32) -> bool {
-        matches!(self.skel.maps.children.lookup(bytes_of(&child(target, pid)), MapFlags::ANY), Ok(Some(_)))
+        matches!(self.skel().maps.children.lookup(bytes_of(&child(target, pid)), MapFlags::ANY), Ok(Some(_)))
     }
 
     /// The process is none of these, or has ended.
     pub(crate) fn remove_child(&self, target: usize, pid: u32) {
-        let _ = self.skel.maps.children.delete(bytes_of(&child(target, pid)));
+        let _ = self.skel().maps.children.delete(bytes_of(&child(target, pid)));
     }
 
     /// Sites of a candidate count from now on whatever the executable is called.
@@ -58,11 +58,11 @@ impl Kernel {
         let at = std::mem::offset_of!(site, flags);
         for cookie in cookies {
             let key = cookie.to_ne_bytes();
-            let Some(mut row) = self.skel.maps.sites.lookup(&key, MapFlags::ANY)? else { continue };
+            let Some(mut row) = self.skel().maps.sites.lookup(&key, MapFlags::ANY)? else { continue };
             if let Some(flags) = row.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
                 *flags = (u32::from_ne_bytes(*flags) & !site_flag::SITE_CANDIDATE.0).to_ne_bytes();
             }
-            self.skel.maps.sites.update(&key, &row, MapFlags::ANY)?;
+            self.skel().maps.sites.update(&key, &row, MapFlags::ANY)?;
         }
         Ok(())
     }
@@ -70,7 +70,7 @@ impl Kernel {
     /// What the table of filters has for the target now: the edition, and since when its one process runs.
     pub(crate) fn filter_now(&self, target: usize) -> (u32, u64) {
         let key = (target as u32).to_ne_bytes();
-        let row = self.skel.maps.filters.lookup(&key, MapFlags::ANY).ok().flatten().unwrap_or_default();
+        let row = self.skel().maps.filters.lookup(&key, MapFlags::ANY).ok().flatten().unwrap_or_default();
         let edition = row.get(std::mem::offset_of!(filter, edition)..).and_then(<[u8]>::first_chunk);
         let began = row.get(std::mem::offset_of!(filter, began)..).and_then(<[u8]>::first_chunk);
         (edition.map_or(0, |e| u32::from_ne_bytes(*e)), began.map_or(0, |b| u64::from_ne_bytes(*b)))
@@ -78,7 +78,7 @@ impl Kernel {
 
     /// Children of processes that are meant for which there was no room: they are not.
     pub(crate) fn lost_children(&self) -> u64 {
-        self.skel.maps.bss_data.as_deref().map_or(0, |data| data.children_lost)
+        self.skel().maps.bss_data.as_deref().map_or(0, |data| data.children_lost)
     }
 }
 

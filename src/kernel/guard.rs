@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::mem::MaybeUninit;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput};
@@ -10,12 +9,21 @@ use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use super::error::{KernelError, loading};
 use super::held::{Held, release};
 use super::pinned_maps::{pin_maps, reuse};
+use super::storage::{Storage, new_storage};
 use crate::abi::guard::generated::{GuardSkel, GuardSkelBuilder};
 use crate::pins::Pins;
 
+self_cell::self_cell!(
+    struct GuardPrograms {
+        owner: Storage,
+        #[covariant]
+        dependent: GuardSkel,
+    }
+);
+
 /// The loaded programs, whose links and maps are pinned.
 pub(crate) struct Guard {
-    skel: GuardSkel<'static>,
+    loaded: GuardPrograms,
     links: Vec<Held>,
     files: BTreeSet<u64>,
 }
@@ -32,14 +40,16 @@ impl Guard {
     /// # Errors
     /// What the kernel refuses.
     pub fn start(pins: &Pins) -> Result<Self, KernelError> {
-        // One small allocation for the life of the process; it lets the programs move between threads.
-        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let is_taken = pins.map("guarded").symlink_metadata().is_ok();
-        let mut open = GuardSkelBuilder::default().open(storage).map_err(loading)?;
-        if is_taken {
-            reuse(open.open_object_mut(), pins).map_err(|err| loading(err.into()))?;
-        }
-        let skel = open.load().map_err(loading)?;
+        let loaded = GuardPrograms::try_new(new_storage(), |storage| {
+            let mut open = GuardSkelBuilder::default().open(storage.borrow_mut())?;
+            if is_taken {
+                reuse(open.open_object_mut(), pins)?;
+            }
+            open.load()
+        })
+        .map_err(loading)?;
+        let skel = loaded.borrow_dependent();
         let programs = [
             ("guardian_ended", &skel.progs.guardian_ended),
             ("guard_truncate", &skel.progs.guard_truncate),
@@ -63,19 +73,19 @@ impl Guard {
         let files =
             skel.maps.guarded.keys().filter_map(|key| key.first_chunk().map(|key| u64::from_ne_bytes(*key)));
         let files = files.collect();
-        Ok(Self { skel, links, files })
+        Ok(Self { loaded, links, files })
     }
 
     /// From now on this process looks after the files, by leases.
     pub fn take_charge(&self) {
-        if let Err(err) = self.skel.progs.take_charge.test_run(ProgramInput::default()) {
+        if let Err(err) = self.loaded.borrow_dependent().progs.take_charge.test_run(ProgramInput::default()) {
             log::warn!("traced files cannot be written while the exporter runs: {err:#}");
         }
     }
 
     /// These files, by the addresses of their inodes, are traced now, and no others.
     pub fn set_files(&mut self, files: BTreeSet<u64>) {
-        let guarded = &self.skel.maps.guarded;
+        let guarded = &self.loaded.borrow_dependent().maps.guarded;
         for file in files.difference(&self.files) {
             if let Err(err) = guarded.update(&file.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY) {
                 log::warn!("a traced file is not guarded while no exporter runs: {err:#}");

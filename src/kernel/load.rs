@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -17,11 +16,12 @@ use super::files::PidNamespace;
 use super::filters::Numbers;
 use super::held::{Held, release};
 use super::link_kind::Attach;
-use super::misses::{Loaded, loaded};
+use super::misses::{Loaded, loaded as hit_programs};
 use super::pinned_maps::{pin_maps, reuse};
 use super::placed::{How, Placed};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
+use super::storage::{Storage, new_storage};
 use super::store::{KernelStore, Parts};
 use super::tables::Tables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
@@ -55,9 +55,17 @@ pub struct Shared {
     pub programs: Arc<[Loaded]>,
 }
 
+self_cell::self_cell!(
+    struct ProbePrograms {
+        owner: Storage,
+        #[covariant]
+        dependent: ProbeSkel,
+    }
+);
+
 /// The loaded programs. Dropping it takes everything out of the kernel.
 pub struct Kernel {
-    pub(super) skel: ProbeSkel<'static>,
+    loaded: ProbePrograms,
     /// Of starts that can be open.
     limit: u32,
     shared: Shared,
@@ -144,29 +152,30 @@ impl Kernel {
         let taken = pinning.filter(|pinning| pinning.taken.is_some());
         let tables = Tables::new(plan, layout);
         let numbers = Numbers::of(plan);
-        log_libbpf();
-        // One small allocation for the life of the process; it lets the programs move between threads.
-        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
-        let mut open = ProbeSkelBuilder::default().open(storage).map_err(loading)?;
-        open.progs.probe_multi.set_autoload(attach == Attach::Multi);
-        open.progs.probe_perf.set_autoload(attach == Attach::Perf);
-        open.progs.probe_session.set_autoload(sessions);
-        size(&mut open, plan, layout, &tables, &numbers, shards).map_err(loading)?;
-        if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-            (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
-            rodata.candidate_filters = count(plan.targets.len());
-            rodata.families[..numbers.families.len()].copy_from_slice(&numbers.families);
-            rodata.nfamilies = numbers.families.len() as u32;
-        }
         let has_families = !numbers.families.is_empty();
-        open.progs.family_forked.set_autoload(has_families);
-        open.progs.family_ended.set_autoload(has_families);
-        if let Some(Pinning { pins, .. }) = taken {
-            reuse(open.open_object_mut(), pins).map_err(|err| unfit(&format!("{err:#}")))?;
-        }
-        let skel = open.load().map_err(loading)?;
+        log_libbpf();
+        let loaded = ProbePrograms::try_new(new_storage(), |storage| {
+            let mut open = ProbeSkelBuilder::default().open(storage.borrow_mut()).map_err(loading)?;
+            open.progs.probe_multi.set_autoload(attach == Attach::Multi);
+            open.progs.probe_perf.set_autoload(attach == Attach::Perf);
+            open.progs.probe_session.set_autoload(sessions);
+            size(&mut open, plan, layout, &tables, &numbers, shards).map_err(loading)?;
+            if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+                (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
+                rodata.candidate_filters = count(plan.targets.len());
+                rodata.families[..numbers.families.len()].copy_from_slice(&numbers.families);
+                rodata.nfamilies = numbers.families.len() as u32;
+            }
+            open.progs.family_forked.set_autoload(has_families);
+            open.progs.family_ended.set_autoload(has_families);
+            if let Some(Pinning { pins, .. }) = taken {
+                reuse(open.open_object_mut(), pins).map_err(|err| unfit(&format!("{err:#}")))?;
+            }
+            open.load().map_err(loading)
+        })?;
+        let skel = loaded.borrow_dependent();
         if taken.is_none() {
-            fill_all(&skel, &tables, &numbers).map_err(loading)?;
+            fill_all(skel, &tables, &numbers).map_err(loading)?;
         }
         let mut family = Vec::new();
         if has_families {
@@ -187,8 +196,8 @@ impl Kernel {
         if let Some(Pinning { pins, taken: None }) = pinning {
             pin_maps(skel.object(), pins).map_err(pinning_failed)?;
         }
-        let programs = loaded(&skel.progs, attach, sessions);
-        let shared = programs.and_then(|programs| share(&skel, layout, shards, programs)).map_err(|err| {
+        let programs = hit_programs(&skel.progs, attach, sessions);
+        let shared = programs.and_then(|programs| share(skel, layout, shards, programs)).map_err(|err| {
             KernelError {
                 what: "map the counters into memory".to_string(),
                 source: err.into(),
@@ -196,7 +205,7 @@ impl Kernel {
             }
         })?;
         Ok(Self {
-            skel,
+            loaded,
             limit: plan.settings.limits.starts,
             shared,
             numbers,
@@ -204,6 +213,10 @@ impl Kernel {
             shape,
             family,
         })
+    }
+
+    pub(super) fn skel(&self) -> &ProbeSkel<'_> {
+        self.loaded.borrow_dependent()
     }
 
     /// What the drain thread and scrapes need.
@@ -221,7 +234,7 @@ impl Kernel {
         if let How::Session { on_return } = placed.how {
             entry.on_return = on_return;
         }
-        update(&self.skel.maps.sites, placed.cookie, &entry).map_err(|err| {
+        update(&self.skel().maps.sites, placed.cookie, &entry).map_err(|err| {
             let text = format!("failed to register site {}: {err:#}; raise limits.sites", placed.cookie);
             Refusal::new(RefusalKind::Sites, text)
         })
@@ -267,8 +280,8 @@ impl Kernel {
         }
     }
 
-    pub(super) fn programs(&self) -> &ProbeProgs<'static> {
-        &self.skel.progs
+    pub(super) fn programs(&self) -> &ProbeProgs<'_> {
+        &self.skel().progs
     }
 
     /// Whether one link can be hit at a function's entry and at its return.
@@ -279,21 +292,21 @@ impl Kernel {
     /// Forgets starts whose end cannot come any more. Tells of each span, by number, how many are open and how many were
     /// forgotten.
     pub fn sweep_starts(&self, spans: &[Pairing]) -> Vec<Sweep> {
-        let maps = &self.skel.maps;
+        let maps = &self.skel().maps;
         let maps = StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts };
         maps.sweep(spans, self.limit, self.clock().map_or(0, |clock| clock.nanoseconds))
     }
 
     /// Forgets the starts of these spans; returns how many, by the number of the span.
     pub fn forget_starts(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
-        let maps = &self.skel.maps;
+        let maps = &self.skel().maps;
         StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts }
             .forget(spans, all)
     }
 
     /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
     pub fn clock(&self) -> Option<Clock> {
-        self.skel.progs.clock.test_run(ProgramInput::default()).ok()?;
+        self.skel().progs.clock.test_run(ProgramInput::default()).ok()?;
         Some(self.shared.control.clock())
     }
 }
