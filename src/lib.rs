@@ -33,6 +33,7 @@ mod mapping;
 pub mod metrics;
 pub mod net;
 mod page;
+mod percent;
 mod pins;
 mod places;
 pub mod plan;

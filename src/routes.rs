@@ -9,6 +9,7 @@ use crate::exposition::{Names, negotiate};
 use crate::http::{self, Access, Handler, Reply, RequestInfo, Route, Router};
 use crate::net::{Network, QueryError};
 use crate::page::{self, Link};
+use crate::percent;
 use crate::running::Running;
 
 /// What is served on the metrics port.
@@ -23,7 +24,7 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
         visitors: Some(running.visitors.clone()),
         handler: Arc::new(move |request| {
             let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
-            let names = Names::of_query(request.query.as_deref().unwrap_or_default());
+            let names = Names::new(percent::values(request.query.as_deref().unwrap_or_default(), "name[]"));
             Reply::ok(scraped.render(format, &names)).typed(content_type)
         }),
     };

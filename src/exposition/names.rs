@@ -1,4 +1,4 @@
-//! Which metrics a client asks for: `?name[]=a&name[]=b`.
+//! Which metrics a client asks for.
 
 use super::Head;
 
@@ -7,11 +7,8 @@ use super::Head;
 pub struct Names(Vec<String>);
 
 impl Names {
-    /// Those in the query of an URL; other parts of it have no meaning here.
-    pub fn of_query(query: &str) -> Self {
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        let names = pairs.filter(|(key, _)| decoded(key) == "name[]").map(|(_, name)| decoded(name));
-        Self(names.collect())
+    pub fn new(names: Vec<String>) -> Self {
+        Self(names)
     }
 
     /// Whether a family is meant.
@@ -28,27 +25,6 @@ impl Names {
     }
 }
 
-/// Without percent signs and pluses.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| *first == b'%');
-        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(if *first == b'+' { b' ' } else { *first });
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Kind;
@@ -58,20 +34,19 @@ mod tests {
     fn families_are_found_by_their_names_and_those_of_their_series() {
         let counter = Head::new("c_total", "", Kind::Counter);
         let histogram = Head::new("h", "", Kind::Histogram(vec![1.0]));
-        let wants = |query: &str| {
-            let names = Names::of_query(query);
+        let wants = |names: &[&str]| {
+            let names = Names::new(names.iter().map(ToString::to_string).collect());
             (names.want(&counter), names.want(&histogram))
         };
-        for (query, wanted) in [
-            ("", (true, true)),
-            ("x=1", (true, true)),
-            ("name[]=c_total", (true, false)),
-            ("name%5B%5D=h_bucket", (false, true)),
-            ("name[]=h&name%5b%5d=c%5ftotal", (true, true)),
-            ("name[]=c_total_sum&name[]=c", (false, false)),
-            ("name[]=%", (false, false)),
+        for (names, wanted) in [
+            (&[][..], (true, true)),
+            (&["c_total"], (true, false)),
+            (&["h_bucket"], (false, true)),
+            (&["h", "c_total"], (true, true)),
+            (&["c_total_sum", "c"], (false, false)),
+            (&["%"], (false, false)),
         ] {
-            assert_eq!(wants(query), wanted, "{query}");
+            assert_eq!(wants(names), wanted, "{names:?}");
         }
     }
 }

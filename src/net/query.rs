@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::percent;
+
 /// Rows of one page at most.
 pub const PER_PAGE: u32 = 1000;
 
@@ -180,7 +182,7 @@ impl Query {
         };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decode(value).ok_or_else(|| error(key, "percent-encoded UTF-8"))?;
+            let value = percent::decode(value).ok_or_else(|| error(key, "percent-encoded UTF-8"))?;
             match key {
                 "sort" => {
                     query.sort = match value.as_str() {
@@ -258,25 +260,6 @@ fn error(key: &str, expected: &str) -> QueryError {
 
 fn number(text: &str, most: u32) -> Option<u32> {
     text.parse().ok().filter(|number| (1..=most).contains(number))
-}
-
-/// Undoes percent-encoding; `None` if it is broken or no UTF-8 comes out.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        match first {
-            b'%' => {
-                let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
-                rest = &after[2..];
-            }
-            b'+' => bytes.push(b' '),
-            other => bytes.push(*other),
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// What a flow's TCP segments say of its state.
