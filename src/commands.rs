@@ -11,7 +11,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use crate::cli::{Format, Invocation};
 use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::kernel::choose;
-use crate::loading::load;
+use crate::loading::{Checked, load};
 use crate::logging::{LogFile, Logging};
 use crate::net::detach_filters;
 use crate::pins::PinDir;
@@ -61,8 +61,8 @@ fn refuse(errors: &Diagnostics) -> ExitCode {
 }
 
 fn start(overrides: &Overrides) -> ExitCode {
-    let (loaded, plan) = match load(overrides) {
-        Ok(both) => both,
+    let Checked { loaded, plan, tls } = match load(overrides) {
+        Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
     };
     let settings = &loaded.config.settings;
@@ -96,7 +96,8 @@ fn start(overrides: &Overrides) -> ExitCode {
         .map_err(RunError::from)
         .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
         .and_then(|listeners| {
-            run(overrides, &loaded.config, plan, attach, logging.clone(), listeners, keeper)
+            let checked = Checked { loaded, plan, tls };
+            run(overrides, checked, attach, logging.clone(), listeners, keeper)
         });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,8 +110,8 @@ fn start(overrides: &Overrides) -> ExitCode {
 }
 
 fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
-    let (loaded, plan) = match load(overrides) {
-        Ok(both) => both,
+    let Checked { loaded, plan, .. } = match load(overrides) {
+        Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
     };
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
@@ -137,7 +138,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
 fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     let state = match (file, directory) {
         (Some(file), _) => match load(&Overrides::file(file)) {
-            Ok((loaded, _)) => {
+            Ok(Checked { loaded, .. }) => {
                 let settings = &loaded.config.settings;
                 let port = settings.metrics_port;
                 settings.pinned.clone().unwrap_or_else(|| config::default_state_directory(port))
@@ -207,8 +208,8 @@ fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCod
 
 fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
     match load(overrides) {
-        Ok((_, plan)) if alerts => show(&dashboard::alerts(&plan)),
-        Ok((_, plan)) => show(&dashboard::dashboard(&plan)),
+        Ok(Checked { plan, .. }) if alerts => show(&dashboard::alerts(&plan)),
+        Ok(Checked { plan, .. }) => show(&dashboard::dashboard(&plan)),
         Err(wrong) => refuse(&wrong),
     }
 }

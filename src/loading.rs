@@ -10,8 +10,18 @@ use crate::config::{self, Diagnostics, Overrides, Place};
 use crate::http::{Clients, Credentials, HttpError, Pem, Secured, Tls, TlsOptions, check_user};
 use crate::plan::{Plan, plan_draft};
 
+/// A certificate that can be served with, and what is unwise about it.
+pub(crate) type LoadedTls = (Tls, Vec<String>);
+
+/// A configuration that can be used, with what was loaded to find that out.
+pub(crate) struct Checked {
+    pub loaded: config::Loaded,
+    pub plan: Plan,
+    pub tls: Option<LoadedTls>,
+}
+
 /// Reads the configuration and plans it, or says every mistake.
-pub(crate) fn load(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diagnostics> {
+pub(crate) fn load(overrides: &Overrides) -> Result<Checked, Diagnostics> {
     load_keeping(overrides, |_| {})
 }
 
@@ -19,23 +29,25 @@ pub(crate) fn load(overrides: &Overrides) -> Result<(config::Loaded, Plan), Diag
 pub(crate) fn load_keeping(
     overrides: &Overrides,
     keep: impl FnOnce(&mut Settings),
-) -> Result<(config::Loaded, Plan), Diagnostics> {
+) -> Result<Checked, Diagnostics> {
     let mut draft = config::read(overrides, &config::environment());
-    refuse_unusable(&draft.settings().web, |at, text| draft.error(at, text));
+    let tls = refuse_unusable(&draft.settings().web, |at, text| draft.error(at, text));
     keep(draft.settings_mut());
-    plan_draft(draft)
+    let (loaded, plan) = plan_draft(draft)?;
+    Ok(Checked { loaded, plan, tls })
 }
 
 /// How the endpoints are secured, and what is unwise about it. Users that `previous` knows stay known.
 ///
 /// # Errors
-/// If the certificate or the credentials are unusable.
-pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured, Vec<String>), HttpError> {
-    let (mut tls, mut warnings) = (None, Vec::new());
-    if let Some(settings) = &web.tls {
-        let (loaded, advice) = Tls::load(options_of(settings))?;
-        (tls, warnings) = (Some(Arc::new(loaded)), advice);
-    }
+/// If the credentials are unusable.
+pub(crate) fn secured(
+    web: &Web,
+    tls: Option<LoadedTls>,
+    previous: Option<&Secured>,
+) -> Result<(Secured, Vec<String>), HttpError> {
+    let (tls, advice) = tls.unzip();
+    let mut warnings = advice.unwrap_or_default();
     let auth = if web.users.is_empty() {
         None
     } else {
@@ -52,7 +64,7 @@ pub(crate) fn secured(web: &Web, previous: Option<&Secured>) -> Result<(Secured,
         Some((HeaderName::try_from(*name).ok()?, HeaderValue::try_from(value).ok()?))
     };
     let headers = web.headers.iter().filter_map(header).collect();
-    Ok((Secured { auth, tls, headers, rate: web.rate_limit }, warnings))
+    Ok((Secured { auth, tls: tls.map(Arc::new), headers, rate: web.rate_limit }, warnings))
 }
 
 fn options_of(settings: &TlsSettings) -> TlsOptions {
@@ -81,18 +93,19 @@ fn pem_of(pem: &endpoint::Pem, name: &str) -> Pem {
     }
 }
 
-/// Reports certificates and passwords that the HTTP server would refuse, in its own words.
-pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) {
-    if let Some(settings) = &web.tls
-        && let Err(err) = Tls::load(options_of(settings))
-    {
-        report(place_of(&err, settings), err.to_string());
-    }
+/// Reports certificates and passwords that the HTTP server would refuse, in its own words. Returns the certificate.
+pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) -> Option<LoadedTls> {
+    let load = |settings: &TlsSettings| {
+        let unusable = |err: &HttpError| report(place_of(err, settings), err.to_string());
+        Tls::load(options_of(settings)).inspect_err(unusable).ok()
+    };
+    let tls = web.tls.as_ref().and_then(load);
     for user in &web.users {
         if let Err(err) = check_user(&user.username, &user.password) {
             report(&user.at, err.to_string());
         }
     }
+    tls
 }
 
 /// Which setting is to blame.

@@ -10,11 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::Budget;
 use crate::config::endpoint::Listen;
-use crate::config::model::{Config, KeepPrivileges, Settings};
+use crate::config::model::{KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
 use crate::http::{self, Endpoint, HttpStats, Level, Listener, Notice, Security, ServerOptions};
 use crate::kernel::{Attach, measure_prices};
-use crate::loading::secured;
+use crate::loading::{Checked, LoadedTls, secured};
 use crate::logging::Logging;
 use crate::net::{self, Event, Network, NetworkConfig};
 use crate::pins::{self, PinDir, PinError, StateDirectory};
@@ -40,18 +40,19 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 ///
 /// # Errors
 /// If the certificate is unusable, or the kernel refuses the probe programs.
-pub fn run(
+pub(crate) fn run(
     overrides: &Overrides,
-    config: &Config,
-    plan: Plan,
+    checked: Checked,
     attach: Attach,
     logging: Logging,
     listeners: Listeners,
     keeper: Arc<Keeper>,
 ) -> Result<(), RunError> {
-    let settings = config.settings.clone();
+    let Checked { loaded, plan, tls } = checked;
+    let settings = loaded.config.settings;
+    let keep_privileges = settings.keep_privileges;
     announce(&settings, &plan, &listeners);
-    let mut options = options(&settings, &listeners)?;
+    let mut options = options(&settings, tls, &listeners)?;
     let mut network = plan.network.clone();
     if let Some(block) = network.as_mut().and_then(|network| network.block.as_mut()) {
         block.own_ports = listeners.ports();
@@ -84,7 +85,7 @@ pub fn run(
         addresses,
         keeper,
     ));
-    if config.settings.keep_privileges == KeepPrivileges::None {
+    if keep_privileges == KeepPrivileges::None {
         let attached = running.clone();
         std::thread::Builder::new()
             .name("privileges".to_string())
@@ -157,8 +158,12 @@ fn announce(settings: &Settings, plan: &Plan, listeners: &Listeners) {
     }
 }
 
-fn options(settings: &Settings, listeners: &Listeners) -> Result<ServerOptions, RunError> {
-    let (secured, warnings) = secured(&settings.web, None)?;
+fn options(
+    settings: &Settings,
+    tls: Option<LoadedTls>,
+    listeners: &Listeners,
+) -> Result<ServerOptions, RunError> {
+    let (secured, warnings) = secured(&settings.web, tls, None)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if let Some(tls) = &settings.web.tls {
         log::info!("TLS enabled: cert={:?}", tls.cert);

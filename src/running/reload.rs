@@ -7,7 +7,7 @@ use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics};
 use crate::http::{Fingerprint, exposure_warnings};
-use crate::loading::{load_keeping, refuse_unusable, secured};
+use crate::loading::{Checked, load_keeping, refuse_unusable, secured};
 use crate::logging::set_level;
 use crate::net::NetworkConfig;
 use crate::service;
@@ -53,14 +53,15 @@ impl Running {
 
     fn exchange(&self) -> Result<String, String> {
         let mut notices = Vec::new();
-        let (loaded, plan) =
+        let Checked { loaded, plan, tls } =
             load_keeping(&self.overrides, |settings| notices = keep(&self.started, settings))
                 .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;
         // Before the files are read: a change in between shows at the next look.
         let source = Source::new(settings.web.clone());
         let previous = self.security.now();
-        let (secured, advice) = secured(&settings.web, Some(&previous)).map_err(|err| format!("{err}\n"))?;
+        let (secured, advice) =
+            secured(&settings.web, tls, Some(&previous)).map_err(|err| format!("{err}\n"))?;
         let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
         self.keeper.keep_for(&plan).map_err(|err| format!("{err}\n"))?;
@@ -124,12 +125,12 @@ impl Running {
     fn read_web_again(&self, web: &Web) -> Result<Web, String> {
         let web = config::read_again(web).map_err(|wrong| wrong.render())?;
         let unusable = Diagnostics::new();
-        refuse_unusable(&web, |at, text| {
+        let tls = refuse_unusable(&web, |at, text| {
             unusable.error(at, text);
         });
         unusable.into_result(()).map_err(|wrong| wrong.render())?;
         let previous = self.security.now();
-        let (secured, advice) = secured(&web, Some(&previous)).map_err(|err| err.to_string())?;
+        let (secured, advice) = secured(&web, tls, Some(&previous)).map_err(|err| err.to_string())?;
         advice.iter().for_each(|warning| log::warn!("{warning}"));
         self.security.set(secured);
         Ok(web)
