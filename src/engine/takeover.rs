@@ -1,6 +1,8 @@
 //! Handing the probes over to the next exporter, and taking them over from the previous one.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,13 +10,72 @@ use serde::{Deserialize, Serialize};
 use super::past::Past;
 use super::{Engine, Engines};
 use crate::config::model::Settings;
-use crate::kernel::{Attach, Losses, Pinning};
+use crate::kernel::{Attach, KernelError, Losses, Pinning};
 use crate::layout::Layout;
 use crate::metrics::{CarriedSeries, ProbeRef};
 use crate::pins::{MadeBy, PinError, Pins, StateDirectory};
-use crate::plan::SavedPlan;
+use crate::plan::{InconsistentPlan, SavedPlan};
 use crate::slow::Keeper;
 use crate::targets::{EngineRecord, StartState};
+
+/// Why what an earlier exporter has left is not taken over.
+#[derive(Debug)]
+pub(crate) enum TakeoverError {
+    Pins(PinError),
+    Kernel(KernelError),
+    Plan(InconsistentPlan),
+    /// The exporter of this version has left it.
+    Version(String),
+    /// A setting that tables depend on has changed.
+    Setting(&'static str),
+    /// This engine has no document.
+    Incomplete(String),
+    Layout,
+}
+
+impl fmt::Display for TakeoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pins(err) => err.fmt(f),
+            Self::Kernel(err) => err.fmt(f),
+            Self::Plan(err) => err.fmt(f),
+            Self::Version(version) => {
+                write!(f, "version {version} wrote it, whose tables differ")
+            }
+            Self::Setting(name) => write!(f, "`{name}` has changed"),
+            Self::Incomplete(engine) => write!(f, "engine {engine} is incomplete"),
+            Self::Layout => f.write_str("its series have another layout"),
+        }
+    }
+}
+
+impl Error for TakeoverError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Pins(err) => err.source(),
+            Self::Kernel(err) => err.source(),
+            Self::Plan(_) | Self::Version(_) | Self::Setting(_) | Self::Incomplete(_) | Self::Layout => None,
+        }
+    }
+}
+
+impl From<PinError> for TakeoverError {
+    fn from(err: PinError) -> Self {
+        Self::Pins(err)
+    }
+}
+
+impl From<KernelError> for TakeoverError {
+    fn from(err: KernelError) -> Self {
+        Self::Kernel(err)
+    }
+}
+
+impl From<InconsistentPlan> for TakeoverError {
+    fn from(err: InconsistentPlan) -> Self {
+        Self::Plan(err)
+    }
+}
 
 /// What is written down of all engines together, for the next exporter.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,16 +92,20 @@ struct Record {
 }
 
 /// One engine, as an earlier exporter has left it.
-fn resume(pins: Pins, settings: &Settings, attach: Attach, keeper: &Arc<Keeper>) -> Result<Engine, String> {
-    let none = || format!("engine {} is not complete", pins.name());
-    let record: EngineRecord = pins.load().map_err(|err| err.to_string())?.ok_or_else(none)?;
+fn resume(
+    pins: Pins,
+    settings: &Settings,
+    attach: Attach,
+    keeper: &Arc<Keeper>,
+) -> Result<Engine, TakeoverError> {
+    let none = || TakeoverError::Incomplete(pins.name());
+    let record: EngineRecord = pins.load()?.ok_or_else(none)?;
     let plan = record.plan.plan(settings)?;
     if Layout::new(&plan).fingerprint() != record.layout {
-        return Err("its series are laid out in another way".to_string());
+        return Err(TakeoverError::Layout);
     }
     let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
-    Engine::start(plan, attach, StartState { pinning, record: Some(record) }, keeper)
-        .map_err(|err| err.to_string())
+    Ok(Engine::start(plan, attach, StartState { pinning, record: Some(record) }, keeper)?)
 }
 
 impl Engines {
@@ -54,19 +119,18 @@ impl Engines {
         settings: &Settings,
         attach: Attach,
         keeper: &Arc<Keeper>,
-    ) -> Result<Option<(Self, Vec<CarriedSeries>)>, String> {
-        let text = |err: PinError| err.to_string();
-        let Some(made_by) = directory.load::<MadeBy>().map_err(text)? else { return Ok(None) };
+    ) -> Result<Option<(Self, Vec<CarriedSeries>)>, TakeoverError> {
+        let Some(made_by) = directory.load::<MadeBy>()? else { return Ok(None) };
         if made_by.abi != MadeBy::this().abi {
-            return Err(format!("version {} made it, whose tables differ", made_by.version));
+            return Err(TakeoverError::Version(made_by.version));
         }
-        let Some(record) = directory.load::<Record>().map_err(text)? else { return Ok(None) };
+        let Some(record) = directory.load::<Record>()? else { return Ok(None) };
         if let Some(setting) = record.plan.differs_from(settings) {
-            return Err(format!("`{setting}` has changed"));
+            return Err(TakeoverError::Setting(setting));
         }
         let plan = record.plan.plan(settings)?;
         if record.probe_refs.len() != plan.probes.len() {
-            return Err("its numbers are inconsistent".to_string());
+            return Err(InconsistentPlan.into());
         }
         let (mut all, mut names): (Vec<Arc<Engine>>, Vec<String>) = (Vec::new(), Vec::new());
         let mut probe_refs = Vec::new();
@@ -80,14 +144,14 @@ impl Engines {
                 }
             };
             if probe >= all[engine].plan.probes.len() {
-                return Err("its numbers are inconsistent".to_string());
+                return Err(InconsistentPlan.into());
             }
             probe_refs.push(ProbeRef { engine, probe });
         }
         if all.is_empty() {
             return Ok(None);
         }
-        directory.remove_but(&names).map_err(text)?;
+        directory.remove_but(&names)?;
         log::info!(
             "Took over the probes that version {} left attached ({})",
             made_by.version,

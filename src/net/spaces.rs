@@ -1,5 +1,7 @@
 //! Network namespaces by name or container.
 
+use std::error::Error;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +19,31 @@ pub(crate) struct Namespace {
     identity: (u64, u64),
 }
 
+/// Why there is no such namespace, in words that follow its name.
+#[derive(Debug)]
+pub(crate) enum SpaceError {
+    NoContainer,
+    Open { path: PathBuf, source: io::Error },
+}
+
+impl fmt::Display for SpaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoContainer => f.write_str("no process runs in a container with this name or id"),
+            Self::Open { path, source } => write!(f, "failed to open {}: {source}", path.display()),
+        }
+    }
+}
+
+impl Error for SpaceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::NoContainer => None,
+            Self::Open { source, .. } => Some(source),
+        }
+    }
+}
+
 impl Namespace {
     /// That of the calling thread.
     ///
@@ -26,21 +53,21 @@ impl Namespace {
         Self::at("/proc/thread-self/ns/net".into())
     }
 
-    /// The one that is meant; why not, in words that follow its name.
+    /// The one that is meant.
     ///
     /// # Errors
     /// If there is none (yet), or it cannot be opened.
-    pub fn find(space: &Space) -> Result<Self, String> {
+    pub fn find(space: &Space) -> Result<Self, SpaceError> {
         let path = match space {
             Space::Own => PathBuf::from("/proc/thread-self/ns/net"),
             Space::Netns(name) if name.starts_with('/') => PathBuf::from(name),
             Space::Netns(name) => Path::new("/run/netns").join(name),
             Space::Container(name) => {
-                let pid = process_of(name).ok_or("no process runs in a container with this name or id")?;
+                let pid = process_of(name).ok_or(SpaceError::NoContainer)?;
                 PathBuf::from(format!("/proc/{pid}/ns/net"))
             }
         };
-        Self::at(path.clone()).map_err(|error| format!("failed to open {}: {error}", path.display()))
+        Self::at(path.clone()).map_err(|source| SpaceError::Open { path, source })
     }
 
     fn at(path: PathBuf) -> io::Result<Self> {

@@ -168,7 +168,7 @@ impl Visit {
                     Ok(()) => "it no longer exists".to_string(),
                     Err(error) => error,
                 },
-                Err(error) => error,
+                Err(error) => error.to_string(),
             };
             if self.stop.is_asked() {
                 return;

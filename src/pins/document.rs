@@ -1,5 +1,6 @@
 //! Bytes as a pinned map: what a file would be elsewhere.
 
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -16,11 +17,12 @@ const LONGEST: usize = 1 << 26;
 
 /// Writes a document in the place of the one before, at once: a reader finds the one or the other.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
-    let failed_to = |err: &dyn std::fmt::Display| PinError::new(format!("write {}", path.display()), err, "");
+    let failed_to =
+        |err: Box<dyn Error + Send + Sync>| PinError::new(format!("write {}", path.display()), err, "");
     let mut all = (bytes.len() as u64).to_le_bytes().to_vec();
     all.extend(bytes);
     if all.len() > LONGEST {
-        return Err(failed_to(&"it is too long"));
+        return Err(failed_to("it is too long".into()));
     }
     all.resize(all.len().next_multiple_of(PIECE), 0);
     let pieces = (all.len() / PIECE) as u32;
@@ -29,15 +31,15 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
         ..Default::default()
     };
     let map = MapHandle::create(MapType::Array, Some("exporter_state"), 4, PIECE as u32, pieces, &opts);
-    let mut map = map.map_err(|err| failed_to(&err))?;
+    let mut map = map.map_err(|err| failed_to(err.into()))?;
     for (number, piece) in (0u32..).zip(all.chunks(PIECE)) {
-        map.update(&number.to_ne_bytes(), piece, MapFlags::ANY).map_err(|err| failed_to(&err))?;
+        map.update(&number.to_ne_bytes(), piece, MapFlags::ANY).map_err(|err| failed_to(err.into()))?;
     }
     let mut next = path.as_os_str().to_owned();
     next.push("-next");
     // Of an exporter that was killed meanwhile.
     let _ = fs::remove_file(&next);
-    map.pin(&next).map_err(|err| failed_to(&err))?;
+    map.pin(&next).map_err(|err| failed_to(err.into()))?;
     fs::rename(&next, path).map_err(failed("write", path))
 }
 
@@ -46,17 +48,18 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, PinError> {
     if fs::symlink_metadata(path).is_err_and(|err| err.kind() == io::ErrorKind::NotFound) {
         return Ok(None);
     }
-    let failed_to = |err: &dyn std::fmt::Display| PinError::new(format!("read {}", path.display()), err, "");
-    let map = MapHandle::from_pinned_path(path).map_err(|err| failed_to(&err))?;
+    let failed_to =
+        |err: Box<dyn Error + Send + Sync>| PinError::new(format!("read {}", path.display()), err, "");
+    let map = MapHandle::from_pinned_path(path).map_err(|err| failed_to(err.into()))?;
     if map.map_type() != MapType::Array || map.value_size() as usize != PIECE {
-        return Err(failed_to(&"it is no document"));
+        return Err(failed_to("it is no document".into()));
     }
     let mut all = Vec::new();
     for number in 0..map.max_entries().min((LONGEST / PIECE) as u32) {
-        let piece = map.lookup(&number.to_ne_bytes(), MapFlags::ANY).map_err(|err| failed_to(&err))?;
+        let piece = map.lookup(&number.to_ne_bytes(), MapFlags::ANY).map_err(|err| failed_to(err.into()))?;
         all.extend(piece.unwrap_or_default());
     }
     let length = all.first_chunk().map_or(0, |length| u64::from_le_bytes(*length)) as usize;
     let bytes = all.get(8..).and_then(|bytes| bytes.get(..length));
-    bytes.map(|bytes| Some(bytes.to_vec())).ok_or_else(|| failed_to(&"it is cut off"))
+    bytes.map(|bytes| Some(bytes.to_vec())).ok_or_else(|| failed_to("it is cut off".into()))
 }

@@ -1,5 +1,6 @@
 //! Memory of the exporter's own that outlives it: what it adds up from events, and the names behind its numbers.
 
+use std::error::Error;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 
@@ -26,8 +27,9 @@ impl Pins {
     /// If the kernel refuses, or there is other memory than this.
     pub fn memory(&self, numbers: usize, names: usize) -> Result<(Mapped<AtomicU64>, PinnedNames), PinError> {
         let path = self.map("user_slots");
-        let failed = |err: &dyn std::fmt::Display| PinError::new(format!("use {}", path.display()), err, "");
-        let entries = u32::try_from(numbers.max(1)).map_err(|err| failed(&err))?;
+        let failed =
+            |err: Box<dyn Error + Send + Sync>| PinError::new(format!("use {}", path.display()), err, "");
+        let entries = u32::try_from(numbers.max(1)).map_err(|err| failed(err.into()))?;
         let slots = MapSpec {
             kind: MapType::Array,
             name: "exporter_user",
@@ -37,9 +39,9 @@ impl Pins {
             flags: libbpf_sys::BPF_F_MMAPABLE,
             inner: None,
         };
-        let map = slots.at(&path).map_err(|err| failed(&err))?;
-        let memory = Mapped::new(map.as_fd(), entries as usize).map_err(|err| failed(&err))?;
-        let entries = u32::try_from(names.max(1)).map_err(|err| failed(&err))?;
+        let map = slots.at(&path).map_err(|err| failed(err.into()))?;
+        let memory = Mapped::new(map.as_fd(), entries as usize).map_err(|err| failed(err.into()))?;
+        let entries = u32::try_from(names.max(1)).map_err(|err| failed(err.into()))?;
         let names = MapSpec {
             kind: MapType::Hash,
             key: KEY_BYTES,
@@ -48,7 +50,7 @@ impl Pins {
             flags: libbpf_sys::BPF_F_NO_PREALLOC,
             ..slots
         };
-        let names = names.at(&self.map("user_names")).map_err(|err| failed(&err))?;
+        let names = names.at(&self.map("user_names")).map_err(|err| failed(err.into()))?;
         Ok((memory, PinnedNames(names)))
     }
 }

@@ -17,6 +17,7 @@ mod document;
 mod folder;
 mod memory;
 
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -30,14 +31,14 @@ pub use folder::{MadeBy, Pins, StateDirectory, describe, leftovers, remove_all};
 pub struct PinError {
     /// What was being done, on what.
     pub what: String,
-    pub reason: String,
+    pub reason: Box<dyn Error + Send + Sync>,
     /// What to do next.
     pub next: String,
 }
 
 impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {}: {}", self.what, self.reason)?;
+        write!(f, "failed to {}: {:#}", self.what, self.reason)?;
         if !self.next.is_empty() {
             write!(f, "; {}", self.next)?;
         }
@@ -45,7 +46,11 @@ impl fmt::Display for PinError {
     }
 }
 
-impl std::error::Error for PinError {}
+impl Error for PinError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.reason.as_ref())
+    }
+}
 
 impl From<PinError> for libbpf_rs::Error {
     fn from(err: PinError) -> Self {
@@ -54,8 +59,12 @@ impl From<PinError> for libbpf_rs::Error {
 }
 
 impl PinError {
-    fn new(what: impl Into<String>, reason: impl fmt::Display, next: impl Into<String>) -> Self {
-        Self { what: what.into(), reason: reason.to_string(), next: next.into() }
+    fn new(
+        what: impl Into<String>,
+        reason: impl Into<Box<dyn Error + Send + Sync>>,
+        next: impl Into<String>,
+    ) -> Self {
+        Self { what: what.into(), reason: reason.into(), next: next.into() }
     }
 }
 

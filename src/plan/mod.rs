@@ -16,7 +16,7 @@ mod slow;
 pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
-pub use saved::SavedPlan;
+pub use saved::{InconsistentPlan, SavedPlan};
 pub use slow::{RelatedBy, RelatedPlan, SlowPlan};
 
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,24 @@
 //! A plan as it is written down for an exporter that goes on from here.
 
+use std::error::Error;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{MetricPlan, Plan, ProbePlan, TargetPlan};
 use crate::config::model::{Limits, Settings};
+
+/// A plan whose numbers lead nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InconsistentPlan;
+
+impl fmt::Display for InconsistentPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its numbers are inconsistent")
+    }
+}
+
+impl Error for InconsistentPlan {}
 
 /// What of a plan decides what programs and tables mean, with the settings that their sizes come from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -45,7 +60,7 @@ impl SavedPlan {
     ///
     /// # Errors
     /// If its numbers lead nowhere.
-    pub fn plan(&self, settings: &Settings) -> Result<Plan, String> {
+    pub fn plan(&self, settings: &Settings) -> Result<Plan, InconsistentPlan> {
         let is_sound = self.probes.iter().all(|probe| {
             probe.target < self.targets.len()
                 && probe.span.is_none_or(|span| span.number < self.spans)
@@ -56,7 +71,7 @@ impl SavedPlan {
             .flat_map(|target| &target.probes)
             .all(|probe| *probe < self.probes.len());
         if !is_sound {
-            return Err("its numbers are inconsistent".to_string());
+            return Err(InconsistentPlan);
         }
         Ok(Plan {
             settings: settings.clone(),

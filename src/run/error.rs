@@ -40,7 +40,7 @@ impl Error for RunError {
             RunError::Kernel(err) => err.source(),
             RunError::Http(err) => err.source(),
             RunError::Network(err) => err.source(),
-            RunError::Pins(_) => None,
+            RunError::Pins(err) => err.source(),
             RunError::Slow(err) => err.source(),
             RunError::Io(_, err) => Some(err),
         }

@@ -185,10 +185,9 @@ fn alter(document: &Path, key: &str) {
 fn another_versions_tables_are_not_taken_over() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
-    for (document, key, reason) in [
-        ("state", "abi", "whose tables differ"),
-        ("0/state", "layout", "its series are laid out in another way"),
-    ] {
+    for (document, key, reason) in
+        [("state", "abi", "whose tables differ"), ("0/state", "layout", "its series have another layout")]
+    {
         exporter.end("KILL");
         let held = held_by(&bpf);
         alter(&bpf.state().join(document), key);
