@@ -5,6 +5,7 @@ pub mod bitcoin;
 pub mod bpffs;
 pub mod dashboard;
 pub mod demo;
+pub mod documentation;
 pub mod exporter;
 pub mod exposition;
 pub mod harm;

@@ -3,61 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use exporter::config::{Environment, Overrides, read_bytes};
 use exporter::plan::plan_draft;
 
-/// README.md and the pages of docs/, with their texts.
-fn pages() -> Vec<(PathBuf, String)> {
-    let mut files = vec![PathBuf::from("README.md"), PathBuf::from("CONTRIBUTING.md")];
-    files.extend(fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path()));
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
-    files.sort();
-    files.into_iter().map(|file| (file.clone(), fs::read_to_string(&file).unwrap())).collect()
-}
-
-/// Fenced blocks of a language, with the line where each begins.
-fn fenced(text: &str, language: &str) -> Vec<(usize, String)> {
-    let mut found = Vec::new();
-    let mut open: Option<(usize, bool, String)> = None;
-    for (number, line) in text.lines().enumerate() {
-        match (line.trim_start().strip_prefix("```"), &mut open) {
-            (Some(info), None) => open = Some((number + 1, info == language, String::new())),
-            (Some(_), Some(_)) => {
-                let (at, wanted, block) = open.take().unwrap();
-                found.extend(wanted.then_some((at, block)));
-            }
-            (None, Some((_, _, block))) => *block += &format!("{line}\n"),
-            (None, None) => {}
-        }
-    }
-    assert!(open.is_none(), "a block without an end");
-    found
-}
-
-/// A part of a configuration as a whole one: what stands above it is added, and paths lead to files that are there.
-fn whole(block: &str) -> String {
-    let first = block.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let indent = first.len() - first.trim_start().len();
-    let lines: Vec<_> = block.lines().map(|line| line.get(indent..).unwrap_or_default()).collect();
-    let part = |key: &str| first.trim_start().strip_prefix("- ").is_some_and(|rest| rest.starts_with(key));
-    let mut text = String::new();
-    if part("name:") {
-        text += "targets:\n";
-    } else if ["on:", "function:", "span:"].iter().any(|key| part(key)) {
-        text += "targets:\n- name: any\n  binary: /bin/true\n  probes:\n";
-    }
-    let deeper = if text.ends_with("probes:\n") { "  " } else { "" };
-    for line in &lines {
-        text += &format!("{deeper}{line}\n");
-    }
-    // A part that names nothing to trace is meant beside one that does.
-    if !["targets:", "bitcoind_path:", "network:"].iter().any(|key| text.contains(key)) {
-        text += "bitcoind_path: /usr/local/bin/bitcoind\n";
-    }
-    text.replace("/etc/fibre-exporter/", "tests/config/files/")
-}
+use crate::support::documentation::{fenced, pages, whole};
 
 #[test]
 fn every_configuration_is_accepted() {
@@ -65,7 +16,8 @@ fn every_configuration_is_accepted() {
     for (file, text) in pages() {
         for (line, block) in fenced(&text, "yaml") {
             seen += 1;
-            let block = whole(&block);
+            let block =
+                whole(&block, Path::new("/bin/true")).replace("/etc/fibre-exporter/", "tests/config/files/");
             let read =
                 read_bytes("page", block.clone().into_bytes(), &Overrides::default(), &Environment::new());
             if let Err(err) = plan_draft(read) {

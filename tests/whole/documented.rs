@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::demo::program;
+use crate::support::documentation::{fenced, pages, whole};
 use crate::support::exporter::{Place, send_signal, wait_for, wait_for_end};
+use crate::support::program::compile;
 
 /// What is done with a command that begins so.
 enum Rule {
@@ -173,6 +175,48 @@ fn every_command_of_the_documentation_runs_or_says_why_not() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// The functions of examples that are of no program in particular.
+const ANY: &str = "void conn_accepted(void) { __asm__ volatile (\"\"); }\n\
+                   void conn_closed(void) { __asm__ volatile (\"\"); }\n\
+                   void handle_request(void) { __asm__ volatile (\"\"); }\n\
+                   int main(void) { conn_accepted(); handle_request(); conn_closed(); return 0; }\n";
+
+#[test]
+fn every_configuration_of_the_documentation_fits_its_programs() {
+    let machine = Machine::new();
+    let any = compile("cc", "any.c", ANY, &["-fno-inline"], &machine.place.path("work"));
+    // Certificates and passwords are where the examples have them.
+    let files = "umask 077; ./generate-certs.sh 127.0.0.1 && mkdir -p /etc/fibre-exporter /etc/exporter && \
+                 echo secret > /etc/fibre-exporter/password && cp certs/127.0.0.1/node.* /etc/fibre-exporter && \
+                 cp certs/127.0.0.1/node.* /etc/exporter && cp certs/ca.crt /etc/exporter/clients.crt";
+    let made = machine.run(files);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (mut checked, mut wrong) = (0, String::new());
+    for (page, text) in pages() {
+        let web = page.ends_with("web.md");
+        for (line, block) in fenced(&text, "yaml").into_iter().chain(fenced(&text, "yml")) {
+            let (config, command) = if block.starts_with("metric_relabel_configs") {
+                // A part of Prometheus' own configuration.
+                let block = block.replace('\n', "\n    ");
+                (format!("scrape_configs:\n  - job_name: exporter\n    {block}\n"), "promtool check config")
+            } else if web && block.starts_with("tls_server_config") {
+                machine.place.write("work/web.yml", &block);
+                let rest = "bitcoind_path: /usr/local/bin/bitcoind\nweb_config_file: web.yml\n";
+                (rest.to_owned(), "target/release/exporter check")
+            } else {
+                (whole(&block, &any), "target/release/exporter check")
+            };
+            machine.place.write("work/page.yaml", &config);
+            checked += 1;
+            if let Err(err) = machine.prints(&format!("{command} page.yaml"), "") {
+                wrong += &format!("{}:{line}:\n{config}\n{err}\n", page.display());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(checked >= 10, "{checked} configurations");
 }
 
 /// Namespaces of its own, with an interface `eth0` and the demo program as bitcoind. `sudo` and `scp` are of here.
