@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     default(key("bind", "FIBRE_BIND", "bind", Some("ADDRESS"),
         "IP address to listen on, for both ports"), "127.0.0.1"),
     key("web_config_file", "FIBRE_WEB_CONFIG_FILE", "web.config.file", Some("PATH"),
-        "Web configuration file (TLS, users, rate limit) as Prometheus's exporters have it"),
+        "Web configuration file (TLS, users, rate limit) in the format of Prometheus's exporter-toolkit"),
     key("web_listen_address", "FIBRE_WEB_LISTEN_ADDRESS", "web.listen-address", Some("ADDRESS"),
         "Address that serves /metrics, instead of --bind and --port; can be repeated. :9435, [::1]:9435, unix:/run/exporter.sock"),
     key("web_systemd_socket", "FIBRE_WEB_SYSTEMD_SOCKET", "web.systemd-socket", None,

@@ -128,7 +128,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let returns_by = (!is_span)
         .then(|| fields.get("returns_by"))
         .flatten()
-        .and_then(|n| n.one_of("way to trace a return", RETURNS_BY))
+        .and_then(|n| n.one_of("return tracing method", RETURNS_BY))
         .unwrap_or_default();
     if let Some(On::Usdt(_)) = &on {
         fields.forbid(&["returns_by"], "USDT probes do not return");

@@ -117,7 +117,7 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
             .file
             .as_ref()
             .and_then(|file| file.get("attach"))
-            .and_then(|n| n.one_of("way to attach", MODES))
+            .and_then(|n| n.one_of("attach mode", MODES))
             .unwrap_or(AttachMode::Auto),
         keep_privileges: keep_privileges(layers.file.as_ref()),
         pinned: pinned(layers, metrics_port),
@@ -127,7 +127,7 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
 
 fn keep_privileges(file: Option<&Fields<'_>>) -> KeepPrivileges {
     let Some(node) = file.and_then(|file| file.get("keep_privileges")) else { return KeepPrivileges::Needed };
-    let keep = node.one_of("extent of privileges", KEEP).unwrap_or(KeepPrivileges::Needed);
+    let keep = node.one_of("privilege setting", KEEP).unwrap_or(KeepPrivileges::Needed);
     if keep == KeepPrivileges::None && file.is_some_and(|file| file.has("network")) {
         node.error("`none` is not possible with `network`")
             .help("interfaces come and go; attaching to them and detaching needs CAP_NET_ADMIN");
@@ -188,8 +188,8 @@ fn ports(layers: &Layers<'_>) -> (u16, u16) {
     if ports.0 == ports.1 {
         // The defaults differ, so at least one of the two was given.
         let (given, other) = match (&health, &metrics) {
-            (Some(given), _) => (given, "metrics"),
-            (None, Some(given)) => (given, "health"),
+            (Some(given), _) => (given, "metrics_port"),
+            (None, Some(given)) => (given, "health_port"),
             (None, None) => return ports,
         };
         layers
@@ -231,7 +231,7 @@ fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<f64> {
     }
     if is_pinned {
         node.error("`overhead` is not possible with `state: pinned`")
-            .help("what is pinned goes on counting when nobody looks at what it costs");
+            .help("pinned probes keep counting while no exporter runs, so nothing would limit their cost");
     }
     percent.map(|percent| percent / 100.0)
 }

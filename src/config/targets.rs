@@ -196,11 +196,11 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
         // Nothing is missing, or something could not be read.
     } else if matches!(file, FileOf::Executable) {
         if ["binary", "library"].iter().all(|key| fields.lacks(key)) {
-            fields.error("nothing says which program is meant").help(HELP);
+            fields.error("no program is selected").help(HELP);
         }
     } else if matches!(file, FileOf::Library(_)) {
-        fields.error("nothing says which processes load the library").help(
-            "write beside `library` which processes are meant, or `binary: PATH` for one file, whoever loads it",
+        fields.error("no processes are selected that load the library").help(
+            "add a process selector such as `process: NAME`, or use `binary: PATH` for one file, whichever process loads it",
         );
     } else if children {
         fields

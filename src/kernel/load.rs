@@ -125,7 +125,7 @@ impl Kernel {
     ) -> Result<Self, KernelError> {
         if let Some(shape) = pinning.and_then(|pinning| pinning.taken) {
             if (shape.attach, shape.namespace) != (attach, namespace) {
-                return Err(unfit("it was made with another way to attach, or in another pid namespace"));
+                return Err(unfit("it was created with another attach mode or in another pid namespace"));
             }
             return Self::load_with(plan, layout, shape, pinning);
         }

@@ -53,7 +53,7 @@ pub fn measure_prices(attach: Attach) -> Prices {
                 let _ = sender.try_send(prices);
             });
             if let Err(err) = measured {
-                log::info!("The cost of a hit cannot be measured, and is assumed: {err:#}");
+                log::info!("The cost of a hit could not be measured; using an estimate: {err:#}");
             }
         });
         let prices = thread.ok().and_then(|_| receiver.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();

@@ -168,8 +168,8 @@ impl Scope<'_> {
     /// Reports that the names of functions are known only when they are shown.
     fn refuse_function_names(&self, at: &Place, name: &str) {
         self.diags
-            .error(at, format!("\"{name}\" is known by name only where it is shown, and cannot be compared"))
-            .help("give the functions that are meant a probe of their own");
+            .error(at, format!("\"{name}\" is resolved to a name only for display and cannot be compared"))
+            .help("give each of the functions its own probe");
     }
 
     /// The index of the value called `name`, which is read from now on.

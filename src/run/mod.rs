@@ -281,12 +281,12 @@ fn give_up_privileges(running: &Running) {
     }
     match privileges::give_up_all() {
         Ok(()) => log::info!(
-            "All privileges are given up (`keep_privileges: none`): what is attached goes on being counted; a restart \
-             attaches to what comes later"
+            "All privileges dropped (`keep_privileges: none`): attached probes keep counting; nothing further is \
+             attached until a restart"
         ),
-        Err(err) => log::error!("failed to give up all privileges (`keep_privileges: none`): {err}"),
+        Err(err) => log::error!("failed to drop all privileges (`keep_privileges: none`): {err}"),
     }
     for line in missing.unwrap_or_default() {
-        log::warn!("not attached when all privileges were given up (`keep_privileges: none`): {line}");
+        log::warn!("not attached when all privileges were dropped (`keep_privileges: none`): {line}");
     }
 }

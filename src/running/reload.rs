@@ -26,7 +26,7 @@ impl Running {
         match &done {
             Ok(text) => text.lines().for_each(|line| log::info!("{line}")),
             Err(text) => {
-                log::error!("The configuration is not reloaded, and the one in use stays:");
+                log::error!("The configuration was not reloaded; the previous one stays in use:");
                 text.lines().for_each(|line| log::error!("{line}"));
             }
         }
@@ -116,7 +116,7 @@ impl Running {
                 log::info!("The passwords and the web configuration were reloaded");
             }
             Err(text) => {
-                log::error!("The web configuration is not reloaded, and the one in use stays:");
+                log::error!("The web configuration was not reloaded; the previous one stays in use:");
                 text.lines().for_each(|line| log::error!("{line}"));
             }
         }

@@ -45,7 +45,7 @@ impl State {
                 let after = before.engines.changed_to(plan, attach, keeper)?;
                 let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
                 if kept < all {
-                    log::info!("{kept} probes are as they were; {} are new or changed", all - kept);
+                    log::info!("{kept} probes unchanged, {} new or changed", all - kept);
                 }
                 let mut state = before.changed_to(Arc::new(after));
                 let settled = state.engines.settled();
@@ -57,7 +57,7 @@ impl State {
         };
         if let Some(reason) = reason {
             log::warn!(
-                "The pinned state in {} is not taken over, and counts begin anew: {reason}",
+                "The pinned state in {} cannot be taken over; counts start from zero: {reason}",
                 directory.path().display()
             );
         }

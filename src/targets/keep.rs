@@ -80,7 +80,7 @@ impl Worker {
                 let name = &self.plan.targets[target].name;
                 if let Some((_, Err(err))) = gone.into_iter().next() {
                     log::warn!(
-                        "Target {name}: {} is attached anew: a link is not there: {err:#}",
+                        "Target {name}: {} was attached again: a link is missing: {err:#}",
                         file.display
                     );
                     release(links.into_iter().map(|(_, link)| link).collect());

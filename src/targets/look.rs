@@ -52,7 +52,10 @@ impl Worker {
             for pid in self.finder.family(target) {
                 let is_known = self.kernel.has_child(target, pid);
                 if !is_known && let Err(err) = self.kernel.add_child(target, pid) {
-                    log::warn!("Target {}: process {pid} cannot be noted as a child: {err:#}", planned.name);
+                    log::warn!(
+                        "Target {}: process {pid} cannot be tracked as a child: {err:#}",
+                        planned.name
+                    );
                 }
                 // It may have ended before that.
                 if !Path::new("/proc").join(pid.to_string()).exists() {

@@ -164,7 +164,7 @@ fn what_does_not_fit_begins_anew_and_says_so() {
     let calls = steady.end();
     let held = held_by(&bpf);
     let exporter = start(&place, &bpf, &program, &[COUNTED], "ring: { size: 1MiB }\n");
-    exporter.wait_for_log("is not taken over, and counts begin anew: `ring.size` has changed");
+    exporter.wait_for_log("cannot be taken over; counts start from zero: `ring.size` has changed");
     assert!(exporter.scrape().value("counted_total", &[]) < calls);
     assert_begun_anew(&exporter, &program, &held);
     exporter.stop();

@@ -87,7 +87,7 @@ fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let later = place.path("later");
     let exporter = Setup::fibre(&place, &demo).yaml("keep_privileges: none\n").start();
-    exporter.wait_for_log("All privileges are given up");
+    exporter.wait_for_log("All privileges dropped");
     for status in threads(&exporter) {
         for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
             assert_eq!(field(&status, set), "0000000000000000", "{set}: {status}");
@@ -111,7 +111,7 @@ fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
         later.display()
     );
     reload(&format!("{text}{more}"));
-    exporter.wait_for_log("The configuration is not reloaded");
+    exporter.wait_for_log("The configuration was not reloaded");
     exporter.wait_for_log("`keep_privileges: none`): restart the exporter");
     exporter.scrape().measured().assert_same(&totals.series("demo"));
 }
@@ -128,7 +128,7 @@ fn what_comes_after_all_privileges_were_given_up_is_named() {
         binary.display()
     );
     let exporter = Setup::new(&place, yaml).start();
-    exporter.wait_for_log("not attached when all privileges were given up");
+    exporter.wait_for_log("not attached when all privileges were dropped");
     fs::copy(program("forms"), place.path("forms")).expect("copy a program");
     chown(place.path("forms"), Some(31_337), Some(31_337)).expect("give it away");
     fs::set_permissions(place.path("forms"), Permissions::from_mode(0o700)).expect("protect it");

@@ -111,7 +111,7 @@ fn each_user_has_a_password_and_new_ones_are_taken_up() {
     // What is wrong changes nothing.
     place.write("web.yml", "basic_auth_users:\n  ada: hunter2\n");
     exporter.wait_for_log("expected a bcrypt hash");
-    exporter.wait_for_log("is not reloaded");
+    exporter.wait_for_log("was not reloaded");
     assert_eq!(["ada:one", "grace:three", "ada:hunter2"].map(asked), [200, 200, 401]);
     place.write("web.yml", "");
     wait_for("no password to be asked for", || status(&url, &[]) == 200);

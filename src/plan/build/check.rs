@@ -36,7 +36,7 @@ impl Builder<'_> {
         if one_probe && is_alike {
             self.diags
                 .error(span, "the span would begin and end at the same hit: `from` and `to` are one probe".to_string())
-                .help("name two probes, or a key that is another argument at the end: { index: 0, to_index: 1 }");
+                .help("use two different probes, or a key that is a different argument at the end: { index: 0, to_index: 1 }");
         }
     }
 
