@@ -1,10 +1,11 @@
 //! The code of a file: where its functions begin and end, and what they are named.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::rc::Rc;
 
-use super::body::{Body, Jump};
+use super::body::Body;
 use super::headers::LE;
 use super::names::{is_callable_fragment, is_fragment};
 use super::shape::ENDBR64;
@@ -38,6 +39,8 @@ pub struct Functions<'a> {
     runs_old_code: OnceCell<bool>,
     runtime: OnceCell<Option<Runtime>>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
+    /// Where functions, by their entries, jump to out of their own code.
+    jumps_out: RefCell<HashMap<u64, Rc<[u64]>>>,
 }
 
 impl<'a> Functions<'a> {
@@ -72,6 +75,7 @@ impl<'a> Functions<'a> {
             runs_old_code: OnceCell::new(),
             runtime: OnceCell::new(),
             moved: OnceCell::new(),
+            jumps_out: RefCell::default(),
         }
     }
 
@@ -195,22 +199,35 @@ impl<'a> Functions<'a> {
         })
     }
 
-    /// Whether a function near this one jumps into its middle, as functions that are written in assembly do. They have no entry in the
-    /// unwind table then, which for other code would not be right.
+    /// Whether a function near this one jumps into its middle, as functions that are written in assembly do: its `ret`s are also
+    /// theirs, if the return address is on top of the stack there.
     pub(super) fn is_jumped_into(&self, range: &Range<u64>) -> bool {
         const NEAR: u64 = 4096;
-        if self.unwind.covering(range.start).is_some() {
-            return false;
-        }
         let around = range.start.saturating_sub(NEAR)..range.end.saturating_add(NEAR);
-        let mut others = self.symbols.range(around).filter(|(start, (size, _))| {
-            !range.contains(start) && (1..=NEAR).contains(size) && self.unwind.covering(**start).is_none()
-        });
-        let is_inside = |jump: &Jump| range.contains(&jump.target) && jump.target != range.start;
-        others.any(|(&start, (size, _))| {
-            let body = Body::decode(&self.image, start..start + size);
-            body.is_ok_and(|body| body.jumps.iter().any(is_inside))
+        let is_inside = |to: &u64| {
+            range.contains(to)
+                && *to != range.start
+                && !self.symbols.contains_key(to)
+                && matches!(self.above(*to), None | Some(Some(8)))
+        };
+        let is_near = |start: u64, size: u64, name: &str| {
+            !range.contains(&start) && (1..=NEAR).contains(&size) && !is_fragment(name)
+        };
+        self.symbols.range(around).any(|(&start, &(size, name))| {
+            is_near(start, size, name) && self.jumps_out_of(start, size).iter().any(is_inside)
         })
+    }
+
+    /// Where the function jumps to out of its own code.
+    fn jumps_out_of(&self, start: u64, size: u64) -> Rc<[u64]> {
+        let mut known = self.jumps_out.borrow_mut();
+        let found = known.entry(start).or_insert_with(|| {
+            let range = start..start.saturating_add(size);
+            let body = Body::decode(&self.image, range.clone());
+            let targets = body.iter().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
+            targets.filter(|target| !range.contains(target)).collect()
+        });
+        found.clone()
     }
 
     /// Whether exceptions that come through the function that is entered there run a handler of its: a cleanup or a catch.

@@ -792,7 +792,13 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
         function("alone", "mov %rdi, %rax\n ret"),
         function("calls", "jmp alone"),
     ];
-    let library = library(folder.path(), &code.concat());
+    // With an unwind table, too; and what gets another stack for the time of a call, and returns on both.
+    let described = "begin from_middle\n jmp 1f\nend from_middle\nbegin has_middle\n xor %eax, %eax\n1: ret\nend has_middle\n\
+                     begin has_frame\n push %rbx\n .cfi_def_cfa_offset 16\n1: pop %rbx\n .cfi_def_cfa_offset 8\n ret\nend has_frame\n\
+                     begin into_frame\n push %rcx\n .cfi_def_cfa_offset 16\n jmp 1b\nend into_frame\n\
+                     .hidden __morestack\nbegin __morestack\n ret\nend __morestack\n\
+                     begin grows\n cmp %fs:0x70, %rsp\n jb 2f\n1: ret\n2: call __morestack\n ret\n jmp 1b\nend grows\n";
+    let library = library(folder.path(), &[&code.concat(), described].concat());
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -803,6 +809,8 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
         exits.exits.iter().map(|exit| exit.shared).collect::<Vec<_>>()
     };
     assert_eq!([shared("joined"), shared("with_carry"), shared("alone")], [[true], [true], [false]]);
+    assert_eq!([shared("has_middle"), shared("has_frame")], [[true], [false]]);
+    assert_eq!(shared("grows"), [true, true]);
 }
 
 /// BOLT keeps the code that it has moved, without names; where a table of labels leads there, it is run.

@@ -24,6 +24,7 @@ impl Search<'_, '_> {
                 || part.unclear
                 || self.other_entries(body).next().is_some()
                 || calls_itself
+                || self.grows_stack(body)
                 || self.code.is_jumped_into(&body.range);
             for vaddr in self.returns(part) {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
@@ -72,6 +73,12 @@ impl Search<'_, '_> {
             followed: self.followed,
             has_handler,
         })
+    }
+
+    /// Whether the function runs on a stack that is got for this call if there is too little room (`-fsplit-stack`): it then returns
+    /// on that one, to what goes back to the old one and returns again.
+    fn grows_stack(&self, body: &Body) -> bool {
+        body.calls.iter().any(|to| self.code.name(*to).starts_with("__morestack"))
     }
 
     /// Finds what can be probed in the place of `ret`s. A jump stands for one of them only, and for nothing else.
