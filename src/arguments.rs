@@ -111,9 +111,17 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
 }
 
 /// The name of the argument in the configuration, also of one that is kept for the return.
-fn name(value: &ValuePlan) -> &str {
-    value.name.strip_prefix("start:").unwrap_or(&value.name)
+pub(crate) fn name(value: &ValuePlan) -> &str {
+    value.name.strip_prefix(KEPT).unwrap_or(&value.name)
 }
+
+/// Whether a value is one that a start keeps for its end.
+pub(crate) fn is_kept(value: &ValuePlan) -> bool {
+    value.name.starts_with(KEPT)
+}
+
+/// What the names of values begin with that a start keeps.
+const KEPT: &str = "start:";
 
 /// As the source declares it: `int n`.
 pub(crate) fn described(parameter: &Parameter) -> String {
@@ -192,7 +200,11 @@ pub(crate) fn suggestions(values: &[ValuePlan], parameters: &Parameters) -> BTre
     let suggestion = |value: &ValuePlan| {
         let Source::Arg(index) = value.source else { return None };
         let parameter = in_word(parameters, index)?;
-        let is_number = matches!(value.kind, ValueKind::Arg(ArgKind::Int(_)));
+        // What is read at the return, and may be text there, is kept as an address, which has a type.
+        let is_number = match value.kind {
+            ValueKind::Arg(ArgKind::Int(asked)) => !is_kept(value) || asked.is_none(),
+            _ => false,
+        };
         (is_number && parameter.value == Value::Address(Pointee::Text)).then(|| {
             let (name, declared) = (name(value), described(parameter));
             format!("{name} is `{declared}`, read as an address; `type: string` reads the text")

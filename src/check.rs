@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::arguments::{is_kept, name};
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes, usdt_sites};
@@ -277,7 +278,7 @@ impl Checker<'_> {
             ResolveError::Value { name, .. } | ResolveError::Missing { name, .. } => Some(name),
             _ => None,
         };
-        let value = named.and_then(|name| probe.values.iter().find(|value| value.name == *name));
+        let value = named.and_then(|named| probe.values.iter().find(|value| name(value) == *named));
         let at = value.map_or(&probe.at, |value| &value.at);
         let mut message = format!("{} in {}: {err}", probe.name, found.display);
         if let (Some(_), Some(note)) = (named, &notes.whole) {
@@ -285,7 +286,14 @@ impl Checker<'_> {
         }
         let added = self.mistakes.error(at, message);
         if err.is_absent() {
-            added.help(format!("`exporter probes {}` lists the probes of the file", found.display));
+            let functions = matches!(probe.point, Point::Function(_));
+            added.help(match functions {
+                true => format!(
+                    "`exporter probes {} --functions '*'` lists the functions of the file",
+                    found.display
+                ),
+                false => format!("`exporter probes {}` lists the probes of the file", found.display),
+            });
         } else if named.is_some() {
             added.help("use another argument; unused arguments need not be readable");
         }
@@ -398,6 +406,10 @@ impl Notes {
         let when = match value.source {
             Source::Carried(_) => format!(", read at the {start}"),
             Source::Duration => String::new(),
+            _ if is_kept(value) => match probe.span {
+                Some(SpanPlan { by: Pairing::Frame, .. }) => ", kept for the return".to_string(),
+                _ => ", kept for the end".to_string(),
+            },
             _ if is_end => format!(", read at the {end}"),
             _ => String::new(),
         };
@@ -408,8 +420,8 @@ impl Notes {
         let (index, offset) = match value.source {
             Source::Arg(index) => (index, String::new()),
             Source::Field { index, offset } => (index, format!("{offset:+}")),
-            Source::Retval(_) => return format!("{} = %rax", value.name),
-            _ => return value.name.clone(),
+            Source::Retval(_) => return format!("{} = %rax", name(value)),
+            _ => return name(value).to_string(),
         };
         let mut forms: Vec<&str> = Vec::new();
         for form in self.sites.iter().filter_map(|args| args.get(index)) {
@@ -419,7 +431,7 @@ impl Notes {
         }
         let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
         forms.truncate(MOST_NOTES);
-        let text = format!("{} = arg{index}{offset} {}{more}", value.name, forms.join(" or "));
+        let text = format!("{} = arg{index}{offset} {}{more}", name(value), forms.join(" or "));
         text.trim_end().to_string()
     }
 }

@@ -100,3 +100,21 @@ impl fmt::Display for Event {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_what_is_not_counted_without_counters() {
+        let text = |interface: Option<&str>| {
+            let interface = interface.map(str::to_string);
+            Event::NoCounters { interface, error: "out of memory".to_string() }.to_string()
+        };
+        assert_eq!(
+            text(Some("eth0")),
+            "eth0: failed to create counters: out of memory; its packets are not counted"
+        );
+        assert_eq!(text(None), "failed to create counters for new interfaces: out of memory");
+    }
+}

@@ -6,6 +6,9 @@ use crate::config::diagnose::Diagnostics;
 use crate::config::model::{Arg, ArgKind, IntType, Unit};
 use crate::config::place::Place;
 
+/// An address is a number without a sign.
+const ADDRESS: IntType = IntType { bytes: 8, signed: false };
+
 /// What a span's end gets from its start: each argument that is not read at the end itself. An argument means what it was
 /// when the function was called: registers, and the memory that they point to, are used again before it returns.
 #[derive(Debug, Default)]
@@ -23,7 +26,8 @@ impl Late {
     /// Where the end finds the argument, which the start reads.
     pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<Source> {
         if arg.at_return {
-            let pointer = Arg { offset: None, kind: ArgKind::Int(None), ..arg.clone() };
+            let kind = ArgKind::Int(Some(ADDRESS));
+            let pointer = Arg { offset: None, kind, ..arg.clone() };
             let number = self.carry(raw(&pointer, arg.index), diags)?;
             let is_text = ValueKind::Arg(arg.kind.clone()).is_text();
             let offset = if is_text { arg.offset } else { Some(arg.offset.unwrap_or(0)) };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::arguments::position;
+use crate::arguments::{name, position};
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{Image, go_binary};
 use crate::plan::{Source, ValueKind, ValuePlan};
@@ -91,7 +91,7 @@ pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl
     let wide = |value: &&&ValuePlan| {
         matches!((&value.source, &value.kind), (Source::Arg(_), ValueKind::Arg(ArgKind::Int(None))))
     };
-    let names: Vec<&str> = read.iter().filter(wide).map(|value| value.name.as_str()).collect();
+    let names: Vec<&str> = read.iter().filter(wide).map(|value| name(value)).collect();
     let width = (!names.is_empty()).then(|| {
         format!(
             "{} read as signed 64-bit integers; for C's int use `type: i32`, for unsigned `type: u32`",

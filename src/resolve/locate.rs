@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::ResolveError;
 use crate::abi::{location, location_op};
+use crate::arguments::name;
 use crate::config::model::{ArgKind, IntType};
 use crate::elf::{ArgForm, Form, FormError, Reg, Site};
 use crate::plan::{Source, ValueKind, ValuePlan};
@@ -74,7 +75,7 @@ fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Re
     if to.op != location_op::LOC_REGISTER.0 as u8 || to.bytes != 8 {
         let text = site.args.get(index).and_then(|form| form.as_ref().ok()).map_or("", |form| &form.text);
         let reason = format!("`{text}` is not a pointer in a register, so `offset` cannot be applied to it");
-        return Err(ResolveError::Value { name: value.name.clone(), reason });
+        return Err(ResolveError::Value { name: name(value).to_string(), reason });
     }
     let IntType { bytes, signed } = width_in_memory(&value.kind);
     (to.op, to.offset) = (location_op::LOC_MEMORY.0 as u8, i64::from(offset));
@@ -92,10 +93,10 @@ fn width_in_memory(kind: &ValueKind) -> IntType {
 }
 
 fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<location, ResolveError> {
-    let name = || value.name.clone();
+    let name = || name(value).to_string();
     let form = match site.args.get(index) {
         None => return Err(ResolveError::Missing { name: name(), index, has: site.args.len() }),
-        Some(Err(error)) => return Err(unreadable(&value.name, error)),
+        Some(Err(error)) => return Err(unreadable(name(), error)),
         Some(Ok(form)) => form,
     };
     if let Some(reason) = form.unreadable() {
@@ -152,8 +153,8 @@ fn extended(number: i64, bytes: u8, signed: bool) -> i64 {
     if signed { high >> unused } else { ((high as u64) >> unused) as i64 }
 }
 
-fn unreadable(name: &str, error: &FormError) -> ResolveError {
-    ResolveError::Value { name: name.to_string(), reason: error.to_string() }
+fn unreadable(name: String, error: &FormError) -> ResolveError {
+    ResolveError::Value { name, reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::announce::announce;
 use super::attached_file::{AttachContext, AttachedFile};
 use super::file::{Identity, Stamp, TargetFile};
 use super::find::Finder;
@@ -10,7 +11,7 @@ use super::status::ProbeState;
 use super::upgrade::lease;
 use super::worker::Worker;
 use crate::kernel::{Filter, LeaseBreaks};
-use crate::plan::{Plan, TargetPlan};
+use crate::plan::TargetPlan;
 
 /// Walks for the children of one target, at most: one that finds no more ends it.
 const FAMILY_WALKS: usize = 5;
@@ -332,38 +333,4 @@ fn guard(
     old.is_taken_over = false;
     let now = file.open().and_then(|file| file.metadata());
     if now.is_ok_and(|now| Stamp::of(&now) == old.stamp) { Ok(()) } else { Err(None) }
-}
-
-/// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
-fn announce(plan: &Plan, planned: &TargetPlan, file: &TargetFile, new_file: &AttachedFile, elsewhere: bool) {
-    let mut attached = 0;
-    for outcome in &new_file.probes {
-        let name = &plan.probes[outcome.probe].name;
-        match &outcome.state {
-            ProbeState::Attached => {
-                attached += 1;
-                let sites = if outcome.sites == 1 { "" } else { "s" };
-                log::info!("Attached probe: {name} ({} site{sites})", outcome.sites);
-            }
-            ProbeState::Partly(reason) => {
-                attached += 1;
-                log::warn!("Partly attached probe: {name}: {reason}");
-            }
-            ProbeState::Absent(_) if elsewhere => {}
-            state => log::warn!("Probe {name} is {}: {}", state.word(), state.reason()),
-        }
-    }
-    let line = format!(
-        "Attached {attached}/{} probes to {} ({})",
-        new_file.probes.len(),
-        planned.name,
-        file.display
-    );
-    if attached == 0 && elsewhere {
-        log::debug!("{line}");
-    } else if attached == 0 {
-        log::error!("{line}; `exporter probes {}` lists the probes of the file", file.display);
-    } else {
-        log::info!("{line}");
-    }
 }

@@ -1,6 +1,7 @@
 //! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
 
 mod ahead;
+mod announce;
 mod attached_file;
 mod cookies;
 mod debug_symbols;

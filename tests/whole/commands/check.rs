@@ -275,6 +275,65 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
     }
 }
 
+/// What is needed at the end is named as the configuration names it, where it is read and where it is used.
+#[test]
+fn what_a_start_keeps_is_said() {
+    let scratch = Scratch::new();
+    let source =
+        "__attribute__((noinline)) int copy(char *to, const char *from, int n) { to[0] = from[0]; return n; }
+                  int main(int n, char **v) { char to[9]; return copy(to, v[0], n); }";
+    let binary = scratch.compile("copies", "cc", source, &["-O1", "-g"]);
+    let probes = "probes:
+      - function: copy
+        returns: i32
+        args: { to: { index: 0, type: string, at: return }, from: { index: 1, type: string }, n: 2 }
+        metrics:
+          - { histogram: copy_seconds, value: duration, labels: { to: to, from: from } }
+          - { counter: copied_total, value: retval, labels: { n: n } }
+      - { span: s_seconds, from: 'function:copy', to: 'function:main', by: thread, args: { n: 2 }, labels: { n: n } }";
+    let table = check(&config(&binary, probes)).good();
+    for line in [
+        "to = arg0 %rdi (char * to), kept for the return",
+        "from = arg1 %rsi (const char * from), kept for the return",
+        "n = arg2 %rdx (int n), kept for the return",
+        "to, read at the return",
+        "from, read at the entry",
+        "n = arg2 %rdx (int n), kept for the end",
+        "n, read at the start",
+    ] {
+        assert!(table.contains(line), "{line}:\n{table}");
+    }
+    assert!(!table.contains("start:") && !table.contains("`type: string` reads the text"), "{table}");
+    let missing =
+        check(&config(&binary, "probes: [{ function: cpoy, metrics: [{ counter: a_total }] }]")).bad(2);
+    assert!(missing.contains("nearest is copy") && missing.contains("--functions '*'"), "{missing}");
+}
+
+/// Arguments may be in variables that only a debug file names.
+#[test]
+fn a_debug_file_names_what_notes_do() {
+    let scratch = Scratch::new();
+    let source = r#"int main(void) { return 0; }
+        __asm__(".data\nserved: .long 3\n.text\nsale: nop\nret\n"
+            ".pushsection .note.stapsdt,\"\",\"note\"\n.balign 4\n.4byte 8, 994f-993f, 3\n.asciz \"stapsdt\"\n"
+            "993: .8byte sale, 0, 0\n.asciz \"shop\"\n.asciz \"sale\"\n.asciz \"-4@served(%rip)\"\n"
+            "994: .balign 4\n.popsection");
+    "#;
+    let binary = scratch.compile("shop", "cc", source, &[]);
+    let debug = format!("{binary}.debug");
+    let run =
+        |arguments: &[&str]| assert!(Command::new("objcopy").args(arguments).status().unwrap().success());
+    run(&["--only-keep-debug", &binary, &debug]);
+    run(&["--strip-all", &format!("--add-gnu-debuglink={debug}"), &binary]);
+    let probes =
+        "probes: [{ on: 'usdt:shop:sale', args: { n: 0 }, metrics: [{ counter: a_total, value: n }] }]";
+    assert!(check(&config(&binary, probes)).good().contains("n = arg0 -4@served(%rip)"));
+    assert!(!exporter(&["probes", &binary]).good().contains("debug symbols"));
+    std::fs::remove_file(&debug).unwrap();
+    let told = check(&config(&binary, probes)).bad(2);
+    assert!(told.contains("has no symbol `served`; install its debug symbols"), "{told}");
+}
+
 #[test]
 fn names_that_prometheus_advises_against_are_remarked_on() {
     let probes = "probes:
