@@ -156,7 +156,10 @@ fn slots(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<u64> {
         .collect()
 }
 
-fn instructions<'a>(image: &Image<'a>, symbol: &Symbol<'_>) -> impl Iterator<Item = Instruction> + use<'a> {
+pub(super) fn instructions<'a>(
+    image: &Image<'a>,
+    symbol: &Symbol<'_>,
+) -> impl Iterator<Item = Instruction> + use<'a> {
     instructions_at(image, symbol.vaddr, symbol.size)
 }
 

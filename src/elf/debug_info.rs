@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use gimli::{
     AttributeValue, DebugInfoOffset, DebuggingInformationEntry, Dwarf, DwarfSections, EndianSlice,
-    LittleEndian, RangeIter, SectionId, Unit, UnitHeader, UnitOffset,
+    LittleEndian, RangeIter, SectionId, Unit, UnitHeader, UnitOffset, UnitType,
 };
 
 use super::Image;
@@ -35,6 +35,8 @@ pub(super) struct Units {
     pub offsets: Vec<DebugInfoOffset>,
     /// In order of their beginning.
     spans: Vec<Span>,
+    /// Types that have units of their own, by their signatures.
+    types: HashMap<u64, DebugInfoOffset>,
     /// Units of which the file has only the skeleton.
     split: usize,
 }
@@ -92,7 +94,8 @@ impl<'a> DebugInfo<'a> {
 
     pub(super) fn finder(&self) -> Finder<'_> {
         let dwarf = self.dwarf();
-        Finder { dwarf, units: &self.units().offsets, opened: RefCell::default() }
+        let Units { offsets, types, .. } = self.units();
+        Finder { dwarf, units: offsets, types, opened: RefCell::default() }
     }
 
     /// The entries of functions that begin at this address. Those of a folded function's aliases are among them.
@@ -132,6 +135,11 @@ impl<'a> DebugInfo<'a> {
                 let Some(offset) = header.offset().to_debug_info_offset(&header) else { continue };
                 let number = units.offsets.len();
                 units.offsets.push(offset);
+                if let UnitType::Type { type_signature, type_offset } = header.type_()
+                    && let Some(offset) = type_offset.to_debug_info_offset(&header)
+                {
+                    units.types.insert(type_signature.0, offset);
+                }
                 let Ok(unit) = dwarf.unit(header) else { continue };
                 units.split += usize::from(unit.dwo_name().is_ok_and(|name| name.is_some()));
                 let mut entries = unit.entries();
@@ -190,6 +198,7 @@ fn functions(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>) -> gimli::Result<
 pub(super) struct Finder<'d> {
     pub dwarf: Dwarf<Slice<'d>>,
     units: &'d [DebugInfoOffset],
+    types: &'d HashMap<u64, DebugInfoOffset>,
     /// Those used last.
     opened: RefCell<HashMap<usize, Rc<Unit<Slice<'d>>>>>,
 }
@@ -232,7 +241,10 @@ impl<'d> Finder<'d> {
 
     /// The entry that an attribute points to.
     pub fn follow(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<Node<'d>> {
-        self.node(reference(&node.unit.header, &node.entry, attribute)?)
+        match node.entry.attr_value(attribute) {
+            Some(AttributeValue::DebugTypesRef(signature)) => self.node(*self.types.get(&signature.0)?),
+            _ => self.node(reference(&node.unit.header, &node.entry, attribute)?),
+        }
     }
 
     /// The entries directly below this one.

@@ -21,6 +21,10 @@ pub enum ElfError {
     BadNote { offset: u64, reason: &'static str },
     /// The file holds no USDT probes.
     NoNotes,
+    /// Nothing leads to the USDT probes that the file may hold.
+    NoSections,
+    /// What runs is made from the file when it starts.
+    Packed,
 }
 
 impl fmt::Display for ElfError {
@@ -57,6 +61,14 @@ impl fmt::Display for ElfError {
                 f,
                 "malformed .note.stapsdt entry at file offset {offset:#x} ({reason}): the file is damaged or was \
                  rewritten by a tool that does not keep notes"
+            ),
+            ElfError::NoSections => f.write_str(
+                "its USDT probes cannot be found: the section headers, which lead to them, were removed (by \
+                 sstrip or the like); use the file as it was linked",
+            ),
+            ElfError::Packed => f.write_str(
+                "packed by UPX: its code is unpacked into memory when it starts, where no probe can be set; \
+                 unpack the file with `upx -d`",
             ),
             ElfError::NoNotes => f.write_str(
                 "no USDT probes (no .note.stapsdt section): the program was built without them (many programs \
@@ -102,6 +114,8 @@ pub enum SiteError {
     NoFunction { pattern: String, near: Vec<String>, stripped: bool },
     /// The name is there, but nothing that a probe can be set on.
     NotProbeable { name: String, reason: &'static str },
+    /// The program chooses at its start which code this is; `implementations` holds names, or offsets in the file.
+    Ifunc { name: String, implementations: Vec<String> },
     /// The pattern is not one.
     BadPattern { pattern: String, reason: String },
     /// An address that the file's loaded segments do not hold.
@@ -136,6 +150,16 @@ impl fmt::Display for SiteError {
                 Ok(())
             }
             SiteError::NotProbeable { name, reason } => write!(f, "{name} cannot be probed: {reason}"),
+            SiteError::Ifunc { name, implementations } => {
+                write!(
+                    f,
+                    "{name} cannot be probed: it is an IFUNC, whose implementation is chosen at program start"
+                )?;
+                match implementations.as_slice() {
+                    [] => f.write_str("; probe the implementation that this processor uses"),
+                    some => write!(f, "; probe the one that this processor uses: {}", some.join(", ")),
+                }
+            }
             SiteError::BadPattern { pattern, reason } => {
                 write!(f, "`{pattern}` does not name a function: {reason}")
             }

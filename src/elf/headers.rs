@@ -17,7 +17,7 @@ pub(super) const LE: LittleEndian = LittleEndian;
 
 /// Longest symbol name looked at. Real ones reach a few thousand bytes; without a limit, a table
 /// of many names that share one endless string would cost the square of the file's size.
-const NAME_MAX: usize = 8192;
+const NAME_MAX: usize = 1 << 16;
 
 /// The processors whose argument forms and instructions are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,9 @@ impl<'a> Headers<'a> {
         };
         let segments = header.program_headers(LE, bytes).map_err(malformed("program headers"))?;
         let sections = header.section_headers(LE, bytes).map_err(malformed("section headers"))?;
+        if sections.is_empty() && is_packed(bytes, header, segments.len()) {
+            return Err(ElfError::Packed);
+        }
         let mut headers =
             Headers { bytes, arch, pie: kind == elf::ET_DYN, segments, sections, section_names: &[] };
         if !sections.is_empty() {
@@ -201,6 +204,13 @@ impl<'a> Headers<'a> {
     pub(super) fn loaded_segments(&self) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
         let bytes = self.bytes;
         self.loads().filter_map(move |s| Some((s.p_vaddr(LE), s.data(LE, bytes).ok()?)))
+    }
+
+    /// What the file loads from this address on.
+    pub(super) fn loaded_from(&self, vaddr: u64) -> Option<&'a [u8]> {
+        self.loaded_segments().find_map(|(start, data)| {
+            data.get(usize::try_from(vaddr.checked_sub(start)?).ok()?..).filter(|rest| !rest.is_empty())
+        })
     }
 
     /// The pointer that is at this address when the program runs, relative to where it was loaded.
@@ -336,6 +346,14 @@ impl<'a> Headers<'a> {
         let blocks = from_sections.chain(from_segments).take(64);
         blocks.flat_map(|(data, align)| RawNotes::new(data, align).map_while(Result::ok).take(16))
     }
+}
+
+/// Whether UPX made the file: its own header follows the program headers, with its mark after a checksum.
+fn is_packed(bytes: &[u8], header: &FileHeader64<LittleEndian>, segments: usize) -> bool {
+    let after =
+        header.e_phoff.get(LE).saturating_add((segments * size_of::<ProgramHeader64<LittleEndian>>()) as u64);
+    let mark = usize::try_from(after).ok().and_then(|after| bytes.get(after.checked_add(4)?..));
+    mark.is_some_and(|mark| mark.starts_with(b"UPX!"))
 }
 
 pub(super) fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {

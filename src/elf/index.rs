@@ -237,6 +237,24 @@ impl<'a> SymbolIndex<'a> {
         if exact.is_empty() { found } else { exact }
     }
 
+    /// Whether the file refers to a C++ or Rust function of this name in another one.
+    pub(super) fn imports(&self, name: &str) -> bool {
+        let wanted = canonical(name);
+        let is_called = |symbol: &Symbol<'_>| {
+            let mut ways = [Signature::Name, Signature::Parameters].into_iter();
+            ways.any(|how| demangle(symbol.name, how).is_some_and(|name| canonical(&name) == wanted))
+        };
+        self.symbols.iter().any(|symbol| !symbol.defined && symbol.name.starts_with('_') && is_called(symbol))
+    }
+
+    /// Names of what the program chooses at its start.
+    pub(super) fn ifuncs(&self) -> impl Iterator<Item = &'a str> {
+        self.symbols
+            .iter()
+            .filter(|symbol| symbol.kind == Kind::Ifunc && symbol.defined)
+            .map(|symbol| symbol.name)
+    }
+
     /// What the linker's jumps through this slot lead to: the symbol of a relocation.
     pub(super) fn stub(&self, slot: u64) -> Option<&'a str> {
         self.stubs.get_or_init(|| relocated(&self.image)).get(&slot).copied()

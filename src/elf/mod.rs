@@ -21,6 +21,7 @@ mod functions;
 mod golang;
 mod headers;
 mod idle;
+mod ifunc;
 mod image;
 mod index;
 mod inlined;

@@ -31,7 +31,7 @@ pub struct Note {
 const SECTIONS_MAX: usize = 4096;
 
 /// All USDT notes of a file, in their order in it. An empty section gives no notes; no section is
-/// [`ElfError::NoNotes`].
+/// [`ElfError::NoNotes`], and no sections at all are [`ElfError::NoSections`].
 pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
     let base = image.section(b".stapsdt.base").map(|s| s.sh_addr(LE));
     let mut found = None;
@@ -53,7 +53,7 @@ pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
             }
         }
     }
-    found.ok_or(ElfError::NoNotes)
+    found.ok_or(if image.has_sections() { ElfError::NoNotes } else { ElfError::NoSections })
 }
 
 fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {

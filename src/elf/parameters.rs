@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use gimli::{DebugInfoOffset, Operation, Register};
+use gimli::{DebugInfoOffset, Operation, Register, Unit};
 
 use super::debug_info::{DebugInfo, Finder, Node, Slice};
 use super::names::{CloneKind, clone_of, parameter_count};
@@ -103,6 +103,13 @@ impl Known {
     }
 }
 
+/// Whether a unit describes types and parameters, and not only lines.
+fn tells_types(unit: &Unit<Slice<'_>>) -> bool {
+    let mut entries = unit.entries();
+    std::iter::from_fn(|| entries.next_dfs().ok().flatten().map(|entry| entry.tag()))
+        .any(|tag| matches!(tag, gimli::DW_TAG_base_type | gimli::DW_TAG_formal_parameter))
+}
+
 /// Whether more follow, of any type.
 fn is_open(child: &Node<'_>) -> bool {
     child.entry.tag() == gimli::DW_TAG_unspecified_parameters
@@ -124,6 +131,9 @@ impl<'d> Reader<'d> {
         let declared = origin.as_ref().unwrap_or(&self.function);
         let own = self.taken(&self.function);
         let taken = self.taken(declared);
+        if taken.is_empty() && !declared.is_set(gimli::DW_AT_prototyped) && !tells_types(&declared.unit) {
+            return None;
+        }
         let mut words = Words::of(finder, &self.function, declared)?;
         words.is_open = finder.children(declared).iter().any(is_open);
         words.is_lost |= words.is_cpp && self.is_incomplete(&taken);
@@ -149,7 +159,7 @@ impl<'d> Reader<'d> {
             let name = finder.text(&child, gimli::DW_AT_name).unwrap_or_default();
             all.push(Parameter {
                 name: String::from_utf8_lossy(name).into_owned(),
-                declared: written(finder, kind.as_ref()),
+                declared: written(finder, &child),
                 value: match how {
                     Passed::ByReference => Value::Address(Pointee::Structure),
                     _ => value(finder, kind),

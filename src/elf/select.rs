@@ -1,8 +1,9 @@
 //! Which functions of a file a name or a pattern means.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::copies::{drop_chained, remarks_on, remarks_on_each};
+use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
 use super::symbol_table::{Kind, Symbol};
@@ -37,13 +38,11 @@ impl Selected<'_> {
 /// their symbols: as the function, they would count some of its calls twice.
 pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Selected<'a>, SiteError> {
     let no_function = match of_symbol(index, pattern) {
-        Ok(Some(found)) => {
-            let found = without_wrappers(index.image(), found);
-            return Ok(Selected { by_address: found, exact: true, left_out: Vec::new() });
+        Ok(Some(selected)) => {
+            let by_address = without_wrappers(index.image(), selected.by_address);
+            return Ok(Selected { by_address, ..selected });
         }
-        Err(error) if matches!(error, SiteError::NotProbeable { reason: CHOSEN_AT_START, .. }) => {
-            return Err(error);
-        }
+        Err(error) if matches!(error, SiteError::Ifunc { .. }) => return Err(error),
         // A function of C++ may be called like a variable, or like a function that the file only refers to.
         Err(error) => Some(error),
         Ok(None) => None,
@@ -53,7 +52,9 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     let (name, version) = versioned(pattern);
     let is_meant = |symbol: &Symbol<'_>| version.is_none_or(|version| symbol.version == Some(version));
     let has_signature = name.contains(['(', '<', ' ', '[']) || name.contains("::h");
-    let called = index.called(name, has_signature).into_iter().filter(|symbol| is_meant(symbol));
+    let is_resolver = |symbol: &Symbol<'_>| symbol.name.ends_with(".resolver");
+    let called = index.called(name, has_signature).into_iter();
+    let called = called.filter(|symbol| is_meant(symbol) && !is_resolver(symbol));
     called.for_each(|symbol| keep_best(&mut found, *symbol));
     if !found.is_empty() {
         drop_chained(index, &mut found, &mut left_out);
@@ -61,9 +62,13 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     }
     if name.contains(['*', '?']) {
         found = globbed(index, name, is_meant);
+        left_out.extend(without_ifuncs(index, name));
     }
     if found.is_empty() {
-        return Err(no_function.unwrap_or_else(|| missing(index, pattern)));
+        return Err(no_function.unwrap_or_else(|| match index.imports(name) {
+            true => SiteError::NotProbeable { name: pattern.to_owned(), reason: IMPORTED },
+            false => missing(index, pattern),
+        }));
     }
     drop_chained(index, &mut found, &mut left_out);
     Ok(Selected { by_address: without_wrappers(index.image(), found), exact: false, left_out })
@@ -78,23 +83,26 @@ fn versioned(pattern: &str) -> (&str, Option<&str>) {
 }
 
 /// The functions of a symbol's name; None if there is no such symbol.
-fn of_symbol<'a>(
-    index: &SymbolIndex<'a>,
-    pattern: &str,
-) -> Result<Option<BTreeMap<u64, Symbol<'a>>>, SiteError> {
+fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Selected<'a>>, SiteError> {
     let (name, version) = versioned(pattern);
     let mut found = BTreeMap::new();
     let mut refused = None;
     let mut labels = Vec::new();
     for symbol in index.named(name) {
         let is_part = symbol.name != name && is_fragment(symbol.name);
-        if is_part || version.is_some_and(|version| symbol.version != Some(version)) {
+        let is_other = |version| symbol.version != Some(version) && (version != "plt" || symbol.defined);
+        if is_part || version.is_some_and(is_other) {
             continue;
+        }
+        // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
+        // probe there would look right and see nothing.
+        if symbol.kind == Kind::Ifunc && symbol.defined {
+            return implemented(index, pattern, symbol).map(Some);
         }
         match not_probeable(symbol) {
             None => keep_best(&mut found, *symbol),
             Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(*symbol),
-            Some(reason) => refused = refused.max(Some((symbol.kind == Kind::Ifunc, reason))),
+            Some(reason) => refused = Some(reason),
         }
     }
     if found.is_empty() {
@@ -102,13 +110,53 @@ fn of_symbol<'a>(
         code.for_each(|label| keep_best(&mut found, label));
     }
     match refused {
-        // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
-        // probe there would look right and see nothing.
-        Some((ifunc, reason)) if ifunc || found.is_empty() => {
-            Err(SiteError::NotProbeable { name: pattern.to_owned(), reason })
-        }
-        _ => Ok((!found.is_empty()).then_some(found)),
+        Some(reason) if found.is_empty() => Err(SiteError::NotProbeable { name: pattern.to_owned(), reason }),
+        _ if found.is_empty() => Ok(None),
+        _ => Ok(Some(Selected { by_address: found, exact: true, left_out: Vec::new() })),
     }
+}
+
+/// The functions of which a program chooses one at its start for an IFUNC, where only it leads to them: those that a compiler
+/// made of one in the source (`target_clones`).
+fn implemented<'a>(
+    index: &SymbolIndex<'a>,
+    pattern: &str,
+    ifunc: &Symbol<'_>,
+) -> Result<Selected<'a>, SiteError> {
+    let all = implementations(index.image(), ifunc);
+    let is_own = |symbol: &&Symbol<'a>| {
+        symbol.name.strip_prefix(ifunc.name).is_some_and(|suffix| suffix.starts_with('.'))
+    };
+    let own = |vaddr: &u64| index.functions_at(*vaddr).find(is_own).map(|symbol| (*vaddr, *symbol));
+    let by_address: BTreeMap<u64, Symbol<'a>> = all.iter().filter_map(own).collect();
+    if by_address.is_empty() || by_address.len() < all.len() {
+        let offset = |vaddr| index.image().file_offset(vaddr).map(|offset| format!("{offset:#x}"));
+        let named = |vaddr: u64| match index.functions_at(vaddr).next() {
+            Some(symbol) => Some(symbol.name.to_owned()),
+            None => offset(vaddr),
+        };
+        let implementations = all.into_iter().filter_map(named).collect();
+        return Err(SiteError::Ifunc { name: pattern.to_owned(), implementations });
+    }
+    let told = "the program chooses one of its variants at its start; calls of all of them are counted";
+    Ok(Selected { by_address, exact: true, left_out: vec![told.to_owned()] })
+}
+
+/// Which of the names that a glob matches stand for something that the program chooses at its start.
+fn without_ifuncs(index: &SymbolIndex<'_>, pattern: &str) -> Option<String> {
+    const LISTED: usize = 4;
+    let names: BTreeSet<&str> = index.ifuncs().filter(|name| glob(pattern, name)).collect();
+    let shown: Vec<&str> = names.iter().copied().take(LISTED).collect();
+    let more = match names.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!names.is_empty()).then(|| {
+        format!(
+            "without {}{more}: IFUNCs, whose implementations are chosen at program start",
+            shown.join(", ")
+        )
+    })
 }
 
 /// The functions whose symbols or names a glob matches.
@@ -163,17 +211,12 @@ fn without_wrappers<'a>(
     found
 }
 
-/// Why an IFUNC is not probed: its symbol is that of the code that chooses.
-const CHOSEN_AT_START: &str = "it is an IFUNC, resolved at program start; probe the implementation that this \
-     processor uses";
+const IMPORTED: &str = "this file only imports it; use the shared library that defines it as the binary";
 
 /// Why no probe can be set on what a symbol names.
 fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     match symbol {
-        Symbol { defined: false, .. } => {
-            Some("this file only imports it; use the shared library that defines it as the binary")
-        }
-        Symbol { kind: Kind::Ifunc, .. } => Some(CHOSEN_AT_START),
+        Symbol { defined: false, .. } => Some(IMPORTED),
         Symbol { kind: Kind::Function, .. } => None,
         _ => Some("it is not a function"),
     }

@@ -8,6 +8,9 @@ use object::read::elf::{SectionHeader, Sym};
 
 use super::headers::{Headers, LE, bounded_str};
 
+/// Bytes of all names of a table. More are only in one that was made to take time, with many names that share one string.
+const NAMES_MAX: usize = 1 << 30;
+
 /// One defined or undefined symbol.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Symbol<'a> {
@@ -45,13 +48,29 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// None when there is no such section or it does not fit the file.
+    /// None when there is no such section or it does not fit the file. Of a file without sections, what the dynamic loader
+    /// reads.
     pub fn of(headers: &Headers<'a>, kind: elf::SectionType) -> Option<Table<'a>> {
+        if kind == elf::SHT_DYNSYM && !headers.has_sections() {
+            return Table::dynamic(headers);
+        }
         let section = headers.section_of_type(kind)?;
         let strings = headers.section_data(headers.section_at(section.sh_link(LE))?)?;
         let bytes = headers.section_data(section)?;
         let (entries, _) = slice_from_bytes(bytes, bytes.len() / size_of::<Sym64<LittleEndian>>()).ok()?;
         Some(Table { entries, strings })
+    }
+
+    fn dynamic(headers: &Headers<'a>) -> Option<Table<'a>> {
+        let tags = headers.dynamic();
+        let value = |wanted| tags.iter().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
+        let from = |tag| headers.loaded_from(value(tag)?);
+        let by_hash = || word_at(from(elf::DT_HASH)?, 1);
+        let count = from(elf::DT_GNU_HASH).and_then(hashed).or_else(by_hash)?;
+        let strings = from(elf::DT_STRTAB)?;
+        let size = value(elf::DT_STRSZ).and_then(|size| usize::try_from(size).ok());
+        let (entries, _) = slice_from_bytes(from(elf::DT_SYMTAB)?, usize::try_from(count).ok()?).ok()?;
+        Some(Table { entries, strings: &strings[..size.unwrap_or(strings.len()).min(strings.len())] })
     }
 
     /// The symbols in the table's order.
@@ -66,8 +85,11 @@ impl<'a> Table<'a> {
 
     /// The symbols with their numbers in the table.
     pub fn numbered(self) -> impl Iterator<Item = (SymbolIndex, Symbol<'a>)> + use<'a> {
+        let mut room = NAMES_MAX;
         self.entries.iter().enumerate().filter_map(move |(number, entry)| {
-            let name = std::str::from_utf8(bounded_str(self.strings, entry.st_name(LE))?).ok()?;
+            let name = bounded_str(self.strings, entry.st_name(LE))?;
+            room = room.checked_sub(name.len())?;
+            let name = std::str::from_utf8(name).ok()?;
             let (name, version) = match name.split_once('@') {
                 Some((plain, version)) => (plain, Some(version.trim_start_matches('@'))),
                 None => (name, None),
@@ -94,4 +116,26 @@ impl<'a> Table<'a> {
             (!name.is_empty()).then_some((SymbolIndex(number), symbol))
         })
     }
+}
+
+/// How many symbols there are in the table that goes with a GNU hash table: buckets name the first of each chain, and a chain's
+/// last has the lowest bit set.
+fn hashed(table: &[u8]) -> Option<u32> {
+    const HEADER: usize = 4;
+    let [buckets, first, bloom] = [0, 1, 2].map(|number| word_at(table, number));
+    let (buckets, first, bloom) = (buckets?, first?, bloom?);
+    let buckets_at = usize::try_from(bloom).ok()?.checked_mul(2)?.checked_add(HEADER)?;
+    let chains_at = buckets_at.checked_add(usize::try_from(buckets).ok()?)?;
+    let bucket = |number| word_at(table, number);
+    let last = (buckets_at..chains_at).map_while(bucket).max()?;
+    if last < first {
+        return Some(first);
+    }
+    let chain = table.get(chains_at.checked_add(usize::try_from(last - first).ok()?)?.checked_mul(4)?..)?;
+    let more = chain.chunks_exact(4).position(|word| word[0] & 1 == 1)?;
+    last.checked_add(u32::try_from(more).ok()?)?.checked_add(1)
+}
+
+fn word_at(table: &[u8], number: usize) -> Option<u32> {
+    table.get(number.checked_mul(4)?..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
 }

@@ -269,6 +269,40 @@ fn parameters_of_rust_are_those_that_debug_information_places() {
     assert!(found.all.iter().all(|one| one.place == ParameterPlace::AsDeclared), "{found:?}");
 }
 
+/// Types may have units of their own; and only lines may be told of.
+#[test]
+fn debug_information_in_other_shapes() {
+    let source = r#"
+#include <string>
+struct Two { int a; long b; };
+extern "C" __attribute__((noinline)) int f(Two s, const std::string &n, const char &c, int last) { return s.a + n.size() + c + last; }
+int main(int argc, char **argv) { return f({argc, 2}, argv[0], 'c', 4); }
+"#;
+    let shape = |name: &str, compiler: &str, flags: &[&str]| {
+        let path = compile(name, compiler, source, &[&["-O0", "-std=c++17"], flags].concat());
+        parameters_in(&path, "f")
+    };
+    let units = &["-fdebug-types-section"][..];
+    for (name, compiler, flags) in [
+        ("shape-gcc", "c++", &[][..]),
+        ("shape-gcc-units", "c++", units),
+        ("shape-gcc-64", "c++", &["-gdwarf64"]),
+        ("shape-gcc-3", "c++", &["-gdwarf-3"]),
+        ("shape-clang-units", "clang++-14", &["-fdebug-types-section", "-fstandalone-debug"]),
+        ("shape-clang-simple", "clang++-14", &["-gsimple-template-names", "-fstandalone-debug"]),
+    ] {
+        let found = shape(name, compiler, flags).unwrap();
+        assert_eq!(words(&found), "s:0-1 n:2 c:3 last:4", "{name}");
+        assert_eq!(found.all[0].declared, "Two", "{name}");
+        assert_eq!(found.all[2].value, Value::Address(Pointee::Other), "{name}: one character is no text");
+    }
+    // Types are in another section, which is not read.
+    let old = shape("shape-gcc-units-4", "c++", &["-gdwarf-4", "-fdebug-types-section"]).unwrap();
+    assert_eq!((words(&old).as_str(), old.all[0].declared.as_str()), ("s:? n:? c:? last:?", "?"));
+    let lines = compile_kept("shape-gcc-lines", "c++", source, &["-O0", "-g1"]);
+    assert_eq!(parameters_in(&lines, "f"), None, "it does not say that there are none");
+}
+
 /// Debug information is read in every way that it is compressed.
 #[test]
 fn compressed_debug_information_is_read() {

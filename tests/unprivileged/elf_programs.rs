@@ -214,7 +214,7 @@ fn places_that_cannot_be_probed_say_why() {
     assert!(error("pushes+1").contains("+0x0 and +0x4"), "{}", error("pushes+1"));
     assert!(error("pushes+0x10000").contains("has only"), "{}", error("pushes+0x10000"));
     assert!(error("pushes*+4").contains("glob"), "{}", error("pushes*+4"));
-    assert!(error("late").contains("resolved at program start"), "{}", error("late"));
+    assert!(error("late").contains("chosen at program start"), "{}", error("late"));
     assert!(error("data_only").contains("not a function"), "{}", error("data_only"));
     assert!(error("printf").contains("shared library"), "{}", error("printf"));
     assert!(error("pushed").contains("nearest is pushes"), "{}", error("pushed"));

@@ -13,6 +13,7 @@ mod documentation;
 mod elf_approaches;
 mod elf_exits;
 mod elf_names;
+mod elf_oddities;
 mod elf_parameters;
 mod elf_programs;
 mod encoder;

@@ -34,34 +34,41 @@ pub enum Pointee {
 const DEPTH: usize = 8;
 /// Qualifiers and names that are followed to what they stand for.
 const ALIASES: usize = 32;
-/// The type as the source writes it.
-pub(super) fn written<'d>(finder: &Finder<'d>, of: Option<&Node<'d>>) -> String {
+
+/// An entry's type as the source writes it; `?` for one that is described where it is not read.
+pub(super) fn written<'d>(finder: &Finder<'d>, of: &Node<'d>) -> String {
     written_to(finder, of, DEPTH)
 }
 
-fn written_to<'d>(finder: &Finder<'d>, of: Option<&Node<'d>>, depth: usize) -> String {
-    let Some(node) = of else { return "void".to_owned() };
+fn written_to<'d>(finder: &Finder<'d>, of: &Node<'d>, depth: usize) -> String {
+    if of.entry.attr(gimli::DW_AT_type).is_none() {
+        return "void".to_owned();
+    }
+    let Some(node) = finder.follow(of, gimli::DW_AT_type) else { return "?".to_owned() };
+    let node = &node;
     if depth == 0 {
         return "...".to_owned();
     }
     let inner = || finder.follow(node, gimli::DW_AT_type);
-    let within = || written_to(finder, inner().as_ref(), depth - 1);
+    let within = || written_to(finder, node, depth - 1);
     let suffix = match node.entry.tag() {
         gimli::DW_TAG_pointer_type if is_function(inner().as_ref()) => return "function *".to_owned(),
         gimli::DW_TAG_pointer_type => "*",
         gimli::DW_TAG_reference_type => "&",
         gimli::DW_TAG_rvalue_reference_type => "&&",
         gimli::DW_TAG_const_type => {
-            let inner = inner();
-            let is_pointer = inner.as_ref().is_some_and(is_address);
-            let within = written_to(finder, inner.as_ref(), depth - 1);
+            let is_pointer = inner().as_ref().is_some_and(is_address);
+            let within = within();
             return if is_pointer { format!("{within} const") } else { format!("const {within}") };
         }
         gimli::DW_TAG_volatile_type | gimli::DW_TAG_restrict_type | gimli::DW_TAG_atomic_type => {
             return within();
         }
         _ => {
-            let name = finder.text(node, gimli::DW_AT_name).map(String::from_utf8_lossy);
+            // What has a unit of its own may have its name only there.
+            let whole = finder.follow(node, gimli::DW_AT_signature);
+            let name = finder.text(whole.as_ref().unwrap_or(node), gimli::DW_AT_name);
+            let name = name.map(String::from_utf8_lossy);
             return name.map_or_else(|| "an unnamed type".to_owned(), |name| name.into_owned());
         }
     };
@@ -97,7 +104,7 @@ fn plain<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Option<Node<'d>> {
             | gimli::DW_TAG_volatile_type
             | gimli::DW_TAG_restrict_type
             | gimli::DW_TAG_atomic_type => at = finder.follow(&at, gimli::DW_AT_type)?,
-            _ => return Some(at),
+            _ => return finder.follow(&at, gimli::DW_AT_signature).or(Some(at)),
         }
     }
     None
@@ -121,7 +128,11 @@ pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Value {
             Value::Address(match pointee {
                 Some(at) if is_structure(&at) => Pointee::Structure,
                 Some(at)
-                    if matches!(encoding(&at), gimli::DW_ATE_signed_char | gimli::DW_ATE_unsigned_char) =>
+                    if node.entry.tag() == gimli::DW_TAG_pointer_type
+                        && matches!(
+                            encoding(&at),
+                            gimli::DW_ATE_signed_char | gimli::DW_ATE_unsigned_char
+                        ) =>
                 {
                     Pointee::Text
                 }

@@ -1,0 +1,31 @@
+//! What an IFUNC may stand for. Its symbol is that of code that chooses, once at program start.
+
+use std::collections::BTreeSet;
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use super::Image;
+use super::copies::instructions;
+use super::symbol_table::Symbol;
+use super::unwind::frame_at;
+
+/// The addresses of the functions among which the code of an IFUNC chooses: where addresses that it takes are functions' own.
+pub(super) fn implementations(image: &Image<'_>, ifunc: &Symbol<'_>) -> BTreeSet<u64> {
+    let is_function = |vaddr: &u64| frame_at(image, *vaddr).is_some_and(|frame| frame.start == *vaddr);
+    instructions(image, ifunc).filter_map(|one| address(image, &one)).filter(is_function).collect()
+}
+
+/// The address that an instruction takes of what is elsewhere in the file.
+fn address(image: &Image<'_>, one: &Instruction) -> Option<u64> {
+    match one.mnemonic() {
+        Mnemonic::Lea if one.is_ip_rel_memory_operand() => Some(one.ip_rel_memory_address()),
+        // Through a slot that the loader fills.
+        Mnemonic::Mov | Mnemonic::Cmove | Mnemonic::Cmovne if one.is_ip_rel_memory_operand() => {
+            image.pointer_at(one.ip_rel_memory_address())
+        }
+        // In a program that is loaded where it was linked.
+        Mnemonic::Mov if one.op1_kind() == OpKind::Immediate32 => Some(u64::from(one.immediate32())),
+        Mnemonic::Mov if one.op1_kind() == OpKind::Immediate32to64 => Some(one.immediate32to64() as u64),
+        _ => None,
+    }
+}

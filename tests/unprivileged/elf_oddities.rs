@@ -1,0 +1,106 @@
+//! Files that linkers, compilers and packers make otherwise than usual.
+//!
+//! Needs `cc` and `g++`.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, notes};
+
+use crate::support::program::compile_kept as compile;
+
+fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
+    let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
+    found.iter().map(|site| site.site.offset).collect()
+}
+
+/// A function of which the program chooses a variant when it starts.
+#[test]
+fn variants_that_are_chosen_at_program_start() {
+    let source = r#"
+#include <cstring>
+#define VARIANTS __attribute__((noinline, target_clones("avx2", "default")))
+extern "C" VARIANTS int area(int n) { int all = 0; for (int i = 0; i < n; i++) all += i * n; return all; }
+namespace shop { VARIANTS int sum(int n) { int all = 0; for (int i = 0; i < n; i++) all += i; return all; } }
+extern "C" { int one(int n) { return n + 1; } int two(int n) { return n + 2; }
+static int (*choose(void))(int) { return __builtin_cpu_supports("avx2") ? one : two; }
+int chosen(int) __attribute__((ifunc("choose"))); }
+int main(int argc, char **argv) { return area(argc) + shop::sum(argc) + chosen(argc) + std::strlen(argv[0]); }
+"#;
+    for (name, flags) in [
+        ("names-ifunc", &["-O2", "-fPIE", "-pie"][..]),
+        ("names-ifunc-fixed", &["-O2", "-no-pie", "-fno-pie"]),
+    ] {
+        let path = compile(name, "g++", source, flags);
+        let bytes = fs::read(&path).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let index = SymbolIndex::of(&image);
+        let names = |pattern: &str| -> Vec<String> {
+            let sites = index.sites(pattern).unwrap_or_else(|err| panic!("{name}: {pattern}: {err}"));
+            let mut names: Vec<_> = sites.into_iter().map(|site| site.name).collect();
+            names.sort();
+            names
+        };
+        let variants = |symbol: &str| [".avx2", ".default"].map(|kind| format!("{symbol}{kind}"));
+        let is_all = |found: Vec<String>, symbol: &str| {
+            found.len() == 2
+                && found.iter().zip(variants(symbol)).all(|(found, begin)| found.starts_with(&begin))
+        };
+        assert!(is_all(names("area"), "area"), "{name}: {:?}", names("area"));
+        for pattern in ["_ZN4shop3sumEi", "shop::sum(int)", "shop::sum"] {
+            assert!(is_all(names(pattern), "_ZN4shop3sumEi"), "{name}: {pattern}: {:?}", names(pattern));
+        }
+        let error = index.sites("chosen").unwrap_err().to_string();
+        assert!(error.contains("IFUNC") && error.contains("one, two"), "{name}: {error}");
+        let (_, remarks) = index.remarked_sites("*o*").unwrap();
+        assert!(
+            remarks.iter().any(|remark| remark.contains("chosen") && remark.contains("IFUNC")),
+            "{remarks:?}"
+        );
+        // What the file only refers to is told from what is not there at all.
+        for pattern in ["strlen", "strlen@plt"] {
+            let error = index.sites(pattern).unwrap_err().to_string();
+            assert!(error.contains("only imports it"), "{name}: {pattern}: {error}");
+        }
+    }
+}
+
+/// A library without section headers exports what the dynamic loader finds; a program packed by UPX is none.
+#[test]
+fn files_without_section_headers() {
+    let source = "int work(int n) { return n * 3; } int more(int n) { return work(n) + 2; } static int own(int n) { return n; } int (*used)(int) = own;";
+    for style in ["gnu", "sysv"] {
+        let path = compile(
+            &format!("names-{style}.so"),
+            "cc",
+            source,
+            &["-shared", "-fPIC", &format!("-Wl,--hash-style={style}")],
+        );
+        let mut bytes = fs::read(&path).unwrap();
+        let whole = Image::parse(&bytes).unwrap();
+        let wanted: Vec<_> = ["work", "more"].map(|name| offsets(&whole, name)).into();
+        let headers = usize::try_from(u64::from_le_bytes(bytes[40..48].try_into().unwrap())).unwrap();
+        bytes.truncate(headers);
+        bytes[40..48].fill(0);
+        bytes[58..64].fill(0);
+        let image = Image::parse(&bytes).unwrap();
+        let found: Vec<_> = ["work", "more"].map(|name| offsets(&image, name)).into();
+        assert_eq!(found, wanted, "{style}");
+        assert!(function_sites(&image, "own").is_err());
+        assert_eq!(notes(&image).unwrap_err(), ElfError::NoSections);
+        let after = 64 + 56 * usize::from(u16::from_le_bytes(bytes[56..58].try_into().unwrap()));
+        bytes[after + 4..after + 8].copy_from_slice(b"UPX!");
+        assert_eq!(Image::parse(&bytes).unwrap_err(), ElfError::Packed);
+    }
+}
+
+#[test]
+fn long_names_are_names() {
+    let name = "n".repeat(20_000);
+    let source = format!(
+        "int {name}(int n) {{ return n * 3; }} int main(int argc, char **argv) {{ (void)argv; return {name}(argc); }}"
+    );
+    let path = compile("names-long", "cc", &source, &["-O0"]);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(offsets(&Image::parse(&bytes).unwrap(), &name).len(), 1);
+}
