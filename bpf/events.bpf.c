@@ -51,9 +51,11 @@ struct process_event {
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
 };
 
-enum file_flag {
-	FILE_KNOWN = 1 << 0, /* nothing has to be done at once when a process executes it */
-	FILE_SEMAPHORES = 1 << 1, /* whatever process executes it is told */
+/* What targets tell processes by that execute a file. */
+struct file_use {
+	struct file_key file;
+	__u64 cgroup; /* 0 where no target is given by that */
+	__u8 comm[16];
 };
 
 /* A file by one of its names, by which targets ask for it. */
@@ -91,7 +93,7 @@ struct events_abi {
 	struct named_file named_file;
 	enum event_limit event_limit;
 	enum process_event_kind process_event_kind;
-	enum file_flag file_flag;
+	struct file_use file_use;
 	enum tracked_state tracked_state;
 	enum cgroup_state cgroup_state;
 	enum name_length name_length;
@@ -114,7 +116,11 @@ __u64 lost = 0;
 HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
 HASH(tracked, BPF_MAP_TYPE_HASH, 0, __u32, __u32, 65536);
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
-HASH(files, BPF_MAP_TYPE_LRU_HASH, 0, struct file_key, __u32, 8192);
+/* Nothing has to be done at once when such a process executes the file. */
+HASH(known, BPF_MAP_TYPE_LRU_HASH, 0, struct file_use, __u32, 8192);
+
+/* Whatever process executes the file is told. */
+HASH(semaphores, BPF_MAP_TYPE_LRU_HASH, 0, struct file_key, __u32, 8192);
 
 /* Files that may be mapped without anything to be done about it. */
 HASH(libraries, BPF_MAP_TYPE_LRU_HASH, 0, struct named_file, __u32, 8192);
@@ -124,11 +130,12 @@ struct {
 	__uint(max_entries, 1 << 18);
 } ring SEC(".maps");
 
-static __always_inline __u32 flags_of(const struct file_key *file)
+static __always_inline bool is_known(const struct process_event *event)
 {
-	__u32 *flags = bpf_map_lookup_elem(&files, file);
+	struct file_use use = { .file = event->file, .cgroup = event->cgroup };
 
-	return flags ? *flags : 0;
+	__builtin_memcpy(use.comm, event->comm, sizeof(use.comm));
+	return bpf_map_lookup_elem(&known, &use);
 }
 
 static __always_inline void set_file(struct file_key *key, struct file *file)
@@ -210,21 +217,20 @@ int executed(__u64 *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct process_event event = { .kind = PROCESS_EXECUTED, .pid = process_id(task) };
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	bool is_meant, is_told;
-	__u32 flags;
+	bool is_meant, is_told, needs_semaphores;
 
 	if (!event.pid || !exe)
 		return 0;
 	bpf_get_current_comm(event.comm, sizeof(event.comm));
-	event.cgroup = bpf_get_current_cgroup_id();
+	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
 	is_meant = wants_all || is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_cgroup_wanted(event.cgroup);
 	is_told = track(event.pid, is_meant);
 	set_file(&event.file, exe);
-	flags = flags_of(&event.file);
-	if (!is_told && !(flags & FILE_SEMAPHORES))
+	needs_semaphores = bpf_map_lookup_elem(&semaphores, &event.file);
+	if (!is_told && !needs_semaphores)
 		return 0;
 	event.time = bpf_ktime_get_ns();
-	if (flags == FILE_KNOWN) {
+	if (!needs_semaphores && is_known(&event)) {
 		send(&event, SHORT_EVENT, false);
 	} else {
 		bpf_probe_read_kernel_str(event.path, sizeof(event.path), BPF_CORE_READ(program, filename));
@@ -303,7 +309,8 @@ int renamed(__u64 *ctx)
 	else if (!bpf_map_lookup_elem(&tracked, &event.pid))
 		return 0;
 	set_file(&event.file, exe);
-	send(&event, SHORT_EVENT, is_wanted && flags_of(&event.file) != FILE_KNOWN);
+	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
+	send(&event, SHORT_EVENT, is_wanted && !is_known(&event));
 	return 0;
 }
 

@@ -17,7 +17,7 @@ use super::files::{Inode, PidNamespace};
 use super::storage::{Storage, new_storage};
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
-    cgroup_state, file_flag, file_key, name_key, name_length, named_file, process_event, process_event_kind,
+    cgroup_state, file_key, file_use, name_key, name_length, named_file, process_event, process_event_kind,
     tracked_state,
 };
 
@@ -28,6 +28,15 @@ pub struct FileKey {
     pub number: u64,
     device: u32,
     generation: u32,
+}
+
+/// A file, and what targets tell processes by that execute it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct FileUse {
+    pub file: FileKey,
+    /// 0 where no target is given by that.
+    pub cgroup: u64,
+    pub comm: [u8; 16],
 }
 
 /// A file by one of its names.
@@ -50,7 +59,7 @@ pub struct ProcessEvent {
 pub enum ProcessChange {
     /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known. The time is that
     /// of `CLOCK_MONOTONIC`, in nanoseconds.
-    Executed { file: FileKey, path: PathBuf, cgroup: u64, time: u64 },
+    Executed { file: FileUse, path: PathBuf, cgroup: u64, time: u64 },
     /// It was made by this process.
     Forked { parent: u32 },
     /// By this signal, if it was one.
@@ -215,10 +224,14 @@ impl ProcessEvents {
         all.iter().for_each(|key| drop(cgroups.delete(key)));
     }
 
-    /// A process that executes the file needs nothing at once; or it does, whatever it is called and wherever it is.
-    pub fn set_known(&self, file: FileKey, needs_semaphores: bool) {
-        let flags = if needs_semaphores { file_flag::FILE_SEMAPHORES } else { file_flag::FILE_KNOWN };
-        self.set(&self.loaded.borrow_dependent().maps.files, &file.bytes(), flags.0);
+    /// Such a process that executes the file needs nothing at once; or each does, whatever it is called and wherever it is.
+    pub fn set_known(&self, file: FileUse, needs_semaphores: bool) {
+        let maps = &self.loaded.borrow_dependent().maps;
+        if needs_semaphores {
+            self.set(&maps.semaphores, &file.file.bytes(), 1);
+        } else {
+            self.set(&maps.known, &file.bytes(), 1);
+        }
     }
 
     /// Nothing has to be done when a process maps the file by this name.
@@ -232,8 +245,10 @@ impl ProcessEvents {
     }
 
     /// The file is as one that was never seen.
-    pub fn forget_file(&self, file: FileKey) {
-        let _ = self.loaded.borrow_dependent().maps.files.delete(&file.bytes());
+    pub fn forget_file(&self, file: FileUse) {
+        let maps = &self.loaded.borrow_dependent().maps;
+        let _ = maps.semaphores.delete(&file.file.bytes());
+        let _ = maps.known.delete(&file.bytes());
     }
 
     fn set(&self, map: &impl MapCore, key: &[u8], value: u32) {
@@ -306,6 +321,17 @@ impl FileKey {
     }
 }
 
+impl FileUse {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<file_use>()];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(offset_of!(file_use, file), &self.file.bytes());
+        put(offset_of!(file_use, cgroup), &self.cgroup.to_ne_bytes());
+        put(offset_of!(file_use, comm), &self.comm);
+        bytes
+    }
+}
+
 impl NamedFile {
     fn bytes(self) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<named_file>()];
@@ -344,6 +370,8 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
     let change = match process_event_kind(word(record, offset_of!(process_event, kind))?) {
         process_event_kind::PROCESS_EXECUTED => {
             let time = long(record, offset_of!(process_event, time))?;
+            let comm = record.get(comm..comm + 16)?.try_into().ok()?;
+            let file = FileUse { file, cgroup, comm };
             ProcessChange::Executed { file, path: text(path).into(), cgroup, time }
         }
         process_event_kind::PROCESS_FORKED => {
@@ -399,7 +427,7 @@ mod tests {
         };
         assert_eq!(executed, &path);
         assert!(
-            file.inode != 0 && changes.last() == Some(&ProcessChange::Ended { signal: 0 }),
+            file.file.inode != 0 && changes.last() == Some(&ProcessChange::Ended { signal: 0 }),
             "{changes:?}"
         );
         let other = start("/bin/dash".as_ref());

@@ -32,7 +32,7 @@ pub(crate) use accounting::{Counts, LOST, Losses, SLOW_LOST, SlowCounts};
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
-pub use events::{FileKey, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
+pub use events::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
 pub use exec_gate::{ExecGate, Waker, apart, be_prompt};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::Filter;

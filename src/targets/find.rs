@@ -9,7 +9,7 @@ use super::denied::why_denied;
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
-use crate::kernel::{FileKey, Files, NamedFile, ProcessEvents};
+use crate::kernel::{FileUse, Files, NamedFile, ProcessEvents};
 use crate::procfs::Stat;
 use crate::selectors::{FileOf, Pattern, Selector};
 
@@ -32,9 +32,9 @@ pub struct Finder {
     /// Whether a file was in use, and when that was looked up.
     pub(super) used: Option<(Identity, Instant, bool)>,
     /// Files that processes were seen to run, as the kernel tells of them.
-    pub(super) executed: HashMap<FileKey, Identity>,
+    pub(super) executed: HashMap<FileUse, Identity>,
     /// What processes run that have begun to since.
-    pub(super) running: HashMap<u32, FileKey>,
+    pub(super) running: HashMap<u32, FileUse>,
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
     /// how long after that once more. None where nobody needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{Finder, KNOWN};
-use crate::kernel::{FileKey, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
+use crate::kernel::{FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
 
 /// What has become of processes.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub struct Mapped {
 #[derive(Debug)]
 pub struct Executed {
     pub pid: u32,
-    key: FileKey,
+    key: FileUse,
     /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub time: u64,
 }
@@ -141,7 +141,7 @@ impl Finder {
         if !is_seen {
             // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
             // file attached to.
-            if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.number) {
+            if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 news.ended.push((name, path.clone()));
             }
@@ -167,7 +167,7 @@ impl Finder {
                     let known = ran.and_then(|file| self.executed.get(&file).copied());
                     let process = self.processes.get(event.pid).and_then(|process| process.file.as_ref());
                     let looked_up = known.or(process.map(|file| file.identity));
-                    let identity = looked_up.or(ran.map(FileKey::unstacked));
+                    let identity = looked_up.or(ran.map(|ran| ran.file.unstacked()));
                     news.trapped.extend(identity.map(|identity| (event.pid, identity)));
                 }
             }
@@ -251,7 +251,7 @@ mod tests {
         let [stranger, pinned] = [u32::MAX - 1, u32::MAX];
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
         for pid in [stranger, pinned] {
-            let (file, path) = (FileKey::default(), PathBuf::new());
+            let (file, path) = (FileUse::default(), PathBuf::new());
             let change = ProcessChange::Executed { file, path, cgroup: 0, time: 0 };
             finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessNews::default());
         }

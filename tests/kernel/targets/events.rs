@@ -130,3 +130,26 @@ fn reattaching_is_counted_by_reason() {
     fire_at_once(&path, 4);
     assert_eq!(count(&tracer, "p_total"), 4);
 }
+
+#[test]
+fn one_file_by_several_names_is_several_programs() {
+    let (builds, folder) = (builds(), folder());
+    let [one, other] = ["ev-one", "ev-two"].map(named);
+    let path = program(builds.path(), folder.path(), &one);
+    let tracer = start(&[("one", &format!("process: {one}")), ("other", &format!("process: {other}"))]);
+    let mut running = Program::start(&path);
+    until_attached(&tracer, 0);
+    running.fire(3);
+    // As the commands of busybox are.
+    let link = folder.path().join(&other);
+    std::fs::hard_link(&path, &link).unwrap();
+    fire_at_once(&link, 1);
+    until_attached(&tracer, 1);
+    let before = count(&tracer, "other_total");
+    for _ in 0..10 {
+        fire_at_once(&link, 7);
+    }
+    let counts = ["one_total", "other_total"].map(|name| count(&tracer, name));
+    assert_eq!(counts, [3, before + 70]);
+    assert_eq!(tracer.targets().walks, 1);
+}
