@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -97,6 +97,8 @@ pub(super) struct Store {
     path: PathBuf,
     pub bounds: Bounds,
     clock: Clock,
+    /// Which file it is: device and inode.
+    identity: Option<(u64, u64)>,
 }
 
 /// Time for what is too old, in nanoseconds since 1970: a clock that is set ahead while the exporter runs makes nothing old.
@@ -168,7 +170,10 @@ impl Store {
         };
         let what = || format!("failed to open the file of slow events {}", path.display());
         match db {
-            Ok(db) => Ok(Self { db, path: path.to_owned(), bounds, clock: Clock::start() }),
+            Ok(db) => {
+                let (path, identity, clock) = (path.to_owned(), identity(path), Clock::start());
+                Ok(Self { db, path, bounds, clock, identity })
+            }
             Err(Unusable::Foreign(err)) => Err(err),
             Err(Unusable::Error(err)) => Err(SlowError::new(what(), err, NEXT)),
             Err(Unusable::Damaged(reason)) => Err(SlowError::told(format!("{}: {reason}", what()), NEXT)),
@@ -199,6 +204,8 @@ impl Store {
             return Err(foreign("was made by another version of the exporter"));
         }
         begun.commit()?;
+        // The folder of temporary files may not be one's own.
+        db.pragma_update(None, "temp_store", "MEMORY")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "journal_size_limit", 1 << 20)?;
         // Pages of the write-ahead log, 1 MiB of them.
@@ -249,7 +256,12 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a new file beside the damaged one.
+    /// Whether the file was deleted or exchanged, so that nobody would find what is written to the open one.
+    pub fn is_gone(&self) -> bool {
+        identity(&self.path) != self.identity
+    }
+
+    /// Opens the file again, or begins a new one beside it if it is damaged.
     pub fn renew(&mut self) -> Result<(), SlowError> {
         *self = Self::open(&self.path, self.bounds)?;
         Ok(())
@@ -292,6 +304,10 @@ fn number(db: &Connection, query: &str) -> rusqlite::Result<u64> {
 
 fn used_bytes(db: &Transaction<'_>) -> rusqlite::Result<u64> {
     Ok((pragma(db, "page_count")? - pragma(db, "freelist_count")?) * pragma(db, "page_size")?)
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|data| (data.dev(), data.ino()))
 }
 
 /// Bytes that an event takes of the file, or somewhat more.
@@ -481,6 +497,30 @@ pub(super) mod tests {
         let mut store = Store::open(&path, Bounds { bytes: 512 << 10, ..bounds }).unwrap();
         write(&mut store, &[event(now, 1.0, "")]);
         assert!(store.file_bytes().unwrap() <= 512 << 10);
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.db");
+        let mut store = Store::open(&path, WIDE).unwrap();
+        write(&mut store, &[event(wall(), 1.0, "")]);
+        assert!(!store.is_gone());
+        for name in ["e.db", "e.db-wal", "e.db-shm"] {
+            std::fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        assert!(store.is_gone());
+        store.renew().unwrap();
+        write(&mut store, &[event(wall(), 2.0, "")]);
+        assert_eq!(values(&Store::open(&path, WIDE).unwrap()), [2.0]);
+        // Moved away, with another one in its place.
+        std::fs::rename(&path, folder.path().join("old.db")).unwrap();
+        assert!(store.is_gone());
+        drop(Store::open(&path, WIDE).unwrap());
+        assert!(store.is_gone());
+        store.renew().unwrap();
+        write(&mut store, &[event(wall(), 3.0, "")]);
+        assert!(!store.is_gone());
     }
 
     #[test]

@@ -154,6 +154,13 @@ impl Writer {
 
     fn try_to_write(&mut self) -> Result<(), String> {
         let events: Vec<_> = self.events.iter().map(|(event, _)| event).collect();
+        if self.store.is_gone() {
+            log::warn!(
+                "The file of slow events {} was deleted or moved: it is opened anew",
+                self.store.path().display()
+            );
+            self.store.renew().map_err(|err| err.to_string())?;
+        }
         match self.store.write(&self.node, &events) {
             Ok(()) => Ok(()),
             Err(err) if is_damage(&err) => {

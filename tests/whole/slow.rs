@@ -196,6 +196,15 @@ fn the_books_balance_when_there_are_more_slow_events_than_can_be_kept() {
         events(&["--file", &file.display().to_string(), "--limit", "1000"]).len() as f64,
         kept.min(500.0)
     );
+    // Whoever tidies up takes away the file and not its metrics.
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(format!("{}{suffix}", file.display())).expect("remove the file");
+    }
+    program.fire("i32", 10);
+    exporter.wait_for_log("was deleted or moved");
+    wait_for("the file to be there again", || file.exists());
+    settled(&exporter);
+    assert!(!events(&["--file", &file.display().to_string()]).is_empty());
     exporter.stop();
 }
 
