@@ -88,13 +88,16 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
 }
 
 /// Who talks, as JSON: too many to be series.
-fn table_routes(network: &Arc<Network>) -> [Route; 2] {
+fn table_routes(network: &Arc<Network>) -> Vec<Route> {
     type Table = fn(&Network, &str) -> Result<String, QueryError>;
-    let tables: [(&'static str, &'static str, Table); 2] = [
+    let mut tables: Vec<(&'static str, &'static str, Table)> = vec![
         ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
         ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
     ];
-    tables.map(|(path, about, table)| {
+    if network.blocklist().is_some() {
+        tables.push(("/api/v1/blocklist", "Blocked sources with their hits (JSON; paged)", Network::blocked));
+    }
+    let route = |(path, about, table): (&'static str, &'static str, Table)| {
         let network = network.clone();
         let handler = move |request: &RequestInfo| match table(
             &network,
@@ -112,7 +115,8 @@ fn table_routes(network: &Arc<Network>) -> [Route; 2] {
             visitors: None,
             handler: Arc::new(handler),
         }
-    })
+    };
+    tables.into_iter().map(route).collect()
 }
 
 /// What is served on the health port.

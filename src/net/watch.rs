@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attach::Refusal;
-use super::block::Blocklist;
+use super::block::{self, Blocklist};
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::counter_maps::CounterMaps;
@@ -220,6 +220,15 @@ impl Network {
     /// If the query is not understood: an error of the request.
     pub fn flows(&self, query: &str) -> Result<String, QueryError> {
         Ok(Query::parse(query)?.answer(self.flow_rows()))
+    }
+
+    /// The answer to `/api/v1/blocklist?query`, JSON.
+    ///
+    /// # Errors
+    /// If the query is not understood: an error of the request.
+    pub fn blocked(&self, query: &str) -> Result<String, QueryError> {
+        let nothing = || QueryError("there is no network.block in the configuration".to_string());
+        block::page(self.blocklist().ok_or_else(nothing)?, query).map_err(QueryError)
     }
 
     /// Labels of interfaces by id.

@@ -3,18 +3,23 @@
 mod blocklist;
 mod config;
 mod decode;
+mod entry;
 mod file;
 mod list;
 mod maps;
 mod marks;
 mod metrics;
+mod page;
 mod protect;
+mod state;
 
+pub use blocklist::Blocklist;
 pub(super) use blocklist::Summary;
-pub use blocklist::{BlockError, BlockRow, Blocked, Blocklist};
 pub use config::{
     BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
     parse_ttl,
 };
 pub(super) use decode::{BLOCK, decode};
+pub use entry::{BlockError, BlockRow, Blocked};
 pub(super) use metrics::families;
+pub(super) use page::page;

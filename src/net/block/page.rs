@@ -1,0 +1,79 @@
+//! `/api/v1/blocklist`: a page of the entries with what they have met, as JSON.
+
+use serde::Serialize;
+
+use super::blocklist::Blocklist;
+use super::config::BlockScope;
+use super::entry::BlockRow;
+
+/// Entries of a page that does not say how many, and of any page at most.
+const PER_PAGE: usize = 100;
+const MOST: usize = 10_000;
+
+/// An entry as it is shown.
+#[derive(Serialize)]
+struct Row {
+    prefix: String,
+    source: String,
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ports: Option<String>,
+    /// Seconds from now on; null: for good.
+    expires_in: Option<f64>,
+    packets: u64,
+    bytes: u64,
+    /// Seconds ago; null: no packet came.
+    last_seen: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Page {
+    total: usize,
+    page: usize,
+    per_page: usize,
+    enforced: bool,
+    entries: Vec<Row>,
+}
+
+/// The answer to `?page=1&per_page=100`.
+///
+/// # Errors
+/// What is wrong with the query.
+pub(in super::super) fn page(list: &Blocklist, query: &str) -> Result<String, String> {
+    let (mut page, mut per_page) = (1, PER_PAGE);
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        let (number, most) = match key {
+            "page" => (&mut page, usize::MAX / MOST),
+            "per_page" => (&mut per_page, MOST),
+            _ => return Err(format!("unknown parameter {key:?}; possible: page, per_page")),
+        };
+        let read = value.parse::<usize>().ok().filter(|value| (1..=most).contains(value));
+        *number = read.ok_or_else(|| format!("{key} is a number from 1 to {most}, not {value:?}"))?;
+    }
+    let entries = list.rows((page - 1) * per_page, per_page).into_iter().map(Row::from).collect();
+    let shown = Page { total: list.len(), page, per_page, enforced: list.is_enforced(), entries };
+    serde_json::to_string(&shown).map_err(|err| err.to_string())
+}
+
+impl From<BlockRow> for Row {
+    fn from(row: BlockRow) -> Self {
+        let ports = row.scope.map(|scope| scope.ports).filter(|ports| *ports != BlockScope::ALL_PORTS);
+        let range = |(first, last): (u16, u16)| {
+            if first == last { first.to_string() } else { format!("{first}-{last}") }
+        };
+        Self {
+            prefix: row.prefix.to_string(),
+            source: row.source,
+            reason: row.reason,
+            protocol: row.scope.map(|scope| scope.protocol.word()),
+            ports: ports.map(range),
+            expires_in: row.expires_in,
+            packets: row.packets,
+            bytes: row.bytes,
+            last_seen: row.last_seen,
+        }
+    }
+}
