@@ -46,6 +46,10 @@ targets:
     binary: /opt/billing/bin/billingd
     probes:
       - {{ function: charge, metrics: [{{ counter: billing_charges_total }}] }}
+slow_events:
+  file: {folder}/slow.sqlite
+  metrics:
+    fibre_block_reconstruction_duration_seconds: 100ms
 network:
   interfaces: [lo]
   count: {{ talkers: true }}

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::model::{Attention, Metric, Network, Probe, Scrapes, Severity, State, Status, Target};
+use super::model::{Attention, Metric, Network, Probe, Scrapes, Severity, SlowEvent, State, Status, Target};
 
 /// The page. Everything in it that others have written is escaped.
 pub(super) fn page(status: &Status) -> String {
@@ -12,6 +12,7 @@ pub(super) fn page(status: &Status) -> String {
     probes(status, &mut main);
     metrics(status, &mut main);
     status.network.iter().for_each(|network| self::network(network, &mut main));
+    slow(&status.slow, status.time, &mut main);
     scrapes(&status.scrapes, status.time, &mut main);
     let (state, word) = match status.state {
         State::Working => ("working", "working"),
@@ -249,6 +250,28 @@ fn network(network: &Network, to: &mut String) {
     let mut content = table("Interfaces", &columns, &rows);
     more(network.left_out, "interfaces", &mut content);
     section("network", "Packets", &content, to);
+}
+
+fn slow(events: &[SlowEvent], now: f64, to: &mut String) {
+    if events.is_empty() {
+        return;
+    }
+    let mut rows = String::new();
+    for event in events {
+        let fields: Vec<_> =
+            event.fields.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&event.metric),
+            escape(&event.target),
+            number(event.value),
+            ago(Some(event.time), now),
+            fields.join(" ")
+        );
+    }
+    let content = table("Slow events", &["Metric", "Target", "Value", "When", "Event"], &rows);
+    section("slow", "Slow events", &content, to);
 }
 
 fn scrapes(scrapes: &Scrapes, now: f64, to: &mut String) {

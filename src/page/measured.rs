@@ -38,17 +38,22 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
         name: head.name().to_owned(),
         help: head.help().trim().to_owned(),
         kind: head.kind().word(),
-        unit: match base_unit(head.name()) {
-            _ if is_timestamp(head.name()) => "timestamp",
-            Some("seconds") => "seconds",
-            Some("bytes") => "bytes",
-            _ => "",
-        },
+        unit: unit_of(head.name()),
         total: (*head.kind() != Kind::Gauge && number > 0).then_some(total),
         per_second: None,
         bounds: bounds.to_vec(),
         series_total: number,
         series,
+    }
+}
+
+/// The unit of what a metric measures, by its name.
+pub(super) fn unit_of(name: &str) -> &'static str {
+    match base_unit(name) {
+        _ if is_timestamp(name) => "timestamp",
+        Some("seconds") => "seconds",
+        Some("bytes") => "bytes",
+        _ => "",
     }
 }
 

@@ -12,14 +12,17 @@ mod html;
 mod measured;
 mod model;
 mod network;
+mod slow;
 mod targets;
 
 use std::ops::Add;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::exposition::{Families, Family};
 use crate::http::Visitor;
 use crate::net::TalkerRow;
+use crate::slow::Row;
 use attention::{Facts, attention};
 use families::ByName;
 use history::History;
@@ -39,6 +42,9 @@ pub(crate) const ICON: &str = include_str!("page.svg");
 
 /// Metrics of the configuration that are shown.
 pub(crate) const MOST_METRICS: usize = 200;
+
+/// Slow events that are shown.
+pub(crate) const MOST_SLOW: usize = 10;
 
 /// Remote hosts that are shown.
 pub(crate) const MOST_TALKERS: usize = 8;
@@ -64,6 +70,8 @@ pub(crate) struct Snapshot {
     /// Metrics of packets, if they are counted, and what `/ready` says of them.
     pub network: Option<(Vec<Family>, Vec<String>)>,
     pub talkers: Vec<TalkerRow>,
+    /// Slow events, the latest first.
+    pub slow: Vec<Arc<Row>>,
     pub visitors: Vec<Visitor>,
     pub connect: Connect,
     pub links: Vec<Link>,
@@ -141,6 +149,7 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         metrics,
         left_out: LeftOut { probes: more_probes, metrics: snapshot.more_metrics },
         network,
+        slow: slow::slow(&snapshot.slow),
         scrapes,
         connect: snapshot.connect,
         links: snapshot.links,

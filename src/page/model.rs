@@ -23,6 +23,8 @@ pub struct Status {
     pub left_out: LeftOut,
     /// None without `network:` in the configuration.
     pub network: Option<Network>,
+    /// Events that were kept because they were slow, the latest first.
+    pub slow: Vec<SlowEvent>,
     pub scrapes: Scrapes,
     pub connect: Connect,
     pub links: Vec<Link>,
@@ -223,6 +225,29 @@ pub struct Talker {
     pub sent_bytes: u64,
     pub packets: u64,
     pub last_seen: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SlowEvent {
+    pub time: f64,
+    pub target: String,
+    pub probe: String,
+    pub metric: String,
+    /// As [`Metric::unit`], of the value and its bound.
+    pub unit: &'static str,
+    pub value: f64,
+    pub over: f64,
+    pub fields: Vec<(String, String)>,
+    /// What else happened to the same, as far as it is configured.
+    pub related: Vec<RelatedEvent>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RelatedEvent {
+    /// Seconds after the slow event; before it, if negative.
+    pub after: f64,
+    pub probe: String,
+    pub fields: Vec<(String, String)>,
 }
 
 #[derive(Debug, Serialize)]

@@ -368,6 +368,32 @@ function network(status) {
   );
 }
 
+function slow(status) {
+  if (status.slow.length === 0) return null;
+  const signed = (after) => `${after < 0 ? "\u2212" : "+"}${duration(Math.abs(after))}`;
+  const rows = status.slow.map((one) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.metric), h("div", { class: "muted help" }, one.target)),
+      h("td", { class: "number" }, h("b", {}, inUnit(one.value, one.unit)), h("div", { class: "muted help" }, `over ${inUnit(one.over, one.unit)}`)),
+      number(ago(one.time, status.time)),
+      h(
+        "td",
+        { class: "labels" },
+        h("div", {}, labels(one.fields)),
+        one.related.map((other) => h("div", {}, h("span", { class: "chip muted" }, signed(other.after)), h("span", { class: "chip mono" }, other.probe), labels(other.fields))),
+      ),
+    ),
+  );
+  return section(
+    "slow",
+    "Slow events",
+    "the latest that were kept; exporter events shows all",
+    table("Slow events", "stack", [["metric"], ["value", "number"], ["when", "number"], ["the event, and what belongs to it"]], rows),
+  );
+}
+
 function scrapes(status) {
   const { total, failed, recent } = status.scrapes;
   const rows = recent.map((one) =>
@@ -408,7 +434,7 @@ function draw(status) {
   text("summary", status.summary);
   text("config", configFor(status.connect));
   document.title = `exporter on ${node}: ${word}`;
-  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), network(status), scrapes(status)];
+  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), slow(status), network(status), scrapes(status)];
   morph(byId("live"), h("div", { id: "live" }, parts.filter((part) => part !== null)));
 }
 

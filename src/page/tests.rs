@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::html::page;
 use super::*;
 use crate::exposition::Kind;
+use crate::slow::{Event, Fields, RelatedRow};
 
 const TARGETS: [&str; 2] = ["bitcoind", "billing"];
 
@@ -45,6 +46,7 @@ fn snapshot_at(probes: &[Row], at: Instant) -> Snapshot {
         series: 3,
         network: None,
         talkers: Vec::new(),
+        slow: Vec::new(),
         visitors: Vec::new(),
         connect: connect(&Access { node: "london", port: 9435, ..Access::default() }),
         links: vec![Link { path: "/metrics", about: "Metrics" }],
@@ -166,6 +168,19 @@ fn nothing_that_others_write_gets_into_the_page_as_it_is() {
     let mut histogram = Family::new("b_seconds", Kind::Histogram(vec![1.0]), "");
     histogram.histogram_of(&[], &[("peer", hostile)], &[1, 0], 0.5);
     all.metrics = [&family, &histogram].map(|one| metric(one.head(), &mut one.samples(), "london")).into();
+    let fields = Fields(vec![("peer".to_owned(), hostile.to_owned())]);
+    let event = Event {
+        time: 1,
+        target: hostile.to_owned(),
+        probe: hostile.to_owned(),
+        metric: "b_seconds".to_owned(),
+        value: 2.0,
+        over: 1.0,
+        fields: fields.clone(),
+        related: vec![RelatedRow { after: -0.5, probe: "udp:race".to_owned(), fields }],
+        wanted: None,
+    };
+    all.slow.push(Arc::new(crate::slow::Row { id: 1, node: "london".to_owned(), event }));
     all.visitors.push(Visitor {
         peer: "192.0.2.1".parse().unwrap(),
         user: Some(hostile.to_owned()),
@@ -184,6 +199,7 @@ fn nothing_that_others_write_gets_into_the_page_as_it_is() {
     assert!(text.matches("&lt;script&gt;").count() >= 7);
     let json: serde_json::Value = serde_json::to_value(&status).unwrap();
     assert_eq!(json["metrics"][0]["series"][0]["labels"][0][1], hostile);
+    assert_eq!(json["slow"][0]["related"][0]["fields"][0][1], hostile);
     assert_eq!(json["scrapes"]["recent"][0]["user"], hostile);
 }
 

@@ -1,0 +1,40 @@
+//! The latest events that were kept because they were slow.
+
+use std::sync::Arc;
+
+use super::families::cut;
+use super::measured::unit_of;
+use super::model::{RelatedEvent, SlowEvent};
+use crate::slow::{Fields, Row};
+
+/// Events of other probes that are shown with one.
+const MOST_RELATED: usize = 16;
+
+/// As they are shown.
+pub(super) fn slow(rows: &[Arc<Row>]) -> Vec<SlowEvent> {
+    rows.iter().map(|row| event(row)).collect()
+}
+
+fn event(row: &Row) -> SlowEvent {
+    let event = &row.event;
+    let related = event.related.iter().take(MOST_RELATED).map(|other| RelatedEvent {
+        after: other.after,
+        probe: other.probe.clone(),
+        fields: fields(&other.fields),
+    });
+    SlowEvent {
+        time: event.time as f64 / 1e9,
+        target: event.target.clone(),
+        probe: event.probe.clone(),
+        metric: event.metric.clone(),
+        unit: unit_of(&event.metric),
+        value: event.value,
+        over: event.over,
+        fields: fields(&event.fields),
+        related: related.collect(),
+    }
+}
+
+fn fields(fields: &Fields) -> Vec<(String, String)> {
+    fields.0.iter().map(|(name, value)| (name.clone(), cut(value))).collect()
+}
