@@ -21,7 +21,7 @@ use object::read::elf::SectionHeader;
 pub(super) enum Runtime {
     /// GHC keeps a stack of its own (`%rbp`) and only ever jumps.
     Haskell,
-    /// OCaml's native compiler raises an exception by taking the stack pointer back to the handler's address (`%r14`).
+    /// OCaml before 4.10 raises an exception by taking the stack pointer back to the handler (`%r14`).
     OCaml,
 }
 
