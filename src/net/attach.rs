@@ -12,7 +12,6 @@ use crate::pins::Pin;
 use super::abi::Direction;
 use super::hook::Hook;
 use super::links::Interface;
-use super::pinned::HeldLink;
 use super::sys::{chain, create_link, link_target, pin as pin_at, program_id, update_link};
 
 /// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
@@ -78,6 +77,15 @@ fn filter_hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
         .handle(FILTER_HANDLE)
         .priority(FILTER_PRIORITY)
         .hook(TC_EGRESS)
+}
+
+/// A link of an earlier exporter.
+#[derive(Debug)]
+pub(crate) struct HeldLink {
+    pub direction: Direction,
+    pub hook: Hook,
+    pub link: OwnedFd,
+    pub pin: Pin,
 }
 
 impl Attached {

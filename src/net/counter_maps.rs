@@ -1,6 +1,7 @@
 //! Counters of all interfaces of all namespaces, and the tables of talkers and flows.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use crate::pins::{MapSpec, Pin, PinDir};
 
-use super::abi::{Direction, HASH_KEYS, SLOTS, net_cidr_key, net_stats};
+use super::abi::{Direction, HASH_KEYS, SLOTS, net_cidr_key, net_fast, net_stats};
 use super::block::Blocklist;
 use super::cidr::CidrGroup;
 use super::config::Count;
@@ -25,6 +26,31 @@ const SPARE: usize = 4;
 /// What fast-path counters may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
 /// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
 pub(crate) const FAST_BUDGET: usize = 16 << 20;
+
+/// For how many CPUs the fast path counts: all numbers that a CPU of this machine can have, as a power of two.
+///
+/// # Errors
+/// If the system does not say which CPUs are possible.
+pub fn cpu_slots() -> io::Result<usize> {
+    let ranges = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
+    last.map(|number| (number + 1).next_power_of_two())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
+}
+
+/// Kernel memory of the counters of one interface in both directions, in bytes, those of fast-path frames left out.
+pub(crate) fn memory(cpus: usize) -> u64 {
+    (2 * cpus * size_of::<net_stats>()) as u64
+}
+
+/// The most that fast-path counters take for so many interfaces, in bytes.
+pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
+    if interfaces == 0 {
+        return 0;
+    }
+    let wanted = (interfaces * cpus.next_power_of_two()).next_power_of_two() * size_of::<net_fast>();
+    wanted.min(FAST_BUDGET) as u64
+}
 
 /// What programs count into.
 #[derive(Debug)]

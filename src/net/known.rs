@@ -12,10 +12,10 @@ use crate::mapping::Mapped;
 use crate::pins::{MapSpec, PinDir};
 
 use super::abi::{Direction, Link, PORTS, SLOTS, net_fast, net_port, net_ports};
-use super::counter_maps::{CounterMaps, FastBytes, Slot};
+use super::attach::HeldLink;
+use super::counter_maps::{CounterMaps, FastBytes, Slot, cpu_slots, fast_memory};
 use super::counters::Counters;
-use super::pinned::{HeldLink, counters_of, held_links};
-use super::programs::{cpu_slots, fast_memory};
+use super::pinned::{counters_of, held_links};
 
 /// Words of an interface in the table.
 const PORT_WORDS: usize = size_of::<net_port>() / 4;

@@ -15,16 +15,15 @@
 //!
 //! Names tell all, so that nothing has to be written down of an interface: an exporter may be killed at any moment.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pins::{Pin, PinDir, PinError, fingerprint};
+use crate::pins::{PinDir, PinError, fingerprint};
 
 use super::abi::{Direction, HASH_KEYS};
-use super::attach::{Attached, is_on, take_away_filter};
+use super::attach::{Attached, HeldLink, is_on, take_away_filter};
 use super::config::{Count, Space};
-use super::counter_maps::CounterMaps;
 use super::hook::Hook;
 use super::sys::{link_target, netns_cookie, open_pinned};
 
@@ -140,7 +139,7 @@ pub(super) fn save(pins: &PinDir, count: &Count, keys: [u64; HASH_KEYS]) -> Resu
 }
 
 /// What a network namespace's directory is called by, without its number.
-fn label(space: &Space) -> String {
+pub(super) fn label(space: &Space) -> String {
     match space {
         Space::Own => "own-".to_string(),
         Space::Netns(name) => format!("{}-", fingerprint(&format!("netns {name}"))),
@@ -148,42 +147,7 @@ fn label(space: &Space) -> String {
     }
 }
 
-/// The directory of the network namespace that this thread is in. What is left of others of its name is removed.
-///
-/// # Errors
-/// If it cannot be made.
-pub(super) fn directory(counter_maps: &CounterMaps, space: &Space) -> libbpf_rs::Result<PinDir> {
-    if !counter_maps.pins.is_pinned() {
-        return Ok(PinDir::default());
-    }
-    let (label, cookie) = (label(space), netns_cookie()?.to_string());
-    let is_other = |name: &str| name.strip_prefix(&label).is_some_and(|number| number != cookie);
-    forget(counter_maps, is_other);
-    Ok(counter_maps.pins.child(&format!("{label}{cookie}"))?)
-}
-
-/// Removes the directory of a namespace that is gone.
-pub(super) fn forget_space(counter_maps: &CounterMaps, space: &Space) {
-    forget(counter_maps, |name| name.starts_with(&label(space)));
-}
-
-/// Removes directories of namespaces that are not among these.
-pub(super) fn forget_others(counter_maps: &CounterMaps, wanted: &[&Space]) {
-    let labels: Vec<String> = wanted.iter().map(|space| label(space)).collect();
-    forget(counter_maps, |name| !labels.iter().any(|label| name.starts_with(label)));
-}
-
-fn forget(counter_maps: &CounterMaps, which: impl Fn(&str) -> bool) {
-    for (name, space) in spaces(&counter_maps.pins).into_iter().filter(|(name, _)| which(name)) {
-        tell_of_filters(&detach_filters_in(&name, &space));
-        counter_maps.give_back(counters_of(&space), &space);
-        if let Err(err) = counter_maps.pins.remove(&name) {
-            log::warn!("{err}");
-        }
-    }
-}
-
-fn tell_of_filters(left: &[i32]) {
+pub(super) fn tell_of_filters(left: &[i32]) {
     for index in left {
         log::warn!("the TC filter on interface {index} of another network namespace stays there");
     }
@@ -221,15 +185,6 @@ pub(super) fn stack_directory(pins: &PinDir, count: &Count) -> libbpf_rs::Result
         pins.remove(other)?;
     }
     Ok(if switches == 0 { PinDir::default() } else { pins.child(&name)? })
-}
-
-/// A link of an earlier exporter.
-#[derive(Debug)]
-pub(crate) struct HeldLink {
-    pub direction: Direction,
-    pub hook: Hook,
-    pub link: OwnedFd,
-    pub pin: Pin,
 }
 
 /// What a link is pinned by.
@@ -292,7 +247,7 @@ pub(crate) fn detach_filters(pins: &PinDir) -> Vec<i32> {
     spaces(pins).iter().flat_map(|(name, space)| detach_filters_in(name, space)).collect()
 }
 
-fn detach_filters_in(name: &str, space: &PinDir) -> Vec<i32> {
+pub(super) fn detach_filters_in(name: &str, space: &PinDir) -> Vec<i32> {
     let is_here = netns_cookie().is_ok_and(|cookie| name == format!("{}{cookie}", label(&Space::Own)));
     let mut left = Vec::new();
     for file in space.names() {

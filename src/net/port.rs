@@ -6,12 +6,13 @@ use std::sync::Arc;
 use crate::pins::PinDir;
 
 use super::abi::{Direction, Link};
+use super::attach::HeldLink;
 use super::attach::{Attached, ONE_PIECE_MTU, Refusal, attach_egress, attach_ingress, described};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
 use super::known::Entry;
 use super::links::{Interface, KernelCount};
-use super::pinned::{HeldLink, keep};
+use super::pinned::keep;
 use super::programs::{Program, Programs};
 
 /// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.

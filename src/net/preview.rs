@@ -3,7 +3,7 @@
 use super::config::{Mode, NetworkConfig, Scope, Space};
 use super::hook::choose;
 use super::links::interfaces;
-use super::{programs, stats, tables};
+use super::{counter_maps, stats, tables};
 
 /// What `check` says of the configuration, a line each: what is counted, how much kernel memory that takes on this machine,
 /// and for each interface that is there where it will be counted, and why.
@@ -57,8 +57,8 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
 /// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of fast-path frames, the
 /// most that these add where it is counted by XDP, and of the tables of talkers and flows.
 fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
-    let fast = if config.count.fits_fast_path() { programs::fast_memory(1, cpus) } else { 0 };
-    (programs::memory(cpus), fast, tables::memory(&config.count, cpus))
+    let fast = if config.count.fits_fast_path() { counter_maps::fast_memory(1, cpus) } else { 0 };
+    (counter_maps::memory(cpus), fast, tables::memory(&config.count, cpus))
 }
 
 /// For each interface of the configuration that is there: what it will be counted by, and why.

@@ -14,10 +14,10 @@ use crate::pins::PinDir;
 
 use super::abi::generated::{NetSkel, NetSkelBuilder};
 use super::abi::{FAST_BLOCKS, Link, net_fast};
+use super::attach::HeldLink;
 use super::block::Blocklist;
-use super::counter_maps::{CounterMaps, FAST_BUDGET};
+use super::counter_maps::CounterMaps;
 use super::known::{Entry, Known};
-use super::pinned::HeldLink;
 use super::sys::{program_id, set_operand};
 
 /// Which program.
@@ -49,31 +49,6 @@ impl Program {
             Self::TcEgress => "net_egress",
         }
     }
-}
-
-/// For how many CPUs the fast path counts: all numbers that a CPU of this machine can have, as a power of two.
-///
-/// # Errors
-/// If the system does not say which CPUs are possible.
-pub fn cpu_slots() -> io::Result<usize> {
-    let ranges = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
-    last.map(|number| (number + 1).next_power_of_two())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
-}
-
-/// Kernel memory of the counters of one interface in both directions, in bytes, those of fast-path frames left out.
-pub(crate) fn memory(cpus: usize) -> u64 {
-    (2 * cpus * size_of::<super::abi::net_stats>()) as u64
-}
-
-/// The most that fast-path counters take for so many interfaces, in bytes.
-pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
-    if interfaces == 0 {
-        return 0;
-    }
-    let wanted = (interfaces * cpus.next_power_of_two()).next_power_of_two() * size_of::<net_fast>();
-    wanted.min(FAST_BUDGET) as u64
 }
 
 /// Programs and tables of a network namespace. Interfaces are told apart by their index, which is the namespace's own.

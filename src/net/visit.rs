@@ -14,7 +14,7 @@ use super::event::Event;
 use super::follow::{Area, Follower};
 use super::hook::fast_interfaces;
 use super::links::{Changes, interfaces};
-use super::pinned::{directory, forget_space};
+use super::pinned_spaces::{directory, forget_space};
 use super::programs::Programs;
 use super::selection::InterfaceSelection;
 use super::spaces::Namespace;

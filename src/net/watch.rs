@@ -16,7 +16,7 @@ use super::counter_maps::CounterMaps;
 use super::error::NetworkError;
 use super::event::Event;
 use super::hook::Hook;
-use super::pinned::forget_others;
+use super::pinned_spaces::forget_others;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
 use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;

@@ -12,7 +12,8 @@ use libbpf_rs::{MapCore, MapHandle, MapType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::folder::{DOCUMENT, load, names, remove_tree, save};
+use super::document::{DOCUMENT, load, save};
+use super::tree::{names, remove_tree};
 use super::{PinError, failed};
 
 /// A directory of pinned maps and links, or none: then nothing in it outlives the exporter.

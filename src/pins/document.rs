@@ -6,14 +6,36 @@ use std::io;
 use std::path::Path;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{PinError, failed};
+
+/// What a directory's document is called by.
+pub(super) const DOCUMENT: &str = "state";
 
 /// Bytes in one element of the map.
 const PIECE: usize = 1 << 16;
 
 /// No document is longer.
 const LONGEST: usize = 1 << 26;
+
+/// Reads the document at a path; `None` if there is none.
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let read = serde_json::from_slice(&bytes);
+    read.map(Some).map_err(|err| PinError::new(format!("read {}", path.display()), err, ""))
+}
+
+/// Writes the document at a path.
+pub(super) fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
+    write(path, &encoded(path, state)?)
+}
+
+pub(super) fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
+    let bytes = serde_json::to_vec(state);
+    bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
+}
 
 /// Writes a document in the place of the one before, at once: a reader finds the one or the other.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
@@ -44,7 +66,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
 }
 
 /// Reads a document; `None` if there is none.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, PinError> {
+fn read(path: &Path) -> Result<Option<Vec<u8>>, PinError> {
     if fs::symlink_metadata(path).is_err_and(|err| err.kind() == io::ErrorKind::NotFound) {
         return Ok(None);
     }

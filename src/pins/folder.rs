@@ -12,16 +12,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::dir::PinDir;
-use super::document;
+use super::document::{DOCUMENT, encoded, load, save, write};
+use super::tree::{names, remove_files, remove_tree};
 use super::{PinError, failed};
 
 /// As statfs(2) tells a BPF file system.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-
-/// Links that are removed at once: the kernel waits for each.
-const THREADS: usize = 32;
-
-pub(super) const DOCUMENT: &str = "state";
 
 /// What is pinned of the counters of packets.
 const NETWORK: &str = "network";
@@ -210,7 +206,7 @@ impl Pins {
         let path = self.directory.join(DOCUMENT);
         let bytes = encoded(&path, state)?;
         if bytes != *last {
-            document::write(&path, &bytes)?;
+            write(&path, &bytes)?;
             *last = bytes;
         }
         Ok(())
@@ -232,21 +228,6 @@ impl Pins {
     pub fn remove(&self) -> Result<(), PinError> {
         remove_tree(&self.directory)
     }
-}
-
-pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
-    let Some(bytes) = document::read(path)? else { return Ok(None) };
-    let read = serde_json::from_slice(&bytes);
-    read.map(Some).map_err(|err| PinError::new(format!("read {}", path.display()), err, ""))
-}
-
-pub(super) fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError> {
-    document::write(path, &encoded(path, state)?)
-}
-
-fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
-    let bytes = serde_json::to_vec(state);
-    bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
 /// Removes all state in the directory, and the directory: everything that it has attached is detached. `detach` is called for that of
@@ -323,45 +304,9 @@ pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     all.map(|name| parent.join(name)).filter(is_free).collect()
 }
 
-pub(super) fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-}
-
 fn remove_if_there(path: &Path) -> Result<(), PinError> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(err)),
         _ => Ok(()),
     }
-}
-
-/// Links first, several at once.
-pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
-    let (mut files, mut folders) = (Vec::new(), vec![directory.to_path_buf()]);
-    let mut at = 0;
-    while let Some(directory) = folders.get(at).cloned() {
-        for name in names(&directory) {
-            let path = directory.join(name);
-            if path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
-                folders.push(path);
-            } else {
-                files.push(path);
-            }
-        }
-        at += 1;
-    }
-    remove_files(files);
-    folders
-        .iter()
-        .rev()
-        .try_for_each(|directory| fs::remove_dir(directory).map_err(failed("remove", directory)))
-}
-
-fn remove_files(files: Vec<PathBuf>) {
-    let each = files.len().div_ceil(THREADS).max(1);
-    std::thread::scope(|scope| {
-        for some in files.chunks(each) {
-            scope.spawn(|| some.iter().for_each(|path| drop(fs::remove_file(path))));
-        }
-    });
 }

@@ -16,6 +16,7 @@ mod dir;
 mod document;
 mod folder;
 mod memory;
+mod tree;
 
 use std::error::Error;
 use std::fmt;
