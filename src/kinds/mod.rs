@@ -77,7 +77,7 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether its slots begin anew with each window of time.
+    /// Whether its slots start from zero with each window of time.
     fn is_windowed(&self) -> bool {
         false
     }

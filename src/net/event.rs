@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::attach::Refusal;
 use super::hook::Hook;
+use super::refusal::Refusal;
 
 /// Something worth a line in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::abi::Direction;
-use super::attach::Refusal;
 use super::config::{Mode, Scope};
 use super::event::Event;
 use super::hook::Hook;
 use super::links::{Changed, Changes, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
+use super::refusal::Refusal;
 use super::status::{Missing, Status};
 
 /// Interfaces that are attached to however long it takes. The kernel attaches and detaches a TC program in 12 ms, during

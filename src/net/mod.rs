@@ -27,6 +27,7 @@ mod preview;
 mod programs;
 mod query;
 mod reference;
+mod refusal;
 mod selection;
 mod sockets;
 mod spaces;
@@ -41,7 +42,6 @@ mod watch;
 pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
-pub use attach::Refusal;
 pub use block::{
     BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
     BlockScope, Blocked, Blocklist, parse_ports, parse_ttl,
@@ -59,6 +59,7 @@ pub(crate) use pinned::{detach_filters, remove_pinned};
 pub use preview::describe;
 pub use query::{FlowRow, PER_PAGE, Place, QueryError, TalkerRow};
 pub(crate) use reference::every_family;
+pub use refusal::Refusal;
 pub use stats::{Reason, TcpKind};
 pub use sys::set_operand;
 pub use tables::{Flow, FlowKey, Talker, TalkerKey, read_flows, read_talkers};

@@ -94,19 +94,19 @@ impl Layout {
 /// # Errors
 /// If what does not fit cannot be removed.
 pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_KEYS]>, PinError> {
-    let why = match pins.load::<Record>() {
+    let reason = match pins.load::<Record>() {
         Ok(None) => None,
         Ok(Some(record)) => match record.layout.differs_from(&Layout::of(count), &record.version) {
             None => {
                 log::info!("Took over the packet counters that version {} left attached", record.version);
                 return Ok(Some(record.keys));
             }
-            Some(why) => Some(why),
+            Some(reason) => Some(reason),
         },
         Err(err) => Some(err.to_string()),
     };
-    match why {
-        Some(why) => begin_anew(pins, &why)?,
+    match reason {
+        Some(reason) => begin_anew(pins, &reason)?,
         None => remove_pinned(pins)?,
     }
     Ok(None)
@@ -116,8 +116,8 @@ pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_
 ///
 /// # Errors
 /// If it cannot be removed.
-pub(super) fn begin_anew(pins: &PinDir, why: &str) -> Result<(), PinError> {
-    log::warn!("The pinned counters of packets are not taken over, and begin anew: {why}");
+pub(super) fn begin_anew(pins: &PinDir, reason: &str) -> Result<(), PinError> {
+    log::warn!("The pinned counters of packets are not taken over: {reason}; they start from zero");
     remove_pinned(pins)
 }
 

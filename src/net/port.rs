@@ -7,13 +7,14 @@ use crate::pins::PinDir;
 
 use super::abi::{Direction, Link};
 use super::attach::HeldLink;
-use super::attach::{Attached, ONE_PIECE_MTU, Refusal, attach_egress, attach_ingress, described};
+use super::attach::{Attached, attach_egress, attach_ingress};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
 use super::known::Entry;
 use super::links::{Interface, KernelCount};
 use super::pinned::keep;
 use super::programs::{Program, Programs};
+use super::refusal::{ONE_PIECE_MTU, Refusal, described};
 
 /// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.
 const MISSING: u64 = 32;

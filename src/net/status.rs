@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::Direction;
-use super::attach::Refusal;
 use super::collect::Reading;
 use super::config::Space;
 use super::hook::Hook;
 use super::known::Entry;
 use super::port::Port;
+use super::refusal::Refusal;
 
 /// One interface, as it was when it was last looked at.
 #[derive(Debug, Clone)]

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::attach::Refusal;
 use super::block::{self, Blocklist};
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
@@ -18,6 +17,7 @@ use super::event::Event;
 use super::hook::Hook;
 use super::pinned_spaces::forget_others;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
+use super::refusal::Refusal;
 use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;
 use super::stack::Stack;

@@ -60,7 +60,7 @@ fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> 
             found.len() < query.limit
         })
     };
-    // Where no exporter writes and the folder is not one's own, SQLite must be told that nobody does.
+    // Where no exporter writes and the directory is not one's own, SQLite must be told that nobody does.
     let err = match open(path, false).and_then(&mut select) {
         Err(err) => match open(path, true).and_then(&mut select) {
             Err(_) => Err(err),
@@ -151,9 +151,9 @@ mod tests {
 
     #[test]
     fn events_are_found_by_what_is_in_them() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         // A name that an URI would take apart.
-        let path = folder.path().join("a b?c#d%20.db");
+        let path = directory.path().join("a b?c#d%20.db");
         let bounds = Bounds { rows: 100, bytes: 1 << 20, age: Duration::from_secs(1 << 40) };
         let mut store = Store::open(&path, bounds).unwrap();
         let second = 1_000_000_000;
@@ -175,13 +175,13 @@ mod tests {
             assert_eq!(values(Query { probe: Some("p".into()), ..all() }).len(), 0);
             assert_eq!(values(Query { metric: Some("m_seconds".into()), ..all() }).len(), 4);
             if store.rows().is_ok() {
-                store = Store::open(&folder.path().join("other.db"), bounds).unwrap();
+                store = Store::open(&directory.path().join("other.db"), bounds).unwrap();
             }
         }
-        let missing = read(&folder.path().join("none.db"), &all()).unwrap_err().to_string();
+        let missing = read(&directory.path().join("none.db"), &all()).unwrap_err().to_string();
         assert!(missing.contains("none.db") && missing.contains("--file"), "{missing}");
-        std::fs::write(folder.path().join("text.db"), "x".repeat(5000)).unwrap();
-        assert!(read(&folder.path().join("text.db"), &all()).is_err());
+        std::fs::write(directory.path().join("text.db"), "x".repeat(5000)).unwrap();
+        assert!(read(&directory.path().join("text.db"), &all()).is_err());
     }
 
     #[test]

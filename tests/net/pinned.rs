@@ -14,7 +14,7 @@ use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, send_si
 use crate::support::exposition::Metrics;
 
 const TAKEN_OVER: &str = "Took over the packet counters that version";
-const ANEW: &str = "The pinned counters of packets are not taken over, and begin anew: ";
+const ANEW: &str = "The pinned counters of packets are not taken over: ";
 
 /// A pair of interfaces between the exporter's network namespace, which is this program's, and another.
 struct Cable {

@@ -99,7 +99,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let (code, text, told) = finish(&mut read);
     assert_eq!((code, told.as_str()), (Some(0), ""));
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).expect("JSON"), while_it_runs);
-    // What is there stays, and the numbers begin anew.
+    // What is there stays, and the numbers start from zero.
     let second = setup().start();
     second.wait_until_ready();
     let scrape = second.scrape();
@@ -269,7 +269,7 @@ fn a_reload_begins_to_keep_slow_events_and_ends_it() {
     settled(&exporter);
     let first = kept();
     assert!(first > 0.0);
-    // Another bound is another probe, whose counts begin anew.
+    // Another bound is another probe, whose counts start from zero.
     assert!(reload(&with("slow: 3000000000")).contains("1 new or changed"));
     exporter.wait_until_ready();
     fired(&mut program);

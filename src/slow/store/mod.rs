@@ -204,7 +204,7 @@ impl Store {
             return Err(foreign("was made by another version of the exporter"));
         }
         begun.commit()?;
-        // The folder of temporary files may not be one's own.
+        // The directory of temporary files may not be one's own.
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "journal_size_limit", 1 << 20)?;
@@ -351,18 +351,18 @@ pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> boo
     Ok(())
 }
 
-/// Makes the file if it is not there, and its folder. Nobody else may read what is in it: arguments of a program.
+/// Makes the file if it is not there, and its directory. Nobody else may read what is in it: arguments of a program.
 fn create(path: &Path) -> Result<(), SlowError> {
     let failed = |what: &str, err: std::io::Error| {
         SlowError::told(format!("failed to {what} of slow events {}: {err}", path.display()), NEXT)
     };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
-        && !folder.exists()
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.exists()
     {
         DirBuilder::new()
             .mode(0o700)
-            .create(folder)
-            .map_err(|err| failed("make the folder for the file", err))?;
+            .create(directory)
+            .map_err(|err| failed("make the directory for the file", err))?;
     }
     let file = OpenOptions::new()
         .read(true)
@@ -402,183 +402,4 @@ fn set_aside(path: &Path) -> Result<PathBuf, SlowError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    pub(in super::super) fn event(time: i64, value: f64, text: &str) -> Event {
-        Event {
-            time,
-            target: "t".into(),
-            probe: "p:q".into(),
-            metric: "m_seconds".into(),
-            value,
-            over: 0.5,
-            fields: Fields(vec![("z".into(), text.into()), ("a".into(), "1".into())]),
-            related: Vec::new(),
-            wanted: None,
-        }
-    }
-
-    const WIDE: Bounds = Bounds { rows: 1000, bytes: 64 << 20, age: Duration::from_secs(3600) };
-
-    fn values(store: &Store) -> Vec<f64> {
-        store.latest(usize::MAX).unwrap().iter().map(|row| row.event.value).collect()
-    }
-
-    fn write(store: &mut Store, events: &[Event]) {
-        store.write("n", &events.iter().collect::<Vec<_>>()).unwrap();
-    }
-
-    #[test]
-    fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("made/events.db");
-        let mut store = Store::open(&path, WIDE).unwrap();
-        let now = wall();
-        let events = [event(now, 1.5, "tab\tand \"quote\""), event(now + 1, 2.5, "é")];
-        write(&mut store, &events);
-        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
-        // Beside the first one, which may be another exporter's.
-        let mut other = Store::open(&path, WIDE).unwrap();
-        write(&mut other, &[event(now + 2, 3.5, "")]);
-        write(&mut store, &[event(now + 3, 4.5, "")]);
-        assert_eq!(values(&other), [4.5, 3.5, 2.5, 1.5]);
-        drop((store, other));
-        let store = Store::open(&path, WIDE).unwrap();
-        let rows = store.latest(10).unwrap();
-        assert_eq!(rows[3].event, events[0]);
-        assert_eq!((rows[3].id, rows[3].node.as_str()), (1, "n"));
-        assert_eq!(store.rows().unwrap(), 4);
-    }
-
-    #[test]
-    fn the_oldest_go_when_there_are_too_many_or_too_old_ones() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(&folder.path().join("e.db"), Bounds { rows: 3, ..WIDE }).unwrap();
-        let now = wall();
-        let all: Vec<_> = (0..5).map(|n| event(now + n, n as f64, "")).collect();
-        write(&mut store, &all);
-        assert_eq!(values(&store), [4.0, 3.0, 2.0]);
-        let old = now - Duration::from_secs(3700).as_nanos() as i64;
-        write(&mut store, &[event(old, 5.0, ""), event(now, 6.0, "")]);
-        // It is seen to be too old at the next write.
-        assert_eq!(values(&store), [6.0, 5.0, 4.0]);
-        write(&mut store, &[]);
-        assert_eq!(values(&store), [6.0, 4.0]);
-    }
-
-    #[test]
-    fn the_file_does_not_grow_beyond_its_size() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("e.db");
-        let bounds = Bounds { rows: 1_000_000, bytes: 1 << 20, ..WIDE };
-        let mut store = Store::open(&path, bounds).unwrap();
-        let now = wall();
-        let text = "x".repeat(2000);
-        for batch in 0..30 {
-            let events: Vec<_> = (0..50).map(|n| event(now, f64::from(batch * 50 + n), &text)).collect();
-            write(&mut store, &events);
-            assert!(
-                store.file_bytes().unwrap() <= bounds.bytes + (100 << 10),
-                "{}",
-                store.file_bytes().unwrap()
-            );
-        }
-        let kept = values(&store);
-        assert!(kept.len() > 200 && kept.len() < 300, "{}", kept.len());
-        // The latest, without a gap.
-        assert!(kept.iter().rev().zip(1500 - kept.len()..).all(|(value, n)| *value == n as f64));
-        // A bound that is lowered holds for what is there.
-        drop(store);
-        let mut store = Store::open(&path, Bounds { bytes: 512 << 10, ..bounds }).unwrap();
-        write(&mut store, &[event(now, 1.0, "")]);
-        assert!(store.file_bytes().unwrap() <= 512 << 10);
-    }
-
-    #[test]
-    fn a_file_that_was_deleted_is_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("e.db");
-        let mut store = Store::open(&path, WIDE).unwrap();
-        write(&mut store, &[event(wall(), 1.0, "")]);
-        assert!(!store.is_gone());
-        for name in ["e.db", "e.db-wal", "e.db-shm"] {
-            std::fs::remove_file(folder.path().join(name)).unwrap();
-        }
-        assert!(store.is_gone());
-        store.renew().unwrap();
-        write(&mut store, &[event(wall(), 2.0, "")]);
-        assert_eq!(values(&Store::open(&path, WIDE).unwrap()), [2.0]);
-        // Moved away, with another one in its place.
-        std::fs::rename(&path, folder.path().join("old.db")).unwrap();
-        assert!(store.is_gone());
-        drop(Store::open(&path, WIDE).unwrap());
-        assert!(store.is_gone());
-        store.renew().unwrap();
-        write(&mut store, &[event(wall(), 3.0, "")]);
-        assert!(!store.is_gone());
-    }
-
-    #[test]
-    fn a_clock_that_is_set_ahead_makes_nothing_old() {
-        let clock = Clock::start();
-        let year = Duration::from_secs(365 * 86_400).as_nanos() as i64;
-        let ahead = clock.now_with(wall() + year);
-        assert!(ahead - wall() < year / 1000, "{ahead}");
-        // Set back, it makes nothing older than it is.
-        assert_eq!(clock.now_with(5), 5);
-    }
-
-    #[test]
-    fn a_damaged_file_is_moved_aside_and_another_program_s_is_not_touched() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("e.db");
-        for garbage in
-            [&b"no database at all, but quite long enough to be looked at by SQLite"[..], &[0xff; 9000]]
-        {
-            std::fs::write(&path, garbage).unwrap();
-            let mut store = Store::open(&path, WIDE).unwrap();
-            write(&mut store, &[event(wall(), 1.0, "")]);
-            assert_eq!(values(&store), [1.0]);
-            drop(store);
-            std::fs::remove_file(&path).unwrap();
-        }
-        // A page within is overwritten.
-        let mut store = Store::open(&path, WIDE).unwrap();
-        let events: Vec<_> = (0..500).map(|n| event(wall(), f64::from(n), &"y".repeat(500))).collect();
-        write(&mut store, &events);
-        drop(store);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let all = bytes.len();
-        bytes[all / 2 / 4096 * 4096..][..8192].fill(0x5a);
-        std::fs::write(&path, bytes).unwrap();
-        assert_eq!(values(&Store::open(&path, WIDE).unwrap()), Vec::<f64>::new());
-        let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let aside = names.filter(|name| name.to_string_lossy().contains(".damaged-")).count();
-        assert_eq!(aside, 3);
-
-        let foreign = folder.path().join("foreign.db");
-        Connection::open(&foreign)
-            .unwrap()
-            .execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (1)")
-            .unwrap();
-        let err = Store::open(&foreign, WIDE).unwrap_err().to_string();
-        assert!(err.contains("another program"), "{err}");
-        let there: i64 =
-            Connection::open(&foreign).unwrap().query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap();
-        assert_eq!(there, 1);
-        let later = folder.path().join("later.db");
-        Store::open(&later, WIDE).unwrap().db.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        assert!(Store::open(&later, WIDE).unwrap_err().to_string().contains("another version"));
-        let missing = folder.path().join("a/b/c.db");
-        assert!(Store::open(&missing, WIDE).unwrap_err().to_string().contains("slow_events"));
-        assert!(Store::open(folder.path(), WIDE).is_err());
-        let link = folder.path().join("link.db");
-        std::os::unix::fs::symlink(&foreign, &link).unwrap();
-        assert!(Store::open(&link, WIDE).is_err());
-    }
-}
+pub(super) mod tests;

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::arguments::{is_kept, name};
+use crate::arguments::name;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
-use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes, usdt_sites};
+use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes};
 use crate::kinds;
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
-    ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd, SpanPlan,
-    TargetPlan, ValuePlan,
+    ActionPlan, MetricPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, SpanEnd, SpanPlan, TargetPlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
@@ -21,8 +20,9 @@ use crate::table::{Table, wrap};
 use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
 use crate::unfit::reasons;
 
-/// Notes of one argument that are shown; inlining can make hundreds of sites.
-const MOST_NOTES: usize = 4;
+mod places;
+
+use places::Notes;
 
 /// The plan as a table, and what is wrong with it.
 #[derive(Debug)]
@@ -351,87 +351,5 @@ fn place(action: &ActionPlan) -> String {
         Route::Hits => "kernel: equal to the number of hits".to_string(),
         Route::Kernel => "kernel".to_string(),
         Route::Ring(reason) => format!("user space: {reason}"),
-    }
-}
-
-/// What the notes, or the calling convention, say of a probe's arguments.
-#[derive(Debug)]
-struct Notes {
-    /// The forms at each site, by argument.
-    sites: Vec<Vec<String>>,
-    /// The arguments of the first site.
-    whole: Option<String>,
-    is_function: bool,
-}
-
-impl Notes {
-    fn of(
-        image: Option<&Image<'_>>,
-        probe: &ProbePlan,
-        resolved: Option<&Result<Resolved, ResolveError>>,
-    ) -> Self {
-        let Point::Usdt { provider, name } = &probe.point else {
-            let sites =
-                resolved.and_then(|resolved| resolved.as_ref().ok()).map(|found| found.arguments.clone());
-            return Self { sites: sites.unwrap_or_default(), whole: None, is_function: true };
-        };
-        let found = image.and_then(|image| usdt_sites(image, provider, name).ok()).unwrap_or_default();
-        let sites: Vec<Vec<String>> = found
-            .into_iter()
-            .map(|site| {
-                site.args
-                    .into_iter()
-                    .map(|arg| match arg {
-                        Ok(form) => form.text,
-                        Err(error) => error.text,
-                    })
-                    .collect()
-            })
-            .collect();
-        let whole = sites.first().map(|args| args.join(" "));
-        Self { sites, whole, is_function: false }
-    }
-
-    /// Whether the arguments of a function are where C has them.
-    fn in_general_registers(&self) -> bool {
-        self.is_function
-            && self.sites.iter().any(|args| args.first().is_some_and(|place| place.starts_with("%rdi")))
-    }
-
-    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument. At the end of a call or
-    /// span, also when it is read.
-    fn describe(&self, value: &ValuePlan, probe: &ProbePlan) -> String {
-        let is_end = matches!(probe.span, Some(SpanPlan { end: SpanEnd::End, .. }));
-        let (start, end) = if probe.hook == Hook::Return { ("entry", "return") } else { ("start", "end") };
-        let when = match value.source {
-            Source::Carried(_) => format!(", read at the {start}"),
-            Source::Duration => String::new(),
-            _ if is_kept(value) => match probe.span {
-                Some(SpanPlan { by: Pairing::Frame, .. }) => ", kept for the return".to_string(),
-                _ => ", kept for the end".to_string(),
-            },
-            _ if is_end => format!(", read at the {end}"),
-            _ => String::new(),
-        };
-        self.locate(value) + &when
-    }
-
-    fn locate(&self, value: &ValuePlan) -> String {
-        let (index, offset) = match value.source {
-            Source::Arg(index) => (index, String::new()),
-            Source::Field { index, offset } => (index, format!("{offset:+}")),
-            Source::Retval(_) => return format!("{} = %rax", name(value)),
-            _ => return name(value).to_string(),
-        };
-        let mut forms: Vec<&str> = Vec::new();
-        for form in self.sites.iter().filter_map(|args| args.get(index)) {
-            if !forms.contains(&form.as_str()) {
-                forms.push(form);
-            }
-        }
-        let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
-        forms.truncate(MOST_NOTES);
-        let text = format!("{} = arg{index}{offset} {}{more}", name(value), forms.join(" or "));
-        text.trim_end().to_string()
     }
 }

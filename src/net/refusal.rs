@@ -1,0 +1,155 @@
+//! What the kernel's refusals to attach a program to an interface mean.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use libbpf_rs::{ProgramHandle, Xdp, XdpFlags};
+
+use super::hook::Hook;
+use super::links::Interface;
+
+/// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
+/// the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
+pub(crate) const ONE_PIECE_MTU: u32 = 4096 - 256 - 320 - 22;
+
+/// Why a program is not on an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// One of a few words, for a label: `busy`, `mtu`, `unsupported`, `no_hook`, `hidden`, `permission`, `other`.
+    pub reason: &'static str,
+    /// What failed, on what, why, and what to do next.
+    pub text: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The kernel's answer to an attach type that it has not heard of.
+pub(super) fn is_unknown(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+/// What the kernel's refusal means. Links bring no text with them, so it is told from the number and the circumstances.
+pub(super) fn xdp_refusal(
+    program: BorrowedFd<'_>,
+    on: &Interface,
+    mode: Hook,
+    error: &io::Error,
+    ours: &dyn Fn(u32) -> bool,
+) -> Refusal {
+    let (name, label) = (&on.name, mode.label());
+    let refusal = |reason, text: String| Refusal {
+        reason,
+        text: format!("{name}: failed to attach {label} XDP: {text}"),
+    };
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            refusal(
+                "busy",
+                match holder(program, on) {
+                    Some((id, _)) if ours(id) => "a program of this exporter is already attached".to_string(),
+                    Some((_, holder)) => format!(
+                        "{holder} is already attached; detach it (`ip link set dev {name} xdp off`), use \
+                         `mode: tcx`, or remove {name} from network.interfaces"
+                    ),
+                    // The kernel wants programs on lower devices attached first.
+                    None => format!(
+                        "a device on top of {name} (a bridge, bond or VLAN) already has an XDP program; use \
+                         `mode: auto` or `mode: tcx`"
+                    ),
+                },
+            )
+        }
+        Some(libc::EPERM | libc::EACCES) => refusal(
+            "permission",
+            format!("{error}; run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root"),
+        ),
+        Some(libc::ERANGE | libc::EMSGSIZE | libc::EINVAL | libc::E2BIG | libc::EOPNOTSUPP)
+            if mode == Hook::Native && on.mtu > ONE_PIECE_MTU =>
+        {
+            refusal(
+                "mtu",
+                format!(
+                    "the MTU of {} is too large for the driver ({error}); set it to {ONE_PIECE_MTU} or less \
+                     (`ip link set dev {name} mtu {ONE_PIECE_MTU}`; at both ends of a veth pair), or use \
+                     `mode: generic`",
+                    on.mtu
+                ),
+            )
+        }
+        Some(libc::ERANGE) => refusal(
+            "mtu",
+            format!(
+                "the MTU of the other end is too large ({error}); set it to {ONE_PIECE_MTU} or less, or use `mode: generic`"
+            ),
+        ),
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => refusal(
+            "unsupported",
+            match mode {
+                Hook::Generic => format!("the interface does not support it ({error})"),
+                _ => {
+                    format!("the driver does not support XDP ({error}); use `mode: generic` or `mode: auto`")
+                }
+            },
+        ),
+        Some(libc::ENOSPC) => refusal(
+            "unsupported",
+            format!(
+                "the interface has too few queues for it ({error}); see `ethtool -l {name}`, or use `mode: generic`"
+            ),
+        ),
+        _ => refusal("other", format!("{error}; the kernel log may have details (`dmesg`)")),
+    }
+}
+
+/// What the kernel's refusal of a TCX link means.
+pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
+    let (reason, next) = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            ("permission", "run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root")
+        }
+        Some(libc::ERANGE | libc::ENOSPC) => (
+            "busy",
+            "the maximum number of programs is attached; see \
+             `bpftool net`",
+        ),
+        _ if is_unknown(error) => ("unsupported", "TCX needs Linux 6.6 or later; use `mode: auto`"),
+        _ => ("other", "see `bpftool net` for attached programs"),
+    };
+    Refusal { reason, text: format!("{}: failed to attach TC {direction}: {error}; {next}", on.name) }
+}
+
+/// Who has XDP on the interface: the program's id, and in words.
+fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
+    let found = Xdp::new(program).query(on.index, XdpFlags::NONE).ok()?;
+    let (id, mode) = [
+        (found.drv_prog_id, "native"),
+        (found.skb_prog_id, "generic"),
+        (found.hw_prog_id, "offload"),
+        // With one program only, some kernels fill in this alone.
+        (
+            found.prog_id,
+            if u32::from(found.attach_mode) == libbpf_sys::XDP_ATTACHED_SKB { "generic" } else { "native" },
+        ),
+    ]
+    .into_iter()
+    .find(|(id, _)| *id != 0)?;
+    let described = described(id);
+    let dispatcher = if described.contains("\"xdp_dispatcher\"") {
+        " (the libxdp dispatcher, which is not supported)"
+    } else {
+        ""
+    };
+    Some((id, format!("{described}, in {mode} mode{dispatcher}")))
+}
+
+/// A program of any owner, in words.
+pub(crate) fn described(id: u32) -> String {
+    let name = ProgramHandle::from_prog_id(id).ok().map(|found| found.name().to_string_lossy().into_owned());
+    let known = name.filter(|name| !name.is_empty()).map(|name| format!(" {name:?}")).unwrap_or_default();
+    format!("program{known}, id {id}")
+}
