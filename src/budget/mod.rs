@@ -68,6 +68,12 @@ impl Controllers {
         Self { began: Instant::now(), targets: HashMap::new(), reported: HashSet::new() }
     }
 
+    /// Forgets targets that have none of these names: one that is called the same later is another one.
+    fn forget_others(&mut self, names: &[&str]) {
+        self.targets.retain(|name, _| names.contains(&name.as_str()));
+        self.reported.retain(|name| names.contains(&name.as_str()));
+    }
+
     /// Looks at all targets, and does what is to be done.
     pub fn look(&mut self, engines: &Engines) {
         let plan = &engines.plan;
@@ -75,6 +81,7 @@ impl Controllers {
         if limit.is_none() && self.targets.is_empty() {
             return;
         }
+        self.forget_others(&plan.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>());
         let status = engines.status();
         let (states, usage) = (status.probes(), status.targets().usage);
         let now = self.began.elapsed().as_secs_f64();
@@ -161,4 +168,21 @@ fn names(plan: &Plan, entry: &Entry) -> String {
 fn percent(part: f64) -> String {
     let percent = format!("{:.1}", part * 100.0);
     format!("{}%", percent.trim_end_matches(".0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_that_have_left_are_forgotten() {
+        let mut all = Controllers::new();
+        for name in ["a", "b"] {
+            all.targets.insert(name.to_string(), Controller::default());
+            all.reported.insert(name.to_string());
+        }
+        all.forget_others(&["b"]);
+        assert_eq!(all.targets.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(all.reported.iter().collect::<Vec<_>>(), ["b"]);
+    }
 }

@@ -32,13 +32,13 @@ pub(super) fn save<T: Serialize>(path: &Path, state: &T) -> Result<(), PinError>
     write(path, &encoded(path, state)?)
 }
 
-pub(super) fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
+fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
     let bytes = serde_json::to_vec(state);
     bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
 /// Writes a document in the place of the one before, at once: a reader finds the one or the other.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
+fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
     let failed_to =
         |err: Box<dyn Error + Send + Sync>| PinError::new(format!("write {}", path.display()), err, "");
     let mut all = (bytes.len() as u64).to_le_bytes().to_vec();

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::dir::PinDir;
-use super::document::{DOCUMENT, encoded, load, save, write};
+use super::document::{DOCUMENT, load, save};
 use super::tree::{names, remove_files, remove_tree};
 use super::{PinError, failed};
 
@@ -198,18 +198,12 @@ impl Pins {
         load(&self.directory.join(DOCUMENT))
     }
 
-    /// Writes that document, unless it is what was written last.
+    /// Writes that document.
     ///
     /// # Errors
     /// As [`StateDirectory::save`].
-    pub fn save<T: Serialize>(&self, state: &T, last: &mut Vec<u8>) -> Result<(), PinError> {
-        let path = self.directory.join(DOCUMENT);
-        let bytes = encoded(&path, state)?;
-        if bytes != *last {
-            write(&path, &bytes)?;
-            *last = bytes;
-        }
-        Ok(())
+    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
+        save(&self.directory.join(DOCUMENT), state)
     }
 
     /// From now on it is not to outlive the exporter.

@@ -1,4 +1,4 @@
-//! What is written down of a engine's probes while they are attached, and taken over by the next exporter.
+//! What is written down of an engine's probes while they are attached, and taken over by the next exporter.
 //!
 //! It is written after every change. An exporter that is killed before that leaves links of which nothing is known: they are
 //! removed; or it names links that are gone: then the file is attached to anew.
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::attached_file::{AttachContext, AttachedFile};
 use super::file::TargetFile;
 use super::outcome::Outcome;
-use super::record::{EngineRecord, ProbeRecord, Record, Role, Signature};
+use super::record::{Changing, EngineRecord, ProbeRecord, Record, Role, Signature};
 use super::state::{Candidate, TargetState};
 use super::worker::Worker;
 use crate::kernel::{Held, Refusal, RefusalKind, release};
@@ -48,29 +48,34 @@ impl Worker {
             guard.set_files(attached.map(|file| file.identity.address).collect());
         }
         let files = self.targets.iter().map(TargetState::records).collect();
+        let changing = Changing { files, memory: self.status.memory() };
+        if self.kept.as_ref() == Some(&changing) {
+            // The plan is many times as long as what changes: it is not put into words again to see that nothing has.
+            return;
+        }
         let record = EngineRecord {
             plan: SavedPlan::of(&self.plan),
             shape: self.kernel.shape(),
             layout: self.layout.clone(),
-            files,
-            memory: self.status.memory(),
+            changing,
         };
-        if let Err(err) = pins.save(&record, &mut self.kept) {
-            log::error!("the pinned state cannot be taken over later: {err}");
+        match pins.save(&record) {
+            Ok(()) => self.kept = Some(record.changing),
+            Err(err) => log::error!("the pinned state cannot be taken over later: {err}"),
         }
     }
 
     /// Goes on with what an earlier exporter has attached.
     pub(super) fn take_over(&mut self, record: EngineRecord) {
-        let all = || record.files.iter().flatten().map(|(_, file)| file);
+        let all = || record.changing.files.iter().flatten().map(|(_, file)| file);
         let names: BTreeSet<String> =
             all().flat_map(|file| &file.links).map(|(_, name)| name.clone()).collect();
         if let Some(pins) = self.kernel.pins() {
             pins.remove_links_but(&names);
         }
-        self.status.recall(record.memory);
+        self.status.recall(record.changing.memory);
         let mut used = BTreeSet::new();
-        for (target, files) in record.files.into_iter().enumerate().take(self.targets.len()) {
+        for (target, files) in record.changing.files.into_iter().enumerate().take(self.targets.len()) {
             for (role, file) in files {
                 let opened: Vec<_> =
                     file.links.iter().map(|(unit, name)| (*unit, self.kernel.held(name))).collect();

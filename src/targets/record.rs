@@ -1,4 +1,4 @@
-//! What is written down of a engine's probes while they are attached.
+//! What is written down of an engine's probes while they are attached.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,20 +9,27 @@ use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;
 use crate::unfit::UnfitSite;
 
-/// A engine, as the next exporter has to know it.
+/// An engine, as the next exporter has to know it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct EngineRecord {
     pub plan: SavedPlan,
     pub shape: Shape,
     /// See [`crate::layout::Layout::fingerprint`].
     pub layout: String,
+    #[serde(flatten)]
+    pub(super) changing: Changing,
+}
+
+/// What changes while an engine is at work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Changing {
     /// By target.
-    pub(super) files: Vec<Vec<(Role, Record)>>,
-    pub(super) memory: Memory,
+    pub files: Vec<Vec<(Role, Record)>>,
+    pub memory: Memory,
 }
 
 /// What a file is to its target.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) enum Role {
     Current,
     Replaced,
@@ -30,7 +37,7 @@ pub(super) enum Role {
     Candidate,
 }
 
-/// How a engine begins.
+/// How an engine begins.
 #[derive(Debug, Default)]
 pub(crate) struct StartState {
     pub pinning: Option<Pinning>,
@@ -39,7 +46,7 @@ pub(crate) struct StartState {
 }
 
 /// What is written down of a file that stays attached when the exporter ends.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub display: String,
     pub identity: Identity,
@@ -54,7 +61,7 @@ pub(super) struct Record {
     pub unused: Option<bool>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ProbeRecord {
     pub probe: usize,
     pub state: ProbeState,

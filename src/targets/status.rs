@@ -19,7 +19,7 @@ pub struct Status {
 }
 
 /// What is counted of targets.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TargetCounts {
     /// How often all of /proc was looked through.
     pub walks: u64,
@@ -136,7 +136,7 @@ pub struct Ticks {
 }
 
 /// See [`Status::memory`].
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Memory {
     functions: Vec<Vec<String>>,
     expired: Vec<u64>,

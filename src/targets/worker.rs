@@ -9,7 +9,7 @@ use super::attached_file::Shed;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::find::Finder;
-use super::record::{Signature, StartState};
+use super::record::{Changing, Signature, StartState};
 use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
@@ -51,7 +51,7 @@ pub(super) struct Worker {
     pub(super) last_kept: Instant,
     pub(super) signature: Signature,
     /// What was written down last for the next exporter.
-    pub(super) kept: Vec<u8>,
+    pub(super) kept: Option<Changing>,
 }
 
 impl Worker {
@@ -138,7 +138,7 @@ impl Worker {
             layout: layout.fingerprint(),
             last_kept: Instant::now(),
             signature: Signature::new(),
-            kept: Vec::new(),
+            kept: None,
         };
         worker.name_candidates();
         if let Some(record) = beginning.record {

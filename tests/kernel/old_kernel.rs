@@ -67,6 +67,34 @@ for name in totals metrics log loads; do
     echo "-- $name"
     cat /$name
 done
+mount -t bpf bpf /sys/fs/bpf
+cat >/config.yaml <<END
+state: pinned
+targets:
+- name: forms
+  binary: $FORMS
+  probes:
+  - { on: usdt:forms:cold, metrics: [{ counter: cold_total }] }
+  - { function: fire_i8, returns: u8, metrics: [{ histogram: call_seconds, value: duration }] }
+END
+for turn in 1 2; do
+    $EXPORTER --config /config.yaml >/log 2>&1 &
+    exporter=$!
+    until wget -q -O /dev/null http://127.0.0.1:9436/ready 2>/dev/null; do
+        kill -0 $exporter 2>/dev/null || { cat /log; exit 1; }
+        sleep 0.2
+    done
+    [ $turn = 1 ] || wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
+    kill -9 $exporter
+    wait $exporter
+    [ $turn = 2 ] || $FORMS cold 3 i8 4 >/dev/null || exit 1
+done
+echo "-- pinned"
+cat /metrics
+echo "-- log of pinned"
+cat /log
+echo "-- unpinned"
+$EXPORTER unpin /sys/fs/bpf/exporter-9435 || exit 1
 "#;
 
 /// Fires all there is on this kernel, where the exporter attaches in this way.
@@ -111,6 +139,13 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     assert_eq!(scrape.value("fibre_exporter_process_scans_total", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", program)]), 0.0);
     assert!(about.len() == 1 && about[0].0["kernel"].starts_with(&format!("{kernel}.")), "{about:?}");
+
+    // What was called while no exporter ran.
+    let pinned = Metrics::parse(output.part("pinned")).unwrap_or_else(|error| panic!("{error}"));
+    let log = output.part("log of pinned");
+    assert_eq!(pinned.value("cold_total", &[]), 3.0, "{log}");
+    assert_eq!(pinned.value("call_seconds_count", &[]), 4.0, "{log}");
+    assert!(log.contains("Took over the probes that version"), "{log}");
 }
 
 #[test]

@@ -187,6 +187,65 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
 }
 
 #[test]
+fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
+    let folder = folder();
+    let path = program(&folder, "again");
+    let own = std::process::id();
+    let mut written = Written(Vec::new());
+    let docker = |id: &str, written: &mut Written| {
+        let text = format!(r#"{{"Name":"/again{own}","Config":{{"Image":"image"}}}}"#);
+        written.file(format!("/var/lib/docker/containers/{id}/config.v2.json").into(), &text);
+    };
+    let [first, second] = [5, 6].map(id);
+    let unit = format!("again{own}.service");
+    let text = ["container", "unit"].map(|kind| {
+        let selector = if kind == "unit" { unit.clone() } else { format!("again{own}") };
+        format!(
+            "- name: {kind}\n  {kind}: {selector}\n  probes:\n  - on: usdt:t:hit\n    \
+             metrics: [{{ counter: {kind}_total, labels: {{ {kind}: {kind} }} }}]\n"
+        )
+    });
+    let tracer = Tracer::start_unready(&format!("node_name: test\ntargets:\n{}", text.concat()), false);
+    let counts = || {
+        let series = tracer.render();
+        [("container", format!("again{own}")), ("unit", unit.clone())].map(|(kind, name)| {
+            let all = series.iter().filter(|(series, _)| series.starts_with(&format!("{kind}_total")));
+            let all: Vec<_> = all.map(|(series, value)| (series.as_str(), value.as_str())).collect();
+            match all.as_slice() {
+                [] => 0,
+                [(series, value)] if *series == format!("{kind}_total{{{kind}=\"{name}\"}}") => {
+                    value.parse::<u64>().unwrap()
+                }
+                other => panic!("{other:?}"),
+            }
+        })
+    };
+    let mut before = [0, 0];
+    for (turn, id) in [first, second].iter().enumerate() {
+        docker(id, &mut written);
+        // Of a container made anew, programs are other files too.
+        let path = folder.path().join(format!("{turn}-{}", name_of(&path)));
+        copy(&builds().path().join(if turn == 0 { "first" } else { "second" }), &path);
+        let groups =
+            [format!("docker-{id}.scope"), unit.clone()].map(|name| Cgroup::new(hierarchy().join(name)));
+        let mut programs = groups.each_ref().map(|group| group.start(&path));
+        eventually("it is counted", || {
+            programs.iter_mut().for_each(|program| program.fire(1));
+            let now = counts();
+            (0..2).all(|at| now[at] > before[at])
+        });
+        before = counts();
+        programs.iter_mut().for_each(|program| program.fire(1000));
+        assert_eq!(counts(), before.map(|count| count + 1000));
+        before = before.map(|count| count + 1000);
+        drop(programs);
+        drop(groups);
+        fs::remove_file(written.0.last().unwrap()).unwrap();
+    }
+    assert_eq!(counts(), before);
+}
+
+#[test]
 fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_on() {
     let folder = folder();
     let (parent, other) = (program(&folder, "parent"), program(&folder, "other"));
