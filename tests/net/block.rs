@@ -69,7 +69,8 @@ fn arrives(server: &mut TcpStream, within: Duration) -> bool {
     server.set_read_timeout(Some(within)).unwrap();
     loop {
         match server.read(&mut [0]) {
-            Ok(count) => return count == 1,
+            Ok(0) => panic!("the connection was closed"),
+            Ok(_) => return true,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
             // A call with a time limit is not begun anew by the kernel, whatever woke it.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -353,10 +354,10 @@ const XDP_DROP: u32 = 1;
 const TC_ACT_SHOT: u32 = 2;
 
 #[test]
-fn a_million_packets_by_random_lists_are_judged_as_the_model_does() {
+fn packets_by_random_lists_are_judged_as_the_model_does() {
     let mut chance = Chance::new(0x5eed_b10c);
     let (mut dropped, mut passed) = (0u64, 0u64);
-    for round in 0..20 {
+    for round in 0..8 {
         let model = Model::random(&mut chance);
         // Where no address is the machine's own.
         let config = model.config();
@@ -410,5 +411,5 @@ fn a_million_packets_by_random_lists_are_judged_as_the_model_does() {
         let hits: u64 = list.rows(0, usize::MAX).iter().map(|row| row.packets).sum();
         assert_eq!(hits, rows(Verdict::Drop), "each packet dropped is a hit of one entry");
     }
-    assert!(dropped > 50_000 && passed > 50_000, "{dropped} dropped, {passed} passed");
+    assert!(dropped > 20_000 && passed > 20_000, "{dropped} dropped, {passed} passed");
 }

@@ -80,7 +80,10 @@ fn one_that_comes_later_and_ends_the_chain_hides_nothing_for_long() {
     let both = [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS];
     let others = here.run(move || both.map(|kind| before_others(index, kind, TC_ACT_OK)));
     for direction in ["ingress", "egress"] {
-        let Event::Moved { direction: of, before, .. } = event(&events) else { panic!("not moved") };
+        let (of, before) = match event(&events) {
+            Event::Moved { direction, before, .. } => (direction, before),
+            other => panic!("not moved: {other}"),
+        };
         assert_eq!(of, direction);
         assert!(before.contains("\"somebody\""), "{before}");
     }
