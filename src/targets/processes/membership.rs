@@ -16,6 +16,14 @@ pub(super) struct Membership {
     pub(super) old: Belongs,
 }
 
+impl Membership {
+    /// Whether all members of the control group of version 2 belong to the same. On a host with version 1, containers can share
+    /// one: its root, or that of the service that starts them.
+    fn is_of_all_members(&self) -> bool {
+        self.old.path.is_empty() || !self.new.containers.is_empty()
+    }
+}
+
 /// Control groups that are remembered; then they are found out anew.
 const MEMBERSHIPS: usize = 4096;
 
@@ -67,13 +75,13 @@ impl Processes {
             return Arc::default();
         }
         let known = cgroup.and_then(|cgroup| self.memberships.get(&cgroup));
-        if let Some(known) = known.filter(|known| !known.new.is_unnamed()) {
+        let known = known.filter(|known| !known.new.is_unnamed()).cloned();
+        if let Some(known) = known.as_ref().filter(|known| known.is_of_all_members()) {
             return known.clone();
         }
-        let Ok(cgroups) = text(format!("/proc/{pid}/cgroup")) else { return Arc::default() };
+        let Ok(cgroups) = text(format!("/proc/{pid}/cgroup")) else { return known.unwrap_or_default() };
         let (new, old) = paths_of(&cgroups);
         let found = Arc::new(self.membership_at(&new, &old));
-        // On a host with version 1 all processes are in the root of version 2.
         if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {
             if self.memberships.len() >= MEMBERSHIPS {
                 self.memberships.clear();
@@ -112,5 +120,18 @@ mod tests {
         assert_eq!(Belongs::parse(&new).containers[0].id, id);
         assert_eq!(Belongs::parse(&old).containers[0].id, id);
         assert_eq!(paths_of("0::/\n"), ("/".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn containers_of_version_1_share_a_control_group_of_version_2() {
+        let id = "0123456789abcdef".repeat(4);
+        let is_of_all_members = |text: &str| {
+            let (new, old) = paths_of(text);
+            Membership { new: Belongs::parse(&new), old: Belongs::parse(&old) }.is_of_all_members()
+        };
+        assert!(!is_of_all_members("1:cpu:/\n0::/\n"));
+        assert!(!is_of_all_members("1:cpu:/system.slice\n0::/system.slice/containerd.service\n"));
+        assert!(is_of_all_members(&format!("1:cpu:/\n0::/docker/{id}\n")));
+        assert!(is_of_all_members("0::/\n"));
     }
 }

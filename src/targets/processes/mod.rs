@@ -137,7 +137,7 @@ impl Processes {
             if who.may_fit(&process.facts()) || is_family(process) {
                 found.push(process.pid);
             } else {
-                version_1 |= who.may_fit(&Facts { belongs: &process.membership.old, ..process.facts() });
+                version_1 |= fits_by_version_1(who, process);
             }
         }
         let hidden = if who.is_by_cgroup() { 0 } else { self.hidden };
@@ -258,7 +258,10 @@ impl Processes {
     }
 
     fn is_of_interest(&self, process: &Process) -> bool {
-        self.filters.is_empty() || (0..self.filters.len()).any(|target| self.matches(target, process))
+        let by_version_1 = |filters: &ProcessFilter| fits_by_version_1(filters.who(), process);
+        self.filters.is_empty()
+            || (0..self.filters.len()).any(|target| self.matches(target, process))
+            || self.filters.iter().flatten().any(by_version_1)
     }
 
     /// Whether a target means processes of the control group; None if nothing is known of it.
@@ -295,6 +298,11 @@ impl Processes {
         }
         touched.into_iter().for_each(|pid| self.touch(pid));
     }
+}
+
+/// Whether it would be meant if the kernel went by control groups of version 1: what is not traced for that is told.
+fn fits_by_version_1(who: &Who, process: &Process) -> bool {
+    who.is_by_cgroup() && who.may_fit(&Facts { belongs: &process.membership.old, ..process.facts() })
 }
 
 #[cfg(test)]

@@ -88,6 +88,22 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     assert_eq!(tracer.books_at_rest()[0].hits, 11_116);
 }
 
+/// As on hosts that have both versions: the container is one only by version 1, which the kernel's programs do not go by.
+#[test]
+fn a_container_of_version_1_alone_is_told_of() {
+    let (builds, folder) = (builds(), folder());
+    let mounted = Mounted::version_1(folder.path());
+    let id = format!("{:08x}{}", std::process::id(), "0123456789abcdef".repeat(4)[..56].to_owned());
+    let container = Cgroup::new(mounted.0.join(&id));
+    let mut program = container.start(&builds.path().join("first"));
+    program.fire(1);
+    let tracer = Tracer::start_unready(&config(&[("one", &format!("container: \"{id}\""))]), false);
+    eventually(
+        "the version to be told",
+        || matches!(tracer.state(0), (ProbeState::Waiting(reason), 0) if reason.contains("only has cgroup v1")),
+    );
+}
+
 #[test]
 fn a_number_that_is_used_again_is_not_the_process() {
     let (builds, folder) = (builds(), folder());

@@ -183,6 +183,25 @@ impl Drop for Cgroup {
     }
 }
 
+/// A hierarchy of control groups of version 1 without controllers, taken away when dropped.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    pub fn version_1(work: &Path) -> Self {
+        let at = work.join("version_1");
+        fs::create_dir(&at).unwrap();
+        let options = format!("none,name=exporter-test-{}", std::process::id());
+        run("mount", &["-t", "cgroup", "-o", &options, "cgroup", at.to_str().unwrap()]);
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
+    }
+}
+
 /// Where control groups of version 2 are.
 pub fn hierarchy() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
