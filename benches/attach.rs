@@ -66,13 +66,13 @@ fn main() -> Result<()> {
             other => return Err(format!("unknown option {other}").into()),
         }
     }
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let hold = compile(folder.path())?;
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let hold = compile(directory.path())?;
     let mut table =
         String::from("| what | processes that map it | median, ms | most, ms |\n|---|---:|---:|---:|\n");
     let mut files = vec![("1,000 sites", hold.clone(), "      - on: usdt:bench:site\n".to_string())];
     if Path::new(LIBJVM).exists() {
-        let copy = folder.path().join("libjvm.so");
+        let copy = directory.path().join("libjvm.so");
         fs::copy(LIBJVM, &copy)?;
         let probes = every_probe(&copy)?;
         files.push(("libjvm.so, every site", copy, probes));
@@ -178,8 +178,8 @@ fn row(table: &mut String, what: &str, holders: &Holders, mut times: Vec<Duratio
     let _ = writeln!(table, "| {what} | {} | {middle:.1} | {most:.1} |", holders.0.len());
 }
 
-fn compile(folder: &Path) -> Result<PathBuf> {
-    let (source, program) = (folder.join("hold.c"), folder.join("hold"));
+fn compile(directory: &Path) -> Result<PathBuf> {
+    let (source, program) = (directory.join("hold.c"), directory.join("hold"));
     fs::write(&source, HOLD)?;
     let built = Command::new("cc").args(["-O2", "-o"]).args([&program, &source]).arg("-ldl").status()?;
     built.success().then_some(program).ok_or_else(|| "cc failed; install gcc and systemtap-sdt-dev".into())

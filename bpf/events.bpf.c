@@ -46,7 +46,7 @@ struct process_event {
 	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
 	struct file_key file; /* the executable; PROCESS_MAPPED: that file */
 	__u64 address; /* PROCESS_MAPPED: where */
-	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and folder */
+	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */
 	__u8 comm[16];
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
 };

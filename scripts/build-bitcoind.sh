@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds bitcoind and bitcoin-cli with USDT probes, for the tests that trace the real program.
 #
-# Prints the folder that holds both on stdout; everything else goes to stderr. The folder lies outside the
+# Prints the directory that holds both on stdout; everything else goes to stderr. The directory lies outside the
 # tree and is named after what went into it (version, flags, compiler), so a second run returns at once and
 # a change of any of them builds anew. An interrupted build goes on where it stopped.
 #
 # Installs from Debian, if missing: the packages listed below. Needs cargo, and root or sudo to install.
-# EXPORTER_CACHE: the parent folder of the result (default: ~/.cache/exporter).
+# EXPORTER_CACHE: the parent directory of the result (default: ~/.cache/exporter).
 set -euo pipefail
 
 # The package carries the whole Bitcoin Core source; cargo fetches it from the registry it is set up for

@@ -98,22 +98,22 @@ apt_install() {
 
 # sssd changes how a machine logs people in, so it is not installed: the tests only look at its libraries.
 unpack_sssd() {
-	local folder=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/sssd made
-	[[ -e $folder ]] && return
-	say "unpacking sssd-common, uninstalled, into $folder"
+	local directory=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/sssd made
+	[[ -e $directory ]] && return
+	say "unpacking sssd-common, uninstalled, into $directory"
 	made=$(mktemp -d)
 	(cd "$made" && apt-get -qq download sssd-common >&2 && dpkg-deb -x sssd-common_*.deb unpacked) ||
 		fail "could not download and unpack sssd-common; the messages are above"
-	mkdir -p "${folder%/*}"
-	mv "$made/unpacked" "$folder"
+	mkdir -p "${directory%/*}"
+	mv "$made/unpacked" "$directory"
 	rm -rf "$made"
 }
 
 # Debian's memcached is stripped of its functions' names. Built from Debian's source it has them.
 build_memcached() {
-	local folder=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/memcached made options
-	[[ -e $folder ]] && return
-	say "building memcached into $folder"
+	local directory=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/memcached made options
+	[[ -e $directory ]] && return
+	say "building memcached into $directory"
 	made=$(mktemp -d)
 	mkdir -p "$made/lists/partial"
 	echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian" \
@@ -123,8 +123,8 @@ build_memcached() {
 	(cd "$made" && apt-get "${options[@]}" update && apt-get "${options[@]}" source --download-only memcached &&
 		tar xf memcached_*.orig.tar.* && cd memcached-*/ && ./configure --quiet --disable-docs && make -s memcached) \
 		>&2 || fail "could not build memcached; the messages are above"
-	mkdir -p "$folder"
-	mv "$made"/memcached-*/memcached "$folder/"
+	mkdir -p "$directory"
+	mv "$made"/memcached-*/memcached "$directory/"
 	rm -rf "$made"
 }
 

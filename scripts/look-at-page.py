@@ -34,10 +34,10 @@ metrics_auth_username: prometheus
 metrics_auth_password: the-password
 targets:
   - name: bitcoind
-    binary: {folder}/bitcoind
+    binary: {directory}/bitcoind
     profile: fibre
   - name: forms
-    binary: {folder}/leaf
+    binary: {directory}/leaf
     probes:
       - {{ on: "usdt:leaf:nop", metrics: [{{ counter: leaf_calls_total, help: "Calls of <b>leaf</b>." }}] }}
       - {{ on: "usdt:leaf:nop5", metrics: [{{ counter: leaf_nop5_total }}] }}
@@ -47,7 +47,7 @@ targets:
     probes:
       - {{ function: charge, metrics: [{{ counter: billing_charges_total }}] }}
 slow_events:
-  file: {folder}/slow.sqlite
+  file: {directory}/slow.sqlite
   metrics:
     fibre_block_reconstruction_duration_seconds: 100ms
 network:
@@ -63,12 +63,12 @@ class Browser:
         ours, self.write = os.pipe()
         self.read, theirs = os.pipe()
         command = f"exec chromium --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe 3<&{ours} 4>&{theirs}"
-        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
-            ["sh", "-c", f"{command} --user-data-dir={self.folder.name}"],
+            ["sh", "-c", f"{command} --user-data-dir={self.directory.name}"],
             pass_fds=(ours, theirs),
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": self.folder.name},
+            env={**os.environ, "HOME": self.directory.name},
         )
         os.close(ours)
         os.close(theirs)
@@ -141,7 +141,7 @@ class Browser:
     def end(self):
         self.process.kill()
         self.process.wait()
-        self.folder.cleanup()
+        self.directory.cleanup()
 
 
 def ping_pong(stopped):
@@ -163,11 +163,11 @@ def main():
     pictures.mkdir(parents=True, exist_ok=True)
     exporter = sys.argv[2] if len(sys.argv) > 2 else ROOT / "target/debug/exporter"
     started, stopped = [], threading.Event()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         for name, copy in (("fibre-demo", "bitcoind"), ("leaf", "leaf")):
-            subprocess.run(["cp", ROOT / "target/demo" / name, f"{folder}/{copy}"], check=True)
-        config = pathlib.Path(folder, "config.yaml")
-        config.write_text(CONFIG.format(port=PORT, health=HEALTH, folder=folder))
+            subprocess.run(["cp", ROOT / "target/demo" / name, f"{directory}/{copy}"], check=True)
+        config = pathlib.Path(directory, "config.yaml")
+        config.write_text(CONFIG.format(port=PORT, health=HEALTH, directory=directory))
         browser = None
         try:
             started.append(subprocess.Popen([exporter, "--config", config], stdout=(pictures / "log").open("w")))
@@ -181,8 +181,8 @@ def main():
                     if time.monotonic() > deadline or started[0].poll() is not None:
                         sys.exit(f"look-at-page: the exporter does not serve; see {pictures}/log")
                     time.sleep(0.1)
-            started.append(subprocess.Popen([f"{folder}/bitcoind", "--rate", "9"], stdout=subprocess.DEVNULL))
-            started.append(subprocess.Popen([f"{folder}/leaf", "1000000"], stdout=subprocess.DEVNULL))
+            started.append(subprocess.Popen([f"{directory}/bitcoind", "--rate", "9"], stdout=subprocess.DEVNULL))
+            started.append(subprocess.Popen([f"{directory}/leaf", "1000000"], stdout=subprocess.DEVNULL))
             threading.Thread(target=ping_pong, args=(stopped,), daemon=True).start()
             metrics = urllib.request.Request(f"http://127.0.0.1:{PORT}/metrics")
             metrics.add_header("Authorization", "Basic " + base64.b64encode(b"prometheus:the-password").decode())

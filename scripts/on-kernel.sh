@@ -43,7 +43,7 @@ get_kernel() {
 	local package=$1 cache=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/kernels made
 	[[ $package == linux-image-* ]] || package=$(newest "$package")
 	[[ -n $package ]] || fail "apt knows no linux-image-$1.*-cloud-amd64: run apt-get update, with Debian's security updates among its sources"
-	# A folder of an earlier version of this script has no modules.
+	# A directory of an earlier version of this script has no modules.
 	if [[ ! -e $cache/$package || ! -e $cache/modules-$package ]]; then
 		mkdir -p "$cache"
 		made=$(mktemp -d "$cache/part.XXXXXX")
@@ -73,7 +73,7 @@ add() {
 add_module() {
 	local file name
 	# Names of files and of modules differ in these two characters.
-	file=$(find "$folder" -name "${1//[-_]/[-_]}.ko")
+	file=$(find "$directory" -name "${1//[-_]/[-_]}.ko")
 	[[ -n $file ]] || return 0 # built in
 	[[ -e $work/root/modules/$1.ko ]] && return
 	for name in $(grep -aoPm1 '(?<=\0depends=)[^\0]*' "$file" | tr -d '\0' | tr , ' '); do
@@ -97,7 +97,7 @@ for file; do
 		add "$library"
 	done < <(ldd "$file" 2>/dev/null | grep -oE '/[^ ]+' | sort -u)
 done
-folder=$(dirname "$image")/modules-$(basename "$image")
+directory=$(dirname "$image")/modules-$(basename "$image")
 for name in "${modules[@]}"; do
 	add_module "$name"
 done

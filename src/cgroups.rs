@@ -10,7 +10,7 @@ use crate::plan::CgroupName;
 use crate::procfs::text;
 use crate::selectors::Belongs;
 
-/// Folders that are looked at for one name.
+/// Directories that are looked at for one name.
 const MOST_FOLDERS: usize = 10_000;
 
 /// Looks up names, and remembers them.
@@ -22,7 +22,7 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// What the cgroup with this id (of version 2, where it is the inode of its folder) is called.
+    /// What the cgroup with this id (of version 2, where it is the inode of its directory) is called.
     pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
         let Self { known, containers } = self;
         let found = known.entry(id).or_insert_with(|| {
@@ -55,9 +55,9 @@ fn hierarchy() -> Option<PathBuf> {
 }
 
 fn find(root: &Path, id: u64) -> Option<PathBuf> {
-    let mut folders = vec![root.to_path_buf()];
+    let mut directories = vec![root.to_path_buf()];
     let mut seen = 0;
-    while let Some(directory) = folders.pop() {
+    while let Some(directory) = directories.pop() {
         seen += 1;
         if seen > MOST_FOLDERS {
             return None;
@@ -66,7 +66,8 @@ fn find(root: &Path, id: u64) -> Option<PathBuf> {
             return Some(directory);
         }
         let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
-        folders.extend(inside.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        directories
+            .extend(inside.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
     }
     None
 }

@@ -4,7 +4,7 @@
 //! - Podman and CRI-O: `/var/lib/containers/storage/*-containers/containers.json` (and `volatile-containers.json`), a list with
 //!   `id`, `names` and, as JSON in a text, `metadata`. Podman without root has the same below `~/.local/share`.
 //! - containerd: `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json`, whose annotations are the kubelet's.
-//! - Kubernetes: folders `/var/log/pods/NAMESPACE_POD_UID`, and links `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`.
+//! - Kubernetes: directories `/var/log/pods/NAMESPACE_POD_UID`, and links `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`.
 //!
 //! All are internal to these, and have been the same for years; where they cannot be read, a container is its id.
 
@@ -120,8 +120,8 @@ impl Containers {
     }
 
     fn list_pods(&self) -> impl Iterator<Item = Pod> {
-        let folders = fs::read_dir(&self.pods).into_iter().flatten().flatten();
-        folders.filter_map(|directory| {
+        let directories = fs::read_dir(&self.pods).into_iter().flatten().flatten();
+        directories.filter_map(|directory| {
             // None of the three has an underscore in it.
             let name = directory.file_name().into_string().ok()?;
             let mut parts = name.split('_');
@@ -150,11 +150,11 @@ impl Containers {
     }
 
     fn of_storages(&self) -> impl Iterator<Item = Container> {
-        let folders =
+        let directories =
             self.storages.iter().flat_map(|storage| fs::read_dir(storage).into_iter().flatten().flatten());
-        let folders =
-            folders.filter(|directory| directory.file_name().to_string_lossy().ends_with("-containers"));
-        let files = folders.flat_map(|directory| {
+        let directories =
+            directories.filter(|directory| directory.file_name().to_string_lossy().ends_with("-containers"));
+        let files = directories.flat_map(|directory| {
             ["containers.json", "volatile-containers.json"].map(|name| directory.path().join(name))
         });
         let listed =
@@ -169,9 +169,10 @@ impl Containers {
     }
 
     fn of_bundle(&self, id: &str) -> (Container, Option<Pod>) {
-        let folders = fs::read_dir(&self.bundles).into_iter().flatten().flatten();
-        let described =
-            folders.into_iter().find_map(|directory| read(&directory.path().join(id).join("config.json")));
+        let directories = fs::read_dir(&self.bundles).into_iter().flatten().flatten();
+        let described = directories
+            .into_iter()
+            .find_map(|directory| read(&directory.path().join(id).join("config.json")));
         let annotation = |names: &[&str]| {
             let all = described.as_ref()?.get("annotations")?;
             names.iter().find_map(|name| all.get(*name)?.as_str()).map(str::to_owned)

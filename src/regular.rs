@@ -40,22 +40,22 @@ pub(crate) fn open_inside(root: &Path, path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-/// Names in a folder by its path below `root`, which no link leads out of.
+/// Names in a directory by its path below `root`, which no link leads out of.
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) fn read_folder_inside(root: &Path, path: &Path) -> io::Result<Vec<OsString>> {
+pub(crate) fn read_directory_inside(root: &Path, path: &Path) -> io::Result<Vec<OsString>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let root = openat2(CWD, root, flags, Mode::empty(), ResolveFlags::empty())?;
-    let folder = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-    let names = Dir::new(folder)?.filter_map(|entry| {
+    let directory = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let names = Dir::new(directory)?.filter_map(|entry| {
         let entry = entry.ok()?;
         Some(OsStr::from_bytes(entry.file_name().to_bytes()).to_os_string())
     });
     Ok(names.take(MOST_NAMES).collect())
 }
 
-/// Of one folder.
+/// Of one directory.
 const MOST_NAMES: usize = 10_000;
 
 /// The largest file that is read. Few programs have more with all their debug information; a file of holes can have any size, and

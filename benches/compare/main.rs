@@ -65,9 +65,9 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<(), String> {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let target = target::Target::build(&folder)?;
-    let rivals = rivals::Rivals::load(&folder, &target)?;
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let target = target::Target::build(&directory)?;
+    let rivals = rivals::Rivals::load(&directory, &target)?;
     let mut report = Report::new(options.rounds);
     for row in rows::rows() {
         if options.wants(row.name) {

@@ -20,8 +20,8 @@ pub struct Rivals {
 
 impl Rivals {
     /// Compiles and loads them.
-    pub fn load(folder: &Path, target: &Target) -> Result<Self, String> {
-        let object = folder.join("rivals.bpf.o");
+    pub fn load(directory: &Path, target: &Target) -> Result<Self, String> {
+        let object = directory.join("rivals.bpf.o");
         let root = env!("CARGO_MANIFEST_DIR");
         let compiled = Command::new(env!("BPF_CLANG"))
             .args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"])

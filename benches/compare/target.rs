@@ -21,8 +21,8 @@ pub struct Cost {
 
 impl Target {
     /// Compiles it.
-    pub fn build(folder: &Path) -> Result<Self, String> {
-        let path = folder.join("target");
+    pub fn build(directory: &Path) -> Result<Self, String> {
+        let path = directory.join("target");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/target.c");
         let built = Command::new("cc")
             .args(["-O2", "-g", "-fstack-protector-explicit", "-o"])

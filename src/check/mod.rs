@@ -50,8 +50,8 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
         let file = &plan.settings.slow_events.file;
         checker.text.push_str(&format!("\nslow events: kept in {}\n", file.display()));
     }
-    if let Some(folder) = &plan.settings.pinned {
-        checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(folder)));
+    if let Some(directory) = &plan.settings.pinned {
+        checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(directory)));
     }
     Checked { table: checker.text, mistakes: checker.mistakes }
 }

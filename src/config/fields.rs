@@ -144,7 +144,7 @@ impl<'a> Node<'a> {
         Some(name)
     }
 
-    /// A path. One from a file starts at the file's own folder.
+    /// A path. One from a file starts at the file's own directory.
     pub fn path(&self) -> Option<PathBuf> {
         let path = PathBuf::from(self.text_as("a path")?);
         Some(match self.at.source.dir() {

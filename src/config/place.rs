@@ -94,7 +94,7 @@ impl Place {
 }
 
 impl Source {
-    /// The folder that relative paths of this source start from; `None` for the working directory.
+    /// The directory that relative paths of this source start from; `None` for the working directory.
     pub fn dir(&self) -> Option<&Path> {
         match self {
             Source::File(path) => path.parent(),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn files_start_paths_in_their_own_folder() {
+    fn files_start_paths_in_their_own_directory() {
         let source = |path: &str| Source::File(path.into());
         assert_eq!(source("/etc/e/c.yaml").dir(), Some(Path::new("/etc/e")));
         assert_eq!(source("c.yaml").dir(), Some(Path::new("")));

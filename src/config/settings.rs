@@ -144,7 +144,7 @@ fn is_pinned(file: Option<&Fields<'_>>) -> bool {
     state.is_some_and(|node| node.value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pinned")))
 }
 
-/// The folder of what stays in the kernel when the exporter ends, if it is to.
+/// The directory of what stays in the kernel when the exporter ends, if it is to.
 fn pinned(layers: &Layers<'_>, metrics_port: u16) -> Option<PathBuf> {
     let file = layers.file.as_ref()?;
     let directory = file.get("state_directory").map(|node| (node.path(), node));

@@ -51,7 +51,7 @@ pub static TARGET: Section = Section {
         Key::new(
             "image",
             Schema::Text,
-            "Processes in containers of this image: its name without registry, folders, tag or digest is enough.",
+            "Processes in containers of this image: its name without registry, directories, tag or digest is enough.",
         ),
         Key::new(
             "unit",

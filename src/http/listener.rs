@@ -267,15 +267,15 @@ mod tests {
 
     #[test]
     fn a_socket_that_nobody_listens_on_is_replaced_and_others_are_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("e.sock");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("e.sock");
         let first = Listener::bind_unix(&path).unwrap();
         assert_eq!(first.to_string(), format!("unix:{}", path.display()));
         let taken = Listener::bind_unix(&path).unwrap_err().to_string();
         assert!(taken.contains("in use") && taken.contains("e.sock"), "{taken}");
         drop(first);
         drop(Listener::bind_unix(&path).unwrap());
-        let file = folder.path().join("file");
+        let file = directory.path().join("file");
         fs::write(&file, "precious").unwrap();
         Listener::bind_unix(&file).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");

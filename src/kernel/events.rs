@@ -43,7 +43,7 @@ pub struct FileUse {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct NamedFile {
     pub file: FileKey,
-    /// The kernel's hash of name and folder.
+    /// The kernel's hash of name and directory.
     pub name: u64,
 }
 
@@ -406,9 +406,9 @@ mod tests {
 
     #[test]
     fn only_what_is_wanted_is_told_as_root() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let name = format!("wanted{}", std::process::id());
-        let path = folder.path().join(&name);
+        let path = directory.path().join(&name);
         std::fs::copy("/bin/dash", &path).unwrap();
         let wanted = Wanted { names: vec![name], ..Wanted::default() };
         let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
@@ -444,9 +444,9 @@ mod tests {
 
     #[test]
     fn what_is_mapped_is_told_until_it_is_known_as_root() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let name = format!("maps{}", std::process::id());
-        let path = folder.path().join(&name);
+        let path = directory.path().join(&name);
         std::fs::copy("/bin/dash", &path).unwrap();
         let wanted = Wanted { names: vec![name], mappings: true, ..Wanted::default() };
         let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
@@ -467,7 +467,7 @@ mod tests {
         assert!(!told.is_empty() && told.iter().all(|of| of.file.inode != 0 && of.name != 0), "{told:?}");
         assert_eq!(mapped(), []);
         events.forget_library(told[0]);
-        let path = folder.path().join("other");
+        let path = directory.path().join("other");
         std::fs::copy("/bin/dash", &path).unwrap();
         let mut other = Command::new(path).args(["-c", "true"]).spawn().unwrap();
         other.wait().unwrap();

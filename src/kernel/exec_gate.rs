@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn a_program_waits_until_it_is_let_in_as_root() {
-        let folder = tempfile::tempdir().unwrap();
-        let [program, link] = ["program", "link"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [program, link] = ["program", "link"].map(|name| directory.path().join(name));
         std::fs::copy("/bin/true", &program).unwrap();
         std::os::unix::fs::symlink(&program, &link).unwrap();
         let gate = ExecGate::new().expect("these tests need root");
@@ -252,7 +252,7 @@ mod tests {
         let path = std::fs::read_link(format!("/proc/self/fd/{fd}"));
         assert!(path.is_err() || path.unwrap().as_os_str() != "/dev/null", "closed in this table");
         go.send(()).unwrap();
-        assert_eq!(is_done.recv().unwrap(), (2, true), "what was given, and the folder that is read");
+        assert_eq!(is_done.recv().unwrap(), (2, true), "what was given, and the directory that is read");
         assert!(kept.metadata().is_ok());
     }
 }

@@ -16,13 +16,13 @@ pub(super) fn names(directory: &Path) -> Vec<String> {
 
 /// Links first, several at once.
 pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
-    let (mut files, mut folders) = (Vec::new(), vec![directory.to_path_buf()]);
+    let (mut files, mut directories) = (Vec::new(), vec![directory.to_path_buf()]);
     let mut at = 0;
-    while let Some(directory) = folders.get(at).cloned() {
+    while let Some(directory) = directories.get(at).cloned() {
         for name in names(&directory) {
             let path = directory.join(name);
             if path.symlink_metadata().is_ok_and(|about| about.is_dir()) {
-                folders.push(path);
+                directories.push(path);
             } else {
                 files.push(path);
             }
@@ -30,7 +30,7 @@ pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
         at += 1;
     }
     remove_files(files);
-    folders
+    directories
         .iter()
         .rev()
         .try_for_each(|directory| fs::remove_dir(directory).map_err(failed("remove", directory)))

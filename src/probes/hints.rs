@@ -108,8 +108,8 @@ pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl
 }
 
 fn jvm_beside(name: &str, path: &Path) -> Option<String> {
-    let folder = (name == "java").then(|| path.canonicalize().ok())??.parent()?.parent()?.to_path_buf();
-    let jvm = folder.join("lib/server/libjvm.so");
+    let directory = (name == "java").then(|| path.canonicalize().ok())??.parent()?.parent()?.to_path_buf();
+    let jvm = directory.join("lib/server/libjvm.so");
     jvm.is_file().then(|| jvm.display().to_string())
 }
 

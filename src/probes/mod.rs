@@ -117,8 +117,8 @@ fn selector(target: &str) -> Result<Selector, String> {
 }
 
 fn in_search_path(name: &str) -> Option<PathBuf> {
-    let folders = std::env::var_os("PATH")?;
-    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+    let directories = std::env::var_os("PATH")?;
+    std::env::split_paths(&directories).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
 fn file(found: &TargetFile, selector: &Selector, functions: Option<&str>) -> Result<File, String> {

@@ -1,4 +1,4 @@
-//! Libraries that processes have not loaded yet, in the folders where they would look for them.
+//! Libraries that processes have not loaded yet, in the directories where they would look for them.
 //!
 //! A program can call a library as soon as it has loaded it, and a breakpoint takes the kernel longer than that. So files that are
 //! called as a target's library are attached to before, as candidates: only hits of processes that are meant count.
@@ -19,7 +19,7 @@ use crate::selectors::{FileOf, Pattern};
 /// Files of one target that are attached to before any process has loaded them.
 const AHEAD: usize = 16;
 
-/// Where loaders look whatever a process has loaded so far, beside the folder in which it is.
+/// Where loaders look whatever a process has loaded so far, beside the directory in which it is.
 const USUAL: [&str; 6] =
     ["/usr/local/lib", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu"];
 
@@ -27,18 +27,18 @@ impl Worker {
     /// Attaches to files of the target's library that processes may load, as far as their mappings were read just now.
     pub(super) fn attach_ahead(&mut self, target: usize, planned: &TargetPlan) {
         let FileOf::Library(name) = &planned.selector.file else { return };
-        if self.finder.folders.is_empty() {
+        if self.finder.directories.is_empty() {
             return;
         }
-        let read = self.finder.folders.clone();
+        let read = self.finder.directories.clone();
         let meant: HashSet<u32> = self.finder.of_target(target, &planned.selector).into_iter().collect();
         let mut looked = HashSet::new();
-        for (pid, folders) in read.into_iter().filter(|(pid, _)| meant.contains(pid)) {
+        for (pid, directories) in read.into_iter().filter(|(pid, _)| meant.contains(pid)) {
             let root = PathBuf::from(format!("/proc/{pid}/root"));
             let Ok(meta) = fs::metadata(&root) else { continue };
-            for folder in places(pid, folders) {
-                if looked.insert((meta.dev(), meta.ino(), folder.clone())) {
-                    for file in files(&root, &folder, name) {
+            for directory in places(pid, directories) {
+                if looked.insert((meta.dev(), meta.ino(), directory.clone())) {
+                    for file in files(&root, &directory, name) {
                         self.attach_one_ahead(target, planned, &root, &file);
                     }
                 }
@@ -67,24 +67,25 @@ impl Worker {
     }
 }
 
-/// The folders in which a process may look, with those from which it has loaded something.
-fn places(pid: u32, mut folders: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-    let beside: Vec<_> = folders.iter().flat_map(|of| ["../lib", "../lib64"].map(|to| of.join(to))).collect();
-    folders.extend(beside);
-    folders.extend(fs::read_link(format!("/proc/{pid}/cwd")));
-    folders.extend(USUAL.map(PathBuf::from));
-    folders.retain(|folder| folder.is_absolute());
-    folders
+/// The directories in which a process may look, with those from which it has loaded something.
+fn places(pid: u32, mut directories: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    let beside: Vec<_> =
+        directories.iter().flat_map(|of| ["../lib", "../lib64"].map(|to| of.join(to))).collect();
+    directories.extend(beside);
+    directories.extend(fs::read_link(format!("/proc/{pid}/cwd")));
+    directories.extend(USUAL.map(PathBuf::from));
+    directories.retain(|directory| directory.is_absolute());
+    directories
 }
 
-/// Paths below `root` of the files in a folder that are called so.
-fn files(root: &Path, folder: &Path, name: &Pattern) -> Vec<PathBuf> {
+/// Paths below `root` of the files in a directory that are called so.
+fn files(root: &Path, directory: &Path, name: &Pattern) -> Vec<PathBuf> {
     if let Some(name) = name.as_literal() {
-        return vec![folder.join(name)];
+        return vec![directory.join(name)];
     }
-    let all = regular::read_folder_inside(root, folder).unwrap_or_default();
+    let all = regular::read_directory_inside(root, directory).unwrap_or_default();
     let fitting = all.into_iter().filter(|file| name.matches(&file.to_string_lossy()));
-    fitting.take(AHEAD).map(|file| folder.join(file)).collect()
+    fitting.take(AHEAD).map(|file| directory.join(file)).collect()
 }
 
 /// A path of this mount namespace without links to the file that the path below `root` leads to.
@@ -106,8 +107,8 @@ mod tests {
 
     #[test]
     fn links_lead_to_where_they_lead_for_the_process() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().canonicalize().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
         fs::create_dir_all(root.join("usr/lib")).unwrap();
         fs::write(root.join("usr/lib/libx.so.1.2"), "x").unwrap();
         symlink("/usr/lib/libx.so.1.2", root.join("usr/lib/libx.so.1")).unwrap();
@@ -121,9 +122,10 @@ mod tests {
     fn a_process_looks_beside_what_it_has_loaded() {
         let found = places(std::process::id(), BTreeSet::from(["/opt/app/modules".into(), "memfd:x".into()]));
         let own = std::env::current_dir().unwrap();
-        for folder in ["/opt/app/modules", "/opt/app/modules/../lib", "/usr/local/lib", own.to_str().unwrap()]
+        for directory in
+            ["/opt/app/modules", "/opt/app/modules/../lib", "/usr/local/lib", own.to_str().unwrap()]
         {
-            assert!(found.contains(Path::new(folder)), "{folder}: {found:?}");
+            assert!(found.contains(Path::new(directory)), "{directory}: {found:?}");
         }
         assert!(!found.contains(Path::new("memfd:x")));
     }

@@ -38,8 +38,8 @@ pub struct Finder {
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
     /// how long after that once more. None where nobody needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,
-    /// Processes whose mappings were read in this round, and the folders from which they have loaded something.
-    pub(super) folders: Vec<(u32, BTreeSet<PathBuf>)>,
+    /// Processes whose mappings were read in this round, and the directories from which they have loaded something.
+    pub(super) directories: Vec<(u32, BTreeSet<PathBuf>)>,
     /// Files of which it is not told any more when their code is mapped, because they are dealt with.
     pub(super) mapped: HashMap<NamedFile, Identity>,
     /// How often all of /proc was looked through.
@@ -195,8 +195,8 @@ impl Finder {
         for pid in processes {
             let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
             all.extend(known.unwrap_or_else(|| {
-                let (found, folders) = self.libraries.of(*pid);
-                self.folders.push((*pid, folders));
+                let (found, directories) = self.libraries.of(*pid);
+                self.directories.push((*pid, directories));
                 if let Some(process) = self.processes.get_mut(*pid) {
                     process.libraries = Some(found.clone());
                 }

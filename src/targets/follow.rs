@@ -64,7 +64,7 @@ impl Finder {
     /// walk is needed.
     pub fn follow(&mut self) -> Option<ProcessNews> {
         let mut news = ProcessNews::default();
-        self.folders.clear();
+        self.directories.clear();
         let Some(events) = &mut self.events else { return Some(news) };
         let received = events.take();
         if events.has_lost() {

@@ -346,12 +346,12 @@ mod tests {
 
     #[test]
     fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
-        let folder = tempfile::tempdir().unwrap();
-        let [target, sibling] = ["app", "app.new"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [target, sibling] = ["app", "app.new"].map(|name| directory.path().join(name));
         let woken = LeaseBreaks::new().unwrap();
         let handle = GateHandle::new(&woken).expect("these tests need root");
         handle.follow(&[(7, target.clone())]);
-        until("the folder to be watched", || {
+        until("the directory to be watched", || {
             copy(&sibling);
             is_marked(&sibling)
         });

@@ -80,25 +80,25 @@ impl Libraries {
         }
     }
 
-    /// What a process has loaded that is of interest, and the folders from which it has loaded something.
+    /// What a process has loaded that is of interest, and the directories from which it has loaded something.
     pub fn of(&mut self, pid: u32) -> (Vec<Library>, BTreeSet<PathBuf>) {
         let pid = living_thread(pid);
         let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let (mut found, mut folders) = (Vec::new(), BTreeSet::new());
+        let (mut found, mut directories) = (Vec::new(), BTreeSet::new());
         // Files can have the same name, as those in memory do.
         let mut seen = HashSet::new();
         for mapping in maps.lines().filter_map(executable) {
             if !seen.insert((mapping.device, mapping.inode, mapping.name)) {
                 continue;
             }
-            folders.extend(Path::new(mapping.name).parent().map(Path::to_path_buf));
+            directories.extend(Path::new(mapping.name).parent().map(Path::to_path_buf));
             if exe.as_os_str() != mapping.name {
                 let library = self.library(pid, &mapping);
                 found.extend(library.filter(|of| self.is_wanted(of) || !of.probes.is_empty()));
             }
         }
-        (found, folders)
+        (found, directories)
     }
 
     /// The file that a process has mapped at this address, whether it is code, or of interest, or neither.

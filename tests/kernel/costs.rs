@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::exposition::Metrics;
-use crate::support::program::{compile, folder, run};
+use crate::support::program::{compile, directory, run};
 
 /// Calls `cheap`, whose first instruction the kernel emulates, `dear`, whose first one it single-steps, and `interpret`, which
 /// jumps 1,000 times within itself by addresses in a table before it returns; each as often as is asked for, or for ever.
@@ -51,8 +51,8 @@ const PROBES: &str = "    probes:\n    - function: cheap\n      metrics: [counte
     - function: dear\n      metrics: [counter: dear_total]\n    \
     - function: interpret\n      metrics: [{ counter: interpret_total, at: return }]\n";
 
-fn program(folder: &Path) -> PathBuf {
-    compile("gcc", "hot.c", SOURCE, &["-O2"], folder)
+fn program(directory: &Path) -> PathBuf {
+    compile("gcc", "hot.c", SOURCE, &["-O2"], directory)
 }
 
 fn cost_of(metrics: &Metrics, probe: &str) -> f64 {
@@ -71,8 +71,8 @@ impl Drop for Running {
 
 #[test]
 fn every_stop_of_a_program_is_charged_by_what_it_costs() {
-    let folder = folder();
-    let program = program(folder.path());
+    let directory = directory();
+    let program = program(directory.path());
     let exporter = Exporter::tracing(&format!("  - name: hot\n    binary: {}\n{PROBES}", program.display()));
     run(Command::new(&program).args(["2000", "500", "3"]));
     let metrics = exporter.scrape();
@@ -93,8 +93,8 @@ fn every_stop_of_a_program_is_charged_by_what_it_costs() {
 
 #[test]
 fn hits_of_other_processes_are_charged_too() {
-    let folder = folder();
-    let program = program(folder.path());
+    let directory = directory();
+    let program = program(directory.path());
     let exporter = Exporter::tracing(&format!(
         "  - name: hot\n    binary: {}\n    process: somebody-else\n{PROBES}",
         program.display()
@@ -107,8 +107,8 @@ fn hits_of_other_processes_are_charged_too() {
 
 #[test]
 fn tracings_share_of_a_targets_time_is_told_and_ends_with_its_hits() {
-    let folder = folder();
-    let program = program(folder.path());
+    let directory = directory();
+    let program = program(directory.path());
     let exporter = Exporter::tracing(&format!("  - name: hot\n    binary: {}\n{PROBES}", program.display()));
     let share = "fibre_exporter_target_tracing_ratio";
     // It does nothing but hit its probes.
@@ -166,8 +166,8 @@ fn calls(file: &Path, of: usize) -> u64 {
 
 #[test]
 fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
-    let folder = folder();
-    let program = compile("gcc", "moody.c", MOODY, &["-O2"], folder.path());
+    let directory = directory();
+    let program = compile("gcc", "moody.c", MOODY, &["-O2"], directory.path());
     let place = Place::new();
     let exporter = Setup::new(
         &place,
@@ -181,7 +181,7 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
     )
     .start();
     exporter.wait_until_ready();
-    let file = folder.path().join("calls");
+    let file = directory.path().join("calls");
     let moody = Running(Command::new(&program).arg(&file).spawn().unwrap());
     let state = |metrics: &Metrics, probe: &str| {
         let of = metrics.select("fibre_exporter_probe_state", &[("probe", probe)]);

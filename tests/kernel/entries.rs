@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::harm;
-use crate::support::program::{compile, folder, run};
+use crate::support::program::{compile, directory, run};
 use crate::support::tracer::Tracer;
 
 const SOURCE: &str = include_str!("entries.c");
@@ -14,10 +14,10 @@ const FUNCTIONS: [&str; 10] =
     ["locked", "filled", "patchable", "turns", "spins", "nests", "skips", "keeps", "interprets", "passes_on"];
 const CALLS: u64 = 350;
 
-fn program(folder: &Path) -> PathBuf {
+fn program(directory: &Path) -> PathBuf {
     // Five bytes of fill, which are one instruction, are what begins `patchable`.
     let flags = ["-O2", "-fcf-protection=none", "-mindirect-branch=thunk"];
-    compile("gcc", "entries.c", SOURCE, &flags, folder)
+    compile("gcc", "entries.c", SOURCE, &flags, directory)
 }
 
 /// Calls of `nests` that a call with this argument makes, itself among them, and the sum of their arguments.
@@ -48,8 +48,8 @@ fn made(function: &str, calls: u64) -> (u64, u64) {
 
 /// Traces all functions with these metrics, of which `NAME` is to be the function's name, while the program runs.
 fn traced(attach: &str, more: &str, check: impl Fn(&Tracer, &dyn Fn(&str) -> u64, &str, (u64, u64))) {
-    let folder = folder();
-    let program = program(folder.path());
+    let directory = directory();
+    let program = program(directory.path());
     let calls = harm::calls(CALLS).next_multiple_of(7);
     let untraced = run(Command::new(&program).arg(calls.to_string()));
     let mut yaml = format!(
@@ -113,8 +113,8 @@ fn unusual_entries_by_perf_events() {
 /// The kernel's own way would replace a return address in each turn.
 #[test]
 fn trampolines_are_refused_where_a_loop_begins() {
-    let folder = folder();
-    let program = program(folder.path());
+    let directory = directory();
+    let program = program(directory.path());
     let yaml = format!(
         "node_name: test\ntargets:\n- name: entries\n  binary: {}\n  probes:\n  - function: turns\n    returns_by: trampoline\n    \
          metrics: [{{ histogram: turns_seconds, value: duration, buckets: [10] }}]\n",

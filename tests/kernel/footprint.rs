@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{compile, folder, run};
+use crate::support::program::{compile, directory, run};
 
 const SERIES: usize = 10_000;
 
@@ -29,8 +29,8 @@ int main(void) {
 
 /// Scrapes more than once, as buffers grow with the first. `more` goes to both metrics.
 fn footprint(more: &str, route: &str) {
-    let folder = folder();
-    let program = compile("gcc", "many.c", SOURCE, &[], folder.path());
+    let directory = directory();
+    let program = compile("gcc", "many.c", SOURCE, &[], directory.path());
     let exporter = Exporter::tracing(&format!(
         "  - name: many\n    binary: {}\n    probes:\n    - on: usdt:many:series\n      \
          args: {{ n: 0, text: {{ index: 1, type: string }} }}\n      metrics:\n      \

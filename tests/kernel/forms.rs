@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 use exporter::metrics::WINDOW;
 
@@ -16,8 +16,8 @@ const WAYS: [(&str, &str); 4] =
 /// Runs the body once for each way, with a tracer of `probes` (a YAML list) and a running program.
 fn each_way(probes: &str, body: impl Fn(&Tracer, &mut Forms)) {
     for (program, attach) in WAYS {
-        let folder = folder();
-        let binary = private_copy(program, folder.path());
+        let directory = directory();
+        let binary = private_copy(program, directory.path());
         let tracer = Tracer::start(&config(&binary, attach, "", probes));
         eprintln!("{program}, attach: {attach}");
         body(&tracer, &mut Forms::start(&binary));
@@ -203,8 +203,8 @@ fn long_strings_are_cut_and_short_bounds_hold() {
     // Of `max` bytes the last is the NUL. More than 64 are not compared in the kernel but sent to user space.
     for max in [1, 2, 8, 9, 63, 64, 65, 200, 256] {
         let probes = counted("long_string", &format!("{{ index: 0, type: string, max: {max} }}"));
-        let folder = folder();
-        let binary = private_copy("forms", folder.path());
+        let directory = directory();
+        let binary = private_copy("forms", directory.path());
         let tracer = Tracer::start(&config(&binary, "auto", "", &probes));
         let answer = Forms::start(&binary).fire("long_string", 3);
         let whole = answer["values"][0].as_str().unwrap();
@@ -258,8 +258,8 @@ fn places_of_values_and_of_probes() {
 #[test]
 fn semaphores_are_raised_while_attached_and_only_of_those() {
     for (program, attach) in WAYS {
-        let folder = folder();
-        let binary = private_copy(program, folder.path());
+        let directory = directory();
+        let binary = private_copy(program, directory.path());
         let mut before = Forms::start(&binary);
         assert!(before.semaphores().values().all(|value| *value == 0));
         let tracer = Tracer::start(&config(&binary, attach, "", &counted("i32", "0")));
@@ -287,8 +287,8 @@ fn a_function_that_begins_with_a_probe_shares_its_semaphore() {
     let function = "  - function: fire_null\n    returns: u8\n    metrics:\n    \
                     - { counter: calls_total }\n    - { counter: returned_total, value: retval }\n";
     for (program, attach) in WAYS {
-        let folder = folder();
-        let binary = private_copy(program, folder.path());
+        let directory = directory();
+        let binary = private_copy(program, directory.path());
         let both = Tracer::start(&config(&binary, attach, "", &format!("{probe}{function}")));
         let one = Tracer::start(&config(&binary, attach, "", function));
         let mut forms = Forms::start(&binary);
@@ -308,8 +308,8 @@ fn processes_are_told_apart() {
     let probes = "  - on: usdt:forms:i32\n    metrics:\n    - counter: by_pid_total\n      labels: { v: pid }\n\
                   \x20   - counter: by_name_total\n      labels: { v: comm }\n";
     for (program, attach) in WAYS {
-        let folder = folder();
-        let binary = private_copy(program, folder.path());
+        let directory = directory();
+        let binary = private_copy(program, directory.path());
         let mut one = Forms::start(&binary);
         let tracer = Tracer::start(&config(&binary, attach, "", probes));
         let mut two = Forms::start(&binary);
@@ -324,8 +324,8 @@ fn processes_are_told_apart() {
 #[test]
 fn a_process_filter_counts_the_others_as_filtered() {
     for (program, attach) in WAYS {
-        let folder = folder();
-        let binary = private_copy(program, folder.path());
+        let directory = directory();
+        let binary = private_copy(program, directory.path());
         let mut one = Forms::start(&binary);
         let mut two = Forms::start(&binary);
         let filter = format!("  pid: {}\n", one.pid());
@@ -356,8 +356,8 @@ fn several_long_texts_in_one_event() {
              \x20   - counter: texts_total\n      labels: {{ {labels} }}\n"
         )
     };
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let tracer = Tracer::start(&config(&binary, "auto", "", &probes(4)));
     let answer = Forms::start(&binary).fire("long_string", 2);
     let text = &answer["values"][0].as_str().unwrap()[..255];

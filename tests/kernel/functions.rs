@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 /// Calls of `fib(6)`, itself among them, and what they return in all.
@@ -21,8 +21,8 @@ int main(void) {
 }
 "#;
 
-fn program(folder: &Path) -> std::path::PathBuf {
-    let (source, binary) = (folder.join("functions.c"), folder.join("functions"));
+fn program(directory: &Path) -> std::path::PathBuf {
+    let (source, binary) = (directory.join("functions.c"), directory.join("functions"));
     std::fs::write(&source, SOURCE).unwrap();
     assert!(Command::new("cc").args(["-O1", "-o"]).args([&binary, &source]).status().unwrap().success());
     binary
@@ -31,8 +31,8 @@ fn program(folder: &Path) -> std::path::PathBuf {
 #[test]
 fn returns_durations_and_recursion() {
     for attach in ["auto", "perf"] {
-        let folder = folder();
-        let binary = program(folder.path());
+        let directory = directory();
+        let binary = program(directory.path());
         let tracer = Tracer::start(&format!(
             r#"
 node_name: test
@@ -100,8 +100,8 @@ __attribute__((noinline)) int leave(volatile int n) {
 }
 int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) || leave(4) != 4; }
 "#;
-    let folder = folder();
-    let (file, binary) = (folder.path().join("deep.c"), folder.path().join("deep"));
+    let directory = directory();
+    let (file, binary) = (directory.path().join("deep.c"), directory.path().join("deep"));
     std::fs::write(&file, source).unwrap();
     let cc = ["-O1", "-fno-optimize-sibling-calls", "-o"];
     assert!(Command::new("cc").args(cc).args([&binary, &file]).status().unwrap().success());
@@ -150,8 +150,8 @@ int main(void) {
 	return 0;
 }
 "#;
-    let folder = folder();
-    let (file, binary) = (folder.path().join("truth.c"), folder.path().join("truth"));
+    let directory = directory();
+    let (file, binary) = (directory.path().join("truth.c"), directory.path().join("truth"));
     std::fs::write(&file, source).unwrap();
     assert!(Command::new("cc").args(["-O1", "-o"]).args([&binary, &file]).status().unwrap().success());
     let tracer = Tracer::start(&format!(

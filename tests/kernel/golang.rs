@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::harm;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 
 /// Each goroutine begins with a small stack, and `deep` wants 2 KiB for each call. `huge` wants so much that the stack
@@ -106,8 +106,8 @@ func main() {
 const BUILDS: [&[&str]; 4] =
     [&[], &["-ldflags=-s -w"], &["-buildmode=pie"], &["-buildmode=pie", "-ldflags=-s -w"]];
 
-fn build(folder: &Path, source: &str, flags: &[&str]) -> PathBuf {
-    let (file, binary) = (folder.join("main.go"), folder.join("program"));
+fn build(directory: &Path, source: &str, flags: &[&str]) -> PathBuf {
+    let (file, binary) = (directory.join("main.go"), directory.join("program"));
     fs::write(&file, source).unwrap();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
     let built = Command::new("go")
@@ -141,8 +141,8 @@ fn assert_is(series: &Series, name: &str, value: i64) {
 fn in_each_build(source: &str, probes: &str, check: impl Fn(&Series)) {
     for (n, flags) in BUILDS.iter().enumerate() {
         let attach = if n % 2 == 0 { "auto" } else { "perf" };
-        let folder = folder();
-        let binary = build(folder.path(), source, flags);
+        let directory = directory();
+        let binary = build(directory.path(), source, flags);
         let untraced = run(&binary);
         let binary_path = binary.display();
         let tracer = Tracer::start(&format!(
@@ -429,8 +429,8 @@ func main() {
 
 #[test]
 fn no_harm_in_many_calls() {
-    let folder = folder();
-    let binary = build(folder.path(), MILLION, &[]);
+    let directory = directory();
+    let binary = build(directory.path(), MILLION, &[]);
     let each: i64 = (1..=1000).map(|n| 12 * n + 4).sum();
     for attach in ["auto", "perf"] {
         let goroutines = harm::calls(200_000) as i64 / 1000;

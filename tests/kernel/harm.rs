@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::demo::private_copy;
 use crate::support::harm;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 use exporter::targets::ProbeState;
 
@@ -46,8 +46,8 @@ fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
 }
 
 fn no_harm_in(calls: u64, attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
-    let folder = folder();
-    let binary = private_copy("leaf", folder.path());
+    let directory = directory();
+    let binary = private_copy("leaf", directory.path());
     let mut yaml = format!(
         "node_name: test\nattach: {attach}\ntargets:\n- name: leaf\n  binary: {}\n  probes:\n",
         binary.display()

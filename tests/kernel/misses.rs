@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 use exporter::kernel::misses;
 use libbpf_rs::query::ProgInfoIter;
@@ -23,8 +23,8 @@ SEC("syscall") int outer(void *ctx) { char text[] = "first"; print(text, sizeof(
 
 #[test]
 fn what_the_kernel_kept_from_a_program_is_told() {
-    let folder = folder();
-    let (source, object) = (folder.path().join("recursive.c"), folder.path().join("recursive.o"));
+    let directory = directory();
+    let (source, object) = (directory.path().join("recursive.c"), directory.path().join("recursive.o"));
     // Another run of this test may be under way, whose program has another name.
     let name = format!("inner{}", std::process::id());
     std::fs::write(&source, RECURSIVE.replace("INNER", &name)).unwrap();
@@ -57,8 +57,8 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]); }
 
 #[test]
 fn returns_deeper_than_the_kernel_follows_are_neither_hits_nor_misses() {
-    let folder = folder();
-    let (source, binary) = (folder.path().join("deep.c"), folder.path().join("deep"));
+    let directory = directory();
+    let (source, binary) = (directory.path().join("deep.c"), directory.path().join("deep"));
     std::fs::write(&source, DEEP).unwrap();
     run(Command::new("cc").args(["-O1", "-fno-optimize-sibling-calls", "-o"]).args([&binary, &source]));
     for attach in ["auto", "perf"] {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::process::Command;
 
-use crate::support::program::{compile, folder};
+use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
 /// Registers and memory that the operands name. RDI is an eighth of the address that RBX is.
@@ -122,7 +122,7 @@ fn source(operands: &[&str]) -> String {
 
 #[test]
 fn every_operand_is_read_as_a_debugger_reads_it() {
-    let folder = folder();
+    let directory = directory();
     for (name, flags) in [("pie", &["-pie"][..]), ("fixed", &["-no-pie"])] {
         let mut operands: Vec<(&str, &str)> = OPERANDS.to_vec();
         if name == "fixed" {
@@ -130,7 +130,7 @@ fn every_operand_is_read_as_a_debugger_reads_it() {
         }
         let texts: Vec<&str> = operands.iter().map(|(operand, _)| *operand).collect();
         let texts = [&texts[..], if name == "fixed" { &["8@$greeting+2"][..] } else { &[] }].concat();
-        let binary = compile("cc", &format!("{name}.s"), &source(&texts), flags, folder.path());
+        let binary = compile("cc", &format!("{name}.s"), &source(&texts), flags, directory.path());
         let mut yaml =
             format!("node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n", binary.display());
         for number in 0..texts.len() {

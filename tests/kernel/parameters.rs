@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::program::{compile, folder};
+use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
 const SOURCE: &str = r#"
@@ -37,8 +37,8 @@ fn arguments_are_as_wide_as_debug_information_says() {
     for (compiler, flags) in
         [("gcc", &["-O0"][..]), ("gcc", &["-O3"]), ("clang-14", &["-O0"]), ("clang-14", &["-O2"])]
     {
-        let folder = folder();
-        let binary = compile(compiler, "wide.c", SOURCE, &[flags, &["-g"]].concat(), folder.path());
+        let directory = directory();
+        let binary = compile(compiler, "wide.c", SOURCE, &[flags, &["-g"]].concat(), directory.path());
         let tracer = Tracer::start(&format!(
             "node_name: test\ntargets:\n- name: wide\n  binary: {}\n  probes:\n  - function: narrow\n    args: {{ a: 0, b: 1, c: \
              2, d: 3, e: 4, f: 5, g: 6, h: 7 }}\n    metrics:\n    - {{ counter: first_total, labels: {{ a: a, b: b, c: c, d: \

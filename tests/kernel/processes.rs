@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use exporter::metrics::WINDOW;
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 /// Processes that may have a series at once.
@@ -14,8 +14,8 @@ const LIMIT: usize = 3;
 
 /// Runs more processes than the limit, one after the other, and returns the series shown after each.
 fn one_after_the_other(all_to_ring: bool) {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let yaml = format!(
         "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    args: {{ v: 0 }}\n    \
          metrics:\n    - counter: fired_total\n      labels: {{ pid: {{ value: pid, limit: {LIMIT} }} }}\n    \
@@ -73,8 +73,8 @@ fn counting_by_process(binary: &Path) -> Tracer {
 /// later process of the same number would be counted as whoever has its place now.
 #[test]
 fn a_small_process_number_comes_again() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
     let shown =
         |tracer: &Tracer| tracer.render().into_iter().find(|(name, _)| name.starts_with("fired_total{"));
@@ -117,8 +117,8 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
 
 #[test]
 fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
     for _ in 0..4 {
         let mut processes: Vec<Forms> = (0..LIMIT).map(|_| Forms::start(&binary)).collect();
@@ -140,8 +140,8 @@ fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
 
 #[test]
 fn more_processes_than_the_limit_at_once_are_other() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
     let mut processes: Vec<Forms> = (0..=LIMIT).map(|_| Forms::start(&binary)).collect();
     let fired: Vec<u64> =

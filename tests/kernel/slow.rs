@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use exporter::slow::{Keeper, Query, Row, read};
 
-use crate::support::program::{compile, folder};
+use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
 /// Each number from 0 to 999 once, in no order; what is asked for is another number than the place.
@@ -41,10 +41,10 @@ int main(void) {
 
 /// What is kept of one run, with everything decided in the kernel and with everything in user space.
 fn both_ways(probes: &str, held: impl Fn(&[Row])) {
-    let folder = folder();
-    let binary = compile("cc", "slow.c", PROGRAM, &[], folder.path());
+    let directory = directory();
+    let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
     for all_to_ring in [false, true] {
-        let file = folder.path().join(format!("events-{all_to_ring}.db"));
+        let file = directory.path().join(format!("events-{all_to_ring}.db"));
         let yaml = format!(
             "node_name: test\nslow_events: {{ file: {} }}\ntargets:\n- name: program\n  binary: {}\n  probes:\n{probes}",
             file.display(),

@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer, eventually};
 
-fn build(source: &str, folder: &Path) -> PathBuf {
-    let (file, binary) = (folder.join("traced.c"), folder.join("traced"));
+fn build(source: &str, directory: &Path) -> PathBuf {
+    let (file, binary) = (directory.join("traced.c"), directory.join("traced"));
     std::fs::write(&file, source).unwrap();
     let options = ["-O1", "-fno-optimize-sibling-calls", "-pthread", "-o"];
     assert!(Command::new("cc").args(options).args([&binary, &file]).status().unwrap().success());
@@ -19,8 +19,8 @@ fn build(source: &str, folder: &Path) -> PathBuf {
 /// Runs the program under these probes, by every way there is: attached by links and by perf events, computed in the kernel
 /// and in user space.
 fn by_every_way(source: &str, probes: &str, settings: &str, held: impl Fn(&Tracer, &Series)) {
-    let folder = folder();
-    let binary = build(source, folder.path());
+    let directory = directory();
+    let binary = build(source, directory.path());
     let ways = [("auto", false), ("auto", true), ("perf", false)];
     let returns = ["exits", "trampoline"];
     for ((attach, all_to_ring), returns_by) in ways.iter().flat_map(|way| returns.map(|by| (*way, by))) {
@@ -257,8 +257,8 @@ int main(void) {
     args: { leave: { index: 0, type: i32 } }
     metrics: [{ counter: call_total, labels: { rc: retval, leave: leave } }]
 "#;
-    let folder = folder();
-    let binary = build(source, folder.path());
+    let directory = directory();
+    let binary = build(source, directory.path());
     let tracer = Tracer::start(&format!(
         "node_name: test\nlimits: {{ starts: 64 }}\ntargets:\n- name: traced\n  binary: {}\n  probes:\n{probes}",
         binary.display()

@@ -4,13 +4,13 @@ use std::process::Command;
 
 use crate::support::exporter::Exporter;
 use crate::support::exposition::Metrics;
-use crate::support::program::{compile, folder, run};
+use crate::support::program::{compile, directory, run};
 
 /// Runs a C program with the probes of provider `test` and these spans; returns what was counted once so many starts are
 /// known to be over without their end.
 fn trace(source: &str, spans: &str, forgotten: f64) -> Metrics {
-    let folder = folder();
-    let program = compile("gcc", "spans.c", source, &[], folder.path());
+    let directory = directory();
+    let program = compile("gcc", "spans.c", source, &[], directory.path());
     let exporter = Exporter::tracing(&format!(
         "  - name: spans\n    binary: {}\n    probes:\n{spans}",
         program.display()

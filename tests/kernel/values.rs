@@ -3,13 +3,13 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use crate::support::program::{compile, folder};
+use crate::support::program::{compile, directory};
 use crate::support::tracer::{Series, Tracer};
 
 /// Runs the program under these probes, with everything computed in the kernel and with everything in user space.
 fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
-    let folder = folder();
-    let binary = compile("cc", "values.c", source, &["-pthread"], folder.path());
+    let directory = directory();
+    let binary = compile("cc", "values.c", source, &["-pthread"], directory.path());
     for all_to_ring in [false, true] {
         let yaml = format!(
             "node_name: test\ntargets:\n- name: values\n  binary: {}\n  probes:\n{probes}",
@@ -330,8 +330,8 @@ fn callers_are_compared_by_name() {
     - { counter: handlers_total, when: caller starts_with "handle_", labels: { by: caller } }
     - { counter: others_total, when: caller != "handle_put" }
 "#;
-    let folder = folder();
-    let binary = compile("cc", "callers.c", CALLERS, &[], folder.path());
+    let directory = directory();
+    let binary = compile("cc", "callers.c", CALLERS, &[], directory.path());
     let yaml =
         format!("node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n{probes}", binary.display());
     let tracer = Tracer::start(&yaml);

@@ -139,8 +139,8 @@ fn generic_xdp_drops() {
 #[test]
 fn what_is_only_observed_allowed_or_over_passes() {
     let (here, there) = pair();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("drop.txt");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drop.txt");
     std::fs::write(&path, "# a list\n10.99.0.0/24 ; us\n").unwrap();
     let files = vec![BlockFile { path: path.clone(), reason: "list".into() }];
     let observed = BlockConfig { files, ..BlockConfig::default() };

@@ -121,9 +121,9 @@ fn run(line: &str) -> String {
 }
 
 /// Numbers of the links that are pinned.
-fn links(folder: &Path) -> BTreeSet<u32> {
+fn links(directory: &Path) -> BTreeSet<u32> {
     let mut all = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path: PathBuf = entry.path();
         // Of a map libbpf would read what it takes for a link.
         let is_link = ["ingress", "egress", "tcp_", "kfree_skb"]

@@ -99,9 +99,9 @@ fn native_mode() {
 
 /// Serves a file over HTTP from one namespace and gets it with curl from the other; gives what came, in bytes.
 fn download(here: &Namespace, there: &Namespace, bytes: usize) -> usize {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("file"), vec![b'x'; bytes]).unwrap();
-    let path = folder.path().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), vec![b'x'; bytes]).unwrap();
+    let path = directory.path().to_owned();
     let mut server = here.run(move || {
         let mut python = Command::new("python3");
         python.args(["-m", "http.server", "8000", "--bind", "10.99.0.1", "--directory"]).arg(path);

@@ -63,9 +63,9 @@ fn mined_blocks_survive_a_restart() {
 
 #[test]
 fn a_dropped_node_leaves_nothing() {
-    let folder = tempfile::tempdir().expect("make a folder");
-    let node = Node::start(&private_copy(folder.path()), &[]);
-    assert_eq!(node.binary().parent(), Some(folder.path()));
+    let directory = tempfile::tempdir().expect("make a directory");
+    let node = Node::start(&private_copy(directory.path()), &[]);
+    assert_eq!(node.binary().parent(), Some(directory.path()));
     let (process, data) = (format!("/proc/{}", node.pid()), node.data().to_owned());
     assert!(Path::new(&process).exists() && data.join("regtest").exists());
     drop(node);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
 use crate::support::http;
-use crate::support::program::{first_of, folder, private};
+use crate::support::program::{directory, first_of, private};
 
 const API: &str = "github.com/prometheus/prometheus/web/api/v1.(*API)";
 const ENGINE: &str = "github.com/prometheus/prometheus/promql.(*Engine)";
@@ -21,13 +21,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(binary: &Path, folder: &Path) -> Server {
-        let config = folder.join("prometheus.yml");
+    fn start(binary: &Path, directory: &Path) -> Server {
+        let config = directory.join("prometheus.yml");
         fs::write(&config, "global: {}\n").unwrap();
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let process = Command::new(binary)
             .arg(format!("--config.file={}", config.display()))
-            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -64,9 +64,9 @@ impl Drop for Server {
 
 #[test]
 fn prometheus_requests_and_queries() {
-    let folder = folder();
-    let binary = private(first_of(&["/usr/bin/prometheus"]), folder.path());
-    let server = Server::start(&binary, folder.path());
+    let directory = directory();
+    let binary = private(first_of(&["/usr/bin/prometheus"]), directory.path());
+    let server = Server::start(&binary, directory.path());
     let exporter = Exporter::tracing(&format!(
         r#"
   - name: prometheus

@@ -9,14 +9,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{compile, finish, folder, private, run};
+use crate::support::program::{compile, directory, finish, private, run};
 
 /// Where Debian has the libraries.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 #[test]
 fn libstdcxx_throws_catches_and_rethrows() {
-    let folder = folder();
+    let directory = directory();
     let source = r"
 #include <stdexcept>
 int main() {
@@ -30,10 +30,10 @@ int main() {
     return caught == 70 ? 0 : 1;
 }
 ";
-    let program = compile("g++", "throws.cc", &format!("#include <string>{source}"), &[], folder.path());
-    let library = private(Path::new(LIBRARIES).join("libstdc++.so.6"), folder.path());
+    let program = compile("g++", "throws.cc", &format!("#include <string>{source}"), &[], directory.path());
+    let library = private(Path::new(LIBRARIES).join("libstdc++.so.6"), directory.path());
     let exporter = Exporter::with_profile(&library, "libstdcxx");
-    run(Command::new(program).env("LD_LIBRARY_PATH", folder.path()));
+    run(Command::new(program).env("LD_LIBRARY_PATH", directory.path()));
 
     let samples = exporter.scrape();
     let of =
@@ -46,8 +46,8 @@ int main() {
 
 #[test]
 fn a_structure_whose_address_is_itself_in_memory_is_refused() {
-    let folder = folder();
-    let file = folder.path().join("config.yaml");
+    let directory = directory();
+    let file = directory.path().join("config.yaml");
     let text = format!(
         "targets:\n  - name: cxx\n    binary: {LIBRARIES}/libstdc++.so.6\n    probes:\n\
          \x20     - on: usdt:libstdcxx:catch\n        args: {{ type: {{ index: 1, offset: 8, type: string }} }}\n\
@@ -62,7 +62,7 @@ fn a_structure_whose_address_is_itself_in_memory_is_refused() {
 
 #[test]
 fn malloc_calls_and_bytes() {
-    let folder = folder();
+    let directory = directory();
     // Not inlined, and no printing: that would allocate too.
     let source = r"
 #include <stdlib.h>
@@ -74,10 +74,10 @@ int main(void) {
     return 0;
 }
 ";
-    let program = compile("gcc", "allocates.c", source, &["-fno-builtin"], folder.path());
-    let library = private(Path::new(LIBRARIES).join("libc.so.6"), folder.path());
+    let program = compile("gcc", "allocates.c", source, &["-fno-builtin"], directory.path());
+    let library = private(Path::new(LIBRARIES).join("libc.so.6"), directory.path());
     let exporter = Exporter::with_profile(&library, "malloc");
-    let allocate = |program: &Path| run(Command::new(program).env("LD_LIBRARY_PATH", folder.path()));
+    let allocate = |program: &Path| run(Command::new(program).env("LD_LIBRARY_PATH", directory.path()));
     allocate(&program);
 
     let samples = exporter.scrape();
@@ -103,8 +103,8 @@ impl Drop for Killed {
 
 #[test]
 fn openssl_handshakes_and_bytes_of_curl() {
-    let folder = folder();
-    let at = |name: &str| folder.path().join(name).display().to_string();
+    let directory = directory();
+    let at = |name: &str| directory.path().join(name).display().to_string();
     fs::write(at("served"), "text\n".repeat(5000)).expect("write a file to serve");
     run(Command::new("openssl").args([
         "req",
@@ -127,7 +127,7 @@ fn openssl_handshakes_and_bytes_of_curl() {
     let server = Command::new("openssl")
         .args(["s_server", "-quiet", "-WWW", "-cert", &at("cert"), "-key", &at("key")])
         .args(["-accept", &format!("127.0.0.1:{port}")])
-        .current_dir(folder.path())
+        .current_dir(directory.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -141,8 +141,8 @@ fn openssl_handshakes_and_bytes_of_curl() {
     }
 
     // Only curl loads this copy; the server has the system's.
-    let libraries = folder.path().join("libraries");
-    fs::create_dir(&libraries).expect("make a folder");
+    let libraries = directory.path().join("libraries");
+    fs::create_dir(&libraries).expect("make a directory");
     let library = private(Path::new(LIBRARIES).join("libssl.so.3"), &libraries);
     let exporter = Exporter::with_profile(&library, "openssl");
     let (mut sent, mut received) = (0.0, 0.0);
@@ -171,8 +171,8 @@ fn openssl_handshakes_and_bytes_of_curl() {
 
 #[test]
 fn pam_logins_by_service_and_result() {
-    let folder = folder();
-    let at = |name: &str| folder.path().join(name).display().to_string();
+    let directory = directory();
+    let at = |name: &str| directory.path().join(name).display().to_string();
     // Answers every question with its third argument, as a person would type it.
     let source = r#"
 #include <security/pam_appl.h>
@@ -198,8 +198,8 @@ int main(int argc, char **argv) {
     return result;
 }
 "#;
-    let program = compile("gcc", "login.c", source, &["-lpam"], folder.path());
-    let library = private(Path::new(LIBRARIES).join("libpam.so.0"), folder.path());
+    let program = compile("gcc", "login.c", source, &["-lpam"], directory.path());
+    let library = private(Path::new(LIBRARIES).join("libpam.so.0"), directory.path());
 
     // A user and two services that exist only in the programs' own view of the files, in a mount namespace.
     let hash = run(Command::new("openssl").args(["passwd", "-6", "right"]));
@@ -210,17 +210,17 @@ int main(int argc, char **argv) {
         .expect("write");
     let shadow = format!("exporter-test:{}:19000:0:99999:7:::\n", hash.trim());
     fs::write(at("shadow"), with_line("/etc/shadow", &shadow)).expect("write");
-    fs::create_dir(at("pam.d")).expect("make a folder");
+    fs::create_dir(at("pam.d")).expect("make a directory");
     let service = "auth required pam_unix.so nodelay\naccount required pam_unix.so\n\
                    session required pam_permit.so\n";
     for name in ["door", "gate"] {
-        fs::write(folder.path().join("pam.d").join(name), service).expect("write");
+        fs::write(directory.path().join("pam.d").join(name), service).expect("write");
     }
     let bind = "mount --bind $0/passwd /etc/passwd && mount --bind $0/shadow /etc/shadow && \
                 mount --bind $0/pam.d /etc/pam.d && export LD_LIBRARY_PATH=$0 && exec \"$@\"";
     let login = |service: &str, user: &str, password: &str| {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", bind]).arg(folder.path()).arg(&program);
+        command.args(["--mount", "sh", "-c", bind]).arg(directory.path()).arg(&program);
         finish(command.args([service, user, password])).status.code()
     };
 

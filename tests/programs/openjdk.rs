@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{folder, private, run};
+use crate::support::program::{directory, private, run};
 
 const JDK: &str = "/usr/lib/jvm/java-17-openjdk-amd64";
 
@@ -40,34 +40,34 @@ public class Program {
 "#;
 
 /// A JDK of links, but for the files that decide which libjvm.so is used: those are the test's own.
-fn private_jdk(folder: &Path) -> PathBuf {
-    let jdk = folder.join("jdk");
+fn private_jdk(directory: &Path) -> PathBuf {
+    let jdk = directory.join("jdk");
     run(Command::new("cp").arg("-as").arg(JDK).arg(&jdk));
     for file in ["bin/java", "lib/libjli.so", "lib/server/libjvm.so"] {
         let link = jdk.join(file);
         fs::remove_file(&link).expect("remove a link");
-        private(Path::new(JDK).join(file), link.parent().expect("a folder"));
+        private(Path::new(JDK).join(file), link.parent().expect("a directory"));
     }
     jdk
 }
 
 #[test]
 fn collections_classes_threads_and_monitors_as_logged() {
-    let folder = folder();
-    let jdk = private_jdk(folder.path());
-    let source = folder.path().join("Program.java");
+    let directory = directory();
+    let jdk = private_jdk(directory.path());
+    let source = directory.path().join("Program.java");
     fs::write(&source, PROGRAM).expect("write the program");
-    run(Command::new(Path::new(JDK).join("bin/javac")).arg("-d").arg(folder.path()).arg(&source));
+    run(Command::new(Path::new(JDK).join("bin/javac")).arg("-d").arg(directory.path()).arg(&source));
     let exporter = Exporter::with_profile(&jdk.join("lib/server/libjvm.so"), "openjdk");
 
-    let log = |name: &str| folder.path().join(name);
+    let log = |name: &str| directory.path().join(name);
     run(Command::new(jdk.join("bin/java"))
         .args(["-XX:+UseSerialGC", "-XX:+DTraceMonitorProbes"])
         .arg(format!("-Xlog:class+load=info:file={}", log("classes").display()))
         .arg(format!("-Xlog:gc=info:file={}", log("gc").display()))
         .arg(format!("-Xlog:safepoint=info:file={}", log("safepoints").display()))
         .arg("-cp")
-        .arg(folder.path())
+        .arg(directory.path())
         .arg("Program"));
     let lines = |name: &str, text: &str| {
         let log = fs::read_to_string(log(name)).expect("read the JVM's log");

@@ -7,39 +7,39 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{finish, folder, private, run};
+use crate::support::program::{directory, finish, private, run};
 
-/// Debian's folder of the server's programs.
+/// Debian's directory of the server's programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// The server refuses to run as root; Debian's package makes this user.
 const USER: &str = "postgres";
 
-/// A cluster in a folder of its own, without a TCP port, that does nothing by itself. Dropping it kills it.
+/// A cluster in a directory of its own, without a TCP port, that does nothing by itself. Dropping it kills it.
 struct Cluster {
     postmaster: Child,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts a server from a file of its own; `options` are added to its configuration.
     fn start(options: &[&str]) -> Cluster {
-        let folder = folder();
-        run(Command::new("chown").arg(USER).arg(folder.path()));
-        let server = private(Path::new(BIN).join("postgres"), folder.path());
-        let data = folder.path().join("data");
+        let directory = directory();
+        run(Command::new("chown").arg(USER).arg(directory.path()));
+        let server = private(Path::new(BIN).join("postgres"), directory.path());
+        let data = directory.path().join("data");
         run(as_user(&format!("{BIN}/initdb")).args(["--no-sync", "--auth=trust", "-D"]).arg(&data));
         // Autovacuum and the like would add transactions of their own, whenever they like.
         let quiet = ["autovacuum=off", "max_logical_replication_workers=0", "checkpoint_timeout=1h"];
-        let log = fs::File::create(folder.path().join("log")).expect("make the log");
+        let log = fs::File::create(directory.path().join("log")).expect("make the log");
         let mut command = as_user(server.to_str().expect("a path in UTF-8"));
-        command.arg("-D").arg(&data).arg("-k").arg(folder.path()).args(["-c", "listen_addresses="]);
+        command.arg("-D").arg(&data).arg("-k").arg(directory.path()).args(["-c", "listen_addresses="]);
         for option in quiet.iter().chain(options) {
             command.args(["-c", option]);
         }
         let postmaster =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("start the server");
-        let cluster = Cluster { postmaster, folder };
+        let cluster = Cluster { postmaster, directory };
         let deadline = Instant::now() + Duration::from_secs(120);
         while !finish(cluster.client("psql").args(["-c", "SELECT 1"])).status.success() {
             assert!(Instant::now() < deadline, "the server does not answer:\n{}", cluster.log());
@@ -49,11 +49,11 @@ impl Cluster {
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("postgres")
+        self.directory.path().join("postgres")
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// Lines that the log has now and that hold `text`.
@@ -64,7 +64,7 @@ impl Cluster {
     /// A client program that knows where the server is.
     fn client(&self, name: &str) -> Command {
         let mut command = as_user(&format!("{BIN}/{name}"));
-        command.env("PGHOST", self.folder.path()).env("PGDATABASE", "postgres").env("PGUSER", USER);
+        command.env("PGHOST", self.directory.path()).env("PGDATABASE", "postgres").env("PGUSER", USER);
         command
     }
 
@@ -82,7 +82,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // Its children end with it: SIGQUIT is an immediate shutdown.
-        let pid = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap_or_default();
+        let pid = fs::read_to_string(self.directory.path().join("data/postmaster.pid")).unwrap_or_default();
         if let Some(pid) = pid.lines().next() {
             let _ = Command::new("kill").args(["-QUIT", pid]).status();
         } else {

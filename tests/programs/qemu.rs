@@ -46,9 +46,9 @@ struct Qemu {
 impl Qemu {
     /// From a file of its own, which finds QEMU's modules by their place beside it.
     fn file(place: &Place) -> PathBuf {
-        std::fs::create_dir(place.path("bin")).expect("make a folder");
-        for folder in ["lib", "share"] {
-            symlink(Path::new("/usr").join(folder), place.path(folder)).expect("make a link");
+        std::fs::create_dir(place.path("bin")).expect("make a directory");
+        for directory in ["lib", "share"] {
+            symlink(Path::new("/usr").join(directory), place.path(directory)).expect("make a link");
         }
         place.copy_of(Path::new("/usr/bin/qemu-system-x86_64"), "bin/qemu")
     }

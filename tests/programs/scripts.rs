@@ -4,12 +4,12 @@ use std::fs;
 use std::process::Command;
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{finish, folder, private, run};
+use crate::support::program::{directory, finish, private, run};
 
 #[test]
 fn python_collections_imports_and_audit_events() {
-    let folder = folder();
-    let python = private("/usr/bin/python3.11", folder.path());
+    let directory = directory();
+    let python = private("/usr/bin/python3.11", directory.path());
     let exporter = Exporter::with_profile(&python, "python");
     // Its end would collect again, after the books were printed.
     let script = "
@@ -68,9 +68,9 @@ os._exit(0)
 
 #[test]
 fn php_calls_exceptions_errors_and_requests() {
-    let folder = folder();
-    let php = private("/usr/bin/php8.2", folder.path());
-    let script = folder.path().join("script.php");
+    let directory = directory();
+    let php = private("/usr/bin/php8.2", directory.path());
+    let script = directory.path().join("script.php");
     let text = r#"<?php
 function fifty($n) { return $n + 1; }
 class Made { function twenty() { return strlen("x"); } }
@@ -84,7 +84,7 @@ echo $undefined;
 include __DIR__ . "/included.php";
 "#;
     fs::write(&script, text).expect("write the script");
-    fs::write(folder.path().join("included.php"), "<?php function other() {} other();").expect("write");
+    fs::write(directory.path().join("included.php"), "<?php function other() {} other();").expect("write");
     let exporter = Exporter::with_profile(&php, "php");
     for _ in 0..3 {
         run(Command::new(&php).arg("-n").arg(&script).env("USE_ZEND_DTRACE", "1"));
@@ -112,8 +112,8 @@ include __DIR__ . "/included.php";
 
 #[test]
 fn ruby_collections_exceptions_requires_and_calls() {
-    let folder = folder();
-    let library = private("/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1", folder.path());
+    let directory = directory();
+    let library = private("/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1", directory.path());
     // The profile, and what its own text gives as an example.
     let exporter = Exporter::tracing(&format!(
         "  - name: ruby\n    binary: {}\n    profile: ruby\n    probes:\n\
@@ -124,7 +124,7 @@ fn ruby_collections_exceptions_requires_and_calls() {
          \x20           labels: {{ class: {{ value: class, limit: 100 }}, method: {{ value: method, limit: 500 }} }}\n",
         library.display()
     ));
-    let required = folder.path().join("required.rb");
+    let required = directory.path().join("required.rb");
     fs::write(&required, "module Required; end\n").expect("write");
     let script = format!(
         "class Thrown < StandardError; end
@@ -139,7 +139,7 @@ puts GC.count",
     );
     let output = run(Command::new("/usr/bin/ruby")
         .args(["--disable-gems", "-e", &script])
-        .env("LD_LIBRARY_PATH", folder.path()));
+        .env("LD_LIBRARY_PATH", directory.path()));
     let collections: f64 = output.trim().parse().expect("a number");
 
     let samples = exporter.scrape();
@@ -155,7 +155,7 @@ puts GC.count",
     // Ruby requires a few files for itself.
     let own = run(Command::new("/usr/bin/ruby")
         .args(["--disable-gems", "-e", "1"])
-        .env("LD_LIBRARY_PATH", folder.path()));
+        .env("LD_LIBRARY_PATH", directory.path()));
     assert!(own.is_empty());
     let again = exporter.scrape();
     let of_start = again.sum("ruby_requires_total", &[]) - metric("ruby_requires_total");

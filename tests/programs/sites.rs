@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{folder, private, run};
+use crate::support::program::{directory, private, run};
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -33,11 +33,11 @@ fn probes(file: &Path) -> BTreeMap<(String, String), usize> {
 /// are no fewer than these.
 fn attach_all(file: impl Into<PathBuf>, least: usize) {
     let file = file.into();
-    let folder = folder();
+    let directory = directory();
     let probes = probes(&file);
     let (names, sites) = (probes.len(), probes.values().sum::<usize>());
     assert!(names >= least, "{names} probes in {}", file.display());
-    let copy = private(&file, folder.path());
+    let copy = private(&file, directory.path());
     let mut targets = format!("  - name: all\n    binary: {}\n    probes:\n", copy.display());
     for (provider, name) in probes.keys() {
         let _ = writeln!(targets, "      - on: usdt:{provider}:{name}");
@@ -75,8 +75,9 @@ fn all_sites_of_openjdk() {
 /// A Rust program, whose probes have hyphens in their names.
 fn nextest() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        std::env::split_paths(&path).map(|folder| folder.join("cargo-nextest")).find(|file| file.is_file());
+    let found = std::env::split_paths(&path)
+        .map(|directory| directory.join("cargo-nextest"))
+        .find(|file| file.is_file());
     found.expect("cargo-nextest, which scripts/install-deps.sh --tests installs")
 }
 
@@ -87,9 +88,9 @@ fn all_sites_of_cargo_nextest() {
 
 #[test]
 fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
-    let folder = folder();
-    let copy = private(nextest(), folder.path());
-    let project = folder.path().join("five");
+    let directory = directory();
+    let copy = private(nextest(), directory.path());
+    let project = directory.path().join("five");
     std::fs::create_dir_all(project.join("src")).unwrap();
     std::fs::write(
         project.join("Cargo.toml"),
@@ -111,7 +112,7 @@ fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
     run(Command::new(&copy)
         .args(["nextest", "run", "--offline", "--manifest-path"])
         .arg(project.join("Cargo.toml"))
-        .env("CARGO_TARGET_DIR", folder.path().join("target")));
+        .env("CARGO_TARGET_DIR", directory.path().join("target")));
     let samples = exporter.scrape();
     let of = |metric: &str| samples.sum(metric, &[]);
     assert_eq!((of("tests_started_total"), of("tests_done_total"), of("runs_total")), (5.0, 5.0, 1.0));

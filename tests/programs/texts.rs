@@ -10,19 +10,19 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{finish, folder, private, run};
+use crate::support::program::{directory, finish, private, run};
 
-/// A MariaDB server from a file of its own, with a folder of its own and no TCP port. Dropping it kills it.
+/// A MariaDB server from a file of its own, with a directory of its own and no TCP port. Dropping it kills it.
 struct MariaDb {
     process: Child,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl MariaDb {
     fn start() -> Self {
-        let folder = folder();
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let server = private("/usr/sbin/mariadbd", folder.path());
+        let directory = directory();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let server = private("/usr/sbin/mariadbd", directory.path());
         let data = format!("--datadir={}", at("data"));
         run(Command::new("mariadb-install-db").args([
             "--no-defaults",
@@ -31,7 +31,7 @@ impl MariaDb {
             "--skip-test-db",
             &data,
         ]));
-        let log = fs::File::create(folder.path().join("log")).expect("make the log");
+        let log = fs::File::create(directory.path().join("log")).expect("make the log");
         let process = Command::new(server)
             .args([
                 "--no-defaults",
@@ -46,10 +46,10 @@ impl MariaDb {
             .stderr(log)
             .spawn()
             .expect("start the server");
-        let server = Self { process, folder };
+        let server = Self { process, directory };
         let deadline = Instant::now() + Duration::from_secs(120);
         while !finish(server.client().args(["-e", "SELECT 1"])).status.success() {
-            let log = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
+            let log = fs::read_to_string(server.directory.path().join("log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "the server does not answer:\n{log}");
             sleep(Duration::from_millis(100));
         }
@@ -57,13 +57,13 @@ impl MariaDb {
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("mariadbd")
+        self.directory.path().join("mariadbd")
     }
 
     fn client(&self) -> Command {
         let mut client = Command::new("mariadb");
         client.args(["--no-defaults", "--batch", "--skip-column-names"]);
-        client.arg(format!("--socket={}", self.folder.path().join("socket").display()));
+        client.arg(format!("--socket={}", self.directory.path().join("socket").display()));
         client
     }
 
@@ -138,9 +138,9 @@ fn mariadb_s_queries_by_verb() {
 fn memcached_s_commands_by_name() {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&std::env::var("HOME").expect("a home")).join(".cache"));
-    let folder = folder();
-    let file = private(cache.join("exporter/memcached/memcached"), folder.path());
-    let socket = folder.path().join("socket");
+    let directory = directory();
+    let file = private(cache.join("exporter/memcached/memcached"), directory.path());
+    let socket = directory.path().join("socket");
     let server = Command::new(&file).args(["-u", "root", "-t", "2", "-s"]).arg(&socket).spawn();
     let mut server = Running(server.expect("start memcached"));
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -212,7 +212,7 @@ impl Drop for Running {
     }
 }
 
-/// Builds a program of this folder that is a project of its own; the file.
+/// Builds a program of this directory that is a project of its own; the file.
 fn build(project: &str, program: &str) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(project);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(project);
@@ -227,8 +227,8 @@ fn build(project: &str, program: &str) -> PathBuf {
 /// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.
 #[test]
 fn a_rust_program_s_strings_are_temporaries() {
-    let folder = folder();
-    let file = private(build("rust_usdt", "queries"), folder.path());
+    let directory = directory();
+    let file = private(build("rust_usdt", "queries"), directory.path());
     // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
     // the kernel raises the semaphores in the wrong one.
     let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
@@ -259,9 +259,9 @@ fn a_rust_program_s_strings_are_temporaries() {
 /// queries by their verb.
 #[test]
 fn diesel_s_queries_by_verb() {
-    let folder = folder();
-    let program = private(build("rust_diesel", "diesel_queries"), folder.path());
-    let library = private("/usr/lib/x86_64-linux-gnu/libsqlite3.so.0", folder.path());
+    let directory = directory();
+    let program = private(build("rust_diesel", "diesel_queries"), directory.path());
+    let library = private("/usr/lib/x86_64-linux-gnu/libsqlite3.so.0", directory.path());
     let verbs = "match: { \"INSERT *\": insert, \"SELECT *\": select, \"select *\": select, \"UPDATE *\": update, \
                  \"DELETE *\": delete, \"pragma *\": pragma }, default: other";
     let exporter = Exporter::tracing(&format!(
@@ -288,7 +288,7 @@ fn diesel_s_queries_by_verb() {
         program.display(),
         library.display()
     ));
-    let told = run(Command::new(&program).env("LD_LIBRARY_PATH", folder.path()));
+    let told = run(Command::new(&program).env("LD_LIBRARY_PATH", directory.path()));
     let mut expected: BTreeMap<_, _> = told
         .lines()
         .map(|line| {

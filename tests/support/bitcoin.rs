@@ -43,7 +43,7 @@ const PORT_TAKEN: [&str; 2] = ["Unable to bind", "Unable to start HTTP server"];
 /// The output script of every coin made here: OP_TRUE, which anybody can spend with an empty input.
 const ANYONE_CAN_SPEND: &str = "raw(51)";
 
-/// The folder with `bitcoind` and `bitcoin-cli`, built on first use (minutes) and then kept outside the tree.
+/// The directory with `bitcoind` and `bitcoin-cli`, built on first use (minutes) and then kept outside the tree.
 pub fn binaries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -59,9 +59,9 @@ pub fn bitcoind() -> PathBuf {
     binaries().join("bitcoind")
 }
 
-/// A `bitcoind` of the test's own in `folder`: another file, whose probes no other test's nodes hit.
-pub fn private_copy(folder: &Path) -> PathBuf {
-    let copy = folder.join("bitcoind");
+/// A `bitcoind` of the test's own in `directory`: another file, whose probes no other test's nodes hit.
+pub fn private_copy(directory: &Path) -> PathBuf {
+    let copy = directory.join("bitcoind");
     fs::copy(bitcoind(), &copy).expect("copy bitcoind");
     copy
 }
@@ -105,7 +105,7 @@ impl Node {
             rpc_port: 0,
             p2p_port: 0,
             process: None,
-            data: tempfile::Builder::new().prefix("exporter-bitcoin-").tempdir().expect("make a folder"),
+            data: tempfile::Builder::new().prefix("exporter-bitcoin-").tempdir().expect("make a directory"),
         };
         node.restart();
         node
@@ -178,7 +178,7 @@ impl Node {
         &self.binary
     }
 
-    /// The node's folder.
+    /// The node's directory.
     pub fn data(&self) -> &Path {
         self.data.path()
     }

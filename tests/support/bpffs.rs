@@ -11,7 +11,7 @@ pub struct BpfFs(PathBuf);
 impl BpfFs {
     pub fn mount(place: &Place) -> Self {
         let at = place.path("bpf");
-        std::fs::create_dir(&at).expect("make a folder");
+        std::fs::create_dir(&at).expect("make a directory");
         let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&at).status().expect("run mount");
         assert!(mounted.success());
         Self(at)

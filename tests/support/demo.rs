@@ -16,7 +16,7 @@ use super::program::private;
 /// A program of demo/, built on first use.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| {
+    let directory = BUILT.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         // Tests are processes of their own, which would all build at once.
         let output = Command::new("flock")
@@ -28,12 +28,12 @@ pub fn program(name: &str) -> PathBuf {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         root.join("target/demo")
     });
-    folder.join(name)
+    directory.join(name)
 }
 
 /// A copy of a program of demo/, for probes of the test's own.
-pub fn private_copy(name: &str, folder: &Path) -> PathBuf {
-    private(program(name), folder)
+pub fn private_copy(name: &str, directory: &Path) -> PathBuf {
+    private(program(name), directory)
 }
 
 /// Runs a fibre-demo to its end; its totals.

@@ -112,12 +112,12 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// A temporary folder for what one test needs.
+/// A temporary directory for what one test needs.
 pub struct Place(tempfile::TempDir);
 
 impl Place {
     pub fn new() -> Place {
-        Place(tempfile::Builder::new().prefix("exporter-test-").tempdir().expect("make a folder"))
+        Place(tempfile::Builder::new().prefix("exporter-test-").tempdir().expect("make a directory"))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -137,19 +137,19 @@ impl Place {
         copy
     }
 
-    /// Certificates for localhost as generate-certs.sh makes them, in the folder `name`.
+    /// Certificates for localhost as generate-certs.sh makes them, in the directory `name`.
     pub fn certificates(&self, name: &str) -> Certificates {
-        let folder = self.path(name);
+        let directory = self.path(name);
         let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/generate-certs.sh"))
             .arg("localhost")
-            .env("CERTS_DIR", &folder)
+            .env("CERTS_DIR", &directory)
             .output()
             .expect("run generate-certs.sh");
         assert!(output.status.success(), "{output:?}");
         Certificates {
-            authority: folder.join("ca.crt"),
-            certificate: folder.join("localhost/node.crt"),
-            key: folder.join("localhost/node.key"),
+            authority: directory.join("ca.crt"),
+            certificate: directory.join("localhost/node.crt"),
+            key: directory.join("localhost/node.key"),
         }
     }
 }
@@ -306,12 +306,12 @@ pub struct Exporter {
     /// The CA of its certificate, if it has one.
     pub authority: Option<PathBuf>,
     _ports: [Port; 2],
-    /// Its folder, where it is nobody else's.
+    /// Its directory, where it is nobody else's.
     _place: Option<Place>,
 }
 
 impl Exporter {
-    /// Traces this file with this profile, in a folder of its own; every probe is attached.
+    /// Traces this file with this profile, in a directory of its own; every probe is attached.
     #[track_caller]
     pub fn with_profile(binary: &Path, profile: &str) -> Exporter {
         let target = format!("  - name: traced\n    binary: {}\n    profile: {profile}\n", binary.display());
@@ -324,7 +324,7 @@ impl Exporter {
         exporter
     }
 
-    /// Traces the entries of `targets:`, in a folder of its own; it is ready.
+    /// Traces the entries of `targets:`, in a directory of its own; it is ready.
     #[track_caller]
     pub fn tracing(targets: &str) -> Exporter {
         let place = Place::new();

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A copy of `file` in `folder`, under its name: another file, whose probes nobody else on this machine hits.
-pub fn private(file: impl AsRef<Path>, folder: &Path) -> PathBuf {
+/// A copy of `file` in `directory`, under its name: another file, whose probes nobody else on this machine hits.
+pub fn private(file: impl AsRef<Path>, directory: &Path) -> PathBuf {
     let file = file.as_ref();
-    let copy = folder.join(file.file_name().expect("a file name"));
+    let copy = directory.join(file.file_name().expect("a file name"));
     copy_by_another(file, &copy);
     copy
 }
@@ -41,9 +41,9 @@ pub fn finish(command: &mut Command) -> Output {
     })
 }
 
-/// Compiles a C or C++ program of the test's own into `folder`.
-pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf {
-    let (file, program) = (folder.join(name), folder.join("program"));
+/// Compiles a C or C++ program of the test's own into `directory`.
+pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], directory: &Path) -> PathBuf {
+    let (file, program) = (directory.join(name), directory.join("program"));
     fs::write(&file, source).expect("write the source");
     run(Command::new(compiler).arg("-O1").arg("-o").arg(&program).arg(&file).args(flags));
     program
@@ -51,17 +51,17 @@ pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], folder:
 
 /// Compiles a C or C++ program of the test's own, which is kept under this name until it is compiled again.
 pub fn compile_kept(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (file, program) = (folder.join(format!("{name}.src")), folder.join(name));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (file, program) = (directory.join(format!("{name}.src")), directory.join(name));
     fs::write(&file, source).expect("write the source");
     let language = if compiler == "cc" { "c" } else { "c++" };
     run(Command::new(compiler).args(["-x", language]).arg(&file).args(flags).arg("-o").arg(&program));
     program
 }
 
-/// A folder that is deleted when it is dropped.
-pub fn folder() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("exporter-program-").tempdir().expect("make a folder")
+/// A directory that is deleted when it is dropped.
+pub fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("exporter-program-").tempdir().expect("make a directory")
 }
 
 /// The one existing path among these, or the first's name in the failure.

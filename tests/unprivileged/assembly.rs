@@ -24,8 +24,8 @@ const FUNCTIONS: &str = r#"
 "#;
 
 /// A shared library of the code, whose functions are between `begin NAME` and `end NAME`.
-pub fn library(folder: &Path, code: &str) -> PathBuf {
-    let (source, library) = (folder.join("code.S"), folder.join("libcode.so"));
+pub fn library(directory: &Path, code: &str) -> PathBuf {
+    let (source, library) = (directory.join("code.S"), directory.join("libcode.so"));
     fs::write(&source, [FUNCTIONS, code].concat()).unwrap();
     run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
     library

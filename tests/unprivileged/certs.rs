@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder of this test's own, removed at its end.
+/// A directory of this test's own, removed at its end.
 struct StateDirectory(PathBuf);
 
 impl StateDirectory {
@@ -22,7 +22,7 @@ impl StateDirectory {
         self.0.join("certs")
     }
 
-    /// Runs the script in the folder, so that it writes to `certs` there.
+    /// Runs the script in the directory, so that it writes to `certs` there.
     fn generate(&self, names: &[&str]) -> Output {
         script().args(names).current_dir(&self.0).output().unwrap()
     }
@@ -57,11 +57,11 @@ impl StateDirectory {
     /// Every file under `certs` and its permission bits.
     fn modes(&self) -> Vec<(String, u32)> {
         let mut modes = Vec::new();
-        let mut folders = vec![self.certs()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let mut directories = vec![self.certs()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
                 if entry.file_type().unwrap().is_dir() {
-                    folders.push(entry.path());
+                    directories.push(entry.path());
                 } else {
                     let name = entry.file_name().into_string().unwrap();
                     modes.push((name, entry.metadata().unwrap().permissions().mode() & 0o7777));
@@ -91,23 +91,24 @@ fn openssl(args: &[&str]) {
 
 #[test]
 fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
-    let folder = StateDirectory::new();
-    folder.generated(&["one.example", "two.example"]);
-    let certificates = || ["one.example", "two.example"].map(|name| folder.read(&format!("{name}/node.crt")));
+    let directory = StateDirectory::new();
+    directory.generated(&["one.example", "two.example"]);
+    let certificates =
+        || ["one.example", "two.example"].map(|name| directory.read(&format!("{name}/node.crt")));
     let first = certificates();
-    let authority = folder.read("ca.crt");
-    folder.generated(&["one.example"]);
+    let authority = directory.read("ca.crt");
+    directory.generated(&["one.example"]);
     assert_eq!(certificates(), first, "kept");
-    folder.generated(&["--renew", "one.example"]);
+    directory.generated(&["--renew", "one.example"]);
     let second = certificates();
     assert!(second[0] != first[0] && second[1] == first[1]);
-    folder.generated(&["--renew"]);
+    directory.generated(&["--renew"]);
     let third = certificates();
     assert!(third[0] != second[0] && third[1] != second[1]);
-    assert_eq!(folder.read("ca.crt"), authority);
+    assert_eq!(directory.read("ca.crt"), authority);
     let ends_after = |days: u64| {
         let seconds = (days * 24 * 3600).to_string();
-        let path = folder.certs().join("one.example/node.crt");
+        let path = directory.certs().join("one.example/node.crt");
         let mut openssl = Command::new("openssl");
         openssl.args(["x509", "-noout", "-checkend", &seconds, "-in"]).arg(path);
         openssl.output().unwrap().status.success()
@@ -118,32 +119,32 @@ fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
 
 #[test]
 fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
-    let folder = StateDirectory::new();
+    let directory = StateDirectory::new();
     let nodes = ["192.168.1.10", "node-1.example.org", "2001:db8::1", "localhost"];
-    folder.generated(&nodes);
-    let ca = folder.certs().join("ca.crt");
+    directory.generated(&nodes);
+    let ca = directory.certs().join("ca.crt");
     for node in nodes {
         for name in [node, "localhost", "127.0.0.1", "host.docker.internal"] {
-            assert!(folder.verifies(&ca, node, name), "{node} as {name}");
+            assert!(directory.verifies(&ca, node, name), "{node} as {name}");
         }
-        assert!(!folder.verifies(&ca, node, "elsewhere.example.org"), "{node} as another host");
-        assert!(!folder.verifies(&ca, node, "192.168.1.11"), "{node} as another address");
+        assert!(!directory.verifies(&ca, node, "elsewhere.example.org"), "{node} as another host");
+        assert!(!directory.verifies(&ca, node, "192.168.1.11"), "{node} as another address");
     }
 }
 
 #[test]
 fn another_authority_does_not_vouch_for_it() {
-    let (folder, other) = (StateDirectory::new(), StateDirectory::new());
-    folder.generated(&["node"]);
+    let (directory, other) = (StateDirectory::new(), StateDirectory::new());
+    directory.generated(&["node"]);
     other.generated(&["node"]);
-    assert!(!folder.verifies(&other.certs().join("ca.crt"), "node", "node"));
+    assert!(!directory.verifies(&other.certs().join("ca.crt"), "node", "node"));
 }
 
 #[test]
 fn keys_are_for_their_owner_and_certificates_for_all() {
-    let folder = StateDirectory::new();
-    folder.generated(&["node"]);
-    let mut modes = folder.modes();
+    let directory = StateDirectory::new();
+    directory.generated(&["node"]);
+    let mut modes = directory.modes();
     modes.sort();
     let expected = [("ca.crt", 0o644), ("ca.key", 0o600), ("node.crt", 0o644), ("node.key", 0o600)];
     assert_eq!(modes, expected.map(|(name, mode)| (name.to_owned(), mode)));
@@ -152,16 +153,16 @@ fn keys_are_for_their_owner_and_certificates_for_all() {
 /// Stands in for openssl and notes the mode of every key after each call, before the script can change it.
 #[test]
 fn no_key_is_readable_by_others_in_between() {
-    let folder = StateDirectory::new();
-    let bin = folder.0.join("bin");
+    let directory = StateDirectory::new();
+    let bin = directory.0.join("bin");
     fs::create_dir(&bin).unwrap();
     let real = String::from_utf8(Command::new("which").arg("openssl").output().unwrap().stdout).unwrap();
     let watcher = bin.join("openssl");
     let text = format!(
         "#!/bin/sh\n{} \"$@\"\nrc=$?\nfind '{}' -name '*.key' -printf '%m\\n' >> '{}'\nexit $rc\n",
         real.trim(),
-        folder.certs().display(),
-        folder.0.join("seen").display(),
+        directory.certs().display(),
+        directory.0.join("seen").display(),
     );
     fs::write(&watcher, text).unwrap();
     fs::set_permissions(&watcher, fs::Permissions::from_mode(0o755)).unwrap();
@@ -172,42 +173,42 @@ fn no_key_is_readable_by_others_in_between() {
         .arg(script().get_program())
         .env("PATH", path)
         .env_remove("CERTS_DIR")
-        .current_dir(&folder.0)
+        .current_dir(&directory.0)
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let seen = fs::read_to_string(folder.0.join("seen")).unwrap();
+    let seen = fs::read_to_string(directory.0.join("seen")).unwrap();
     assert!(seen.lines().count() >= 4, "the watcher saw too little: {seen:?}");
     assert!(seen.lines().all(|mode| mode == "600"), "{seen:?}");
 }
 
 #[test]
 fn a_second_run_keeps_what_is_good() {
-    let folder = StateDirectory::new();
-    folder.generated(&["a", "10.0.0.1"]);
+    let directory = StateDirectory::new();
+    directory.generated(&["a", "10.0.0.1"]);
     let files = ["ca.crt", "ca.key", "a/node.crt", "a/node.key", "10.0.0.1/node.crt"];
-    let before = files.map(|file| folder.read(file));
-    let said = folder.generated(&["a", "10.0.0.1", "b"]);
-    assert_eq!(before, files.map(|file| folder.read(file)));
+    let before = files.map(|file| directory.read(file));
+    let said = directory.generated(&["a", "10.0.0.1", "b"]);
+    assert_eq!(before, files.map(|file| directory.read(file)));
     assert!(said.contains("kept certs/a/node.crt"), "{said}");
     assert!(said.contains("issued certs/b/node.crt (new)"), "{said}");
-    assert!(folder.verifies(&folder.certs().join("ca.crt"), "b", "b"));
+    assert!(directory.verifies(&directory.certs().join("ca.crt"), "b", "b"));
 }
 
 #[test]
 fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
-    let folder = StateDirectory::new();
-    folder.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
-    let cut = folder.read("cut/node.crt");
-    folder.write("cut/node.crt", &cut[..cut.len() / 2]);
-    fs::remove_file(folder.certs().join("missing/node.key")).unwrap();
-    folder.write("swapped/node.key", &folder.read("good/node.key"));
+    let directory = StateDirectory::new();
+    directory.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
+    let cut = directory.read("cut/node.crt");
+    directory.write("cut/node.crt", &cut[..cut.len() / 2]);
+    fs::remove_file(directory.certs().join("missing/node.key")).unwrap();
+    directory.write("swapped/node.key", &directory.read("good/node.key"));
     for file in ["node.crt", "node.key"] {
-        folder.write(&format!("copied/{file}"), &folder.read(&format!("good/{file}")));
+        directory.write(&format!("copied/{file}"), &directory.read(&format!("good/{file}")));
     }
-    end_soon(&folder, "ending");
+    end_soon(&directory, "ending");
 
-    let said = folder.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
+    let said = directory.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
     for (node, reason) in [
         ("cut", "damaged"),
         ("missing", "missing"),
@@ -217,16 +218,16 @@ fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
     ] {
         let line = said.lines().find(|line| line.starts_with(&format!("issued certs/{node}/")));
         assert!(line.is_some_and(|line| line.contains(reason)), "{node}: {said}");
-        assert!(folder.verifies(&folder.certs().join("ca.crt"), node, node), "{node}");
+        assert!(directory.verifies(&directory.certs().join("ca.crt"), node, node), "{node}");
     }
     assert!(said.contains("kept certs/good/node.crt"), "{said}");
-    let all_kept = folder.generated(&["cut", "missing", "swapped", "ending", "copied"]);
+    let all_kept = directory.generated(&["cut", "missing", "swapped", "ending", "copied"]);
     assert!(all_kept.lines().all(|line| line.starts_with("kept ")), "{all_kept}");
 }
 
 /// Replaces the node's certificate by one of the same key that ends in ten days.
-fn end_soon(folder: &StateDirectory, node: &str) {
-    let path = |file: &str| folder.certs().join(file).into_os_string().into_string().unwrap();
+fn end_soon(directory: &StateDirectory, node: &str) {
+    let path = |file: &str| directory.certs().join(file).into_os_string().into_string().unwrap();
     let (key, crt, request) =
         (path(&format!("{node}/node.key")), path(&format!("{node}/node.crt")), path("request"));
     openssl(&["req", "-new", "-key", &key, "-subj", "/CN=x", "-out", &request]);
@@ -251,19 +252,19 @@ fn end_soon(folder: &StateDirectory, node: &str) {
 
 #[test]
 fn a_damaged_authority_is_refused_and_left_as_it_is() {
-    let folder = StateDirectory::new();
-    folder.generated(&["node"]);
-    let certificate = folder.read("node/node.crt");
-    fs::remove_file(folder.certs().join("ca.key")).unwrap();
-    let output = folder.generate(&["node", "second"]);
+    let directory = StateDirectory::new();
+    directory.generated(&["node"]);
+    let certificate = directory.read("node/node.crt");
+    fs::remove_file(directory.certs().join("ca.key")).unwrap();
+    let output = directory.generate(&["node", "second"]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("only one is there"), "{output:?}");
-    folder.write("ca.key", b"not a key");
-    let output = folder.generate(&["node", "second"]);
+    directory.write("ca.key", b"not a key");
+    let output = directory.generate(&["node", "second"]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("do not belong together"), "{output:?}");
-    assert_eq!(folder.read("node/node.crt"), certificate);
-    assert!(!folder.certs().join("second").exists());
+    assert_eq!(directory.read("node/node.crt"), certificate);
+    assert!(!directory.certs().join("second").exists());
 }
 
 #[test]
@@ -284,21 +285,21 @@ fn a_name_that_is_none_is_refused_before_anything_is_written() {
         "ca.key",
         &long,
     ] {
-        let folder = StateDirectory::new();
-        let output = folder.generate(&["good", name]);
+        let directory = StateDirectory::new();
+        let output = directory.generate(&["good", name]);
         assert_eq!(output.status.code(), Some(1), "{name:?}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was written"), "{name:?}");
-        assert!(!folder.certs().exists(), "{name:?}");
+        assert!(!directory.certs().exists(), "{name:?}");
     }
     assert_eq!(StateDirectory::new().generate(&[]).status.code(), Some(2));
 }
 
 #[test]
-fn the_folder_can_be_chosen() {
-    let folder = StateDirectory::new();
-    let chosen = folder.0.join("a folder");
-    let output = script().arg("node").env("CERTS_DIR", &chosen).current_dir(&folder.0).output().unwrap();
+fn the_directory_can_be_chosen() {
+    let directory = StateDirectory::new();
+    let chosen = directory.0.join("a directory");
+    let output = script().arg("node").env("CERTS_DIR", &chosen).current_dir(&directory.0).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(chosen.join("node/node.key").exists());
-    assert!(!folder.certs().exists());
+    assert!(!directory.certs().exists());
 }

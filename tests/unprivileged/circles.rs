@@ -26,15 +26,15 @@ impl Tree {
         tree
     }
 
-    fn add(&mut self, folder: &Path, shown: &str, module: &[String]) {
-        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+    fn add(&mut self, directory: &Path, shown: &str, module: &[String]) {
+        for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()) {
             let name = entry.file_name().into_string().unwrap();
             let shown = format!("{shown}/{name}");
             if entry.path().is_dir() {
                 self.add(&entry.path(), &shown, &[module, std::slice::from_ref(&name)].concat());
             } else if let Some(stem) = name.strip_suffix(".rs").filter(|stem| *stem != "tests") {
                 // The program's main.rs beside a lib.rs is another crate.
-                if stem == "main" && folder.join("lib.rs").exists() {
+                if stem == "main" && directory.join("lib.rs").exists() {
                     continue;
                 }
                 let own = ["mod", "lib", "main"].contains(&stem);
@@ -328,12 +328,12 @@ fn a_circle_is_found_however_it_is_written() {
         circle(&[("a", "fn f() { crate::b::g() }"), ("b", "use crate::c;"), ("c", "use super::a;")]),
         ["a b c"]
     );
-    // Children of one folder, by what their parent exports again.
+    // Children of one directory, by what their parent exports again.
     assert_eq!(
         circle(&[("p", "pub use x::One;"), ("p::x", "use super::y::Two;"), ("p::y", "use super::One;")]),
         ["p::x p::y"]
     );
-    // Folders, by files deep within.
+    // Directories, by files deep within.
     assert_eq!(
         circle(&[("a::k::m", "use crate::b;"), ("b::n", "use crate::a::k;"), ("a", ""), ("b", "")]),
         ["a b"]

@@ -107,10 +107,11 @@ fn every_metric_that_is_named_is_one() {
     let prefixes = ["fibre_", "xdp_", "tc_egress_", "network_", "bitcoin_"];
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let (mut seen, mut wrong) = (0, String::new());
-    let texts = pages().into_iter().chain(["docker/prometheus/rules", "grafana"].iter().flat_map(|folder| {
-        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        files.filter(|file| file.is_file()).map(|file| (file.clone(), fs::read_to_string(file).unwrap()))
-    }));
+    let texts =
+        pages().into_iter().chain(["docker/prometheus/rules", "grafana"].iter().flat_map(|directory| {
+            let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+            files.filter(|file| file.is_file()).map(|file| (file.clone(), fs::read_to_string(file).unwrap()))
+        }));
     for (file, text) in texts {
         for word in text.split(|c: char| !is_word(c)) {
             // What ends in `_` stands for several.

@@ -164,8 +164,8 @@ end unreached
 
 #[test]
 fn jumps_that_stand_for_a_return() {
-    let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path(), CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -217,8 +217,8 @@ extern "C" int catches(int n) {
     return room[n];
 }
 "#;
-    let folder = tempfile::tempdir().unwrap();
-    let (file, library) = (folder.path().join("code.cc"), folder.path().join("libcode.so"));
+    let directory = tempfile::tempdir().unwrap();
+    let (file, library) = (directory.path().join("code.cc"), directory.path().join("libcode.so"));
     fs::write(&file, source).unwrap();
     let mut compiler = Command::new("g++");
     compiler.args(["-O2", "-fPIC", "-shared", "-fstack-protector-all", "-Wl,-z,undefs", "-o"]);

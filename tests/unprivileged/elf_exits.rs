@@ -540,8 +540,8 @@ fn letter(exit: &Exit) -> char {
 
 #[test]
 fn every_exit_is_found_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path(), CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -592,8 +592,8 @@ fn every_exit_is_found_and_nothing_else() {
 #[test]
 fn what_a_call_passes_on_its_way() {
     use PassageKind::{CalleeEntry, LoopBack, TailJump};
-    let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path(), CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -622,8 +622,8 @@ fn what_a_call_passes_on_its_way() {
 /// A program that is loaded at one address names its data by numbers.
 #[test]
 fn data_among_code_that_is_named_by_a_number() {
-    let folder = tempfile::tempdir().unwrap();
-    let (source, program) = (folder.path().join("fixed.S"), folder.path().join("fixed"));
+    let directory = tempfile::tempdir().unwrap();
+    let (source, program) = (directory.path().join("fixed.S"), directory.path().join("fixed"));
     let table = "1: .long 0x90c3c3c3\n ret";
     let function = |name: &str, code: &str| {
         format!(".globl {name}\n.type {name}, @function\n{name}:\n{code}\n.size {name}, . - {name}\n")
@@ -651,8 +651,8 @@ fn data_among_code_that_is_named_by_a_number() {
 /// A stripped file has only what it exports and its unwind table.
 #[test]
 fn a_stripped_file_tells_as_much() {
-    let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path(), CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
     run(Command::new("strip").arg(&library));
     let bytes = fs::read(&library).unwrap();
@@ -669,10 +669,10 @@ fn a_stripped_file_tells_as_much() {
 /// Of blocks in places of their own a stripped file does not tell whose they are.
 #[test]
 fn blocks_of_a_stripped_file_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let code = "begin blocks\n test %edi, %edi\n je 2f\n jmp 1f\n .cfi_endproc\n .size blocks, . - blocks\n \
                 .cfi_startproc\n1: ret\n .cfi_endproc\n .cfi_startproc\n2: ret\n .cfi_endproc\n";
-    let library = library(folder.path(), code);
+    let library = library(directory.path(), code);
     let entry = symbols(&library)["blocks"];
     let found = |file: &std::path::Path| {
         let bytes = fs::read(file).unwrap();
@@ -687,11 +687,11 @@ fn blocks_of_a_stripped_file_are_refused() {
 /// Without a name, a function that another one ends in and that lies right behind it looks like a block of it, but that it is called.
 #[test]
 fn what_is_called_in_a_stripped_file_is_no_block() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let code = "begin hands_on\n test %edi, %edi\n je 1f\n ret\n .cfi_endproc\n .size hands_on, . - hands_on\n \
                 .cfi_startproc\n1: ret\n .cfi_endproc\nbegin calls\n call 1b\n ret\nend calls\n";
     for (code, is_known) in [(code, true), (&*code.replace("call 1b", "nop"), false)] {
-        let library = library(folder.path(), code);
+        let library = library(directory.path(), code);
         let entry = symbols(&library)["hands_on"];
         run(Command::new("strip").arg(&library));
         let bytes = fs::read(&library).unwrap();
@@ -705,7 +705,7 @@ fn what_is_called_in_a_stripped_file_is_no_block() {
 /// What GHC compiles returns to nobody by the machine's stack; OCaml raises an exception by `ret`.
 #[test]
 fn code_of_other_runtimes_is_told() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let code = "begin raises\n test %edi, %edi\n jne 1f\nraises_r1: ret\n1: mov %r14, %rsp\n pop %r14\n ret\nend raises\n\
                 begin plain\n ret\nend plain\n.globl twice_info\n.type twice_info, @function\ntwice_info: jmp *(%rbp)\n\
                 .size twice_info, . - twice_info\n";
@@ -714,7 +714,7 @@ fn code_of_other_runtimes_is_told() {
         ("begin caml_raise_exn\n ret\nend caml_raise_exn\n", Ok(1), Ok(1)),
         ("begin stg_upd_frame_info\n ret\nend stg_upd_frame_info\n", Err("switches stacks"), Err("GHC")),
     ] {
-        let library = library(folder.path(), &[code, runtime].concat());
+        let library = library(directory.path(), &[code, runtime].concat());
         let symbols = symbols(&library);
         let bytes = fs::read(&library).unwrap();
         let image = Image::parse(&bytes).unwrap();
@@ -734,8 +734,8 @@ fn code_of_other_runtimes_is_told() {
 /// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
 #[test]
 fn damaged_code_and_tables_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let library = library(folder.path(), CODE);
+    let directory = tempfile::tempdir().unwrap();
+    let library = library(directory.path(), CODE);
     let bytes = fs::read(&library).unwrap();
     let mut state = 88172645463325252u64;
     for _ in 0..300 {
@@ -757,9 +757,9 @@ fn damaged_code_and_tables_are_refused() {
 
 #[test]
 fn programs_that_leap_are_told_from_those_that_do_not() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let build = |name: &str, compiler: &str, source: &str, flags: &[&str]| {
-        let (file, made) = (folder.path().join(name), folder.path().join(name.replace('.', "_")));
+        let (file, made) = (directory.path().join(name), directory.path().join(name.replace('.', "_")));
         fs::write(&file, source).unwrap();
         run(Command::new(compiler).args(flags).arg("-o").arg(&made).arg(&file));
         let bytes = fs::read(&made).unwrap();
@@ -782,7 +782,7 @@ fn programs_that_leap_are_told_from_those_that_do_not() {
 /// Of two functions that are written in assembly, one begins with code of its own and goes on in the middle of the other.
 #[test]
 fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let function = |name: &str, code: &str| {
         format!(".globl {name}\n.type {name}, @function\n{name}:\n{code}\n.size {name}, . - {name}\n")
     };
@@ -798,7 +798,7 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
                      begin into_frame\n push %rcx\n .cfi_def_cfa_offset 16\n jmp 1b\nend into_frame\n\
                      .hidden __morestack\nbegin __morestack\n ret\nend __morestack\n\
                      begin grows\n cmp %fs:0x70, %rsp\n jb 2f\n1: ret\n2: call __morestack\n ret\n jmp 1b\nend grows\n";
-    let library = library(folder.path(), &[&code.concat(), described].concat());
+    let library = library(directory.path(), &[&code.concat(), described].concat());
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -816,7 +816,7 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
 /// BOLT keeps the code that it has moved, without names; where a table of labels leads there, it is run.
 #[test]
 fn code_that_is_run_where_it_lay_before_is_told() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let code = |labels: &str| {
         format!(
             "begin interprets\n jmp *%rdi\n ret\nend interprets\nbegin plain\n ret\nend plain\n\
@@ -824,7 +824,7 @@ fn code_that_is_run_where_it_lay_before_is_told() {
         )
     };
     for (labels, is_run) in [("1b", true), ("plain", false), ("1b - .", false)] {
-        let library = library(folder.path(), &code(labels));
+        let library = library(directory.path(), &code(labels));
         let symbols = symbols(&library);
         let bytes = fs::read(&library).unwrap();
         let image = Image::parse(&bytes).unwrap();

@@ -10,10 +10,10 @@ use crate::support::random::Xorshift;
 
 /// The files of one target's seeds; there must be some.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
-    let files = fs::read_dir(&folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let files = fs::read_dir(&directory).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
     let files: Vec<_> = files.collect();
-    assert!(files.len() > 3, "{} has {} files", folder.display(), files.len());
+    assert!(files.len() > 3, "{} has {} files", directory.display(), files.len());
     files
 }
 

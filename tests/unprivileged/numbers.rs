@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 
 /// Builds the model from a text of `numbers.bpf.h` and runs it: whether no order is wrong, and what it says.
 fn run(numbers: &str) -> (bool, String) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = folder();
-    let at = |name: &str| folder.path().join(name);
+    let directory = directory();
+    let at = |name: &str| directory.path().join(name);
     fs::write(at("numbers.bpf.h"), numbers).unwrap();
     let model = root.join("tests/unprivileged/numbers.c");
     let compile = |options: &[&str], object: &str| {
@@ -21,7 +21,7 @@ fn run(numbers: &str) -> (bool, String) {
             .args([&at(object), &model])
             .args(options)
             .arg("-I")
-            .arg(folder.path())
+            .arg(directory.path())
             .arg("-I")
             .arg(root.join("bpf"))
             .output()
@@ -31,7 +31,8 @@ fn run(numbers: &str) -> (bool, String) {
     compile(&["-DSTEPS", "-fsanitize=thread"], "steps.o");
     compile(&[], "model.o");
     // Without the sanitizer's library: the model has its functions.
-    let linked = Command::new("cc").args(["steps.o", "model.o", "-o", "model"]).current_dir(&folder).output();
+    let linked =
+        Command::new("cc").args(["steps.o", "model.o", "-o", "model"]).current_dir(&directory).output();
     let linked = linked.unwrap();
     assert!(linked.status.success(), "{}", String::from_utf8_lossy(&linked.stderr));
     let ran = Command::new(at("model")).output().unwrap();

@@ -84,8 +84,8 @@ fn the_schema_refuses_what_it_can_know_to_be_wrong() {
     }
 }
 
-fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(Path::new(folder)).unwrap().map(|entry| entry.unwrap().path());
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(Path::new(directory)).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> =
         entries.filter(|path| path.extension().is_some_and(|is| is == extension)).collect();
     files.sort();

@@ -1,4 +1,4 @@
-//! The commands of README.md and docs/, typed one after the other as a reader would: in the folder of a checkout, on a machine
+//! The commands of README.md and docs/, typed one after the other as a reader would: in the directory of a checkout, on a machine
 //! of their own as far as files under /etc and /usr/local, and the network, are concerned. What is not run says why.
 
 use std::fs;
@@ -245,8 +245,8 @@ impl Machine {
     fn new() -> Self {
         let place = Place::new();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for folder in ["work/target/release", "tools", "etc", "etc-work", "local", "local-work"] {
-            fs::create_dir_all(place.path(folder)).unwrap();
+        for directory in ["work/target/release", "tools", "etc", "etc-work", "local", "local-work"] {
+            fs::create_dir_all(place.path(directory)).unwrap();
         }
         for file in ["config.example.yaml", "generate-certs.sh"] {
             symlink(repository.join(file), place.path("work").join(file)).unwrap();
@@ -258,9 +258,11 @@ impl Machine {
             fs::set_permissions(tool, fs::Permissions::from_mode(0o755)).unwrap();
         }
         let at = |name: &str| place.path(name).display().to_string();
-        let over = |folder: &str, name: &str| {
+        let over = |directory: &str, name: &str| {
             let (upper, work) = (at(name), at(&format!("{name}-work")));
-            format!("mount -t overlay overlay -o lowerdir={folder},upperdir={upper},workdir={work} {folder}")
+            format!(
+                "mount -t overlay overlay -o lowerdir={directory},upperdir={upper},workdir={work} {directory}"
+            )
         };
         let script = format!(
             "set -e\n{}\n{}\nip link set lo up\nip link add eth0 type veth peer name peer\nip link set eth0 up\n\

@@ -88,7 +88,7 @@ pub const BPF_MAPS: usize = 3;
 
 /// What a process holds: descriptors, threads, mappings, BPF maps among the descriptors.
 pub fn held(pid: u32) -> [usize; 4] {
-    let entries = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).expect("list").count();
+    let entries = |directory: &str| fs::read_dir(format!("/proc/{pid}/{directory}")).expect("list").count();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings").lines().count();
     let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
     let is_map = |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("map_id:"));

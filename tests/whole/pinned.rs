@@ -11,7 +11,7 @@ use crate::support::bpffs::{BpfFs, unpin};
 use crate::support::demo::{Forms, I32_SITES, program};
 use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, wait_for};
 
-/// A folder, a BPF file system in it, and a program to trace.
+/// A directory, a BPF file system in it, and a program to trace.
 fn set_up() -> (Place, BpfFs, PathBuf) {
     let place = Place::new();
     let bpf = BpfFs::mount(&place);
@@ -238,7 +238,7 @@ fn another_users_state_and_another_file_system_are_refused() {
     };
     let told = refused(&place.path("state"));
     assert!(told.contains("is not on a BPF file system") && told.contains("mount -t bpf bpf"), "{told}");
-    std::fs::create_dir(bpf.state()).expect("make a folder");
+    std::fs::create_dir(bpf.state()).expect("make a directory");
     std::os::unix::fs::chown(bpf.state(), Some(65534), None).expect("give it away");
     let told = refused(&bpf.state());
     assert!(told.contains("is one of user 65534"), "{told}");

@@ -119,9 +119,9 @@ fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
 #[test]
 fn what_comes_after_all_privileges_were_given_up_is_named() {
     let place = Place::new();
-    let folder = place.path("theirs");
-    fs::create_dir(&folder).expect("make a folder");
-    let binary = folder.join("forms");
+    let directory = place.path("theirs");
+    fs::create_dir(&directory).expect("make a directory");
+    let binary = directory.join("forms");
     let yaml = format!(
         "keep_privileges: none\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
          - {{ counter: forms_fired_total }}\n",

@@ -231,7 +231,7 @@ pub fn all_in_kernel() -> Held {
     links.chain(programs).chain(maps).collect()
 }
 
-/// With a folder of its own, which must outlive it.
+/// With a directory of its own, which must outlive it.
 fn traces_forms_beside(forms: &std::path::Path) -> (Exporter, Place) {
     let place = Place::new();
     let exporter = traces_forms(&place, forms);

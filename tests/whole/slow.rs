@@ -40,12 +40,12 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let names: Vec<_> = names.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
-    // Its own folder and nothing else that it could write to.
-    let folder = place.path("state");
-    fs::create_dir(&folder).expect("make a folder");
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("protect it");
-    chown(&folder, Some(65534), Some(65534)).expect("give it away");
-    let file = folder.join("events.db");
+    // Its own directory and nothing else that it could write to.
+    let directory = place.path("state");
+    fs::create_dir(&directory).expect("make a directory");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("protect it");
+    chown(&directory, Some(65534), Some(65534)).expect("give it away");
+    let file = directory.join("events.db");
     let metric = "fibre_block_reconstruction_duration_seconds";
     let setup = || {
         Setup::fibre(&place, &demo)
@@ -88,7 +88,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     assert!(table.contains("\n    udp:block_reconstructed: hash="), "{table}");
     assert_eq!(fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
     first.stop();
-    // Read by another user who may, while nobody writes and in a folder that is not his.
+    // Read by another user who may, while nobody writes and in a directory that is not his.
     let copy = place.path("copy.db");
     fs::copy(&file, &copy).expect("copy the file");
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o644)).expect("let it be read");

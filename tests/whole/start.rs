@@ -23,10 +23,10 @@ fn within(pid: u32, command: &str) -> String {
 fn low_ports_another_users_log_and_an_address_that_comes_later() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
-    let folder = place.path("theirs");
-    fs::create_dir(&folder).expect("make a folder");
+    let directory = place.path("theirs");
+    fs::create_dir(&directory).expect("make a directory");
     let log = place.write("theirs/log", "");
-    for (path, mode) in [(&folder, 0o700), (&log, 0o600)] {
+    for (path, mode) in [(&directory, 0o700), (&log, 0o600)] {
         chown(path, Some(SOMEBODY), Some(SOMEBODY)).expect("give it away");
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("protect it");
     }

@@ -28,15 +28,15 @@ fn status(url: &str, more: &[&str]) -> u16 {
 
 /// A certificate authority, a certificate of the server for localhost, and those of clients.
 struct Pki {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 impl Pki {
     fn new(place: &Place) -> Pki {
-        let pki = Pki { folder: place.path("pki") };
-        fs::create_dir(&pki.folder).expect("make a folder");
+        let pki = Pki { directory: place.path("pki") };
+        fs::create_dir(&pki.directory).expect("make a directory");
         let (ours, theirs) = (authority("ours"), authority("theirs"));
         pki.write("ca.crt", &ours.pem());
         pki.issue("server", "localhost", &ours);
@@ -51,7 +51,7 @@ impl Pki {
     }
 
     fn write(&self, name: &str, text: &str) {
-        fs::write(self.folder.join(name), text).expect("write a file");
+        fs::write(self.directory.join(name), text).expect("write a file");
     }
 
     fn issue(&self, name: &str, host: &str, issuer: &Authority) {
@@ -64,7 +64,7 @@ impl Pki {
     }
 
     fn file(&self, name: &str) -> String {
-        self.folder.join(name).display().to_string()
+        self.directory.join(name).display().to_string()
     }
 
     fn web(&self, more: &str) -> String {

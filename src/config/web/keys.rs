@@ -152,7 +152,7 @@ fn of_files(cert: Sourced<PathBuf>, key: Sourced<PathBuf>) -> TlsSettings {
     }
 }
 
-/// Reports a file that cannot be opened and read. A folder can be opened, so a byte is read too.
+/// Reports a file that cannot be opened and read. A directory can be opened, so a byte is read too.
 pub(super) fn check_readable(at: &Place, path: &Path, what: &str, diags: &Diagnostics) {
     let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
     match read {

@@ -28,7 +28,7 @@ pub static WEB: Section = Section {
 pub static TLS: Section = Section {
     name: "tls_server_config",
     what: "the TLS configuration",
-    about: "Certificate, client certificates and TLS versions. Relative paths start at the file's folder.",
+    about: "Certificate, client certificates and TLS versions. Relative paths start at the file's directory.",
     keys: Cow::Borrowed(&[
         Key::new("cert_file", Schema::Path, "Certificate chain (PEM)."),
         Key::new("key_file", Schema::Path, "Private key of the certificate (PEM)."),

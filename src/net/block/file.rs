@@ -169,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_once_it_stays_the_same_and_its_last_good_content_holds() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("drop");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drop");
         let mut file = WatchedFile::new(&BlockFile { path: path.clone(), reason: String::new() });
         file.read_first();
         assert!(file.error.is_some() && file.prefixes.is_empty());

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * What is counted of packets on an interface. Each statistic is a pair of files in this folder, NAME.bpf.h and NAME.rs, and
+ * What is counted of packets on an interface. Each statistic is a pair of files in this directory, NAME.bpf.h and NAME.rs, and
  * a line in each list here and in mod.rs.
  */
 #ifndef STATS_ALL_BPF_H

@@ -1,4 +1,4 @@
-//! What is counted of packets on an interface. Each statistic is a pair of files in this folder, `NAME.rs` and (what programs
+//! What is counted of packets on an interface. Each statistic is a pair of files in this directory, `NAME.rs` and (what programs
 //! do for it) `NAME.bpf.h`, and a line in the lists here and in `all.bpf.h`.
 
 mod cidrs;

@@ -8,7 +8,7 @@ use exporter::elf::FunctionSite;
 use exporter::elf::probeable::{Verdict, verdict};
 use exporter::targets::ProbeState;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 /// Every opcode of the one-byte and the 0f map, with prefixes, and every opcode of the three VEX maps and of EVEX; all with
@@ -47,7 +47,7 @@ fn forms() -> Vec<Vec<u8>> {
 }
 
 /// A file in which each form begins a function, and which sleeps when it is run.
-fn program(folder: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
+fn program(directory: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
     let mut text = ".text\n.globl main\nmain: mov $100, %edi\nsub $8, %rsp\ncall sleep@plt\n".to_string();
     for (n, form) in forms.iter().enumerate() {
         let bytes: Vec<String> = form.iter().map(u8::to_string).collect();
@@ -58,7 +58,7 @@ fn program(folder: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
         );
     }
     text += ".section .note.GNU-stack,\"\",@progbits\n";
-    let (source, binary) = (folder.join("forms.s"), folder.join("forms"));
+    let (source, binary) = (directory.join("forms.s"), directory.join("forms"));
     std::fs::write(&source, text).unwrap();
     assert!(Command::new("cc").arg("-o").args([&binary, &source]).status().unwrap().success());
     binary
@@ -94,8 +94,8 @@ fn offsets(binary: &Path, count: usize) -> Vec<u64> {
 #[test]
 fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows() {
     let forms = forms();
-    let folder = folder();
-    let binary = program(folder.path(), &forms);
+    let directory = directory();
+    let binary = program(directory.path(), &forms);
     let offsets = offsets(&binary, forms.len());
     let taken = taken_by_the_kernel(&binary, &offsets);
     let mut wrong = Vec::new();
@@ -150,8 +150,8 @@ int main(void)
 	return 0;
 }
 "#;
-    let folder = folder();
-    let (file, binary) = (folder.path().join("same.c"), folder.path().join("same"));
+    let directory = directory();
+    let (file, binary) = (directory.path().join("same.c"), directory.path().join("same"));
     std::fs::write(&file, source).unwrap();
     assert!(Command::new("cc").args(["-O1", "-o"]).args([&binary, &file]).status().unwrap().success());
     let run = || Command::new(&binary).output().unwrap();

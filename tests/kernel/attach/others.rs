@@ -8,7 +8,7 @@ use exporter::elf::{Image, usdt_sites};
 use exporter::targets::ProbeState;
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// Holds places as a tracer does that knows nothing of the kernel's counting (older BCC), or with some semaphore.
@@ -46,8 +46,8 @@ int main(int argc, char **argv)
 struct Other(Child);
 
 impl Other {
-    fn start(folder: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Self {
-        let (source, program) = (folder.join("hold.c"), folder.join("hold"));
+    fn start(directory: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Self {
+        let (source, program) = (directory.join("hold.c"), directory.join("hold"));
         std::fs::write(&source, HOLD).unwrap();
         assert!(Command::new("cc").arg("-o").args([&program, &source]).status().unwrap().success());
         let mut child = Command::new(&program)
@@ -89,11 +89,11 @@ fn tracing(binary: &Path, attach: &str) -> String {
 #[test]
 fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
     for attach in ["auto", "perf"] {
-        let folder = folder();
-        let binary = private_copy("forms", folder.path());
+        let directory = directory();
+        let binary = private_copy("forms", directory.path());
         let (offsets, _) = places_of(&binary, "i32");
         let mut before = Forms::start(&binary);
-        let other = Other::start(folder.path(), &binary, &offsets, 0);
+        let other = Other::start(directory.path(), &binary, &offsets, 0);
         let tracer = Tracer::start(&tracing(&binary, attach));
         assert_eq!(tracer.state(0), (ProbeState::Attached, offsets.len()), "{attach}");
         let mut after = Forms::start(&binary);
@@ -116,10 +116,10 @@ fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
 
 #[test]
 fn a_tracer_with_another_semaphore_is_waited_for() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let (offsets, semaphore) = places_of(&binary, "i32");
-    let other = Other::start(folder.path(), &binary, &offsets, semaphore + 2);
+    let other = Other::start(directory.path(), &binary, &offsets, semaphore + 2);
     let mut forms = Forms::start(&binary);
     let tracer = Tracer::start_unready(&tracing(&binary, "auto"), false);
     let (state, _) = tracer.state(0);

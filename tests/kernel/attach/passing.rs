@@ -66,14 +66,14 @@ fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
 fn a_file_system_without_execution_is_named() {
     let place = Place::new();
     let binary = compile(&place, "program");
-    let folder = place.path("mounted");
-    std::fs::create_dir(&folder).unwrap();
+    let directory = place.path("mounted");
+    std::fs::create_dir(&directory).unwrap();
     let mount = format!(
         "mount -t tmpfs -o noexec none {0} && cp {1} {0} && exec \"$@\"",
-        folder.display(),
+        directory.display(),
         binary.display()
     );
-    let exporter = Setup::new(&place, yaml(&folder.join("program")))
+    let exporter = Setup::new(&place, yaml(&directory.join("program")))
         .through(&["unshare", "--mount", "sh", "-c", &mount, "sh"])
         .start();
     exporter.wait_for_log("mounted with `noexec`");

@@ -6,14 +6,14 @@ use std::process::{Child, Command, Stdio};
 use exporter::targets::ProbeState;
 
 use crate::support::exporter::{Place, Setup, wait_for};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 const FUNCTIONS: usize = 300;
 
 /// 300 functions, of which number 123 begins with a lock prefix, as the counters of programs with atomics do, in an instruction that
 /// changes an argument, so that the next one is no place for its probe either. Each line that it reads makes it call all of them.
-fn many(folder: &Path) -> PathBuf {
+fn many(directory: &Path) -> PathBuf {
     let mut source = "#include <stdio.h>\nlong total;\n".to_string();
     for n in 0..FUNCTIONS {
         let body = if n == 123 {
@@ -26,7 +26,7 @@ fn many(folder: &Path) -> PathBuf {
     source += "int main(void) { puts(\"up\"); fflush(stdout); while (getchar() != EOF) {\n";
     source += &(0..FUNCTIONS).map(|n| format!("many_{n:03}();\n")).collect::<String>();
     source += "puts(\"done\"); fflush(stdout); } return 0; }\n";
-    let (file, binary) = (folder.join("many.c"), folder.join("many"));
+    let (file, binary) = (directory.join("many.c"), directory.join("many"));
     std::fs::write(&file, source).unwrap();
     assert!(Command::new("cc").args(["-O2", "-o"]).args([&binary, &file]).status().unwrap().success());
     binary
@@ -60,8 +60,8 @@ impl Drop for Running {
 
 #[test]
 fn a_glob_does_without_its_one_bad_function() {
-    let folder = folder();
-    let binary = many(folder.path());
+    let directory = directory();
+    let binary = many(directory.path());
     // Perf events are one for each site, and the kernel detaches one after the other: fewer of them.
     for (attach, glob, all) in [("auto", "many_*", FUNCTIONS), ("perf", "many_12*", 10)] {
         for running in [false, true] {
@@ -147,8 +147,8 @@ fn a_probe_in_part_is_ready_with_a_warning() {
 /// can be set, while a process maps the library.
 #[test]
 fn functions_of_a_library_that_runs_are_traced_whatever_they_begin_with() {
-    let folder = folder();
-    let library = folder.path().join("libcrypto.so.3");
+    let directory = directory();
+    let library = directory.path().join("libcrypto.so.3");
     let original = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
     assert!(Command::new("cp").arg(original).arg(&library).status().unwrap().success());
     let script = format!(

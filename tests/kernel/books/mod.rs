@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use self::configuration::{Probed, Random, Role, configuration};
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 use exporter::kernel::Accounting;
 use exporter::plan::{ActionPlan, ProbePlan, Route};
@@ -74,9 +74,9 @@ fn the_books_balance_whatever_happens() {
 
 fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
     let random = &mut Random(seed);
-    let folder = folder();
+    let directory = directory();
     let program = random.pick(&["forms", "forms-no-pie"]);
-    let binary = private_copy(program, folder.path());
+    let binary = private_copy(program, directory.path());
     let mut work: Vec<_> = (0..1 + random.below(4))
         .map(|_| {
             let forms = Forms::start(&binary);
@@ -243,8 +243,8 @@ fn grows(before: &Series, now: &Series) {
 /// Nothing but hits of other processes: a count of them must not show at any moment.
 #[test]
 fn filtered_hits_never_show() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let (one, mut two) = (Forms::start(&binary), Forms::start(&binary));
     let tracer = Tracer::start(&format!(
         "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  pid: {}\n  probes:\n\

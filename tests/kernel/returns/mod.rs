@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::harm;
-use crate::support::program::{compile, folder};
+use crate::support::program::{compile, directory};
 use crate::support::tracer::{Series, Tracer};
 use exporter::elf::{Functions, Image, function_sites};
 use exporter::kernel::Accounting;
@@ -37,8 +37,8 @@ const SCENARIOS: [Scenario; 7] = [
     ("processes", 100, &[("forks", true)]),
 ];
 
-fn build(compiler: &str, source: &str, flags: &[&str], folder: &Path) -> PathBuf {
-    let built = folder.join(source.split('.').next().unwrap());
+fn build(compiler: &str, source: &str, flags: &[&str], directory: &Path) -> PathBuf {
+    let built = directory.join(source.split('.').next().unwrap());
     let output = Command::new(compiler)
         .args(flags)
         .arg("-o")
@@ -124,9 +124,9 @@ fn configuration(attach: &str, binary: &Path, functions: &[(&str, bool)]) -> Str
 const GUARDED: &str = "-fstack-protector-all";
 
 fn leaps(attach: &str, more: &[&str]) {
-    let folder = folder();
+    let directory = directory();
     let flags = [&["-O2", "-pthread"], more].concat();
-    let binary = build("g++", "leaps.cc", &flags, folder.path());
+    let binary = build("g++", "leaps.cc", &flags, directory.path());
     for (scenario, calls_of_100, functions) in SCENARIOS {
         let wanted = harm::calls(CALLS);
         let rounds = rounds(wanted, calls_of_100);
@@ -170,8 +170,8 @@ fn every_way_out_of_guarded_functions_by_perf_events() {
 /// In these every function ends with a check of its stack but those that are written in assembly.
 #[test]
 fn guarded_functions_need_no_single_steps() {
-    let folder = folder();
-    let binary = build("g++", "leaps.cc", &["-O2", "-pthread", GUARDED], folder.path());
+    let directory = directory();
+    let binary = build("g++", "leaps.cc", &["-O2", "-pthread", GUARDED], directory.path());
     let bytes = std::fs::read(binary).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let code = Functions::of(&image);
@@ -195,8 +195,8 @@ const HANDOVERS: [Scenario; 3] = [
 /// the turns of a loop that begins where the function does are one call.
 #[test]
 fn calls_that_end_elsewhere_or_begin_in_a_loop() {
-    let folder = folder();
-    let binary = build("g++", "handovers.cc", &["-O1"], folder.path());
+    let directory = directory();
+    let binary = build("g++", "handovers.cc", &["-O1"], directory.path());
     for attach in ["auto", "perf"] {
         for (scenario, calls_of_100, functions) in HANDOVERS {
             // Its loops make many hits of a call.
@@ -215,8 +215,8 @@ fn calls_that_end_elsewhere_or_begin_in_a_loop() {
 
 #[test]
 fn panics_of_rust() {
-    let folder = folder();
-    let binary = build("rustc", "panics.rs", &["-O", "--edition=2024"], folder.path());
+    let directory = directory();
+    let binary = build("rustc", "panics.rs", &["-O", "--edition=2024"], directory.path());
     // A round makes one to four calls.
     let rounds = harm::calls(CALLS) / 2;
     for attach in ["auto", "perf"] {
@@ -260,8 +260,8 @@ int main(void) {
 /// Each call has one return, that of the process which has made it; with and without a place of the kernel's for its time.
 #[test]
 fn a_call_that_a_child_returns_from_too_is_one_call() {
-    let folder = folder();
-    let binary = compile("gcc", "forking.c", FORKING, &["-O2"], folder.path());
+    let directory = directory();
+    let binary = compile("gcc", "forking.c", FORKING, &["-O2"], directory.path());
     for (attach, by) in [("auto", "trampoline"), ("perf", "trampoline"), ("auto", "exits"), ("perf", "exits")]
     {
         let yaml = configuration(attach, &binary, &[("outer", false), ("inner", false)]);
@@ -279,8 +279,8 @@ fn a_call_that_a_child_returns_from_too_is_one_call() {
 /// The kernel's own way is refused where the program could die of it.
 #[test]
 fn trampolines_are_refused_where_something_unwinds() {
-    let folder = folder();
-    let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], folder.path());
+    let directory = directory();
+    let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], directory.path());
     let yaml = configuration("auto", &binary, &[("deep", true), ("recursive", true)]);
     let tracer = Tracer::start_unready(&yaml.replace("returns: u64", "returns_by: trampoline"), false);
     for probe in 0..tracer.plan.probes.len() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 use exporter::metrics::WINDOW;
 use exporter::plan::Route;
@@ -16,8 +16,8 @@ use exporter::plan::Route;
 ///
 /// `probes` is a YAML list of probes that the kernel can do all alone.
 fn both_ways(probes: &str, fire: impl FnOnce(&Path)) -> (Series, Tracer, Tracer) {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let config = format!(
         "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n{probes}",
         binary.display()
@@ -346,8 +346,8 @@ fn one_metric_of_several_probes() {
 
 #[test]
 fn what_needs_user_space_goes_there_with_its_probe_only() {
-    let folder = folder();
-    let binary = private_copy("forms", folder.path());
+    let directory = directory();
+    let binary = private_copy("forms", directory.path());
     let probes = probe(
         "string",
         "t: { index: 0, type: string }",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::assert_same;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 
 /// Lines on standard input are done and answered with "done":
@@ -122,8 +122,8 @@ impl Program {
 }
 
 /// The program, and two tracers of it: what the kernel counts, and what user space counts from events.
-fn traced(folder: &Path) -> (PathBuf, [Tracer; 2]) {
-    let (source, program) = (folder.join("opens.c"), folder.join("opens"));
+fn traced(directory: &Path) -> (PathBuf, [Tracer; 2]) {
+    let (source, program) = (directory.join("opens.c"), directory.join("opens"));
     std::fs::write(&source, SOURCE).unwrap();
     let built =
         Command::new("cc").args(["-O1", "-pthread", "-o"]).args([&program, &source]).status().unwrap();
@@ -146,8 +146,8 @@ fn shown(tracers: &[Tracer; 2]) -> Series {
 
 #[test]
 fn threads_raise_and_lower_and_a_process_takes_along_what_it_left_open() {
-    let folder = folder();
-    let (path, tracers) = traced(folder.path());
+    let directory = directory();
+    let (path, tracers) = traced(directory.path());
     let before = shown(&tracers);
     assert_eq!((before["open"].as_str(), before["in_flight"].as_str()), ("0", "0"), "it begins at 0");
     assert!(!before.keys().any(|name| name.contains("pid=") || name.contains("=\"\"")), "{before:?}");
@@ -195,8 +195,8 @@ fn threads_raise_and_lower_and_a_process_takes_along_what_it_left_open() {
 
 #[test]
 fn what_is_lowered_without_having_been_raised_is_negative() {
-    let folder = folder();
-    let (path, tracers) = traced(folder.path());
+    let directory = directory();
+    let (path, tracers) = traced(directory.path());
     let mut program = Program::start(&path);
     program.tell("work 4 0 25");
     let series = shown(&tracers);
@@ -209,8 +209,8 @@ fn what_is_lowered_without_having_been_raised_is_negative() {
 
 #[test]
 fn calls_in_flight_are_those_that_have_not_returned() {
-    let folder = folder();
-    let (path, tracers) = traced(folder.path());
+    let directory = directory();
+    let (path, tracers) = traced(directory.path());
     let mut program = Program::start(&path);
     program.tell("enter 7");
     assert_eq!(shown(&tracers)["in_flight"], "7");

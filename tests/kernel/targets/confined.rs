@@ -2,7 +2,7 @@
 //! bring the hit of a traced return to the kernel by a system call of their own.
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 const PROBES: &str = "  - function: hit
@@ -15,8 +15,8 @@ const PROBES: &str = "  - function: hit
 ";
 
 fn confined(attach: &str, mode: &str) {
-    let folder = folder();
-    let path = folder.path().join("program");
+    let directory = directory();
+    let path = directory.path().join("program");
     build(&path, &["-O1", "-DPAD=1", "-DSEMAPHORE", "-DNO_THREADS"]);
     let mut program = Program::start(&path);
     let text = config(&[("p", &format!("pid: {}", program.pid()))]);

@@ -5,7 +5,7 @@ use std::path::Path;
 use exporter::targets::ProbeState;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 fn start(targets: &[(&str, &str)]) -> Tracer {
@@ -25,16 +25,16 @@ fn named(what: &str) -> String {
 }
 
 /// A program of its own file, at a path with this name.
-fn program(builds: &Path, folder: &Path, name: &str) -> std::path::PathBuf {
-    let path = folder.join(name);
+fn program(builds: &Path, directory: &Path, name: &str) -> std::path::PathBuf {
+    let path = directory.join(name);
     copy(&builds.join("first"), &path);
     path
 }
 
 #[test]
 fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
-    let (builds, folder) = (builds(), folder());
-    let at = |name: &str| program(builds.path(), folder.path(), name);
+    let (builds, directory) = (builds(), directory());
+    let at = |name: &str| program(builds.path(), directory.path(), name);
     let id = format!("{:08x}{}", std::process::id(), "fedcba9876543210".repeat(4)[..56].to_owned());
     let [started, renamed] = ["ev-a", "ev-b"].map(named);
     // It runs before, and is called otherwise, and in no container.
@@ -66,9 +66,9 @@ fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
 
 #[test]
 fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name = named("ev-short");
-    let path = program(builds.path(), folder.path(), &name);
+    let path = program(builds.path(), directory.path(), &name);
     let tracer = start(&[("short", &format!("process: {name}"))]);
     fire_at_once(&path, 1);
     until_attached(&tracer, 0);
@@ -82,8 +82,8 @@ fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
 
 #[test]
 fn a_process_with_a_number_is_waited_for() {
-    let (builds, folder) = (builds(), folder());
-    let path = program(builds.path(), folder.path(), "numbered");
+    let (builds, directory) = (builds(), directory());
+    let path = program(builds.path(), directory.path(), "numbered");
     // A number that is free now.
     let pid = Program::start(&path).pid();
     let tracer = start(&[("one", &format!("pid: {pid}"))]);
@@ -100,9 +100,9 @@ fn a_process_with_a_number_is_waited_for() {
 
 #[test]
 fn children_go_on_when_their_parent_has_ended() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name = named("ev-child");
-    let path = program(builds.path(), folder.path(), &name);
+    let path = program(builds.path(), directory.path(), &name);
     let tracer = start(&[("family", &format!("process: {name}"))]);
     let mut parent = Program::start(&path);
     until_attached(&tracer, 0);
@@ -116,12 +116,12 @@ fn children_go_on_when_their_parent_has_ended() {
 
 #[test]
 fn reattaching_is_counted_by_reason() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let both = ["first", "second"].map(|build| builds.path().join(build));
-    let path = program(builds.path(), folder.path(), "upgraded");
+    let path = program(builds.path(), directory.path(), "upgraded");
     let tracer = start(&[("p", &format!("binary: {}", path.display()))]);
     assert_eq!(tracer.targets().reattached, [[0, 0]]);
-    let beside = folder.path().join("other");
+    let beside = directory.path().join("other");
     copy(&both[1], &beside);
     run("mv", &[beside.to_str().unwrap(), path.to_str().unwrap()]);
     eventually("the new file", || tracer.targets().reattached == [[1, 0]]);
@@ -133,15 +133,15 @@ fn reattaching_is_counted_by_reason() {
 
 #[test]
 fn one_file_by_several_names_is_several_programs() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let [one, other] = ["ev-one", "ev-two"].map(named);
-    let path = program(builds.path(), folder.path(), &one);
+    let path = program(builds.path(), directory.path(), &one);
     let tracer = start(&[("one", &format!("process: {one}")), ("other", &format!("process: {other}"))]);
     let mut running = Program::start(&path);
     until_attached(&tracer, 0);
     running.fire(3);
     // As the commands of busybox are.
-    let link = folder.path().join(&other);
+    let link = directory.path().join(&other);
     std::fs::hard_link(&path, &link).unwrap();
     fire_at_once(&link, 1);
     until_attached(&tracer, 1);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// What is mounted, until it is dropped.
@@ -21,14 +21,14 @@ impl Mounted {
     }
 
     /// An image of this size, made by this program.
-    fn image(folder: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Self {
-        let image = folder.join("image");
+    fn image(directory: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Self {
+        let image = directory.join("image");
         if megabytes > 0 {
             File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
         }
         let made = Command::new(make[0]).args(&make[1..]).output().unwrap();
         assert!(made.status.success(), "{made:?}");
-        Self::at(&folder.join("mounted"), &["mount", "-t", kind, "-o", "loop", image.to_str().unwrap()])
+        Self::at(&directory.join("mounted"), &["mount", "-t", kind, "-o", "loop", image.to_str().unwrap()])
     }
 }
 
@@ -111,40 +111,40 @@ fn named(kind: &str) -> String {
 }
 
 fn lives_on(kind: &str, mount: impl Fn(&Path) -> Mounted) {
-    let (builds, folder, name) = (builds(), folder(), named(kind));
-    let mounted = mount(folder.path());
+    let (builds, directory, name) = (builds(), directory(), named(kind));
+    let mounted = mount(directory.path());
     copy(&builds.path().join("first"), &mounted.at.join(&name));
     lives(&mounted.at, builds.path(), &name);
 }
 
 #[test]
 fn in_memory() {
-    lives_on("tmpfs", |folder| Mounted::at(&folder.join("mounted"), &["mount", "-t", "tmpfs", "none"]));
+    lives_on("tmpfs", |directory| Mounted::at(&directory.join("mounted"), &["mount", "-t", "tmpfs", "none"]));
 }
 
 #[test]
 fn xfs_with_shared_blocks() {
-    lives_on("xfs", |folder| {
-        let image = folder.join("image");
-        Mounted::image(folder, "xfs", 320, &["mkfs.xfs", "-q", "-m", "reflink=1", image.to_str().unwrap()])
+    lives_on("xfs", |directory| {
+        let image = directory.join("image");
+        Mounted::image(directory, "xfs", 320, &["mkfs.xfs", "-q", "-m", "reflink=1", image.to_str().unwrap()])
     });
 }
 
 #[test]
 fn btrfs_with_shared_blocks() {
-    lives_on("btrfs", |folder| {
-        let image = folder.join("image");
-        Mounted::image(folder, "btrfs", 128, &["mkfs.btrfs", "-q", image.to_str().unwrap()])
+    lives_on("btrfs", |directory| {
+        let image = directory.join("image");
+        Mounted::image(directory, "btrfs", 128, &["mkfs.btrfs", "-q", image.to_str().unwrap()])
     });
 }
 
 /// A snapshot has the same inode numbers on the same device, and its files are others.
 #[test]
 fn a_snapshot_of_btrfs_is_another_file() {
-    let (builds, folder, name) = (builds(), folder(), named("snap"));
-    let image = folder.path().join("image");
+    let (builds, directory, name) = (builds(), directory(), named("snap"));
+    let image = directory.path().join("image");
     let made = ["mkfs.btrfs", "-q", image.to_str().unwrap()];
-    let mounted = Mounted::image(folder.path(), "btrfs", 128, &made);
+    let mounted = Mounted::image(directory.path(), "btrfs", 128, &made);
     let [one, two] = ["one", "two"].map(|volume| mounted.at.join(volume));
     run("btrfs", &["-q", "subvolume", "create", one.to_str().unwrap()]);
     copy(&builds.path().join("first"), &one.join(&name));
@@ -159,13 +159,13 @@ fn a_snapshot_of_btrfs_is_another_file() {
 }
 
 fn image_of(kind: &str, make: impl Fn(&str, &str) -> Vec<String>) {
-    let (builds, folder, name) = (builds(), folder(), named(kind));
-    let [content, image] = ["content", "image"].map(|name| folder.path().join(name));
+    let (builds, directory, name) = (builds(), directory(), named(kind));
+    let [content, image] = ["content", "image"].map(|name| directory.path().join(name));
     fs::create_dir(&content).unwrap();
     copy(&builds.path().join("first"), &content.join(&name));
     let make = make(content.to_str().unwrap(), image.to_str().unwrap());
     let make: Vec<&str> = make.iter().map(String::as_str).collect();
-    let mounted = Mounted::image(folder.path(), kind, 0, &make);
+    let mounted = Mounted::image(directory.path(), kind, 0, &make);
     runs(&mounted.at, &name);
 }
 
@@ -191,12 +191,12 @@ fn overlays_of_all_kinds() {
         ("volatile", ",volatile"),
         ("index", ",index=on,xino=on"),
     ] {
-        let (builds, folder, name) = (builds(), folder(), named(kind));
-        let above = Mounted::at(&folder.path().join("above"), &["mount", "-t", "tmpfs", "none"]);
-        let [lower, below] = ["lower", "below"].map(|name| folder.path().join(name));
+        let (builds, directory, name) = (builds(), directory(), named(kind));
+        let above = Mounted::at(&directory.path().join("above"), &["mount", "-t", "tmpfs", "none"]);
+        let [lower, below] = ["lower", "below"].map(|name| directory.path().join(name));
         let [upper, work] = ["upper", "work"].map(|name| above.at.join(name));
-        for folder in [&lower, &below, &upper, &work] {
-            fs::create_dir(folder).unwrap();
+        for directory in [&lower, &below, &upper, &work] {
+            fs::create_dir(directory).unwrap();
         }
         copy(&builds.path().join("first"), &below.join(&name));
         let layers = format!(
@@ -207,7 +207,7 @@ fn overlays_of_all_kinds() {
             work.display()
         );
         let merged =
-            Mounted::at(&folder.path().join("merged"), &["mount", "-t", "overlay", "none", "-o", &layers]);
+            Mounted::at(&directory.path().join("merged"), &["mount", "-t", "overlay", "none", "-o", &layers]);
         lives(&merged.at, builds.path(), &name);
     }
 }
@@ -215,9 +215,9 @@ fn overlays_of_all_kinds() {
 /// In user space: sshfs, rootless containers.
 #[test]
 fn a_file_system_in_user_space() {
-    lives_on("fuse", |folder| {
-        let source = folder.join("source");
+    lives_on("fuse", |directory| {
+        let source = directory.join("source");
         fs::create_dir(&source).unwrap();
-        Mounted::at(&folder.join("mounted"), &["bindfs", source.to_str().unwrap()])
+        Mounted::at(&directory.join("mounted"), &["bindfs", source.to_str().unwrap()])
     });
 }

@@ -4,18 +4,18 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 #[test]
 fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
-    let (builds, folder) = (builds(), folder());
-    let lower = folder.path().join("lower");
+    let (builds, directory) = (builds(), directory());
+    let lower = directory.path().join("lower");
     std::fs::create_dir(&lower).unwrap();
     let name = format!("image-{}", std::process::id());
     copy(&builds.path().join("first"), &lower.join(&name));
     let mounts: Vec<Overlay> =
-        (0..3).map(|n| Overlay::over(&lower, &folder.path().join(n.to_string()))).collect();
+        (0..3).map(|n| Overlay::over(&lower, &directory.path().join(n.to_string()))).collect();
     let mut programs: Vec<Program> =
         mounts.iter().map(|mount| Program::start(&mount.at.join(&name))).collect();
     let tracer = Tracer::start(&config(&[("all", &format!("process: {name}"))]));
@@ -36,8 +36,8 @@ fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
 
 #[test]
 fn paths_of_one_file_are_one_file() {
-    let (builds, folder) = (builds(), folder());
-    let at = folder.path();
+    let (builds, directory) = (builds(), directory());
+    let at = directory.path();
     let name = format!("many-{}", std::process::id());
     let file = at.join(&name);
     copy(&builds.path().join("first"), &file);
@@ -57,11 +57,11 @@ fn paths_of_one_file_are_one_file() {
 
 #[test]
 fn forty_files_of_one_name_are_all_traced() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name = format!("forty-{}", std::process::id());
     let mut programs: Vec<Program> = (0..40)
         .map(|n| {
-            let own = folder.path().join(n.to_string());
+            let own = directory.path().join(n.to_string());
             std::fs::create_dir(&own).unwrap();
             copy(&builds.path().join("first"), &own.join(&name));
             Program::start(&own.join(&name))
@@ -74,9 +74,9 @@ fn forty_files_of_one_name_are_all_traced() {
 
 #[test]
 fn probes_of_a_library_without_a_path_are_found_also_when_it_comes_later() {
-    let folder = folder();
+    let directory = directory();
     let name = format!("memfd-{}", std::process::id());
-    let (program, library) = (folder.path().join(&name), folder.path().join("library.so"));
+    let (program, library) = (directory.path().join(&name), directory.path().join("library.so"));
     build(&program, &["-O1", "-DPAD=1"]);
     build(&library, &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
     let load = format!("load {}", library.display());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use exporter::targets::ProbeState;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 fn library(at: &Path) -> PathBuf {
@@ -17,9 +17,9 @@ fn library(at: &Path) -> PathBuf {
     at.to_path_buf()
 }
 
-fn program(folder: &Path, what: &str) -> (PathBuf, String) {
+fn program(directory: &Path, what: &str) -> (PathBuf, String) {
     let name = format!("{what}{}", std::process::id() % 100_000);
-    let path = folder.join(&name);
+    let path = directory.join(&name);
     build(&path, &["-O1", "-DPAD=1"]);
     (path, name)
 }
@@ -44,9 +44,10 @@ fn until_ahead(tracer: &Tracer, file: &Path) {
 
 #[test]
 fn a_library_beside_the_program_counts_from_its_first_call() {
-    let folder = folder();
-    let ((path, name), (other, _)) = (program(folder.path(), "ahead"), program(folder.path(), "not-it"));
-    let library = library(&folder.path().join("libahead.so"));
+    let directory = directory();
+    let ((path, name), (other, _)) =
+        (program(directory.path(), "ahead"), program(directory.path(), "not-it"));
+    let library = library(&directory.path().join("libahead.so"));
     let tracer = of_library("libahead.so", &name);
     let mut program = Program::start(&path);
     until_ahead(&tracer, &library);
@@ -66,10 +67,11 @@ fn a_library_beside_the_program_counts_from_its_first_call() {
 
 #[test]
 fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
-    let folder = folder();
-    let ((path, name), (other, _)) = (program(folder.path(), "plugs"), program(folder.path(), "not-it"));
+    let directory = directory();
+    let ((path, name), (other, _)) =
+        (program(directory.path(), "plugs"), program(directory.path(), "not-it"));
     let [first, second] =
-        ["liba-plug.so", "libb-plug.so"].map(|name| library(&folder.path().join("plugins").join(name)));
+        ["liba-plug.so", "libb-plug.so"].map(|name| library(&directory.path().join("plugins").join(name)));
     let tracer = of_library("lib?-plug.so", &name);
     let mut program = Program::start(&path);
     program.say(&format!("open {}", first.display()));
@@ -90,9 +92,9 @@ fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
 
 #[test]
 fn libraries_in_memory_that_are_called_alike_are_all_found() {
-    let folder = folder();
-    let (path, name) = program(folder.path(), "alike");
-    let file = library(&folder.path().join("source.so"));
+    let directory = directory();
+    let (path, name) = program(directory.path(), "alike");
+    let file = library(&directory.path().join("source.so"));
     let tracer = of_library("made-at-run-time", &name);
     let mut program = Program::start(&path);
     for (loaded, times) in [(1, 3), (2, 40), (3, 500)] {
@@ -105,14 +107,14 @@ fn libraries_in_memory_that_are_called_alike_are_all_found() {
 
 #[test]
 fn names_can_be_any_bytes() {
-    let folder = folder();
-    let (built, name) = program(folder.path(), "bytes");
+    let directory = directory();
+    let (built, name) = program(directory.path(), "bytes");
     let odd = [name.as_bytes(), b"\xff \n(deleted)"].concat();
-    let inner = folder.path().join(OsStr::from_bytes(b"in \xc3\xff (deleted)"));
+    let inner = directory.path().join(OsStr::from_bytes(b"in \xc3\xff (deleted)"));
     fs::create_dir(&inner).unwrap();
     let path = inner.join(OsStr::from_bytes(&odd));
     fs::rename(&built, &path).unwrap();
-    let file = library(&folder.path().join("libodd.so"));
+    let file = library(&directory.path().join("libodd.so"));
     let odd_library = inner.join(OsStr::from_bytes(b"libodd\xfe.so"));
     fs::copy(&file, &odd_library).unwrap();
     let mut before = Program::start(&path);
@@ -128,7 +130,7 @@ fn names_can_be_any_bytes() {
     after.fire(40);
     assert_eq!(count(&tracer, "t_total"), 43);
     // A link, since the program's input is text.
-    let link = folder.path().join("link.so");
+    let link = directory.path().join("link.so");
     std::os::unix::fs::symlink(&odd_library, &link).unwrap();
     after.say(&format!("open {}", link.display()));
     until_sites(&tracer, 1, 1);

@@ -5,14 +5,14 @@ use std::fs;
 use super::support::*;
 use exporter::targets::ProbeState;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 #[test]
 fn another_name_of_the_same_file_is_not_counted() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let [alpha, beta] = ["alpha", "beta"].map(|name| format!("{name}-{}", std::process::id() % 100_000));
-    let [alpha_path, beta_path] = [&alpha, &beta].map(|name| folder.path().join(name));
+    let [alpha_path, beta_path] = [&alpha, &beta].map(|name| directory.path().join(name));
     copy(&builds.path().join("first"), &alpha_path);
     fs::hard_link(&alpha_path, &beta_path).unwrap();
     let (mut first, mut other) = (Program::start(&alpha_path), Program::start(&beta_path));
@@ -43,10 +43,10 @@ fn another_name_of_the_same_file_is_not_counted() {
 
 #[test]
 fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name =
         format!("a-name-that-is-longer-than-any-word-of-it-and-than-sixty-four-bytes-{}", std::process::id());
-    let (path, other) = (folder.path().join(&name), folder.path().join(name.replace("any", "all")));
+    let (path, other) = (directory.path().join(&name), directory.path().join(name.replace("any", "all")));
     copy(&builds.path().join("first"), &path);
     fs::hard_link(&path, &other).unwrap();
     let mut program = Program::start(&path);
@@ -58,8 +58,8 @@ fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
 
 #[test]
 fn a_container_is_that_container_with_all_its_control_groups() {
-    let (builds, folder) = (builds(), folder());
-    let program = folder.path().join("image");
+    let (builds, directory) = (builds(), directory());
+    let program = directory.path().join("image");
     copy(&builds.path().join("first"), &program);
     let id = |n: u32| {
         format!("{:08x}{}", std::process::id() ^ n << 24, "0123456789abcdef".repeat(4)[..56].to_owned())
@@ -91,8 +91,8 @@ fn a_container_is_that_container_with_all_its_control_groups() {
 /// As on hosts that have both versions: the container is one only by version 1, which the kernel's programs do not go by.
 #[test]
 fn a_container_of_version_1_alone_is_told_of() {
-    let (builds, folder) = (builds(), folder());
-    let mounted = Mounted::version_1(folder.path());
+    let (builds, directory) = (builds(), directory());
+    let mounted = Mounted::version_1(directory.path());
     let id = format!("{:08x}{}", std::process::id(), "0123456789abcdef".repeat(4)[..56].to_owned());
     let container = Cgroup::new(mounted.0.join(&id));
     let mut program = container.start(&builds.path().join("first"));
@@ -106,8 +106,8 @@ fn a_container_of_version_1_alone_is_told_of() {
 
 #[test]
 fn a_number_that_is_used_again_is_not_the_process() {
-    let (builds, folder) = (builds(), folder());
-    let program = folder.path().join("numbered");
+    let (builds, directory) = (builds(), directory());
+    let program = directory.path().join("numbered");
     copy(&builds.path().join("first"), &program);
     let mut first = Program::start(&program);
     let pid = first.pid();
@@ -134,13 +134,13 @@ fn a_number_that_is_used_again_is_not_the_process() {
 /// `/proc/PID` shows nothing of such a process, only that of its threads does.
 #[test]
 fn a_process_whose_first_thread_has_ended_is_traced_like_any() {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name = format!("led-{}", std::process::id() % 100_000);
-    let path = folder.path().join(&name);
+    let path = directory.path().join(&name);
     copy(&builds.path().join("first"), &path);
-    build(&folder.path().join("library"), &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
+    build(&directory.path().join("library"), &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
     let mut program = Program::start(&path);
-    program.say(&format!("load {}", folder.path().join("library").display()));
+    program.say(&format!("load {}", directory.path().join("library").display()));
     program.say("retire");
     let pid = program.pid();
     assert!(fs::read_link(format!("/proc/{pid}/exe")).is_err());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::eventually;
 
 const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
@@ -26,8 +26,8 @@ kill $exporter; wait $exporter
 
 #[test]
 fn ids_are_those_of_the_exporters_own_namespace() {
-    let (builds, folder) = (builds(), folder());
-    let at = folder.path();
+    let (builds, directory) = (builds(), directory());
+    let at = directory.path();
     copy(&builds.path().join("first"), &at.join("inner"));
     let port = 19900 + (std::process::id() % 40) as u16 * 2;
     fs::write(at.join("config.in"), config_of(&at.join("inner"), port)).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// Files that are taken away when dropped.
@@ -48,8 +48,8 @@ fn run_with(program: &Path, arguments: &[&str]) {
 
 #[test]
 fn command_lines_are_told_apart_from_the_first_hit_on() {
-    let folder = folder();
-    let path = program(&folder, "line");
+    let directory = directory();
+    let path = program(&directory, "line");
     let name = name_of(&path);
     let mut anchor = Program::start(&path);
     let tracer = Tracer::start(&config(&[
@@ -91,8 +91,8 @@ fn command_lines_are_told_apart_from_the_first_hit_on() {
 
 #[test]
 fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
-    let folder = folder();
-    let path = program(&folder, "unit");
+    let directory = directory();
+    let path = program(&directory, "unit");
     let own = std::process::id();
     let slice = hierarchy().join(format!("demo{own}.slice"));
     let names = [
@@ -125,15 +125,15 @@ fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
 
 #[test]
 fn pods_namespaces_images_and_names_are_those_of_the_engines() {
-    let folder = folder();
-    let path = program(&folder, "pod");
+    let directory = directory();
+    let path = program(&directory, "pod");
     let own = std::process::id();
     let uid = |n: u32| format!("{own:08x}-2fa1-11d2-883f-0016d3cca42{n}");
     let mut written = Written(Vec::new());
     let pod = |n: u32, written: &mut Written| {
-        let folder = PathBuf::from(format!("/var/log/pods/ns{own}-{n}_web{own}-{n}_{}", uid(n)));
-        fs::create_dir_all(&folder).unwrap();
-        written.0.push(folder);
+        let directory = PathBuf::from(format!("/var/log/pods/ns{own}-{n}_web{own}-{n}_{}", uid(n)));
+        fs::create_dir_all(&directory).unwrap();
+        written.0.push(directory);
     };
     let docker = |id: &str, name: &str, image: &str, written: &mut Written| {
         let text = format!(r#"{{"Name":"/{name}","Config":{{"Image":"{image}"}}}}"#);
@@ -188,8 +188,8 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
 
 #[test]
 fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
-    let folder = folder();
-    let path = program(&folder, "again");
+    let directory = directory();
+    let path = program(&directory, "again");
     let own = std::process::id();
     let mut written = Written(Vec::new());
     let docker = |id: &str, written: &mut Written| {
@@ -224,7 +224,7 @@ fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
     for (turn, id) in [first, second].iter().enumerate() {
         docker(id, &mut written);
         // Of a container made anew, programs are other files too.
-        let path = folder.path().join(format!("{turn}-{}", name_of(&path)));
+        let path = directory.path().join(format!("{turn}-{}", name_of(&path)));
         copy(&builds().path().join(if turn == 0 { "first" } else { "second" }), &path);
         let groups =
             [format!("docker-{id}.scope"), unit.clone()].map(|name| Cgroup::new(hierarchy().join(name)));
@@ -247,8 +247,8 @@ fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
 
 #[test]
 fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_on() {
-    let folder = folder();
-    let (parent, other) = (program(&folder, "parent"), program(&folder, "other"));
+    let directory = directory();
+    let (parent, other) = (program(&directory, "parent"), program(&directory, "other"));
     let name = name_of(&parent);
     // A shell of another name stands between, and runs another program.
     let mut boss = Program::start(&parent);
@@ -284,11 +284,11 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
 
 #[test]
 fn children_that_ran_before_are_found() {
-    let folder = folder();
-    let (parent, other) = (program(&folder, "begun"), program(&folder, "old"));
+    let directory = directory();
+    let (parent, other) = (program(&directory, "begun"), program(&directory, "old"));
     let name = name_of(&parent);
     let mut boss = Program::start(&parent);
-    let fifo = folder.path().join("fifo");
+    let fifo = directory.path().join("fifo");
     run("mkfifo", &[fifo.to_str().unwrap()]);
     boss.tell(&format!("run {} < {}", other.display(), fifo.display()));
     let mut to_child = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
@@ -303,8 +303,8 @@ fn children_that_ran_before_are_found() {
     assert_eq!(count(&tracer, "both_total"), 70);
 }
 
-fn library_of(folder: &Path, name: &str, soname: &str) -> PathBuf {
-    let path = folder.join(name);
+fn library_of(directory: &Path, name: &str, soname: &str) -> PathBuf {
+    let path = directory.join(name);
     let soname = format!("-Wl,-soname,{soname}");
     build(&path, &["-O1", "-DLIBRARY", "-DPAD=1", "-shared", "-fPIC", &soname]);
     path
@@ -312,11 +312,11 @@ fn library_of(folder: &Path, name: &str, soname: &str) -> PathBuf {
 
 #[test]
 fn a_library_is_each_file_of_its_name_that_these_processes_load() {
-    let folder = folder();
-    let (path, stranger) = (program(&folder, "loads"), program(&folder, "stranger"));
+    let directory = directory();
+    let (path, stranger) = (program(&directory, "loads"), program(&directory, "stranger"));
     let name = name_of(&path);
     let at = |inner: &str| {
-        let at = folder.path().join(inner);
+        let at = directory.path().join(inner);
         fs::create_dir_all(&at).unwrap();
         at
     };

@@ -2,7 +2,7 @@
 //! start later.
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// How often the program's semaphore is raised.
@@ -16,8 +16,8 @@ fn until_raised(program: &mut Program) {
 
 #[test]
 fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
-    let folder = folder();
-    let (path, other) = (folder.path().join("lld"), folder.path().join("other"));
+    let directory = directory();
+    let (path, other) = (directory.path().join("lld"), directory.path().join("other"));
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
     std::fs::hard_link(&path, &other).unwrap();
     let mut before = Program::start(&path);
@@ -62,8 +62,8 @@ fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
 
 #[test]
 fn two_targets_of_one_file_raise_it_once() {
-    let folder = folder();
-    let path = folder.path().join("lld-twice");
+    let directory = directory();
+    let path = directory.path().join("lld-twice");
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
     let (binary, process) = (format!("binary: {}", path.display()), "process: lld-twice".to_string());
     let tracer = Tracer::start_unready(&config(&[("a", &binary), ("b", &process)]), false);
@@ -78,8 +78,8 @@ fn two_targets_of_one_file_raise_it_once() {
 
 #[test]
 fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_later() {
-    let folder = folder();
-    let path = folder.path().join("lld-shed");
+    let directory = directory();
+    let path = directory.path().join("lld-shed");
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
     let target = config(&[("p", &format!("binary: {}", path.display()))]);
     let tracer =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// Builds the program at a path, in one of its builds.
@@ -23,12 +23,12 @@ pub fn build(at: &Path, options: &[&str]) {
     assert!(built.success());
 }
 
-/// A folder with `first` and `second`, two builds of the program whose probes are in different places.
+/// A directory with `first` and `second`, two builds of the program whose probes are in different places.
 pub fn builds() -> tempfile::TempDir {
-    let folder = folder();
-    build(&folder.path().join("first"), &["-O1", "-DPAD=1"]);
-    build(&folder.path().join("second"), &["-O3", "-fcf-protection=full", "-DPAD=40"]);
-    folder
+    let directory = directory();
+    build(&directory.path().join("first"), &["-O1", "-DPAD=1"]);
+    build(&directory.path().join("second"), &["-O3", "-fcf-protection=full", "-DPAD=40"]);
+    directory
 }
 
 pub fn run(program: &str, arguments: &[&str]) {
@@ -133,8 +133,8 @@ pub struct Overlay {
 impl Overlay {
     pub fn over(lower: &Path, work: &Path) -> Self {
         let [upper, inner, at] = ["upper", "work", "merged"].map(|name| work.join(name));
-        for folder in [&upper, &inner, &at] {
-            fs::create_dir_all(folder).unwrap();
+        for directory in [&upper, &inner, &at] {
+            fs::create_dir_all(directory).unwrap();
         }
         let options =
             format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), inner.display());

@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// Writes one build over the other again and again, starting it at once. How many of its hits are seen depends on who is
 /// faster, but it must run, and be counted when it is attached to again.
 fn in_place(write: impl Fn(&Path, &Path)) {
-    let (builds, folder) = (builds(), folder());
-    let program = folder.path().join("program");
+    let (builds, directory) = (builds(), directory());
+    let program = directory.path().join("program");
     let both = ["first", "second"].map(|build| builds.path().join(build));
     copy(&both[0], &program);
     let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
@@ -68,14 +68,14 @@ fn written_over_by_a_slow_shell_that_keeps_the_times() {
 /// Opening one would wait for its other end, and the exporter with it.
 #[test]
 fn a_pipe_beside_the_file_holds_nothing_up() {
-    let (builds, folder) = (builds(), folder());
-    let [program, pipe] = ["program", "pipe"].map(|name| folder.path().join(name));
+    let (builds, directory) = (builds(), directory());
+    let [program, pipe] = ["program", "pipe"].map(|name| directory.path().join(name));
     copy(&builds.path().join("first"), &program);
     let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
     run("mkfifo", &[pipe.to_str().unwrap()]);
     // Written to, as what may take the target's place is.
     run("sh", &["-c", "exec 3<>$0; echo >&3; exec 3>&-", pipe.to_str().unwrap()]);
-    let new = folder.path().join("program.new");
+    let new = directory.path().join("program.new");
     copy(&builds.path().join("second"), &new);
     run("mv", &[new.to_str().unwrap(), program.to_str().unwrap()]);
     counted_again(&tracer, &program);
@@ -83,16 +83,16 @@ fn a_pipe_beside_the_file_holds_nothing_up() {
 
 /// Every hit of a file that takes the other's place is counted, from the first one on, and the old one goes on counting.
 fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) {
-    let (builds, folder) = (builds(), folder());
+    let (builds, directory) = (builds(), directory());
     let name = format!("up{}", std::process::id());
-    let program = folder.path().join(&name);
+    let program = directory.path().join(&name);
     let both = ["first", "second"].map(|build| builds.path().join(build));
     copy(&both[0], &program);
     let mut old = Program::start(&program);
     let tracer = Tracer::start(&config(&[("p", &target(&program))]));
     let mut expected = 0;
     for turn in 1..6 {
-        let beside = folder.path().join(beside(&name));
+        let beside = directory.path().join(beside(&name));
         copy(&both[turn % 2], &beside);
         // As dpkg does, which is not at once.
         std::thread::sleep(std::time::Duration::from_millis(500));
@@ -117,9 +117,9 @@ fn renamed_over_the_file_of_a_process() {
 }
 
 #[test]
-fn a_link_that_is_turned_to_another_folder() {
-    let (builds, folder) = (builds(), folder());
-    let at = folder.path();
+fn a_link_that_is_turned_to_another_directory() {
+    let (builds, directory) = (builds(), directory());
+    let at = directory.path();
     for (version, build) in [("v1", "first"), ("v2", "second")] {
         std::fs::create_dir_all(at.join(version).join("bin")).unwrap();
         copy(&builds.path().join(build), &at.join(version).join("bin/app"));
@@ -138,8 +138,8 @@ fn a_link_that_is_turned_to_another_folder() {
 
 #[test]
 fn a_change_of_rights_or_times_is_no_change() {
-    let (builds, folder) = (builds(), folder());
-    let program = folder.path().join("program");
+    let (builds, directory) = (builds(), directory());
+    let program = directory.path().join("program");
     copy(&builds.path().join("first"), &program);
     let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
     let mut running = Program::start(&program);
@@ -148,7 +148,10 @@ fn a_change_of_rights_or_times_is_no_change() {
         match turn % 3 {
             0 => run("chmod", &[if turn % 2 == 0 { "700" } else { "755" }, program.to_str().unwrap()]),
             1 => run("touch", &[program.to_str().unwrap()]),
-            _ => run("ln", &["-f", program.to_str().unwrap(), folder.path().join("other").to_str().unwrap()]),
+            _ => run(
+                "ln",
+                &["-f", program.to_str().unwrap(), directory.path().join("other").to_str().unwrap()],
+            ),
         }
         for _ in 0..20 {
             running.fire(10);

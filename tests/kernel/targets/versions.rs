@@ -6,7 +6,7 @@ use std::path::Path;
 use exporter::targets::ProbeState;
 
 use super::support::*;
-use crate::support::program::folder;
+use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// How often the file at the path was attached to in place of another.
@@ -20,8 +20,8 @@ fn rename(from: &Path, to: &Path) {
 
 #[test]
 fn a_probe_that_the_new_version_has_not_is_told_and_the_others_go_on() {
-    let folder = folder();
-    let [path, new] = ["program", "new"].map(|name| folder.path().join(name));
+    let directory = directory();
+    let [path, new] = ["program", "new"].map(|name| directory.path().join(name));
     build(&path, &["-O1", "-DPAD=1"]);
     // Without names of functions.
     build(&new, &["-O3", "-DPAD=40", "-s"]);
@@ -44,9 +44,10 @@ fn a_probe_that_the_new_version_has_not_is_told_and_the_others_go_on() {
 
 #[test]
 fn a_library_that_is_upgraded_under_a_process_is_counted_old_and_new() {
-    let folder = folder();
+    let directory = directory();
     let name = format!("loads{}", std::process::id() % 100_000);
-    let [path, library, new] = [&name, "library.so", "library.so.new"].map(|name| folder.path().join(name));
+    let [path, library, new] =
+        [&name, "library.so", "library.so.new"].map(|name| directory.path().join(name));
     build(&path, &["-O1", "-DPAD=1"]);
     build(&library, &["-O1", "-DLIBRARY", "-shared", "-fPIC"]);
     build(&new, &["-O3", "-DLIBRARY", "-shared", "-fPIC", "-fcf-protection=full"]);
@@ -73,8 +74,8 @@ fn a_library_that_is_upgraded_under_a_process_is_counted_old_and_new() {
 }
 
 /// A package with the program, in a tree of its own.
-fn package(folder: &Path, version: &str, options: &[&str]) -> String {
-    let tree = folder.join(version);
+fn package(directory: &Path, version: &str, options: &[&str]) -> String {
+    let tree = directory.join(version);
     fs::create_dir_all(tree.join("DEBIAN")).unwrap();
     fs::create_dir_all(tree.join("usr/bin")).unwrap();
     let control = format!(
@@ -82,20 +83,20 @@ fn package(folder: &Path, version: &str, options: &[&str]) -> String {
     );
     fs::write(tree.join("DEBIAN/control"), control).unwrap();
     build(&tree.join("usr/bin/traced"), options);
-    let made = folder.join(format!("{version}.deb")).to_str().unwrap().to_string();
+    let made = directory.join(format!("{version}.deb")).to_str().unwrap().to_string();
     run("dpkg-deb", &["-Znone", "--root-owner-group", "--build", tree.to_str().unwrap(), &made]);
     made
 }
 
 #[test]
 fn a_package_that_is_upgraded_is_counted_old_and_new() {
-    let folder = folder();
+    let directory = directory();
     let versions = [
-        package(folder.path(), "1", &["-O1", "-DPAD=1"]),
-        package(folder.path(), "2", &["-O3", "-DPAD=40"]),
-        package(folder.path(), "3", &["-O1", "-DPAD=7"]),
+        package(directory.path(), "1", &["-O1", "-DPAD=1"]),
+        package(directory.path(), "2", &["-O3", "-DPAD=40"]),
+        package(directory.path(), "3", &["-O1", "-DPAD=7"]),
     ];
-    let root = folder.path().join("root");
+    let root = directory.path().join("root");
     fs::create_dir_all(root.join("var/lib/dpkg/info")).unwrap();
     fs::create_dir_all(root.join("var/lib/dpkg/updates")).unwrap();
     for file in ["status", "available"] {

@@ -15,9 +15,9 @@ use exporter::config::{Environment, Overrides, load, load_bytes, read, read_byte
 use exporter::plan::plan_draft;
 use serde_yaml::{Mapping, Value};
 
-/// The files of a folder in `tests/config` whose names end so.
-fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(Path::new("tests/config").join(folder)).unwrap();
+/// The files of a directory in `tests/config` whose names end so.
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(Path::new("tests/config").join(directory)).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();

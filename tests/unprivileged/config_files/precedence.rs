@@ -288,8 +288,8 @@ fn the_file_itself() {
         missing,
         "does/not/exist.yaml: failed to read the file: No such file or directory (os error 2)\n"
     );
-    let folder = load(&Overrides::file("tests"), &none).unwrap_err().render();
-    assert_eq!(folder, "tests: failed to read the file: Is a directory (os error 21)\n");
+    let directory = load(&Overrides::file("tests"), &none).unwrap_err().render();
+    assert_eq!(directory, "tests: failed to read the file: Is a directory (os error 21)\n");
     let missing = Environment::from([("FIBRE_CONFIG".to_owned(), "nothing.yaml".to_owned())]);
     let missing = load(&Overrides::default(), &missing).unwrap_err().render();
     assert!(missing.starts_with("FIBRE_CONFIG: failed to read nothing.yaml"), "{missing}");

@@ -26,7 +26,7 @@ fn by_flag(path: &Path) -> Result<Loaded, String> {
     load(&overrides, &Environment::new()).map_err(|diags| diags.render())
 }
 
-/// With the file's text under `web:` of a configuration in its folder.
+/// With the file's text under `web:` of a configuration in its directory.
 fn inline(path: &Path) -> Result<Loaded, String> {
     let text = fs::read_to_string(path).unwrap();
     let indented: String = text.lines().map(|line| format!("  {line}\n")).collect();
@@ -109,8 +109,8 @@ fn what_both_ways_say_is_refused_and_the_rest_goes_together() {
 
 #[test]
 fn files_are_read_anew() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("web.yml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("web.yml");
     let hash = "$2y$04$abcdefghijklmnopqrstuuK1AVqIGvi0eYf1L3S0dyzjWXdJIVLyG";
     fs::write(&path, format!("basic_auth_users: {{ ada: {hash} }}\n")).unwrap();
     let before = by_flag(&path).unwrap().config.settings.web;

@@ -48,7 +48,7 @@ impl StateDirectory {
         }
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                let next = "make it writable for this user, or make the folder beforehand as this user's own \
+                let next = "make it writable for this user, or make the directory beforehand as this user's own \
                             (`install -d -m 700 -o USER`)";
                 return Err(PinError::new(what(), err, next));
             }
@@ -285,7 +285,7 @@ pub fn describe(path: &Path) -> String {
     }
 }
 
-/// Folders beside this one that look like another exporter's state which nobody uses now.
+/// Directories beside this one that look like another exporter's state which nobody uses now.
 pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     let Some(parent) = path.parent() else { return Vec::new() };
     let is_free = |path: &PathBuf| {
