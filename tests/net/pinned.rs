@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use libbpf_rs::query::LinkInfoIter;
 
@@ -183,6 +183,43 @@ fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
         exporter.end("TERM");
         unpin(&bpf.state());
         are_gone(&held);
+    }
+}
+
+/// Not one packet passes while exporters end and start, and the next one's list takes the place of the last one's.
+#[test]
+fn what_is_blocked_stays_so_over_a_restart() {
+    for mode in ["", ", mode: generic"] {
+        let (cable, place) = (Cable::lay(), Place::new());
+        let bpf = BpfFs::mount(&place);
+        let block = |entry: &str| format!("{mode}, block: {{ mode: enforce, entries: [{entry}] }}");
+        let mut exporter = cable.start(&place, &bpf, &block(&address(2)));
+        cable.up();
+        let to = address(1);
+        let requests = cable.there.run(move || {
+            let mut ping = Command::new("ping");
+            ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
+        });
+        for signal in ["TERM", "KILL"] {
+            exporter.end(signal);
+            let before = cable.kernel().rx_packets;
+            // XDP drops before the kernel counts in generic mode, TCX behind.
+            if mode.is_empty() {
+                until("traffic while no exporter runs", || cable.kernel().rx_packets > before + 100);
+            }
+            exporter = cable.start(&place, &bpf, &block(&address(2)));
+            exporter.wait_for_log(TAKEN_OVER);
+            let drops = exporter.scrape().sum("xdp_drops_total", &[]);
+            exporter.scrape_until("more drops", |now| now.sum("xdp_drops_total", &[]) > drops + 100.0);
+        }
+        send_signal(requests.id(), "INT");
+        let said = requests.wait_with_output().expect("what ping says");
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.contains(" 0 received"), "{mode}: {said}");
+        exporter.end("KILL");
+        let exporter = cable.start(&place, &bpf, &block("192.0.2.1"));
+        exporter.wait_for_log(TAKEN_OVER);
+        cable.there.command(&format!("ping -c 1 -q {}", address(1)));
     }
 }
 
