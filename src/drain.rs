@@ -292,14 +292,15 @@ impl Handler {
             lost.fetch_add(1, Ordering::Relaxed);
         }
         if let (Some(slots), Some(keeper)) = (route.slow, &self.keeper) {
-            let books = Books { store: self.store.clone(), slots };
             let is_told = probe.is_slow_in_kernel();
-            let slow = match found_slow(probe, &read, &mut self.scratch) {
-                _ if is_told && !event.is_slow() => None,
-                None if is_told => probe.slow.first().map(|slow| (slow, 0)),
-                slow => slow,
+            let mut found = || found_slow(probe, &read, &mut self.scratch);
+            let slow = match is_told {
+                false => found(),
+                true if event.is_slow() => found().or_else(|| probe.slow.first().map(|slow| (slow, 0))),
+                true => None,
             };
             if let Some((slow, value)) = slow {
+                let books = Books { store: self.store.clone(), slots };
                 if !is_told {
                     books.seen();
                 }
