@@ -131,21 +131,11 @@ impl Keeper {
 
     /// Takes an event, or counts that there is no room for it. Never waits.
     pub(crate) fn offer(&self, event: Event, books: Books) {
-        let refused = match self.queue.get() {
-            Some(queue) => {
-                self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-                queue.try_send(Message::Event(Box::new((event, books)))).err().map(|refused| {
-                    self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-                    match refused {
-                        std::sync::mpsc::TrySendError::Full(message)
-                        | std::sync::mpsc::TrySendError::Disconnected(message) => message,
-                    }
-                })
-            }
-            None => Some(Message::Event(Box::new((event, books)))),
-        };
-        if let Some(Message::Event(refused)) = refused {
-            refused.1.refused();
+        let Some(queue) = self.queue.get() else { return books.refused() };
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if queue.try_send(Message::Event(Box::new((event, books.clone())))).is_err() {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            books.refused();
         }
     }
 
