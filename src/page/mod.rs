@@ -43,9 +43,6 @@ pub(crate) const ICON: &str = include_str!("page.svg");
 /// Metrics of the configuration that are shown.
 pub(crate) const MOST_METRICS: usize = 200;
 
-/// Slow events that are shown.
-pub(crate) const MOST_SLOW: usize = 10;
-
 /// Remote hosts that are shown.
 pub(crate) const MOST_TALKERS: usize = 8;
 

@@ -7,7 +7,7 @@ use super::Running;
 use super::state::State;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::http::Demand;
-use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_SLOW, MOST_TALKERS, Snapshot, connect};
+use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
 use crate::telemetry::unix_now;
 
 impl Running {
@@ -55,7 +55,7 @@ impl Running {
             series,
             network,
             talkers: talkers.collect(),
-            slow: self.keeper.recent(MOST_SLOW),
+            slow: self.keeper.recent(),
             visitors: self.visitors.all(),
             connect: self.connect(),
             links: links.to_vec(),

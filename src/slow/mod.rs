@@ -10,7 +10,6 @@ mod related;
 mod store;
 mod writer;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -29,8 +28,8 @@ pub use store::SlowError;
 /// Events that can wait for the thread that writes.
 const QUEUE: usize = 1024;
 
-/// Events that [`Keeper::recent`] knows.
-const RECENT: usize = 100;
+/// Events that [`Keeper::recent`] knows: all that a page shows, for they are read anew with each write.
+const RECENT: usize = 10;
 
 /// Keeps slow events. It begins with the first configuration that has some.
 #[derive(Debug, Default)]
@@ -60,7 +59,7 @@ struct Shared {
     related_waiting: AtomicU64,
     related_lost: AtomicU64,
     is_ending: AtomicBool,
-    recent: Mutex<VecDeque<Arc<Row>>>,
+    recent: Mutex<Vec<Arc<Row>>>,
 }
 
 /// Numbers of all slow events together.
@@ -151,9 +150,9 @@ impl Keeper {
         }
     }
 
-    /// The latest events that were written, the last one first: at most a hundred.
-    pub fn recent(&self, most: usize) -> Vec<Arc<Row>> {
-        lock(&self.shared.recent).iter().take(most).cloned().collect()
+    /// The latest events that were written, the last one first: at most ten.
+    pub fn recent(&self) -> Vec<Arc<Row>> {
+        lock(&self.shared.recent).clone()
     }
 
     /// `None` if no slow events are kept.
