@@ -143,11 +143,12 @@ impl Writer {
                 if was_failing {
                     log::info!("Slow events are written to {} again", self.store.path().display());
                 }
+                // Before they are counted as kept: who sees that nothing waits sees all rows.
+                self.show_latest();
                 for (_, books) in self.events.drain(..) {
                     books.kept();
                     self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 }
-                self.show_latest();
             }
         }
     }
