@@ -3,6 +3,7 @@
 use super::families::{ByName, Row};
 use super::history::History;
 use super::model::{Attention, Probe, Scrape, Severity, Target};
+use crate::kernel::LOST;
 
 /// Of these at most.
 const MOST: usize = 40;
@@ -256,11 +257,8 @@ fn exporter(facts: &Facts<'_>, all: &mut Vec<Attention>) {
         _ => {}
     }
     // Losses are told of by target.
-    let is_known = |row: &Row| {
-        let kind = row.label("error_type");
-        !["ring_full", "read_fault", "no_start", "starts_full", "negative"].contains(&kind.as_str())
-    };
-    for row in own.rows("fibre_exporter_errors_total").iter().filter(|row| row.value > 0.0 && is_known(row)) {
+    let is_loss = |row: &Row| LOST.iter().any(|(reason, _)| *reason == row.label("error_type"));
+    for row in own.rows("fibre_exporter_errors_total").iter().filter(|row| row.value > 0.0 && !is_loss(row)) {
         all.push(warning(
             format!("{} of {}", row.value, row.label("error_type")),
             "Counted in fibre_exporter_errors_total.",
