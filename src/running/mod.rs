@@ -132,10 +132,7 @@ impl Running {
             let status = engines.status();
             registry.render_some(&status.facts(), Instant::now(), format, |head| names.want(head), &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
-            let overflows = registry.overflows();
-            let telemetry = self.telemetry(&state, Arc::new(status));
-            telemetry.note_overflows(overflows);
-            telemetry
+            self.telemetry(&state, Arc::new(status))
         };
         if let Some(network) = &self.network {
             let families = network.collect();
@@ -152,7 +149,7 @@ impl Running {
     /// Where the exporter's own metrics come from.
     fn telemetry(&self, state: &State, status: Arc<Status>) -> Telemetry {
         let engines = &state.engines;
-        Telemetry {
+        let telemetry = Telemetry {
             plan: engines.plan.clone(),
             counts: engines.clone(),
             drain: Arc::new(engines.drain_stats()),
@@ -165,7 +162,9 @@ impl Running {
             series: self.series.clone(),
             overflows: state.overflows.clone(),
             slow: self.keeper.numbers(),
-        }
+        };
+        telemetry.note_overflows(state.registry.overflows());
+        telemetry
     }
 
     /// Why not all probes are attached and interfaces counted on, or else what is attached in part.

@@ -30,10 +30,7 @@ impl Running {
             });
             let series = registry.live_series();
             let missing = status.missing(plan);
-            let overflows = registry.overflows();
-            let telemetry = self.telemetry(&state, Arc::new(status));
-            telemetry.note_overflows(overflows);
-            (telemetry, missing, series)
+            (self.telemetry(&state, Arc::new(status)), missing, series)
         };
         let plan = &telemetry.plan;
         let named = |probe: usize| {
