@@ -12,7 +12,7 @@ use super::super::abi::{
     List, MARK_BYTES, OWN_PORTS, SPARED, net_blocklist, net_connection, net_prefix4, net_prefix6, net_rule,
 };
 use super::super::cidr::Prefix;
-use super::marks::{Marks, each_blocked, hashed};
+use super::marks::{Marks, each_word};
 use crate::mapping::Mapped;
 use crate::pins::MapSpec;
 
@@ -173,25 +173,10 @@ impl BlockMaps {
     }
 
     fn mark(&self, list: List, prefix: Prefix) {
-        let set = |words: &Mapped<AtomicU64>, first: u32, count: u32| {
-            // Whole words where there are many.
-            let (mut bit, end) = (first, first + count);
-            while bit < end {
-                let (step, mask) = if bit.is_multiple_of(64) && end - bit >= 64 {
-                    (64, u64::MAX)
-                } else {
-                    (1, 1 << (bit % 64))
-                };
-                words[bit as usize / 64].fetch_or(mask, Ordering::Release);
-                bit += step;
-            }
-        };
-        match list {
-            List::Blocked => each_blocked(prefix, |is_v4, first, count| {
-                set(if is_v4 { &self.marks4.1 } else { &self.marks6.1 }, first, count);
-            }),
-            List::Allowed => hashed(prefix).into_iter().for_each(|bit| set(&self.marks6.1, bit, 1)),
-        }
+        each_word(list, prefix, |is_v4, word, bits| {
+            let words = if is_v4 { &self.marks4.1 } else { &self.marks6.1 };
+            words[word].fetch_or(bits, Ordering::Release);
+        });
     }
 
     /// Sets all bits that these have, beside those that are set.

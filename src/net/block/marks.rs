@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::super::abi::{MARK_BYTES, MARK_FACTOR};
+use super::super::abi::{List, MARK_BYTES, MARK_FACTOR};
 use super::super::cidr::Prefix;
 
 /// Words of one bitmap.
@@ -26,21 +26,32 @@ impl Marks {
         Self { v4: vec![0; WORDS], v6: vec![0; WORDS] }
     }
 
-    pub fn blocked(&mut self, prefix: Prefix) {
-        each_blocked(prefix, |is_v4, first, count| {
-            fill(if is_v4 { &mut self.v4 } else { &mut self.v6 }, first, count)
+    pub fn add(&mut self, list: List, prefix: Prefix) {
+        each_word(list, prefix, |is_v4, word, bits| {
+            let words = if is_v4 { &mut self.v4 } else { &mut self.v6 };
+            words[word] |= bits;
         });
     }
+}
 
-    pub fn allowed(&mut self, prefix: Prefix) {
-        if let Some(bit) = hashed(prefix) {
-            fill(&mut self.v6, bit, 1);
+/// What a prefix of a list sets: whether in the bitmap of IPv4, in which word, and bits of it.
+pub(crate) fn each_word(list: List, prefix: Prefix, mut set: impl FnMut(bool, usize, u64)) {
+    let mut range = |is_v4: bool, first: u32, count: u32| {
+        let (first, last) = (first as usize, (first + count - 1) as usize);
+        for word in first / 64..=last / 64 {
+            let from = if word == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+            let to = if word == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+            set(is_v4, word, from & to);
         }
+    };
+    match list {
+        List::Blocked => each_blocked(prefix, range),
+        List::Allowed => hashed(prefix).into_iter().for_each(move |bit| range(false, bit, 1)),
     }
 }
 
 /// What a blocked prefix sets: whether in the bitmap of IPv4, the first bit, and how many.
-pub(crate) fn each_blocked(prefix: Prefix, mut set: impl FnMut(bool, u32, u32)) {
+fn each_blocked(prefix: Prefix, mut set: impl FnMut(bool, u32, u32)) {
     match prefix.address() {
         IpAddr::V4(address) => {
             let count = 1 << 24u8.saturating_sub(prefix.bits());
@@ -66,7 +77,7 @@ fn first_bit(first: u32) -> u32 {
 }
 
 /// The bit of an IPv6 prefix with its length.
-pub(crate) fn hashed(prefix: Prefix) -> Option<u32> {
+fn hashed(prefix: Prefix) -> Option<u32> {
     let IpAddr::V6(address) = prefix.address() else { return None };
     let bits = address.to_bits();
     let (high, low) = ((bits >> 64) as u64, bits as u64);
@@ -75,27 +86,13 @@ pub(crate) fn hashed(prefix: Prefix) -> Option<u32> {
     Some((hash >> 40) as u32)
 }
 
-fn fill(words: &mut [u64], first: u32, count: u32) {
-    let mut bit = first;
-    let end = first + count;
-    while bit < end {
-        if bit.is_multiple_of(64) && end - bit >= 64 {
-            words[bit as usize / 64] = u64::MAX;
-            bit += 64;
-        } else {
-            words[bit as usize / 64] |= 1 << (bit % 64);
-            bit += 1;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn set(text: &str) -> (u32, u32) {
         let mut marks = Marks::new();
-        marks.blocked(Prefix::parse(text).unwrap());
+        marks.add(List::Blocked, Prefix::parse(text).unwrap());
         let count = |words: &[u64]| words.iter().map(|word| word.count_ones()).sum();
         (count(&marks.v4), count(&marks.v6))
     }
@@ -115,9 +112,9 @@ mod tests {
             assert_eq!(set(text), (v4, v6), "{text}");
         }
         let mut marks = Marks::new();
-        marks.blocked(Prefix::parse("10.1.2.0/24").unwrap());
+        marks.add(List::Blocked, Prefix::parse("10.1.2.0/24").unwrap());
         assert_eq!(marks.v4[0x0a_01_02 / 64], 1 << (0x0a_01_02 % 64));
-        marks.allowed(Prefix::parse("10.2.0.0/16").unwrap());
+        marks.add(List::Allowed, Prefix::parse("10.2.0.0/16").unwrap());
         assert_eq!(
             marks.v4.iter().filter(|word| **word > 0).count(),
             1,

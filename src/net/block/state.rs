@@ -301,7 +301,7 @@ impl State {
 
 fn marks<'a>(held: impl Iterator<Item = &'a Prefix>, allowed: &BTreeSet<Prefix>) -> Marks {
     let mut marks = Marks::new();
-    held.for_each(|prefix| marks.blocked(*prefix));
-    allowed.iter().for_each(|prefix| marks.allowed(*prefix));
+    held.for_each(|prefix| marks.add(List::Blocked, *prefix));
+    allowed.iter().for_each(|prefix| marks.add(List::Allowed, *prefix));
     marks
 }
