@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::super::cidr::Prefix;
 use super::super::sys::monotonic;
-use super::config::{BlockConfig, BlockEntry, BlockMode};
+use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
 use super::entry::{BlockError, BlockRow, Blocked};
 use super::file::{Read, WatchedFile};
 use super::maps::{BlockMaps, Tables};
@@ -69,7 +69,7 @@ impl Blocklist {
             errors: 0,
         };
         let list = Self { maps, state: Mutex::new(state), summary: Mutex::default() };
-        list.apply_config(config)?;
+        list.change(config)?;
         Ok(list)
     }
 
@@ -98,21 +98,13 @@ impl Blocklist {
     /// # Errors
     /// If the kernel refuses: then what was blocked before stays so.
     pub fn change(&self, config: &BlockConfig) -> libbpf_rs::Result<()> {
-        self.apply_config(config)
-    }
-
-    fn apply_config(&self, config: &BlockConfig) -> libbpf_rs::Result<()> {
         let now = monotonic();
-        let mut files: Vec<WatchedFile> = config.files.iter().map(WatchedFile::new).collect();
-        {
-            // Files that stay are not read again, and lose nothing if they cannot be read just now.
-            let mut state = self.lock();
-            for file in &mut files {
-                if let Some(known) = state.files.iter_mut().find(|known| known.path == file.path) {
-                    file.take_over(known);
-                }
-            }
-        }
+        // Files that stay are not read again, and lose nothing if they cannot be read just now.
+        let mut files: Vec<WatchedFile> = {
+            let state = self.lock();
+            let known = |file: &BlockFile| state.files.iter().find(|known| known.path == file.path).cloned();
+            config.files.iter().map(|file| known(file).unwrap_or_else(|| WatchedFile::new(file))).collect()
+        };
         files.iter_mut().for_each(WatchedFile::read_first);
         let protected = Protected::find();
         let mut state = self.lock();
@@ -121,10 +113,9 @@ impl Blocklist {
         } else {
             config.own_ports.clone()
         };
-        let deadlines = config.entries.iter().map(|entry| deadline(&entry.rule, now));
+        let deadlines = config.entries.iter().map(|entry| deadline(&entry.rule, now)).collect();
         // Whoever is protected is so before anything is dropped.
         self.maps.set_own_ports(&own_ports);
-        let deadlines = deadlines.collect();
         let config_now = BlockConfig { own_ports, ..config.clone() };
         let before = (
             std::mem::replace(&mut state.deadlines, deadlines),

@@ -12,7 +12,7 @@ use super::list::ListFile;
 const LARGEST: u64 = 256 << 20;
 
 /// A file, and what was last read of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct WatchedFile {
     pub path: PathBuf,
     /// Of the last time that it could be read.
@@ -73,12 +73,6 @@ impl WatchedFile {
         if read != Read::New {
             self.prefixes = prefixes;
         }
-    }
-
-    /// What an earlier configuration has read of the same file.
-    pub fn take_over(&mut self, known: &mut Self) {
-        let reread = Self { prefixes: known.prefixes.clone(), ..known.without_entries() };
-        *self = reread;
     }
 
     /// Reads it if it was not.
