@@ -201,13 +201,18 @@ impl BlockMaps {
 }
 
 impl Table {
-    fn new(is_v4: bool, rules: u32) -> libbpf_rs::Result<Self> {
-        let capacity = (rules + rules / 4).max(SMALLEST);
+    /// Of those of the rules that are of this family.
+    fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
+        let rules = rules.iter().copied().filter(|(prefix, _)| prefix.address().is_ipv4() == is_v4);
+        let count = rules.clone().count() as u32;
+        let capacity = (count + count / 4).max(SMALLEST);
         let map = rule_map(is_v4, capacity)?;
-        Ok(Self { map, capacity, count: 0, lengths: [0; 129] })
+        let mut table = Self { map, capacity, count: 0, lengths: [0; 129] };
+        table.fill(rules)?;
+        Ok(table)
     }
 
-    fn fill<'a>(&mut self, rules: impl Iterator<Item = (Prefix, Rule)> + 'a) -> libbpf_rs::Result<()> {
+    fn fill(&mut self, rules: impl Iterator<Item = (Prefix, Rule)>) -> libbpf_rs::Result<()> {
         let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0u32);
         let mut rules = rules.peekable();
         while let Some((prefix, rule)) = rules.next() {
@@ -233,7 +238,7 @@ impl Tables {
     /// # Errors
     /// If the kernel refuses.
     pub fn new(maps: &BlockMaps) -> libbpf_rs::Result<Self> {
-        let pair = || Ok::<_, libbpf_rs::Error>([Table::new(true, 0)?, Table::new(false, 0)?]);
+        let pair = || Ok::<_, libbpf_rs::Error>([Table::new(true, &[])?, Table::new(false, &[])?]);
         let tables = Self { tables: [pair()?, pair()?], spared: BTreeSet::new() };
         for list in List::ALL {
             tables.put(maps, list)?;
@@ -309,17 +314,7 @@ impl Tables {
         rules: &[(Prefix, Rule)],
         marks: &Marks,
     ) -> libbpf_rs::Result<BTreeMap<Prefix, Hits>> {
-        let of = |is_v4: bool| {
-            rules.iter().copied().filter(move |(prefix, _)| prefix.address().is_ipv4() == is_v4)
-        };
-        let mut new = [true, false].map(|is_v4| Table::new(is_v4, of(is_v4).count() as u32));
-        for (table, is_v4) in new.iter_mut().zip([true, false]) {
-            if let Ok(table) = table {
-                table.fill(of(is_v4))?;
-            }
-        }
-        let [v4, v6] = new;
-        let new = [v4?, v6?];
+        let new = [Table::new(true, rules)?, Table::new(false, rules)?];
         maps.add_marks(marks);
         for (prefix, _) in rules {
             let (word, bit) = maps.length(list, *prefix);
@@ -334,11 +329,10 @@ impl Tables {
             let _ = self.put(maps, list);
             return Err(error);
         }
-        for (table, old) in self.tables[list as usize].iter().zip(&old) {
-            let is_v4 = old.map.key_size() as usize == size_of::<net_prefix4>();
-            for bits in 0..=if is_v4 { 32 } else { 128 } {
+        let families: [(IpAddr, u8); 2] = [([0; 4].into(), 32), ([0; 16].into(), 128)];
+        for ((table, old), (any, longest)) in self.tables[list as usize].iter().zip(&old).zip(families) {
+            for bits in 0..=longest {
                 if table.lengths[usize::from(bits)] == 0 && old.lengths[usize::from(bits)] > 0 {
-                    let any: IpAddr = if is_v4 { [0; 4].into() } else { [0; 16].into() };
                     let (word, bit) = maps.length(list, Prefix::new(any, bits));
                     word.fetch_and(!bit, Ordering::Release);
                 }

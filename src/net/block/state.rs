@@ -262,12 +262,8 @@ impl State {
     }
 
     pub fn row(&self, prefix: Prefix, origin: Origin, now: u64) -> BlockRow {
-        let mut hits = self.tables.hits(List::Blocked, prefix).unwrap_or_default();
-        let last = hits.last;
-        if let Some(met) = self.met.get(&prefix) {
-            hits.add(*met);
-            hits.last = if last == 0 { met.last } else { last };
-        }
+        let mut hits = self.met.get(&prefix).copied().unwrap_or_default();
+        hits.add(self.tables.hits(List::Blocked, prefix).unwrap_or_default());
         let (rule, deadline) = match origin {
             Origin::Config(number) => {
                 (self.config.entries[number as usize].rule.clone(), self.deadlines[number as usize])
