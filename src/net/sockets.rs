@@ -35,21 +35,14 @@ pub(crate) const STATES: [&str; 12] = [
 /// If the kernel has no socket diagnostics (`CONFIG_INET_DIAG`, module `tcp_diag`) or refuses.
 pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
     let mut counts = [0; STATES.len()];
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut request = [0u8; REQUEST];
-        request[0] = family as u8;
-        request[1] = libc::IPPROTO_TCP as u8;
-        request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
-        // Changed meanwhile or not: a number of connections is never exact.
-        dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| {
-            // struct inet_diag_msg: family, state, ...
-            if let Some(count) =
-                message.get(1).and_then(|state| counts.get_mut(usize::from(*state).wrapping_sub(1)))
-            {
-                *count += 1;
-            }
-        })?;
-    }
+    each_socket(u32::MAX, |message| {
+        // struct inet_diag_msg: family, state, ...
+        if let Some(count) =
+            message.get(1).and_then(|state| counts.get_mut(usize::from(*state).wrapping_sub(1)))
+        {
+            *count += 1;
+        }
+    })?;
     Ok(counts)
 }
 
@@ -60,16 +53,23 @@ pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
 pub(crate) fn established(to: impl Fn(u16) -> bool) -> io::Result<BTreeSet<(IpAddr, u16, u16)>> {
     const ESTABLISHED: u32 = 1 << 1;
     let mut found = BTreeSet::new();
+    each_socket(ESTABLISHED, |message| {
+        found.extend(connection(message).filter(|(_, _, port)| to(*port)));
+    })?;
+    Ok(found)
+}
+
+/// Gives every IPv4 and IPv6 TCP socket that is in one of these states, a bit for each.
+fn each_socket(states: u32, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; REQUEST];
         request[0] = family as u8;
         request[1] = libc::IPPROTO_TCP as u8;
-        request[4..8].copy_from_slice(&ESTABLISHED.to_ne_bytes());
-        dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| {
-            found.extend(connection(message).filter(|(_, _, port)| to(*port)));
-        })?;
+        request[4..8].copy_from_slice(&states.to_ne_bytes());
+        // Changed meanwhile or not: a number of connections is never exact.
+        dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| take(message))?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The peer's address and port, and the own port, of `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid` with
