@@ -102,21 +102,8 @@ fn entry(node: &Node<'_>) -> Option<BlockEntry> {
     let fields = node.fields(&ENTRY)?;
     let prefix = fields.require("prefix", "write prefix: 192.0.2.0/24").and_then(|node| prefix(&node));
     let reason = fields.get("reason").and_then(|node| node.text()).unwrap_or_default().to_string();
-    let read = |key: &str| Some((fields.get(key)?.label_text()?, fields.get(key)?));
-    let ttl = read("ttl").and_then(|(text, node)| match parse_ttl(&text) {
-        Ok(ttl) => Some(ttl),
-        Err(error) => {
-            node.error(error);
-            None
-        }
-    });
-    let ports = read("ports").and_then(|(text, node)| match parse_ports(&text) {
-        Ok(ports) => Some(ports),
-        Err(error) => {
-            node.error(error);
-            None
-        }
-    });
+    let ttl = fields.get("ttl").and_then(|node| parsed(&node, parse_ttl));
+    let ports = fields.get("ports").and_then(|node| parsed(&node, parse_ports));
     let protocol = fields.get("protocol").and_then(|node| node.one_of("protocol", BlockProtocol::WORDS));
     if fields.has("ports") && !matches!(protocol, Some(BlockProtocol::Tcp | BlockProtocol::Udp)) {
         fields.error("`ports` needs `protocol: tcp` or `protocol: udp`");
@@ -124,6 +111,10 @@ fn entry(node: &Node<'_>) -> Option<BlockEntry> {
     let scope =
         protocol.map(|protocol| BlockScope { protocol, ports: ports.unwrap_or(BlockScope::ALL_PORTS) });
     Some(BlockEntry { prefix: prefix?, rule: BlockRule { reason, ttl, scope } })
+}
+
+fn parsed<T>(node: &Node<'_>, parse: fn(&str) -> Result<T, String>) -> Option<T> {
+    parse(&node.label_text()?).map_err(|error| node.error(error)).ok()
 }
 
 fn file(node: &Node<'_>) -> Option<BlockFile> {
