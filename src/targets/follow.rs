@@ -106,10 +106,7 @@ impl Finder {
         let now = Instant::now();
         for (due, pause, pid) in self.young.iter_mut().flatten() {
             if *due <= now {
-                if let Some(process) = self.processes.get_mut(*pid) {
-                    process.libraries = None;
-                    self.processes.touch(*pid);
-                }
+                self.processes.forget_libraries(*pid);
                 (*due, *pause) = (now + *pause, *pause * 4);
             }
         }

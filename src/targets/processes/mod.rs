@@ -212,8 +212,12 @@ impl Processes {
     }
 
     fn note(&mut self, process: &Process) {
-        let matches = (0..self.filters.len()).filter(|target| self.matches(*target, process));
-        self.changed.extend(matches.collect::<Vec<_>>());
+        self.changed.extend(self.meaning(process));
+    }
+
+    /// The targets that mean the process.
+    fn meaning(&self, process: &Process) -> Vec<usize> {
+        (0..self.filters.len()).filter(|target| self.matches(*target, process)).collect()
     }
 
     fn matches(&self, target: usize, process: &Process) -> bool {
@@ -251,9 +255,9 @@ impl Processes {
     }
 
     /// All targets that mean the process have to be looked at.
-    pub fn touch(&mut self, pid: u32) {
-        if let Some(process) = self.all.get(&pid).cloned() {
-            self.note(&process);
+    fn touch(&mut self, pid: u32) {
+        if let Some(process) = self.all.get(&pid) {
+            self.changed.extend(self.meaning(process));
         }
     }
 
