@@ -334,6 +334,7 @@ int moved(__u64 *ctx)
 
 /* From <asm/unistd_64.h> and <linux/mman.h>. */
 #define NR_mmap 9
+#define MAP_SHARED 0x01
 #define MAP_ANONYMOUS 0x20
 
 struct fdtable {
@@ -361,7 +362,8 @@ static __always_inline struct file *file_at(struct task_struct *task, __u32 fd)
 
 /*
  * A place for a new mapping was found: a loader asks for one for each library, and maps its parts into that. No tracepoint tells of
- * the mapping itself; that is there a moment later. Most calls are of memory without a file.
+ * the mapping itself; that is there a moment later. Most calls are of memory without a file. Loaders map files privately; what is
+ * shared is data, as the tables of a database, of which new ones are mapped all the time.
  */
 SEC("raw_tp/vm_unmapped_area")
 int mapped(__u64 *ctx)
@@ -372,7 +374,7 @@ int mapped(__u64 *ctx)
 	struct named_file key = {};
 	struct file *file;
 
-	if (regs->orig_ax != NR_mmap || regs->r10 & MAP_ANONYMOUS)
+	if (regs->orig_ax != NR_mmap || regs->r10 & (MAP_ANONYMOUS | MAP_SHARED))
 		return 0;
 	event.pid = process_id(task);
 	if (!event.pid || !bpf_map_lookup_elem(&tracked, &event.pid))

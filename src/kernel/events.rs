@@ -395,6 +395,7 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -472,6 +473,32 @@ mod tests {
         let mut other = Command::new(path).args(["-c", "true"]).spawn().unwrap();
         other.wait().unwrap();
         assert_eq!(of(&mut events, other.id()), [], "of no interest");
+    }
+
+    #[test]
+    fn what_is_mapped_shared_is_data_and_not_told_as_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("data{}", std::process::id());
+        let [program, private, shared] =
+            [name.as_str(), "private", "shared"].map(|name| directory.path().join(name));
+        std::os::unix::fs::symlink("/usr/bin/python3", &program).unwrap();
+        std::fs::write(&private, [0; 4096]).unwrap();
+        std::fs::write(&shared, [0; 4096]).unwrap();
+        let wanted = Wanted { names: vec![name], mappings: true, ..Wanted::default() };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        let text = "import mmap, sys\nfor path, flags in zip(sys.argv[1:], [mmap.MAP_PRIVATE, mmap.MAP_SHARED]):\n    \
+                    file = open(path, 'r+b')\n    \
+                    mmap.mmap(file.fileno(), 0, flags=flags)";
+        let mut child = Command::new(&program).args(["-c", text]).args([&private, &shared]).spawn().unwrap();
+        assert!(child.wait().unwrap().success());
+        let told = of(&mut events, child.id());
+        let number = |change: &ProcessChange| match change {
+            ProcessChange::Mapped { file, .. } => Some(file.file.number),
+            _ => None,
+        };
+        let numbers: Vec<u64> = told.iter().filter_map(number).collect();
+        let is_told = |path: &PathBuf| numbers.contains(&path.metadata().unwrap().ino());
+        assert_eq!([&private, &shared].map(is_told), [true, false], "{told:?}");
     }
 
     #[test]
