@@ -76,6 +76,8 @@ const _: () = {
     assert!(size_of::<start_key>() == 24 && offset_of!(start_key, key) == 8);
     assert!(size_of::<start>() == 16 + 8 * MAX_CARRIED && offset_of!(start, tid) == 8);
     assert!(size_of::<thread_key>() == 8 && size_of::<text_key>() == 16);
+    assert!(size_of::<events::file_key>() == 24);
+    assert!(size_of::<events::file_use>() == 48 && size_of::<events::named_file>() == 32);
     assert!(size_of::<start_text>() == 8 + CARRIED_TEXTS);
 };
 
@@ -94,6 +96,7 @@ macro_rules! plain {
 }
 
 plain!(site, probe, filter, glob, member_key, child_key, action, pattern, bounds, interner, control);
+plain!(events::file_key, events::file_use, events::named_file);
 
 /// The value's bytes, as the kernel is given them.
 #[allow(unsafe_code)]
@@ -205,8 +208,11 @@ mod tests {
             sum::<bounds>(),
             sum::<interner>(),
             sum::<control>(),
+            sum::<events::file_key>(),
+            sum::<events::file_use>(),
+            sum::<events::named_file>(),
         ];
-        assert_eq!(sums, [0; 11]);
+        assert_eq!(sums, [0; 14]);
     }
 
     /// What the kernel does, in Rust: see `take_number` in `bpf/numbers.bpf.h`.

@@ -15,6 +15,7 @@ use rustix::event::epoll;
 use super::error::{KernelError, loading};
 use super::files::{Inode, PidNamespace};
 use super::storage::{Storage, new_storage};
+use crate::abi::bytes_of;
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{
     cgroup_state, file_key, file_use, name_key, name_length, named_file, process_event, process_event_kind,
@@ -228,27 +229,27 @@ impl ProcessEvents {
     pub fn set_known(&self, file: FileUse, needs_semaphores: bool) {
         let maps = &self.loaded.borrow_dependent().maps;
         if needs_semaphores {
-            self.set(&maps.semaphores, &file.file.bytes(), 1);
+            self.set(&maps.semaphores, bytes_of(&file.file.key()), 1);
         } else {
-            self.set(&maps.known, &file.bytes(), 1);
+            self.set(&maps.known, bytes_of(&file.key()), 1);
         }
     }
 
     /// Nothing has to be done when a process maps the file by this name.
     pub fn set_library_known(&self, file: NamedFile) {
-        self.set(&self.loaded.borrow_dependent().maps.libraries, &file.bytes(), 1);
+        self.set(&self.loaded.borrow_dependent().maps.libraries, bytes_of(&file.key()), 1);
     }
 
     /// Something has to be.
     pub fn forget_library(&self, file: NamedFile) {
-        let _ = self.loaded.borrow_dependent().maps.libraries.delete(&file.bytes());
+        let _ = self.loaded.borrow_dependent().maps.libraries.delete(bytes_of(&file.key()));
     }
 
     /// The file is as one that was never seen.
     pub fn forget_file(&self, file: FileUse) {
         let maps = &self.loaded.borrow_dependent().maps;
-        let _ = maps.semaphores.delete(&file.file.bytes());
-        let _ = maps.known.delete(&file.bytes());
+        let _ = maps.semaphores.delete(bytes_of(&file.file.key()));
+        let _ = maps.known.delete(bytes_of(&file.key()));
     }
 
     fn set(&self, map: &impl MapCore, key: &[u8], value: u32) {
@@ -310,35 +311,21 @@ impl FileKey {
         Inode { device: self.device.into(), number: self.number, address: self.inode }
     }
 
-    fn bytes(self) -> Vec<u8> {
-        let mut bytes = vec![0; size_of::<file_key>()];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(offset_of!(file_key, inode), &self.inode.to_ne_bytes());
-        put(offset_of!(file_key, number), &self.number.to_ne_bytes());
-        put(offset_of!(file_key, device), &self.device.to_ne_bytes());
-        put(offset_of!(file_key, generation), &self.generation.to_ne_bytes());
-        bytes
+    fn key(self) -> file_key {
+        let Self { inode, number, device, generation } = self;
+        file_key { inode, number, device, generation }
     }
 }
 
 impl FileUse {
-    fn bytes(self) -> Vec<u8> {
-        let mut bytes = vec![0; size_of::<file_use>()];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(offset_of!(file_use, file), &self.file.bytes());
-        put(offset_of!(file_use, cgroup), &self.cgroup.to_ne_bytes());
-        put(offset_of!(file_use, comm), &self.comm);
-        bytes
+    fn key(self) -> file_use {
+        file_use { file: self.file.key(), cgroup: self.cgroup, comm: self.comm }
     }
 }
 
 impl NamedFile {
-    fn bytes(self) -> Vec<u8> {
-        let mut bytes = vec![0; size_of::<named_file>()];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(offset_of!(named_file, file), &self.file.bytes());
-        put(offset_of!(named_file, name), &self.name.to_ne_bytes());
-        bytes
+    fn key(self) -> named_file {
+        named_file { file: self.file.key(), name: self.name }
     }
 }
 
