@@ -11,7 +11,7 @@ use crate::procfs::text;
 use crate::selectors::Belongs;
 
 /// Directories that are looked at for one name.
-const MOST_FOLDERS: usize = 10_000;
+const MOST_DIRECTORIES: usize = 10_000;
 
 /// Looks up names, and remembers them.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ fn find(root: &Path, id: u64) -> Option<PathBuf> {
     let mut seen = 0;
     while let Some(directory) = directories.pop() {
         seen += 1;
-        if seen > MOST_FOLDERS {
+        if seen > MOST_DIRECTORIES {
             return None;
         }
         if fs::metadata(&directory).is_ok_and(|meta| meta.ino() == id) {

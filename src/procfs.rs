@@ -20,7 +20,7 @@ pub(crate) struct Mapping<'a> {
     pub range: &'a str,
     pub start: u64,
     pub end: u64,
-    capabilities: &'a str,
+    permissions: &'a str,
     /// Where it begins in the file.
     pub offset: u64,
     /// Major and minor number, which file systems without a block device of their own give otherwise in stat(2).
@@ -37,14 +37,14 @@ impl<'a> Mapping<'a> {
         let mut fields = line.splitn(6, ' ');
         let range = fields.next()?;
         let (start, end) = range.split_once('-')?;
-        let capabilities = fields.next()?;
+        let permissions = fields.next()?;
         let offset = hex(fields.next()?)?;
         let (major, minor) = fields.next()?.split_once(':')?;
         Some(Self {
             range,
             start: hex(start)?,
             end: hex(end)?,
-            capabilities,
+            permissions,
             offset,
             device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
             inode: fields.next()?.parse().ok()?,
@@ -57,12 +57,12 @@ impl<'a> Mapping<'a> {
     }
 
     pub fn is_executable(&self) -> bool {
-        self.capabilities.contains('x')
+        self.permissions.contains('x')
     }
 
     /// Whether the process can write to it without writing to the file.
     pub fn is_data(&self) -> bool {
-        self.capabilities.contains('w') && self.capabilities.ends_with('p')
+        self.permissions.contains('w') && self.permissions.ends_with('p')
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
             range: "55d0a000-55d0b000",
             start: 0x55d0_a000,
             end: 0x55d0_b000,
-            capabilities: "r-xp",
+            permissions: "r-xp",
             offset: 0x2000,
             device: (0xfe, 0x10),
             inode: 247_003,

@@ -66,7 +66,7 @@ impl Engine {
         Ok(Self { plan, manager, drain, counters, shared, status, pins })
     }
 
-    /// As [`Engine::start`], in a engine of its own of the directory, if there is one.
+    /// As [`Engine::start`], in an engine of its own of the directory, if there is one.
     fn start_in(
         plan: Plan,
         attach: Attach,

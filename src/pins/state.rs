@@ -112,7 +112,7 @@ impl StateDirectory {
         Pins::of(self.path.join(name))
     }
 
-    /// A engine that is new.
+    /// An engine that is new.
     ///
     /// # Errors
     /// If its directories cannot be made.

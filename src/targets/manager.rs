@@ -245,35 +245,35 @@ impl Worker {
 
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
-        let Some(wakeup) = self.finder.follow() else {
+        let Some(news) = self.finder.follow() else {
             log::debug!("process events were lost: scanning /proc");
             self.is_behind = true;
             return;
         };
         self.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
-        self.look_for(&wakeup);
+        self.look_for(&news);
         // What becomes of them is to be told from now on.
         if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
             self.follow();
         }
     }
 
-    fn look_for(&mut self, wakeup: &ProcessNews) {
+    fn look_for(&mut self, news: &ProcessNews) {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
             let Some(name) = planned.selector.executable_name() else { continue };
-            let ended = wakeup.ended.iter().filter(|(of, _)| name.matches(of));
+            let ended = news.ended.iter().filter(|(of, _)| name.matches(of));
             let before = self.targets[target].paths.len();
             self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
-            if before < self.targets[target].paths.len() && !wakeup.targets.contains(&target) {
+            if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
                 self.look_at(target, planned);
             }
         }
-        for target in &wakeup.targets {
+        for target in &news.targets {
             self.look_at(*target, &plan.targets[*target]);
         }
-        for executed in &wakeup.executed {
+        for executed in &news.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             self.raise_semaphores(executed.pid, identity);
             self.note_fresh(executed.pid, identity);
@@ -285,18 +285,18 @@ impl Worker {
                 }
             }
         }
-        self.give_up_what_kills(wakeup);
-        self.note_mapped(&wakeup.mapped);
+        self.give_up_what_kills(news);
+        self.note_mapped(&news.mapped);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
             files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
         };
-        self.finder.note_executed(wakeup, needs_semaphores);
+        self.finder.note_executed(news, needs_semaphores);
     }
 
     /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
-    /// may be wakeup. With `walk`, also what is looked at rarely.
+    /// may be news. With `walk`, also what is looked at rarely.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
         if walk {

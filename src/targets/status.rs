@@ -167,7 +167,7 @@ impl Status {
         }
     }
 
-    /// Those of several plans as one: `seats` has for each probe of `plan` the part, as its engine, and the number there.
+    /// Those of several plans as one: `probe_refs` has for each probe of `plan` the part, as its engine, and the number there.
     pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], probe_refs: &[ProbeRef]) -> Self {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();

@@ -143,7 +143,7 @@ fn is_called_like(written: &OsStr, name: &OsStr) -> bool {
     !name.is_empty() && written.len() > name.len() && written.windows(name.len()).any(|part| part == name)
 }
 
-/// Folders and names that are looked up on the way to a file, and which of them is the file itself.
+/// Directories and names that are looked up on the way to a file, and which of them is the file itself.
 fn way(path: &Path) -> Vec<(PathBuf, OsString, bool)> {
     let mut steps = Vec::new();
     let mut left: Vec<OsString> = components(path);
