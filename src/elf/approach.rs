@@ -9,12 +9,11 @@
 use std::collections::BTreeSet;
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register,
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 
 use super::Image;
-use super::body::{Body, Condition, Jump};
+use super::body::{Body, Condition, Jump, is_write, writes};
 
 /// The most instructions between such a jump and the `ret`.
 const LONGEST: usize = 24;
@@ -132,20 +131,10 @@ fn effect_of(now: &Instruction) -> Option<Effect> {
     if now.flow_control() != FlowControl::Next || now.is_privileged() || now.mnemonic() == Mnemonic::Hlt {
         return None;
     }
+    let writes_to = |meant| writes(now, |register| register == meant);
     let mut factory = InstructionInfoFactory::new();
-    let info = factory.info(now);
-    let writes = |access| {
-        matches!(
-            access,
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
-    };
-    let writes_to = |register: Register| {
-        let mut used = info.used_registers().iter();
-        used.any(|used| writes(used.access()) && used.register().full_register() == register)
-    };
-    let keeps_result =
-        !writes_to(Register::RAX) && !info.used_memory().iter().any(|memory| writes(memory.access()));
+    let mut memory = factory.info(now).used_memory().iter();
+    let keeps_result = !writes_to(Register::RAX) && !memory.any(|memory| is_write(memory.access()));
     let rise = match now.mnemonic() {
         _ if !writes_to(Register::RSP) => 0,
         Mnemonic::Pop if now.op0_kind() == OpKind::Register && now.op0_register().is_gpr64() => {

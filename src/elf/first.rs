@@ -4,11 +4,9 @@
 //! instructions), or must not (a five-byte nop); then a later one serves as well, if nothing but what runs from the
 //! first on comes there.
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 
-use super::body::Body;
+use super::body::{Body, writes};
 use super::code::Functions;
 use super::shape::ENDBR64;
 use super::{Arch, Image, Site, SiteShape};
@@ -71,10 +69,5 @@ fn keeps_arguments(image: &Image<'_>, vaddr: u64) -> bool {
 
 fn writes_argument(now: &Instruction) -> bool {
     const OTHERS: [Register; 3] = [Register::RAX, Register::R10, Register::R11];
-    let mut factory = InstructionInfoFactory::new();
-    factory.info(now).used_registers().iter().any(|used| {
-        let register = used.register().full_register();
-        let only_reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-        register.is_gpr64() && !only_reads && !OTHERS.contains(&register)
-    })
+    writes(now, |register| register.is_gpr64() && !OTHERS.contains(&register))
 }

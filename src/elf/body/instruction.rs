@@ -1,6 +1,8 @@
 //! What one instruction does, and what those before it tell of it.
 
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 
 use super::{Condition, JumpTable, LOOKED_BACK};
 use crate::elf::{Form, Reg};
@@ -179,6 +181,17 @@ pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<Jum
         last_write(base).filter(|now| now.mnemonic() == Mnemonic::Lea && now.is_ip_rel_memory_operand())?;
     let is_table = load.op1_kind() == OpKind::Memory && load.memory_base() == base;
     is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
+}
+
+/// Whether an instruction may write to a register, any part of it, that is meant.
+pub(in crate::elf) fn writes(now: &Instruction, is_meant: impl Fn(Register) -> bool) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let mut used = factory.info(now).used_registers().iter();
+    used.any(|used| is_write(used.access()) && is_meant(used.register().full_register()))
+}
+
+pub(in crate::elf) fn is_write(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 /// A general register of 64 bits.

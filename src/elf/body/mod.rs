@@ -9,11 +9,11 @@ use std::ops::Range;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::{Form, Image, Reg};
-pub(super) use instruction::register;
 use instruction::{
     address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, popped_by,
     returns_to_caller, switches_stack, table_of, target_of,
 };
+pub(super) use instruction::{is_write, register, writes};
 
 /// The longest stretch that is looked at.
 const LONGEST: u64 = 4 << 20;

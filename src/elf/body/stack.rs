@@ -1,12 +1,9 @@
 //! Functions written in assembly that keep the stack pointer in a register while they work with another one, and take it
 //! back at their end.
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::Body;
+use super::{Body, writes};
 use crate::elf::Image;
 
 /// Registers that a called function leaves as they were, but the frame pointer.
@@ -21,17 +18,9 @@ impl Body {
         let decoder = Decoder::with_ip(64, code, self.range.start, DecoderOptions::NONE);
         let all: Vec<Instruction> = decoder.into_iter().collect();
         let Some(from) = all.iter().find(|now| now.ip() == at).and_then(restored_from) else { return false };
-        let mut factory = InstructionInfoFactory::new();
-        let mut writes = |now: &Instruction| {
-            factory.info(now).used_registers().iter().any(|used| {
-                let only_reads =
-                    matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-                !only_reads && used.register().full_register() == from
-            })
-        };
         let mut is_saved = false;
         for (n, now) in all.iter().enumerate() {
-            if !writes(now) {
+            if !writes(now, |register| register == from) {
                 continue;
             }
             if saves(now, from) {
