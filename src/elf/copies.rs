@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk};
-use super::shape::ENDBR64;
 use super::symbol_table::{Kind, Symbol};
 use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
@@ -87,7 +86,7 @@ pub(super) fn remarks_on(
 pub(super) fn remarks_on_each(index: &SymbolIndex<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
     let mut remarks = Vec::new();
     let begins_with_untold_loop = |symbol: &&Symbol<'_>| {
-        is_jumped_to(index.image(), symbol.vaddr, symbol.size)
+        is_jumped_to(index, symbol.vaddr, symbol.size)
             && index.code().turns(symbol.vaddr, symbol.size).is_err()
     };
     let loops: Vec<&str> = found.values().filter(begins_with_untold_loop).map(|symbol| symbol.name).collect();
@@ -117,7 +116,7 @@ impl SymbolIndex<'_> {
     /// Where the function jumps to its first instruction, if it begins with a loop; None if it does not, or if that is not known
     /// for certain.
     pub fn turns(&self, function: &FunctionSite) -> Option<Vec<Passage>> {
-        if !is_jumped_to(self.image(), function.entry, function.size) {
+        if !is_jumped_to(self, function.entry, function.size) {
             return None;
         }
         self.code().turns(function.entry, function.size).ok().filter(|turns| !turns.is_empty())
@@ -194,14 +193,10 @@ fn targets_at(image: &Image<'_>, vaddr: u64, size: u64) -> Vec<(u64, bool)> {
 
 /// Whether a jump inside the function goes to the instruction that is probed. Go's do when the stack has grown, and are
 /// probed behind that.
-fn is_jumped_to(image: &Image<'_>, entry: u64, size: u64) -> bool {
-    if image.pclntab().is_some() {
-        return false;
-    }
-    let is_landing_pad = image.code_at(entry, ENDBR64.len()).is_some_and(|code| code == ENDBR64);
-    let behind = entry.wrapping_add(ENDBR64.len() as u64);
-    let is_first = |target: u64| target == entry || is_landing_pad && target == behind;
-    targets_at(image, entry, size).iter().any(|(target, call)| !call && is_first(*target))
+fn is_jumped_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
+    let image = index.image();
+    let is_jump_to_first = |(target, call): &(u64, bool)| !call && index.code().is_first(*target, entry);
+    image.pclntab().is_none() && targets_at(image, entry, size).iter().any(is_jump_to_first)
 }
 
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that

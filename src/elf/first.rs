@@ -33,9 +33,8 @@ impl Functions<'_> {
     /// `endbr64` and a push are probed at the push, which costs less.
     fn behind_landing_pad(&self, entry: u64) -> u64 {
         let next = entry.wrapping_add(ENDBR64.len() as u64);
-        let is_landing_pad = self.image.code_at(entry, ENDBR64.len()).is_some_and(|code| code == ENDBR64);
         let is_push = || Site::at(&self.image, next).is_some_and(|site| site.shape == SiteShape::Push);
-        if is_landing_pad && is_push() { next } else { entry }
+        if self.is_first(next, entry) && is_push() { next } else { entry }
     }
 
     /// The first instruction from `entry` on that a probe can be set at, and that is reached once and from the entry only.
