@@ -130,7 +130,8 @@ fn differs(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> bool {
     found.get(&symbol.vaddr).is_some_and(|known| plain(known.name) != plain(symbol.name))
 }
 
-fn listed(names: &[&str]) -> String {
+/// The first of the names, and how many more there are.
+pub(super) fn listed(names: &[&str]) -> String {
     let displayed: Vec<String> = names
         .iter()
         .take(LISTED)

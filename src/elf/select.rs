@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::copies::{drop_chained, remarks_on, remarks_on_each};
+use super::copies::{drop_chained, listed, remarks_on, remarks_on_each};
 use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
@@ -144,18 +144,10 @@ fn implemented<'a>(
 
 /// Which of the names that a glob matches stand for something that the program chooses at its start.
 fn without_ifuncs(index: &SymbolIndex<'_>, pattern: &str) -> Option<String> {
-    const LISTED: usize = 4;
     let names: BTreeSet<&str> = index.ifuncs().filter(|name| glob(pattern, name)).collect();
-    let shown: Vec<&str> = names.iter().copied().take(LISTED).collect();
-    let more = match names.len().saturating_sub(LISTED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let names: Vec<&str> = names.into_iter().collect();
     (!names.is_empty()).then(|| {
-        format!(
-            "without {}{more}: IFUNCs, whose implementations are chosen at program start",
-            shown.join(", ")
-        )
+        format!("without {}: IFUNCs, whose implementations are chosen at program start", listed(&names))
     })
 }
 
