@@ -36,6 +36,6 @@ pub(super) fn jumps_by(image: &Image<'_>, vaddr: u64) -> Option<Reg> {
 }
 
 fn from<'a>(image: &Image<'a>, vaddr: u64) -> Option<impl Iterator<Item = Instruction> + use<'a>> {
-    let code = (1..=LONGEST as usize).rev().find_map(|length| image.code_at(vaddr, length))?;
+    let code = image.code_at(vaddr, LONGEST as usize)?;
     Some(Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter())
 }

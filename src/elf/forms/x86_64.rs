@@ -85,9 +85,8 @@ fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
 
 /// A register as part of an address, which only whole ones can be.
 fn address_register(name: &str) -> Result<Reg, String> {
-    let whole = name.strip_prefix("%r").is_some_and(|n| !n.ends_with(['b', 'w', 'd']));
     let reg = name.strip_prefix('%').and_then(Reg::x86_64);
-    reg.filter(|_| whole).ok_or_else(|| format!("`{name}` is not a 64-bit register"))
+    reg.filter(|_| Reg::x86_64_bytes(name) == 8).ok_or_else(|| format!("`{name}` is not a 64-bit register"))
 }
 
 fn absolute(name: &str, form: Form) -> Form {
