@@ -7,6 +7,14 @@ use crate::support::on_kernel::{EXPORTER, Output};
 
 /// The shell of the emulated machine is busybox's. What it prints between the lines `-- NAME` is taken apart here.
 const COMMANDS: &str = r#"
+start() {
+    $EXPORTER --config /config.yaml >/log 2>&1 &
+    exporter=$!
+    until wget -q -O /dev/null http://127.0.0.1:9436/ready 2>/dev/null; do
+        kill -0 $exporter 2>/dev/null || { cat /log; exit 1; }
+        sleep 0.2
+    done
+}
 cat >/config.yaml <<END
 node_name: demo
 targets:
@@ -34,12 +42,7 @@ targets:
     from: usdt:forms:i16
     to: usdt:forms:u16
 END
-$EXPORTER --config /config.yaml >/log 2>&1 &
-exporter=$!
-until wget -q -O /dev/null http://127.0.0.1:9436/ready 2>/dev/null; do
-    kill -0 $exporter 2>/dev/null || { cat /log; exit 1; }
-    sleep 0.2
-done
+start
 $DEMO --rate 0 --blocks 200 --wait-attached >/totals || exit 1
 $FORMS cold 3 i8 4 i16 1 u16 1 i16 1 u16 1 >/dev/null || exit 1
 wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
@@ -78,12 +81,7 @@ targets:
   - { function: fire_i8, returns: u8, metrics: [{ histogram: call_seconds, value: duration }] }
 END
 for turn in 1 2; do
-    $EXPORTER --config /config.yaml >/log 2>&1 &
-    exporter=$!
-    until wget -q -O /dev/null http://127.0.0.1:9436/ready 2>/dev/null; do
-        kill -0 $exporter 2>/dev/null || { cat /log; exit 1; }
-        sleep 0.2
-    done
+    start
     [ $turn = 1 ] || wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
     kill -9 $exporter
     wait $exporter
