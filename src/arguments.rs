@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use crate::config::model::{ArgKind, IntType};
 use crate::elf::{
     Arch, ArgForm, Convention, FormError, FunctionSite, Parameter, ParameterPlace, Parameters, Pointee, Site,
-    SymbolIndex, Value, parse_args,
+    SymbolIndex, ValueType, parse_args,
 };
-use crate::plan::{Source, ValueKind, ValuePlan};
+use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
 /// The words of arguments that can be asked for.
 const WORDS: usize = 32;
@@ -26,7 +26,7 @@ pub(crate) fn reads(values: &[ValuePlan]) -> bool {
 /// The position of the argument that a value is, or is read from.
 pub(crate) fn position(value: &ValuePlan) -> Option<usize> {
     match value.source {
-        Source::Arg(index) | Source::Field { index, .. } => Some(index),
+        ValueSource::Arg(index) | ValueSource::Field { index, .. } => Some(index),
         _ => None,
     }
 }
@@ -85,10 +85,10 @@ fn form(width: &str, word: usize) -> String {
 /// Puts a parameter into the words that its declaration gives it.
 fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
     let width = match parameter.value {
-        Value::Integer { bytes, signed: true } => format!("-{bytes}"),
-        Value::Integer { bytes, signed: false } => bytes.to_string(),
-        Value::Address(_) => "8".to_string(),
-        Value::Other => "-8".to_string(),
+        ValueType::Integer { bytes, signed: true } => format!("-{bytes}"),
+        ValueType::Integer { bytes, signed: false } => bytes.to_string(),
+        ValueType::Address(_) => "8".to_string(),
+        ValueType::Other => "-8".to_string(),
     };
     let is_one = parameter.word().is_some();
     let width = if is_one { width } else { "-8".to_string() };
@@ -167,22 +167,24 @@ fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
         ));
     };
     let is = |what: &str| Some(format!("{name} is read as {what}, but it is `{}`", described(parameter)));
-    let is_wide =
-        matches!(parameter.value, Value::Address(_) | Value::Integer { bytes: 8, .. } | Value::Other);
-    if matches!(value.source, Source::Field { .. }) {
+    let is_wide = matches!(
+        parameter.value,
+        ValueType::Address(_) | ValueType::Integer { bytes: 8, .. } | ValueType::Other
+    );
+    if matches!(value.source, ValueSource::Field { .. }) {
         return if is_wide { None } else { is("an address") };
     }
     match (&value.kind, parameter.value) {
-        (ValueKind::Arg(ArgKind::Int(Some(asked))), Value::Integer { bytes, signed })
+        (ValueKind::Arg(ArgKind::Int(Some(asked))), ValueType::Integer { bytes, signed })
             if (asked.bytes, asked.signed) != (bytes, signed) =>
         {
             is(&word_of(*asked))
         }
-        (ValueKind::Arg(ArgKind::Int(Some(asked))), Value::Address(_)) if asked.bytes != 8 => {
+        (ValueKind::Arg(ArgKind::Int(Some(asked))), ValueType::Address(_)) if asked.bytes != 8 => {
             is(&word_of(*asked))
         }
         (ValueKind::Arg(ArgKind::Str { .. } | ArgKind::StrLen { .. }) | ValueKind::StrLen { .. }, found)
-            if !is_wide || found == Value::Address(Pointee::Structure) =>
+            if !is_wide || found == ValueType::Address(Pointee::Structure) =>
         {
             is("text")
         }
@@ -198,14 +200,14 @@ fn word_of(asked: IntType) -> String {
 /// Addresses of text that are read as numbers: sentences without a full stop.
 pub(crate) fn suggestions(values: &[ValuePlan], parameters: &Parameters) -> BTreeSet<String> {
     let suggestion = |value: &ValuePlan| {
-        let Source::Arg(index) = value.source else { return None };
+        let ValueSource::Arg(index) = value.source else { return None };
         let parameter = in_word(parameters, index)?;
         // What is read at the return, and may be text there, is kept as an address, which has a type.
         let is_number = match value.kind {
             ValueKind::Arg(ArgKind::Int(asked)) => !is_kept(value) || asked.is_none(),
             _ => false,
         };
-        (is_number && parameter.value == Value::Address(Pointee::Text)).then(|| {
+        (is_number && parameter.value == ValueType::Address(Pointee::Text)).then(|| {
             let (name, declared) = (name(value), described(parameter));
             format!("{name} is `{declared}`, read as an address; `type: string` reads the text")
         })

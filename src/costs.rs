@@ -4,7 +4,7 @@
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
 use crate::kernel::{Accounting, Counts, Prices, Shared, prices};
-use crate::plan::{Hook, Plan, ProbePlan, Route};
+use crate::plan::{ComputedIn, Hook, Plan, ProbePlan};
 
 /// Seconds that the exporter's own program takes for a hit, beyond counting it (ARCHITECTURE.md, "Cost of a hit").
 const VALUES: f64 = 45e-9;
@@ -43,8 +43,8 @@ pub fn until_now(plan: &Plan, shared: &Shared, probe: usize) -> f64 {
 }
 
 fn handling(probe: &ProbePlan) -> f64 {
-    let actions = probe.actions.iter().filter(|action| action.route == Route::Kernel).count();
-    let actions = actions + probe.slow.iter().filter(|slow| slow.route == Route::Kernel).count();
+    let actions = probe.actions.iter().filter(|action| action.computed_in == ComputedIn::Kernel).count();
+    let actions = actions + probe.slow.iter().filter(|slow| slow.computed_in == ComputedIn::Kernel).count();
     let of = |is_so: bool, seconds: f64| if is_so { seconds } else { 0.0 };
     of(actions > 0 || probe.emit.is_some(), VALUES)
         + ACTION * actions as f64

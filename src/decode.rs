@@ -16,7 +16,7 @@ pub struct Event<'a> {
 
 /// A value of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value<'a> {
+pub enum EventValue<'a> {
     Int(i64),
     /// 2^63 or more, of an argument without a sign.
     Large(u64),
@@ -26,13 +26,13 @@ pub enum Value<'a> {
     Unreadable,
 }
 
-impl Value<'_> {
+impl EventValue<'_> {
     /// A number's 64 bits.
     pub fn word(&self) -> Option<u64> {
         match self {
-            Value::Int(number) => Some(*number as u64),
-            Value::Large(number) => Some(*number),
-            Value::Text(_) | Value::Unreadable => None,
+            EventValue::Int(number) => Some(*number as u64),
+            EventValue::Large(number) => Some(*number),
+            EventValue::Text(_) | EventValue::Unreadable => None,
         }
     }
 }
@@ -82,18 +82,18 @@ impl<'a> Event<'a> {
     }
 
     /// Value number `index`, which is text or not as the plan says.
-    pub fn value(&self, index: usize, is_text: bool) -> Value<'a> {
-        let Some(word) = self.values.get(8 * index..8 * index + 8) else { return Value::Unreadable };
+    pub fn value(&self, index: usize, is_text: bool) -> EventValue<'a> {
+        let Some(word) = self.values.get(8 * index..8 * index + 8) else { return EventValue::Unreadable };
         if self.faults & (1 << index) != 0 {
-            return Value::Unreadable;
+            return EventValue::Unreadable;
         }
         let word = u64::from_ne_bytes(std::array::from_fn(|n| word[n]));
         if !is_text {
             let is_large = self.faults >> LARGE_VALUE >> index & 1 == 1;
-            return if is_large { Value::Large(word) } else { Value::Int(word as i64) };
+            return if is_large { EventValue::Large(word) } else { EventValue::Int(word as i64) };
         }
         let (from, len) = ((word >> 32) as usize, (word & 0xffff_ffff) as usize);
-        self.text.get(from..from.saturating_add(len)).map_or(Value::Unreadable, Value::Text)
+        self.text.get(from..from.saturating_add(len)).map_or(EventValue::Unreadable, EventValue::Text)
     }
 }
 
@@ -122,22 +122,25 @@ mod tests {
         let bytes = record(2, &[u64::MAX, 3 << 32 | 4, 9], b"abcdefg", 256, 0b100);
         let event = Event::decode(&bytes).unwrap();
         assert_eq!(event.probe, 3);
-        assert_eq!(event.value(0, false), Value::Int(-1));
-        assert_eq!(event.value(1, true), Value::Text(b"defg"));
-        assert_eq!(event.value(2, false), Value::Unreadable);
+        assert_eq!(event.value(0, false), EventValue::Int(-1));
+        assert_eq!(event.value(1, true), EventValue::Text(b"defg"));
+        assert_eq!(event.value(2, false), EventValue::Unreadable);
         let bytes = record(0, &[u64::MAX, u64::MAX], b"", 0, 1 << (LARGE_VALUE + 1));
         let event = Event::decode(&bytes).unwrap();
-        assert_eq!((event.value(0, false), event.value(1, false)), (Value::Int(-1), Value::Large(u64::MAX)));
+        assert_eq!(
+            (event.value(0, false), event.value(1, false)),
+            (EventValue::Int(-1), EventValue::Large(u64::MAX))
+        );
         let bytes = record(1, &[], b"", 0, 0);
         let event = Event::decode(&bytes).unwrap();
-        assert_eq!(event.value(11, false), Value::Int(0));
-        assert_eq!(event.value(12, false), Value::Unreadable);
+        assert_eq!(event.value(11, false), EventValue::Int(0));
+        assert_eq!(event.value(12, false), EventValue::Unreadable);
     }
 
     #[test]
     fn text_that_points_outside_is_unreadable() {
         let bytes = record(2, &[250 << 32 | 250], b"abc", 256, 0);
-        assert_eq!(Event::decode(&bytes).unwrap().value(0, true), Value::Unreadable);
+        assert_eq!(Event::decode(&bytes).unwrap().value(0, true), EventValue::Unreadable);
     }
 
     #[test]

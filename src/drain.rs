@@ -19,12 +19,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::abi::wake;
 use crate::config::model::Settings;
-use crate::decode::{Event, Value};
+use crate::decode::{Event, EventValue};
 use crate::kernel::Shared;
 use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
 use crate::metrics::show::{show, show_exactly, show_with_unit};
-use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, Source};
+use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
 use crate::slow::{self, Books, Fields, Keeper, Related, Wanted};
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use crate::symbols::Symbols;
@@ -80,11 +80,11 @@ impl Drain {
             stat.store(store.drain_number(number).load(Ordering::Relaxed), Ordering::Relaxed);
         }
         let (ready, started) = sync_channel(1);
-        let routes = routes(&plan, layout);
+        let evaluations = evaluations(&plan, layout);
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.
-            let handler = Handler::new(plan, routes, store, thread_stats, keeper);
+            let handler = Handler::new(plan, evaluations, store, thread_stats, keeper);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
@@ -218,7 +218,7 @@ struct Handler {
     store: Arc<UserStore>,
     stats: Arc<DrainStats>,
     /// What each probe's events are for.
-    routes: Vec<Route>,
+    evaluations: Vec<ProbeEvaluation>,
     verbose: bool,
     symbols: Symbols,
     /// Of the event at hand, the values that are shown by name.
@@ -232,7 +232,7 @@ struct Handler {
 impl Handler {
     fn new(
         plan: Arc<Plan>,
-        routes: Vec<Route>,
+        evaluations: Vec<ProbeEvaluation>,
         store: Arc<UserStore>,
         stats: Arc<DrainStats>,
         keeper: Option<Arc<Keeper>>,
@@ -242,7 +242,7 @@ impl Handler {
             plan,
             store,
             stats,
-            routes,
+            evaluations,
             verbose,
             symbols: Symbols::new(),
             names: Vec::new(),
@@ -265,25 +265,26 @@ impl Handler {
                 return;
             }
         };
-        let (Some(probe), Some(route)) = (self.plan.probes.get(event.probe), self.routes.get(event.probe))
+        let (Some(probe), Some(evaluation)) =
+            (self.plan.probes.get(event.probe), self.evaluations.get(event.probe))
         else {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let number = |at: Option<usize>| at.and_then(|at| event.value(at, false).word()).unwrap_or(0);
-        let time = number(route.time);
+        let time = number(evaluation.time);
         self.names.clear();
-        for value in &route.symbols {
+        for value in &evaluation.symbols {
             if let Some(address) = event.value(*value, false).word() {
-                self.names.push((*value, self.symbols.name(number(route.pid) as u32, address)));
+                self.names.push((*value, self.symbols.name(number(evaluation.pid) as u32, address)));
             }
         }
         let names = &self.names;
         let read = |value: usize| match names.iter().find(|(named, _)| *named == value) {
-            Some((_, name)) => Value::Text(name.as_bytes()),
-            None => event.value(value, route.texts & 1 << value != 0),
+            Some((_, name)) => EventValue::Text(name.as_bytes()),
+            None => event.value(value, evaluation.texts & 1 << value != 0),
         };
-        for layout in &route.actions {
+        for layout in &evaluation.actions {
             let lost = match evaluate(&self.store, layout, probe, time, &read, &mut self.scratch) {
                 Outcome::Done => continue,
                 Outcome::Unreadable => &self.stats.unreadable,
@@ -291,7 +292,7 @@ impl Handler {
             };
             lost.fetch_add(1, Ordering::Relaxed);
         }
-        if let (Some(slots), Some(keeper)) = (route.slow, &self.keeper) {
+        if let (Some(slots), Some(keeper)) = (evaluation.slow, &self.keeper) {
             let is_told = probe.is_slow_in_kernel();
             let mut found = || found_slow(probe, &read, &mut self.scratch);
             let slow = match is_told {
@@ -332,7 +333,7 @@ impl Handler {
 
 /// What is known of a probe's events before the first one comes.
 #[derive(Debug, Clone)]
-struct Route {
+struct ProbeEvaluation {
     /// The actions that are computed here.
     actions: Vec<ActionLayout>,
     /// Which values are the kernel's time and the process.
@@ -346,22 +347,22 @@ struct Route {
     slow: Option<u32>,
 }
 
-/// The routes of all probes.
-fn routes(plan: &Plan, layout: &Layout) -> Vec<Route> {
-    let route = |(number, probe): (usize, &ProbePlan)| {
+/// Of all probes.
+fn evaluations(plan: &Plan, layout: &Layout) -> Vec<ProbeEvaluation> {
+    let evaluation = |(number, probe): (usize, &ProbePlan)| {
         let here = |action: &&ActionLayout| action.probe == number && !action.in_kernel;
         let place = |source| probe.values.iter().position(|value| value.source == source);
         let values = || probe.values.iter().enumerate();
-        Route {
+        ProbeEvaluation {
             actions: layout.actions.iter().filter(here).cloned().collect(),
-            time: place(Source::Time),
-            pid: place(Source::Pid),
+            time: place(ValueSource::Time),
+            pid: place(ValueSource::Pid),
             symbols: values().filter(|(_, value)| value.kind.is_symbol()).map(|(at, _)| at).collect(),
             texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
             slow: layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.user),
         }
     };
-    plan.probes.iter().enumerate().map(route).collect()
+    plan.probes.iter().enumerate().map(evaluation).collect()
 }
 
 /// What is kept of a slow event; `time` is the kernel's.
@@ -371,7 +372,7 @@ fn kept<'a>(
     slow: &SlowPlan,
     value: i64,
     time: u64,
-    read: &dyn Fn(usize) -> Value<'a>,
+    read: &dyn Fn(usize) -> EventValue<'a>,
 ) -> slow::Event {
     let wanted = slow.related.as_ref().map(|by| Wanted {
         process: shown(probe, by.process, read),
@@ -392,11 +393,11 @@ fn kept<'a>(
 }
 
 /// Values by name, as they are kept.
-fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> Value<'a>) -> Fields {
+fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> EventValue<'a>) -> Fields {
     Fields(kept.iter().map(|at| (probe.values[*at].name.clone(), shown(probe, *at, read))).collect())
 }
 
-fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> Value<'a>) -> String {
+fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> EventValue<'a>) -> String {
     let mut text = String::new();
     show_exactly(&probe.values[at].kind, probe.values[at].unit, read(at), &mut text);
     text
@@ -413,7 +414,7 @@ fn since_1970(time: u64) -> i64 {
 }
 
 /// The line that the verbose log has for an event.
-fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> Value<'a>, to: &mut String) {
+fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> EventValue<'a>, to: &mut String) {
     for part in &probe.log {
         match part {
             LogPart::Text(text) => to.push_str(text),

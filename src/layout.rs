@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 
 use crate::abi::{ACCT_SLOTS, label_id, slow_slot};
 use crate::kinds::{self, Kind};
-use crate::plan::{ActionPlan, LabelPlan, Plan, Route};
+use crate::plan::{ActionPlan, ComputedIn, LabelPlan, Plan};
 use crate::store::UserStore;
 
 /// Numbers that an interner may waste when two CPUs draw one for the same new value at once.
@@ -118,10 +118,10 @@ impl Layout {
         };
         for (probe, plan_probe) in plan.probes.iter().enumerate() {
             for (action, plan_action) in plan_probe.actions.iter().enumerate() {
-                let in_kernel = match plan_action.route {
-                    Route::Hits => continue,
-                    Route::Kernel => true,
-                    Route::Ring(_) => false,
+                let in_kernel = match plan_action.computed_in {
+                    ComputedIn::Hits => continue,
+                    ComputedIn::Kernel => true,
+                    ComputedIn::Ring(_) => false,
                 };
                 let store = if in_kernel { &mut layout.kernel } else { &mut layout.user };
                 let kind = kinds::of(&plan.metrics[plan_action.metric].kind);

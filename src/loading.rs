@@ -15,7 +15,7 @@ pub(crate) type LoadedTls = (Tls, Vec<String>);
 
 /// A configuration that can be used, with what was loaded to find that out.
 pub(crate) struct Checked {
-    pub loaded: config::Loaded,
+    pub loaded: config::LoadedConfig,
     pub plan: Plan,
     pub tls: Option<LoadedTls>,
 }

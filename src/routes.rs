@@ -89,15 +89,15 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
 
 /// Who talks, as JSON: too many to be series.
 fn table_routes(network: &Arc<Network>) -> Vec<Route> {
-    type Table = fn(&Network, &str) -> Result<String, QueryError>;
-    let mut tables: Vec<(&'static str, &'static str, Table)> = vec![
+    type TableHandler = fn(&Network, &str) -> Result<String, QueryError>;
+    let mut tables: Vec<(&'static str, &'static str, TableHandler)> = vec![
         ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
         ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
     ];
     if network.blocklist().is_some() {
         tables.push(("/api/v1/blocklist", "Blocked sources with their hits (JSON; paged)", Network::blocked));
     }
-    let route = |(path, about, table): (&'static str, &'static str, Table)| {
+    let route = |(path, about, table): (&'static str, &'static str, TableHandler)| {
         let network = network.clone();
         let handler = move |request: &RequestInfo| match table(
             &network,

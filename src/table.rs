@@ -10,7 +10,7 @@ const SHORT: usize = 16;
 
 /// Rows of cells, and lines between them that keep out of the columns.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub struct TextTable {
     indent: usize,
     rows: Vec<Row>,
     /// Cells at the beginning of a row that name it.
@@ -25,7 +25,7 @@ enum Row {
     Line(String),
 }
 
-impl Table {
+impl TextTable {
     /// A table whose lines begin after `indent` spaces.
     pub fn new(indent: usize, header: &[&str]) -> Self {
         let header = header.iter().map(|cell| (*cell).to_string()).collect();
@@ -126,7 +126,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let widths = self.widths();
         for row in &self.rows {
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn what_is_wider_than_the_screen_becomes_blocks() {
         let mut table =
-            Table::new(2, &["PROBE", "SITES", "ARGUMENTS", "METRIC", "IN"]).explained_unless("kernel");
+            TextTable::new(2, &["PROBE", "SITES", "ARGUMENTS", "METRIC", "IN"]).explained_unless("kernel");
         let row = |cells: [&str; 5]| cells.map(str::to_string);
         table.row(row(["p:one", "1", "peer = arg1", "counter a_total{peer}", "kernel: all of it"]));
         table.row(row([
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_nothing_trails() {
-        let mut table = Table::new(2, &["NAME", "N"]);
+        let mut table = TextTable::new(2, &["NAME", "N"]);
         table.row(["é".to_string(), "10".to_string(), "last".to_string()]);
         table.line("about it");
         table.row(["longer".to_string()]);

@@ -17,7 +17,7 @@ use crate::net::Network;
 use crate::page::interfaces;
 use crate::plan::Plan;
 use crate::run::{RunError, failed_to};
-use crate::table::Table;
+use crate::table::TextTable;
 use crate::targets::{ProbeManager, ProbeState, Usage};
 use crate::terminal;
 
@@ -60,7 +60,8 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
         Attach::Perf => "perf events",
     };
     let states = manager.status().probes();
-    let mut table = Table::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST", "COST"]).named_by(2);
+    let mut table =
+        TextTable::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST", "COST"]).named_by(2);
     for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
         let accounting = Accounting::read(&shared, number);
         let state = &status.state;
@@ -145,8 +146,8 @@ impl Interrupt {
 }
 
 /// What was counted on each interface.
-fn packets(network: &Network) -> Table {
-    let mut table = Table::new(2, &["INTERFACE", "DIRECTION", "HOOK", "PACKETS", "BYTES"]).named_by(2);
+fn packets(network: &Network) -> TextTable {
+    let mut table = TextTable::new(2, &["INTERFACE", "DIRECTION", "HOOK", "PACKETS", "BYTES"]).named_by(2);
     for interface in interfaces(&network.collect()) {
         let place: Vec<_> = interface.labels.into_iter().map(|(_, value)| value).collect();
         let hook =

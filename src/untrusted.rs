@@ -1,14 +1,14 @@
 //! Decoders of bytes that others wrote, for the fuzz targets of `fuzz/`, which see nothing of the private modules.
 
-use crate::decode::{Event, Value};
+use crate::decode::{Event, EventValue};
 use crate::{kernel, net};
 
 /// A record of the hits' ring buffer: the bytes of text in each of its values, read as text; `None` if it is no event.
 pub fn event(record: &[u8]) -> Option<Vec<usize>> {
     let event = Event::decode(record).ok()?;
     let values = (0..=crate::abi::MAX_VALUES).map(|value| match event.value(value, true) {
-        Value::Text(text) => text.len(),
-        Value::Int(_) | Value::Large(_) | Value::Unreadable => 0,
+        EventValue::Text(text) => text.len(),
+        EventValue::Int(_) | EventValue::Large(_) | EventValue::Unreadable => 0,
     });
     Some(values.collect())
 }

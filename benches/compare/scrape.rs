@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use exporter::exposition::{Format, Head, Kind, Number, Sample, Value};
+use exporter::exposition::{Format, Head, Kind, Number, Sample, SampleValue};
 use prometheus::{Encoder, IntCounterVec, Opts, Registry, TextEncoder};
 
 use crate::Options;
@@ -80,7 +80,7 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
             let samples = keys
                 .iter()
                 .enumerate()
-                .map(|(number, key)| Sample { key, value: Value::Number(Number::Int(number as i128)) });
+                .map(|(number, key)| Sample { key, value: SampleValue::Number(Number::Int(number as i128)) });
             Format::Text.write(&head, samples, &mut text);
             Ok(text.len())
         })?;

@@ -10,13 +10,13 @@ use crate::kinds;
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
-    ActionPlan, MetricPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, SpanEnd, SpanPlan, TargetPlan,
+    ActionPlan, ComputedIn, MetricPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, SpanPlan, TargetPlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::selectors::Predicate;
 use crate::slow::shown_value;
-use crate::table::{Table, wrap};
+use crate::table::{TextTable, wrap};
 use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
 use crate::unfit::reasons;
 
@@ -175,7 +175,7 @@ impl Checker<'_> {
     /// The target's probes; returns how many are in the file.
     fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &TargetFile)>) -> usize {
         let mut table =
-            Table::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"])
+            TextTable::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"])
                 .explained_unless("kernel");
         let mut there = 0;
         for &number in &target.probes {
@@ -240,9 +240,11 @@ impl Checker<'_> {
                 if count == 1 { "one other probe".to_string() } else { format!("{count} other probes") };
             format!(", and with events of {events} that have the same {}", probe.values[by.key].name)
         });
-        let decided = match &slow.route {
-            Route::Ring(reason) => format!("decided in user space: {reason}"),
-            Route::Kernel | Route::Hits => "decided in the kernel; only slow hits are sent".to_string(),
+        let decided = match &slow.computed_in {
+            ComputedIn::Ring(reason) => format!("decided in user space: {reason}"),
+            ComputedIn::Kernel | ComputedIn::Hits => {
+                "decided in the kernel; only slow hits are sent".to_string()
+            }
         };
         format!(
             "slow: {} above {} is kept with {}{related} ({decided})",
@@ -252,7 +254,14 @@ impl Checker<'_> {
         )
     }
 
-    fn rows(&self, table: &mut Table, probe: &ProbePlan, sites: String, semaphores: String, notes: &Notes) {
+    fn rows(
+        &self,
+        table: &mut TextTable,
+        probe: &ProbePlan,
+        sites: String,
+        semaphores: String,
+        notes: &Notes,
+    ) {
         let args: Vec<String> = probe.values.iter().map(|value| notes.describe(value, probe)).collect();
         let metrics: Vec<[String; 2]> = probe
             .actions
@@ -347,9 +356,9 @@ fn described(metric: &MetricPlan) -> String {
 
 /// Where a metric is computed, and why there.
 fn place(action: &ActionPlan) -> String {
-    match &action.route {
-        Route::Hits => "kernel: equal to the number of hits".to_string(),
-        Route::Kernel => "kernel".to_string(),
-        Route::Ring(reason) => format!("user space: {reason}"),
+    match &action.computed_in {
+        ComputedIn::Hits => "kernel: equal to the number of hits".to_string(),
+        ComputedIn::Kernel => "kernel".to_string(),
+        ComputedIn::Ring(reason) => format!("user space: {reason}"),
     }
 }

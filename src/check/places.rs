@@ -3,7 +3,7 @@
 use crate::arguments::{is_kept, name};
 use crate::config::model::Point;
 use crate::elf::{Image, usdt_sites};
-use crate::plan::{Hook, Pairing, ProbePlan, Source, SpanEnd, SpanPlan, ValuePlan};
+use crate::plan::{Hook, Pairing, ProbePlan, SpanEnd, SpanPlan, ValuePlan, ValueSource};
 use crate::resolve::{ResolveError, Resolved};
 
 /// Notes of one argument that are shown; inlining can make hundreds of sites.
@@ -60,8 +60,8 @@ impl Notes {
         let is_end = matches!(probe.span, Some(SpanPlan { end: SpanEnd::End, .. }));
         let (start, end) = if probe.hook == Hook::Return { ("entry", "return") } else { ("start", "end") };
         let when = match value.source {
-            Source::Carried(_) => format!(", read at the {start}"),
-            Source::Duration => String::new(),
+            ValueSource::Carried(_) => format!(", read at the {start}"),
+            ValueSource::Duration => String::new(),
             _ if is_kept(value) => match probe.span {
                 Some(SpanPlan { by: Pairing::Frame, .. }) => ", kept for the return".to_string(),
                 _ => ", kept for the end".to_string(),
@@ -74,9 +74,9 @@ impl Notes {
 
     fn locate(&self, value: &ValuePlan) -> String {
         let (index, offset) = match value.source {
-            Source::Arg(index) => (index, String::new()),
-            Source::Field { index, offset } => (index, format!("{offset:+}")),
-            Source::Retval(_) => return format!("{} = %rax", name(value)),
+            ValueSource::Arg(index) => (index, String::new()),
+            ValueSource::Field { index, offset } => (index, format!("{offset:+}")),
+            ValueSource::Retval(_) => return format!("{} = %rax", name(value)),
             _ => return name(value).to_string(),
         };
         let mut forms: Vec<&str> = Vec::new();

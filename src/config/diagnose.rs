@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
-use super::place::{Place, Source};
+use super::place::{ConfigSource, Place};
 use super::tree::Position;
 
 /// At most this many errors are shown.
@@ -110,7 +110,7 @@ impl Diagnostics {
         let count = sorted(&list).len();
         let first = list.first().map(|diagnostic| &diagnostic.at.source);
         let in_one_file = first.filter(|first| {
-            matches!(***first, Source::File(_)) && list.iter().all(|one| one.at.source == **first)
+            matches!(***first, ConfigSource::File(_)) && list.iter().all(|one| one.at.source == **first)
         });
         let place = in_one_file.map_or_else(|| "the configuration".to_owned(), |file| file.to_string());
         format!("{count} error{} in {place}", if count == 1 { "" } else { "s" })
@@ -126,13 +126,13 @@ impl fmt::Display for Diagnostics {
 impl std::error::Error for Diagnostics {}
 
 /// Sources from the highest priority to the lowest, as the user is likely to look for them.
-fn rank(source: &Arc<Source>) -> u8 {
+fn rank(source: &Arc<ConfigSource>) -> u8 {
     match **source {
-        Source::Flag(_) => 0,
-        Source::Env(_) => 1,
-        Source::File(_) => 2,
-        Source::Profile(_) => 3,
-        Source::Default => 4,
+        ConfigSource::Flag(_) => 0,
+        ConfigSource::Env(_) => 1,
+        ConfigSource::File(_) => 2,
+        ConfigSource::Profile(_) => 3,
+        ConfigSource::Default => 4,
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn shown_in_the_order_of_the_sources_and_lines() {
-        let file = Place::top(Source::File("c.yaml".into()));
+        let file = Place::top(ConfigSource::File("c.yaml".into()));
         let at = |place: Place, line, column| place.at(Some(Position { line, column }));
         let diags = Diagnostics::new();
         assert!(diags.is_empty());
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_first_of_a_flood_are_shown() {
-        let file = Place::top(Source::File("c.yaml".into()));
+        let file = Place::top(ConfigSource::File("c.yaml".into()));
         let diags = Diagnostics::new();
         for line in (0..SHOWN + 1).rev() {
             diags.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong");

@@ -6,10 +6,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::diagnose::{Added, Diagnostics};
-use super::place::{Place, Source};
+use super::place::{ConfigSource, Place};
 use super::scalars;
 use super::section::Section;
-use super::tree::{Field, Meaning, Scalar, Tree, Value, find};
+use super::tree::{Field, Meaning, Scalar, Tree, TreeValue, find};
 use super::words::{did_you_mean, nearest, quote};
 
 /// A value with its place.
@@ -39,7 +39,7 @@ impl<'a> Node<'a> {
     /// Reports an error in this value.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
         match self.value.value {
-            Value::Unread => self.diags.repeated(),
+            TreeValue::Unread => self.diags.repeated(),
             _ => self.diags.error(&self.at, message),
         }
     }
@@ -52,10 +52,10 @@ impl<'a> Node<'a> {
     /// What the value is, in words.
     fn found(&self) -> String {
         let scalar = match &self.value.value {
-            Value::Scalar(scalar) => scalar,
-            Value::List(_) => return "a list".to_owned(),
-            Value::Map(_) => return "a mapping".to_owned(),
-            Value::Unread => return String::new(),
+            TreeValue::Scalar(scalar) => scalar,
+            TreeValue::List(_) => return "a list".to_owned(),
+            TreeValue::Map(_) => return "a mapping".to_owned(),
+            TreeValue::Unread => return String::new(),
         };
         match scalar.meaning {
             Meaning::Null => "nothing".to_owned(),
@@ -74,12 +74,12 @@ impl<'a> Node<'a> {
 
     /// Whether the value comes from a flag, the environment or a default, where everything is text.
     fn is_from_text(&self) -> bool {
-        matches!(*self.at.source, Source::Env(_) | Source::Flag(_) | Source::Default)
+        matches!(*self.at.source, ConfigSource::Env(_) | ConfigSource::Flag(_) | ConfigSource::Default)
     }
 
     fn scalar(&self) -> Option<&'a Scalar> {
         match &self.value.value {
-            Value::Scalar(scalar) => Some(scalar),
+            TreeValue::Scalar(scalar) => Some(scalar),
             _ => None,
         }
     }
@@ -232,14 +232,14 @@ impl<'a> Node<'a> {
     /// The elements of a list, or the value itself as the only element.
     pub fn one_or_list(&self) -> Vec<Node<'a>> {
         match self.value.value {
-            Value::List(_) => self.list("a list").unwrap_or_default(),
+            TreeValue::List(_) => self.list("a list").unwrap_or_default(),
             _ => vec![self.clone()],
         }
     }
 
     /// The entries of a mapping whose keys are the user's own, with each key.
     pub fn entries(&self, what: &str) -> Option<Vec<(&'a Scalar, Node<'a>)>> {
-        let Value::Map(fields) = &self.value.value else {
+        let TreeValue::Map(fields) = &self.value.value else {
             self.expected(what);
             return None;
         };
@@ -260,7 +260,7 @@ impl<'a> Node<'a> {
     ) -> Option<Fields<'a>> {
         let what = section.what;
         let names: Vec<_> = section.names().collect();
-        let Value::Map(map) = &self.value.value else {
+        let TreeValue::Map(map) = &self.value.value else {
             self.expected(format!("{what} (a mapping)")).help(format!("valid keys: {}", names.join(", ")));
             return None;
         };

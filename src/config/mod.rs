@@ -38,7 +38,7 @@ pub use diagnose::{Diagnostic, Diagnostics};
 pub use fields::{Fields, Node};
 pub use layers::{Environment, Overrides};
 pub use model::Config;
-pub use place::{Place, Source, Step};
+pub use place::{ConfigSource, Place, Step};
 pub(crate) use points::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
 pub(crate) use scalars::duration;
@@ -128,7 +128,7 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
 
 /// A configuration, and what is worth telling about it although it is not wrong.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub config: Config,
     /// One line each.
     pub warnings: Vec<String>,
@@ -138,13 +138,13 @@ pub struct Loaded {
 /// so that the next stage finds its errors in the rest.
 #[derive(Debug)]
 pub struct Draft {
-    loaded: Loaded,
+    loaded: LoadedConfig,
     errors: Diagnostics,
 }
 
 impl Draft {
     /// The configuration if nothing is wrong with it, else the errors.
-    pub fn finish(self) -> Result<Loaded, Diagnostics> {
+    pub fn finish(self) -> Result<LoadedConfig, Diagnostics> {
         self.errors.into_result(self.loaded)
     }
 
@@ -163,7 +163,7 @@ impl Draft {
         self.errors.error(at, message);
     }
 
-    pub(crate) fn into_parts(self) -> (Loaded, Diagnostics) {
+    pub(crate) fn into_parts(self) -> (LoadedConfig, Diagnostics) {
         (self.loaded, self.errors)
     }
 }
@@ -178,7 +178,7 @@ pub fn environment() -> Environment {
 
 /// Reads the file that `overrides` or the environment names, if one does, and merges it with both: flags
 /// before environment before file before defaults.
-pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnostics> {
+pub fn load(overrides: &Overrides, env: &Environment) -> Result<LoadedConfig, Diagnostics> {
     read(overrides, env).finish()
 }
 
@@ -186,7 +186,9 @@ pub fn load(overrides: &Overrides, env: &Environment) -> Result<Loaded, Diagnost
 pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
     let (path, at, what) = match (&overrides.config, named_by_env) {
-        (Some(path), _) => (path.clone(), Place::top(Source::File(path.clone())), "the file".to_owned()),
+        (Some(path), _) => {
+            (path.clone(), Place::top(ConfigSource::File(path.clone())), "the file".to_owned())
+        }
         (None, Some(path)) => (path.clone(), Place::env(keys::CONFIG_ENV), path.display().to_string()),
         (None, None) => return resolve(FileInput::None, overrides, env),
     };
@@ -204,7 +206,7 @@ pub fn load_bytes(
     bytes: Vec<u8>,
     overrides: &Overrides,
     env: &Environment,
-) -> Result<Loaded, Diagnostics> {
+) -> Result<LoadedConfig, Diagnostics> {
     read_bytes(path, bytes, overrides, env).finish()
 }
 
@@ -236,7 +238,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
             (Place::none(), None, false)
         }
         FileInput::Read(path, bytes) => {
-            let top = Place::top(Source::File(path));
+            let top = Place::top(ConfigSource::File(path));
             match text(bytes) {
                 Ok(text) => {
                     let Document { tree, is_complete } = yaml::parse(&top.source, &text, &diags);
@@ -265,7 +267,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     let network = layers.file.as_ref().and_then(|f| f.get("network")).map(|n| (n.at, n.value.clone()));
     drop(layers);
     let config = Config { settings, targets, network };
-    Draft { loaded: Loaded { config, warnings: layers::unknown_variables(env) }, errors: diags }
+    Draft { loaded: LoadedConfig { config, warnings: layers::unknown_variables(env) }, errors: diags }
 }
 
 /// The bytes of a file that [`text`] takes, or one more, to tell a file that is just large enough from one that is too large.

@@ -10,7 +10,7 @@ use super::words::quote;
 /// A piece of configuration, for messages about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    pub source: Arc<Source>,
+    pub source: Arc<ConfigSource>,
     /// The way from the top of the source's document; empty for the whole of it.
     path: Vec<Step>,
     position: Option<Position>,
@@ -18,7 +18,7 @@ pub struct Place {
 
 /// Who gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ConfigSource {
     /// A configuration file: its name as given by the user.
     File(PathBuf),
     /// A profile, by name.
@@ -41,28 +41,28 @@ pub enum Step {
 }
 
 impl Place {
-    pub(super) fn new(source: Arc<Source>, path: Vec<Step>, position: Option<Position>) -> Self {
+    pub(super) fn new(source: Arc<ConfigSource>, path: Vec<Step>, position: Option<Position>) -> Self {
         Self { source, path, position }
     }
 
     /// The top of `source`.
-    pub fn top(source: Source) -> Self {
+    pub fn top(source: ConfigSource) -> Self {
         Self::new(Arc::new(source), Vec::new(), None)
     }
 
     /// No place: defaults, and values made in tests.
     pub fn none() -> Self {
-        Self::top(Source::Default)
+        Self::top(ConfigSource::Default)
     }
 
     /// An environment variable.
     pub fn env(variable: &str) -> Self {
-        Self::top(Source::Env(variable.to_owned()))
+        Self::top(ConfigSource::Env(variable.to_owned()))
     }
 
     /// A flag, given with its dashes.
     pub fn flag(flag: &str) -> Self {
-        Self::top(Source::Flag(flag.to_owned()))
+        Self::top(ConfigSource::Flag(flag.to_owned()))
     }
 
     /// `key`, when this place is a mapping; without a position.
@@ -93,25 +93,25 @@ impl Place {
     }
 }
 
-impl Source {
+impl ConfigSource {
     /// The directory that relative paths of this source start from; `None` for the working directory.
     pub fn dir(&self) -> Option<&Path> {
         match self {
-            Source::File(path) => path.parent(),
+            ConfigSource::File(path) => path.parent(),
             _ => None,
         }
     }
 }
 
 /// The source's name as messages begin with it.
-impl fmt::Display for Source {
+impl fmt::Display for ConfigSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::File(path) => write!(f, "{}", path.display()),
-            Source::Profile(name) => write!(f, "profile {name}"),
-            Source::Env(variable) => f.write_str(variable),
-            Source::Flag(flag) => f.write_str(flag),
-            Source::Default => f.write_str("configuration"),
+            ConfigSource::File(path) => write!(f, "{}", path.display()),
+            ConfigSource::Profile(name) => write!(f, "profile {name}"),
+            ConfigSource::Env(variable) => f.write_str(variable),
+            ConfigSource::Flag(flag) => f.write_str(flag),
+            ConfigSource::Default => f.write_str("configuration"),
         }
     }
 }
@@ -153,9 +153,9 @@ mod tests {
 
     #[test]
     fn files_start_paths_in_their_own_directory() {
-        let source = |path: &str| Source::File(path.into());
+        let source = |path: &str| ConfigSource::File(path.into());
         assert_eq!(source("/etc/e/c.yaml").dir(), Some(Path::new("/etc/e")));
         assert_eq!(source("c.yaml").dir(), Some(Path::new("")));
-        assert_eq!(Source::Env("FIBRE_TLS_KEY".into()).dir(), None);
+        assert_eq!(ConfigSource::Env("FIBRE_TLS_KEY".into()).dir(), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::model::Probe;
-use super::place::{Place, Source};
+use super::place::{ConfigSource, Place};
 use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{probes, yaml};
@@ -39,7 +39,7 @@ pub struct Profile {
 
 /// Reads the profile `name` from its text; its errors have places in that text.
 pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
-    let top = Place::top(Source::Profile(name.to_owned()));
+    let top = Place::top(ConfigSource::Profile(name.to_owned()));
     let diags = Diagnostics::new();
     let tree = yaml::parse(&top.source, text, &diags).tree;
     let profile = decode(name, &Node::new(top, &tree, &diags));

@@ -15,7 +15,7 @@ pub struct Position {
 pub struct Tree {
     /// `None` of values that are not from a text.
     pub position: Option<Position>,
-    pub value: Value,
+    pub value: TreeValue,
     /// Nodes and bytes of text in it, itself included and aliases unfolded, and the levels below it.
     pub(super) weight: Weight,
 }
@@ -29,7 +29,7 @@ pub(super) struct Weight {
 }
 
 #[derive(Clone, PartialEq)]
-pub enum Value {
+pub enum TreeValue {
     Scalar(Scalar),
     List(Vec<Arc<Tree>>),
     Map(Vec<Field>),
@@ -92,10 +92,10 @@ impl Scalar {
 impl Tree {
     /// Text that comes from elsewhere than a file.
     pub fn text(text: impl Into<String>) -> Self {
-        Self::new(None, Value::Scalar(Scalar::text(text)))
+        Self::new(None, TreeValue::Scalar(Scalar::text(text)))
     }
 
-    pub(super) fn new(position: Option<Position>, value: Value) -> Self {
+    pub(super) fn new(position: Option<Position>, value: TreeValue) -> Self {
         let mut weight = Weight { nodes: 1, text: 0, depth: 0 };
         let mut add = |child: &Tree| {
             weight.nodes += child.weight.nodes;
@@ -103,20 +103,20 @@ impl Tree {
             weight.depth = weight.depth.max(child.weight.depth + 1);
         };
         match &value {
-            Value::Scalar(scalar) => weight.text = scalar.text.len(),
-            Value::List(items) => items.iter().for_each(|item| add(item)),
-            Value::Map(entries) => {
+            TreeValue::Scalar(scalar) => weight.text = scalar.text.len(),
+            TreeValue::List(items) => items.iter().for_each(|item| add(item)),
+            TreeValue::Map(entries) => {
                 entries.iter().for_each(|entry| add(&entry.value));
                 weight.text += entries.iter().map(|entry| entry.key.text.len()).sum::<usize>();
             }
-            Value::Unread => {}
+            TreeValue::Unread => {}
         }
         Self { position, value, weight }
     }
 
     fn meaning(&self) -> Option<Meaning> {
         match &self.value {
-            Value::Scalar(scalar) => Some(scalar.meaning),
+            TreeValue::Scalar(scalar) => Some(scalar.meaning),
             _ => None,
         }
     }
@@ -131,17 +131,17 @@ impl Tree {
     }
 
     pub fn is_mapping(&self) -> bool {
-        matches!(self.value, Value::Map(_))
+        matches!(self.value, TreeValue::Map(_))
     }
 
     pub fn is_sequence(&self) -> bool {
-        matches!(self.value, Value::List(_))
+        matches!(self.value, TreeValue::List(_))
     }
 
     /// Text, which numbers and booleans without quotes are not.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {
-            Value::Scalar(scalar) if scalar.meaning == Meaning::Text => Some(&scalar.text),
+            TreeValue::Scalar(scalar) if scalar.meaning == Meaning::Text => Some(&scalar.text),
             _ => None,
         }
     }
@@ -168,7 +168,7 @@ impl Tree {
 
     pub fn as_sequence(&self) -> Option<&[Arc<Tree>]> {
         match &self.value {
-            Value::List(items) => Some(items),
+            TreeValue::List(items) => Some(items),
             _ => None,
         }
     }
@@ -176,7 +176,7 @@ impl Tree {
     /// The value of a key, if this is a mapping that has it.
     pub fn get(&self, key: &str) -> Option<&Tree> {
         match &self.value {
-            Value::Map(entries) => find(entries, key).map(|entry| &*entry.value),
+            TreeValue::Map(entries) => find(entries, key).map(|entry| &*entry.value),
             _ => None,
         }
     }

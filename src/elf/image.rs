@@ -7,14 +7,14 @@ use object::elf;
 use super::debug::{crc32, debuglink};
 use super::headers::Headers;
 use super::pclntab::{Pclntab, is_marked};
-use super::symbol_table::Table;
+use super::symbol_table::SymbolTable;
 use super::{ElfError, SiteError};
 
 /// A linked 64-bit little-endian program or shared library: its [`Headers`], and tables of symbols from elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
     headers: Headers<'a>,
-    debug_symbols: Option<Table<'a>>,
+    debug_symbols: Option<SymbolTable<'a>>,
     pclntab: Option<Pclntab<'a>>,
 }
 
@@ -48,13 +48,13 @@ impl<'a> Image<'a> {
         if self.arch() != debug.arch() || !same {
             return Err(SiteError::OtherBuild);
         }
-        Ok(Image { debug_symbols: Table::of(debug, elf::SHT_SYMTAB), ..self })
+        Ok(Image { debug_symbols: SymbolTable::of(debug, elf::SHT_SYMTAB), ..self })
     }
 
     /// Adds the symbols that the program carries in itself, compressed; `embedded` is what
     /// [`super::embedded_symbols`] gave.
     pub fn with_embedded_symbols(self, embedded: &Image<'a>) -> Image<'a> {
-        Image { debug_symbols: Table::of(embedded, elf::SHT_SYMTAB), ..self }
+        Image { debug_symbols: SymbolTable::of(embedded, elf::SHT_SYMTAB), ..self }
     }
 
     /// Whether only the symbols that other files link against are left: neither the file nor a debug file added
@@ -68,7 +68,7 @@ impl<'a> Image<'a> {
         self.pclntab
     }
 
-    pub(super) fn debug_symbols(&self) -> Option<Table<'a>> {
+    pub(super) fn debug_symbols(&self) -> Option<SymbolTable<'a>> {
         self.debug_symbols
     }
 }

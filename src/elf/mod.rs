@@ -63,4 +63,4 @@ pub use notes::{Note, notes};
 pub use parameters::{Parameter, Parameters, Place as ParameterPlace};
 pub use shape::{Cost, SiteShape};
 pub use sites::{Convention, FunctionSite, Site, lacks_variables, usdt_sites};
-pub use types::{Pointee, Value};
+pub use types::{Pointee, ValueType};

@@ -8,7 +8,7 @@ use gimli::{DebugInfoOffset, Operation, Register, Unit};
 
 use super::debug_info::{DebugInfo, Finder, Node, Slice};
 use super::names::{CloneKind, clone_of, parameter_count};
-use super::types::{Passed, Pointee, REGISTERS, Value, Words, passed, value, written};
+use super::types::{Passed, Pointee, REGISTERS, ValueType, Words, passed, value, written};
 
 /// What a function takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Parameter {
     pub name: String,
     /// Its type as the source writes it.
     pub declared: String,
-    pub value: Value,
+    pub value: ValueType,
     /// The words that it is passed in by its declaration, empty for what is in vector registers; None if they are not known.
     pub words: Option<Range<usize>>,
     pub place: Place,
@@ -161,7 +161,7 @@ impl<'d> Reader<'d> {
                 name: String::from_utf8_lossy(name).into_owned(),
                 declared: written(finder, &child),
                 value: match how {
-                    Passed::ByReference => Value::Address(Pointee::Structure),
+                    Passed::ByReference => ValueType::Address(Pointee::Structure),
                     _ => value(finder, kind),
                 },
                 words: taken,

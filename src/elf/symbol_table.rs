@@ -42,26 +42,26 @@ pub(super) enum Kind {
 
 /// The entries of a symbol table section and the strings that they point into.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Table<'a> {
+pub(super) struct SymbolTable<'a> {
     entries: &'a [Sym64<LittleEndian>],
     strings: &'a [u8],
 }
 
-impl<'a> Table<'a> {
+impl<'a> SymbolTable<'a> {
     /// None when there is no such section or it does not fit the file. Of a file without sections, what the dynamic loader
     /// reads.
-    pub fn of(headers: &Headers<'a>, kind: elf::SectionType) -> Option<Table<'a>> {
+    pub fn of(headers: &Headers<'a>, kind: elf::SectionType) -> Option<SymbolTable<'a>> {
         if kind == elf::SHT_DYNSYM && !headers.has_sections() {
-            return Table::dynamic(headers);
+            return SymbolTable::dynamic(headers);
         }
         let section = headers.section_of_type(kind)?;
         let strings = headers.section_data(headers.section_at(section.sh_link(LE))?)?;
         let bytes = headers.section_data(section)?;
         let (entries, _) = slice_from_bytes(bytes, bytes.len() / size_of::<Sym64<LittleEndian>>()).ok()?;
-        Some(Table { entries, strings })
+        Some(SymbolTable { entries, strings })
     }
 
-    fn dynamic(headers: &Headers<'a>) -> Option<Table<'a>> {
+    fn dynamic(headers: &Headers<'a>) -> Option<SymbolTable<'a>> {
         let tags = headers.dynamic();
         let value = |wanted| tags.iter().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
         let from = |tag| headers.loaded_from(value(tag)?);
@@ -70,7 +70,7 @@ impl<'a> Table<'a> {
         let strings = from(elf::DT_STRTAB)?;
         let size = value(elf::DT_STRSZ).and_then(|size| usize::try_from(size).ok());
         let (entries, _) = slice_from_bytes(from(elf::DT_SYMTAB)?, usize::try_from(count).ok()?).ok()?;
-        Some(Table { entries, strings: &strings[..size.unwrap_or(strings.len()).min(strings.len())] })
+        Some(SymbolTable { entries, strings: &strings[..size.unwrap_or(strings.len()).min(strings.len())] })
     }
 
     /// The symbols in the table's order.

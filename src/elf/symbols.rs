@@ -7,18 +7,18 @@ use object::elf;
 use super::Image;
 use super::headers::LE;
 use super::pclntab::Pclntab;
-use super::symbol_table::{Kind, Symbol, Table};
+use super::symbol_table::{Kind, Symbol, SymbolTable};
 
 /// Every named symbol: of `.symtab`, of the separate debug file if there is one, of `.dynsym`; and of the table by which a
 /// Go program names its own functions, where the first two are missing: they tell functions apart that it names alike.
 pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
-    let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| Table::of(image, kind));
-    let own = own.into_iter().flat_map(Table::symbols);
-    let debug = image.debug_symbols().into_iter().flat_map(Table::symbols);
+    let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| SymbolTable::of(image, kind));
+    let own = own.into_iter().flat_map(SymbolTable::symbols);
+    let debug = image.debug_symbols().into_iter().flat_map(SymbolTable::symbols);
     let debug = debug.map(|symbol| Symbol { from_debug_symbols: true, ..symbol });
     let tables = own.chain(debug);
     let versions = image.versions();
-    let exported = exported.into_iter().flat_map(Table::numbered).map(move |(number, symbol)| {
+    let exported = exported.into_iter().flat_map(SymbolTable::numbered).map(move |(number, symbol)| {
         let version = versions
             .as_ref()
             .and_then(|versions| versions.version(versions.version_index(LE, number).index()).ok().flatten());
@@ -67,7 +67,7 @@ pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n
 /// The symbols whose addresses the loader writes, by where it does.
 pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
     const ENTRY: usize = 24;
-    let Some(table) = Table::of(image, elf::SHT_DYNSYM) else { return HashMap::new() };
+    let Some(table) = SymbolTable::of(image, elf::SHT_DYNSYM) else { return HashMap::new() };
     let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
     let entries =
         [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.chunks_exact(ENTRY));

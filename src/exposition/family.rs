@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use super::sample::{Kind, Number, Sample, Value};
+use super::sample::{Kind, Number, Sample, SampleValue};
 use super::{Format, openmetrics, text};
 
 /// What of a family does not change from scrape to scrape.
@@ -177,7 +177,7 @@ impl Family {
         self.series.push((key, value.into()));
     }
 
-    /// Adds a series of a histogram, as [`Value::Histogram`] has it.
+    /// Adds a series of a histogram, as [`SampleValue::Histogram`] has it.
     pub fn histogram_of(
         &mut self,
         of: &[(&'static str, String)],
@@ -202,8 +202,8 @@ impl Family {
         let buckets = self.head.buckets();
         self.series.iter().enumerate().map(move |(at, (key, number))| {
             let value = match buckets {
-                0 => Value::Number(*number),
-                _ => Value::Histogram { counts: &self.counts[at * buckets..][..buckets], sum: *number },
+                0 => SampleValue::Number(*number),
+                _ => SampleValue::Histogram { counts: &self.counts[at * buckets..][..buckets], sum: *number },
             };
             Sample { key, value }
         })

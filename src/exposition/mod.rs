@@ -14,7 +14,7 @@ mod text;
 pub use family::{Families, Family, Head, labels, push_label};
 pub use names::Names;
 pub use negotiate::negotiate;
-pub use sample::{Kind, Number, Sample, Value};
+pub use sample::{Kind, Number, Sample, SampleValue};
 
 /// A format that Prometheus reads.
 #[derive(Debug, Clone, Copy, PartialEq)]

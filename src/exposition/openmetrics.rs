@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use super::sample::{Kind, Sample, Value};
+use super::sample::{Kind, Sample, SampleValue};
 use super::text;
 
 /// Units that a name can end in.
@@ -67,11 +67,11 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, creat
         to.extend_from_slice(name.as_bytes());
         match sample.value {
             // The key has the name, the braces and a blank.
-            Value::Number(_) => {
+            SampleValue::Number(_) => {
                 to.extend_from_slice(sample.key.get(parts.name.len()..).unwrap_or(" ").as_bytes())
             }
-            Value::Histogram { .. } if sample.key.is_empty() => to.push(b' '),
-            Value::Histogram { .. } => {
+            SampleValue::Histogram { .. } if sample.key.is_empty() => to.push(b' '),
+            SampleValue::Histogram { .. } => {
                 to.push(b'{');
                 to.extend_from_slice(sample.key.as_bytes());
                 to.extend_from_slice(b"} ");
@@ -101,7 +101,7 @@ mod tests {
     use super::super::{Family, Format};
     use super::*;
 
-    fn written(head: &Head, labels: &str, value: Value<'_>) -> String {
+    fn written(head: &Head, labels: &str, value: SampleValue<'_>) -> String {
         let key = head.key(labels);
         let mut to = Vec::new();
         let format = Format::OpenMetrics { created: 1700000000.5 };
@@ -113,26 +113,30 @@ mod tests {
     fn counters_have_a_time_of_creation_and_the_name_of_their_series() {
         let head = Head::new("cpu_seconds_total", "Of \"it\".", Kind::Counter);
         assert_eq!(
-            written(&head, "a=\"x}\"", Value::Number(7u64.into())),
+            written(&head, "a=\"x}\"", SampleValue::Number(7u64.into())),
             "# TYPE cpu_seconds counter\n# UNIT cpu_seconds seconds\n# HELP cpu_seconds Of \\\"it\\\".\n\
              cpu_seconds_total{a=\"x}\"} 7\ncpu_seconds_created{a=\"x}\"} 1700000000.500\n"
         );
         let bare = Head::new("hits", "", Kind::Counter);
-        assert_eq!(written(&bare, "", Value::Number(7u64.into())), "# TYPE hits unknown\nhits 7\n");
+        assert_eq!(written(&bare, "", SampleValue::Number(7u64.into())), "# TYPE hits unknown\nhits 7\n");
         let mut others = Family::new("drops_total", Kind::Counter, "").counted_elsewhere();
         others.number(&[], 1u64);
         let mut to = Vec::new();
         others.write(Format::OpenMetrics { created: 1.0 }, &mut to);
         assert_eq!(to, b"# TYPE drops counter\ndrops_total 1\n");
         let gauge = Head::new("gigabytes", "", Kind::Gauge);
-        assert_eq!(written(&gauge, "", Value::Number(7u64.into())), "# TYPE gigabytes gauge\ngigabytes 7\n");
+        assert_eq!(
+            written(&gauge, "", SampleValue::Number(7u64.into())),
+            "# TYPE gigabytes gauge\ngigabytes 7\n"
+        );
     }
 
     #[test]
     fn histograms_have_canonical_bounds() {
         let head = Head::new("h", "", Kind::Histogram(vec![0.25, 1.0]));
         for (labels, braces, before) in [("", "", ""), ("a=\"x\"", "{a=\"x\"}", "a=\"x\",")] {
-            let text = written(&head, labels, Value::Histogram { counts: &[1, 2, 4], sum: 3u64.into() });
+            let text =
+                written(&head, labels, SampleValue::Histogram { counts: &[1, 2, 4], sum: 3u64.into() });
             let expected = format!(
                 "# TYPE h histogram\nh_bucket{{{before}le=\"0.25\"}} 1\nh_bucket{{{before}le=\"1.0\"}} 3\n\
                  h_bucket{{{before}le=\"+Inf\"}} 7\nh_sum{braces} 3\nh_count{braces} 7\n\

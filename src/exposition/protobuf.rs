@@ -4,7 +4,7 @@
 
 use super::Head;
 use super::family::labels;
-use super::sample::{Kind, Sample, Value};
+use super::sample::{Kind, Sample, SampleValue};
 
 /// Field numbers and the values of enumerations in the definition.
 mod field {
@@ -66,16 +66,16 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
     }
     let mut content = Message::default();
     let number = match (&head.kind, sample.value) {
-        (Kind::Counter, Value::Number(number)) => {
+        (Kind::Counter, SampleValue::Number(number)) => {
             content.double(field::NUMBER, number.as_real());
             created.into_iter().for_each(|time| content.message(field::COUNTER_CREATED, time));
             field::METRIC_COUNTER
         }
-        (_, Value::Number(number)) => {
+        (_, SampleValue::Number(number)) => {
             content.double(field::NUMBER, number.as_real());
             field::METRIC_GAUGE
         }
-        (kind, Value::Histogram { counts, sum }) => {
+        (kind, SampleValue::Histogram { counts, sum }) => {
             let total = counts.iter().fold(0u64, |total, count| total.wrapping_add(*count));
             content.integer(field::HISTOGRAM_COUNT, total);
             content.double(field::HISTOGRAM_SUM, sum.as_real());
@@ -159,7 +159,7 @@ mod tests {
         write(&head, std::iter::empty(), 0.0, &mut none);
         assert!(none.is_empty());
         let key = head.key("");
-        let sample = Sample { key: &key, value: Value::Number(1u64.into()) };
+        let sample = Sample { key: &key, value: SampleValue::Number(1u64.into()) };
         write(&head, std::iter::once(sample), 0.0, &mut one);
         let expected = [
             &[22, 0x0a, 1, b'g', 0x12, 0, 0x18, 1, 0x22, 13][..],

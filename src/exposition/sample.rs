@@ -14,11 +14,11 @@ pub enum Kind {
 pub struct Sample<'a> {
     /// See [`super::Head::key`].
     pub key: &'a str,
-    pub value: Value<'a>,
+    pub value: SampleValue<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Value<'a> {
+pub enum SampleValue<'a> {
     /// Of counters and gauges.
     Number(Number),
     /// `counts` of each bucket alone, one more than there are bounds: the last is beyond all.

@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use super::sample::{Kind, Number, Sample, Value};
+use super::sample::{Kind, Number, Sample, SampleValue};
 
 /// A family's text that never changes.
 #[derive(Debug)]
@@ -96,11 +96,11 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, to: &
 /// Appends the lines of one sample.
 pub fn write_sample(parts: &Parts, sample: &Sample<'_>, to: &mut Vec<u8>) {
     match sample.value {
-        Value::Number(number) => {
+        SampleValue::Number(number) => {
             to.extend_from_slice(sample.key.as_bytes());
             end(number, to);
         }
-        Value::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
+        SampleValue::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
     use super::super::Head;
     use super::*;
 
-    fn written(head: &Head, key: &str, value: Value<'_>) -> String {
+    fn written(head: &Head, key: &str, value: SampleValue<'_>) -> String {
         let mut to = Vec::new();
         write(&head.text, std::iter::once(Sample { key, value }), &mut to);
         String::from_utf8(to).unwrap()
@@ -161,14 +161,14 @@ mod tests {
     #[test]
     fn a_histogram_is_cumulative() {
         let head = Head::new("h", "Help\nof \\ h.", Kind::Histogram(vec![0.001, 1.0]));
-        let value = Value::Histogram { counts: &[1, 2, 4], sum: Number::Real(0.5) };
+        let value = SampleValue::Histogram { counts: &[1, 2, 4], sum: Number::Real(0.5) };
         assert_eq!(
             written(&head, "node=\"a\"", value),
             "# HELP h Help\\nof \\\\ h.\n# TYPE h histogram\n\
              h_bucket{node=\"a\",le=\"0.001\"} 1\nh_bucket{node=\"a\",le=\"1\"} 3\nh_bucket{node=\"a\",le=\"+Inf\"} 7\n\
              h_sum{node=\"a\"} 0.5\nh_count{node=\"a\"} 7\n"
         );
-        let bare = written(&head, "", Value::Histogram { counts: &[1, 0, 0], sum: 3u64.into() });
+        let bare = written(&head, "", SampleValue::Histogram { counts: &[1, 0, 0], sum: 3u64.into() });
         assert!(bare.ends_with(
             "h_bucket{le=\"0.001\"} 1\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 3\nh_count 1\n"
         ));
@@ -180,7 +180,10 @@ mod tests {
         write(&Head::new("g", "Help.", Kind::Gauge).text, std::iter::empty(), &mut to);
         assert!(to.is_empty());
         let gauge = Head::new("g", "", Kind::Gauge);
-        assert_eq!(written(&gauge, &gauge.key(""), Value::Number(7u64.into())), "# TYPE g gauge\ng 7\n");
+        assert_eq!(
+            written(&gauge, &gauge.key(""), SampleValue::Number(7u64.into())),
+            "# TYPE g gauge\ng 7\n"
+        );
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub fn is_tls13_suite(number: u16) -> bool {
 /// A loaded certificate, which follows its files while [`super::serve`] runs.
 pub struct Tls {
     options: TlsOptions,
-    loaded: RwLock<Loaded>,
+    loaded: RwLock<ActiveTls>,
     /// The files as they were when they were last looked at, whether they were good or not.
     fingerprint: Mutex<Fingerprint>,
     /// Whether they were not good then, so that the pair in use is an earlier one.
@@ -92,7 +92,7 @@ pub struct Tls {
 }
 
 #[derive(Clone)]
-struct Loaded {
+struct ActiveTls {
     config: Arc<ServerConfig>,
     /// Of the server's own certificate, if it could be parsed.
     facts: Option<Facts>,
@@ -136,7 +136,7 @@ impl Tls {
         self.options.certificate.name().display().to_string()
     }
 
-    fn loaded(&self) -> Loaded {
+    fn loaded(&self) -> ActiveTls {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -179,7 +179,7 @@ impl Fingerprint {
     }
 }
 
-fn read(options: &TlsOptions) -> Result<(Loaded, Vec<String>), TlsError> {
+fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
     let chain = options.certificate.certificates("certificate")?;
     let (key, mut warnings) = options.key.key()?;
     let (certificate_path, key_path) =
@@ -216,7 +216,7 @@ fn read(options: &TlsOptions) -> Result<(Loaded, Vec<String>), TlsError> {
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ignore_client_order = options.ignore_client_order;
-    Ok((Loaded { config: Arc::new(config), facts }, warnings))
+    Ok((ActiveTls { config: Arc::new(config), facts }, warnings))
 }
 
 #[cfg(test)]

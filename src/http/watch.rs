@@ -68,12 +68,12 @@ pub(super) enum EvictionClass {
 pub(super) struct Watch {
     limits: Arc<Limits>,
     begun: Instant,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// Wakes [`Watch::over`] when the deadline has moved or the connection is evicted.
     changed: Notify,
 }
 
-struct State {
+struct ConnectionState {
     phase: Phase,
     deadline: Option<Instant>,
     /// The last time that the answer moved.
@@ -95,7 +95,7 @@ impl Watch {
     /// A connection that begins with a TLS handshake. [`Watch::enter_header`] follows it.
     pub(super) fn new(limits: Arc<Limits>) -> Arc<Self> {
         let now = Instant::now();
-        let state = State {
+        let state = ConnectionState {
             phase: Phase::Handshake,
             deadline: Some(now + limits.handshake),
             progress: now,
@@ -208,7 +208,7 @@ impl Watch {
         }
     }
 
-    fn enter(&self, state: &mut State, phase: Phase) {
+    fn enter(&self, state: &mut ConnectionState, phase: Phase) {
         let now = Instant::now();
         state.phase = phase;
         state.progress = now;
@@ -244,7 +244,7 @@ impl Watch {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

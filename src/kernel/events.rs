@@ -89,7 +89,7 @@ pub struct Wanted {
 }
 
 self_cell::self_cell!(
-    struct Loaded {
+    struct LoadedEvents {
         owner: Storage,
         #[covariant]
         dependent: EventsSkel,
@@ -98,7 +98,7 @@ self_cell::self_cell!(
 
 /// The attached programs.
 pub struct ProcessEvents {
-    loaded: Loaded,
+    loaded: LoadedEvents,
     ring: RingBuffer<'static>,
     taken: Rc<RefCell<Vec<ProcessEvent>>>,
     epoll: OwnedFd,
@@ -127,8 +127,9 @@ impl ProcessEvents {
     /// What the kernel refuses; processes can be found by walking through /proc then.
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
-        let load =
-            |wanted: &Wanted| Loaded::try_new(new_storage(), |storage| load(storage, wanted, namespace));
+        let load = |wanted: &Wanted| {
+            LoadedEvents::try_new(new_storage(), |storage| load(storage, wanted, namespace))
+        };
         let loaded = match load(wanted) {
             // Another kernel's registers.
             Err(err) if wanted.mappings => {

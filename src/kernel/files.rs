@@ -39,7 +39,7 @@ pub struct PidNamespace {
 }
 
 self_cell::self_cell!(
-    struct Loaded {
+    struct LoadedFiles {
         owner: Storage,
         #[covariant]
         dependent: FilesSkel,
@@ -48,7 +48,7 @@ self_cell::self_cell!(
 
 /// The loaded iterators.
 pub struct Files {
-    loaded: Loaded,
+    loaded: LoadedFiles,
     /// The exporter's own process, as the kernel numbers it: what it maps to look at does not count as used.
     own: Option<u32>,
 }
@@ -68,7 +68,7 @@ impl Files {
     /// If the kernel refuses them.
     pub fn load() -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
-        let loaded = Loaded::try_new(new_storage(), |storage| {
+        let loaded = LoadedFiles::try_new(new_storage(), |storage| {
             FilesSkelBuilder::default().open(storage.borrow_mut()).and_then(OpenSkel::load)
         });
         Ok(Self { loaded: loaded.map_err(loading)?, own: None })

@@ -16,14 +16,14 @@ use super::files::PidNamespace;
 use super::filters::Numbers;
 use super::held::{Held, release};
 use super::link_kind::Attach;
-use super::misses::{Loaded, loaded as hit_programs};
+use super::misses::{LoadedProgram, loaded as hit_programs};
 use super::pinned_maps::{pin_maps, reuse};
 use super::placed::{How, Placed};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::storage::{Storage, new_storage};
 use super::store::{KernelStore, Parts};
-use super::tables::Tables;
+use super::tables::ProbeTables;
 use crate::abi::generated::{OpenProbeSkel, ProbeProgs, ProbeSkel, ProbeSkelBuilder};
 use crate::abi::{Plain, bytes_of, site};
 use crate::config::model::ReturnsBy;
@@ -52,7 +52,7 @@ pub struct Shared {
     pub control: Arc<Control>,
     pub ring: Arc<MapHandle>,
     /// Those that hits run.
-    pub programs: Arc<[Loaded]>,
+    pub programs: Arc<[LoadedProgram]>,
 }
 
 self_cell::self_cell!(
@@ -150,7 +150,7 @@ impl Kernel {
     ) -> Result<Self, KernelError> {
         let Shape { sessions, shards, attach, namespace } = shape;
         let taken = pinning.filter(|pinning| pinning.taken.is_some());
-        let tables = Tables::new(plan, layout);
+        let tables = ProbeTables::new(plan, layout);
         let numbers = Numbers::of(plan);
         let has_families = !numbers.families.is_empty();
         log_libbpf();
@@ -325,7 +325,7 @@ fn pinning_failed(source: libbpf_rs::Error) -> KernelError {
     KernelError { what: "pin maps and links".to_string(), source, next }
 }
 
-fn fill_all(skel: &ProbeSkel<'_>, tables: &Tables, numbers: &Numbers) -> libbpf_rs::Result<()> {
+fn fill_all(skel: &ProbeSkel<'_>, tables: &ProbeTables, numbers: &Numbers) -> libbpf_rs::Result<()> {
     fill(&skel.maps.globs, &numbers.globs)?;
     fill(&skel.maps.probes, &tables.probes)?;
     fill(&skel.maps.actions, &tables.actions)?;
@@ -355,7 +355,7 @@ fn size(
     open: &mut OpenProbeSkel<'_>,
     plan: &Plan,
     layout: &Layout,
-    tables: &Tables,
+    tables: &ProbeTables,
     numbers: &Numbers,
     shards: u32,
 ) -> libbpf_rs::Result<()> {
@@ -391,7 +391,12 @@ fn size(
     Ok(())
 }
 
-fn share(skel: &ProbeSkel<'_>, layout: &Layout, shards: u32, programs: Vec<Loaded>) -> io::Result<Shared> {
+fn share(
+    skel: &ProbeSkel<'_>,
+    layout: &Layout,
+    shards: u32,
+    programs: Vec<LoadedProgram>,
+) -> io::Result<Shared> {
     let maps = &skel.maps;
     let entries = layout.kernel.entries.max(1) as usize;
     let interners = layout.kernel.interners.len().max(1);

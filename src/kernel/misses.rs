@@ -11,16 +11,20 @@ use crate::abi::generated::ProbeProgs;
 
 /// A loaded program that hits run, held open to ask the kernel about it.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedProgram {
     /// Its name in `bpf/probe.bpf.c`.
     pub name: &'static str,
     program: OwnedFd,
 }
 
 /// Of the programs, those that are loaded with this kind of link.
-pub(super) fn loaded(programs: &ProbeProgs<'_>, attach: Attach, sessions: bool) -> io::Result<Vec<Loaded>> {
+pub(super) fn loaded(
+    programs: &ProbeProgs<'_>,
+    attach: Attach,
+    sessions: bool,
+) -> io::Result<Vec<LoadedProgram>> {
     let hold = |name, program: &Program<'_>| {
-        program.as_fd().try_clone_to_owned().map(|program| Loaded { name, program })
+        program.as_fd().try_clone_to_owned().map(|program| LoadedProgram { name, program })
     };
     let mut held = vec![match attach {
         Attach::Multi => hold("probe_multi", &programs.probe_multi)?,
@@ -32,7 +36,7 @@ pub(super) fn loaded(programs: &ProbeProgs<'_>, attach: Attach, sessions: bool) 
     Ok(held)
 }
 
-impl Loaded {
+impl LoadedProgram {
     /// As [`misses`], of this program.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ pub use lease::{Lease, LeaseBreak, LeaseBreaks, NoLease};
 pub use link_kind::{Attach, choose};
 pub(crate) use load::Pinning;
 pub use load::{Kernel, Shape, Shared};
-pub use misses::{Loaded, misses};
+pub use misses::{LoadedProgram, misses};
 pub use placed::{Attached, How, Placed};
 pub use prices::{Prices, measure_prices, prices};
 pub use refusal::{Refusal, RefusalKind};

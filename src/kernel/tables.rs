@@ -9,8 +9,8 @@ use crate::abi::{
 use crate::config::model::{ArgKind, Op, Operand, Pattern};
 use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout};
 use crate::plan::{
-    ActionPlan, ConditionPlan, LabelPlan, Pairing, Plan, ProbePlan, Route, SlowPlan, Source, SpanEnd,
-    ValueKind,
+    ActionPlan, ComputedIn, ConditionPlan, LabelPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, ValueKind,
+    ValueSource,
 };
 
 /// Added to a signed number, it makes unsigned comparison right.
@@ -18,7 +18,7 @@ pub(crate) const BIAS: u64 = 1 << 63;
 
 /// The tables that do not depend on where the sites are.
 #[derive(Debug, Default)]
-pub(crate) struct Tables {
+pub(crate) struct ProbeTables {
     pub probes: Vec<probe>,
     pub actions: Vec<action>,
     pub patterns: Vec<pattern>,
@@ -26,11 +26,11 @@ pub(crate) struct Tables {
     pub interners: Vec<interner>,
 }
 
-impl Tables {
+impl ProbeTables {
     pub(crate) fn new(plan: &Plan, layout: &Layout) -> Self {
-        let mut tables = Tables {
+        let mut tables = ProbeTables {
             interners: layout.kernel.interners.iter().map(interner_entry).collect(),
-            ..Tables::default()
+            ..ProbeTables::default()
         };
         for (number, probe) in plan.probes.iter().enumerate() {
             let first = tables.actions.len();
@@ -39,7 +39,7 @@ impl Tables {
                 tables.actions.push(row);
             }
             let counted = layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.kernel);
-            for slow in probe.slow.iter().filter(|slow| slow.route == Route::Kernel) {
+            for slow in probe.slow.iter().filter(|slow| slow.computed_in == ComputedIn::Kernel) {
                 let row = tables.slow(probe, slow, counted.unwrap_or_default());
                 tables.actions.push(row);
             }
@@ -144,7 +144,7 @@ impl Tables {
         if kind.is_text() {
             flags |= label_flag::LABEL_TEXT.0;
             // Whether it had a length when the start kept it is not known here.
-            let is_carried = matches!(probe.values[layout.value].source, Source::Carried(_));
+            let is_carried = matches!(probe.values[layout.value].source, ValueSource::Carried(_));
             if matches!(kind, ValueKind::StrLen { .. }) || kind.is_characters() && is_carried {
                 flags |= label_flag::LABEL_NUL.0;
             }
@@ -206,10 +206,10 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
     }
     for (at, planned) in row.values.iter_mut().zip(&plan.values) {
         let (kind, len_value) = match &planned.kind {
-            kind if kind.is_text() && matches!(planned.source, Source::Carried(_)) => {
+            kind if kind.is_text() && matches!(planned.source, ValueSource::Carried(_)) => {
                 (value_kind::VALUE_CARRIED, 0)
             }
-            _ if planned.source == Source::Time => (value_kind::VALUE_TIME, 0),
+            _ if planned.source == ValueSource::Time => (value_kind::VALUE_TIME, 0),
             ValueKind::Comm => (value_kind::VALUE_COMM, 0),
             ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
             ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),

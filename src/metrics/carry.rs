@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::facts::ProbeFacts;
-use super::registry::{Carried, Family, Registry, Source};
+use super::registry::{Carried, Family, Registry, SeriesSource};
 use crate::exposition::Kind;
 use crate::kinds::Total;
-use crate::plan::{LabelPlan, Plan, Source as ValueSource};
+use crate::plan::{LabelPlan, Plan, ValueSource};
 
 /// See [`Registry::carried`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Registry {
         self.stores.truncate(left);
     }
 
-    fn is_same(&self, source: &Source, old: &Self, other: &Source) -> bool {
+    fn is_same(&self, source: &SeriesSource, old: &Self, other: &SeriesSource) -> bool {
         let (engine, other_engine) =
             (&self.stores[source.probe_ref.engine], &old.stores[other.probe_ref.engine]);
         let is_same_engine = Arc::ptr_eq(&engine.kernel, &other_engine.kernel);

@@ -2,7 +2,7 @@
 
 use crate::abi::label_id;
 use crate::config::model::{Op, Operand, Pattern};
-use crate::decode::Value;
+use crate::decode::EventValue;
 use crate::kinds::Update;
 use crate::layout::ActionLayout;
 use crate::metrics::show::show;
@@ -30,7 +30,7 @@ pub fn evaluate<'a>(
     layout: &ActionLayout,
     probe: &ProbePlan,
     time: u64,
-    read: &impl Fn(usize) -> Value<'a>,
+    read: &impl Fn(usize) -> EventValue<'a>,
     scratch: &mut String,
 ) -> Outcome {
     let action = &probe.actions[layout.action];
@@ -43,10 +43,10 @@ pub fn evaluate<'a>(
     }
     let value = match action.value.map(read) {
         None => 1,
-        Some(Value::Int(number)) => number,
-        Some(Value::Large(number)) if layout.kind.shows_any_word() => number as i64,
-        Some(Value::Large(_)) => return Outcome::Negative,
-        Some(Value::Text(_) | Value::Unreadable) => return Outcome::Unreadable,
+        Some(EventValue::Int(number)) => number,
+        Some(EventValue::Large(number)) if layout.kind.shows_any_word() => number as i64,
+        Some(EventValue::Large(_)) => return Outcome::Negative,
+        Some(EventValue::Text(_) | EventValue::Unreadable) => return Outcome::Unreadable,
     };
     if action.refuses_negative && value < 0 {
         return Outcome::Negative;
@@ -60,11 +60,11 @@ pub fn evaluate<'a>(
 /// The histogram that takes the event for slow, and its value there; the first one where there are several.
 pub fn found_slow<'p, 'a>(
     probe: &'p ProbePlan,
-    read: &impl Fn(usize) -> Value<'a>,
+    read: &impl Fn(usize) -> EventValue<'a>,
     scratch: &mut String,
 ) -> Option<(&'p SlowPlan, i64)> {
     probe.slow.iter().find_map(|slow| {
-        let Value::Int(value) = read(slow.value) else { return None };
+        let EventValue::Int(value) = read(slow.value) else { return None };
         let mut all = slow.when.iter();
         let meant = all.all(|condition| {
             let kind = &probe.values[condition.value].kind;
@@ -75,22 +75,22 @@ pub fn found_slow<'p, 'a>(
 }
 
 /// The number that it is, if it is one.
-fn integer(kind: &ValueKind, value: Value<'_>) -> Option<i128> {
+fn integer(kind: &ValueKind, value: EventValue<'_>) -> Option<i128> {
     match value {
-        Value::Int(number) => Some(kind.integer(number)),
-        Value::Large(number) => Some(number.into()),
-        Value::Text(_) | Value::Unreadable => None,
+        EventValue::Int(number) => Some(kind.integer(number)),
+        EventValue::Large(number) => Some(number.into()),
+        EventValue::Text(_) | EventValue::Unreadable => None,
     }
 }
 
 fn holds(
     condition: &ConditionPlan,
-    value: Value<'_>,
+    value: EventValue<'_>,
     kind: &ValueKind,
     scratch: &mut String,
 ) -> Option<bool> {
     match (&condition.with, value) {
-        (Operand::Int(with), Value::Int(_) | Value::Large(_)) => {
+        (Operand::Int(with), EventValue::Int(_) | EventValue::Large(_)) => {
             let value = integer(kind, value)?;
             let with = *with;
             Some(match condition.op {
@@ -102,7 +102,7 @@ fn holds(
                 Op::Ge => value >= with,
             })
         }
-        (Operand::Str(with), Value::Text(text)) => {
+        (Operand::Str(with), EventValue::Text(text)) => {
             // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
             let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
             if kind.is_compared_as_displayed() {
@@ -129,7 +129,7 @@ fn series<'a>(
     layout: &ActionLayout,
     action: &ActionPlan,
     probe: &ProbePlan,
-    read: &impl Fn(usize) -> Value<'a>,
+    read: &impl Fn(usize) -> EventValue<'a>,
     scratch: &mut String,
 ) -> u32 {
     if layout.labels.is_empty() {
@@ -143,7 +143,7 @@ fn series<'a>(
         let kind = &probe.values[*value].kind;
         let current = read(*value);
         let id = match current {
-            Value::Unreadable => label_id::ID_UNREADABLE.0,
+            EventValue::Unreadable => label_id::ID_UNREADABLE.0,
             current => {
                 let found = fitting(mapping, kind, current, scratch);
                 match (found, label.interner) {
@@ -151,13 +151,13 @@ fn series<'a>(
                     (None, None) => label_id::ID_PATTERN.0 + mapping.len() as u32,
                     (None, Some(interner)) => {
                         let number = match current {
-                            Value::Int(number) => store.number(interner, &number.to_le_bytes()),
-                            Value::Large(number) => store.number(interner, &number.to_le_bytes()),
+                            EventValue::Int(number) => store.number(interner, &number.to_le_bytes()),
+                            EventValue::Large(number) => store.number(interner, &number.to_le_bytes()),
                             // What lies behind a NUL is not shown, and makes no other value.
-                            Value::Text(text) if kind.is_characters() => store
+                            EventValue::Text(text) if kind.is_characters() => store
                                 .number(interner, text.split(|byte| *byte == 0).next().unwrap_or_default()),
-                            Value::Text(text) => store.number(interner, text),
-                            Value::Unreadable => None,
+                            EventValue::Text(text) => store.number(interner, text),
+                            EventValue::Unreadable => None,
                         };
                         number.map_or(label_id::ID_OTHER.0, |number| {
                             label_id::ID_PATTERN.0 + mapping.len() as u32 + number
@@ -190,7 +190,7 @@ fn series<'a>(
 pub fn fitting(
     mapping: &[(Pattern, String)],
     kind: &ValueKind,
-    current: Value<'_>,
+    current: EventValue<'_>,
     scratch: &mut String,
 ) -> Option<usize> {
     mapping.iter().position(|(pattern, _)| {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::ended::LabelVisibility;
 use super::labels::{Scratch, ids};
-use super::registry::{Family, Registry, Source, UNKNOWN, WINDOW};
+use super::registry::{Family, Registry, SeriesSource, UNKNOWN, WINDOW};
 use crate::abi::label_id;
 use crate::layout::ActionLayout;
 use crate::plan;
@@ -27,8 +27,10 @@ impl Registry {
             let action = &probe.actions[source.action];
             for (position, label) in layout.labels.iter().enumerate() {
                 let hidden = self.plan.metrics[action.metric].labels[label.label] == plan::HIDDEN;
-                let of_process =
-                    matches!(probe.values[label.value].source, plan::Source::Pid | plan::Source::Tid);
+                let of_process = matches!(
+                    probe.values[label.value].source,
+                    plan::ValueSource::Pid | plan::ValueSource::Tid
+                );
                 let (true, Some(interner)) =
                     (of_process && hidden == (visibility == LabelVisibility::Never), label.interner)
                 else {
@@ -82,7 +84,7 @@ fn is_gone(name: &[u8]) -> bool {
     })
 }
 
-impl Source {
+impl SeriesSource {
     /// Clears all series in which the label at this position has a number that is over.
     fn forget(
         &mut self,

@@ -4,7 +4,7 @@ use super::facts::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::label_id;
 use crate::cgroups::Cgroups;
-use crate::decode::Value;
+use crate::decode::EventValue;
 use crate::exposition::push_label;
 use crate::layout::ActionLayout;
 use crate::plan::{HIDDEN, LabelPlan, Plan, ProbePlan, ValueKind};
@@ -113,18 +113,18 @@ fn show_name(
 ) {
     to.clear();
     let display = if kind.is_symbol() {
-        Value::Text(name)
+        EventValue::Text(name)
     } else if kind.is_text() {
-        Value::Text(&name[..name.len().min(kind.max_bytes() as usize)])
+        EventValue::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
-        Value::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
+        EventValue::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
     };
     match (kind, display) {
-        (ValueKind::Function, Value::Int(number)) => {
+        (ValueKind::Function, EventValue::Int(number)) => {
             let function = usize::try_from(number).ok().and_then(|number| facts.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
-        (ValueKind::Cgroup(what), Value::Int(number)) => cgroups.push(number as u64, *what, to),
+        (ValueKind::Cgroup(what), EventValue::Int(number)) => cgroups.push(number as u64, *what, to),
         _ => show(kind, display, facts.unsigned & (1 << value) != 0, to),
     }
 }

@@ -23,7 +23,7 @@ pub struct Registry {
     /// Of each probe of the plan, where it is counted.
     probe_refs: Vec<ProbeRef>,
     pub(super) families: Vec<Family>,
-    pub(super) sources: Vec<Source>,
+    pub(super) sources: Vec<SeriesSource>,
     pub(super) scratch: Scratch,
     /// When the current window of the least and greatest values began.
     pub(super) window: Instant,
@@ -87,7 +87,7 @@ pub(super) struct Carried {
 
 /// One action's slots, and which series each run of them belongs to.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SeriesSource {
     pub(super) probe: usize,
     pub(super) probe_ref: ProbeRef,
     pub(super) action: usize,
@@ -135,7 +135,14 @@ impl Registry {
                 let windowed = families[planned.metric].kind.is_windowed();
                 let previous = vec![0; if windowed { number } else { 0 }];
                 let series = vec![UNKNOWN; number];
-                sources.push(Source { probe, probe_ref, action, layout: layout.cloned(), series, previous });
+                sources.push(SeriesSource {
+                    probe,
+                    probe_ref,
+                    action,
+                    layout: layout.cloned(),
+                    series,
+                    previous,
+                });
             }
         }
         // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
@@ -197,7 +204,7 @@ impl Registry {
     }
 
     /// Adds up what these sources have, and what is carried.
-    pub(super) fn add_up(&mut self, facts: &[ProbeFacts], is_meant: impl Fn(&Source) -> bool) {
+    pub(super) fn add_up(&mut self, facts: &[ProbeFacts], is_meant: impl Fn(&SeriesSource) -> bool) {
         for family in &mut self.families {
             family.reset();
         }
@@ -310,8 +317,8 @@ impl Family {
         live.map(move |(at, series)| {
             let number = series.total.displayed(self.real);
             let value = match buckets {
-                0 => exposition::Value::Number(number),
-                _ => exposition::Value::Histogram {
+                0 => exposition::SampleValue::Number(number),
+                _ => exposition::SampleValue::Histogram {
                     counts: &self.counts[at * buckets..][..buckets],
                     sum: number,
                 },
@@ -321,7 +328,7 @@ impl Family {
     }
 }
 
-impl Source {
+impl SeriesSource {
     /// Begins a new window of least and greatest values.
     fn end_window(&mut self, engine: &CounterStore) {
         let Some(layout) = &self.layout else { return };

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::model::{ArgKind, Unit};
-use crate::decode::Value;
+use crate::decode::EventValue;
 use crate::plan::ValueKind;
 
 /// A value that the application's memory did not give.
@@ -18,32 +18,34 @@ const LABEL_BYTES: usize = 512;
 
 /// Appends the value as a label shows it: always valid UTF-8 without control characters, and bounded. With `unsigned`
 /// an integer's 64 bits are read without a sign.
-pub fn show(kind: &ValueKind, value: Value<'_>, unsigned: bool, to: &mut String) {
+pub fn show(kind: &ValueKind, value: EventValue<'_>, unsigned: bool, to: &mut String) {
     match (kind, value) {
-        (_, Value::Unreadable) => to.push_str(UNREADABLE),
-        (ValueKind::Arg(ArgKind::Bool), Value::Int(number)) => {
+        (_, EventValue::Unreadable) => to.push_str(UNREADABLE),
+        (ValueKind::Arg(ArgKind::Bool), EventValue::Int(number)) => {
             to.push_str(if number == 0 { "false" } else { "true" });
         }
-        (ValueKind::Arg(ArgKind::Bool), Value::Large(_)) => to.push_str("true"),
-        (_, Value::Int(number)) if unsigned => push(to, format_args!("{}", number as u64)),
-        (kind, Value::Int(number)) => push(to, format_args!("{}", kind.integer(number))),
-        (_, Value::Large(number)) => push(to, format_args!("{number}")),
-        (ValueKind::Arg(ArgKind::Hex { reverse, .. }), Value::Text(bytes)) => show_hex(bytes, *reverse, to),
-        (ValueKind::Arg(ArgKind::Ipv4), Value::Text(bytes)) => match bytes.first_chunk::<4>() {
+        (ValueKind::Arg(ArgKind::Bool), EventValue::Large(_)) => to.push_str("true"),
+        (_, EventValue::Int(number)) if unsigned => push(to, format_args!("{}", number as u64)),
+        (kind, EventValue::Int(number)) => push(to, format_args!("{}", kind.integer(number))),
+        (_, EventValue::Large(number)) => push(to, format_args!("{number}")),
+        (ValueKind::Arg(ArgKind::Hex { reverse, .. }), EventValue::Text(bytes)) => {
+            show_hex(bytes, *reverse, to)
+        }
+        (ValueKind::Arg(ArgKind::Ipv4), EventValue::Text(bytes)) => match bytes.first_chunk::<4>() {
             Some(octets) => push(to, format_args!("{}", Ipv4Addr::from(*octets))),
             None => to.push_str(UNREADABLE),
         },
-        (ValueKind::Arg(ArgKind::Ipv6), Value::Text(bytes)) => match bytes.first_chunk::<16>() {
+        (ValueKind::Arg(ArgKind::Ipv6), EventValue::Text(bytes)) => match bytes.first_chunk::<16>() {
             Some(octets) => push(to, format_args!("{}", Ipv6Addr::from(*octets))),
             None => to.push_str(UNREADABLE),
         },
-        (ValueKind::Arg(ArgKind::SockAddr), Value::Text(bytes)) => show_socket_address(bytes, to),
-        (kind, Value::Text(text)) => show_text(text, kind.max_bytes() as usize, to),
+        (ValueKind::Arg(ArgKind::SockAddr), EventValue::Text(bytes)) => show_socket_address(bytes, to),
+        (kind, EventValue::Text(text)) => show_text(text, kind.max_bytes() as usize, to),
     }
 }
 
 /// As [`show`], but with its unit, for a log line: 12.3ms.
-pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut String) {
+pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: EventValue<'_>, to: &mut String) {
     let nanoseconds = match unit {
         Unit::Nanoseconds => 1.0,
         Unit::Microseconds => 1e3,
@@ -52,18 +54,18 @@ pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut S
         _ => return show(kind, value, false, to),
     };
     let number = match value {
-        Value::Int(number) => kind.integer(number) as f64,
-        Value::Large(number) => number as f64,
+        EventValue::Int(number) => kind.integer(number) as f64,
+        EventValue::Large(number) => number as f64,
         _ => return show(kind, value, false, to),
     };
     push(to, format_args!("{:.1}ms", number * nanoseconds / 1e6));
 }
 
 /// As [`show`], but numbers with a unit in one that people read, without loss: 612ms, and bytes.
-pub fn show_exactly(kind: &ValueKind, unit: Unit, value: Value<'_>, to: &mut String) {
+pub fn show_exactly(kind: &ValueKind, unit: Unit, value: EventValue<'_>, to: &mut String) {
     let number = match value {
-        Value::Int(number) => kind.integer(number),
-        Value::Large(number) => i128::from(number),
+        EventValue::Int(number) => kind.integer(number),
+        EventValue::Large(number) => i128::from(number),
         _ => return show(kind, value, false, to),
     };
     // Of each unit, how many of it make the next.
@@ -166,7 +168,7 @@ mod tests {
     use super::*;
     use crate::config::model::IntType;
 
-    fn display(kind: ArgKind, value: Value<'_>) -> String {
+    fn display(kind: ArgKind, value: EventValue<'_>) -> String {
         let mut to = String::new();
         show(&ValueKind::Arg(kind), value, false, &mut to);
         to
@@ -175,43 +177,46 @@ mod tests {
     #[test]
     fn text_is_always_one_line_of_utf8() {
         let string = || ArgKind::Str { max: 64 };
-        assert_eq!(display(string(), Value::Text(b"plain\0behind")), "plain");
-        assert_eq!(display(string(), Value::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
-        assert_eq!(display(string(), Value::Text(&[0xf0, 0x9f, 0x98])), "\u{fffd}");
-        assert!(display(string(), Value::Text(&[b'x'; 4000])).len() <= LABEL_BYTES);
-        assert_eq!(display(string(), Value::Unreadable), "unreadable");
+        assert_eq!(display(string(), EventValue::Text(b"plain\0behind")), "plain");
+        assert_eq!(display(string(), EventValue::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(display(string(), EventValue::Text(&[0xf0, 0x9f, 0x98])), "\u{fffd}");
+        assert!(display(string(), EventValue::Text(&[b'x'; 4000])).len() <= LABEL_BYTES);
+        assert_eq!(display(string(), EventValue::Unreadable), "unreadable");
     }
 
     #[test]
     fn bytes_and_addresses() {
-        assert_eq!(display(ArgKind::Hex { len: 3, reverse: true }, Value::Text(&[1, 0xab, 0])), "00ab01");
-        assert_eq!(display(ArgKind::Ipv4, Value::Text(&[127, 0, 0, 1])), "127.0.0.1");
+        assert_eq!(
+            display(ArgKind::Hex { len: 3, reverse: true }, EventValue::Text(&[1, 0xab, 0])),
+            "00ab01"
+        );
+        assert_eq!(display(ArgKind::Ipv4, EventValue::Text(&[127, 0, 0, 1])), "127.0.0.1");
         let v6: [u8; 16] = std::array::from_fn(|n| u8::from(n == 15));
-        assert_eq!(display(ArgKind::Ipv6, Value::Text(&v6)), "::1");
+        assert_eq!(display(ArgKind::Ipv6, EventValue::Text(&v6)), "::1");
         let mut address = vec![0; 28];
         address[..8].copy_from_slice(&[2, 0, 0x1f, 0x90, 10, 0, 0, 7]);
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&address)), "10.0.0.7:8080");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&address)), "10.0.0.7:8080");
         // As many bytes as the kernel reads of each family.
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&address[..8])), "10.0.0.7:8080");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&address[..8])), "10.0.0.7:8080");
         let mut mapped = [0; 24];
         mapped[..4].copy_from_slice(&[10, 0, 0, 80]);
         mapped[18..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 7]);
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&mapped)), "[::ffff:10.0.0.7]:80");
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[1, 0])), "unix");
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[16, 0])), "family 16");
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[2, 0, 1])), "unreadable");
-        assert_eq!(display(ArgKind::SockAddr, Value::Text(&[])), "unreadable");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&mapped)), "[::ffff:10.0.0.7]:80");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&[1, 0])), "unix");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&[16, 0])), "family 16");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&[2, 0, 1])), "unreadable");
+        assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&[])), "unreadable");
     }
 
     #[test]
     fn numbers_without_a_sign_are_shown_without_one() {
         let u64 = || ArgKind::Int(Some(IntType { bytes: 8, signed: false }));
-        assert_eq!(display(u64(), Value::Int(-1)), "18446744073709551615");
-        assert_eq!(display(ArgKind::Int(None), Value::Int(-1)), "-1");
-        assert_eq!(display(ArgKind::Int(None), Value::Large(1 << 63)), "9223372036854775808");
-        assert_eq!(display(ArgKind::Bool, Value::Large(1 << 63)), "true");
+        assert_eq!(display(u64(), EventValue::Int(-1)), "18446744073709551615");
+        assert_eq!(display(ArgKind::Int(None), EventValue::Int(-1)), "-1");
+        assert_eq!(display(ArgKind::Int(None), EventValue::Large(1 << 63)), "9223372036854775808");
+        assert_eq!(display(ArgKind::Bool, EventValue::Large(1 << 63)), "true");
         let mut to = String::new();
-        show_with_unit(&ValueKind::Arg(u64()), Unit::Bytes, Value::Int(-1), &mut to);
+        show_with_unit(&ValueKind::Arg(u64()), Unit::Bytes, EventValue::Int(-1), &mut to);
         assert_eq!(to, "18446744073709551615");
     }
 
@@ -219,19 +224,19 @@ mod tests {
     fn a_character_that_the_limit_cuts_is_left_out() {
         let string = |max| ArgKind::Str { max };
         // With its NUL, it is as long as can be.
-        assert_eq!(display(string(4), Value::Text("aü".as_bytes())), "aü");
-        assert_eq!(display(string(4), Value::Text(b"ab\xc3")), "ab");
-        assert_eq!(display(string(8), Value::Text(b"abcd\xf0\x9f\x98")), "abcd");
+        assert_eq!(display(string(4), EventValue::Text("aü".as_bytes())), "aü");
+        assert_eq!(display(string(4), EventValue::Text(b"ab\xc3")), "ab");
+        assert_eq!(display(string(8), EventValue::Text(b"abcd\xf0\x9f\x98")), "abcd");
         // A shorter one is wrong as it is.
-        assert_eq!(display(string(8), Value::Text(b"ab\xc3")), "ab\u{fffd}");
-        assert_eq!(display(string(4), Value::Text(b"ab\xff")), "ab\u{fffd}");
+        assert_eq!(display(string(8), EventValue::Text(b"ab\xc3")), "ab\u{fffd}");
+        assert_eq!(display(string(4), EventValue::Text(b"ab\xff")), "ab\u{fffd}");
     }
 
     #[test]
     fn numbers_with_a_unit_are_shown_without_loss() {
         let exactly = |unit, number| {
             let mut to = String::new();
-            show_exactly(&ValueKind::Arg(ArgKind::Int(None)), unit, Value::Int(number), &mut to);
+            show_exactly(&ValueKind::Arg(ArgKind::Int(None)), unit, EventValue::Int(number), &mut to);
             to
         };
         for (unit, number, shown) in [
@@ -250,7 +255,7 @@ mod tests {
             assert_eq!(exactly(unit, number), shown);
         }
         let mut to = String::new();
-        show_exactly(&ValueKind::Arg(ArgKind::Bool), Unit::None, Value::Int(1), &mut to);
+        show_exactly(&ValueKind::Arg(ArgKind::Bool), Unit::None, EventValue::Int(1), &mut to);
         assert_eq!(to, "true");
     }
 
@@ -258,7 +263,7 @@ mod tests {
     fn times_in_a_log_line_are_milliseconds() {
         let mut to = String::new();
         let kind = ValueKind::Arg(ArgKind::Int(None));
-        show_with_unit(&kind, Unit::Nanoseconds, Value::Int(12_345_678), &mut to);
+        show_with_unit(&kind, Unit::Nanoseconds, EventValue::Int(12_345_678), &mut to);
         assert_eq!(to, "12.3ms");
     }
 }

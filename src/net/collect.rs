@@ -132,7 +132,7 @@ fn states(readings: &[Reading]) -> [Family; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exposition::{Format, Value};
+    use crate::exposition::{Format, SampleValue};
 
     fn names(families: &[Family]) -> Vec<&str> {
         families.iter().map(Family::name).collect()
@@ -174,7 +174,8 @@ mod tests {
         };
         let all = families(&Count::default(), &[reading], &[], Some(&[0; STATES.len()]), 0, None);
         let sizes = all.iter().find(|family| family.name() == "xdp_packet_size_bytes").unwrap();
-        let Some(Value::Histogram { counts, .. }) = sizes.samples().next().map(|sample| sample.value) else {
+        let Some(SampleValue::Histogram { counts, .. }) = sizes.samples().next().map(|sample| sample.value)
+        else {
             panic!("no histogram")
         };
         assert_eq!(counts.len(), super::super::abi::SIZES);

@@ -16,7 +16,7 @@ use super::cidr::CidrGroup;
 use super::config::Count;
 use super::counters::Counters;
 use super::pinned;
-use super::tables::Tables;
+use super::tables::TrafficTables;
 
 /// Counters that are made ahead of the interfaces they are for. The kernel waits for 8 ms, until no program can still be in
 /// the old ones, when they are put into the table, so that a new interface would miss its first packets; and it waits once
@@ -57,7 +57,7 @@ pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
 pub(crate) struct CounterMaps {
     /// By slot, the counters of an interface: made for it, so that one with a slot that another had begins at zero.
     counters: MapHandle,
-    pub tables: Option<Tables>,
+    pub tables: Option<TrafficTables>,
     /// From prefixes to counters of their groups; `None` if there are no groups.
     pub cidrs: Option<MapHandle>,
     /// `None` if nothing can be blocked.
@@ -158,7 +158,7 @@ impl CounterMaps {
         };
         let counter_maps = Self {
             counters,
-            tables: Tables::create(count, keys, &pins)?,
+            tables: TrafficTables::create(count, keys, &pins)?,
             cidrs: cidrs(&count.cidrs, &pins)?,
             block,
             slots: Mutex::new(slots),

@@ -18,7 +18,7 @@ use super::sys::random;
 
 /// Tables that all interfaces share.
 #[derive(Debug)]
-pub(crate) struct Tables {
+pub(crate) struct TrafficTables {
     pub talkers: MapHandle,
     pub flows: MapHandle,
     pub sketch: MapHandle,
@@ -85,7 +85,7 @@ pub(crate) fn memory(count: &Count, cpus: usize) -> u64 {
             + sketch)
 }
 
-impl Tables {
+impl TrafficTables {
     /// Makes the tables, or takes over those in `pins`, whose keys these are; `None` if no talkers are wanted.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::exposition::{Family, Value, labels};
+use crate::exposition::{Family, SampleValue, labels};
 
 /// The families of one look.
 pub(super) struct ByName<'a>(HashMap<&'a str, &'a Family>);
@@ -25,7 +25,7 @@ impl<'a> ByName<'a> {
         family
             .samples()
             .filter_map(|sample| {
-                let Value::Number(number) = sample.value else { return None };
+                let SampleValue::Number(number) = sample.value else { return None };
                 let labels = labels(family.head().labels(sample.key));
                 let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
                 Some(Row { labels, value: number.as_real() })

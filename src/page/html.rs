@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::model::{Attention, Metric, Network, Probe, Scrapes, Severity, SlowEvent, State, Status, Target};
+use super::model::{Attention, Health, Metric, Network, Probe, Scrapes, Severity, SlowEvent, Status, Target};
 
 /// The page. Everything in it that others have written is escaped.
 pub(super) fn page(status: &Status) -> String {
@@ -15,9 +15,9 @@ pub(super) fn page(status: &Status) -> String {
     slow(&status.slow, status.time, &mut main);
     scrapes(&status.scrapes, status.time, &mut main);
     let (state, word) = match status.state {
-        State::Working => ("working", "working"),
-        State::Degraded => ("degraded", "look here"),
-        State::NotReady => ("not_ready", "not ready"),
+        Health::Working => ("working", "working"),
+        Health::Degraded => ("degraded", "look here"),
+        Health::NotReady => ("not_ready", "not ready"),
     };
     let mut links = String::new();
     for link in &status.links {

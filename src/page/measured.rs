@@ -2,7 +2,7 @@
 
 use super::families::cut;
 use super::model::{Distribution, Metric, Quantile, Series};
-use crate::exposition::{Head, Kind, Sample, Value, labels};
+use crate::exposition::{Head, Kind, Sample, SampleValue, labels};
 use crate::kinds::panel::{base_unit, is_timestamp};
 
 /// Series of one metric that are shown.
@@ -18,8 +18,8 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
     for sample in samples {
         number += 1;
         let weight = match sample.value {
-            Value::Number(value) => value.as_real(),
-            Value::Histogram { counts, .. } => counts.iter().map(|count| *count as f64).sum(),
+            SampleValue::Number(value) => value.as_real(),
+            SampleValue::Histogram { counts, .. } => counts.iter().map(|count| *count as f64).sum(),
         };
         total += weight;
         // Of equal ones, the first.
@@ -64,8 +64,8 @@ fn series(head: &Head, sample: &Sample<'_>, bounds: &[f64], node: &str) -> Serie
         .map(|(name, value)| (name.to_owned(), cut(&value)))
         .collect();
     match sample.value {
-        Value::Number(value) => Series { labels, value: Some(value.as_real()), distribution: None },
-        Value::Histogram { counts, sum } => {
+        SampleValue::Number(value) => Series { labels, value: Some(value.as_real()), distribution: None },
+        SampleValue::Histogram { counts, sum } => {
             Series { labels, value: None, distribution: Some(distribution(counts, sum.as_real(), bounds)) }
         }
     }

@@ -26,7 +26,7 @@ use crate::slow::Row;
 use attention::{Facts, attention};
 use families::ByName;
 use history::History;
-use model::{Exporter, HitCost, LeftOut, Scrape, Scrapes, Severity, State, Status, Totals, VERSION};
+use model::{Exporter, Health, HitCost, LeftOut, Scrape, Scrapes, Severity, Status, Totals, VERSION};
 use targets::{sum, targets};
 
 pub(crate) use cache::StatusCache;
@@ -127,9 +127,9 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
     };
     let attention = attention(&facts, history);
     let state = match attention.first().map(|first| first.severity) {
-        _ if !facts.missing.is_empty() || !facts.network.is_empty() => State::NotReady,
-        Some(Severity::Error | Severity::Warning) => State::Degraded,
-        Some(Severity::Note) | None => State::Working,
+        _ if !facts.missing.is_empty() || !facts.network.is_empty() => Health::NotReady,
+        Some(Severity::Error | Severity::Warning) => Health::Degraded,
+        Some(Severity::Note) | None => Health::Working,
     };
     let problems = attention.iter().filter(|one| one.severity != Severity::Note).count();
     let summary = summary(state, &totals, facts.missing.len(), facts.network.len(), problems);
@@ -154,24 +154,24 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
 }
 
 /// One sentence without numbers that change all the time, so that it can be read out.
-fn summary(state: State, totals: &Totals, missing: usize, network: usize, problems: usize) -> String {
+fn summary(state: Health, totals: &Totals, missing: usize, network: usize, problems: usize) -> String {
     let things = |number: usize| if number == 1 { "1 thing".to_owned() } else { format!("{number} things") };
     match state {
-        State::Working if totals.probes == 0 => "Working: nothing needs attention.".to_owned(),
-        State::Working if totals.attached == totals.probes => {
+        Health::Working if totals.probes == 0 => "Working: nothing needs attention.".to_owned(),
+        Health::Working if totals.attached == totals.probes => {
             format!("Working: all {} probes are attached, and nothing needs attention.", totals.probes)
         }
-        State::Working => {
+        Health::Working => {
             format!(
                 "Working: {} of {} probes are attached; the rest is optional.",
                 totals.attached, totals.probes
             )
         }
-        State::Degraded => format!("Working, but {} to look at.", things(problems)),
-        State::NotReady if missing == 0 => {
+        Health::Degraded => format!("Working, but {} to look at.", things(problems)),
+        Health::NotReady if missing == 0 => {
             format!("Not ready: {} of the network to look at.", things(network))
         }
-        State::NotReady => format!(
+        Health::NotReady => format!(
             "Not ready: {missing} of {} probes {} missing.",
             totals.probes,
             if missing == 1 { "is" } else { "are" }

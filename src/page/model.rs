@@ -10,7 +10,7 @@ pub const VERSION: u32 = 1;
 pub struct Status {
     pub version: u32,
     pub time: f64,
-    pub state: State,
+    pub state: Health,
     /// The state in a sentence.
     pub summary: String,
     pub exporter: Exporter,
@@ -32,7 +32,7 @@ pub struct Status {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum Health {
     /// All is attached, and nothing is lost.
     Working,
     /// It counts, but not all of what it should.

@@ -68,7 +68,7 @@ fn subjects(status: &Status) -> Vec<(Severity, &str)> {
 #[test]
 fn what_is_missing_is_told_once_for_each_reason() {
     let status = seen(snapshot());
-    assert_eq!(status.state, State::NotReady);
+    assert_eq!(status.state, Health::NotReady);
     assert_eq!(status.summary, "Not ready: 2 of 4 probes are missing.");
     let told = subjects(&status);
     assert_eq!(told[0], (Severity::Error, "billing: charge, refund are not attached yet"));
@@ -82,7 +82,7 @@ fn what_is_optional_and_absent_does_not_matter() {
     let mut all = snapshot_at(&PROBES[..2], Instant::now());
     all.missing.clear();
     let status = seen(all);
-    assert_eq!(status.state, State::Working);
+    assert_eq!(status.state, Health::Working);
     assert_eq!(status.summary, "Working: 1 of 2 probes are attached; the rest is optional.");
 }
 
@@ -98,15 +98,15 @@ fn losses_are_told_with_what_to_do_and_calm_down() {
     };
     let mut history = History::default();
     let first = status(losing(0, 7), &mut history);
-    assert_eq!(first.state, State::Degraded);
+    assert_eq!(first.state, Health::Degraded);
     assert_eq!(subjects(&first), [(Severity::Warning, "bitcoind: 7 hits lost (ring_full)")]);
     assert!(first.attention[0].action.contains("ring: { size"));
-    assert_eq!(status(losing(2, 9), &mut history).state, State::Degraded);
+    assert_eq!(status(losing(2, 9), &mut history).state, Health::Degraded);
     for after in (4..80).step_by(2) {
         status(losing(after, 9), &mut history);
     }
     let calm = status(losing(80, 9), &mut history);
-    assert_eq!((calm.state, calm.attention[0].severity), (State::Working, Severity::Note));
+    assert_eq!((calm.state, calm.attention[0].severity), (Health::Working, Severity::Note));
     assert_eq!(calm.totals.lost, 9.0);
 }
 
@@ -236,7 +236,7 @@ fn interfaces_have_what_comes_and_what_goes() {
         ("native", Some(2200.0), Some(1000.0))
     );
     assert_eq!((egress.is_counted, &egress.hook[..], egress.bytes_per_second), (false, "taken", None));
-    assert_eq!(later.state, State::NotReady);
+    assert_eq!(later.state, Health::NotReady);
     assert_eq!(subjects(&later)[0], (Severity::Error, "Network: eth0"));
 }
 
@@ -252,5 +252,5 @@ fn certificates_and_silence_are_told() {
     let told = subjects(&status);
     assert_eq!(told[0], (Severity::Warning, "The TLS certificate ends in 3 days"));
     assert_eq!(told[1], (Severity::Note, "Nobody has scraped /metrics yet"));
-    assert_eq!(status.state, State::Degraded);
+    assert_eq!(status.state, Health::Degraded);
 }

@@ -1,6 +1,6 @@
 //! What the end of a span, or the return of a function, needs of its start.
 
-use super::{Source, ValueKind, ValuePlan};
+use super::{ValueKind, ValuePlan, ValueSource};
 use crate::abi::{CARRIED_TEXTS, MAX_BYTES, MAX_CARRIED};
 use crate::config::diagnose::Diagnostics;
 use crate::config::model::{Arg, ArgKind, IntType, Unit};
@@ -24,14 +24,14 @@ pub(super) struct Late {
 
 impl Late {
     /// Where the end finds the argument, which the start reads.
-    pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<Source> {
+    pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<ValueSource> {
         if arg.at_return {
             let kind = ArgKind::Int(Some(ADDRESS));
             let pointer = Arg { offset: None, kind, ..arg.clone() };
             let number = self.carry(raw(&pointer, arg.index), diags)?;
             let is_text = ValueKind::Arg(arg.kind.clone()).is_text();
             let offset = if is_text { arg.offset } else { Some(arg.offset.unwrap_or(0)) };
-            return Some(Source::CarriedAddress { number, offset });
+            return Some(ValueSource::CarriedAddress { number, offset });
         }
         let kind = match &arg.kind {
             ArgKind::StrLen { len_index, max } => {
@@ -42,7 +42,7 @@ impl Late {
             _ => raw(arg, arg.index).kind,
         };
         let value = ValuePlan { kind, ..raw(arg, arg.index) };
-        Some(Source::Carried(self.carry(value, diags)?))
+        Some(ValueSource::Carried(self.carry(value, diags)?))
     }
 
     fn carry(&mut self, value: ValuePlan, diags: &Diagnostics) -> Option<usize> {
@@ -136,7 +136,7 @@ pub(super) fn raw(arg: &Arg, index: usize) -> ValuePlan {
     ValuePlan {
         at: arg.at.clone(),
         name: format!("start:{}", arg.name),
-        source: Source::of(arg, index),
+        source: ValueSource::of(arg, index),
         kind: ValueKind::Arg(kind),
         unit: Unit::None,
     }

@@ -1,7 +1,7 @@
 //! Remarks on the names of metrics: what Prometheus' own linter (`promtool check metrics`) and its documentation on naming
 //! ask for. None of them is an error.
 
-use super::{Plan, Source};
+use super::{Plan, ValueSource};
 use crate::config::diagnose::Diagnostics;
 use crate::config::model::{MetricKind, Unit};
 use crate::config::place;
@@ -29,7 +29,7 @@ pub fn lint(plan: &Plan) -> Vec<String> {
             Some((action.at.clone(), unit))
         };
         let Some((at, unit)) = plan.probes.iter().find_map(feeds) else { continue };
-        if matches!(*at.source, place::Source::Profile(_)) {
+        if matches!(*at.source, place::ConfigSource::Profile(_)) {
             continue;
         }
         for remark in remarks_on(&metric.name, &metric.kind, unit) {
@@ -45,7 +45,7 @@ pub fn lint(plan: &Plan) -> Vec<String> {
     remarks.into_vec().iter().map(|one| one.to_string().trim_end().to_owned()).collect()
 }
 
-fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, Source)>) -> Vec<String> {
+fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, ValueSource)>) -> Vec<String> {
     let mut remarks = Vec::new();
     let words: Vec<&str> = name.split(['_', ':']).collect();
     let is_counter = *kind == MetricKind::Counter;
@@ -76,7 +76,7 @@ fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, Source)>) -> V
         ));
     }
     let unit = match value {
-        Some((_, Source::Duration)) => Some("seconds"),
+        Some((_, ValueSource::Duration)) => Some("seconds"),
         Some((Unit::Nanoseconds | Unit::Microseconds | Unit::Milliseconds | Unit::Seconds, _)) => {
             Some("seconds")
         }
@@ -99,13 +99,13 @@ mod tests {
     fn rules_of_naming() {
         let counter = MetricKind::Counter;
         let histogram = MetricKind::Histogram(vec![1.0]);
-        let microseconds = Some((Unit::Microseconds, Source::Arg(0)));
-        let plain = Some((Unit::None, Source::Arg(0)));
+        let microseconds = Some((Unit::Microseconds, ValueSource::Arg(0)));
+        let plain = Some((Unit::None, ValueSource::Arg(0)));
         for (name, kind, value) in [
             ("relay_messages_total", &counter, None),
             ("relay_seconds_total", &counter, microseconds),
-            ("relay_bytes", &histogram, Some((Unit::Kibibytes, Source::Arg(0)))),
-            ("call_duration_seconds", &histogram, Some((Unit::Nanoseconds, Source::Duration))),
+            ("relay_bytes", &histogram, Some((Unit::Kibibytes, ValueSource::Arg(0)))),
+            ("call_duration_seconds", &histogram, Some((Unit::Nanoseconds, ValueSource::Duration))),
             ("block_height", &histogram, plain),
         ] {
             assert_eq!(remarks_on(name, kind, value), Vec::<String>::new(), "{name}");
@@ -119,7 +119,7 @@ mod tests {
             ("relay_counter_total", &counter, None, "metric type (counter)"),
             ("relay_duration_ms", &histogram, microseconds, "base unit seconds instead of ms"),
             ("relay_duration", &histogram, microseconds, "the value is in seconds"),
-            ("relay_total", &counter, Some((Unit::Bytes, Source::Arg(0))), "the value is in bytes"),
+            ("relay_total", &counter, Some((Unit::Bytes, ValueSource::Arg(0))), "the value is in bytes"),
         ] {
             let found = remarks_on(name, kind, value);
             assert!(found.len() == 1 && found[0].contains(expected), "{name}: {found:?}");

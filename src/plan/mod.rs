@@ -4,11 +4,11 @@
 //! carry, is the business of the sites that are resolved later, perhaps much later.
 
 mod build;
+mod computed_in;
 mod late;
 mod lint;
 mod part;
 mod profiles;
-mod route;
 mod saved;
 mod scope;
 mod slow;
@@ -144,14 +144,14 @@ pub struct ValuePlan {
     #[serde(skip, default = "Place::none")]
     pub at: Place,
     pub name: String,
-    pub source: Source,
+    pub source: ValueSource,
     pub kind: ValueKind,
     pub unit: Unit,
 }
 
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
+pub enum ValueSource {
     /// Argument by position.
     Arg(usize),
     /// What lies this many bytes into the structure whose address is the argument at this position.
@@ -212,17 +212,17 @@ pub enum CgroupName {
     Unit,
 }
 
-impl Source {
+impl ValueSource {
     /// Whether the value means something only when the function has done its work.
     pub(crate) fn is_result(&self) -> bool {
-        matches!(self, Source::Retval(_) | Source::CarriedAddress { .. })
+        matches!(self, ValueSource::Retval(_) | ValueSource::CarriedAddress { .. })
     }
 
     /// The argument, or what it leads to, when it is at this position.
     pub(crate) fn of(arg: &Arg, index: usize) -> Self {
         match arg.offset {
-            Some(offset) => Source::Field { index, offset },
-            None => Source::Arg(index),
+            Some(offset) => ValueSource::Field { index, offset },
+            None => ValueSource::Arg(index),
         }
     }
 }
@@ -319,12 +319,12 @@ pub struct ActionPlan {
     pub refuses_negative: bool,
     pub when: Vec<ConditionPlan>,
     pub labels: Vec<LabelPlan>,
-    pub route: Route,
+    pub computed_in: ComputedIn,
 }
 
 /// Where a metric is computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Route {
+pub enum ComputedIn {
     /// It equals the number of hits: nothing to compute.
     Hits,
     Kernel,

@@ -3,7 +3,8 @@
 use super::CgroupName;
 use super::late::{Late, unnamed_length};
 use super::{
-    ActionPlan, ConditionPlan, LabelPlan, LogPart, ProbePlan, Route, Scale, Source, ValueKind, ValuePlan,
+    ActionPlan, ComputedIn, ConditionPlan, LabelPlan, LogPart, ProbePlan, Scale, ValueKind, ValuePlan,
+    ValueSource,
 };
 use crate::config::model::{
     Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
@@ -55,14 +56,14 @@ impl Scope<'_> {
             refuses_negative: kind.refuses_negative() || is_unsigned && !kind.shows_any_word(),
             when: when.into_iter().collect::<Option<_>>()?,
             labels,
-            route: Route::Kernel,
+            computed_in: ComputedIn::Kernel,
         })
     }
 
     fn tells_processes_apart(&self, labels: &[LabelPlan]) -> bool {
         labels.iter().any(|label| match label {
             LabelPlan::From { value, mapping, default: None, .. } => {
-                mapping.is_empty() && self.plan.values[*value].source == Source::Pid
+                mapping.is_empty() && self.plan.values[*value].source == ValueSource::Pid
             }
             LabelPlan::From { .. } | LabelPlan::Const(_) => false,
         })
@@ -246,22 +247,22 @@ impl Scope<'_> {
     }
 
     /// Where an argument is read: here, or at the start of the span, which keeps it.
-    fn source(&mut self, arg: &Arg) -> Option<Source> {
-        let Some(late) = &mut self.late else { return Some(Source::of(arg, arg.index)) };
+    fn source(&mut self, arg: &Arg) -> Option<ValueSource> {
+        let Some(late) = &mut self.late else { return Some(ValueSource::of(arg, arg.index)) };
         match arg.to_index {
-            Some(index) => Some(Source::of(arg, index)),
+            Some(index) => Some(ValueSource::of(arg, index)),
             None => late.source(arg, &self.probe.args, self.diags),
         }
     }
 
-    fn built_in(&mut self, name: &str) -> Option<(Source, ValueKind, Unit)> {
+    fn built_in(&mut self, name: &str) -> Option<(ValueSource, ValueKind, Unit)> {
         let int = ValueKind::Arg(ArgKind::Int(Some(WORD)));
         let is_function = matches!(self.plan.point, Point::Function(_));
-        let cgroup = |what| (Source::Cgroup, ValueKind::Cgroup(what), Unit::None);
+        let cgroup = |what| (ValueSource::Cgroup, ValueKind::Cgroup(what), Unit::None);
         Some(match (name, &mut self.late) {
-            ("pid", _) => (Source::Pid, int, Unit::None),
-            ("tid", _) => (Source::Tid, int, Unit::None),
-            ("cpu", _) => (Source::Cpu, int, Unit::None),
+            ("pid", _) => (ValueSource::Pid, int, Unit::None),
+            ("tid", _) => (ValueSource::Tid, int, Unit::None),
+            ("cpu", _) => (ValueSource::Cpu, int, Unit::None),
             ("cgroup", _) => cgroup(CgroupName::Path),
             ("container", _) => cgroup(CgroupName::Container),
             ("container_id", _) => cgroup(CgroupName::ContainerId),
@@ -269,17 +270,19 @@ impl Scope<'_> {
             ("pod", _) => cgroup(CgroupName::Pod),
             ("namespace", _) => cgroup(CgroupName::Namespace),
             ("unit", _) => cgroup(CgroupName::Unit),
-            ("comm", _) => (Source::Comm, ValueKind::Comm, Unit::None),
+            ("comm", _) => (ValueSource::Comm, ValueKind::Comm, Unit::None),
             ("duration", Some(late)) => {
                 late.uses_duration = true;
-                (Source::Duration, int, Unit::Nanoseconds)
+                (ValueSource::Duration, int, Unit::Nanoseconds)
             }
             ("retval", Some(late)) if late.is_return => {
                 let returns = self.probe.returns.unwrap_or(WORD);
-                (Source::Retval(returns), ValueKind::Arg(ArgKind::Int(Some(returns))), Unit::None)
+                (ValueSource::Retval(returns), ValueKind::Arg(ArgKind::Int(Some(returns))), Unit::None)
             }
-            ("function", _) if is_function => (Source::Function, ValueKind::Function, Unit::None),
-            ("caller", None) if is_function => (Source::Caller, ValueKind::Arg(ArgKind::Symbol), Unit::None),
+            ("function", _) if is_function => (ValueSource::Function, ValueKind::Function, Unit::None),
+            ("caller", None) if is_function => {
+                (ValueSource::Caller, ValueKind::Arg(ArgKind::Symbol), Unit::None)
+            }
             _ => return None,
         })
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
-use super::{ActionPlan, ConditionPlan, ProbePlan, Route, Scale};
+use super::{ActionPlan, ComputedIn, ConditionPlan, ProbePlan, Scale};
 use crate::config::model::{Metric, MetricKind, Named, Point};
 use crate::config::place::Place;
 
@@ -25,7 +25,7 @@ pub struct SlowPlan {
     /// What events of other probes that belong to it have in common with it.
     pub related: Option<RelatedBy>,
     /// Where it is decided that a hit is slow; the same for all of a probe.
-    pub route: Route,
+    pub computed_in: ComputedIn,
 }
 
 /// Which events of other probes belong to a slow one.
@@ -51,7 +51,7 @@ pub struct RelatedPlan {
 impl ProbePlan {
     /// Whether the kernel decides which hits are slow, and sends only these.
     pub(crate) fn is_slow_in_kernel(&self) -> bool {
-        self.slow.iter().any(|slow| slow.route == Route::Kernel)
+        self.slow.iter().any(|slow| slow.computed_in == ComputedIn::Kernel)
     }
 }
 
@@ -93,7 +93,7 @@ impl Scope<'_> {
             when: action.when.clone(),
             kept: kept.into_iter().collect::<Option<_>>()?,
             related,
-            route: Route::Kernel,
+            computed_in: ComputedIn::Kernel,
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::functions::display_name;
 use super::{Argument, File, Function, Listing, Provider, count};
-use crate::table::Table;
+use crate::table::TextTable;
 
 /// The listing in columns, one table for each provider.
 pub fn columns(listing: &Listing) -> String {
@@ -56,7 +56,7 @@ fn show_provider(to: &mut String, provider: &Provider) {
         count(provider.probes.len(), "USDT probe"),
         count(sites, "site")
     );
-    let mut table = Table::new(2, &["PROBE", "SITES", "SEMAPHORE", "COST", "ARGUMENTS"]);
+    let mut table = TextTable::new(2, &["PROBE", "SITES", "SEMAPHORE", "COST", "ARGUMENTS"]);
     for probe in &provider.probes {
         let semaphore = match probe.semaphores {
             0 => "no".to_string(),
@@ -86,7 +86,7 @@ fn in_words(index: usize, arg: &Argument) -> String {
 
 fn show_functions(to: &mut String, functions: &[Function]) {
     let _ = writeln!(to, "\n{}", count(functions.len(), "function"));
-    let mut table = Table::new(2, &["FUNCTION", "OFFSET", "BYTES", "COST", "RETURN", "LIMITS"]);
+    let mut table = TextTable::new(2, &["FUNCTION", "OFFSET", "BYTES", "COST", "RETURN", "LIMITS"]);
     for function in functions {
         table.row([
             display_name(function).to_string(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::arguments::{name, position};
 use crate::config::model::{ArgKind, Selector};
 use crate::elf::{Image, go_binary};
-use crate::plan::{Source, ValueKind, ValuePlan};
+use crate::plan::{ValueKind, ValuePlan, ValueSource};
 use crate::procfs::{Mapping, text};
 use crate::targets::{TargetFile, has_probes};
 
@@ -89,7 +89,7 @@ pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl
     let read: Vec<&ValuePlan> =
         values.iter().filter(|value| position(value).is_some_and(|index| untyped.contains(&index))).collect();
     let wide = |value: &&&ValuePlan| {
-        matches!((&value.source, &value.kind), (Source::Arg(_), ValueKind::Arg(ArgKind::Int(None))))
+        matches!((&value.source, &value.kind), (ValueSource::Arg(_), ValueKind::Arg(ArgKind::Int(None))))
     };
     let names: Vec<&str> = read.iter().filter(wide).map(|value| name(value)).collect();
     let width = (!names.is_empty()).then(|| {

@@ -7,7 +7,7 @@ use crate::abi::{location, location_op};
 use crate::arguments::name;
 use crate::config::model::{ArgKind, IntType};
 use crate::elf::{ArgForm, Form, FormError, Reg, Site};
-use crate::plan::{Source, ValueKind, ValuePlan};
+use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
 /// Places in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
@@ -30,39 +30,39 @@ pub(super) fn narrowed(value: &ValuePlan, is_function: bool) -> Cow<'_, ValuePla
 pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<location, ResolveError> {
     let mut to = location { bytes: 8, is_signed: 1, ..location::default() };
     let op = match value.source {
-        Source::Arg(index) => return locate_argument(site, value, index),
-        Source::Field { index, offset } => return locate_field(site, value, index, offset),
-        Source::Retval(kind) => {
+        ValueSource::Arg(index) => return locate_argument(site, value, index),
+        ValueSource::Field { index, offset } => return locate_field(site, value, index, offset),
+        ValueSource::Retval(kind) => {
             (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
             location_op::LOC_REGISTER
         }
-        Source::Duration => location_op::LOC_DURATION,
-        Source::Carried(number) | Source::CarriedAddress { number, offset: None } => {
+        ValueSource::Duration => location_op::LOC_DURATION,
+        ValueSource::Carried(number) | ValueSource::CarriedAddress { number, offset: None } => {
             to.index = u8::try_from(number).unwrap_or(u8::MAX);
             location_op::LOC_CARRIED
         }
-        Source::CarriedAddress { number, offset: Some(offset) } => {
+        ValueSource::CarriedAddress { number, offset: Some(offset) } => {
             let IntType { bytes, signed } = width_in_memory(&value.kind);
             to.index = u8::try_from(number).unwrap_or(u8::MAX);
             (to.offset, to.bytes, to.is_signed) = (i64::from(offset), bytes, u8::from(signed));
             location_op::LOC_CARRIED_MEMORY
         }
         // At the entry the return address is on top of the stack.
-        Source::Caller => {
+        ValueSource::Caller => {
             to.reg = STACK_POINTER;
             location_op::LOC_MEMORY
         }
-        Source::Function => {
+        ValueSource::Function => {
             to.offset = i64::from(function);
             location_op::LOC_CONST
         }
-        Source::Pid => location_op::LOC_PID,
-        Source::Tid => location_op::LOC_TID,
-        Source::Cpu => location_op::LOC_CPU,
-        Source::Cgroup => location_op::LOC_CGROUP,
-        Source::Comm => location_op::LOC_COMM,
+        ValueSource::Pid => location_op::LOC_PID,
+        ValueSource::Tid => location_op::LOC_TID,
+        ValueSource::Cpu => location_op::LOC_CPU,
+        ValueSource::Cgroup => location_op::LOC_CGROUP,
+        ValueSource::Comm => location_op::LOC_COMM,
         // It is read when the event is made.
-        Source::Time => location_op::LOC_CONST,
+        ValueSource::Time => location_op::LOC_CONST,
     };
     to.op = op.0 as u8;
     Ok(to)
@@ -167,7 +167,7 @@ mod tests {
         let value = ValuePlan {
             at: crate::config::place::Place::none(),
             name: "a".to_string(),
-            source: Source::Arg(0),
+            source: ValueSource::Arg(0),
             kind: ValueKind::Arg(ArgKind::Int(asked)),
             unit: crate::config::model::Unit::None,
         };

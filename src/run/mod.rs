@@ -21,7 +21,7 @@ use crate::pins::{self, PinDir, PinError, StateDirectory};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
-use crate::running::{Running, State};
+use crate::running::{ActiveConfig, Running};
 use crate::service;
 use crate::slow::Keeper;
 use crate::targets::prepare_gate;
@@ -66,7 +66,7 @@ pub(crate) fn run(
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
         scope.spawn(|| measure_prices(attach));
-        State::begin(plan, &settings, attach, directory, &keeper)
+        ActiveConfig::begin(plan, &settings, attach, directory, &keeper)
     })?;
     let network =
         network.map(|config| start_network(config, pins.unwrap_or_default())).transpose()?.map(Arc::new);

@@ -1,8 +1,8 @@
 //! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
 
+mod active;
 mod reload;
 mod snapshot;
-mod state;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use crate::slow::Keeper;
 use crate::targets::Status;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
-pub(crate) use self::state::State;
+pub(crate) use self::active::ActiveConfig;
 
 /// How long a scrape waits for events that are still in the ring.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
@@ -37,12 +37,12 @@ pub(crate) struct Running {
     attach: Attach,
     pub security: Arc<Security>,
     /// What the security was made from.
-    web: Mutex<Source>,
+    web: Mutex<WebSource>,
     /// Addresses that the metrics are served on.
     addresses: Vec<IpAddr>,
     /// Before the state, which holds the lock of what is pinned.
     pub network: Option<Arc<Network>>,
-    state: Mutex<State>,
+    state: Mutex<ActiveConfig>,
     /// Held while the configuration is read anew.
     reloading: Mutex<()>,
     reloads: Arc<Reloads>,
@@ -58,12 +58,12 @@ pub(crate) struct Running {
 }
 
 /// Security settings, and the files among them as they were when they were last read.
-struct Source {
+struct WebSource {
     web: Web,
     fingerprint: Fingerprint,
 }
 
-impl Source {
+impl WebSource {
     fn new(web: Web) -> Self {
         let fingerprint = Fingerprint::of(web.origin.files().cloned());
         Self { web, fingerprint }
@@ -77,7 +77,7 @@ impl Running {
         started: Settings,
         attach: Attach,
         security: Arc<Security>,
-        state: State,
+        state: ActiveConfig,
         network: Option<Arc<Network>>,
         logging: Logging,
         http: [Arc<HttpStats>; 2],
@@ -86,7 +86,7 @@ impl Running {
     ) -> Self {
         Self {
             overrides,
-            web: Mutex::new(Source::new(started.web.clone())),
+            web: Mutex::new(WebSource::new(started.web.clone())),
             addresses,
             started,
             attach,
@@ -105,11 +105,11 @@ impl Running {
         }
     }
 
-    fn web(&self) -> MutexGuard<'_, Source> {
+    fn web(&self) -> MutexGuard<'_, WebSource> {
         self.web.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ActiveConfig> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,7 +128,7 @@ impl Running {
         let mut text = Vec::new();
         let telemetry = {
             let mut state = self.state();
-            let State { engines, registry, .. } = &mut *state;
+            let ActiveConfig { engines, registry, .. } = &mut *state;
             let status = engines.status();
             registry.render_some(&status.facts(), Instant::now(), format, |head| names.want(head), &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
@@ -147,7 +147,7 @@ impl Running {
     }
 
     /// Where the exporter's own metrics come from.
-    fn telemetry(&self, state: &State, status: Arc<Status>) -> Telemetry {
+    fn telemetry(&self, state: &ActiveConfig, status: Arc<Status>) -> Telemetry {
         let engines = &state.engines;
         let telemetry = Telemetry {
             plan: engines.plan.clone(),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{DRAIN_TIMEOUT, Running, Source};
+use super::{DRAIN_TIMEOUT, Running, WebSource};
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics};
@@ -58,7 +58,7 @@ impl Running {
                 .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;
         // Before the files are read: a change in between shows at the next look.
-        let source = Source::new(settings.web.clone());
+        let source = WebSource::new(settings.web.clone());
         let previous = self.security.now();
         let (secured, advice) =
             secured(&settings.web, tls, Some(&previous)).map_err(|err| format!("{err}\n"))?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Running;
-use super::state::State;
+use super::active::ActiveConfig;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::http::Demand;
 use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
@@ -17,7 +17,7 @@ impl Running {
         let (mut metrics, mut more_metrics) = (Vec::new(), 0);
         let (telemetry, missing, series) = {
             let mut state = self.state();
-            let State { engines, registry, .. } = &mut *state;
+            let ActiveConfig { engines, registry, .. } = &mut *state;
             let plan = &engines.plan;
             let status = engines.status();
             let node = &plan.settings.node_name;

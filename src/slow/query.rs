@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::event::{RelatedRow, Row, shown_time};
 use super::store::{SlowError, scan, wall};
-use crate::table::Table;
+use crate::table::TextTable;
 
 /// Which events are meant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -100,7 +100,7 @@ pub fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "no slow events\n".to_owned();
     }
-    let mut table = Table::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]);
+    let mut table = TextTable::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]);
     for Row { event, .. } in rows {
         let shown = |value: f64| shown_value(&event.metric, value);
         table.row([

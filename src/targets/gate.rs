@@ -48,13 +48,13 @@ fn descriptors((gate, ways, woken): &Parts) -> Vec<RawFd> {
 
 #[derive(Debug)]
 struct Gate {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<GateState>>,
     /// Wakes the thread.
     wake: UnixStream,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     /// What the thread is made of, until it is needed.
     parts: Option<Parts>,
     is_at_work: bool,
@@ -85,7 +85,7 @@ pub struct GateHandle {
     _of_this_thread: std::marker::PhantomData<*const ()>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<GateState>) -> MutexGuard<'_, GateState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -94,7 +94,7 @@ impl Gate {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
-        let state = State { parts: Some((gate, Ways::new()?, woken)), ..State::default() };
+        let state = GateState { parts: Some((gate, Ways::new()?, woken)), ..GateState::default() };
         Ok(Self { state: Arc::new(Mutex::new(state)), wake })
     }
 
@@ -181,7 +181,7 @@ struct GateThread {
     gate: ExecGate,
     ways: Ways,
     woken: UnixStream,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<GateState>>,
     /// Those of all guests.
     paths: Vec<PathBuf>,
     /// Files that are marked, and until when.

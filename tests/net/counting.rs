@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use exporter::exposition::{Family, Number, Value};
+use exporter::exposition::{Family, Number, SampleValue};
 use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 
 use crate::namespace::{HERE, Namespace, THERE};
@@ -51,9 +51,9 @@ pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
     samples
         .iter()
         .map(|sample| match sample.value {
-            Value::Number(Number::Int(number)) => u64::try_from(number).unwrap(),
-            Value::Number(Number::Real(number)) => panic!("{name}: {number}"),
-            Value::Histogram { counts, .. } => counts.iter().sum(),
+            SampleValue::Number(Number::Int(number)) => u64::try_from(number).unwrap(),
+            SampleValue::Number(Number::Real(number)) => panic!("{name}: {number}"),
+            SampleValue::Histogram { counts, .. } => counts.iter().sum(),
         })
         .sum()
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use exporter::elf::{Image, ParameterPlace, Parameters, Pointee, SymbolIndex, Value};
+use exporter::elf::{Image, ParameterPlace, Parameters, Pointee, SymbolIndex, ValueType};
 
 use crate::support::program::{compile_kept, run};
 
@@ -111,19 +111,23 @@ fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
             }
         }
         let ints = parameters_in(&path, "ints").unwrap();
-        let integer = |bytes, signed| Value::Integer { bytes, signed };
-        let values: Vec<Value> = ints.all.iter().map(|parameter| parameter.value).collect();
-        let text = Value::Address(Pointee::Text);
+        let integer = |bytes, signed| ValueType::Integer { bytes, signed };
+        let values: Vec<ValueType> = ints.all.iter().map(|parameter| parameter.value).collect();
+        let text = ValueType::Address(Pointee::Text);
         let (wide, unsigned) = (integer(8, true), integer(8, false));
         let narrow = [integer(4, true), integer(4, false), integer(2, true), integer(1, false)];
         assert_eq!(values, [&narrow[..], &[wide, unsigned, integer(4, true), text]].concat(), "{name}");
         assert_eq!(ints.all[7].declared, "const char *");
         let enums = parameters_in(&path, "enums").unwrap();
-        let values: Vec<Value> = enums.all[..3].iter().map(|parameter| parameter.value).collect();
+        let values: Vec<ValueType> = enums.all[..3].iter().map(|parameter| parameter.value).collect();
         assert_eq!(values, [integer(4, false), integer(1, true), integer(1, false)], "{name}");
         let pointers = parameters_in(&path, "pointers").unwrap();
-        assert_eq!(pointers.all[0].value, Value::Address(Pointee::Structure), "{name}");
-        assert_eq!(enums.all[3].value, Value::Address(Pointee::Structure), "{name}: passed as its address");
+        assert_eq!(pointers.all[0].value, ValueType::Address(Pointee::Structure), "{name}");
+        assert_eq!(
+            enums.all[3].value,
+            ValueType::Address(Pointee::Structure),
+            "{name}: passed as its address"
+        );
         assert_eq!(pointers.all[2].declared, "function *", "{name}");
     }
 }
@@ -294,7 +298,11 @@ int main(int argc, char **argv) { return f({argc, 2}, argv[0], 'c', 4); }
         let found = shape(name, compiler, flags).unwrap();
         assert_eq!(words(&found), "s:0-1 n:2 c:3 last:4", "{name}");
         assert_eq!(found.all[0].declared, "Two", "{name}");
-        assert_eq!(found.all[2].value, Value::Address(Pointee::Other), "{name}: one character is no text");
+        assert_eq!(
+            found.all[2].value,
+            ValueType::Address(Pointee::Other),
+            "{name}: one character is no text"
+        );
     }
     // Types are in another section, which is not read.
     let old = shape("shape-gcc-units-4", "c++", &["-gdwarf-4", "-fdebug-types-section"]).unwrap();

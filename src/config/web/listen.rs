@@ -3,7 +3,7 @@
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::fields::Node;
 use crate::config::layers::Layers;
-use crate::config::place::Source;
+use crate::config::place::ConfigSource;
 use crate::config::words::quote;
 
 /// Which of the ways is asked for.
@@ -35,7 +35,7 @@ pub(in crate::config) fn listen(layers: &Layers<'_>) -> Listen {
 
 /// One or several, in a list or with commas between them.
 fn addresses(node: &Node<'_>) -> Option<Vec<ListenAddress>> {
-    let is_file = matches!(*node.at.source, Source::File(_));
+    let is_file = matches!(*node.at.source, ConfigSource::File(_));
     if !is_file {
         let text = node.text_as("an address")?;
         return text.split(',').map(|text| address(node, text.trim())).collect();

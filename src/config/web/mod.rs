@@ -16,7 +16,7 @@ use super::diagnose::Diagnostics;
 use super::endpoint::{Auth, Origin, TlsSettings, Web};
 use super::fields::{Fields, Node};
 use super::layers::Layers;
-use super::place::{Place, Source};
+use super::place::{ConfigSource, Place};
 use super::words::did_you_mean;
 use super::yaml;
 use crate::http::{Rate, is_hash};
@@ -120,7 +120,7 @@ fn read_file(at: &Place, path: &Path, diags: &Diagnostics) -> Option<Part> {
             return None;
         }
     };
-    let top = Place::top(Source::File(path.to_owned()));
+    let top = Place::top(ConfigSource::File(path.to_owned()));
     let text = match super::text(bytes) {
         Ok(text) => text,
         Err((position, reason)) => {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use saphyr_parser::{Event, Marker, Parser, ScanError};
 
 use crate::config::diagnose::Diagnostics;
-use crate::config::place::Source;
-use crate::config::tree::{Position, Tree, Value};
+use crate::config::place::ConfigSource;
+use crate::config::tree::{Position, Tree, TreeValue};
 use reader::Reader;
 
 /// Most nodes, and bytes of text in them, after aliases are unfolded.
@@ -30,7 +30,7 @@ pub struct Document {
 }
 
 /// Reads the text of `source`, reporting what is wrong with it. Of duplicate keys the first one counts.
-pub fn parse(source: &Arc<Source>, text: &str, diags: &Diagnostics) -> Document {
+pub fn parse(source: &Arc<ConfigSource>, text: &str, diags: &Diagnostics) -> Document {
     let mut reader = Reader::new(source, diags);
     let mut first: Option<Tree> = None;
     for event in Parser::new_from_str(text) {
@@ -55,7 +55,7 @@ pub fn parse(source: &Arc<Source>, text: &str, diags: &Diagnostics) -> Document 
             (None, _) => {}
         }
     }
-    let empty = || Tree::new(Some(Position { line: 1, column: 1 }), Value::Map(Vec::new()));
+    let empty = || Tree::new(Some(Position { line: 1, column: 1 }), TreeValue::Map(Vec::new()));
     Document { tree: first.unwrap_or_else(empty), is_complete: true }
 }
 
@@ -107,7 +107,7 @@ fn position(marker: &Marker) -> Position {
 #[cfg(test)]
 pub(crate) fn tree(text: &str) -> Tree {
     let diags = Diagnostics::new();
-    let document = parse(&Arc::new(Source::Default), text, &diags);
+    let document = parse(&Arc::new(ConfigSource::Default), text, &diags);
     assert!(diags.is_empty(), "{diags}");
     document.tree
 }

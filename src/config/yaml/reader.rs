@@ -8,8 +8,8 @@ use saphyr_parser::{Event, ScalarStyle, Span, Tag};
 
 use super::{Fatal, MAX_DEPTH, MAX_NODES, MAX_TEXT, position};
 use crate::config::diagnose::Diagnostics;
-use crate::config::place::{Place, Source, Step};
-use crate::config::tree::{Field, Meaning, Position, Scalar, Tree, Value};
+use crate::config::place::{ConfigSource, Place, Step};
+use crate::config::tree::{Field, Meaning, Position, Scalar, Tree, TreeValue};
 use crate::config::words::quote;
 
 /// A list or mapping that is being read.
@@ -44,7 +44,7 @@ enum Key {
 }
 
 pub(super) struct Reader<'r> {
-    source: &'r Arc<Source>,
+    source: &'r Arc<ConfigSource>,
     diags: &'r Diagnostics,
     anchors: HashMap<usize, Arc<Tree>>,
     open: Vec<Open>,
@@ -55,7 +55,7 @@ pub(super) struct Reader<'r> {
 }
 
 impl<'r> Reader<'r> {
-    pub fn new(source: &'r Arc<Source>, diags: &'r Diagnostics) -> Self {
+    pub fn new(source: &'r Arc<ConfigSource>, diags: &'r Diagnostics) -> Self {
         Self { source, diags, anchors: HashMap::new(), open: Vec::new(), root: None, nodes: 0, text: 0 }
     }
 
@@ -65,7 +65,7 @@ impl<'r> Reader<'r> {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_plain = style == ScalarStyle::Plain;
                 let scalar = self.scalar(text.into_owned(), is_plain, tag.as_deref(), at);
-                let value = scalar.map_or(Value::Unread, Value::Scalar);
+                let value = scalar.map_or(TreeValue::Unread, TreeValue::Scalar);
                 self.completed(Tree::new(Some(at), value), anchor)
             }
             Event::SequenceStart(anchor, tag) => self.begin(at, anchor, tag.as_deref(), "seq"),
@@ -81,7 +81,7 @@ impl<'r> Reader<'r> {
             Event::Alias(anchor) => {
                 let Some(tree) = self.anchors.get(&anchor).cloned() else {
                     self.diags.error(&self.place(Some(at)), "recursive alias");
-                    return self.completed(Tree::new(Some(at), Value::Unread), 0);
+                    return self.completed(Tree::new(Some(at), TreeValue::Unread), 0);
                 };
                 self.child(tree, at)
             }
@@ -148,7 +148,7 @@ impl<'r> Reader<'r> {
         let own = if is_alias { tree.weight.nodes } else { 1 };
         self.nodes += own;
         self.text += match &tree.value {
-            Value::Scalar(scalar) => scalar.text.len(),
+            TreeValue::Scalar(scalar) => scalar.text.len(),
             _ if is_alias => tree.weight.text,
             _ => 0,
         };
@@ -212,16 +212,16 @@ impl<'r> Reader<'r> {
         let is_between_items = self.open.len() == 2;
         let mut open = std::mem::take(&mut self.open).into_iter();
         let (Some(mut top), second) = (open.next(), open.next()) else {
-            return Tree::new(None, Value::Unread);
+            return Tree::new(None, TreeValue::Unread);
         };
         let Content::Map { entries, key, .. } = &mut top.content else {
-            return Tree::new(None, Value::Unread);
+            return Tree::new(None, TreeValue::Unread);
         };
-        let unread = |at| Arc::new(Tree::new(at, Value::Unread));
+        let unread = |at| Arc::new(Tree::new(at, TreeValue::Unread));
         match (std::mem::replace(key, Key::None), second) {
             (Key::Of(key, at), Some(Open { position, content: Content::List(mut items), .. })) => {
                 items.truncate(items.len() - usize::from(is_between_items && !items.is_empty()));
-                let value = Arc::new(Tree::new(Some(position), Value::List(items)));
+                let value = Arc::new(Tree::new(Some(position), TreeValue::List(items)));
                 entries.push(Some(Field { key, key_position: Some(at), value }));
             }
             (Key::Of(key, at), _) => {
@@ -240,8 +240,8 @@ impl<'r> Reader<'r> {
 impl Open {
     fn close(self) -> Tree {
         let value = match self.content {
-            _ if self.is_unread => Value::Unread,
-            Content::List(items) => Value::List(items),
+            _ if self.is_unread => TreeValue::Unread,
+            Content::List(items) => TreeValue::List(items),
             Content::Map { entries, merged, mut seen, .. } => {
                 // A key of the mapping itself comes before one that is merged, and of these the first.
                 let mut merged = merged.into_iter();
@@ -259,7 +259,7 @@ impl Open {
                         }
                     }
                 }
-                Value::Map(all)
+                TreeValue::Map(all)
             }
         };
         Tree::new(Some(self.position), value)
@@ -277,9 +277,9 @@ fn read_key(
     seen: &mut HashMap<String, Position>,
 ) -> (Key, Option<(String, &'static str)>) {
     let what = match &tree.value {
-        Value::Scalar(scalar) if scalar.meaning == Meaning::Null => "nothing",
-        Value::Scalar(scalar) if scalar.is_plain && scalar.text == "<<" => return (Key::Merge, None),
-        Value::Scalar(scalar) => {
+        TreeValue::Scalar(scalar) if scalar.meaning == Meaning::Null => "nothing",
+        TreeValue::Scalar(scalar) if scalar.is_plain && scalar.text == "<<" => return (Key::Merge, None),
+        TreeValue::Scalar(scalar) => {
             return match seen.entry(scalar.identity()) {
                 Entry::Vacant(vacant) => {
                     vacant.insert(at);
@@ -291,9 +291,9 @@ fn read_key(
                 }
             };
         }
-        Value::List(_) => "a list",
-        Value::Map(_) => "a mapping",
-        Value::Unread => return (Key::Ignored(None), None),
+        TreeValue::List(_) => "a list",
+        TreeValue::Map(_) => "a mapping",
+        TreeValue::Unread => return (Key::Ignored(None), None),
     };
     let message = format!("expected a key, found {what}");
     (Key::Ignored(None), Some((message, "quote text that is meant as a key")))
@@ -305,14 +305,14 @@ const NOTHING_TO_MERGE: (&str, &str) =
 /// The entries of what is merged: of a mapping, or of a list of mappings. Of equal keys the first counts.
 fn mappings(tree: &Tree) -> Option<Vec<Field>> {
     let trees: Vec<&Tree> = match &tree.value {
-        Value::List(items) => items.iter().map(|item| &**item).collect(),
+        TreeValue::List(items) => items.iter().map(|item| &**item).collect(),
         _ => vec![tree],
     };
     let mut all = Vec::new();
     for tree in trees {
         match &tree.value {
-            Value::Map(fields) => all.extend(fields.iter().cloned()),
-            Value::Unread => {}
+            TreeValue::Map(fields) => all.extend(fields.iter().cloned()),
+            TreeValue::Unread => {}
             _ => return None,
         }
     }

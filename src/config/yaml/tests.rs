@@ -4,7 +4,7 @@ use crate::config::tree::{Field, Meaning, Scalar};
 
 fn read(text: &str) -> Result<Tree, String> {
     let diags = Diagnostics::new();
-    let document = parse(&Arc::new(Source::File("c.yaml".into())), text, &diags);
+    let document = parse(&Arc::new(ConfigSource::File("c.yaml".into())), text, &diags);
     assert!(document.is_complete || !diags.is_empty(), "{text:?}");
     if diags.is_empty() { Ok(document.tree) } else { Err(diags.render()) }
 }
@@ -13,7 +13,7 @@ fn read(text: &str) -> Result<Tree, String> {
 fn at(text: &str, path: &str) -> (usize, usize) {
     let tree = read(text).unwrap();
     let node = path.split('.').fold(&tree, |node, step| match &node.value {
-        Value::List(items) => &items[step.parse::<usize>().unwrap()],
+        TreeValue::List(items) => &items[step.parse::<usize>().unwrap()],
         _ => node.get(step).unwrap_or_else(|| panic!("no {step} in {path}")),
     });
     let position = node.position.unwrap();
@@ -70,7 +70,7 @@ fn every_node_has_its_position() {
 #[test]
 fn no_content_is_an_empty_mapping() {
     for text in ["", "# only a comment\n", "---\n", "\n\n", "~", "---\n...\n", "\u{feff}"] {
-        assert!(read(text).unwrap().value == Value::Map(Vec::new()), "{text:?}");
+        assert!(read(text).unwrap().value == TreeValue::Map(Vec::new()), "{text:?}");
     }
     for text in ["---\na: 1\n", "a: 1\n...\n", "a: 1\n---\n", "%YAML 1.1\n---\na: 1\n", "---\n---\na: 1"] {
         assert!(read(text).unwrap().get("a").is_some(), "{text:?}");
@@ -114,19 +114,19 @@ fn errors_of_form_have_a_place_and_the_rest_is_read() {
 #[test]
 fn what_stands_before_the_end_of_reading_is_kept() {
     let salvaged = |text: &str| {
-        let document = parse(&Arc::new(Source::Default), text, &Diagnostics::new());
+        let document = parse(&Arc::new(ConfigSource::Default), text, &Diagnostics::new());
         assert!(!document.is_complete);
         document.tree
     };
     let tree = salvaged("a: 1\nlist:\n  - x: 1\n  - y: 2\n  - z: 'open\n");
     assert_eq!(tree.get("a").and_then(Tree::as_integer), Some(1));
     assert_eq!(tree.get("list").and_then(Tree::as_sequence).map(<[_]>::len), Some(2));
-    assert!(matches!(salvaged("a: 1\nb: {c: 'open").get("b").unwrap().value, Value::Unread));
-    assert!(matches!(salvaged("[a, 'open").value, Value::Unread));
+    assert!(matches!(salvaged("a: 1\nb: {c: 'open").get("b").unwrap().value, TreeValue::Unread));
+    assert!(matches!(salvaged("[a, 'open").value, TreeValue::Unread));
     // What a wrong indentation ends is not complete.
     let tree = salvaged("list:\n  - x: 1\n  - x: 2\n   y: 2\n");
     assert_eq!(tree.get("list").and_then(Tree::as_sequence).map(<[_]>::len), Some(1));
-    assert!(matches!(salvaged("a:\n  b: 1\n c: 2\n").get("a").unwrap().value, Value::Unread));
+    assert!(matches!(salvaged("a:\n  b: 1\n c: 2\n").get("a").unwrap().value, TreeValue::Unread));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn merged_keys_are_the_mapping_s_own() {
     let text = "x: &x {a: 1, b: 1}\ny: &y {b: 2, c: 2}\nz: {<<: [*x, *y], b: 3}\nw: {'<<': 1}\nv:\n  <<: *y\n  <<: *x\n";
     let tree = read(text).unwrap();
     let of = |map: &str| {
-        let Value::Map(fields) = &tree.get(map).unwrap().value else { panic!("{map}") };
+        let TreeValue::Map(fields) = &tree.get(map).unwrap().value else { panic!("{map}") };
         fields
             .iter()
             .map(|field| (field.key.text.clone(), field.value.as_integer().unwrap()))
@@ -192,15 +192,15 @@ fn as_library(tree: &Tree) -> serde_yaml::Value {
         Meaning::Text => scalar.text.trim_end_matches('\n').into(),
     };
     match &tree.value {
-        Value::Scalar(value) => scalar(value),
-        Value::List(items) => {
+        TreeValue::Scalar(value) => scalar(value),
+        TreeValue::List(items) => {
             serde_yaml::Value::Sequence(items.iter().map(|item| as_library(item)).collect())
         }
-        Value::Map(fields) => {
+        TreeValue::Map(fields) => {
             let pair = |field: &Field| (scalar(&field.key), as_library(&field.value));
             serde_yaml::Value::Mapping(fields.iter().map(pair).collect())
         }
-        Value::Unread => panic!("nothing was reported"),
+        TreeValue::Unread => panic!("nothing was reported"),
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) use words::{REGISTERS, Words};
 
 /// What a value is, as far as a probe can make use of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value {
+pub enum ValueType {
     Integer {
         bytes: u8,
         signed: bool,
@@ -120,12 +120,12 @@ fn bytes(node: &Node<'_>) -> Option<u8> {
 }
 
 /// What a value of this type is.
-pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Value {
-    let Some(node) = plain(finder, of) else { return Value::Other };
+pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> ValueType {
+    let Some(node) = plain(finder, of) else { return ValueType::Other };
     match node.entry.tag() {
         _ if is_address(&node) => {
             let pointee = plain(finder, finder.follow(&node, gimli::DW_AT_type));
-            Value::Address(match pointee {
+            ValueType::Address(match pointee {
                 Some(at) if is_structure(&at) => Pointee::Structure,
                 Some(at)
                     if node.entry.tag() == gimli::DW_TAG_pointer_type
@@ -139,7 +139,7 @@ pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Value {
                 _ => Pointee::Other,
             })
         }
-        gimli::DW_TAG_unspecified_type => Value::Address(Pointee::Other),
+        gimli::DW_TAG_unspecified_type => ValueType::Address(Pointee::Other),
         gimli::DW_TAG_base_type | gimli::DW_TAG_enumeration_type => {
             let underlying = plain(finder, finder.follow(&node, gimli::DW_AT_type));
             let of = underlying.as_ref().unwrap_or(&node);
@@ -150,13 +150,13 @@ pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Value {
                 | gimli::DW_ATE_boolean
                 | gimli::DW_ATE_UTF => false,
                 _ if node.entry.tag() == gimli::DW_TAG_enumeration_type => false,
-                _ => return Value::Other,
+                _ => return ValueType::Other,
             };
             match bytes(&node) {
-                Some(bytes @ (1 | 2 | 4 | 8)) => Value::Integer { bytes, signed },
-                _ => Value::Other,
+                Some(bytes @ (1 | 2 | 4 | 8)) => ValueType::Integer { bytes, signed },
+                _ => ValueType::Other,
             }
         }
-        _ => Value::Other,
+        _ => ValueType::Other,
     }
 }

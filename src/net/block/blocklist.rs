@@ -13,9 +13,9 @@ use super::super::sys::monotonic;
 use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
 use super::entry::{BlockError, BlockRow, Blocked};
 use super::file::{Read, WatchedFile};
-use super::maps::{BlockMaps, Tables};
+use super::maps::{BlockMaps, RuleTables};
 use super::protect::Protected;
-use super::state::{Asked, Origin, State, deadline, is_over, kernel_rule};
+use super::state::{Asked, ListState, Origin, deadline, is_over, kernel_rule};
 
 /// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const LOOK_FIRST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Blocklist {
     maps: BlockMaps,
-    state: Mutex<State>,
+    state: Mutex<ListState>,
     /// For a scrape, which waits for nobody.
     summary: Mutex<Summary>,
 }
@@ -52,8 +52,8 @@ impl Blocklist {
     /// If the kernel refuses: not permitted, or out of memory. What is wrong with files is logged.
     pub fn new(config: &BlockConfig) -> libbpf_rs::Result<Self> {
         let maps = BlockMaps::create()?;
-        let tables = Tables::new(&maps)?;
-        let state = State {
+        let tables = RuleTables::new(&maps)?;
+        let state = ListState {
             config: BlockConfig::default(),
             deadlines: Vec::new(),
             files: Vec::new(),
@@ -77,7 +77,7 @@ impl Blocklist {
     pub const MAPS: [&'static str; 6] =
         [".bss.blocklist", ".bss.marks4", ".bss.marks6", "rules4", "rules6", "spared"];
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ListState> {
         // A panic elsewhere leaves whole entries.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,7 +135,7 @@ impl Blocklist {
         Ok(())
     }
 
-    fn say(&self, state: &State) {
+    fn say(&self, state: &ListState) {
         let config = &state.config;
         let what = match config.mode {
             BlockMode::Enforce => "packets of its sources are dropped",
@@ -241,7 +241,7 @@ impl Blocklist {
     }
 
     /// Puts down what a scrape is shown.
-    fn note(&self, state: &State) {
+    fn note(&self, state: &ListState) {
         let names = ["config".to_string(), "api".to_string()].into_iter();
         let names = names.chain(state.files.iter().map(|file| file.path.display().to_string()));
         let files = state

@@ -66,7 +66,7 @@ pub(crate) struct BlockMaps {
 
 /// The rules of one list and family.
 #[derive(Debug)]
-struct Table {
+struct RuleTable {
     map: MapHandle,
     capacity: u32,
     count: u32,
@@ -76,9 +76,9 @@ struct Table {
 
 /// The rules of both lists.
 #[derive(Debug)]
-pub(crate) struct Tables {
+pub(crate) struct RuleTables {
     /// By list, of IPv4 and IPv6.
-    tables: [[Table; 2]; 2],
+    tables: [[RuleTable; 2]; 2],
     spared: BTreeSet<Connection>,
 }
 
@@ -200,7 +200,7 @@ impl BlockMaps {
     }
 }
 
-impl Table {
+impl RuleTable {
     /// Of those of the rules that are of this family.
     fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
         let rules = rules.iter().copied().filter(|(prefix, _)| prefix.address().is_ipv4() == is_v4);
@@ -232,13 +232,13 @@ impl Table {
     }
 }
 
-impl Tables {
+impl RuleTables {
     /// Two empty lists, in place.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn new(maps: &BlockMaps) -> libbpf_rs::Result<Self> {
-        let pair = || Ok::<_, libbpf_rs::Error>([Table::new(true, &[])?, Table::new(false, &[])?]);
+        let pair = || Ok::<_, libbpf_rs::Error>([RuleTable::new(true, &[])?, RuleTable::new(false, &[])?]);
         let tables = Self { tables: [pair()?, pair()?], spared: BTreeSet::new() };
         for list in List::ALL {
             tables.put(maps, list)?;
@@ -255,7 +255,7 @@ impl Tables {
         Ok(())
     }
 
-    fn of(&self, list: List, prefix: Prefix) -> &Table {
+    fn of(&self, list: List, prefix: Prefix) -> &RuleTable {
         &self.tables[list as usize][usize::from(prefix.address().is_ipv6())]
     }
 
@@ -314,7 +314,7 @@ impl Tables {
         rules: &[(Prefix, Rule)],
         marks: &Marks,
     ) -> libbpf_rs::Result<BTreeMap<Prefix, Hits>> {
-        let new = [Table::new(true, rules)?, Table::new(false, rules)?];
+        let new = [RuleTable::new(true, rules)?, RuleTable::new(false, rules)?];
         maps.add_marks(marks);
         for (prefix, _) in rules {
             let (word, bit) = maps.length(list, *prefix);

@@ -8,7 +8,7 @@ use super::super::cidr::Prefix;
 use super::config::{BlockConfig, BlockFile, BlockProtocol, BlockRule, BlockScope};
 use super::entry::BlockRow;
 use super::file::WatchedFile;
-use super::maps::{BlockMaps, Hits, Rule, Tables};
+use super::maps::{BlockMaps, Hits, Rule, RuleTables};
 use super::marks::Marks;
 use super::protect::Protected;
 
@@ -17,14 +17,14 @@ const FEW: usize = 1024;
 
 /// The list behind its lock.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct ListState {
     pub config: BlockConfig,
     /// Until when each of the configuration's entries holds, by the monotonic clock.
     pub deadlines: Vec<Option<u64>>,
     pub files: Vec<WatchedFile>,
     pub asked: BTreeMap<Prefix, Asked>,
     pub protected: Protected,
-    pub tables: Tables,
+    pub tables: RuleTables,
     pub held: BTreeMap<Prefix, Origin>,
     /// How many of them each origin has: the configuration, whoever asked, and each file.
     pub by_origin: Vec<u64>,
@@ -78,7 +78,7 @@ pub(super) fn kernel_rule(prefix: Prefix, scope: Option<BlockScope>, deadline: O
     }
 }
 
-impl State {
+impl ListState {
     /// What is to be blocked by all sources.
     pub fn wanted(&self, now: u64) -> BTreeMap<Prefix, Origin> {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();

@@ -12,9 +12,9 @@ use crate::config::model::{
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
-use crate::config::{Draft, Loaded, Node};
+use crate::config::{Draft, LoadedConfig, Node};
+use crate::plan::computed_in;
 use crate::plan::late::{Late, raw};
-use crate::plan::route::route;
 use crate::plan::scope::{Scope, is_unread, mentioned, warn_of_unused};
 use crate::plan::{
     ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile, profiles,
@@ -28,7 +28,7 @@ pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
 }
 
 /// The plan for a configuration as it was read, or every error of both stages.
-pub fn plan_draft(draft: Draft) -> Result<(Loaded, Plan), Diagnostics> {
+pub fn plan_draft(draft: Draft) -> Result<(LoadedConfig, Plan), Diagnostics> {
     let (loaded, errors) = draft.into_parts();
     let plan = plan_in_spite(loaded.config.clone(), false, errors)?;
     Ok((loaded, plan))
@@ -69,7 +69,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
     builder.refuse_unknown_slow();
     let (mut probes, metrics, spans) = (builder.probes, builder.metrics, builder.spans);
     for probe in &mut probes {
-        route(probe, &metrics, &config.settings, all_to_ring, &diags);
+        computed_in::decide(probe, &metrics, &config.settings, all_to_ring, &diags);
     }
     let network = config
         .network

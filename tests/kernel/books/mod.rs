@@ -13,7 +13,7 @@ use crate::support::demo::{Forms, private_copy};
 use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 use exporter::kernel::Accounting;
-use exporter::plan::{ActionPlan, ProbePlan, Route};
+use exporter::plan::{ActionPlan, ComputedIn, ProbePlan};
 
 /// As many random configurations as these fit into the time, but no fewer than the first and no more than the last.
 const ROUNDS: std::ops::Range<u64> = 24..60;
@@ -183,7 +183,7 @@ fn check_counts(form: &str, work: &[Work], only: Option<u32>, books: Accounting)
 
 /// A hit that some metric in the kernel misses is lost, but goes to user space all the same.
 fn loses_in_kernel(probe: &ProbePlan) -> bool {
-    let in_kernel = probe.actions.iter().filter(|action| action.route == Route::Kernel);
+    let in_kernel = probe.actions.iter().filter(|action| action.computed_in == ComputedIn::Kernel);
     in_kernel.into_iter().any(|action| action.value.is_some() || !action.when.is_empty())
 }
 
@@ -201,17 +201,17 @@ fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, books: Accou
     let check = |metric: &str, action: &ActionPlan| {
         let found = sum(metric);
         let of_the_dead = metric == "pid_total" && !all_live;
-        match action.route {
+        match action.computed_in {
             // The series of a process that has ended goes away.
             _ if of_the_dead => assert!(found <= wanted, "{metric}: {found} {books:?}"),
-            Route::Hits | Route::Kernel if ends_span && plan.emit.is_none() => {
+            ComputedIn::Hits | ComputedIn::Kernel if ends_span && plan.emit.is_none() => {
                 assert_eq!(found, books.aggregated, "{metric}: {books:?}")
             }
-            Route::Hits | Route::Kernel if ends_span => {
+            ComputedIn::Hits | ComputedIn::Kernel if ends_span => {
                 assert!((books.delivered..=wanted).contains(&found), "{metric}: {found} {books:?}")
             }
-            Route::Hits | Route::Kernel => assert_eq!(found, wanted, "{metric}: {books:?}"),
-            Route::Ring(_) => assert!(delivered.contains(&found), "{metric}: {found} {books:?}"),
+            ComputedIn::Hits | ComputedIn::Kernel => assert_eq!(found, wanted, "{metric}: {books:?}"),
+            ComputedIn::Ring(_) => assert!(delivered.contains(&found), "{metric}: {found} {books:?}"),
         }
     };
     for (metric, action) in probed.counting.iter().zip(&plan.actions) {

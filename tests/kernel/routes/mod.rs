@@ -10,7 +10,7 @@ use crate::support::demo::{Forms, private_copy};
 use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 use exporter::metrics::WINDOW;
-use exporter::plan::Route;
+use exporter::plan::ComputedIn;
 
 /// Fires what `fire` does at both tracers, and returns the series that both show.
 ///
@@ -27,11 +27,11 @@ fn both_ways(probes: &str, fire: impl FnOnce(&Path)) -> (Series, Tracer, Tracer)
     for (tracer, in_kernel) in [(&kernel, true), (&user, false)] {
         for action in tracer.plan.probes.iter().flat_map(|probe| &probe.actions) {
             assert_eq!(
-                !matches!(action.route, Route::Ring(_)),
+                !matches!(action.computed_in, ComputedIn::Ring(_)),
                 in_kernel,
                 "{}: {:?}",
                 action.at,
-                action.route
+                action.computed_in
             );
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use exporter::config::keys::{KEYS, Key};
 use exporter::config::model::Config;
-use exporter::config::{Diagnostics, Environment, Loaded, Overrides, load, load_bytes};
+use exporter::config::{Diagnostics, Environment, LoadedConfig, Overrides, load, load_bytes};
 
 /// What a setting became, as text. Settings that stand in pairs are shown by their own half.
 fn shown(config: &Config, name: &str) -> String {
@@ -105,7 +105,7 @@ fn key(name: &str) -> &'static Key {
     KEYS.iter().find(|key| key.name == name).unwrap()
 }
 
-fn with(file: &str, flags: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Loaded, Diagnostics> {
+fn with(file: &str, flags: &[(&str, &str)], env: &[(&str, &str)]) -> Result<LoadedConfig, Diagnostics> {
     let mut overrides = Overrides::default();
     for (name, text) in flags {
         overrides.set(key(name), *text);
@@ -228,7 +228,7 @@ fn secrets_are_never_shown() {
 
 #[test]
 fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() {
-    let password = |loaded: Result<Loaded, Diagnostics>| {
+    let password = |loaded: Result<LoadedConfig, Diagnostics>| {
         loaded.unwrap_or_else(|diags| panic!("{diags}")).config.settings.web.users[0].password.clone()
     };
     let file = "bitcoind_path: /b\nmetrics_auth_username: u\n";

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use exporter::config::keys::KEYS;
-use exporter::config::{Environment, Loaded, Overrides, load, load_bytes, read_again};
+use exporter::config::{Environment, LoadedConfig, Overrides, load, load_bytes, read_again};
 
 use super::{difference, files};
 
@@ -21,13 +21,13 @@ fn flags(pairs: &[(&str, &str)]) -> Overrides {
 }
 
 /// With the file named by the flag.
-fn by_flag(path: &Path) -> Result<Loaded, String> {
+fn by_flag(path: &Path) -> Result<LoadedConfig, String> {
     let overrides = flags(&[("bitcoind_path", "/b"), ("web_config_file", path.to_str().unwrap())]);
     load(&overrides, &Environment::new()).map_err(|diags| diags.render())
 }
 
 /// With the file's text under `web:` of a configuration in its directory.
-fn inline(path: &Path) -> Result<Loaded, String> {
+fn inline(path: &Path) -> Result<LoadedConfig, String> {
     let text = fs::read_to_string(path).unwrap();
     let indented: String = text.lines().map(|line| format!("  {line}\n")).collect();
     let yaml = format!("bitcoind_path: /b\nweb:\n{indented}").into_bytes();

@@ -2,7 +2,8 @@
 //! space from events where it cannot.
 
 use super::{
-    ActionPlan, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, Route, Source, ValueKind, ValuePlan,
+    ActionPlan, ComputedIn, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind, ValuePlan,
+    ValueSource,
 };
 use crate::abi::{
     LONG_TEXTS, MAX_ACTIONS, MAX_BYTES, MAX_CONDITIONS, MAX_LABELS, MAX_PATTERNS, MAX_VALUES, PATTERN_WORDS,
@@ -20,7 +21,7 @@ const MAX_PATTERN: usize = 8 * PATTERN_WORDS - 2;
 const MAX_TEXT: usize = 8 * TEXT_WORDS;
 
 /// Decides for all metrics of a probe, and whether its hits must be sent to user space.
-pub(super) fn route(
+pub(super) fn decide(
     probe: &mut ProbePlan,
     metrics: &[MetricPlan],
     settings: &Settings,
@@ -32,25 +33,25 @@ pub(super) fn route(
     // A place for each: where all is decided in user space, none is taken.
     let most = MAX_ACTIONS - if reason.is_none() { probe.slow.len().min(MAX_ACTIONS) } else { 0 };
     for slow in &mut probe.slow {
-        slow.route = reason.clone().map_or(Route::Kernel, Route::Ring);
+        slow.computed_in = reason.clone().map_or(ComputedIn::Kernel, ComputedIn::Ring);
     }
     let mut in_kernel = 0;
     for n in 0..probe.actions.len() {
         let action = &probe.actions[n];
         let kind = &metrics[action.metric].kind;
-        let route = if all_to_ring {
-            Route::Ring("asked for".to_string())
+        let computed_in = if all_to_ring {
+            ComputedIn::Ring("asked for".to_string())
         } else if counts_hits(action, kind) {
-            Route::Hits
+            ComputedIn::Hits
         } else {
             match refuse(action, probe) {
-                Some(reason) => Route::Ring(reason),
+                Some(reason) => ComputedIn::Ring(reason),
                 None if in_kernel == most => {
-                    Route::Ring(format!("the kernel computes at most {most} metrics of this probe"))
+                    ComputedIn::Ring(format!("the kernel computes at most {most} metrics of this probe"))
                 }
                 None => {
                     in_kernel += 1;
-                    Route::Kernel
+                    ComputedIn::Kernel
                 }
             }
         };
@@ -62,25 +63,26 @@ pub(super) fn route(
                 *limit = settings.limits.label_values;
             }
         }
-        action.route = route;
+        action.computed_in = computed_in;
     }
-    let ring = probe.actions.iter().find_map(|action| match &action.route {
-        Route::Ring(reason) => Some(reason.clone()),
+    let ring = probe.actions.iter().find_map(|action| match &action.computed_in {
+        ComputedIn::Ring(reason) => Some(reason.clone()),
         _ => None,
     });
     let ring = ring.or_else(|| reason.filter(|_| !probe.slow.is_empty()));
     let ring = ring.or_else(|| probe.related.as_ref().map(|_| "kept with slow events".to_string()));
     let late = (0..probe.actions.len()).any(|n| {
         let action = &probe.actions[n];
-        matches!(action.route, Route::Ring(_)) && kinds::of(&metrics[action.metric].kind).needs_time()
+        matches!(action.computed_in, ComputedIn::Ring(_))
+            && kinds::of(&metrics[action.metric].kind).needs_time()
     });
     if late || !probe.slow.is_empty() || probe.related.is_some() {
         // The latest value is the latest by the kernel's clock, whichever way it came.
-        probe.values.push(unnamed(probe, Source::Time));
+        probe.values.push(unnamed(probe, ValueSource::Time));
     }
     if probe.values.iter().any(|value| value.kind.is_symbol()) {
         // An address means something in its process only.
-        probe.values.push(unnamed(probe, Source::Pid));
+        probe.values.push(unnamed(probe, ValueSource::Pid));
     }
     if probe.values.len() > MAX_VALUES {
         let message =
@@ -128,7 +130,7 @@ fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
 }
 
 /// A value that no metric names.
-fn unnamed(probe: &ProbePlan, source: Source) -> ValuePlan {
+fn unnamed(probe: &ProbePlan, source: ValueSource) -> ValuePlan {
     let kind = ValueKind::Arg(ArgKind::Int(None));
     ValuePlan {
         at: probe.at.clone(),

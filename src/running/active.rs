@@ -11,13 +11,13 @@ use crate::plan::Plan;
 use crate::slow::Keeper;
 
 /// What belongs to one configuration.
-pub(crate) struct State {
+pub(crate) struct ActiveConfig {
     pub(super) engines: Arc<Engines>,
     pub(super) registry: Registry,
     pub(super) overflows: Arc<Mutex<Vec<u64>>>,
 }
 
-impl State {
+impl ActiveConfig {
     fn new(engines: Arc<Engines>) -> Self {
         let (stores, probe_refs) = engines.stores();
         let registry = Registry::of(engines.plan.clone(), stores, probe_refs);
