@@ -22,7 +22,7 @@ pub struct CarriedSeries {
 }
 
 impl Registry {
-    /// Goes on where another left off. Probes with the same seat in both are the same. What series have got from other probes
+    /// Goes on where another left off. Probes with the same reference in both are the same. What series have got from other probes
     /// of the earlier one is carried, less what new probes have counted so far: from now on these alone count. A series that
     /// nothing feeds any more goes, unless a new probe feeds the metric and so may feed it again.
     pub fn take_over(&mut self, old: &mut Self, facts_before: &[ProbeFacts], facts: &[ProbeFacts]) {
@@ -97,7 +97,7 @@ impl Registry {
         }
     }
 
-    /// Lets go of engines that have no probe's seat, which are the last ones.
+    /// Lets go of engines that no probe refers to, which are the last ones.
     pub fn forget_stores(&mut self, left: usize) {
         self.stores.truncate(left);
     }

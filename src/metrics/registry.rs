@@ -107,7 +107,7 @@ impl Registry {
         Self::of(plan, vec![CounterStore { layout, kernel, user }], probe_refs)
     }
 
-    /// Of a plan whose probes have these seats, one for each.
+    /// Of a plan whose probes are these, one for each: an engine, and the number of the probe there.
     pub fn of(plan: Arc<Plan>, stores: Vec<CounterStore>, probe_refs: Vec<ProbeRef>) -> Self {
         let mut families: Vec<Family> = plan
             .metrics

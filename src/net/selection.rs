@@ -30,7 +30,7 @@ impl InterfaceSelection {
     }
 
     /// What is wanted now, if that is new.
-    pub fn news(&self) -> Option<Scope> {
+    pub fn changed(&self) -> Option<Scope> {
         let wanted = self.lock();
         wanted.1.then(|| wanted.0.clone())
     }

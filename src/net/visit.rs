@@ -126,7 +126,7 @@ impl Visit {
             if self.stop.is_asked() {
                 return;
             }
-            if let Some(scope) = self.selection.news() {
+            if let Some(scope) = self.selection.changed() {
                 follower.want(scope.clone(), &mut report);
                 self.selection.taken(&scope);
             } else if follower.has_news() {
@@ -180,7 +180,7 @@ impl Visit {
                 self.tell_absent(&error);
                 text = error;
             }
-            if let Some(scope) = self.selection.news() {
+            if let Some(scope) = self.selection.changed() {
                 self.selection.taken(&scope);
             }
             self.stop.wait(None, VERIFY);

@@ -38,14 +38,14 @@ pub struct Network {
     counter_maps: Arc<CounterMaps>,
     status: Arc<Status>,
     stop: Arc<Stop>,
-    watches: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     /// In the order of the configuration's scopes.
-    wishes: Vec<Arc<InterfaceSelection>>,
+    selections: Vec<Arc<InterfaceSelection>>,
     stack: Option<Stack>,
 }
 
 impl Network {
-    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that watches for
+    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that threads for
     /// others. `tell` is called with everything worth a log line, from this thread first and from those later.
     ///
     /// Must be called in the network namespace that is meant, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, for other
@@ -85,8 +85,8 @@ impl Network {
             stack,
             status: Arc::default(),
             stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
-            watches: Vec::new(),
-            wishes: Vec::new(),
+            threads: Vec::new(),
+            selections: Vec::new(),
             counter_maps,
             config,
         };
@@ -103,12 +103,12 @@ impl Network {
     /// Starts the thread that looks after the blocklist.
     fn attend(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
         let stop = Arc::clone(&self.stop);
-        let attending = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
+        let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
             while !stop.wait_for(ATTEND) {
                 block.attend();
             }
         });
-        self.watches.push(attending.map_err(NetworkError::Thread)?);
+        self.threads.push(thread.map_err(NetworkError::Thread)?);
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Network {
     fn watch(&mut self, number: usize, scope: Scope, report: &Reporter) -> Result<(), NetworkError> {
         let space = scope.space.clone();
         let selection = Arc::new(InterfaceSelection::new(scope));
-        self.wishes.push(Arc::clone(&selection));
+        self.selections.push(Arc::clone(&selection));
         let visit = Visit {
             labels: labels(&space),
             space,
@@ -139,14 +139,14 @@ impl Network {
             visit.absent("not looked for yet");
             None
         };
-        let watch = std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("network".to_string())
             .spawn(move || match here {
                 Some(follower) => visit.stay(follower, &|| true),
                 None => visit.come_and_go(),
             })
             .map_err(NetworkError::Thread)?;
-        self.watches.push(watch);
+        self.threads.push(thread);
         Ok(())
     }
 
@@ -157,8 +157,8 @@ impl Network {
     /// If the kernel refuses to block what is to be blocked now: what was blocked before stays so.
     pub fn change(&self, config: &NetworkConfig) -> libbpf_rs::Result<()> {
         let scopes = config.scopes();
-        self.wishes.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
-        self.wishes.iter().for_each(|selection| selection.wait());
+        self.selections.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
+        self.selections.iter().for_each(|selection| selection.wait());
         match (self.blocklist(), &config.block) {
             (Some(list), Some(wanted)) => list.change(wanted),
             _ => Ok(()),
@@ -313,9 +313,9 @@ impl Drop for Network {
     fn drop(&mut self) {
         self.counter_maps.pins.keep();
         self.stop.now();
-        for watch in self.watches.drain(..) {
+        for thread in self.threads.drain(..) {
             // One that panicked has dropped what it had attached.
-            let _ = watch.join();
+            let _ = thread.join();
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::kernel::{FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEven
 
 /// What has become of processes.
 #[derive(Debug, Default)]
-pub struct ProcessNews {
+pub struct ProcessChanges {
     /// Targets that may mean other files now.
     pub targets: BTreeSet<usize>,
     /// Programs that have ended already: their names, and paths.
@@ -62,10 +62,10 @@ impl Finder {
 
     /// Follows what the kernel has told of processes. None if some of that was lost, so that a
     /// walk is needed.
-    pub fn follow(&mut self) -> Option<ProcessNews> {
-        let mut news = ProcessNews::default();
+    pub fn follow(&mut self) -> Option<ProcessChanges> {
+        let mut changes = ProcessChanges::default();
         self.directories.clear();
-        let Some(events) = &mut self.events else { return Some(news) };
+        let Some(events) = &mut self.events else { return Some(changes) };
         let received = events.take();
         if events.has_lost() {
             self.running.clear();
@@ -75,12 +75,12 @@ impl Finder {
         let ends = |event: &&ProcessEvent| matches!(event.change, ProcessChange::Ended { .. });
         let ended: HashSet<u32> = received.iter().filter(ends).map(|event| event.pid).collect();
         for event in &received {
-            self.follow_one(event, ended.contains(&event.pid), &mut news);
+            self.follow_one(event, ended.contains(&event.pid), &mut changes);
         }
         self.read_young();
         self.walk();
-        news.targets = self.processes.take_changed();
-        Some(news)
+        changes.targets = self.processes.take_changed();
+        Some(changes)
     }
 
     /// When [`follow`](Self::follow) has something to do, even if nothing is told.
@@ -115,10 +115,10 @@ impl Finder {
         }
     }
 
-    fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, news: &mut ProcessNews) {
+    fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, changes: &mut ProcessChanges) {
         let pid = event.pid;
         let is_end = matches!(event.change, ProcessChange::Ended { .. });
-        self.note_run(event, news);
+        self.note_run(event, changes);
         let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
@@ -131,7 +131,7 @@ impl Finder {
             events.forget(pid);
         }
         if let ProcessChange::Mapped { file, address } = event.change {
-            news.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
+            changes.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
         }
         let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
@@ -140,10 +140,10 @@ impl Finder {
             // file attached to.
             if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                news.ended.push((name, path.clone()));
+                changes.ended.push((name, path.clone()));
             }
         } else {
-            news.executed.push(Executed { pid, key: *file, time: *time });
+            changes.executed.push(Executed { pid, key: *file, time: *time });
             if !self.tells_mappings() {
                 self.read_soon(pid);
             }
@@ -151,7 +151,7 @@ impl Finder {
     }
 
     /// Keeps account of what processes run, for that is not to be found out when one has ended.
-    fn note_run(&mut self, event: &ProcessEvent, news: &mut ProcessNews) {
+    fn note_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
         match event.change {
             ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
             ProcessChange::Forked { parent } => {
@@ -165,7 +165,7 @@ impl Finder {
                     let process = self.processes.get(event.pid).and_then(|process| process.file.as_ref());
                     let looked_up = known.or(process.map(|file| file.identity));
                     let identity = looked_up.or(ran.map(|ran| ran.file.unstacked()));
-                    news.trapped.extend(identity.map(|identity| (event.pid, identity)));
+                    changes.trapped.extend(identity.map(|identity| (event.pid, identity)));
                 }
             }
             _ => {}
@@ -199,8 +199,8 @@ impl Finder {
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
     /// Where semaphores have to be raised, all such processes are told.
-    pub fn note_executed(&mut self, news: &ProcessNews, needs_semaphores: impl Fn(Identity) -> bool) {
-        for executed in &news.executed {
+    pub fn note_executed(&mut self, changes: &ProcessChanges, needs_semaphores: impl Fn(Identity) -> bool) {
+        for executed in &changes.executed {
             let Some(identity) = self.file_of(executed) else { continue };
             let Some(events) = &self.events else { return };
             if self.executed.len() >= KNOWN {
@@ -250,7 +250,7 @@ mod tests {
         for pid in [stranger, pinned] {
             let (file, path) = (FileUse::default(), PathBuf::new());
             let change = ProcessChange::Executed { file, path, cgroup: 0, time: 0 };
-            finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessNews::default());
+            finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessChanges::default());
         }
         finder.forget_runs();
         assert_eq!(finder.running.into_keys().collect::<Vec<_>>(), [pinned]);

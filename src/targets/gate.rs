@@ -58,9 +58,9 @@ struct GateState {
     /// What the thread is made of, until it is needed.
     parts: Option<Parts>,
     is_at_work: bool,
-    guests: Vec<GateClient>,
-    last_guest: u64,
-    /// The guests watch other files than before.
+    clients: Vec<GateClient>,
+    last_client: u64,
+    /// The clients watch other files than before.
     has_moved: bool,
     /// Files that are about to be written.
     expected: Vec<PathBuf>,
@@ -111,34 +111,34 @@ impl GateHandle {
         let mut state = lock(&gate.state);
         if let Some(parts) = state.parts.take() {
             let shared = gate.state.clone();
-            let porter = |(gate, ways, woken): Parts| {
+            let run = |(gate, ways, woken): Parts| {
                 let (paths, marked, held) = (Vec::new(), None, None);
                 be_prompt();
                 GateThread { gate, ways, woken, state: shared, paths, marked, held }.run();
             };
-            let begun = apart("exec-gate", parts, descriptors, porter);
+            let begun = apart("exec-gate", parts, descriptors, run);
             state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
         }
         if !state.is_at_work {
             return None;
         }
-        state.last_guest += 1;
-        let number = state.last_guest;
+        state.last_client += 1;
+        let number = state.last_client;
         let (asked, answered) = (0, 0);
-        state.guests.push(GateClient { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
+        state.clients.push(GateClient { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
         Some(Self { gate, number, _of_this_thread: std::marker::PhantomData })
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut GateClient) -> T) -> Option<T> {
-        lock(&self.gate.state).guests.iter_mut().find(|guest| guest.number == self.number).map(change)
+        lock(&self.gate.state).clients.iter_mut().find(|client| client.number == self.number).map(change)
     }
 
     /// These are watched from now on.
     pub fn follow(&self, paths: &[(usize, PathBuf)]) {
         let paths: Vec<PathBuf> = paths.iter().map(|(_, path)| path.clone()).collect();
-        let has_moved = self.with(|guest| {
-            guest.paths != paths && {
-                guest.paths = paths;
+        let has_moved = self.with(|client| {
+            client.paths != paths && {
+                client.paths = paths;
                 true
             }
         });
@@ -156,12 +156,12 @@ impl GateHandle {
 
     /// How often the manager was asked, if it has not answered yet; to be read before it looks what it was told.
     pub fn asked(&self) -> Option<u64> {
-        self.with(|guest| (guest.asked != guest.answered).then_some(guest.asked)).flatten()
+        self.with(|client| (client.asked != client.answered).then_some(client.asked)).flatten()
     }
 
     /// The manager has dealt with all that it was told before it read this number.
     pub fn answer(&self, asked: u64) {
-        self.with(|guest| guest.answered = asked);
+        self.with(|client| client.answered = asked);
         self.gate.wake();
     }
 }
@@ -169,7 +169,7 @@ impl GateHandle {
 impl Drop for GateHandle {
     fn drop(&mut self) {
         let mut state = lock(&self.gate.state);
-        state.guests.retain(|guest| guest.number != self.number);
+        state.clients.retain(|client| client.number != self.number);
         state.has_moved = true;
         drop(state);
         self.gate.wake();
@@ -182,14 +182,14 @@ struct GateThread {
     ways: Ways,
     woken: UnixStream,
     state: Arc<Mutex<GateState>>,
-    /// Those of all guests.
+    /// Those of all clients.
     paths: Vec<PathBuf>,
     /// Files that are marked, and until when.
     marked: Option<(usize, Instant)>,
     held: Option<Held>,
 }
 
-/// Programs that wait until the guests have answered.
+/// Programs that wait until the clients have answered.
 struct Held {
     since: Instant,
     programs: usize,
@@ -200,7 +200,7 @@ impl GateThread {
         loop {
             self.wait();
             let _ = io::copy(&mut &self.woken, &mut io::sink());
-            self.listen_to_guests();
+            self.update_from_clients();
             for change in self.ways.take() {
                 match change {
                     Change::OnTheWay(path) => self.mark_path(path),
@@ -208,7 +208,7 @@ impl GateThread {
                 }
             }
             self.ask();
-            self.let_in();
+            self.admit();
         }
     }
 
@@ -231,12 +231,12 @@ impl GateThread {
         let _ = poll(&mut fds, left.as_ref());
     }
 
-    fn listen_to_guests(&mut self) {
+    fn update_from_clients(&mut self) {
         let (has_moved, expected) = {
             let mut state = lock(&self.state);
             let has_moved = std::mem::take(&mut state.has_moved);
             if has_moved {
-                self.paths = state.guests.iter().flat_map(|guest| guest.paths.clone()).collect();
+                self.paths = state.clients.iter().flat_map(|client| client.paths.clone()).collect();
             }
             (has_moved, std::mem::take(&mut state.expected))
         };
@@ -265,20 +265,20 @@ impl GateThread {
         }
     }
 
-    /// Asks all guests to deal with what they were told, if a program waits.
+    /// Asks all clients to deal with what they were told, if a program waits.
     fn ask(&mut self) {
         let programs = if self.held.is_none() { self.gate.waiting() } else { 0 };
         if programs > 0 {
             self.held = Some(Held { since: Instant::now(), programs });
-            for guest in &mut lock(&self.state).guests {
-                guest.asked += 1;
-                guest.waker.wake();
+            for client in &mut lock(&self.state).clients {
+                client.asked += 1;
+                client.waker.wake();
             }
         }
     }
 
     /// Lets programs in for which all is done, or that have waited long enough, and takes marks away that are old.
-    fn let_in(&mut self) {
+    fn admit(&mut self) {
         let Some(held) = &self.held else {
             if self.marked.is_some_and(|(_, until)| until <= Instant::now()) {
                 self.open();
@@ -286,7 +286,7 @@ impl GateThread {
             return;
         };
         let waited = held.since.elapsed();
-        let let_in = if lock(&self.state).guests.iter().all(|guest| guest.answered == guest.asked) {
+        let admitted = if lock(&self.state).clients.iter().all(|client| client.answered == client.asked) {
             log::debug!("held back {} programs for {} us", held.programs, waited.as_micros());
             self.gate.let_in(held.programs)
         } else if waited >= LONGEST {
@@ -297,7 +297,7 @@ impl GateThread {
             return;
         };
         self.held = None;
-        if let Err(err) = let_in {
+        if let Err(err) = admitted {
             log::error!("a program that was held back may not have been started: {err}");
         }
     }

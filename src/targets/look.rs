@@ -90,8 +90,8 @@ impl Worker {
                 process.pid, process.display
             )
         }));
-        for news in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
-            log::warn!("Target {}: {news}", planned.name);
+        for new in remarks.iter().filter(|remark| !state.remarks.contains(remark)) {
+            log::warn!("Target {}: {new}", planned.name);
         }
         state.remarks = remarks;
         if planned.selector.executable_name().is_none() {
@@ -153,8 +153,8 @@ impl Worker {
                 }
                 // Files that are attached stay so: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
-                    let news = state.missing.as_ref() != Some(&err);
-                    if news {
+                    let is_new = state.missing.as_ref() != Some(&err);
+                    if is_new {
                         log::warn!("Target {}: {err}; waiting for it", planned.name);
                     }
                     state.missing = Some(err);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::attached_file::Shed;
 use super::cookies::Cookies;
-use super::follow::ProcessNews;
+use super::follow::ProcessChanges;
 use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
@@ -33,7 +33,7 @@ pub struct ProbeManager {
     status: Arc<Status>,
     attach: Attach,
     stop: Option<UnixStream>,
-    orders: Sender<Request>,
+    requests: Sender<Request>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,7 +73,7 @@ impl ProbeManager {
             next: String::new(),
         };
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
-        let (orders, ordered) = channel();
+        let (requests, requested) = channel();
         let thread_status = status.clone();
         let thread = std::thread::Builder::new()
             .name("probe-manager".to_string())
@@ -87,33 +87,33 @@ impl ProbeManager {
                     worker.guard.iter().for_each(Guard::take_charge);
                     worker.keep();
                     let _ = ready.send(Ok(worker.kernel.shared()));
-                    worker.run(&ordered);
+                    worker.run(&requested);
                 }
             })
             .map_err(failed)?;
         let shared = started.recv().map_err(|_| failed(io::Error::other("it exited")))??;
-        Ok(Self { shared, status, attach, stop: Some(stop), orders, thread: Some(thread) })
+        Ok(Self { shared, status, attach, stop: Some(stop), requests, thread: Some(thread) })
     }
 
     /// Takes these probes out for good, by their numbers in the plan, and waits until that is done. The others are not touched:
     /// not for an instant are they detached.
     pub fn retire(&self, probes: BTreeSet<usize>) {
-        self.order(Task::Retire(probes));
+        self.request(Task::Retire(probes));
     }
 
     /// Takes these probes out for a while, each for its reason: all of a unit, by their numbers in the plan. Waits until that is done.
     pub fn shed(&self, probes: Shed) {
-        self.order(Task::Shed(probes));
+        self.request(Task::Shed(probes));
     }
 
     /// Puts them back.
     pub fn restore(&self, probes: BTreeSet<usize>) {
-        self.order(Task::Restore(probes));
+        self.request(Task::Restore(probes));
     }
 
-    fn order(&self, task: Task) {
+    fn request(&self, task: Task) {
         let (done, wait) = sync_channel(1);
-        let asked = self.orders.send((task, done)).is_ok();
+        let asked = self.requests.send((task, done)).is_ok();
         // A thread that has panicked has detached everything.
         if asked && self.stop.as_ref().is_some_and(|mut stop| stop.write_all(b"!").is_ok()) {
             let _ = wait.recv();
@@ -144,7 +144,7 @@ impl Drop for ProbeManager {
 
 impl Worker {
     /// Until the other end of the watch's stream is dropped.
-    fn run(&mut self, orders: &Receiver<Request>) {
+    fn run(&mut self, requests: &Receiver<Request>) {
         let mut pause = LOOK_INTERVAL / 5;
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
@@ -155,7 +155,7 @@ impl Worker {
                 self.watch.open_gate();
                 break;
             }
-            for (task, done) in orders.try_iter() {
+            for (task, done) in requests.try_iter() {
                 match task {
                     Task::Retire(probes) => {
                         self.retire(&probes);
@@ -245,35 +245,35 @@ impl Worker {
 
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
-        let Some(news) = self.finder.follow() else {
+        let Some(changes) = self.finder.follow() else {
             log::debug!("process events were lost: scanning /proc");
             self.is_behind = true;
             return;
         };
         self.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
-        self.look_for(&news);
+        self.look_for(&changes);
         // What becomes of them is to be told from now on.
         if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
             self.follow();
         }
     }
 
-    fn look_for(&mut self, news: &ProcessNews) {
+    fn look_for(&mut self, changes: &ProcessChanges) {
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
             let Some(name) = planned.selector.executable_name() else { continue };
-            let ended = news.ended.iter().filter(|(of, _)| name.matches(of));
+            let ended = changes.ended.iter().filter(|(of, _)| name.matches(of));
             let before = self.targets[target].paths.len();
             self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
-            if before < self.targets[target].paths.len() && !news.targets.contains(&target) {
+            if before < self.targets[target].paths.len() && !changes.targets.contains(&target) {
                 self.look_at(target, planned);
             }
         }
-        for target in &news.targets {
+        for target in &changes.targets {
             self.look_at(*target, &plan.targets[*target]);
         }
-        for executed in &news.executed {
+        for executed in &changes.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             self.raise_semaphores(executed.pid, identity);
             self.note_fresh(executed.pid, identity);
@@ -285,18 +285,18 @@ impl Worker {
                 }
             }
         }
-        self.give_up_what_kills(news);
-        self.note_mapped(&news.mapped);
+        self.give_up_what_kills(changes);
+        self.note_mapped(&changes.mapped);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
             files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
         };
-        self.finder.note_executed(news, needs_semaphores);
+        self.finder.note_executed(changes, needs_semaphores);
     }
 
     /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
-    /// may be news. With `walk`, also what is looked at rarely.
+    /// may be new. With `walk`, also what is looked at rarely.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
         if walk {

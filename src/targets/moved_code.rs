@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
-use super::follow::ProcessNews;
+use super::follow::ProcessChanges;
 use super::worker::Worker;
 use crate::procfs::{Mapping, living_thread, text};
 
@@ -42,9 +42,9 @@ impl Code {
 
 impl Worker {
     /// Takes the probes out of files whose processes are ended by breakpoints that the kernel does not know.
-    pub(super) fn give_up_what_kills(&mut self, news: &ProcessNews) {
+    pub(super) fn give_up_what_kills(&mut self, changes: &ProcessChanges) {
         let plan = self.plan.clone();
-        for (pid, identity) in &news.trapped {
+        for (pid, identity) in &changes.trapped {
             for (target, planned) in plan.targets.iter().enumerate() {
                 let state = &mut self.targets[target];
                 let all = state.current.iter_mut().chain(&mut state.replaced);

@@ -27,7 +27,7 @@ pub struct Wakeup {
     pub sibling: Vec<Sibling>,
     /// Processes have begun, or done something else that must be looked at at once.
     pub processes: bool,
-    /// Programs wait for all of this to be dealt with: as the gatekeeper is to be answered then.
+    /// Programs wait for all of this to be dealt with: what to answer the gate then.
     pub asked: Option<u64>,
 }
 
@@ -66,9 +66,9 @@ impl Watch {
         }
     }
 
-    /// All that these news tell is dealt with: programs that waited for it may start.
-    pub fn answer(&self, news: &Wakeup) {
-        if let (Some(gate), Some(asked)) = (&self.gate, news.asked) {
+    /// All that woke the manager is dealt with: programs that waited for it may start.
+    pub fn answer(&self, wakeup: &Wakeup) {
+        if let (Some(gate), Some(asked)) = (&self.gate, wakeup.asked) {
             gate.answer(asked);
         }
     }
@@ -78,7 +78,7 @@ impl Watch {
         self.gate = None;
     }
 
-    /// Waits at most so long, or until there are news of processes.
+    /// Waits at most so long, or until something happens to processes.
     pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> Wakeup {
         let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
         let mut fds = vec![
@@ -87,31 +87,31 @@ impl Watch {
             PollFd::new(&self.ways, PollFlags::IN),
         ];
         fds.extend(processes.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let mut news = Wakeup::default();
+        let mut wakeup = Wakeup::default();
         if poll(&mut fds, Some(&timeout)).is_err() {
-            return news;
+            return wakeup;
         }
         let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         let [stop, breaks, changes] = [0, 1, 2].map(is_ready);
-        news.processes = is_ready(3);
+        wakeup.processes = is_ready(3);
         if stop {
-            news.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
-            news.is_over = !news.is_asked;
+            wakeup.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
+            wakeup.is_over = !wakeup.is_asked;
         }
         // First: what was told before that is taken below.
-        news.asked = self.gate.as_ref().and_then(GateHandle::asked);
+        wakeup.asked = self.gate.as_ref().and_then(GateHandle::asked);
         if breaks {
-            news.breaks = self.breaks.take();
+            wakeup.breaks = self.breaks.take();
         }
-        if changes || news.asked.is_some() {
+        if changes || wakeup.asked.is_some() {
             for change in self.ways.take() {
                 match change {
-                    Change::OnTheWay(target) => drop(news.targets.insert(target)),
-                    Change::Sibling(sibling) => news.sibling.push(sibling),
+                    Change::OnTheWay(target) => drop(wakeup.targets.insert(target)),
+                    Change::Sibling(sibling) => wakeup.sibling.push(sibling),
                 }
             }
         }
-        news
+        wakeup
     }
 }
 
