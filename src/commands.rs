@@ -18,7 +18,7 @@ use crate::pins::PinDir;
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
-use crate::slow::{self, Keeper, Query};
+use crate::slow::{self, Query, SlowRecorder};
 use crate::{check, dashboard, pins, reference, terminal, trial};
 
 /// The configuration, the environment or the command line is wrong.
@@ -78,8 +78,8 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     let listeners = Listeners::bind(settings);
-    let keeper = Arc::new(Keeper::default());
-    let kept = keeper.keep_for(&plan);
+    let recorder = Arc::new(SlowRecorder::default());
+    let kept = recorder.keep_for(&plan);
     let limited = drop_privileges(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
@@ -97,7 +97,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
         .and_then(|listeners| {
             let checked = Checked { loaded, plan, tls };
-            run(overrides, checked, attach, logging.clone(), listeners, keeper)
+            run(overrides, checked, attach, logging.clone(), listeners, recorder)
         });
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,7 +25,7 @@ use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
 use crate::metrics::show::{show, show_exactly, show_with_unit};
 use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
-use crate::slow::{self, Books, Fields, Keeper, Related, Wanted};
+use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use crate::symbols::Symbols;
 
@@ -61,7 +61,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Starts the thread, which hands slow events to the keeper.
+    /// Starts the thread, which hands slow events to the recorder.
     ///
     /// # Errors
     /// If the ring buffer, its descriptors or the thread cannot be made.
@@ -70,7 +70,7 @@ impl Drain {
         layout: &Layout,
         store: Arc<UserStore>,
         shared: Shared,
-        keeper: Option<Arc<Keeper>>,
+        recorder: Option<Arc<SlowRecorder>>,
     ) -> io::Result<Self> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (requests, asked) = sync_channel(16);
@@ -84,7 +84,7 @@ impl Drain {
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.
-            let handler = Handler::new(plan, evaluations, store, thread_stats, keeper);
+            let handler = Handler::new(plan, evaluations, store, thread_stats, recorder);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
         let thread = std::thread::Builder::new().name("drain".to_string()).spawn(work)?;
@@ -226,7 +226,7 @@ struct Handler {
     scratch: String,
     line: String,
     /// Who keeps slow events.
-    keeper: Option<Arc<Keeper>>,
+    recorder: Option<Arc<SlowRecorder>>,
 }
 
 impl Handler {
@@ -235,7 +235,7 @@ impl Handler {
         evaluations: Vec<ProbeEvaluation>,
         store: Arc<UserStore>,
         stats: Arc<DrainStats>,
-        keeper: Option<Arc<Keeper>>,
+        recorder: Option<Arc<SlowRecorder>>,
     ) -> Self {
         let Settings { verbose, .. } = plan.settings;
         Self {
@@ -248,7 +248,7 @@ impl Handler {
             names: Vec::new(),
             scratch: String::new(),
             line: String::new(),
-            keeper,
+            recorder,
         }
     }
 
@@ -292,7 +292,7 @@ impl Handler {
             };
             lost.fetch_add(1, Ordering::Relaxed);
         }
-        if let (Some(slots), Some(keeper)) = (evaluation.slow, &self.keeper) {
+        if let (Some(slots), Some(recorder)) = (evaluation.slow, &self.recorder) {
             let is_told = probe.is_slow_in_kernel();
             let mut found = || found_slow(probe, &read, &mut self.scratch);
             let slow = match is_told {
@@ -301,16 +301,16 @@ impl Handler {
                 true => None,
             };
             if let Some((slow, value)) = slow {
-                let books = Books { store: self.store.clone(), slots };
+                let counters = SlowCounters { store: self.store.clone(), slots };
                 if !is_told {
-                    books.seen();
+                    counters.seen();
                 }
                 let target = &self.plan.targets[probe.target].name;
-                keeper.offer(kept(probe, target, slow, value, time, &read), books);
+                recorder.offer(kept(probe, target, slow, value, time, &read), counters);
             }
         }
-        if let (Some(related), Some(keeper)) = (&probe.related, &self.keeper) {
-            keeper.offer_related(|| {
+        if let (Some(related), Some(recorder)) = (&probe.related, &self.recorder) {
+            recorder.offer_related(|| {
                 let key = |at: &usize| (probe.values[*at].name.clone(), shown(probe, *at, &read));
                 Related {
                     time: since_1970(time),

@@ -16,9 +16,9 @@ use crate::drain::Drain;
 use crate::kernel::{Attach, KernelError, Pinning, Shared};
 use crate::layout::Layout;
 use crate::metrics::{CounterStore, ProbeRef};
-use crate::pins::{PinError, Pins, StateDirectory};
+use crate::pins::{EnginePins, PinError, StateDirectory};
 use crate::plan::Plan;
-use crate::slow::Keeper;
+use crate::slow::SlowRecorder;
 use crate::store::UserStore;
 use crate::targets::{ProbeManager, StartState, Status};
 
@@ -32,7 +32,7 @@ pub(crate) struct Engine {
     shared: Shared,
     status: Arc<Status>,
     /// Where its maps and links are, if they stay when the exporter ends.
-    pins: Option<Arc<Pins>>,
+    pins: Option<Arc<EnginePins>>,
 }
 
 impl Engine {
@@ -44,7 +44,7 @@ impl Engine {
         plan: Plan,
         attach: Attach,
         beginning: StartState,
-        keeper: &Arc<Keeper>,
+        recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
@@ -56,9 +56,9 @@ impl Engine {
         };
         let user = Arc::new(user);
         let (shared, status) = (manager.shared(), manager.status());
-        let keeper = Some(keeper.clone());
+        let recorder = Some(recorder.clone());
         let drain =
-            Drain::start(plan.clone(), &layout, user.clone(), shared.clone(), keeper).map_err(|err| {
+            Drain::start(plan.clone(), &layout, user.clone(), shared.clone(), recorder).map_err(|err| {
                 let what = "starting the thread that drains the ring buffer".to_string();
                 KernelError { what, source: err.into(), next: String::new() }
             })?;
@@ -71,14 +71,14 @@ impl Engine {
         plan: Plan,
         attach: Attach,
         directory: Option<&StateDirectory>,
-        keeper: &Arc<Keeper>,
+        recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let Some(directory) = directory else {
-            return Self::start(plan, attach, StartState::default(), keeper);
+            return Self::start(plan, attach, StartState::default(), recorder);
         };
         let pins = Arc::new(directory.new_engine().map_err(pin_error)?);
         let pinning = Some(Pinning { pins: pins.clone(), taken: None });
-        let started = Self::start(plan, attach, StartState { pinning, record: None }, keeper);
+        let started = Self::start(plan, attach, StartState { pinning, record: None }, recorder);
         if started.is_err()
             && let Err(err) = pins.remove()
         {
@@ -89,7 +89,7 @@ impl Engine {
 }
 
 /// What is computed from events, in memory that outlives the exporter.
-fn kept_store(layout: &Layout, probes: usize, pins: &Pins) -> Result<UserStore, PinError> {
+fn kept_store(layout: &Layout, probes: usize, pins: &EnginePins) -> Result<UserStore, PinError> {
     let user = &layout.user;
     let numbers = UserStore::numbers(user.slots, probes);
     let limits = user.interners.iter().map(|interner| interner.limit);
@@ -132,10 +132,10 @@ impl Engines {
         plan: Plan,
         attach: Attach,
         directory: Option<Arc<StateDirectory>>,
-        keeper: &Arc<Keeper>,
+        recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
-        let engine = Engine::start_in(plan, attach, directory.as_deref(), keeper)?;
+        let engine = Engine::start_in(plan, attach, directory.as_deref(), recorder)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let past = Past { since, ..Past::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, past, directory))
@@ -158,13 +158,18 @@ impl Engines {
     ///
     /// # Errors
     /// If the kernel refuses the programs.
-    pub fn changed_to(&self, plan: Plan, attach: Attach, keeper: &Arc<Keeper>) -> Result<Self, KernelError> {
+    pub fn changed_to(
+        &self,
+        plan: Plan,
+        attach: Attach,
+        recorder: &Arc<SlowRecorder>,
+    ) -> Result<Self, KernelError> {
         let unchanged = plan.same_in(&self.plan);
         let new: Vec<usize> = (0..unchanged.len()).filter(|probe| unchanged[*probe].is_none()).collect();
         let mut all = self.all.clone();
         if !new.is_empty() {
             let directory = self.directory.as_deref();
-            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, directory, keeper)?));
+            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, directory, recorder)?));
         }
         let last = all.len() - 1;
         let probe_ref = |(probe, twin): (usize, &Option<usize>)| match twin {

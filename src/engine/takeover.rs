@@ -13,9 +13,9 @@ use crate::config::model::Settings;
 use crate::kernel::{Attach, KernelError, Losses, Pinning};
 use crate::layout::Layout;
 use crate::metrics::{CarriedSeries, ProbeRef};
-use crate::pins::{MadeBy, PinError, Pins, StateDirectory};
+use crate::pins::{EnginePins, PinError, StateDirectory, VersionStamp};
 use crate::plan::{InconsistentPlan, SavedPlan};
-use crate::slow::Keeper;
+use crate::slow::SlowRecorder;
 use crate::targets::{EngineRecord, StartState};
 
 /// Why what an earlier exporter has left is not taken over.
@@ -81,7 +81,7 @@ impl From<InconsistentPlan> for TakeoverError {
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     #[serde(flatten)]
-    made_by: MadeBy,
+    stamp: VersionStamp,
     plan: SavedPlan,
     /// Of each probe, its engine and its number there.
     probe_refs: Vec<(String, usize)>,
@@ -93,10 +93,10 @@ struct Record {
 
 /// One engine, as an earlier exporter has left it.
 fn resume(
-    pins: Pins,
+    pins: EnginePins,
     settings: &Settings,
     attach: Attach,
-    keeper: &Arc<Keeper>,
+    recorder: &Arc<SlowRecorder>,
 ) -> Result<Engine, TakeoverError> {
     let none = || TakeoverError::Incomplete(pins.name());
     let record: EngineRecord = pins.load()?.ok_or_else(none)?;
@@ -105,7 +105,7 @@ fn resume(
         return Err(TakeoverError::Layout);
     }
     let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
-    Ok(Engine::start(plan, attach, StartState { pinning, record: Some(record) }, keeper)?)
+    Ok(Engine::start(plan, attach, StartState { pinning, record: Some(record) }, recorder)?)
 }
 
 impl Engines {
@@ -118,11 +118,11 @@ impl Engines {
         directory: &Arc<StateDirectory>,
         settings: &Settings,
         attach: Attach,
-        keeper: &Arc<Keeper>,
+        recorder: &Arc<SlowRecorder>,
     ) -> Result<Option<(Self, Vec<CarriedSeries>)>, TakeoverError> {
-        let Some(made_by) = directory.load::<MadeBy>()? else { return Ok(None) };
-        if made_by.abi != MadeBy::this().abi {
-            return Err(TakeoverError::Version(made_by.version));
+        let Some(stamp) = directory.load::<VersionStamp>()? else { return Ok(None) };
+        if stamp.abi != VersionStamp::this().abi {
+            return Err(TakeoverError::Version(stamp.version));
         }
         let Some(record) = directory.load::<Record>()? else { return Ok(None) };
         if let Some(setting) = record.plan.differs_from(settings) {
@@ -138,7 +138,7 @@ impl Engines {
             let engine = match names.iter().position(|known| *known == name) {
                 Some(engine) => engine,
                 None => {
-                    all.push(Arc::new(resume(directory.engine(&name), settings, attach, keeper)?));
+                    all.push(Arc::new(resume(directory.engine(&name), settings, attach, recorder)?));
                     names.push(name);
                     all.len() - 1
                 }
@@ -154,7 +154,7 @@ impl Engines {
         directory.remove_but(&names)?;
         log::info!(
             "Took over the probes that version {} left attached ({})",
-            made_by.version,
+            stamp.version,
             directory.path().display()
         );
         let (losses, events, since) = (record.losses, record.events, record.since);
@@ -171,7 +171,7 @@ impl Engines {
         };
         let past = self.past();
         let record = Record {
-            made_by: MadeBy::this(),
+            stamp: VersionStamp::this(),
             plan: SavedPlan::of(&self.plan),
             probe_refs: self.probe_refs.iter().map(|probe_ref| (name(probe_ref), probe_ref.probe)).collect(),
             losses: past.losses,

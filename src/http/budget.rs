@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::http::limits::Limits;
-    use crate::http::watch::{Over, Watch};
+    use crate::http::watch::{CloseReason, Watch};
 
     fn writing(stall: Duration) -> Arc<Watch> {
         let watch = Watch::new(Arc::new(Limits { stall, ..Limits::default() }));
@@ -119,7 +119,7 @@ mod tests {
         let moving_charge = budget.charge(&moving, 40).unwrap();
         let next = writing(Duration::from_secs(3600));
         let next_charge = budget.charge(&next, 50).expect("the stalled one makes room");
-        assert_eq!(stalled.over().await, Over::Evicted);
+        assert_eq!(stalled.close_reason().await, CloseReason::Evicted);
         assert!(budget.charge(&next, 20).is_none(), "the others are being read");
         drop((moving_charge, next_charge));
         assert!(budget.charge(&next, 1000).is_some(), "a single answer has room whatever its size");

@@ -28,7 +28,7 @@ use super::security::Security;
 use super::slots::{Admission, Slot, Slots};
 use super::stats::{HttpStats, count};
 use super::tls::Tls;
-use super::watch::{Over, Phase, Watch, Watched};
+use super::watch::{CloseReason, Phase, Watch, Watched};
 use super::{Level, Report, notify};
 
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
@@ -245,7 +245,7 @@ impl Connection {
         };
         let secured = tokio::select! {
             secured = secure(stream, &tls, &self.watch) => secured,
-            over = self.watch.over() => return self.count_late(over),
+            reason = self.watch.close_reason() => return self.count_timeout(reason),
             _ = self.stopped.changed() => return,
         };
         match secured {
@@ -286,7 +286,7 @@ impl Connection {
         tokio::select! {
             // An error here is the client's: a malformed request, which hyper has answered, or a broken connection.
             ended = connection.as_mut() => return self.count_malformed(ended),
-            over = watch.over() => return self.count_late(over),
+            reason = watch.close_reason() => return self.count_timeout(reason),
             _ = self.stopped.changed() => {},
         }
         if watch.answering() {
@@ -304,14 +304,14 @@ impl Connection {
         }
     }
 
-    fn count_late(&self, over: Over) {
+    fn count_timeout(&self, reason: CloseReason) {
         let stats = &self.server.answerer.stats;
-        match over {
-            Over::Late(Phase::Handshake) => count(&stats.handshake_timeouts),
-            Over::Late(Phase::Header) => count(&stats.header_timeouts),
-            Over::Late(Phase::Writing) => count(&stats.write_timeouts),
+        match reason {
+            CloseReason::Timeout(Phase::Handshake) => count(&stats.handshake_timeouts),
+            CloseReason::Timeout(Phase::Header) => count(&stats.header_timeouts),
+            CloseReason::Timeout(Phase::Writing) => count(&stats.write_timeouts),
             // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
-            Over::Late(Phase::Idle | Phase::Checking | Phase::Handling) | Over::Evicted => {}
+            CloseReason::Timeout(Phase::Idle | Phase::Checking | Phase::Handling) | CloseReason::Evicted => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! hyper has a time-out for headers only, which also ends a connection that waits for its next request. So
 //! each connection has a [`Watch`] that knows what is being waited for. The pieces around hyper tell it (the
-//! stream, the service, the body), the connection's task ends the connection when [`Watch::over`] resolves,
+//! stream, the service, the body), the connection's task ends the connection when [`Watch::close_reason`] resolves,
 //! and the table of connections asks it whether the connection can be thrown out.
 
 use std::io;
@@ -39,9 +39,9 @@ pub(super) enum Phase {
 
 /// Why a connection must end now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Over {
+pub(super) enum CloseReason {
     /// The deadline of this phase has passed.
-    Late(Phase),
+    Timeout(Phase),
     /// Its place was given to another connection.
     Evicted,
 }
@@ -69,7 +69,7 @@ pub(super) struct Watch {
     limits: Arc<Limits>,
     begun: Instant,
     state: Mutex<ConnectionState>,
-    /// Wakes [`Watch::over`] when the deadline has moved or the connection is evicted.
+    /// Wakes [`Watch::close_reason`] when the deadline has moved or the connection is evicted.
     changed: Notify,
 }
 
@@ -183,15 +183,15 @@ impl Watch {
     }
 
     /// Resolves when the connection must end. For one task only.
-    pub(super) async fn over(&self) -> Over {
+    pub(super) async fn close_reason(&self) -> CloseReason {
         loop {
             let deadline = {
                 let state = self.lock();
                 if state.evicted {
-                    return Over::Evicted;
+                    return CloseReason::Evicted;
                 }
                 if state.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                    return Over::Late(state.phase);
+                    return CloseReason::Timeout(state.phase);
                 }
                 state.deadline
             };
@@ -355,8 +355,8 @@ mod tests {
         Watch::new(Arc::new(limits))
     }
 
-    async fn end(watch: &Watch) -> Over {
-        tokio::time::timeout(Duration::from_secs(60), watch.over()).await.expect("never over")
+    async fn end(watch: &Watch) -> CloseReason {
+        tokio::time::timeout(Duration::from_secs(60), watch.close_reason()).await.expect("never over")
     }
 
     #[tokio::test]
@@ -366,13 +366,13 @@ mod tests {
             watch(Limits { handshake: short, ..Limits::default() }),
             watch(Limits { header: short, ..Limits::default() }),
         );
-        assert_eq!(end(&handshake).await, Over::Late(Phase::Handshake));
+        assert_eq!(end(&handshake).await, CloseReason::Timeout(Phase::Handshake));
         header.enter_header();
-        assert_eq!(end(&header).await, Over::Late(Phase::Header));
+        assert_eq!(end(&header).await, CloseReason::Timeout(Phase::Header));
         let writing = watch(Limits { write: short, ..Limits::default() });
         writing.enter_handling();
         let _body = writing.enter_writing(Bytes::new());
-        assert_eq!(end(&writing).await, Over::Late(Phase::Writing));
+        assert_eq!(end(&writing).await, CloseReason::Timeout(Phase::Writing));
     }
 
     #[tokio::test]
@@ -383,7 +383,7 @@ mod tests {
             tokio::task::yield_now().await;
             watch.enter_writing(Bytes::new())
         });
-        assert_eq!(over, Over::Late(Phase::Writing));
+        assert_eq!(over, CloseReason::Timeout(Phase::Writing));
     }
 
     #[tokio::test]
@@ -405,7 +405,7 @@ mod tests {
         watch.received();
         assert_eq!(watch.lock().phase, Phase::Header);
         watch.evict();
-        assert_eq!(end(&watch).await, Over::Evicted);
+        assert_eq!(end(&watch).await, CloseReason::Evicted);
     }
 
     #[test]

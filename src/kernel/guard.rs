@@ -11,7 +11,7 @@ use super::held::{Held, release};
 use super::pinned_maps::{pin_maps, reuse};
 use super::storage::{Storage, new_storage};
 use crate::abi::guard::generated::{GuardSkel, GuardSkelBuilder};
-use crate::pins::Pins;
+use crate::pins::EnginePins;
 
 self_cell::self_cell!(
     struct GuardPrograms {
@@ -39,7 +39,7 @@ impl Guard {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn start(pins: &Pins) -> Result<Self, KernelError> {
+    pub fn start(pins: &EnginePins) -> Result<Self, KernelError> {
         let is_taken = pins.map("guarded").symlink_metadata().is_ok();
         let loaded = GuardPrograms::try_new(new_storage(), |storage| {
             let mut open = GuardSkelBuilder::default().open(storage.borrow_mut())?;

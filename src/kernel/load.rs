@@ -30,7 +30,7 @@ use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
-use crate::pins::Pins;
+use crate::pins::EnginePins;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
@@ -70,7 +70,7 @@ pub struct Kernel {
     limit: u32,
     shared: Shared,
     pub(super) numbers: Numbers,
-    pins: Option<Arc<Pins>>,
+    pins: Option<Arc<EnginePins>>,
     shape: Shape,
     /// What writes down whom processes start.
     family: Vec<Held>,
@@ -88,7 +88,7 @@ pub struct Shape {
 /// Where maps and links stay when the exporter ends, and what is there of an earlier one.
 #[derive(Debug, Clone)]
 pub(crate) struct Pinning {
-    pub pins: Arc<Pins>,
+    pub pins: Arc<EnginePins>,
     pub taken: Option<Shape>,
 }
 
@@ -246,7 +246,7 @@ impl Kernel {
     }
 
     /// Where maps and links stay when the exporter ends; `None`: nowhere.
-    pub(crate) fn pins(&self) -> Option<&Arc<Pins>> {
+    pub(crate) fn pins(&self) -> Option<&Arc<EnginePins>> {
         self.pins.as_ref()
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use libbpf_rs::{MapCore, MapHandle, Object, OpenObject};
 
-use crate::pins::Pins;
+use crate::pins::EnginePins;
 
 /// Whether a map is one of the tables, and not a section of the object's data.
 fn is_table(name: &OsStr) -> bool {
@@ -14,7 +14,7 @@ fn is_table(name: &OsStr) -> bool {
 }
 
 /// Uses the maps that have stayed, if they are as those that would be made.
-pub(super) fn reuse(object: &mut OpenObject, pins: &Pins) -> io::Result<()> {
+pub(super) fn reuse(object: &mut OpenObject, pins: &EnginePins) -> io::Result<()> {
     for mut map in object.maps_mut().filter(|map| is_table(map.name())) {
         let name = map.name().to_string_lossy().into_owned();
         let known = MapHandle::from_pinned_path(pins.map(&name)).map_err(io::Error::other)?;
@@ -29,7 +29,7 @@ pub(super) fn reuse(object: &mut OpenObject, pins: &Pins) -> io::Result<()> {
 }
 
 /// Makes the maps of a loaded object stay.
-pub(super) fn pin_maps(object: &Object, pins: &Pins) -> libbpf_rs::Result<()> {
+pub(super) fn pin_maps(object: &Object, pins: &EnginePins) -> libbpf_rs::Result<()> {
     for map in object.maps().filter(|map| is_table(map.name())) {
         let path = pins.map(&map.name().to_string_lossy());
         MapHandle::try_from(&map)?.pin(path)?;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
-use super::{MapSpec, PinError, Pins};
+use super::{EnginePins, MapSpec, PinError};
 use crate::mapping::Mapped;
 use crate::store::{KeptName, NameStore};
 
@@ -20,7 +20,7 @@ const VALUE_BYTES: usize = 8 + NAME_BYTES;
 #[derive(Debug)]
 pub struct PinnedNames(MapHandle);
 
-impl Pins {
+impl EnginePins {
     /// So many numbers in memory that stays, zero at first, and room for so many names.
     ///
     /// # Errors

@@ -108,18 +108,18 @@ impl StateDirectory {
     }
 
     /// The engine of this name.
-    pub fn engine(&self, name: &str) -> Pins {
-        Pins::of(self.path.join(name))
+    pub fn engine(&self, name: &str) -> EnginePins {
+        EnginePins::of(self.path.join(name))
     }
 
     /// An engine that is new.
     ///
     /// # Errors
     /// If its directories cannot be made.
-    pub fn new_engine(&self) -> Result<Pins, PinError> {
+    pub fn new_engine(&self) -> Result<EnginePins, PinError> {
         let taken: BTreeSet<u32> = names(&self.path).iter().filter_map(|name| name.parse().ok()).collect();
         let number = taken.last().map_or(0, |last| last + 1);
-        let pins = Pins::of(self.path.join(number.to_string()));
+        let pins = EnginePins::of(self.path.join(number.to_string()));
         for directory in [pins.directory.clone(), pins.directory.join("maps"), pins.directory.join("links")] {
             fs::DirBuilder::new().mode(0o700).create(&directory).map_err(failed("make", directory))?;
         }
@@ -145,14 +145,14 @@ impl StateDirectory {
 
 /// Where one engine's maps and links are.
 #[derive(Debug)]
-pub struct Pins {
+pub struct EnginePins {
     directory: PathBuf,
     next: AtomicU32,
     /// It is not to outlive the exporter.
     is_over: AtomicBool,
 }
 
-impl Pins {
+impl EnginePins {
     fn of(directory: PathBuf) -> Self {
         let links = names(&directory.join("links"));
         let last = links.iter().filter_map(|name| name.parse::<u32>().ok()).max();
@@ -251,12 +251,12 @@ pub fn remove_all(path: &Path, detach: impl FnOnce(&PinDir)) -> Result<(), PinEr
 
 /// Which exporter has written the rest of a document, and whether that can be understood.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct MadeBy {
+pub struct VersionStamp {
     pub version: String,
     pub abi: String,
 }
 
-impl MadeBy {
+impl VersionStamp {
     /// This one.
     pub fn this() -> Self {
         Self { version: env!("CARGO_PKG_VERSION").to_string(), abi: super::abi() }
@@ -275,13 +275,13 @@ pub fn describe(path: &Path) -> String {
         locked.unwrap_or(false)
     };
     let used = if is_used() { "in use by a running exporter" } else { "no exporter runs" };
-    match load::<MadeBy>(&path.join(DOCUMENT)) {
+    match load::<VersionStamp>(&path.join(DOCUMENT)) {
         Err(err) => format!("{shown}: {used}; {err}"),
         Ok(None) => format!("{shown}: {used}; nothing to take over"),
-        Ok(Some(made_by)) if made_by.abi != super::abi() => {
-            format!("{shown}: {used}; of version {}, which this one cannot take over", made_by.version)
+        Ok(Some(stamp)) if stamp.abi != super::abi() => {
+            format!("{shown}: {used}; of version {}, which this one cannot take over", stamp.version)
         }
-        Ok(Some(made_by)) => format!("{shown}: {used}; of version {}", made_by.version),
+        Ok(Some(stamp)) => format!("{shown}: {used}; of version {}", stamp.version),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::privileges::{self, Needs, PrivilegeError};
 use crate::routes::{health_router, metrics_router};
 use crate::running::{ActiveConfig, Running};
 use crate::service;
-use crate::slow::Keeper;
+use crate::slow::SlowRecorder;
 use crate::targets::prepare_gate;
 
 pub use self::error::RunError;
@@ -46,7 +46,7 @@ pub(crate) fn run(
     attach: Attach,
     logging: Logging,
     listeners: Listeners,
-    keeper: Arc<Keeper>,
+    recorder: Arc<SlowRecorder>,
 ) -> Result<(), RunError> {
     let Checked { loaded, plan, tls } = checked;
     let settings = loaded.config.settings;
@@ -57,7 +57,7 @@ pub(crate) fn run(
     if let Some(block) = network.as_mut().and_then(|network| network.block.as_mut()) {
         block.own_ports = listeners.ports();
     }
-    keeper.start()?;
+    recorder.start()?;
     let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;
     if settings.pinned.is_none() {
         tell_of_leftover(&settings);
@@ -66,7 +66,7 @@ pub(crate) fn run(
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
         scope.spawn(|| measure_prices(attach));
-        ActiveConfig::begin(plan, &settings, attach, directory, &keeper)
+        ActiveConfig::begin(plan, &settings, attach, directory, &recorder)
     })?;
     let network =
         network.map(|config| start_network(config, pins.unwrap_or_default())).transpose()?.map(Arc::new);
@@ -83,7 +83,7 @@ pub(crate) fn run(
         logging.clone(),
         stats.clone(),
         addresses,
-        keeper,
+        recorder,
     ));
     if keep_privileges == KeepPrivileges::None {
         let attached = running.clone();

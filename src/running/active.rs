@@ -8,7 +8,7 @@ use crate::kernel::{Attach, KernelError};
 use crate::metrics::Registry;
 use crate::pins::StateDirectory;
 use crate::plan::Plan;
-use crate::slow::Keeper;
+use crate::slow::SlowRecorder;
 
 /// What belongs to one configuration.
 pub(crate) struct ActiveConfig {
@@ -33,16 +33,16 @@ impl ActiveConfig {
         settings: &Settings,
         attach: Attach,
         directory: Option<StateDirectory>,
-        keeper: &Arc<Keeper>,
+        recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let Some(directory) = directory.map(Arc::new) else {
-            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None, keeper)?)));
+            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None, recorder)?)));
         };
-        let reason = match Engines::take_over(&directory, settings, attach, keeper) {
+        let reason = match Engines::take_over(&directory, settings, attach, recorder) {
             Ok(Some((engines, carried))) => {
                 let mut before = Self::new(Arc::new(engines));
                 before.registry.carry_on(carried);
-                let after = before.engines.changed_to(plan, attach, keeper)?;
+                let after = before.engines.changed_to(plan, attach, recorder)?;
                 let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
                 if kept < all {
                     log::info!("{kept} probes unchanged, {} new or changed", all - kept);
@@ -64,7 +64,7 @@ impl ActiveConfig {
         if let Err(err) = directory.remove_but(&[]) {
             log::warn!("{err}");
         }
-        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory), keeper)?));
+        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory), recorder)?));
         state.save();
         Ok(state)
     }

@@ -20,7 +20,7 @@ use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
 use crate::page::StatusCache;
-use crate::slow::Keeper;
+use crate::slow::SlowRecorder;
 use crate::targets::Status;
 use crate::telemetry::{Reloads, Telemetry, unix_now};
 
@@ -51,7 +51,7 @@ pub(crate) struct Running {
     /// In seconds since 1970.
     start_time: f64,
     series: Arc<AtomicU64>,
-    keeper: Arc<Keeper>,
+    recorder: Arc<SlowRecorder>,
     /// Who scrapes.
     pub visitors: Arc<Visitors>,
     pub status: StatusCache,
@@ -82,7 +82,7 @@ impl Running {
         logging: Logging,
         http: [Arc<HttpStats>; 2],
         addresses: Vec<IpAddr>,
-        keeper: Arc<Keeper>,
+        recorder: Arc<SlowRecorder>,
     ) -> Self {
         Self {
             overrides,
@@ -99,7 +99,7 @@ impl Running {
             http,
             start_time: unix_now(),
             series: Arc::default(),
-            keeper,
+            recorder,
             visitors: Arc::default(),
             status: StatusCache::default(),
         }
@@ -161,7 +161,7 @@ impl Running {
             reloads: self.reloads.clone(),
             series: self.series.clone(),
             overflows: state.overflows.clone(),
-            slow: self.keeper.numbers(),
+            slow: self.recorder.numbers(),
         };
         telemetry.note_overflows(state.registry.overflows());
         telemetry

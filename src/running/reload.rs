@@ -64,8 +64,8 @@ impl Running {
             secured(&settings.web, tls, Some(&previous)).map_err(|err| format!("{err}\n"))?;
         let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
-        self.keeper.keep_for(&plan).map_err(|err| format!("{err}\n"))?;
-        let new = old.changed_to(plan, self.attach, &self.keeper).map_err(|err| format!("{err}\n"))?;
+        self.recorder.keep_for(&plan).map_err(|err| format!("{err}\n"))?;
+        let new = old.changed_to(plan, self.attach, &self.recorder).map_err(|err| format!("{err}\n"))?;
         let new = Arc::new(new);
         for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&advice) {
             log::warn!("{warning}");

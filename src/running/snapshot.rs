@@ -52,7 +52,7 @@ impl Running {
             series,
             network,
             talkers: talkers.collect(),
-            slow: self.keeper.recent(),
+            slow: self.recorder.recent(),
             visitors: self.visitors.all(),
             connect: self.connect(),
             links: links.to_vec(),

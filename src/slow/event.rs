@@ -134,24 +134,24 @@ impl<'de> Deserialize<'de> for Fields {
 
 /// Where it is counted what becomes of a probe's slow events.
 #[derive(Debug, Clone)]
-pub struct Books {
+pub struct SlowCounters {
     pub(crate) store: Arc<UserStore>,
     /// First of the slots that are said at [`crate::layout::SlowLayout::user`].
     pub(crate) slots: u32,
 }
 
-impl Books {
+impl SlowCounters {
     pub(crate) fn seen(&self) {
         self.store.add(self.slots + SLOW_SEEN, 1);
     }
 
     /// By the thread that drains the ring, like [`Self::seen`].
-    pub(super) fn refused(&self) {
+    pub(super) fn rejected(&self) {
         self.store.add(self.slots + SLOW_REFUSED, 1);
     }
 
     /// By the thread that writes, like [`Self::unwritten`].
-    pub(super) fn kept(&self) {
+    pub(super) fn written(&self) {
         self.store.add(self.slots + SLOW_KEPT, 1);
     }
 

@@ -19,7 +19,7 @@ use crate::plan::Plan;
 use store::{Bounds, Store};
 use writer::{Message, Writer};
 
-pub use event::{Books, Event, Fields, RelatedRow, Row};
+pub use event::{Event, Fields, RelatedRow, Row, SlowCounters};
 pub(crate) use event::{Related, Wanted};
 pub(crate) use query::shown_value;
 pub use query::{Query, read, table};
@@ -28,12 +28,12 @@ pub use store::SlowError;
 /// Events that can wait for the thread that writes.
 const QUEUE: usize = 1024;
 
-/// Events that [`Keeper::recent`] knows: all that a page shows, for they are read anew with each write.
+/// Events that [`SlowRecorder::recent`] knows: all that a page shows, for they are read anew with each write.
 const RECENT: usize = 10;
 
 /// Keeps slow events. It begins with the first configuration that has some.
 #[derive(Debug, Default)]
-pub struct Keeper {
+pub struct SlowRecorder {
     work: Mutex<Work>,
     queue: OnceLock<SyncSender<Message>>,
     shared: Arc<Shared>,
@@ -80,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Keeper {
+impl SlowRecorder {
     /// Opens the file if the plan keeps slow events; of one that is open, takes over the bounds.
     ///
     /// # Errors
@@ -129,12 +129,12 @@ impl Keeper {
     }
 
     /// Takes an event, or counts that there is no room for it. Never waits.
-    pub(crate) fn offer(&self, event: Event, books: Books) {
-        let Some(queue) = self.queue.get() else { return books.refused() };
+    pub(crate) fn offer(&self, event: Event, counters: SlowCounters) {
+        let Some(queue) = self.queue.get() else { return counters.rejected() };
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        if queue.try_send(Message::Event(Box::new((event, books.clone())))).is_err() {
+        if queue.try_send(Message::Event(Box::new((event, counters.clone())))).is_err() {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            books.refused();
+            counters.rejected();
         }
     }
 
@@ -172,7 +172,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for SlowRecorder {
     /// What waits is written.
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::Relaxed);

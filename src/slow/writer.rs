@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::event::{Books, Event, Related, Row};
+use super::event::{Event, Related, Row, SlowCounters};
 use super::related::Memory;
 use super::store::{Bounds, Store, is_damage};
 use super::{QUEUE, RECENT, Shared, lock};
@@ -26,7 +26,7 @@ const BATCH: usize = 128;
 /// What the thread is told.
 #[derive(Debug)]
 pub(super) enum Message {
-    Event(Box<(Event, Books)>),
+    Event(Box<(Event, SlowCounters)>),
     Related(Box<Related>),
     Bounds(Bounds),
 }
@@ -38,9 +38,9 @@ pub(super) struct Writer {
     messages: Receiver<Message>,
     shared: Arc<Shared>,
     /// Not yet written.
-    events: Vec<(Event, Books)>,
+    events: Vec<(Event, SlowCounters)>,
     /// Those that wait for what belongs to them, with the time when they have waited long enough.
-    incomplete: VecDeque<(Instant, Event, Books)>,
+    incomplete: VecDeque<(Instant, Event, SlowCounters)>,
     related: Memory,
 }
 
@@ -69,11 +69,11 @@ impl Writer {
             };
             match received {
                 Ok(Message::Event(event)) => {
-                    let (event, books) = *event;
+                    let (event, counters) = *event;
                     if event.wanted.is_some() {
-                        self.incomplete.push_back((Instant::now() + COMPLETING, event, books));
+                        self.incomplete.push_back((Instant::now() + COMPLETING, event, counters));
                     } else {
-                        self.events.push((event, books));
+                        self.events.push((event, counters));
                         due.get_or_insert_with(|| Instant::now() + GATHERING);
                     }
                 }
@@ -95,8 +95,8 @@ impl Writer {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Event(event) => {
-                    let (event, books) = *event;
-                    self.incomplete.push_back((Instant::now(), event, books));
+                    let (event, counters) = *event;
+                    self.incomplete.push_back((Instant::now(), event, counters));
                 }
                 Message::Related(event) => self.remember(*event),
                 Message::Bounds(_) => {}
@@ -107,9 +107,9 @@ impl Writer {
         if !self.events.is_empty() {
             log::error!("{} slow events could not be written and are lost", self.events.len());
         }
-        for (_, books) in self.events.drain(..) {
+        for (_, counters) in self.events.drain(..) {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            books.unwritten();
+            counters.unwritten();
         }
     }
 
@@ -120,9 +120,9 @@ impl Writer {
 
     /// The first that waits for what belongs to it waits no longer; whether there was one.
     fn complete_first(&mut self) -> bool {
-        let Some((_, mut event, books)) = self.incomplete.pop_front() else { return false };
+        let Some((_, mut event, counters)) = self.incomplete.pop_front() else { return false };
         self.related.complete(&mut event);
-        self.events.push((event, books));
+        self.events.push((event, counters));
         true
     }
 
@@ -145,8 +145,8 @@ impl Writer {
                 }
                 // Before they are counted as kept: who sees that nothing waits sees all rows.
                 self.show_latest();
-                for (_, books) in self.events.drain(..) {
-                    books.kept();
+                for (_, counters) in self.events.drain(..) {
+                    counters.written();
                     self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 }
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use exporter::slow::{Keeper, Query, Row, read};
+use exporter::slow::{Query, Row, SlowRecorder, read};
 
 use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
@@ -55,8 +55,8 @@ fn both_ways(probes: &str, held: impl Fn(&[Row])) {
 }
 
 fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
-    let keeper = Arc::new(Keeper::default());
-    let tracer = Tracer::start_keeping(yaml, all_to_ring, Some(keeper.clone()));
+    let recorder = Arc::new(SlowRecorder::default());
+    let tracer = Tracer::start_recording(yaml, all_to_ring, Some(recorder.clone()));
     assert!(Command::new(binary).status().unwrap().success());
     let series = tracer.render();
     let counts: Vec<_> = series.iter().filter(|(name, _)| name.contains("_count")).collect();
@@ -64,7 +64,7 @@ fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
     let events = tracer.drained().0;
     let whole = tracer.plan.probes.iter().any(|probe| probe.emit.is_some());
     // The last one to have it: what waits is written.
-    drop((tracer, keeper));
+    drop((tracer, recorder));
     let rows = read(file, &Query { limit: 10_000, ..Query::default() }).unwrap();
     assert!(whole || events == rows.len() as u64, "only slow hits are sent: {events} for {}", rows.len());
     println!("all to the ring: {all_to_ring}: {} rows, the first {:?}", rows.len(), rows.first());

@@ -14,7 +14,7 @@ use exporter::kernel::choose;
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
-use exporter::slow::Keeper;
+use exporter::slow::SlowRecorder;
 use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
 use super::exporter::PATIENCE;
@@ -46,11 +46,11 @@ impl Tracer {
 
     /// As [`Tracer::start`], but probes may be missing.
     pub fn start_unready(yaml: &str, all_to_ring: bool) -> Self {
-        Self::start_keeping(yaml, all_to_ring, None)
+        Self::start_recording(yaml, all_to_ring, None)
     }
 
     /// As [`Tracer::start_unready`]; who keeps slow events is at work.
-    pub fn start_keeping(yaml: &str, all_to_ring: bool, keeper: Option<Arc<Keeper>>) -> Self {
+    pub fn start_recording(yaml: &str, all_to_ring: bool, recorder: Option<Arc<SlowRecorder>>) -> Self {
         let plan = plan_of(yaml, all_to_ring).unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}"));
         let attach = choose(plan.settings.attach);
         let plan = Arc::new(plan);
@@ -59,10 +59,10 @@ impl Tracer {
             panic!("these tests need root and a kernel that takes probe programs: {err}")
         });
         let user = Arc::new(layout.user_store(plan.probes.len()));
-        if let Some(keeper) = &keeper {
-            keeper.keep_for(&plan).and_then(|()| keeper.start()).unwrap();
+        if let Some(recorder) = &recorder {
+            recorder.keep_for(&plan).and_then(|()| recorder.start()).unwrap();
         }
-        let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared(), keeper).unwrap();
+        let drain = Drain::start(plan.clone(), &layout, user.clone(), manager.shared(), recorder).unwrap();
         let registry = Mutex::new(Registry::new(plan.clone(), layout.clone(), manager.shared().store, user));
         Self { plan, manager, drain, registry }
     }
