@@ -13,8 +13,9 @@ use super::super::sys::monotonic;
 use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
 use super::entry::{BlockError, BlockRow, Blocked};
 use super::file::{Read, WatchedFile};
-use super::maps::{BlockMaps, RuleTables};
+use super::maps::BlockMaps;
 use super::protect::Protected;
+use super::rules::RuleTables;
 use super::state::{Asked, ListState, Origin, deadline, is_over, kernel_rule};
 
 /// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.

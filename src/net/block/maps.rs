@@ -1,12 +1,11 @@
 //! The kernel's side of the blocklist (`bpf/block.bpf.h`): bitmaps, hash tables of rules, and what is common to all.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapHandle, MapType};
 
 use super::super::abi::{
     List, MARK_BYTES, OWN_PORTS, SPARED, net_blocklist, net_connection, net_prefix4, net_prefix6, net_rule,
@@ -15,12 +14,6 @@ use super::super::cidr::Prefix;
 use super::marks::{Marks, each_word};
 use crate::mapping::Mapped;
 use crate::pins::MapSpec;
-
-/// Rules that are given to the kernel at once.
-const BATCH: usize = 8192;
-
-/// The least that a table has room for.
-const SMALLEST: u32 = 1024;
 
 /// A rule as the kernel has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,27 +52,9 @@ pub(crate) struct BlockMaps {
     common: (MapHandle, Mapped<AtomicU64>),
     marks4: (MapHandle, Mapped<AtomicU64>),
     marks6: (MapHandle, Mapped<AtomicU64>),
-    rules4: MapHandle,
-    rules6: MapHandle,
-    spared: MapHandle,
-}
-
-/// The rules of one list and family.
-#[derive(Debug)]
-struct RuleTable {
-    map: MapHandle,
-    capacity: u32,
-    count: u32,
-    /// Rules by prefix length.
-    lengths: [u32; 129],
-}
-
-/// The rules of both lists.
-#[derive(Debug)]
-pub(crate) struct RuleTables {
-    /// By list, of IPv4 and IPv6.
-    tables: [[RuleTable; 2]; 2],
-    spared: BTreeSet<Connection>,
+    pub(super) rules4: MapHandle,
+    pub(super) rules6: MapHandle,
+    pub(super) spared: MapHandle,
 }
 
 fn shared_array(name: &str, bytes: usize) -> libbpf_rs::Result<(MapHandle, Mapped<AtomicU64>)> {
@@ -95,7 +70,7 @@ fn hash(name: &str, key: usize, value: usize, entries: usize) -> libbpf_rs::Resu
     MapSpec { kind: MapType::Hash, name, key, value, entries, flags, inner: None }.create()
 }
 
-fn rule_map(is_v4: bool, capacity: u32) -> libbpf_rs::Result<MapHandle> {
+pub(super) fn rule_map(is_v4: bool, capacity: u32) -> libbpf_rs::Result<MapHandle> {
     let (name, key) =
         if is_v4 { ("rules4", size_of::<net_prefix4>()) } else { ("rules6", size_of::<net_prefix6>()) };
     hash(name, key, size_of::<net_rule>(), capacity as usize)
@@ -163,7 +138,7 @@ impl BlockMaps {
     }
 
     /// The word that has the bit of a prefix length, and the bit.
-    fn length(&self, list: List, prefix: Prefix) -> (&AtomicU64, u64) {
+    pub(super) fn length(&self, list: List, prefix: Prefix) -> (&AtomicU64, u64) {
         let base = list as usize * size_of::<super::super::abi::net_lengths>() / 8;
         let (word, bit) = match (prefix.address(), prefix.bits()) {
             (IpAddr::V4(_), bits) => (0, bits),
@@ -172,7 +147,7 @@ impl BlockMaps {
         (&self.common.1[base + word], 1 << bit)
     }
 
-    fn mark(&self, list: List, prefix: Prefix) {
+    pub(super) fn mark(&self, list: List, prefix: Prefix) {
         each_word(list, prefix, |is_v4, word, bits| {
             let words = if is_v4 { &self.marks4.1 } else { &self.marks6.1 };
             words[word].fetch_or(bits, Ordering::Release);
@@ -198,240 +173,4 @@ impl BlockMaps {
             }
         }
     }
-}
-
-impl RuleTable {
-    /// Of those of the rules that are of this family.
-    fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
-        let rules = rules.iter().copied().filter(|(prefix, _)| prefix.address().is_ipv4() == is_v4);
-        let count = rules.clone().count() as u32;
-        let capacity = (count + count / 4).max(SMALLEST);
-        let map = rule_map(is_v4, capacity)?;
-        let mut table = Self { map, capacity, count: 0, lengths: [0; 129] };
-        table.fill(rules)?;
-        Ok(table)
-    }
-
-    fn fill(&mut self, rules: impl Iterator<Item = (Prefix, Rule)>) -> libbpf_rs::Result<()> {
-        let (mut keys, mut values, mut count) = (Vec::new(), Vec::new(), 0u32);
-        let mut rules = rules.peekable();
-        while let Some((prefix, rule)) = rules.next() {
-            keys.extend(key(prefix));
-            values.extend(value(prefix, rule, Hits::default()));
-            self.lengths[usize::from(prefix.bits())] += 1;
-            self.count += 1;
-            count += 1;
-            if count as usize == BATCH || rules.peek().is_none() {
-                self.map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)?;
-                keys.clear();
-                values.clear();
-                count = 0;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl RuleTables {
-    /// Two empty lists, in place.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn new(maps: &BlockMaps) -> libbpf_rs::Result<Self> {
-        let pair = || Ok::<_, libbpf_rs::Error>([RuleTable::new(true, &[])?, RuleTable::new(false, &[])?]);
-        let tables = Self { tables: [pair()?, pair()?], spared: BTreeSet::new() };
-        for list in List::ALL {
-            tables.put(maps, list)?;
-        }
-        Ok(tables)
-    }
-
-    /// Puts the tables of a list where programs find them. The kernel waits until no program has the old ones.
-    fn put(&self, maps: &BlockMaps, list: List) -> libbpf_rs::Result<()> {
-        let [v4, v6] = &self.tables[list as usize];
-        for (outer, table) in [(&maps.rules4, v4), (&maps.rules6, v6)] {
-            outer.update(&(list as u32).to_ne_bytes(), &raw(&table.map).to_ne_bytes(), MapFlags::ANY)?;
-        }
-        Ok(())
-    }
-
-    fn of(&self, list: List, prefix: Prefix) -> &RuleTable {
-        &self.tables[list as usize][usize::from(prefix.address().is_ipv6())]
-    }
-
-    /// Whether so many more rules have room.
-    pub fn has_room(&self, list: List, more: usize) -> bool {
-        let more = u32::try_from(more).unwrap_or(u32::MAX);
-        self.tables[list as usize].iter().all(|table| table.capacity - table.count >= more)
-    }
-
-    /// Sets a rule; what its predecessor has met stays with it.
-    ///
-    /// # Errors
-    /// If there is no room, or no memory.
-    pub fn set(&mut self, maps: &BlockMaps, list: List, prefix: Prefix, rule: Rule) -> libbpf_rs::Result<()> {
-        let table = &mut self.tables[list as usize][usize::from(prefix.address().is_ipv6())];
-        let key = key(prefix);
-        let before = table.map.lookup(&key, MapFlags::ANY)?;
-        let hits = before.as_deref().map(hits).unwrap_or_default();
-        table.map.update(&key, &value(prefix, rule, hits), MapFlags::ANY)?;
-        if before.is_none() {
-            table.count += 1;
-            table.lengths[usize::from(prefix.bits())] += 1;
-        }
-        let (word, bit) = maps.length(list, prefix);
-        word.fetch_or(bit, Ordering::Release);
-        maps.mark(list, prefix);
-        Ok(())
-    }
-
-    /// Takes a rule away. Its marks stay until they are all made anew.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn remove(&mut self, maps: &BlockMaps, list: List, prefix: Prefix) -> libbpf_rs::Result<()> {
-        let table = &mut self.tables[list as usize][usize::from(prefix.address().is_ipv6())];
-        table.map.delete(&key(prefix))?;
-        table.count -= 1;
-        let same = &mut table.lengths[usize::from(prefix.bits())];
-        *same -= 1;
-        if *same == 0 {
-            let (word, bit) = maps.length(list, prefix);
-            word.fetch_and(!bit, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// Exchanges all rules of a list for these; gives what those of before have met. `marks` are those of both lists with
-    /// these rules in it. What is blocked before and after is blocked at every moment between.
-    ///
-    /// # Errors
-    /// If there is no memory: then the rules of before stay.
-    pub fn replace(
-        &mut self,
-        maps: &BlockMaps,
-        list: List,
-        rules: &[(Prefix, Rule)],
-        marks: &Marks,
-    ) -> libbpf_rs::Result<BTreeMap<Prefix, Hits>> {
-        let new = [RuleTable::new(true, rules)?, RuleTable::new(false, rules)?];
-        maps.add_marks(marks);
-        for (prefix, _) in rules {
-            let (word, bit) = maps.length(list, *prefix);
-            if word.load(Ordering::Relaxed) & bit == 0 {
-                word.fetch_or(bit, Ordering::Release);
-            }
-        }
-        let old = std::mem::replace(&mut self.tables[list as usize], new);
-        if let Err(error) = self.put(maps, list) {
-            self.tables[list as usize] = old;
-            // What may be in place already is taken back as far as possible.
-            let _ = self.put(maps, list);
-            return Err(error);
-        }
-        let families: [(IpAddr, u8); 2] = [([0; 4].into(), 32), ([0; 16].into(), 128)];
-        for ((table, old), (any, longest)) in self.tables[list as usize].iter().zip(&old).zip(families) {
-            for bits in 0..=longest {
-                if table.lengths[usize::from(bits)] == 0 && old.lengths[usize::from(bits)] > 0 {
-                    let (word, bit) = maps.length(list, Prefix::new(any, bits));
-                    word.fetch_and(!bit, Ordering::Release);
-                }
-            }
-        }
-        maps.set_marks(marks);
-        let mut met = BTreeMap::new();
-        for table in &old {
-            each(&table.map, |prefix, hits| {
-                met.insert(prefix, hits);
-            })?;
-        }
-        Ok(met)
-    }
-
-    /// What a rule has met; `None` if there is none.
-    pub fn hits(&self, list: List, prefix: Prefix) -> Option<Hits> {
-        let value = self.of(list, prefix).map.lookup(&key(prefix), MapFlags::ANY).ok()??;
-        Some(hits(&value))
-    }
-
-    /// Connections that go on whoever is blocked, and only those.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn spare(&mut self, maps: &BlockMaps, connections: BTreeSet<Connection>) -> libbpf_rs::Result<()> {
-        let connections: BTreeSet<_> = connections.into_iter().take(SPARED).collect();
-        for gone in self.spared.difference(&connections) {
-            // It fails only if it is not there.
-            let _ = maps.spared.delete(&connection_key(*gone));
-        }
-        for new in connections.difference(&self.spared) {
-            maps.spared.update(&connection_key(*new), &1u32.to_ne_bytes(), MapFlags::ANY)?;
-        }
-        self.spared = connections;
-        Ok(())
-    }
-}
-
-/// Of all rules of a map that have met something.
-fn each(map: &MapHandle, mut take: impl FnMut(Prefix, Hits)) -> libbpf_rs::Result<()> {
-    for (key, value) in map.lookup_batch(BATCH as u32, MapFlags::ANY, MapFlags::ANY)? {
-        let hits = hits(&value);
-        let bits = value.get(offset_of!(net_rule, length)).copied().unwrap_or(0);
-        let address: Option<IpAddr> = match key.len() {
-            4..=8 => key.first_chunk::<4>().map(|octets| (*octets).into()),
-            _ => key.first_chunk::<16>().map(|octets| (*octets).into()),
-        };
-        if let (true, Some(address)) = (hits.packets > 0, address) {
-            take(Prefix::new(address, bits), hits);
-        }
-    }
-    Ok(())
-}
-
-fn key(prefix: Prefix) -> Vec<u8> {
-    let bits = u32::from(prefix.bits()).to_ne_bytes();
-    match prefix.address() {
-        IpAddr::V4(address) => [&address.octets()[..], &bits].concat(),
-        IpAddr::V6(address) => [&address.octets()[..], &bits, &[0; 4]].concat(),
-    }
-}
-
-fn value(prefix: Prefix, rule: Rule, hits: Hits) -> [u8; size_of::<net_rule>()] {
-    let mut bytes = [0; size_of::<net_rule>()];
-    let mut put = |at: usize, part: &[u8]| bytes[at..][..part.len()].copy_from_slice(part);
-    put(offset_of!(net_rule, packets), &hits.packets.to_ne_bytes());
-    put(offset_of!(net_rule, bytes), &hits.bytes.to_ne_bytes());
-    put(offset_of!(net_rule, last), &hits.last.to_ne_bytes());
-    put(offset_of!(net_rule, expires), &rule.expires.to_ne_bytes());
-    put(offset_of!(net_rule, length), &[prefix.bits()]);
-    if let Some((protocol, first, last)) = rule.scope {
-        put(offset_of!(net_rule, protocol), &[protocol]);
-        put(offset_of!(net_rule, first_port), &first.to_ne_bytes());
-        put(offset_of!(net_rule, last_port), &last.to_ne_bytes());
-    }
-    bytes
-}
-
-fn hits(value: &[u8]) -> Hits {
-    let word = |at: usize| {
-        value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
-    };
-    let last = offset_of!(net_rule, last);
-    Hits {
-        packets: word(offset_of!(net_rule, packets)),
-        bytes: word(offset_of!(net_rule, bytes)),
-        last: value.get(last..last + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes),
-    }
-}
-
-fn connection_key((peer, from, to): Connection) -> Vec<u8> {
-    let octets = match peer {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    [&octets[..], &from.to_ne_bytes(), &to.to_ne_bytes()].concat()
-}
-
-fn raw(map: &MapHandle) -> i32 {
-    map.as_fd().as_raw_fd()
 }

@@ -11,6 +11,7 @@ mod marks;
 mod metrics;
 mod page;
 mod protect;
+mod rules;
 mod state;
 
 pub use blocklist::Blocklist;

@@ -8,9 +8,10 @@ use super::super::cidr::Prefix;
 use super::config::{BlockConfig, BlockFile, BlockProtocol, BlockRule, BlockScope};
 use super::entry::BlockRow;
 use super::file::WatchedFile;
-use super::maps::{BlockMaps, Hits, Rule, RuleTables};
+use super::maps::{BlockMaps, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
+use super::rules::RuleTables;
 
 /// Changes that are made one by one; with more, the tables are made anew.
 const FEW: usize = 1024;

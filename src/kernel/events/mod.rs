@@ -1,11 +1,12 @@
 //! Which processes come and go, as the kernel tells it: see `bpf/events.bpf.c`.
 
+mod record;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::rc::Rc;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -13,65 +14,13 @@ use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilde
 use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
-use super::files::{Inode, PidNamespace};
+use super::files::PidNamespace;
 use super::storage::{Storage, new_storage};
 use crate::abi::bytes_of;
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
-use crate::abi::events::{
-    cgroup_state, file_key, file_use, name_key, name_length, named_file, process_event, process_event_kind,
-    tracked_state,
-};
-
-/// A file as processes open it: on overlayfs that of the overlay.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileKey {
-    pub inode: u64,
-    pub number: u64,
-    device: u32,
-    generation: u32,
-}
-
-/// A file, and what targets tell processes by that execute it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct FileUse {
-    pub file: FileKey,
-    /// 0 where no target is given by that.
-    pub cgroup: u64,
-    pub comm: [u8; 16],
-}
-
-/// A file by one of its names.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct NamedFile {
-    pub file: FileKey,
-    /// The kernel's hash of name and directory.
-    pub name: u64,
-}
-
-/// What has happened to a process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcessEvent {
-    pub pid: u32,
-    pub change: ProcessChange,
-}
-
-/// See [`ProcessEvent`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProcessChange {
-    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known. The time is that
-    /// of `CLOCK_MONOTONIC`, in nanoseconds.
-    Executed { file: FileUse, path: PathBuf, cgroup: u64, time: u64 },
-    /// It was made by this process.
-    Forked { parent: u32 },
-    /// By this signal, if it was one.
-    Ended { signal: u32 },
-    /// Its leader calls itself so.
-    Renamed { comm: String },
-    /// It is in another control group.
-    Moved { cgroup: u64 },
-    /// It maps a file that was not said to be known, at this address.
-    Mapped { file: NamedFile, address: u64 },
-}
+use crate::abi::events::{cgroup_state, name_key, name_length, tracked_state};
+pub(crate) use record::process_event;
+pub use record::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent};
 
 /// What is told of processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -306,84 +255,10 @@ fn keys_of(name: &str) -> [Option<Vec<u8>>; 2] {
     [Some(key(length)), (name.len() < start.len()).then(|| key(name_length::NAME_COMM.0))]
 }
 
-impl FileKey {
-    /// The file that is mapped, unless it is of a file system over others.
-    pub fn unstacked(self) -> Inode {
-        Inode { device: self.device.into(), number: self.number, address: self.inode }
-    }
-
-    fn key(self) -> file_key {
-        let Self { inode, number, device, generation } = self;
-        file_key { inode, number, device, generation }
-    }
-}
-
-impl FileUse {
-    fn key(self) -> file_use {
-        file_use { file: self.file.key(), cgroup: self.cgroup, comm: self.comm }
-    }
-}
-
-impl NamedFile {
-    fn key(self) -> named_file {
-        named_file { file: self.file.key(), name: self.name }
-    }
-}
-
-fn word(record: &[u8], at: usize) -> Option<u32> {
-    record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
-}
-
-fn long(record: &[u8], at: usize) -> Option<u64> {
-    record.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
-/// One record of the ring buffer; `None` if it is no event.
-pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
-    let at = offset_of!(process_event, file);
-    let file = FileKey {
-        inode: long(record, at + offset_of!(file_key, inode))?,
-        number: long(record, at + offset_of!(file_key, number))?,
-        device: word(record, at + offset_of!(file_key, device))?,
-        generation: word(record, at + offset_of!(file_key, generation))?,
-    };
-    let cgroup = long(record, offset_of!(process_event, cgroup))?;
-    let comm = offset_of!(process_event, comm);
-    let path = record.get(offset_of!(process_event, path)..).unwrap_or_default();
-    let change = match process_event_kind(word(record, offset_of!(process_event, kind))?) {
-        process_event_kind::PROCESS_EXECUTED => {
-            let time = long(record, offset_of!(process_event, time))?;
-            let comm = record.get(comm..comm + 16)?.try_into().ok()?;
-            let file = FileUse { file, cgroup, comm };
-            ProcessChange::Executed { file, path: text(path).into(), cgroup, time }
-        }
-        process_event_kind::PROCESS_FORKED => {
-            ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }
-        }
-        process_event_kind::PROCESS_ENDED => {
-            ProcessChange::Ended { signal: word(record, offset_of!(process_event, signal))? }
-        }
-        process_event_kind::PROCESS_RENAMED => {
-            ProcessChange::Renamed { comm: text(record.get(comm..comm + 16)?) }
-        }
-        process_event_kind::PROCESS_MOVED => ProcessChange::Moved { cgroup },
-        process_event_kind::PROCESS_MAPPED => ProcessChange::Mapped {
-            file: NamedFile { file, name: long(record, offset_of!(process_event, name))? },
-            address: long(record, offset_of!(process_event, address))?,
-        },
-        _ => return None,
-    };
-    Some(ProcessEvent { pid: word(record, offset_of!(process_event, pid))?, change })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
     use super::*;
