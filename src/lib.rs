@@ -58,5 +58,5 @@ mod telemetry;
 mod terminal;
 mod trial;
 mod truncated;
-mod unfit;
 pub mod untrusted;
+mod unusable;

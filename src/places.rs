@@ -6,7 +6,7 @@ use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
-use crate::unfit::{UnfitSite, unfit};
+use crate::unusable::{UnusableSite, unusable_reason};
 
 /// The processor's condition "above", as the kernel side is told.
 const CONDITION_ABOVE: u32 = 7 + 1;
@@ -16,7 +16,7 @@ const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is 
 
 /// A place to set a probe, before its values are located.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ProbePlace {
     pub at: Site,
     /// What is known of it whatever the values.
     pub entry: site,
@@ -32,15 +32,15 @@ pub(crate) struct Place {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub places: Vec<Place>,
+pub(crate) struct FoundPlaces {
+    pub places: Vec<ProbePlace>,
     /// Functions that cannot be traced as asked.
-    pub unfit: Vec<UnfitSite>,
+    pub unusable: Vec<UnusableSite>,
     pub remarks: Vec<String>,
     pub warnings: Vec<String>,
 }
 
-impl Place {
+impl ProbePlace {
     pub fn of_usdt(at: Site) -> Self {
         let (offset, name) = (at.offset, format!("offset {:#x}", at.offset));
         Self { at, entry: site::default(), function: 0, name, offset, is_exit: false, parameters: None }
@@ -53,11 +53,11 @@ pub(crate) fn places_in(
     probe: &ProbePlan,
     functions: Vec<FunctionSite>,
     name: &mut dyn FnMut(&str) -> u32,
-) -> Found {
+) -> FoundPlaces {
     let is_return = probe.hook == Hook::Return;
     // A start without its end would only take up room.
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
-    let mut found = Found::default();
+    let mut found = FoundPlaces::default();
     let mut exits = Costs::default();
     if !functions.is_empty() && index.code().runs_old_code() {
         found.warnings.push(OLD_CODE.to_string());
@@ -79,14 +79,14 @@ pub(crate) fn places_in(
                 Ok(Traced::Trampoline(_)) => {}
                 Err(err) => {
                     let reason = format!("its return cannot be traced: {err}");
-                    found.unfit.push(UnfitSite { name: display, reason });
+                    found.unusable.push(UnusableSite { name: display, reason });
                     continue;
                 }
             }
         }
         let number = name(&display);
         if is_return && probe.returns_by == ReturnsBy::Exits {
-            found.places.extend(left.into_iter().map(|(at, exit)| Place {
+            found.places.extend(left.into_iter().map(|(at, exit)| ProbePlace {
                 at,
                 entry: site { function: n as u32, flags: pairing | exit.flags, ..exit },
                 function: number,
@@ -112,7 +112,7 @@ pub(crate) fn places_in(
                     "{display} begins with a loop, whose jumps are probed too: a turn is no call"
                 ));
             }
-            found.places.extend(turns.into_iter().map(|(at, turn)| Place {
+            found.places.extend(turns.into_iter().map(|(at, turn)| ProbePlace {
                 at,
                 entry: site { function: n as u32, ..turn },
                 function: number,
@@ -122,7 +122,7 @@ pub(crate) fn places_in(
                 parameters: None,
             }));
             let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
-            found.places.push(Place {
+            found.places.push(ProbePlace {
                 at,
                 entry,
                 function: number,
@@ -146,7 +146,7 @@ enum Traced {
 }
 
 fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) -> Result<Traced, String> {
-    if let Some(reason) = unfit(&function.site) {
+    if let Some(reason) = unusable_reason(&function.site) {
         return Err(reason);
     }
     if !function.at_entry {

@@ -10,7 +10,7 @@ use crate::elf::{
     SymbolIndex, is_program,
 };
 
-use crate::unfit::unfit;
+use crate::unusable::unusable_reason;
 
 /// Where one function is left.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
 
 fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, site), String> {
     let at = Site::at(image, vaddr).ok_or("its code is not in the file")?;
-    if let Some(reason) = unfit(&at) {
+    if let Some(reason) = unusable_reason(&at) {
         return Err(format!("at an instruction by which it may be left, {reason}"));
     }
     Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))
@@ -244,15 +244,15 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
              handler, so exceptions pass through it; remove it"
             .to_string());
     }
-    let Some(leap) = index.leap() else { return Ok(None) };
+    let Some(non_local_exit) = index.non_local_exit() else { return Ok(None) };
     if is_program(index.image()) {
         return Err(format!(
-            "`returns_by: trampoline` could crash the program: it uses {leap}, which may pass through this \
+            "`returns_by: trampoline` could crash the program: it uses {non_local_exit}, which may pass through this \
              function; remove it"
         ));
     }
     Ok(Some(format!(
-        "`returns_by: trampoline` is used and the library uses {leap}: a program crashes if that passes \
+        "`returns_by: trampoline` is used and the library uses {non_local_exit}: a program crashes if that passes \
          through this function"
     )))
 }

@@ -94,13 +94,13 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Sockets that the manager has kept over a restart of the service (`FileDescriptorStoreMax=`): whoever connects meanwhile waits
 /// instead of being refused, so that a restart is no gap for a scraper.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct StoredSockets {
     listeners: Vec<TcpListener>,
     /// Since when the manager closes others, of which one may be in the way.
     closing: Option<Instant>,
 }
 
-impl Kept {
+impl StoredSockets {
     /// Takes those for these addresses, and has the manager close the others. Called once.
     pub fn take(addresses: &[SocketAddr]) -> Self {
         let passed = match sd_notify::listen_fds_with_names() {

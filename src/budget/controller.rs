@@ -61,13 +61,13 @@ pub enum Step {
 /// What is remembered of one target.
 #[derive(Debug, Default)]
 pub struct Controller {
-    entries: BTreeMap<String, Memory>,
+    entries: BTreeMap<String, UnitHistory>,
     over: u32,
     settled_at: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Memory {
+struct UnitHistory {
     cost: f64,
     recent: f64,
     /// 0 if it was never taken out, or long ago.
@@ -76,7 +76,7 @@ struct Memory {
     restored_at: Option<f64>,
 }
 
-impl Memory {
+impl UnitHistory {
     fn is_tried(&self, now: f64) -> bool {
         self.restored_at.is_some_and(|at| now - at < TRIAL)
     }
@@ -135,7 +135,7 @@ impl Controller {
         self.entries.retain(|name, _| entries.iter().any(|entry| entry.name == name));
         let mut moved = 0.0;
         for entry in entries {
-            let new = Memory { cost: entry.cost, ..Memory::default() };
+            let new = UnitHistory { cost: entry.cost, ..UnitHistory::default() };
             let memory = self.entries.entry(entry.name.to_string()).or_insert(new);
             let more = (entry.cost - memory.cost).max(0.0);
             memory.cost = entry.cost;

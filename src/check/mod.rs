@@ -18,7 +18,7 @@ use crate::selectors::Predicate;
 use crate::slow::shown_value;
 use crate::table::{TextTable, wrap};
 use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
-use crate::unfit::reasons;
+use crate::unusable::reasons;
 
 mod places;
 
@@ -75,7 +75,7 @@ impl Checker<'_> {
     }
 
     fn target(&mut self, target: &TargetPlan) {
-        let who = &target.selector.who;
+        let who = &target.selector.processes;
         let only = match who.predicates.as_slice() {
             [] => String::new(),
             [Predicate::Pid(pid)] if !who.children => format!(", process {pid} only"),
@@ -311,9 +311,9 @@ impl Checker<'_> {
 
 /// Which sites are not probed, and why.
 fn not_all(resolved: &Resolved) -> Option<String> {
-    let (unfit, all) = (resolved.unfit.len(), resolved.unfit.len() + resolved.sites.len());
-    (unfit > 0)
-        .then(|| format!("partly: {unfit} of {all} sites are not probed: {}", reasons(&resolved.unfit)))
+    let (unusable, all) = (resolved.unusable.len(), resolved.unusable.len() + resolved.sites.len());
+    (unusable > 0)
+        .then(|| format!("partly: {unusable} of {all} sites are not probed: {}", reasons(&resolved.unusable)))
 }
 
 /// How many of the sites have a semaphore.

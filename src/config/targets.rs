@@ -10,7 +10,7 @@ use super::place::Place;
 use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{labels, probes};
-use crate::selectors::{FileOf, KEYS, Pattern, Predicate, Selector, Who};
+use crate::selectors::{FileSelector, KEYS, Pattern, Predicate, ProcessSelector, Selector};
 
 /// An element of `targets:`.
 pub static TARGET: Section = Section {
@@ -97,8 +97,11 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
         at,
         name: "bitcoind".to_owned(),
         selector: Selector {
-            file: FileOf::Path(binary),
-            who: Who { predicates: pid.map(Predicate::Pid).into_iter().collect(), children: false },
+            file: FileSelector::Path(binary),
+            processes: ProcessSelector {
+                predicates: pid.map(Predicate::Pid).into_iter().collect(),
+                children: false,
+            },
         },
         labels: Vec::new(),
         unread_labels: false,
@@ -116,7 +119,7 @@ pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
 pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: &super::Diagnostics) {
     let mut seen: Vec<&Target> = Vec::new();
     let targets: Vec<&Target> = targets.collect();
-    let with_children = targets.iter().filter(|target| target.selector.who.children);
+    let with_children = targets.iter().filter(|target| target.selector.processes.children);
     if let Some(more) = with_children.into_iter().nth(limits::FAMILIES) {
         diags
             .error(
@@ -179,11 +182,10 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
         false => None,
     };
     let file = match file {
-        Some(("binary", node)) => node.path().map_or(FileOf::Executable, FileOf::Path),
-        Some((_, node)) => {
-            pattern(&node, "the name of a library", Pattern::new).map_or(FileOf::Executable, FileOf::Library)
-        }
-        None => FileOf::Executable,
+        Some(("binary", node)) => node.path().map_or(FileSelector::Executable, FileSelector::Path),
+        Some((_, node)) => pattern(&node, "the name of a library", Pattern::new)
+            .map_or(FileSelector::Executable, FileSelector::Library),
+        None => FileSelector::Executable,
     };
     let by_text =
         KEYS.iter().filter_map(|key| pattern(&fields.get(key.name)?, key.what, |text| key.read(text)));
@@ -194,11 +196,11 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
         predicates.is_empty() && KEYS.iter().all(|key| fields.lacks(key.name)) && fields.lacks("pid");
     if node.diags.len() > errors || !is_whole {
         // Nothing is missing, or something could not be read.
-    } else if matches!(file, FileOf::Executable) {
+    } else if matches!(file, FileSelector::Executable) {
         if ["binary", "library"].iter().all(|key| fields.lacks(key)) {
             fields.error("no program is selected").help(HELP);
         }
-    } else if matches!(file, FileOf::Library(_)) {
+    } else if matches!(file, FileSelector::Library(_)) {
         fields.error("no processes are selected that load the library").help(
             "add a process selector such as `process: NAME`, or use `binary: PATH` for one file, whichever process loads it",
         );
@@ -207,7 +209,7 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
             .error("`children` is of no use here: all processes that run the file are meant")
             .help("leave it out");
     }
-    Selector { file, who: Who { predicates, children } }
+    Selector { file, processes: ProcessSelector { predicates, children } }
 }
 
 fn pattern<T>(

@@ -12,7 +12,7 @@ use super::shape::ENDBR64;
 use super::symbol_table::{Kind, Symbol};
 use super::symbols::symbols;
 use super::unwind::{Frame, Unwind};
-use super::{Image, is_program, leaps};
+use super::{Image, is_program, non_local_exits};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
 
@@ -120,7 +120,7 @@ impl<'a> Functions<'a> {
     /// none of that.
     pub fn may_unwind(&self) -> bool {
         *self.may_unwind.get_or_init(|| {
-            !is_program(&self.image) || self.symbols.is_empty() || leaps(&self.image).is_some()
+            !is_program(&self.image) || self.symbols.is_empty() || non_local_exits(&self.image).is_some()
         })
     }
 

@@ -6,13 +6,15 @@ use std::hash::{DefaultHasher, Hasher};
 use std::rc::Rc;
 
 use super::names::{
-    Signature, Words, canonical, clone_of, demangle, has_abbreviated_path, identifiers, is_fragment,
+    RequiredWords, Signature, canonical, clone_of, demangle, has_abbreviated_path, identifiers, is_fragment,
     literal_words,
 };
 use super::parameters::{Parameters, parameters};
 use super::symbol_table::{Kind, Symbol};
 use super::symbols::{relocated, symbols};
-use super::{Convention, DebugInfo, FunctionSite, Functions, Image, Leap, go_binary, leaps};
+use super::{
+    Convention, DebugInfo, FunctionSite, Functions, Image, NonLocalExit, go_binary, non_local_exits,
+};
 
 /// The symbols of a file, found by name, by demangled name and by address.
 ///
@@ -35,7 +37,7 @@ pub struct SymbolIndex<'a> {
     /// Functions by what the source calls them, for those that have an identifier in common.
     demangled: RefCell<HashMap<(Group, bool), Rc<Demangled>>>,
     code: OnceCell<Functions<'a>>,
-    leap: OnceCell<Option<Leap>>,
+    non_local_exit: OnceCell<Option<NonLocalExit>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
     debug_file: Option<Image<'a>>,
     debug_info: OnceCell<Option<Result<DebugInfo<'a>, &'static str>>>,
@@ -87,7 +89,7 @@ impl<'a> SymbolIndex<'a> {
             by_identifier: OnceCell::new(),
             demangled: RefCell::default(),
             code: OnceCell::new(),
-            leap: OnceCell::new(),
+            non_local_exit: OnceCell::new(),
             stubs: OnceCell::new(),
             debug_file: None,
             debug_info: OnceCell::new(),
@@ -114,9 +116,9 @@ impl<'a> SymbolIndex<'a> {
         self.code.get_or_init(|| Functions::of(&self.image))
     }
 
-    /// See [`leaps`].
-    pub fn leap(&self) -> Option<&Leap> {
-        self.leap.get_or_init(|| leaps(&self.image)).as_ref()
+    /// See [`non_local_exits`].
+    pub fn non_local_exit(&self) -> Option<&NonLocalExit> {
+        self.non_local_exit.get_or_init(|| non_local_exits(&self.image)).as_ref()
     }
 
     /// The file's debug information, or that of its debug file.
@@ -196,7 +198,7 @@ impl<'a> SymbolIndex<'a> {
     /// As [`SymbolIndex::plain_names`], of those that can have a name with these words.
     pub(super) fn plain_names_with(
         &self,
-        words: &Words,
+        words: &RequiredWords,
     ) -> impl Iterator<Item = (&Symbol<'a>, Option<&str>)> {
         self.by_address.iter().map(|(number, _)| {
             let symbol = self.symbol(*number);

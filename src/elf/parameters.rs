@@ -8,7 +8,7 @@ use gimli::{DebugInfoOffset, Operation, Register, Unit};
 
 use super::debug_info::{DebugInfo, Finder, Node, Slice};
 use super::names::{CloneKind, clone_of, parameter_count};
-use super::types::{Passed, Pointee, REGISTERS, ValueType, Words, passed, value, written};
+use super::types::{ArgumentWords, Passed, Pointee, REGISTERS, ValueType, passed, value, written};
 
 /// What a function takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +28,12 @@ pub struct Parameter {
     pub value: ValueType,
     /// The words that it is passed in by its declaration, empty for what is in vector registers; None if they are not known.
     pub words: Option<Range<usize>>,
-    pub place: Place,
+    pub place: ParameterPlace,
 }
 
 /// Where a parameter is at the function's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ParameterPlace {
     /// In the words that its declaration says.
     AsDeclared,
     /// The compiler changed what the function takes, and this is the first word of it.
@@ -85,7 +85,7 @@ fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Opti
 
 /// Where debug information has a parameter at the function's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+enum EntryLocation {
     /// The first of so many words.
     Words(usize, usize),
     /// What is in this word is its address.
@@ -93,12 +93,12 @@ enum Known {
     Constant(i64),
 }
 
-impl Known {
+impl EntryLocation {
     fn words(self) -> Option<Range<usize>> {
         match self {
-            Known::Words(first, count) => Some(first..first.saturating_add(count)),
-            Known::Address(word) => Some(word..word + 1),
-            Known::Constant(_) => None,
+            EntryLocation::Words(first, count) => Some(first..first.saturating_add(count)),
+            EntryLocation::Address(word) => Some(word..word + 1),
+            EntryLocation::Constant(_) => None,
         }
     }
 }
@@ -134,7 +134,7 @@ impl<'d> Reader<'d> {
         if taken.is_empty() && !declared.is_set(gimli::DW_AT_prototyped) && !tells_types(&declared.unit) {
             return None;
         }
-        let mut words = Words::of(finder, &self.function, declared)?;
+        let mut words = ArgumentWords::of(finder, &self.function, declared)?;
         words.is_open = finder.children(declared).iter().any(is_open);
         words.is_lost |= words.is_cpp && self.is_incomplete(&taken);
         let mut all = Vec::new();
@@ -149,10 +149,10 @@ impl<'d> Reader<'d> {
             let known = here.and_then(|here| self.known(here));
             let how = match passed(finder, kind.clone(), words.is_cpp) {
                 // It is here itself, or its address is, whatever its class says.
-                Passed::ByReference | Passed::Unknown if matches!(known, Some(Known::Words(..))) => {
+                Passed::ByReference | Passed::Unknown if matches!(known, Some(EntryLocation::Words(..))) => {
                     passed(finder, kind.clone(), false)
                 }
-                Passed::Unknown if matches!(known, Some(Known::Address(_))) => Passed::ByReference,
+                Passed::Unknown if matches!(known, Some(EntryLocation::Address(_))) => Passed::ByReference,
                 how => how,
             };
             let taken = words.take(how).or_else(|| known?.words());
@@ -165,7 +165,7 @@ impl<'d> Reader<'d> {
                     _ => value(finder, kind),
                 },
                 words: taken,
-                place: Place::AsDeclared,
+                place: ParameterPlace::AsDeclared,
             });
             found.push(known);
         }
@@ -206,38 +206,40 @@ impl<'d> Reader<'d> {
     }
 
     /// Compares where parameters are with where they are by their declaration.
-    fn place(&self, all: &mut [Parameter], found: &[Option<Known>]) {
-        let first = |known: &Option<Known>| Some(known.as_ref()?.words()?.start);
-        let differs =
-            |(parameter, known): (&Parameter, &Option<Known>)| match (parameter.first(), first(known)) {
-                (Some(declared), Some(found)) => declared != found,
-                _ => false,
-            };
+    fn place(&self, all: &mut [Parameter], found: &[Option<EntryLocation>]) {
+        let first = |known: &Option<EntryLocation>| Some(known.as_ref()?.words()?.start);
+        let differs = |(parameter, known): (&Parameter, &Option<EntryLocation>)| match (
+            parameter.first(),
+            first(known),
+        ) {
+            (Some(declared), Some(found)) => declared != found,
+            _ => false,
+        };
         let moved = all.iter().zip(found).any(differs);
         // What others may call is called as it is declared: where the two differ, the declaration was not understood.
         if moved && self.is_external && !self.is_changed {
             for (parameter, known) in all.iter_mut().zip(found) {
-                parameter.words = known.and_then(Known::words);
+                parameter.words = known.and_then(EntryLocation::words);
             }
             return;
         }
         let is_changed = self.is_changed || moved;
         for (parameter, known) in all.iter_mut().zip(found) {
             parameter.place = match known {
-                Some(Known::Constant(value)) => Place::Constant(*value),
-                Some(_) if first(known) == parameter.first() => Place::AsDeclared,
-                Some(_) => first(known).map_or(Place::Nowhere, Place::Word),
-                None if is_changed => Place::Nowhere,
-                None => Place::AsDeclared,
+                Some(EntryLocation::Constant(value)) => ParameterPlace::Constant(*value),
+                Some(_) if first(known) == parameter.first() => ParameterPlace::AsDeclared,
+                Some(_) => first(known).map_or(ParameterPlace::Nowhere, ParameterPlace::Word),
+                None if is_changed => ParameterPlace::Nowhere,
+                None => ParameterPlace::AsDeclared,
             };
         }
     }
 
     /// Where an entry of this instance says that the parameter is at the function's first instruction.
-    fn known(&self, parameter: &Node<'d>) -> Option<Known> {
+    fn known(&self, parameter: &Node<'d>) -> Option<EntryLocation> {
         let dwarf = &self.finder.dwarf;
         if let Some(constant) = parameter.entry.attr(gimli::DW_AT_const_value) {
-            return constant.sdata_value().map(Known::Constant);
+            return constant.sdata_value().map(EntryLocation::Constant);
         }
         let location = parameter.entry.attr(gimli::DW_AT_location)?;
         if let Some(expression) = location.exprloc_value() {
@@ -252,11 +254,15 @@ impl<'d> Reader<'d> {
         None
     }
 
-    fn evaluated(&self, parameter: &Node<'d>, expression: gimli::Expression<Slice<'d>>) -> Option<Known> {
+    fn evaluated(
+        &self,
+        parameter: &Node<'d>,
+        expression: gimli::Expression<Slice<'d>>,
+    ) -> Option<EntryLocation> {
         let mut operations = expression.operations(parameter.unit.encoding());
         let mut next = || operations.next().ok().flatten();
         match (next()?, next(), next(), next()) {
-            (Operation::Register { register }, None, ..) => Some(Known::Words(word_in(register)?, 1)),
+            (Operation::Register { register }, None, ..) => Some(EntryLocation::Words(word_in(register)?, 1)),
             // A structure in registers begins with the first.
             (
                 Operation::Register { register },
@@ -266,19 +272,19 @@ impl<'d> Reader<'d> {
             ) => {
                 let is_second =
                     matches!(second, Some(Operation::Register { register }) if word_in(register).is_some());
-                Some(Known::Words(word_in(register)?, 1 + usize::from(is_second)))
+                Some(EntryLocation::Words(word_in(register)?, 1 + usize::from(is_second)))
             }
             (Operation::RegisterOffset { register, offset: 0, .. }, None, ..) => {
-                word_in(register).map(Known::Address)
+                word_in(register).map(EntryLocation::Address)
             }
             (Operation::FrameOffset { offset }, None, ..) => {
-                self.on_stack(parameter, offset).map(|word| Known::Words(word, 1))
+                self.on_stack(parameter, offset).map(|word| EntryLocation::Words(word, 1))
             }
             (Operation::UnsignedConstant { value }, Some(Operation::StackValue), None, _) => {
-                Some(Known::Constant(value as i64))
+                Some(EntryLocation::Constant(value as i64))
             }
             (Operation::SignedConstant { value }, Some(Operation::StackValue), None, _) => {
-                Some(Known::Constant(value))
+                Some(EntryLocation::Constant(value))
             }
             _ => None,
         }

@@ -3,14 +3,14 @@
 //! A reload loads a set of its own for the probes that are new, and leaves the others where they are: their counts, links and
 //! starts are not touched.
 
-mod past;
+mod retired;
 mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use self::past::Past;
+use self::retired::RetiredCounts;
 use crate::costs::until_now;
 use crate::drain::Drain;
 use crate::kernel::{Attach, KernelError, Pinning, Shared};
@@ -111,7 +111,7 @@ pub(crate) struct Engines {
     /// By engine, its probes that are not the plan's any more.
     left_out: Vec<Vec<usize>>,
     /// What is left of engines that have ended.
-    past: Past,
+    retired: RetiredCounts,
     /// Where what they have in the kernel stays when the exporter ends.
     directory: Option<Arc<StateDirectory>>,
 }
@@ -137,21 +137,21 @@ impl Engines {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
         let engine = Engine::start_in(plan, attach, directory.as_deref(), recorder)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        let past = Past { since, ..Past::default() };
-        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, past, directory))
+        let retired = RetiredCounts { since, ..RetiredCounts::default() };
+        Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, retired, directory))
     }
     fn of(
         plan: Arc<Plan>,
         all: Vec<Arc<Engine>>,
         probe_refs: Vec<ProbeRef>,
-        past: Past,
+        retired: RetiredCounts,
         directory: Option<Arc<StateDirectory>>,
     ) -> Self {
         let mut is_used: Vec<Vec<bool>> =
             all.iter().map(|engine| vec![false; engine.plan.probes.len()]).collect();
         probe_refs.iter().for_each(|probe_ref| is_used[probe_ref.engine][probe_ref.probe] = true);
         let left_out = is_used.iter().map(|of| (0..of.len()).filter(|probe| !of[*probe]).collect()).collect();
-        Self { plan, all, probe_refs, left_out, past, directory }
+        Self { plan, all, probe_refs, left_out, retired, directory }
     }
 
     /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
@@ -184,7 +184,7 @@ impl Engines {
             probe_ref.engine = order.iter().position(|engine| *engine == probe_ref.engine).unwrap_or(0);
         }
         let all = order.into_iter().map(|engine| all[engine].clone()).collect();
-        Ok(Self::of(Arc::new(plan), all, probe_refs, self.past.clone(), self.directory.clone()))
+        Ok(Self::of(Arc::new(plan), all, probe_refs, self.retired.clone(), self.directory.clone()))
     }
 
     /// How many probes are the same as in another, and were not touched.
@@ -207,19 +207,19 @@ impl Engines {
             }
         });
         let used = self.used();
-        let mut past = self.past.clone();
+        let mut retired = self.retired.clone();
         for (engine, gone) in self.all.iter().zip(&self.left_out).skip(used) {
             engine.drain.catch_up(Duration::from_secs(1));
-            gone.iter().for_each(|probe| past.add(engine, *probe));
-            past.status.push((engine.plan.clone(), engine.status.clone()));
-            past.drain.push(engine.drain.stats().clone());
+            gone.iter().for_each(|probe| retired.add(engine, *probe));
+            retired.status.push((engine.plan.clone(), engine.status.clone()));
+            retired.drain.push(engine.drain.stats().clone());
             engine.pins.iter().for_each(|pins| pins.end());
         }
         Self::of(
             self.plan.clone(),
             self.all[..used].to_vec(),
             self.probe_refs.clone(),
-            past,
+            retired,
             self.directory.clone(),
         )
     }
@@ -236,7 +236,7 @@ impl Engines {
 
     /// When counting began, in seconds since 1970.
     pub fn since(&self) -> f64 {
-        self.past.since
+        self.retired.since
     }
 
     /// Waits until all events that are in the rings now have been counted, or for so long.
@@ -258,7 +258,7 @@ impl Engines {
     /// How the plan's probes and targets are doing.
     pub fn status(&self) -> Status {
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
-        let parts: Vec<_> = here.chain(self.past.status.iter().cloned()).collect();
+        let parts: Vec<_> = here.chain(self.retired.status.iter().cloned()).collect();
         Status::of_parts(&self.plan, &parts, &self.probe_refs)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::past::Past;
+use super::retired::RetiredCounts;
 use super::{Engine, Engines};
 use crate::config::model::Settings;
 use crate::kernel::{Attach, KernelError, Losses, Pinning};
@@ -158,8 +158,8 @@ impl Engines {
             directory.path().display()
         );
         let (losses, events, since) = (record.losses, record.events, record.since);
-        let past = Past { losses, events, since, ..Past::default() };
-        let engines = Self::of(Arc::new(plan), all, probe_refs, past, Some(directory.clone()));
+        let retired = RetiredCounts { losses, events, since, ..RetiredCounts::default() };
+        let engines = Self::of(Arc::new(plan), all, probe_refs, retired, Some(directory.clone()));
         Ok(Some((engines, record.carried)))
     }
 
@@ -169,15 +169,15 @@ impl Engines {
         let name = |probe_ref: &ProbeRef| {
             self.all[probe_ref.engine].pins.as_ref().map_or_else(String::new, |pins| pins.name())
         };
-        let past = self.past();
+        let retired = self.retired();
         let record = Record {
             stamp: VersionStamp::this(),
             plan: SavedPlan::of(&self.plan),
             probe_refs: self.probe_refs.iter().map(|probe_ref| (name(probe_ref), probe_ref.probe)).collect(),
-            losses: past.losses,
-            events: past.events,
+            losses: retired.losses,
+            events: retired.events,
             carried,
-            since: past.since,
+            since: retired.since,
         };
         if let Err(err) = directory.save(&record) {
             log::error!("the pinned state cannot be taken over later: {err}");

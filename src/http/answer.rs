@@ -16,9 +16,9 @@ use super::budget::Budget;
 use super::coding::Coding;
 use super::limits::Limits;
 use super::rate::Limiter;
-use super::route::{Access, Found, RequestInfo, Route, Router};
+use super::route::{Access, RequestInfo, Route, RouteMatch, Router};
 use super::security::{Secured, Security};
-use super::stats::{HttpStats, Raised, count};
+use super::stats::{HttpStats, RaisedGauge, count};
 use super::watch::{Watch, WatchedBody};
 use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 
@@ -68,7 +68,7 @@ impl Answerer {
         watch.enter_checking();
         let secured = self.security.now();
         let mut answer = {
-            let _in_flight = Raised::new(&self.stats.in_flight);
+            let _in_flight = RaisedGauge::new(&self.stats.in_flight);
             self.decide(&request, peer, watch, &secured).await
         };
         match self.budget.charge(watch, answer.body.len()) {
@@ -106,7 +106,7 @@ impl Answerer {
         let found = self.router.find(request.method(), path);
         if !self.is_within_rate(request, peer, watch, secured) {
             let route = match found {
-                Found::Route(route) => route.path,
+                RouteMatch::Route(route) => route.path,
                 _ => "other",
             };
             return Answer::text(
@@ -116,8 +116,8 @@ impl Answerer {
             );
         }
         match found {
-            Found::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
-            Found::WrongMethod(route, allowed) => {
+            RouteMatch::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
+            RouteMatch::WrongMethod(route, allowed) => {
                 let text = if allowed == "POST" {
                     "only POST is supported\n"
                 } else {
@@ -125,8 +125,8 @@ impl Answerer {
                 };
                 Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, text).with(header::ALLOW, allowed)
             }
-            Found::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
-            Found::Route(route) => {
+            RouteMatch::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
+            RouteMatch::Route(route) => {
                 let began = Instant::now();
                 let answer =
                     match timeout(self.limits.handler, self.handle(route, request, peer, watch, secured))

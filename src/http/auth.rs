@@ -130,7 +130,7 @@ impl Credentials {
     }
 
     /// The user that is meant, and the result as far as it is known.
-    fn lookup(&self, presented: &Presented) -> (Found, Option<bool>) {
+    fn lookup(&self, presented: &Presented) -> (UserMatch, Option<bool>) {
         let inner = &self.0;
         let found = inner.find(&presented.user);
         let user = &inner.users[found.user];
@@ -151,7 +151,7 @@ impl Credentials {
 }
 
 /// Whose password is compared, and whether that is who asks.
-struct Found {
+struct UserMatch {
     user: usize,
     is_that: bool,
 }
@@ -159,14 +159,14 @@ struct Found {
 impl Inner {
     /// All users are compared. For a name that nobody has, one of the users stands in, for this name always the
     /// same, so that it takes as long as for some user that there is.
-    fn find(&self, name: &[u8]) -> Found {
+    fn find(&self, name: &[u8]) -> UserMatch {
         let name = hmac::sign(&self.key, name);
         let stand_in =
             name.as_ref().iter().fold(0, |sum, byte| (sum * 256 + usize::from(*byte)) % self.users.len());
-        let mut found = Found { user: stand_in, is_that: false };
+        let mut found = UserMatch { user: stand_in, is_that: false };
         for (at, user) in self.users.iter().enumerate() {
             if bool::from(equal(&name, &user.name)) {
-                found = Found { user: at, is_that: true };
+                found = UserMatch { user: at, is_that: true };
             }
         }
         found

@@ -9,14 +9,14 @@ const DAY: i64 = 24 * 3600;
 
 /// What is of interest in a server's own certificate. Times are seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct CertificateInfo {
     not_before: i64,
     pub(super) not_after: i64,
     has_names: bool,
     is_v3: bool,
 }
 
-impl Facts {
+impl CertificateInfo {
     /// Of a certificate in DER; `None` if it cannot be parsed.
     pub(super) fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
@@ -82,12 +82,12 @@ mod tests {
 
     use super::*;
 
-    fn facts(names: &[&str]) -> Facts {
+    fn facts(names: &[&str]) -> CertificateInfo {
         let names: Vec<_> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
         (params.not_before, params.not_after) = (date_time_ymd(2024, 1, 1), date_time_ymd(2025, 1, 1));
         let key = KeyPair::generate().unwrap();
-        Facts::of(params.self_signed(&key).unwrap().der()).unwrap()
+        CertificateInfo::of(params.self_signed(&key).unwrap().der()).unwrap()
     }
 
     #[test]
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate_has_no_facts() {
-        assert_eq!(Facts::of(b""), None);
-        assert_eq!(Facts::of(&[0x30; 100]), None);
+        assert_eq!(CertificateInfo::of(b""), None);
+        assert_eq!(CertificateInfo::of(&[0x30; 100]), None);
     }
 }

@@ -82,7 +82,7 @@ pub struct Router {
 }
 
 /// What the table says about a request.
-pub(super) enum Found<'a> {
+pub(super) enum RouteMatch<'a> {
     Route(&'a Route),
     /// The list of routes.
     Index(&'a str),
@@ -101,19 +101,19 @@ impl Router {
         Self { routes, index }
     }
 
-    pub(super) fn find(&self, method: &Method, path: &str) -> Found<'_> {
+    pub(super) fn find(&self, method: &Method, path: &str) -> RouteMatch<'_> {
         let route = self.routes.iter().find(|route| route.path == path);
         let known = route.map(|route| (route.path, &route.method));
         let Some((path, served)) = known.or((path == "/").then_some(("/", &Method::GET))) else {
-            return Found::Nothing;
+            return RouteMatch::Nothing;
         };
         let is_served = method == served || (served == Method::GET && method == Method::HEAD);
         match route {
             _ if !is_served => {
-                Found::WrongMethod(path, if served == Method::GET { "GET, HEAD" } else { "POST" })
+                RouteMatch::WrongMethod(path, if served == Method::GET { "GET, HEAD" } else { "POST" })
             }
-            Some(route) => Found::Route(route),
-            None => Found::Index(&self.index),
+            Some(route) => RouteMatch::Route(route),
+            None => RouteMatch::Index(&self.index),
         }
     }
 
@@ -158,16 +158,16 @@ mod tests {
         let router = router(&["/metrics", "/api/v1/flows"]);
         for route in &router.routes {
             assert!(
-                matches!(router.find(&Method::GET, route.path), Found::Route(found) if found.path == route.path)
+                matches!(router.find(&Method::GET, route.path), RouteMatch::Route(found) if found.path == route.path)
             );
-            assert!(matches!(router.find(&Method::HEAD, route.path), Found::Route(_)));
+            assert!(matches!(router.find(&Method::HEAD, route.path), RouteMatch::Route(_)));
             assert!(
-                matches!(router.find(&Method::POST, route.path), Found::WrongMethod(path, "GET, HEAD") if path == route.path)
+                matches!(router.find(&Method::POST, route.path), RouteMatch::WrongMethod(path, "GET, HEAD") if path == route.path)
             );
         }
         for path in ["", "*", "/metrics/", "/Metrics", "/metrics2", "/api", "//metrics"] {
-            assert!(matches!(router.find(&Method::GET, path), Found::Nothing), "{path}");
-            assert!(matches!(router.find(&Method::POST, path), Found::Nothing), "{path}");
+            assert!(matches!(router.find(&Method::GET, path), RouteMatch::Nothing), "{path}");
+            assert!(matches!(router.find(&Method::POST, path), RouteMatch::Nothing), "{path}");
         }
         assert_eq!(router.not_found(), "not found; available: /metrics /api/v1/flows\n");
     }
@@ -175,10 +175,10 @@ mod tests {
     #[test]
     fn the_index_lists_the_table_unless_the_table_has_it() {
         let table = router(&["/health"]);
-        let Found::Index(text) = table.find(&Method::GET, "/") else { panic!("no index") };
+        let RouteMatch::Index(text) = table.find(&Method::GET, "/") else { panic!("no index") };
         assert_eq!(text, "title\n\n/health  about it\n");
-        assert!(matches!(table.find(&Method::PUT, "/"), Found::WrongMethod("/", _)));
-        assert!(matches!(router(&["/"]).find(&Method::GET, "/"), Found::Route(_)));
+        assert!(matches!(table.find(&Method::PUT, "/"), RouteMatch::WrongMethod("/", _)));
+        assert!(matches!(router(&["/"]).find(&Method::GET, "/"), RouteMatch::Route(_)));
     }
 
     #[test]
@@ -188,16 +188,16 @@ mod tests {
         let table = Router::new("title", routes);
         assert_eq!(table.not_found(), "not found; available: /metrics\n");
         assert_eq!(table.index, "title\n\n/metrics  about it\n");
-        assert!(matches!(table.find(&Method::GET, "/page.css"), Found::Route(_)));
+        assert!(matches!(table.find(&Method::GET, "/page.css"), RouteMatch::Route(_)));
     }
 
     #[test]
     fn a_route_that_changes_something_takes_post_only() {
         let mut table = router(&["/-/reload"]);
         table.routes[0].method = Method::POST;
-        assert!(matches!(table.find(&Method::POST, "/-/reload"), Found::Route(_)));
+        assert!(matches!(table.find(&Method::POST, "/-/reload"), RouteMatch::Route(_)));
         for method in [Method::GET, Method::HEAD, Method::PUT] {
-            assert!(matches!(table.find(&method, "/-/reload"), Found::WrongMethod("/-/reload", "POST")));
+            assert!(matches!(table.find(&method, "/-/reload"), RouteMatch::WrongMethod("/-/reload", "POST")));
         }
     }
 

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct Slots {
     limits: Arc<Limits>,
-    places: Mutex<Places>,
+    places: Mutex<Occupants>,
     /// Told when a place is given back.
     freed: Notify,
     /// Newcomers that wait for a place, the oldest first. Dropping one's end sends it away.
@@ -39,15 +39,15 @@ pub(super) struct Slots {
 const KNOWN_PEERS: usize = 64;
 
 #[derive(Default)]
-struct Places {
+struct Occupants {
     /// Numbers connections in the order they came.
     next: u64,
-    taken: HashMap<u64, Place>,
+    taken: HashMap<u64, Occupant>,
     /// Peers that have authenticated, the latest last.
     known: VecDeque<IpAddr>,
 }
 
-struct Place {
+struct Occupant {
     peer: IpAddr,
     watch: Arc<Watch>,
 }
@@ -154,16 +154,16 @@ impl Slots {
         let id = places.next;
         places.next += 1;
         let watch = Watch::new(self.limits.clone());
-        places.taken.insert(id, Place { peer, watch: watch.clone() });
+        places.taken.insert(id, Occupant { peer, watch: watch.clone() });
         Admission::Admitted { slot: Slot { slots: self.clone(), id, peer }, watch, evicted }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Places> {
+    fn lock(&self) -> MutexGuard<'_, Occupants> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Places {
+impl Occupants {
     /// The connection to evict for one of `newcomer`: of the peer that holds the most (or `only_own`), the one that has done least, and
     /// of those the oldest. One that has authenticated only if there is no other, and one of a peer that has
     /// authenticated before only after those of all other peers. `None` when all of them are being served or too
@@ -175,7 +175,7 @@ impl Places {
         for place in self.taken.values() {
             *held.entry(place.peer).or_default() += 1;
         }
-        let safe = |place: &Place| (known(&place.peer) || !welcome) && place.watch.in_grace();
+        let safe = |place: &Occupant| (known(&place.peer) || !welcome) && place.watch.in_grace();
         self.taken
             .iter()
             .filter(|(_, place)| !only_own || place.peer == newcomer)

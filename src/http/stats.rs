@@ -70,16 +70,16 @@ pub(super) fn count(counter: &AtomicU64) {
 }
 
 /// Raises a gauge for as long as it lives.
-pub(super) struct Raised<'a>(&'a AtomicU64);
+pub(super) struct RaisedGauge<'a>(&'a AtomicU64);
 
-impl<'a> Raised<'a> {
+impl<'a> RaisedGauge<'a> {
     pub(super) fn new(gauge: &'a AtomicU64) -> Self {
         count(gauge);
         Self(gauge)
     }
 }
 
-impl Drop for Raised<'_> {
+impl Drop for RaisedGauge<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

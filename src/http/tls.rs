@@ -12,7 +12,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig};
 
-use super::certificate::Facts;
+use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
 use super::error::HttpError;
 use super::pem::Pem;
@@ -95,7 +95,7 @@ pub struct Tls {
 struct ActiveTls {
     config: Arc<ServerConfig>,
     /// Of the server's own certificate, if it could be parsed.
-    facts: Option<Facts>,
+    facts: Option<CertificateInfo>,
 }
 
 impl Tls {
@@ -190,7 +190,7 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
         .key_provider
         .load_private_key(key)
         .map_err(|source| TlsError::UnsupportedKey { path: key_path(), source })?;
-    let facts = chain.first().and_then(|own| Facts::of(own));
+    let facts = chain.first().and_then(|own| CertificateInfo::of(own));
     let certificate = options.certificate.name().display().to_string();
     warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, unix_now())));
     let pair = CertifiedKey::new(chain, key);

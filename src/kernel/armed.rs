@@ -4,10 +4,10 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::held::detach;
 use super::links::{AttachPoint, Kind, NO_SITE};
 use super::load::Kernel;
-use super::placed::{Attached, Placed};
+use super::pinnable_link::detach;
+use super::placed::{Attached, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
 use crate::mapping::CodeView;
 
@@ -41,7 +41,7 @@ impl Kernel {
 
 /// The pages of the file that the sites are on. None where the file system lets no process map it: then none can run it
 /// from there, and there is nothing to see.
-pub(super) fn view(file: &File, sites: &[Placed<'_>]) -> std::io::Result<Option<CodeView>> {
+pub(super) fn view(file: &File, sites: &[PlacedSite<'_>]) -> std::io::Result<Option<CodeView>> {
     let offsets = || sites.iter().map(|placed| placed.site.offset);
     let (Some(first), Some(last)) = (offsets().min(), offsets().max()) else { return Ok(None) };
     match CodeView::new(file.as_fd(), first, last) {
@@ -66,7 +66,7 @@ pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
 }
 
 /// Refuses sites that the kernel has taken without setting a breakpoint.
-pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites: &[Placed<'_>]) {
+pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites: &[PlacedSite<'_>]) {
     for (position, placed) in sites.iter().enumerate() {
         if !attached.refused.contains_key(&position)
             && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)

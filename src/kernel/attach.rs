@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use libbpf_rs::Link;
 
 use super::armed::{check_breakpoints, refuse_noexec, view};
-use super::held::detach;
 use super::link_kind::Attach;
 use super::links::{AttachPoint, Kind};
 use super::load::Kernel;
-use super::placed::{Attached, How, Placed};
+use super::pinnable_link::detach;
+use super::placed::{AttachMethod, Attached, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
 
 /// Attempts of finding which sites spoil a set, before each is tried alone.
@@ -30,7 +30,7 @@ impl Kernel {
     ///
     /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
     /// needed where another tracer holds a site without its semaphore.
-    pub fn attach(&self, file: &File, sites: &[Placed<'_>], idle: &[u64]) -> Attached {
+    pub fn attach(&self, file: &File, sites: &[PlacedSite<'_>], idle: &[u64]) -> Attached {
         let (mut without, mut known) = (BTreeMap::new(), 0);
         // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
         for _ in 0..3 {
@@ -59,7 +59,7 @@ impl Kernel {
         &self,
         attached: &mut Attached,
         file: &File,
-        sites: &[Placed<'_>],
+        sites: &[PlacedSite<'_>],
         idle: &[u64],
     ) -> Result<(), Refusal> {
         let now = self.clock().map_or(0, |clock| clock.nanoseconds);
@@ -72,7 +72,7 @@ impl Kernel {
         // its start would wait for ever.
         for kind in [Kind::Return, Kind::Session, Kind::Entry] {
             let of_kind = sites.iter().enumerate().filter(|(position, placed)| {
-                kind.is_of(placed.how) && !attached.refused.contains_key(position)
+                kind.is_of(placed.method) && !attached.refused.contains_key(position)
             });
             let mut spots: Vec<AttachPoint> =
                 of_kind.map(|(position, placed)| AttachPoint::of(position, placed)).collect();
@@ -188,8 +188,8 @@ impl Kernel {
 }
 
 /// Refuses what belongs together with what is refused. Whether any of that is attached.
-fn refuse_halves(attached: &mut Attached, sites: &[Placed<'_>]) -> bool {
-    let whole = |placed: &Placed<'_>| placed.span.map(|span| (span, placed.site.function));
+fn refuse_halves(attached: &mut Attached, sites: &[PlacedSite<'_>]) -> bool {
+    let whole = |placed: &PlacedSite<'_>| placed.span.map(|span| (span, placed.site.function));
     let refused: BTreeMap<_, Refusal> = attached
         .refused
         .iter()
@@ -199,7 +199,7 @@ fn refuse_halves(attached: &mut Attached, sites: &[Placed<'_>]) -> bool {
     for (position, placed) in sites.iter().enumerate() {
         let Some(refusal) = whole(placed).and_then(|whole| refused.get(&whole)) else { continue };
         attached.refused.entry(position).or_insert_with(|| {
-            is_attached |= placed.how != How::InSession;
+            is_attached |= placed.method != AttachMethod::InSession;
             refusal.clone()
         });
     }

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use libbpf_rs::Link;
 
-use super::held::detach;
 use super::links::{AttachPoint, Kind, NO_SITE};
 use super::load::Kernel;
+use super::pinnable_link::detach;
 use super::placed::Attached;
 use super::refusal::{Refusal, RefusalKind};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::abi::{FILTER_WORDS, MAX_FAMILIES, bytes_of, filter, filter_flag, filter_kind, glob, member_key};
 use crate::plan::Plan;
-use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, Who};
+use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, ProcessSelector};
 
 /// Words of a container's whole id.
 const ID_WORDS: usize = 8;
@@ -52,9 +52,9 @@ impl Numbers {
         let targets = plan.targets.len() as u32;
         let mut made = Self { count: 2 * targets, ..Self::default() };
         for (target, planned) in (0..).zip(&plan.targets) {
-            let who = &planned.selector.who;
+            let processes = &planned.selector.processes;
             let mut rows = Vec::new();
-            for predicate in &who.predicates {
+            for predicate in &processes.predicates {
                 rows.push((if rows.is_empty() { target } else { made.count }, made.globs.len() as u32));
                 made.count += u32::from(rows.len() > 1);
                 let automaton = pattern_of(predicate).and_then(Automaton::of);
@@ -62,9 +62,9 @@ impl Numbers {
                 made.has_members |= matches!(predicate.test(), KernelTest::Members { .. });
             }
             made.rows.push(rows);
-            made.is_by_cgroup |= who.is_by_cgroup();
-            made.has_lines |= who.asks_for_cmdline();
-            made.families.extend(who.children.then_some(target));
+            made.is_by_cgroup |= processes.is_by_cgroup();
+            made.has_lines |= processes.asks_for_cmdline();
+            made.families.extend(processes.children.then_some(target));
         }
         // The configuration refuses more.
         made.families.truncate(MAX_FAMILIES);
@@ -103,7 +103,7 @@ fn pattern_of(predicate: &Predicate) -> Option<&Pattern> {
 impl Filter {
     /// Processes of which all of this holds. `began` is when the one process began, 0 being the first one that hits a probe;
     /// `members` are the containers or pods of each predicate.
-    pub(crate) fn of(who: &Who, began: u64, members: &[BTreeSet<String>]) -> Self {
+    pub(crate) fn of(processes: &ProcessSelector, began: u64, members: &[BTreeSet<String>]) -> Self {
         let row = |(n, predicate): (usize, &Predicate)| {
             let is = match predicate.test() {
                 KernelTest::Pid(pid) => {
@@ -119,7 +119,10 @@ impl Filter {
             };
             Row { is, members: members.get(n).cloned().unwrap_or_default() }
         };
-        Self { rows: who.predicates.iter().enumerate().map(row).collect(), children: who.children }
+        Self {
+            rows: processes.predicates.iter().enumerate().map(row).collect(),
+            children: processes.children,
+        }
     }
 
     /// Processes whose leader or executable is called so.

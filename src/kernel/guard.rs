@@ -7,7 +7,7 @@ use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 
 use super::error::{KernelError, loading};
-use super::held::{Held, release};
+use super::pinnable_link::{PinnableLink, release};
 use super::pinned_maps::{pin_maps, reuse};
 use super::storage::{Storage, new_storage};
 use crate::abi::guard::generated::{GuardSkel, GuardSkelBuilder};
@@ -24,7 +24,7 @@ self_cell::self_cell!(
 /// The loaded programs, whose links and maps are pinned.
 pub(crate) struct Guard {
     loaded: GuardPrograms,
-    links: Vec<Held>,
+    links: Vec<PinnableLink>,
     files: BTreeSet<u64>,
 }
 
@@ -59,9 +59,9 @@ impl Guard {
         for (name, program) in programs {
             let path = pins.link(name);
             links.push(match path.symlink_metadata() {
-                Ok(_) => Held::open(&path).map_err(loading)?,
+                Ok(_) => PinnableLink::open(&path).map_err(loading)?,
                 Err(_) => {
-                    let mut link = Held::new(program.attach().map_err(loading)?);
+                    let mut link = PinnableLink::new(program.attach().map_err(loading)?);
                     link.pin(&path).map_err(loading)?;
                     link
                 }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
-use super::held::detach;
 use super::link_kind::Attach;
 use super::load::Kernel;
-use super::placed::{How, Placed};
+use super::pinnable_link::detach;
+use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::Refusal;
 
 /// The number of no site: of probes that are never hit.
@@ -78,7 +78,7 @@ impl Kernel {
 }
 
 impl AttachPoint {
-    pub(super) fn of(position: usize, placed: &Placed<'_>) -> Self {
+    pub(super) fn of(position: usize, placed: &PlacedSite<'_>) -> Self {
         let site = placed.site;
         Self {
             position,
@@ -90,12 +90,12 @@ impl AttachPoint {
 }
 
 impl Kind {
-    pub(super) fn is_of(self, how: How) -> bool {
-        match how {
-            How::Entry => self == Kind::Entry,
-            How::Return => self == Kind::Return,
-            How::Session { .. } => self == Kind::Session,
-            How::InSession => false,
+    pub(super) fn is_of(self, method: AttachMethod) -> bool {
+        match method {
+            AttachMethod::Entry => self == Kind::Entry,
+            AttachMethod::Return => self == Kind::Return,
+            AttachMethod::Session { .. } => self == Kind::Session,
+            AttachMethod::InSession => false,
         }
     }
 }

@@ -14,11 +14,11 @@ use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::filters::Numbers;
-use super::held::{Held, release};
 use super::link_kind::Attach;
 use super::misses::{LoadedProgram, loaded as hit_programs};
+use super::pinnable_link::{PinnableLink, release};
 use super::pinned_maps::{pin_maps, reuse};
-use super::placed::{How, Placed};
+use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
 use super::starts::{StartMaps, Sweep};
 use super::storage::{Storage, new_storage};
@@ -73,7 +73,7 @@ pub struct Kernel {
     pins: Option<Arc<EnginePins>>,
     shape: Shape,
     /// What writes down whom processes start.
-    family: Vec<Held>,
+    family: Vec<PinnableLink>,
 }
 
 /// What was decided when the programs were loaded, and has to stay as it is for those who take them over.
@@ -183,8 +183,8 @@ impl Kernel {
                 [("family_forked", &skel.progs.family_forked), ("family_ended", &skel.progs.family_ended)];
             for (name, program) in programs {
                 family.push(match taken {
-                    Some(Pinning { pins, .. }) => Held::open(&pins.link(name)).map_err(loading)?,
-                    None => Held::new(program.attach().map_err(loading)?),
+                    Some(Pinning { pins, .. }) => PinnableLink::open(&pins.link(name)).map_err(loading)?,
+                    None => PinnableLink::new(program.attach().map_err(loading)?),
                 });
                 if let Some((Pinning { pins, .. }, link)) = pinning.zip(family.last_mut())
                     && taken.is_none()
@@ -229,9 +229,9 @@ impl Kernel {
     }
 
     /// Tells the kernel what is at a site, and since when. It must know before the first hit.
-    pub(super) fn describe(&self, placed: &Placed<'_>, since: u64) -> Result<(), Refusal> {
+    pub(super) fn describe(&self, placed: &PlacedSite<'_>, since: u64) -> Result<(), Refusal> {
         let mut entry = site { since, ..placed.site.entry };
-        if let How::Session { on_return } = placed.how {
+        if let AttachMethod::Session { on_return } = placed.method {
             entry.on_return = on_return;
         }
         update(&self.skel().maps.sites, placed.cookie, &entry).map_err(|err| {
@@ -251,8 +251,8 @@ impl Kernel {
     }
 
     /// Holds a link, which stays when the exporter ends if that is wanted.
-    pub(crate) fn hold(&self, link: Link) -> Held {
-        let mut held = Held::new(link);
+    pub(crate) fn hold(&self, link: Link) -> PinnableLink {
+        let mut held = PinnableLink::new(link);
         if let Some(pins) = &self.pins
             && let Err(err) = held.pin(&pins.link(&pins.new_link()))
         {
@@ -265,9 +265,9 @@ impl Kernel {
     ///
     /// # Errors
     /// If it is not there any more.
-    pub(crate) fn held(&self, name: &str) -> libbpf_rs::Result<Held> {
+    pub(crate) fn held(&self, name: &str) -> libbpf_rs::Result<PinnableLink> {
         let none = || libbpf_rs::Error::from(io::Error::from(io::ErrorKind::NotFound));
-        Held::open(&self.pins.as_ref().ok_or_else(none)?.link(name))
+        PinnableLink::open(&self.pins.as_ref().ok_or_else(none)?.link(name))
     }
 
     /// Nothing stays when the exporter ends.

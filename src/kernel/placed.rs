@@ -9,7 +9,7 @@ use crate::resolve::ResolvedSite;
 
 /// How a site is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
+pub enum AttachMethod {
     Entry,
     Return,
     /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
@@ -22,10 +22,10 @@ pub enum How {
 
 /// A site and its number.
 #[derive(Debug, Clone, Copy)]
-pub struct Placed<'a> {
+pub struct PlacedSite<'a> {
     pub cookie: u32,
     pub site: &'a ResolvedSite,
-    pub how: How,
+    pub method: AttachMethod,
     /// The span that the site begins or ends. Without its ends a start would wait in vain, so the sites of a function that
     /// belong to a span are attached together or not at all.
     pub span: Option<u32>,

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorExt, Link, UprobeMultiOpts, UprobeOpts};
 
-use super::held::detach;
 use super::link_kind::Attach;
+use super::pinnable_link::detach;
 use crate::abi::prices::generated::{PricesSkel, PricesSkelBuilder};
 use crate::mapping::TestCode;
 

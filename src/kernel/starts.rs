@@ -37,7 +37,7 @@ pub(super) struct StartMaps<'a, M> {
 
 /// One entry of `starts`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Open {
+struct OpenSpan {
     span: u32,
     tgid: u32,
     key: u64,
@@ -50,10 +50,10 @@ impl<M: MapCore> StartMaps<'_, M> {
     /// Forgets starts whose end cannot come any more, and, when there is little room left, those whose end is least
     /// likely to come.
     pub(super) fn sweep(&self, spans: &[Pairing], limit: u32, now: u64) -> Vec<Sweep> {
-        let open: Vec<Open> =
-            read(self.starts).iter().filter_map(|(key, value)| Open::decode(key, value)).collect();
-        let pairing = |open: &Open| spans.get(open.span as usize).copied();
-        let mut ended = Ended::default();
+        let open: Vec<OpenSpan> =
+            read(self.starts).iter().filter_map(|(key, value)| OpenSpan::decode(key, value)).collect();
+        let pairing = |open: &OpenSpan| spans.get(open.span as usize).copied();
+        let mut ended = EndedTasks::default();
         let dead = choose(&open, limit as usize, now, pairing, |id| ended.look(id));
         let mut swept = vec![Sweep::default(); spans.len()];
         for (open, dead) in open.iter().zip(&dead) {
@@ -90,7 +90,7 @@ impl<M: MapCore> StartMaps<'_, M> {
     pub(super) fn forget(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
         let mut forgotten = vec![0; all as usize];
         for (key, value) in read(self.starts) {
-            let Some(open) = Open::decode(&key, &value).filter(|open| spans.contains(&open.span)) else {
+            let Some(open) = OpenSpan::decode(&key, &value).filter(|open| spans.contains(&open.span)) else {
                 continue;
             };
             let text = [open.time, u64::from(open.tid)].map(u64::to_ne_bytes).concat();
@@ -118,13 +118,13 @@ fn read(map: &impl MapCore) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// Which of the starts are forgotten. `ended` tells whether the process or thread with this number is gone.
 fn choose(
-    open: &[Open],
+    open: &[OpenSpan],
     limit: usize,
     now: u64,
-    pairing: impl Fn(&Open) -> Option<Pairing>,
+    pairing: impl Fn(&OpenSpan) -> Option<Pairing>,
     mut ended: impl FnMut(u32) -> bool,
 ) -> Vec<bool> {
-    let old = |open: &Open| now.saturating_sub(open.time) > STALE;
+    let old = |open: &OpenSpan| now.saturating_sub(open.time) > STALE;
     let mut dead: Vec<bool> = open
         .iter()
         .map(|open| match pairing(open) {
@@ -158,7 +158,7 @@ fn left(dead: &[bool]) -> usize {
 }
 
 /// Marks the oldest that may go, until no more than `most` are left.
-fn sacrifice(open: &[Open], dead: &mut [bool], most: usize, may: impl Fn(&usize) -> bool) {
+fn sacrifice(open: &[OpenSpan], dead: &mut [bool], most: usize, may: impl Fn(&usize) -> bool) {
     let mut victims: Vec<usize> = (0..open.len()).filter(|n| !dead[*n]).filter(may).collect();
     victims.sort_by_key(|n| open[*n].time);
     let excess = left(dead).saturating_sub(most);
@@ -167,7 +167,7 @@ fn sacrifice(open: &[Open], dead: &mut [bool], most: usize, may: impl Fn(&usize)
 
 /// Calls that were open when the same thread or goroutine began another one above them. On one stack that shows that they were left by
 /// an exception; with coroutines, whose stacks lie anywhere, it may be another stack.
-fn overtaken(open: &[Open]) -> Vec<bool> {
+fn overtaken(open: &[OpenSpan]) -> Vec<bool> {
     let mut latest_first: Vec<usize> = (0..open.len()).collect();
     latest_first.sort_by_key(|n| std::cmp::Reverse(open[*n].time));
     let mut highest: HashMap<(u32, u64), u64> = HashMap::new();
@@ -182,9 +182,9 @@ fn overtaken(open: &[Open]) -> Vec<bool> {
 
 /// Processes and threads that were looked for.
 #[derive(Default)]
-struct Ended(HashMap<u32, bool>);
+struct EndedTasks(HashMap<u32, bool>);
 
-impl Ended {
+impl EndedTasks {
     /// Those outside of the exporter's pid namespace cannot be seen; their starts go when room is needed.
     fn look(&mut self, id: u32) -> bool {
         if id & abi_id::ID_OUTSIDE.0 != 0 {
@@ -202,7 +202,7 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word))
 }
 
-impl Open {
+impl OpenSpan {
     /// As in `struct start_key` and `struct start`.
     fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
         Some(Self {
@@ -244,18 +244,18 @@ mod tests {
     const GONE: u32 = 2;
     const NOW: u64 = 10 * STALE;
 
-    fn call(tid: u32, frame: u64, time: u64) -> Open {
-        Open { span: 0, tgid: ALIVE, key: 0, frame, time, tid }
+    fn call(tid: u32, frame: u64, time: u64) -> OpenSpan {
+        OpenSpan { span: 0, tgid: ALIVE, key: 0, frame, time, tid }
     }
 
-    fn chosen(open: &[Open], limit: usize, pairing: Pairing) -> Vec<bool> {
+    fn chosen(open: &[OpenSpan], limit: usize, pairing: Pairing) -> Vec<bool> {
         choose(open, limit, NOW, |_| Some(pairing), |id| id == GONE)
     }
 
     #[test]
     fn with_room_only_what_cannot_end_is_forgotten() {
         let young = NOW - 1;
-        let of_gone_process = Open { tgid: GONE, ..call(ALIVE, 1, young) };
+        let of_gone_process = OpenSpan { tgid: GONE, ..call(ALIVE, 1, young) };
         let open = [call(ALIVE, 1, 0), call(GONE, 2, young), call(GONE, 3, 0), of_gone_process];
         assert_eq!(chosen(&open, 100, Pairing::Frame), [false, false, true, true]);
         assert_eq!(chosen(&open, 100, Pairing::Thread), [false, true, true, false]);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn calls_of_a_goroutine_belong_to_no_thread() {
-        let goroutine = |n: u64, tid, frame: i64, time| Open {
+        let goroutine = |n: u64, tid, frame: i64, time| OpenSpan {
             key: 1 << goroutine_key::GOROUTINE_MARK.0 | n << 12,
             ..call(tid, frame as u64, time)
         };

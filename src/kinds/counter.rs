@@ -1,7 +1,7 @@
 //! Counters: how often, or how much in all.
 
 use super::panel::{Panel, Query, Selection};
-use super::{How, Kind, Slots, Total, Update};
+use super::{Kind, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -42,9 +42,9 @@ impl Kind for Counter {
         read_sum(from)
     }
 
-    fn merge(&self, number: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+    fn merge(&self, number: u64, _: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
         // What was added was never negative.
-        to.add(number, how.scale);
+        to.add(number, format.scale);
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {

@@ -2,7 +2,7 @@
 
 use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
-use super::{How, Kind, Slots, Total, Update};
+use super::{Kind, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -57,17 +57,17 @@ impl Kind for Extreme {
         Some(self.further(from.previous, from.single(0))).filter(|code| *code != 0)
     }
 
-    fn merge(&self, code: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+    fn merge(&self, code: u64, _: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
         let new = number_of(code);
         let mut scaled = Total::default();
-        scaled.set(new, how.scale);
+        scaled.set(new, format.scale);
         let order = scaled.compared(to);
         let better = match self {
             Extreme::Min => order.is_lt(),
             Extreme::Max => order.is_gt(),
         };
         if !to.live || better {
-            to.set(new, how.scale);
+            to.set(new, format.scale);
         }
     }
 

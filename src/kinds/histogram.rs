@@ -1,7 +1,7 @@
 //! Histograms: how many values there were up to each bound, and their sum.
 
 use super::panel::{Panel, Query, Selection};
-use super::{How, Kind, Scale, Slots, Total, Update};
+use super::{Kind, NumberFormat, Scale, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -45,11 +45,11 @@ impl Kind for Histogram {
         (1..from.number).any(|bucket| from.total(bucket) != 0).then(|| from.total(0))
     }
 
-    fn merge(&self, sum: u64, from: &Slots<'_>, how: How, to: &mut Total, buckets: &mut [u64]) {
+    fn merge(&self, sum: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, buckets: &mut [u64]) {
         for (slot, bucket) in (1..).zip(buckets) {
             *bucket += from.total(slot);
         }
-        to.add(sum as i64, how.scale);
+        to.add(sum as i64, format.scale);
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {

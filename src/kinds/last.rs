@@ -1,7 +1,7 @@
 //! Gauges of the latest value.
 
 use super::panel::{Panel, Query, Selection};
-use super::{How, Kind, Slots, Total, Update};
+use super::{Kind, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -45,12 +45,12 @@ impl Kind for Last {
         Some(from.single(1)).filter(|time| *time != 0)
     }
 
-    fn merge(&self, time: u64, from: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
+    fn merge(&self, time: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
         // Several probes may feed it: the latest counts.
         if time >= to.time {
             to.time = time;
             let raw = from.single(0);
-            if how.unsigned { to.set(raw, how.scale) } else { to.set(raw as i64, how.scale) }
+            if format.unsigned { to.set(raw, format.scale) } else { to.set(raw as i64, format.scale) }
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
     fn read(&self, from: &Slots<'_>) -> Option<u64>;
 
     /// Takes such a number into the series' total, which several actions may feed; of a histogram the buckets too.
-    fn merge(&self, number: u64, from: &Slots<'_>, how: How, to: &mut Total, buckets: &mut [u64]);
+    fn merge(&self, number: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, buckets: &mut [u64]);
 
     /// How a dashboard shows it.
     fn panel(&self, of: &Selection<'_>) -> Panel;
@@ -131,7 +131,7 @@ impl Slots<'_> {
 
 /// How an action's numbers are understood.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct How {
+pub(crate) struct NumberFormat {
     pub scale: Scale,
     /// Their 64 bits have no sign.
     pub unsigned: bool,

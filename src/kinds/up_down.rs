@@ -3,7 +3,7 @@
 use super::counter::{add, read_sum, sum_slots};
 use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
-use super::{How, Kind, Slots, Total, Update};
+use super::{Kind, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -42,8 +42,8 @@ impl Kind for UpDown {
         read_sum(from)
     }
 
-    fn merge(&self, sum: u64, _: &Slots<'_>, how: How, to: &mut Total, _: &mut [u64]) {
-        to.add(sum as i64, how.scale);
+    fn merge(&self, sum: u64, _: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
+        to.add(sum as i64, format.scale);
     }
 
     fn panel(&self, of: &Selection<'_>) -> Panel {

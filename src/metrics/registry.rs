@@ -10,7 +10,7 @@ use super::labels::{Scratch, const_labels, labels};
 use crate::abi::accounting_slot;
 use crate::exposition::{self, Format, Head, Sample};
 use crate::kernel::{Accounting, KernelStore};
-use crate::kinds::{self, How, Kind, Slots, Total};
+use crate::kinds::{self, Kind, NumberFormat, Slots, Total};
 use crate::layout::{ActionLayout, LabelLayout, Layout};
 use crate::plan::{ActionPlan, HIDDEN, LabelPlan, Plan, ProbePlan, Scale};
 use crate::store::{Store, UserStore};
@@ -377,7 +377,7 @@ impl SeriesSource {
         let is_unsigned =
             |value: usize| facts.unsigned & 1 << value != 0 || probe.values[value].kind.is_unsigned_word();
         let unsigned = action.value.is_some_and(is_unsigned);
-        let how = How { scale: action.scale, unsigned };
+        let format = NumberFormat { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
         // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.
         let hidden = |label: &LabelLayout| plan.metrics[action.metric].labels[label.label] == HIDDEN;
@@ -397,7 +397,7 @@ impl SeriesSource {
             }
             let at = *known as usize;
             let total = &mut family.series[at].total;
-            family.kind.merge(raw, &slots, how, total, &mut family.counts[at * buckets..][..buckets]);
+            family.kind.merge(raw, &slots, format, total, &mut family.counts[at * buckets..][..buckets]);
             total.live = true;
         }
     }

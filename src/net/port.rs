@@ -10,7 +10,7 @@ use super::attach::HeldLink;
 use super::attach::{Attached, attach_egress, attach_ingress};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
-use super::known::Entry;
+use super::interface_table::Entry;
 use super::links::{Interface, KernelCount};
 use super::pinned::keep;
 use super::programs::{Program, Programs};
@@ -33,7 +33,7 @@ pub(crate) struct Port {
 /// One direction.
 #[derive(Debug)]
 struct Side {
-    state: Result<Placed, Refusal>,
+    state: Result<AttachedProgram, Refusal>,
     /// What was counted at the last comparison, by the kernel and here.
     compared: Option<(u64, u64)>,
     /// Comparisons in a row that found packets missing.
@@ -42,7 +42,7 @@ struct Side {
 
 /// A program in its place.
 #[derive(Debug)]
-struct Placed {
+struct AttachedProgram {
     attached: Attached,
     program: Arc<OwnedFd>,
     hook: Hook,
@@ -134,7 +134,7 @@ impl Port {
             };
             side.state = again.map(|mut attached| {
                 keep(&pins, &mut attached, on.index, *direction, hook);
-                Placed { attached, program, hook, reason }
+                AttachedProgram { attached, program, hook, reason }
             });
             changes.push(match &side.state {
                 Ok(_) => Change::Moved { direction: *direction, before: described(first) },
@@ -223,7 +223,7 @@ impl Port {
 }
 
 impl Side {
-    fn new(state: Result<Placed, Refusal>) -> Self {
+    fn new(state: Result<AttachedProgram, Refusal>) -> Self {
         Self { state, compared: None, missing: 0 }
     }
 
@@ -272,7 +272,7 @@ fn open_ingress(
     programs: &Programs,
     entry: &Entry,
     held: &mut Vec<HeldLink>,
-) -> Result<Placed, Refusal> {
+) -> Result<AttachedProgram, Refusal> {
     let choice = choose(on, mode).map_err(|err| refuse(on, &err))?;
     let mut reason = choice.reason;
     if let Some((attached, program, hook)) = take_over(
@@ -282,12 +282,12 @@ fn open_ingress(
         |hook| candidates(on, hook, programs, entry),
         programs,
     ) {
-        return Ok(Placed { attached, program, hook, reason });
+        return Ok(AttachedProgram { attached, program, hook, reason });
     }
     let mut last = None;
     for hook in choice.hooks {
         match open_hook(on, *hook, programs, entry) {
-            Ok((attached, program)) => return Ok(Placed { attached, program, hook: *hook, reason }),
+            Ok((attached, program)) => return Ok(AttachedProgram { attached, program, hook: *hook, reason }),
             Err(refusal) => {
                 reason = match (hook, refusal.reason) {
                     (Hook::Tcx, "unsupported") => "TCX needs Linux 6.6 or later".to_string(),
@@ -368,16 +368,20 @@ fn open_hook(
     }
 }
 
-fn open_egress(on: &Interface, programs: &Programs, held: &mut Vec<HeldLink>) -> Result<Placed, Refusal> {
+fn open_egress(
+    on: &Interface,
+    programs: &Programs,
+    held: &mut Vec<HeldLink>,
+) -> Result<AttachedProgram, Refusal> {
     crosses_hooks(on).map_err(|err| refuse(on, &err))?;
     let reason = String::new();
     if let Some((attached, program, hook)) =
         take_over(Direction::Egress, held, &[Hook::Tcx], |_| &[Program::TcEgress], programs)
     {
-        return Ok(Placed { attached, program, hook, reason });
+        return Ok(AttachedProgram { attached, program, hook, reason });
     }
     let program = programs.get(Program::TcEgress).map_err(refuse_load(on))?;
     let mut attached = attach_egress(program.as_fd(), on)?;
     keep(programs.pins(), &mut attached, on.index, Direction::Egress, Hook::Tcx);
-    Ok(Placed { attached, program, hook: Hook::Tcx, reason })
+    Ok(AttachedProgram { attached, program, hook: Hook::Tcx, reason })
 }

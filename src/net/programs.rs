@@ -17,7 +17,7 @@ use super::abi::{FAST_BLOCKS, Link, net_fast};
 use super::attach::HeldLink;
 use super::block::Blocklist;
 use super::counter_maps::CounterMaps;
-use super::known::{Entry, Known};
+use super::interface_table::{Entry, InterfaceTable};
 use super::sys::{program_id, set_operand};
 
 /// Which program.
@@ -57,7 +57,7 @@ pub(crate) struct Programs {
     counter_maps: Arc<CounterMaps>,
     switches: u32,
     fast: bool,
-    known: Arc<Known>,
+    known: Arc<InterfaceTable>,
     /// Interfaces that an earlier exporter has entered, by index, and its links to them.
     earlier: Mutex<BTreeMap<i32, (Entry, Vec<HeldLink>)>>,
     loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
@@ -75,7 +75,7 @@ impl Programs {
         switches: u32,
         pins: PinDir,
     ) -> libbpf_rs::Result<Self> {
-        let known = Arc::new(Known::new(fast, &counter_maps, pins)?);
+        let known = Arc::new(InterfaceTable::new(fast, &counter_maps, pins)?);
         let earlier = Mutex::new(known.earlier(&counter_maps));
         Ok(Self { counter_maps, switches, fast: fast > 0, known, earlier, loaded: Mutex::default() })
     }

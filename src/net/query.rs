@@ -17,7 +17,7 @@ const DEFAULT_PER_PAGE: u32 = 50;
 
 /// Where it was seen.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
-pub struct Place {
+pub struct InterfaceName {
     pub interface: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
@@ -25,7 +25,7 @@ pub struct Place {
     pub container: Option<String>,
 }
 
-impl From<&Vec<(&'static str, String)>> for Place {
+impl From<&Vec<(&'static str, String)>> for InterfaceName {
     fn from(labels: &Vec<(&'static str, String)>) -> Self {
         let find = |key: &str| labels.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone());
         Self {
@@ -36,7 +36,7 @@ impl From<&Vec<(&'static str, String)>> for Place {
     }
 }
 
-impl Place {
+impl InterfaceName {
     /// As labels of a series.
     pub fn labels(self) -> Vec<(&'static str, String)> {
         let others = [("netns", self.netns), ("container", self.container)];
@@ -49,7 +49,7 @@ impl Place {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TalkerRow {
     #[serde(flatten)]
-    pub place: Place,
+    pub place: InterfaceName,
     pub address: IpAddr,
     pub bytes: u64,
     pub packets: u64,
@@ -65,7 +65,7 @@ pub struct TalkerRow {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FlowRow {
     #[serde(flatten)]
-    pub place: Place,
+    pub place: InterfaceName,
     /// `ingress` or `egress`.
     pub direction: &'static str,
     /// `tcp`, `udp`, `icmp`, `icmpv6`, or the IANA number.
@@ -283,7 +283,7 @@ mod tests {
 
     fn row(address: &str, bytes: u64, packets: u64) -> TalkerRow {
         TalkerRow {
-            place: Place { interface: "eth0".into(), ..Place::default() },
+            place: InterfaceName { interface: "eth0".into(), ..InterfaceName::default() },
             address: address.parse().unwrap(),
             bytes,
             packets,

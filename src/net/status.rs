@@ -7,7 +7,7 @@ use super::abi::Direction;
 use super::collect::Reading;
 use super::config::Space;
 use super::hook::Hook;
-use super::known::Entry;
+use super::interface_table::Entry;
 use super::port::Port;
 use super::refusal::Refusal;
 

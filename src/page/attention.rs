@@ -20,7 +20,7 @@ const PATIENCE: f64 = 5.0 * MINUTE;
 const OVERHEAD: f64 = 0.05;
 
 /// What it is judged by.
-pub(super) struct Facts<'a> {
+pub(super) struct AttentionInput<'a> {
     pub time: f64,
     pub started: f64,
     pub own: &'a ByName<'a>,
@@ -33,7 +33,7 @@ pub(super) struct Facts<'a> {
 }
 
 /// All of it, the worst first.
-pub(super) fn attention(facts: &Facts<'_>, history: &mut History) -> Vec<Attention> {
+pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Vec<Attention> {
     let mut all = Vec::new();
     facts.targets.iter().for_each(|target| of_target(target, facts, &mut all));
     for text in facts.network {
@@ -76,7 +76,7 @@ fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into
 }
 
 /// Probes of one state, and what can be done about it.
-fn of_target(target: &Target, facts: &Facts<'_>, all: &mut Vec<Attention>) {
+fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let is_missing = |probe: &Probe| facts.missing.contains(&(target.name.clone(), probe.name.clone()));
     let mut groups: Vec<(&Probe, bool, Vec<&str>)> = Vec::new();
     for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
@@ -164,7 +164,7 @@ fn list(names: &[&str]) -> String {
     }
 }
 
-fn lost(facts: &Facts<'_>, history: &mut History, all: &mut Vec<Attention>) {
+fn lost(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attention>) {
     for target in facts.targets {
         let mut reasons: Vec<(&str, f64)> = Vec::new();
         for lost in target.probes.iter().flat_map(|probe| &probe.lost) {
@@ -208,7 +208,7 @@ fn loss_advice(reason: &str) -> (&str, &str) {
     }
 }
 
-fn labels(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+fn labels(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let rows = facts.own.rows("fibre_exporter_label_overflow_total");
     for row in rows.iter().filter(|row| row.value > 0.0) {
         all.push(warning(
@@ -227,7 +227,7 @@ fn labels(facts: &Facts<'_>, all: &mut Vec<Attention>) {
     }
 }
 
-fn exporter(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let own = facts.own;
     if own.value("fibre_exporter_config_last_reload_successful") == Some(0.0) {
         all.push(warning(
@@ -275,7 +275,7 @@ fn exporter(facts: &Facts<'_>, all: &mut Vec<Attention>) {
     }
 }
 
-fn scrapes(facts: &Facts<'_>, all: &mut Vec<Attention>) {
+fn scrapes(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let latest = facts.scrapes.iter().max_by(|a, b| a.time.total_cmp(&b.time));
     match latest {
         None if facts.time - facts.started > PATIENCE => all.push(note(

@@ -23,7 +23,7 @@ use crate::exposition::{Families, Family};
 use crate::http::Visitor;
 use crate::net::TalkerRow;
 use crate::slow::Row;
-use attention::{Facts, attention};
+use attention::{AttentionInput, attention};
 use families::ByName;
 use history::History;
 use model::{Exporter, Health, HitCost, LeftOut, Scrape, Scrapes, Severity, Status, Totals, VERSION};
@@ -116,7 +116,7 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         series: snapshot.series,
     };
     let scrapes = scrapes(&own, snapshot.visitors);
-    let facts = Facts {
+    let facts = AttentionInput {
         time: snapshot.time,
         started,
         own: &own,

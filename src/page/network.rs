@@ -13,15 +13,19 @@ use crate::net::TalkerRow;
 const MOST: usize = 48;
 
 /// What tells interfaces apart.
-type Place = Vec<(String, String)>;
+type InterfaceKey = Vec<(String, String)>;
 
-fn place(row: &Row) -> Place {
+fn place(row: &Row) -> InterfaceKey {
     let is_place = |name: &str| ["interface", "netns", "container"].contains(&name);
     row.labels.iter().filter(|(name, _)| is_place(name)).cloned().collect()
 }
 
 /// Adds up the series of each interface; None if nothing of the sort is counted.
-fn by_place(families: &ByName<'_>, name: &str, is_meant: impl Fn(&Row) -> bool) -> HashMap<Place, f64> {
+fn by_place(
+    families: &ByName<'_>,
+    name: &str,
+    is_meant: impl Fn(&Row) -> bool,
+) -> HashMap<InterfaceKey, f64> {
     let mut sums = HashMap::new();
     for row in families.rows(name).iter().filter(|row| is_meant(row)) {
         *sums.entry(place(row)).or_default() += row.value;
@@ -31,9 +35,9 @@ fn by_place(families: &ByName<'_>, name: &str, is_meant: impl Fn(&Row) -> bool) 
 
 struct Direction {
     word: &'static str,
-    bytes: HashMap<Place, f64>,
-    packets: HashMap<Place, f64>,
-    malformed: HashMap<Place, f64>,
+    bytes: HashMap<InterfaceKey, f64>,
+    packets: HashMap<InterfaceKey, f64>,
+    malformed: HashMap<InterfaceKey, f64>,
 }
 
 impl Direction {
@@ -57,7 +61,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
     for row in families.rows("xdp_mode").iter().filter(|row| row.value == 1.0) {
         modes.insert(place(row), row.label("mode"));
     }
-    let failed: HashMap<(Place, String), String> = families
+    let failed: HashMap<(InterfaceKey, String), String> = families
         .rows("network_attach_failed")
         .iter()
         .map(|row| ((place(row), row.label("direction")), row.label("reason")))
@@ -69,7 +73,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
         else {
             continue;
         };
-        let mut trend = |what: &str, values: &HashMap<Place, f64>| {
+        let mut trend = |what: &str, values: &HashMap<InterfaceKey, f64>| {
             let value = *values.get(&here)?;
             Some((value, history.trend(format!("{what}\0{}\0{here:?}", direction.word), value)))
         };

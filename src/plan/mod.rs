@@ -4,8 +4,8 @@
 //! carry, is the business of the sites that are resolved later, perhaps much later.
 
 mod build;
+mod carried;
 mod computed_in;
-mod late;
 mod lint;
 mod part;
 mod profiles;

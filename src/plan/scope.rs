@@ -1,7 +1,7 @@
 //! The names that are known inside one probe: arguments and built-in values, and the metrics made of them.
 
 use super::CgroupName;
-use super::late::{Late, unnamed_length};
+use super::carried::{CarriedValues, unnamed_length};
 use super::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, LogPart, ProbePlan, Scale, ValueKind, ValuePlan,
     ValueSource,
@@ -23,7 +23,7 @@ pub(super) struct Scope<'a> {
     pub plan: &'a mut ProbePlan,
     pub diags: &'a Diagnostics,
     /// Set at the end of a span or the return of a function.
-    pub late: Option<Late>,
+    pub late: Option<CarriedValues>,
 }
 
 impl Scope<'_> {

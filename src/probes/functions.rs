@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::CostWord;
 use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
 use crate::returns::{by_exits, by_trampoline};
-use crate::unfit::unfit;
+use crate::unusable::unusable_reason;
 
 /// A function, or a place in one.
 #[derive(Debug, Clone, Serialize)]
@@ -107,7 +107,7 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     Function {
         offset: found.site.offset,
         cost: CostWord::of(found.site.cost()),
-        unusable: unfit(&found.site),
+        unusable: unusable_reason(&found.site),
         source_name: source_name(index, &found),
         returned: Return::of(index, &found),
         name: found.name,

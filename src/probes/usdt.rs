@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::CostWord;
 use crate::elf::{ElfError, Image, Site, notes, usdt_sites};
-use crate::unfit::unfit;
+use crate::unusable::unusable_reason;
 
 /// Probes of one provider, by name.
 #[derive(Debug, Clone, Serialize)]
@@ -79,8 +79,9 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
 
 /// Why the probe cannot be used: one bad site costs only that site.
 fn unusable(sites: &[Site]) -> Option<String> {
-    let reason =
-        |site: &Site| unfit(site).map(|err| format!("the site at file offset {:#x}: {err}", site.offset));
+    let reason = |site: &Site| {
+        unusable_reason(site).map(|err| format!("the site at file offset {:#x}: {err}", site.offset))
+    };
     let reasons: Option<Vec<String>> = sites.iter().map(reason).collect();
     reasons?.into_iter().next()
 }

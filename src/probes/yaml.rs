@@ -169,11 +169,11 @@ impl Writer {
             let _ = writeln!(to, "limits: {{ sites: {} }}", self.sites.next_power_of_two());
         }
         let _ = writeln!(to, "targets:\n  - name: {}", quoted(&self.target));
-        let _ = match (listing.selector.path(), listing.selector.who.pid()) {
+        let _ = match (listing.selector.path(), listing.selector.processes.pid()) {
             (Some(path), _) => writeln!(to, "    binary: {}", quoted(&path.display().to_string())),
             (None, Some(pid)) => self.of_process(&mut to, listing, pid),
             (None, None) => {
-                let name = listing.selector.who.name().unwrap_or_default();
+                let name = listing.selector.processes.name().unwrap_or_default();
                 writeln!(to, "    process: {}", quoted(name))
             }
         };
@@ -208,7 +208,7 @@ impl Writer {
 /// A name for the target: its file's.
 fn target_name(listing: &Listing) -> String {
     let of_file = || listing.files.first().map_or("", |file| file.file.as_str());
-    let file = listing.selector.who.name().unwrap_or_else(of_file);
+    let file = listing.selector.processes.name().unwrap_or_else(of_file);
     let name = Path::new(file).file_name().and_then(|name| name.to_str()).unwrap_or(file);
     if name.is_empty() { "program".to_string() } else { name.to_string() }
 }

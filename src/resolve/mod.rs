@@ -11,9 +11,9 @@ use crate::elf::{
     ArgForm, Cost, FormError, Parameters, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
     usdt_sites,
 };
-use crate::places::{Found, Place, places_in};
+use crate::places::{FoundPlaces, ProbePlace, places_in};
 use crate::plan::{Hook, Plan, ProbePlan};
-use crate::unfit::{UnfitSite, reasons, unfit};
+use crate::unusable::{UnusableSite, reasons, unusable_reason};
 use locate::{locate, narrowed};
 
 /// A probe's sites in one file, ready to be attached.
@@ -25,7 +25,7 @@ pub struct Resolved {
     /// Positions of arguments whose types are not known at every site.
     pub untyped: BTreeSet<usize>,
     /// Those that no probe is set at: one bad site costs only that site.
-    pub unfit: Vec<UnfitSite>,
+    pub unusable: Vec<UnusableSite>,
     /// What the user should know of the sites' choice.
     pub remarks: Vec<String>,
     /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
@@ -66,7 +66,7 @@ pub enum ResolveError {
     /// Fewer arguments than are asked for.
     Missing { name: String, index: usize, has: usize },
     /// At every site a probe would never fire, or would harm the program.
-    NoneFit(Vec<UnfitSite>),
+    NoneFit(Vec<UnusableSite>),
 }
 
 impl std::fmt::Display for ResolveError {
@@ -113,11 +113,11 @@ pub fn resolve(
         Point::Usdt { provider, name } => usdt_sites(image, provider, name)
             .map_err(ResolveError::Site)?
             .into_iter()
-            .map(Place::of_usdt)
+            .map(ProbePlace::of_usdt)
             .collect(),
         Point::Function(_) => Vec::new(),
     };
-    let mut found = Found { places, ..Found::default() };
+    let mut found = FoundPlaces { places, ..FoundPlaces::default() };
     if let Point::Function(pattern) = &probe.point {
         let (functions, told) = index.remarked_sites(pattern).map_err(ResolveError::Site)?;
         found = places_in(index, probe, functions, name);
@@ -130,17 +130,17 @@ pub fn resolve(
     let mut unsigned = u32::MAX;
     let mut untyped = BTreeSet::new();
     let mut typed = Typed::default();
-    let mut not_used = found.unfit;
+    let mut not_used = found.unusable;
     let mut unreadable = None;
-    'places: for Place { at, entry, function, name, offset: function_offset, is_exit, parameters } in
+    'places: for ProbePlace { at, entry, function, name, offset: function_offset, is_exit, parameters } in
         found.places
     {
-        if let Some(reason) = unfit(&at) {
-            not_used.push(UnfitSite { name, reason });
+        if let Some(reason) = unusable_reason(&at) {
+            not_used.push(UnusableSite { name, reason });
             continue;
         }
         if other_end.contains(&at.offset) {
-            not_used.push(UnfitSite { name, reason: SAME_PLACE.to_string() });
+            not_used.push(UnusableSite { name, reason: SAME_PLACE.to_string() });
             continue;
         }
         let mut entry = site { probe: number, ..entry };
@@ -159,7 +159,7 @@ pub fn resolve(
                 Ok(location) => location,
                 // Copies of a function may lack an argument.
                 Err(err) if is_function => {
-                    not_used.push(UnfitSite { name, reason: err.to_string() });
+                    not_used.push(UnusableSite { name, reason: err.to_string() });
                     unreadable.get_or_insert(err);
                     continue 'places;
                 }
@@ -202,7 +202,7 @@ pub fn resolve(
     }
     Ok(Resolved {
         sites,
-        unfit: not_used,
+        unusable: not_used,
         arguments,
         untyped,
         remarks: found.remarks,

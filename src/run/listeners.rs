@@ -24,7 +24,7 @@ impl Listeners {
         let at = |port| SocketAddr::new(settings.bind, port);
         let mut ports = vec![at(settings.health_port)];
         ports.extend(matches!(settings.listen, Listen::Port).then_some(at(settings.metrics_port)));
-        let mut kept = service::Kept::take(&ports);
+        let mut kept = service::StoredSockets::take(&ports);
         let mut bind = |port| {
             let listener = kept.listener(at(port), Listener::inherited, Listener::bind)?;
             if let Listener::Tcp(tcp) = &listener {

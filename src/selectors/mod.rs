@@ -1,7 +1,7 @@
 //! What a target is found by: a file, and what must hold of the processes that are meant. Pure.
 //!
 //! A selector is a conjunction of [`Predicate`]s. Each is written in one place, here: its key in the configuration, how it is
-//! told from what is known of a process ([`Facts`]), and how the kernel tells it ([`KernelTest`]). Both must agree.
+//! told from what is known of a process ([`ProcessFacts`]), and how the kernel tells it ([`KernelTest`]). Both must agree.
 
 mod belongs;
 mod pattern;
@@ -19,13 +19,13 @@ pub use pattern::{Pattern, PatternError};
 /// Which processes, and which of their files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selector {
-    pub file: FileOf,
-    pub who: Who,
+    pub file: FileSelector,
+    pub processes: ProcessSelector,
 }
 
 /// Which file is probed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FileOf {
+pub enum FileSelector {
     /// The one at this path, or that takes its place.
     Path(PathBuf),
     /// What the processes run.
@@ -36,7 +36,7 @@ pub enum FileOf {
 
 /// Which processes are meant: all of which every predicate holds, and, if so, those that they have started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
+pub struct ProcessSelector {
     pub predicates: Vec<Predicate>,
     pub children: bool,
 }
@@ -64,7 +64,7 @@ pub enum Predicate {
 
 /// What is known of a process, as far as predicates ask for it.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct ProcessFacts<'a> {
     pub pid: u32,
     /// Of the leader; the kernel cuts it after 15 bytes.
     pub comm: &'a str,
@@ -138,7 +138,7 @@ fn unit(written: Pattern) -> Predicate {
 impl Selector {
     /// This file, whoever runs it.
     pub fn binary(path: impl Into<PathBuf>) -> Self {
-        Self { file: FileOf::Path(path.into()), who: Who::default() }
+        Self { file: FileSelector::Path(path.into()), processes: ProcessSelector::default() }
     }
 
     /// What processes with this name run.
@@ -153,23 +153,26 @@ impl Selector {
 
     /// What processes run of which this holds.
     pub fn of(predicate: Predicate) -> Self {
-        Self { file: FileOf::Executable, who: Who { predicates: vec![predicate], children: false } }
+        Self {
+            file: FileSelector::Executable,
+            processes: ProcessSelector { predicates: vec![predicate], children: false },
+        }
     }
 
     /// The path, if it is a file that is looked for by one.
     pub fn path(&self) -> Option<&Path> {
         match &self.file {
-            FileOf::Path(path) => Some(path),
-            FileOf::Executable | FileOf::Library(_) => None,
+            FileSelector::Path(path) => Some(path),
+            FileSelector::Executable | FileSelector::Library(_) => None,
         }
     }
 
     /// What its executables are called, if they are looked for by nothing else, so that paths to these are worth a look.
     pub fn executable_name(&self) -> Option<&Pattern> {
-        if self.file != FileOf::Executable || self.who.children {
+        if self.file != FileSelector::Executable || self.processes.children {
             return None;
         }
-        match self.who.predicates.as_slice() {
+        match self.processes.predicates.as_slice() {
             [Predicate::Process(name)] | [Predicate::Process(name), Predicate::Cmdline(_)] => Some(name),
             _ => None,
         }
@@ -182,11 +185,11 @@ impl Selector {
 
     /// Whether some of the processes that run its files are meant, and not all.
     pub fn needs_filter(&self) -> bool {
-        !self.who.predicates.is_empty()
+        !self.processes.predicates.is_empty()
     }
 }
 
-impl Who {
+impl ProcessSelector {
     /// The one process, if it is given by number.
     pub fn pid(&self) -> Option<u32> {
         self.predicates.iter().find_map(|predicate| match predicate {
@@ -204,13 +207,13 @@ impl Who {
     }
 
     /// Whether all predicates hold; none at all mean no process.
-    pub fn fits(&self, facts: &Facts<'_>) -> bool {
+    pub fn fits(&self, facts: &ProcessFacts<'_>) -> bool {
         !self.predicates.is_empty() && self.predicates.iter().all(|predicate| predicate.fits(facts))
     }
 
     /// Whether all holds but for the command line, which a process can write over at any time: good enough to look for files, as
     /// the kernel looks again at each hit. If nothing else is asked for, it must hold, too.
-    pub fn may_fit(&self, facts: &Facts<'_>) -> bool {
+    pub fn may_fit(&self, facts: &ProcessFacts<'_>) -> bool {
         let is_line = |predicate: &Predicate| matches!(predicate, Predicate::Cmdline(_));
         if self.predicates.iter().all(is_line) {
             return self.fits(facts);
@@ -229,7 +232,7 @@ impl Who {
 
     /// Whether processes in such a control group can be meant.
     pub fn matches_cgroup(&self, belongs: &Belongs) -> bool {
-        let facts = Facts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
+        let facts = ProcessFacts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
         let mut by_cgroup = self.predicates.iter().filter(|of| of.is_by_cgroup()).peekable();
         by_cgroup.peek().is_some() && by_cgroup.all(|of| of.fits(&facts))
     }
@@ -237,7 +240,7 @@ impl Who {
 
 impl Predicate {
     /// Whether it holds.
-    pub fn fits(&self, facts: &Facts<'_>) -> bool {
+    pub fn fits(&self, facts: &ProcessFacts<'_>) -> bool {
         let belongs = facts.belongs;
         match self {
             Predicate::Pid(pid) => facts.pid == *pid,
@@ -351,7 +354,7 @@ impl fmt::Display for Predicate {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for ProcessSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all: Vec<String> = self.predicates.iter().map(ToString::to_string).collect();
         f.write_str(&all.join(" and "))?;

@@ -8,8 +8,8 @@ fn read(key: &str, text: &str) -> Predicate {
     KEYS.iter().find(|known| known.name == key).unwrap().read(text).unwrap()
 }
 
-fn facts(belongs: &Belongs) -> Facts<'_> {
-    Facts { pid: 7, comm: "java", exe: Some("java"), cmdline: "java -jar /srv/shop.jar", belongs }
+fn facts(belongs: &Belongs) -> ProcessFacts<'_> {
+    ProcessFacts { pid: 7, comm: "java", exe: Some("java"), cmdline: "java -jar /srv/shop.jar", belongs }
 }
 
 fn web() -> Belongs {
@@ -69,7 +69,7 @@ fn each_predicate_by_what_it_asks_for() {
 #[test]
 fn all_predicates_must_hold_and_none_mean_nobody() {
     let web = web();
-    let who = |predicates| Who { predicates, children: false };
+    let who = |predicates| ProcessSelector { predicates, children: false };
     assert!(who(vec![read("pod", "web-*"), read("process", "java")]).fits(&facts(&web)));
     assert!(!who(vec![read("pod", "web-*"), read("process", "perl")]).fits(&facts(&web)));
     assert!(!who(vec![]).fits(&facts(&web)));

@@ -13,11 +13,11 @@ const BEFORE: i64 = 600_000_000_000;
 
 /// The latest events, whatever their keys.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct RecentEvents {
     events: VecDeque<Related>,
 }
 
-impl Memory {
+impl RecentEvents {
     pub(super) fn add(&mut self, event: Related) {
         if self.events.len() == REMEMBERED {
             self.events.pop_front();
@@ -76,7 +76,7 @@ mod tests {
     fn what_belongs_has_process_key_and_probe_in_common() {
         let second = 1_000_000_000;
         let time = 1000 * second;
-        let mut memory = Memory::default();
+        let mut memory = RecentEvents::default();
         memory.add(related(time + second, "1", "b", "7"));
         memory.add(related(time - second / 2, "1", "a", "7"));
         for other in [
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_latest_are_remembered_and_the_latest_of_them_kept() {
-        let mut memory = Memory::default();
+        let mut memory = RecentEvents::default();
         for n in 0..REMEMBERED as i64 + 10 {
             memory.add(related(n, "1", "a", if n < 20 { "7" } else { "8" }));
         }

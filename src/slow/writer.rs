@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Related, Row, SlowCounters};
-use super::related::Memory;
+use super::related::RecentEvents;
 use super::store::{Bounds, Store, is_damage};
 use super::{QUEUE, RECENT, Shared, lock};
 
@@ -41,7 +41,7 @@ pub(super) struct Writer {
     events: Vec<(Event, SlowCounters)>,
     /// Those that wait for what belongs to them, with the time when they have waited long enough.
     incomplete: VecDeque<(Instant, Event, SlowCounters)>,
-    related: Memory,
+    related: RecentEvents,
 }
 
 impl Writer {

@@ -14,7 +14,7 @@ use super::state::Candidate;
 use super::worker::Worker;
 use crate::plan::TargetPlan;
 use crate::regular;
-use crate::selectors::{FileOf, Pattern};
+use crate::selectors::{FileSelector, Pattern};
 
 /// Files of one target that are attached to before any process has loaded them.
 const AHEAD: usize = 16;
@@ -26,7 +26,7 @@ const USUAL: [&str; 6] =
 impl Worker {
     /// Attaches to files of the target's library that processes may load, as far as their mappings were read just now.
     pub(super) fn attach_ahead(&mut self, target: usize, planned: &TargetPlan) {
-        let FileOf::Library(name) = &planned.selector.file else { return };
+        let FileSelector::Library(name) = &planned.selector.file else { return };
         if self.finder.directories.is_empty() {
             return;
         }

@@ -17,7 +17,7 @@ pub(super) fn announce(
     elsewhere: bool,
 ) {
     let mut attached = 0;
-    let mut others = Others::default();
+    let mut others = NotAttached::default();
     for outcome in &new_file.probes {
         let name = &plan.probes[outcome.probe].name;
         match &outcome.state {
@@ -52,9 +52,9 @@ pub(super) fn announce(
 
 /// Probes that are not attached, those with the same reason together: a file that cannot be read has many.
 #[derive(Debug, Default)]
-struct Others<'a>(Vec<(&'a ProbeState, Vec<&'a str>)>);
+struct NotAttached<'a>(Vec<(&'a ProbeState, Vec<&'a str>)>);
 
-impl<'a> Others<'a> {
+impl<'a> NotAttached<'a> {
     fn add(&mut self, name: &'a str, state: &'a ProbeState) {
         let same = |known: &ProbeState| known.word() == state.word() && known.reason() == state.reason();
         match self.0.iter_mut().find(|(known, _)| same(known)) {
@@ -85,7 +85,7 @@ mod tests {
     fn one_reason_is_told_once() {
         let damaged = ProbeState::Refused("the file is damaged".to_string());
         let (no_a, no_b) = (ProbeState::Absent("no a".to_string()), ProbeState::Absent("no b".to_string()));
-        let mut others = Others::default();
+        let mut others = NotAttached::default();
         for name in ["p", "q", "r", "s", "t"] {
             others.add(name, &damaged);
         }

@@ -11,7 +11,7 @@ use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
 use crate::kernel::{FileUse, Files, NamedFile, ProcessEvents};
 use crate::procfs::Stat;
-use crate::selectors::{FileOf, Pattern, Selector};
+use crate::selectors::{FileSelector, Pattern, Selector};
 
 /// Finds files, and remembers what it has found out about them.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Finder {
         finder.processes.name_again();
         selectors.iter().for_each(|selector| finder.libraries.want(selector));
         let by_process = selectors.iter().filter(|selector| selector.is_by_process());
-        finder.pinned = by_process.filter_map(|selector| selector.who.pid()).collect();
+        finder.pinned = by_process.filter_map(|selector| selector.processes.pid()).collect();
         if let Some(events) = &finder.events {
             finder.pinned.iter().for_each(|pid| events.pin(*pid));
         }
@@ -113,7 +113,7 @@ impl Finder {
 
     /// Processes that the target means.
     pub fn of_target(&mut self, target: usize, selector: &Selector) -> Vec<u32> {
-        self.processes.fitting(&selector.who, Some(target)).0
+        self.processes.fitting(&selector.processes, Some(target)).0
     }
 
     /// Processes that were started by those that the target means.
@@ -140,23 +140,23 @@ impl Finder {
     ) -> Result<Vec<TargetFile>, String> {
         self.remarks.clear();
         self.copied_up.clear();
-        let who = &selector.who;
-        if let FileOf::Path(path) = &selector.file {
+        let processes = &selector.processes;
+        if let FileSelector::Path(path) = &selector.file {
             let found = self.look_at(path, path.display().to_string());
             return found.map(|found| vec![found]).map_err(|err| format!("{}: {err}", path.display()));
         }
-        if let Some(pid) = who.pid() {
+        if let Some(pid) = processes.pid() {
             self.check_number(pid)?;
         }
         self.walk();
-        let (wanted, uncovered) = self.processes.fitting(who, target);
-        if let FileOf::Library(name) = &selector.file {
+        let (wanted, uncovered) = self.processes.fitting(processes, target);
+        if let FileSelector::Library(name) = &selector.file {
             return self.of_library(&wanted, name);
         }
-        match (who.pid(), wanted.as_slice()) {
+        match (processes.pid(), wanted.as_slice()) {
             // Why is known better of a single process.
-            (Some(pid), [] | [_]) if who.predicates.len() == 1 => self.of_one(pid, usdt),
-            _ => self.of_all(&wanted, &uncovered, format!("no process is {who}"), usdt),
+            (Some(pid), [] | [_]) if processes.predicates.len() == 1 => self.of_one(pid, usdt),
+            _ => self.of_all(&wanted, &uncovered, format!("no process is {processes}"), usdt),
         }
     }
 
@@ -275,9 +275,9 @@ fn filters(selector: &Selector) -> Option<ProcessFilter> {
         // To be told when it is run.
         Some(path) => {
             let name = path.file_name().and_then(|name| name.to_str());
-            name.map(|name| ProcessFilter::Runs(name.to_string(), selector.who.clone()))
+            name.map(|name| ProcessFilter::Runs(name.to_string(), selector.processes.clone()))
         }
-        None => Some(ProcessFilter::Who(selector.who.clone())),
+        None => Some(ProcessFilter::Matching(selector.processes.clone())),
     }
 }
 

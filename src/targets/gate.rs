@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::ways::{Change, Sibling, Ways};
+use super::path_watcher::{PathChange, PathWatcher, Sibling};
 use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_prompt};
 
 /// How long a program is held back at most.
@@ -40,10 +40,10 @@ pub fn prepare_gate() {
 const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
 
 /// What the thread waits for.
-type Parts = (ExecGate, Ways, UnixStream);
+type Parts = (ExecGate, PathWatcher, UnixStream);
 
-fn descriptors((gate, ways, woken): &Parts) -> Vec<RawFd> {
-    vec![gate.as_fd().as_raw_fd(), ways.as_fd().as_raw_fd(), woken.as_raw_fd()]
+fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
+    vec![gate.as_fd().as_raw_fd(), watcher.as_fd().as_raw_fd(), woken.as_raw_fd()]
 }
 
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Gate {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
-        let state = GateState { parts: Some((gate, Ways::new()?, woken)), ..GateState::default() };
+        let state = GateState { parts: Some((gate, PathWatcher::new()?, woken)), ..GateState::default() };
         Ok(Self { state: Arc::new(Mutex::new(state)), wake })
     }
 
@@ -111,10 +111,10 @@ impl GateHandle {
         let mut state = lock(&gate.state);
         if let Some(parts) = state.parts.take() {
             let shared = gate.state.clone();
-            let run = |(gate, ways, woken): Parts| {
+            let run = |(gate, watcher, woken): Parts| {
                 let (paths, marked, held) = (Vec::new(), None, None);
                 be_prompt();
-                GateThread { gate, ways, woken, state: shared, paths, marked, held }.run();
+                GateThread { gate, watcher, woken, state: shared, paths, marked, held }.run();
             };
             let begun = apart("exec-gate", parts, descriptors, run);
             state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
@@ -179,7 +179,7 @@ impl Drop for GateHandle {
 /// The thread.
 struct GateThread {
     gate: ExecGate,
-    ways: Ways,
+    watcher: PathWatcher,
     woken: UnixStream,
     state: Arc<Mutex<GateState>>,
     /// Those of all clients.
@@ -201,10 +201,10 @@ impl GateThread {
             self.wait();
             let _ = io::copy(&mut &self.woken, &mut io::sink());
             self.update_from_clients();
-            for change in self.ways.take() {
+            for change in self.watcher.take() {
                 match change {
-                    Change::OnTheWay(path) => self.mark_path(path),
-                    Change::Sibling(Sibling { path, .. }) => self.mark(&path, false),
+                    PathChange::OnPath(path) => self.mark_path(path),
+                    PathChange::Sibling(Sibling { path, .. }) => self.mark(&path, false),
                 }
             }
             self.ask();
@@ -224,7 +224,8 @@ impl GateThread {
         let left = left.map(|left| left + Duration::from_micros(100));
         let left =
             left.map(|left| Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() });
-        let mut fds = vec![PollFd::new(&self.ways, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        let mut fds =
+            vec![PollFd::new(&self.watcher, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
         if self.held.is_none() {
             fds.push(PollFd::new(&self.gate, PollFlags::IN));
         }
@@ -242,7 +243,7 @@ impl GateThread {
         };
         if has_moved {
             let paths: Vec<_> = self.paths.iter().cloned().enumerate().collect();
-            self.ways.follow(&paths);
+            self.watcher.follow(&paths);
         }
         expected.iter().for_each(|path| self.mark(path, true));
     }

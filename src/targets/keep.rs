@@ -13,7 +13,7 @@ use super::outcome::Outcome;
 use super::record::{Changing, EngineRecord, ProbeRecord, Record, Role, Signature};
 use super::state::{Candidate, TargetState};
 use super::worker::Worker;
-use crate::kernel::{Held, Refusal, RefusalKind, release};
+use crate::kernel::{PinnableLink, Refusal, RefusalKind, release};
 use crate::plan::SavedPlan;
 
 /// How long numbers may wait that are no reason of their own to write.
@@ -150,7 +150,7 @@ impl AttachedFile {
                 state: probe.state.clone(),
                 sites: probe.sites,
                 unsigned: probe.unsigned,
-                unfit: probe.unfit.clone(),
+                unusable: probe.unusable.clone(),
                 open: open.chain(before).collect(),
             }
         };
@@ -169,7 +169,7 @@ impl AttachedFile {
     }
 
     /// The file as an earlier exporter has left it, with its links.
-    pub(super) fn take_over(record: Record, links: Vec<(usize, Held)>) -> Self {
+    pub(super) fn take_over(record: Record, links: Vec<(usize, PinnableLink)>) -> Self {
         let mut attached = Self::new(record.display, record.identity, record.stamp);
         for (at, probe) in record.probes.into_iter().enumerate() {
             attached.open.extend(probe.open.into_iter().map(|(offset, is_return)| (at, offset, is_return)));
@@ -178,7 +178,7 @@ impl AttachedFile {
                 state: probe.state,
                 sites: probe.sites,
                 unsigned: probe.unsigned,
-                unfit: probe.unfit,
+                unusable: probe.unusable,
                 open: Vec::new(),
             });
         }

@@ -15,7 +15,7 @@ use object::{Endianness, ReadRef};
 use crate::elf::{Headers, notes};
 use crate::procfs::{Mapping, living_thread, text};
 use crate::regular;
-use crate::selectors::{FileOf, Pattern, Selector};
+use crate::selectors::{FileSelector, Pattern, Selector};
 
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
@@ -27,13 +27,13 @@ const SONAME_BYTES: u64 = 256;
 #[derive(Debug, Default)]
 pub struct Libraries {
     /// By device, inode and ctime.
-    files: HashMap<FileTimes, Known>,
+    files: HashMap<FileTimes, LibraryNames>,
     /// Names of libraries that targets ask for.
     wanted: Vec<Pattern>,
 }
 
 /// What is of interest of a file: its probes, and its soname.
-type Known = (Names, Option<Arc<str>>);
+type LibraryNames = (Names, Option<Arc<str>>);
 
 /// Device, inode and ctime.
 type FileTimes = (u64, u64, i64, i64);
@@ -75,7 +75,7 @@ fn is_called(path: &str, soname: Option<&str>, name: &Pattern) -> bool {
 impl Libraries {
     /// Files of this name are of interest, whether they have probes or not.
     pub fn want(&mut self, selector: &Selector) {
-        if let FileOf::Library(name) = &selector.file {
+        if let FileSelector::Library(name) = &selector.file {
             self.wanted.push(name.clone());
         }
     }
@@ -130,7 +130,7 @@ impl Libraries {
         self.wanted.iter().any(|name| library.is_called(name))
     }
 
-    fn known(&mut self, file: &mut File, times: FileTimes) -> Known {
+    fn known(&mut self, file: &mut File, times: FileTimes) -> LibraryNames {
         if self.files.len() >= KNOWN {
             self.files.clear();
         }

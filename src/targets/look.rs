@@ -20,17 +20,17 @@ impl Worker {
     /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
     /// is attached to.
     pub(super) fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
-        let who = &planned.selector.who;
-        if who.predicates.is_empty() {
+        let processes = &planned.selector.processes;
+        if processes.predicates.is_empty() {
             return;
         }
         // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
         let known = self.targets[target].filter.as_ref().map_or(self.targets[target].began, Filter::began);
-        let began = match who.pid() {
+        let began = match processes.pid() {
             Some(pid) if known == 0 => self.finder.began(pid),
             _ => known,
         };
-        let filter = Filter::of(who, began, &self.finder.members(target));
+        let filter = Filter::of(processes, began, &self.finder.members(target));
         let state = &mut self.targets[target];
         if state.filter.as_ref() == Some(&filter) {
             return;
@@ -45,7 +45,8 @@ impl Worker {
     /// Tells the kernel whom those have started that the target means, as walks through /proc find them; of later ones it knows by
     /// their forks.
     fn note_family(&mut self, target: usize, planned: &TargetPlan) {
-        if !planned.selector.who.children || self.targets[target].family_walk == Some(self.finder.walks) {
+        if !planned.selector.processes.children || self.targets[target].family_walk == Some(self.finder.walks)
+        {
             return;
         }
         for _ in 0..FAMILY_WALKS {
@@ -145,7 +146,7 @@ impl Worker {
             Err(err) => {
                 state.written = None;
                 // That one process will not come back.
-                if planned.selector.is_by_process() && planned.selector.who.pid().is_some() {
+                if planned.selector.is_by_process() && planned.selector.processes.pid().is_some() {
                     for mut old in state.current.drain(..) {
                         old.detach(&mut self.cookies);
                         self.finder.forget_executed(old.identity);

@@ -18,7 +18,7 @@ use super::worker::{WALK_INTERVAL, Worker};
 use crate::kernel::{Attach, Guard, KernelError, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::selectors::{FileOf, Selector};
+use crate::selectors::{FileSelector, Selector};
 
 /// How often files are looked at: one stat(2) for each.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -339,7 +339,7 @@ impl Worker {
         }
         let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| of.is_by_process());
         let by_process: Vec<&TargetState> = by_process.map(|(_, state)| state).collect();
-        let is_library = |of: &Selector| matches!(of.file, FileOf::Library(_));
+        let is_library = |of: &Selector| matches!(of.file, FileSelector::Library(_));
         if self.selectors.iter().any(is_library) || by_process.iter().any(|state| !state.usdt.is_empty()) {
             self.finder.read_mappings_again();
         }

@@ -4,7 +4,7 @@ use super::file::Identity;
 use super::follow::Mapped;
 use super::libraries::Library;
 use super::worker::Worker;
-use crate::selectors::{FileOf, Selector};
+use crate::selectors::{FileSelector, Selector};
 
 /// Files that are remembered; then all are told again.
 const FILES: usize = 4096;
@@ -36,9 +36,9 @@ impl Worker {
 
 fn asks_for(selector: &Selector, usdt: &[String], library: &Library) -> bool {
     match &selector.file {
-        FileOf::Path(_) => false,
-        FileOf::Executable => library.has_any(usdt),
-        FileOf::Library(name) => library.is_called(name),
+        FileSelector::Path(_) => false,
+        FileSelector::Executable => library.has_any(usdt),
+        FileSelector::Library(name) => library.is_called(name),
     }
 }
 

@@ -18,6 +18,7 @@ mod manager;
 mod mapped;
 mod moved_code;
 mod outcome;
+mod path_watcher;
 mod processes;
 mod record;
 mod semaphores;
@@ -28,7 +29,6 @@ mod upgrade;
 mod upkeep;
 mod usage;
 mod watch;
-mod ways;
 mod worker;
 
 pub use attached_file::{Shed, place};

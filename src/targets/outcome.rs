@@ -3,7 +3,7 @@
 use super::status::ProbeState;
 use crate::kernel::Refusal;
 use crate::resolve::ResolvedSite;
-use crate::unfit::{UnfitSite, summary};
+use crate::unusable::{UnusableSite, summary};
 
 /// How one probe fares in one file.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub struct Outcome {
     /// See [`crate::resolve::Resolved::unsigned`].
     pub unsigned: u32,
     /// Sites that are not attached, and never will be.
-    pub unfit: Vec<UnfitSite>,
+    pub unusable: Vec<UnusableSite>,
     /// Sites that were refused for a reason that can pass.
     pub open: Vec<(ResolvedSite, Refusal)>,
 }
@@ -23,12 +23,12 @@ pub struct Outcome {
 impl Outcome {
     pub fn new(probe: usize) -> Self {
         let state = ProbeState::Attached;
-        Self { probe, state, sites: 0, unsigned: 0, unfit: Vec::new(), open: Vec::new() }
+        Self { probe, state, sites: 0, unsigned: 0, unusable: Vec::new(), open: Vec::new() }
     }
 
     /// Sites that are in the file and not attached.
     pub fn refused(&self) -> usize {
-        self.unfit.len() + self.open.len()
+        self.unusable.len() + self.open.len()
     }
 
     /// Notes a refusal; [`settle`](Self::settle) then says what it means for the probe.
@@ -36,20 +36,20 @@ impl Outcome {
         if refusal.kind.passes() {
             self.open.push((site, refusal));
         } else {
-            self.unfit.push(UnfitSite { name: site.name, reason: refusal.text });
+            self.unusable.push(UnusableSite { name: site.name, reason: refusal.text });
         }
     }
 
     /// Derives the state from what became of the sites.
     pub fn settle(&mut self) {
         let all = self.sites + self.refused();
-        let unfit = self.unfit.iter().map(|site| (site.name.as_str(), site.reason.as_str()));
+        let unusable = self.unusable.iter().map(|site| (site.name.as_str(), site.reason.as_str()));
         let open = self.open.iter().map(|(site, refusal)| (site.name.as_str(), refusal.text.as_str()));
         self.state = match (self.sites, self.refused()) {
             (_, 0) => ProbeState::Attached,
-            (0, _) => ProbeState::Refused(summary(unfit.chain(open))),
+            (0, _) => ProbeState::Refused(summary(unusable.chain(open))),
             (_, refused) => {
-                let reason = summary(unfit.chain(open));
+                let reason = summary(unusable.chain(open));
                 ProbeState::Partly(format!("{refused} of {all} sites failed: {reason}"))
             }
         };

@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::file::{Identity, Stamp};
-use super::status::{Memory, ProbeState};
+use super::status::{ProbeState, SavedCounts};
 use crate::elf::SharedSemaphore;
 use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;
-use crate::unfit::UnfitSite;
+use crate::unusable::UnusableSite;
 
 /// An engine, as the next exporter has to know it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub(crate) struct EngineRecord {
 pub(super) struct Changing {
     /// By target.
     pub files: Vec<Vec<(Role, Record)>>,
-    pub memory: Memory,
+    pub memory: SavedCounts,
 }
 
 /// What a file is to its target.
@@ -67,7 +67,7 @@ pub(super) struct ProbeRecord {
     pub state: ProbeState,
     pub sites: usize,
     pub unsigned: u32,
-    pub unfit: Vec<UnfitSite>,
+    pub unusable: Vec<UnusableSite>,
     pub open: Vec<(u64, bool)>,
 }
 

@@ -137,7 +137,7 @@ pub struct Ticks {
 
 /// See [`Status::memory`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Memory {
+pub(super) struct SavedCounts {
     functions: Vec<Vec<String>>,
     expired: Vec<u64>,
     targets: TargetCounts,
@@ -296,14 +296,14 @@ impl Status {
     }
 
     /// What is remembered of functions, spans and targets, for an exporter that goes on from here.
-    pub(super) fn memory(&self) -> Memory {
+    pub(super) fn memory(&self) -> SavedCounts {
         let functions = self.lock().iter().map(|probe| probe.facts.functions.to_vec()).collect();
         let expired = self.lock_spans().iter().map(|span| span.expired).collect();
-        Memory { functions, expired, targets: self.targets() }
+        SavedCounts { functions, expired, targets: self.targets() }
     }
 
     /// Goes on from what an earlier exporter remembered.
-    pub(super) fn recall(&self, memory: Memory) {
+    pub(super) fn recall(&self, memory: SavedCounts) {
         for (probe, functions) in self.lock().iter_mut().zip(memory.functions) {
             probe.facts.functions = Arc::new(functions);
         }

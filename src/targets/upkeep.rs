@@ -103,7 +103,7 @@ impl Finder {
     ) -> Vec<u32> {
         if selector.path().is_none() {
             self.walk();
-            return self.processes.fitting(&selector.who, Some(target)).0;
+            return self.processes.fitting(&selector.processes, Some(target)).0;
         }
         let is_it = |finder: &mut Self, pid: u32| {
             finder.of_process(pid).is_ok_and(|found| files.contains(&found.identity))

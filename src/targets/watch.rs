@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::gate::GateHandle;
-use super::ways::{Change, Sibling, Ways};
+use super::path_watcher::{PathChange, PathWatcher, Sibling};
 use crate::kernel::{LeaseBreak, LeaseBreaks};
 
 /// What woke the manager.
@@ -36,7 +36,7 @@ pub struct Wakeup {
 pub struct Watch {
     stop: UnixStream,
     pub breaks: LeaseBreaks,
-    ways: Ways,
+    watcher: PathWatcher,
     gate: Option<GateHandle>,
 }
 
@@ -47,13 +47,13 @@ impl Watch {
     /// What the kernel refuses.
     pub fn new(stop: UnixStream) -> io::Result<Self> {
         let breaks = LeaseBreaks::new()?;
-        let (ways, gate) = (Ways::new()?, GateHandle::new(&breaks));
-        Ok(Self { stop, breaks, ways, gate })
+        let (watcher, gate) = (PathWatcher::new()?, GateHandle::new(&breaks));
+        Ok(Self { stop, breaks, watcher, gate })
     }
 
     /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
     pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
-        self.ways.follow(paths);
+        self.watcher.follow(paths);
         if let Some(gate) = &self.gate {
             gate.follow(paths);
         }
@@ -84,7 +84,7 @@ impl Watch {
         let mut fds = vec![
             PollFd::new(&self.stop, PollFlags::IN),
             PollFd::new(&self.breaks, PollFlags::IN),
-            PollFd::new(&self.ways, PollFlags::IN),
+            PollFd::new(&self.watcher, PollFlags::IN),
         ];
         fds.extend(processes.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let mut wakeup = Wakeup::default();
@@ -104,10 +104,10 @@ impl Watch {
             wakeup.breaks = self.breaks.take();
         }
         if changes || wakeup.asked.is_some() {
-            for change in self.ways.take() {
+            for change in self.watcher.take() {
                 match change {
-                    Change::OnTheWay(target) => drop(wakeup.targets.insert(target)),
-                    Change::Sibling(sibling) => wakeup.sibling.push(sibling),
+                    PathChange::OnPath(target) => drop(wakeup.targets.insert(target)),
+                    PathChange::Sibling(sibling) => wakeup.sibling.push(sibling),
                 }
             }
         }

@@ -17,7 +17,7 @@ use crate::config::model::Point;
 use crate::kernel::{Attach, Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
 use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan};
-use crate::selectors::{FileOf, Selector};
+use crate::selectors::{FileSelector, Selector};
 
 /// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
 /// processes do, all of these.
@@ -111,9 +111,9 @@ impl Worker {
         let selectors: Vec<Selector> = plan.targets.iter().map(|target| target.selector.clone()).collect();
         let needs_libraries =
             selectors.iter().zip(&targets).any(|(of, state): (&Selector, &TargetState)| match of.file {
-                FileOf::Path(_) => false,
-                FileOf::Executable => !state.usdt.is_empty(),
-                FileOf::Library(_) => true,
+                FileSelector::Path(_) => false,
+                FileSelector::Executable => !state.usdt.is_empty(),
+                FileSelector::Library(_) => true,
             });
         let events = process_events(&selectors, needs_libraries, namespace);
         let finder = Finder::new(files, &selectors, events, needs_libraries);
@@ -152,16 +152,16 @@ impl Worker {
 fn process_events(selectors: &[Selector], mappings: bool, namespace: PidNamespace) -> Option<ProcessEvents> {
     let mut wanted = Wanted { mappings, ..Wanted::default() };
     for selector in selectors {
-        let who = &selector.who;
-        match (selector.path(), who.name()) {
+        let processes = &selector.processes;
+        match (selector.path(), processes.name()) {
             (Some(path), _) => {
                 wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()));
             }
             (None, Some(name)) => wanted.names.push(name.to_string()),
-            (None, None) => wanted.all |= !who.is_by_cgroup() && who.pid().is_none(),
+            (None, None) => wanted.all |= !processes.is_by_cgroup() && processes.pid().is_none(),
         }
-        wanted.by_cgroup |= who.is_by_cgroup();
-        wanted.children |= who.children;
+        wanted.by_cgroup |= processes.is_by_cgroup();
+        wanted.children |= processes.children;
     }
     if selectors.is_empty() {
         return None;

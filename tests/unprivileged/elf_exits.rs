@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use exporter::elf::{Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, leaps};
+use exporter::elf::{
+    Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, non_local_exits,
+};
 
 use crate::assembly::{library, symbols};
 use crate::support::program::run;
@@ -255,7 +257,7 @@ fn damaged_code_and_tables_are_refused() {
 }
 
 #[test]
-fn programs_that_leap_are_told_from_those_that_do_not() {
+fn programs_with_non_local_exits_are_told_from_those_that_do_not() {
     let directory = tempfile::tempdir().unwrap();
     let build = |name: &str, compiler: &str, source: &str, flags: &[&str]| {
         let (file, made) = (directory.path().join(name), directory.path().join(name.replace('.', "_")));
@@ -263,7 +265,7 @@ fn programs_that_leap_are_told_from_those_that_do_not() {
         run(Command::new(compiler).args(flags).arg("-o").arg(&made).arg(&file));
         let bytes = fs::read(&made).unwrap();
         let image = Image::parse(&bytes).unwrap();
-        (leaps(&image).map(|leap| leap.symbol), is_program(&image))
+        (non_local_exits(&image).map(|non_local_exit| non_local_exit.symbol), is_program(&image))
     };
     let plain = "int main(void) { return 0; }";
     assert_eq!(build("plain.c", "gcc", plain, &[]), (None, true));

@@ -480,7 +480,7 @@ fn ends_of_a_span_at_one_place_are_refused() {
         let plan = plan_of(&yaml, false).unwrap();
         let resolved = |number| resolve(&index, number, &plan, &mut |_| 0);
         [resolved(0), resolved(1)].map(|end| match end {
-            Ok(end) => Ok((end.sites.len(), end.unfit.len())),
+            Ok(end) => Ok((end.sites.len(), end.unusable.len())),
             Err(err) => Err(err.to_string()),
         })
     };

@@ -9,7 +9,7 @@ use std::fmt::{self, Write};
 
 pub(super) use clones::{CloneKind, clone_of, coroutine_of, is_callable_fragment, is_fragment};
 pub(super) use parameter_count::parameter_count;
-pub(super) use words::{Words, has_abbreviated_path, identifiers, literal_words};
+pub(super) use words::{RequiredWords, has_abbreviated_path, identifiers, literal_words};
 
 /// Longer symbols are not demangled, and longer demangled names are not made: substitutions let a short
 /// symbol stand for an endless name.

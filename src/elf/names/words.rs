@@ -7,13 +7,13 @@ const IDENTIFIER_MAX: usize = 255;
 
 /// The identifiers of a pattern that every symbol whose demangled name matches must contain as they are.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in crate::elf) struct Words {
+pub(in crate::elf) struct RequiredWords {
     pub whole: Vec<String>,
     /// How the one goes on that a `*` or `?` ends.
     pub begun: Option<String>,
 }
 
-impl Words {
+impl RequiredWords {
     /// Whether a symbol can stand for a name with these words.
     pub fn may_be_in(&self, symbol: &str) -> bool {
         has_abbreviated_path(symbol)
@@ -26,7 +26,7 @@ impl Words {
 /// Mangling keeps the identifiers on the path to a function's name, apart from `std`; it does not keep
 /// operators, parameters, template arguments, what stands in braces, and for most functions not the type
 /// that they return.
-pub(in crate::elf) fn literal_words(pattern: &str) -> Words {
+pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
     let pattern = without_tags(pattern).replace("(anonymous namespace)", "");
     let path = &pattern[..operator(&pattern).unwrap_or(pattern.len())];
     let mut skeleton = String::new();
@@ -44,7 +44,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> Words {
     // What a function returns stands before its name.
     let name = skeleton.rsplit(' ').next().unwrap_or_default();
     if name.contains("decltype") {
-        return Words::default();
+        return RequiredWords::default();
     }
     let end = name.find(['*', '?', '~', '&']);
     let mut whole: Vec<String> = pieces(&name.as_bytes()[..end.unwrap_or(name.len())])
@@ -53,7 +53,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> Words {
     let is_begun = end.is_some_and(|end| name[..end].bytes().next_back().is_some_and(is_word));
     let begun = if is_begun { whole.pop() } else { None };
     whole.retain(|word| word != "std" && word.len() <= IDENTIFIER_MAX);
-    Words { whole, begun: begun.filter(|word| !"std".starts_with(word.as_str())) }
+    RequiredWords { whole, begun: begun.filter(|word| !"std".starts_with(word.as_str())) }
 }
 
 /// Where the name of an operator begins.

@@ -7,8 +7,8 @@ mod words;
 
 use super::debug_info::{Finder, Node};
 
-pub(super) use passing::{Passed, Room, passed};
-pub(super) use words::{REGISTERS, Words};
+pub(super) use passing::{Passed, StackSpace, passed};
+pub(super) use words::{ArgumentWords, REGISTERS};
 
 /// What a value is, as far as a probe can make use of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

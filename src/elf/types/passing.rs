@@ -15,7 +15,7 @@ pub(in crate::elf) enum Passed {
     Registers {
         general: usize,
         vector: usize,
-        stack: Option<Room>,
+        stack: Option<StackSpace>,
     },
     /// In two general registers, or on the stack. Where one is left, compilers differ.
     Wide,
@@ -23,7 +23,7 @@ pub(in crate::elf) enum Passed {
     ByReference,
     /// On the stack. A result is in x87 registers, or its caller says by its address where it goes.
     Stack {
-        room: Room,
+        room: StackSpace,
         in_x87: bool,
     },
     /// Not at all: it has no contents.
@@ -33,7 +33,7 @@ pub(in crate::elf) enum Passed {
 
 /// What an argument takes on the stack, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::elf) struct Room {
+pub(in crate::elf) struct StackSpace {
     pub words: usize,
     /// It begins at a multiple of so many.
     pub alignment: usize,
@@ -42,16 +42,20 @@ pub(in crate::elf) struct Room {
 impl Passed {
     /// Numbers and addresses of one word each.
     fn words(count: usize) -> Self {
-        Passed::Registers { general: count, vector: 0, stack: Some(Room { words: count, alignment: 1 }) }
+        Passed::Registers {
+            general: count,
+            vector: 0,
+            stack: Some(StackSpace { words: count, alignment: 1 }),
+        }
     }
 
     /// What is in vector registers, of so many words.
     fn vector(count: usize, words: usize, alignment: usize) -> Self {
-        Passed::Registers { general: 0, vector: count, stack: Some(Room { words, alignment }) }
+        Passed::Registers { general: 0, vector: count, stack: Some(StackSpace { words, alignment }) }
     }
 
     fn x87(words: usize) -> Self {
-        Passed::Stack { room: Room { words, alignment: 2 }, in_x87: true }
+        Passed::Stack { room: StackSpace { words, alignment: 2 }, in_x87: true }
     }
 }
 
@@ -151,7 +155,8 @@ fn passed_structure<'d>(finder: &Finder<'d>, node: &Node<'d>, is_cpp: bool) -> P
     // What is aligned more than its members has room left behind them; older debug information does not tell how much.
     let is_known = alignment > 8 || size.saturating_sub(parts.end) < 8;
     let words = usize::try_from(size.div_ceil(8)).unwrap_or(usize::MAX / 16);
-    let room = Room { words, alignment: usize::try_from(alignment / 8).map_or(1, |words| words.max(1)) };
+    let room =
+        StackSpace { words, alignment: usize::try_from(alignment / 8).map_or(1, |words| words.max(1)) };
     let is_small = size <= REGISTERS_MAX && !parts.is_misaligned;
     if !is_small || parts.has_x87 {
         let in_x87 = is_small && !parts.has_others;
@@ -239,7 +244,7 @@ impl Parts {
                 (16, 16)
             }
             // Of 16 bytes: GCC passes it in the register, Clang on the stack.
-            Passed::Registers { vector: 1, stack: Some(Room { words: 2, .. }), .. } => return None,
+            Passed::Registers { vector: 1, stack: Some(StackSpace { words: 2, .. }), .. } => return None,
             Passed::Registers { .. } => {
                 let is_complex = encoding(node) == gimli::DW_ATE_complex_float;
                 self.set(offset, bytes?, Part::Vector);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::passing::is_returned_by_address;
-use super::{Passed, Room};
+use super::{Passed, StackSpace};
 use crate::elf::debug_info::{Finder, Node};
 
 /// General registers with arguments.
@@ -12,7 +12,7 @@ const VECTOR_REGISTERS: usize = 8;
 
 /// Gives out words as the System V calling convention does.
 #[derive(Debug)]
-pub(in crate::elf) struct Words {
+pub(in crate::elf) struct ArgumentWords {
     pub is_cpp: bool,
     general: usize,
     vector: usize,
@@ -23,15 +23,16 @@ pub(in crate::elf) struct Words {
     pub is_open: bool,
 }
 
-impl Words {
+impl ArgumentWords {
     /// Before the first argument of a function; None in a language whose conventions are its own.
-    pub fn of<'d>(finder: &Finder<'d>, function: &Node<'d>, declared: &Node<'d>) -> Option<Words> {
+    pub fn of<'d>(finder: &Finder<'d>, function: &Node<'d>, declared: &Node<'d>) -> Option<ArgumentWords> {
         let (mut is_c, mut is_cpp) = language(function);
         // With optimisation while linking, the code is in a unit of its own.
         if !is_c {
             (is_c, is_cpp) = language(declared);
         }
-        let mut words = Words { is_cpp, general: 0, vector: 0, stack: 0, is_lost: !is_c, is_open: false };
+        let mut words =
+            ArgumentWords { is_cpp, general: 0, vector: 0, stack: 0, is_lost: !is_c, is_open: false };
         let declarations = || finder.declarations(declared.clone());
         let returned = declarations().find_map(|at| finder.follow(&at, gimli::DW_AT_type));
         let has_type = declarations().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
@@ -61,7 +62,7 @@ impl Words {
             }
             Passed::ByReference if self.general < REGISTERS => return Some(self.registers(1)),
             Passed::Registers { stack: Some(room), .. } | Passed::Stack { room, .. } => room,
-            Passed::ByReference => Room { words: 1, alignment: 1 },
+            Passed::ByReference => StackSpace { words: 1, alignment: 1 },
             // Where only one register is left for two words, GCC and older Clangs differ.
             Passed::Wide | Passed::Registers { stack: None, .. } | Passed::Unknown => {
                 self.is_lost = true;

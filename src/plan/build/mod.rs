@@ -13,8 +13,8 @@ use crate::config::model::{
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, LoadedConfig, Node};
+use crate::plan::carried::{CarriedValues, raw};
 use crate::plan::computed_in;
-use crate::plan::late::{Late, raw};
 use crate::plan::scope::{Scope, is_unread, mentioned, warn_of_unused};
 use crate::plan::{
     ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile, profiles,
@@ -247,7 +247,7 @@ impl Builder<'_> {
             self.refuse_useless_key(&probe.at, key_arg, from == &late_plan.point);
         }
         late_plan.values.extend(key_arg.map(|arg| raw(arg, arg.to_index.unwrap_or(arg.index))));
-        let late = Late { is_return, ..Late::default() };
+        let late = CarriedValues { is_return, ..CarriedValues::default() };
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
         let late = late.unwrap_or_default();
         // An exit of the function may be one of others too: only with its entry is it known whose it is.
@@ -318,9 +318,9 @@ impl Builder<'_> {
         target: &Target,
         probe: &Probe,
         mut plan: ProbePlan,
-        late: Option<Late>,
+        late: Option<CarriedValues>,
         logs: bool,
-    ) -> (ProbePlan, Option<Late>) {
+    ) -> (ProbePlan, Option<CarriedValues>) {
         let keys = if logs { self.related_keys(&plan.point) } else { Vec::new() };
         let mut scope = Scope { probe, plan: &mut plan, diags: self.diags, late };
         let mut build = |metric| {

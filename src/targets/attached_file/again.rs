@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// When what was refused is tried again.
 #[derive(Debug)]
-pub(super) struct Again {
+pub(super) struct RetrySchedule {
     due: Instant,
     pause: Duration,
 }
@@ -12,7 +12,7 @@ pub(super) struct Again {
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-impl Again {
+impl RetrySchedule {
     pub(super) fn new() -> Self {
         Self { due: Instant::now() + SHORTEST_PAUSE, pause: SHORTEST_PAUSE }
     }

@@ -8,7 +8,7 @@ use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
 use crate::config::model::Point;
 use crate::elf::{Image, SymbolIndex, lacks_variables};
-use crate::kernel::{How, Kernel, Lease, Placed, Refusal, RefusalKind};
+use crate::kernel::{AttachMethod, Kernel, Lease, PlacedSite, Refusal, RefusalKind};
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -110,7 +110,7 @@ impl AttachedFile {
                 Ok(Err(err)) => {
                     outcome.state = ProbeState::Refused(err.to_string());
                     if let ResolveError::NoneFit(sites) = err {
-                        outcome.unfit = sites;
+                        outcome.unusable = sites;
                     }
                 }
                 Ok(Ok(resolved)) => {
@@ -121,7 +121,7 @@ impl AttachedFile {
                         log::warn!("{} in {}: {warning}", plan.probes[number].name, self.display);
                     }
                     outcome.unsigned = resolved.unsigned;
-                    outcome.unfit = resolved.unfit;
+                    outcome.unusable = resolved.unusable;
                     sites.extend(resolved.sites.into_iter().map(|site| (self.probes.len(), site)));
                 }
             }
@@ -227,21 +227,23 @@ pub fn place<'a>(
     sessions: bool,
     sites: &[&'a ResolvedSite],
     numbers: &[u32],
-) -> Vec<Placed<'a>> {
-    let mut placed: Vec<Placed<'a>> = Vec::new();
+) -> Vec<PlacedSite<'a>> {
+    let mut placed: Vec<PlacedSite<'a>> = Vec::new();
     let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
     for (&site, &cookie) in sites.iter().zip(numbers) {
-        let mut how = if site.is_return { How::Return } else { How::Entry };
+        let mut method = if site.is_return { AttachMethod::Return } else { AttachMethod::Entry };
         if sessions && site.is_return && span(site).is_some() {
             let entry = placed.iter_mut().find(|other| {
-                other.how == How::Entry && other.site.offset == site.offset && span(other.site) == span(site)
+                other.method == AttachMethod::Entry
+                    && other.site.offset == site.offset
+                    && span(other.site) == span(site)
             });
             if let Some(entry) = entry {
-                entry.how = How::Session { on_return: cookie };
-                how = How::InSession;
+                entry.method = AttachMethod::Session { on_return: cookie };
+                method = AttachMethod::InSession;
             }
         }
-        placed.push(Placed { cookie, site, how, span: span(site) });
+        placed.push(PlacedSite { cookie, site, method, span: span(site) });
     }
     placed
 }

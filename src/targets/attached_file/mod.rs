@@ -6,14 +6,14 @@ mod attach;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use self::again::Again;
+use self::again::RetrySchedule;
 pub use self::attach::{AttachContext, place};
 use super::cookies::Cookies;
 use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
 use super::status::ProbeState;
 use crate::elf::SharedSemaphore;
-use crate::kernel::{Held, Kernel, Lease, release};
+use crate::kernel::{Kernel, Lease, PinnableLink, release};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
@@ -26,7 +26,7 @@ pub struct AttachedFile {
     /// In the target's order.
     pub probes: Vec<Outcome>,
     /// Each with the unit of the probes that it is of.
-    pub(super) links: Vec<(usize, Held)>,
+    pub(super) links: Vec<(usize, PinnableLink)>,
     /// Likewise.
     pub(super) cookies: Vec<(usize, u32)>,
     /// All sites that are attached, each with its probe's position.
@@ -41,7 +41,7 @@ pub struct AttachedFile {
     pub(super) idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
     pub(super) unread: bool,
-    again: Again,
+    again: RetrySchedule,
     /// When it was attached to, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub attached_at: u64,
     /// No process that is meant runs it any more: whether some other does is looked up again and again.
@@ -61,7 +61,7 @@ pub(super) struct Unused {
     since: Instant,
     /// Another file has taken its place.
     pub(super) is_replaced: bool,
-    check: Again,
+    check: RetrySchedule,
 }
 
 /// How long a file that is still there stays attached to for the next process that runs it.
@@ -86,7 +86,7 @@ impl AttachedFile {
             is_code_checked: false,
             idle: Vec::new(),
             unread: false,
-            again: Again::new(),
+            again: RetrySchedule::new(),
             attached_at: 0,
             unused: None,
             is_taken_over: false,
@@ -211,7 +211,7 @@ impl AttachedFile {
 
     /// Notes that no process that is meant runs the file.
     pub fn leave(&mut self, is_replaced: bool) {
-        self.unused = Some(Unused { since: Instant::now(), is_replaced, check: Again::new() });
+        self.unused = Some(Unused { since: Instant::now(), is_replaced, check: RetrySchedule::new() });
     }
 
     /// A process runs the file again.

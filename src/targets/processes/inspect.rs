@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Processes;
 use super::process::Process;
 use crate::procfs::{Mapping, living_thread, text};
-use crate::selectors::{Who, command_line};
+use crate::selectors::{ProcessSelector, command_line};
 use crate::targets::file::Identity;
 
 impl Processes {
@@ -18,7 +18,7 @@ impl Processes {
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
         let exe = exe.ok().and_then(|exe| Some(base_name(&exe.file_name()?.to_string_lossy()).to_string()));
-        let cmdline = if self.asks_for(Who::asks_for_cmdline) {
+        let cmdline = if self.asks_for(ProcessSelector::asks_for_cmdline) {
             command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
         } else {
             String::new()
@@ -38,8 +38,8 @@ impl Processes {
     }
 
     /// Whether any target does; without targets all is asked for.
-    pub(super) fn asks_for(&self, what: impl Fn(&Who) -> bool) -> bool {
-        self.filters.is_empty() || self.filters.iter().flatten().any(|filters| what(filters.who()))
+    pub(super) fn asks_for(&self, what: impl Fn(&ProcessSelector) -> bool) -> bool {
+        self.filters.is_empty() || self.filters.iter().flatten().any(|filters| what(filters.selector()))
     }
 
     /// Whether any maps the file, told by device and inode.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
 use crate::procfs::text;
-use crate::selectors::{Belongs, Who};
+use crate::selectors::{Belongs, ProcessSelector};
 
 /// What a process belongs to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,8 +31,8 @@ impl Processes {
     /// Notes whom the predicates of all targets mean of those that are in a control group.
     fn note_members(&mut self, belongs: &Belongs) {
         for (target, filters) in self.filters.iter().enumerate() {
-            let Some(who) = filters.as_ref().map(ProcessFilter::who) else { continue };
-            for (known, predicate) in self.members[target].iter_mut().zip(&who.predicates) {
+            let Some(selector) = filters.as_ref().map(ProcessFilter::selector) else { continue };
+            for (known, predicate) in self.members[target].iter_mut().zip(&selector.predicates) {
                 for id in predicate.members(belongs) {
                     if known.insert(id.to_owned()) {
                         self.changed.insert(target);
@@ -44,7 +44,7 @@ impl Processes {
 
     /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
     pub fn name_again(&mut self) -> bool {
-        if !self.filters.iter().flatten().any(|filters| filters.who().is_by_cgroup()) {
+        if !self.filters.iter().flatten().any(|filters| filters.selector().is_by_cgroup()) {
             return false;
         }
         let before = self.members.clone();
@@ -71,7 +71,7 @@ impl Processes {
     }
 
     pub(super) fn membership(&mut self, pid: u32, cgroup: Option<u64>) -> Arc<Membership> {
-        if !self.asks_for(Who::is_by_cgroup) {
+        if !self.asks_for(ProcessSelector::is_by_cgroup) {
             return Arc::default();
         }
         let known = cgroup.and_then(|cgroup| self.memberships.get(&cgroup));

@@ -17,14 +17,14 @@ use super::file::Identity;
 use crate::containers::Containers;
 use crate::kernel::{ProcessChange, ProcessEvent};
 use crate::procfs::Stat;
-use crate::selectors::{Facts, Who};
+use crate::selectors::{ProcessFacts, ProcessSelector};
 
 /// What tells whether a process is of interest to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessFilter {
     /// It runs a file that is called so, as the target's is; this says which of those count.
-    Runs(String, Who),
-    Who(Who),
+    Runs(String, ProcessSelector),
+    Matching(ProcessSelector),
 }
 
 /// The table.
@@ -50,9 +50,9 @@ pub struct Processes {
 const AGAIN: usize = 64;
 
 impl ProcessFilter {
-    fn who(&self) -> &Who {
+    fn selector(&self) -> &ProcessSelector {
         match self {
-            ProcessFilter::Who(who) | ProcessFilter::Runs(_, who) => who,
+            ProcessFilter::Matching(selector) | ProcessFilter::Runs(_, selector) => selector,
         }
     }
 }
@@ -61,14 +61,14 @@ impl Processes {
     /// Of interest to these targets.
     pub fn of(filters: Vec<Option<ProcessFilter>>) -> Self {
         let members = filters.iter().map(|filters| match filters {
-            Some(filters) => vec![BTreeSet::new(); filters.who().predicates.len()],
+            Some(filters) => vec![BTreeSet::new(); filters.selector().predicates.len()],
             None => Vec::new(),
         });
         Self { members: members.collect(), filters, ..Self::default() }
     }
 
-    fn who(&self, target: usize) -> Option<&Who> {
-        self.filters.get(target)?.as_ref().map(ProcessFilter::who)
+    fn selector(&self, target: usize) -> Option<&ProcessSelector> {
+        self.filters.get(target)?.as_ref().map(ProcessFilter::selector)
     }
 
     /// The containers and pods that each of the target's predicates means, as far as they are known.
@@ -129,30 +129,30 @@ impl Processes {
     }
 
     /// Those that are meant: of which all of it holds, and, of a target, those that were started by such.
-    pub fn fitting(&mut self, who: &Who, target: Option<usize>) -> (Vec<u32>, SearchGaps) {
+    pub fn fitting(&mut self, selector: &ProcessSelector, target: Option<usize>) -> (Vec<u32>, SearchGaps) {
         self.walk_if_needed();
         let is_family = |process: &Process| target.is_some_and(|target| process.families.contains(&target));
         let (mut found, mut version_1) = (Vec::new(), false);
         for process in self.all.values() {
-            if who.may_fit(&process.facts()) || is_family(process) {
+            if selector.may_fit(&process.facts()) || is_family(process) {
                 found.push(process.pid);
             } else {
-                version_1 |= fits_by_version_1(who, process);
+                version_1 |= fits_by_version_1(selector, process);
             }
         }
-        let hidden = if who.is_by_cgroup() { 0 } else { self.hidden };
+        let hidden = if selector.is_by_cgroup() { 0 } else { self.hidden };
         (found, SearchGaps { hidden, version_1 })
     }
 
     /// Whom processes have started that targets with children mean.
     fn find_families(&self, all: &mut BTreeMap<u32, Process>) {
         for target in 0..self.filters.len() {
-            let Some(who) = self.who(target).filter(|who| who.children) else { continue };
+            let Some(selector) = self.selector(target).filter(|selector| selector.children) else { continue };
             let parents: Vec<(u32, u32)> =
                 all.keys().filter_map(|pid| Some((*pid, Stat::of(*pid).ok()?.parent))).collect();
             loop {
                 let is_meant = |pid: &u32| {
-                    all.get(pid).is_some_and(|of| of.families.contains(&target) || who.fits(&of.facts()))
+                    all.get(pid).is_some_and(|of| of.families.contains(&target) || selector.fits(&of.facts()))
                 };
                 let is_new = |pid: &u32| all.get(pid).is_some_and(|of| !of.families.contains(&target));
                 let of_family = parents.iter().filter(|(pid, parent)| is_new(pid) && is_meant(parent));
@@ -186,7 +186,7 @@ impl Processes {
             ProcessChange::Forked { parent } => {
                 let child = self.all.get(parent).map(|parent| self.forked(parent, pid));
                 let is_named = self.filters.iter().flatten().any(|filters| match filters {
-                    ProcessFilter::Who(who) => who.pid() == Some(pid),
+                    ProcessFilter::Matching(selector) => selector.pid() == Some(pid),
                     ProcessFilter::Runs(..) => false,
                 });
                 let child = if is_named { child.or_else(|| self.look_at(pid, None)) } else { child };
@@ -222,13 +222,13 @@ impl Processes {
 
     fn matches(&self, target: usize, process: &Process) -> bool {
         match self.filters.get(target) {
-            Some(Some(ProcessFilter::Runs(name, who)))
-                if process.is_called(name) || who.predicates.is_empty() =>
+            Some(Some(ProcessFilter::Runs(name, selector)))
+                if process.is_called(name) || selector.predicates.is_empty() =>
             {
                 process.is_called(name)
             }
             Some(Some(filters)) => {
-                process.families.contains(&target) || filters.who().may_fit(&process.facts())
+                process.families.contains(&target) || filters.selector().may_fit(&process.facts())
             }
             _ => false,
         }
@@ -239,8 +239,9 @@ impl Processes {
         if let Some(file) = &mut child.file {
             file.path = format!("/proc/{pid}/exe").into();
         }
-        let is_family =
-            |target: &usize| self.who(*target).is_some_and(|who| who.children && who.fits(&parent.facts()));
+        let is_family = |target: &usize| {
+            self.selector(*target).is_some_and(|selector| selector.children && selector.fits(&parent.facts()))
+        };
         let families = (0..self.filters.len()).filter(is_family);
         child.families.extend(families);
         child
@@ -262,7 +263,7 @@ impl Processes {
     }
 
     fn is_of_interest(&self, process: &Process) -> bool {
-        let by_version_1 = |filters: &ProcessFilter| fits_by_version_1(filters.who(), process);
+        let by_version_1 = |filters: &ProcessFilter| fits_by_version_1(filters.selector(), process);
         self.filters.is_empty()
             || (0..self.filters.len()).any(|target| self.matches(target, process))
             || self.filters.iter().flatten().any(by_version_1)
@@ -271,7 +272,7 @@ impl Processes {
     /// Whether a target means processes of the control group; None if nothing is known of it.
     pub fn matches_cgroup(&self, cgroup: u64) -> Option<bool> {
         let membership = self.memberships.get(&cgroup)?;
-        let is_in = |filters: &ProcessFilter| filters.who().matches_cgroup(&membership.new);
+        let is_in = |filters: &ProcessFilter| filters.selector().matches_cgroup(&membership.new);
         // What is not named yet may be soon.
         (!membership.new.is_unnamed() || self.filters.iter().flatten().any(is_in))
             .then(|| self.filters.iter().flatten().any(is_in))
@@ -305,8 +306,9 @@ impl Processes {
 }
 
 /// Whether it would be meant if the kernel went by control groups of version 1: what is not traced for that is told.
-fn fits_by_version_1(who: &Who, process: &Process) -> bool {
-    who.is_by_cgroup() && who.may_fit(&Facts { belongs: &process.membership.old, ..process.facts() })
+fn fits_by_version_1(selector: &ProcessSelector, process: &Process) -> bool {
+    selector.is_by_cgroup()
+        && selector.may_fit(&ProcessFacts { belongs: &process.membership.old, ..process.facts() })
 }
 
 #[cfg(test)]
@@ -315,7 +317,7 @@ mod tests {
     use crate::selectors::Selector;
 
     fn called(name: &str) -> ProcessFilter {
-        ProcessFilter::Who(Selector::process(name).who)
+        ProcessFilter::Matching(Selector::process(name).processes)
     }
 
     #[test]
@@ -326,7 +328,7 @@ mod tests {
             None,
             Some(called(&me.comm)),
             Some(called("nobody")),
-            Some(ProcessFilter::Who(Selector::pid(own).who)),
+            Some(ProcessFilter::Matching(Selector::pid(own).processes)),
         ];
         let mut processes = Processes::of(filters);
         let mut tell = |pid: u32, change| {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::membership::Membership;
-use crate::selectors::Facts;
+use crate::selectors::ProcessFacts;
 use crate::targets::file::{Identity, TargetFile};
 use crate::targets::libraries::Library;
 
@@ -36,8 +36,8 @@ impl Process {
         self.comm == name || self.exe.as_deref() == Some(name)
     }
 
-    pub(super) fn facts(&self) -> Facts<'_> {
-        Facts {
+    pub(super) fn facts(&self) -> ProcessFacts<'_> {
+        ProcessFacts {
             pid: self.pid,
             comm: &self.comm,
             exe: self.exe.as_deref(),

@@ -30,7 +30,7 @@ fn flat_keys() {
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].name, "bitcoind");
     assert_eq!(targets[0].selector, Selector::binary("/usr/local/bin/bitcoind"));
-    assert_eq!(targets[0].selector.who.pid(), None);
+    assert_eq!(targets[0].selector.processes.pid(), None);
     assert_eq!(targets[0].profiles[0].name, "fibre");
     assert!(network.is_none());
 }
@@ -42,7 +42,7 @@ fn flat_keys_as_an_older_yaml_wrote_them() {
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
     assert_eq!((settings.verbose, settings.log_level), (true, LogLevel::Warning));
     assert!(settings.log_file.is_none() && settings.web.users.is_empty() && settings.web.tls.is_none());
-    assert_eq!(targets[0].selector.who.pid(), Some(4242));
+    assert_eq!(targets[0].selector.processes.pid(), Some(4242));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn limits_and_selectors() {
     assert_eq!(overhead, Some(0.025));
     assert_eq!(settings.attach, AttachMode::Perf);
     let mut file = Selector::binary("tests/config/good/../x");
-    file.who.predicates.push(Predicate::Pid(78));
+    file.processes.predicates.push(Predicate::Pid(78));
     let selectors: Vec<_> = targets.iter().map(|target| &target.selector).collect();
     assert_eq!(
         selectors,

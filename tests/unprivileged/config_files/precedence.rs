@@ -12,7 +12,7 @@ fn shown(config: &Config, name: &str) -> String {
     let target = &config.targets[0];
     match name {
         "bitcoind_path" => target.selector.path().expect("a binary").display().to_string(),
-        "pid" => target.selector.who.pid().map_or("none".into(), |pid| pid.to_string()),
+        "pid" => target.selector.processes.pid().map_or("none".into(), |pid| pid.to_string()),
         "node_name" => settings.node_name.clone(),
         "metrics_port" => settings.metrics_port.to_string(),
         "health_port" => settings.health_port.to_string(),

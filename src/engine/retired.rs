@@ -16,7 +16,7 @@ use crate::targets::Status;
 
 /// Numbers that must not go down when probes end.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Past {
+pub(super) struct RetiredCounts {
     /// When counting began, in seconds since 1970; an earlier exporter's, if this one goes on with its counts.
     pub(super) since: f64,
     pub(super) losses: Losses,
@@ -29,7 +29,7 @@ impl Engines {
     /// What all threads that drain rings have counted.
     pub fn drain_stats(&self) -> DrainStats {
         let sum = DrainStats::default();
-        for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.past.drain) {
+        for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.retired.drain) {
             for (to, from) in [
                 (&sum.events, &stats.events),
                 (&sum.undecodable, &stats.undecodable),
@@ -44,16 +44,16 @@ impl Engines {
     }
 
     /// Of probes that are no more.
-    pub(super) fn past(&self) -> Past {
-        let mut past = self.past.clone();
+    pub(super) fn retired(&self) -> RetiredCounts {
+        let mut retired = self.retired.clone();
         for (engine, gone) in self.all.iter().zip(&self.left_out) {
-            gone.iter().for_each(|probe| past.add(engine, *probe));
+            gone.iter().for_each(|probe| retired.add(engine, *probe));
         }
-        past
+        retired
     }
 }
 
-impl Past {
+impl RetiredCounts {
     pub(super) fn add(&mut self, engine: &Engine, probe: usize) {
         for (sum, (_, which)) in self.losses.iter_mut().zip(LOST) {
             *sum += engine.shared.accounting(probe, *which);
@@ -101,10 +101,10 @@ impl Counts for Engines {
     }
 
     fn past_losses(&self) -> Losses {
-        self.past().losses
+        self.retired().losses
     }
 
     fn past_events(&self) -> BTreeMap<String, u64> {
-        self.past().events
+        self.retired().events
     }
 }

@@ -12,7 +12,7 @@ const ADDRESS: IntType = IntType { bytes: 8, signed: false };
 /// What a span's end gets from its start: each argument that is not read at the end itself. An argument means what it was
 /// when the function was called: registers, and the memory that they point to, are used again before it returns.
 #[derive(Debug, Default)]
-pub(super) struct Late {
+pub(super) struct CarriedValues {
     /// The return of a function, where no argument can be read any more and `retval` is known.
     pub is_return: bool,
     /// Values that the start keeps, in order. Of text with a length, the length's number is among `lengths`.
@@ -22,7 +22,7 @@ pub(super) struct Late {
     pub uses_duration: bool,
 }
 
-impl Late {
+impl CarriedValues {
     /// Where the end finds the argument, which the start reads.
     pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<ValueSource> {
         if arg.at_return {

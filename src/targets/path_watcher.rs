@@ -16,9 +16,9 @@ const LINKS: usize = 40;
 
 /// What has changed on the way to a file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum PathChange {
     /// The path with this number may lead to another file now, or to other contents.
-    OnTheWay(usize),
+    OnPath(usize),
     /// A file was written or put beside one, and could take its place.
     Sibling(Sibling),
 }
@@ -34,7 +34,7 @@ pub struct Sibling {
 
 /// The ways that are watched.
 #[derive(Debug)]
-pub struct Ways {
+pub struct PathWatcher {
     inotify: OwnedFd,
     /// By watch: the directory, and which names in it are on the way of which target.
     directories: HashMap<i32, Directory>,
@@ -46,7 +46,7 @@ struct Directory {
     names: Vec<(OsString, usize, bool)>,
 }
 
-impl Ways {
+impl PathWatcher {
     /// Watches nothing yet.
     ///
     /// # Errors
@@ -99,14 +99,14 @@ impl Ways {
     }
 
     /// What has changed since.
-    pub fn take(&mut self) -> Vec<Change> {
+    pub fn take(&mut self) -> Vec<PathChange> {
         let mut changes = Vec::new();
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(self.inotify.as_fd(), &mut buffer);
         while let Ok(event) = events.next() {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 let all = self.directories.values().flat_map(|f| f.names.iter().map(|(_, of, _)| *of));
-                changes.extend(all.map(Change::OnTheWay));
+                changes.extend(all.map(PathChange::OnPath));
             }
             if event.events().contains(ReadFlags::IGNORED) {
                 self.directories.remove(&event.wd());
@@ -118,11 +118,11 @@ impl Ways {
             let changed = OsStr::from_bytes(changed.to_bytes());
             for (name, target, is_last) in &directory.names {
                 if changed == name {
-                    changes.push(Change::OnTheWay(*target));
+                    changes.push(PathChange::OnPath(*target));
                 } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
                     let is_called_like = is_called_like(changed, name);
                     let path = directory.path.join(changed);
-                    changes.push(Change::Sibling(Sibling { target: *target, path, is_called_like }));
+                    changes.push(PathChange::Sibling(Sibling { target: *target, path, is_called_like }));
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Ways {
     }
 }
 
-impl AsFd for Ways {
+impl AsFd for PathWatcher {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }
@@ -213,18 +213,18 @@ mod tests {
     #[test]
     fn a_rename_is_told() {
         let directory = tempfile::tempdir().unwrap();
-        let mut ways = Ways::new().unwrap();
+        let mut watcher = PathWatcher::new().unwrap();
         let path = directory.path().join("app");
-        ways.follow(&[(3, path.clone())]);
+        watcher.follow(&[(3, path.clone())]);
         fs::write(directory.path().join("app.new"), "x").unwrap();
         let sibling = Sibling { target: 3, path: directory.path().join("app.new"), is_called_like: true };
-        let events = ways.take();
-        assert!(events.contains(&Change::Sibling(sibling)), "{events:?}");
-        assert!(!events.contains(&Change::OnTheWay(3)), "{events:?}");
+        let events = watcher.take();
+        assert!(events.contains(&PathChange::Sibling(sibling)), "{events:?}");
+        assert!(!events.contains(&PathChange::OnPath(3)), "{events:?}");
         fs::rename(directory.path().join("app.new"), &path).unwrap();
-        assert_eq!(ways.take(), [Change::OnTheWay(3)]);
-        ways.follow(&[]);
+        assert_eq!(watcher.take(), [PathChange::OnPath(3)]);
+        watcher.follow(&[]);
         fs::write(&path, "y").unwrap();
-        assert_eq!(ways.take(), []);
+        assert_eq!(watcher.take(), []);
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::elf::Site;
 
 /// Why no probe is set at a site; None if one can be.
-pub fn unfit(site: &Site) -> Option<String> {
+pub fn unusable_reason(site: &Site) -> Option<String> {
     if let Some(reason) = site.shape.unprobeable() {
         return Some(reason);
     }
@@ -18,20 +18,20 @@ pub fn unfit(site: &Site) -> Option<String> {
 
 /// A place where a probe would never fire, or would harm the program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnfitSite {
+pub struct UnusableSite {
     /// The function, or the file offset of a USDT probe's site.
     pub name: String,
     pub reason: String,
 }
 
-impl std::fmt::Display for UnfitSite {
+impl std::fmt::Display for UnusableSite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.name, self.reason)
     }
 }
 
 /// Each reason once, with the sites that have it.
-pub fn reasons(sites: &[UnfitSite]) -> String {
+pub fn reasons(sites: &[UnusableSite]) -> String {
     summary(sites.iter().map(|site| (site.name.as_str(), site.reason.as_str())))
 }
 

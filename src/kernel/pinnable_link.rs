@@ -6,12 +6,12 @@ use libbpf_rs::Link;
 
 /// A link. When it is dropped, what it attaches is detached, unless it is pinned: then it stays until [`release`].
 #[derive(Debug)]
-pub struct Held {
+pub struct PinnableLink {
     link: Option<Link>,
     pin: Option<PathBuf>,
 }
 
-impl Held {
+impl PinnableLink {
     pub(super) fn new(link: Link) -> Self {
         Self { link: Some(link), pin: None }
     }
@@ -44,7 +44,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for PinnableLink {
     fn drop(&mut self) {
         if self.pin.is_some()
             && let Some(link) = &mut self.link
@@ -56,8 +56,8 @@ impl Drop for Held {
 }
 
 /// Detaches, whether pinned or not.
-pub fn release(links: Vec<Held>) {
-    detach(links.into_iter().filter_map(Held::into_link).collect());
+pub fn release(links: Vec<PinnableLink>) {
+    detach(links.into_iter().filter_map(PinnableLink::into_link).collect());
 }
 
 /// Detaching waits for the kernel, so many links are dropped at once.

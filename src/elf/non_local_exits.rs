@@ -11,7 +11,7 @@ use super::Image;
 use super::symbols::symbols;
 
 /// Names of functions by which frames are left, and of what only code with such frames refers to.
-const LEAPS: &[(&str, &str)] = &[
+const NON_LOCAL_EXITS: &[(&str, &str)] = &[
     ("_Unwind_RaiseException", "exceptions"),
     ("_Unwind_Resume", "exceptions"),
     ("_Unwind_Resume_or_Rethrow", "exceptions"),
@@ -51,25 +51,26 @@ const LEAPS: &[(&str, &str)] = &[
 
 /// A way in which a program leaves functions without returning.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leap {
+pub struct NonLocalExit {
     /// The symbol that shows it.
     pub symbol: &'static str,
     /// `exceptions`, `coroutines`, ...
     pub what: &'static str,
 }
 
-impl fmt::Display for Leap {
+impl fmt::Display for NonLocalExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.what, self.symbol)
     }
 }
 
 /// What a file has of them, imported or in itself. None if it has none that its symbols show.
-pub fn leaps(image: &Image<'_>) -> Option<Leap> {
-    let found =
-        symbols(image).filter_map(|symbol| LEAPS.iter().position(|(name, _)| *name == symbol.name)).min()?;
-    let (symbol, what) = LEAPS[found];
-    Some(Leap { symbol, what })
+pub fn non_local_exits(image: &Image<'_>) -> Option<NonLocalExit> {
+    let found = symbols(image)
+        .filter_map(|symbol| NON_LOCAL_EXITS.iter().position(|(name, _)| *name == symbol.name))
+        .min()?;
+    let (symbol, what) = NON_LOCAL_EXITS[found];
+    Some(NonLocalExit { symbol, what })
 }
 
 /// Whether the file is a program, and not a library that others load.

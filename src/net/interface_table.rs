@@ -21,7 +21,7 @@ use super::pinned::{counters_of, held_links};
 const PORT_WORDS: usize = size_of::<net_port>() / 4;
 
 #[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct InterfaceTable {
     ports: (MapHandle, Mapped<AtomicU32>),
     more: MapHandle,
     fast: Option<Fast>,
@@ -52,10 +52,10 @@ pub(crate) struct Entry {
     slot: Slot,
     link: Link,
     block: Option<u16>,
-    known: Arc<Known>,
+    known: Arc<InterfaceTable>,
 }
 
-impl Known {
+impl InterfaceTable {
     /// `fast` are how many interfaces at most have fast-path counters.
     ///
     /// # Errors
