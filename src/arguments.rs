@@ -99,7 +99,7 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
             ParameterPlace::Word(first) => form(&width, first + into),
             ParameterPlace::Constant(value) if is_one => format!("{width}@${value}"),
             ParameterPlace::Constant(_) | ParameterPlace::Nowhere => {
-                let reason = "the compiler changed what this function takes, and its debug information does not say where this is";
+                let reason = "the compiler may have changed what this function takes, and its debug information does not say where this is";
                 *arg = Err(FormError::new(&described(parameter), reason));
                 continue;
             }

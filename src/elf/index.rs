@@ -141,7 +141,9 @@ impl<'a> SymbolIndex<'a> {
             return None;
         }
         let name = function.name.split('@').next().unwrap_or_default();
-        parameters(self.debug_info()?, function.entry, name)
+        let mut symbols = self.functions_at(function.entry).peekable();
+        let is_local = symbols.peek().is_some() && !symbols.any(|symbol| symbol.global);
+        parameters(self.debug_info()?, function.entry, name, is_local)
     }
 
     fn read_debug_info(&self) -> Option<&Result<DebugInfo<'a>, &'static str>> {

@@ -56,17 +56,20 @@ impl Parameter {
     }
 }
 
-/// The parameters of the function that begins at `entry` and has this symbol.
+/// The parameters of the function that begins at `entry` and has this symbol, which is `is_local` if no other file can call it.
 pub(super) fn parameters<'d>(
     debug_info: &'d DebugInfo<'_>,
     entry: u64,
     symbol: &'d str,
+    is_local: bool,
 ) -> Option<Parameters> {
     let finder = debug_info.finder();
     let function = finder.node(described(&finder, &debug_info.functions_at(&finder, entry), symbol)?)?;
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
     let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
-    let is_external = finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
+    // With optimisation while linking, what the source exports may be local after all.
+    let is_external =
+        !is_local && finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
     Reader { finder, symbol, function, entry, is_external, is_changed }.read(origin)
 }
 
@@ -100,6 +103,22 @@ impl EntryLocation {
             EntryLocation::Address(word) => Some(word..word + 1),
             EntryLocation::Constant(_) => None,
         }
+    }
+}
+
+/// What debug information tells of where a parameter is.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    known: Option<EntryLocation>,
+    /// Its declaration gives it a position.
+    is_declared: bool,
+    /// Nothing is told of it, not even for later instructions.
+    is_untold: bool,
+}
+
+impl Found {
+    fn first(&self) -> Option<usize> {
+        Some(self.known?.words()?.start)
     }
 }
 
@@ -155,7 +174,8 @@ impl<'d> Reader<'d> {
                 Passed::Unknown if matches!(known, Some(EntryLocation::Address(_))) => Passed::ByReference,
                 how => how,
             };
-            let taken = words.take(how).or_else(|| known?.words());
+            let declared = words.take(how);
+            let is_declared = declared.is_some();
             let name = finder.text(&child, gimli::DW_AT_name).unwrap_or_default();
             all.push(Parameter {
                 name: String::from_utf8_lossy(name).into_owned(),
@@ -164,10 +184,10 @@ impl<'d> Reader<'d> {
                     Passed::ByReference => ValueType::Address(Pointee::Structure),
                     _ => value(finder, kind),
                 },
-                words: taken,
+                words: declared.or_else(|| known?.words()),
                 place: ParameterPlace::AsDeclared,
             });
-            found.push(known);
+            found.push(Found { known, is_declared, is_untold: !here.is_some_and(is_told) });
         }
         self.place(&mut all, &found);
         Some(Parameters { all, words: words.count() })
@@ -206,33 +226,47 @@ impl<'d> Reader<'d> {
     }
 
     /// Compares where parameters are with where they are by their declaration.
-    fn place(&self, all: &mut [Parameter], found: &[Option<EntryLocation>]) {
-        let first = |known: &Option<EntryLocation>| Some(known.as_ref()?.words()?.start);
-        let differs = |(parameter, known): (&Parameter, &Option<EntryLocation>)| match (
-            parameter.first(),
-            first(known),
-        ) {
+    fn place(&self, all: &mut [Parameter], found: &[Found]) {
+        let differs = |(parameter, found): (&Parameter, &Found)| match (parameter.first(), found.first()) {
             (Some(declared), Some(found)) => declared != found,
             _ => false,
         };
-        let moved = all.iter().zip(found).any(differs);
+        let moved = all.iter().zip(found).any(differs) || share_a_word(all);
         // What others may call is called as it is declared: where the two differ, the declaration was not understood.
         if moved && self.is_external && !self.is_changed {
-            for (parameter, known) in all.iter_mut().zip(found) {
-                parameter.words = known.and_then(EntryLocation::words);
+            for (parameter, found) in all.iter_mut().zip(found) {
+                parameter.words = found.known.and_then(EntryLocation::words);
             }
             return;
         }
         let is_changed = self.is_changed || moved;
-        for (parameter, known) in all.iter_mut().zip(found) {
-            parameter.place = match known {
-                Some(EntryLocation::Constant(value)) => ParameterPlace::Constant(*value),
-                Some(_) if first(known) == parameter.first() => ParameterPlace::AsDeclared,
-                Some(_) => first(known).map_or(ParameterPlace::Nowhere, ParameterPlace::Word),
-                None if is_changed => ParameterPlace::Nowhere,
+        // GCC gives a function of which it took arguments another name.
+        let may_be_changed = !self.is_external && !self.is_by_gcc();
+        let mut is_unsure = is_changed;
+        for (parameter, found) in all.iter_mut().zip(found) {
+            if is_changed && !found.is_declared {
+                // Where it is here is no position of the source's function.
+                parameter.words = None;
+            }
+            let takes_words = parameter.words.as_ref().is_none_or(|words| !words.is_empty());
+            is_unsure |= may_be_changed && found.is_untold && takes_words;
+            parameter.place = match found.known {
+                Some(EntryLocation::Constant(value)) => ParameterPlace::Constant(value),
+                Some(_) if found.first() == parameter.first() => ParameterPlace::AsDeclared,
+                Some(_) => found.first().map_or(ParameterPlace::Nowhere, ParameterPlace::Word),
+                None if is_unsure => ParameterPlace::Nowhere,
                 None => ParameterPlace::AsDeclared,
             };
         }
+    }
+
+    fn is_by_gcc(&self) -> bool {
+        let unit = &self.function.unit;
+        let mut entries = unit.entries();
+        let producer =
+            entries.next_dfs().ok().flatten().and_then(|root| root.attr_value(gimli::DW_AT_producer));
+        let producer = producer.and_then(|name| self.finder.dwarf.attr_string(&**unit, name).ok());
+        producer.is_some_and(|name| name.slice().starts_with(b"GNU "))
     }
 
     /// Where an entry of this instance says that the parameter is at the function's first instruction.
@@ -277,6 +311,11 @@ impl<'d> Reader<'d> {
             (Operation::RegisterOffset { register, offset: 0, .. }, None, ..) => {
                 word_in(register).map(EntryLocation::Address)
             }
+            (Operation::RegisterOffset { register, offset: 0, .. }, second, third, fourth) => {
+                let others = std::iter::from_fn(next);
+                let rest = [second, third, fourth].into_iter().flatten().chain(others).collect::<Vec<_>>();
+                is_low_part(&rest).then(|| word_in(register))?.map(|word| EntryLocation::Words(word, 1))
+            }
             (Operation::FrameOffset { offset }, None, ..) => {
                 self.on_stack(parameter, offset).map(|word| EntryLocation::Words(word, 1))
             }
@@ -302,6 +341,32 @@ impl<'d> Reader<'d> {
         let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
         Some(REGISTERS + above / 8)
     }
+}
+
+/// Whether the instance tells of a parameter's value anywhere.
+fn is_told(here: &Node<'_>) -> bool {
+    [gimli::DW_AT_location, gimli::DW_AT_const_value].iter().any(|told| here.entry.attr(*told).is_some())
+}
+
+/// Whether two parameters would be at one position.
+fn share_a_word(all: &[Parameter]) -> bool {
+    let mut taken: Vec<&Range<usize>> = all
+        .iter()
+        .filter_map(|parameter| parameter.words.as_ref())
+        .filter(|words| !words.is_empty())
+        .collect();
+    taken.sort_unstable_by_key(|words| words.start);
+    taken.windows(2).any(|two| two[1].start < two[0].end)
+}
+
+/// Whether what is done with a word only cuts it to fewer bytes, as Clang tells of small numbers.
+fn is_low_part(operations: &[Operation<Slice<'_>>]) -> bool {
+    let is_cut = |operation: &Operation<Slice<'_>>| match operation {
+        Operation::UnsignedConstant { value } => matches!(value, 0xff | 0xffff | 0xffff_ffff),
+        Operation::And | Operation::Convert { .. } => true,
+        _ => false,
+    };
+    matches!(operations, [cuts @ .., Operation::StackValue] if cuts.iter().all(is_cut))
 }
 
 /// The word of arguments that is in a register, by DWARF's number of it.

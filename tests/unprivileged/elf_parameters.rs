@@ -257,6 +257,51 @@ int main(int argc, char **argv) { (void)argv; return calc(argc * 3, argc) + calc
     assert_eq!(found.all[1].place, ParameterPlace::Word(0));
 }
 
+/// What its copy has in a register is at no position of a function of which another parameter is there.
+#[test]
+fn a_place_in_a_copy_is_not_a_position_of_its_function() {
+    let source = r#"
+#include <stdio.h>
+struct pair { double d; long n; };
+static __attribute__((noinline)) int calc(long a, struct pair unused, long b, long c, long d, __int128 wide, long e)
+{ (void)unused; (void)wide; return printf("%ld %ld %ld %ld %ld\n", a, b, c, d, e); }
+int main(int argc, char **argv)
+{ (void)argv; struct pair p = {1, 2}; return calc(argc, p, argc + 1, argc * 3, argc * 5, 7, argc * 7) + calc(1, p, 2, argc, 3, 7, argc); }
+"#;
+    let path = compile("parameters-copy", "gcc", source, &["-O2"]);
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    let sites = index.sites("calc").unwrap();
+    let copy = sites.iter().find(|site| site.name.contains(".constprop")).expect("GCC makes a copy");
+    let found = index.parameters(copy).unwrap();
+    assert_eq!(words(&found), "a:0 unused:1 b:2 c:3 d:4 wide:? e:?", "{found:#?}");
+    let places: Vec<_> = [0, 2, 3, 4].map(|number: usize| found.all[number].place).to_vec();
+    let words = [ParameterPlace::Word(1), ParameterPlace::Word(2), ParameterPlace::Word(3)];
+    assert_eq!(places, [&[ParameterPlace::AsDeclared][..], &words].concat());
+}
+
+/// Of a local function Clang may have taken away any parameter of which nothing is told.
+#[test]
+fn what_follows_a_parameter_that_may_be_missing_is_where_it_is_told_to_be() {
+    let source = r#"
+#include <stdbool.h>
+#include <stdio.h>
+struct pair { double d; long n; };
+struct aligned { _Alignas(16) long a; };
+static __attribute__((noinline)) int small(int a, struct pair unused, bool b) { (void)unused; return printf("%d %d\n", a, b); }
+static __attribute__((noinline)) int far(long a, long b, long c, long d, long e, long f, struct aligned unused, int g)
+{ (void)unused; return printf("%ld %d\n", a + b + c + d + e + f, g); }
+int main(int argc, char **argv)
+{ (void)argv; struct pair p = {1, 2}; struct aligned o = {3};
+  return small(argc, p, argc > 3) + small(argc + 2, p, argc > 5) + far(argc, 2, argc, 4, argc, 6, o, argc) + far(1, argc, 3, argc, 5, argc, o, 9); }
+"#;
+    let path = compile("parameters-missing", "clang-14", source, &["-O2"]);
+    let place = |function: &str| parameters_in(&path, function).unwrap().all.pop().unwrap().place;
+    assert_eq!(place("small"), ParameterPlace::Word(1));
+    assert_eq!(place("far"), ParameterPlace::Nowhere);
+}
+
 /// Of other languages no convention is taken for granted.
 #[test]
 fn parameters_of_rust_are_those_that_debug_information_places() {
