@@ -131,7 +131,7 @@ impl Telemetry {
         let of_log = |count: fn(&Logging) -> u64| self.logging.as_ref().map_or(0, count);
         rows.number(&[("error_type", "log_line_dropped")], of_log(Logging::dropped));
         rows.number(&[("error_type", "log_write_failed")], of_log(Logging::failed));
-        to.gauge("fibre_exporter_probes_refused", "Probes that exist in the file but failed to attach.")
+        to.gauge("fibre_exporter_probes_failed", "Probes that exist in the file but failed to attach.")
             .number(&[], refused as u64);
     }
 }

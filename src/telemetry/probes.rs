@@ -44,7 +44,7 @@ impl Telemetry {
             rows.number(labels, probe.sites as u64);
         }
         let rows = to.gauge(
-            "fibre_exporter_probe_sites_refused",
+            "fibre_exporter_probe_sites_failed",
             "Sites at which the probe failed to attach; see fibre_exporter_probe_state for the reason.",
         );
         for (labels, probe) in labels.iter().zip(&states) {

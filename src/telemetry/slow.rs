@@ -46,7 +46,7 @@ impl Telemetry {
             "Events of other probes that could not be looked at for slow events, because there were too many at once.",
         )
         .number(&[], numbers.related_lost);
-        to.gauge("fibre_exporter_slow_events_rows", "Events in the file.").number(&[], numbers.rows);
+        to.gauge("fibre_exporter_slow_events_stored", "Events in the file.").number(&[], numbers.rows);
         to.gauge("fibre_exporter_slow_events_file_bytes", "Size of the file of slow events.")
             .number(&[], numbers.bytes);
         to.gauge("fibre_exporter_slow_events_writable", "Whether the last write to the file succeeded.")

@@ -102,10 +102,10 @@ fn collections_classes_threads_and_monitors_as_logged() {
     assert!(metric("openjdk_thread_park_duration_seconds_count") >= 4.0);
 
     // Monitors: the six waits for ours, by its class.
-    let ours = samples.sum("openjdk_monitor_contended_total", &[("class", "Program$Contended")]);
-    assert_eq!(ours, 6.0, "{:?}", samples.by("openjdk_monitor_contended_total", "class"));
-    let all = metric("openjdk_monitor_contended_total");
-    assert_eq!(metric("openjdk_monitor_contended_duration_seconds_count"), all);
+    let ours = samples.sum("openjdk_monitor_contentions_total", &[("class", "Program$Contended")]);
+    assert_eq!(ours, 6.0, "{:?}", samples.by("openjdk_monitor_contentions_total", "class"));
+    let all = metric("openjdk_monitor_contentions_total");
+    assert_eq!(metric("openjdk_monitor_contention_duration_seconds_count"), all);
 
     // The machine: one start, one end, a line for each safepoint.
     assert_eq!(metric("openjdk_vm_starts_total"), 1.0);

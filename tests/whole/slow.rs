@@ -191,7 +191,7 @@ fn the_books_balance_when_there_are_more_slow_events_than_can_be_kept() {
     println!("seen {seen}, kept {kept}, {:?}", ["ring_full", "queue_full", "write_failed"].map(lost));
     assert_eq!(seen, hits);
     assert!(kept > 0.0 && lost("ring_full") > 0.0);
-    assert_eq!(scrape.value("fibre_exporter_slow_events_rows", &[]), kept.min(500.0));
+    assert_eq!(scrape.value("fibre_exporter_slow_events_stored", &[]), kept.min(500.0));
     assert_eq!(
         events(&["--file", &file.display().to_string(), "--limit", "1000"]).len() as f64,
         kept.min(500.0)
