@@ -229,6 +229,13 @@ enum slow_slot {
 	SLOW_SLOTS,
 };
 
+/* Below what no hit is among the worst of an hour; not sharded: always the first shard's slots. Written by the exporter. */
+enum floor_slot {
+	FLOOR_UNTIL, /* CLOCK_MONOTONIC nanoseconds; from then on there is no floor */
+	FLOOR_ABOVE, /* a number with a sign, which is itself below; written before FLOOR_UNTIL, and read after it */
+	FLOOR_SLOTS,
+};
+
 enum action_kind {
 	ACTION_COUNT, /* slot 0 += 1 */
 	ACTION_ADD, /* slot 0 += value, slot 1 += 1 */
@@ -237,6 +244,7 @@ enum action_kind {
 	ACTION_MIN, /* slot 0 = min(slot 0, value + bias + 1), where 0 means "none yet" */
 	ACTION_MAX,
 	ACTION_SLOW, /* above bias, as a number with a sign, the hit is slow: slot SLOW_SEEN += 1, and it goes to the ring buffer */
+	ACTION_WORST, /* the same, but for hits that are not above the floor */
 };
 
 enum abi_none {
@@ -296,9 +304,9 @@ struct action {
 	__u8 pad[3];
 	__u32 slot; /* first slot of series 0 */
 	__u32 stride; /* slots of one series */
-	__u32 bounds; /* histogram: which set */
+	__u32 bounds; /* histogram: which set; ACTION_WORST: first of the slots that enum floor_slot names */
 	__u32 label_sets; /* an interner, or NO_LABEL_SETS: series are numbered by the labels' numbers times their multipliers */
-	__u64 bias; /* as in struct condition; of ACTION_SLOW, what a slow hit is above */
+	__u64 bias; /* as in struct condition; of ACTION_SLOW and ACTION_WORST, what a slow hit is above */
 	struct condition conditions[MAX_CONDITIONS];
 	struct label labels[MAX_LABELS];
 };

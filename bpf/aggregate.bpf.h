@@ -319,6 +319,20 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 	return number;
 }
 
+/* Whether the exporter has more than enough larger ones of this hour. */
+static __always_inline bool is_outdone(__u32 floor, __s64 value)
+{
+	__u32 at = floor + FLOOR_UNTIL;
+	__u64 *until = bpf_map_lookup_elem(&slots, &at), *above, end;
+
+	at = floor + FLOOR_ABOVE;
+	above = bpf_map_lookup_elem(&slots, &at);
+	if (!until || !above)
+		return false;
+	end = *(volatile __u64 *)until;
+	return value <= *(volatile __s64 *)above && bpf_ktime_get_ns() < end;
+}
+
 /* Updates one metric. Returns 0, or the accounting slot that says why the hit is lost to it. */
 __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 {
@@ -376,8 +390,11 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 	case ACTION_MAX:
 		extreme(slot, value + action->bias, action->kind == ACTION_MAX);
 		break;
+	case ACTION_WORST:
 	case ACTION_SLOW:
 		if ((__s64)value <= (__s64)action->bias)
+			break;
+		if (action->kind == ACTION_WORST && is_outdone(action->bounds, value))
 			break;
 		if (!(hit->faults >> SLOW_HIT & 1))
 			add(local + SLOW_SEEN, 1);

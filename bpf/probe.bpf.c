@@ -29,6 +29,7 @@ struct abi {
 	enum event_class event_class;
 	enum accounting_slot accounting_slot;
 	enum slow_slot slow_slot;
+	enum floor_slot floor_slot;
 	enum action_kind action_kind;
 	enum condition_op condition_op;
 	enum label_flag label_flag;

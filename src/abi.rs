@@ -32,10 +32,10 @@ pub(crate) mod events {
 
 pub(crate) use generated::types::{
     abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, child_key, condition,
-    condition_op, control, entry, event, event_class, filter, filter_flag, filter_kind, glob, goroutine_key,
-    integer_key, interner, label, label_flag, label_id, location, location_op, member_key, pattern, probe,
-    probe_flag, site, site_flag, slow_slot, small_integers, start, start_key, start_text, stretch, text_key,
-    thread_key, value, value_kind, wake,
+    condition_op, control, entry, event, event_class, filter, filter_flag, filter_kind, floor_slot, glob,
+    goroutine_key, integer_key, interner, label, label_flag, label_id, location, location_op, member_key,
+    pattern, probe, probe_flag, site, site_flag, slow_slot, small_integers, start, start_key, start_text,
+    stretch, text_key, thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {

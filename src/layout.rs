@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
-use crate::abi::{ACCT_SLOTS, label_id, slow_slot};
+use crate::abi::{ACCT_SLOTS, floor_slot, label_id, slow_slot};
 use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, ComputedIn, LabelPlan, Plan};
 use crate::store::UserStore;
@@ -43,14 +43,19 @@ pub struct SlowLayout {
     pub kernel: u32,
     /// First of [`SLOW_SLOTS`] in the store of user space.
     pub user: u32,
+    /// First of the slots that `enum floor_slot` names, in the kernel's store, if it keeps the worst of an hour.
+    pub floor: Option<u32>,
 }
 
-/// Slots of [`SlowLayout::user`]: found slow there and not in the kernel, kept, refused by a full queue, not written.
-pub(crate) const SLOW_SLOTS: u32 = 4;
+/// Slots of [`SlowLayout::user`]: found slow there and not in the kernel, kept, refused by a full queue, not written; not among the
+/// worst of the hour when they came, and no longer among them before they were written.
+pub(crate) const SLOW_SLOTS: u32 = 6;
 pub(crate) const SLOW_SEEN: u32 = 0;
 pub(crate) const SLOW_KEPT: u32 = 1;
 pub(crate) const SLOW_REFUSED: u32 = 2;
 pub(crate) const SLOW_UNWRITTEN: u32 = 3;
+pub(crate) const SLOW_OUTDONE: u32 = 4;
+pub(crate) const SLOW_DISPLACED: u32 = 5;
 
 /// What one store must provide.
 #[derive(Debug, Clone, Default)]
@@ -134,11 +139,24 @@ impl Layout {
             let (kernel, user) = (layout.kernel.slots, layout.user.slots);
             layout.kernel.slots += slow_slot::SLOW_SLOTS.0;
             layout.user.slots += SLOW_SLOTS;
-            layout.slow.push(SlowLayout { probe, kernel, user });
+            layout.slow.push(SlowLayout { probe, kernel, user, floor: None });
         }
         // Whole cache lines, so that two CPUs never share one.
         layout.kernel.slots = layout.kernel.slots.next_multiple_of(SLOTS_IN_A_LINE);
+        layout.floors(plan);
         layout
+    }
+
+    /// Sets floors apart from what is written all the time: every hit reads them.
+    fn floors(&mut self, plan: &Plan) {
+        let slots = &mut self.kernel.slots;
+        for slow in &mut self.slow {
+            if plan.probes[slow.probe].slow.iter().any(|slow| slow.worst.is_some()) {
+                slow.floor = Some(*slots);
+                *slots += floor_slot::FLOOR_SLOTS.0;
+            }
+        }
+        *slots = slots.next_multiple_of(SLOTS_IN_A_LINE);
     }
 
     /// Tells layouts apart: two with the same number the same things alike.

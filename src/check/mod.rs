@@ -246,12 +246,7 @@ impl Checker<'_> {
                 "decided in the kernel; only slow hits are sent".to_string()
             }
         };
-        format!(
-            "slow: {} above {} is kept with {}{related} ({decided})",
-            slow.metric,
-            shown_value(&slow.metric, slow.over),
-            kept.join(", ")
-        )
+        format!("slow: {} with {}{related} ({decided})", slow_events(slow), kept.join(", "))
     }
 
     fn rows(
@@ -335,6 +330,16 @@ fn pairing(probe: &ProbePlan) -> Option<&'static str> {
              instead",
         ),
         Pairing::Frame | Pairing::Value => None,
+    }
+}
+
+/// Which hits of a metric are slow.
+fn slow_events(slow: &SlowPlan) -> String {
+    let above =
+        slow.over.map(|over| format!(" above {}", shown_value(&slow.metric, over))).unwrap_or_default();
+    match slow.worst {
+        None => format!("{}{above} is kept", slow.metric),
+        Some(worst) => format!("of {}{above}, the worst {worst} of each hour are kept", slow.metric),
     }
 }
 

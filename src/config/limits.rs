@@ -51,6 +51,9 @@ pub const DEFAULT_SLOW_ROWS: u32 = 10_000;
 /// Bytes of their file.
 pub const SLOW_BYTES: RangeInclusive<u64> = 1 << 20..=16 << 30;
 pub const DEFAULT_SLOW_BYTES: u64 = 64 << 20;
+/// Events of an hour, where the worst are kept.
+pub const SLOW_WORST: RangeInclusive<u32> = 1..=1000;
+
 pub const SLOW_AGE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(87_600 * 3600);
 pub const DEFAULT_SLOW_AGE: Duration = Duration::from_secs(720 * 3600);
 

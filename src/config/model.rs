@@ -64,8 +64,10 @@ pub struct SlowEvents {
 #[derive(Debug, Clone)]
 pub struct Slow {
     pub at: Place,
-    /// Those whose value is above this, in the metric's unit.
-    pub over: f64,
+    /// Those whose value is above this, in the metric's unit; all, if it is not said.
+    pub over: Option<f64>,
+    /// Of these, so many of each hour, the largest.
+    pub worst: Option<u32>,
     /// Arguments and built-in values; `None`: all arguments, and the process.
     pub fields: Option<Vec<Named>>,
     /// The argument that events of other probes must have in common with it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::buckets::{self, BOUND};
 use super::fields::{Fields, Node};
 use super::limits::{
-    DEFAULT_SLOW_AGE, DEFAULT_SLOW_BYTES, DEFAULT_SLOW_ROWS, SLOW_AGE, SLOW_BYTES, SLOW_ROWS,
+    DEFAULT_SLOW_AGE, DEFAULT_SLOW_BYTES, DEFAULT_SLOW_ROWS, SLOW_AGE, SLOW_BYTES, SLOW_ROWS, SLOW_WORST,
 };
 use super::model::{Named, Slow, SlowEvents};
 use super::points::point;
@@ -27,7 +27,12 @@ pub static SLOW: Section = Section {
     what: "`slow`",
     about: "Which events of a histogram are kept, and what of them. `exporter events` shows them.",
     keys: Cow::Borrowed(&[
-        Key::new("over", BOUND, "Keep events whose value is above this, in the metric's unit.").required(),
+        Key::new("over", BOUND, "Keep events whose value is above this, in the metric's unit."),
+        Key::new(
+            "worst",
+            Schema::Integer(*SLOW_WORST.start() as i64, *SLOW_WORST.end() as i64),
+            "Keep so many events of each hour of the clock, those with the largest values; with `over`, of those above it.",
+        ),
         Key::new(
             "fields",
             Schema::OneOrList(&Schema::Name),
@@ -80,10 +85,17 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
     let at = node.at.clone();
     if !node.value.is_mapping() {
         let over = buckets::bound(node)?;
-        return Some(Slow { at, over, fields: None, key: None, with: Vec::new() });
+        let over = Some(over);
+        return Some(Slow { at, over, worst: None, fields: None, key: None, with: Vec::new() });
     }
     let fields = node.fields(&SLOW)?;
-    let over = fields.require("over", "write over: 500ms").and_then(|n| buckets::bound(&n));
+    let over = fields.get("over").map(|n| buckets::bound(&n));
+    let worst = fields.get("worst").map(|n| n.integer("a number of events", SLOW_WORST));
+    if fields.lacks("over") && fields.lacks("worst") {
+        fields
+            .error("`over` and `worst` are missing: one of them is needed")
+            .help("write over: 500ms, or worst: 20");
+    }
     let kept = fields.get("fields").map(|n| names(&n));
     let key = fields.get("key").and_then(|n| Some(Named { name: n.name()?.to_owned(), at: n.at }));
     let with: Vec<_> = fields.get("with").map(|n| n.one_or_list()).unwrap_or_default();
@@ -98,7 +110,10 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
             .help("write with: [usdt:PROVIDER:NAME]");
     }
     let with = with.iter().filter_map(|n| Some((n.at.clone(), point(n)?))).collect();
-    Some(Slow { at, over: over?, fields: kept, key, with })
+    // What is wrong has been reported.
+    let is_wrong = matches!(over, Some(None)) || matches!(worst, Some(None)) || (over, worst) == (None, None);
+    let (over, worst) = (over.flatten(), worst.flatten());
+    (!is_wrong).then_some(Slow { at, over, worst, fields: kept, key, with })
 }
 
 fn names(node: &Node<'_>) -> Vec<Named> {

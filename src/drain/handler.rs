@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::DrainStats;
+use super::slow::{SlowSelection, since_1970};
 use crate::config::model::Settings;
 use crate::decode::{Event, EventValue};
+use crate::kernel::KernelStore;
 use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
 use crate::metrics::show::{show, show_exactly, show_with_unit};
@@ -70,7 +70,7 @@ impl Handler {
             }
         };
         let (Some(probe), Some(evaluation)) =
-            (self.plan.probes.get(event.probe), self.evaluations.get(event.probe))
+            (self.plan.probes.get(event.probe), self.evaluations.get_mut(event.probe))
         else {
             self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
             return;
@@ -96,21 +96,26 @@ impl Handler {
             };
             lost.fetch_add(1, Ordering::Relaxed);
         }
-        if let (Some(slots), Some(recorder)) = (evaluation.slow, &self.recorder) {
+        if let Some(selection) = &mut evaluation.slow {
             let is_told = probe.is_slow_in_kernel();
             let mut found = || found_slow(probe, &read, &mut self.scratch);
+            let first = || {
+                let slow = probe.slow.first()?;
+                Some((slow, event.value(slow.value, false).word().map_or(0, u64::cast_signed)))
+            };
             let slow = match is_told {
                 false => found(),
-                true if event.is_slow() => found().or_else(|| probe.slow.first().map(|slow| (slow, 0))),
+                true if event.is_slow() => found().or_else(first),
                 true => None,
             };
             if let Some((slow, value)) = slow {
-                let counters = SlowCounters { store: self.store.clone(), slots };
+                let counters = SlowCounters { store: self.store.clone(), slots: selection.slots };
                 if !is_told {
                     counters.seen();
                 }
                 let target = &self.plan.targets[probe.target].name;
-                recorder.offer(kept(probe, target, slow, value, time, &read), counters);
+                let event = || kept(probe, target, slow, value, time, &read);
+                selection.record(time, value, event, counters, self.recorder.as_deref());
             }
         }
         if let (Some(related), Some(recorder)) = (&probe.related, &self.recorder) {
@@ -136,7 +141,7 @@ impl Handler {
 }
 
 /// What is known of a probe's events before the first one comes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct ProbeEvaluation {
     /// The actions that are computed here.
     actions: Vec<ActionLayout>,
@@ -147,23 +152,24 @@ pub(super) struct ProbeEvaluation {
     symbols: Vec<usize>,
     /// Bit i: value i is text.
     texts: u32,
-    /// Where its slow events are counted, if it has some.
-    slow: Option<u32>,
+    /// What is done with its slow events, if it has some.
+    slow: Option<SlowSelection>,
 }
 
 /// Of all probes.
-pub(super) fn evaluations(plan: &Plan, layout: &Layout) -> Vec<ProbeEvaluation> {
+pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>) -> Vec<ProbeEvaluation> {
     let evaluation = |(number, probe): (usize, &ProbePlan)| {
         let here = |action: &&ActionLayout| action.probe == number && !action.in_kernel;
         let place = |source| probe.values.iter().position(|value| value.source == source);
         let values = || probe.values.iter().enumerate();
+        let slow = layout.slow.iter().find(|slow| slow.probe == number);
         ProbeEvaluation {
             actions: layout.actions.iter().filter(here).cloned().collect(),
             time: place(ValueSource::Time),
             pid: place(ValueSource::Pid),
             symbols: values().filter(|(_, value)| value.kind.is_symbol()).map(|(at, _)| at).collect(),
             texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
-            slow: layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.user),
+            slow: slow.map(|slow| SlowSelection::new(slow, probe, store)),
         }
     };
     plan.probes.iter().enumerate().map(evaluation).collect()
@@ -190,9 +196,11 @@ fn kept<'a>(
         metric: slow.metric.clone(),
         value: slow.scale.apply(value as f64),
         over: slow.over,
+        worst: slow.worst,
         fields: fields(probe, &slow.kept, read),
         related: Vec::new(),
         wanted,
+        ranked: None,
     }
 }
 
@@ -205,16 +213,6 @@ fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> EventValue<'a
     let mut text = String::new();
     show_exactly(&probe.values[at].kind, probe.values[at].unit, read(at), &mut text);
     text
-}
-
-/// A time of the kernel's clock, in nanoseconds since 1970 as the clock is set now.
-fn since_1970(time: u64) -> i64 {
-    let nanoseconds = |clock| {
-        let now = clock_gettime(clock);
-        now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
-    };
-    let passed = nanoseconds(ClockId::Monotonic).saturating_sub(i64::try_from(time).unwrap_or(i64::MAX));
-    nanoseconds(ClockId::Realtime).saturating_sub(passed)
 }
 
 /// The line that the verbose log has for an event.

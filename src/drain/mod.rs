@@ -6,6 +6,7 @@
 //! and a busy program pays for a wake-up a hundred times a second at the most, not once for every event.
 
 mod handler;
+mod slow;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,7 +78,7 @@ impl Drain {
             stat.store(store.drain_number(number).load(Ordering::Relaxed), Ordering::Relaxed);
         }
         let (ready, started) = sync_channel(1);
-        let evaluations = evaluations(&plan, layout);
+        let evaluations = evaluations(&plan, layout, &shared.store);
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
             // Made here: what looks up symbols stays on one thread.

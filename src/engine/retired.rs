@@ -8,7 +8,7 @@ use super::{Engine, Engines};
 use crate::abi::{accounting_slot, slow_slot};
 use crate::drain::DrainStats;
 use crate::kernel::{Accounting, Counts, LOST, Losses, SlowCounts};
-use crate::layout::{SLOW_KEPT, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
+use crate::layout::{SLOW_DISPLACED, SLOW_KEPT, SLOW_OUTDONE, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
 use crate::metrics::CounterStore;
 use crate::plan::Plan;
 use crate::store::Store;
@@ -93,11 +93,11 @@ impl Counts for Engines {
         let slots = layout.slow.iter().find(|slow| slow.probe == at.probe)?;
         let here = |slot: u32| user.total(slots.user + slot);
         // What came of them is read first: none is missing then, and one more may wait.
-        let kept = here(SLOW_KEPT);
+        let (kept, outdone) = (here(SLOW_KEPT), here(SLOW_OUTDONE) + here(SLOW_DISPLACED));
         let in_ring = kernel.total(slots.kernel + slow_slot::SLOW_LOST.0);
         let lost = [in_ring, here(SLOW_REFUSED), here(SLOW_UNWRITTEN)];
         let seen = here(SLOW_SEEN) + kernel.total(slots.kernel + slow_slot::SLOW_SEEN.0);
-        Some(SlowCounts { seen, kept, lost })
+        Some(SlowCounts { seen, kept, outdone, lost })
     }
 
     fn past_losses(&self) -> Losses {

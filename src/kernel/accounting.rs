@@ -48,11 +48,13 @@ pub(crate) trait Counts: fmt::Debug + Send + Sync {
     }
 }
 
-/// Slow events of a probe: seen = kept + lost + those that wait to be written.
+/// Slow events of a probe: seen = kept + outdone + lost + those that wait to be written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SlowCounts {
     pub seen: u64,
     pub kept: u64,
+    /// No longer among the worst of their hour before they were written.
+    pub outdone: u64,
     /// By the reasons of [`SLOW_LOST`].
     pub lost: [u64; SLOW_LOST.len()],
 }

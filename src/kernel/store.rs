@@ -35,6 +35,11 @@ impl KernelStore {
         Self { parts, slots_per_shard: layout.slots, interners: layout.interners.clone() }
     }
 
+    /// Sets the first shard's slot, which nobody adds to.
+    pub(crate) fn set(&self, slot: u32, value: u64) {
+        self.slot(0, slot).store(value, Ordering::Release);
+    }
+
     /// One number of a probe's accounting.
     pub(crate) fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
         self.total(self.accounting_slot(probe, which))

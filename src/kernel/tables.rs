@@ -7,7 +7,7 @@ use crate::abi::{
     value, value_kind,
 };
 use crate::config::model::{ArgKind, Op, Operand, Pattern};
-use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout};
+use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout, SlowLayout};
 use crate::plan::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, ValueKind,
     ValueSource,
@@ -38,14 +38,14 @@ impl ProbeTables {
                 let row = tables.action(probe, action);
                 tables.actions.push(row);
             }
-            let counted = layout.slow.iter().find(|slow| slow.probe == number).map(|slow| slow.kernel);
+            let counted = layout.slow.iter().find(|slow| slow.probe == number);
             for slow in probe.slow.iter().filter(|slow| slow.computed_in == ComputedIn::Kernel) {
-                let row = tables.slow(probe, slow, counted.unwrap_or_default());
-                tables.actions.push(row);
+                let row = counted.map(|counted| tables.slow(probe, slow, counted));
+                tables.actions.extend(row);
             }
             let filtered = plan.targets[probe.target].selector.needs_filter();
             let mut row = probe_entry(number, probe, filtered, first, tables.actions.len() - first);
-            row.slow = counted.unwrap_or_default();
+            row.slow = counted.map_or(0, |counted| counted.kernel);
             tables.probes.push(row);
         }
         tables
@@ -77,13 +77,16 @@ impl ProbeTables {
     }
 
     /// What finds a hit slow.
-    fn slow(&mut self, probe: &ProbePlan, plan: &SlowPlan, slot: u32) -> action {
+    fn slow(&mut self, probe: &ProbePlan, plan: &SlowPlan, counted: &SlowLayout) -> action {
+        let floor = counted.floor.filter(|_| plan.worst.is_some());
+        let kind = if floor.is_some() { action_kind::ACTION_WORST } else { action_kind::ACTION_SLOW };
         let mut row = action {
-            kind: small(action_kind::ACTION_SLOW.0),
+            kind: small(kind.0),
             value: small(plan.value),
             nconditions: small(plan.when.len()),
             needs_nonnegative: u8::from(plan.refuses_negative),
-            slot,
+            slot: counted.kernel,
+            bounds: floor.unwrap_or_default(),
             stride: slow_slot::SLOW_SLOTS.0,
             label_sets: abi_none::NO_LABEL_SETS.0,
             bias: plan.above.cast_unsigned(),

@@ -236,7 +236,9 @@ pub struct SlowEvent {
     /// As [`Metric::unit`], of the value and its bound.
     pub unit: &'static str,
     pub value: f64,
-    pub over: f64,
+    /// Why it is kept: it is above this, or one of the so many worst of its hour.
+    pub over: Option<f64>,
+    pub worst: Option<u32>,
     pub fields: Vec<(String, String)>,
     /// What else happened to the same, as far as it is configured.
     pub related: Vec<RelatedEvent>,

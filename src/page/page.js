@@ -370,13 +370,17 @@ function network(status) {
 
 function slow(status) {
   if (status.slow.length === 0) return null;
+  const reason = (one) =>
+    [one.over === null ? null : `over ${inUnit(one.over, one.unit)}`, one.worst === null ? null : `of the worst ${one.worst} of its hour`]
+      .filter((part) => part !== null)
+      .join(", ");
   const signed = (after) => `${after < 0 ? "\u2212" : "+"}${duration(Math.abs(after))}`;
   const rows = status.slow.map((one) =>
     h(
       "tr",
       {},
       h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.metric), h("div", { class: "muted help" }, one.target)),
-      h("td", { class: "number" }, h("b", {}, inUnit(one.value, one.unit)), h("div", { class: "muted help" }, `over ${inUnit(one.over, one.unit)}`)),
+      h("td", { class: "number" }, h("b", {}, inUnit(one.value, one.unit)), h("div", { class: "muted help" }, reason(one))),
       number(ago(one.time, status.time)),
       h(
         "td",

@@ -30,6 +30,7 @@ fn event(row: &Row) -> SlowEvent {
         unit: unit_of(&event.metric),
         value: event.value,
         over: event.over,
+        worst: event.worst,
         fields: fields(&event.fields),
         related: related.collect(),
     }

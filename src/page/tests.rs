@@ -175,10 +175,12 @@ fn nothing_that_others_write_gets_into_the_page_as_it_is() {
         probe: hostile.to_owned(),
         metric: "b_seconds".to_owned(),
         value: 2.0,
-        over: 1.0,
+        over: Some(1.0),
+        worst: None,
         fields: fields.clone(),
         related: vec![RelatedRow { after: -0.5, probe: "udp:race".to_owned(), fields }],
         wanted: None,
+        ranked: None,
     };
     all.slow.push(Arc::new(crate::slow::Row { id: 1, node: "london".to_owned(), event }));
     all.visitors.push(Visitor {

@@ -94,6 +94,18 @@ pub(super) fn decide(
         };
         diags.error(&probe.at, message).help(help);
     }
+    if probe.slow.len() > 1 && probe.slow.iter().any(|slow| slow.worst.is_some()) {
+        let [first, second, ..] = &probe.slow[..] else { return };
+        diags
+            .error(
+                &probe.at,
+                format!(
+                    "{} and {} both keep events, and one the worst of an hour: an event is kept once",
+                    first.metric, second.metric
+                ),
+            )
+            .help("write the two metrics in two entries of this probe");
+    }
     if probe.slow.len() > MAX_ACTIONS {
         diags.error(
             &probe.at,

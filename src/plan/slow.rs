@@ -11,10 +11,12 @@ use crate::config::place::Place;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SlowPlan {
     pub metric: String,
-    /// Slow is what is above this, in the metric's unit.
-    pub over: f64,
+    /// Slow is what is above this, in the metric's unit; all, if it is not said.
+    pub over: Option<f64>,
     /// The same as the integer that is read.
     pub above: i64,
+    /// Of these, so many of each hour, the largest.
+    pub worst: Option<u32>,
     /// As of the histogram's [`ActionPlan`].
     pub value: usize,
     pub scale: Scale,
@@ -86,7 +88,8 @@ impl Scope<'_> {
         Some(SlowPlan {
             metric: metric.name.clone(),
             over: slow.over,
-            above: action.scale.raw_bound(slow.over),
+            above: slow.over.map_or(i64::MIN, |over| action.scale.raw_bound(over)),
+            worst: slow.worst,
             value,
             scale: action.scale,
             refuses_negative: action.refuses_negative,

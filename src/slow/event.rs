@@ -8,8 +8,9 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::worst::Ranked;
 use crate::config::model::Point;
-use crate::layout::{SLOW_KEPT, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
+use crate::layout::{SLOW_DISPLACED, SLOW_KEPT, SLOW_OUTDONE, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
 use crate::store::UserStore;
 
 /// What is kept of an event.
@@ -23,12 +24,16 @@ pub struct Event {
     pub metric: String,
     /// In the metric's unit, like `over`, which it is above.
     pub value: f64,
-    pub over: f64,
+    pub over: Option<f64>,
+    /// It is one of the so many worst of its hour.
+    pub worst: Option<u32>,
     pub fields: Fields,
     /// Events of other probes that belong to it, in their order.
     pub related: Vec<RelatedRow>,
     /// Which are wanted, until they are there.
     pub(crate) wanted: Option<Wanted>,
+    /// Its place among the worst, while they are not known for good.
+    pub(crate) ranked: Option<Ranked>,
 }
 
 /// Which events of other probes belong to a slow one: of this process, with this key, of these probes.
@@ -88,8 +93,8 @@ pub(super) fn shown_time(nanoseconds: i64) -> String {
 
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let Event { time, target, probe, metric, value, over, fields, related, .. } = &self.event;
-        let mut row = to.serialize_struct("event", 10)?;
+        let Event { time, target, probe, metric, value, over, worst, fields, related, .. } = &self.event;
+        let mut row = to.serialize_struct("event", 11)?;
         row.serialize_field("id", &self.id)?;
         row.serialize_field("time", &shown_time(*time))?;
         row.serialize_field("node", &self.node)?;
@@ -98,6 +103,7 @@ impl Serialize for Row {
         row.serialize_field("metric", metric)?;
         row.serialize_field("value", value)?;
         row.serialize_field("over", over)?;
+        row.serialize_field("worst", worst)?;
         row.serialize_field("fields", fields)?;
         row.serialize_field("related", related)?;
         row.end()
@@ -150,9 +156,18 @@ impl SlowCounters {
         self.store.add(self.slots + SLOW_REFUSED, 1);
     }
 
+    /// Likewise: it is not among the worst, which the kernel did not know yet.
+    pub(crate) fn outdone(&self) {
+        self.store.add(self.slots + SLOW_OUTDONE, 1);
+    }
+
     /// By the thread that writes, like [`Self::unwritten`].
     pub(super) fn written(&self) {
         self.store.add(self.slots + SLOW_KEPT, 1);
+    }
+
+    pub(super) fn displaced(&self) {
+        self.store.add(self.slots + SLOW_DISPLACED, 1);
     }
 
     pub(super) fn unwritten(&self) {

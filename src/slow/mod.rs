@@ -8,6 +8,7 @@ mod event;
 mod query;
 mod related;
 mod store;
+mod worst;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +25,7 @@ pub(crate) use event::{Related, Wanted};
 pub(crate) use query::shown_value;
 pub use query::{Query, read, table};
 pub use store::SlowError;
+pub(crate) use worst::{Worst, end_of_hour};
 
 /// Events that can wait for the thread that writes.
 const QUEUE: usize = 1024;
@@ -37,6 +39,8 @@ pub struct SlowRecorder {
     work: Mutex<Work>,
     queue: OnceLock<SyncSender<Message>>,
     shared: Arc<Shared>,
+    /// Of the events that are among the worst of an hour.
+    ranked: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -128,14 +132,24 @@ impl SlowRecorder {
         Ok(())
     }
 
-    /// Takes an event, or counts that there is no room for it. Never waits.
-    pub(crate) fn offer(&self, event: Event, counters: SlowCounters) {
-        let Some(queue) = self.queue.get() else { return counters.rejected() };
+    /// A number for an event among the worst that no other one has.
+    pub(crate) fn number(&self) -> u64 {
+        self.ranked.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes an event, or counts that there is no room for it. Never waits. Returns whether it was taken.
+    pub(crate) fn offer(&self, event: Event, counters: SlowCounters) -> bool {
+        let Some(queue) = self.queue.get() else {
+            counters.rejected();
+            return false;
+        };
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         if queue.try_send(Message::Event(Box::new((event, counters.clone())))).is_err() {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             counters.rejected();
+            return false;
         }
+        true
     }
 
     /// Takes an event that may belong to slow ones. At most half of the queue is for them.

@@ -108,7 +108,7 @@ pub fn table(rows: &[Row]) -> String {
             event.target.clone(),
             event.metric.clone(),
             shown(event.value),
-            shown(event.over),
+            shown_reason(&event.metric, event.over, event.worst),
         ]);
         let fields: Vec<_> = event.fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
         table.line(format!("{}: {}", event.probe, fields.join(" ")));
@@ -119,6 +119,13 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     table.to_string()
+}
+
+/// Why an event is kept: the bound that it is above, and that it is one of the worst of its hour.
+pub(crate) fn shown_reason(metric: &str, over: Option<f64>, worst: Option<u32>) -> String {
+    let over = over.map(|over| shown_value(metric, over));
+    let worst = worst.map(|worst| format!("worst {worst}"));
+    over.into_iter().chain(worst).collect::<Vec<_>>().join(", ")
 }
 
 /// A value of this metric: times in a unit that people read.
@@ -159,7 +166,7 @@ mod tests {
         let second = 1_000_000_000;
         let events: Vec<_> =
             (0..4).map(|n| event(n * second, n as f64, ["x", "y"][n as usize % 2])).collect();
-        store.write("n", &events.iter().collect::<Vec<_>>()).unwrap();
+        store.write("n", &events.iter().collect::<Vec<_>>(), &[]).unwrap();
         let values = |query: Query| -> Vec<f64> {
             read_at(&path, &query, 4 * second).unwrap().iter().map(|row| row.event.value).collect()
         };
@@ -193,6 +200,11 @@ mod tests {
             "TIME                         TARGET  METRIC     VALUE  OVER\n\
              2023-11-14T22:13:20.000000Z  t       m_seconds  612ms  500ms\n    p:q: z=x y a=1\n\
              2023-11-14T22:13:20.000000Z  t       m_seconds  12s    500ms\n    p:q: z=x y a=1\n"
+        );
+        let reason = |over, worst| shown_reason("m_seconds", over, worst);
+        assert_eq!(
+            [reason(Some(0.5), None), reason(None, Some(20)), reason(Some(2.0), Some(5))],
+            ["500ms", "worst 20", "2s, worst 5"]
         );
         assert_eq!(table(&[]), "no slow events\n");
         for (seconds, shown) in [

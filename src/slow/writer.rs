@@ -1,6 +1,6 @@
 //! The thread that writes slow events, many at a time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -19,6 +19,9 @@ const COMPLETING: Duration = Duration::from_secs(5);
 
 /// How long nothing at all is waited for.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// How long the place of an event among the worst can be taken: an hour, in which others come that are older than they.
+const OPEN: Duration = Duration::from_secs(7200);
 
 /// So many are not let wait.
 const BATCH: usize = 128;
@@ -42,12 +45,16 @@ pub(super) struct Writer {
     /// Those that wait for what belongs to them, with the time when they have waited long enough.
     incomplete: VecDeque<(Instant, Event, SlowCounters)>,
     related: RecentEvents,
+    /// Of the events that are among the worst of an hour, the rows, for as long as others can take their place.
+    ranked: BTreeMap<u64, (Instant, i64)>,
+    /// Rows of those whose place was taken.
+    gone: Vec<i64>,
 }
 
 impl Writer {
     pub(super) fn new(store: Store, node: String, messages: Receiver<Message>, shared: Arc<Shared>) -> Self {
-        let (events, incomplete, related) = Default::default();
-        let mut writer = Self { store, node, messages, shared, events, incomplete, related };
+        let (events, incomplete, related, ranked, gone) = Default::default();
+        let mut writer = Self { store, node, messages, shared, events, incomplete, related, ranked, gone };
         writer.show_latest();
         writer
     }
@@ -70,6 +77,7 @@ impl Writer {
             match received {
                 Ok(Message::Event(event)) => {
                     let (event, counters) = *event;
+                    self.displace(&event);
                     if event.wanted.is_some() {
                         self.incomplete.push_back((Instant::now() + COMPLETING, event, counters));
                     } else {
@@ -96,6 +104,7 @@ impl Writer {
             match message {
                 Message::Event(event) => {
                     let (event, counters) = *event;
+                    self.displace(&event);
                     self.incomplete.push_back((Instant::now(), event, counters));
                 }
                 Message::Related(event) => self.remember(*event),
@@ -116,6 +125,26 @@ impl Writer {
     fn remember(&mut self, event: Related) {
         self.shared.related_waiting.fetch_sub(1, Ordering::Relaxed);
         self.related.add(event);
+    }
+
+    /// Gives up the event whose place this one takes.
+    fn displace(&mut self, by: &Event) {
+        let Some(gone) = by.ranked.and_then(|ranked| ranked.displaces) else { return };
+        if let Some((_, row)) = self.ranked.remove(&gone) {
+            self.gone.push(row);
+            return;
+        }
+        let is_it = |event: &Event| event.ranked.is_some_and(|ranked| ranked.number == gone);
+        let counters = if let Some(at) = self.events.iter().position(|(event, _)| is_it(event)) {
+            self.events.remove(at).1
+        } else if let Some(at) = self.incomplete.iter().position(|(_, event, _)| is_it(event)) {
+            let Some((_, _, counters)) = self.incomplete.remove(at) else { return };
+            counters
+        } else {
+            return;
+        };
+        counters.displaced();
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The first that waits for what belongs to it waits no longer; whether there was one.
@@ -154,22 +183,43 @@ impl Writer {
     }
 
     fn try_to_write(&mut self) -> Result<(), String> {
-        let events: Vec<_> = self.events.iter().map(|(event, _)| event).collect();
         if self.store.is_gone() {
             log::warn!(
                 "The file of slow events {} was deleted or moved: it is opened anew",
                 self.store.path().display()
             );
-            self.store.renew().map_err(|err| err.to_string())?;
+            self.renew()?;
         }
-        match self.store.write(&self.node, &events) {
-            Ok(()) => Ok(()),
+        let rows = match self.write_batch() {
             Err(err) if is_damage(&err) => {
-                self.store.renew().map_err(|err| err.to_string())?;
-                self.store.write(&self.node, &events).map_err(|err| err.to_string())
+                self.renew()?;
+                self.write_batch()
             }
-            Err(err) => Err(err.to_string()),
+            other => other,
+        };
+        let rows = rows.map_err(|err| err.to_string())?;
+        self.gone.clear();
+        let now = Instant::now();
+        self.ranked.retain(|_, (at, _)| now.duration_since(*at) < OPEN);
+        for ((event, _), row) in self.events.iter().zip(rows) {
+            if let Some(ranked) = event.ranked {
+                self.ranked.insert(ranked.number, (now, row));
+            }
         }
+        Ok(())
+    }
+
+    /// Writes all events, and takes out those whose place was taken. Returns the rows of the new ones.
+    fn write_batch(&mut self) -> rusqlite::Result<Vec<i64>> {
+        let events: Vec<_> = self.events.iter().map(|(event, _)| event).collect();
+        self.store.write(&self.node, &events, &self.gone)
+    }
+
+    /// Another file has other rows.
+    fn renew(&mut self) -> Result<(), String> {
+        self.ranked.clear();
+        self.gone.clear();
+        self.store.renew().map_err(|err| err.to_string())
     }
 
     /// Tells the others what is in the file.

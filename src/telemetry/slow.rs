@@ -14,16 +14,21 @@ impl Telemetry {
         };
         let all: Vec<_> = self.plan.probes.iter().enumerate().filter_map(counted).collect();
         type Column = (&'static str, &'static str, fn(&SlowCounts) -> u64);
-        let columns: [Column; 2] = [
+        let columns: [Column; 3] = [
             (
                 "fibre_exporter_slow_events_total",
-                "Slow events: exactly kept + lost + fibre_exporter_slow_events_waiting and those still in the ring buffer.",
+                "Slow events: exactly kept + outdone + lost + fibre_exporter_slow_events_waiting and those still in the ring buffer.",
                 |counts| counts.seen,
             ),
             (
                 "fibre_exporter_slow_events_kept_total",
                 "Slow events written to the file; later ones replace the oldest.",
                 |counts| counts.kept,
+            ),
+            (
+                "fibre_exporter_slow_events_outdone_total",
+                "Slow events that were among the worst of the hour only until larger ones came, before they were written.",
+                |counts| counts.outdone,
             ),
         ];
         for (name, help, column) in columns {

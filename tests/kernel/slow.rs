@@ -39,17 +39,83 @@ int main(void) {
 }
 "#;
 
+/// What is kept of two runs, of which the second has nothing to tell the worst of the hour from those of the first.
+#[test]
+fn the_worst_of_an_hour_are_kept_and_what_is_outdone_is_not_sent() {
+    let probes = r#"  - on: usdt:slow:call
+    args:
+      n: { index: 0 }
+      name: { index: 1, type: string }
+    metrics:
+    - { histogram: calls, value: n, buckets: [500], slow: { worst: 7 } }
+  - on: usdt:slow:call
+    args:
+      n: { index: 0 }
+      parity: { index: 2, type: string }
+    metrics:
+    - { histogram: odds, value: n, when: 'parity == "odd"', buckets: [500], slow: { worst: 3, over: 996 } }
+    - { counter: calls_total, labels: { parity: parity } }
+"#;
+    let directory = directory();
+    let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
+    let hour = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3600;
+    for all_to_ring in [false, true] {
+        // Not over the end of an hour.
+        let rows = loop {
+            let file = directory.path().join("events.db");
+            let _ = std::fs::remove_file(&file);
+            let yaml = configuration(&file, &binary, probes);
+            let began = hour();
+            let recorder = Arc::new(SlowRecorder::default());
+            let tracer = Tracer::start_recording(&yaml, all_to_ring, Some(recorder.clone()));
+            assert!(Command::new(&binary).status().unwrap().success());
+            let first = tracer.drained().0;
+            assert!(Command::new(&binary).status().unwrap().success());
+            let second = tracer.drained().0 - first;
+            drop((tracer, recorder));
+            if hour() != began {
+                continue;
+            }
+            // 994 to 999 are above the seventh of the first run, 993, and 997 and 999 above the bound.
+            println!("all to the ring: {all_to_ring}: {first} and {second} events");
+            assert!(if all_to_ring { second == 2000 } else { second <= 8 }, "{second}");
+            break read(&file, &Query { limit: 10_000, ..Query::default() }).unwrap();
+        };
+        let of = |metric: &str| {
+            let rows: Vec<_> = rows.iter().filter(|row| row.event.metric == metric).cloned().collect();
+            numbers(&rows, "n")
+        };
+        assert_eq!(of("calls"), [996, 997, 997, 998, 998, 999, 999]);
+        assert_eq!(of("odds"), [997, 999, 999]);
+        for row in &rows {
+            let event = &row.event;
+            let n = event.fields.get("n").unwrap();
+            let why = (event.metric.as_str(), event.over, event.worst);
+            assert!([("calls", None, Some(7)), ("odds", Some(996.0), Some(3))].contains(&why), "{row:?}");
+            let other =
+                if why.0 == "calls" { ("name", format!("call {n}")) } else { ("parity", "odd".to_owned()) };
+            assert_eq!(
+                (event.value.to_string(), event.fields.get(other.0)),
+                (n.to_owned(), Some(other.1.as_str()))
+            );
+        }
+    }
+}
+
+fn configuration(file: &Path, binary: &Path, probes: &str) -> String {
+    let (file, binary) = (file.display(), binary.display());
+    format!(
+        "node_name: test\nslow_events: {{ file: {file} }}\ntargets:\n- name: program\n  binary: {binary}\n  probes:\n{probes}"
+    )
+}
+
 /// What is kept of one run, with everything decided in the kernel and with everything in user space.
 fn both_ways(probes: &str, held: impl Fn(&[Row])) {
     let directory = directory();
     let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
     for all_to_ring in [false, true] {
         let file = directory.path().join(format!("events-{all_to_ring}.db"));
-        let yaml = format!(
-            "node_name: test\nslow_events: {{ file: {} }}\ntargets:\n- name: program\n  binary: {}\n  probes:\n{probes}",
-            file.display(),
-            binary.display()
-        );
+        let yaml = configuration(&file, &binary, probes);
         held(&run(&yaml, all_to_ring, &binary, &file));
     }
 }
@@ -100,7 +166,7 @@ fn exactly_the_hits_above_the_bound_are_kept_with_their_arguments() {
             assert_eq!(event.fields.get("parity"), Some(if n % 2 == 1 { "odd" } else { "even" }));
             assert!(event.fields.get("pid").is_some());
             let about = (event.target.as_str(), event.probe.as_str(), event.metric.as_str(), event.over);
-            assert_eq!(about, ("program", "slow:call", "call_seconds", 0.9));
+            assert_eq!(about, ("program", "slow:call", "call_seconds", Some(0.9)));
             seen.push(n);
         }
         // In the order in which they came, by the kernel's clock.

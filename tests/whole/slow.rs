@@ -18,12 +18,13 @@ fn events(options: &[&str]) -> Vec<Value> {
     serde_json::from_str(&text).unwrap_or_else(|err| panic!("{err}: {text}"))
 }
 
-/// A scrape at which nothing waits and nothing is in the ring: seen = kept + lost.
+/// A scrape at which nothing waits and nothing is in the ring: seen = kept + outdone + lost.
 fn settled(exporter: &Exporter) -> Metrics {
     let all = |scrape: &Metrics, what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
     exporter.scrape_until("every slow event to be kept or lost", |scrape| {
         all(scrape, "waiting") == 0.0
-            && all(scrape, "total") == all(scrape, "kept_total") + all(scrape, "lost_total")
+            && all(scrape, "total")
+                == all(scrape, "kept_total") + all(scrape, "outdone_total") + all(scrape, "lost_total")
     })
 }
 
@@ -106,6 +107,59 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
     assert_eq!((of("rows"), of("total")), (slow, 0.0));
     second.stop();
+}
+
+/// Beside all events of the same blocks: the worst of each hour are exactly the largest of these.
+#[test]
+fn the_worst_blocks_of_an_hour_are_kept() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let file = place.path("events.db");
+    let entry = |metric: &str, slow: &str| {
+        format!(
+            "  - on: usdt:udp:block_reconstructed\n    args: {{ height: 6, elapsed: {{ index: 5, unit: us }} }}\n    metrics:\n    - {{ histogram: {metric}, value: elapsed, buckets: [1], slow: {slow} }}\n"
+        )
+    };
+    let yaml = format!(
+        "node_name: demo\nslow_events: {{ file: {} }}\ntargets:\n- name: bitcoind\n  binary: {}\n  probes:\n{}{}",
+        file.display(),
+        demo.display(),
+        entry("all_seconds", "{ over: -1 }"),
+        entry("worst_seconds", "{ worst: 9 }")
+    );
+    let running = Setup::new(&place, yaml).start();
+    running.wait_until_ready();
+    let totals = play(&demo, &["--rate", "200", "--blocks", "400"]);
+    let scrape = settled(&running);
+    scrape.assert_nothing_lost();
+    let fired = totals.fired("udp:block_reconstructed");
+    assert!(fired > 100, "{fired}");
+    let rows = events(&["--file", &file.display().to_string(), "--limit", "10000"]);
+    let (_, table, _) = finish(exporter().arg("events").arg("--file").arg(&file).args(["--limit", "2"]));
+    println!("{table}");
+    let mut all: std::collections::BTreeMap<String, [Vec<f64>; 2]> = std::collections::BTreeMap::new();
+    for row in &rows {
+        let hour = row["time"].as_str().expect("a time")[..13].to_owned();
+        let is_worst = row["metric"] == "worst_seconds";
+        assert_eq!((row["worst"].is_null(), row["over"].is_null()), (!is_worst, is_worst), "{row}");
+        all.entry(hour).or_default()[usize::from(is_worst)].push(row["value"].as_f64().expect("a number"));
+    }
+    for [all, worst] in all.values_mut() {
+        [&mut *all, worst].into_iter().for_each(|values| values.sort_by(|a, b| b.total_cmp(a)));
+        all.truncate(9);
+        assert_eq!(all, worst);
+    }
+    // The books of the one that keeps all, and of the other one, which was sent few.
+    let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
+    assert!(of("total") >= fired as f64 + 9.0 && of("rows") == rows.len() as f64, "{}", of("total"));
+    println!("{} sent of {}, {} outdone", of("total") - fired as f64, fired, of("outdone_total"));
+    let (code, shown, told) = finish(exporter().args(["check"]).arg(place.path("config.yaml")));
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        shown.contains("slow: of worst_seconds, the worst 9 of each hour are kept with height"),
+        "{shown}"
+    );
+    running.stop();
 }
 
 /// How long it took, what was missing, who won the race, and how long the connection took: one row.

@@ -15,13 +15,23 @@ use crate::config::model::SlowEvents;
 /// "fibe": marks a database as the exporter's, for `file(1)` and for the exporter itself.
 const APPLICATION: i32 = 0x6669_6265;
 /// Of the tables.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How long one process waits for another that writes.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A larger file is not read as a whole before it is used.
 const CHECKED_BYTES: u64 = 256 << 20;
+
+/// From version 1, which had only events above a bound.
+const UPGRADE: &str = "
+    DROP INDEX events_by_time;
+    ALTER TABLE events RENAME TO earlier;
+";
+const UPGRADED: &str = "
+    INSERT INTO events SELECT id, time, node, target, probe, metric, value, over, NULL, fields, related FROM earlier;
+    DROP TABLE earlier;
+";
 
 const TABLES: &str = "
     CREATE TABLE events (
@@ -32,7 +42,8 @@ const TABLES: &str = "
         probe TEXT NOT NULL,
         metric TEXT NOT NULL,
         value REAL NOT NULL,
-        over REAL NOT NULL,
+        over REAL, -- the bound, if there is one
+        worst INTEGER, -- one of so many of its hour
         fields TEXT NOT NULL, -- a JSON object of texts
         related TEXT NOT NULL DEFAULT '[]' -- a JSON array
     );
@@ -200,8 +211,15 @@ impl Store {
             begun.pragma_update(None, "user_version", VERSION)?;
         } else if pragma(&begun, "application_id")? != APPLICATION as u64 {
             return Err(foreign("is a database of another program"));
-        } else if pragma(&begun, "user_version")? != VERSION as u64 {
-            return Err(foreign("was made by another version of the exporter"));
+        } else {
+            match pragma(&begun, "user_version")? {
+                1 => {
+                    [UPGRADE, TABLES, UPGRADED].iter().try_for_each(|step| begun.execute_batch(step))?;
+                    begun.pragma_update(None, "user_version", VERSION)?;
+                }
+                version if version == VERSION as u64 => {}
+                _ => return Err(foreign("was made by another version of the exporter")),
+            }
         }
         begun.commit()?;
         // The directory of temporary files may not be one's own.
@@ -220,27 +238,32 @@ impl Store {
         Ok(db)
     }
 
-    /// Adds events, and takes out what is too much or too old.
-    pub fn write(&mut self, node: &str, events: &[&Event]) -> rusqlite::Result<()> {
+    /// Adds events, and takes out these rows and what is too much or too old. Returns the rows that were added.
+    pub fn write(&mut self, node: &str, events: &[&Event], gone: &[i64]) -> rusqlite::Result<Vec<i64>> {
         let oldest =
             self.clock.now().saturating_sub(i64::try_from(self.bounds.age.as_nanos()).unwrap_or(i64::MAX));
         let bounds = self.bounds;
         let begun = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         begun.prepare("DELETE FROM events WHERE time < ?")?.execute([oldest])?;
+        for row in gone {
+            begun.prepare("DELETE FROM events WHERE id = ?")?.execute([row])?;
+        }
         // Room is made before it is taken, so that the file need not grow first.
         let wanted: u64 = events.iter().map(|event| room(event)).sum();
         let most = bounds.bytes.saturating_sub(wanted.min(bounds.bytes / 2));
         while used_bytes(&begun)? > most && take_oldest(&begun)? > 0 {}
+        let mut rows = Vec::with_capacity(events.len());
         {
             let mut insert = begun.prepare(
-                "INSERT INTO events (time, node, target, probe, metric, value, over, fields, related) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO events (time, node, target, probe, metric, value, over, worst, fields, related) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?;
             for event in events {
-                let Event { time, target, probe, metric, value, over, fields, related, .. } = event;
+                let Event { time, target, probe, metric, value, over, worst, fields, related, .. } = event;
                 let related = serde_json::to_string(related).unwrap_or_default();
                 let fields = serde_json::to_string(fields).unwrap_or_default();
-                insert.execute(params![time, node, target, probe, metric, value, over, fields, related])?;
+                let values = params![time, node, target, probe, metric, value, over, worst, fields, related];
+                rows.push(insert.insert(values)?);
             }
         }
         let most = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?";
@@ -253,7 +276,7 @@ impl Store {
             let mut pages = vacuum.query([])?;
             while pages.next()?.is_some() {}
         }
-        Ok(())
+        Ok(rows)
     }
 
     /// Whether the file was deleted or exchanged, so that nobody would find what is written to the open one.
@@ -327,12 +350,14 @@ fn take_oldest(db: &Transaction<'_>) -> rusqlite::Result<usize> {
 
 /// Calls `each` with the events since then, the last one first, until it returns false.
 pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> bool) -> rusqlite::Result<()> {
-    let mut select = db.prepare(
-        "SELECT id, time, node, target, probe, metric, value, over, fields, related FROM events WHERE time >= ? ORDER BY id DESC",
-    )?;
+    // Of a file that nobody has opened since an earlier version wrote it.
+    let worst = if pragma(db, "user_version")? == 1 { "NULL" } else { "worst" };
+    let mut select = db.prepare(&format!(
+        "SELECT id, time, node, target, probe, metric, value, over, {worst}, fields, related FROM events WHERE time >= ? ORDER BY id DESC",
+    ))?;
     let mut rows = select.query([since])?;
     while let Some(row) = rows.next()? {
-        let (fields, related): (String, String) = (row.get(8)?, row.get(9)?);
+        let (fields, related): (String, String) = (row.get(9)?, row.get(10)?);
         let event = Event {
             time: row.get(1)?,
             target: row.get(3)?,
@@ -340,9 +365,11 @@ pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> boo
             metric: row.get(5)?,
             value: row.get(6)?,
             over: row.get(7)?,
+            worst: row.get(8)?,
             fields: serde_json::from_str(&fields).unwrap_or_default(),
             related: serde_json::from_str(&related).unwrap_or_default(),
             wanted: None,
+            ranked: None,
         };
         if !each(Row { id: row.get(0)?, node: row.get(2)?, event }) {
             break;

@@ -11,10 +11,12 @@ pub(in super::super) fn event(time: i64, value: f64, text: &str) -> Event {
         probe: "p:q".into(),
         metric: "m_seconds".into(),
         value,
-        over: 0.5,
+        over: Some(0.5),
+        worst: None,
         fields: Fields(vec![("z".into(), text.into()), ("a".into(), "1".into())]),
         related: Vec::new(),
         wanted: None,
+        ranked: None,
     }
 }
 
@@ -25,7 +27,7 @@ fn values(store: &Store) -> Vec<f64> {
 }
 
 fn write(store: &mut Store, events: &[Event]) {
-    store.write("n", &events.iter().collect::<Vec<_>>()).unwrap();
+    store.write("n", &events.iter().collect::<Vec<_>>(), &[]).unwrap();
 }
 
 #[test]
@@ -50,6 +52,53 @@ fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
     assert_eq!(rows[3].event, events[0]);
     assert_eq!((rows[3].id, rows[3].node.as_str()), (1, "n"));
     assert_eq!(store.rows().unwrap(), 4);
+}
+
+/// A file of the first version, which had only events above a bound.
+const FIRST: &str = "
+    CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, node TEXT NOT NULL, target TEXT NOT NULL,
+        probe TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL, over REAL NOT NULL, fields TEXT NOT NULL,
+        related TEXT NOT NULL DEFAULT '[]');
+    CREATE INDEX events_by_time ON events (time);
+    INSERT INTO events (time, node, target, probe, metric, value, over, fields) VALUES
+        (9000000000000000000, 'n', 't', 'p:q', 'm_seconds', 1.5, 0.5, '{\"z\":\"x\",\"a\":\"1\"}');
+";
+
+#[test]
+fn a_file_of_the_first_version_is_read_and_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("e.db");
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch(FIRST).unwrap();
+    db.pragma_update(None, "application_id", APPLICATION).unwrap();
+    db.pragma_update(None, "user_version", 1).unwrap();
+    let first = event(9_000_000_000_000_000_000, 1.5, "x");
+    let mut seen = Vec::new();
+    scan(&db, i64::MIN, |row| {
+        seen.push(row.event);
+        true
+    })
+    .unwrap();
+    assert_eq!(seen, [first.clone()]);
+    drop(db);
+    let mut store = Store::open(&path, WIDE).unwrap();
+    let worst = Event { over: None, worst: Some(20), ..event(wall(), 2.5, "") };
+    write(&mut store, &[worst.clone()]);
+    let rows: Vec<_> = store.latest(9).unwrap().into_iter().map(|row| (row.id, row.event)).collect();
+    assert_eq!(rows, [(2, worst), (1, first)]);
+    drop(store);
+    assert_eq!(values(&Store::open(&path, WIDE).unwrap()), [2.5, 1.5]);
+}
+
+#[test]
+fn rows_are_taken_out_by_their_numbers() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&directory.path().join("e.db"), WIDE).unwrap();
+    let events: Vec<_> = (0..3).map(|n| event(wall(), f64::from(n), "")).collect();
+    let rows = store.write("n", &events.iter().collect::<Vec<_>>(), &[]).unwrap();
+    assert_eq!(rows, [1, 2, 3]);
+    assert_eq!(store.write("n", &[&events[0]], &[rows[1], 77]).unwrap(), [4]);
+    assert_eq!(values(&store), [0.0, 2.0, 0.0]);
 }
 
 #[test]

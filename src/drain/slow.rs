@@ -1,0 +1,80 @@
+//! What is done with a probe's slow events.
+
+use std::sync::Arc;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::abi::floor_slot;
+use crate::kernel::KernelStore;
+use crate::layout::SlowLayout;
+use crate::plan::ProbePlan;
+use crate::slow::{Event, SlowCounters, SlowRecorder, Worst, end_of_hour};
+
+/// Where slow events of a probe are counted, and which of them are kept.
+#[derive(Debug)]
+pub(super) struct SlowSelection {
+    /// First of the slots, see [`SlowLayout::user`].
+    pub slots: u32,
+    /// If only the worst of an hour are kept: these, and where the kernel is told.
+    worst: Option<(Worst, Floor)>,
+}
+
+/// The slots of the kernel's store that `enum floor_slot` names.
+#[derive(Debug)]
+struct Floor {
+    store: Arc<KernelStore>,
+    first: u32,
+}
+
+impl SlowSelection {
+    pub fn new(layout: &SlowLayout, probe: &ProbePlan, store: &Arc<KernelStore>) -> Self {
+        let worst = probe.slow.iter().find_map(|slow| slow.worst).zip(layout.floor);
+        let worst = worst.map(|(most, first)| {
+            // An earlier exporter's, who knew other events.
+            store.set(first + floor_slot::FLOOR_UNTIL.0, 0);
+            (Worst::new(most), Floor { store: store.clone(), first })
+        });
+        Self { slots: layout.user, worst }
+    }
+
+    /// Has the event recorded that the probe had at this time of the kernel's clock, unless it is outdone. Without a recorder the
+    /// kernel is told all the same, and sends no more than it would with one.
+    pub fn record(
+        &mut self,
+        time: u64,
+        value: i64,
+        event: impl FnOnce() -> Event,
+        counters: SlowCounters,
+        recorder: Option<&SlowRecorder>,
+    ) {
+        let Some((worst, floor)) = &mut self.worst else {
+            if let Some(recorder) = recorder {
+                recorder.offer(event(), counters);
+            }
+            return;
+        };
+        let number = recorder.map_or(0, SlowRecorder::number);
+        let until = || end_of_hour(time, since_1970(time));
+        let keep = |ranked| {
+            let event = || Event { ranked: Some(ranked), ..event() };
+            recorder.is_none_or(|recorder| recorder.offer(event(), counters.clone()))
+        };
+        if !worst.offer(time, until, value, number, keep) {
+            return counters.outdone();
+        }
+        if let Some(now) = worst.floor() {
+            floor.store.set(floor.first + floor_slot::FLOOR_ABOVE.0, now.above.cast_unsigned());
+            floor.store.set(floor.first + floor_slot::FLOOR_UNTIL.0, now.until);
+        }
+    }
+}
+
+/// A time of the kernel's clock, in nanoseconds since 1970 as the clock is set now.
+pub(super) fn since_1970(time: u64) -> i64 {
+    let nanoseconds = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+    };
+    let passed = nanoseconds(ClockId::Monotonic).saturating_sub(i64::try_from(time).unwrap_or(i64::MAX));
+    nanoseconds(ClockId::Realtime).saturating_sub(passed)
+}
