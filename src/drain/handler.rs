@@ -7,11 +7,14 @@ use super::DrainStats;
 use super::slow::{SlowSelection, since_1970};
 use crate::config::model::Settings;
 use crate::decode::{Event, EventValue};
+use crate::exposition::Exemplar;
 use crate::kernel::KernelStore;
+use crate::kinds;
 use crate::layout::{ActionLayout, Layout};
 use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
+use crate::metrics::event_series::labels_of;
 use crate::metrics::show::{show, show_exactly, show_with_unit};
-use crate::plan::{LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
+use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
 use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::UserStore;
 use crate::symbols::Symbols;
@@ -114,6 +117,9 @@ impl Handler {
                     counters.seen();
                 }
                 let target = &self.plan.targets[probe.target].name;
+                if let Some(recorder) = &self.recorder {
+                    note_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
+                }
                 let event = || kept(probe, target, slow, value, time, &read);
                 selection.record(time, value, event, counters, self.recorder.as_deref());
             }
@@ -202,6 +208,31 @@ fn kept<'a>(
         wanted,
         ranked: None,
     }
+}
+
+/// Has the event remembered by the bucket that it is in.
+fn note_exemplar<'a>(
+    recorder: &SlowRecorder,
+    plan: &Plan,
+    probe: &ProbePlan,
+    slow: &SlowPlan,
+    value: i64,
+    time: u64,
+    read: &dyn Fn(usize) -> EventValue<'a>,
+) {
+    let is_it = |action: &&ActionPlan| plan.metrics[action.metric].name == slow.metric;
+    let Some(action) = probe.actions.iter().find(is_it) else { return };
+    let metric = &plan.metrics[action.metric];
+    let Some(key) = labels_of(metric, action, probe, read) else { return };
+    let bounds = kinds::of(&metric.kind).raw_bounds(action.scale);
+    let bucket = bounds.partition_point(|bound| *bound < value);
+    // What other events have in common with it says most.
+    let first = slow.related.as_ref().map(|by| by.key);
+    let kept = first.into_iter().chain(slow.kept.iter().copied().filter(|at| Some(*at) != first));
+    let fields = fields(probe, &kept.collect::<Vec<_>>(), read);
+    let labels = fields.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let exemplar = Exemplar::new(labels, slow.scale.apply(value as f64), since_1970(time) as f64 / 1e9);
+    recorder.note_exemplar(|all| all.note(&metric.name, key, (bucket, bounds.len() + 1), exemplar));
 }
 
 /// Values by name, as they are kept.

@@ -3,7 +3,9 @@
 //! Everything that is exposed is a [`Head`] and its [`Sample`]s: measured series, the exporter's own, the network's. A
 //! [`Format`] turns these into bytes, so a new format is one more module here and nothing elsewhere. Pure.
 
+mod exemplar;
 mod family;
+mod labels;
 mod names;
 mod negotiate;
 mod openmetrics;
@@ -11,7 +13,9 @@ mod protobuf;
 mod sample;
 mod text;
 
-pub use family::{Families, Family, Head, labels, push_label};
+pub use exemplar::{Exemplar, Exemplars};
+pub use family::{Families, Family, Head};
+pub use labels::{labels, push_label};
 pub use names::Names;
 pub use negotiate::negotiate;
 pub use sample::{Kind, Number, Sample, SampleValue};
@@ -35,6 +39,11 @@ impl Format {
             Format::OpenMetrics { created } => openmetrics::write(head.openmetrics(), samples, created, to),
             Format::Protobuf { created } => protobuf::write(head, samples, created, to),
         }
+    }
+
+    /// Whether it has room for exemplars.
+    pub fn has_exemplars(self) -> bool {
+        !matches!(self, Format::Text)
     }
 
     /// Appends what stands behind the last family.

@@ -62,7 +62,12 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, creat
         if std::mem::take(&mut first) {
             to.extend_from_slice(parts.intro.as_bytes());
         }
-        text::write_sample(&parts.samples, &sample, to);
+        match sample.value {
+            SampleValue::Histogram { counts, sum, exemplars } => {
+                parts.samples.histogram(sample.key, counts, sum, exemplars, to);
+            }
+            SampleValue::Number(_) => text::write_sample(&parts.samples, &sample, to),
+        }
         let Some(name) = &parts.created else { continue };
         to.extend_from_slice(name.as_bytes());
         match sample.value {
@@ -135,8 +140,11 @@ mod tests {
     fn histograms_have_canonical_bounds() {
         let head = Head::new("h", "", Kind::Histogram(vec![0.25, 1.0]));
         for (labels, braces, before) in [("", "", ""), ("a=\"x\"", "{a=\"x\"}", "a=\"x\",")] {
-            let text =
-                written(&head, labels, SampleValue::Histogram { counts: &[1, 2, 4], sum: 3u64.into() });
+            let text = written(
+                &head,
+                labels,
+                SampleValue::Histogram { counts: &[1, 2, 4], sum: 3u64.into(), exemplars: &[] },
+            );
             let expected = format!(
                 "# TYPE h histogram\nh_bucket{{{before}le=\"0.25\"}} 1\nh_bucket{{{before}le=\"1.0\"}} 3\n\
                  h_bucket{{{before}le=\"+Inf\"}} 7\nh_sum{braces} 3\nh_count{braces} 7\n\

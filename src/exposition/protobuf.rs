@@ -3,7 +3,8 @@
 //! Format: <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
 use super::Head;
-use super::family::labels;
+use super::exemplar::Exemplar;
+use super::labels::labels;
 use super::sample::{Kind, Sample, SampleValue};
 
 /// Field numbers and the values of enumerations in the definition.
@@ -27,6 +28,10 @@ mod field {
     pub const HISTOGRAM_CREATED: u32 = 15;
     pub const BUCKET_COUNT: u32 = 1;
     pub const BUCKET_BOUND: u32 = 2;
+    pub const BUCKET_EXEMPLAR: u32 = 3;
+    pub const EXEMPLAR_LABEL: u32 = 1;
+    pub const EXEMPLAR_VALUE: u32 = 2;
+    pub const EXEMPLAR_TIME: u32 = 3;
     pub const TIME_SECONDS: u32 = 1;
     pub const TIME_NANOSECONDS: u32 = 2;
 }
@@ -58,12 +63,7 @@ pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, created
 
 fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Message {
     let mut metric = Message::default();
-    for (name, value) in labels(head.labels(sample.key)) {
-        let mut label = Message::default();
-        label.text(field::LABEL_NAME, name);
-        label.text(field::LABEL_VALUE, &value);
-        metric.message(field::METRIC_LABEL, &label);
-    }
+    metric.labels(field::METRIC_LABEL, head.labels(sample.key));
     let mut content = Message::default();
     let number = match (&head.kind, sample.value) {
         (Kind::Counter, SampleValue::Number(number)) => {
@@ -75,7 +75,7 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
             content.double(field::NUMBER, number.as_real());
             field::METRIC_GAUGE
         }
-        (kind, SampleValue::Histogram { counts, sum }) => {
+        (kind, SampleValue::Histogram { counts, sum, exemplars }) => {
             let total = counts.iter().fold(0u64, |total, count| total.wrapping_add(*count));
             content.integer(field::HISTOGRAM_COUNT, total);
             content.double(field::HISTOGRAM_SUM, sum.as_real());
@@ -84,11 +84,20 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
                 Kind::Counter | Kind::Gauge => &[],
             };
             let mut below = 0u64;
-            for (count, bound) in counts.iter().zip(bounds.iter().chain([&f64::INFINITY])) {
+            let exemplars = exemplars.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+            let buckets = counts.iter().zip(bounds.iter().chain([&f64::INFINITY]));
+            for ((count, bound), exemplar) in buckets.zip(exemplars) {
                 below = below.wrapping_add(*count);
                 let mut bucket = Message::default();
                 bucket.integer(field::BUCKET_COUNT, below);
                 bucket.double(field::BUCKET_BOUND, *bound);
+                if let Some(Exemplar { labels, value, time: at }) = exemplar.filter(|_| *count > 0) {
+                    let mut exemplar = Message::default();
+                    exemplar.labels(field::EXEMPLAR_LABEL, labels);
+                    exemplar.double(field::EXEMPLAR_VALUE, *value);
+                    exemplar.message(field::EXEMPLAR_TIME, &time(*at));
+                    bucket.message(field::BUCKET_EXEMPLAR, &exemplar);
+                }
                 content.message(field::HISTOGRAM_BUCKET, &bucket);
             }
             created.into_iter().for_each(|time| content.message(field::HISTOGRAM_CREATED, time));
@@ -133,6 +142,16 @@ impl Message {
 
     fn text(&mut self, field: u32, text: &str) {
         self.bytes(field, text.as_bytes());
+    }
+
+    /// Labels as they are in a key.
+    fn labels(&mut self, field: u32, all: &str) {
+        for (name, value) in labels(all) {
+            let mut label = Message::default();
+            label.text(field::LABEL_NAME, name);
+            label.text(field::LABEL_VALUE, &value);
+            self.message(field, &label);
+        }
     }
 
     fn message(&mut self, field: u32, message: &Message) {

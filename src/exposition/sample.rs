@@ -1,5 +1,7 @@
 //! Samples, and the kinds of metric that they are of.
 
+use super::exemplar::Exemplar;
+
 /// The kind of metric that Prometheus is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
@@ -22,7 +24,8 @@ pub enum SampleValue<'a> {
     /// Of counters and gauges.
     Number(Number),
     /// `counts` of each bucket alone, one more than there are bounds: the last is beyond all.
-    Histogram { counts: &'a [u64], sum: Number },
+    /// `exemplars` are of the same buckets, or none at all.
+    Histogram { counts: &'a [u64], sum: Number, exemplars: &'a [Option<Exemplar>] },
 }
 
 /// Whole numbers are exact, whatever their size.

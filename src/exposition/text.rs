@@ -7,6 +7,7 @@
 
 use std::fmt::Write;
 
+use super::exemplar::Exemplar;
 use super::sample::{Kind, Number, Sample, SampleValue};
 
 /// A family's text that never changes.
@@ -57,17 +58,28 @@ impl Parts {
         }
     }
 
-    /// `labels` is without braces.
-    fn histogram(&self, labels: &str, counts: &[u64], sum: Number, to: &mut Vec<u8>) {
+    /// `labels` is without braces; `exemplars` are those of the buckets, or none.
+    pub fn histogram(
+        &self,
+        labels: &str,
+        counts: &[u64],
+        sum: Number,
+        exemplars: &[Option<Exemplar>],
+        to: &mut Vec<u8>,
+    ) {
         let mut total = 0u64;
         // Without other labels, `le` has no comma before it.
         let skip = usize::from(labels.is_empty());
-        for (count, bound) in counts.iter().zip(&self.bounds) {
+        let exemplars = exemplars.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        for ((count, bound), exemplar) in counts.iter().zip(&self.bounds).zip(exemplars) {
             total = total.wrapping_add(*count);
             to.extend_from_slice(self.bucket.as_bytes());
             to.extend_from_slice(labels.as_bytes());
             to.extend_from_slice(&bound.as_bytes()[skip..]);
             end(total.into(), to);
+            if let Some(exemplar) = exemplar.filter(|_| *count > 0) {
+                end_with(exemplar, to);
+            }
         }
         for (name, number) in [(&self.sum, sum), (&self.count, total.into())] {
             to.extend_from_slice(name.as_bytes());
@@ -100,7 +112,7 @@ pub fn write_sample(parts: &Parts, sample: &Sample<'_>, to: &mut Vec<u8>) {
             to.extend_from_slice(sample.key.as_bytes());
             end(number, to);
         }
-        SampleValue::Histogram { counts, sum } => parts.histogram(sample.key, counts, sum, to),
+        SampleValue::Histogram { counts, sum, .. } => parts.histogram(sample.key, counts, sum, &[], to),
     }
 }
 
@@ -117,6 +129,13 @@ fn end(number: Number, to: &mut Vec<u8>) {
         },
         Number::Real(number) => std::io::Write::write_fmt(to, format_args!("{number}\n")),
     };
+}
+
+/// Puts the exemplar at the end of the last line.
+fn end_with(exemplar: &Exemplar, to: &mut Vec<u8>) {
+    to.pop();
+    let Exemplar { labels, value, time } = exemplar;
+    let _ = std::io::Write::write_fmt(to, format_args!(" # {{{labels}}} {value} {time:.6}\n"));
 }
 
 /// What most numbers are, two digits at a time and in one copy.
@@ -161,14 +180,18 @@ mod tests {
     #[test]
     fn a_histogram_is_cumulative() {
         let head = Head::new("h", "Help\nof \\ h.", Kind::Histogram(vec![0.001, 1.0]));
-        let value = SampleValue::Histogram { counts: &[1, 2, 4], sum: Number::Real(0.5) };
+        let value = SampleValue::Histogram { counts: &[1, 2, 4], sum: Number::Real(0.5), exemplars: &[] };
         assert_eq!(
             written(&head, "node=\"a\"", value),
             "# HELP h Help\\nof \\\\ h.\n# TYPE h histogram\n\
              h_bucket{node=\"a\",le=\"0.001\"} 1\nh_bucket{node=\"a\",le=\"1\"} 3\nh_bucket{node=\"a\",le=\"+Inf\"} 7\n\
              h_sum{node=\"a\"} 0.5\nh_count{node=\"a\"} 7\n"
         );
-        let bare = written(&head, "", SampleValue::Histogram { counts: &[1, 0, 0], sum: 3u64.into() });
+        let bare = written(
+            &head,
+            "",
+            SampleValue::Histogram { counts: &[1, 0, 0], sum: 3u64.into(), exemplars: &[] },
+        );
         assert!(bare.ends_with(
             "h_bucket{le=\"0.001\"} 1\nh_bucket{le=\"1\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 3\nh_count 1\n"
         ));

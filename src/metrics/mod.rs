@@ -3,6 +3,7 @@
 mod carry;
 mod ended;
 pub mod evaluate;
+pub mod event_series;
 mod facts;
 mod forget;
 mod labels;

@@ -8,7 +8,7 @@ use super::ended::{Ended, LabelVisibility};
 use super::facts::ProbeFacts;
 use super::labels::{Scratch, const_labels, labels};
 use crate::abi::accounting_slot;
-use crate::exposition::{self, Format, Head, Sample};
+use crate::exposition::{Exemplars, Format, Head, Sample, SampleValue};
 use crate::kernel::{Accounting, KernelStore};
 use crate::kinds::{self, Kind, NumberFormat, Slots, Total};
 use crate::layout::{ActionLayout, LabelLayout, Layout};
@@ -162,16 +162,17 @@ impl Registry {
     /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
     /// is called, but not on who has called it before.
     pub fn render(&mut self, facts: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
-        self.render_some(facts, now, format, |_| true, to);
+        self.render_some(facts, now, format, |_| true, &Exemplars::default(), to);
     }
 
-    /// As [`Registry::render`], with only the metrics that are meant.
+    /// As [`Registry::render`], with only the metrics that are meant, and these exemplars.
     pub fn render_some(
         &mut self,
         facts: &[ProbeFacts],
         now: Instant,
         format: Format,
         is_meant: impl Fn(&Head) -> bool,
+        exemplars: &Exemplars,
         to: &mut Vec<u8>,
     ) {
         let window_ends = now.saturating_duration_since(self.window) >= WINDOW;
@@ -186,7 +187,7 @@ impl Registry {
         }
         self.add_up(facts, |_| true);
         for family in self.families.iter().filter(|family| is_meant(&family.head)) {
-            format.write(&family.head, family.samples(), to);
+            format.write(&family.head, family.samples_with(exemplars), to);
         }
         // Afterwards: the last numbers of a process that has ended have been shown.
         self.forget_ended(now, LabelVisibility::ForAWhile);
@@ -310,6 +311,18 @@ impl Family {
         }
     }
 
+    /// Those that have a value in this scrape, with the exemplars of their buckets.
+    fn samples_with<'a>(&'a self, exemplars: &'a Exemplars) -> impl Iterator<Item = Sample<'a>> {
+        let (name, buckets) = (self.head.name(), self.head.buckets());
+        self.samples().map(move |sample| match sample.value {
+            SampleValue::Number(_) => sample,
+            SampleValue::Histogram { counts, sum, .. } => {
+                let exemplars = exemplars.of(name, sample.key, buckets);
+                Sample { value: SampleValue::Histogram { counts, sum, exemplars }, ..sample }
+            }
+        })
+    }
+
     /// Those that have a value in this scrape.
     fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
         let buckets = self.head.buckets();
@@ -317,10 +330,11 @@ impl Family {
         live.map(move |(at, series)| {
             let number = series.total.displayed(self.real);
             let value = match buckets {
-                0 => exposition::SampleValue::Number(number),
-                _ => exposition::SampleValue::Histogram {
+                0 => SampleValue::Number(number),
+                _ => SampleValue::Histogram {
                     counts: &self.counts[at * buckets..][..buckets],
                     sum: number,
+                    exemplars: &[],
                 },
             };
             Sample { key: &series.key, value }

@@ -65,7 +65,7 @@ fn series(head: &Head, sample: &Sample<'_>, bounds: &[f64], node: &str) -> Serie
         .collect();
     match sample.value {
         SampleValue::Number(value) => Series { labels, value: Some(value.as_real()), distribution: None },
-        SampleValue::Histogram { counts, sum } => {
+        SampleValue::Histogram { counts, sum, .. } => {
             Series { labels, value: None, distribution: Some(distribution(counts, sum.as_real(), bounds)) }
         }
     }

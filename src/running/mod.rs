@@ -14,7 +14,7 @@ use crate::config::Overrides;
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::engine::Engines;
-use crate::exposition::{Format, Names};
+use crate::exposition::{Exemplars, Format, Head, Names};
 use crate::http::{Fingerprint, HttpStats, Security, Visitors};
 use crate::kernel::Attach;
 use crate::logging::Logging;
@@ -126,11 +126,13 @@ impl Running {
     pub fn render(&self, format: Format, names: &Names) -> Vec<u8> {
         self.engines().catch_up(DRAIN_TIMEOUT);
         let mut text = Vec::new();
+        let exemplars = if format.has_exemplars() { self.recorder.exemplars() } else { Exemplars::default() };
         let telemetry = {
             let mut state = self.state();
             let ActiveConfig { engines, registry, .. } = &mut *state;
             let status = engines.status();
-            registry.render_some(&status.facts(), Instant::now(), format, |head| names.want(head), &mut text);
+            let is_meant = |head: &Head| names.want(head);
+            registry.render_some(&status.facts(), Instant::now(), format, is_meant, &exemplars, &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
             self.telemetry(&state, Arc::new(status))
         };

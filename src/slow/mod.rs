@@ -16,6 +16,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::exposition::Exemplars;
 use crate::plan::Plan;
 use store::{Bounds, Store};
 use writer::{Message, Writer};
@@ -41,6 +42,7 @@ pub struct SlowRecorder {
     shared: Arc<Shared>,
     /// Of the events that are among the worst of an hour.
     ranked: AtomicU64,
+    exemplars: Mutex<Exemplars>,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +132,16 @@ impl SlowRecorder {
         // Nobody else sets it while the work is locked.
         let _ = self.queue.set(queue);
         Ok(())
+    }
+
+    /// Takes note of a slow event as an exemplar of its bucket.
+    pub(crate) fn note_exemplar(&self, note: impl FnOnce(&mut Exemplars)) {
+        note(&mut lock(&self.exemplars));
+    }
+
+    /// The latest of each bucket.
+    pub fn exemplars(&self) -> Exemplars {
+        lock(&self.exemplars).clone()
     }
 
     /// A number for an event among the worst that no other one has.

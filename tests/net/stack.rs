@@ -27,7 +27,7 @@ fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
 fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
     let family = families.iter().find(|family| family.name() == name).unwrap();
     let sample = family.samples().find(|sample| family.head().labels(sample.key).contains(label)).unwrap();
-    let SampleValue::Histogram { counts, sum } = sample.value else { panic!("no histogram") };
+    let SampleValue::Histogram { counts, sum, .. } = sample.value else { panic!("no histogram") };
     let exporter::exposition::Number::Real(sum) = sum else { panic!("not in seconds") };
     (counts.iter().sum(), (sum * 1e6).round() as u64)
 }

@@ -43,6 +43,13 @@ pub struct Sample {
     pub value: f64,
 }
 
+/// An exemplar that it has stored, as its API has it, and the labels of the series that it is of.
+#[derive(Debug, Clone)]
+pub struct StoredExemplar {
+    pub series: BTreeMap<String, String>,
+    pub exemplar: Json,
+}
+
 /// The directory of the stack's `prometheus.yml` and rules.
 pub fn stack_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/prometheus")
@@ -246,6 +253,28 @@ impl Prometheus {
                 .collect(),
             _ => Err(strange()),
         }
+    }
+
+    /// The exemplars of a selector's series that it has stored, with the labels of each series.
+    ///
+    /// # Errors
+    /// What Prometheus says, if it refuses the selector; or that it does not answer.
+    pub fn exemplars(&self, selector: &str) -> Result<Vec<StoredExemplar>, String> {
+        // Of any time.
+        let path =
+            format!("/api/v1/query_exemplars?query={}&start=0&end=9999999999", percent_encode(selector));
+        let data = self.api(&path)?;
+        let strange = || format!("a strange answer to {selector}: {data}");
+        let mut all = Vec::new();
+        for series in data.as_array().ok_or_else(strange)? {
+            let labels: BTreeMap<_, _> =
+                serde_json::from_value(series["seriesLabels"].clone()).map_err(|_| strange())?;
+            let exemplars = series["exemplars"].as_array().ok_or_else(strange)?;
+            all.extend(
+                exemplars.iter().map(|one| StoredExemplar { series: labels.clone(), exemplar: one.clone() }),
+            );
+        }
+        Ok(all)
     }
 
     /// Runs every query of every panel; gives those without data, as `panel, query: expression`. A number

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::support::demo::{play, program};
 use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
 use crate::support::exposition::{Labels, Metrics};
-use crate::support::prometheus::{Prometheus, Scrape};
+use crate::support::prometheus::{Prometheus, Scrape, StoredExemplar};
 
 const OPENMETRICS: &str = "Accept: application/openmetrics-text;version=1.0.0;escaping=underscores";
 const PROTOBUF: &str =
@@ -52,6 +52,22 @@ for family in text_string_to_metric_families(sys.stdin.read()):
         print(json.dumps([family.type, family.unit, sample.name, sample.labels, float(sample.value)]))
 "#;
 
+/// What a script for that client says of a page.
+fn parsed(script: &str, page: &[u8]) -> String {
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run python3");
+    python.stdin.take().expect("its input").write_all(page).expect("write");
+    let output = python.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(page));
+    text(&output.stdout)
+}
+
 #[test]
 fn openmetrics_is_what_a_strict_parser_takes() {
     let place = Place::new();
@@ -62,20 +78,10 @@ fn openmetrics_is_what_a_strict_parser_takes() {
         "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
     );
     assert!(body.ends_with(b"\n# EOF\n"));
-    let mut python = Command::new("/usr/bin/python3")
-        .args(["-c", PARSE])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("run python3");
-    python.stdin.take().expect("its input").write_all(&body).expect("write");
-    let output = python.wait_with_output().expect("its end");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&body));
+    let output = parsed(PARSE, &body);
     let mut series = BTreeMap::new();
     let (mut created, mut counters, mut seconds) = (0, 0, 0);
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
+    for line in output.lines() {
         let (kind, unit, name, labels, value): (String, String, String, Labels, f64) =
             serde_json::from_str(line).expect("a line");
         seconds += usize::from(unit == "seconds");
@@ -221,6 +227,100 @@ fn protocol_buffers_have_the_same_numbers() {
     let found = of_protobuf(&body);
     assert_eq!(found.value("fibre_exporter_up", &[]), 1.0);
     found.measured().assert_same(&exporter.scrape().measured());
+}
+
+/// The exemplars of a page, with the labels of the bucket that each is of.
+const EXEMPLARS: &str = r#"
+import json, sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    for sample in family.samples:
+        if sample.exemplar:
+            one = sample.exemplar
+            print(json.dumps([sample.name, sample.labels, one.labels, one.value, float(one.timestamp)]))
+"#;
+
+/// A slow event is the exemplar of its bucket until the next one falls in it: in OpenMetrics and in protocol buffers, as Prometheus
+/// stores them.
+#[test]
+fn slow_events_are_exemplars_of_their_buckets() {
+    const METRIC: &str = "fibre_block_reconstruction_duration_seconds";
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let file = place.path("events.db");
+    let slow = format!(
+        "slow_events:\n  file: {}\n  metrics:\n    {METRIC}: {{ over: 100ms, fields: [height, peer, pid] }}\n",
+        file.display()
+    );
+    let exporter = Setup::fibre(&place, &demo).secure().yaml(&slow).start();
+    exporter.wait_until_ready();
+    let scrape = Scrape {
+        target: format!("localhost:{}", exporter.port),
+        ca_file: exporter.authority.clone(),
+        password_file: place.path("password"),
+        node: None,
+    };
+    let both = [
+        &["--enable-feature=exemplar-storage"][..],
+        &["--enable-feature=exemplar-storage,native-histograms"],
+    ]
+    .map(|features| Prometheus::start_with(&scrape, features).unwrap());
+    play(&demo, &["--rate", "0", "--blocks", "300", "--wait-attached"]);
+    exporter.scrape_until("every slow event to be written", |scrape| {
+        let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
+        of("total") > 10.0 && of("total") == of("kept_total")
+    });
+    let rows = crate::slow::events(&["--file", &file.display().to_string(), "--limit", "10000"]);
+    // Of each bucket the last event that fell in it, by the bounds that the page has.
+    let page = text(&fetch(&exporter, "/metrics", OPENMETRICS).0);
+    assert!(!exporter.text().contains(" # {"), "the text format has none");
+    let output = parsed(EXEMPLARS, page.as_bytes());
+    let mut found = BTreeMap::new();
+    for line in output.lines() {
+        let (name, labels, of, value, time): (String, Labels, Labels, f64, f64) =
+            serde_json::from_str(line).expect("a line");
+        assert_eq!(name, format!("{METRIC}_bucket"), "{line}");
+        let characters: usize =
+            of.iter().map(|(name, value)| name.chars().count() + value.chars().count()).sum();
+        assert!(characters <= 128, "{line}");
+        let bound = with_plain_bound(labels)["le"].replace("+Inf", "inf");
+        found.insert(bound.parse::<f64>().expect("a bound").to_bits(), (of, value, time));
+    }
+    let bounds: Vec<f64> = exporter
+        .scrape()
+        .0
+        .keys()
+        .filter(|(name, _)| *name == format!("{METRIC}_bucket"))
+        .map(|(_, labels)| labels["le"].replace("+Inf", "inf").parse().expect("a bound"))
+        .collect();
+    let mut expected = BTreeMap::new();
+    for row in &rows {
+        let value = row["value"].as_f64().expect("a number");
+        let bound =
+            bounds.iter().copied().filter(|bound| value <= *bound).min_by(f64::total_cmp).expect("+Inf");
+        expected.insert(bound.to_bits(), row);
+    }
+    assert!(expected.len() > 1 && found.len() == expected.len(), "{found:?}");
+    let is_of = |row: &serde_json::Value, of: &Labels, value: f64| {
+        ["height", "peer", "pid"].iter().all(|name| row["fields"][*name] == of[*name].as_str())
+            && (row["value"].as_f64().expect("a number") - value).abs() < 1e-9
+    };
+    for (bound, row) in expected {
+        let (of, value, time) = &found[&bound];
+        assert!(is_of(row, of, *value), "{of:?} {value} is not {row}");
+        assert!(*time > 1.7e9, "{time}");
+    }
+    for prometheus in &both {
+        let stored = || prometheus.exemplars(&format!("{METRIC}_bucket")).unwrap();
+        wait_for("Prometheus to have exemplars", || !stored().is_empty());
+        for StoredExemplar { series, exemplar } in stored() {
+            let of: Labels = serde_json::from_value(exemplar["labels"].clone()).expect("labels");
+            let value: f64 = exemplar["value"].as_str().expect("a text").parse().expect("a number");
+            assert!(rows.iter().any(|row| is_of(row, &of, value)), "{exemplar} is no slow event");
+            let bound = series["le"].replace("+Inf", "inf").parse::<f64>().expect("a bound");
+            assert!(value <= bound && value > 0.1, "{value} is not in the bucket up to {bound}");
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, wait_fo
 use crate::support::exposition::Metrics;
 
 /// `exporter events --format json` with these options.
-fn events(options: &[&str]) -> Vec<Value> {
+pub fn events(options: &[&str]) -> Vec<Value> {
     let (code, text, told) = finish(exporter().args(["events", "--format", "json"]).args(options));
     assert_eq!((code, told.as_str()), (Some(0), ""), "{options:?}");
     serde_json::from_str(&text).unwrap_or_else(|err| panic!("{err}: {text}"))

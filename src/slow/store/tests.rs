@@ -79,11 +79,11 @@ fn a_file_of_the_first_version_is_read_and_gone_on_with() {
         true
     })
     .unwrap();
-    assert_eq!(seen, [first.clone()]);
+    assert_eq!(seen, std::slice::from_ref(&first));
     drop(db);
     let mut store = Store::open(&path, WIDE).unwrap();
     let worst = Event { over: None, worst: Some(20), ..event(wall(), 2.5, "") };
-    write(&mut store, &[worst.clone()]);
+    write(&mut store, std::slice::from_ref(&worst));
     let rows: Vec<_> = store.latest(9).unwrap().into_iter().map(|row| (row.id, row.event)).collect();
     assert_eq!(rows, [(2, worst), (1, first)]);
     drop(store);
