@@ -63,7 +63,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let slow = bucket("+Inf") - bucket("0.25");
     assert!(slow > 10.0, "{slow}");
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
-    assert_eq!((of("total"), of("kept_total"), of("rows"), of("writable")), (slow, slow, slow, 1.0));
+    assert_eq!((of("total"), of("kept_total"), of("stored"), of("writable")), (slow, slow, slow, 1.0));
     assert_eq!(scrape.sum("fibre_exporter_probe_delivered_total", &[]), 0.0, "only slow hits are sent");
     let config = place.path("config.yaml").display().to_string();
     let while_it_runs = events(&["--config", &config, "--limit", "100000"]);
@@ -105,7 +105,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     second.wait_until_ready();
     let scrape = second.scrape();
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
-    assert_eq!((of("rows"), of("total")), (slow, 0.0));
+    assert_eq!((of("stored"), of("total")), (slow, 0.0));
     second.stop();
 }
 
@@ -151,7 +151,7 @@ fn the_worst_blocks_of_an_hour_are_kept() {
     }
     // The books of the one that keeps all, and of the other one, which was sent few.
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
-    assert!(of("total") >= fired as f64 + 9.0 && of("rows") == rows.len() as f64, "{}", of("total"));
+    assert!(of("total") >= fired as f64 + 9.0 && of("stored") == rows.len() as f64, "{}", of("total"));
     println!("{} sent of {}, {} outdone", of("total") - fired as f64, fired, of("outdone_total"));
     let (code, shown, told) = finish(exporter().args(["check"]).arg(place.path("config.yaml")));
     assert_eq!(code, Some(0), "{told}");
