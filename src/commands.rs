@@ -19,7 +19,7 @@ use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
 use crate::slow::{self, Query, SlowRecorder};
-use crate::{check, dashboard, pins, reference, terminal, trial};
+use crate::{blocking, check, dashboard, pins, reference, terminal, trial};
 
 /// The configuration, the environment or the command line is wrong.
 const CONFIGURATION: u8 = 2;
@@ -46,6 +46,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::HashPassword { cost } => hash_password(cost),
         Invocation::Unpin { file, directory } => unpin(file, directory),
         Invocation::Events { config, file, query, json } => show_events(config, file, &query, json),
+        Invocation::Blocklist { config, socket, command } => change_blocklist(config, socket, &command),
         Invocation::Man { command } => show_man_page(command.as_deref()),
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
@@ -77,7 +78,7 @@ fn start(overrides: &Overrides) -> ExitCode {
             return ExitCode::from(CONFIGURATION);
         }
     };
-    let listeners = Listeners::bind(settings);
+    let listeners = Listeners::bind(settings, plan.network.as_ref());
     let recorder = Arc::new(SlowRecorder::default());
     let kept = recorder.keep_for(&plan);
     let limited = drop_privileges(attach, plan.network.as_ref());
@@ -187,6 +188,34 @@ fn show_events(config: Option<PathBuf>, file: Option<PathBuf>, query: &Query, js
         Err(err) => {
             eprintln!("exporter: {err}");
             ExitCode::from(RUN_TIME)
+        }
+    }
+}
+
+fn change_blocklist(
+    config: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    command: &blocking::Command,
+) -> ExitCode {
+    let socket = match (config, socket) {
+        (_, Some(socket)) => socket,
+        (None, None) => blocking::socket(None, DEFAULT_PORT),
+        (Some(config), None) => match load(&Overrides::file(config)) {
+            Ok(Checked { loaded, plan, .. }) => {
+                let block = plan.network.as_ref().and_then(|network| network.block.as_ref());
+                blocking::socket(block, loaded.config.settings.metrics_port)
+            }
+            Err(wrong) => return refuse(&wrong),
+        },
+    };
+    let mut say = |text: &str| {
+        show(text);
+    };
+    match blocking::command(&socket, command, &mut say) {
+        Ok(text) => show(&text),
+        Err(err) => {
+            eprintln!("exporter: {err}");
+            ExitCode::from(if err.is_mistake() { CONFIGURATION } else { RUN_TIME })
         }
     }
 }

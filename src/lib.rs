@@ -8,6 +8,7 @@ compile_error!("the exporter only supports x86-64: its BPF programs read the reg
 
 mod abi;
 mod arguments;
+mod blocking;
 mod budget;
 mod cgroups;
 mod check;

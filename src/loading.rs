@@ -64,7 +64,8 @@ pub(crate) fn secured(
         Some((HeaderName::try_from(*name).ok()?, HeaderValue::try_from(value).ok()?))
     };
     let headers = web.headers.iter().filter_map(header).collect();
-    Ok((Secured { auth, tls: tls.map(Arc::new), headers, rate: web.rate_limit }, warnings))
+    let writers = web.writers.clone().into();
+    Ok((Secured { auth, writers, tls: tls.map(Arc::new), headers, rate: web.rate_limit }, warnings))
 }
 
 fn options_of(settings: &TlsSettings) -> TlsOptions {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
+use crate::blocking;
 use crate::exposition::{Names, negotiate};
 use crate::http::{self, Access, Handler, Reply, RequestInfo, Route, Router};
 use crate::net::{Network, QueryError};
@@ -41,15 +42,23 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
         }),
     };
     let mut routes = vec![metrics, reload];
-    routes.extend(running.network.iter().flat_map(table_routes));
+    if let Some(network) = &running.network {
+        routes.extend(table_routes(network));
+        routes.extend(blocking::routes(network));
+    }
     routes.extend(page_routes(running, &routes));
     Router::new("exporter", routes)
+}
+
+/// What is served on the control socket.
+pub(crate) fn control_router(network: &Arc<Network>) -> Router {
+    Router::new("exporter", blocking::routes(network))
 }
 
 /// The page at `/`, what it loads, and what it shows as JSON. `others` are what it links to.
 fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
     const STATUS: Link = Link { path: "/api/v1/status", about: "How the exporter is doing (JSON)" };
-    let others = others.iter().filter(|route| route.method == Method::GET);
+    let others = others.iter().filter(|route| route.method == Method::GET && !route.about.is_empty());
     let links = others.map(|route| Link { path: route.path, about: route.about });
     let links: Arc<[Link]> = links.chain([STATUS]).collect();
     let route = |path, about, content_type, handler: Handler| Route {
@@ -87,16 +96,18 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
     ]
 }
 
-/// Who talks, as JSON: too many to be series.
+/// Who talks, as JSON: too many to be series. Also what that comes to.
 fn table_routes(network: &Arc<Network>) -> Vec<Route> {
     type TableHandler = fn(&Network, &str) -> Result<String, QueryError>;
-    let mut tables: Vec<(&'static str, &'static str, TableHandler)> = vec![
+    let tables: [(&'static str, &'static str, TableHandler); 3] = [
         ("/api/v1/talkers", "Remote hosts by traffic (JSON; sortable, paged)", Network::talkers),
         ("/api/v1/flows", "Flows by traffic (JSON; sortable, paged)", Network::flows),
+        (
+            "/api/v1/stats",
+            "Packets passed and dropped, in total and by interface (JSON)",
+            Network::statistics,
+        ),
     ];
-    if network.blocklist().is_some() {
-        tables.push(("/api/v1/blocklist", "Blocked sources with their hits (JSON; paged)", Network::blocked));
-    }
     let route = |(path, about, table): (&'static str, &'static str, TableHandler)| {
         let network = network.clone();
         let handler = move |request: &RequestInfo| match table(

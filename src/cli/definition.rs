@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::config;
 use crate::config::keys::{CONFIG_ENV, KEYS};
+use crate::net::{Prefix, parse_ports, parse_ttl};
 
 /// The setting whose flag can be repeated; its values are put together with commas.
 const REPEATABLE: &str = "web_listen_address";
@@ -161,6 +162,54 @@ pub fn command() -> Command {
                 ),
         )
         .subcommand(
+            blocklist_command("block")
+                .about("Block an address or prefix, through the running exporter")
+                .arg(prefix().required(true).help("Address or prefix: 192.0.2.7, 2001:db8::/32"))
+                .arg(
+                    Arg::new("ttl")
+                        .long("ttl")
+                        .value_name("TIME")
+                        .value_parser(parse_ttl)
+                        .help("For how long: 90s, 15m, 12h or 7d [default: for good]"),
+                )
+                .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Shown with the entry"))
+                .arg(
+                    Arg::new("protocol")
+                        .long("protocol")
+                        .value_name("PROTOCOL")
+                        .value_parser(["tcp", "udp", "icmp"])
+                        .help("Only packets of this protocol; with --ports, tcp if it is not given"),
+                )
+                .arg(
+                    Arg::new("ports")
+                        .long("ports")
+                        .value_name("PORTS")
+                        .value_parser(parse_ports)
+                        .help("Only packets to this port or range (1000-2000)"),
+                )
+                .arg(Arg::new("confirm").long("confirm").value_name("TIME").value_parser(parse_ttl).help(
+                    "Take it back after this time unless Enter is pressed: for when it may lock you out",
+                )),
+        )
+        .subcommand(
+            blocklist_command("unblock")
+                .about("Block an address or prefix no longer")
+                .arg(prefix().required(true).help("Address or prefix, as it is listed")),
+        )
+        .subcommand(
+            blocklist_command("blocklist")
+                .about("Show what is blocked, with hits")
+                .arg(prefix().help("Only this entry"))
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .value_name("FORMAT")
+                        .value_parser(["table", "json"])
+                        .default_value("table")
+                        .help("table or json"),
+                ),
+        )
+        .subcommand(
             Command::new("completions").about("Print a shell completion script").arg(
                 Arg::new("shell")
                     .value_name("SHELL")
@@ -174,6 +223,29 @@ pub fn command() -> Command {
                 .about("Print the man page of the exporter or of a command")
                 .arg(Arg::new("command").value_name("COMMAND").help("Command: check, probes, ...")),
         )
+}
+
+/// A command that goes to the running exporter.
+fn blocklist_command(name: &'static str) -> Command {
+    let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
+    Command::new(name)
+        .arg(
+            path("config")
+                .short('c')
+                .value_name("FILE")
+                .help("Configuration file of the exporter that is meant"),
+        )
+        .arg(
+            path("socket")
+                .value_name("PATH")
+                .conflicts_with("config")
+                .help("Its control socket [default: that of port 9435]"),
+        )
+}
+
+fn prefix() -> Arg {
+    let parse = |text: &str| Prefix::parse(text).map(Prefix::canonical);
+    Arg::new("prefix").value_name("PREFIX").value_parser(parse)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -10,8 +10,10 @@ use std::time::Duration;
 use clap::ArgMatches;
 use clap_complete::Shell;
 
+use crate::blocking;
 use crate::config::Overrides;
 use crate::config::keys::KEYS;
+use crate::net::{BlockProtocol, BlockScope, Prefix};
 use crate::slow::Query;
 
 pub use self::definition::{command, man_page};
@@ -42,6 +44,8 @@ pub enum Invocation {
     Unpin { file: Option<PathBuf>, directory: Option<PathBuf> },
     /// Show slow events: of the exporter that `config` configures, or in `file`.
     Events { config: Option<PathBuf>, file: Option<PathBuf>, query: Query, json: bool },
+    /// Change or show the blocklist of the exporter that `config` configures, or that listens on `socket`.
+    Blocklist { config: Option<PathBuf>, socket: Option<PathBuf>, command: blocking::Command },
     /// Print a completion script.
     Completions { shell: Shell },
     /// Print the man page, or that of a command.
@@ -130,8 +134,37 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
             },
             json: text("format").is_some_and(|format| format == "json"),
         },
+        "block" | "unblock" | "blocklist" => Invocation::Blocklist {
+            config: matches.get_one("config").cloned(),
+            socket: matches.get_one("socket").cloned(),
+            command: blocklist(name, matches),
+        },
         "man" => Invocation::Man { command: matches.get_one("command").cloned() },
         other => unreachable!("no subcommand is called {other}"),
+    }
+}
+
+fn blocklist(name: &str, matches: &ArgMatches) -> blocking::Command {
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
+    let listed = matches.get_one::<Prefix>("prefix").copied();
+    match (name, listed) {
+        ("block", Some(prefix)) => {
+            let ports = matches.get_one::<(u16, u16)>("ports").copied();
+            let word = text("protocol").or(ports.map(|_| "tcp"));
+            let protocol = BlockProtocol::WORDS.iter().find(|(known, _)| Some(*known) == word);
+            blocking::Command::Block {
+                prefix,
+                reason: text("reason").unwrap_or_default().to_owned(),
+                ttl: matches.get_one("ttl").copied(),
+                scope: protocol.map(|(_, protocol)| BlockScope {
+                    protocol: *protocol,
+                    ports: ports.unwrap_or(BlockScope::ALL_PORTS),
+                }),
+                confirm: matches.get_one("confirm").copied(),
+            }
+        }
+        ("unblock", Some(prefix)) => blocking::Command::Unblock(prefix),
+        _ => blocking::Command::List { prefix: listed, json: text("format") == Some("json") },
     }
 }
 
@@ -321,6 +354,11 @@ mod tests {
             &["events", "--limit", "0"],
             &["events", "--format", "xml"],
             &["events", "--file", "a", "--config", "b"],
+            &["block"],
+            &["block", "192.0.2.1/24"],
+            &["block", "::1", "--ttl", "1w"],
+            &["block", "::1", "--ports", "0"],
+            &["unblock", "::1", "--socket", "a", "--config", "b"],
             &["completions", "tcsh"],
             &["hash-password", "--cost", "17"],
             &["--port", "1", "check", "c.yaml"],

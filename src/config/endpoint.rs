@@ -33,6 +33,8 @@ pub enum ListenAddress {
 pub struct Web {
     /// Who may ask; everybody if there are none.
     pub users: Vec<Auth>,
+    /// Names of those users who may also change something.
+    pub writers: Vec<String>,
     pub tls: Option<TlsSettings>,
     /// Headers of every response.
     pub headers: Vec<(&'static str, String)>,
@@ -52,6 +54,8 @@ pub struct Origin {
     pub tls: Option<TlsSettings>,
     /// The web configuration file.
     pub file: Option<(Place, PathBuf)>,
+    /// Of `web_writers`.
+    pub writers: Vec<(Place, String)>,
 }
 
 impl Origin {

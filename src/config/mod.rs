@@ -109,6 +109,11 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
             Schema::Section(|| &web::WEB),
             "How the endpoints are secured, as Prometheus's exporters are told.",
         ),
+        section::Key::new(
+            "web_writers",
+            Schema::OneOrList(&Schema::Text),
+            "Users who may also change the blocklist (`network.block`) over HTTP. Default: none.",
+        ),
         section::Key::new("network", Schema::Other("network"), "Packet statistics."),
         section::Key::new(
             "slow_events",

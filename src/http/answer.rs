@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -15,8 +17,9 @@ use super::auth::user_of;
 use super::budget::Budget;
 use super::coding::Coding;
 use super::limits::Limits;
+use super::listener::Peer;
 use super::rate::Limiter;
-use super::route::{Access, RequestInfo, Route, RouteMatch, Router};
+use super::route::{Access, Caller, LocalPeer, RequestInfo, Route, RouteMatch, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, RaisedGauge, count};
 use super::watch::{Watch, WatchedBody};
@@ -26,6 +29,8 @@ use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 pub(super) struct Answerer {
     pub(super) router: Router,
     pub(super) security: Arc<Security>,
+    /// Whether clients are those of [`super::EndpointKind::Control`].
+    pub(super) is_control: bool,
     pub(super) limits: Arc<Limits>,
     pub(super) stats: Arc<HttpStats>,
     pub(super) report: Report,
@@ -46,6 +51,9 @@ struct Answer {
     extra: Option<(header::HeaderName, HeaderValue)>,
 }
 
+/// Bytes of a request's body that are read.
+const MAX_BODY: usize = 4096;
+
 impl Answer {
     fn text(route: &'static str, status: StatusCode, text: impl Into<Bytes>) -> Self {
         Self { route, status, content_type: PLAIN_TEXT.into(), body: text.into(), coding: None, extra: None }
@@ -55,21 +63,34 @@ impl Answer {
         self.extra = Some((name, HeaderValue::from_static(value)));
         self
     }
+
+    /// For a method that the route does not have.
+    fn wrong_method(route: &'static str, allowed: &str) -> Self {
+        let (but, last) = allowed.rsplit_once(", ").unwrap_or(("", allowed));
+        let text = if but.is_empty() {
+            format!("only {last} is supported\n")
+        } else {
+            format!("only {but} and {last} are supported\n")
+        };
+        let mut answer = Self::text(route, StatusCode::METHOD_NOT_ALLOWED, text);
+        answer.extra = HeaderValue::try_from(allowed).ok().map(|allowed| (header::ALLOW, allowed));
+        answer
+    }
 }
 
 impl Answerer {
-    /// Answers one request from `peer`. The request's body, if it has one, is not read.
+    /// Answers one request from `peer`. The request's body is read for those who may write only.
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: IpAddr,
+        peer: Peer,
         watch: &Arc<Watch>,
     ) -> Response<WatchedBody> {
         watch.enter_checking();
         let secured = self.security.now();
         let mut answer = {
             let _in_flight = RaisedGauge::new(&self.stats.in_flight);
-            self.decide(&request, peer, watch, &secured).await
+            self.decide(request, peer, watch, &secured).await
         };
         match self.budget.charge(watch, answer.body.len()) {
             Some(charge) => watch.carry(charge),
@@ -93,18 +114,23 @@ impl Answerer {
 
     async fn decide(
         &self,
-        request: &Request<Incoming>,
-        peer: IpAddr,
+        request: Request<Incoming>,
+        peer: Peer,
         watch: &Watch,
         secured: &Secured,
     ) -> Answer {
-        let path = request.uri().path();
+        if self.is_control && !peer.local.is_some_and(may_control) {
+            let text = "this socket is for root and the exporter's own user\n";
+            return Answer::text("other", StatusCode::FORBIDDEN, text);
+        }
+        let (request, body) = request.into_parts();
+        let path = request.uri.path();
         // RFC 9112, section 3.2.
-        if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+        if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
             return Answer::text("other", StatusCode::BAD_REQUEST, "missing Host header\n");
         }
-        let found = self.router.find(request.method(), path);
-        if !self.is_within_rate(request, peer, watch, secured) {
+        let found = self.router.find(&request.method, path, self.is_control || secured.auth.is_some());
+        if !self.is_within_rate(&request, peer.address, watch, secured) {
             let route = match found {
                 RouteMatch::Route(route) => route.path,
                 _ => "other",
@@ -117,35 +143,26 @@ impl Answerer {
         }
         match found {
             RouteMatch::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
-            RouteMatch::WrongMethod(route, allowed) => {
-                let text = if allowed == "POST" {
-                    "only POST is supported\n"
-                } else {
-                    "only GET and HEAD are supported\n"
-                };
-                Answer::text(route, StatusCode::METHOD_NOT_ALLOWED, text).with(header::ALLOW, allowed)
-            }
+            RouteMatch::WrongMethod(route, allowed) => Answer::wrong_method(route, &allowed),
             RouteMatch::Index(text) => Answer::text("/", StatusCode::OK, text.to_string()),
             RouteMatch::Route(route) => {
                 let began = Instant::now();
-                let answer =
-                    match timeout(self.limits.handler, self.handle(route, request, peer, watch, secured))
-                        .await
-                    {
-                        Ok(answer) => answer,
-                        Err(_) => {
-                            count(&self.stats.handler_timeouts);
-                            Answer::text(
-                                route.path,
-                                StatusCode::SERVICE_UNAVAILABLE,
-                                "the request timed out; try again\n",
-                            )
-                            .with(header::RETRY_AFTER, "5")
-                        }
-                    };
+                let handled = self.handle(route, &request, body, peer, watch, secured);
+                let answer = match timeout(self.limits.handler, handled).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        count(&self.stats.handler_timeouts);
+                        Answer::text(
+                            route.path,
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            "the request timed out; try again\n",
+                        )
+                        .with(header::RETRY_AFTER, "5")
+                    }
+                };
                 // Who is known to nobody is a stranger, too.
                 if secured.auth.is_none() || watch.is_trusted() {
-                    note_visit(route, request, peer, secured.auth.is_some(), began, &answer);
+                    note_visit(route, &request, peer.address, secured.auth.is_some(), began, &answer);
                 }
                 answer
             }
@@ -155,15 +172,21 @@ impl Answerer {
     async fn handle(
         &self,
         route: &Route,
-        request: &Request<Incoming>,
-        peer: IpAddr,
+        request: &Parts,
+        body: Incoming,
+        peer: Peer,
         watch: &Watch,
         secured: &Secured,
     ) -> Answer {
         let auth = &secured.auth;
+        let is_of_page = request.headers.contains_key(header::ORIGIN);
+        if route.access == Access::Writer && is_of_page {
+            let text = "no page of a browser may ask for this\n";
+            return Answer::text(route.path, StatusCode::FORBIDDEN, text);
+        }
         if route.access == Access::Operator
-            && (request.headers().contains_key(header::ORIGIN)
-                || (auth.is_none() && !watch.is_trusted() && !peer.to_canonical().is_loopback()))
+            && (is_of_page
+                || (auth.is_none() && !watch.is_trusted() && !peer.address.to_canonical().is_loopback()))
         {
             let text = "this is for the operator: with the metrics' user and password, or without these from this machine, \
                         and from no page of a browser\n";
@@ -172,24 +195,43 @@ impl Answerer {
         if route.access != Access::Open
             && let Some(credentials) = auth
         {
-            let presented = request.headers().get(header::AUTHORIZATION);
-            if !credentials.accept(presented, peer).await {
-                return self.unauthorized(route, peer);
+            let presented = request.headers.get(header::AUTHORIZATION);
+            if !credentials.accept(presented, peer.address).await {
+                return self.unauthorized(route, peer.address);
             }
             watch.trust();
         }
-        watch.enter_handling();
-        let accept: Vec<_> = request
-            .headers()
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .collect();
-        let info = RequestInfo {
-            query: request.uri().query().map(str::to_string),
-            accept: (!accept.is_empty()).then(|| accept.join(",")),
+        // From here on the name that a client gives is right, where one is asked for.
+        let user = auth.as_ref().and_then(|_| request.headers.get(header::AUTHORIZATION)).and_then(user_of);
+        let caller = match peer.local.filter(|_| self.is_control) {
+            Some(local) => Caller::Local(local),
+            None => Caller::Remote(user, peer.address),
         };
-        let preferred = coding::preferred(request.headers());
+        if route.access == Access::Writer
+            && let Some(answer) = self.refuse_reader(route, request, &caller, secured)
+        {
+            return answer;
+        }
+        let body = match route.access {
+            Access::Writer => Limited::new(body, MAX_BODY).collect().await.map(Collected::to_bytes).ok(),
+            _ => Some(Bytes::new()),
+        };
+        let Some(body) = body else {
+            let text =
+                format!("the request's body has more than {MAX_BODY} bytes, or did not arrive whole\n");
+            return Answer::text(route.path, StatusCode::BAD_REQUEST, text);
+        };
+        watch.enter_handling();
+        let accept: Vec<_> =
+            request.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        let info = RequestInfo {
+            query: request.uri.query().map(str::to_string),
+            accept: (!accept.is_empty()).then(|| accept.join(",")),
+            below: route.below(request.uri.path()).unwrap_or_default().to_string(),
+            caller,
+            body,
+        };
+        let preferred = coding::preferred(&request.headers);
         let handler = route.handler.clone();
         // The semaphore is never closed. The permit goes with the handler, which runs to its end even when
         // nobody waits for it any more.
@@ -228,19 +270,31 @@ impl Answerer {
 impl Answerer {
     /// Takes a token of the client's, where there is a limit. A stranger is told from who is known before any password is
     /// checked, so that guessing costs the guesser only.
-    fn is_within_rate(
-        &self,
-        request: &Request<Incoming>,
-        peer: IpAddr,
-        watch: &Watch,
-        secured: &Secured,
-    ) -> bool {
+    fn is_within_rate(&self, request: &Parts, peer: IpAddr, watch: &Watch, secured: &Secured) -> bool {
         let Some(rate) = secured.rate else { return true };
         let is_known = match &secured.auth {
-            Some(credentials) => credentials.knows(request.headers().get(header::AUTHORIZATION)),
+            Some(credentials) => credentials.knows(request.headers.get(header::AUTHORIZATION)),
             None => watch.is_trusted(),
         };
         self.limiter.allows(rate, peer, is_known, Instant::now())
+    }
+
+    /// What those get who may read and not write.
+    fn refuse_reader(
+        &self,
+        route: &Route,
+        request: &Parts,
+        caller: &Caller,
+        secured: &Secured,
+    ) -> Option<Answer> {
+        let Caller::Remote(user, _) = caller else { return None };
+        if user.as_ref().is_some_and(|user| secured.writers.contains(user)) {
+            return None;
+        }
+        let text = format!("{} {}: refused: {caller} may only read", request.method, request.uri.path());
+        notify(&self.report, Level::Warning, text);
+        let text = "this user may only read; the setting web_writers names those who may write\n";
+        Some(Answer::text(route.path, StatusCode::FORBIDDEN, text))
     }
 
     /// The connection is closed after it: whoever guesses begins anew each time.
@@ -255,7 +309,7 @@ impl Answerer {
 /// Notes who asked, unless that was refused.
 fn note_visit(
     route: &Route,
-    request: &Request<Incoming>,
+    request: &Parts,
     peer: IpAddr,
     has_users: bool,
     began: Instant,
@@ -265,10 +319,15 @@ fn note_visit(
     if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return;
     }
-    let header = |name| request.headers().get(name);
+    let header = |name| request.headers.get(name);
     let user = header(header::AUTHORIZATION).filter(|_| has_users).and_then(user_of);
     let agent = header(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     visitors.note(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
+}
+
+/// Whether a process may use the control socket.
+fn may_control(peer: LocalPeer) -> bool {
+    peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
 }
 
 /// What a page may do: load what comes from here, and nothing else; be shown in no other page.

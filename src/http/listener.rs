@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 use super::error::HttpError;
+use super::route::LocalPeer;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -76,6 +77,23 @@ impl Listener {
         let listener = UnixListener::bind(path).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         Ok(Listener::Unix(listener))
+    }
+
+    /// As [`Listener::bind_unix`], on a socket that no other user can open, in a directory that is made if it is not there.
+    /// To be called before there are threads.
+    ///
+    /// # Errors
+    /// [`HttpError::BindUnix`].
+    pub fn bind_control(path: &Path) -> Result<Self, HttpError> {
+        if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+            let made = fs::create_dir(directory);
+            made.map_err(|source| HttpError::BindUnix { path: path.to_owned(), source })?;
+        }
+        // The file never has other rights, not even at first.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let listener = Self::bind_unix(path);
+        rustix::process::umask(before);
+        listener
     }
 
     /// Takes a socket that somebody else has opened.
@@ -162,19 +180,30 @@ impl Accepting {
         })
     }
 
-    /// The next connection, and who it is from. Clients of a Unix socket are this machine's.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, IpAddr)> {
+    /// The next connection, and who it is from.
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Accepting::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((Stream::Tcp(stream), peer.ip()))
+                Ok((Stream::Tcp(stream), Peer { address: peer.ip(), local: None }))
             }
             Accepting::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Ipv4Addr::LOCALHOST.into()))
+                let process = stream.peer_cred().ok();
+                let local = process.map(|process| LocalPeer { uid: process.uid(), pid: process.pid() });
+                Ok((Stream::Unix(stream), Peer { address: Ipv4Addr::LOCALHOST.into(), local }))
             }
         }
     }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    /// Clients of a Unix socket are this machine's.
+    pub(super) address: IpAddr,
+    /// Of a Unix socket: who opened its other end.
+    pub(super) local: Option<LocalPeer>,
 }
 
 /// A connection.
@@ -263,6 +292,8 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -279,6 +310,14 @@ mod tests {
         fs::write(&file, "precious").unwrap();
         Listener::bind_unix(&file).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    }
+
+    #[test]
+    fn nobody_else_opens_a_control_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/control.sock");
+        let _listener = Listener::bind_control(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -21,9 +21,9 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// The buckets of one listener.
+/// The buckets of one listener, or of something else that clients ask for.
 #[derive(Default)]
-pub(super) struct Limiter {
+pub struct Limiter {
     buckets: Mutex<HashMap<(IpAddr, bool), Bucket>>,
 }
 
@@ -34,7 +34,7 @@ struct Bucket {
 
 impl Limiter {
     /// Takes a token of the client, if it has one.
-    pub(super) fn allows(&self, rate: Rate, peer: IpAddr, is_known: bool, now: Instant) -> bool {
+    pub fn allows(&self, rate: Rate, peer: IpAddr, is_known: bool, now: Instant) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let full = f64::from(rate.burst);
         let client = (peer, is_known);

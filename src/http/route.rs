@@ -1,7 +1,8 @@
 //! The table of routes, and which of them a request is for.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
@@ -23,11 +24,14 @@ pub enum Access {
     Credentials,
     /// Who presents the credentials; where none are configured, who asks from this machine. No page of a browser.
     Operator,
+    /// Who presents the credentials of a user who may write, or asks on the control socket; no page of a browser. Where no
+    /// credentials are configured, there is no such route.
+    Writer,
 }
 
 /// One row of the table: all there is to say about a path.
 pub struct Route {
-    /// The whole path, beginning with a slash. There are no patterns.
+    /// The whole path, beginning with a slash; with `/*` at its end, every path that goes on from there.
     pub path: &'static str,
     /// A few words for where routes are listed; parts of a page, which have none, are left out there.
     pub about: &'static str,
@@ -48,6 +52,39 @@ pub struct RequestInfo {
     pub query: Option<String>,
     /// What it would like to get (the headers `Accept`).
     pub accept: Option<String>,
+    /// What stands in the place of the path's `*`, undecoded.
+    pub below: String,
+    pub caller: Caller,
+    /// Of a route with [`Access::Writer`]; that of others is not read.
+    pub body: Bytes,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Over the network: the name, where credentials were asked for, and the address.
+    Remote(Option<String>, IpAddr),
+    /// On the control socket.
+    Local(LocalPeer),
+}
+
+/// The process at the other end of a Unix socket, as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalPeer {
+    pub uid: u32,
+    pub pid: Option<i32>,
+}
+
+/// For the log: names are quoted, so that none can look like something else.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(Some(name), peer) => write!(f, "user {name:?} from {}", peer.to_canonical()),
+            Self::Remote(None, peer) => write!(f, "{}", peer.to_canonical()),
+            Self::Local(LocalPeer { uid, pid: Some(pid) }) => write!(f, "uid {uid} (process {pid})"),
+            Self::Local(LocalPeer { uid, pid: None }) => write!(f, "uid {uid}"),
+        }
+    }
 }
 
 /// A handler's answer.
@@ -87,7 +124,7 @@ pub(super) enum RouteMatch<'a> {
     /// The list of routes.
     Index(&'a str),
     /// The path is known, the method is not served; the route's path is given, and what is served.
-    WrongMethod(&'static str, &'static str),
+    WrongMethod(&'static str, String),
     Nothing,
 }
 
@@ -95,37 +132,55 @@ impl Router {
     /// Makes a table; `title` heads the page that lists its routes.
     pub fn new(title: &str, routes: Vec<Route>) -> Self {
         let mut index = format!("{title}\n\n");
-        for route in routes.iter().filter(|route| !route.about.is_empty()) {
+        for route in routes.iter().filter(|route| route.is_listed()) {
             let _ = writeln!(index, "{}  {}", route.path, route.about);
         }
         Self { routes, index }
     }
 
-    pub(super) fn find(&self, method: &Method, path: &str) -> RouteMatch<'_> {
-        let route = self.routes.iter().find(|route| route.path == path);
-        let known = route.map(|route| (route.path, &route.method));
-        let Some((path, served)) = known.or((path == "/").then_some(("/", &Method::GET))) else {
-            return RouteMatch::Nothing;
-        };
-        let is_served = method == served || (served == Method::GET && method == Method::HEAD);
-        match route {
-            _ if !is_served => {
-                RouteMatch::WrongMethod(path, if served == Method::GET { "GET, HEAD" } else { "POST" })
+    /// `has_writers`: whether there can be somebody who may use routes with [`Access::Writer`].
+    pub(super) fn find(&self, method: &Method, path: &str, has_writers: bool) -> RouteMatch<'_> {
+        let is_served =
+            |served: &Method| method == served || (served == Method::GET && method == Method::HEAD);
+        let routes = self.routes.iter().filter(|route| has_writers || route.access != Access::Writer);
+        let known: Vec<&Route> = routes.filter(|route| route.below(path).is_some()).collect();
+        match (known.iter().find(|route| is_served(&route.method)), known.first()) {
+            (Some(route), _) => RouteMatch::Route(route),
+            (None, Some(first)) => {
+                let methods = known.iter().map(|route| match route.method {
+                    Method::GET => "GET, HEAD",
+                    ref other => other.as_str(),
+                });
+                RouteMatch::WrongMethod(first.path, methods.collect::<Vec<_>>().join(", "))
             }
-            Some(route) => RouteMatch::Route(route),
-            None => RouteMatch::Index(&self.index),
+            (None, None) if path != "/" => RouteMatch::Nothing,
+            (None, None) if is_served(&Method::GET) => RouteMatch::Index(&self.index),
+            (None, None) => RouteMatch::WrongMethod("/", "GET, HEAD".to_string()),
         }
     }
 
     /// The body of a 404: what could have been asked for. The path that was asked for is not repeated.
     pub(super) fn not_found(&self) -> String {
-        let told = self.routes.iter().filter(|route| !route.about.is_empty());
+        let told = self.routes.iter().filter(|route| route.is_listed());
         let paths: Vec<&str> = told.map(|route| route.path).collect();
         format!("not found; available: {}\n", paths.join(" "))
     }
 }
 
 impl Route {
+    /// Whether it is told of where routes are listed. Those of writers are not there for everybody.
+    fn is_listed(&self) -> bool {
+        !self.about.is_empty() && self.access != Access::Writer
+    }
+
+    /// What a path has in the place of the `*`; empty where there is none. `None` if it is another path.
+    pub(super) fn below<'p>(&self, path: &'p str) -> Option<&'p str> {
+        match self.path.strip_suffix('*') {
+            Some(base) => path.strip_prefix(base).filter(|below| !below.is_empty()),
+            None => (self.path == path).then_some(""),
+        }
+    }
+
     /// The content type of an answer: its own or the route's, or plain text for an error it reports.
     pub(super) fn content_type_of(&self, reply: &Reply) -> Cow<'static, str> {
         match &reply.content_type {
@@ -158,16 +213,16 @@ mod tests {
         let router = router(&["/metrics", "/api/v1/flows"]);
         for route in &router.routes {
             assert!(
-                matches!(router.find(&Method::GET, route.path), RouteMatch::Route(found) if found.path == route.path)
+                matches!(router.find(&Method::GET, route.path, false), RouteMatch::Route(found) if found.path == route.path)
             );
-            assert!(matches!(router.find(&Method::HEAD, route.path), RouteMatch::Route(_)));
+            assert!(matches!(router.find(&Method::HEAD, route.path, false), RouteMatch::Route(_)));
             assert!(
-                matches!(router.find(&Method::POST, route.path), RouteMatch::WrongMethod(path, "GET, HEAD") if path == route.path)
+                matches!(router.find(&Method::POST, route.path, false), RouteMatch::WrongMethod(path, ref methods) if path == route.path && methods == "GET, HEAD")
             );
         }
         for path in ["", "*", "/metrics/", "/Metrics", "/metrics2", "/api", "//metrics"] {
-            assert!(matches!(router.find(&Method::GET, path), RouteMatch::Nothing), "{path}");
-            assert!(matches!(router.find(&Method::POST, path), RouteMatch::Nothing), "{path}");
+            assert!(matches!(router.find(&Method::GET, path, false), RouteMatch::Nothing), "{path}");
+            assert!(matches!(router.find(&Method::POST, path, false), RouteMatch::Nothing), "{path}");
         }
         assert_eq!(router.not_found(), "not found; available: /metrics /api/v1/flows\n");
     }
@@ -175,10 +230,10 @@ mod tests {
     #[test]
     fn the_index_lists_the_table_unless_the_table_has_it() {
         let table = router(&["/health"]);
-        let RouteMatch::Index(text) = table.find(&Method::GET, "/") else { panic!("no index") };
+        let RouteMatch::Index(text) = table.find(&Method::GET, "/", false) else { panic!("no index") };
         assert_eq!(text, "title\n\n/health  about it\n");
-        assert!(matches!(table.find(&Method::PUT, "/"), RouteMatch::WrongMethod("/", _)));
-        assert!(matches!(router(&["/"]).find(&Method::GET, "/"), RouteMatch::Route(_)));
+        assert!(matches!(table.find(&Method::PUT, "/", false), RouteMatch::WrongMethod("/", _)));
+        assert!(matches!(router(&["/"]).find(&Method::GET, "/", false), RouteMatch::Route(_)));
     }
 
     #[test]
@@ -188,16 +243,18 @@ mod tests {
         let table = Router::new("title", routes);
         assert_eq!(table.not_found(), "not found; available: /metrics\n");
         assert_eq!(table.index, "title\n\n/metrics  about it\n");
-        assert!(matches!(table.find(&Method::GET, "/page.css"), RouteMatch::Route(_)));
+        assert!(matches!(table.find(&Method::GET, "/page.css", false), RouteMatch::Route(_)));
     }
 
     #[test]
     fn a_route_that_changes_something_takes_post_only() {
         let mut table = router(&["/-/reload"]);
         table.routes[0].method = Method::POST;
-        assert!(matches!(table.find(&Method::POST, "/-/reload"), RouteMatch::Route(_)));
+        assert!(matches!(table.find(&Method::POST, "/-/reload", false), RouteMatch::Route(_)));
         for method in [Method::GET, Method::HEAD, Method::PUT] {
-            assert!(matches!(table.find(&method, "/-/reload"), RouteMatch::WrongMethod("/-/reload", "POST")));
+            assert!(
+                matches!(table.find(&method, "/-/reload", false), RouteMatch::WrongMethod("/-/reload", ref methods) if methods == "POST")
+            );
         }
     }
 
@@ -208,5 +265,40 @@ mod tests {
         assert_eq!(route.content_type_of(&Reply::ok("{}")), "application/json");
         let error = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "not ready\n");
         assert_eq!(route.content_type_of(&error), PLAIN_TEXT);
+    }
+
+    #[test]
+    fn a_path_can_go_on_and_have_several_methods() {
+        let mut table = router(&["/list", "/list", "/list/*", "/list/*"]);
+        for number in [1, 3] {
+            table.routes[number].method = Method::DELETE;
+            table.routes[number].access = Access::Writer;
+        }
+        for (method, path, found) in [
+            (Method::GET, "/list", 0),
+            (Method::DELETE, "/list", 1),
+            (Method::HEAD, "/list/192.0.2.0/24", 2),
+            (Method::DELETE, "/list/a", 3),
+        ] {
+            let RouteMatch::Route(route) = table.find(&method, path, true) else { panic!("{method} {path}") };
+            assert!(std::ptr::eq(route, &table.routes[found]), "{method} {path}");
+        }
+        assert_eq!(table.routes[2].below("/list/192.0.2.0/24"), Some("192.0.2.0/24"));
+        let wrong = |has_writers| match table.find(&Method::PUT, "/list", has_writers) {
+            RouteMatch::WrongMethod("/list", methods) => methods,
+            _ => panic!("PUT is served"),
+        };
+        assert_eq!((wrong(true), wrong(false)), ("GET, HEAD, DELETE".into(), "GET, HEAD".into()));
+        for path in ["/list/", "/lists", "/list2/a", "/"] {
+            assert!(!matches!(table.find(&Method::GET, path, true), RouteMatch::Route(_)), "{path}");
+        }
+    }
+
+    #[test]
+    fn callers_cannot_forge_lines_of_the_log() {
+        let caller =
+            |name: &str| Caller::Remote(Some(name.into()), "::ffff:192.0.2.1".parse().unwrap()).to_string();
+        assert_eq!(caller("alice"), "user \"alice\" from 192.0.2.1");
+        assert_eq!(caller("a\nb"), "user \"a\\nb\" from 192.0.2.1");
     }
 }

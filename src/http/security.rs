@@ -17,6 +17,8 @@ pub struct Security(RwLock<Secured>);
 pub struct Secured {
     /// Who may ask for routes with [`super::Access::Credentials`]; without it, everybody.
     pub auth: Option<Credentials>,
+    /// Names of those users who may also ask for routes with [`super::Access::Writer`].
+    pub writers: Arc<[String]>,
     /// All endpoints speak TLS only; without it, HTTP only.
     pub tls: Option<Arc<Tls>>,
     /// Headers of every response.

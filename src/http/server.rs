@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +20,7 @@ use super::answer::Answerer;
 use super::budget::Budget;
 use super::error::HttpError;
 use super::limits::Limits;
-use super::listener::{Accepting, Listener, Stream};
+use super::listener::{Accepting, Listener, Peer, Stream};
 use super::rate::Limiter;
 use super::route::Router;
 use super::security::Security;
@@ -43,6 +42,17 @@ pub struct Endpoint {
     pub router: Router,
     /// Kept by the caller too, who reads it.
     pub stats: Arc<HttpStats>,
+    pub kind: EndpointKind,
+}
+
+/// Who an endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointKind {
+    /// Whoever the [`Security`] lets in.
+    Public,
+    /// Processes of root and of the exporter's own user, on a Unix socket: the kernel tells who they are. Nothing else is asked of
+    /// them.
+    Control,
 }
 
 /// What all endpoints have in common.
@@ -77,10 +87,12 @@ pub async fn serve(
     let stats: Vec<_> = endpoints.iter().map(|endpoint| endpoint.stats.clone()).collect();
     for endpoint in endpoints {
         let listener = Accepting::new(endpoint.listener).map_err(HttpError::Listener)?;
+        let is_control = endpoint.kind == EndpointKind::Control;
         let server = Server {
             answerer: Answerer {
                 router: endpoint.router,
-                security: options.security.clone(),
+                security: if is_control { Arc::default() } else { options.security.clone() },
+                is_control,
                 limits: limits.clone(),
                 stats: endpoint.stats,
                 report: report.clone(),
@@ -204,7 +216,7 @@ impl Server {
 struct PendingConnection {
     server: Arc<Server>,
     slots: Arc<Slots>,
-    peer: IpAddr,
+    peer: Peer,
     stopped: signal::Receiver<()>,
 }
 
@@ -214,7 +226,7 @@ impl PendingConnection {
         count(&stats.connections_accepted);
         let mut stopped = self.stopped.clone();
         let admission = tokio::select! {
-            admission = self.slots.admit_or_wait(self.peer) => admission,
+            admission = self.slots.admit_or_wait(self.peer.address) => admission,
             _ = stopped.changed() => return,
         };
         let Admission::Admitted { slot, watch, evicted } = admission else {
@@ -234,7 +246,7 @@ struct Connection {
     server: Arc<Server>,
     slot: Slot,
     watch: Arc<Watch>,
-    peer: IpAddr,
+    peer: Peer,
     stopped: signal::Receiver<()>,
 }
 
@@ -259,7 +271,7 @@ impl Connection {
             Err(error) => {
                 let Answerer { stats, report, .. } = &self.server.answerer;
                 count(&stats.handshake_failures);
-                notify(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer));
+                notify(report, Level::Debug, format!("{}: TLS handshake failed: {error}", self.peer.address));
             }
         }
     }

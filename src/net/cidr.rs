@@ -66,6 +66,15 @@ impl Prefix {
         Self { address: masked(address, bits), bits }
     }
 
+    /// That of IPv4, if it is one written as IPv6: packets of these addresses are IPv4's.
+    pub fn canonical(self) -> Self {
+        let mapped = match self.address {
+            IpAddr::V6(address) if self.bits >= 96 => address.to_ipv4_mapped(),
+            _ => None,
+        };
+        mapped.map_or(self, |address| Self::new(address.into(), self.bits - 96))
+    }
+
     /// Its first address.
     pub fn address(self) -> IpAddr {
         self.address

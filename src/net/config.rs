@@ -136,6 +136,10 @@ impl NetworkConfig {
             Some("count")
         } else if self.block.is_some() != other.block.is_some() {
             Some("block")
+        } else if self.block.as_ref().map(|block| &block.socket)
+            != other.block.as_ref().map(|block| &block.socket)
+        {
+            Some("block.socket")
         } else if spaces(self) != spaces(other) {
             Some("network namespaces")
         } else {

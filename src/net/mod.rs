@@ -36,6 +36,7 @@ mod stats;
 mod status;
 mod sys;
 mod tables;
+mod totals;
 mod visit;
 mod watch;
 
@@ -43,7 +44,7 @@ pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
 pub use block::{
-    BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
+    Asker, BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
     BlockScope, Blocked, Blocklist, parse_ports, parse_ttl,
 };
 pub use cidr::{CidrGroup, Prefix};

@@ -1,5 +1,6 @@
 //! What will be counted, in words and before anything is attached.
 
+use super::block;
 use super::config::{Mode, NetworkConfig, Scope, Space};
 use super::hook::choose;
 use super::links::interfaces;
@@ -45,6 +46,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
             all / 1024
         ),
     ];
+    lines.extend(config.block.iter().flat_map(block::describe).map(|line| format!("  {line}")));
     for scope in config.scopes().iter().filter(|scope| scope.space == Space::Own) {
         match hooks(scope, config.mode) {
             Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::block::{self, Blocklist};
+use super::cidr::Prefix;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::counter_maps::CounterMaps;
@@ -24,6 +25,7 @@ use super::stack::Stack;
 use super::status::{Status, labels};
 use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
+use super::totals;
 use super::visit::{Reporter, Stop, Visit};
 use crate::exposition::Family;
 use crate::pins::PinDir;
@@ -222,6 +224,18 @@ impl Network {
         Ok(Query::parse(query)?.answer(self.flow_rows()))
     }
 
+    /// The answer to `/api/v1/stats`, JSON.
+    ///
+    /// # Errors
+    /// If there is a query.
+    pub fn statistics(&self, query: &str) -> Result<String, QueryError> {
+        if !query.is_empty() {
+            return Err(QueryError("there are no parameters".to_string()));
+        }
+        let blocked = self.blocklist().map(|block| block.summary());
+        Ok(totals::shown(&self.status.readings(), blocked.as_ref()))
+    }
+
     /// The answer to `/api/v1/blocklist?query`, JSON.
     ///
     /// # Errors
@@ -229,6 +243,11 @@ impl Network {
     pub fn blocked(&self, query: &str) -> Result<String, QueryError> {
         let nothing = || QueryError("there is no network.block in the configuration".to_string());
         block::page(self.blocklist().ok_or_else(nothing)?, query).map_err(QueryError)
+    }
+
+    /// The answer to `/api/v1/blocklist/PREFIX`, JSON; `None` if the prefix is not listed.
+    pub fn blocked_entry(&self, prefix: Prefix) -> Option<String> {
+        block::entry(self.blocklist()?, prefix)
     }
 
     /// Labels of interfaces by id.

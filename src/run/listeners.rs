@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
+use crate::blocking;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::model::Settings;
 use crate::http::{HttpError, Listener};
+use crate::net::NetworkConfig;
 use crate::service;
 
 /// The sockets, bound before privileges are dropped.
@@ -13,14 +16,16 @@ use crate::service;
 pub struct Listeners {
     pub(super) metrics: Vec<Listener>,
     pub(super) health: Listener,
+    /// Where commands are taken, with its path, if there is something to command.
+    pub(super) control: Option<(PathBuf, Result<Listener, HttpError>)>,
 }
 
 impl Listeners {
     /// Binds all of them. Ports are taken over from the service manager if it has kept them.
     ///
     /// # Errors
-    /// If one of them cannot be had.
-    pub fn bind(settings: &Settings) -> Result<Self, HttpError> {
+    /// If one of them cannot be had, but for the control socket.
+    pub fn bind(settings: &Settings, network: Option<&NetworkConfig>) -> Result<Self, HttpError> {
         let at = |port| SocketAddr::new(settings.bind, port);
         let mut ports = vec![at(settings.health_port)];
         ports.extend(matches!(settings.listen, Listen::Port).then_some(at(settings.metrics_port)));
@@ -52,7 +57,13 @@ impl Listeners {
             }
         };
         let health = health.map_or_else(|| bind(settings.health_port), Ok)?;
-        Ok(Self { metrics, health })
+        let block = network.and_then(|network| network.block.as_ref());
+        let control = block.map(|block| {
+            let path = blocking::socket(Some(block), settings.metrics_port);
+            let listener = Listener::bind_control(&path);
+            (path, listener)
+        });
+        Ok(Self { metrics, health, control })
     }
 
     /// Those that other machines can reach.

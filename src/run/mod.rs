@@ -12,7 +12,9 @@ use crate::budget::Budget;
 use crate::config::endpoint::Listen;
 use crate::config::model::{KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
-use crate::http::{self, Endpoint, HttpStats, Level, Listener, Notice, Security, ServerOptions};
+use crate::http::{
+    self, Endpoint, EndpointKind, HttpStats, Level, Listener, Notice, Security, ServerOptions,
+};
 use crate::kernel::{Attach, measure_prices};
 use crate::loading::{Checked, LoadedTls, secured};
 use crate::logging::Logging;
@@ -20,7 +22,7 @@ use crate::net::{self, Event, Network, NetworkConfig};
 use crate::pins::{self, PinDir, PinError, StateDirectory};
 use crate::plan::Plan;
 use crate::privileges::{self, Needs, PrivilegeError};
-use crate::routes::{health_router, metrics_router};
+use crate::routes::{control_router, health_router, metrics_router};
 use crate::running::{ActiveConfig, Running};
 use crate::service;
 use crate::slow::SlowRecorder;
@@ -98,13 +100,34 @@ pub(crate) fn run(
     let mut endpoints: Vec<_> = listeners
         .metrics
         .into_iter()
-        .map(|listener| Endpoint { listener, router: metrics_router(&running), stats: metrics_stats.clone() })
+        .map(|listener| Endpoint {
+            listener,
+            router: metrics_router(&running),
+            stats: metrics_stats.clone(),
+            kind: EndpointKind::Public,
+        })
         .collect();
     endpoints.push(Endpoint {
         listener: listeners.health,
         router: health_router(running.clone()),
         stats: health_stats,
+        kind: EndpointKind::Public,
     });
+    let control = listeners.control.zip(running.network.as_ref());
+    if let Some(((_, listener), network)) = control {
+        match listener {
+            Ok(listener) => endpoints.push(Endpoint {
+                listener,
+                router: control_router(network),
+                stats: metrics_stats,
+                kind: EndpointKind::Control,
+            }),
+            Err(err) => log::warn!(
+                "{err}; `exporter block` and `unblock` do not work; set network.block.socket to a path in a directory \
+                 that the exporter may write to"
+            ),
+        }
+    }
     let looked_at = Arc::downgrade(&running);
     let budget = Budget::start(move |controllers| {
         looked_at.upgrade().into_iter().for_each(|running| running.look_at_costs(controllers));

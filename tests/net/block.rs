@@ -13,7 +13,7 @@ use std::time::Duration;
 use self::generated::types::net_fast;
 use self::generated::{NetSkel, NetSkelBuilder};
 use exporter::net::{
-    BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
+    Asker, BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
     Blocklist, Counters, Direction, FAST_BLOCKS, Hook, Mode, Network, NetworkConfig, Prefix, Reason, Verdict,
     cells, cpu_slots, set_operand,
 };
@@ -49,7 +49,7 @@ fn dropped(network: &Network, reason: &str) -> u64 {
 /// In the namespace, as the thread that serves requests is.
 fn block(here: &Namespace, network: &Network, entry: BlockEntry) {
     let list = Arc::clone(network.blocklist().unwrap());
-    here.run(move || list.block(&entry)).unwrap();
+    here.run(move || list.block(&entry, Asker::Api)).unwrap();
 }
 
 fn pings(from: &Namespace, to: &str) -> bool {
@@ -159,9 +159,9 @@ fn what_is_only_observed_allowed_or_over_passes() {
     change(BlockConfig { mode: BlockMode::Enforce, allow: allow.clone(), ..observed.clone() });
     assert!(pings(&there, "10.99.0.1"));
     let list = network.blocklist().unwrap();
-    let refused = list.block(&entry("10.99.0.2")).unwrap_err();
+    let refused = list.block(&entry("10.99.0.2"), Asker::Api).unwrap_err();
     assert!(matches!(refused, BlockError::Protected(..)), "{refused}");
-    let wider = list.block(&entry("10.0.0.0/8")).unwrap();
+    let wider = list.block(&entry("10.0.0.0/8"), Asker::Api).unwrap();
     assert!(wider.is_new && wider.except.iter().any(|(except, _)| *except == allow[0]), "{wider:?}");
     assert!(pings(&there, "10.99.0.1"));
 
@@ -177,6 +177,35 @@ fn what_is_only_observed_allowed_or_over_passes() {
     assert!(!pings(&there, "10.99.0.1"));
     until("its time is over", || pings(&there, "10.99.0.1"));
     until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
+}
+
+/// Whoever locks himself out is let in again, unless he says that he is not.
+#[test]
+fn what_is_not_confirmed_is_taken_back() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, blocking(Mode::Auto, enforcing()));
+    attached(&events);
+    up(&here, &there);
+    let list = Arc::clone(network.blocklist().unwrap());
+    let try_out = |within: u64| {
+        let list = Arc::clone(&list);
+        let within = Duration::from_secs(within);
+        here.run(move || list.block_unless_unconfirmed(&entry("10.99.0.2"), Asker::Command, within))
+    };
+    assert!(try_out(1).unwrap().is_new);
+    until("it is taken back", || pings(&there, "10.99.0.1"));
+    until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
+
+    assert!(try_out(3600).unwrap().is_new && !try_out(2).unwrap().is_new, "the time can be changed");
+    let row = list.row(prefix("10.99.0.2")).unwrap();
+    assert!(row.is_unconfirmed && row.expires_in.unwrap() <= 2.0, "{row:?}");
+    block(&here, &network, entry("10.99.0.2"));
+    let row = list.row(prefix("10.99.0.2")).unwrap();
+    assert!(!row.is_unconfirmed && row.expires_in.is_none(), "{row:?}");
+    assert!(!pings(&there, "10.99.0.1"));
+    let settled = try_out(1).unwrap_err();
+    assert!(matches!(settled, BlockError::Settled(_)), "{settled}");
+    assert!(!pings(&there, "10.99.0.1"));
 }
 
 /// Who administers the machine goes on doing so, and nobody else from the same address begins to.

@@ -64,6 +64,8 @@ const RULES: &[(&str, Rule)] = &[
     ("ip -s link", Prints("eth0")),
     ("ip netns", Prints("")),
     ("tc filter show dev eth0 egress", Prints("")),
+    ("exporter block", Not("it needs an exporter that blocks; tests/whole/blocklist.rs runs it")),
+    ("exporter unblock", Not("it needs an exporter that blocks; tests/whole/blocklist.rs runs it")),
     ("exporter events", Not("no slow event was kept here; tests/whole/slow.rs shows some")),
     ("exporter check --attach", Not("the name of a command whose use is shown elsewhere")),
     ("exporter check", Not("the name of a command whose use is shown elsewhere")),

@@ -17,7 +17,7 @@ use super::endpoint::{Auth, Origin, TlsSettings, Web};
 use super::fields::{Fields, Node};
 use super::layers::Layers;
 use super::place::{ConfigSource, Place};
-use super::words::did_you_mean;
+use super::words::{did_you_mean, quote};
 use super::yaml;
 use crate::http::{Rate, is_hash};
 
@@ -38,6 +38,7 @@ struct Part {
 
 /// How the endpoints are secured. With `complete` false a source is missing, so that nothing is said to be.
 pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Web {
+    let errors = layers.diags.len();
     let (auth, password_file) = keys::auth(layers, complete);
     let tls = keys::tls(layers, complete);
     let file = layers.read("web_config_file", |n| n.path());
@@ -61,8 +62,14 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Web {
     if let Some(at) = &part.tls_at {
         refuse_both(["tls_cert", "tls_key"].into_iter().find(|name| layers.has(name)), at, layers.diags);
     }
-    let origin = Origin { auth, password_file, tls, file: file.map(|file| (file.at, file.value)) };
-    combine(origin, part)
+    let file = file.map(|file| (file.at, file.value));
+    let origin = Origin { auth, password_file, tls, file, writers: writers(layers) };
+    let is_sound = complete && layers.diags.len() == errors;
+    let web = combine(origin, part);
+    if is_sound {
+        refuse_unknown_writers(&web, layers.diags);
+    }
+    web
 }
 
 /// The same settings with the files among them read anew.
@@ -95,6 +102,7 @@ pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
         refuse_both(Some("tls_cert"), at, &diags);
     }
     let combined = combine(origin, part);
+    // A writer who is no user any more is not refused: that must not keep the user from being taken out.
     diags.into_result(combined)
 }
 
@@ -108,7 +116,26 @@ fn refuse_both(own: Option<&str>, at: &Place, diags: &Diagnostics) {
 fn combine(origin: Origin, part: Part) -> Web {
     let users = origin.auth.clone().map_or(part.users, |auth| vec![auth]);
     let tls = origin.tls.clone().or(part.tls);
-    Web { users, tls, headers: part.headers, rate_limit: part.rate_limit, origin }
+    let writers = origin.writers.iter().map(|(_, name)| name.clone()).collect();
+    Web { users, writers, tls, headers: part.headers, rate_limit: part.rate_limit, origin }
+}
+
+/// `web_writers`. The web configuration's own file, which other exporters may read too, has no place for it.
+fn writers(layers: &Layers<'_>) -> Vec<(Place, String)> {
+    let node = layers.file.as_ref().and_then(|file| file.get("web_writers")).filter(|node| !node.is_null());
+    let names = node.map(|node| node.one_or_list()).unwrap_or_default();
+    names.iter().filter_map(|node| Some((node.at.clone(), node.text_as("a user name")?.to_owned()))).collect()
+}
+
+fn refuse_unknown_writers(web: &Web, diags: &Diagnostics) {
+    for (at, name) in &web.origin.writers {
+        if web.users.iter().all(|user| user.username != *name) {
+            let near = did_you_mean(name, web.users.iter().map(|user| user.username.as_str()));
+            diags.error(at, format!("web_writers: there is no user {}{near}", quote(name))).help(
+                "name users of basic_auth_users, or the one of metrics_auth_username; without users nobody may write",
+            );
+        }
+    }
 }
 
 /// A web configuration file.

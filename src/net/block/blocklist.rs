@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::super::cidr::Prefix;
 use super::super::sys::monotonic;
 use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
-use super::entry::{BlockError, BlockRow, Blocked};
+use super::entry::{Asker, BlockError, BlockRow, Blocked};
 use super::file::{Read, WatchedFile};
 use super::maps::BlockMaps;
 use super::protect::Protected;
@@ -21,6 +21,9 @@ use super::state::{Asked, ListState, Origin, deadline, is_over, kernel_rule};
 /// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_FIRST: Duration = Duration::from_secs(1);
+
+/// Entries that can be asked for at run time; lists of more are files.
+const MOST_ASKED: usize = 1 << 16;
 
 /// The blocklist of a running exporter.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct Summary {
     pub files: Vec<(String, u64, bool)>,
     /// Changes that the kernel refused.
     pub errors: u64,
+    /// Exchanged tables whose hits could not be read any more.
+    pub unread: u64,
 }
 
 impl Blocklist {
@@ -68,6 +73,7 @@ impl Blocklist {
             marks_stale: false,
             looked: None,
             errors: 0,
+            unread: 0,
         };
         let list = Self { maps, state: Mutex::new(state), summary: Mutex::default() };
         list.change(config)?;
@@ -146,11 +152,28 @@ impl Blocklist {
         state.protected.say(&config.own_ports);
     }
 
-    /// Blocks a prefix from now on, as this says; again if it is blocked already.
+    /// Blocks a prefix from now on, as this says; again if it is blocked already. Confirms it.
     ///
     /// # Errors
     /// If it is protected, or the kernel refuses.
-    pub fn block(&self, entry: &BlockEntry) -> Result<Blocked, BlockError> {
+    pub fn block(&self, entry: &BlockEntry, by: Asker) -> Result<Blocked, BlockError> {
+        self.ask(entry, by, None)
+    }
+
+    /// Blocks a prefix that is not blocked yet, and takes that back unless it is confirmed in time by [`Self::block`].
+    ///
+    /// # Errors
+    /// As [`Self::block`], or if it is blocked already.
+    pub fn block_unless_unconfirmed(
+        &self,
+        entry: &BlockEntry,
+        by: Asker,
+        within: Duration,
+    ) -> Result<Blocked, BlockError> {
+        self.ask(entry, by, Some(within))
+    }
+
+    fn ask(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
         let now = monotonic();
         let mut state = self.lock();
         state.look(&self.maps, now, LOOK_FIRST);
@@ -159,15 +182,27 @@ impl Blocklist {
             return Err(BlockError::Protected(prefix, format!("{by} is {why}")));
         }
         let except = state.reasons_to_pass().filter(|(by, _)| prefix.contains(*by)).collect();
-        let asked = Asked { rule: entry.rule.clone(), deadline: deadline(&entry.rule, now) };
-        let rule = kernel_rule(prefix, entry.rule.scope, asked.deadline);
+        let before = state.asked.get(&prefix).filter(|asked| !is_over(asked.until(), now));
+        if confirm.is_some() && before.is_some_and(|asked| asked.confirm_by.is_none()) {
+            return Err(BlockError::Settled(prefix));
+        }
+        if before.is_none() && state.asked.len() >= MOST_ASKED {
+            return Err(BlockError::Full(MOST_ASKED));
+        }
+        let asked = Asked {
+            rule: entry.rule.clone(),
+            by,
+            deadline: deadline(&entry.rule, now),
+            confirm_by: confirm.map(|within| now.saturating_add(within.as_nanos() as u64)),
+        };
+        let rule = kernel_rule(prefix, entry.rule.scope, asked.until());
         let (is_new, is_ours) = match state.held.get(&prefix) {
             None => (true, true),
-            Some(Origin::Asked) => (false, true),
+            Some(Origin::Asked(_)) => (before.is_none(), true),
             Some(_) => (false, false),
         };
         if is_ours {
-            let done = state.set(&self.maps, prefix, Origin::Asked, rule);
+            let done = state.set(&self.maps, prefix, Origin::Asked(by), rule);
             if let Err(error) = done {
                 state.errors += 1;
                 self.note(&state);
@@ -188,7 +223,7 @@ impl Blocklist {
         let was_asked = state.asked.remove(&prefix).is_some();
         let done = match state.held.get(&prefix).copied() {
             None => Err(BlockError::Absent(prefix)),
-            Some(Origin::Asked) => {
+            Some(Origin::Asked(_)) => {
                 state.unset(&self.maps, prefix).map_err(|error| BlockError::Kernel(format!("{error:#}")))
             }
             Some(origin) => {
@@ -224,7 +259,7 @@ impl Blocklist {
         }
         is_news |= state.look(&self.maps, now, LOOK);
         let asked = state.asked.len();
-        state.asked.retain(|_, asked| !is_over(asked.deadline, now));
+        state.asked.retain(|_, asked| !is_over(asked.until(), now));
         if changed || state.asked.len() < asked || state.has_over(now) {
             is_news = true;
             let wanted = state.wanted(now);
@@ -243,7 +278,7 @@ impl Blocklist {
 
     /// Puts down what a scrape is shown.
     fn note(&self, state: &ListState) {
-        let names = ["config".to_string(), "api".to_string()].into_iter();
+        let names = std::iter::once("config").chain(Asker::ALL.map(Asker::word)).map(str::to_string);
         let names = names.chain(state.files.iter().map(|file| file.path.display().to_string()));
         let files = state
             .files
@@ -256,6 +291,7 @@ impl Blocklist {
             spared: state.protected.connections.len() as u64,
             files: files.collect(),
             errors: state.errors,
+            unread: state.unread,
         };
         *self.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
     }

@@ -1,5 +1,6 @@
 //! What is blocked, by the configuration.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ pub struct BlockConfig {
     pub files: Vec<BlockFile>,
     /// Never dropped, whatever is blocked.
     pub allow: Vec<Prefix>,
+    /// Where commands are taken; `None` for the usual place.
+    pub socket: Option<PathBuf>,
     /// TCP ports on which the exporter itself serves: not of the configuration.
     pub own_ports: Vec<u16>,
 }
@@ -60,6 +63,17 @@ pub enum BlockProtocol {
     Icmp,
 }
 
+/// As it is written in short: `tcp`, `udp 53`, `tcp 1000-2000`.
+impl fmt::Display for BlockScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.protocol.word())?;
+        match self.port_range() {
+            Some(ports) => write!(f, " {ports}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A file that lists what is blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockFile {
@@ -73,6 +87,15 @@ pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 impl BlockScope {
     /// All ports of a protocol.
     pub const ALL_PORTS: (u16, u16) = (0, u16::MAX);
+
+    /// The ports as they are written; `None` if all are meant.
+    pub fn port_range(&self) -> Option<String> {
+        match self.ports {
+            Self::ALL_PORTS => None,
+            (first, last) if first == last => Some(first.to_string()),
+            (first, last) => Some(format!("{first}-{last}")),
+        }
+    }
 }
 
 impl BlockProtocol {

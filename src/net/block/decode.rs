@@ -35,6 +35,12 @@ pub(in super::super) static BLOCK: Section = Section {
             "Files with an address, prefix or range on each line; read again when they change.",
         ),
         Key::new("allow", Schema::OneOrList(&Schema::Text), "Addresses and prefixes that are never dropped."),
+        Key::new(
+            "socket",
+            Schema::Path,
+            "Unix socket for `exporter block`, `unblock` and `blocklist`. Default: `/run/fibre-exporter/control-PORT.sock`, with the \
+             metrics port.",
+        ),
     ]),
     one_of: &[],
 };
@@ -81,13 +87,14 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
         entries: list("entries").iter().filter_map(entry).collect(),
         files: list("files").iter().filter_map(file).collect(),
         allow: list("allow").iter().filter_map(prefix).collect(),
+        socket: fields.get("socket").and_then(|node| node.path()),
         own_ports: Vec::new(),
     })
 }
 
 fn prefix(node: &Node<'_>) -> Option<Prefix> {
     match Prefix::parse(node.text_as("an address or prefix")?) {
-        Ok(prefix) => Some(prefix),
+        Ok(prefix) => Some(prefix.canonical()),
         Err(error) => {
             node.error(error).help("write an address or a prefix: 192.0.2.7, 10.0.0.0/8, 2001:db8::/32");
             None

@@ -14,6 +14,10 @@ pub enum BlockError {
     Elsewhere(Prefix, String),
     /// All its packets pass, because of this.
     Protected(Prefix, String),
+    /// It is blocked already, and was not to be confirmed.
+    Settled(Prefix),
+    /// There are as many entries as there can be at run time.
+    Full(usize),
     /// The kernel refuses.
     Kernel(String),
 }
@@ -26,12 +30,45 @@ impl fmt::Display for BlockError {
                 write!(f, "{prefix} is listed in {place}; remove it there, or list it in network.block.allow")
             }
             Self::Protected(prefix, why) => write!(f, "{prefix} is never dropped: {why}"),
+            Self::Settled(prefix) => write!(
+                f,
+                "{prefix} is blocked already, so there is nothing to confirm; unblock it first, or leave out the confirmation"
+            ),
+            Self::Full(most) => write!(
+                f,
+                "{most} entries were added at run time, the most there can be; unblock some, or list them in a file of \
+                 network.block.files"
+            ),
             Self::Kernel(error) => write!(f, "the kernel refused the change: {error}"),
         }
     }
 }
 
 impl std::error::Error for BlockError {}
+
+/// Who asked for an entry at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Somebody over HTTP.
+    Api,
+    /// A command on this machine.
+    Command,
+    /// What the exporter itself has seen.
+    Detection,
+}
+
+impl Asker {
+    pub const ALL: [Self; 3] = [Self::Api, Self::Command, Self::Detection];
+
+    /// As it is shown.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Command => "command",
+            Self::Detection => "detection",
+        }
+    }
+}
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +83,14 @@ pub struct Blocked {
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockRow {
     pub prefix: Prefix,
-    /// `config`, `api`, or the path of a file.
+    /// `config`, the word of who asked at run time, or the path of a file.
     pub source: String,
     pub reason: String,
     pub scope: Option<BlockScope>,
     /// How long it will hold.
     pub expires_in: Option<f64>,
+    /// Whether it goes away unless it is confirmed.
+    pub is_unconfirmed: bool,
     pub packets: u64,
     pub bytes: u64,
     /// How long ago the last packet came.

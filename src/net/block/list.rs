@@ -121,11 +121,7 @@ pub(crate) fn lenient(text: &str) -> Result<(Prefix, Option<String>), String> {
             .ok_or(error),
     };
     let (prefix, warning) = parsed?;
-    let mapped = match prefix.address() {
-        IpAddr::V6(address) if prefix.bits() >= 96 => address.to_ipv4_mapped(),
-        _ => None,
-    };
-    Ok((mapped.map_or(prefix, |address| Prefix::new(address.into(), prefix.bits() - 96)), warning))
+    Ok((prefix.canonical(), warning))
 }
 
 /// The fewest prefixes that have all addresses of a range of one family.

@@ -52,5 +52,11 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
         "Changes of the blocklist that the kernel refused.",
     );
     errors.number(&[], summary.errors);
-    vec![enforced, entries, allowed, spared, invalid, readable, errors]
+    let mut unread = family(
+        "xdp_blocklist_unread_tables_total",
+        Kind::Counter,
+        "Replaced tables of the blocklist whose hits could not be read any more; entries show fewer hits than they had.",
+    );
+    unread.number(&[], summary.unread);
+    vec![enforced, entries, allowed, spared, invalid, readable, errors, unread]
 }

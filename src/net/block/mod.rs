@@ -10,6 +10,7 @@ mod maps;
 mod marks;
 mod metrics;
 mod page;
+mod preview;
 mod protect;
 mod rules;
 mod state;
@@ -21,6 +22,7 @@ pub use config::{
     parse_ttl,
 };
 pub(super) use decode::{BLOCK, decode};
-pub use entry::{BlockError, BlockRow, Blocked};
+pub use entry::{Asker, BlockError, BlockRow, Blocked};
 pub(super) use metrics::families;
-pub(super) use page::page;
+pub(super) use page::{entry, page};
+pub(super) use preview::describe;

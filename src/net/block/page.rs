@@ -1,9 +1,9 @@
-//! `/api/v1/blocklist`: a page of the entries with what they have met, as JSON.
+//! `/api/v1/blocklist`: the entries with what they have met, as JSON.
 
 use serde::Serialize;
 
+use super::super::cidr::Prefix;
 use super::blocklist::Blocklist;
-use super::config::BlockScope;
 use super::entry::BlockRow;
 
 /// Entries of a page that does not say how many, and of any page at most.
@@ -22,6 +22,9 @@ struct Row {
     ports: Option<String>,
     /// Seconds from now on; null: for good.
     expires_in: Option<f64>,
+    /// It goes away then unless it is confirmed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unconfirmed: bool,
     packets: u64,
     bytes: u64,
     /// Seconds ago; null: no packet came.
@@ -55,22 +58,29 @@ pub(in super::super) fn page(list: &Blocklist, query: &str) -> Result<String, St
     }
     let entries = list.rows((page - 1) * per_page, per_page).into_iter().map(Row::from).collect();
     let shown = Page { total: list.len(), page, per_page, enforced: list.is_enforced(), entries };
-    serde_json::to_string(&shown).map_err(|err| err.to_string())
+    Ok(json(&shown))
+}
+
+/// One entry.
+pub(in super::super) fn entry(list: &Blocklist, prefix: Prefix) -> Option<String> {
+    list.row(prefix).map(|row| json(&Row::from(row)))
+}
+
+/// Plain data with text keys: there is nothing that JSON could not say.
+fn json(shown: &impl Serialize) -> String {
+    serde_json::to_string(shown).unwrap_or_else(|_| "{}".to_string())
 }
 
 impl From<BlockRow> for Row {
     fn from(row: BlockRow) -> Self {
-        let ports = row.scope.map(|scope| scope.ports).filter(|ports| *ports != BlockScope::ALL_PORTS);
-        let range = |(first, last): (u16, u16)| {
-            if first == last { first.to_string() } else { format!("{first}-{last}") }
-        };
         Self {
             prefix: row.prefix.to_string(),
             source: row.source,
             reason: row.reason,
             protocol: row.scope.map(|scope| scope.protocol.word()),
-            ports: ports.map(range),
+            ports: row.scope.and_then(|scope| scope.port_range()),
             expires_in: row.expires_in,
+            unconfirmed: row.is_unconfirmed,
             packets: row.packets,
             bytes: row.bytes,
             last_seen: row.last_seen,

@@ -37,6 +37,14 @@ pub(crate) struct RuleTables {
     spared: BTreeSet<Connection>,
 }
 
+/// What the rules of exchanged tables have met.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Met {
+    pub hits: BTreeMap<Prefix, Hits>,
+    /// Whether all of them could be read.
+    pub is_whole: bool,
+}
+
 impl RuleTable {
     /// Of those of the rules that are of this family.
     fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
@@ -150,7 +158,7 @@ impl RuleTables {
         list: List,
         rules: &[(Prefix, Rule)],
         marks: &Marks,
-    ) -> libbpf_rs::Result<BTreeMap<Prefix, Hits>> {
+    ) -> libbpf_rs::Result<Met> {
         let new = [RuleTable::new(true, rules)?, RuleTable::new(false, rules)?];
         maps.add_marks(marks);
         for (prefix, _) in rules {
@@ -176,13 +184,7 @@ impl RuleTables {
             }
         }
         maps.set_marks(marks);
-        let mut met = BTreeMap::new();
-        for table in &old {
-            each(&table.map, |prefix, hits| {
-                met.insert(prefix, hits);
-            })?;
-        }
-        Ok(met)
+        Ok(met(old.iter().map(|table| hits_of(&table.map))))
     }
 
     /// What a rule has met; `None` if there is none.
@@ -209,8 +211,24 @@ impl RuleTables {
     }
 }
 
+/// The hits of tables that are not in use any more. The new ones hold already, so that what cannot be read is lost.
+fn met(tables: impl Iterator<Item = libbpf_rs::Result<Vec<(Prefix, Hits)>>>) -> Met {
+    let mut met = Met { hits: BTreeMap::new(), is_whole: true };
+    for read in tables {
+        match read {
+            Ok(hits) => met.hits.extend(hits),
+            Err(error) => {
+                log::warn!("blocklist: hits that were counted before a change are lost: {error:#}");
+                met.is_whole = false;
+            }
+        }
+    }
+    met
+}
+
 /// Of all rules of a map that have met something.
-fn each(map: &MapHandle, mut take: impl FnMut(Prefix, Hits)) -> libbpf_rs::Result<()> {
+fn hits_of(map: &MapHandle) -> libbpf_rs::Result<Vec<(Prefix, Hits)>> {
+    let mut found = Vec::new();
     for (key, value) in map.lookup_batch(BATCH as u32, MapFlags::ANY, MapFlags::ANY)? {
         let hits = hits(&value);
         let bits = value.get(offset_of!(net_rule, length)).copied().unwrap_or(0);
@@ -219,10 +237,10 @@ fn each(map: &MapHandle, mut take: impl FnMut(Prefix, Hits)) -> libbpf_rs::Resul
             _ => key.first_chunk::<16>().map(|octets| (*octets).into()),
         };
         if let (true, Some(address)) = (hits.packets > 0, address) {
-            take(Prefix::new(address, bits), hits);
+            found.push((Prefix::new(address, bits), hits));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn key(prefix: Prefix) -> Vec<u8> {
@@ -271,4 +289,27 @@ fn connection_key((peer, from, to): Connection) -> Vec<u8> {
 
 fn raw(map: &MapHandle) -> i32 {
     map.as_fd().as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_that_cannot_be_read_are_lost_and_no_error() {
+        let hits = |packets| Hits { packets, ..Hits::default() };
+        let prefix = |text| Prefix::parse(text).unwrap();
+        let broken = std::io::Error::from_raw_os_error(libc::EFAULT);
+        let read = [
+            Ok(vec![(prefix("192.0.2.1"), hits(1))]),
+            Err(broken.into()),
+            Ok(vec![(prefix("::1"), hits(2))]),
+        ];
+        let met = met(read.into_iter());
+        assert!(!met.is_whole);
+        assert_eq!(
+            met.hits.into_iter().collect::<Vec<_>>(),
+            [(prefix("192.0.2.1"), hits(1)), (prefix("::1"), hits(2))]
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::abi::{List, TICK_NANOSECONDS};
 use super::super::cidr::Prefix;
 use super::config::{BlockConfig, BlockFile, BlockProtocol, BlockRule, BlockScope};
-use super::entry::BlockRow;
+use super::entry::{Asker, BlockRow};
 use super::file::WatchedFile;
 use super::maps::{BlockMaps, Hits, Rule};
 use super::marks::Marks;
@@ -36,13 +36,25 @@ pub(super) struct ListState {
     pub marks_stale: bool,
     pub looked: Option<u64>,
     pub errors: u64,
+    /// Exchanged tables whose hits could not be read any more.
+    pub unread: u64,
 }
 
 /// Blocked because somebody asked for it at run time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub rule: BlockRule,
+    pub by: Asker,
     pub deadline: Option<u64>,
+    /// When it goes away unless it is confirmed.
+    pub confirm_by: Option<u64>,
+}
+
+impl Asked {
+    /// When it goes away.
+    pub fn until(&self) -> Option<u64> {
+        self.deadline.into_iter().chain(self.confirm_by).min()
+    }
 }
 
 /// Whose entry it is.
@@ -50,8 +62,11 @@ pub(super) struct Asked {
 pub(super) enum Origin {
     Config(u32),
     File(u32),
-    Asked,
+    Asked(Asker),
 }
+
+/// Where files begin in [`State::by_origin`].
+pub(super) const FIRST_FILE: usize = 1 + Asker::ALL.len();
 
 fn tick(nanoseconds: u64) -> u32 {
     // Zero is no tick.
@@ -83,8 +98,8 @@ impl ListState {
     /// What is to be blocked by all sources.
     pub fn wanted(&self, now: u64) -> BTreeMap<Prefix, Origin> {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();
-        let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.deadline, now));
-        wanted.extend(asked.map(|(prefix, _)| (*prefix, Origin::Asked)));
+        let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.until(), now));
+        wanted.extend(asked.map(|(prefix, asked)| (*prefix, Origin::Asked(asked.by))));
         for (number, file) in self.files.iter().enumerate().rev() {
             let origin = Origin::File(number as u32);
             if wanted.is_empty() {
@@ -112,11 +127,11 @@ impl ListState {
     pub fn count(&mut self, origin: Origin) -> &mut u64 {
         let at = match origin {
             Origin::Config(_) => 0,
-            Origin::Asked => 1,
-            Origin::File(number) => 2 + number as usize,
+            Origin::Asked(by) => 1 + by as usize,
+            Origin::File(number) => FIRST_FILE + number as usize,
         };
-        if self.by_origin.len() < 2 + self.files.len() {
-            self.by_origin.resize(2 + self.files.len(), 0);
+        if self.by_origin.len() < FIRST_FILE + self.files.len() {
+            self.by_origin.resize(FIRST_FILE + self.files.len(), 0);
         }
         &mut self.by_origin[at]
     }
@@ -129,8 +144,8 @@ impl ListState {
                 kernel_rule(prefix, entry.rule.scope, deadline)
             }
             Origin::File(_) => Rule::default(),
-            Origin::Asked => match self.asked.get(&prefix) {
-                Some(asked) => kernel_rule(prefix, asked.rule.scope, asked.deadline),
+            Origin::Asked(_) => match self.asked.get(&prefix) {
+                Some(asked) => kernel_rule(prefix, asked.rule.scope, asked.until()),
                 None => Rule::default(),
             },
         }
@@ -140,7 +155,7 @@ impl ListState {
         match origin {
             Origin::Config(_) => "network.block.entries".to_string(),
             Origin::File(number) => self.files[number as usize].path.display().to_string(),
-            Origin::Asked => "the API".to_string(),
+            Origin::Asked(by) => by.word().to_string(),
         }
     }
 
@@ -206,11 +221,12 @@ impl ListState {
             wanted.iter().map(|(prefix, origin)| (*prefix, self.rule(*prefix, *origin))).collect();
         let marks = marks(wanted.keys(), &self.allowed);
         let met = self.tables.replace(maps, List::Blocked, &rules, &marks)?;
-        for (prefix, hits) in met {
+        self.unread += u64::from(!met.is_whole);
+        for (prefix, hits) in met.hits {
             self.met.entry(prefix).or_default().add(hits);
         }
         self.met.retain(|prefix, _| wanted.contains_key(prefix));
-        self.by_origin = vec![0; 2 + self.files.len()];
+        self.by_origin = vec![0; FIRST_FILE + self.files.len()];
         wanted.values().for_each(|origin| *self.count(*origin) += 1);
         self.held = wanted;
         self.marks_stale = false;
@@ -265,6 +281,7 @@ impl ListState {
     pub fn row(&self, prefix: Prefix, origin: Origin, now: u64) -> BlockRow {
         let mut hits = self.met.get(&prefix).copied().unwrap_or_default();
         hits.add(self.tables.hits(List::Blocked, prefix).unwrap_or_default());
+        let asked = self.asked.get(&prefix).filter(|_| matches!(origin, Origin::Asked(_)));
         let (rule, deadline) = match origin {
             Origin::Config(number) => {
                 (self.config.entries[number as usize].rule.clone(), self.deadlines[number as usize])
@@ -273,9 +290,7 @@ impl ListState {
                 let BlockFile { reason, .. } = &self.config.files[number as usize];
                 (BlockRule { reason: reason.clone(), ..BlockRule::default() }, None)
             }
-            Origin::Asked => {
-                self.asked.get(&prefix).map(|asked| (asked.rule.clone(), asked.deadline)).unwrap_or_default()
-            }
+            Origin::Asked(_) => asked.map(|asked| (asked.rule.clone(), asked.until())).unwrap_or_default(),
         };
         let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
         let age = u64::from(tick(now).wrapping_sub(hits.last)) * TICK_NANOSECONDS;
@@ -283,11 +298,11 @@ impl ListState {
             prefix,
             source: match origin {
                 Origin::Config(_) => "config".to_string(),
-                Origin::Asked => "api".to_string(),
-                Origin::File(_) => self.place(origin),
+                Origin::Asked(_) | Origin::File(_) => self.place(origin),
             },
             reason: rule.reason,
             scope: rule.scope,
+            is_unconfirmed: asked.is_some_and(|asked| asked.confirm_by.is_some()),
             expires_in: deadline.map(|deadline| seconds(deadline.saturating_sub(now))),
             packets: hits.packets,
             bytes: hits.bytes,

@@ -1,0 +1,71 @@
+//! What `check` says of `network.block`.
+
+use std::fs;
+
+use super::config::{BlockConfig, BlockFile, BlockMode};
+use super::list::ListFile;
+
+/// A line each: what is done with packets, what is blocked, and how its files read now.
+pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
+    let what = match config.mode {
+        BlockMode::Enforce => "packets of its sources are dropped (mode enforce)",
+        BlockMode::Observe => "nothing is dropped, packets of its sources are counted (mode observe)",
+    };
+    let mut lines = vec![format!("blocklist: {what}")];
+    let of = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "y" } else { "ies" });
+    lines.push(format!(
+        "  {} of the configuration; {} of the allowlist beside what is protected by itself",
+        of(config.entries.len(), "entr"),
+        of(config.allow.len(), "entr")
+    ));
+    for BlockFile { path, .. } in &config.files {
+        let read = fs::read(path).map(|content| ListFile::parse(&content));
+        let told = match read {
+            Err(error) => format!("cannot be read now ({error})"),
+            Ok(list) if list.is_none() => {
+                format!(
+                    "is no list: {} of {} lines are no entries",
+                    list.invalid,
+                    list.invalid + list.prefixes.len()
+                )
+            }
+            Ok(list) => {
+                let first = list.told.first().map(|(line, text)| format!("; line {line}: {text}"));
+                let mistakes = match list.invalid {
+                    0 => String::new(),
+                    more => format!(", {more} lines that are none"),
+                };
+                format!("has {}{mistakes}{}", of(list.prefixes.len(), "entr"), first.unwrap_or_default())
+            }
+        };
+        lines.push(format!("  {} {told}", path.display()));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_of_as_they_are_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, content).unwrap();
+            BlockFile { path, reason: String::new() }
+        };
+        let files = vec![
+            file("good", "192.0.2.0/24\nexample.org\n192.0.2.7\n"),
+            file("page", "<html>\n<head>\n<title>\nNot found\n"),
+            BlockFile { path: directory.path().join("none"), reason: String::new() },
+        ];
+        let lines = describe(&BlockConfig { files, ..BlockConfig::default() });
+        assert!(
+            lines[0].contains("nothing is dropped") && lines[1].contains("0 entries of the"),
+            "{lines:?}"
+        );
+        assert!(lines[2].contains("good has 2 entries, 1 lines that are none; line 2"), "{lines:?}");
+        assert!(lines[3].contains("page is no list") && lines[4].contains("No such file"), "{lines:?}");
+    }
+}

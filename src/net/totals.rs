@@ -1,0 +1,125 @@
+//! `/api/v1/stats`: packets passed and dropped, as JSON. Pure.
+
+use serde::Serialize;
+
+use super::abi::Verdict;
+use super::block::Summary;
+use super::collect::Reading;
+use super::counters::{Counters, cells};
+use super::query::InterfaceName;
+use super::stats::Reason;
+
+/// Received packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+struct Totals {
+    packets_processed: u64,
+    packets_passed: u64,
+    packets_dropped: u64,
+    /// Passed on, and dropped if the blocklist were enforced.
+    packets_would_drop: u64,
+    bytes_processed: u64,
+    bytes_dropped: u64,
+}
+
+#[derive(Serialize)]
+struct Interface {
+    #[serde(flatten)]
+    place: InterfaceName,
+    mode: &'static str,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+#[derive(Serialize)]
+struct Blocked {
+    enforced: bool,
+    entries: u64,
+    allowed: u64,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    totals: Totals,
+    interfaces: Vec<Interface>,
+    /// None without a blocklist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocklist: Option<Blocked>,
+}
+
+impl Totals {
+    fn of(counters: &Counters) -> Self {
+        let of = |wanted: Verdict, number: &dyn Fn(&Counters, _, _, _) -> u64| -> u64 {
+            let cells = cells().filter(|(verdict, ..)| *verdict == wanted);
+            cells.map(|(verdict, family, protocol)| number(counters, verdict, family, protocol)).sum()
+        };
+        let [passed, dropped] = [Verdict::Pass, Verdict::Drop]
+            .map(|verdict| (of(verdict, &Counters::packets), of(verdict, &Counters::bytes)));
+        Self {
+            packets_processed: passed.0 + dropped.0,
+            packets_passed: passed.0,
+            packets_dropped: dropped.0,
+            packets_would_drop: Reason::ALL.iter().map(|reason| counters.would_drop(*reason)).sum(),
+            bytes_processed: passed.1 + dropped.1,
+            bytes_dropped: dropped.1,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.packets_processed += other.packets_processed;
+        self.packets_passed += other.packets_passed;
+        self.packets_dropped += other.packets_dropped;
+        self.packets_would_drop += other.packets_would_drop;
+        self.bytes_processed += other.bytes_processed;
+        self.bytes_dropped += other.bytes_dropped;
+    }
+}
+
+/// The answer.
+pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
+    let interfaces: Vec<Interface> = readings
+        .iter()
+        .filter_map(|reading| {
+            let (counters, hook) = reading.ingress.as_ref()?;
+            let place = InterfaceName::from(&reading.labels);
+            Some(Interface { place, mode: hook.label(), totals: Totals::of(counters) })
+        })
+        .collect();
+    let mut totals = Totals::default();
+    interfaces.iter().for_each(|interface| totals.add(interface.totals));
+    let blocklist = blocked.map(|summary| Blocked {
+        enforced: summary.enforce,
+        entries: summary.entries.iter().map(|(_, count)| count).sum(),
+        allowed: summary.allowed,
+    });
+    // Plain data with text keys: there is nothing that JSON could not say.
+    serde_json::to_string(&Shown { totals, interfaces, blocklist }).unwrap_or_else(|_| "{}".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::hook::Hook;
+
+    #[test]
+    fn interfaces_are_summed() {
+        // One IPv4 TCP frame of the fast path's shortest size for each word that is set.
+        let counters = |frames: u64| Counters::default().with_fast([frames]);
+        let reading = |name: &str, frames| Reading {
+            labels: vec![("interface", name.to_string())],
+            ingress: Some((counters(frames), Hook::Native)),
+            ..Reading::default()
+        };
+        let summary = Summary { enforce: true, entries: vec![("config".into(), 2)], ..Summary::default() };
+        let text = shown(&[reading("a", 3), reading("b", 4), Reading::default()], Some(&summary));
+        let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&shown["packets_processed"], &shown["packets_dropped"]),
+            (&7.into(), &0.into()),
+            "{text}"
+        );
+        assert_eq!(shown["interfaces"].as_array().unwrap().len(), 2, "{text}");
+        assert_eq!(shown["interfaces"][1]["packets_passed"], 4, "{text}");
+        assert_eq!(shown["blocklist"]["entries"], 2, "{text}");
+    }
+}

@@ -1,0 +1,226 @@
+//! The blocklist by HTTP and by commands: who may change it, what comes of requests, and what is logged.
+//!
+//! Needs root. Nothing is dropped: what is blocked are addresses of documentation, on the loopback interface.
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::exporter::{Exporter, Place, Setup, exporter as command, finish, wait_for};
+use crate::support::http;
+
+const READER: &str = "reader:r";
+const WRITER: &str = "writer:w";
+
+fn yaml(place: &Place, more: &str) -> String {
+    let socket = place.path("control.sock");
+    format!(
+        "network:\n  interfaces: lo\n  block: {{ mode: enforce, entries: [203.0.113.0/24], allow: 192.0.2.0/28, \
+         socket: {} }}\n{more}",
+        socket.display()
+    )
+}
+
+/// With two users, of whom one may write.
+fn with_users(place: &Place) -> Exporter {
+    // The cost is low because this is often a build without optimisation.
+    let hash = |password: &str| bcrypt::hash(password, 4).expect("hash a password");
+    let users = format!("{{ reader: '{}', writer: '{}' }}", hash("r"), hash("w"));
+    let web = format!("web: {{ basic_auth_users: {users} }}\nweb_writers: writer\n");
+    Setup::new(place, yaml(place, &web)).start()
+}
+
+/// Status and body of a request.
+fn ask(exporter: &Exporter, method: &str, path: &str, more: &[&str]) -> (u16, String) {
+    let mut curl = exporter.curl(exporter.port, path);
+    curl.args(["--request", method]).args(more);
+    http::answer(&mut curl).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+}
+
+#[test]
+fn a_user_who_may_write_blocks_and_unblocks() {
+    let place = Place::new();
+    let exporter = with_users(&place);
+    let ask = |method: &str, below: &str, user: &str| {
+        ask(&exporter, method, &format!("/api/v1/blocklist{below}"), &["--user", user])
+    };
+    assert_eq!(ask("GET", "", "reader:x").0, 401);
+    for wrong in ["writer:r", "nobody:w", "reader:"] {
+        assert_eq!(ask("POST", "/198.51.100.7", wrong).0, 401, "{wrong}");
+    }
+    let wanted = "/198.51.100.7?ttl=1h&reason=scans+ports";
+    for (method, below) in [("POST", wanted), ("DELETE", "/203.0.113.0/24")] {
+        let (status, text) = ask(method, below, READER);
+        assert!(status == 403 && text.contains("web_writers"), "{status} {text}");
+    }
+    exporter.wait_for_log("refused: user \"reader\" from 127.0.0.1 may only read");
+
+    for changed in ["true", "false"] {
+        let (status, text) = ask("POST", wanted, WRITER);
+        assert!(status == 200 && text.contains(&format!("\"changed\":{changed}")), "{status} {text}");
+    }
+    exporter.wait_for_log(
+        "block 198.51.100.7/32 for 3600s, reason \"scans ports\": by user \"writer\" from 127.0.0.1",
+    );
+    let (status, text) = ask("GET", "/198.51.100.7%2F32", READER);
+    assert!(
+        status == 200 && text.contains("\"source\":\"api\"") && text.contains("scans ports"),
+        "{status} {text}"
+    );
+    let (status, text) = ask("GET", "?per_page=1&page=2", READER);
+    assert!(
+        status == 200 && text.contains("\"total\":2") && text.contains("203.0.113.0/24"),
+        "{status} {text}"
+    );
+
+    for (method, below, status, said) in [
+        ("POST", "/198.51.100.7/24", 400, "did you mean"),
+        ("POST", "/198.51.100.9?ttl=1w", 400, "write 90s"),
+        ("POST", "", 400, "name a prefix"),
+        ("POST", "/192.0.2.1", 409, "network.block.allow"),
+        ("POST", "/127.0.0.1", 409, "loopback"),
+        ("POST", "/::ffff:127.0.0.1", 409, "loopback"),
+        ("POST", "/198.51.100.7?confirm=60s", 409, "blocked already"),
+        ("DELETE", "/203.0.113.0/24", 409, "network.block.entries"),
+        ("GET", "/192.0.2.77", 404, "not in the blocklist"),
+        ("GET", "?page=0", 400, "page is a number"),
+        ("PUT", "/192.0.2.77", 405, "GET, HEAD, POST and DELETE"),
+    ] {
+        let (found, text) = ask(method, below, WRITER);
+        assert!(found == status && text.contains(said), "{method} {below}: {found} {text}");
+    }
+    for changed in ["true", "false"] {
+        let (status, text) = ask("DELETE", "/198.51.100.7", WRITER);
+        assert!(status == 200 && text.contains(&format!("\"changed\":{changed}")), "{status} {text}");
+    }
+    exporter.wait_for_log("unblock 198.51.100.7/32: by user \"writer\"");
+}
+
+#[test]
+fn a_body_says_the_same_and_a_page_of_a_browser_nothing() {
+    let place = Place::new();
+    let exporter = with_users(&place);
+    let ask =
+        |more: &[&str]| ask(&exporter, "POST", "/api/v1/blocklist", &[&["--user", WRITER], more].concat());
+    let json = "{\"prefix\": \"2001:db8::/32\", \"ttl\": \"1h\", \"protocol\": \"tcp\", \"ports\": 22}";
+    for body in [json, "prefix=2001:db8::/32&ttl=1h"] {
+        let (status, text) = ask(&["--data", body]);
+        assert!(status == 200 && text.contains("\"2001:db8::/32\""), "{status} {text}");
+    }
+    let long = place.write("long", &format!("prefix=::1&reason={}", "x".repeat(10_000)));
+    let (status, text) = ask(&["--data", &format!("@{}", long.display())]);
+    assert!(status == 400 && text.contains("4096 bytes"), "{status} {text}");
+    let (status, text) = ask(&["--data", json, "--header", "Origin: https://example.org"]);
+    assert!(status == 403 && text.contains("browser"), "{status} {text}");
+
+    let (status, text) = self::ask(&exporter, "GET", "/api/v1/stats", &["--user", READER]);
+    let stats: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} {text}"));
+    assert!(stats["packets_processed"].as_u64() > Some(0), "{text}");
+    assert_eq!(stats["blocklist"]["entries"], 2, "{text}");
+    assert_eq!(stats["interfaces"][0]["interface"], "lo", "{text}");
+}
+
+/// Without users nobody can be told from anybody else.
+#[test]
+fn without_users_nothing_can_be_changed() {
+    let place = Place::new();
+    let exporter = Setup::new(&place, yaml(&place, "")).start();
+    for (method, path, expected) in [
+        ("POST", "/api/v1/blocklist/192.0.2.77", 405),
+        ("DELETE", "/api/v1/blocklist/203.0.113.0/24", 405),
+        ("POST", "/api/v1/blocklist", 405),
+        ("GET", "/api/v1/blocklist/203.0.113.0/24", 200),
+    ] {
+        let (status, text) = ask(&exporter, method, path, &[]);
+        assert_eq!(status, expected, "{method} {path}: {text}");
+        assert!(!text.contains("POST"), "{method} {path}: {text}");
+    }
+    let metrics = exporter.scrape();
+    let entries = |source: &str| metrics.value("xdp_blocklist_entries", &[("source", source)]);
+    assert_eq!((entries("config"), entries("api"), entries("command")), (1.0, 0.0, 0.0));
+}
+
+/// Standard output of a command that succeeds.
+#[track_caller]
+fn succeeds(place: &Place, args: &[&str]) -> String {
+    let socket = place.path("control.sock");
+    let (code, out, err) = finish(command().args(args).arg("--socket").arg(socket));
+    assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+    out
+}
+
+#[test]
+fn commands_go_to_the_running_exporter() {
+    let place = Place::new();
+    let exporter = with_users(&place);
+    let run = |args: &[&str]| succeeds(&place, args);
+    let shown = run(&["block", "198.51.100.0/24", "--ttl", "90m", "--reason", "scans", "--ports", "22"]);
+    assert!(shown.contains("198.51.100.0/24 is blocked"), "{shown}");
+    exporter.wait_for_log("block 198.51.100.0/24 tcp 22 for 5400s, reason \"scans\": by uid 0 (process ");
+    let list = run(&["blocklist"]);
+    assert!(list.contains("tcp 22") && list.contains("command") && list.contains("1h"), "{list}");
+    assert!(list.contains("203.0.113.0/24") && list.contains("never"), "{list}");
+    let one: Value =
+        serde_json::from_str(&run(&["blocklist", "198.51.100.0/24", "--format", "json"])).unwrap();
+    assert_eq!((&one["source"], &one["ports"]), (&"command".into(), &"22".into()), "{one}");
+    // What is spared is said.
+    let wide = run(&["block", "192.0.0.0/8"]);
+    assert!(wide.contains("but for 192.0.2.0/28, in network.block.allow"), "{wide}");
+    assert!(run(&["unblock", "192.0.0.0/8"]).contains("not blocked any more"));
+    assert!(run(&["unblock", "192.0.0.0/8"]).contains("was not blocked"));
+
+    // The configuration names the socket, too.
+    let config = place.path("config.yaml");
+    let with_config = |args: &[&str]| finish(command().args(args).arg("--config").arg(&config));
+    assert_eq!(with_config(&["blocklist"]).1, run(&["blocklist"]));
+    let (code, _, error) = with_config(&["block", "127.0.0.0/16"]);
+    assert!(code == Some(1) && error.contains("loopback"), "{code:?} {error}");
+    let (code, _, error) = finish(command().args(["unblock", "::1", "--socket"]).arg(place.path("none")));
+    assert!(code == Some(1) && error.contains("is it running"), "{code:?} {error}");
+}
+
+#[test]
+fn a_command_takes_back_what_is_not_confirmed() {
+    let place = Place::new();
+    let _exporter = with_users(&place);
+    let run = |args: &[&str]| succeeds(&place, args);
+    let shown = run(&["block", "198.51.100.7", "--confirm", "1s"]);
+    assert!(shown.contains("Press Enter within 1s") && shown.contains("Not confirmed"), "{shown}");
+    wait_for("it is taken back", || !run(&["blocklist"]).contains("198.51.100.7"));
+
+    let mut block = command();
+    block.args(["block", "198.51.100.7", "--confirm", "1h", "--socket"]).arg(place.path("control.sock"));
+    let mut block = block.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a command");
+    wait_for("it is listed", || run(&["blocklist"]).contains("(unconfirmed)"));
+    block.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = block.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && shown.contains("stays blocked"), "{shown}");
+    let list = run(&["blocklist", "198.51.100.7"]);
+    assert!(list.contains("never") && !list.contains("unconfirmed"), "{list}");
+}
+
+#[test]
+fn the_socket_is_roots() {
+    let place = Place::new();
+    let _exporter = with_users(&place);
+    let socket = place.path("control.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    // Even if the file is opened to others, the kernel says who they are.
+    fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(place.path(""), Permissions::from_mode(0o755)).unwrap();
+    let socket = socket.to_str().unwrap();
+    let ask = |program: &str, args: &[&str]| {
+        let url = "http://localhost/api/v1/blocklist";
+        let mut command = std::process::Command::new(program);
+        command.args(args).args(["--silent", "--max-time", "30", "--unix-socket", socket, url]);
+        http::answer(&mut command).unwrap()
+    };
+    assert_eq!(ask("curl", &["--disable"]).0, 200);
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "curl", "--disable"];
+    let (status, text) = ask("setpriv", &nobody);
+    assert!(status == 403 && text.contains("root"), "{status} {text}");
+}
