@@ -154,6 +154,24 @@ fn tidy(bound: f64) -> f64 {
     format!("{bound:.11e}").parse().unwrap_or(bound)
 }
 
+/// The bounds of a native histogram that reach from one to the other: powers of 2^(1 / 2^schema), by the largest schema of which there
+/// are not too many. The format's schemas with fewer than one bucket for each power of two are not needed.
+///
+/// From: <https://prometheus.io/docs/specs/native_histograms/>.
+pub(super) fn native(first: f64, last: f64) -> Option<Vec<f64>> {
+    if !(first > 0.0 && last > first && last.is_finite()) {
+        return None;
+    }
+    (0..=8).rev().find_map(|schema| {
+        let parts = f64::from(1 << schema);
+        let (from, to) = ((first.log2() * parts).floor(), (last.log2() * parts).ceil());
+        (to - from < BUCKETS as f64).then(|| {
+            let many = (to - from) as usize + 1;
+            (0..many).map(|n| ((from + n as f64) / parts).exp2()).collect()
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +196,32 @@ mod tests {
             Ok(vec![1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0])
         );
         assert_eq!(read("exponential: {start: 100us, factor: 2, count: 63}").unwrap().len(), BUCKETS);
+    }
+
+    #[test]
+    fn native_bounds_are_as_fine_as_there_is_room_for() {
+        for (first, last, factor) in [
+            (1e-6, 100.0, 2f64.sqrt()),
+            (1e-3, 10.0, 2f64.powf(0.25)),
+            (1.0, 2.0, 2f64.powf(1.0 / 32.0)),
+            (1e-9, 3e9, 2.0),
+            (1.0, 1.0001, 2f64.powf(1.0 / 256.0)),
+        ] {
+            let bounds = native(first, last).unwrap();
+            assert!(bounds.len() >= 2 && bounds.len() <= BUCKETS, "{first} to {last}: {}", bounds.len());
+            assert!(
+                bounds[0] <= first && bounds[1] > first && bounds[bounds.len() - 1] >= last,
+                "{bounds:?}"
+            );
+            assert!(
+                bounds.windows(2).all(|pair| (pair[1] / pair[0] - factor).abs() < 1e-9),
+                "{factor}: {bounds:?}"
+            );
+        }
+        assert_eq!(native(1.0, 4.0).map(|bounds| (bounds[0], bounds[bounds.len() - 1])), Some((1.0, 4.0)));
+        for (first, last) in [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 1e300)] {
+            assert_eq!(native(first, last), None, "{first} to {last}");
+        }
     }
 
     #[test]

@@ -21,6 +21,13 @@ pub(super) const BUCKETS_KEY: Key = Key::new(
     "Upper bounds in increasing order. Default for a histogram of seconds: those of the Prometheus client \
      libraries.",
 );
+pub(super) const NATIVE_KEY: Key = Key::new(
+    "native",
+    Schema::Boolean,
+    "Of a histogram: a native one, too, for a Prometheus that asks for protocol buffers. The buckets are exponential then, from the first of `buckets` \
+     to the last, as fine as a histogram can have them.",
+)
+.or("false");
 pub(super) const LABELS_KEY: Key = Key::new(
     "labels",
     Schema::Map(&Schema::Either(&[Schema::Name, Schema::Section(|| &labels::LABEL)])),
@@ -70,6 +77,7 @@ pub static METRIC: Section = Section {
         WHEN_KEY,
         LABELS_KEY,
         BUCKETS_KEY,
+        NATIVE_KEY,
         SLOW_KEY,
     ]),
     one_of: FORMS,
@@ -124,7 +132,7 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
             .help("write direction: up to increment the gauge, or direction: down to decrement it");
     }
     if form.is_some_and(|form| form != "histogram") {
-        fields.forbid(&["buckets"], "only histograms have buckets");
+        fields.forbid(&["buckets", "native"], "only histograms have buckets");
         fields.forbid(&["slow"], "only events of histograms are kept");
     }
     let kind = match form {
@@ -142,11 +150,11 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     let lowers = fields.get("direction").and_then(|n| n.one_of("direction", DIRECTIONS)).unwrap_or(false);
     let at_return = fields.get("at").and_then(|n| n.one_of("moment", MOMENTS)).unwrap_or(false);
     let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
-    let slow = slow::of_metric(&fields);
+    let (slow, native) = (slow::of_metric(&fields), native(&fields));
     let help = help(&fields, name.as_deref());
     let (at, name, kind) = (node.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = node.diags.len() > errors;
-    Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, unread })
+    Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, native, unread })
 }
 
 /// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
@@ -159,8 +167,8 @@ pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
     let help = help(fields, name.as_deref());
     let (at, name, kind) = (fields.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = span.diags.len() > errors;
-    let (scale, lowers, at_return) = (None, false, false);
-    Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, unread }
+    let (scale, lowers, at_return, native) = (None, false, false, native(fields));
+    Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, native, unread }
 }
 
 fn name(node: &Node<'_>) -> Option<String> {
@@ -196,7 +204,27 @@ fn help(fields: &Fields<'_>, name: Option<&str>) -> String {
     }
 }
 
+fn native(fields: &Fields<'_>) -> bool {
+    fields.get("native").and_then(|n| n.boolean()).unwrap_or(false)
+}
+
 fn bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool) -> Option<Vec<f64>> {
+    let bounds = written_bounds(fields, name, shows_duration)?;
+    if !native(fields) {
+        return Some(bounds);
+    }
+    let (first, last) = (*bounds.first()?, *bounds.last()?);
+    let native = buckets::native(first, last);
+    if native.is_none() {
+        let node = fields.get("buckets").or_else(|| fields.get("native"))?;
+        node.error(format!("buckets from {first} to {last} cannot be those of a native histogram")).help(
+            "write two bounds that are greater than 0 and up to 2^61 apart, such as buckets: [1us, 100s]",
+        );
+    }
+    native
+}
+
+fn written_bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool) -> Option<Vec<f64>> {
     match fields.get("buckets") {
         Some(node) => buckets::decode(&node),
         None if shows_duration || name.is_some_and(|name| name.ends_with("_seconds")) => {

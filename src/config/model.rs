@@ -302,6 +302,8 @@ pub struct Metric {
     pub labels: Vec<Label>,
     /// Which hits are kept whole.
     pub slow: Option<Slow>,
+    /// A histogram that is a native one, too.
+    pub native: bool,
     /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
     /// compared with other descriptions of the metric.
     pub unread: bool,

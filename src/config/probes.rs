@@ -75,6 +75,7 @@ pub static SPAN: Section = Section {
         .or("thread"),
         metrics::HELP_KEY,
         metrics::BUCKETS_KEY,
+        metrics::NATIVE_KEY,
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
         SLOW_KEY,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use super::labels::push_label;
+use super::native::Native;
 use super::sample::{Kind, Number, Sample, SampleValue};
 use super::{Format, openmetrics, text};
 
@@ -16,6 +17,8 @@ pub struct Head {
     pub(super) text: text::Parts,
     /// Its series began with 0 when the exporter did.
     pub(super) is_counted_here: bool,
+    /// Of a histogram that is a native one, too.
+    pub(super) native: Option<Native>,
     /// Made when the format is first asked for.
     openmetrics: OnceLock<openmetrics::Parts>,
 }
@@ -24,7 +27,16 @@ impl Head {
     pub fn new(name: impl Into<Cow<'static, str>>, help: impl Into<Cow<'static, str>>, kind: Kind) -> Self {
         let (name, help) = (name.into(), help.into());
         let text = text::Parts::new(&name, &help, &kind);
-        Self { name, help, kind, text, is_counted_here: true, openmetrics: OnceLock::new() }
+        Self { name, help, kind, text, is_counted_here: true, native: None, openmetrics: OnceLock::new() }
+    }
+
+    /// With this, a histogram whose bounds are such is a native one, too.
+    pub fn native_if(mut self, native: bool) -> Self {
+        self.native = match &self.kind {
+            Kind::Histogram(bounds) if native => Native::of(bounds),
+            _ => None,
+        };
+        self
     }
 
     pub(super) fn openmetrics(&self) -> &openmetrics::Parts {

@@ -7,6 +7,7 @@ mod exemplar;
 mod family;
 mod labels;
 mod names;
+mod native;
 mod negotiate;
 mod openmetrics;
 mod protobuf;

@@ -5,6 +5,7 @@
 use super::Head;
 use super::exemplar::Exemplar;
 use super::labels::labels;
+use super::native::NativeBuckets;
 use super::sample::{Kind, Sample, SampleValue};
 
 /// Field numbers and the values of enumerations in the definition.
@@ -26,6 +27,13 @@ mod field {
     pub const HISTOGRAM_SUM: u32 = 2;
     pub const HISTOGRAM_BUCKET: u32 = 3;
     pub const HISTOGRAM_CREATED: u32 = 15;
+    pub const HISTOGRAM_SCHEMA: u32 = 5;
+    pub const HISTOGRAM_ZERO_THRESHOLD: u32 = 6;
+    pub const HISTOGRAM_ZERO_COUNT: u32 = 7;
+    pub const HISTOGRAM_SPAN: u32 = 12;
+    pub const HISTOGRAM_DELTA: u32 = 13;
+    pub const SPAN_OFFSET: u32 = 1;
+    pub const SPAN_LENGTH: u32 = 2;
     pub const BUCKET_COUNT: u32 = 1;
     pub const BUCKET_BOUND: u32 = 2;
     pub const BUCKET_EXEMPLAR: u32 = 3;
@@ -101,6 +109,9 @@ fn metric(head: &Head, sample: &Sample<'_>, created: Option<&Message>) -> Messag
                 content.message(field::HISTOGRAM_BUCKET, &bucket);
             }
             created.into_iter().for_each(|time| content.message(field::HISTOGRAM_CREATED, time));
+            if let Some(native) = &head.native {
+                content.native(&native.read(counts));
+            }
             field::METRIC_HISTOGRAM
         }
     };
@@ -142,6 +153,26 @@ impl Message {
 
     fn text(&mut self, field: u32, text: &str) {
         self.bytes(field, text.as_bytes());
+    }
+
+    fn native(&mut self, read: &NativeBuckets) {
+        self.signed(field::HISTOGRAM_SCHEMA, read.schema.into());
+        self.double(field::HISTOGRAM_ZERO_THRESHOLD, read.zero_threshold);
+        self.integer(field::HISTOGRAM_ZERO_COUNT, read.zero_count);
+        for (offset, length) in &read.spans {
+            let mut span = Message::default();
+            span.signed(field::SPAN_OFFSET, (*offset).into());
+            span.integer(field::SPAN_LENGTH, (*length).into());
+            self.message(field::HISTOGRAM_SPAN, &span);
+        }
+        for delta in &read.deltas {
+            self.signed(field::HISTOGRAM_DELTA, *delta);
+        }
+    }
+
+    /// A number that is small on either side of 0.
+    fn signed(&mut self, field: u32, value: i64) {
+        self.integer(field, ((value << 1) ^ (value >> 63)).cast_unsigned());
     }
 
     /// Labels as they are in a key.

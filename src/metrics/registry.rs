@@ -114,7 +114,8 @@ impl Registry {
             .iter()
             .map(|metric| (metric, kinds::of(&metric.kind)))
             .map(|(metric, kind)| Family {
-                head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as()),
+                head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as())
+                    .native_if(metric.native),
                 kind,
                 real: false,
                 index: HashMap::new(),

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::model::{Attention, Health, Metric, Network, Probe, Scrapes, Severity, SlowEvent, Status, Target};
+use crate::slow::shown_reason;
 
 /// The page. Everything in it that others have written is escaped.
 pub(super) fn page(status: &Status) -> String {
@@ -262,15 +263,16 @@ fn slow(events: &[SlowEvent], now: f64, to: &mut String) {
             event.fields.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
         let _ = writeln!(
             rows,
-            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&event.metric),
             escape(&event.target),
             number(event.value),
+            escape(&shown_reason(&event.metric, event.over, event.worst)),
             ago(Some(event.time), now),
             fields.join(" ")
         );
     }
-    let content = table("Slow events", &["Metric", "Target", "Value", "When", "Event"], &rows);
+    let content = table("Slow events", &["Metric", "Target", "Value", "Over", "When", "Event"], &rows);
     section("slow", "Slow events", &content, to);
 }
 

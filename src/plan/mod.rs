@@ -291,6 +291,8 @@ pub struct MetricPlan {
     pub name: String,
     pub help: String,
     pub kind: MetricKind,
+    /// A histogram that is a native one, too: nothing is negative in it.
+    pub native: bool,
     /// In the order shown; every action that feeds the metric has a [`LabelPlan`] for each.
     pub labels: Vec<String>,
 }

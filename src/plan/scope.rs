@@ -53,7 +53,9 @@ impl Scope<'_> {
             metric: 0,
             value,
             scale,
-            refuses_negative: kind.refuses_negative() || is_unsigned && !kind.shows_any_word(),
+            refuses_negative: kind.refuses_negative()
+                || metric.native
+                || is_unsigned && !kind.shows_any_word(),
             when: when.into_iter().collect::<Option<_>>()?,
             labels,
             computed_in: ComputedIn::Kernel,

@@ -23,8 +23,8 @@ use writer::{Message, Writer};
 
 pub use event::{Event, Fields, RelatedRow, Row, SlowCounters};
 pub(crate) use event::{Related, Wanted};
-pub(crate) use query::shown_value;
 pub use query::{Query, read, table};
+pub(crate) use query::{shown_reason, shown_value};
 pub use store::SlowError;
 pub(crate) use worst::{Worst, end_of_hour};
 

@@ -151,7 +151,9 @@ impl Prometheus {
         let log = File::create(directory.path().join("log")).map_err(|e| failed("cannot make a log", e))?;
 
         let port = free_port();
-        let child = Command::new("prometheus")
+        // Another version's, if the variable says so.
+        let program = std::env::var_os("PROMETHEUS").unwrap_or_else(|| "prometheus".into());
+        let child = Command::new(program)
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
@@ -252,6 +254,18 @@ impl Prometheus {
                 })
                 .collect(),
             _ => Err(strange()),
+        }
+    }
+
+    /// The native histogram that an expression is now, as the API has it: its count, sum and buckets.
+    ///
+    /// # Errors
+    /// What Prometheus says; that it does not answer; or that it is not exactly one.
+    pub fn histogram(&self, expr: &str) -> Result<Json, String> {
+        let mut data = self.api(&format!("/api/v1/query?query={}", percent_encode(expr)))?;
+        match data["result"].as_array_mut().map(Vec::as_mut_slice) {
+            Some([one]) if one["histogram"].is_array() => Ok(one["histogram"][1].take()),
+            _ => Err(format!("not one native histogram: {data}")),
         }
     }
 

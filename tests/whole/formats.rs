@@ -323,6 +323,70 @@ fn slow_events_are_exemplars_of_their_buckets() {
     }
 }
 
+/// Prometheus has the same numbers of a native histogram as the text format has of the classic one.
+#[test]
+fn native_histograms_are_the_classic_ones() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let yaml = format!(
+        "node_name: demo\ntargets:\n- name: bitcoind\n  binary: {}\n  probes:\n  - on: usdt:udp:block_reconstructed\n    args: {{ elapsed: {{ index: 5, unit: us }}, height: 6 }}\n    metrics:\n    - {{ histogram: native_seconds, value: elapsed, native: true, buckets: [2ms, 500ms] }}\n    - {{ histogram: never_seconds, value: elapsed, native: true, when: height < 0 }}\n",
+        demo.display()
+    );
+    let exporter = Setup::new(&place, yaml).secure().start();
+    exporter.wait_until_ready();
+    let scrape = Scrape {
+        target: format!("localhost:{}", exporter.port),
+        ca_file: exporter.authority.clone(),
+        password_file: place.path("password"),
+        node: None,
+    };
+    let prometheus = Prometheus::start_with(&scrape, &["--enable-feature=native-histograms"]).unwrap();
+    let totals = play(&demo, &["--rate", "0", "--blocks", "2000"]);
+    let fired = totals.fired("udp:block_reconstructed").to_string();
+    wait_for("Prometheus to have all of them", || {
+        prometheus.histogram("native_seconds").is_ok_and(|found| found["count"] == fired.as_str())
+    });
+    let found = prometheus.histogram("native_seconds").unwrap();
+    let text = exporter.scrape();
+    let number =
+        |value: &serde_json::Value| value.as_str().expect("a text").parse::<f64>().expect("a number");
+    assert!((number(&found["sum"]) - text.value("native_seconds_sum", &[])).abs() < 1e-6, "{found}");
+    // Each bucket alone, by its upper bound; what is beyond all is infinite there.
+    let mut classic: Vec<(f64, f64)> = Vec::new();
+    for ((name, labels), below) in &text.0 {
+        if name == "native_seconds_bucket" {
+            classic.push((labels["le"].replace("+Inf", "inf").parse().expect("a bound"), *below));
+        }
+    }
+    classic.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for at in (1..classic.len()).rev() {
+        classic[at].1 -= classic[at - 1].1;
+    }
+    classic.retain(|(_, count)| *count > 0.0);
+    let buckets = found["buckets"].as_array().expect("buckets");
+    assert!(
+        classic.len() > 8 && classic[0].1 > 0.0 && buckets.len() == classic.len(),
+        "{found}\n{classic:?}"
+    );
+    for (bucket, (bound, count)) in buckets.iter().zip(&classic) {
+        let upper =
+            bucket[2].as_str().expect("a text").replace("+Inf", "inf").parse::<f64>().expect("a bound");
+        assert!(
+            (upper - bound).abs() <= bound * 1e-9 || upper == *bound,
+            "{bucket} is not the one up to {bound}"
+        );
+        assert_eq!(number(&bucket[3]), *count, "{bucket}");
+    }
+    // Without anything in it, it is one all the same; and a Prometheus that does not ask for native ones has the classic ones.
+    assert_eq!(prometheus.histogram("never_seconds").unwrap()["count"], "0");
+    let plain = Prometheus::start(&scrape).unwrap();
+    wait_for("the other Prometheus to have all of them", || {
+        plain
+            .query("native_seconds_count")
+            .is_ok_and(|found| found.iter().any(|one| one.value.to_string() == fired))
+    });
+}
+
 #[test]
 fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
     let place = Place::new();

@@ -24,6 +24,7 @@ impl Builder<'_> {
                 name: metric.name.clone(),
                 help: metric.help.clone(),
                 kind: metric.kind.clone(),
+                native: metric.native,
                 labels: names,
             });
             self.places.push(metric.at.clone());
@@ -35,7 +36,7 @@ impl Builder<'_> {
             first.help.clone_from(&metric.help);
         }
         let first = &self.metrics[known];
-        if first.kind != metric.kind {
+        if (&first.kind, first.native) != (&metric.kind, metric.native) {
             self.diags.error(
                 &metric.at,
                 format!(
