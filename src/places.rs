@@ -4,7 +4,7 @@ use crate::abi::{site, site_flag};
 use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
-use crate::plan::{Hook, Pairing, ProbePlan};
+use crate::plan::{Hook, Pairing, ProbePlan, ValueSource};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
 use crate::unusable::{UnusableSite, unusable_reason};
 
@@ -64,6 +64,11 @@ pub(crate) fn places_in(
     }
     for (n, function) in functions.into_iter().enumerate() {
         let display = function.demangled.clone().unwrap_or_else(|| function.name.clone());
+        if !function.at_entry && probe.values.iter().any(|value| value.source == ValueSource::Caller) {
+            let reason = "`caller` is only known at a function's entry".to_string();
+            found.unusable.push(UnusableSite { name: display, reason });
+            continue;
+        }
         let pairing = if is_traced { pairing_flags(&function) } else { 0 };
         let condition = if function.if_above { CONDITION_ABOVE } else { 0 };
         let entry = site { function: n as u32, flags: pairing, condition, ..site::default() };

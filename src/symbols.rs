@@ -1,27 +1,26 @@
-//! Names of code addresses, by blazesym.
+//! Names of code addresses in running processes.
 //!
 //! A path in `/proc/PID/maps` is a path of that process: in a container it may name another file here, or none. So the file
 //! is opened by way of the process, and named by only if it is the one that is mapped.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{Input, Symbolized, Symbolizer};
-
+use crate::debug_symbols::{debug_symbols, with_names};
+use crate::elf::{AddressNames, Image};
 use crate::procfs::{Mapping, Stat, living_thread, text};
 use crate::regular;
-use crate::truncated;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
 
-/// Files whose symbols are kept, each with an open descriptor; the one that was not used for longest goes.
+/// Files whose symbols are kept, and how many bytes these may take; the file that was not used for longest goes.
 const FILES: usize = 16;
+const BYTES: usize = 64 << 20;
 
 /// How long a process is taken for the same without looking.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -41,8 +40,7 @@ pub struct Symbols {
 /// A file that some process has mapped, with its symbols.
 struct Mapped {
     identity: Identity,
-    file: File,
-    symbolizer: Symbolizer,
+    names: AddressNames,
 }
 
 /// Which file it is, and which contents it has.
@@ -57,6 +55,12 @@ struct Identity {
 impl Symbols {
     pub fn new() -> Self {
         Self { known: HashMap::new(), began: HashMap::new(), files: Vec::new() }
+    }
+
+    /// The function that calls from before this return address. A call that never returns may be a function's last
+    /// instruction, and the next function begins at its return address.
+    pub fn caller(&mut self, pid: u32, return_address: u64) -> Arc<str> {
+        self.name(pid, return_address.saturating_sub(1))
     }
 
     /// The function that holds the address in this process, demangled; `unknown` if nothing says so, as for a process
@@ -106,25 +110,27 @@ impl Symbols {
         };
         let mapped = match self.files.iter().position(|known| known.identity == identity) {
             Some(at) => self.files.remove(at),
-            None => {
-                if self.files.len() >= FILES {
-                    self.files.remove(0);
-                }
-                Mapped { identity, file, symbolizer: Symbolizer::new() }
-            }
+            None => Mapped { identity, names: names_of(pid, &file, &mapping)? },
         };
-        let path = format!("/proc/self/fd/{}", mapped.file.as_raw_fd());
-        let source = Source::Elf(Elf::new(path));
-        let offset = mapping.offset + (address - mapping.start);
-        let looked_up =
-            truncated::reading(|| mapped.symbolizer.symbolize_single(&source, Input::FileOffset(offset)));
-        let name = match looked_up {
-            Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
-            Ok(Symbolized::Unknown(_)) | Err(_) => None,
-        };
+        let name = mapped.names.name(mapping.offset + (address - mapping.start));
         self.files.push(mapped);
-        name
+        let taken = |files: &[Mapped]| files.iter().map(|known| known.names.bytes()).sum::<usize>();
+        while self.files.len() > FILES || self.files.len() > 1 && taken(&self.files) > BYTES {
+            self.files.remove(0);
+        }
+        name.map(Into::into)
     }
+}
+
+/// The functions of a file, also by its debug file if it has no symbols itself; none of what is no program. None if it cannot be
+/// read now.
+fn names_of(pid: u32, file: &File, mapping: &Mapping<'_>) -> Option<AddressNames> {
+    let bytes = regular::read_all(file).ok()?;
+    let Ok(image) = Image::parse(&bytes) else { return Some(AddressNames::default()) };
+    let path = format!("/proc/{pid}/root{}", mapping.name);
+    let symbols =
+        image.is_stripped().then(|| debug_symbols(&image, Path::new(&path), mapping.name)).flatten();
+    Some(AddressNames::of(&with_names(image, symbols.as_ref())))
 }
 
 impl Default for Symbols {

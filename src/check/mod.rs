@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::arguments::name;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
+use crate::debug_symbols::{DebugSymbols, debug_symbols, with_names};
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes};
 use crate::kinds;
 use crate::net::NetworkConfig;
@@ -17,7 +18,7 @@ use crate::resolve::{ResolveError, Resolved, resolve};
 use crate::selectors::Predicate;
 use crate::slow::shown_value;
 use crate::table::{TextTable, wrap};
-use crate::targets::{DebugSymbols, TargetFile, debug_symbols, find, with_names};
+use crate::targets::{TargetFile, find};
 use crate::unusable::reasons;
 
 mod places;

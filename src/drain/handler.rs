@@ -81,9 +81,14 @@ impl Handler {
         let number = |at: Option<usize>| at.and_then(|at| event.value(at, false).word()).unwrap_or(0);
         let time = number(evaluation.time);
         self.names.clear();
-        for value in &evaluation.symbols {
+        for (value, is_caller) in &evaluation.symbols {
             if let Some(address) = event.value(*value, false).word() {
-                self.names.push((*value, self.symbols.name(number(evaluation.pid) as u32, address)));
+                let pid = number(evaluation.pid) as u32;
+                let name = match is_caller {
+                    true => self.symbols.caller(pid, address),
+                    false => self.symbols.name(pid, address),
+                };
+                self.names.push((*value, name));
             }
         }
         let names = &self.names;
@@ -154,8 +159,8 @@ pub(super) struct ProbeEvaluation {
     /// Which values are the kernel's time and the process.
     time: Option<usize>,
     pid: Option<usize>,
-    /// Values that are shown by the name of a function.
-    symbols: Vec<usize>,
+    /// Values that are shown by the name of a function, and whether each is a return address.
+    symbols: Vec<(usize, bool)>,
     /// Bit i: value i is text.
     texts: u32,
     /// What is done with its slow events, if it has some.
@@ -173,7 +178,10 @@ pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>
             actions: layout.actions.iter().filter(here).cloned().collect(),
             time: place(ValueSource::Time),
             pid: place(ValueSource::Pid),
-            symbols: values().filter(|(_, value)| value.kind.is_symbol()).map(|(at, _)| at).collect(),
+            symbols: values()
+                .filter(|(_, value)| value.kind.is_symbol())
+                .map(|(at, value)| (at, value.source == ValueSource::Caller))
+                .collect(),
             texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
             slow: slow.map(|slow| SlowSelection::new(slow, probe, store)),
         }

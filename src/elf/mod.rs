@@ -6,6 +6,7 @@
 //! [`Image`] holds the headers, [`notes()`] the USDT notes, [`parse_args`] the argument forms in them;
 //! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
 
+mod address_names;
 mod approach;
 mod body;
 mod code;
@@ -45,6 +46,7 @@ mod thunks;
 mod types;
 mod unwind;
 
+pub use address_names::AddressNames;
 pub use approach::Approach;
 pub use code::Functions;
 pub use debug::debug_file_candidates;

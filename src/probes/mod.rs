@@ -21,9 +21,9 @@ pub use usdt::{Argument, Probe, Provider};
 pub use yaml::yaml;
 
 use crate::config::model::Selector;
+use crate::debug_symbols::{debug_symbols, with_names};
 use crate::elf::{Arch, Cost, ElfError, Image, SymbolIndex, go_binary, lacks_variables};
 use crate::targets::{TargetFile, find};
-use crate::targets::{debug_symbols, with_names};
 
 /// Everything about one target.
 #[derive(Debug, Clone, Serialize)]

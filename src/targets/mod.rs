@@ -4,7 +4,6 @@ mod ahead;
 mod announce;
 mod attached_file;
 mod cookies;
-mod debug_symbols;
 mod denied;
 mod file;
 mod find;
@@ -32,7 +31,6 @@ mod watch;
 mod worker;
 
 pub use attached_file::{Shed, place};
-pub(crate) use debug_symbols::{DebugSymbols, debug_symbols, with_names};
 pub use file::TargetFile;
 pub use find::find;
 pub use gate::prepare_gate;

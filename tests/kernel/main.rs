@@ -5,6 +5,7 @@ mod support;
 
 mod attach;
 mod books;
+mod callers;
 mod costs;
 mod entries;
 mod footprint;

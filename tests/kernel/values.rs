@@ -1,10 +1,9 @@
 //! What a value means: the bytes that belong to it and no others, computed alike in the kernel and in user space.
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::support::program::{compile, directory};
-use crate::support::tracer::{Series, Tracer};
+use crate::support::tracer::{Series, Tracer, assert_all};
 
 /// Runs the program under these probes, with everything computed in the kernel and with everything in user space.
 fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
@@ -21,17 +20,6 @@ fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
         println!("all to the ring: {all_to_ring}: {series:#?}");
         held(&tracer, &series);
     }
-}
-
-/// All series of these metrics, in the order of their names.
-fn assert_all(series: &Series, metric: &str, expected: &[(&str, &str)]) {
-    let mut found: Vec<_> = series
-        .iter()
-        .filter_map(|(name, value)| Some((name.strip_prefix(metric)?, value.as_str())))
-        .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
-        .collect();
-    found.sort_unstable();
-    assert_eq!(found, expected, "{metric} in {series:#?}");
 }
 
 /// Addresses in buffers that hold something else behind them, and one at the end of the memory there is.
@@ -290,62 +278,6 @@ fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
         let lost: Vec<_> = tracer.books_at_rest().iter().map(|books| books.lost).collect();
         assert_eq!(lost, [0, 1, 0, 1], "the first end has no start");
     });
-}
-
-/// Tells when it is done, and stays: names are looked up in the process.
-const CALLERS: &str = r#"
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-__attribute__((noinline)) int work(int n) { __asm__ volatile("" ::: "memory"); return n; }
-__attribute__((noinline)) int handle_get(int n) { return work(n) + 1; }
-__attribute__((noinline)) int handle_put(int n) { return work(n) + 2; }
-/* Code that no file tells the name of: sub $8,%rsp; mov $work,%rax; call *%rax; add $8,%rsp; ret. */
-static int (*nameless(void))(int) {
-	unsigned char code[] = "\x48\x83\xec\x08\x48\xb8........\xff\xd0\x48\x83\xc4\x08\xc3";
-	int (*called)(int) = work;
-	char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	memcpy(code + 6, &called, 8);
-	memcpy(page, code, sizeof(code));
-	return (int (*)(int))page;
-}
-int main(void) {
-	int (*by_nobody)(int) = nameless(), sum = 0;
-
-	for (volatile int i = 0; i < 10; i++)
-		sum += handle_get(i) + handle_put(i) + handle_put(i) + work(i) + (i < 5 ? by_nobody(i) : 0);
-	if (write(1, "done\n", 5) != 5 || !sum)
-		return 1;
-	pause();
-}
-"#;
-
-#[test]
-fn callers_are_compared_by_name() {
-    let probes = r#"
-  - function: work
-    metrics:
-    - { counter: all_total, labels: { by: { value: caller, match: { main: direct, "handle_*": handler } } } }
-    - { counter: handlers_total, when: caller starts_with "handle_", labels: { by: caller } }
-    - { counter: others_total, when: caller != "handle_put" }
-"#;
-    let directory = directory();
-    let binary = compile("cc", "callers.c", CALLERS, &[], directory.path());
-    let yaml =
-        format!("node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n{probes}", binary.display());
-    let tracer = Tracer::start(&yaml);
-    let mut program = Command::new(&binary).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = [0; 5];
-    program.stdout.take().unwrap().read_exact(&mut line).unwrap();
-    let series = tracer.render();
-    program.kill().unwrap();
-    program.wait().unwrap();
-    let rows = [("{by=\"direct\"}", "10"), ("{by=\"handler\"}", "30"), ("{by=\"unknown\"}", "5")];
-    assert_all(&series, "all_total", &rows);
-    assert_all(&series, "handlers_total", &[("{by=\"handle_get\"}", "10"), ("{by=\"handle_put\"}", "20")]);
-    assert_all(&series, "others_total", &[("", "20")]);
-    assert_eq!(tracer.refused_in_user_space(), (10, 0), "what has no name can be compared with none");
 }
 
 /// Text in memory that is not there yet, or no longer, or may not be read; and bytes that are no UTF-8.

@@ -147,6 +147,18 @@ impl Tracer {
     }
 }
 
+/// Compares all series of this metric, in the order of their names.
+#[track_caller]
+pub fn assert_all(series: &Series, metric: &str, expected: &[(&str, &str)]) {
+    let mut found: Vec<_> = series
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(metric)?, value.as_str())))
+        .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
+        .collect();
+    found.sort_unstable();
+    assert_eq!(found, expected, "{metric} in {series:#?}");
+}
+
 /// The plan for a configuration's text, or what is wrong with it.
 pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
     load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new())

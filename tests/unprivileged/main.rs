@@ -10,6 +10,7 @@ mod certs;
 mod circles;
 mod config_files;
 mod documentation;
+mod elf_addresses;
 mod elf_approaches;
 mod elf_exits;
 mod elf_names;
