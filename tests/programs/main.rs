@@ -5,6 +5,7 @@ mod support;
 
 mod bitcoin;
 mod bitcoin_harness;
+mod debugger;
 mod failing_calls;
 mod golang;
 mod libraries;
