@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::elf::{Image, debug_file_candidates, embedded_symbols};
+use crate::elf::{Image, debug_file_candidates, embedded_symbols, shared_debug_candidates};
 use crate::regular;
 
 /// An ELF file with the symbols of a program.
@@ -11,6 +11,8 @@ use crate::regular;
 pub(crate) struct DebugSymbols {
     bytes: Vec<u8>,
     embedded: bool,
+    /// Where it was found; None if the program has it in itself.
+    path: Option<PathBuf>,
 }
 
 impl DebugSymbols {
@@ -24,17 +26,36 @@ impl DebugSymbols {
 /// program in a container has its debug files there too.
 pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Option<DebugSymbols> {
     let root = root_of(path);
-    let read = |candidate: PathBuf| read_inside(&root, &candidate).ok();
-    let fits =
-        |bytes: &Vec<u8>| Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
+    let read = |candidate: PathBuf| Some((read_inside(&root, &candidate).ok()?, candidate));
+    let fits = |(bytes, _): &(Vec<u8>, PathBuf)| {
+        Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok())
+    };
     let separate = debug_file_candidates(image, Path::new(display)).into_iter().filter_map(read).find(fits);
     match separate {
-        Some(bytes) => Some(DebugSymbols { bytes, embedded: false }),
+        Some((bytes, path)) => Some(DebugSymbols { bytes, embedded: false, path: Some(path) }),
         None if image.is_stripped() => {
-            embedded_symbols(image).map(|bytes| DebugSymbols { bytes, embedded: true })
+            embedded_symbols(image).map(|bytes| DebugSymbols { bytes, embedded: true, path: None })
         }
         None => None,
     }
+}
+
+/// The file that the debug information of the program, or of its debug file, shares with that of others. Where it is, is told by the
+/// one that has it.
+pub(crate) fn shared_debug(
+    image: &Image<'_>,
+    symbols: Option<&DebugSymbols>,
+    path: &Path,
+    display: &str,
+) -> Option<Vec<u8>> {
+    let root = root_of(path);
+    let of_debug_file = symbols.and_then(|symbols| {
+        let debug_file = symbols.image()?;
+        Some(shared_debug_candidates(&debug_file, symbols.path.as_deref()?))
+    });
+    let own = shared_debug_candidates(image, Path::new(display));
+    let all = own.into_iter().chain(of_debug_file.into_iter().flatten());
+    all.filter_map(|candidate| read_inside(&root, &candidate).ok()).next()
 }
 
 /// The program with the symbols that [`debug_symbols`] found.

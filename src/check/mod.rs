@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::arguments::name;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
-use crate::debug_symbols::{DebugSymbols, debug_symbols, with_names};
+use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes};
 use crate::kinds;
 use crate::net::NetworkConfig;
@@ -122,7 +122,13 @@ impl Checker<'_> {
                     .then(|| debug_symbols(&image, &found.path, &found.display))
                     .flatten();
                 let separate = debug.as_ref().and_then(DebugSymbols::image);
-                let index = SymbolIndex::of(&with_names(image, debug.as_ref())).with_debug_file(separate);
+                let shared = wants_names
+                    .then(|| shared_debug(&image, debug.as_ref(), &found.path, &found.display))
+                    .flatten();
+                let shared = shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
+                let index = SymbolIndex::of(&with_names(image, debug.as_ref()))
+                    .with_debug_file(separate)
+                    .with_shared_debug(shared);
                 self.probes(target, &index, found);
                 if wants_names {
                     self.inlined(target, &index);

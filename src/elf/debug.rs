@@ -36,6 +36,26 @@ pub(super) fn debuglink<'a>(image: &Headers<'a>) -> Option<(&'a str, u32)> {
     is_name.then_some((name, u32::from_le_bytes(*checksum)))
 }
 
+/// The path in `.gnu_debugaltlink`, and the build-id, of the file with what this one's debug information has in common with that of
+/// others.
+pub(super) fn altlink<'a>(image: &Headers<'a>) -> Option<(&'a str, &'a [u8])> {
+    let data = image.section_data(image.section(b".gnu_debugaltlink")?)?;
+    let name = bounded_str(data, 0)?;
+    let id = data.get(name.len() + 1..).filter(|id| (2..=64).contains(&id.len()))?;
+    Some((std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?, id))
+}
+
+/// The places where the file may be that the debug information in the file at `path` shares with others, as GDB looks for it. What is
+/// found there is to be given to [`super::SymbolIndex::with_shared_debug`], which checks that it fits. Empty if there is none.
+pub fn shared_debug_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
+    let Some((name, id)) = altlink(image) else { return Vec::new() };
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let by_id = Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..]));
+    // An absolute path stays what it is.
+    let beside = path.parent().map(|directory| directory.join(name));
+    beside.into_iter().chain([by_id]).collect()
+}
+
 /// The checksum that `.gnu_debuglink` has of a debug file's contents.
 pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();

@@ -7,10 +7,11 @@ use std::rc::Rc;
 
 use gimli::{
     AttributeValue, DebugInfoOffset, DebuggingInformationEntry, Dwarf, DwarfSections, EndianSlice,
-    LittleEndian, RangeIter, SectionId, Unit, UnitHeader, UnitOffset, UnitType,
+    LittleEndian, RangeIter, Section, SectionId, Unit, UnitOffset, UnitType,
 };
 
 use super::Image;
+use super::debug::altlink;
 use super::packed::{contents, is_there};
 
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
@@ -19,7 +20,9 @@ pub(super) type Entry<'a> = DebuggingInformationEntry<Slice<'a>>;
 /// What the compiler tells of a program's functions besides their names.
 pub struct DebugInfo<'a> {
     sections: DwarfSections<Cow<'a, [u8]>>,
-    is_shared: bool,
+    /// Of the file that has what this one's has in common with that of others.
+    shared: Option<DwarfSections<Cow<'a, [u8]>>>,
+    lacks_shared: bool,
     /// How many copies of each function were inlined into others, by its symbol.
     pub(super) inlined: OnceCell<HashMap<Box<[u8]>, usize>>,
     units: OnceCell<Units>,
@@ -29,7 +32,8 @@ pub struct DebugInfo<'a> {
 /// Entries of functions in one unit, by the address of their first instruction.
 type Functions = HashMap<u64, Vec<UnitOffset>>;
 
-/// Where the units are in the debug information, and where the code is that they describe.
+/// Where the units are in the debug information, and where the code is that they describe. Places in the shared file count on
+/// behind the end of the program's own.
 #[derive(Debug, Default)]
 pub(super) struct Units {
     pub offsets: Vec<DebugInfoOffset>,
@@ -55,7 +59,7 @@ struct Span {
 pub(super) const UNREADABLE: &str =
     "its debug information is damaged, or compressed in a way that is not known";
 const SHARED: &str = "parts of its debug information are in a file that it shares with others (.gnu_debugaltlink, made by dwz), \
-                      which is not read";
+                      which was not found";
 const SPLIT: &str =
     "its debug information is in files of its own (.dwo or .dwp, made by -gsplit-dwarf), which are not read";
 
@@ -64,21 +68,22 @@ impl<'a> DebugInfo<'a> {
     ///
     /// # Errors
     /// With the reason if it cannot be read.
-    pub(super) fn of(image: &Image<'a>) -> Option<Result<DebugInfo<'a>, &'static str>> {
+    pub(super) fn of(
+        image: &Image<'a>,
+        shared: Option<&Image<'a>>,
+    ) -> Option<Result<DebugInfo<'a>, &'static str>> {
         if !is_there(image, b".debug_info") {
             return None;
         }
-        let section = |id: SectionId| match id {
-            // Never asked for here.
-            SectionId::DebugMacro | SectionId::DebugMacinfo | SectionId::DebugAranges => {
-                Ok(Cow::Borrowed(&[][..]))
-            }
-            _ => contents(image, id.name().as_bytes()).ok_or(gimli::Error::Io),
-        };
-        let sections = DwarfSections::load(section).map_err(|_| UNREADABLE);
-        Some(sections.map(|sections| DebugInfo {
+        let link = altlink(image);
+        let shared = shared.filter(|file| {
+            link.as_ref().is_some_and(|(_, id)| file.build_id().is_some_and(|known| known == *id))
+        });
+        let shared = shared.and_then(|file| sections(file).ok());
+        Some(sections(image).map(|sections| DebugInfo {
             sections,
-            is_shared: image.section(b".gnu_debugaltlink").is_some(),
+            lacks_shared: link.is_some() && shared.is_none(),
+            shared,
             inlined: OnceCell::new(),
             units: OnceCell::new(),
             functions: RefCell::default(),
@@ -87,7 +92,7 @@ impl<'a> DebugInfo<'a> {
 
     /// What of the debug information is elsewhere, so that what it tells is not all.
     pub fn lacks(&self) -> impl Iterator<Item = &'static str> {
-        [(self.is_shared, SHARED), (self.units().split > 0, SPLIT)]
+        [(self.lacks_shared, SHARED), (self.units().split > 0, SPLIT)]
             .into_iter()
             .filter_map(|(lacks, reason)| lacks.then_some(reason))
     }
@@ -95,7 +100,7 @@ impl<'a> DebugInfo<'a> {
     pub(super) fn finder(&self) -> Finder<'_> {
         let dwarf = self.dwarf();
         let Units { offsets, types, .. } = self.units();
-        Finder { dwarf, units: offsets, types, opened: RefCell::default() }
+        Finder { own: own_bytes(&dwarf), dwarf, units: offsets, types, opened: RefCell::default() }
     }
 
     /// The entries of functions that begin at this address. Those of a folded function's aliases are among them.
@@ -116,13 +121,14 @@ impl<'a> DebugInfo<'a> {
                 functions_of_unit
             });
             let entries = functions.get(&vaddr).into_iter().flatten();
-            found.extend(entries.filter_map(|offset| offset.to_debug_info_offset(&unit.header)));
+            found.extend(entries.filter_map(|offset| unit.place(*offset)));
         }
         found
     }
 
     fn dwarf(&self) -> Dwarf<Slice<'_>> {
-        self.sections.borrow(|section| EndianSlice::new(section, LittleEndian))
+        let slice = |section| EndianSlice::new(section, LittleEndian);
+        self.sections.borrow_with_sup(self.shared.as_ref(), |section: &Cow<'a, [u8]>| slice(section))
     }
 
     fn units(&self) -> &Units {
@@ -149,6 +155,9 @@ impl<'a> DebugInfo<'a> {
                     units.spans.push(Span { begin: range.begin, end: range.end, reach: 0, unit: number });
                 }
             }
+            if let Some(shared) = dwarf.sup() {
+                units.add_shared(shared, own_bytes(&dwarf));
+            }
             units.spans.sort_unstable_by_key(|span| span.begin);
             let mut reach = 0;
             for span in &mut units.spans {
@@ -158,6 +167,40 @@ impl<'a> DebugInfo<'a> {
             units
         })
     }
+}
+
+impl Units {
+    /// Adds those of the shared file, which has no code.
+    fn add_shared(&mut self, shared: &Dwarf<Slice<'_>>, own: usize) {
+        let mut headers = shared.units();
+        while let Ok(Some(header)) = headers.next() {
+            let place = |offset: Option<DebugInfoOffset>| Some(DebugInfoOffset(own.checked_add(offset?.0)?));
+            let Some(offset) = place(header.offset().to_debug_info_offset(&header)) else { continue };
+            self.offsets.push(offset);
+            if let UnitType::Type { type_signature, type_offset } = header.type_()
+                && let Some(offset) = place(type_offset.to_debug_info_offset(&header))
+            {
+                self.types.entry(type_signature.0).or_insert(offset);
+            }
+        }
+    }
+}
+
+/// The sections of a file's debug information.
+fn sections<'a>(image: &Image<'a>) -> Result<DwarfSections<Cow<'a, [u8]>>, &'static str> {
+    let section = |id: SectionId| match id {
+        // Never asked for here.
+        SectionId::DebugMacro | SectionId::DebugMacinfo | SectionId::DebugAranges => {
+            Ok(Cow::Borrowed(&[][..]))
+        }
+        _ => contents(image, id.name().as_bytes()).ok_or(gimli::Error::Io),
+    };
+    DwarfSections::load(section).map_err(|_| UNREADABLE)
+}
+
+/// How many bytes of entries are not the shared file's.
+fn own_bytes(dwarf: &Dwarf<Slice<'_>>) -> usize {
+    dwarf.debug_info.reader().len()
 }
 
 impl std::fmt::Debug for DebugInfo<'_> {
@@ -200,13 +243,40 @@ pub(super) struct Finder<'d> {
     units: &'d [DebugInfoOffset],
     types: &'d HashMap<u64, DebugInfoOffset>,
     /// Those used last.
-    opened: RefCell<HashMap<usize, Rc<Unit<Slice<'d>>>>>,
+    opened: RefCell<HashMap<usize, Rc<OpenUnit<'d>>>>,
+    /// Places from here on are in the shared file.
+    own: usize,
+}
+
+/// A unit, and where its file begins among all places.
+pub(super) struct OpenUnit<'d> {
+    unit: Unit<Slice<'d>>,
+    base: usize,
+}
+
+impl<'d> std::ops::Deref for OpenUnit<'d> {
+    type Target = Unit<Slice<'d>>;
+
+    fn deref(&self) -> &Unit<Slice<'d>> {
+        &self.unit
+    }
+}
+
+impl OpenUnit<'_> {
+    fn place(&self, offset: UnitOffset) -> Option<DebugInfoOffset> {
+        self.placed(offset.to_debug_info_offset(&self.unit.header)?)
+    }
+
+    /// The place of what is here in the unit's own file.
+    fn placed(&self, offset: DebugInfoOffset) -> Option<DebugInfoOffset> {
+        offset.0.checked_add(self.base).map(DebugInfoOffset)
+    }
 }
 
 /// An entry, with the unit that it is in.
 #[derive(Clone)]
 pub(super) struct Node<'d> {
-    pub unit: Rc<Unit<Slice<'d>>>,
+    pub unit: Rc<OpenUnit<'d>>,
     pub entry: Entry<'d>,
     pub at: DebugInfoOffset,
 }
@@ -217,12 +287,17 @@ impl<'d> Finder<'d> {
     /// Children of an entry that are looked at.
     const CHILDREN_MAX: usize = 4096;
 
-    fn numbered(&self, number: usize) -> Option<Rc<Unit<Slice<'d>>>> {
+    fn numbered(&self, number: usize) -> Option<Rc<OpenUnit<'d>>> {
         if let Some(unit) = self.opened.borrow().get(&number) {
             return Some(unit.clone());
         }
-        let header = self.dwarf.debug_info.header_from_offset(*self.units.get(number)?).ok()?;
-        let unit = Rc::new(self.dwarf.unit(header).ok()?);
+        let offset = self.units.get(number)?.0;
+        let (dwarf, base) = match offset.checked_sub(self.own) {
+            Some(_) => (self.dwarf.sup()?, self.own),
+            None => (&self.dwarf, 0),
+        };
+        let header = dwarf.debug_info.header_from_offset(DebugInfoOffset(offset - base)).ok()?;
+        let unit = Rc::new(OpenUnit { unit: dwarf.unit(header).ok()?, base });
         let mut opened = self.opened.borrow_mut();
         if opened.len() >= Self::OPENED_MAX {
             opened.clear();
@@ -231,11 +306,22 @@ impl<'d> Finder<'d> {
         Some(unit)
     }
 
+    /// The units, in turn.
+    pub fn all_units(&self) -> impl Iterator<Item = Rc<OpenUnit<'d>>> {
+        (0..self.units.len()).filter_map(|number| self.numbered(number))
+    }
+
+    /// The debug information that a unit is in.
+    pub fn dwarf_of(&self, unit: &OpenUnit<'d>) -> &Dwarf<Slice<'d>> {
+        self.dwarf.sup().filter(|_| unit.base > 0).unwrap_or(&self.dwarf)
+    }
+
     /// The entry at this place.
     pub fn node(&self, at: DebugInfoOffset) -> Option<Node<'d>> {
         let after = self.units.partition_point(|offset| *offset <= at);
         let unit = self.numbered(after.checked_sub(1)?)?;
-        let entry = unit.entry(at.to_unit_offset(&unit.header)?).ok()?;
+        let here = DebugInfoOffset(at.0.checked_sub(unit.base)?);
+        let entry = unit.entry(here.to_unit_offset(&unit.header)?).ok()?;
         Some(Node { unit, entry, at })
     }
 
@@ -243,7 +329,22 @@ impl<'d> Finder<'d> {
     pub fn follow(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<Node<'d>> {
         match node.entry.attr_value(attribute) {
             Some(AttributeValue::DebugTypesRef(signature)) => self.node(*self.types.get(&signature.0)?),
-            _ => self.node(reference(&node.unit.header, &node.entry, attribute)?),
+            _ => self.node(self.reference(&node.unit, &node.entry, attribute)?),
+        }
+    }
+
+    /// Where in the debug information an attribute of the entry points.
+    pub fn reference(
+        &self,
+        unit: &OpenUnit<'d>,
+        entry: &Entry<'d>,
+        attribute: gimli::DwAt,
+    ) -> Option<DebugInfoOffset> {
+        match entry.attr_value(attribute)? {
+            AttributeValue::UnitRef(offset) => unit.place(offset),
+            AttributeValue::DebugInfoRef(offset) => unit.placed(offset),
+            AttributeValue::DebugInfoRefSup(offset) => offset.0.checked_add(self.own).map(DebugInfoOffset),
+            _ => None,
         }
     }
 
@@ -256,7 +357,7 @@ impl<'d> Finder<'d> {
             return found;
         }
         while let Some(entry) = entries.current() {
-            let Some(at) = entry.offset().to_debug_info_offset(&node.unit.header) else { break };
+            let Some(at) = node.unit.place(entry.offset()) else { break };
             found.push(Node { unit: node.unit.clone(), entry: entry.clone(), at });
             if found.len() == Self::CHILDREN_MAX || entries.next_sibling().is_err() {
                 break;
@@ -268,7 +369,7 @@ impl<'d> Finder<'d> {
     /// The text that is an attribute's value.
     pub fn text(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<&'d [u8]> {
         let value = node.entry.attr_value(attribute)?;
-        Some(self.dwarf.attr_string(&*node.unit, value).ok()?.slice())
+        Some(self.dwarf_of(&node.unit).attr_string(&**node.unit, value).ok()?.slice())
     }
 
     /// The symbol of a described function: its linkage name, its declaration's, or the name itself where the language has no
@@ -302,18 +403,5 @@ impl Node<'_> {
 
     pub fn is_set(&self, attribute: gimli::DwAt) -> bool {
         matches!(self.entry.attr_value(attribute), Some(AttributeValue::Flag(true)))
-    }
-}
-
-/// Where in the debug information an attribute of the entry points.
-pub(super) fn reference(
-    unit: &UnitHeader<Slice<'_>>,
-    entry: &Entry<'_>,
-    attribute: gimli::DwAt,
-) -> Option<DebugInfoOffset> {
-    match entry.attr_value(attribute)? {
-        AttributeValue::UnitRef(offset) => offset.to_debug_info_offset(unit),
-        AttributeValue::DebugInfoRef(offset) => Some(offset),
-        _ => None,
     }
 }

@@ -53,6 +53,15 @@ impl<'a> Headers<'a> {
     ///
     /// A file without section headers is accepted (it has segments, but no notes and no symbols).
     pub fn parse(bytes: &'a [u8]) -> Result<Headers<'a>, ElfError> {
+        Headers::read(bytes, false)
+    }
+
+    /// As [`Headers::parse`]; files that are not linked are accepted.
+    pub(super) fn of_any_type(bytes: &'a [u8]) -> Result<Headers<'a>, ElfError> {
+        Headers::read(bytes, true)
+    }
+
+    fn read(bytes: &'a [u8], of_any_type: bool) -> Result<Headers<'a>, ElfError> {
         let ident = bytes.get(..16).ok_or(ElfError::NotElf)?;
         if !ident.starts_with(&elf::ELFMAG) {
             return Err(ElfError::NotElf);
@@ -69,7 +78,7 @@ impl<'a> Headers<'a> {
             |what| move |e: object::read::Error| ElfError::Malformed { what, reason: e.to_string() };
         let header = FileHeader64::<LittleEndian>::parse(bytes).map_err(malformed("file header"))?;
         let kind = header.e_type(LE);
-        if kind != elf::ET_EXEC && kind != elf::ET_DYN {
+        if kind != elf::ET_EXEC && kind != elf::ET_DYN && !of_any_type {
             return Err(ElfError::NotLinked(kind.0));
         }
         let arch = match header.e_machine(LE) {

@@ -35,6 +35,12 @@ impl<'a> Image<'a> {
         Ok(Image { headers, debug_symbols: None, pclntab: Pclntab::of(&headers) })
     }
 
+    /// Reads the headers of a file that has nothing but debug information, which dwz makes of what several files share.
+    pub fn of_debug_information(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
+        let headers = Headers::of_any_type(bytes)?;
+        Ok(Image { headers, debug_symbols: None, pclntab: None })
+    }
+
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
     ///
     /// It must be known to be of this build: by the same build-id, or, where the program has none, by the checksum

@@ -40,6 +40,7 @@ pub struct SymbolIndex<'a> {
     non_local_exit: OnceCell<Option<NonLocalExit>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
     debug_file: Option<Image<'a>>,
+    shared_debug: Option<Image<'a>>,
     debug_info: OnceCell<Option<Result<DebugInfo<'a>, &'static str>>>,
 }
 
@@ -92,6 +93,7 @@ impl<'a> SymbolIndex<'a> {
             non_local_exit: OnceCell::new(),
             stubs: OnceCell::new(),
             debug_file: None,
+            shared_debug: None,
             debug_info: OnceCell::new(),
         }
     }
@@ -99,6 +101,12 @@ impl<'a> SymbolIndex<'a> {
     /// With a separate debug file, which is known to be of this build.
     pub fn with_debug_file(self, debug_file: Option<Image<'a>>) -> SymbolIndex<'a> {
         SymbolIndex { debug_file, ..self }
+    }
+
+    /// With a file of debug information that the program, or its debug file, shares with others; see
+    /// [`super::shared_debug_candidates`]. One that does not fit is not used.
+    pub fn with_shared_debug(self, shared_debug: Option<Image<'a>>) -> SymbolIndex<'a> {
+        SymbolIndex { shared_debug, ..self }
     }
 
     /// The file.
@@ -148,7 +156,9 @@ impl<'a> SymbolIndex<'a> {
 
     fn read_debug_info(&self) -> Option<&Result<DebugInfo<'a>, &'static str>> {
         let files = || [Some(self.image), self.debug_file].into_iter().flatten();
-        self.debug_info.get_or_init(|| files().find_map(|file| DebugInfo::of(&file))).as_ref()
+        self.debug_info
+            .get_or_init(|| files().find_map(|file| DebugInfo::of(&file, self.shared_debug.as_ref())))
+            .as_ref()
     }
 
     /// Symbols of this name, without its version, and copies of the function of this name.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use gimli::DebugInfoOffset;
 
-use super::debug_info::{DebugInfo, Finder, reference};
+use super::debug_info::{DebugInfo, Finder};
 
 impl DebugInfo<'_> {
     /// How many copies of the function with this symbol were inlined into others.
@@ -17,13 +17,11 @@ impl DebugInfo<'_> {
 /// Inlined copies by symbol.
 fn inlined(finder: &Finder<'_>) -> gimli::Result<HashMap<Box<[u8]>, usize>> {
     let mut copies: HashMap<DebugInfoOffset, usize> = HashMap::new();
-    let mut units = finder.dwarf.units();
-    while let Some(header) = units.next()? {
-        let unit = finder.dwarf.unit(header)?;
+    for unit in finder.all_units() {
         let mut entries = unit.entries();
         while let Some(entry) = entries.next_dfs()? {
             if entry.tag() == gimli::DW_TAG_inlined_subroutine
-                && let Some(origin) = reference(&unit.header, entry, gimli::DW_AT_abstract_origin)
+                && let Some(origin) = finder.reference(&unit, entry, gimli::DW_AT_abstract_origin)
             {
                 *copies.entry(origin).or_default() += 1;
             }

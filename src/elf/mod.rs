@@ -49,7 +49,7 @@ mod unwind;
 pub use address_names::AddressNames;
 pub use approach::Approach;
 pub use code::Functions;
-pub use debug::debug_file_candidates;
+pub use debug::{debug_file_candidates, shared_debug_candidates};
 pub use debug_info::DebugInfo;
 pub use error::{ElfError, FormError, SiteError};
 pub use exit::{Exit, ExitKind, Exits, NoExits, Passage, PassageKind};

@@ -265,13 +265,13 @@ impl<'d> Reader<'d> {
         let mut entries = unit.entries();
         let producer =
             entries.next_dfs().ok().flatten().and_then(|root| root.attr_value(gimli::DW_AT_producer));
-        let producer = producer.and_then(|name| self.finder.dwarf.attr_string(&**unit, name).ok());
+        let producer = producer.and_then(|name| self.finder.dwarf_of(unit).attr_string(&***unit, name).ok());
         producer.is_some_and(|name| name.slice().starts_with(b"GNU "))
     }
 
     /// Where an entry of this instance says that the parameter is at the function's first instruction.
     fn known(&self, parameter: &Node<'d>) -> Option<EntryLocation> {
-        let dwarf = &self.finder.dwarf;
+        let dwarf = self.finder.dwarf_of(&parameter.unit);
         if let Some(constant) = parameter.entry.attr(gimli::DW_AT_const_value) {
             return constant.sdata_value().map(EntryLocation::Constant);
         }
@@ -279,7 +279,7 @@ impl<'d> Reader<'d> {
         if let Some(expression) = location.exprloc_value() {
             return self.evaluated(parameter, expression);
         }
-        let mut list = dwarf.attr_locations(&*parameter.unit, location.value()).ok()??;
+        let mut list = dwarf.attr_locations(&**parameter.unit, location.value()).ok()??;
         while let Ok(Some(part)) = list.next() {
             if part.range.begin <= self.entry && self.entry < part.range.end {
                 return self.evaluated(parameter, part.data);

@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use exporter::elf::{Image, ParameterPlace, Parameters, Pointee, SymbolIndex, ValueType};
+use exporter::elf::{
+    Image, ParameterPlace, Parameters, Pointee, SymbolIndex, ValueType, shared_debug_candidates,
+};
 
 use crate::support::program::{compile_kept, run};
 
@@ -354,6 +356,41 @@ int main(int argc, char **argv) { return f({argc, 2}, argv[0], 'c', 4); }
     assert_eq!((words(&old).as_str(), old.all[0].declared.as_str()), ("s:? n:? c:? last:?", "?"));
     let lines = compile_kept("shape-gcc-lines", "c++", source, &["-O0", "-g1"]);
     assert_eq!(parameters_in(&lines, "f"), None, "it does not say that there are none");
+}
+
+/// What dwz has put into a file that several programs share is read there, if it is that file.
+#[test]
+fn shared_debug_information_is_read() {
+    let source = r#"
+#include <string>
+#include <vector>
+struct Two { int a; long b; };
+enum class Kind : unsigned char { A, B };
+extern "C" __attribute__((noinline)) int f(Two s, const std::string &n, Kind k, const char *t, int last, unsigned short w)
+{ return s.a + n.size() + (int)k + last + t[0] + w; }
+int main(int n, char **v) { std::vector<std::string> all(v, v + n); return f({n, 2}, all[0], Kind::B, "x", NUMBER, 5); }
+"#;
+    let build =
+        |name: &str, number: &str| compile(name, "c++", source, &["-O1", &format!("-DNUMBER={number}")]);
+    let paths = [("shared-one", "1"), ("shared-two", "2")].map(|(name, number)| build(name, number));
+    let whole = parameters_in(&paths[0], "f").unwrap();
+    let shared = paths[0].with_extension("shared");
+    let packed = paths.each_ref().map(|path| path.with_extension("packed"));
+    paths.iter().zip(&packed).for_each(|(path, copy)| _ = fs::copy(path, copy).unwrap());
+    run(Command::new("dwz").arg("-m").arg(&shared).args(&packed));
+    let bytes = fs::read(&packed[0]).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    assert!(shared_debug_candidates(&image, &packed[0]).contains(&shared));
+    let with = |shared: &Path| {
+        let bytes = fs::read(shared).unwrap();
+        let index = SymbolIndex::of(&image).with_shared_debug(Image::of_debug_information(&bytes).ok());
+        let sites = index.sites("f").unwrap();
+        (index.parameters(&sites[0]), index.debug_info_lacks().len())
+    };
+    assert_eq!(with(&shared), (Some(whole.clone()), 0));
+    // Of another build.
+    let (found, lacks) = with(&paths[1]);
+    assert!(found != Some(whole) && lacks == 1, "{found:?}");
 }
 
 /// Debug information is read in every way that it is compressed.

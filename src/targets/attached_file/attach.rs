@@ -7,7 +7,7 @@ use std::io;
 use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
 use crate::config::model::Point;
-use crate::debug_symbols::{DebugSymbols, debug_symbols, with_names};
+use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
 use crate::elf::{Image, SymbolIndex, lacks_variables};
 use crate::kernel::{AttachMethod, Kernel, Lease, PlacedSite, Refusal, RefusalKind};
 use crate::plan::{Plan, TargetPlan};
@@ -91,9 +91,17 @@ impl AttachedFile {
             .ok()
             .filter(|image| wants_names || lacks_variables(image))
             .and_then(|image| debug_symbols(image, &found.path, &found.display));
+        let shared = image
+            .as_ref()
+            .ok()
+            .filter(|_| wants_names)
+            .and_then(|image| shared_debug(image, debug.as_ref(), &found.path, &found.display));
         let image = image.map(|image| with_names(image, debug.as_ref()));
         let separate = debug.as_ref().and_then(DebugSymbols::image);
-        let index = image.as_ref().map(|image| SymbolIndex::of(image).with_debug_file(separate));
+        let shared = shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
+        let index = image
+            .as_ref()
+            .map(|image| SymbolIndex::of(image).with_debug_file(separate).with_shared_debug(shared));
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);
