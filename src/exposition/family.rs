@@ -17,6 +17,8 @@ pub struct Head {
     pub(super) text: text::Parts,
     /// Its series began with 0 when the exporter did.
     pub(super) is_counted_here: bool,
+    /// Of a counter: OpenMetrics has another family of a name that it would have there.
+    pub(super) is_homonym: bool,
     /// Of a histogram that is a native one, too.
     pub(super) native: Option<Native>,
     /// Made when the format is first asked for.
@@ -27,7 +29,29 @@ impl Head {
     pub fn new(name: impl Into<Cow<'static, str>>, help: impl Into<Cow<'static, str>>, kind: Kind) -> Self {
         let (name, help) = (name.into(), help.into());
         let text = text::Parts::new(&name, &help, &kind);
-        Self { name, help, kind, text, is_counted_here: true, native: None, openmetrics: OnceLock::new() }
+        Self {
+            name,
+            help,
+            kind,
+            text,
+            is_counted_here: true,
+            is_homonym: false,
+            native: None,
+            openmetrics: OnceLock::new(),
+        }
+    }
+
+    /// Beside families with other names: in OpenMetrics the counter `x_total` is of the family `x`, which can be another's name, and the
+    /// time of creation of `x` has the name `x_created`.
+    pub fn beside(mut self, is_taken: impl Fn(&str) -> bool) -> Self {
+        let family = match self.kind {
+            Kind::Counter => self.name.strip_suffix("_total").unwrap_or(&self.name),
+            Kind::Gauge | Kind::Histogram(_) => &self.name,
+        };
+        let is_created_taken = is_taken(&format!("{family}_created"));
+        self.is_homonym = family != self.name && (is_taken(family) || is_created_taken);
+        self.is_counted_here &= !is_created_taken;
+        self
     }
 
     /// With this, a histogram whose bounds are such is a native one, too.
@@ -40,8 +64,10 @@ impl Head {
     }
 
     pub(super) fn openmetrics(&self) -> &openmetrics::Parts {
-        self.openmetrics
-            .get_or_init(|| openmetrics::Parts::new(&self.name, &self.help, &self.kind, self.is_counted_here))
+        self.openmetrics.get_or_init(|| {
+            let has_own_family = !self.is_homonym;
+            openmetrics::Parts::new(&self.name, &self.help, &self.kind, self.is_counted_here, has_own_family)
+        })
     }
 
     pub fn name(&self) -> &str {

@@ -1,7 +1,7 @@
 //! OpenMetrics 1.0: the text format with units, times of creation and an end.
 //!
 //! Series have the same names as in the text format. A counter must end in `_total` in this format, so one that does not
-//! is of no known type here.
+//! is of no known type here; nor is one whose family, its name without that, is another metric's name.
 //!
 //! Format: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 
@@ -28,10 +28,11 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// With a time of creation where `is_counted_here`, in kinds that have one.
-    pub fn new(name: &str, help: &str, kind: &Kind, is_counted_here: bool) -> Self {
+    /// With a time of creation where `is_counted_here`, in kinds that have one. Without a family of its own, the name of a counter is
+    /// that of its series.
+    pub fn new(name: &str, help: &str, kind: &Kind, is_counted_here: bool, has_own_family: bool) -> Self {
         let (family, word) = match kind {
-            Kind::Counter => match name.strip_suffix("_total") {
+            Kind::Counter => match name.strip_suffix("_total").filter(|_| has_own_family) {
                 Some(family) => (family, "counter"),
                 None => (name, "unknown"),
             },
@@ -134,6 +135,23 @@ mod tests {
             written(&gauge, "", SampleValue::Number(7u64.into())),
             "# TYPE gigabytes gauge\ngigabytes 7\n"
         );
+    }
+
+    #[test]
+    fn families_and_series_of_several_metrics_stay_apart() {
+        let taken = |name: &str| ["hits", "calls_created", "h_created"].contains(&name);
+        let number = SampleValue::Number(7u64.into());
+        let counter = |name: &'static str| Head::new(name, "", Kind::Counter).beside(taken);
+        // A gauge `hits` is the family of that name.
+        assert_eq!(written(&counter("hits_total"), "", number), "# TYPE hits_total unknown\nhits_total 7\n");
+        assert_eq!(
+            written(&counter("calls_total"), "", number),
+            "# TYPE calls_total unknown\ncalls_total 7\n"
+        );
+        assert!(written(&counter("others_total"), "", number).ends_with("\nothers_created 1700000000.500\n"));
+        let histogram = Head::new("h", "", Kind::Histogram(vec![1.0])).beside(taken);
+        let value = SampleValue::Histogram { counts: &[1, 2], sum: 3u64.into(), exemplars: &[] };
+        assert!(written(&histogram, "", value).ends_with("h_count 3\n"));
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Registry {
             .map(|metric| (metric, kinds::of(&metric.kind)))
             .map(|(metric, kind)| Family {
                 head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as())
-                    .native_if(metric.native),
+                    .native_if(metric.native)
+                    .beside(|name| plan.metrics.iter().any(|other| other.name == name)),
                 kind,
                 real: false,
                 index: HashMap::new(),

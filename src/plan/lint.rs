@@ -35,6 +35,9 @@ pub fn lint(plan: &Plan) -> Vec<String> {
         for remark in remarks_on(&metric.name, &metric.kind, unit) {
             remarks.error(&at, format!("{}: {remark}", metric.name));
         }
+        if let Some(remark) = namesake(&metric.name, &metric.kind, plan) {
+            remarks.error(&at, format!("{}: {remark}", metric.name));
+        }
         for label in metric.labels.iter().filter(|label| ["job", "instance"].contains(&&***label)) {
             let message = format!(
                 "Prometheus sets the label \"{label}\" itself and renames this one to exported_{label}"
@@ -43,6 +46,28 @@ pub fn lint(plan: &Plan) -> Vec<String> {
         }
     }
     remarks.into_vec().iter().map(|one| one.to_string().trim_end().to_owned()).collect()
+}
+
+/// What another metric has the name of that OpenMetrics needs for this one.
+fn namesake(name: &str, kind: &MetricKind, plan: &Plan) -> Option<String> {
+    let is_taken = |name: &str| plan.metrics.iter().any(|other| other.name == name);
+    let family = match kind {
+        MetricKind::Counter => name.strip_suffix("_total")?,
+        MetricKind::Histogram(_) => name,
+        MetricKind::Gauge(_) | MetricKind::UpDown => return None,
+    };
+    if family != name && is_taken(family) {
+        return Some(format!(
+            "OpenMetrics has one name for it and the metric {family}, so it is of no known type there"
+        ));
+    }
+    let created = format!("{family}_created");
+    let what = if family == name { "has no time of creation" } else { "is of no known type" };
+    is_taken(&created).then(|| {
+        format!(
+            "its time of creation is {created} in OpenMetrics, which is another metric, so it {what} there"
+        )
+    })
 }
 
 fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, ValueSource)>) -> Vec<String> {
@@ -139,5 +164,21 @@ mod tests {
                 && found[0].ends_with("hits: counter names should end in _total")
         );
         assert!(found[1].ends_with("renames this one to exported_job"), "{found:?}");
+    }
+
+    #[test]
+    fn names_that_openmetrics_needs_are_told() {
+        let text = "targets:\n  - name: a\n    binary: x\n    probes:\n      - on: usdt:a:b\n        metrics:\n          \
+                    - counter: calls_total\n          - { gauge: calls, value: pid }\n          - counter: others_total\n          \
+                    - { gauge: others_created, value: pid }\n          - counter: plain\n          - { gauge: plain_created, value: pid }\n";
+        let draft = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+        let (_, plan) = plan_draft(draft).unwrap_or_else(|errors| panic!("{errors}"));
+        let found: Vec<_> = lint(&plan).into_iter().filter(|one| one.contains("OpenMetrics")).collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].contains("c.yaml:7:13: ") && found[0].contains("one name for it and the metric calls,"),
+            "{found:?}"
+        );
+        assert!(found[1].contains("others_total: its time of creation is others_created"), "{found:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use crate::support::demo::{play, program};
+use crate::support::demo::{Forms, play, program};
 use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
 use crate::support::exposition::{Labels, Metrics};
 use crate::support::prometheus::{Prometheus, Scrape, StoredExemplar};
@@ -96,6 +96,42 @@ fn openmetrics_is_what_a_strict_parser_takes() {
     assert!(created > 20 && created == counters, "{created} times of creation of {counters} series");
     assert!(seconds > 0, "no unit");
     Metrics(series).measured().assert_same(&exporter.scrape().measured());
+}
+
+/// Metrics whose names OpenMetrics gives to parts of each other: the strict parser refuses two of a kind.
+#[test]
+fn names_of_several_metrics_stay_apart_in_openmetrics() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms");
+    let names = [
+        "counter: hits_total",
+        "gauge: hits, value: n",
+        "counter: calls_total",
+        "gauge: calls_created, value: n",
+    ];
+    let histogram = "histogram: h_seconds, value: pid";
+    let all = names.iter().chain([&histogram, &"counter: h_seconds_total"]);
+    let metrics: String = all.map(|metric| format!("    - {{ {metric} }}\n")).collect();
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    args: {{ n: 0 }}\n    metrics:\n{metrics}",
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    Forms::start(&binary).fire("i32", 10);
+    exporter.scrape_until("all hits", |scrape| scrape.sum("hits_total", &[]) > 0.0);
+    let (body, _) = fetch(&exporter, "/metrics", OPENMETRICS);
+    let found = parsed(PARSE, &body);
+    for line in [
+        "[\"unknown\", \"\", \"hits_total\"",
+        "[\"gauge\", \"\", \"hits\"",
+        "[\"unknown\", \"\", \"calls_total\"",
+        "[\"gauge\", \"\", \"calls_created\"",
+        "[\"histogram\", \"seconds\", \"h_seconds_count\"",
+        "[\"unknown\", \"\", \"h_seconds_total\"",
+    ] {
+        assert_eq!(found.lines().filter(|found| found.starts_with(line)).count(), 1, "{line}\n{found}");
+    }
 }
 
 /// A field of a message: its number, and its content.
