@@ -18,6 +18,7 @@ pub mod config;
 mod containers;
 pub mod costs;
 mod dashboard;
+mod database;
 mod debug_symbols;
 mod decode;
 pub mod drain;

@@ -70,7 +70,7 @@ fn a_file_of_the_first_version_is_read_and_gone_on_with() {
     let path = directory.path().join("e.db");
     let db = Connection::open(&path).unwrap();
     db.execute_batch(FIRST).unwrap();
-    db.pragma_update(None, "application_id", APPLICATION).unwrap();
+    db.pragma_update(None, "application_id", KIND.application).unwrap();
     db.pragma_update(None, "user_version", 1).unwrap();
     let first = event(9_000_000_000_000_000_000, 1.5, "x");
     let mut seen = Vec::new();
@@ -214,7 +214,7 @@ fn a_damaged_file_is_moved_aside_and_another_program_s_is_not_touched() {
         Connection::open(&foreign).unwrap().query_row("SELECT a FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(there, 1);
     let later = directory.path().join("later.db");
-    Store::open(&later, WIDE).unwrap().db.pragma_update(None, "user_version", VERSION + 1).unwrap();
+    Store::open(&later, WIDE).unwrap().db.pragma_update(None, "user_version", KIND.version + 1).unwrap();
     assert!(Store::open(&later, WIDE).unwrap_err().to_string().contains("another version"));
     let missing = directory.path().join("a/b/c.db");
     assert!(Store::open(&missing, WIDE).unwrap_err().to_string().contains("slow_events"));

@@ -1,0 +1,242 @@
+//! Files that are SQLite databases of the exporter's own, readable by their owner alone.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+/// How long one process waits for another that writes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A larger file is not read as a whole before it is used.
+const CHECKED_BYTES: u64 = 256 << 20;
+
+/// What is in a file.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// In words: "slow events".
+    pub what: &'static str,
+    /// The setting that names the file.
+    pub setting: &'static str,
+    /// Marks a database as this, for `file(1)` and for the exporter itself.
+    pub application: i32,
+    /// Of the tables.
+    pub version: i32,
+    pub tables: &'static str,
+    /// From earlier versions: statements that make a file of that version one of this.
+    pub upgrades: &'static [(u64, &'static [&'static str])],
+}
+
+/// Why a file cannot be used.
+#[derive(Debug)]
+pub struct DatabaseError {
+    what: String,
+    source: Option<rusqlite::Error>,
+    next: String,
+}
+
+impl DatabaseError {
+    pub(crate) fn new(what: String, source: rusqlite::Error, next: impl Into<String>) -> Self {
+        Self { what, source: Some(source), next: next.into() }
+    }
+
+    pub(crate) fn told(what: String, next: impl Into<String>) -> Self {
+        Self { what, source: None, next: next.into() }
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        if !self.next.is_empty() {
+            write!(f, "; {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for DatabaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// What keeps an existing file from being used.
+enum Unusable {
+    /// It is moved aside.
+    Damaged(String),
+    /// It is left alone.
+    Foreign(DatabaseError),
+    Error(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unusable {
+    fn from(error: rusqlite::Error) -> Self {
+        if is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::Error(error) }
+    }
+}
+
+/// Whether the database itself is at fault.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn wall() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Which file a path leads to: device and inode.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|data| (data.dev(), data.ino()))
+}
+
+pub(crate) fn pragma(db: &Connection, name: &str) -> rusqlite::Result<u64> {
+    number(db, &format!("PRAGMA {name}"))
+}
+
+/// What a query gives that counts.
+pub(crate) fn number(db: &Connection, query: &str) -> rusqlite::Result<u64> {
+    db.query_row(query, [], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+}
+
+/// Opens a file of this kind, or makes it. One that is damaged is moved aside.
+///
+/// # Errors
+/// If it cannot be had, or is another program's.
+pub(crate) fn open(path: &Path, kind: &Kind) -> Result<Connection, DatabaseError> {
+    let db = match connect(path, kind) {
+        Err(Unusable::Damaged(reason)) => {
+            let aside = set_aside(path, kind)?;
+            log::warn!(
+                "The file of {} {} is damaged ({reason}): it is kept as {}, and a new one is begun",
+                kind.what,
+                path.display(),
+                aside.display()
+            );
+            connect(path, kind)
+        }
+        other => other,
+    };
+    let what = || format!("failed to open the file of {} {}", kind.what, path.display());
+    db.map_err(|unusable| match unusable {
+        Unusable::Foreign(err) => err,
+        Unusable::Error(err) => DatabaseError::new(what(), err, kind.next()),
+        Unusable::Damaged(reason) => DatabaseError::told(format!("{}: {reason}", what()), kind.next()),
+    })
+}
+
+impl Kind {
+    fn next(&self) -> String {
+        format!("see {} in the configuration", self.setting)
+    }
+}
+
+fn connect(path: &Path, kind: &Kind) -> Result<Connection, Unusable> {
+    create(path, kind).map_err(Unusable::Foreign)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(PATIENCE)?;
+    let foreign = |what: &str| {
+        let next = format!("set {} to another path", kind.setting);
+        Unusable::Foreign(DatabaseError::told(format!("{} {what}", path.display()), next))
+    };
+    // It is a new file until there are tables; two exporters may meet here.
+    db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    let begun = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tables: i64 = begun.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        begun.execute_batch(kind.tables)?;
+        begun.pragma_update(None, "application_id", kind.application)?;
+        begun.pragma_update(None, "user_version", kind.version)?;
+    } else if pragma(&begun, "application_id")? != kind.application as u64 {
+        return Err(foreign("is a database of another program"));
+    } else {
+        let version = pragma(&begun, "user_version")?;
+        if let Some((_, steps)) = kind.upgrades.iter().find(|(from, _)| *from == version) {
+            steps.iter().try_for_each(|step| begun.execute_batch(step))?;
+            begun.pragma_update(None, "user_version", kind.version)?;
+        } else if version != kind.version as u64 {
+            return Err(foreign("was made by another version of the exporter"));
+        }
+    }
+    begun.commit()?;
+    // The directory of temporary files may not be one's own.
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    db.pragma_update(None, "journal_size_limit", 1 << 20)?;
+    // Pages of the write-ahead log, 1 MiB of them.
+    db.pragma_update(None, "wal_autocheckpoint", 256)?;
+    let size = path.metadata().map_or(0, |data| data.len());
+    if size <= CHECKED_BYTES {
+        let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if found != "ok" {
+            return Err(Unusable::Damaged(found.lines().last().unwrap_or_default().to_owned()));
+        }
+    }
+    Ok(db)
+}
+
+/// Makes the file if it is not there, and its directory. Nobody else may read what is in it.
+fn create(path: &Path, kind: &Kind) -> Result<(), DatabaseError> {
+    let failed = |what: &str, err: std::io::Error| {
+        DatabaseError::told(
+            format!("failed to {what} of {} {}: {err}", kind.what, path.display()),
+            kind.next(),
+        )
+    };
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.exists()
+    {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .map_err(|err| failed("make the directory for the file", err))?;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|file| file.metadata());
+    match file {
+        Ok(data) if data.is_file() => Ok(()),
+        Ok(_) => Err(DatabaseError::told(format!("{} is not a regular file", path.display()), kind.next())),
+        Err(err) => Err(failed("open the file", err)),
+    }
+}
+
+/// Moves the file, with its log, to a name that is free.
+fn set_aside(path: &Path, kind: &Kind) -> Result<PathBuf, DatabaseError> {
+    let with = |path: &Path, suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let now = wall() / 1_000_000_000;
+    let aside =
+        (0..).map(|more| with(path, &format!(".damaged-{}", now + more))).find(|aside| !aside.exists());
+    let aside = aside.unwrap_or_default();
+    std::fs::rename(path, &aside).map_err(|err| {
+        let what = format!("failed to move the damaged file {} aside: {err}", path.display());
+        DatabaseError::told(what, kind.next())
+    })?;
+    for log in ["-wal", "-shm"] {
+        // They may not be there.
+        let _ = std::fs::rename(with(path, log), with(&aside, log));
+    }
+    Ok(aside)
+}
