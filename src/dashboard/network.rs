@@ -3,7 +3,7 @@
 use super::CHOSEN;
 use super::panels::Grid;
 use crate::kinds::panel::Query;
-use crate::net::NetworkConfig;
+use crate::net::{BlockMode, NetworkConfig};
 
 /// What interfaces are told apart by.
 const PLACE: &str = "instance, interface";
@@ -120,6 +120,31 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
                 sum("instance, interface, table", &rate("network_untracked_packets_total")),
                 "{{interface}} {{table}} {{instance}}",
             )],
+        );
+    }
+    if let Some(block) = &config.block {
+        let (title, about, metric) = match block.mode {
+            BlockMode::Enforce => ("Dropped frames", "Frames of blocked sources.", "xdp_drops_total"),
+            BlockMode::Observe => (
+                "Frames that would be dropped",
+                "Frames of listed sources, passed on because of `mode: observe`.",
+                "xdp_would_drop_total",
+            ),
+        };
+        grid.time_series(
+            title,
+            about,
+            "pps",
+            &[query(
+                sum("instance, interface, reason", &rate(metric)),
+                "{{interface}} {{reason}} {{instance}}",
+            )],
+        );
+        grid.time_series(
+            "Blocklist entries",
+            "Entries by the source that lists them.",
+            "short",
+            &[query(format!("xdp_blocklist_entries{{{CHOSEN}}}"), "{{source}} {{instance}}")],
         );
     }
     grid.time_series(
