@@ -140,6 +140,10 @@ impl NetworkConfig {
             != other.block.as_ref().map(|block| &block.socket)
         {
             Some("block.socket")
+        } else if self.block.as_ref().map(|block| &block.file)
+            != other.block.as_ref().map(|block| &block.file)
+        {
+            Some("block.file")
         } else if spaces(self) != spaces(other) {
             Some("network namespaces")
         } else {

@@ -34,6 +34,7 @@ pub(crate) fn every_family() -> Vec<Family> {
     let blocked = Summary {
         entries: vec![("config".to_string(), 0)],
         files: vec![(String::new(), 0, true)],
+        is_kept: Some(true),
         ..Summary::default()
     };
     let mut all = families(&count, &[reading], &[top], Some(&[0; STATES.len()]), 1, Some(&blocked));

@@ -58,6 +58,9 @@ pub(crate) fn run(
     let mut network = plan.network.clone();
     if let Some(block) = network.as_mut().and_then(|network| network.block.as_mut()) {
         block.own_ports = listeners.ports();
+        block.file.get_or_insert_with(|| {
+            format!("/var/lib/fibre-exporter/blocklist-{}.db", settings.metrics_port).into()
+        });
     }
     recorder.start()?;
     let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;

@@ -192,7 +192,10 @@ fn what_is_blocked_stays_so_over_a_restart() {
     for mode in ["", ", mode: generic"] {
         let (cable, place) = (Cable::lay(), Place::new());
         let bpf = BpfFs::mount(&place);
-        let block = |entry: &str| format!("{mode}, block: {{ mode: enforce, entries: [{entry}] }}");
+        let file = place.path("blocklist.db");
+        let block = |entry: &str| {
+            format!("{mode}, block: {{ mode: enforce, entries: [{entry}], file: {} }}", file.display())
+        };
         let mut exporter = cable.start(&place, &bpf, &block(&address(2)));
         cable.up();
         let to = address(1);
@@ -221,6 +224,46 @@ fn what_is_blocked_stays_so_over_a_restart() {
         exporter.wait_for_log(TAKEN_OVER);
         cable.there.command(&format!("ping -c 1 -q {}", address(1)));
     }
+}
+
+/// What was blocked while it ran is blocked by the next one, too, and never was not.
+#[test]
+fn what_a_command_blocked_stays_so_over_a_restart() {
+    let (cable, place) = (Cable::lay(), Place::new());
+    let bpf = BpfFs::mount(&place);
+    let (file, socket) = (place.path("blocklist.db"), place.path("control.sock"));
+    let block =
+        format!(", block: {{ mode: enforce, file: {}, socket: {} }}", file.display(), socket.display());
+    let mut running = cable.start(&place, &bpf, &block);
+    let command = |args: &[&str]| {
+        let (code, out, err) = finish(exporter().args(args).arg("--socket").arg(&socket));
+        assert_eq!(code, Some(0), "{args:?}: {out}{err}");
+        out
+    };
+    command(&["block", &address(2), "--ttl", "1h", "--reason", "a test"]);
+    cable.up();
+    let to = address(1);
+    let requests = cable.there.run(move || {
+        let mut ping = Command::new("ping");
+        ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
+    });
+    for signal in ["TERM", "KILL"] {
+        running.end(signal);
+        let before = cable.kernel().rx_packets;
+        until("traffic while no exporter runs", || cable.kernel().rx_packets > before + 100);
+        running = cable.start(&place, &bpf, &block);
+        running.wait_for_log(TAKEN_OVER);
+        let drops = running.scrape().sum("xdp_drops_total", &[]);
+        running.scrape_until("more drops", |now| now.sum("xdp_drops_total", &[]) > drops + 100.0);
+        let list = command(&["blocklist"]);
+        assert!(list.contains("a test") && list.contains("command") && !list.contains("never"), "{list}");
+    }
+    send_signal(requests.id(), "INT");
+    let said = requests.wait_with_output().expect("what ping says");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains(" 0 received"), "{said}");
+    command(&["unblock", &address(2)]);
+    until("an answer", || cable.there.output(&format!("ping -c 1 -W 1 -q {}", address(1))).status.success());
 }
 
 #[test]

@@ -10,17 +10,19 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use crate::support::exporter::{Exporter, Place, Setup, exporter as command, finish, wait_for};
+use crate::support::exposition::Metrics;
 use crate::support::http;
 
 const READER: &str = "reader:r";
 const WRITER: &str = "writer:w";
 
 fn yaml(place: &Place, more: &str) -> String {
-    let socket = place.path("control.sock");
+    let (socket, file) = (place.path("control.sock"), place.path("blocklist.db"));
     format!(
         "network:\n  interfaces: lo\n  block: {{ mode: enforce, entries: [203.0.113.0/24], allow: 192.0.2.0/28, \
-         socket: {} }}\n{more}",
-        socket.display()
+         socket: {}, file: {} }}\n{more}",
+        socket.display(),
+        file.display()
     )
 }
 
@@ -31,6 +33,10 @@ fn with_users(place: &Place) -> Exporter {
     let users = format!("{{ reader: '{}', writer: '{}' }}", hash("r"), hash("w"));
     let web = format!("web: {{ basic_auth_users: {users} }}\nweb_writers: writer\n");
     Setup::new(place, yaml(place, &web)).start()
+}
+
+fn scraped(exporter: &Exporter) -> Metrics {
+    Metrics::parse(&ask(exporter, "GET", "/metrics", &["--user", READER]).1).expect("metrics")
 }
 
 /// Status and body of a request.
@@ -175,7 +181,14 @@ fn commands_go_to_the_running_exporter() {
     // The configuration names the socket, too.
     let config = place.path("config.yaml");
     let with_config = |args: &[&str]| finish(command().args(args).arg("--config").arg(&config));
-    assert_eq!(with_config(&["blocklist"]).1, run(&["blocklist"]));
+    assert_eq!(with_config(&["blocklist"]).1.lines().count(), run(&["blocklist"]).lines().count());
+    let (_, checked, _) = finish(command().arg("check").arg(&config));
+    assert!(checked.contains("packets of its sources are dropped (mode enforce)"), "{checked}");
+    let (_, dashboard, _) = finish(command().arg("dashboard").arg(&config));
+    assert!(
+        dashboard.contains("xdp_drops_total") && dashboard.contains("xdp_blocklist_entries"),
+        "{dashboard}"
+    );
     let (code, _, error) = with_config(&["block", "127.0.0.0/16"]);
     assert!(code == Some(1) && error.contains("loopback"), "{code:?} {error}");
     let (code, _, error) = finish(command().args(["unblock", "::1", "--socket"]).arg(place.path("none")));
@@ -201,6 +214,38 @@ fn a_command_takes_back_what_is_not_confirmed() {
     assert!(output.status.success() && shown.contains("stays blocked"), "{shown}");
     let list = run(&["blocklist", "198.51.100.7"]);
     assert!(list.contains("never") && !list.contains("unconfirmed"), "{list}");
+}
+
+#[test]
+fn entries_outlast_the_exporter() {
+    let place = Place::new();
+    let mut exporter = with_users(&place);
+    let run = |args: &[&str]| succeeds(&place, args);
+    run(&["block", "198.51.100.7", "--ttl", "1h", "--reason", "scans", "--ports", "22-23"]);
+    run(&["block", "198.51.100.8"]);
+    run(&["block", "198.51.100.9"]);
+    run(&["unblock", "198.51.100.9"]);
+    run(&["block", "198.51.100.10", "--ttl", "1s"]);
+    run(&["block", "198.51.100.11", "--confirm", "1h"]);
+    wait_for("its time to be over", || !run(&["blocklist"]).contains("198.51.100.10"));
+    assert_eq!(scraped(&exporter).value("xdp_blocklist_stored", &[]), 1.0);
+    exporter.end("KILL");
+    let exporter = with_users(&place);
+    let list = run(&["blocklist", "--format", "json"]);
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    let of = |prefix: &str| list.iter().find(|entry| entry["prefix"] == prefix);
+    assert_eq!(list.len(), 3, "what is to be confirmed is not kept: {list:?}");
+    let (first, second) = (of("198.51.100.7/32").unwrap(), of("198.51.100.8/32").unwrap());
+    assert_eq!((&first["source"], &first["reason"]), (&"command".into(), &"scans".into()), "{first}");
+    assert_eq!((&first["protocol"], &first["ports"]), (&"tcp".into(), &"22-23".into()), "{first}");
+    let remaining = first["expires_in"].as_f64().unwrap();
+    assert!(remaining > 0.0 && remaining <= 3600.0 && second["expires_in"].is_null(), "{first} {second}");
+    // A file that cannot be written does not keep anybody from blocking; it is told.
+    fs::remove_file(place.path("blocklist.db")).unwrap();
+    fs::create_dir(place.path("blocklist.db")).unwrap();
+    run(&["block", "198.51.100.12"]);
+    exporter.wait_for_log("is not kept for after a restart");
+    assert_eq!(scraped(&exporter).value("xdp_blocklist_stored", &[]), 0.0);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::super::sys::monotonic;
 use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
 use super::entry::{Asker, BlockError, BlockRow, Blocked};
 use super::file::{Read, WatchedFile};
+use super::kept::{EntryStore, Kept};
 use super::maps::BlockMaps;
 use super::protect::Protected;
 use super::rules::RuleTables;
@@ -29,6 +31,8 @@ const MOST_ASKED: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Blocklist {
     maps: BlockMaps,
+    /// Held while entries that were asked for change, so that the file has the changes in their order. Before the state.
+    store: Mutex<Option<EntryStore>>,
     state: Mutex<ListState>,
     /// For a scrape, which waits for nobody.
     summary: Mutex<Summary>,
@@ -46,8 +50,34 @@ pub(crate) struct Summary {
     pub files: Vec<(String, u64, bool)>,
     /// Changes that the kernel refused.
     pub errors: u64,
+    /// Whether entries that are asked for are kept in a file; `None` if none is wanted.
+    pub is_kept: Option<bool>,
     /// Exchanged tables whose hits could not be read any more.
     pub unread: u64,
+}
+
+/// The file of entries, if one is wanted and can be had, and what is in it.
+fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<Kept>) {
+    let Some(path) = path else { return (None, Vec::new()) };
+    let read = EntryStore::open(path).map_err(|err| err.to_string());
+    let read = read.and_then(|store| {
+        let kept = store.load().map_err(|err| format!("failed to read {}: {err}", path.display()))?;
+        Ok((store, kept))
+    });
+    match read {
+        Ok((store, kept)) => {
+            if !kept.is_empty() {
+                log::info!("blocklist: {} entries go on from {}", kept.len(), path.display());
+            }
+            (Some(store), kept)
+        }
+        Err(err) => {
+            log::warn!(
+                "blocklist: entries that are added while the exporter runs are lost with its end: {err}"
+            );
+            (None, Vec::new())
+        }
+    }
 }
 
 impl Blocklist {
@@ -59,11 +89,17 @@ impl Blocklist {
     pub fn new(config: &BlockConfig) -> libbpf_rs::Result<Self> {
         let maps = BlockMaps::create()?;
         let tables = RuleTables::new(&maps)?;
+        let (store, kept) = opened(config.file.as_deref());
+        let now = monotonic();
+        let asked = kept.into_iter().map(|Kept { prefix, by, rule }| {
+            let deadline = deadline(&rule, now);
+            (prefix, Asked { rule, by, deadline, confirm_by: None })
+        });
         let state = ListState {
             config: BlockConfig::default(),
             deadlines: Vec::new(),
             files: Vec::new(),
-            asked: BTreeMap::new(),
+            asked: asked.collect(),
             protected: Protected::default(),
             tables,
             held: BTreeMap::new(),
@@ -75,7 +111,10 @@ impl Blocklist {
             errors: 0,
             unread: 0,
         };
-        let list = Self { maps, state: Mutex::new(state), summary: Mutex::default() };
+        let summary =
+            Summary { is_kept: config.file.as_ref().map(|_| store.is_some()), ..Summary::default() };
+        let list =
+            Self { maps, store: Mutex::new(store), state: Mutex::new(state), summary: Mutex::new(summary) };
         list.change(config)?;
         Ok(list)
     }
@@ -174,6 +213,7 @@ impl Blocklist {
     }
 
     fn ask(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
         let mut state = self.lock();
         state.look(&self.maps, now, LOOK_FIRST);
@@ -209,8 +249,13 @@ impl Blocklist {
                 return Err(BlockError::Kernel(format!("{error:#}")));
             }
         }
+        let kept = asked.kept(prefix, now);
         state.asked.insert(prefix, asked);
         self.note(&state);
+        drop(state);
+        if let (Some(store), Some(kept)) = (&mut *store, kept) {
+            self.note_kept(store.put(&kept, || self.all_kept()));
+        }
         Ok(Blocked { is_new, except })
     }
 
@@ -219,6 +264,7 @@ impl Blocklist {
     /// # Errors
     /// If it is not listed, or by the configuration or a file; or the kernel refuses.
     pub fn unblock(&self, prefix: Prefix) -> Result<(), BlockError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let was_asked = state.asked.remove(&prefix).is_some();
         let done = match state.held.get(&prefix).copied() {
@@ -233,7 +279,25 @@ impl Blocklist {
             }
         };
         self.note(&state);
+        drop(state);
+        if let (Some(store), true) = (&mut *store, was_asked) {
+            self.note_kept(store.remove(&[prefix], || self.all_kept()));
+        }
         done
+    }
+
+    /// What is to be in the file.
+    fn all_kept(&self) -> Vec<Kept> {
+        let (now, state) = (monotonic(), self.lock());
+        state.asked.iter().filter_map(|(prefix, asked)| asked.kept(*prefix, now)).collect()
+    }
+
+    /// Whether a change is in the file.
+    fn note_kept(&self, done: Result<(), String>) {
+        if let Err(error) = &done {
+            log::error!("blocklist: a change holds, but is not kept for after a restart: {error}");
+        }
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner).is_kept = Some(done.is_ok());
     }
 
     /// What is to be done from time to time: entries whose time is over are taken away, files that have changed are read, and
@@ -249,6 +313,7 @@ impl Blocklist {
                 looks.push((number, file, read));
             }
         }
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let (mut changed, mut is_news) = (false, !looks.is_empty());
         for (number, file, read) in looks {
@@ -258,9 +323,10 @@ impl Blocklist {
             }
         }
         is_news |= state.look(&self.maps, now, LOOK);
-        let asked = state.asked.len();
+        let over = state.asked.iter().filter(|(_, asked)| is_over(asked.until(), now));
+        let over: Vec<Prefix> = over.map(|(prefix, _)| *prefix).collect();
         state.asked.retain(|_, asked| !is_over(asked.until(), now));
-        if changed || state.asked.len() < asked || state.has_over(now) {
+        if changed || !over.is_empty() || state.has_over(now) {
             is_news = true;
             let wanted = state.wanted(now);
             if let Err(error) = state.fit(&self.maps, wanted) {
@@ -274,6 +340,10 @@ impl Blocklist {
         if is_news {
             self.note(&state);
         }
+        drop(state);
+        if let (Some(store), false) = (&mut *store, over.is_empty()) {
+            self.note_kept(store.remove(&over, || self.all_kept()));
+        }
     }
 
     /// Puts down what a scrape is shown.
@@ -284,7 +354,9 @@ impl Blocklist {
             .files
             .iter()
             .map(|file| (file.path.display().to_string(), file.invalid as u64, file.error.is_none()));
-        let summary = Summary {
+        let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
+        *summary = Summary {
+            is_kept: summary.is_kept,
             enforce: state.config.mode == BlockMode::Enforce,
             entries: names.zip(state.by_origin.iter().copied()).collect(),
             allowed: state.allowed.len() as u64,
@@ -293,7 +365,6 @@ impl Blocklist {
             errors: state.errors,
             unread: state.unread,
         };
-        *self.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
     }
 
     /// Whether packets are dropped.

@@ -14,6 +14,8 @@ pub struct BlockConfig {
     pub files: Vec<BlockFile>,
     /// Never dropped, whatever is blocked.
     pub allow: Vec<Prefix>,
+    /// Where entries that are asked for at run time are kept; `None`: nowhere.
+    pub file: Option<PathBuf>,
     /// Where commands are taken; `None` for the usual place.
     pub socket: Option<PathBuf>,
     /// TCP ports on which the exporter itself serves: not of the configuration.

@@ -36,6 +36,12 @@ pub(in super::super) static BLOCK: Section = Section {
         ),
         Key::new("allow", Schema::OneOrList(&Schema::Text), "Addresses and prefixes that are never dropped."),
         Key::new(
+            "file",
+            Schema::Path,
+            "SQLite file that keeps the entries added while the exporter runs. Default: \
+             `/var/lib/fibre-exporter/blocklist-PORT.db`, with the metrics port.",
+        ),
+        Key::new(
             "socket",
             Schema::Path,
             "Unix socket for `exporter block`, `unblock` and `blocklist`. Default: `/run/fibre-exporter/control-PORT.sock`, with the \
@@ -87,6 +93,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
         entries: list("entries").iter().filter_map(entry).collect(),
         files: list("files").iter().filter_map(file).collect(),
         allow: list("allow").iter().filter_map(prefix).collect(),
+        file: fields.get("file").and_then(|node| node.path()),
         socket: fields.get("socket").and_then(|node| node.path()),
         own_ports: Vec::new(),
     })

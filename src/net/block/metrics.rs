@@ -58,5 +58,13 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
         "Replaced tables of the blocklist whose hits could not be read any more; entries show fewer hits than they had.",
     );
     unread.number(&[], summary.unread);
-    vec![enforced, entries, allowed, spared, invalid, readable, errors, unread]
+    let mut kept = family(
+        "xdp_blocklist_stored",
+        Kind::Gauge,
+        "1 if entries added while the exporter runs are stored for after a restart; 0 if that failed.",
+    );
+    if let Some(is_kept) = summary.is_kept {
+        kept.number(&[], u64::from(is_kept));
+    }
+    vec![enforced, entries, kept, allowed, spared, invalid, readable, errors, unread]
 }

@@ -5,6 +5,7 @@ mod config;
 mod decode;
 mod entry;
 mod file;
+mod kept;
 mod list;
 mod maps;
 mod marks;

@@ -8,6 +8,7 @@ use super::super::cidr::Prefix;
 use super::config::{BlockConfig, BlockFile, BlockProtocol, BlockRule, BlockScope};
 use super::entry::{Asker, BlockRow};
 use super::file::WatchedFile;
+use super::kept::Kept;
 use super::maps::{BlockMaps, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
@@ -51,6 +52,13 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// As it is kept in a file. One that is to be confirmed is not.
+    pub fn kept(&self, prefix: Prefix, now: u64) -> Option<Kept> {
+        let ttl = self.deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
+        let rule = BlockRule { ttl, ..self.rule.clone() };
+        self.confirm_by.is_none().then_some(Kept { prefix, by: self.by, rule })
+    }
+
     /// When it goes away.
     pub fn until(&self) -> Option<u64> {
         self.deadline.into_iter().chain(self.confirm_by).min()

@@ -1,0 +1,188 @@
+//! Entries that were asked for at run time, in a file: they hold on after a restart, for the time that remains.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+
+use super::super::cidr::Prefix;
+use super::config::{BlockProtocol, BlockRule, BlockScope, parse_ports};
+use super::entry::Asker;
+use crate::database::{self, DatabaseError, Kind, identity};
+
+const KIND: Kind = Kind {
+    what: "the blocklist's entries",
+    setting: "network: { block: { file: ... } }",
+    // "fibl".
+    application: 0x6669_626c,
+    version: 1,
+    tables: "
+        CREATE TABLE entries (
+            prefix TEXT PRIMARY KEY,
+            source TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            protocol TEXT,
+            ports TEXT,
+            since INTEGER NOT NULL, -- seconds since 1970
+            until INTEGER -- NULL: for good
+        );
+    ",
+    upgrades: &[],
+};
+
+/// An entry, and for how long it still holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub prefix: Prefix,
+    pub by: Asker,
+    pub rule: BlockRule,
+}
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct EntryStore {
+    db: Connection,
+    path: PathBuf,
+    /// Which file it is.
+    identity: Option<(u64, u64)>,
+}
+
+/// Seconds since 1970.
+fn unix_now() -> i64 {
+    database::wall() / 1_000_000_000
+}
+
+impl EntryStore {
+    /// Opens the file, or makes it.
+    ///
+    /// # Errors
+    /// If it cannot be had, or is another program's.
+    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
+        let db = database::open(path, &KIND)?;
+        // What has been answered is on the disk.
+        let full = db.pragma_update(None, "synchronous", "FULL");
+        full.map_err(|err| DatabaseError::new(format!("failed to set up {}", path.display()), err, ""))?;
+        Ok(Self { db, path: path.to_owned(), identity: identity(path) })
+    }
+
+    /// What still holds, with the time that remains.
+    pub fn load(&self) -> rusqlite::Result<Vec<Kept>> {
+        self.load_at(unix_now())
+    }
+
+    fn load_at(&self, now: i64) -> rusqlite::Result<Vec<Kept>> {
+        self.db.execute("DELETE FROM entries WHERE until <= ?", [now])?;
+        let mut select =
+            self.db.prepare("SELECT prefix, source, reason, protocol, ports, since, until FROM entries")?;
+        let mut rows = select.query([])?;
+        let mut kept = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (prefix, source): (String, String) = (row.get(0)?, row.get(1)?);
+            let (protocol, ports): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+            let (since, until): (i64, Option<i64>) = (row.get(5)?, row.get(6)?);
+            // A clock that was set back makes nothing last longer than it was meant to.
+            let remaining = until.map(|until| (until - now).min(until - since).max(1));
+            let protocol = BlockProtocol::WORDS.iter().find(|(word, _)| Some(*word) == protocol.as_deref());
+            let ports = ports.and_then(|ports| parse_ports(&ports).ok()).unwrap_or(BlockScope::ALL_PORTS);
+            let by = Asker::ALL.into_iter().find(|by| by.word() == source).unwrap_or(Asker::Api);
+            let Ok(prefix) = Prefix::parse(&prefix) else { continue };
+            let rule = BlockRule {
+                reason: row.get(2)?,
+                ttl: remaining.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
+                scope: protocol.map(|(_, protocol)| BlockScope { protocol: *protocol, ports }),
+            };
+            kept.push(Kept { prefix, by, rule });
+        }
+        Ok(kept)
+    }
+
+    /// Keeps an entry from now on. `all` are those that there are, for a file that somebody has taken away.
+    pub fn put(&mut self, entry: &Kept, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+        let renewed = self.renew()?;
+        let done = if renewed { self.put_at(&all(), unix_now()) } else { Ok(()) };
+        done.and_then(|()| self.put_at(std::slice::from_ref(entry), unix_now()))
+            .map_err(|err| err.to_string())
+    }
+
+    fn put_at(&mut self, entries: &[Kept], now: i64) -> rusqlite::Result<()> {
+        let begun = self.db.transaction()?;
+        for Kept { prefix, by, rule } in entries {
+            let until = rule.ttl.map(|ttl| now.saturating_add(ttl.as_secs() as i64));
+            let protocol = rule.scope.map(|scope| scope.protocol.word());
+            let ports = rule.scope.and_then(|scope| scope.port_range());
+            begun.execute(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
+                params![prefix.to_string(), by.word(), rule.reason, protocol, ports, now, until],
+            )?;
+        }
+        begun.commit()
+    }
+
+    /// Keeps these no longer.
+    pub fn remove(&mut self, prefixes: &[Prefix], all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+        if self.renew()? {
+            return self.put_at(&all(), unix_now()).map_err(|err| err.to_string());
+        }
+        self.remove_now(prefixes).map_err(|err| err.to_string())
+    }
+
+    fn remove_now(&mut self, prefixes: &[Prefix]) -> rusqlite::Result<()> {
+        let begun = self.db.transaction()?;
+        for prefix in prefixes {
+            begun.execute("DELETE FROM entries WHERE prefix = ?", [prefix.to_string()])?;
+        }
+        begun.commit()
+    }
+
+    /// Opens the file again if it was deleted or exchanged; whether it was.
+    fn renew(&mut self) -> Result<bool, String> {
+        if identity(&self.path) == self.identity {
+            return Ok(false);
+        }
+        *self = Self::open(&self.path).map_err(|err| err.to_string())?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(prefix: &str, ttl: Option<u64>) -> Kept {
+        let scope = Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 23) });
+        let rule = BlockRule { reason: "a\"b".into(), ttl: ttl.map(Duration::from_secs), scope };
+        Kept { prefix: Prefix::parse(prefix).unwrap(), by: Asker::Detection, rule }
+    }
+
+    #[test]
+    fn entries_come_back_with_the_time_that_remains() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/blocklist.db");
+        let mut store = EntryStore::open(&path).unwrap();
+        let all = [kept("192.0.2.0/24", Some(100)), kept("2001:db8::/32", None), kept("192.0.2.7", Some(10))];
+        store.put_at(&all, 1000).unwrap();
+        store.put_at(&[kept("192.0.2.7", Some(20))], 1000).unwrap();
+        drop(store);
+        let mut store = EntryStore::open(&path).unwrap();
+        let loaded = |store: &EntryStore, now| {
+            let mut loaded = store.load_at(now).unwrap();
+            loaded.sort_by_key(|kept| kept.prefix);
+            loaded
+        };
+        let [first, second, third] =
+            [kept("192.0.2.0/24", Some(90)), kept("192.0.2.7", Some(10)), kept("2001:db8::/32", None)];
+        assert_eq!(loaded(&store, 1010), [first, second, third.clone()]);
+        // A clock that is set back.
+        assert_eq!(loaded(&store, 10)[0], kept("192.0.2.0/24", Some(100)));
+        assert_eq!(loaded(&store, 1020), [kept("192.0.2.0/24", Some(80)), third.clone()]);
+        store.remove(&[Prefix::parse("192.0.2.0/24").unwrap()], Vec::new).unwrap();
+        assert_eq!(loaded(&store, 1020), std::slice::from_ref(&third));
+
+        // One that is deleted while it is open is made again, with all that there is.
+        std::fs::remove_dir_all(directory.path().join("made")).unwrap();
+        store.put(&kept("::1", None), || vec![third.clone()]).unwrap();
+        drop(store);
+        let store = EntryStore::open(&path).unwrap();
+        assert_eq!(loaded(&store, 1020), [kept("::1", None), third]);
+    }
+}
