@@ -219,8 +219,8 @@ static __always_inline struct segments segments_of(const struct frame *f, __u64 
 		if (packets < 1 || packets > 65535)
 			packets = 1;
 		bytes += (packets - 1) * headers;
-		if (egress && f->skb->wire_len > f->length)
-			bytes = f->skb->wire_len;
+		if (egress && f->skb->wire_len > f->length + f->skipped)
+			bytes = f->skb->wire_len - f->skipped * packets;
 	}
 	return (struct segments){ packets, bytes };
 }
@@ -262,13 +262,19 @@ static __always_inline void account_tc(const struct frame *f, struct net_stats *
 		track(f, what, stats, PORT_ID(port), egress, s.packets, s.bytes);
 }
 
-static __always_inline struct frame skb_frame(struct __sk_buff *ctx, __u64 port, bool egress)
+static __always_inline struct frame skb_frame(struct __sk_buff *ctx, __u64 port)
 {
 	struct frame f = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx->len, .skb = ctx };
 
 	f.link = PORT_LINK(port);
-	if (!egress)
-		skip_outer(&f);
+	return f;
+}
+
+static __always_inline struct frame skb_packet(struct __sk_buff *ctx, __u64 port)
+{
+	struct frame f = skb_frame(ctx, port);
+
+	skip_to_network(&f);
 	return f;
 }
 
@@ -287,7 +293,7 @@ __noinline __u32 drops_tc(struct __sk_buff *ctx, __u64 what)
 	stats = stats_of(PORT_ID(port), false);
 	if (!stats)
 		return false;
-	f = skb_frame(ctx, port, false);
+	f = skb_packet(ctx, port);
 	s = segments_of(&f, what, false);
 	judged = judge(&f, what, AMOUNT(s.packets, s.bytes));
 	if (!judged || !count_judged(stats, judged, s.packets))
@@ -304,15 +310,16 @@ static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 {
 	__u64 port = port_of(ctx->ifindex), what;
 	struct net_stats *stats = stats_of(PORT_ID(port), egress);
-	struct frame f = skb_frame(ctx, port, egress);
+	struct frame f;
 
 	if (!stats)
 		return TCX_NEXT;
+	f = skb_packet(ctx, port);
 	what = parse_frame(&f);
 	if (IS_PARSE_ERROR(what) == NET_PARSE_ERROR_TRUNCATED && f.end - f.data < f.length) {
 		/* Some headers lie in a page: bring them in front and look again. */
 		bpf_skb_pull_data(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
-		f = skb_frame(ctx, port, egress);
+		f = skb_packet(ctx, port);
 		what = parse_frame(&f);
 	}
 	if (!egress && MAY_DROP(&f, what) && drops_tc(ctx, what))
@@ -339,7 +346,7 @@ static __always_inline int tc_common(struct __sk_buff *ctx, bool egress)
 
 	if (!stats)
 		return TCX_NEXT;
-	f = skb_frame(ctx, port, true);
+	f = skb_frame(ctx, port);
 	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return egress ? egress_any(ctx) : ingress_any_tc(ctx);

@@ -13,6 +13,7 @@
 #include "net_abi.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
 
 #define ETH_HEADER 14
 #define IPV4_HEADER 20
@@ -51,6 +52,7 @@ struct frame {
 	__u32 length; /* more than end - data if the frame is in several pieces */
 	__u32 link; /* enum net_link */
 	__u32 skipped; /* outer headers in front of `data` */
+	__u32 network; /* offset of the network header, of a link that is opaque */
 	struct xdp_md *xdp;
 	struct __sk_buff *skb;
 };
@@ -274,31 +276,49 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 }
 
 /*
- * Takes the headers of a tunnel off what came in by it. The kernel counts without them, and the device's packets are
- * those inside: drivers of GRE and SIT set the frame's start to them all the same.
+ * Takes off what XDP programs find in front of a packet that came in by a tunnel. The kernel counts without it, and the
+ * device's packets are those inside: drivers of GRE and SIT set the frame's start to the outer headers all the same, and IPsec
+ * leaves the Ethernet header that a packet came behind.
  */
 static __always_inline void skip_outer(struct frame *f)
 {
 	__u32 number = f->link == NET_LINK_GRE ? IPPROTO_GRE : IPPROTO_IPV6, at, flags;
 	void *ip = f->data;
 
-	if (f->link != NET_LINK_GRE && f->link != NET_LINK_SIT)
+	if (f->link == NET_LINK_ETHERNET || f->link == NET_LINK_OPAQUE || ip + IPV4_HEADER > f->end)
 		return;
-	if (ip + IPV4_HEADER > f->end || *(__u8 *)ip >> 4 != 4)
-		return;
-	/* SIT devices take IPv4 and MPLS in IPv4 too. */
-	if (*(__u8 *)(ip + 9) != number &&
-	    (number == IPPROTO_GRE || (*(__u8 *)(ip + 9) != IPPROTO_IPIP && *(__u8 *)(ip + 9) != IPPROTO_MPLS)))
-		return;
-	at = (*(__u8 *)ip & 0xf) * 4;
-	if (number == IPPROTO_GRE) {
-		if (ip + at + GRE_HEADER > f->end)
+	if (f->link == NET_LINK_IP) {
+		__u32 length;
+
+		at = ETH_HEADER;
+		if (ip + ETH_HEADER + 6 > f->end)
 			return;
-		flags = be16_at(ip + at);
-		at += GRE_HEADER;
-		at += flags & 0x8000 ? 4 : 0; /* checksum */
-		at += flags & 0x2000 ? 4 : 0; /* key */
-		at += flags & 0x1000 ? 4 : 0; /* sequence number */
+		if (be16_at(ip + 12) == ETHERTYPE_IPV4 && *(__u8 *)(ip + ETH_HEADER) >> 4 == 4)
+			length = be16_at(ip + ETH_HEADER + 2);
+		else if (be16_at(ip + 12) == ETHERTYPE_IPV6 && *(__u8 *)(ip + ETH_HEADER) >> 4 == 6)
+			length = be16_at(ip + ETH_HEADER + 4) + IPV6_HEADER;
+		else
+			return;
+		/* A packet without it may look like one with it, but not to the byte. */
+		if (length != f->length - ETH_HEADER)
+			return;
+	} else {
+		if (*(__u8 *)ip >> 4 != 4)
+			return;
+		/* SIT devices take IPv4 and MPLS in IPv4 too. */
+		if (*(__u8 *)(ip + 9) != number && (number == IPPROTO_GRE || (*(__u8 *)(ip + 9) != IPPROTO_IPIP &&
+									      *(__u8 *)(ip + 9) != IPPROTO_MPLS)))
+			return;
+		at = (*(__u8 *)ip & 0xf) * 4;
+		if (number == IPPROTO_GRE) {
+			if (ip + at + GRE_HEADER > f->end)
+				return;
+			flags = be16_at(ip + at);
+			at += GRE_HEADER;
+			at += flags & 0x8000 ? 4 : 0; /* checksum */
+			at += flags & 0x2000 ? 4 : 0; /* key */
+			at += flags & 0x1000 ? 4 : 0; /* sequence number */
+		}
 	}
 	if (at > f->length)
 		return;
@@ -307,20 +327,52 @@ static __always_inline void skip_outer(struct frame *f)
 	f->skipped = at;
 }
 
-/* Says what a packet without a link header is. */
-static __always_inline __u64 parse_packet(const struct frame *f)
+/* include/linux/skbuff.h: fields that are read, wherever the kernel has them. */
+struct sk_buff {
+	unsigned char *head, *data;
+	__u16 network_header;
+} __attribute__((preserve_access_index));
+
+/* Headers in front of a packet that are taken off; of an opaque link, where the packet may begin (IP_AT has five bits). */
+#define MOST_OUTER 255
+#define MOST_OPAQUE 31
+
+/*
+ * The same for TC programs, which can ask where the packet begins: behind the headers of any tunnel that it came in by (GRE, SIT,
+ * IPsec, FOU), or will leave by (multipoint GRE); and on links that nothing else is known of.
+ */
+static __always_inline void skip_to_network(struct frame *f)
 {
-	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);
+	struct sk_buff *skb = (void *)f->skb;
+	__u64 start;
+	__u32 at;
+
+	if (f->link == NET_LINK_ETHERNET)
+		return;
+	start = (__u64)BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	start -= (__u64)BPF_CORE_READ(skb, data);
+	/* What was sent by a raw socket may have none. */
+	at = start > MOST_OUTER || start > f->length ? 0 : start;
+	barrier_var(at);
+	at &= MOST_OUTER;
+	if (f->link == NET_LINK_OPAQUE) {
+		f->network = at & MOST_OPAQUE;
+		return;
+	}
+	f->data += at;
+	f->length -= at;
+	f->skipped = at;
+}
+
+/* EtherType of a packet without an Ethernet header, zero if it is none that is known. */
+static __always_inline __u32 type_of_packet(const struct frame *f)
+{
+	__u32 version;
 
 	if (f->link == NET_LINK_OPAQUE)
-		return other;
-	if (f->data + 1 > f->end)
-		return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
-	if (*(__u8 *)f->data >> 4 == 4)
-		return parse_ipv4(f, 0);
-	if (*(__u8 *)f->data >> 4 == 6)
-		return parse_ipv6(f, 0);
-	return other;
+		return f->skb ? bpf_ntohs(f->skb->protocol) : 0;
+	version = *(__u8 *)f->data >> 4;
+	return version == 4 ? ETHERTYPE_IPV4 : version == 6 ? ETHERTYPE_IPV6 : 0;
 }
 
 /* Says what the frame is. */
@@ -329,8 +381,13 @@ static __always_inline __u64 parse_frame(const struct frame *f)
 	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);
 	__u32 type, i, offset = ETH_HEADER;
 
-	if (f->link != NET_LINK_ETHERNET)
-		return parse_packet(f);
+	if (f->link != NET_LINK_ETHERNET) {
+		if (f->link != NET_LINK_OPAQUE && f->data + 1 > f->end)
+			return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
+		type = type_of_packet(f);
+		offset = f->network;
+		goto network;
+	}
 	if (f->data + ETH_HEADER > f->end)
 		return other | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 	type = be16_at(f->data + 12);
@@ -343,6 +400,7 @@ static __always_inline __u64 parse_frame(const struct frame *f)
 		type = be16_at(f->data + offset + 2);
 		offset += 4;
 	}
+network:
 	if (type == ETHERTYPE_IPV4)
 		return parse_ipv4(f, offset);
 	if (type == ETHERTYPE_IPV6)

@@ -85,9 +85,10 @@ const _: () = assert!(List::ALL.len() == generated::types::net_list::NET_LISTS.0
 impl Link {
     /// Of a device of this kind (`ARPHRD_*`, include/uapi/linux/if_arp.h).
     pub fn of_hardware(kind: u16) -> Self {
-        /// `ARPHRD_RAWIP`, `ARPHRD_IP6GRE`: libc has no names for them.
+        /// `ARPHRD_RAWIP`, `ARPHRD_IP6GRE`, `ARPHRD_6LOWPAN`: libc has no names for them.
         const RAWIP: u16 = 519;
         const IP6GRE: u16 = 823;
+        const LOWPAN: u16 = 825;
         match kind {
             libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Self::Ethernet,
             libc::ARPHRD_IPGRE => Self::Gre,
@@ -96,8 +97,13 @@ impl Link {
             | libc::ARPHRD_PPP
             | libc::ARPHRD_TUNNEL
             | libc::ARPHRD_TUNNEL6
+            | libc::ARPHRD_SLIP
+            | libc::ARPHRD_CSLIP
+            | libc::ARPHRD_SLIP6
+            | libc::ARPHRD_CSLIP6
             | RAWIP
-            | IP6GRE => Self::Ip,
+            | IP6GRE
+            | LOWPAN => Self::Ip,
             _ => Self::Opaque,
         }
     }

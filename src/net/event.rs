@@ -76,7 +76,8 @@ impl fmt::Display for Event {
             Self::Hidden { interface, direction, packets } => write!(
                 f,
                 "{interface}: the {direction} program is attached but missed {packets} packets that the \
-                 kernel counted; another program consumes them first (see `bpftool net show dev {interface}`)"
+                 kernel counted; another program consumes them first (see `bpftool net show dev {interface}`), \
+                 or they bypass this hook"
             ),
             Self::Seen { interface, direction } => {
                 write!(f, "{interface}: the {direction} program sees all packets again")

@@ -61,9 +61,16 @@ const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 /// # Errors
 /// Why nothing can be counted on the way in, in words that follow the interface's name.
 pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
-    if on.kind.as_deref() == Some("ifb") {
-        let reason =
-            "an ifb receives nothing: packets redirected to it leave it again and are counted as sent";
+    let receives_nothing = match on.kind.as_deref() {
+        Some("ifb") => {
+            Some("an ifb receives nothing: packets redirected to it leave it again and are counted as sent")
+        }
+        Some("nlmon" | "vsockmon") => {
+            Some("a monitor receives nothing: what it monitors leaves it and is counted as sent")
+        }
+        _ => None,
+    };
+    if let Some(reason) = receives_nothing {
         return Err(reason.to_string());
     }
     crosses_hooks(on)?;
@@ -168,6 +175,9 @@ mod tests {
         assert!(crosses_hooks(&vrf).is_err());
         let ifb = interface(Some("ifb"), None, Link::Ethernet);
         assert!(choose(&ifb, Mode::Generic).is_err() && crosses_hooks(&ifb).is_ok());
+        let monitor = interface(Some("nlmon"), None, Link::Opaque);
+        assert!(choose(&monitor, Mode::Auto).unwrap_err().contains("counted as sent"));
+        assert!(crosses_hooks(&monitor).is_ok());
         let tun = interface(Some("tun"), None, Link::Ip);
         assert!(choose(&tun, Mode::Native).unwrap_err().contains("mode: auto"));
         let bond = interface(Some("bond"), None, Link::Ethernet);

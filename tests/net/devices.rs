@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use crate::support::exposition::Metrics;
 use crate::support::on_kernel::{EXPORTER, Output};
 
-const MODULES: &str =
-    "veth macvlan ipvlan 8021q vxlan geneve bonding bridge vrf gre ip_gre ip6_gre sit ipip ip6_tunnel";
+const MODULES: &str = "veth macvlan ipvlan 8021q vxlan geneve bonding bridge vrf gre ip_gre ip6_gre sit ipip ip6_tunnel \
+     ip_vti esp4 xfrm_user gcm ghash-generic seqiv ctr aesni-intel fou nlmon";
 
 /// Two namespaces, and from each device in one to its fellow in the other some pings, whole and in fragments.
 const COMMANDS: &str = r#"
@@ -51,6 +51,24 @@ pair port1; $A link add bridge1 type bridge vlan_filtering 1; $A link set port1 
 $A link set port1 up; $A link set bridge1 up; $B link set port1 up
 $A addr add 10.24.0.1/24 dev bridge1; $B addr add 10.24.0.2/24 dev port1
 pair member1; $A link add vrf1 type vrf table 100; $A link set vrf1 up; $A link set member1 master vrf1; address member1 25
+# What IPsec decrypts keeps the Ethernet header that it came behind; FOU has UDP between the headers; where each neighbour is
+# another end of the tunnel, the outer headers come first.
+both vti1 26 "type vti local 10.2.0.1 remote 10.2.0.2 key 13" "type vti local 10.2.0.2 remote 10.2.0.1 key 13"
+for X in "$A" "$B"; do
+    for ends in "src 10.2.0.1 dst 10.2.0.2" "src 10.2.0.2 dst 10.2.0.1"; do
+        key=0x00112233445566778899aabbccddeeff00112233
+        $X xfrm state add $ends proto esp spi 0x13 mode tunnel mark 13 aead 'rfc4106(gcm(aes))' $key 128 || exit 1
+    done
+done
+policy() { $1 xfrm policy add dir $2 tmpl src $3 dst $4 proto esp mode tunnel mark 13 || exit 1; }
+policy "$A" out 10.2.0.1 10.2.0.2; policy "$A" in 10.2.0.2 10.2.0.1
+policy "$B" out 10.2.0.2 10.2.0.1; policy "$B" in 10.2.0.1 10.2.0.2
+$A fou add port 5555 ipproto 47; $B fou add port 5555 ipproto 47
+fou="encap fou encap-sport 5555 encap-dport 5555"
+both fou1 27 "type gre $four key 16 $fou" "type gre $ruof key 16 $fou"
+both mgre1 28 "type gre local 10.1.0.1 key 18" "type gre local 10.1.0.2 key 18"
+$A neigh add 10.28.0.2 lladdr 10.1.0.2 dev mgre1; $B neigh add 10.28.0.1 lladdr 10.1.0.1 dev mgre1
+$A link add nlmon1 type nlmon; $A link set nlmon1 up
 
 echo 'network: { interfaces: ["*1", "*2", "v3"], exclude: [vrf1, "eth*"], count: { talkers: true, flows: true } }' >/config.yaml
 $IP netns exec a $EXPORTER --config /config.yaml >/log 2>&1 &
@@ -61,15 +79,15 @@ done
 # Metrics, and the kernel's own counters if nothing crossed while they were read.
 both_counts() {
     for try in $(seq 60); do
-        $IP netns exec a grep -v lo: /proc/net/dev >/before
+        $IP netns exec a grep -vE 'lo:|nlmon' /proc/net/dev >/before
         $IP netns exec a wget -q -O /metrics http://127.0.0.1:9435/metrics || exit 1
-        $IP netns exec a grep -v lo: /proc/net/dev >/after
+        $IP netns exec a grep -vE 'lo:|nlmon' /proc/net/dev >/after
         cmp -s /before /after && break
         sleep 1
     done
     echo "-- metrics $1"; cat /metrics; echo "-- kernel $1"; cat /after
 }
-networks="1 2 3 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25"
+networks="1 2 3 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28"
 for n in $networks; do $IP netns exec b ping -c 1 -q 10.$n.0.1 >/dev/null || echo "no way to 10.$n.0.1"; done
 both_counts before
 for n in $networks; do
@@ -118,7 +136,16 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         if device.ends_with('1') && device != "vrf1" {
             assert!(ours[1] >= 9.0 || device.starts_with("m"), "{device}: {ours:?}\n{log}");
         }
-        let more = match device.trim_end_matches(char::is_numeric) {
+        let kind = device.trim_end_matches(char::is_numeric);
+        if matches!(kind, "vti" | "fou" | "mgre" | "gre" | "ipip") {
+            // Nothing but pings crossed.
+            let pings = |name: &str| {
+                let labels = [labels[0], ("family", "ipv4"), ("protocol", "icmp")];
+                after.sum(name, &labels) - before.sum(name, &labels)
+            };
+            assert_eq!([pings(names[1]), pings(names[3])], [ours[1], ours[3]], "pings of {device}\n{log}");
+        }
+        let more = match kind {
             "vxlan" | "geneve" => Some([14.0, 14.0]),
             "bridge" | "vlan" => Some([14.0, 0.0]),
             "gretap" => Some([0.0, 14.0]),
@@ -132,6 +159,7 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         }
         seen += 1;
     }
+    assert!(log.contains("nlmon1: counting sent packets only") && !log.contains("missed"), "{log}");
     // Two links of 10 Gbit/s; the speed that a veth itself has is invented.
     let speed = |device| after.sum("network_speed_bytes", &[("interface", device)]);
     assert_eq!((speed("bond1"), speed("vlan1"), speed("v1")), (2.5e9, 1.25e9, 0.0), "{log}");

@@ -14,6 +14,7 @@ mod dashboard;
 mod devices;
 mod flood;
 mod fuzz;
+mod link_types;
 mod old_kernel;
 mod pinned;
 mod stack;
