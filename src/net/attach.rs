@@ -12,15 +12,32 @@ use super::abi::Direction;
 use super::hook::Hook;
 use super::links::Interface;
 use super::refusal::{Refusal, is_unknown, tcx_refusal, xdp_refusal};
-use super::sys::{chain, create_link, link_target, pin as pin_at, program_id, update_link};
+use super::sys::{chain, create_link, detach_link, link_target, pin as pin_at, program_id, update_link};
 
 /// A program in its place; dropping it takes it away.
 #[derive(Debug)]
 pub(crate) enum Attached {
     /// The kernel detaches when the descriptor is closed, even if this process is killed, unless it is pinned.
-    Link { link: OwnedFd, chain: Option<u32>, pin: Pin },
+    Link { link: OwnLink, chain: Option<u32> },
     /// A filter of the `clsact` queue discipline, for kernels before 6.6.
     Filter { filter: Filter },
+}
+
+/// A link of ours; dropping this detaches it. A process that is being started has a copy of the descriptor for a moment, and the
+/// program would stay as long: with another in its place, packets would be counted twice.
+#[derive(Debug)]
+pub(crate) struct OwnLink {
+    fd: OwnedFd,
+    pin: Pin,
+}
+
+impl Drop for OwnLink {
+    fn drop(&mut self) {
+        if !self.pin.is_kept() {
+            // It fails only if it is off already.
+            let _ = detach_link(self.fd.as_fd());
+        }
+    }
 }
 
 /// A TC filter of ours, which would outlive the process; dropping this detaches it.
@@ -71,7 +88,7 @@ pub(crate) struct HeldLink {
 
 impl Attached {
     fn link(link: OwnedFd, chain: Option<u32>) -> Self {
-        Self::Link { link, chain, pin: Pin::default() }
+        Self::Link { link: OwnLink { fd: link, pin: Pin::default() }, chain }
     }
 
     /// An earlier exporter's link, which runs this program from now on.
@@ -80,7 +97,8 @@ impl Attached {
     /// If the program does not fit there.
     pub fn take_over(held: HeldLink, program: BorrowedFd<'_>) -> io::Result<Self> {
         update_link(held.link.as_fd(), program)?;
-        Ok(Self::Link { link: held.link, chain: tcx_kind(held.direction, held.hook), pin: held.pin })
+        let link = OwnLink { fd: held.link, pin: held.pin };
+        Ok(Self::Link { link, chain: tcx_kind(held.direction, held.hook) })
     }
 
     /// Pins it at a path, for as long as the pin says.
@@ -89,7 +107,7 @@ impl Attached {
     /// The kernel's.
     pub fn pin(&mut self, path: &Path, as_long_as: Pin) -> io::Result<()> {
         let (object, pin) = match self {
-            Self::Link { link, pin, .. } => (link, pin),
+            Self::Link { link, .. } => (&mut link.fd, &mut link.pin),
             Self::Filter { filter } => (&mut filter.program, &mut filter.pin),
         };
         pin_at(object.as_fd(), path)?;
@@ -102,7 +120,7 @@ impl Attached {
     pub fn is_on(&self, on: &Interface) -> bool {
         match self {
             Self::Link { link, .. } => {
-                link_target(link.as_fd()).is_ok_and(|(index, _)| index == on.index as u32)
+                link_target(link.fd.as_fd()).is_ok_and(|(index, _)| index == on.index as u32)
             }
             // The filter is gone with the interface; that it was taken away is not looked for before 6.6.
             Self::Filter { .. } => true,

@@ -83,6 +83,7 @@ impl Follower {
         let more = self.changes.take();
         self.reported.gone.extend(more.gone);
         self.reported.touched.extend(more.touched);
+        self.reported.overrun |= more.overrun;
     }
 
     /// Makes what is attached fit the interfaces that there are; those that are new are attached to by [`Self::attach_more`].
@@ -130,7 +131,8 @@ impl Follower {
             self.forget(index, event, report);
         }
         for there in &wanted {
-            self.meet(there, changed.touched.contains(&there.index), report);
+            let touched = changed.overrun || changed.touched.contains(&there.index);
+            self.meet(there, touched, report);
         }
         let is_new = |there: &&&Interface| !self.ports.contains_key(&there.index);
         let (exact, others): (Vec<&Interface>, Vec<&Interface>) = wanted

@@ -163,9 +163,15 @@ fn kernel_count(message: &[u8]) -> Option<KernelCount> {
     Some(KernelCount { received: word(0)?, sent: word(8)? })
 }
 
+/// Names may have any bytes; those that are no UTF-8 are shown as `\xff`, so that names stay apart.
 fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    String::from_utf8_lossy(&value[..end]).into_owned()
+    let mut text = String::new();
+    for chunk in value[..end].utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 /// What the kernel tells of interfaces as it happens.
@@ -180,6 +186,8 @@ pub(crate) struct Changed {
     /// By index: those that are gone, though others may have the same index now.
     pub gone: BTreeSet<i32>,
     pub touched: BTreeSet<i32>,
+    /// Whether the kernel could not tell of all that happened: it may have happened to any.
+    pub overrun: bool,
 }
 
 impl Changes {
@@ -199,14 +207,19 @@ impl Changes {
     /// All that has come so far.
     pub fn take(&self) -> Changed {
         let mut changed = Changed::default();
-        // Ends with EAGAIN. After ENOBUFS, when messages were lost, what matters is in the list of interfaces.
-        while let Ok((datagram, from)) = self.socket.recv_from_full() {
-            if from.port_number() == 0 {
-                // What is cut short tells of something too: the list is read after any message.
-                let _ = each_message(&datagram, |kind, body| changed.note(kind, body));
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((datagram, from)) if from.port_number() == 0 => {
+                    // What is cut short tells of something too: the list is read after any message.
+                    let _ = each_message(&datagram, |kind, body| changed.note(kind, body));
+                }
+                Ok(_) => {}
+                // Messages were lost; what matters is in the list of interfaces.
+                Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => changed.overrun = true,
+                // Ends with EAGAIN.
+                Err(_) => return changed,
             }
         }
-        changed
     }
 }
 
@@ -237,6 +250,37 @@ mod tests {
         let lo = all.iter().find(|interface| interface.name == "lo").expect("every namespace has a loopback");
         assert_eq!(lo.index, 1);
         assert!(lo.mtu >= 1280);
+    }
+
+    /// As root: interfaces come and go in a namespace of the thread's own.
+    #[test]
+    fn lost_messages_are_told_as_root() {
+        let inside = std::thread::spawn(|| {
+            // SAFETY: a system call without pointers; the namespace it makes is this thread's, and ends with it.
+            #[allow(unsafe_code)]
+            let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            assert_eq!(made, 0, "no network namespace: {}; this test needs root", io::Error::last_os_error());
+            let changes = Changes::listen().unwrap();
+            changes.socket.set_rx_buf_sz(1u32).unwrap();
+            let batch: String = (1400..1600).map(|mtu| format!("link set lo mtu {mtu}\n")).collect();
+            let mut ip = std::process::Command::new("ip")
+                .args(["-batch", "-"])
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .expect("ip runs");
+            io::Write::write_all(&mut ip.stdin.take().unwrap(), batch.as_bytes()).unwrap();
+            assert!(ip.wait().unwrap().success());
+            assert!(changes.take().overrun, "two hundred messages fit into the smallest buffer");
+            assert_eq!(changes.take(), Changed::default());
+        });
+        inside.join().expect("see the panic above");
+    }
+
+    #[test]
+    fn names_that_are_no_text_stay_apart() {
+        assert_eq!(text(b"wan\xfc0\0"), "wan\\xfc0");
+        assert_eq!(text("büro0".as_bytes()), "büro0");
+        assert_ne!(text(b"\xff"), text(b"\xfe"));
     }
 
     #[test]

@@ -51,6 +51,16 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
 }
 
+/// Takes a link's program off the interface, whoever else has the descriptor.
+///
+/// # Errors
+/// If it is off already, or the interface is gone.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a system call on a descriptor, without pointers.
+    let result = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
 /// Puts another program in the place of a link's, at once.
 ///
 /// # Errors
