@@ -12,7 +12,8 @@ const ALLOWED: &str = "clippy::all, clippy::pedantic, clippy::undocumented_unsaf
                        non_camel_case_types, non_snake_case, unsafe_code, unsafe_op_in_unsafe_fn, unused_imports";
 
 /// Every BPF object: one line each. `include!` makes a module `generated` of its `NAME.skel.rs`.
-const OBJECTS: &[&str] = &["probe", "files", "events", "guard", "prices", "net", "net_bench", "stack"];
+const OBJECTS: &[&str] =
+    &["probe", "files", "events", "guard", "prices", "net", "net_bench", "stack", "sockets"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

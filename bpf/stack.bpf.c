@@ -4,6 +4,7 @@
  * of drops also those that belong to none. Nothing here runs for an ordinary packet.
  */
 #include "net_types.bpf.h"
+#include "histogram.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
@@ -60,13 +61,6 @@ const volatile __u32 namespace = 0;
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
 
-/* Bucket i counts what is below 2^(i + shift), the last one all that is not. */
-#define SLOTS 24
-struct stack_histogram {
-	__u64 counts[SLOTS];
-	__u64 sum;
-};
-
 /* Words of 64 bits. */
 struct stack_stats {
 	/* By the kernel's number; those of its parts that number their own (SUBSYS) are in the last one. */
@@ -116,51 +110,6 @@ static __always_inline bool is_ours(struct net *net)
 static __always_inline bool has_ours(struct sock *sk)
 {
 	return sk && is_ours(BPF_CORE_READ(sk, __sk_common.skc_net.net));
-}
-
-static __always_inline __u32 log2_of(__u64 value)
-{
-	__u32 result = 0;
-
-	if (value >> 32) {
-		value >>= 32;
-		result += 32;
-	}
-	if (value >> 16) {
-		value >>= 16;
-		result += 16;
-	}
-	if (value >> 8) {
-		value >>= 8;
-		result += 8;
-	}
-	if (value >> 4) {
-		value >>= 4;
-		result += 4;
-	}
-	if (value >> 2) {
-		value >>= 2;
-		result += 2;
-	}
-	return result + (value >> 1 != 0);
-}
-
-/* `shift` is the exponent of the first bound. */
-static __always_inline void observe(struct stack_histogram *to, __u64 value, __u32 shift)
-{
-	__u32 slot = value ? log2_of(value) + 1 : 0;
-
-	/* Bounds are inclusive. */
-	if (value && !(value & (value - 1)))
-		slot--;
-	slot = slot > shift ? slot - shift : 0;
-	if (slot >= SLOTS)
-		slot = SLOTS - 1;
-	barrier_var(slot);
-	if (slot >= SLOTS)
-		return;
-	to->counts[slot]++;
-	to->sum += value;
 }
 
 SEC("raw_tp/kfree_skb")

@@ -5,9 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::containers::{Containers, host};
+use crate::containers::{Containers, cgroup_root};
 use crate::plan::CgroupName;
-use crate::procfs::text;
 use crate::selectors::Belongs;
 
 /// Directories that are looked at for one name.
@@ -26,7 +25,7 @@ impl Cgroups {
     pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
         let Self { known, containers } = self;
         let found = known.entry(id).or_insert_with(|| {
-            let root = hierarchy()?;
+            let root = cgroup_root()?;
             let path = find(&root, id)?;
             let path = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
             let mut belongs = Belongs::parse(&format!("/{path}"));
@@ -39,19 +38,6 @@ impl Cgroups {
             (None, _) => {}
         }
     }
-}
-
-/// Where the hierarchy of version 2 is mounted. The first process's, as in a cgroup namespace of its own the exporter's has
-/// only its own part.
-fn hierarchy() -> Option<PathBuf> {
-    let host = host();
-    let of = if host == Path::new("/") { "self" } else { "1" };
-    let mounts = text(format!("/proc/{of}/mounts")).ok()?;
-    mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
-    })
 }
 
 fn find(root: &Path, id: u64) -> Option<PathBuf> {

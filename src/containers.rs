@@ -46,6 +46,19 @@ pub fn host() -> PathBuf {
     if is_elsewhere && root.join("proc").is_dir() { root } else { PathBuf::from("/") }
 }
 
+/// Where the hierarchy of version 2 is mounted. The first process's, as in a cgroup namespace of its own the exporter's has
+/// only its own part.
+pub fn cgroup_root() -> Option<PathBuf> {
+    let host = host();
+    let of = if host == Path::new("/") { "self" } else { "1" };
+    let mounts = text(format!("/proc/{of}/mounts")).ok()?;
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (at, kind) = (words.next()?, words.next()?);
+        (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
+    })
+}
+
 impl Containers {
     fn below(root: &Path) -> Self {
         let homes = fs::read_dir(root.join("home")).into_iter().flatten().flatten();

@@ -75,6 +75,10 @@ pub struct Count {
     pub drop_reasons: bool,
     /// Export how TCP connections fare.
     pub tcp: bool,
+    /// Export whose packets they are, by control group.
+    pub cgroups: bool,
+    /// Export what becomes of DNS queries.
+    pub dns: bool,
 }
 
 /// Entries of a table that can be asked for.
@@ -95,6 +99,8 @@ impl Default for Count {
             tcp_connections: false,
             drop_reasons: false,
             tcp: false,
+            cgroups: false,
+            dns: false,
         }
     }
 }

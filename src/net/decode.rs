@@ -80,6 +80,12 @@ static COUNTED: LazyLock<Section> = LazyLock::new(|| {
             Count::default().tcp,
             "TCP state changes, retransmits, resets, round-trip times and connection durations.",
         ),
+        switch(
+            "cgroups",
+            Count::default().cgroups,
+            "Packets and bytes of sockets by systemd unit, container and pod.",
+        ),
+        switch("dns", Count::default().dns, "DNS queries by result, and their latency."),
     ];
     Section {
         name: "count",
@@ -187,6 +193,8 @@ fn count(node: &Node<'_>) -> Option<Count> {
         tcp_connections: switch("tcp_connections", defaults.tcp_connections),
         drop_reasons: switch("drop_reasons", defaults.drop_reasons),
         tcp: switch("tcp", defaults.tcp),
+        cgroups: switch("cgroups", defaults.cgroups),
+        dns: switch("dns", defaults.dns),
     };
     for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {
         if needs > 0 && count.talkers == 0 {

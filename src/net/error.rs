@@ -15,6 +15,8 @@ pub enum NetworkError {
     Eventfd(io::Error),
     /// The programs on the network stack's tracepoints are not attached.
     Stack(libbpf_rs::Error),
+    /// The programs on the sockets' packets are not attached.
+    Attribution(libbpf_rs::Error),
     /// The kernel starts no thread.
     Thread(io::Error),
     /// The exporter's own network namespace cannot be counted in.
@@ -51,6 +53,11 @@ impl fmt::Display for NetworkError {
                 "failed to attach the programs for network.count.drop_reasons and tcp: {source:#}; they need CAP_BPF and \
                  CAP_PERFMON"
             ),
+            Self::Attribution(source) => write!(
+                f,
+                "failed to attach the programs for network.count.cgroups and dns: {source:#}; they need CAP_BPF, \
+                 CAP_NET_ADMIN and CAP_PERFMON, and a mounted cgroup2 file system"
+            ),
             Self::Thread(source) => write!(f, "failed to start a thread: {source}"),
             Self::Begin(error) => error.fmt(f),
         }
@@ -72,7 +79,10 @@ impl fmt::Display for BeginError {
 impl Error for NetworkError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Tables { source, .. } | Self::Stack(source) | Self::Blocklist(source) => Some(source),
+            Self::Tables { source, .. }
+            | Self::Stack(source)
+            | Self::Attribution(source)
+            | Self::Blocklist(source) => Some(source),
             Self::Eventfd(source) | Self::Thread(source) => Some(source),
             Self::Begin(error) => error.source(),
         }

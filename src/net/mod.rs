@@ -6,6 +6,7 @@
 
 mod abi;
 mod attach;
+mod attribution;
 mod block;
 mod cidr;
 mod collect;
@@ -13,6 +14,7 @@ mod config;
 mod counter_maps;
 mod counters;
 mod decode;
+mod dns;
 mod error;
 mod event;
 mod follow;
@@ -29,6 +31,7 @@ mod query;
 mod reference;
 mod refusal;
 mod selection;
+mod socket_abi;
 mod sockets;
 mod spaces;
 mod stack;

@@ -54,6 +54,7 @@ impl Layout {
     fn of(count: &Count) -> Self {
         let texts = [
             include_str!("../../bpf/net_abi.h"),
+            include_str!("../../bpf/histogram.bpf.h"),
             include_str!("../../bpf/port.bpf.h"),
             include_str!("../../bpf/stack.bpf.c"),
             include_str!("../../bpf/talkers.bpf.h"),

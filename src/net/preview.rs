@@ -19,6 +19,8 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         (count.tcp_connections, "TCP connections by state".to_string()),
         (count.drop_reasons, "kernel drop reasons".to_string()),
         (count.tcp, "TCP connection statistics".to_string()),
+        (count.cgroups, "packets by unit, container and pod".to_string()),
+        (count.dns, "DNS queries".to_string()),
     ];
     let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();
     let mode = format!("{:?}", config.mode).to_lowercase();

@@ -7,7 +7,7 @@ use super::config::Count;
 use super::counters::Counters;
 use super::hook::Hook;
 use super::sockets::STATES;
-use super::{stack, stats};
+use super::{attribution, dns, stack, stats};
 use crate::exposition::Family;
 
 /// All of them, each with a series that has its labels.
@@ -21,6 +21,8 @@ pub(crate) fn every_family() -> Vec<Family> {
         tcp_connections: true,
         drop_reasons: true,
         tcp: true,
+        cgroups: true,
+        dns: true,
     };
     let labels = vec![("interface", String::new())];
     let reading = Reading {
@@ -39,5 +41,7 @@ pub(crate) fn every_family() -> Vec<Family> {
     };
     let mut all = families(&count, &[reading], &[top], Some(&[0; STATES.len()]), 1, Some(&blocked));
     all.extend(stack::every_family());
+    all.extend(attribution::every_family());
+    all.extend(dns::every_family());
     all
 }

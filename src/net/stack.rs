@@ -27,7 +27,7 @@ use generated::StackSkelBuilder;
 use generated::types::{stack_histogram, stack_stats};
 
 /// Exponents of the first bounds: of microseconds, and of milliseconds.
-const TIMES: (u32, f64) = (4, 1e-6);
+pub(super) const TIMES: (u32, f64) = (4, 1e-6);
 const DURATIONS: (u32, f64) = (0, 1e-3);
 
 /// Reasons that have a counter of their own; the last has all others.
@@ -204,12 +204,9 @@ fn tcp_counters<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
 
 fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
     let of = |name, help, (shift, unit): (u32, f64), series: &[(&[(&'static str, &str)], usize)]| {
-        let bounds = (0..SLOTS as u32 - 1).map(|slot| f64::from(slot + shift).exp2() * unit).collect();
-        let mut family = Family::new(name, Kind::Histogram(bounds), help);
+        let mut family = Family::new(name, Kind::Histogram(bounds(shift, unit)), help);
         for (labels, offset) in series {
-            let words = at(*offset);
-            let sum = words[offset_of!(stack_histogram, sum) / 8] as f64 * unit;
-            family.histogram_of(&[], labels, &words[..SLOTS], Number::Real(sum));
+            observe(&mut family, labels, at(*offset), unit);
         }
         family
     };
@@ -237,6 +234,17 @@ fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
             &[(&[], offset_of!(stack_stats, duration))],
         ),
     ]
+}
+
+/// Bounds of a histogram of `bpf/histogram.bpf.h`.
+pub(super) fn bounds(shift: u32, unit: f64) -> Vec<f64> {
+    (0..SLOTS as u32 - 1).map(|slot| f64::from(slot + shift).exp2() * unit).collect()
+}
+
+/// Adds such a histogram, of which these are the words.
+pub(super) fn observe(family: &mut Family, labels: &[(&'static str, &str)], words: &[u64], unit: f64) {
+    let sum = words[offset_of!(stack_histogram, sum) / 8] as f64 * unit;
+    family.histogram_of(&[], labels, &words[..SLOTS], Number::Real(sum));
 }
 
 /// The kernel's names of its reasons, in small letters.

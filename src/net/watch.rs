@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::attribution::Attribution;
 use super::block::{self, Blocklist};
 use super::cidr::Prefix;
 use super::collect::{TopSource, families};
@@ -30,7 +31,7 @@ use super::visit::{Reporter, Stop, Visit};
 use crate::exposition::Family;
 use crate::pins::PinDir;
 
-/// How often the blocklist is looked after.
+/// How often the blocklist and the names of control groups are looked after.
 const ATTEND: Duration = Duration::from_secs(1);
 
 /// The packet counters of a running exporter. Dropping it detaches all programs that are not pinned.
@@ -44,6 +45,7 @@ pub struct Network {
     /// In the order of the configuration's scopes.
     selections: Vec<Arc<InterfaceSelection>>,
     stack: Option<Stack>,
+    attribution: Option<Arc<Attribution>>,
 }
 
 impl Network {
@@ -81,10 +83,12 @@ impl Network {
         })?;
         let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| NetworkError::Eventfd(error.into()))?;
         let stack = Stack::load(&config.count, &counter_maps.pins).map_err(NetworkError::Stack)?;
+        let attribution = Attribution::load(&config.count).map_err(NetworkError::Attribution)?.map(Arc::new);
         let scopes = config.scopes();
         forget_others(&counter_maps, &scopes.iter().map(|scope| &scope.space).collect::<Vec<_>>());
         let mut network = Self {
             stack,
+            attribution: attribution.clone(),
             status: Arc::default(),
             stop: Arc::new(Stop { asked: AtomicBool::new(false), event }),
             threads: Vec::new(),
@@ -97,17 +101,25 @@ impl Network {
             network.watch(number, scope, &report)?;
         }
         if let Some(block) = block {
-            network.attend(block)?;
+            network.attend("blocklist", ATTEND, move || block.attend())?;
+        }
+        if let Some(attribution) = attribution {
+            network.attend("attribution", ATTEND, move || attribution.attend())?;
         }
         Ok(network)
     }
 
-    /// Starts the thread that looks after the blocklist.
-    fn attend(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
+    /// Starts a thread that looks after something every so often.
+    fn attend(
+        &mut self,
+        name: &str,
+        every: Duration,
+        mut look: impl FnMut() + Send + 'static,
+    ) -> Result<(), NetworkError> {
         let stop = Arc::clone(&self.stop);
-        let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
-            while !stop.wait_for(ATTEND) {
-                block.attend();
+        let thread = std::thread::Builder::new().name(name.to_string()).spawn(move || {
+            while !stop.wait_for(every) {
+                look();
             }
         });
         self.threads.push(thread.map_err(NetworkError::Thread)?);
@@ -179,6 +191,7 @@ impl Network {
             self.blocklist().map(|block| block.summary()).as_ref(),
         );
         all.extend(self.stack.iter().flat_map(Stack::families));
+        all.extend(self.attribution.iter().flat_map(|attribution| attribution.families()));
         all
     }
 

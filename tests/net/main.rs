@@ -9,6 +9,7 @@ mod model;
 mod namespace;
 
 mod attach;
+mod attribution;
 mod block;
 mod dashboard;
 mod devices;

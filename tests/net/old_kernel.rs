@@ -7,6 +7,7 @@ use crate::support::on_kernel::{EXPORTER, Output};
 /// Counts on the loopback interface, once for statistics alone, once with all there is, and once with a blocklist alone. What the shell of the
 /// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
 const COMMANDS: &str = r#"
+mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
 block='block: { mode: enforce, entries: [203.0.113.0/24, 2001:db8::/32, 127.0.0.0/8] }'
 for count in flags talkers blocked; do
     cat >/config.yaml <<END
@@ -14,7 +15,7 @@ network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
     [ $count = flags ] || sed -i "s/mode: auto,/mode: auto, $(echo "$block" | sed 's,/,\\/,g'),/" /config.yaml
     sed -i 's/count: { blocked: true }/count: { flags: true }/' /config.yaml
-    [ $count != talkers ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
+    [ $count != talkers ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, cgroups: true, dns: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.
@@ -86,6 +87,9 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
                 "{local}"
             );
             assert!(!metrics.select("network_kernel_drops_total", &[]).is_empty(), "{log}");
+            let sockets =
+                metrics.sum("network_cgroup_packets_total", &[("unit", "/"), ("direction", "egress")]);
+            assert!(sockets > 10.0 && !metrics.select("network_dns_queries_total", &[]).is_empty(), "{log}");
         }
     }
     // What passed while no exporter ran, in both directions.
