@@ -40,7 +40,7 @@ struct file_key {
 struct process_event {
 	__u32 kind; /* enum process_event_kind */
 	__u32 pid;
-	__u32 parent; /* PROCESS_FORKED */
+	__u32 parent; /* PROCESS_FORKED; PROCESS_EXECUTED if there is a path */
 	__u32 signal; /* PROCESS_ENDED: what ended it, or 0 */
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
@@ -233,6 +233,7 @@ int executed(__u64 *ctx)
 	if (!needs_semaphores && is_known(&event)) {
 		send(&event, SHORT_EVENT, false);
 	} else {
+		event.parent = process_id(BPF_CORE_READ(task, group_leader, real_parent));
 		bpf_probe_read_kernel_str(event.path, sizeof(event.path), BPF_CORE_READ(program, filename));
 		send(&event, sizeof(event), true);
 	}

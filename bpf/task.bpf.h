@@ -96,6 +96,7 @@ struct task_struct {
 	__u64 start_boottime;
 	__u64 self_exec_id;
 	char comm[16];
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct mm_struct *mm;
 	struct pid *thread_pid;

@@ -133,14 +133,15 @@ impl Finder {
         if let ProcessChange::Mapped { file, address } = event.change {
             changes.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
         }
-        let ProcessChange::Executed { path, file, time, .. } = &event.change else { return };
+        let ProcessChange::Executed { path, parent, file, time, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
             // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
             // file attached to.
-            if path.is_absolute() && fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number) {
+            let Some(path) = absolute(path, *parent) else { return };
+            if fs::metadata(&path).is_ok_and(|meta| meta.ino() == file.file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                changes.ended.push((name, path.clone()));
+                changes.ended.push((name, path));
             }
         } else {
             changes.executed.push(Executed { pid, key: *file, time: *time });
@@ -238,6 +239,15 @@ impl Finder {
     }
 }
 
+/// Where a path leads that a process has executed which is gone: mostly it was where its parent is.
+fn absolute(path: &Path, parent: u32) -> Option<PathBuf> {
+    if path.is_absolute() {
+        return Some(path.to_path_buf());
+    }
+    let from = fs::read_link(format!("/proc/{parent}/cwd")).ok()?;
+    Some(from.join(path).components().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +259,7 @@ mod tests {
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
         for pid in [stranger, pinned] {
             let (file, path) = (FileUse::default(), PathBuf::new());
-            let change = ProcessChange::Executed { file, path, cgroup: 0, time: 0 };
+            let change = ProcessChange::Executed { file, path, parent: 0, cgroup: 0, time: 0 };
             finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessChanges::default());
         }
         finder.forget_runs();

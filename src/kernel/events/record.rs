@@ -42,9 +42,9 @@ pub struct ProcessEvent {
 /// See [`ProcessEvent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessChange {
-    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known. The time is that
-    /// of `CLOCK_MONOTONIC`, in nanoseconds.
-    Executed { file: FileUse, path: PathBuf, cgroup: u64, time: u64 },
+    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known; so is its parent. The
+    /// time is that of `CLOCK_MONOTONIC`, in nanoseconds.
+    Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64 },
     /// It was made by this process.
     Forked { parent: u32 },
     /// By this signal, if it was one.
@@ -111,7 +111,8 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
             let time = long(record, offset_of!(process_event, time))?;
             let comm = record.get(comm..comm + 16)?.try_into().ok()?;
             let file = FileUse { file, cgroup, comm };
-            ProcessChange::Executed { file, path: text(path).into(), cgroup, time }
+            let parent = word(record, offset_of!(process_event, parent))?;
+            ProcessChange::Executed { file, path: text(path).into(), parent, cgroup, time }
         }
         process_event_kind::PROCESS_FORKED => {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }

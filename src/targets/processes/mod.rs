@@ -336,8 +336,13 @@ mod tests {
             (is_of_interest, processes.take_changed().into_iter().collect::<Vec<_>>())
         };
         let child = u32::MAX - 1;
-        let executed =
-            |cgroup| ProcessChange::Executed { file: Default::default(), path: "".into(), cgroup, time: 0 };
+        let executed = |cgroup| ProcessChange::Executed {
+            file: Default::default(),
+            path: "".into(),
+            parent: 0,
+            cgroup,
+            time: 0,
+        };
         assert_eq!(tell(own, executed(1)), (true, vec![1, 3]));
         assert_eq!(tell(child, ProcessChange::Forked { parent: own }), (true, vec![1]));
         assert_eq!(

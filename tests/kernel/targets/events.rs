@@ -1,6 +1,7 @@
 //! Processes are told by the kernel: what starts, is renamed or moved is attached to, and /proc is looked through once only.
 
 use std::path::Path;
+use std::process::Command;
 
 use exporter::targets::ProbeState;
 
@@ -78,6 +79,22 @@ fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
     }
     assert_eq!(count(&tracer, "short_total"), before + 100);
     assert_eq!(tracer.targets().walks, 1);
+}
+
+#[test]
+fn a_program_that_ends_at_once_is_found_by_a_path_from_where_its_parent_is() {
+    let (builds, directory) = (builds(), directory());
+    let name = named("ev-near");
+    let path = program(builds.path(), directory.path(), &name);
+    let tracer = start(&[("near", &format!("process: {name}"))]);
+    let script = "cd $0 && ./$1 1 < /dev/null && read answer";
+    let mut shell = Command::new("sh");
+    let shell = shell.args(["-c", script]).args([directory.path(), Path::new(&name)]);
+    let _stays = Program::of(shell);
+    until_attached(&tracer, 0);
+    let before = count(&tracer, "near_total");
+    fire_at_once(&path, 5);
+    assert_eq!(count(&tracer, "near_total"), before + 5);
 }
 
 #[test]
