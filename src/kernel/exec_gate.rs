@@ -160,29 +160,50 @@ fn own_descriptors(keep: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// The calling thread has little to do at a time and wants to do it at once: from Linux 6.12 on, who asks for short turns runs
-/// before others. It needs no rights; elsewhere it changes nothing.
-pub fn be_prompt() {
-    // sched_setattr(2), whose structure the libc crate has only for some C libraries.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
+/// What sched_setattr(2) takes; the libc crate has it only for some C libraries.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+impl Attributes {
+    /// For the calling thread. Whether the kernel takes them.
+    fn apply(self) -> bool {
+        let attributes = Self { size: size_of::<Self>() as u32, ..self };
+        // SAFETY: the structure, of the size that it says, lives through the call.
+        unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
     }
+
+    /// Those of an ordinary thread.
+    fn ordinary() -> Self {
+        // SAFETY: a plain system call.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        Self { nice, ..Self::default() }
+    }
+}
+
+/// The calling thread, and those that it creates, run before all ordinary threads from now on. That is for one that has little to do
+/// at a time and has to do it at once. It needs `CAP_SYS_NICE`, unless the thread that created it had it; without, the thread
+/// asks for short turns, and those who do run before others from Linux 6.12 on.
+pub fn be_prompt() {
     const SHORTEST: u64 = 100_000;
-    // SAFETY: a plain system call.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    let attributes =
-        Attributes { size: size_of::<Attributes>() as u32, nice, runtime: SHORTEST, ..Attributes::default() };
-    // SAFETY: the structure, of the size that it says, lives through the call.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    let policy = libc::SCHED_RR.cast_unsigned();
+    if !(Attributes { policy, priority: 1, ..Attributes::default() }).apply() {
+        Attributes { runtime: SHORTEST, ..Attributes::ordinary() }.apply();
+    }
+}
+
+/// The calling thread is an ordinary one again.
+pub fn be_ordinary() {
+    Attributes::ordinary().apply();
 }
 
 /// A thread that can be woken where it reads its [`Breaks`](super::Breaks): by no descriptor, which only one table has.

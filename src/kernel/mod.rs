@@ -33,7 +33,7 @@ pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
 pub use events::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
-pub use exec_gate::{ExecGate, Waker, apart, be_prompt};
+pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::Filter;
 pub(crate) use guard::Guard;

@@ -26,7 +26,7 @@ use crate::routes::{control_router, health_router, metrics_router};
 use crate::running::{ActiveConfig, Running};
 use crate::service;
 use crate::slow::SlowRecorder;
-use crate::targets::prepare_gate;
+use crate::targets::{prepare_gate, start_gate};
 
 pub use self::error::RunError;
 pub(crate) use self::error::failed_to;
@@ -287,11 +287,13 @@ fn serve(
 /// If the kernel refuses to take them away.
 pub fn drop_privileges(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), PrivilegeError> {
     prepare_gate();
-    privileges::keep_only(Needs {
+    let dropped = privileges::keep_only(Needs {
         perf_events: attach == Attach::Perf,
         network: network.is_some(),
         namespaces: network.is_some_and(|network| !network.elsewhere.is_empty()),
-    })
+    });
+    start_gate();
+    dropped
 }
 
 /// `keep_privileges: none`: once all is attached, or this long after the start.

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::path_watcher::{PathChange, PathWatcher, Sibling};
-use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_prompt};
+use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_ordinary, be_prompt};
 
 /// How long a program is held back at most.
-const LONGEST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// How long a file is marked after something was last done to it.
 const MARKED: Duration = Duration::from_secs(1);
@@ -32,9 +32,20 @@ static GATE: LazyLock<Option<Gate>> = LazyLock::new(|| {
     created.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()
 });
 
-/// Makes what needs `CAP_SYS_ADMIN`, while the process has it.
+/// Makes what needs `CAP_SYS_ADMIN` and `CAP_SYS_NICE`, while the process has them.
 pub fn prepare_gate() {
-    LazyLock::force(&GATE);
+    if LazyLock::force(&GATE).is_some() {
+        // The thread is created by this one, and as this one is now.
+        be_prompt();
+    }
+}
+
+/// Starts the thread, when rights have been given up.
+pub fn start_gate() {
+    if let Some(gate) = GATE.as_ref() {
+        gate.start();
+        be_ordinary();
+    }
 }
 
 const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
@@ -43,7 +54,9 @@ const NOT_HELD: &str = "programs that start while their file is replaced are not
 type Parts = (ExecGate, PathWatcher, UnixStream);
 
 fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
-    vec![gate.as_fd().as_raw_fd(), watcher.as_fd().as_raw_fd(), woken.as_raw_fd()]
+    let watched = watcher.descriptors();
+    let all = watched.iter().map(AsRawFd::as_raw_fd);
+    all.chain([gate.as_fd().as_raw_fd(), woken.as_raw_fd()]).collect()
 }
 
 #[derive(Debug)]
@@ -98,6 +111,22 @@ impl Gate {
         Ok(Self { state: Arc::new(Mutex::new(state)), wake })
     }
 
+    /// Starts the thread, if it is not at work yet. Whether it is.
+    fn start(&self) -> bool {
+        let mut state = lock(&self.state);
+        if let Some(parts) = state.parts.take() {
+            let shared = self.state.clone();
+            let run = |(gate, watcher, woken): Parts| {
+                let (paths, marked, held) = (Vec::new(), None, None);
+                be_prompt();
+                GateThread { gate, watcher, woken, state: shared, paths, marked, held }.run();
+            };
+            let begun = apart("exec-gate", parts, descriptors, run);
+            state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
+        }
+        state.is_at_work
+    }
+
     fn wake(&self) {
         // A full socket wakes it as well.
         let _ = (&self.wake).write(&[0]);
@@ -108,20 +137,10 @@ impl GateHandle {
     /// For the manager of the calling thread, which is woken where it is told of leases; None where nobody can be held back.
     pub fn new(_woken: &LeaseBreaks) -> Option<Self> {
         let gate = GATE.as_ref()?;
-        let mut state = lock(&gate.state);
-        if let Some(parts) = state.parts.take() {
-            let shared = gate.state.clone();
-            let run = |(gate, watcher, woken): Parts| {
-                let (paths, marked, held) = (Vec::new(), None, None);
-                be_prompt();
-                GateThread { gate, watcher, woken, state: shared, paths, marked, held }.run();
-            };
-            let begun = apart("exec-gate", parts, descriptors, run);
-            state.is_at_work = begun.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).is_ok();
-        }
-        if !state.is_at_work {
+        if !gate.start() {
             return None;
         }
+        let mut state = lock(&gate.state);
         state.last_client += 1;
         let number = state.last_client;
         let (asked, answered) = (0, 0);
@@ -201,35 +220,52 @@ impl GateThread {
             self.wait();
             let _ = io::copy(&mut &self.woken, &mut io::sink());
             self.update_from_clients();
+            let mut moved = Vec::new();
             for change in self.watcher.take() {
                 match change {
-                    PathChange::OnPath(path) => self.mark_path(path),
+                    PathChange::OnPath(path) => {
+                        moved.extend(self.paths.get(path).cloned().map(|of| (path, of)))
+                    }
                     PathChange::Sibling(Sibling { path, .. }) => self.mark(&path, false),
                 }
             }
+            moved.iter().for_each(|(_, path)| self.mark(path, true));
             self.ask();
             self.admit();
+            if !moved.is_empty() {
+                // They may lead through other directories now, in which something has happened before these were watched.
+                self.watcher.follow_also(&moved);
+                moved.iter().for_each(|(_, path)| drop(self.gate.close(path, true)));
+            }
         }
     }
 
     /// Until something happens, or has lasted long enough.
-    fn wait(&self) {
+    fn wait(&mut self) {
         let due = match (&self.held, self.marked) {
             (Some(held), _) => Some(held.since + LONGEST),
             (None, Some((_, until))) => Some(until),
             (None, None) => None,
         };
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let left = [left, self.watcher.pause()].into_iter().flatten().min();
         // Rounded up, or it would be asked for again and again in the last moment.
         let left = left.map(|left| left + Duration::from_micros(100));
         let left =
             left.map(|left| Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() });
-        let mut fds =
-            vec![PollFd::new(&self.watcher, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        let (directories, mounts) = self.watcher.poll_fds();
+        let mut fds = vec![directories, PollFd::new(&self.woken, PollFlags::IN)];
         if self.held.is_none() {
             fds.push(PollFd::new(&self.gate, PollFlags::IN));
         }
-        let _ = poll(&mut fds, left.as_ref());
+        let has_mounts = mounts.is_some();
+        fds.extend(mounts);
+        let polled = poll(&mut fds, left.as_ref());
+        let has_mounted =
+            polled.is_ok() && has_mounts && fds.last().is_some_and(|of| !of.revents().is_empty());
+        if has_mounted {
+            self.watcher.note_mounts();
+        }
     }
 
     fn update_from_clients(&mut self) {
@@ -242,16 +278,9 @@ impl GateThread {
             (has_moved, std::mem::take(&mut state.expected))
         };
         if has_moved {
-            let paths: Vec<_> = self.paths.iter().cloned().enumerate().collect();
-            self.watcher.follow(&paths);
+            self.follow();
         }
         expected.iter().for_each(|path| self.mark(path, true));
-    }
-
-    fn mark_path(&mut self, path: usize) {
-        if let Some(path) = self.paths.get(path).cloned() {
-            self.mark(&path, true);
-        }
     }
 
     fn mark(&mut self, path: &Path, follow: bool) {
@@ -306,13 +335,20 @@ impl GateThread {
     fn open(&mut self) {
         self.gate.open();
         self.marked = None;
+        // Directories are not watched any more through which no path leads.
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        let paths: Vec<_> = self.paths.iter().cloned().enumerate().collect();
+        self.watcher.follow(&paths);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, symlink};
     use std::process::Command;
 
     use super::*;
@@ -340,6 +376,18 @@ mod tests {
         }
     }
 
+    /// Marks go after a second: it is done again until one is seen.
+    fn until_marked(path: &Path, mut done: impl FnMut()) {
+        let mut last: Option<Instant> = None;
+        until(&format!("{} to be marked", path.display()), || {
+            if last.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
+                done();
+                last = Some(Instant::now());
+            }
+            is_marked(path)
+        });
+    }
+
     /// By another process: a descriptor that is open for writing here could leak into a child that another test starts.
     fn copy(to: &Path) {
         assert!(Command::new("cp").arg("/bin/true").arg(to).status().unwrap().success());
@@ -352,10 +400,7 @@ mod tests {
         let woken = LeaseBreaks::new().unwrap();
         let handle = GateHandle::new(&woken).expect("these tests need root");
         handle.follow(&[(7, target.clone())]);
-        until("the directory to be watched", || {
-            copy(&sibling);
-            is_marked(&sibling)
-        });
+        until_marked(&sibling, || copy(&sibling));
         let run = |path: &Path| {
             let mut command = Command::new(path);
             std::thread::spawn(move || command.status().unwrap().success())
@@ -369,14 +414,53 @@ mod tests {
         assert!(running.join().unwrap());
         // Never answered.
         fs::rename(&sibling, &target).unwrap();
-        until("the new file to be marked", || is_marked(&target));
+        until_marked(&target, || {
+            fs::rename(&target, &sibling).unwrap();
+            fs::rename(&sibling, &target).unwrap();
+        });
         assert!(run(&target).join().unwrap());
         until("the marks to go", || !is_marked(&target));
-        handle.expect(target.clone());
-        until("the file to be marked", || is_marked(&target));
+        until_marked(&target, || handle.expect(target.clone()));
         // Nobody is there to be asked.
         drop(handle);
         assert!(run(&target).join().unwrap());
         until("the marks to go", || !is_marked(&target));
+    }
+    #[test]
+    fn the_way_to_a_file_is_watched_as_it_is_now_as_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().canonicalize().unwrap();
+        let version = |name: &str| {
+            fs::create_dir(at.join(name)).unwrap();
+            copy(&at.join(name).join("app"));
+            at.join(name).join("app")
+        };
+        let [first, second, third] = ["first", "second", "third"].map(version);
+        let link = at.join("current");
+        symlink("first", &link).unwrap();
+        let woken = LeaseBreaks::new().unwrap();
+        let handle = GateHandle::new(&woken).expect("these tests need root");
+        handle.follow(&[(7, link.join("app"))]);
+        until_marked(&first, || copy(&first));
+        // Another directory, in which something is done only later.
+        let turn = || {
+            symlink("second", at.join("next")).unwrap();
+            fs::rename(at.join("next"), &link).unwrap();
+        };
+        until_marked(&second, turn);
+        until("the marks to go", || !is_marked(&second));
+        until_marked(&second, || copy(&second));
+        until("the marks to go", || !is_marked(&second));
+        // A mount is no event in any directory.
+        let run = |program: &str, arguments: &[&str]| {
+            Command::new(program).args(arguments).arg(&second).status().unwrap().success()
+        };
+        until_marked(&third, || assert!(run("mount", &["--bind", third.to_str().unwrap()])));
+        until("the marks to go", || !is_marked(&third));
+        until("all mounts to go", || !run("umount", &["-l", "-q"]));
+        until("the marks to go", || !is_marked(&second));
+        until_marked(&second, || {
+            assert!(run("mount", &["--bind", third.to_str().unwrap()]) && run("umount", &["-l"]));
+        });
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::announce::announce;
-use super::attached_file::{AttachContext, AttachedFile};
+use super::attached_file::{AttachContext, AttachedFile, detach_all};
 use super::file::{Identity, Stamp, TargetFile};
 use super::find::Finder;
 use super::outcome::Outcome;
@@ -119,12 +119,22 @@ impl Worker {
 
     /// Watches the ways to all files that paths of this mount namespace lead to.
     pub(super) fn follow(&mut self) {
-        let mut paths = Vec::new();
-        for (target, planned) in self.plan.targets.iter().enumerate() {
-            paths.extend(planned.selector.path().map(|path| (target, path.to_path_buf())));
-            paths.extend(self.targets[target].paths.iter().map(|path| (target, path.clone())));
-        }
+        let paths: Vec<_> = (0..self.targets.len()).flat_map(|target| self.ways_of(target)).collect();
         self.watch.follow(&paths);
+    }
+
+    /// Watches the ways to a target's files as they are now, before it is looked where they lead.
+    pub(super) fn follow_again(&mut self, target: usize) {
+        self.watch.follow_also(&self.ways_of(target));
+    }
+
+    fn ways_of(&self, target: usize) -> Vec<(usize, PathBuf)> {
+        let named = self.plan.targets[target].selector.path().map(Path::to_path_buf);
+        named
+            .into_iter()
+            .chain(self.targets[target].paths.iter().cloned())
+            .map(|path| (target, path))
+            .collect()
     }
 
     pub(super) fn look_at(&mut self, target: usize, planned: &TargetPlan) {
@@ -273,16 +283,14 @@ impl Worker {
     /// Probes stay in a replaced file as long as a process runs it.
     pub(super) fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
         let state = &mut self.targets[target];
-        let cookies = &mut self.cookies;
-        state.replaced.retain_mut(|old| {
-            let used = !old.wants_check_of_use() || self.finder.in_use(old.identity);
-            if !used {
-                log::info!("Target {}: no process runs {} any more; detached", planned.name, old.display);
-                old.detach(cookies);
-                self.finder.forget_executed(old.identity);
-            }
-            used
-        });
+        let is_unused =
+            |old: &mut AttachedFile| old.wants_check_of_use() && !self.finder.in_use(old.identity);
+        let unused: Vec<_> = state.replaced.extract_if(.., is_unused).collect();
+        for old in &unused {
+            log::info!("Target {}: no process runs {} any more; detached", planned.name, old.display);
+            self.finder.forget_executed(old.identity);
+        }
+        detach_all(unused, &mut self.cookies);
     }
 
     /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
@@ -324,7 +332,7 @@ const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs
 ///
 /// # Errors
 /// If it is being written, why it has to wait, or `None` if it was written meanwhile.
-fn guard(
+pub(super) fn guard(
     old: &mut AttachedFile,
     file: &TargetFile,
     breaks: &LeaseBreaks,

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::attached_file::Shed;
+use super::attached_file::{Shed, detach_all};
 use super::cookies::Cookies;
 use super::follow::ProcessChanges;
 use super::record::StartState;
@@ -174,7 +174,11 @@ impl Worker {
             // What is executed is not written any more.
             let is_free = |written: Written| wakeup.asked.is_some() || written.is_due();
             for (target, planned) in plan.targets.iter().enumerate() {
-                if wakeup.targets.contains(&target) || self.targets[target].written.is_some_and(is_free) {
+                let has_moved = wakeup.targets.contains(&target);
+                if has_moved {
+                    self.follow_again(target);
+                }
+                if has_moved || self.targets[target].written.is_some_and(is_free) {
                     self.look_at(target, planned);
                 }
             }
@@ -208,7 +212,7 @@ impl Worker {
         }
         // Or the kernel could not lower them.
         self.raise_all_semaphores();
-        let mut all: Vec<_> = self
+        let all: Vec<_> = self
             .targets
             .drain(..)
             .flat_map(|state| {
@@ -216,11 +220,7 @@ impl Worker {
                 state.current.into_iter().chain(state.replaced).chain(candidates)
             })
             .collect();
-        std::thread::scope(|scope| {
-            for attached in &mut all {
-                scope.spawn(|| attached.detach(&mut Cookies::new(0)));
-            }
-        });
+        detach_all(all, &mut Cookies::new(0));
         self.guard.iter_mut().for_each(Guard::end);
         self.kernel.unpin();
     }

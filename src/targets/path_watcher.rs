@@ -1,6 +1,6 @@
-//! The ways on which paths lead to files, and what happens on them, as inotify(7) tells it.
+//! The ways on which paths lead to files, and what happens on them, as inotify(7) and the table of mounts tell it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -8,8 +8,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+use super::mounts::Mounts;
 
 /// Symbolic links on the way to a file, as many as the kernel follows.
 const LINKS: usize = 40;
@@ -38,6 +42,8 @@ pub struct PathWatcher {
     inotify: OwnedFd,
     /// By watch: the directory, and which names in it are on the way of which target.
     directories: HashMap<i32, Directory>,
+    mounts: Mounts,
+    has_mounted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +59,7 @@ impl PathWatcher {
     /// What the kernel refuses.
     pub fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        Ok(Self { inotify, directories: HashMap::new() })
+        Ok(Self { inotify, directories: HashMap::new(), mounts: Mounts::new()?, has_mounted: false })
     }
 
     /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
@@ -61,11 +67,7 @@ impl PathWatcher {
         for directory in self.directories.values_mut() {
             directory.names.clear();
         }
-        for (target, path) in paths {
-            for (directory, name, is_last) in way(path) {
-                self.add(&directory, name, *target, is_last);
-            }
-        }
+        self.follow_also(paths);
         let inotify = &self.inotify;
         self.directories.retain(|watch, directory| {
             let is_needed = !directory.names.is_empty();
@@ -75,6 +77,36 @@ impl PathWatcher {
             }
             is_needed
         });
+    }
+
+    /// Watches these ways too, or as they are now.
+    pub fn follow_also(&mut self, paths: &[(usize, PathBuf)]) {
+        for (target, path) in paths {
+            for (directory, name, is_last) in way(path) {
+                self.add(&directory, name, *target, is_last);
+            }
+        }
+    }
+
+    /// What tells of changes: of those in directories, and of mounts, if these may be looked at now.
+    pub fn poll_fds(&self) -> (PollFd<'_>, Option<PollFd<'_>>) {
+        let mounts = self.mounts.pause().is_zero().then(|| PollFd::new(&self.mounts, PollFlags::PRI));
+        (PollFd::new(&self.inotify, PollFlags::IN), mounts)
+    }
+
+    /// How long to wait until mounts may be looked at again.
+    pub fn pause(&self) -> Option<Duration> {
+        Some(self.mounts.pause()).filter(|pause| !pause.is_zero())
+    }
+
+    /// All that is open.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.inotify.as_fd(), self.mounts.as_fd()]
+    }
+
+    /// Mounts may have come or gone.
+    pub fn note_mounts(&mut self) {
+        self.has_mounted = true;
     }
 
     fn add(&mut self, path: &Path, name: OsString, target: usize, is_last: bool) {
@@ -100,13 +132,14 @@ impl PathWatcher {
 
     /// What has changed since.
     pub fn take(&mut self) -> Vec<PathChange> {
-        let mut changes = Vec::new();
+        let mut siblings = Vec::new();
+        let mut on_path = HashSet::new();
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(self.inotify.as_fd(), &mut buffer);
         while let Ok(event) = events.next() {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 let all = self.directories.values().flat_map(|f| f.names.iter().map(|(_, of, _)| *of));
-                changes.extend(all.map(PathChange::OnPath));
+                on_path.extend(all);
             }
             if event.events().contains(ReadFlags::IGNORED) {
                 self.directories.remove(&event.wd());
@@ -118,21 +151,21 @@ impl PathWatcher {
             let changed = OsStr::from_bytes(changed.to_bytes());
             for (name, target, is_last) in &directory.names {
                 if changed == name {
-                    changes.push(PathChange::OnPath(*target));
+                    on_path.insert(*target);
                 } else if *is_last && !event.events().intersects(ReadFlags::ATTRIB | ReadFlags::ISDIR) {
                     let is_called_like = is_called_like(changed, name);
                     let path = directory.path.join(changed);
-                    changes.push(PathChange::Sibling(Sibling { target: *target, path, is_called_like }));
+                    siblings.push(PathChange::Sibling(Sibling { target: *target, path, is_called_like }));
                 }
             }
         }
-        changes
-    }
-}
-
-impl AsFd for PathWatcher {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
+        let points = if std::mem::take(&mut self.has_mounted) { self.mounts.changed() } else { Vec::new() };
+        for directory in self.directories.values().filter(|_| !points.is_empty()) {
+            let is_below = |name| points.iter().any(|point| directory.path.join(name).starts_with(point));
+            let mounted = directory.names.iter().filter(|(name, ..)| is_below(name));
+            on_path.extend(mounted.map(|(_, target, _)| *target));
+        }
+        on_path.into_iter().map(PathChange::OnPath).chain(siblings).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{AttachContext, AttachedFile};
+use super::attached_file::{AttachContext, AttachedFile, detach_all};
 use super::file::TargetFile;
 use super::find::Finder;
 use super::libraries::has_any;
@@ -216,7 +216,7 @@ impl Worker {
                 }
             }
             let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
-            old.for_each(|mut candidate| candidate.attached.detach(&mut self.cookies));
+            detach_all(old.map(|candidate| candidate.attached).collect(), &mut self.cookies);
         }
     }
 }

@@ -59,6 +59,11 @@ impl Watch {
         }
     }
 
+    /// Watches these ways too, or as they are now.
+    pub fn follow_also(&mut self, paths: &[(usize, PathBuf)]) {
+        self.watcher.follow_also(paths);
+    }
+
     /// Somebody who is about to write the file may start it right after that.
     pub fn expect(&self, path: &Path) {
         if let Some(gate) = &self.gate {
@@ -80,20 +85,25 @@ impl Watch {
 
     /// Waits at most so long, or until something happens to processes.
     pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> Wakeup {
+        let most = self.watcher.pause().map_or(most, |pause| most.min(pause));
         let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
+        let (directories, mounts) = self.watcher.poll_fds();
         let mut fds = vec![
             PollFd::new(&self.stop, PollFlags::IN),
             PollFd::new(&self.breaks, PollFlags::IN),
-            PollFd::new(&self.watcher, PollFlags::IN),
+            directories,
         ];
-        fds.extend(processes.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let mounts_at = mounts.map(|mounts| fds.push(mounts)).map(|()| fds.len() - 1);
+        let processes_at =
+            processes.map(|fd| fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN))).map(|()| fds.len() - 1);
         let mut wakeup = Wakeup::default();
         if poll(&mut fds, Some(&timeout)).is_err() {
             return wakeup;
         }
-        let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
+        let is_ready = |n: usize| !fds[n].revents().is_empty();
         let [stop, breaks, changes] = [0, 1, 2].map(is_ready);
-        wakeup.processes = is_ready(3);
+        let has_mounted = mounts_at.is_some_and(is_ready);
+        wakeup.processes = processes_at.is_some_and(is_ready);
         if stop {
             wakeup.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
             wakeup.is_over = !wakeup.is_asked;
@@ -103,7 +113,10 @@ impl Watch {
         if breaks {
             wakeup.breaks = self.breaks.take();
         }
-        if changes || wakeup.asked.is_some() {
+        if has_mounted || wakeup.asked.is_some() {
+            self.watcher.note_mounts();
+        }
+        if changes || has_mounted || wakeup.asked.is_some() {
             for change in self.watcher.take() {
                 match change {
                     PathChange::OnPath(target) => drop(wakeup.targets.insert(target)),

@@ -36,6 +36,25 @@ fn every_thread_is_under_its_filter_of_system_calls() {
     }
 }
 
+#[test]
+fn only_the_thread_that_programs_wait_for_runs_before_others() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let exporter = Setup::fibre(&place, &demo).start();
+    exporter.wait_until_ready();
+    let tasks = fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")).ok());
+    // The policy is the 41st field, the name the second one.
+    let policy_of = |stat: String| {
+        let (name, fields) = stat.split_once('(').expect("a name").1.rsplit_once(") ").expect("fields");
+        (name.to_string(), fields.split(' ').nth(38).expect("a policy").to_string())
+    };
+    let (gate, others): (Vec<_>, Vec<_>) = stats.map(policy_of).partition(|(name, _)| name == "exec-gate");
+    assert_eq!(gate, [("exec-gate".to_string(), libc::SCHED_RR.to_string())]);
+    let ordinary = libc::SCHED_OTHER.to_string();
+    assert!(others.len() >= 4 && others.iter().all(|(_, policy)| *policy == ordinary), "{others:?}");
+}
+
 /// With everything that the shipped unit gives it, and nothing else.
 #[test]
 fn the_units_rights_are_enough_for_another_users_program() {
