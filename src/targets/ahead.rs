@@ -49,10 +49,14 @@ impl Worker {
     fn attach_one_ahead(&mut self, target: usize, planned: &TargetPlan, root: &Path, path: &Path) {
         let Some(at) = path_inside(root, path) else { return };
         let Ok(found) = self.finder.look_at(&at, path.display().to_string()) else { return };
-        let state = &self.targets[target];
+        let state = &mut self.targets[target];
+        let known = state.candidates.iter_mut().find(|of| of.attached.identity == found.identity);
+        if let Some(candidate) = known {
+            (candidate.path, candidate.since) = (Some(at), Instant::now());
+            return;
+        }
         let ahead = state.candidates.iter().filter(|candidate| candidate.path.is_some()).count();
-        let is_candidate = |of: &Candidate| of.attached.identity == found.identity;
-        if state.knows(found.identity) || state.candidates.iter().any(is_candidate) || ahead >= AHEAD {
+        if state.knows(found.identity) || ahead >= AHEAD {
             return;
         }
         let Some(attached) = self.attach_candidate(planned, &found) else { return };

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::attached_file::{AttachContext, AttachedFile};
+use super::cookies::Cookies;
 use super::file::TargetFile;
+use super::look::guard;
 use super::outcome::Outcome;
 use super::record::{Changing, EngineRecord, ProbeRecord, Record, Role, Signature};
 use super::state::{Candidate, TargetState};
@@ -82,7 +85,7 @@ impl Worker {
                 let (there, gone): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(_, link)| link.is_ok());
                 let links: Vec<_> =
                     there.into_iter().filter_map(|(unit, link)| Some((unit, link.ok()?))).collect();
-                let name = &self.plan.targets[target].name;
+                let name = self.plan.targets[target].name.clone();
                 if let Some((_, Err(err))) = gone.into_iter().next() {
                     log::warn!(
                         "Target {name}: {} was attached again: a link is missing: {err:#}",
@@ -91,11 +94,21 @@ impl Worker {
                     release(links.into_iter().map(|(_, link)| link).collect());
                     continue;
                 }
-                used.extend(file.cookies.iter().map(|(_, cookie)| *cookie));
                 if !links.is_empty() {
                     log::info!("Target {name}: took over the probes in {}", file.display);
                 }
-                self.targets[target].put(role, AttachedFile::take_over(file, links));
+                let ahead = file.ahead.as_ref().map(PathBuf::from);
+                let mut file = AttachedFile::take_over(file, links);
+                if matches!(role, Role::Candidate | Role::Replaced)
+                    && !self.is_safe(&mut file, ahead.as_deref())
+                {
+                    log::info!("Target {name}: {} was written meanwhile; detached", file.display);
+                    // Its numbers are still free.
+                    file.detach(&mut Cookies::new(0));
+                    continue;
+                }
+                used.extend(file.cookies.iter().map(|(_, cookie)| *cookie));
+                self.targets[target].put(role, file, ahead);
             }
         }
         self.cookies.remove(&used);
@@ -109,6 +122,18 @@ impl Worker {
             self.publish(target, planned);
         }
     }
+
+    /// Takes the lease on a file that an earlier exporter attached to and that no target may ask for; those that targets ask for
+    /// get it when that is known. Whether nobody can have written it meanwhile, or can from now on without waiting.
+    fn is_safe(&mut self, file: &mut AttachedFile, ahead: Option<&Path>) -> bool {
+        let path = ahead.unwrap_or(Path::new(&file.display));
+        let found = self.finder.look_at(path, file.display.clone());
+        match found.ok().filter(|found| found.identity == file.identity) {
+            Some(found) => guard(file, &found, &self.watch.breaks, &mut self.finder).is_ok(),
+            // Nobody writes a file that no path leads to.
+            None => true,
+        }
+    }
 }
 
 impl TargetState {
@@ -118,11 +143,14 @@ impl TargetState {
         let mut all = of(Role::Current, &self.current);
         all.extend(of(Role::Replaced, &self.replaced));
         all.extend(of(Role::WithoutProbes, &self.without_probes));
-        all.extend(self.candidates.iter().map(|candidate| (Role::Candidate, candidate.attached.record())));
+        all.extend(self.candidates.iter().map(|candidate| {
+            let ahead = candidate.path.as_deref().and_then(Path::to_str).map(str::to_string);
+            (Role::Candidate, Record { ahead, ..candidate.attached.record() })
+        }));
         all
     }
 
-    fn put(&mut self, role: Role, file: AttachedFile) {
+    fn put(&mut self, role: Role, file: AttachedFile, ahead: Option<PathBuf>) {
         if file.is_attached() {
             self.identities.insert(file.display.clone(), file.identity);
         }
@@ -131,7 +159,7 @@ impl TargetState {
             Role::Replaced => self.replaced.push(file),
             Role::WithoutProbes => self.without_probes.push(file),
             Role::Candidate => {
-                self.candidates.push(Candidate { attached: file, since: Instant::now(), path: None })
+                self.candidates.push(Candidate { attached: file, since: Instant::now(), path: ahead })
             }
         }
     }
@@ -165,6 +193,7 @@ impl AttachedFile {
             unread: self.unread,
             attached_at: self.attached_at,
             unused: self.unused.as_ref().map(|unused| unused.is_replaced),
+            ahead: None,
         }
     }
 

@@ -59,6 +59,9 @@ pub(super) struct Record {
     pub attached_at: u64,
     /// Whether another file has its place, if no process that is meant runs it.
     pub unused: Option<bool>,
+    /// Of a candidate, the path that it stays attached for.
+    #[serde(default)]
+    pub ahead: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! `state: pinned`: what is attached stays when the exporter ends, goes on counting, and is taken over.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -98,6 +99,28 @@ fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
     }
     unpin(&bpf.state());
     wait_for("the file to be free", || open().is_ok());
+}
+
+#[test]
+fn a_file_beside_with_pinned_probes_is_guarded_by_the_next_exporter_too() {
+    let (place, bpf, program) = set_up();
+    let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
+    let beside = place.copy_of(&program, "program.new");
+    let inode = std::fs::metadata(&beside).expect("the file").ino();
+    let is_guarded = || {
+        let locks = std::fs::read_to_string("/proc/locks").expect("the locks");
+        let of_it = |line: &str| line.contains("LEASE") && line.contains(&format!(":{inode} "));
+        locks.lines().any(of_it)
+    };
+    wait_for("the file to be attached to before it takes the other's place", is_guarded);
+    // It finishes what it has begun.
+    exporter.end("TERM");
+    assert!(!is_guarded());
+    let exporter = start(&place, &bpf, &program, &[COUNTED], "");
+    exporter.wait_for_log(TAKEN_OVER);
+    wait_for("the file to be guarded again", is_guarded);
+    exporter.stop();
+    unpin(&bpf.state());
 }
 
 #[test]
