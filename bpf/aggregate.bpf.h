@@ -237,7 +237,7 @@ static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, stru
 
 	if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 		return ID_UNREADABLE;
-	if (label->flags & LABEL_TEXT) {
+	if (label->flags & LABEL_TEXT && used_label_flags & LABEL_TEXT) {
 		found = text_id(hit, probe, label);
 		if (found == ID_UNREADABLE)
 			note_fault(hit, probe, i);

@@ -91,7 +91,7 @@ __noinline int fits_cgroup(__u64 address, __u32 number)
 	/* What systemd puts before names that the kernel has taken. */
 	if (first == '_')
 		name++;
-	return fits_glob(name, MAX_NAME, filter->glob, false) > 0;
+	return used_globs && fits_glob(name, MAX_NAME, filter->glob, false) > 0;
 }
 
 __noinline int has_member(__u64 address, __u32 number)

@@ -99,16 +99,17 @@ EMIT(EVENT_LONG_TEXTS, 12, LONG_TEXTS, MAX_BYTES)
 /* Returns 0, or the accounting slot that says why the event is lost. */
 static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 number)
 {
-	switch (probe->event_class) {
-	case EVENT_6:
+	__u32 used = used_events;
+
+	if (used & 1 << EVENT_6 && probe->event_class == EVENT_6)
 		return emit_EVENT_6(hit, probe, number);
-	case EVENT_12:
+	if (used & 1 << EVENT_12 && probe->event_class == EVENT_12)
 		return emit_EVENT_12(hit, probe, number);
-	case EVENT_SHORT_TEXTS:
+	if (used & 1 << EVENT_SHORT_TEXTS && probe->event_class == EVENT_SHORT_TEXTS)
 		return emit_EVENT_SHORT_TEXTS(hit, probe, number);
-	default:
+	if (used & 1 << EVENT_LONG_TEXTS)
 		return emit_EVENT_LONG_TEXTS(hit, probe, number);
-	}
+	return ACCT_LOST_RING;
 }
 
 /*

@@ -141,9 +141,9 @@ __noinline int fits(__u32 number)
 	case FILTER_NAME:
 		return is_called(filter);
 	case FILTER_NAME_GLOB:
-		return name_fits(filter);
+		return used_globs && name_fits(filter);
 	case FILTER_CMDLINE:
-		return line_fits(filter, number);
+		return used_globs ? line_fits(filter, number) : 0;
 	case FILTER_CGROUP:
 	case FILTER_MEMBERS:
 		return is_in_cgroup(filter, number);

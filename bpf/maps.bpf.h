@@ -14,6 +14,17 @@
 		__type(value, value_);            \
 	} name_ SEC(".maps")
 
+/*
+ * What the tables make use of. It is constant once the programs are loaded, so the verifier does not look at what nothing needs,
+ * nor does that stay in the program. Asked only where a row says that it is needed: hits that do not need it pay nothing.
+ */
+const volatile __u32 used_probe_flags = ~0U; /* enum probe_flag */
+const volatile __u32 used_label_flags = ~0U; /* enum label_flag */
+const volatile __u32 used_events = ~0U; /* bit enum event_class */
+const volatile __u32 used_globs = ~0U;
+
+#define HAS(probe, flag) ((probe)->flags & (flag) && used_probe_flags & (flag))
+
 TABLE(sites, struct site, 0);
 TABLE(probes, struct probe, 0);
 TABLE(actions, struct action, 0);

@@ -180,7 +180,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		goto end;
 	if (hit.faults & ((1U << LARGE_VALUE) - 1))
 		add(accounting + ACCT_READ_FAULTS, 1);
-	if (probe->flags & PROBE_START && !keeps_time)
+	if (HAS(probe, PROBE_START) && !keeps_time)
 		lost = begin(&hit, probe, call.frame, call.function);
 	if (lost == ACCT_FILTERED)
 		goto end;
@@ -190,9 +190,9 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		if (!lost)
 			lost = why;
 	}
-	if (probe->flags & (PROBE_EMIT | PROBE_SLOW))
+	if (HAS(probe, PROBE_EMIT | PROBE_SLOW))
 		lost = deliver(&hit, probe, site->probe, lost);
-	if (probe->flags & PROBE_TEXTS && probe->flags & PROBE_END)
+	if (HAS(probe, PROBE_TEXTS) && probe->flags & PROBE_END)
 		bpf_map_delete_elem(&start_texts, &hit.text);
 end:
 	add(accounting + (lost ? lost : ACCT_AGGREGATED), 1);

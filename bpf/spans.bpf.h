@@ -153,7 +153,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 	if (first && hit->faults & 1)
 		return ACCT_LOST_FAULT;
 	key = start_key(probe, frame, probe->flags & PROBE_BY_FRAME ? function : hit->values[0]);
-	if (probe->flags & PROBE_BY_THREAD && !nest(hit, probe, &key))
+	if (HAS(probe, PROBE_BY_THREAD) && !nest(hit, probe, &key))
 		return ACCT_LOST_STARTS_FULL;
 	start.time = bpf_ktime_get_ns();
 	start.tid = key_ids();
@@ -164,7 +164,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 	for (__u32 i = 0; i < MAX_CARRIED; i++)
 		start.carried[i] = hit->values[first + i];
 	if (!bpf_map_update_elem(&starts, &key, &start, BPF_NOEXIST)) {
-		if (!(probe->flags & PROBE_TEXTS))
+		if (!HAS(probe, PROBE_TEXTS))
 			return 0;
 		kept = bpf_map_lookup_elem(&starts, &key);
 		if (!kept)
@@ -177,14 +177,14 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 			kept->stage = CALL_ENTERED;
 			return ACCT_FILTERED;
 		}
-		if (probe->flags & PROBE_TEXTS)
+		if (HAS(probe, PROBE_TEXTS))
 			drop_text(kept);
 		*kept = start;
 		/* Of a thread it has been counted. */
 		if (!(probe->flags & PROBE_BY_THREAD))
 			add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);
 	}
-	if (probe->flags & PROBE_TEXTS && !keep_texts(hit, probe, first, kept)) {
+	if (HAS(probe, PROBE_TEXTS) && !keep_texts(hit, probe, first, kept)) {
 		bpf_map_delete_elem(&starts, &key);
 		return ACCT_LOST_STARTS_FULL;
 	}
@@ -210,7 +210,7 @@ static __noinline void pass(const struct site *site, const struct probe *probe, 
 	} else if (start->stage == CALL_JUMPS_ON) {
 		start->stage = CALL_IN_CALLEE;
 	} else {
-		if (probe->flags & PROBE_TEXTS)
+		if (HAS(probe, PROBE_TEXTS))
 			drop_text(start);
 		bpf_map_delete_elem(&starts, &key);
 		add(accounting + ACCT_FORGOTTEN, 1);
@@ -240,7 +240,7 @@ static __noinline bool begins_call(const struct site *site, const struct pt_regs
 /* Finds the start that ends here; NULL if there is none. */
 static __always_inline struct start *started(const struct probe *probe, struct start_key *key)
 {
-	if (probe->flags & PROBE_BY_THREAD) {
+	if (HAS(probe, PROBE_BY_THREAD)) {
 		struct nesting *open = nesting(key);
 
 		if (!open || open->depth == open->oldest)
@@ -281,7 +281,7 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 				  const struct pt_regs *ctx, const struct call *call)
 {
 	__u64 entered = call->entered;
-	bool ends = probe->flags & PROBE_END && !entered;
+	bool ends = HAS(probe, PROBE_END) && !entered;
 	struct start *begun = NULL;
 	struct start_key key = {};
 
@@ -299,7 +299,7 @@ static __noinline int read_values(struct hit *hit, const struct probe *probe, co
 			return site->flags & SITE_SHARED || is_inherited(site, probe) ? ACCT_FILTERED
 										      : ACCT_LOST_NO_START;
 		if (is_of_earlier(begun, probe)) {
-			if (probe->flags & PROBE_TEXTS)
+			if (HAS(probe, PROBE_TEXTS))
 				drop_text(begun);
 			bpf_map_delete_elem(&starts, &key);
 			add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);

@@ -165,6 +165,9 @@ impl Kernel {
                 rodata.candidate_filters = count(plan.targets.len());
                 rodata.families[..numbers.families.len()].copy_from_slice(&numbers.families);
                 rodata.nfamilies = numbers.families.len() as u32;
+                (rodata.used_probe_flags, rodata.used_events) = (tables.probe_flags(), tables.events());
+                (rodata.used_label_flags, rodata.used_globs) =
+                    (tables.label_flags(), count(numbers.globs.len()));
             }
             open.progs.family_forked.set_autoload(has_families);
             open.progs.family_ended.set_autoload(has_families);

@@ -51,6 +51,24 @@ impl ProbeTables {
         tables
     }
 
+    /// All flags that any probe has, and likewise below: what no row uses is no part of the programs (`bpf/maps.bpf.h`).
+    pub(crate) fn probe_flags(&self) -> u32 {
+        self.probes.iter().fold(0, |all, probe| all | probe.flags)
+    }
+
+    /// All flags that any label has.
+    pub(crate) fn label_flags(&self) -> u32 {
+        let labels = self.actions.iter().flat_map(|action| &action.labels);
+        labels.fold(0, |all, label| all | u32::from(label.flags))
+    }
+
+    /// The classes of all events, a bit each.
+    pub(crate) fn events(&self) -> u32 {
+        let sent = probe_flag::PROBE_EMIT.0 | probe_flag::PROBE_SLOW.0;
+        let sending = self.probes.iter().filter(|probe| probe.flags & sent != 0);
+        sending.fold(0, |all, probe| all | 1 << probe.event_class)
+    }
+
     fn action(&mut self, probe: &ProbePlan, layout: &ActionLayout) -> action {
         let planned = &probe.actions[layout.action];
         let has_value = planned.value.is_some();

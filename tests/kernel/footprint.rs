@@ -86,3 +86,32 @@ fn ten_thousand_series_of_events_take_less_than_64_mib() {
     let long = "no peer is called so ".repeat(5);
     footprint(&format!(", when: 'text != \"{long}\"'"), "delivered");
 }
+
+/// The most instructions that the kernel verified of one of the exporter's programs.
+fn verified(probe: &str) -> u64 {
+    let directory = directory();
+    let program = compile("gcc", "many.c", SOURCE, &[], directory.path());
+    let exporter = Exporter::tracing(&format!(
+        "  - name: many\n    binary: {}\n    probes:\n    - on: usdt:many:series\n      \
+         args: {{ n: 0, text: {{ index: 1, type: string }} }}\n{probe}",
+        program.display()
+    ));
+    let held = fs::read_dir(format!("/proc/{}/fdinfo", exporter.pid())).expect("list descriptors");
+    let texts = held.flatten().filter_map(|file| fs::read_to_string(file.path()).ok());
+    let number = |text: String| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix("verified_insns:")?.trim().parse().ok())
+    };
+    texts.filter_map(number).max().expect("the kernel tells how many instructions it verified")
+}
+
+#[test]
+fn what_a_configuration_does_not_use_is_not_verified() {
+    let plain = verified(
+        "      metrics:\n      - { histogram: sizes, value: n, buckets: [1, 10], labels: { n: { value: n, limit: 5 } } }\n",
+    );
+    let all = verified(
+        "      metrics:\n      - { counter: texts_total, labels: { text: text, process: { value: comm, match: { \"m*n?\": x } } } }\n    \
+         - on: function:main\n      metrics:\n      - { histogram: main_seconds, value: duration, buckets: [1] }\n",
+    );
+    assert!(plain * 4 < all * 3, "{plain} instructions, and {all} with texts, events and durations");
+}
