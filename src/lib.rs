@@ -13,6 +13,7 @@ mod budget;
 mod cgroups;
 mod check;
 pub mod cli;
+mod clock;
 pub mod commands;
 pub mod config;
 mod containers;

@@ -37,6 +37,8 @@ pub struct Functions<'a> {
     may_unwind: OnceCell<bool>,
     nameless_blocks: OnceCell<bool>,
     runs_old_code: OnceCell<bool>,
+    /// See [`Functions::is_called`]: in order.
+    called: OnceCell<Vec<u64>>,
     runtime: OnceCell<Option<Runtime>>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
     /// Where functions, by their entries, jump to out of their own code.
@@ -73,6 +75,7 @@ impl<'a> Functions<'a> {
             may_unwind: OnceCell::new(),
             nameless_blocks: OnceCell::new(),
             runs_old_code: OnceCell::new(),
+            called: OnceCell::new(),
             runtime: OnceCell::new(),
             moved: OnceCell::new(),
             jumps_out: RefCell::default(),
@@ -172,16 +175,7 @@ impl<'a> Functions<'a> {
     /// Whether some `call` names the address, as none does that is not a function's. What looks like one at a wrong place among 2^32
     /// targets is not expected.
     pub(super) fn is_called(&self, vaddr: u64) -> bool {
-        const CALL: u8 = 0xe8;
-        let Some(text) = self.image.section(b".text") else { return false };
-        let start = text.sh_addr(LE);
-        let size = usize::try_from(text.sh_size(LE)).unwrap_or(usize::MAX);
-        let code = self.image.code_at(start, size).unwrap_or(&[]);
-        code.windows(5).zip(start..).any(|(bytes, at)| {
-            let [CALL, offset @ ..] = bytes else { return false };
-            let offset = offset.first_chunk().map_or(0, |offset| i32::from_le_bytes(*offset));
-            at.wrapping_add(5).wrapping_add_signed(i64::from(offset)) == vaddr
-        })
+        self.called.get_or_init(|| called(&self.image)).binary_search(&vaddr).is_ok()
     }
 
     /// Whether code is also run where it lay before BOLT, which optimizes linked files, has moved it: that keeps the old code,
@@ -268,4 +262,22 @@ impl<'a> Functions<'a> {
     pub(super) fn name(&self, vaddr: u64) -> &'a str {
         self.symbols.get(&vaddr).map_or("", |(_, name)| name)
     }
+}
+
+/// What the calls in the code name, in order.
+fn called(image: &Image<'_>) -> Vec<u64> {
+    const CALL: u8 = 0xe8;
+    let Some(text) = image.section(b".text") else { return Vec::new() };
+    let (start, size) = (text.sh_addr(LE), text.sh_size(LE));
+    let code = image.code_at(start, usize::try_from(size).unwrap_or(usize::MAX)).unwrap_or(&[]);
+    let target = |(bytes, at): (&[u8], u64)| {
+        let [CALL, offset @ ..] = bytes else { return None };
+        let offset = i32::from_le_bytes(*offset.first_chunk()?);
+        let to = at.wrapping_add(5).wrapping_add_signed(i64::from(offset));
+        (to.wrapping_sub(start) < size).then_some(to)
+    };
+    let mut called: Vec<u64> = code.windows(5).zip(start..).filter_map(target).collect();
+    called.sort_unstable();
+    called.dedup();
+    called
 }

@@ -195,9 +195,14 @@ fn targets_at(image: &Image<'_>, vaddr: u64, size: u64) -> Vec<(u64, bool)> {
 /// Whether a jump inside the function goes to the instruction that is probed. Go's do when the stack has grown, and are
 /// probed behind that.
 fn is_jumped_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
+    if let Some(known) = index.jumped_to.borrow().get(&entry) {
+        return *known;
+    }
     let image = index.image();
     let is_jump_to_first = |(target, call): &(u64, bool)| !call && index.code().is_first(*target, entry);
-    image.pclntab().is_none() && targets_at(image, entry, size).iter().any(is_jump_to_first)
+    let is = image.pclntab().is_none() && targets_at(image, entry, size).iter().any(is_jump_to_first);
+    index.jumped_to.borrow_mut().insert(entry, is);
+    is
 }
 
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that

@@ -39,6 +39,8 @@ pub struct SymbolIndex<'a> {
     code: OnceCell<Functions<'a>>,
     non_local_exit: OnceCell<Option<NonLocalExit>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
+    /// Whether functions jump to their first instruction, of those of which it was asked.
+    pub(super) jumped_to: RefCell<HashMap<u64, bool>>,
     debug_file: Option<Image<'a>>,
     shared_debug: Option<Image<'a>>,
     debug_info: OnceCell<Option<Result<DebugInfo<'a>, &'static str>>>,
@@ -92,6 +94,7 @@ impl<'a> SymbolIndex<'a> {
             code: OnceCell::new(),
             non_local_exit: OnceCell::new(),
             stubs: OnceCell::new(),
+            jumped_to: RefCell::default(),
             debug_file: None,
             shared_debug: None,
             debug_info: OnceCell::new(),

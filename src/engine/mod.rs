@@ -8,9 +8,10 @@ mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use self::retired::RetiredCounts;
+use crate::clock::unix_now;
 use crate::costs::until_now;
 use crate::drain::Drain;
 use crate::kernel::{Attach, KernelError, Pinning, Shared};
@@ -136,7 +137,7 @@ impl Engines {
     ) -> Result<Self, KernelError> {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
         let engine = Engine::start_in(plan, attach, directory.as_deref(), recorder)?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let since = unix_now();
         let retired = RetiredCounts { since, ..RetiredCounts::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, retired, directory))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -28,6 +28,7 @@ use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::totals;
 use super::visit::{Reporter, Stop, Visit};
+use crate::clock::unix_now;
 use crate::exposition::Family;
 use crate::pins::PinDir;
 
@@ -350,9 +351,4 @@ impl Drop for Network {
             let _ = thread.join();
         }
     }
-}
-
-/// Unix time in seconds.
-fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

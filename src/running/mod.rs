@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::budget::Controllers;
+use crate::clock::unix_now;
 use crate::config::Overrides;
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
@@ -22,7 +23,7 @@ use crate::net::Network;
 use crate::page::StatusCache;
 use crate::slow::SlowRecorder;
 use crate::targets::Status;
-use crate::telemetry::{Reloads, Telemetry, unix_now};
+use crate::telemetry::{Reloads, Telemetry};
 
 pub(crate) use self::active::ActiveConfig;
 

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::Running;
 use super::active::ActiveConfig;
+use crate::clock::unix_now;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::http::Demand;
 use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
-use crate::telemetry::unix_now;
 
 impl Running {
     /// All metrics as they are now. Nothing changes by it of what scrapers see: no window of extremes ends, and nothing is forgotten.

@@ -2,7 +2,7 @@
 //! time the targets take.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::Finder;
@@ -10,6 +10,7 @@ use super::status::{Ticks, Usage};
 use super::usage::Measured;
 use super::worker::Worker;
 use crate::abi::accounting_slot;
+use crate::clock::unix_now;
 use crate::costs::until_now;
 use crate::plan::Pairing;
 use crate::selectors::Selector;
@@ -44,7 +45,7 @@ impl Worker {
         let seconds = now.nanoseconds.saturating_sub(first.nanoseconds) as f64 / 1e9;
         let measured = now.jiffies.saturating_sub(first.jiffies) as f64 / seconds.max(1e-3);
         let hz = HZ.into_iter().min_by(|a, b| (a - measured).abs().total_cmp(&(b - measured).abs()));
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let unix = unix_now();
         if let Some(hz) = hz {
             self.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
         }

@@ -8,8 +8,8 @@ mod targets;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock::unix_now;
 use crate::drain::DrainStats;
 use crate::exposition::Families;
 use crate::http::HttpStats;
@@ -134,9 +134,4 @@ impl Telemetry {
         to.gauge("fibre_exporter_probes_failed", "Probes that exist in the file but failed to attach.")
             .number(&[], refused as u64);
     }
-}
-
-/// Seconds since 1970.
-pub fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

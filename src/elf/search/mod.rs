@@ -161,7 +161,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 match self.decode(frame.start..frame.end) {
                     Ok(body) if body.has_instruction(to) => self.take(body, of, None, is_block)?,
                     Err(err) if is_block => {
-                        return Err(format!("a jump table of its leads to {to:#x}, of which {err}"));
+                        return Err(format!("one of its jump tables leads to {to:#x}, of which {err}"));
                     }
                     _ => break,
                 }
