@@ -153,7 +153,9 @@ fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     }
     let detach = |network: &PinDir| {
         for index in detach_filters(network) {
-            eprintln!("warning: the TC filter on interface {index} of another network namespace stays there");
+            eprintln!(
+                "warning: the TC filter on interface {index} of another network namespace is left attached"
+            );
         }
     };
     match pins::remove_all(&state, detach) {

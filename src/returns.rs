@@ -247,8 +247,8 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
     let Some(non_local_exit) = index.non_local_exit() else { return Ok(None) };
     if is_program(index.image()) {
         return Err(format!(
-            "`returns_by: trampoline` could crash the program: it uses {non_local_exit}, which may pass through this \
-             function; remove it"
+            "`returns_by: trampoline` could crash the program, which uses {non_local_exit}: that may leave this function \
+             without returning; remove it"
         ));
     }
     Ok(Some(format!(

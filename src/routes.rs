@@ -31,7 +31,7 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     };
     let reload = Route {
         path: "/-/reload",
-        about: "POST: read the configuration anew",
+        about: "POST: reload the configuration",
         access: Access::Operator,
         method: Method::POST,
         content_type: http::PLAIN_TEXT,

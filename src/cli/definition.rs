@@ -118,23 +118,26 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("events")
                 .about("Show the slow events that were kept")
-                .arg(config().help("Configuration file that says where they are"))
+                .arg(config().help("Configuration file that names the event file"))
                 .arg(
                     path("file")
                         .long("file")
                         .conflicts_with("config")
-                        .help("Their file [default: that of port 9435]"),
+                        .help("Event file [default: that of port 9435]"),
                 )
                 .arg(
                     Arg::new("since")
                         .long("since")
                         .value_name("DURATION")
                         .value_parser(duration)
-                        .help("Only those of the last 90s, 5min or 24h"),
+                        .help("Only events of the last 90s, 5min or 24h"),
                 )
-                .arg(Arg::new("probe").long("probe").value_name("NAME").help("Only those of this probe"))
+                .arg(Arg::new("probe").long("probe").value_name("NAME").help("Only events of this probe"))
                 .arg(
-                    Arg::new("metric").long("metric").value_name("NAME").help("Only those of this histogram"),
+                    Arg::new("metric")
+                        .long("metric")
+                        .value_name("NAME")
+                        .help("Only events of this histogram"),
                 )
                 .arg(
                     Arg::new("where")
@@ -142,7 +145,7 @@ pub fn command() -> Command {
                         .value_name("FIELD=VALUE")
                         .value_parser(field)
                         .action(ArgAction::Append)
-                        .help("Only those with this field; can be repeated"),
+                        .help("Only events with this field; can be repeated"),
                 )
                 .arg(
                     Arg::new("limit")

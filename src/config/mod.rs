@@ -107,7 +107,7 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
         section::Key::new(
             "web",
             Schema::Section(|| &web::WEB),
-            "How the endpoints are secured, as Prometheus's exporters are told.",
+            "How the endpoints are secured, as in Prometheus's exporters.",
         ),
         section::Key::new(
             "web_writers",

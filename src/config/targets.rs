@@ -206,7 +206,7 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
         );
     } else if children {
         fields
-            .error("`children` is of no use here: all processes that run the file are meant")
+            .error("`children` has no effect here: all processes that run the file are traced")
             .help("leave it out");
     }
     Selector { file, processes: ProcessSelector { predicates, children } }

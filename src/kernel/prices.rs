@@ -15,6 +15,7 @@ use libbpf_rs::{ErrorExt, Link, UprobeMultiOpts, UprobeOpts};
 use super::link_kind::Attach;
 use super::pinnable_link::detach;
 use crate::abi::prices::generated::{PricesSkel, PricesSkelBuilder};
+use crate::logging::log_libbpf;
 use crate::mapping::TestCode;
 
 /// Seconds that a hit takes, with a program that only counts.
@@ -74,6 +75,7 @@ const MOST_WAIT: Duration = Duration::from_secs(2);
 const MOST_TIME: Duration = Duration::from_millis(15);
 
 fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
+    log_libbpf();
     let failed = |what: &'static str| move |err: io::Error| libbpf_rs::Error::from(err).context(what);
     let code = TestCode::new().map_err(failed("making code to probe"))?;
     let mut storage = MaybeUninit::uninit();

@@ -150,7 +150,7 @@ pub(super) fn label(space: &Space) -> String {
 
 pub(super) fn tell_of_filters(left: &[i32]) {
     for index in left {
-        log::warn!("the TC filter on interface {index} of another network namespace stays there");
+        log::warn!("the TC filter on interface {index} of another network namespace is left attached");
     }
 }
 

@@ -108,8 +108,8 @@ fn show_functions(to: &mut String, functions: &[Function]) {
     if has_exits {
         let _ = writeln!(
             to,
-            "\nRETURN: a return is traced by probes where the code leaves the function, so that exceptions and coroutines go \
-             their way; a single-stepped exit costs 5 to 15 us a hit, the others below 1."
+            "\nRETURN: a return is traced by probes where the code leaves the function, so exceptions and coroutines are \
+             not disturbed; a single-stepped exit costs 5 to 15 us a hit, the others below 1."
         );
         let _ = match functions.iter().find(|function| !may_replace(function)) {
             None => writeln!(
@@ -118,7 +118,7 @@ fn show_functions(to: &mut String, functions: &[Function]) {
             ),
             Some(function) => writeln!(
                 to,
-                "`returns_by: trampoline` is refused, of {}: {}",
+                "`returns_by: trampoline` is refused for {}: {}",
                 display_name(function),
                 function.returned.trampoline_refused.as_deref().unwrap_or_default()
             ),

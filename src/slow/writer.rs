@@ -185,7 +185,7 @@ impl Writer {
     fn try_to_write(&mut self) -> Result<(), String> {
         if self.store.is_gone() {
             log::warn!(
-                "The file of slow events {} was deleted or moved: it is opened anew",
+                "The file of slow events {} was deleted or moved: it is created again",
                 self.store.path().display()
             );
             self.renew()?;

@@ -70,8 +70,8 @@ fn address(node: &Node<'_>, text: &str) -> Option<ListenAddress> {
     };
     let host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
         Some(Some(v6)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
-        Some(_) => return refuse("in brackets stands an IPv6 address"),
-        None if host.contains(':') => return refuse("an IPv6 address stands in brackets"),
+        Some(_) => return refuse("only an IPv6 address is written in brackets"),
+        None if host.contains(':') => return refuse("an IPv6 address must be in brackets"),
         None => host,
     };
     if host.chars().any(|c| c.is_whitespace() || c == '/') {

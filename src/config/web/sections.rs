@@ -43,7 +43,7 @@ pub static TLS: Section = Section {
         Key::new(
             "client_ca_file",
             Schema::Path,
-            "Certificates (PEM) of those who issue client certificates. Without it, of all that the system trusts.",
+            "Certificates (PEM) of the authorities that issue client certificates. Default: all that the system trusts.",
         ),
         Key::new(
             "client_ca",

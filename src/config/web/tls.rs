@@ -107,7 +107,7 @@ fn versions(fields: &Fields<'_>) -> Option<TlsVersions> {
     }
     if oldest > newest {
         let at = present(fields, "min_version").or(node)?;
-        at.error("min_version is newer than max_version, so that nobody could connect");
+        at.error("min_version is newer than max_version, so no client could connect");
         return None;
     }
     Some(TlsVersions { tls12: oldest <= 2, tls13: newest >= 3 })

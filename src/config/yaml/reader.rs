@@ -296,7 +296,7 @@ fn read_key(
         TreeValue::Unread => return (Key::Ignored(None), None),
     };
     let message = format!("expected a key, found {what}");
-    (Key::Ignored(None), Some((message, "quote text that is meant as a key")))
+    (Key::Ignored(None), Some((message, "put quotes around the key")))
 }
 
 const NOTHING_TO_MERGE: (&str, &str) =

@@ -331,7 +331,7 @@ impl Blocklist {
             let wanted = state.wanted(now);
             if let Err(error) = state.fit(&self.maps, wanted) {
                 state.errors += 1;
-                log::error!("blocklist: the kernel refused a change: {error:#}");
+                log::error!("blocklist: failed to apply a change: {error:#}");
             }
         }
         if std::mem::take(&mut state.marks_stale) {

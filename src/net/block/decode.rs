@@ -61,7 +61,7 @@ static ENTRY: Section = Section {
         Key::new(
             "ttl",
             Schema::LabelText,
-            "How long it holds from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: for good.",
+            "How long it holds, from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: no limit.",
         ),
         Key::new("protocol", Schema::Words(|| words(BlockProtocol::WORDS)), "Only packets of this protocol."),
         Key::new(

@@ -149,7 +149,10 @@ impl WatchedFile {
 
     fn fail(&mut self, error: String) -> Read {
         if self.error.as_ref() != Some(&error) {
-            log::warn!("blocklist: {} is not read: {error}; its entries of before stay", self.path.display());
+            log::warn!(
+                "blocklist: failed to read {}: {error}; its previous entries stay",
+                self.path.display()
+            );
             self.error = Some(error);
             return Read::Kept;
         }

@@ -88,7 +88,7 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
     let (prefix, warning) = lenient(first)?;
     if prefix.bits() == 0 {
         return Err(format!(
-            "{text:?} has every address; list it in `network.block.entries` if that is meant"
+            "{text:?} covers every address; list it in `network.block.entries` if that is intended"
         ));
     }
     to.push(prefix);

@@ -29,7 +29,7 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     let mut spared = family(
         "xdp_spared_connections",
         Kind::Gauge,
-        "Established SSH connections that go on whoever is blocked.",
+        "Established SSH connections whose packets are never dropped.",
     );
     spared.number(&[], summary.spared);
     let mut invalid = family(

@@ -258,7 +258,7 @@ impl ListState {
         self.looked = Some(now);
         if let Err(error) = self.protect(maps, Protected::find()) {
             self.errors += 1;
-            log::error!("blocklist: the kernel refused to protect addresses: {error:#}");
+            log::error!("blocklist: failed to protect addresses: {error:#}");
         }
         true
     }
