@@ -64,6 +64,8 @@ enum abi_limit {
 	MAX_NAME = 255,
 	/* Bytes of a command line that are looked at. */
 	MAX_LINE = 1 << 15,
+	/* Bytes of an executable's path, or a command line, that are shown. */
+	PROCESS_TEXT = 256,
 };
 
 /* How a value is found when a site is hit. */
@@ -80,6 +82,8 @@ enum location_op {
 	LOC_DURATION, /* nanoseconds since the entry or the start */
 	LOC_CARRIED, /* value number index that the entry or the start kept */
 	LOC_CARRIED_MEMORY, /* memory at that value + offset */
+	LOC_EXE, /* the number of a process_text, or what enum process_number says */
+	LOC_CMDLINE,
 };
 
 struct location {
@@ -377,6 +381,7 @@ struct entry {
 };
 
 #include "abi_starts.h"
+#include "abi_processes.h"
 
 /* What the drain thread wants to be woken for. */
 enum wake {

@@ -78,6 +78,12 @@ HASH(lines, BPF_MAP_TYPE_LRU_HASH, 0, struct line_key, struct line, 1);
 /* Whom processes have started that are meant together with them. */
 HASH(children, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct child_key, __u32, 1);
 
+/* What labels show of processes: who has which texts, and the texts by their numbers. */
+HASH(process_numbers, BPF_MAP_TYPE_LRU_HASH, 0, struct process_key, struct process_numbers, 1);
+HASH(process_texts, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, struct process_text, 1);
+/* What a new one begins with. */
+TABLE(no_process_text, struct process_text, 0);
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);

@@ -38,6 +38,8 @@ struct abi {
 	enum filter_flag filter_flag;
 	enum abi_id abi_id;
 	enum wake wake;
+	enum process_text_kind process_text_kind;
+	enum process_number process_number;
 	struct location location;
 	struct stretch stretch;
 	struct site site;
@@ -66,6 +68,9 @@ struct abi {
 	struct nesting nesting;
 	struct text_key text_key;
 	struct start_text start_text;
+	struct process_key process_key;
+	struct process_numbers process_numbers;
+	struct process_text process_text;
 	struct control control;
 	struct event event;
 };

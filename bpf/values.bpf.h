@@ -4,12 +4,8 @@
 #define VALUES_BPF_H
 
 #include "maps.bpf.h"
-
-/* Missing before Linux 6.12, where the loader resolves it to nothing. */
-extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_ptr__ign,
-				  __u64 flags) __ksym __weak;
-
-#define PAGE_SHIFT 12
+#include "processes.bpf.h"
+#include "user.bpf.h"
 
 /*
  * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
@@ -21,40 +17,6 @@ struct hit {
 	__u64 values[MAX_VALUES];
 	struct text_key text; /* at the end of a span: where the text that its start kept is */
 };
-
-/*
- * The quick read fails on a page that is not resident, which is common for a string that the program has not
- * touched yet; the slow one may sleep and fault it in.
- */
-static __always_inline long read_user(void *to, __u32 bytes, const void *from)
-{
-	long err = bpf_probe_read_user(to, bytes, from);
-
-	if (err)
-		err = bpf_copy_from_user(to, bytes, from);
-	return err;
-}
-
-static __always_inline long read_user_str(void *to, __u32 bytes, const void *from)
-{
-	long len = bpf_probe_read_user_str(to, bytes, from);
-
-	if (len >= 0)
-		return len;
-	if (bpf_ksym_exists(bpf_copy_from_user_str)) {
-		len = bpf_copy_from_user_str(to, bytes, from, 0);
-	} else {
-		/* One byte of each page that the string may be on makes it resident. */
-		__u64 first = (__u64)from, last = first + bytes - 1;
-		char byte;
-
-		bpf_copy_from_user(&byte, 1, from);
-		if ((first ^ last) >> PAGE_SHIFT)
-			bpf_copy_from_user(&byte, 1, (const void *)(last >> PAGE_SHIFT << PAGE_SHIFT));
-		len = bpf_probe_read_user_str(to, bytes, from);
-	}
-	return len;
-}
 
 /*
  * One register of the traced program. The context may only be read at offsets that are constants in the program, so each
@@ -141,6 +103,11 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 		return bpf_get_current_cgroup_id();
 	case LOC_COMM:
 		return 0;
+	case LOC_EXE:
+	case LOC_CMDLINE:
+		raw = process_text_number(at->op == LOC_EXE ? PROCESS_EXE : PROCESS_CMDLINE);
+		*fault |= raw == PROCESS_UNREADABLE;
+		return raw;
 	case LOC_DURATION:
 		return bpf_ktime_get_ns() - began;
 	case LOC_CARRIED:

@@ -34,8 +34,8 @@ pub(crate) use generated::types::{
     abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, child_key, condition,
     condition_op, control, entry, event, event_class, filter, filter_flag, filter_kind, floor_slot, glob,
     goroutine_key, integer_key, interner, label, label_flag, label_id, location, location_op, member_key,
-    pattern, probe, probe_flag, site, site_flag, slow_slot, small_integers, start, start_key, start_text,
-    stretch, text_key, thread_key, value, value_kind, wake,
+    pattern, probe, probe_flag, process_number, process_text, site, site_flag, slow_slot, small_integers,
+    start, start_key, start_text, stretch, text_key, thread_key, value, value_kind, wake,
 };
 
 macro_rules! limits {
@@ -48,6 +48,7 @@ limits! {
     MAX_VALUES, MAX_ACTIONS, MAX_LABELS, MAX_CONDITIONS, MAX_BOUNDS, MAX_PATTERNS, PATTERN_WORDS, TEXT_WORDS,
     MAX_BYTES, SHORT_TEXTS, SHORT_TEXT, LONG_TEXTS, MAX_CARRIED, CARRIED_TEXTS, SMALL_INTEGERS,
     MAX_STRETCHES, FILTER_WORDS, LARGE_VALUE, SLOW_HIT, MAX_FAMILIES, MAX_PREDICATES, MAX_NAME, MAX_LINE,
+    PROCESS_TEXT,
 }
 
 /// Cells of one probe's books.
@@ -79,6 +80,7 @@ const _: () = {
     assert!(size_of::<events::file_key>() == 24);
     assert!(size_of::<events::file_use>() == 48 && size_of::<events::named_file>() == 32);
     assert!(size_of::<start_text>() == 8 + CARRIED_TEXTS);
+    assert!(size_of::<process_text>() == 8 + 2 * PROCESS_TEXT && offset_of!(process_text, bytes) == 8);
 };
 
 /// A structure of the ABI, whose bytes go into a map as they are.

@@ -31,7 +31,7 @@ use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
 use crate::pins::EnginePins;
-use crate::plan::{Hook, Pairing, Plan, ProbePlan};
+use crate::plan::{Hook, Pairing, Plan, ProbePlan, ValueKind};
 
 /// Shards take at most this much memory together; fewer shards only cost time.
 const SLOT_BYTES: u64 = 64 << 20;
@@ -44,6 +44,9 @@ const MEMBERS: u32 = 1 << 14;
 
 /// Processes of which something is remembered, or that were started by others.
 const PROCESSES: u32 = 1 << 16;
+
+/// Executables' paths and command lines that are kept, each once.
+const PROCESS_TEXTS: u32 = 1 << 14;
 
 /// What other threads use of the loaded programs.
 #[derive(Debug, Clone)]
@@ -350,6 +353,12 @@ fn shards(slots: u32) -> u32 {
     cpus.min(most).min(64) as u32
 }
 
+/// Whether a label shows the executable's path or the command line.
+fn has_process_texts(plan: &Plan) -> bool {
+    let mut values = plan.probes.iter().flat_map(|probe| &probe.values);
+    values.any(|value| value.kind == ValueKind::ProcessText)
+}
+
 fn count(n: usize) -> u32 {
     u32::try_from(n.max(1)).unwrap_or(u32::MAX)
 }
@@ -386,6 +395,9 @@ fn size(
     maps.starts.set_max_entries(starts)?;
     maps.nestings.set_max_entries(if_any(spans().any(|span| span.by == Pairing::Thread), starts))?;
     maps.start_texts.set_max_entries(if_any(spans().any(|span| span.texts), starts))?;
+    let has_texts = has_process_texts(plan);
+    maps.process_numbers.set_max_entries(if_any(has_texts, PROCESSES))?;
+    maps.process_texts.set_max_entries(if_any(has_texts, PROCESS_TEXTS))?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -411,6 +423,7 @@ fn share(
         interners: Mapped::new(maps.interners.as_fd(), interners)?,
         small_integers: Mapped::new(maps.small_integers.as_fd(), interners)?,
         numbers: [handle(&maps.numbers)?, handle(&maps.integers)?],
+        process_texts: handle(&maps.process_texts)?,
     };
     let control = Mapped::new(maps.control.as_fd(), 1)?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;

@@ -1,10 +1,14 @@
 //! The store that the probe programs add to.
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use libbpf_rs::{MapCore, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use crate::abi::{EntryView, InternerView, SMALL_INTEGERS, SmallIntegersView, accounting_slot, integer_key};
+use crate::abi::{
+    EntryView, InternerView, SMALL_INTEGERS, SmallIntegersView, accounting_slot, integer_key, process_number,
+    process_text,
+};
 use crate::layout::{InternerLayout, StoreLayout};
 use crate::mapping::Mapped;
 use crate::store::Store;
@@ -20,6 +24,8 @@ pub(super) struct Parts {
     pub small_integers: Mapped<SmallIntegersView>,
     /// The maps that find a number, the long keys first.
     pub numbers: [MapHandle; 2],
+    /// Executables' paths and command lines.
+    pub process_texts: MapHandle,
 }
 
 /// Slots, and the names behind the numbers of interners, as the kernel sees them now.
@@ -49,6 +55,19 @@ impl KernelStore {
     pub(crate) fn last_hit(&self, probe: usize) -> u64 {
         let slot = self.accounting_slot(probe, accounting_slot::ACCT_LAST_HIT);
         (0..self.parts.shards).map(|shard| self.load(shard, slot)).max().unwrap_or(0)
+    }
+
+    /// The executable's path, or the command line, that has this number; `None` if there was no room for it.
+    pub(crate) fn process_text(&self, number: u64) -> Option<Vec<u8>> {
+        if number < u64::from(process_number::PROCESS_FIRST_NUMBER.0) {
+            return None;
+        }
+        let mut entry = self.parts.process_texts.lookup(&number.to_ne_bytes(), MapFlags::ANY).ok()??;
+        let at = |offset: usize| entry[offset..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let (from, length) = (at(offset_of!(process_text, from)), at(offset_of!(process_text, length)));
+        let text = offset_of!(process_text, bytes) + from as usize;
+        entry.truncate(text + length as usize);
+        Some(entry.split_off(text.min(entry.len())))
     }
 
     fn accounting_slot(&self, probe: usize, which: accounting_slot) -> u32 {

@@ -2,10 +2,12 @@
 
 use super::facts::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
-use crate::abi::label_id;
+use crate::abi::{PROCESS_TEXT, label_id};
 use crate::cgroups::Cgroups;
+use crate::config::model::ArgKind;
 use crate::decode::EventValue;
 use crate::exposition::push_label;
+use crate::kernel::KernelStore;
 use crate::layout::ActionLayout;
 use crate::plan::{HIDDEN, LabelPlan, Plan, ProbePlan, ValueKind};
 use crate::store::Store;
@@ -30,7 +32,7 @@ pub(super) fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &m
     }
 }
 
-/// The label text of series `number`; false if a name behind it is not known yet.
+/// The label text of series `number`; false if a name behind it is not known yet. `texts` has those of processes.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn labels(
     layout: &ActionLayout,
@@ -39,6 +41,7 @@ pub(super) fn labels(
     action: usize,
     plan: &Plan,
     store: &dyn Store,
+    texts: &KernelStore,
     facts: &ProbeFacts,
     scratch: &mut Scratch,
 ) -> bool {
@@ -72,7 +75,10 @@ pub(super) fn labels(
                             return false;
                         }
                         let Scratch { name, cgroups, text, .. } = scratch;
-                        show_name(&probe.values[value].kind, name, value, facts, cgroups, text);
+                        match &probe.values[value].kind {
+                            ValueKind::ProcessText => show_process_text(integer(name) as u64, texts, text),
+                            kind => show_name(kind, name, value, facts, cgroups, text),
+                        }
                         &scratch.text
                     }
                     (None, None, None) => OTHER,
@@ -102,6 +108,11 @@ pub(super) fn ids(layout: &ActionLayout, number: u32, store: &dyn Store, scratch
     true
 }
 
+/// An interner's bytes as the integer that they were.
+fn integer(name: &[u8]) -> i64 {
+    name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
+}
+
 /// An interner's bytes as the value that they were.
 fn show_name(
     kind: &ValueKind,
@@ -117,7 +128,7 @@ fn show_name(
     } else if kind.is_text() {
         EventValue::Text(&name[..name.len().min(kind.max_bytes() as usize)])
     } else {
-        EventValue::Int(name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes)))
+        EventValue::Int(integer(name))
     };
     match (kind, display) {
         (ValueKind::Function, EventValue::Int(number)) => {
@@ -127,4 +138,19 @@ fn show_name(
         (ValueKind::Cgroup(what), EventValue::Int(number)) => cgroups.push(number as u64, *what, to),
         _ => show(kind, display, facts.unsigned & (1 << value) != 0, to),
     }
+}
+
+/// The text of a process that has this number.
+fn show_process_text(number: u64, texts: &KernelStore, to: &mut String) {
+    to.clear();
+    let Some(mut bytes) = texts.process_text(number) else {
+        to.push_str(OTHER);
+        return;
+    };
+    // Arguments end with a NUL; a process that writes over them may leave more.
+    let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(length);
+    bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+    let max = u32::try_from(PROCESS_TEXT).unwrap_or(u32::MAX);
+    show(&ValueKind::Arg(ArgKind::Str { max }), EventValue::Text(&bytes), false, to);
 }

@@ -219,8 +219,12 @@ impl Registry {
             let CounterStore { kernel, user, .. } = &self.stores[source.probe_ref.engine];
             match source.layout.as_ref().map(|layout| layout.in_kernel) {
                 None => source.add_hits(probe, &self.plan, kernel, facts, family, &mut self.scratch),
-                Some(true) => source.add(probe, &self.plan, &**kernel, facts, family, &mut self.scratch),
-                Some(false) => source.add(probe, &self.plan, &**user, facts, family, &mut self.scratch),
+                Some(true) => {
+                    source.add(probe, &self.plan, &**kernel, kernel, facts, family, &mut self.scratch)
+                }
+                Some(false) => {
+                    source.add(probe, &self.plan, &**user, kernel, facts, family, &mut self.scratch)
+                }
             }
         }
         for family in &mut self.families {
@@ -379,11 +383,13 @@ impl SeriesSource {
         total.add(hits, Scale::ONE);
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn add(
         &mut self,
         probe: &ProbePlan,
         plan: &Plan,
         store: &dyn Store,
+        texts: &KernelStore,
         facts: &ProbeFacts,
         family: &mut Family,
         scratch: &mut Scratch,
@@ -406,7 +412,7 @@ impl SeriesSource {
             let Some(raw) = family.kind.read(&slots).or(unset) else { continue };
             let known = &mut self.series[number as usize];
             if *known == UNKNOWN {
-                if !labels(layout, number, probe, self.action, plan, store, facts, scratch) {
+                if !labels(layout, number, probe, self.action, plan, store, texts, facts, scratch) {
                     continue;
                 }
                 *known = family.series(&scratch.labels);

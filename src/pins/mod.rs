@@ -83,6 +83,7 @@ fn abi() -> String {
     let texts = [
         include_str!("../../bpf/abi.h"),
         include_str!("../../bpf/abi_filters.h"),
+        include_str!("../../bpf/abi_processes.h"),
         include_str!("../../bpf/abi_starts.h"),
         include_str!("../../bpf/maps.bpf.h"),
         include_str!("../../bpf/numbers.bpf.h"),

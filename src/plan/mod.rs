@@ -164,6 +164,9 @@ pub enum ValueSource {
     Cpu,
     Cgroup,
     Comm,
+    /// The executable's path.
+    Exe,
+    Cmdline,
     /// When the probe was hit, by the kernel's clock.
     Time,
     /// What the function returns.
@@ -198,6 +201,8 @@ pub enum ValueKind {
     Function,
     /// The number of a cgroup, of which this is shown.
     Cgroup(CgroupName),
+    /// The number of a text that the kernel keeps of a process.
+    ProcessText,
 }
 
 /// What is shown of a cgroup.
@@ -236,6 +241,11 @@ impl ValueKind {
     /// Whether the value is an address in the application that is shown by name, which only user space can tell.
     pub fn is_symbol(&self) -> bool {
         *self == ValueKind::Arg(ArgKind::Symbol)
+    }
+
+    /// Whether it is a number that nothing can be compared with: labels show what it stands for.
+    pub(crate) fn is_only_shown(&self) -> bool {
+        matches!(self, ValueKind::Function | ValueKind::ProcessText)
     }
 
     /// Whether its 64 bits have no sign, so that it can be 2^63 and more, which no sum of numbers with a sign can hold.
@@ -280,6 +290,7 @@ impl ValueKind {
             ValueKind::Arg(ArgKind::SockAddr) => 28,
             ValueKind::Function
             | ValueKind::Cgroup(_)
+            | ValueKind::ProcessText
             | ValueKind::Arg(ArgKind::Int(_) | ArgKind::Bool | ArgKind::Symbol) => 0,
         }
     }

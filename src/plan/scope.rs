@@ -85,8 +85,8 @@ impl Scope<'_> {
     fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
         let value = self.value(&condition.at, &condition.value)?;
         let kind = &self.plan.values[value].kind;
-        if *kind == ValueKind::Function {
-            self.refuse_function_names(&condition.at, &condition.value);
+        if kind.is_only_shown() {
+            self.refuse_comparison(&condition.at, &condition.value);
             return None;
         }
         let text = kind.is_text() || kind.is_symbol();
@@ -135,8 +135,8 @@ impl Scope<'_> {
         };
         let value = self.value(&label.at, name)?;
         let kind = &self.plan.values[value].kind;
-        if *kind == ValueKind::Function && !label.mapping.is_empty() {
-            self.refuse_function_names(&label.at, name);
+        if kind.is_only_shown() && !label.mapping.is_empty() {
+            self.refuse_comparison(&label.at, name);
             return None;
         }
         let mut mapping = Vec::new();
@@ -168,11 +168,25 @@ impl Scope<'_> {
         Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
     }
 
-    /// Reports that the names of functions are known only when they are shown.
-    fn refuse_function_names(&self, at: &Place, name: &str) {
+    /// Reports that what this value stands for is known only when it is shown.
+    fn refuse_comparison(&self, at: &Place, name: &str) {
+        let help = match name {
+            "function" => "give each of the functions its own probe",
+            _ => "give these processes a target of their own, by `process` or `cmdline`",
+        };
         self.diags
             .error(at, format!("\"{name}\" is resolved to a name only for display and cannot be compared"))
-            .help("give each of the functions its own probe");
+            .help(help);
+    }
+
+    /// As [`Self::value`], for what is shown outside of labels.
+    pub(super) fn shown(&mut self, at: &Place, name: &str) -> Option<usize> {
+        let value = self.value(at, name)?;
+        if self.plan.values[value].kind != ValueKind::ProcessText {
+            return Some(value);
+        }
+        self.diags.error(at, format!("\"{name}\" can only be a label")).help("use \"pid\" or \"comm\" here");
+        None
     }
 
     /// The index of the value called `name`, which is read from now on.
@@ -273,6 +287,8 @@ impl Scope<'_> {
             ("namespace", _) => cgroup(CgroupName::Namespace),
             ("unit", _) => cgroup(CgroupName::Unit),
             ("comm", _) => (ValueSource::Comm, ValueKind::Comm, Unit::None),
+            ("exe", _) => (ValueSource::Exe, ValueKind::ProcessText, Unit::None),
+            ("cmdline", _) => (ValueSource::Cmdline, ValueKind::ProcessText, Unit::None),
             ("duration", Some(late)) => {
                 late.uses_duration = true;
                 (ValueSource::Duration, int, Unit::Nanoseconds)
@@ -327,7 +343,7 @@ impl Scope<'_> {
         let mut labels = self.probe.metrics.iter().flat_map(|metric| &metric.labels);
         match labels.find(|label| label.name == name) {
             Some(label) if !is_value => self.label(label).map(LogPart::Label),
-            _ => self.value(&self.probe.at.clone(), name).map(LogPart::Value),
+            _ => self.shown(&self.probe.at.clone(), name).map(LogPart::Value),
         }
     }
 }

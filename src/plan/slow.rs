@@ -73,10 +73,10 @@ impl Scope<'_> {
             return None;
         };
         let fields = slow.fields.clone().unwrap_or_else(|| self.all_fields(&slow.at));
-        let mut kept: Vec<_> = fields.iter().map(|field| self.value(&field.at, &field.name)).collect();
+        let mut kept: Vec<_> = fields.iter().map(|field| self.shown(&field.at, &field.name)).collect();
         let related = match &slow.key {
             Some(key) => {
-                let (number, process) = (self.value(&key.at, &key.name), self.value(&slow.at, "pid"));
+                let (number, process) = (self.shown(&key.at, &key.name), self.value(&slow.at, "pid"));
                 if !kept.contains(&number) {
                     kept.push(number);
                 }

@@ -61,6 +61,8 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
         ValueSource::Cpu => location_op::LOC_CPU,
         ValueSource::Cgroup => location_op::LOC_CGROUP,
         ValueSource::Comm => location_op::LOC_COMM,
+        ValueSource::Exe => location_op::LOC_EXE,
+        ValueSource::Cmdline => location_op::LOC_CMDLINE,
         // It is read when the event is made.
         ValueSource::Time => location_op::LOC_CONST,
     };

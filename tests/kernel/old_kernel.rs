@@ -26,6 +26,7 @@ targets:
     args: { text: { index: 0, type: string } }
     metrics:
     - { counter: forms_cold_total, labels: { text: text } }
+    - { counter: forms_run_total, labels: { exe: exe, cmdline: cmdline } }
     - { counter: forms_long_total, when: 'text != "$LONG"', labels: { text: text } }
   - function: fire_i8
     args: { shot: { index: 0, type: u64 } }
@@ -120,6 +121,9 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     assert_eq!(cold.len(), 1, "a string on a page that is not resident is read: {cold:?}");
     assert_eq!(cold[0].1, 3.0);
     assert_eq!(cold, forms.select("forms_long_total", &[]), "by way of user space it is the same");
+    let run = forms.select("forms_run_total", &[]);
+    assert!(run.len() == 1 && run[0].1 == 3.0 && run[0].0["exe"].ends_with("/forms"), "{run:?}");
+    assert!(run[0].0["cmdline"].ends_with("/forms cold 3 i8 4 i16 1 u16 1 i16 1 u16 1"), "{run:?}");
     let text = cold[0].0["text"].as_str();
     assert_eq!(forms.value("forms_cold_seconds_count", &[("text", text)]), 3.0, "the span's start keeps it");
     assert_eq!(forms.value("forms_call_seconds_count", &[]), 4.0);

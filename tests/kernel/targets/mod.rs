@@ -9,6 +9,7 @@ mod loaded;
 mod meant;
 mod moved_code;
 mod namespaces;
+mod process_labels;
 mod selectors;
 mod semaphores;
 mod support;

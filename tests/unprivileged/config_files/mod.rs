@@ -105,6 +105,26 @@ fn two_files_together_have_the_errors_of_both() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// What the kernel knows by a number is nothing else than a label.
+#[test]
+fn the_executable_and_the_command_line_can_only_be_labels() {
+    let with = |probe: &str| {
+        let text = format!(
+            "verbose: true\ntargets:\n- name: one\n  binary: /usr/bin/one\n  probes:\n  - function: serve\n{probe}"
+        );
+        errors(&text).join("\n")
+    };
+    let metrics = |rest: &str| with(&format!("    metrics: [{{ {rest} }}]\n"));
+    assert_eq!(metrics("counter: a_total, labels: { e: exe, c: cmdline }"), "");
+    let compared = "is resolved to a name only for display and cannot be compared";
+    assert_eq!(metrics("counter: a_total, when: 'cmdline == \"x\"'"), format!("\"cmdline\" {compared}"));
+    let matched = "counter: a_total, labels: { e: { value: exe, match: { \"/usr/*\": system } } }";
+    assert_eq!(metrics(matched), format!("\"exe\" {compared}"));
+    let kept = "histogram: a_seconds, value: duration, slow: { over: 5ms, fields: [exe] }";
+    assert_eq!(metrics(kept), "\"exe\" can only be a label");
+    assert_eq!(with("    log: \"by {cmdline}\"\n"), "\"cmdline\" can only be a label");
+}
+
 /// A file with one error that can be put together with another one.
 struct Single {
     name: String,

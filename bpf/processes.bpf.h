@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The path of the executable and the command line of the process that hits a probe. They are read once after each exec, at the
+ * first hit, and kept under a number, so that hits and events carry that and a process that has ended long ago still has a name.
+ */
+#ifndef PROCESSES_BPF_H
+#define PROCESSES_BPF_H
+
+#include <bpf/bpf_core_read.h>
+#include "maps.bpf.h"
+#include "task.bpf.h"
+#include "user.bpf.h"
+
+/* Directories and mounts of a path that are looked at. */
+#define MAX_DEPTH 96
+
+/* Writes a name in front of what is there; false if there is no room. */
+static __always_inline bool prepend(struct process_text *text, const struct dentry *dentry)
+{
+	__u64 at = text->from, length = BPF_CORE_READ(dentry, d_name.len);
+
+	if (length >= at)
+		return false;
+	at -= length;
+	CLAMP(length, PROCESS_TEXT - 1);
+	CLAMP(at, PROCESS_TEXT);
+	if (bpf_probe_read_kernel(text->bytes + at, length, BPF_CORE_READ(dentry, d_name.name)))
+		return false;
+	at--;
+	CLAMP(at, PROCESS_TEXT);
+	text->bytes[at] = '/';
+	text->from = at;
+	return true;
+}
+
+/*
+ * The path as the process's own mount namespace has it, whether or not another file is there by now. Of one that is too long the
+ * end.
+ */
+static __always_inline bool read_exe(struct process_text *text)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	struct dentry *first = BPF_CORE_READ(exe, f_path.dentry), *dentry = first;
+	struct mount *mount = (void *)BPF_CORE_READ(exe, f_path.mnt) - bpf_core_field_offset(struct mount, mnt);
+
+	if (!exe)
+		return false;
+	text->from = PROCESS_TEXT;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_DEPTH; i++) {
+		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+
+		if (dentry == parent || dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+			struct mount *around = BPF_CORE_READ(mount, mnt_parent);
+
+			if (around == mount)
+				break;
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mount = around;
+			continue;
+		}
+		if (!prepend(text, dentry))
+			break;
+		dentry = parent;
+	}
+	/* A memfd is in no directory. */
+	if (text->from == PROCESS_TEXT)
+		prepend(text, first);
+	text->length = PROCESS_TEXT - text->from;
+	return true;
+}
+
+static __always_inline bool read_cmdline(struct process_text *text)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u64 start, length;
+
+	if (!task->mm)
+		return false;
+	start = task->mm->arg_start;
+	length = task->mm->arg_end - start;
+	CLAMP(length, PROCESS_TEXT);
+	text->length = length;
+	return !read_user(text->bytes, length, (const void *)start);
+}
+
+static __always_inline __u64 hash_of(const struct process_text *text)
+{
+	const __u64 *words = (const void *)text->bytes;
+	__u64 hash = text->length;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < PROCESS_TEXT / 8; i++) {
+		hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15ULL;
+		hash ^= hash >> 32;
+	}
+	hash >>= 1;
+	return hash < PROCESS_FIRST_NUMBER ? hash + PROCESS_FIRST_NUMBER : hash;
+}
+
+/* Reads the text and keeps it. It is too large for the stack: until its number is known, it has one of the thread's. */
+static __noinline __u64 read_process_text(__u32 kind)
+{
+	__u64 mine = bpf_get_current_pid_tgid() | 1ULL << 63, number = PROCESS_NO_ROOM;
+	struct process_text *text;
+	__u32 zero = 0;
+
+	text = bpf_map_lookup_elem(&no_process_text, &zero);
+	if (!text || bpf_map_update_elem(&process_texts, &mine, text, BPF_ANY))
+		return PROCESS_NO_ROOM;
+	text = bpf_map_lookup_elem(&process_texts, &mine);
+	if (!text)
+		return PROCESS_NO_ROOM;
+	if (kind == PROCESS_EXE ? !read_exe(text) : !read_cmdline(text)) {
+		number = PROCESS_UNREADABLE;
+	} else {
+		number = hash_of(text);
+		if (!bpf_map_lookup_elem(&process_texts, &number) &&
+		    bpf_map_update_elem(&process_texts, &number, text, BPF_ANY))
+			number = PROCESS_NO_ROOM;
+	}
+	bpf_map_delete_elem(&process_texts, &mine);
+	return number;
+}
+
+/* The number of the text of the process that is running, or what enum process_number says. */
+__noinline __u64 process_text_number(__u32 kind)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct process_key key = { .began = task->group_leader->start_boottime,
+				   .tgid = task->tgid,
+				   .execs = task->self_exec_id };
+	struct process_numbers *known = bpf_map_lookup_elem(&process_numbers, &key);
+
+	if (!known) {
+		struct process_numbers none = {};
+
+		bpf_map_update_elem(&process_numbers, &key, &none, BPF_NOEXIST);
+		known = bpf_map_lookup_elem(&process_numbers, &key);
+	}
+	if (kind >= PROCESS_TEXT_KINDS || !known)
+		return PROCESS_NO_ROOM;
+	if (known->number[kind] == PROCESS_NOT_READ)
+		known->number[kind] = read_process_text(kind);
+	return known->number[kind];
+}
+
+#endif
