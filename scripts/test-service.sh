@@ -6,8 +6,8 @@
 # The exporter, as a Debian package with the shipped unit, and the demo program are installed there, and then: a start without
 # configuration fails and the journal says why; a start returns when metrics are served; blocks are counted exactly; a reload loses
 # none of them; the traced program is upgraded by dpkg and goes on being counted; the exporter is upgraded by dpkg while a Prometheus
-# scrapes it, which sees no gap; it comes back after SIGKILL and, by the watchdog, after SIGSTOP; its log is rotated; and it
-# stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl, prometheus and Debian's mirror (or MIRROR); the tree is made in
+# scrapes it, which sees no gap; it comes back after SIGKILL and, by the watchdog, after SIGSTOP; its log is rotated; with pinned
+# state it is upgraded and killed while blocks go on, and counts all of them; and it stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl, prometheus and Debian's mirror (or MIRROR); the tree is made in
 # /var/tmp (or TMPDIR) and removed at the end. It takes two minutes, most of it for the tree.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
@@ -50,7 +50,7 @@ wait_for() {
 	local what=$1 tries=0
 	shift
 	until "$@" >/dev/null 2>&1; do
-		((++tries < 300)) || fail "$what did not come"
+		((++tries < 900)) || fail "$what did not come"
 		sleep 0.1
 	done
 }
@@ -179,6 +179,7 @@ make_package "$tree" 1
 make_package "$tree" 2
 make_exporter_package "$tree" 1
 make_exporter_package "$tree" 2
+make_exporter_package "$tree" 3
 boot "$tree"
 
 say "a start without configuration fails, and the journal says why"
@@ -198,6 +199,8 @@ END
 inside systemctl reset-failed fibre-exporter
 inside systemctl start fibre-exporter || fail "it does not start"
 curl --silent --fail http://127.0.0.1:19440/ready >/dev/null || fail "it is not ready"
+# The unit must allow it to refuse system calls itself.
+[[ $(journal warning) != *"filter of system calls"* ]] || fail "its filter of system calls was not installed"
 play 500
 [[ $(counted) == 500 ]] || fail "$(counted) of 500 blocks were counted"
 
@@ -278,6 +281,53 @@ rotated() {
 }
 wait_for "the log in a new file" rotated
 ((lines <= $(wc -l <"$logs/exporter.log.1"))) || fail "lines are lost"
+
+say "with pinned state dpkg upgrades the exporter while blocks go on: all are counted, and no counter goes down"
+# As docs/restarts.md has it.
+inside mountpoint --quiet /sys/fs/bpf || inside mount -t bpf bpf /sys/fs/bpf
+inside useradd --system fibre-exporter
+install -m 644 /dev/stdin "$tree/etc/systemd/system/fibre-exporter.service.d/pinned.conf" <<-'END'
+	[Service]
+	DynamicUser=no
+	ExecStartPre=+/usr/bin/install -d -m 700 -o fibre-exporter /sys/fs/bpf/exporter-19439
+	ReadWritePaths=-/sys/fs/bpf/exporter-19439
+END
+printf 'state: pinned\nstate_directory: /sys/fs/bpf/exporter-19439\n' >>"$config"
+inside systemctl daemon-reload
+inside systemctl restart fibre-exporter || fail "it does not start with pinned state"
+first=$(($(counted) + 0))
+# Since when Prometheus is asked: the restart that has just begun anew is before that.
+since=$(date +%s)
+pinned_scraped() {
+	[[ $(asked "timestamp(bitcoin_blocks_connected_total) > bool $since") == 1 ]]
+}
+wait_for "Prometheus's scrape of the pinned exporter" pinned_scraped
+inside bitcoind --wait-attached --rate 20 --blocks 1200 >/dev/null &
+playing=$!
+before=$(main_pid)
+inside dpkg --install /root/exporter_3.deb >/dev/null
+wait_for "the new exporter" is_another_than "$before"
+[[ $(tail -c 1 "/proc/$(inside_pid)/exe") == 3 ]] || fail "the old exporter runs"
+[[ $(journal info) == *"Took over"* ]] || fail "nothing was taken over"
+say "it is killed and comes back, and nothing is lost by that"
+before=$(main_pid)
+inside systemctl kill --kill-whom=main --signal=KILL fibre-exporter
+wait_for "another exporter after SIGKILL" is_another_than "$before"
+wait "$playing" || fail "the traced program failed"
+[[ $(counted) == $((first + 1200)) ]] || fail "$(counted) of $((first + 1200)) blocks were counted over an upgrade and a SIGKILL"
+pinned_scraped_all() {
+	[[ $(asked 'bitcoin_blocks_connected_total') == $((first + 1200)) ]]
+}
+wait_for "Prometheus's scrape of all blocks" pinned_scraped_all
+range=$(($(date +%s) - since))s
+[[ $(asked "resets(bitcoin_blocks_connected_total[$range])") == 0 ]] || fail "a counter went down"
+[[ $(asked "min_over_time(up[$range])") == 1 ]] || fail "a gap in up"
+inside systemctl stop fibre-exporter
+inside exporter unpin /sys/fs/bpf/exporter-19439 >/dev/null || fail "it cannot be unpinned"
+sed -i '/^state/d' "$config"
+inside rm /etc/systemd/system/fibre-exporter.service.d/pinned.conf
+inside systemctl daemon-reload
+inside systemctl start fibre-exporter || fail "it does not start after unpinning"
 
 say "it stops"
 inside systemctl stop fibre-exporter

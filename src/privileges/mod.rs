@@ -59,8 +59,9 @@ impl fmt::Display for PrivilegeError {
             Self::Calls(err) => {
                 write!(
                     f,
-                    "failed to install a filter of system calls, so none is refused ({err}); the kernel may be \
-                     built without CONFIG_SECCOMP_FILTER"
+                    "failed to install a filter of system calls, so none is refused ({err}); allow \
+                     seccomp(2), in a unit of systemd with `SystemCallFilter=seccomp`, or the kernel is built without \
+                     CONFIG_SECCOMP_FILTER"
                 )
             }
         }
