@@ -5,10 +5,12 @@
 //!
 //! Needs root, cc and sys/sdt.h; OpenJDK's libjvm.so is measured where it is installed. Nothing here passes or fails.
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use exporter::plan::{Plan, plan};
 use exporter::resolve::resolve;
 use exporter::targets::place;
 use libbpf_rs::query::{LinkInfoIter, ProgInfoIter};
+use support::{Exporter, Result, held};
 
 const LIBJVM: &str = "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so";
 
@@ -51,8 +54,6 @@ struct Options {
     rounds: usize,
     markdown: Option<PathBuf>,
 }
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
     let mut options = Options { rounds: 9, markdown: None };
@@ -151,15 +152,15 @@ fn ends(
 ) -> Result<()> {
     let (mut out, mut gone) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        let mut exporter = Exporter::start(file, probes)?;
-        let held = held(exporter.0.id())?;
+        let mut exporter = Exporter::start(&file.with_extension("yaml"), &config(file, probes))?;
+        let held = held(exporter.process.id())?;
         let links: BTreeSet<_> = held.iter().filter(|(kind, _)| *kind == "link_id:").copied().collect();
         if links.is_empty() {
             return Err("the exporter holds nothing in the kernel".into());
         }
         let began = Instant::now();
-        Command::new("kill").arg(format!("-{signal}")).arg(exporter.0.id().to_string()).status()?;
-        exporter.0.wait()?;
+        Command::new("kill").arg(format!("-{signal}")).arg(exporter.process.id().to_string()).status()?;
+        exporter.process.wait()?;
         while !links.is_disjoint(&in_kernel()) || holders.semaphores().iter().any(|value| *value != 0) {}
         out.push(began.elapsed());
         while !held.is_disjoint(&in_kernel()) {}
@@ -249,54 +250,6 @@ impl Drop for Holders {
             let _ = child.wait();
         }
     }
-}
-
-/// The exporter as a process, with all probes attached.
-struct Exporter(Child, BufReader<ChildStdout>);
-
-impl Exporter {
-    fn start(file: &Path, probes: &str) -> Result<Self> {
-        let port = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
-        let ports = format!("metrics_port: {}\nhealth_port: {}\n", port()?, port()?);
-        let config_file = file.with_extension("yaml");
-        fs::write(&config_file, ports + &config(file, probes))?;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
-            .arg("--config")
-            .arg(config_file)
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let log = BufReader::new(child.stdout.take().ok_or("no log")?);
-        let mut exporter = Self(child, log);
-        for line in exporter.1.by_ref().lines() {
-            if line?.contains("Waiting for events") {
-                return Ok(exporter);
-            }
-        }
-        Err(format!("the exporter ended: {}", exporter.0.wait()?).into())
-    }
-}
-
-impl Drop for Exporter {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What a process holds in the kernel: links and programs, by kind and number.
-fn held(pid: u32) -> Result<BTreeSet<(&'static str, u32)>> {
-    let mut held = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        for line in text.lines() {
-            for kind in ["link_id:", "prog_id:"] {
-                if let Some(id) = line.strip_prefix(kind).and_then(|id| id.trim().parse().ok()) {
-                    held.insert((kind, id));
-                }
-            }
-        }
-    }
-    Ok(held)
 }
 
 /// What the kernel has now, of anybody.

@@ -1,0 +1,77 @@
+//! The exporter as a process, for benchmarks. Each uses a part of it.
+#![allow(dead_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A running exporter that is ready; killed when dropped.
+pub struct Exporter {
+    pub process: Child,
+    pub port: u16,
+    /// Read on, so that it can write.
+    _log: BufReader<ChildStdout>,
+}
+
+impl Exporter {
+    /// Starts one with this configuration, which is written to `config_file`, on ports of its own.
+    pub fn start(config_file: &Path, config: &str) -> Result<Self> {
+        let port = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+        let (port, health_port) = (port()?, port()?);
+        fs::write(config_file, format!("metrics_port: {port}\nhealth_port: {health_port}\n{config}"))?;
+        let mut process = Command::new(env!("CARGO_BIN_EXE_exporter"))
+            .arg("--config")
+            .arg(config_file)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut log = BufReader::new(process.stdout.take().ok_or("no log")?);
+        for line in log.by_ref().lines() {
+            if line?.contains("Waiting for events") {
+                return Ok(Self { process, port, _log: log });
+            }
+        }
+        Err(format!("the exporter ended: {}", process.wait()?).into())
+    }
+
+    /// The sum of a metric's series.
+    pub fn sum(&self, metric: &str) -> Result<f64> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let is_meant = |line: &&str| {
+            line.strip_prefix(metric).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+        };
+        let values =
+            text.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What a process holds in the kernel: links and programs, by kind and number.
+pub fn held(pid: u32) -> Result<BTreeSet<(&'static str, u32)>> {
+    let mut held = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        for line in text.lines() {
+            for kind in ["link_id:", "prog_id:"] {
+                if let Some(id) = line.strip_prefix(kind).and_then(|id| id.trim().parse().ok()) {
+                    held.insert((kind, id));
+                }
+            }
+        }
+    }
+    Ok(held)
+}
