@@ -13,7 +13,7 @@ const ALLOWED: &str = "clippy::all, clippy::pedantic, clippy::undocumented_unsaf
 
 /// Every BPF object: one line each. `include!` makes a module `generated` of its `NAME.skel.rs`.
 const OBJECTS: &[&str] =
-    &["probe", "files", "events", "guard", "prices", "net", "net_bench", "stack", "sockets"];
+    &["probe", "files", "events", "readers", "guard", "prices", "net", "net_bench", "stack", "sockets"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

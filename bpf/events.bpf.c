@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include "ids.bpf.h"
+#include "mmap.bpf.h"
 #include "task.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -331,34 +332,6 @@ int moved(__u64 *ctx)
 	if (bpf_map_lookup_elem(&tracked, &event.pid))
 		send(&event, SHORT_EVENT, true);
 	return 0;
-}
-
-/* From <asm/unistd_64.h> and <linux/mman.h>. */
-#define NR_mmap 9
-#define MAP_SHARED 0x01
-#define MAP_ANONYMOUS 0x20
-
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-} __attribute__((preserve_access_index));
-
-struct files_struct {
-	struct fdtable *fdt;
-} __attribute__((preserve_access_index));
-
-struct task_struct___files {
-	struct files_struct *files;
-} __attribute__((preserve_access_index));
-
-static __always_inline struct file *file_at(struct task_struct *task, __u32 fd)
-{
-	struct fdtable *table = BPF_CORE_READ((struct task_struct___files *)task, files, fdt);
-	struct file *file = NULL;
-
-	if (fd < BPF_CORE_READ(table, max_fds))
-		bpf_probe_read_kernel(&file, sizeof(file), BPF_CORE_READ(table, fd) + fd);
-	return file;
 }
 
 /*

@@ -16,7 +16,7 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 	ca-certificates procps)
 # prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
-# trace, with what they need to be run, and file systems to run them from.
+# trace, with what they need to be run, what reads or translates them, and file systems to run them from.
 test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	iproute2 iputils-ping netcat-openbsd bpftool
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
@@ -24,7 +24,7 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
 	'python3.11-minimal|python3.13-minimal' 'libpython3.11|libpython3.13' 'php8.2-cli|php8.4-cli'
 	ruby 'libruby3.1|libruby3.3' libvirt0 libpam-modules 'libssl3|libssl3t64' libstdc++6
-	xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs)
+	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs)
 lint_packages=('clang-format-14|clang-format' shellcheck git)
 bench_packages=(bpftrace)
 rust=1.88 # rust-version in Cargo.toml

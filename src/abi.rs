@@ -30,6 +30,12 @@ pub(crate) mod events {
     };
 }
 
+/// Of what tells who reads traced files as memory.
+pub(crate) mod readers {
+    include!(concat!(env!("OUT_DIR"), "/readers.skel.rs"));
+    pub use generated::types::{reader_event, reader_event_kind, reader_limit};
+}
+
 pub(crate) use generated::types::{
     abi_id, abi_limit, abi_none, accounting_slot, action, action_kind, bounds, child_key, condition,
     condition_op, control, entry, event, event_class, filter, filter_flag, filter_kind, floor_slot, glob,

@@ -31,7 +31,7 @@ impl Worker {
         }
     }
 
-    fn signature(&self) -> Signature {
+    pub(super) fn signature(&self) -> Signature {
         let of = |(target, state): (usize, &TargetState)| {
             let files = state.current.iter().chain(&state.replaced).chain(&state.without_probes);
             let files = files.chain(state.candidates.iter().map(|candidate| &candidate.attached));
@@ -190,6 +190,7 @@ impl AttachedFile {
             links: names.collect(),
             cookies: self.cookies.clone(),
             shared_semaphores: self.shared_semaphores.clone(),
+            originals: self.originals.clone(),
             unread: self.unread,
             attached_at: self.attached_at,
             unused: self.unused.as_ref().map(|unused| unused.is_replaced),
@@ -214,6 +215,7 @@ impl AttachedFile {
         attached.links = links;
         attached.cookies = record.cookies;
         attached.shared_semaphores = record.shared_semaphores;
+        attached.originals = record.originals;
         attached.unread = record.unread;
         attached.attached_at = record.attached_at;
         attached.is_taken_over = true;

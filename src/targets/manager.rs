@@ -83,6 +83,7 @@ impl ProbeManager {
                 }
                 Ok(mut worker) => {
                     worker.look(true);
+                    worker.tell_readers();
                     // The leases are taken.
                     worker.guard.iter().for_each(Guard::take_charge);
                     worker.keep();
@@ -202,6 +203,7 @@ impl Worker {
                 }
                 self.look(walk);
             }
+            self.tell_readers();
             self.watch.answer(&wakeup);
             self.keep_if_changed();
         }

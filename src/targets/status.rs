@@ -27,6 +27,9 @@ pub struct TargetCounts {
     pub lost_children: u64,
     /// By target: files that were attached to in place of another, by [`Reattached`].
     pub reattached: Vec<[u64; 2]>,
+    /// By target: mappings of its files by processes that do not run them, by [`Foreign`].
+    #[serde(default)]
+    pub foreign: Vec<[u64; 2]>,
     /// By target: how long processes ran before their file was attached to.
     pub unprobed: Vec<Duration>,
     /// By target.
@@ -56,6 +59,20 @@ pub enum Reattached {
 impl Reattached {
     /// Each, with its word as a label.
     pub const ALL: [(Self, &'static str); 2] = [(Self::Replaced, "replaced"), (Self::Written, "written")];
+}
+
+/// What a process has mapped a traced file for, other than to run it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// To read it, as what copies it does.
+    Read,
+    /// To translate its code.
+    Translated,
+}
+
+impl Foreign {
+    /// Each, with its word as a label.
+    pub const ALL: [(Self, &'static str); 2] = [(Self::Read, "read"), (Self::Translated, "translated")];
 }
 
 /// One probe's state.
@@ -161,6 +178,7 @@ impl Status {
                 walks: 0,
                 lost_children: 0,
                 reattached: vec![[0; 2]; plan.targets.len()],
+                foreign: vec![[0; 2]; plan.targets.len()],
                 unprobed: vec![Duration::ZERO; plan.targets.len()],
                 usage: vec![Usage::default(); plan.targets.len()],
             }),
@@ -195,6 +213,10 @@ impl Status {
                 };
                 for (to, more) in sums.reattached[at].iter_mut().zip(counts.reattached[number]) {
                     *to += more;
+                }
+                // Each part has seen the same ones.
+                for (to, of_part) in sums.foreign[at].iter_mut().zip(counts.foreign[number]) {
+                    *to = of_part.max(*to);
                 }
                 sums.unprobed[at] += counts.unprobed[number];
                 // They are the same processes, measured more than once.
@@ -311,7 +333,8 @@ impl Status {
             span.expired = expired;
         }
         let mut targets = self.lock_targets();
-        let lengths = |of: &TargetCounts| [of.reattached.len(), of.unprobed.len(), of.usage.len()];
+        let lengths =
+            |of: &TargetCounts| [of.reattached.len(), of.foreign.len(), of.unprobed.len(), of.usage.len()];
         if lengths(&memory.targets) == lengths(&targets) {
             *targets = memory.targets;
         }
@@ -356,6 +379,10 @@ impl Status {
 
     pub(super) fn add_reattached(&self, target: usize, reason: Reattached) {
         self.lock_targets().reattached[target][reason as usize] += 1;
+    }
+
+    pub(super) fn add_foreign(&self, target: usize, kind: Foreign) {
+        self.lock_targets().foreign[target][kind as usize] += 1;
     }
 
     pub(super) fn add_unprobed(&self, target: usize, nanoseconds: u64) {

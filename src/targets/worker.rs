@@ -9,6 +9,7 @@ use super::attached_file::Shed;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::find::Finder;
+use super::readers::ReadersHandle;
 use super::record::{Changing, Signature, StartState};
 use super::state::TargetState;
 use super::status::Status;
@@ -45,6 +46,8 @@ pub(super) struct Worker {
     pub(super) starts_refused: u64,
     /// What looks after files with pinned probes when no exporter does.
     pub(super) guard: Option<Guard>,
+    /// Takes breakpoints out of the memory of who reads traced files.
+    pub(super) readers: Option<ReadersHandle>,
     /// The fingerprint of how series are laid out.
     pub(super) layout: String,
     /// When that was, and what tells whether there is something new.
@@ -78,6 +81,7 @@ impl Worker {
                  the id 0"
             );
         }
+        let readers = ReadersHandle::start(namespace, status.clone());
         let kernel = Kernel::load_pinned(&plan, layout, attach, namespace, beginning.pinning.as_ref())?;
         let guard = kernel.pins().and_then(|pins| {
             let started = Guard::start(pins);
@@ -135,6 +139,7 @@ impl Worker {
             fresh: Vec::new(),
             starts_refused: 0,
             guard,
+            readers,
             layout: layout.fingerprint(),
             last_kept: Instant::now(),
             signature: Signature::new(),

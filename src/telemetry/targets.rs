@@ -3,7 +3,7 @@
 use super::Telemetry;
 use crate::exposition::Families;
 use crate::kernel::prices;
-use crate::targets::Reattached;
+use crate::targets::{Foreign, Reattached};
 
 impl Telemetry {
     pub(super) fn targets(&self, to: &mut Families) {
@@ -16,6 +16,16 @@ impl Telemetry {
         for (name, reattached) in names().zip(&counts.reattached) {
             for (reason, word) in Reattached::ALL {
                 rows.number(&[("target", name), ("reason", word)], reattached[reason as usize]);
+            }
+        }
+        let rows = to.counter(
+            "fibre_exporter_foreign_mappings_total",
+            "Mappings of a traced file by processes that do not run it but read it (as what copies it may) or \
+             translate its code (Valgrind, QEMU's user mode); the breakpoints in them were taken out.",
+        );
+        for (name, foreign) in names().zip(&counts.foreign) {
+            for (kind, word) in Foreign::ALL {
+                rows.number(&[("target", name), ("kind", word)], foreign[kind as usize]);
             }
         }
         let rows = to.counter(

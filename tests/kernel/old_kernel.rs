@@ -107,6 +107,7 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     let output = Output::of(kernel, &commands, &[&demo, &forms]);
     let log = output.part("log");
     assert_eq!(output.part("status"), "0", "{log}");
+    assert!(!log.contains("may find breakpoints in it"), "{log}");
     let loads = output.part("loads");
     assert!(!loads.contains("does not tell what processes map"), "{loads}");
     let totals = Totals(serde_json::from_str(output.part("totals")).expect("totals in JSON"));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
@@ -221,6 +222,10 @@ impl AttachedFile {
                     self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
+                    let mut byte = [0];
+                    if file.read_exact_at(&mut byte, site.offset).is_ok() {
+                        self.originals.insert(site.offset, byte[0]);
+                    }
                     self.sites.push((at, site));
                 }
             }

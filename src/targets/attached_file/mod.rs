@@ -35,6 +35,8 @@ pub struct AttachedFile {
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    /// What is in the file where a breakpoint is, by offsets.
+    pub(super) originals: BTreeMap<u64, u8>,
     /// Whether it was looked at what processes that ran it already have made of its code.
     pub is_code_checked: bool,
     /// Places in the file's code that no process ever runs.
@@ -83,6 +85,7 @@ impl AttachedFile {
             sites: Vec::new(),
             shelved: Vec::new(),
             shared_semaphores: Vec::new(),
+            originals: BTreeMap::new(),
             is_code_checked: false,
             idle: Vec::new(),
             unread: false,

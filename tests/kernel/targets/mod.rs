@@ -10,6 +10,7 @@ mod meant;
 mod moved_code;
 mod namespaces;
 mod process_labels;
+mod readers;
 mod selectors;
 mod semaphores;
 mod support;

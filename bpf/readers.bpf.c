@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Who reads traced files as memory instead of running them. The kernel sets its breakpoints in every private mapping that could be
+ * made executable, also where a program only maps the file to copy it (llvm-strip, git) or to translate its code
+ * (Valgrind, QEMU's user mode): told to src/targets/readers, which takes them out of the reader's memory.
+ *
+ * Where the kernel can run a program before a system call returns (Linux 6.18), the reader waits there until that is done, at most
+ * for a moment.
+ */
+#include "kernel.bpf.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "ids.bpf.h"
+#include "mmap.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum reader_limit {
+	TURNSTILES = 64, /* readers that wait at a time */
+	EXE_NAME = 32,
+};
+
+enum reader_event_kind {
+	READER_MAPS, /* a traced file, privately and only to be read */
+	READER_TRANSLATES, /* runs a program that translates others */
+	READER_TRANSLATES_MORE, /* and has mapped something, which may be of a traced file */
+};
+
+struct reader_event {
+	__u32 kind; /* enum reader_event_kind */
+	__u32 pid;
+	__u64 inode; /* READER_MAPS: address of the kernel's inode */
+	__u64 address; /* READER_MAPS: where */
+	__u64 ticket; /* what it waits for; 0 if it does not */
+	__u64 time; /* of CLOCK_MONOTONIC */
+	__u8 comm[16];
+};
+
+struct readers_abi {
+	struct reader_event reader_event;
+	enum reader_limit reader_limit;
+	enum reader_event_kind reader_event_kind;
+};
+const volatile struct readers_abi readers_abi = {};
+
+/* The exporter, which looks at its breakpoints itself. */
+const volatile __u32 own_pid = 0;
+
+/* Nanoseconds that a reader waits at most; 0 where the kernel cannot make it wait. */
+const volatile __u64 longest_wait = 0;
+
+/* The ticket that was answered last at each turnstile. */
+volatile __u64 answered[TURNSTILES] = {};
+
+__u64 tickets = 0;
+
+/* By the address of the kernel's inode, which the probes hold. */
+HASH(traced, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, __u32, 8192);
+
+/* Names of executables that translate code. */
+HASH(translators, BPF_MAP_TYPE_HASH, 0, char[EXE_NAME], __u32, 64);
+
+/* Processes that run one. */
+HASH(translating, BPF_MAP_TYPE_LRU_HASH, 0, __u32, __u32, 4096);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} ring SEC(".maps");
+
+/* From the kernel; without it, nobody waits. */
+struct bpf_task_work {
+	__u64 __opaque;
+} __attribute__((aligned(8)));
+
+struct turnstile {
+	struct bpf_task_work work;
+	__u64 ticket;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TURNSTILES);
+	__type(key, __u32);
+	__type(value, struct turnstile);
+} turnstiles SEC(".maps");
+
+struct bpf_map {
+	__u32 id;
+} __attribute__((preserve_access_index));
+
+typedef int (*work_callback)(struct bpf_map *map, void *key, void *value);
+extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map__map,
+					      work_callback callback, void *aux__prog) __ksym __weak;
+
+struct waiting {
+	__u64 ticket;
+	__u64 until;
+};
+
+static long wait_on(__u64 turn, struct waiting *waiting)
+{
+	char byte;
+
+	if (answered[waiting->ticket % TURNSTILES] >= waiting->ticket || bpf_ktime_get_ns() > waiting->until)
+		return 1;
+	/* It lets others run on this CPU, whatever it reads. */
+	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)waiting->ticket, bpf_get_current_task_btf(), 0);
+	return 0;
+}
+
+/* Before the system call returns. */
+static int wait_for_answer(struct bpf_map *map, void *key, struct turnstile *value)
+{
+	struct waiting waiting = { .ticket = value->ticket, .until = bpf_ktime_get_ns() + longest_wait };
+
+	bpf_loop(1 << 23, wait_on, &waiting, 0);
+	return 0;
+}
+
+/* The number that the current task waits for before its system call returns, or 0. */
+static __always_inline __u64 make_wait(void)
+{
+	struct turnstile *turnstile;
+	__u64 ticket;
+	__u32 at;
+
+	if (!longest_wait || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
+		return 0;
+	ticket = __sync_fetch_and_add(&tickets, 1) + 1;
+	at = ticket % TURNSTILES;
+	turnstile = bpf_map_lookup_elem(&turnstiles, &at);
+	if (!turnstile)
+		return 0;
+	turnstile->ticket = ticket;
+	if (bpf_task_work_schedule_resume_impl(bpf_get_current_task_btf(), &turnstile->work, &turnstiles,
+					       (work_callback)wait_for_answer, NULL))
+		return 0;
+	return ticket;
+}
+
+static __always_inline void send(struct reader_event *event)
+{
+	event->time = bpf_ktime_get_ns();
+	bpf_get_current_comm(event->comm, sizeof(event->comm));
+	bpf_ringbuf_output(&ring, event, sizeof(*event), BPF_RB_FORCE_WAKEUP);
+}
+
+/* The inode of the file that mmap(2) is asked to map, if it is traced and not mapped shared. */
+static __always_inline __u64 traced_inode(struct task_struct *task, struct pt_regs *regs)
+{
+	struct file *file = regs->r10 & (MAP_ANONYMOUS | MAP_SHARED) ? NULL : file_at(task, regs->r8);
+	__u64 inode = file ? (__u64)BPF_CORE_READ(file, f_inode) : 0;
+
+	return inode && bpf_map_lookup_elem(&traced, &inode) ? inode : 0;
+}
+
+/*
+ * A place for a new mapping was found. Loaders reserve that of all segments by mapping the first, which is not executable, and then
+ * map the code into it.
+ */
+SEC("raw_tp/vm_unmapped_area")
+int reads(__u64 *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
+	struct reader_event event = { .kind = READER_MAPS, .address = ctx[0] };
+
+	if (regs->orig_ax != NR_mmap || regs->r10 & MAP_DENYWRITE || regs->dx & (PROT_WRITE | PROT_EXEC))
+		return 0;
+	event.inode = traced_inode(task, regs);
+	if (!event.inode)
+		return 0;
+	event.pid = process_id(task);
+	if (!event.pid || event.pid == own_pid || bpf_map_lookup_elem(&translating, &event.pid))
+		return 0;
+	event.ticket = make_wait();
+	send(&event);
+	return 0;
+}
+
+/* Attached while a program runs that translates code: most of its mappings are at places of its own choice. */
+SEC("raw_tp/sys_exit")
+int translates(__u64 *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
+	struct reader_event event = { .kind = READER_TRANSLATES_MORE };
+	__u64 call = regs->orig_ax;
+
+	if (call != NR_mmap && call != NR_mprotect && call != NR_mremap)
+		return 0;
+	event.pid = process_id(task);
+	if (!event.pid || !bpf_map_lookup_elem(&translating, &event.pid))
+		return 0;
+	/* The kernel sets the breakpoints of a mapping again that is joined or cut. */
+	if (call == NR_mmap && !traced_inode(task, regs))
+		return 0;
+	event.ticket = make_wait();
+	send(&event);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exec")
+int executed(__u64 *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct reader_event event = { .kind = READER_TRANSLATES, .pid = process_id(task) };
+	struct dentry *dentry = BPF_CORE_READ(task, mm, exe_file, f_path.dentry);
+	char name[EXE_NAME] = {};
+	__u32 is_one = 1;
+
+	if (bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(dentry, d_name.name)) > 0 &&
+	    bpf_map_lookup_elem(&translators, name)) {
+		bpf_map_update_elem(&translating, &event.pid, &is_one, BPF_ANY);
+		event.ticket = make_wait();
+		send(&event);
+	} else {
+		bpf_map_delete_elem(&translating, &event.pid);
+	}
+	return 0;
+}
+
+SEC("raw_tp/sched_process_fork")
+int forked(__u64 *ctx)
+{
+	struct task_struct *parent = (void *)ctx[0], *child = (void *)ctx[1];
+	struct reader_event event = { .kind = READER_TRANSLATES };
+	__u32 of_parent = process_id(parent), is_one = 1;
+
+	if (!bpf_map_lookup_elem(&translating, &of_parent))
+		return 0;
+	event.pid = process_id(child);
+	if (event.pid == of_parent)
+		return 0;
+	bpf_map_update_elem(&translating, &event.pid, &is_one, BPF_ANY);
+	send(&event);
+	return 0;
+}

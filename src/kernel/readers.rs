@@ -1,0 +1,194 @@
+//! Who reads traced files as memory, as the kernel tells it: see `bpf/readers.bpf.c`.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramImpl, RingBuffer, RingBufferBuilder};
+
+use super::error::{KernelError, loading};
+use super::files::PidNamespace;
+use super::storage::{Storage, new_storage};
+use crate::abi::readers::generated::{ReadersSkel, ReadersSkelBuilder};
+use crate::abi::readers::{reader_event, reader_event_kind, reader_limit};
+
+/// How long a reader waits at most. Only an exporter that is stopped lets it wait so long.
+pub const LONGEST_WAIT: Duration = Duration::from_millis(250);
+
+/// What a process does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReaderEvent {
+    pub pid: u32,
+    pub comm: String,
+    pub change: ReaderChange,
+    /// It waits until this is answered, unless it is 0.
+    pub ticket: u64,
+    /// Of `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time: u64,
+}
+
+/// See [`ReaderEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReaderChange {
+    /// It maps the traced file with this inode at this address, only to read it.
+    Maps { inode: u64, address: u64 },
+    /// It runs a program that translates the code of others.
+    Translates,
+    /// Such a program has mapped something, which may be of a traced file.
+    TranslatesMore,
+}
+
+self_cell::self_cell!(
+    struct Loaded {
+        owner: Storage,
+        #[covariant]
+        dependent: ReadersSkel,
+    }
+);
+
+/// The attached programs.
+pub struct Readers {
+    loaded: Loaded,
+    ring: RingBuffer<'static>,
+    taken: Rc<RefCell<Vec<ReaderEvent>>>,
+    map: MapHandle,
+    files: BTreeSet<u64>,
+    of_translators: Option<Link>,
+    _links: Vec<Link>,
+}
+
+impl fmt::Debug for Readers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readers").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Readers {
+    /// Loads and attaches the programs. `translators` are names of executables.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn start<'a>(
+        translators: impl IntoIterator<Item = &'a str>,
+        namespace: PidNamespace,
+    ) -> Result<Self, KernelError> {
+        crate::logging::log_libbpf();
+        let load = |wait| Loaded::try_new(new_storage(), |storage| load(storage, namespace, wait));
+        // Before Linux 6.18 nobody can be made to wait.
+        let loaded = load(LONGEST_WAIT).or_else(|_| load(Duration::ZERO)).map_err(loading)?;
+        let skel = loaded.borrow_dependent();
+        for name in translators {
+            let mut key = [0; reader_limit::EXE_NAME.0 as usize];
+            key[..name.len()].copy_from_slice(name.as_bytes());
+            skel.maps.translators.update(&key, &1u32.to_ne_bytes(), MapFlags::ANY).map_err(loading)?;
+        }
+        let programs = &skel.progs;
+        let links = [&programs.reads, &programs.executed, &programs.forked].map(ProgramImpl::attach);
+        let links = links.into_iter().collect::<Result<Vec<_>, _>>().map_err(loading)?;
+        let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
+        let taken = Rc::new(RefCell::new(Vec::new()));
+        let sink = taken.clone();
+        let mut builder = RingBufferBuilder::new();
+        let add = builder.add(&map, move |record| {
+            sink.borrow_mut().extend(event(record));
+            0
+        });
+        add.map_err(loading)?;
+        let ring = builder.build().map_err(loading)?;
+        Ok(Self { loaded, ring, taken, map, files: BTreeSet::new(), of_translators: None, _links: links })
+    }
+
+    /// Whether it is told what translators map: all system calls of all processes take a little longer meanwhile.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn follow_translators(&mut self, follow: bool) -> Result<(), KernelError> {
+        if follow != self.of_translators.is_some() {
+            let attach = || self.loaded.borrow_dependent().progs.translates.attach().map_err(loading);
+            self.of_translators = follow.then(attach).transpose()?;
+        }
+        Ok(())
+    }
+
+    /// The process runs a translator already.
+    pub fn add_translator(&self, pid: u32) {
+        let translating = &self.loaded.borrow_dependent().maps.translating;
+        if let Err(err) = translating.update(&pid.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY) {
+            log::debug!("failed to note a translator: {err}");
+        }
+    }
+
+    /// What has happened since.
+    pub fn take(&mut self) -> Vec<ReaderEvent> {
+        // It only fails if a callback does.
+        let _ = self.ring.consume();
+        self.taken.take()
+    }
+
+    /// Who waits with this ticket goes on.
+    pub fn answer(&mut self, ticket: u64) {
+        self.loaded.with_dependent_mut(|_, skel| {
+            let bss = skel.maps.bss_data.as_deref_mut();
+            let turnstiles = bss.map(|bss| &mut bss.answered);
+            if let Some(answered) = turnstiles.and_then(|all| {
+                let at = ticket % u64::from(reader_limit::TURNSTILES.0);
+                all.get_mut(at as usize)
+            }) {
+                *answered = ticket.max(*answered);
+            }
+        });
+    }
+
+    /// These files, by the addresses of their inodes, are traced now, and no others.
+    pub fn set_files(&mut self, files: BTreeSet<u64>) {
+        let traced = &self.loaded.borrow_dependent().maps.traced;
+        for file in files.difference(&self.files) {
+            if let Err(err) = traced.update(&file.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY) {
+                log::warn!("who copies a traced file through memory may copy breakpoints: {err:#}");
+            }
+        }
+        self.files.difference(&files).for_each(|file| drop(traced.delete(&file.to_ne_bytes())));
+        self.files = files;
+    }
+}
+
+impl AsFd for Readers {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+fn load(storage: &Storage, namespace: PidNamespace, wait: Duration) -> libbpf_rs::Result<ReadersSkel<'_>> {
+    let mut open = ReadersSkelBuilder::default().open(storage.borrow_mut())?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
+        rodata.own_pid = std::process::id();
+        rodata.longest_wait = wait.as_nanos() as u64;
+    }
+    open.load()
+}
+
+/// One record of the ring buffer; `None` if it is no event.
+fn event(record: &[u8]) -> Option<ReaderEvent> {
+    let word = |at: usize| record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+    let long = |at: usize| record.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    let change = match reader_event_kind(word(offset_of!(reader_event, kind))?) {
+        reader_event_kind::READER_MAPS => ReaderChange::Maps {
+            inode: long(offset_of!(reader_event, inode))?,
+            address: long(offset_of!(reader_event, address))?,
+        },
+        reader_event_kind::READER_TRANSLATES => ReaderChange::Translates,
+        reader_event_kind::READER_TRANSLATES_MORE => ReaderChange::TranslatesMore,
+        _ => return None,
+    };
+    let comm = record.get(offset_of!(reader_event, comm)..)?.get(..16)?;
+    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    let comm = String::from_utf8_lossy(&comm[..end]).into_owned();
+    let (ticket, time) = (long(offset_of!(reader_event, ticket))?, long(offset_of!(reader_event, time))?);
+    Some(ReaderEvent { pid: word(offset_of!(reader_event, pid))?, comm, change, ticket, time })
+}

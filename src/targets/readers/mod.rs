@@ -1,0 +1,329 @@
+//! Keeps breakpoints from those who read traced files as memory instead of running them.
+//!
+//! The kernel sets breakpoints in every private mapping that could be made executable. A program that copies a file through
+//! such a mapping (llvm-strip, llvm-objcopy, git) copies them too, and the copy dies when it is run; one that translates
+//! code (Valgrind, QEMU's user mode, DynamoRIO) ends what it runs. So a thread of its own puts the file's own bytes over them: the
+//! kernel takes no harm from a breakpoint that is gone.
+
+mod restore;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use self::restore::{Part, Restored, executable_name, is_there, restore};
+use super::file::Identity;
+use super::status::{Foreign, Status};
+use super::worker::Worker;
+use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
+
+/// Executables that translate the code of others, and which of their mappings they do that with: Valgrind's tools, QEMU's user
+/// mode, which maps what it translates not executable, and DynamoRIO.
+const TRANSLATORS: &[(&str, Part)] = &[
+    ("memcheck-amd64-linux", Part::All),
+    ("cachegrind-amd64-linux", Part::All),
+    ("callgrind-amd64-linux", Part::All),
+    ("helgrind-amd64-linux", Part::All),
+    ("drd-amd64-linux", Part::All),
+    ("massif-amd64-linux", Part::All),
+    ("dhat-amd64-linux", Part::All),
+    ("exp-bbv-amd64-linux", Part::All),
+    ("lackey-amd64-linux", Part::All),
+    ("none-amd64-linux", Part::All),
+    ("libdynamorio.so", Part::All),
+    ("qemu-x86_64", Part::OnlyRead),
+    ("qemu-x86_64-static", Part::OnlyRead),
+];
+
+/// How often is looked at whether a translator has ended.
+const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// What of a file is hidden by breakpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct TracedFile {
+    /// Targets, by number, with their names.
+    targets: BTreeMap<usize, String>,
+    display: String,
+    /// By offsets in the file.
+    originals: BTreeMap<u64, u8>,
+}
+
+type TracedFiles = HashMap<Identity, TracedFile>;
+
+/// The thread's owner. Dropping it ends the thread.
+#[derive(Debug)]
+pub(super) struct ReadersHandle {
+    files: Arc<Mutex<Option<TracedFiles>>>,
+    wake: UnixStream,
+    /// The other end is gone as soon as the programs are loaded.
+    ready: Receiver<()>,
+    told: super::record::Signature,
+}
+
+fn lock(files: &Mutex<Option<TracedFiles>>) -> MutexGuard<'_, Option<TracedFiles>> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ReadersHandle {
+    /// None, with the reason in the log, where the kernel does not tell.
+    pub fn start(namespace: PidNamespace, status: Arc<Status>) -> Option<Self> {
+        let started = UnixStream::pair().and_then(|(wake, woken)| {
+            let files = Arc::new(Mutex::new(None));
+            let shared = files.clone();
+            let (loaded, ready) = sync_channel::<()>(1);
+            std::thread::Builder::new().name("readers".to_string()).spawn(move || {
+                let names = TRANSLATORS.iter().map(|(name, _)| *name);
+                match Readers::start(names, namespace).and_then(|readers| Ok((readers, Files::load()?))) {
+                    Ok((readers, kernel)) => {
+                        drop(loaded);
+                        be_prompt();
+                        let (files, translators, told) = (TracedFiles::new(), BTreeMap::new(), BTreeSet::new());
+                        Thread { readers, kernel, status, shared, woken, files, translators, told }.run();
+                    }
+                    Err(err) => log::warn!(
+                        "Programs that copy or translate a traced file may find breakpoints in it (cp and strip do not): \
+                         {err:#}"
+                    ),
+                }
+            })?;
+            wake.set_nonblocking(true)?;
+            Ok(Self { files, wake, ready, told: Vec::new() })
+        });
+        started.inspect_err(|err| log::warn!("who reads traced files is not told: {err}")).ok()
+    }
+
+    fn set_files(&self, files: TracedFiles) {
+        let _ = self.ready.recv();
+        *lock(&self.files) = Some(files);
+        // A full socket wakes it as well.
+        let _ = io::Write::write(&mut &self.wake, &[0]);
+    }
+}
+
+impl Worker {
+    /// Tells the thread which files are traced, if that may be others than before.
+    pub(super) fn tell_readers(&mut self) {
+        let signature = self.signature();
+        let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != signature) else { return };
+        readers.told = signature;
+        let mut all = TracedFiles::new();
+        for (target, state) in self.targets.iter_mut().enumerate() {
+            for file in state.files_mut().filter(|file| file.is_attached() && file.identity.address != 0) {
+                let traced = all.entry(file.identity).or_default();
+                traced.targets.insert(target, self.plan.targets[target].name.clone());
+                traced.display.clone_from(&file.display);
+                traced.originals.extend(&file.originals);
+            }
+        }
+        readers.set_files(all);
+    }
+}
+
+struct Thread {
+    readers: Readers,
+    kernel: Files,
+    status: Arc<Status>,
+    shared: Arc<Mutex<Option<TracedFiles>>>,
+    woken: UnixStream,
+    files: TracedFiles,
+    /// Processes that translate code, and files of which they do.
+    translators: BTreeMap<u32, HashSet<Identity>>,
+    /// What was logged: the reader's name, and the inode.
+    told: BTreeSet<(String, u64)>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        self.find_translators();
+        while self.wait() {
+            let new_files = lock(&self.shared).take();
+            if let Some(files) = new_files {
+                self.take_files(files);
+            }
+            for event in self.readers.take() {
+                self.follow(&event);
+            }
+            self.forget_translators();
+        }
+    }
+
+    /// Until something happens, or it is time. Whether to go on.
+    fn wait(&self) -> bool {
+        let pause = (!self.translators.is_empty()).then_some(LOOK);
+        let mut fds = [PollFd::new(&self.readers, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        let _ = poll(&mut fds, pause.as_ref());
+        let is_woken = !fds[1].revents().is_empty();
+        !is_woken || io::Read::read(&mut &self.woken, &mut [0; 64]).is_ok_and(|read| read > 0)
+    }
+
+    /// Those that run already.
+    fn find_translators(&mut self) {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.for_each(|pid| self.note_translator(pid));
+    }
+
+    fn note_translator(&mut self, pid: u32) {
+        if part_of(pid).is_none() {
+            return;
+        }
+        // It may run another program than before.
+        self.translators.insert(pid, HashSet::new());
+        self.readers.add_translator(pid);
+        if let Err(err) = self.readers.follow_translators(true) {
+            log::warn!("process {pid} translates code, and may be ended by a breakpoint in it: {err:#}");
+        }
+        self.look_at_translator(pid);
+    }
+
+    fn forget_translators(&mut self) {
+        self.translators.retain(|pid, _| part_of(*pid).is_some());
+        if self.translators.is_empty() {
+            // It cannot fail.
+            let _ = self.readers.follow_translators(false);
+        }
+    }
+
+    /// Other files are traced now, or other places in them. The kernel sets breakpoints anew in all mappings of a file that it is
+    /// asked to set some in.
+    fn take_files(&mut self, files: TracedFiles) {
+        self.readers.set_files(files.keys().map(|identity| identity.address).collect());
+        let before = std::mem::replace(&mut self.files, files);
+        let changed = self.files.iter().filter(|(identity, file)| before.get(identity) != Some(file));
+        let changed: Vec<Identity> = changed.map(|(identity, _)| *identity).collect();
+        for identity in changed {
+            let all = self.kernel.mapping(identity).unwrap_or_default();
+            for pid in all.into_iter().filter(|pid| *pid != std::process::id()) {
+                if !self.translators.contains_key(&pid) {
+                    self.restore_read(pid, None, identity);
+                }
+            }
+        }
+        let translators: Vec<u32> = self.translators.keys().copied().collect();
+        translators.into_iter().for_each(|pid| self.look_at_translator(pid));
+    }
+
+    fn follow(&mut self, event: &ReaderEvent) {
+        let ReaderEvent { pid, comm, change, ticket, time } = event;
+        let late = || Duration::from_nanos(monotonic().saturating_sub(*time));
+        match *change {
+            ReaderChange::Translates => self.note_translator(*pid),
+            ReaderChange::TranslatesMore => self.look_at_translator(*pid),
+            ReaderChange::Maps { inode, address } => {
+                let identity = self.files.keys().find(|identity| identity.address == inode).copied();
+                if let Some(identity) = identity {
+                    let restored = self.restore_read(*pid, Some(address), identity);
+                    let late = Some(late()).filter(|late| *ticket == 0 || *late >= LONGEST_WAIT);
+                    self.count(identity, Foreign::Read);
+                    self.tell_of_reader(*pid, comm, identity, restored, late);
+                }
+            }
+        }
+        self.readers.answer(*ticket);
+    }
+
+    /// Takes the breakpoints out of mappings that are not executable: of that at an address, which may be on the way, or of all.
+    fn restore_read(&mut self, pid: u32, at: Option<u64>, identity: Identity) -> Restored {
+        let Some(file) = self.files.get(&identity) else { return Restored::default() };
+        let began = Instant::now();
+        loop {
+            let restored = restore(&mut self.kernel, pid, identity, &file.originals, Part::OnlyRead);
+            let is_on_its_way =
+                at.is_some_and(|at| !restored.starts.contains(&at)) && restored.failure.is_none();
+            // A mapping can also have become a part of one before it.
+            if !is_on_its_way || began.elapsed() > LONGEST_WAIT / 10 {
+                return restored;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn tell_of_reader(
+        &mut self,
+        pid: u32,
+        comm: &str,
+        identity: Identity,
+        restored: Restored,
+        late: Option<Duration>,
+    ) {
+        let Some(file) = self.files.get(&identity) else { return };
+        let (display, names) = (&file.display, names(file));
+        let failure = restored.failure.filter(|_| is_there(pid));
+        if !self.told.insert((comm.to_string(), identity.address)) {
+            return;
+        }
+        let what = format!("Target {names}: process {pid} ({comm}) has mapped {display} to read it");
+        match (failure, late) {
+            (Some(err), _) => log::warn!(
+                "{what}, and finds breakpoints in it, which could not be taken out ({err}): a copy that it makes cannot be \
+                 run; let it read a copy made by cp(1)"
+            ),
+            (None, Some(late)) => log::warn!(
+                "{what}; the breakpoints in that were taken out after {} us, so it may have read some: a copy that it has \
+                 made may not run; let it read a copy made by cp(1)",
+                late.as_micros()
+            ),
+            (None, None) => {
+                log::info!("{what}; the breakpoints in that were taken out before it could read them");
+            }
+        }
+    }
+
+    fn look_at_translator(&mut self, pid: u32) {
+        let Some(part) = part_of(pid) else { return };
+        let mapped = self.kernel.mapped_by(pid).unwrap_or_default();
+        let mapped: HashSet<Identity> = mapped.into_iter().map(|(_, identity)| identity).collect();
+        for identity in
+            mapped.into_iter().filter(|identity| self.files.contains_key(identity)).collect::<Vec<_>>()
+        {
+            let file = &self.files[&identity];
+            let restored = restore(&mut self.kernel, pid, identity, &file.originals, part);
+            if let Some(err) = restored.failure.filter(|_| part_of(pid).is_some()) {
+                log::warn!(
+                    "Target {}: process {pid} translates {}, and will be ended by a breakpoint in it: they could not be taken \
+                     out ({err})",
+                    names(file),
+                    file.display
+                );
+            }
+            let known = self.translators.entry(pid).or_default();
+            if restored.bytes > 0 && known.insert(identity) {
+                log::info!(
+                    "Target {}: process {pid} translates the code of {} and is not traced: {} breakpoints were taken out of \
+                     its memory",
+                    names(file),
+                    file.display,
+                    restored.bytes
+                );
+                self.count(identity, Foreign::Translated);
+            }
+        }
+    }
+
+    fn count(&self, identity: Identity, kind: Foreign) {
+        let targets = self.files.get(&identity).into_iter().flat_map(|file| file.targets.keys());
+        targets.for_each(|target| self.status.add_foreign(*target, kind));
+    }
+}
+
+/// What the process translates, if it runs a program that does.
+fn part_of(pid: u32) -> Option<Part> {
+    let name = executable_name(pid)?;
+    TRANSLATORS.iter().find(|(known, _)| *known == name).map(|(_, part)| *part)
+}
+
+fn names(file: &TracedFile) -> String {
+    file.targets.values().cloned().collect::<Vec<_>>().join(", ")
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

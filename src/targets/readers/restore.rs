@@ -1,0 +1,84 @@
+//! The file's own bytes over breakpoints in a process's memory.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::super::file::Identity;
+use crate::kernel::Files;
+use crate::procfs::{Mapping, text};
+
+/// The x86 breakpoint.
+const BREAKPOINT: u8 = 0xcc;
+
+/// Which mappings of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    All,
+    /// Those that are not executable.
+    OnlyRead,
+}
+
+/// What was found in a process.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Where mappings of the file begin.
+    pub starts: HashSet<u64>,
+    pub bytes: usize,
+    /// Why not all could be written.
+    pub failure: Option<io::Error>,
+}
+
+/// Writes the bytes of a file, by their offsets, over breakpoints in the process's mappings of it.
+pub(super) fn restore(
+    kernel: &mut Files,
+    pid: u32,
+    identity: Identity,
+    originals: &BTreeMap<u64, u8>,
+    part: Part,
+) -> Restored {
+    let mut restored = Restored::default();
+    let mut all = || -> io::Result<()> {
+        // First of all: it stays that of the program that runs now, so that nothing is written into what it executes next.
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        let mapped = kernel.mapped_by(pid)?;
+        let starts = mapped.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start);
+        restored.starts = starts.collect();
+        if restored.starts.is_empty() {
+            return Ok(());
+        }
+        let maps = text(format!("/proc/{pid}/maps"))?;
+        let maps = maps.lines().filter_map(Mapping::parse).filter(|map| restored.starts.contains(&map.start));
+        for map in maps.filter(|map| part == Part::All || !map.is_executable()) {
+            let offsets = originals.range(map.offset..map.offset.saturating_add(map.end - map.start));
+            for (offset, byte) in offsets {
+                restored.bytes += usize::from(write_over(&memory, map.start + (offset - map.offset), *byte)?);
+            }
+        }
+        Ok(())
+    };
+    restored.failure = all().err();
+    restored
+}
+
+/// Whether there was a breakpoint.
+fn write_over(memory: &File, at: u64, byte: u8) -> io::Result<bool> {
+    let mut now = [0];
+    memory.read_exact_at(&mut now, at)?;
+    if now[0] != BREAKPOINT || byte == BREAKPOINT {
+        return Ok(false);
+    }
+    memory.write_all_at(&[byte], at)?;
+    Ok(true)
+}
+
+pub(super) fn is_there(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+}
+
+/// What the executable is called that the process runs.
+pub(super) fn executable_name(pid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.file_name()?.to_str()?.to_string())
+}

@@ -1,0 +1,97 @@
+//! Those who read a traced file as memory, to copy it or to translate its code, find none of the kernel's breakpoints there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::support::*;
+use crate::support::exporter::{Exporter, Place, Setup};
+use crate::support::program::run as output_of;
+use crate::support::tracer::eventually;
+
+/// Copies a file that it has mapped, for each line that it reads.
+const COPIES: &str = "import mmap, sys
+file = open(sys.argv[1], 'rb')
+kept = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+for line in sys.stdin:
+    mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) if line == 'anew\\n' else kept
+    with open(sys.argv[2], 'wb') as copy:
+        copy.write(mapped)
+    print('done', flush=True)
+";
+
+fn copies(from: &Path, to: &Path) -> Program {
+    Program::of(Command::new("python3").args(["-c", COPIES]).args([from, to]))
+}
+
+/// Whether the kernel can make a reader wait until the breakpoints are gone: Linux 6.18.
+fn can_make_wait() -> bool {
+    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    let name = b"bpf_task_work_schedule_resume_impl";
+    types.windows(name.len()).any(|window| window == name)
+}
+
+fn foreign(exporter: &Exporter, kind: &str) -> f64 {
+    exporter.scrape().value("fibre_exporter_foreign_mappings_total", &[("target", "p"), ("kind", kind)])
+}
+
+#[test]
+fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
+    let place = Place::new();
+    let [path, plain, copy] = ["copied", "plain", "copy"].map(|name| place.path(name));
+    // Git maps what has more than 32 KiB.
+    build(&path, &["-O1", "-DPAD=1", "-static"]);
+    super::support::copy(&path, &plain);
+    let text = fs::read(&plain).unwrap();
+    let mut earlier = copies(&path, &copy);
+    earlier.say("kept");
+    let selector = format!("binary: {}", path.display());
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    eventually("no breakpoint in a mapping from before", || {
+        earlier.say("kept");
+        fs::read(&copy).unwrap() == text
+    });
+    let mut later = copies(&path, &copy);
+    for _ in 0..10 {
+        later.say("anew");
+        assert!(!can_make_wait() || fs::read(&copy).unwrap() == text);
+    }
+    // One for each time, and one at its start.
+    eventually("all to be counted", || foreign(&exporter, "read") >= 11.0);
+    exporter.wait_for_log(&format!("(python3) has mapped {} to read it", path.display()));
+    let hash = |path: &Path| output_of(Command::new("git").arg("hash-object").arg(path));
+    assert!(!can_make_wait() || hash(&path) == hash(&plain));
+    fire_at_once(&path, 7);
+    assert_eq!(exporter.scrape().value("p_total", &[]), 7.0);
+}
+
+#[test]
+fn a_program_runs_to_its_end_in_a_translator() {
+    let place = Place::new();
+    let path = place.path("translated");
+    build(&path, &["-O1", "-DPAD=1"]);
+    let selector = format!("binary: {}", path.display());
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    for command in
+        [&["valgrind", "-q"][..], &["valgrind", "-q", "--tool=none"], &["qemu-x86_64"], &["qemu-x86_64"]]
+    {
+        let (translator, options) = (command[0], &command[1..]);
+        run(translator, &[options, &[path.to_str().unwrap(), "5"]].concat());
+    }
+    fire_at_once(&path, 3);
+    eventually("all to be counted", || foreign(&exporter, "translated") >= 4.0);
+    assert_eq!(exporter.scrape().value("p_total", &[]), 3.0);
+    exporter.wait_for_log(&format!("translates the code of {}", path.display()));
+    // One that runs already when the probes are set.
+    drop(exporter);
+    let mut running = Program::of(Command::new("valgrind").arg("-q").arg(&path));
+    running.say("0");
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    eventually("it to be counted", || foreign(&exporter, "translated") >= 1.0);
+    running.fire(5);
+    drop(running);
+    assert_eq!(exporter.scrape().value("p_total", &[]), 0.0);
+}
