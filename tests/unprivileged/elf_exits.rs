@@ -208,6 +208,8 @@ fn what_is_called_in_a_stripped_file_is_no_block() {
 fn code_of_other_runtimes_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin raises\n test %edi, %edi\n jne 1f\nraises_r1: ret\n1: mov %r14, %rsp\n pop %r14\n ret\nend raises\n\
+                begin raises_by_state\n test %edi, %edi\n jne 1f\n ret\n1: mov 0x10(%r14), %rsp\n pop 0x10(%r14)\n pop %r11\n \
+                jmp *%r11\nend raises_by_state\n\
                 begin plain\n ret\nend plain\n.globl twice_info\n.type twice_info, @function\ntwice_info: jmp *(%rbp)\n\
                 .size twice_info, . - twice_info\n";
     for (runtime, raises, haskell) in [
@@ -220,7 +222,9 @@ fn code_of_other_runtimes_is_told() {
         let bytes = fs::read(&library).unwrap();
         let image = Image::parse(&bytes).unwrap();
         let code = Functions::of(&image);
-        for (name, expected) in [("raises", raises), ("twice_info", haskell), ("plain", Ok(1))] {
+        for (name, expected) in
+            [("raises", raises), ("raises_by_state", raises), ("twice_info", haskell), ("plain", Ok(1))]
+        {
             let found = code
                 .exits(symbols[name], function_sites(&image, name).unwrap()[0].size)
                 .map(|exits| exits.exits.len());

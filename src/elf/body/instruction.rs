@@ -43,15 +43,25 @@ pub(super) fn returns_to_caller(now: &Instruction, before: Option<&Instruction>)
         && !writes_top
 }
 
-/// Whether a `ret` is behind `mov %r14,%rsp; pop %r14`, by which OCaml's code goes to the handler of an exception.
+/// Whether the stack is that of an exception's handler, to which OCaml's code goes by what comes next: behind
+/// `mov %r14,%rsp; pop %r14`, since OCaml 4.10 `mov N(%r14),%rsp; pop N(%r14)`.
 pub(super) fn is_ocaml_raise(before: &[Instruction]) -> bool {
     let [.., switch, pop] = before else { return false };
-    let is_pop = pop.mnemonic() == Mnemonic::Pop && pop.op0_register() == Register::R14;
-    is_pop
-        && switch.mnemonic() == Mnemonic::Mov
-        && switch.op0_register() == Register::RSP
-        && switch.op1_kind() == OpKind::Register
-        && switch.op1_register() == Register::R14
+    let handler = |now: &Instruction, operand: u32| match now.op_kind(operand) {
+        OpKind::Register => (now.op_register(operand) == Register::R14).then_some(None),
+        OpKind::Memory => {
+            let is_field = now.memory_base() == Register::R14 && now.memory_index() == Register::None;
+            is_field.then(|| Some(now.memory_displacement64()))
+        }
+        _ => None,
+    };
+    let is_switch = switch.mnemonic() == Mnemonic::Mov
+        && switch.op0_kind() == OpKind::Register
+        && switch.op0_register() == Register::RSP;
+    is_switch
+        && pop.mnemonic() == Mnemonic::Pop
+        && handler(switch, 1).is_some()
+        && handler(switch, 1) == handler(pop, 0)
 }
 
 /// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in

@@ -42,7 +42,7 @@ pub(in crate::elf) struct Body {
     pub stack_switches: Vec<u64>,
     /// Instructions with a lock prefix: single-threaded programs jump over it, to the byte behind.
     locked: Vec<u64>,
-    /// `ret`s that may raise an exception as OCaml does: they go to its handler.
+    /// Of the `returns`, those that may raise an exception as OCaml does: they go to its handler.
     pub raises: Vec<u64>,
     /// Whether control can run over its end into what follows.
     pub falls_through: bool,
@@ -192,10 +192,11 @@ impl Body {
         self.indirect.push(IndirectJump { at: jump.at, target: Form::Reg(register), table: None });
     }
 
-    /// Takes out the `ret`s that raise an exception, with what they do to the stack.
+    /// Takes out the returns that raise an exception, with what they do to the stack.
     pub fn drop_raises(&mut self) {
         for ret in std::mem::take(&mut self.raises) {
             self.returns.retain(|at| *at != ret);
+            self.popped.retain(|popped| popped.start != ret);
             let switch = self.before(ret).and_then(|pop| self.before(pop));
             self.stack_switches.retain(|at| Some(*at) != switch);
         }
@@ -277,6 +278,9 @@ impl Body {
                 Some(pop) => {
                     self.returns.push(pop);
                     self.popped.push(pop..now.next_ip());
+                    if is_ocaml_raise(before.split_last().map_or(&[], |(_, before)| before)) {
+                        self.raises.push(pop);
+                    }
                 }
                 None => {
                     let target = target_of(now).ok_or("a jump cannot be followed")?;
