@@ -21,7 +21,7 @@ use crate::abi::files::generated::{FilesSkel, FilesSkelBuilder};
 use crate::abi::files::{mapped_file, process};
 
 /// Which file it is for the kernel, whatever it is called and through which mounts it is reached: probes are kept by this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Inode {
     pub device: u64,
     pub number: u64,

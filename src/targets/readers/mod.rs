@@ -83,8 +83,9 @@ impl ReadersHandle {
                     Ok((readers, kernel)) => {
                         drop(loaded);
                         be_prompt();
-                        let (files, translators, told) = (TracedFiles::new(), BTreeMap::new(), BTreeSet::new());
-                        Thread { readers, kernel, status, shared, woken, files, translators, told }.run();
+                        let (files, changed) = (TracedFiles::new(), BTreeSet::new());
+                        let (translators, told) = (BTreeMap::new(), BTreeSet::new());
+                        Thread { readers, kernel, status, shared, woken, files, changed, translators, told }.run();
                     }
                     Err(err) => log::warn!(
                         "Programs that copy or translate a traced file may find breakpoints in it (cp and strip do not): \
@@ -132,6 +133,8 @@ struct Thread {
     shared: Arc<Mutex<Option<TracedFiles>>>,
     woken: UnixStream,
     files: TracedFiles,
+    /// Files that are to be looked up who maps them.
+    changed: BTreeSet<Identity>,
     /// Processes that translate code, and files of which they do.
     translators: BTreeMap<u32, HashSet<Identity>>,
     /// What was logged: the reader's name, and the inode.
@@ -150,12 +153,17 @@ impl Thread {
                 self.follow(&event);
             }
             self.forget_translators();
+            self.look_at_changed();
         }
     }
 
     /// Until something happens, or it is time. Whether to go on.
     fn wait(&self) -> bool {
-        let pause = (!self.translators.is_empty()).then_some(LOOK);
+        let pause = match (self.changed.is_empty(), self.translators.is_empty()) {
+            (false, _) => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            (true, false) => Some(LOOK),
+            (true, true) => None,
+        };
         let mut fds = [PollFd::new(&self.readers, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
         let _ = poll(&mut fds, pause.as_ref());
         let is_woken = !fds[1].revents().is_empty();
@@ -197,16 +205,21 @@ impl Thread {
         let before = std::mem::replace(&mut self.files, files);
         let changed = self.files.iter().filter(|(identity, file)| before.get(identity) != Some(file));
         let changed: Vec<Identity> = changed.map(|(identity, _)| *identity).collect();
-        for identity in changed {
-            let all = self.kernel.mapping(identity).unwrap_or_default();
-            for pid in all.into_iter().filter(|pid| *pid != std::process::id()) {
-                if !self.translators.contains_key(&pid) {
-                    self.restore_read(pid, None, identity);
-                }
-            }
-        }
+        self.changed.extend(changed);
         let translators: Vec<u32> = self.translators.keys().copied().collect();
         translators.into_iter().for_each(|pid| self.look_at_translator(pid));
+    }
+
+    /// Looks for those who have mapped a file before its breakpoints were set. It takes a look at all processes, so it is one file
+    /// at a time, and who waits comes first.
+    fn look_at_changed(&mut self) {
+        let Some(identity) = self.changed.pop_first() else { return };
+        let all = self.kernel.mapping(identity).unwrap_or_default();
+        for pid in all.into_iter().filter(|pid| !is_exporter(*pid)) {
+            if !self.translators.contains_key(&pid) {
+                self.restore_read(pid, None, identity);
+            }
+        }
     }
 
     fn follow(&mut self, event: &ReaderEvent) {
@@ -217,7 +230,7 @@ impl Thread {
             ReaderChange::TranslatesMore => self.look_at_translator(*pid),
             ReaderChange::Maps { inode, address } => {
                 let identity = self.files.keys().find(|identity| identity.address == inode).copied();
-                if let Some(identity) = identity {
+                if let Some(identity) = identity.filter(|_| !is_exporter(*pid)) {
                     let restored = self.restore_read(*pid, Some(address), identity);
                     let late = Some(late()).filter(|late| *ticket == 0 || *late >= LONGEST_WAIT);
                     self.count(identity, Foreign::Read);
@@ -234,9 +247,9 @@ impl Thread {
         let began = Instant::now();
         loop {
             let restored = restore(&mut self.kernel, pid, identity, &file.originals, Part::OnlyRead);
-            let is_on_its_way =
-                at.is_some_and(|at| !restored.starts.contains(&at)) && restored.failure.is_none();
-            // A mapping can also have become a part of one before it.
+            let is_mapped = |at: u64| restored.mapped.iter().any(|range| range.contains(&at));
+            let is_on_its_way = at.is_some_and(|at| !is_mapped(at)) && restored.failure.is_none();
+            // It can also be gone again.
             if !is_on_its_way || began.elapsed() > LONGEST_WAIT / 10 {
                 return restored;
             }
@@ -312,10 +325,20 @@ impl Thread {
     }
 }
 
+/// Whether the process is one of this program, which looks at the breakpoints that it has set.
+fn is_exporter(pid: u32) -> bool {
+    pid == std::process::id() || executable_name(pid) == executable_name(std::process::id())
+}
+
 /// What the process translates, if it runs a program that does.
 fn part_of(pid: u32) -> Option<Part> {
     let name = executable_name(pid)?;
     TRANSLATORS.iter().find(|(known, _)| *known == name).map(|(_, part)| *part)
+}
+
+/// Whether the process runs a program that translates the code of others.
+pub(super) fn translates(pid: u32) -> bool {
+    part_of(pid).is_some()
 }
 
 fn names(file: &TracedFile) -> String {

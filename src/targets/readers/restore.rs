@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::super::file::Identity;
@@ -23,8 +24,8 @@ pub(super) enum Part {
 /// What was found in a process.
 #[derive(Debug, Default)]
 pub(super) struct Restored {
-    /// Where mappings of the file begin.
-    pub starts: HashSet<u64>,
+    /// The addresses at which the file is mapped.
+    pub mapped: Vec<Range<u64>>,
     pub bytes: usize,
     /// Why not all could be written.
     pub failure: Option<io::Error>,
@@ -44,13 +45,15 @@ pub(super) fn restore(
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
         let mapped = kernel.mapped_by(pid)?;
         let starts = mapped.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start);
-        restored.starts = starts.collect();
-        if restored.starts.is_empty() {
+        let starts: HashSet<u64> = starts.collect();
+        if starts.is_empty() {
             return Ok(());
         }
         let maps = text(format!("/proc/{pid}/maps"))?;
-        let maps = maps.lines().filter_map(Mapping::parse).filter(|map| restored.starts.contains(&map.start));
-        for map in maps.filter(|map| part == Part::All || !map.is_executable()) {
+        let maps = maps.lines().filter_map(Mapping::parse).filter(|map| starts.contains(&map.start));
+        let maps: Vec<_> = maps.collect();
+        restored.mapped = maps.iter().map(|map| map.start..map.end).collect();
+        for map in maps.iter().filter(|map| part == Part::All || !map.is_executable()) {
             let offsets = originals.range(map.offset..map.offset.saturating_add(map.end - map.start));
             for (offset, byte) in offsets {
                 restored.bytes += usize::from(write_over(&memory, map.start + (offset - map.offset), *byte)?);
