@@ -4,11 +4,14 @@
 //! copied while it is traced has breakpoints that the kernel does not know, and the program ends by `SIGTRAP` at the first.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::follow::ProcessChanges;
+use super::readers::translates;
 use super::worker::Worker;
 use crate::procfs::{Mapping, living_thread, text};
 
@@ -20,11 +23,19 @@ const WITHIN: Duration = Duration::from_secs(600);
 /// Processes of which it is looked up in a while whether they have replaced their code.
 const FRESH: usize = 256;
 
+/// The x86 breakpoint.
+const BREAKPOINT: u8 = 0xcc;
+
+/// So many traced places of a process are looked at, if there are more.
+const LOOKED_AT: usize = 256;
+
 /// What is known of a process's mappings of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Code {
     /// By offsets in the file.
     mapped: Vec<Range<u64>>,
+    /// The address of each.
+    starts: Vec<u64>,
 }
 
 impl Code {
@@ -32,7 +43,22 @@ impl Code {
     fn of(maps: &str, starts: &HashSet<u64>) -> Self {
         let maps = maps.lines().filter_map(Mapping::parse);
         let code = maps.filter(|map| map.is_executable() && starts.contains(&map.start));
-        Self { mapped: code.map(|map| map.offset..map.offset + (map.end - map.start)).collect() }
+        let code = code.map(|map| (map.offset..map.offset + (map.end - map.start), map.start));
+        let (mapped, starts) = code.unzip();
+        Self { mapped, starts }
+    }
+
+    /// How many of the sites are mapped and have no breakpoint there.
+    fn unarmed(&self, sites: &[u64], memory: &File) -> usize {
+        let is_unarmed = |site: u64| {
+            let range = self.mapped.iter().zip(&self.starts).find(|(range, _)| range.contains(&site));
+            let mut byte = [0];
+            range.is_some_and(|(range, start)| {
+                let read = memory.read_exact_at(&mut byte, start + (site - range.start));
+                read.is_ok() && byte[0] != BREAKPOINT
+            })
+        };
+        sites.iter().filter(|site| is_unarmed(**site)).count()
     }
 
     fn lacks(&self, sites: &[u64]) -> usize {
@@ -103,6 +129,9 @@ impl Worker {
         {
             return;
         }
+        // What translates code has no breakpoints, on purpose.
+        let memory = (!translates(pid)).then(|| File::open(format!("/proc/{}/mem", living_thread(pid))));
+        let memory = memory.and_then(Result::ok);
         for (state, planned) in self.targets.iter().zip(&self.plan.targets) {
             let Some(file) = state.current.iter().find(|of| of.identity == identity) else { continue };
             let offsets = file.offsets();
@@ -114,6 +143,18 @@ impl Worker {
                      traced ends it; turn that off in the program",
                     planned.name,
                     offsets.len(),
+                    file.display
+                );
+            }
+            let step = (offsets.len() / LOOKED_AT).max(1);
+            let looked_at: Vec<u64> = offsets.iter().copied().step_by(step).collect();
+            let gone = memory.as_ref().map_or(0, |memory| code.unarmed(&looked_at, memory));
+            if gone > 0 {
+                log::warn!(
+                    "Target {}: process {pid} has no breakpoint at {gone} of {} traced places of {}: it has written over its \
+                     code, as live patches and XRay do, or made it writable; no hits come from there",
+                    planned.name,
+                    looked_at.len(),
                     file.display
                 );
             }
@@ -132,6 +173,7 @@ mod tests {
                     /lib/other\n";
         let code = Code::of(maps, &HashSet::from([0x1000, 0x5000, 0x6000]));
         assert_eq!(code.mapped, [0x1000..0x3000, 0x5000..0x6000]);
+        assert_eq!(code.starts, [0x1000, 0x5000]);
         assert_eq!(code.lacks(&[0x1000, 0x2fff, 0x5010]), 0);
         assert_eq!(code.lacks(&[0x2fff, 0x3000, 0x4fff, 0x6000, 0x10]), 4);
         assert_eq!(Code::of("", &HashSet::new()), Code::default());

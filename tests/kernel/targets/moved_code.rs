@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use super::support::*;
 use crate::support::exporter::{Place, Setup};
+use crate::support::program::compile;
 
 #[test]
 fn code_that_was_moved_before_is_told_of() {
@@ -21,6 +22,47 @@ fn code_that_was_moved_before_is_told_of() {
     other.fire(3);
     assert_eq!(exporter.scrape().value("p_total", &[]), 3.0);
     assert!(!exporter.log().contains(&format!("process {} has", other.pid())), "{}", exporter.log());
+}
+
+/// Writes the file's byte over what is at its function, as a live patch does, and calls it once for each line.
+const PATCHES: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noinline)) long patched(long n) { return n * 3; }
+int main(void)
+{
+	char line[16], byte;
+	long page = (long)patched & -4096L, n = 0;
+	if (pread(open("/proc/self/exe", O_RDONLY), &byte, 1, (long)patched - 0x400000) != 1 ||
+	    mprotect((void *)page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC))
+		return 1;
+	*(volatile char *)patched = byte;
+	if (mprotect((void *)page, 4096, PROT_READ | PROT_EXEC))
+		return 1;
+	while (fgets(line, sizeof(line), stdin)) {
+		printf("%ld\n", patched(n++));
+		fflush(stdout);
+	}
+	return 0;
+}
+"#;
+
+#[test]
+fn a_breakpoint_that_is_written_over_is_told_of() {
+    let place = Place::new();
+    let path = compile("gcc", "patches.c", PATCHES, &["-no-pie"], place.path("").as_path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: p\n  binary: {}\n  probes:\n  - {{ function: patched, metrics: [{{ counter: \
+         patched_total }}] }}\n",
+        path.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    let mut program = Program::start(&path);
+    assert_eq!(program.say("call"), "0");
+    exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
 }
 
 #[test]
