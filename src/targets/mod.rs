@@ -26,6 +26,7 @@ mod semaphores;
 mod shed;
 mod state;
 mod status;
+mod traced_files;
 mod upgrade;
 mod upkeep;
 mod usage;

@@ -19,8 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::restore::{Part, Restored, executable_name, is_there, restore};
 use super::file::Identity;
+use super::record::Signature;
 use super::status::{Foreign, Status};
-use super::worker::Worker;
 use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
 
 /// Executables that translate the code of others, and which of their mappings they do that with: Valgrind's tools, QEMU's user
@@ -46,15 +46,15 @@ const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What of a file is hidden by breakpoints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct TracedFile {
+pub(super) struct TracedFile {
     /// Targets, by number, with their names.
-    targets: BTreeMap<usize, String>,
-    display: String,
+    pub targets: BTreeMap<usize, String>,
+    pub display: String,
     /// By offsets in the file.
-    originals: BTreeMap<u64, u8>,
+    pub originals: BTreeMap<u64, u8>,
 }
 
-type TracedFiles = HashMap<Identity, TracedFile>;
+pub(super) type TracedFiles = HashMap<Identity, TracedFile>;
 
 /// The thread's owner. Dropping it ends the thread.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ pub(super) struct ReadersHandle {
     wake: UnixStream,
     /// The other end is gone as soon as the programs are loaded.
     ready: Receiver<()>,
-    told: super::record::Signature,
+    /// What told last time that something is new.
+    pub told: Signature,
 }
 
 fn lock(files: &Mutex<Option<TracedFiles>>) -> MutexGuard<'_, Option<TracedFiles>> {
@@ -99,30 +100,11 @@ impl ReadersHandle {
         started.inspect_err(|err| log::warn!("who reads traced files is not told: {err}")).ok()
     }
 
-    fn set_files(&self, files: TracedFiles) {
+    pub fn set_files(&self, files: TracedFiles) {
         let _ = self.ready.recv();
         *lock(&self.files) = Some(files);
         // A full socket wakes it as well.
         let _ = io::Write::write(&mut &self.wake, &[0]);
-    }
-}
-
-impl Worker {
-    /// Tells the thread which files are traced, if that may be others than before.
-    pub(super) fn tell_readers(&mut self) {
-        let signature = self.signature();
-        let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != signature) else { return };
-        readers.told = signature;
-        let mut all = TracedFiles::new();
-        for (target, state) in self.targets.iter_mut().enumerate() {
-            for file in state.files_mut().filter(|file| file.is_attached() && file.identity.address != 0) {
-                let traced = all.entry(file.identity).or_default();
-                traced.targets.insert(target, self.plan.targets[target].name.clone());
-                traced.display.clone_from(&file.display);
-                traced.originals.extend(&file.originals);
-            }
-        }
-        readers.set_files(all);
     }
 }
 

@@ -1,0 +1,23 @@
+//! Which files are traced, for the thread that keeps breakpoints from those who read them.
+
+use super::readers::TracedFiles;
+use super::worker::Worker;
+
+impl Worker {
+    /// Tells the thread which files are traced, if that may be others than before.
+    pub(super) fn tell_readers(&mut self) {
+        let signature = self.signature();
+        let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != signature) else { return };
+        readers.told = signature;
+        let mut all = TracedFiles::new();
+        for (target, state) in self.targets.iter_mut().enumerate() {
+            for file in state.files_mut().filter(|file| file.is_attached() && file.identity.address != 0) {
+                let traced = all.entry(file.identity).or_default();
+                traced.targets.insert(target, self.plan.targets[target].name.clone());
+                traced.display.clone_from(&file.display);
+                traced.originals.extend(&file.originals);
+            }
+        }
+        readers.set_files(all);
+    }
+}
