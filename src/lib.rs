@@ -61,5 +61,6 @@ pub mod targets;
 mod telemetry;
 mod terminal;
 mod trial;
+mod truncated;
 pub mod untrusted;
 mod unusable;

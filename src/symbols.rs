@@ -5,15 +5,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blazesym::symbolize::source::{Elf, Source};
+use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+
 use crate::debug_symbols::{debug_symbols, with_names};
 use crate::elf::{AddressNames, Image};
 use crate::procfs::{Mapping, Stat, living_thread, text};
 use crate::regular;
+use crate::truncated;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
@@ -21,6 +26,9 @@ const REMEMBERED: usize = 16_384;
 /// Files whose symbols are kept, and how many bytes these may take; the file that was not used for longest goes.
 const FILES: usize = 16;
 const BYTES: usize = 64 << 20;
+
+/// Files with more bytes are not read, which would keep events waiting for seconds: blazesym maps them, and reads what it needs.
+const READ: u64 = 256 << 20;
 
 /// How long a process is taken for the same without looking.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -40,7 +48,15 @@ pub struct Symbols {
 /// A file that some process has mapped, with its symbols.
 struct Mapped {
     identity: Identity,
-    names: AddressNames,
+    names: Names,
+}
+
+/// Names of a file's functions by their offset in it.
+enum Names {
+    /// As functions are named where they are probed.
+    Table(AddressNames),
+    /// As blazesym names them, in a file that is too large to be read.
+    Blazesym(Box<Symbolizer>, File),
 }
 
 /// Which file it is, and which contents it has.
@@ -110,7 +126,7 @@ impl Symbols {
         };
         let mapped = match self.files.iter().position(|known| known.identity == identity) {
             Some(at) => self.files.remove(at),
-            None => Mapped { identity, names: names_of(pid, &file, &mapping)? },
+            None => Mapped { identity, names: Names::of(pid, file, &mapping, identity.bytes > READ)? },
         };
         let name = mapped.names.name(mapping.offset + (address - mapping.start));
         self.files.push(mapped);
@@ -118,13 +134,45 @@ impl Symbols {
         while self.files.len() > FILES || self.files.len() > 1 && taken(&self.files) > BYTES {
             self.files.remove(0);
         }
-        name.map(Into::into)
+        name
+    }
+}
+
+impl Names {
+    /// The names in a file; none if it cannot be read now.
+    fn of(pid: u32, file: File, mapping: &Mapping<'_>, is_large: bool) -> Option<Self> {
+        if is_large {
+            return Some(Self::Blazesym(Box::new(Symbolizer::new()), file));
+        }
+        table_of(pid, &file, mapping).map(Self::Table)
+    }
+
+    fn name(&self, offset: u64) -> Option<Arc<str>> {
+        match self {
+            Self::Table(names) => names.name(offset).map(Into::into),
+            Self::Blazesym(symbolizer, file) => {
+                let source = Source::Elf(Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd())));
+                let offset = Input::FileOffset(offset);
+                match truncated::reading(|| symbolizer.symbolize_single(&source, offset)) {
+                    Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
+                    Ok(Symbolized::Unknown(_)) | Err(_) => None,
+                }
+            }
+        }
+    }
+
+    /// How many bytes of memory they take; the pages of a mapped file are not counted.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Table(names) => names.bytes(),
+            Self::Blazesym(..) => 0,
+        }
     }
 }
 
 /// The functions of a file, also by its debug file if it has no symbols itself; none of what is no program. None if it cannot be
 /// read now.
-fn names_of(pid: u32, file: &File, mapping: &Mapping<'_>) -> Option<AddressNames> {
+fn table_of(pid: u32, file: &File, mapping: &Mapping<'_>) -> Option<AddressNames> {
     let bytes = regular::read_all(file).ok()?;
     let Ok(image) = Image::parse(&bytes) else { return Some(AddressNames::default()) };
     let path = format!("/proc/{pid}/root{}", mapping.name);
@@ -173,6 +221,23 @@ mod tests {
         assert_eq!(&*symbols.name(std::process::id(), 8), "unknown");
         assert_eq!(&*symbols.name(u32::MAX >> 1, address), "unknown");
         assert_eq!(symbols.files.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_to_be_read_has_names() {
+        let me = std::process::id();
+        let address = a_function_of_the_test as *const () as u64;
+        let maps = text(format!("/proc/{me}/maps")).unwrap();
+        let mapping =
+            maps.lines().filter_map(Mapping::parse).find(|mapping| mapping.contains(address)).unwrap();
+        let offset = mapping.offset + (address - mapping.start);
+        let [read, mapped] = [false, true].map(|is_large| {
+            let names = Names::of(me, open(me, &mapping).unwrap(), &mapping, is_large).unwrap();
+            assert_eq!(matches!(names, Names::Blazesym(..)), is_large);
+            names.name(offset + 1).unwrap()
+        });
+        assert!(mapped.contains("a_function_of_the_test"), "{mapped}");
+        assert_eq!(read, mapped);
     }
 
     #[test]
