@@ -9,6 +9,46 @@ extern int bpf_copy_from_user_str(void *dst, __u32 dst__sz, const void *unsafe_p
 
 #define PAGE_SHIFT 12
 
+static long note_lent(struct task_struct *task, struct vm_area_struct *vma, void *is_lent)
+{
+	*(bool *)is_lent = bpf_core_field_exists(vma->vm_userfaultfd_ctx.ctx) && vma->vm_userfaultfd_ctx.ctx;
+	return 0;
+}
+
+/*
+ * Whether the program itself supplies the pages of this memory (userfaultfd): the thread that does so would wait for itself. Where
+ * that cannot be looked up, it does not.
+ */
+static __always_inline bool is_lent(const void *address)
+{
+	bool is_lent = false;
+
+	bpf_find_vma(bpf_get_current_task_btf(), (__u64)address, note_lent, &is_lent, 0);
+	return is_lent;
+}
+
+/* These two are functions of their own for the stack of those that call them, of which all are needed at once. */
+static __noinline long fault_in(void *to, __u32 bytes, const void *from)
+{
+	return is_lent(from) ? -1 : bpf_copy_from_user(to, bytes, from);
+}
+
+static __noinline long fault_in_str(void *to, __u32 bytes, const void *from)
+{
+	/* One byte of each page that the string may be on makes it resident. */
+	__u64 first = (__u64)from, last = first + bytes - 1;
+	char byte;
+
+	if (is_lent(from))
+		return -1;
+	if (bpf_ksym_exists(bpf_copy_from_user_str))
+		return bpf_copy_from_user_str(to, bytes, from, 0);
+	bpf_copy_from_user(&byte, 1, from);
+	if ((first ^ last) >> PAGE_SHIFT)
+		bpf_copy_from_user(&byte, 1, (const void *)(last >> PAGE_SHIFT << PAGE_SHIFT));
+	return bpf_probe_read_user_str(to, bytes, from);
+}
+
 /*
  * The quick read fails on a page that is not resident, which is common for a string that the program has not
  * touched yet; the slow one may sleep and fault it in.
@@ -17,30 +57,14 @@ static __always_inline long read_user(void *to, __u32 bytes, const void *from)
 {
 	long err = bpf_probe_read_user(to, bytes, from);
 
-	if (err)
-		err = bpf_copy_from_user(to, bytes, from);
-	return err;
+	return err ? fault_in(to, bytes, from) : err;
 }
 
 static __always_inline long read_user_str(void *to, __u32 bytes, const void *from)
 {
 	long len = bpf_probe_read_user_str(to, bytes, from);
 
-	if (len >= 0)
-		return len;
-	if (bpf_ksym_exists(bpf_copy_from_user_str)) {
-		len = bpf_copy_from_user_str(to, bytes, from, 0);
-	} else {
-		/* One byte of each page that the string may be on makes it resident. */
-		__u64 first = (__u64)from, last = first + bytes - 1;
-		char byte;
-
-		bpf_copy_from_user(&byte, 1, from);
-		if ((first ^ last) >> PAGE_SHIFT)
-			bpf_copy_from_user(&byte, 1, (const void *)(last >> PAGE_SHIFT << PAGE_SHIFT));
-		len = bpf_probe_read_user_str(to, bytes, from);
-	}
-	return len;
+	return len < 0 ? fault_in_str(to, bytes, from) : len;
 }
 
 #endif

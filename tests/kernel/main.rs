@@ -13,6 +13,7 @@ mod forms;
 mod functions;
 mod golang;
 mod harm;
+mod lent_memory;
 mod misses;
 mod old_kernel;
 mod operands;
