@@ -134,7 +134,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
         rules.push(Rule::new(
             "ExporterCertificateEnds",
             "warning",
-            ours("fibre_exporter_tls_certificate_not_after_timestamp_seconds - time() < 21 * 86400"),
+            ours("fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400"),
             "The TLS certificate of the exporter on {{ $labels.instance }} expires in {{ $value | \
              humanizeDuration }}.",
             "Prometheus cannot scrape the exporter after that. Replace the files; they are reloaded within 30 \

@@ -248,7 +248,7 @@ fn certificates_and_silence_are_told() {
     all.missing.clear();
     all.time = 100_000.0;
     all.own
-        .gauge("fibre_exporter_tls_certificate_not_after_timestamp_seconds", "")
+        .gauge("fibre_exporter_tls_certificate_not_after_seconds", "")
         .number(&[], 100_000.0 + 3.5 * 86_400.0);
     let status = seen(all);
     let told = subjects(&status);

@@ -70,7 +70,7 @@ impl Telemetry {
         let not_after = self.http[0].certificate_not_after.load(Ordering::Relaxed);
         if not_after != 0 {
             to.gauge(
-                "fibre_exporter_tls_certificate_not_after_timestamp_seconds",
+                "fibre_exporter_tls_certificate_not_after_seconds",
                 "Expiry of the TLS certificate in use, in seconds since the Unix epoch.",
             )
             .number(&[], not_after);

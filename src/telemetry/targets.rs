@@ -10,7 +10,7 @@ impl Telemetry {
         let counts = self.status.targets();
         let names = || self.plan.targets.iter().map(|target| target.name.as_str());
         let rows = to.counter(
-            "fibre_exporter_reattachments_total",
+            "fibre_exporter_reattach_total",
             "Files attached again, because the file was replaced or because it was written in place.",
         );
         for (name, reattached) in names().zip(&counts.reattached) {

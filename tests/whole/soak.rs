@@ -23,7 +23,7 @@ fn memory(pid: u32) -> u64 {
 }
 
 fn replaced(exporter: &Exporter) -> f64 {
-    exporter.scrape().sum("fibre_exporter_reattachments_total", &[("reason", "replaced")])
+    exporter.scrape().sum("fibre_exporter_reattach_total", &[("reason", "replaced")])
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn what_is_said_of_a_probe_agrees() {
     let text = exporter.text();
     let has = |series: &str| assert!(text.lines().any(|line| line == series), "{series} in {text}");
     has("fibre_exporter_probes_attached 1");
-    for (name, glob, one) in [("attached", 1, 0), ("sites", 9, 0), ("sites_refused", 1, 1)] {
+    for (name, glob, one) in [("attached", 1, 0), ("sites", 9, 0), ("sites_failed", 1, 1)] {
         has(&format!("fibre_exporter_probe_{name}{{target=\"many\",probe=\"many_12*\"}} {glob}"));
         has(&format!("fibre_exporter_probe_{name}{{target=\"many\",probe=\"many_123\"}} {one}"));
     }

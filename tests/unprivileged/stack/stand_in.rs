@@ -69,7 +69,7 @@ pub const FAMILIES: &[Family] = &[
     ("fibre_exporter_probe_read_faults_total", Counter, &[PROBE]),
     ("fibre_exporter_probe_last_hit_timestamp_seconds", Gauge, &[PROBE]),
     ("fibre_exporter_label_overflow_total", Counter, &[r#"metric="fibre_block_deliveries_total""#]),
-    ("fibre_exporter_tls_certificate_not_after_timestamp_seconds", Gauge, &[""]),
+    ("fibre_exporter_tls_certificate_not_after_seconds", Gauge, &[""]),
     ("fibre_exporter_tls_certificate_last_reload_successful", Gauge, &[""]),
     ("fibre_exporter_config_last_reload_successful", Gauge, &[""]),
     ("fibre_exporter_http_requests_total", Counter, &[""]),
