@@ -115,7 +115,7 @@ const volatile __u32 wake_bytes = 1;
 __u64 lost = 0;
 
 HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
-HASH(tracked, BPF_MAP_TYPE_HASH, 0, __u32, __u32, 65536);
+HASH(tracked, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u32, __u32, 65536);
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
 /* Nothing has to be done at once when such a process executes the file. */
 HASH(known, BPF_MAP_TYPE_LRU_HASH, 0, struct file_use, __u32, 8192);

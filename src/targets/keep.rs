@@ -190,7 +190,7 @@ impl AttachedFile {
             links: names.collect(),
             cookies: self.cookies.clone(),
             shared_semaphores: self.shared_semaphores.clone(),
-            originals: self.originals.clone(),
+            originals: self.originals.iter().map(|(offset, byte)| (*offset, *byte)).collect(),
             unread: self.unread,
             attached_at: self.attached_at,
             unused: self.unused.as_ref().map(|unused| unused.is_replaced),
@@ -215,7 +215,7 @@ impl AttachedFile {
         attached.links = links;
         attached.cookies = record.cookies;
         attached.shared_semaphores = record.shared_semaphores;
-        attached.originals = record.originals;
+        attached.originals = record.originals.into_iter().collect();
         attached.unread = record.unread;
         attached.attached_at = record.attached_at;
         attached.is_taken_over = true;

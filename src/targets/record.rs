@@ -1,7 +1,5 @@
 //! What is written down of an engine's probes while they are attached.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::file::{Identity, Stamp};
@@ -58,7 +56,7 @@ pub(super) struct Record {
     pub cookies: Vec<(usize, u32)>,
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     #[serde(default)]
-    pub originals: BTreeMap<u64, u8>,
+    pub originals: Vec<(u64, u8)>,
     pub unread: bool,
     pub attached_at: u64,
     /// Whether another file has its place, if no process that is meant runs it.
