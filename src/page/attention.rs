@@ -243,8 +243,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
             "The log says what is wrong with it.",
         ));
     }
-    let left =
-        own.value("fibre_exporter_tls_certificate_not_after_seconds").map(|end| end - facts.time);
+    let left = own.value("fibre_exporter_tls_certificate_not_after_seconds").map(|end| end - facts.time);
     let renew = "Renew it (`generate-certs.sh --renew`); it is taken up without a restart.";
     match left {
         Some(left) if left <= 0.0 => {

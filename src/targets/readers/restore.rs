@@ -52,6 +52,11 @@ pub(super) fn restore(
         let maps = text(format!("/proc/{pid}/maps"))?;
         let maps = maps.lines().filter_map(Mapping::parse).filter(|map| starts.contains(&map.start));
         let maps: Vec<_> = maps.collect();
+        // Who runs the file does not copy it, and the kernel lowers a semaphore only where it finds its breakpoint: what comes before
+        // the code is often mapped with the code's first page.
+        if part == Part::OnlyRead && maps.iter().any(Mapping::is_executable) {
+            return Ok(());
+        }
         restored.mapped = maps.iter().map(|map| map.start..map.end).collect();
         for map in maps.iter().filter(|map| part == Part::All || !map.is_executable()) {
             let offsets = originals.range(map.offset..map.offset.saturating_add(map.end - map.start));
