@@ -8,6 +8,7 @@ use crate::support::on_kernel::{EXPORTER, Output};
 /// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
 const COMMANDS: &str = r#"
 mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
+mkdir -p /var/lib
 block='block: { mode: enforce, entries: [203.0.113.0/24, 2001:db8::/32, 127.0.0.0/8] }'
 for count in flags talkers blocked; do
     cat >/config.yaml <<END
