@@ -172,9 +172,10 @@ impl CounterMaps {
 
     /// So many bytes of [`FAST_BUDGET`], if they are free, or in use already.
     pub fn take_fast_bytes(self: &Arc<Self>, bytes: usize, in_use: bool) -> Option<FastBytes> {
-        let more = |taken| Some(taken + bytes).filter(|sum| in_use || *sum <= FAST_BUDGET);
-        self.fast_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(FastBytes { counter_maps: Arc::clone(self), bytes })
+        let before = self.fast_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Gives them back if it is dropped.
+        let taken = FastBytes { counter_maps: Arc::clone(self), bytes };
+        (in_use || before + bytes <= FAST_BUDGET).then_some(taken)
     }
 
     /// The table of counters.
