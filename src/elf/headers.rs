@@ -237,7 +237,7 @@ impl<'a> Headers<'a> {
     pub(super) fn pointers_to(&self, vaddr: u64) -> impl Iterator<Item = u64> {
         let relocated = self.relocations().filter(move |r| r.r_addend.get(LE) as u64 == vaddr);
         let in_place = self.loaded_segments().flat_map(move |(start, data)| {
-            let words = data.chunks_exact(8).enumerate();
+            let words = data.as_chunks::<8>().0.iter().enumerate();
             let there = words.filter(move |(_, word)| **word == vaddr.to_le_bytes());
             there.map(move |(n, _)| start.wrapping_add(8 * n as u64))
         });

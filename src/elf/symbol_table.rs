@@ -132,7 +132,7 @@ fn hashed(table: &[u8]) -> Option<u32> {
         return Some(first);
     }
     let chain = table.get(chains_at.checked_add(usize::try_from(last - first).ok()?)?.checked_mul(4)?..)?;
-    let more = chain.chunks_exact(4).position(|word| word[0] & 1 == 1)?;
+    let more = chain.as_chunks::<4>().0.iter().position(|word| word[0] & 1 == 1)?;
     last.checked_add(u32::try_from(more).ok()?)?.checked_add(1)
 }
 

@@ -70,8 +70,8 @@ pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
     let Some(table) = SymbolTable::of(image, elf::SHT_DYNSYM) else { return HashMap::new() };
     let data = |name| image.section(name).and_then(|section| image.section_data(section)).unwrap_or(&[]);
     let entries =
-        [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.chunks_exact(ENTRY));
-    let symbol = |entry: &[u8]| {
+        [data(b".rela.plt"), data(b".rela.dyn")].into_iter().flat_map(|data| data.as_chunks::<ENTRY>().0);
+    let symbol = |entry: &[u8; ENTRY]| {
         let slot = u64::from_le_bytes(*entry.first_chunk()?);
         // The symbol's number is the upper half of the second word.
         let number = u32::from_le_bytes(*entry.get(12..)?.first_chunk()?);

@@ -100,8 +100,7 @@ pub(super) fn ids(layout: &ActionLayout, number: u32, store: &dyn Store, scratch
             if !store.name(sets, number - 1, &mut scratch.name) {
                 return false;
             }
-            let words =
-                scratch.name.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|n| word[n])));
+            let words = scratch.name.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
             scratch.ids.extend(words.take(layout.labels.len()).map(|id| id as u32));
         }
     }

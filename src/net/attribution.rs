@@ -184,7 +184,7 @@ impl Attribution {
         });
         let attribution = Self {
             root,
-            traffic: Some(traffic).filter(|_| count.cgroups),
+            traffic: count.cgroups.then_some(traffic),
             names: Mutex::default(),
             containers: Mutex::default(),
             dns,
@@ -257,8 +257,7 @@ fn sums(traffic: &MapHandle, id: u64) -> Option<Sums> {
     let cpus = traffic.lookup_percpu(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
     let mut all = Sums::default();
     for cpu in cpus {
-        let words: Vec<u64> =
-            cpu.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default())).collect();
+        let words: Vec<u64> = cpu.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
         let by_direction = |at: usize| Sum { packets: words[2 * at], bytes: words[2 * at + 1] };
         add(&mut all, &[by_direction(0), by_direction(1)]);
     }

@@ -46,8 +46,8 @@ impl Counters {
     pub fn sum(per_cpu: &[Vec<u8>]) -> Self {
         let mut words = vec![0u64; WORDS];
         for bytes in per_cpu {
-            for (word, part) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-                *word = word.wrapping_add(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+            for (word, part) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *word = word.wrapping_add(u64::from_ne_bytes(*part));
             }
         }
         Self { words }

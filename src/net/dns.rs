@@ -57,8 +57,8 @@ impl Dns {
         let cpus = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
         let mut words = vec![0u64; size_of::<dns_stats>() / 8];
         for cpu in cpus.unwrap_or_default() {
-            for (word, part) in words.iter_mut().zip(cpu.chunks_exact(8)) {
-                *word = word.wrapping_add(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+            for (word, part) in words.iter_mut().zip(cpu.as_chunks::<8>().0) {
+                *word = word.wrapping_add(u64::from_ne_bytes(*part));
             }
         }
         for (server, unanswered) in self.unanswered.iter().enumerate() {

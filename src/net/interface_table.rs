@@ -166,7 +166,7 @@ impl InterfaceTable {
 
     /// What is in the tables.
     fn entered(&self) -> Vec<net_port> {
-        let direct = self.ports.1.chunks_exact(PORT_WORDS).map(|words| {
+        let direct = self.ports.1.as_chunks::<PORT_WORDS>().0.iter().map(|words| {
             let word = |offset: usize| words[offset / 4].load(Ordering::Acquire);
             let packed = word(offset_of!(net_port, block));
             net_port {

@@ -125,8 +125,8 @@ impl Stack {
         let words = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
         let mut sum = vec![0u64; size_of::<stack_stats>() / 8];
         for cpu in words.unwrap_or_default() {
-            for (word, part) in sum.iter_mut().zip(cpu.chunks_exact(8)) {
-                *word = word.wrapping_add(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+            for (word, part) in sum.iter_mut().zip(cpu.as_chunks::<8>().0) {
+                *word = word.wrapping_add(u64::from_ne_bytes(*part));
             }
         }
         let at = |offset: usize| &sum[offset / 8..];
@@ -287,7 +287,7 @@ fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
 /// A counter of `/proc/net/netstat`, which has a line of names and one of values for each protocol.
 fn netstat(text: &str, name: &str) -> Option<u64> {
     let lines: Vec<&str> = text.lines().collect();
-    lines.chunks_exact(2).find_map(|pair| {
+    lines.as_chunks::<2>().0.iter().find_map(|pair| {
         let at = pair[0].split_whitespace().position(|one| one == name)?;
         pair[1].split_whitespace().nth(at)?.parse().ok()
     })

@@ -379,7 +379,7 @@ fn counters(skel: &NetSkel<'_>) -> Counters {
     let sum =
         Counters::sum(&skel.maps.strays.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
     let fast = skel.maps.bss_fast.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value");
-    sum.with_fast(fast.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
+    sum.with_fast(fast.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)))
 }
 
 fn verdict(program: &ProgramMut<'_>, frame: &[u8]) -> u32 {

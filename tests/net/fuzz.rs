@@ -125,8 +125,8 @@ fn counters((by_cpu, direction, fast): Stats<'_>) -> Counters {
     let key = (direction as u32).to_ne_bytes();
     let sum = Counters::sum(&by_cpu.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
     let fast = fast.map(|map| map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value"));
-    let words = fast.iter().flat_map(|bytes| bytes.chunks_exact(8));
-    sum.with_fast(words.map(|word| u64::from_ne_bytes(word.try_into().unwrap())))
+    let words = fast.iter().flat_map(|bytes| bytes.as_chunks::<8>().0);
+    sum.with_fast(words.map(|word| u64::from_ne_bytes(*word)))
 }
 
 /// Runs a program once over a frame.

@@ -109,7 +109,7 @@ fn commands(text: &str) -> Vec<String> {
         }
         let typed = match &block {
             None => line.strip_prefix("    ").filter(|line| !line.starts_with(' ')),
-            Some(language) => Some(line).filter(|_| ["sh", "console"].contains(&language.as_str())),
+            Some(language) => ["sh", "console"].contains(&language.as_str()).then_some(line),
         };
         match typed {
             Some(line) => {
