@@ -73,6 +73,7 @@ const RULES: &[(&str, Rule)] = &[
     ("./run", Not("it builds; scripts/test-from-nothing.sh runs it")),
     ("./test", Not("it is what runs this")),
     ("HARM_CALLS", Not("hours")),
+    ("PROMETHEUS=", Not("./test runs these with Debian's Prometheus; another one is not installed")),
     (".ci/run", Not("it runs this")),
     ("scripts/install-deps.sh", Not("it changes the machine; ./test runs it first")),
     ("mdbook serve", Not("it is not installed for tests; .ci/run builds the book")),
