@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::cidr::Prefix;
 use super::config::BlockFile;
@@ -34,6 +34,37 @@ struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self, String> {
+        let found = fs::metadata(path).map_err(|error| error.to_string())?;
+        if !found.is_file() {
+            return Err("it is no regular file".to_string());
+        }
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+
+    /// What is in the file that has it.
+    fn read(self, path: &Path) -> Result<ListFile, String> {
+        if self.size > LARGEST {
+            return Err(format!("it has {} bytes; at most {LARGEST} are read", self.size));
+        }
+        fs::read(path).map(|content| ListFile::parse(&content)).map_err(|error| error.to_string())
+    }
+}
+
+/// What is in a file now.
+///
+/// # Errors
+/// Why it is not read.
+pub(super) fn read_list(path: &Path) -> Result<ListFile, String> {
+    Stamp::of(path)?.read(path)
 }
 
 /// What came of looking at a file.
@@ -78,7 +109,7 @@ impl WatchedFile {
     /// Reads it if it was not.
     pub fn read_first(&mut self) {
         if self.seen.is_none() {
-            match self.stamp() {
+            match Stamp::of(&self.path) {
                 Ok(now) => drop(self.read(now)),
                 Err(error) => drop(self.fail(error)),
             }
@@ -87,7 +118,7 @@ impl WatchedFile {
 
     /// Reads it if it has changed and is the same as when it was last looked at.
     pub fn look(&mut self) -> Read {
-        let now = match self.stamp() {
+        let now = match Stamp::of(&self.path) {
             Ok(now) => now,
             Err(error) => return self.fail(error),
         };
@@ -102,30 +133,13 @@ impl WatchedFile {
         self.read(now)
     }
 
-    fn stamp(&self) -> Result<Stamp, String> {
-        let found = fs::metadata(&self.path).map_err(|error| error.to_string())?;
-        if !found.is_file() {
-            return Err("it is no regular file".to_string());
-        }
-        Ok(Stamp {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.len(),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
-    }
-
     fn read(&mut self, now: Stamp) -> Read {
-        if now.size > LARGEST {
-            return self.fail(format!("it has {} bytes; at most {LARGEST} are read", now.size));
-        }
-        let content = match fs::read(&self.path) {
-            Ok(content) => content,
-            Err(error) => return self.fail(error.to_string()),
+        let list = match now.read(&self.path) {
+            Ok(list) => list,
+            Err(error) => return self.fail(error),
         };
         self.changing = None;
         self.seen = Some(now);
-        let list = ListFile::parse(&content);
         let name = self.path.display();
         for (line, text) in &list.told {
             log::warn!("blocklist: {name}:{line}: {text}");

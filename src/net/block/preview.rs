@@ -1,9 +1,7 @@
 //! What `check` says of `network.block`.
 
-use std::fs;
-
 use super::config::{BlockConfig, BlockFile, BlockMode};
-use super::list::ListFile;
+use super::file::read_list;
 
 /// A line each: what is done with packets, what is blocked, and how its files read now.
 pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
@@ -19,8 +17,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
         of(config.allow.len(), "entr")
     ));
     for BlockFile { path, .. } in &config.files {
-        let read = fs::read(path).map(|content| ListFile::parse(&content));
-        let told = match read {
+        let told = match read_list(path) {
             Err(error) => format!("cannot be read now ({error})"),
             Ok(list) if list.is_none() => {
                 format!(
@@ -45,6 +42,10 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -55,10 +56,13 @@ mod tests {
             fs::write(&path, content).unwrap();
             BlockFile { path, reason: String::new() }
         };
+        let pipe = directory.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
         let files = vec![
             file("good", "192.0.2.0/24\nexample.org\n192.0.2.7\n"),
             file("page", "<html>\n<head>\n<title>\nNot found\n"),
             BlockFile { path: directory.path().join("none"), reason: String::new() },
+            BlockFile { path: pipe, reason: String::new() },
         ];
         let lines = describe(&BlockConfig { files, ..BlockConfig::default() });
         assert!(
@@ -67,5 +71,6 @@ mod tests {
         );
         assert!(lines[2].contains("good has 2 entries, 1 lines that are none; line 2"), "{lines:?}");
         assert!(lines[3].contains("page is no list") && lines[4].contains("No such file"), "{lines:?}");
+        assert!(lines[5].contains("pipe cannot be read now (it is no regular file)"), "{lines:?}");
     }
 }
