@@ -175,19 +175,14 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
         return Err(invalid("confirm: at most 1h is possible"));
     }
     let ports = parameters.get("ports").map(parse_ports).transpose().map_err(invalid)?;
-    let protocol = match parameters.get("protocol") {
-        None => None,
-        Some(text) => {
-            let found = BlockProtocol::WORDS.iter().find(|(word, _)| *word == text);
-            let unknown = || invalid(format!("protocol is tcp, udp or icmp, not {text:?}"));
-            Some(found.ok_or_else(unknown)?.1)
-        }
+    let protocol = |text| {
+        BlockProtocol::of(text).ok_or_else(|| invalid(format!("protocol is tcp, udp or icmp, not {text:?}")))
     };
+    let protocol = parameters.get("protocol").map(protocol).transpose()?;
     if ports.is_some() && !matches!(protocol, Some(BlockProtocol::Tcp | BlockProtocol::Udp)) {
         return Err(invalid("ports needs protocol=tcp or protocol=udp"));
     }
-    let scope =
-        protocol.map(|protocol| BlockScope { protocol, ports: ports.unwrap_or(BlockScope::ALL_PORTS) });
+    let scope = protocol.map(|protocol| BlockScope::new(protocol, ports));
     let reason = parameters.get("reason").unwrap_or_default().chars().take(REASON).collect();
     Ok((BlockEntry { prefix, rule: BlockRule { reason, ttl, scope } }, confirm))
 }

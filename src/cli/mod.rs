@@ -150,16 +150,12 @@ fn blocklist(name: &str, matches: &ArgMatches) -> blocking::Command {
     match (name, listed) {
         ("block", Some(prefix)) => {
             let ports = matches.get_one::<(u16, u16)>("ports").copied();
-            let word = text("protocol").or(ports.map(|_| "tcp"));
-            let protocol = BlockProtocol::WORDS.iter().find(|(known, _)| Some(*known) == word);
+            let protocol = text("protocol").or(ports.map(|_| "tcp")).and_then(BlockProtocol::of);
             blocking::Command::Block {
                 prefix,
                 reason: text("reason").unwrap_or_default().to_owned(),
                 ttl: matches.get_one("ttl").copied(),
-                scope: protocol.map(|(_, protocol)| BlockScope {
-                    protocol: *protocol,
-                    ports: ports.unwrap_or(BlockScope::ALL_PORTS),
-                }),
+                scope: protocol.map(|protocol| BlockScope::new(protocol, ports)),
                 confirm: matches.get_one("confirm").copied(),
             }
         }

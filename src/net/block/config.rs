@@ -88,7 +88,12 @@ pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BlockScope {
     /// All ports of a protocol.
-    pub const ALL_PORTS: (u16, u16) = (0, u16::MAX);
+    const ALL_PORTS: (u16, u16) = (0, u16::MAX);
+
+    /// Packets of this protocol, to these ports only if some are named.
+    pub fn new(protocol: BlockProtocol, ports: Option<(u16, u16)>) -> Self {
+        Self { protocol, ports: ports.unwrap_or(Self::ALL_PORTS) }
+    }
 
     /// The ports as they are written; `None` if all are meant.
     pub fn port_range(&self) -> Option<String> {
@@ -103,6 +108,11 @@ impl BlockScope {
 impl BlockProtocol {
     pub const WORDS: &'static [(&'static str, Self)] =
         &[("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
+
+    /// The one that is written so.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, protocol)| *protocol)
+    }
 
     /// As it is written.
     pub fn word(self) -> &'static str {

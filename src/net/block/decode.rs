@@ -122,8 +122,7 @@ fn entry(node: &Node<'_>) -> Option<BlockEntry> {
     if fields.has("ports") && !matches!(protocol, Some(BlockProtocol::Tcp | BlockProtocol::Udp)) {
         fields.error("`ports` needs `protocol: tcp` or `protocol: udp`");
     }
-    let scope =
-        protocol.map(|protocol| BlockScope { protocol, ports: ports.unwrap_or(BlockScope::ALL_PORTS) });
+    let scope = protocol.map(|protocol| BlockScope::new(protocol, ports));
     Some(BlockEntry { prefix: prefix?, rule: BlockRule { reason, ttl, scope } })
 }
 

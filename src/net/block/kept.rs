@@ -82,14 +82,14 @@ impl EntryStore {
             let (since, until): (i64, Option<i64>) = (row.get(5)?, row.get(6)?);
             // A clock that was set back makes nothing last longer than it was meant to.
             let remaining = until.map(|until| (until - now).min(until - since).max(1));
-            let protocol = BlockProtocol::WORDS.iter().find(|(word, _)| Some(*word) == protocol.as_deref());
-            let ports = ports.and_then(|ports| parse_ports(&ports).ok()).unwrap_or(BlockScope::ALL_PORTS);
+            let protocol = protocol.as_deref().and_then(BlockProtocol::of);
+            let ports = ports.and_then(|ports| parse_ports(&ports).ok());
             let by = Asker::ALL.into_iter().find(|by| by.word() == source).unwrap_or(Asker::Api);
             let Ok(prefix) = Prefix::parse(&prefix) else { continue };
             let rule = BlockRule {
                 reason: row.get(2)?,
                 ttl: remaining.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
-                scope: protocol.map(|(_, protocol)| BlockScope { protocol: *protocol, ports }),
+                scope: protocol.map(|protocol| BlockScope::new(protocol, ports)),
             };
             kept.push(Kept { prefix, by, rule });
         }
