@@ -155,14 +155,7 @@ pub fn command() -> Command {
                         .default_value("100")
                         .help("The latest N"),
                 )
-                .arg(
-                    Arg::new("format")
-                        .long("format")
-                        .value_name("FORMAT")
-                        .value_parser(["table", "json"])
-                        .default_value("table")
-                        .help("table or json"),
-                ),
+                .arg(table_or_json()),
         )
         .subcommand(
             blocklist_command("block")
@@ -203,14 +196,7 @@ pub fn command() -> Command {
             blocklist_command("blocklist")
                 .about("Show what is blocked, with hits")
                 .arg(prefix().help("Only this entry"))
-                .arg(
-                    Arg::new("format")
-                        .long("format")
-                        .value_name("FORMAT")
-                        .value_parser(["table", "json"])
-                        .default_value("table")
-                        .help("table or json"),
-                ),
+                .arg(table_or_json()),
         )
         .subcommand(
             Command::new("completions").about("Print a shell completion script").arg(
@@ -244,6 +230,15 @@ fn blocklist_command(name: &'static str) -> Command {
                 .conflicts_with("config")
                 .help("Its control socket [default: that of port 9435]"),
         )
+}
+
+fn table_or_json() -> Arg {
+    Arg::new("format")
+        .long("format")
+        .value_name("FORMAT")
+        .value_parser(["table", "json"])
+        .default_value("table")
+        .help("table or json")
 }
 
 fn prefix() -> Arg {
