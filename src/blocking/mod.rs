@@ -74,19 +74,14 @@ pub(crate) fn routes(network: &Arc<Network>) -> Vec<Route> {
                 let text = "too many changes of the blocklist; try again later\n";
                 return Reply::new(StatusCode::TOO_MANY_REQUESTS, text);
             }
-            match change(&list, request) {
-                Ok(changed) => Reply::ok(serde_json::to_string(&changed).unwrap_or_default()),
-                Err(Refused(status, text)) => Reply::new(status, format!("{text}\n")),
-            }
+            let changed = change(&list, request);
+            reply(changed.map(|changed| serde_json::to_string(&changed).unwrap_or_default()))
         };
         route(path, "", Access::Writer, method, handler)
     };
     let show = |path, about, show: fn(&Network, &RequestInfo) -> Result<String, Refused>| {
         let network = network.clone();
-        let handler = move |request: &RequestInfo| match show(&network, request) {
-            Ok(json) => Reply::ok(json),
-            Err(Refused(status, text)) => Reply::new(status, format!("{text}\n")),
-        };
+        let handler = move |request: &RequestInfo| reply(show(&network, request));
         route(path, about, Access::Credentials, Method::GET, handler)
     };
     vec![
@@ -102,6 +97,13 @@ pub(crate) fn routes(network: &Arc<Network>) -> Vec<Route> {
         change(BELOW, Method::POST, block),
         change(BELOW, Method::DELETE, unblock),
     ]
+}
+
+fn reply(done: Result<String, Refused>) -> Reply {
+    match done {
+        Ok(json) => Reply::ok(json),
+        Err(Refused(status, text)) => Reply::new(status, format!("{text}\n")),
+    }
 }
 
 fn route(
@@ -191,14 +193,9 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
 fn unblock(list: &Blocklist, request: &RequestInfo) -> Result<Changed, Refused> {
     let prefix = Parameters::read(request, &["prefix"])?.prefix()?;
     let done = list.unblock(prefix);
-    let changed = match &done {
-        Err(BlockError::Absent(_)) => false,
-        other => {
-            audit(request, &format!("unblock {prefix}"), other.as_ref().err());
-            true
-        }
-    };
+    let changed = !matches!(done, Err(BlockError::Absent(_)));
     if changed {
+        audit(request, &format!("unblock {prefix}"), done.as_ref().err());
         done?;
     }
     Ok(Changed {
