@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 use serde_yaml::Value as Yaml;
 
 use super::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
+use super::exporter::{Exporter, Place};
 use super::http;
 
 /// What the exporter under test is to Prometheus; all else comes from the stack's `prometheus.yml`.
@@ -27,6 +28,18 @@ pub struct Scrape {
     pub password_file: PathBuf,
     /// The target's label `node`, as the entries for several nodes have it.
     pub node: Option<String>,
+}
+
+impl Scrape {
+    /// An exporter that was set up in `place` with [`super::exporter::Setup::secure`].
+    pub fn secure(exporter: &Exporter, place: &Place) -> Scrape {
+        Scrape {
+            target: format!("localhost:{}", exporter.port),
+            ca_file: exporter.authority.clone(),
+            password_file: place.path("password"),
+            node: None,
+        }
+    }
 }
 
 /// A running Prometheus; it ends, and its files go, when this is dropped.

@@ -34,10 +34,15 @@ fn fetch(exporter: &Exporter, path: &str, header: &str) -> (Vec<u8>, String) {
     (output.stdout[head + 4..].to_vec(), content_type.to_owned())
 }
 
+/// A bound as any format writes it, "+Inf" among them.
+fn bound(text: &str) -> f64 {
+    text.parse().expect("a bound")
+}
+
 /// A bound as the text format writes it.
 fn with_plain_bound(mut labels: Labels) -> Labels {
     if let Some(bound) = labels.get_mut("le") {
-        let number: f64 = bound.parse().expect("a bound");
+        let number = self::bound(bound);
         *bound = if number.is_finite() { number.to_string() } else { "+Inf".to_owned() };
     }
     labels
@@ -290,12 +295,7 @@ fn slow_events_are_exemplars_of_their_buckets() {
     );
     let exporter = Setup::fibre(&place, &demo).secure().yaml(&slow).start();
     exporter.wait_until_ready();
-    let scrape = Scrape {
-        target: format!("localhost:{}", exporter.port),
-        ca_file: exporter.authority.clone(),
-        password_file: place.path("password"),
-        node: None,
-    };
+    let scrape = Scrape::secure(&exporter, &place);
     let both = [
         &["--enable-feature=exemplar-storage"][..],
         &["--enable-feature=exemplar-storage,native-histograms"],
@@ -319,15 +319,14 @@ fn slow_events_are_exemplars_of_their_buckets() {
         let characters: usize =
             of.iter().map(|(name, value)| name.chars().count() + value.chars().count()).sum();
         assert!(characters <= 128, "{line}");
-        let bound = with_plain_bound(labels)["le"].replace("+Inf", "inf");
-        found.insert(bound.parse::<f64>().expect("a bound").to_bits(), (of, value, time));
+        found.insert(bound(&labels["le"]).to_bits(), (of, value, time));
     }
     let bounds: Vec<f64> = exporter
         .scrape()
         .0
         .keys()
         .filter(|(name, _)| *name == format!("{METRIC}_bucket"))
-        .map(|(_, labels)| labels["le"].replace("+Inf", "inf").parse().expect("a bound"))
+        .map(|(_, labels)| bound(&labels["le"]))
         .collect();
     let mut expected = BTreeMap::new();
     for row in &rows {
@@ -353,7 +352,7 @@ fn slow_events_are_exemplars_of_their_buckets() {
             let of: Labels = serde_json::from_value(exemplar["labels"].clone()).expect("labels");
             let value: f64 = exemplar["value"].as_str().expect("a text").parse().expect("a number");
             assert!(rows.iter().any(|row| is_of(row, &of, value)), "{exemplar} is no slow event");
-            let bound = series["le"].replace("+Inf", "inf").parse::<f64>().expect("a bound");
+            let bound = bound(&series["le"]);
             assert!(value <= bound && value > 0.1, "{value} is not in the bucket up to {bound}");
         }
     }
@@ -370,12 +369,7 @@ fn native_histograms_are_the_classic_ones() {
     );
     let exporter = Setup::new(&place, yaml).secure().start();
     exporter.wait_until_ready();
-    let scrape = Scrape {
-        target: format!("localhost:{}", exporter.port),
-        ca_file: exporter.authority.clone(),
-        password_file: place.path("password"),
-        node: None,
-    };
+    let scrape = Scrape::secure(&exporter, &place);
     let prometheus = Prometheus::start_with(&scrape, &["--enable-feature=native-histograms"]).unwrap();
     let totals = play(&demo, &["--rate", "0", "--blocks", "2000"]);
     let fired = totals.fired("udp:block_reconstructed").to_string();
@@ -391,7 +385,7 @@ fn native_histograms_are_the_classic_ones() {
     let mut classic: Vec<(f64, f64)> = Vec::new();
     for ((name, labels), below) in &text.0 {
         if name == "native_seconds_bucket" {
-            classic.push((labels["le"].replace("+Inf", "inf").parse().expect("a bound"), *below));
+            classic.push((bound(&labels["le"]), *below));
         }
     }
     classic.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -405,8 +399,7 @@ fn native_histograms_are_the_classic_ones() {
         "{found}\n{classic:?}"
     );
     for (bucket, (bound, count)) in buckets.iter().zip(&classic) {
-        let upper =
-            bucket[2].as_str().expect("a text").replace("+Inf", "inf").parse::<f64>().expect("a bound");
+        let upper = number(&bucket[2]);
         assert!(
             (upper - bound).abs() <= bound * 1e-9 || upper == *bound,
             "{bucket} is not the one up to {bound}"
@@ -427,12 +420,7 @@ fn native_histograms_are_the_classic_ones() {
 fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
     let place = Place::new();
     let exporter = played(&place);
-    let scrape = Scrape {
-        target: format!("localhost:{}", exporter.port),
-        ca_file: exporter.authority.clone(),
-        password_file: place.path("password"),
-        node: None,
-    };
+    let scrape = Scrape::secure(&exporter, &place);
     let prometheus = Prometheus::start_with(&scrape, &["--enable-feature=native-histograms"]).unwrap();
     prometheus.wait_until_up(PATIENCE).unwrap();
     let value = |query: &str| {

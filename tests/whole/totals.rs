@@ -63,14 +63,8 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).secure().start();
     exporter.wait_until_ready();
-    let target = format!("localhost:{}", exporter.port);
-    let prometheus = Prometheus::start(&Scrape {
-        target: target.clone(),
-        ca_file: exporter.authority.clone(),
-        password_file: place.path("password"),
-        node: None,
-    })
-    .unwrap();
+    let scrape = Scrape::secure(&exporter, &place);
+    let prometheus = Prometheus::start(&scrape).unwrap();
     prometheus.wait_until_up(PATIENCE).unwrap();
 
     // Over some scrapes, because a rate needs an increase from one scrape to the next.
@@ -83,7 +77,7 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
 
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
     let variables: &[Variable] =
-        &[("job", "fibre"), ("node", "demo"), ("instance", &target), ("window", "5m"), ("top", "10")];
+        &[("job", "fibre"), ("node", "demo"), ("instance", &scrape.target), ("window", "5m"), ("top", "10")];
     assert_eq!(prometheus.queries_without_data(&dashboard, variables).unwrap(), Vec::<String>::new());
     assert_eq!(prometheus.query(r#"ALERTS{alertstate="firing"}"#).unwrap(), [], "all is well");
 
