@@ -1,18 +1,18 @@
 //! Who reads traced files as memory, as the kernel tells it: see `bpf/readers.bpf.c`.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::rc::Rc;
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramImpl, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramImpl};
 
+use super::bytes::{long, text, word};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
+use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
 use crate::abi::readers::generated::{ReadersSkel, ReadersSkelBuilder};
 use crate::abi::readers::{reader_event, reader_event_kind, reader_limit};
@@ -54,8 +54,7 @@ self_cell::self_cell!(
 /// The attached programs.
 pub struct Readers {
     loaded: Loaded,
-    ring: RingBuffer<'static>,
-    taken: Rc<RefCell<Vec<ReaderEvent>>>,
+    ring: EventRing<ReaderEvent>,
     map: MapHandle,
     files: BTreeSet<u64>,
     of_translators: Option<Link>,
@@ -91,16 +90,8 @@ impl Readers {
         let links = [&programs.reads, &programs.executed, &programs.forked].map(ProgramImpl::attach);
         let links = links.into_iter().collect::<Result<Vec<_>, _>>().map_err(loading)?;
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
-        let taken = Rc::new(RefCell::new(Vec::new()));
-        let sink = taken.clone();
-        let mut builder = RingBufferBuilder::new();
-        let add = builder.add(&map, move |record| {
-            sink.borrow_mut().extend(event(record));
-            0
-        });
-        add.map_err(loading)?;
-        let ring = builder.build().map_err(loading)?;
-        Ok(Self { loaded, ring, taken, map, files: BTreeSet::new(), of_translators: None, _links: links })
+        let ring = EventRing::new(&map, event).map_err(loading)?;
+        Ok(Self { loaded, ring, map, files: BTreeSet::new(), of_translators: None, _links: links })
     }
 
     /// Whether it is told what translators map: all system calls of all processes take a little longer meanwhile.
@@ -125,9 +116,7 @@ impl Readers {
 
     /// What has happened since.
     pub fn take(&mut self) -> Vec<ReaderEvent> {
-        // It only fails if a callback does.
-        let _ = self.ring.consume();
-        self.taken.take()
+        self.ring.take()
     }
 
     /// Who waits with this ticket goes on.
@@ -175,20 +164,17 @@ fn load(storage: &Storage, namespace: PidNamespace, wait: Duration) -> libbpf_rs
 
 /// One record of the ring buffer; `None` if it is no event.
 fn event(record: &[u8]) -> Option<ReaderEvent> {
-    let word = |at: usize| record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-    let long = |at: usize| record.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
-    let change = match reader_event_kind(word(offset_of!(reader_event, kind))?) {
+    let change = match reader_event_kind(word(record, offset_of!(reader_event, kind))?) {
         reader_event_kind::READER_MAPS => ReaderChange::Maps {
-            inode: long(offset_of!(reader_event, inode))?,
-            address: long(offset_of!(reader_event, address))?,
+            inode: long(record, offset_of!(reader_event, inode))?,
+            address: long(record, offset_of!(reader_event, address))?,
         },
         reader_event_kind::READER_TRANSLATES => ReaderChange::Translates,
         reader_event_kind::READER_TRANSLATES_MORE => ReaderChange::TranslatesMore,
         _ => return None,
     };
-    let comm = record.get(offset_of!(reader_event, comm)..)?.get(..16)?;
-    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
-    let comm = String::from_utf8_lossy(&comm[..end]).into_owned();
-    let (ticket, time) = (long(offset_of!(reader_event, ticket))?, long(offset_of!(reader_event, time))?);
-    Some(ReaderEvent { pid: word(offset_of!(reader_event, pid))?, comm, change, ticket, time })
+    let comm = text(record.get(offset_of!(reader_event, comm)..)?.get(..16)?);
+    let (ticket, time) =
+        (long(record, offset_of!(reader_event, ticket))?, long(record, offset_of!(reader_event, time))?);
+    Some(ReaderEvent { pid: word(record, offset_of!(reader_event, pid))?, comm, change, ticket, time })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags};
 
+use super::bytes::{long, word};
 use crate::abi::{abi_id, goroutine_key, start, start_key, text_key, thread_key};
 use crate::plan::Pairing;
 
@@ -192,14 +193,6 @@ impl EndedTasks {
         }
         *self.0.entry(id).or_insert_with(|| !Path::new("/proc").join(id.to_string()).exists())
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
-}
-
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word))
 }
 
 impl OpenSpan {

@@ -2,19 +2,18 @@
 
 mod record;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
 use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
+use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
 use crate::abi::bytes_of;
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
@@ -48,8 +47,7 @@ self_cell::self_cell!(
 /// The attached programs.
 pub struct ProcessEvents {
     loaded: LoadedEvents,
-    ring: RingBuffer<'static>,
-    taken: Rc<RefCell<Vec<ProcessEvent>>>,
+    ring: EventRing<ProcessEvent>,
     epoll: OwnedFd,
     lost: u64,
     tells_mappings: bool,
@@ -104,18 +102,10 @@ impl ProcessEvents {
         let mapped = mapped.and_then(Result::ok);
         let tells_mappings = mapped.is_some();
         links.extend(mapped);
-        let taken = Rc::new(RefCell::new(Vec::new()));
-        let sink = taken.clone();
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
-        let mut builder = RingBufferBuilder::new();
-        let add = builder.add(&map, move |record| {
-            sink.borrow_mut().extend(process_event(record));
-            0
-        });
-        add.map_err(loading)?;
-        let ring = builder.build().map_err(loading)?;
+        let ring = EventRing::new(&map, process_event).map_err(loading)?;
         let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
-        Ok(Self { loaded, ring, taken, epoll, lost: 0, tells_mappings, _links: links })
+        Ok(Self { loaded, ring, epoll, lost: 0, tells_mappings, _links: links })
     }
 
     /// Whether what processes map is told.
@@ -128,9 +118,7 @@ impl ProcessEvents {
         let mut events = [const { MaybeUninit::uninit() }; 1];
         let _ =
             epoll::wait(&self.epoll, &mut events, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
-        // It only fails if a callback does.
-        let _ = self.ring.consume();
-        self.taken.take()
+        self.ring.take()
     }
 
     /// Whether events were lost since this was asked last.

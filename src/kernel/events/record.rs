@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 use std::path::PathBuf;
 
+use super::super::bytes::{long, text, word};
 use super::super::files::Inode;
 use crate::abi::events::{file_key, file_use, named_file, process_event, process_event_kind};
 
@@ -79,19 +80,6 @@ impl NamedFile {
     pub(super) fn key(self) -> named_file {
         named_file { file: self.file.key(), name: self.name }
     }
-}
-
-fn word(record: &[u8], at: usize) -> Option<u32> {
-    record.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
-}
-
-fn long(record: &[u8], at: usize) -> Option<u64> {
-    record.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// One record of the ring buffer; `None` if it is no event.
