@@ -101,11 +101,9 @@ impl AddressNames {
             segment.vaddr.checked_add(into)
         })?;
         let after = self.functions.partition_point(|function| function.begin <= vaddr);
-        let mut before = self.functions[..after].iter().rev().take(LOOKED_AT);
-        let function = before
-            .by_ref()
-            .take_while(|function| function.reach > vaddr)
-            .find(|function| vaddr < function.end)?;
+        let before = self.functions[..after].iter().rev().take(LOOKED_AT);
+        let function =
+            before.take_while(|function| function.reach > vaddr).find(|function| vaddr < function.end)?;
         Some(shown(self.names.get(function.name.clone())?))
     }
 

@@ -12,10 +12,7 @@ const DEBUG_ROOT: &str = "/usr/lib/debug";
 pub fn debug_file_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some(id) = image.build_id().filter(|id| (2..=64).contains(&id.len())) {
-        let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-        candidates.push(
-            Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..])),
-        );
+        candidates.push(by_build_id(&id));
     }
     if let (Some((name, _)), Some(dir)) = (debuglink(image), path.parent()) {
         candidates.push(dir.join(name));
@@ -24,6 +21,12 @@ pub fn debug_file_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
         candidates.retain(|candidate| candidate != path);
     }
     candidates
+}
+
+/// The place of a debug file by its build-id, which is not empty.
+fn by_build_id(id: &[u8]) -> PathBuf {
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..]))
 }
 
 /// The file name in `.gnu_debuglink`, and the checksum of that file's contents. A path there would lead out of the
@@ -49,11 +52,9 @@ pub(super) fn altlink<'a>(image: &Headers<'a>) -> Option<(&'a str, &'a [u8])> {
 /// found there is to be given to [`super::SymbolIndex::with_shared_debug`], which checks that it fits. Empty if there is none.
 pub fn shared_debug_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     let Some((name, id)) = altlink(image) else { return Vec::new() };
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let by_id = Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..]));
     // An absolute path stays what it is.
     let beside = path.parent().map(|directory| directory.join(name));
-    beside.into_iter().chain([by_id]).collect()
+    beside.into_iter().chain([by_build_id(id)]).collect()
 }
 
 /// The checksum that `.gnu_debuglink` has of a debug file's contents.
