@@ -67,6 +67,16 @@ fn parameters_in(path: &Path, function: &str) -> Option<Parameters> {
     index.parameters(&sites[0])
 }
 
+/// Those of the copy that GCC has made of a function.
+fn parameters_of_copy(path: &Path, function: &str) -> Parameters {
+    let bytes = fs::read(path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let index = SymbolIndex::of(&image);
+    let sites = index.sites(function).unwrap();
+    let copy = sites.iter().find(|site| site.name.contains(".constprop")).expect("GCC makes a copy");
+    index.parameters(copy).unwrap()
+}
+
 /// `a:0 x:- z:6-7`.
 fn words(parameters: &Parameters) -> String {
     let one = |parameter: &exporter::elf::Parameter| {
@@ -233,12 +243,7 @@ static __attribute__((noinline)) int calc(int mode, int n) { return printf("%d %
 int main(int argc, char **argv) { (void)argv; return calc(7, argc) + calc(7, argc + 5) + calc(7, argc * 9); }
 "#;
     let path = compile("parameters-clones", "c++", source, &["-O3"]);
-    let bytes = fs::read(path).unwrap();
-    let image = Image::parse(&bytes).unwrap();
-    let index = SymbolIndex::of(&image);
-    let sites = index.sites("calc").unwrap();
-    let copy = sites.iter().find(|site| site.name.contains(".constprop")).expect("GCC makes a copy");
-    let found = index.parameters(copy).unwrap();
+    let found = parameters_of_copy(&path, "calc");
     assert_eq!(words(&found), "mode:0 n:1");
     assert_eq!(found.all[0].place, ParameterPlace::Constant(7));
     assert_eq!(found.all[1].place, ParameterPlace::Word(0));
@@ -271,12 +276,7 @@ int main(int argc, char **argv)
 { (void)argv; struct pair p = {1, 2}; return calc(argc, p, argc + 1, argc * 3, argc * 5, 7, argc * 7) + calc(1, p, 2, argc, 3, 7, argc); }
 "#;
     let path = compile("parameters-copy", "gcc", source, &["-O2"]);
-    let bytes = fs::read(path).unwrap();
-    let image = Image::parse(&bytes).unwrap();
-    let index = SymbolIndex::of(&image);
-    let sites = index.sites("calc").unwrap();
-    let copy = sites.iter().find(|site| site.name.contains(".constprop")).expect("GCC makes a copy");
-    let found = index.parameters(copy).unwrap();
+    let found = parameters_of_copy(&path, "calc");
     assert_eq!(words(&found), "a:0 unused:1 b:2 c:3 d:4 wide:? e:?", "{found:#?}");
     let places: Vec<_> = [0, 2, 3, 4].map(|number: usize| found.all[number].place).to_vec();
     let words = [ParameterPlace::Word(1), ParameterPlace::Word(2), ParameterPlace::Word(3)];
