@@ -12,7 +12,7 @@ use super::refusal::{Refusal, RefusalKind};
 use crate::mapping::CodeView;
 
 /// The x86 breakpoint.
-const BREAKPOINT: u8 = 0xcc;
+pub const BREAKPOINT: u8 = 0xcc;
 
 impl Kernel {
     /// At which places of a file, which no process may map, the kernel sets a breakpoint: it takes them all, and drops what

@@ -32,6 +32,7 @@ mod tables;
 
 pub use accounting::Accounting;
 pub(crate) use accounting::{Counts, LOST, Losses, SLOW_LOST, SlowCounts};
+pub use armed::BREAKPOINT;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;

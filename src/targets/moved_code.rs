@@ -13,6 +13,7 @@ use super::file::Identity;
 use super::follow::ProcessChanges;
 use super::readers::translates;
 use super::worker::Worker;
+use crate::kernel::BREAKPOINT;
 use crate::procfs::{Mapping, living_thread, text};
 
 /// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
@@ -22,9 +23,6 @@ const WITHIN: Duration = Duration::from_secs(600);
 
 /// Processes of which it is looked up in a while whether they have replaced their code.
 const FRESH: usize = 256;
-
-/// The x86 breakpoint.
-const BREAKPOINT: u8 = 0xcc;
 
 /// So many traced places of a process are looked at, if there are more.
 const LOOKED_AT: usize = 256;

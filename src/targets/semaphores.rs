@@ -15,6 +15,7 @@ use super::denied::why_denied;
 use super::file::Identity;
 use super::worker::Worker;
 use crate::elf::SharedSemaphore;
+use crate::kernel::BREAKPOINT;
 use crate::procfs::{Mapping, living_thread, text};
 
 /// A semaphore by its place in the file, and the sites that name it.
@@ -115,6 +116,3 @@ fn breakpoints<'a>(
     let all = sites.iter().map(|site| maps.clone().filter(|map| is_there(map, *site)).count());
     u16::try_from(all.sum::<usize>()).unwrap_or(u16::MAX)
 }
-
-/// The x86 breakpoint.
-const BREAKPOINT: u8 = 0xcc;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
+use crate::clock::monotonic_now;
 use crate::config::model::Point;
 use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
 use crate::elf::{Image, SymbolIndex, lacks_variables};
@@ -22,12 +23,6 @@ use crate::targets::status::{ProbeState, Status};
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
-
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-fn monotonic() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
-}
 
 /// What attaching needs to know of the exporter.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +46,7 @@ impl AttachedFile {
         let mut attached_file = Self::new(found.display.clone(), found.identity, found.stamp);
         attached_file.lease = lease;
         attached_file.read_and_attach(context, found, cookies);
-        attached_file.attached_at = monotonic();
+        attached_file.attached_at = monotonic_now();
         attached_file
     }
 

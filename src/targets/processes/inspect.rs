@@ -52,7 +52,7 @@ impl Processes {
 }
 
 /// All processes.
-pub(super) fn numbers() -> impl Iterator<Item = u32> {
+pub fn numbers() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc")
         .into_iter()
         .flatten()

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use self::gaps::SearchGaps;
-use self::inspect::numbers;
+pub use self::inspect::numbers;
 use self::membership::Membership;
 pub use self::process::Process;
 use super::file::Identity;

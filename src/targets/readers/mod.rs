@@ -8,7 +8,6 @@
 mod restore;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -19,8 +18,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::restore::{Part, Restored, executable_name, is_there, restore};
 use super::file::Identity;
+use super::processes::numbers;
 use super::record::Signature;
 use super::status::{Foreign, Status};
+use crate::clock::monotonic_now;
 use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
 
 /// Executables that translate the code of others, and which of their mappings they do that with: Valgrind's tools, QEMU's user
@@ -154,9 +155,7 @@ impl Thread {
 
     /// Those that run already.
     fn find_translators(&mut self) {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.for_each(|pid| self.note_translator(pid));
+        numbers().for_each(|pid| self.note_translator(pid));
     }
 
     fn note_translator(&mut self, pid: u32) {
@@ -206,7 +205,7 @@ impl Thread {
 
     fn follow(&mut self, event: &ReaderEvent) {
         let ReaderEvent { pid, comm, change, ticket, time } = event;
-        let late = || Duration::from_nanos(monotonic().saturating_sub(*time));
+        let late = || Duration::from_nanos(monotonic_now().saturating_sub(*time));
         match *change {
             ReaderChange::Translates => self.note_translator(*pid),
             ReaderChange::TranslatesMore => self.look_at_translator(*pid),
@@ -325,10 +324,4 @@ pub(super) fn translates(pid: u32) -> bool {
 
 fn names(file: &TracedFile) -> String {
     file.targets.values().cloned().collect::<Vec<_>>().join(", ")
-}
-
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-fn monotonic() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -1,17 +1,14 @@
 //! The file's own bytes over breakpoints in a process's memory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::super::file::Identity;
-use crate::kernel::Files;
+use crate::kernel::{BREAKPOINT, Files};
 use crate::procfs::{Mapping, text};
-
-/// The x86 breakpoint.
-const BREAKPOINT: u8 = 0xcc;
 
 /// Which mappings of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +40,7 @@ pub(super) fn restore(
     let mut all = || -> io::Result<()> {
         // First of all: it stays that of the program that runs now, so that nothing is written into what it executes next.
         let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        let mapped = kernel.mapped_by(pid)?;
-        let starts = mapped.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start);
-        let starts: HashSet<u64> = starts.collect();
+        let starts = kernel.starts_of_mappings(pid, identity)?;
         if starts.is_empty() {
             return Ok(());
         }
