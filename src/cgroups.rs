@@ -1,16 +1,10 @@
 //! Names of cgroups.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
-use crate::containers::{Containers, cgroup_root};
+use crate::containers::{Containers, cgroup_root, cgroups};
 use crate::plan::CgroupName;
 use crate::selectors::Belongs;
-
-/// Directories that are looked at for one name.
-const MOST_DIRECTORIES: usize = 10_000;
 
 /// Looks up names, and remembers them.
 #[derive(Debug, Default)]
@@ -25,10 +19,8 @@ impl Cgroups {
     pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
         let Self { known, containers } = self;
         let found = known.entry(id).or_insert_with(|| {
-            let root = cgroup_root()?;
-            let path = find(&root, id)?;
-            let path = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
-            let mut belongs = Belongs::parse(&format!("/{path}"));
+            let (_, path) = cgroups(&cgroup_root()?).find(|(found, _)| *found == id)?;
+            let mut belongs = Belongs::parse(&path);
             containers.describe(&mut belongs);
             Some(belongs)
         });
@@ -38,24 +30,6 @@ impl Cgroups {
             (None, _) => {}
         }
     }
-}
-
-fn find(root: &Path, id: u64) -> Option<PathBuf> {
-    let mut directories = vec![root.to_path_buf()];
-    let mut seen = 0;
-    while let Some(directory) = directories.pop() {
-        seen += 1;
-        if seen > MOST_DIRECTORIES {
-            return None;
-        }
-        if fs::metadata(&directory).is_ok_and(|meta| meta.ino() == id) {
-            return Some(directory);
-        }
-        let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
-        directories
-            .extend(inside.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
-    }
-    None
 }
 
 /// The path of a pod's cgroup has the pod's uid and the container's whole id; of another container it is the container's name,
@@ -73,9 +47,7 @@ fn display(belongs: &Belongs, what: CgroupName) -> String {
         CgroupName::Container => container.map(ToString::to_string),
         CgroupName::ContainerId => container.map(|container| container.id.clone()),
         CgroupName::Image => container.and_then(|container| container.image.clone()),
-        CgroupName::Pod => {
-            pod.map(|pod| if pod.name.is_empty() { pod.uid.clone() } else { pod.name.clone() })
-        }
+        CgroupName::Pod => pod.map(ToString::to_string),
         CgroupName::Namespace => pod.map(|pod| pod.namespace.clone()),
         CgroupName::Unit => belongs.unit().map(str::to_owned),
     };

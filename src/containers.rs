@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -31,6 +32,9 @@ pub struct Containers {
 
 /// Containers and pods that are remembered; then they are found out anew.
 const KNOWN: usize = 4096;
+
+/// Directories of control groups that are looked at.
+const MOST_CGROUPS: usize = 10_000;
 
 impl Default for Containers {
     fn default() -> Self {
@@ -56,6 +60,23 @@ pub fn cgroup_root() -> Option<PathBuf> {
         let mut words = line.split(' ').skip(1);
         let (at, kind) = (words.next()?, words.next()?);
         (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
+    })
+}
+
+/// Ids (the inodes of their directories) and paths of control groups, from the root of the hierarchy on.
+pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
+    let mut directories = vec![root.to_path_buf()];
+    let found = std::iter::from_fn(move || {
+        let directory = directories.pop()?;
+        let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        directories.extend(inside.filter(is_directory).map(|entry| entry.path()));
+        Some(directory)
+    });
+    found.take(MOST_CGROUPS).filter_map(move |directory| {
+        let path = directory.strip_prefix(root).unwrap_or(&directory).to_string_lossy();
+        // One may be gone meanwhile.
+        Some((fs::metadata(&directory).ok()?.ino(), format!("/{path}")))
     })
 }
 

@@ -7,13 +7,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use crate::containers::{Containers, cgroup_root};
+use crate::containers::{Containers, cgroup_root, cgroups};
 use crate::exposition::{Family, Kind};
 use crate::logging::log_libbpf;
 use crate::selectors::Belongs;
@@ -27,9 +27,6 @@ use super::socket_abi::generated::types::group_traffic;
 
 /// Owners that have series of their own; what comes later is counted for none of them.
 const OWNERS: usize = 1000;
-
-/// Control groups that are looked at.
-const MOST_GROUPS: usize = 10_000;
 
 /// Control groups in the kernel's table from which on those are taken out that are gone: half of what it holds.
 const CROWDED: usize = 2048;
@@ -53,7 +50,6 @@ struct Owner {
 impl Owner {
     fn of(belongs: &Belongs) -> Self {
         let pod = belongs.pod.as_ref();
-        let pod_name = pod.map(|pod| if pod.name.is_empty() { &pod.uid } else { &pod.name });
         let container = belongs.containers.last().map(ToString::to_string);
         // The unit of a container is made for it alone, and called by its id.
         let is_boxed = pod.is_some() || container.is_some();
@@ -61,7 +57,7 @@ impl Owner {
         Self {
             unit: if is_boxed { String::new() } else { unit() },
             container: container.unwrap_or_default(),
-            pod: pod_name.cloned().unwrap_or_default(),
+            pod: pod.map(ToString::to_string).unwrap_or_default(),
             namespace: pod.map(|pod| pod.namespace.clone()).unwrap_or_default(),
         }
     }
@@ -208,7 +204,7 @@ impl Attribution {
             return;
         }
         // Files are read without the lock that a scrape needs.
-        let present = groups(&self.root);
+        let present: HashMap<u64, String> = cgroups(&self.root).collect();
         let mut containers = lock(&self.containers);
         for id in wanted {
             let belongs = present.get(&id).map(|path| {
@@ -262,24 +258,6 @@ fn sums(traffic: &MapHandle, id: u64) -> Option<Sums> {
         add(&mut all, &[by_direction(0), by_direction(1)]);
     }
     Some(all)
-}
-
-/// Paths of all control groups, by id: the inode of the directory.
-fn groups(root: &Path) -> HashMap<u64, String> {
-    let mut found = HashMap::new();
-    let mut directories = vec![root.to_path_buf()];
-    while let Some(directory) = directories.pop() {
-        if found.len() >= MOST_GROUPS {
-            break;
-        }
-        let Ok(meta) = fs::metadata(&directory) else { continue };
-        let path = directory.strip_prefix(root).unwrap_or(&directory).to_string_lossy();
-        found.insert(meta.ino(), format!("/{path}"));
-        let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-        directories.extend(inside.filter(is_directory).map(|entry| entry.path()));
-    }
-    found
 }
 
 fn families(all: &BTreeMap<Owner, Sums>) -> [Family; 2] {

@@ -83,6 +83,12 @@ impl fmt::Display for Container {
     }
 }
 
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.name.is_empty() { &self.uid } else { &self.name })
+    }
+}
+
 /// The id of the container that the control group of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
 fn container_of(cgroup: &str) -> Option<&str> {
     let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
