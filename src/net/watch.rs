@@ -50,7 +50,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that threads for
+    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that watches for
     /// others. `tell` is called with everything worth a log line, from this thread first and from those later.
     ///
     /// Must be called in the network namespace that is meant, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, for other
