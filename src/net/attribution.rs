@@ -20,7 +20,7 @@ use crate::selectors::Belongs;
 
 use super::abi::Direction;
 use super::config::Count;
-use super::counters::Sum;
+use super::counters::{Sum, sum_words};
 use super::dns::Dns;
 use super::socket_abi::generated::SocketsSkelBuilder;
 use super::socket_abi::generated::types::group_traffic;
@@ -251,13 +251,8 @@ fn ids(traffic: &MapHandle) -> impl Iterator<Item = u64> {
 
 fn sums(traffic: &MapHandle, id: u64) -> Option<Sums> {
     let cpus = traffic.lookup_percpu(&id.to_ne_bytes(), MapFlags::ANY).ok()??;
-    let mut all = Sums::default();
-    for cpu in cpus {
-        let words: Vec<u64> = cpu.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
-        let by_direction = |at: usize| Sum { packets: words[2 * at], bytes: words[2 * at + 1] };
-        add(&mut all, &[by_direction(0), by_direction(1)]);
-    }
-    Some(all)
+    let words = sum_words(&cpus, size_of::<group_traffic>() / 8);
+    Some([0, 1].map(|at| Sum { packets: words[2 * at], bytes: words[2 * at + 1] }))
 }
 
 fn families(all: &BTreeMap<Owner, Sums>) -> [Family; 2] {

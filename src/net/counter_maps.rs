@@ -355,9 +355,12 @@ fn cidrs(groups: &[CidrGroup], pins: &PinDir) -> libbpf_rs::Result<Option<MapHan
 }
 
 /// A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.
+pub(super) fn of_every_cpu(array: &MapHandle, key: u32) -> Vec<Vec<u8>> {
+    array.lookup_percpu(&key.to_ne_bytes(), MapFlags::ANY).ok().flatten().unwrap_or_default()
+}
+
 fn read(stats: &MapHandle, direction: Direction) -> Counters {
-    let values = stats.lookup_percpu(&key(direction), MapFlags::ANY).ok().flatten();
-    Counters::sum(&values.unwrap_or_default())
+    Counters::sum(&of_every_cpu(stats, direction as u32))
 }
 
 fn key(direction: Direction) -> [u8; 4] {

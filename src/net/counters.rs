@@ -44,13 +44,7 @@ impl Default for Counters {
 impl Counters {
     /// Sums the values of a per-CPU map, one slice for each CPU. Bytes that are missing count as zero.
     pub fn sum(per_cpu: &[Vec<u8>]) -> Self {
-        let mut words = vec![0u64; WORDS];
-        for bytes in per_cpu {
-            for (word, part) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                *word = word.wrapping_add(u64::from_ne_bytes(*part));
-            }
-        }
-        Self { words }
+        Self { words: sum_words(per_cpu, WORDS) }
     }
 
     /// Adds fast-path frames: the words of one `struct net_fast` for each CPU.
@@ -109,6 +103,17 @@ impl Counters {
     pub fn total_bytes(&self) -> u64 {
         cells().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
     }
+}
+
+/// Sums the words of 64 bits of a per-CPU map's value, of which there are so many. Bytes that are missing count as zero.
+pub(super) fn sum_words(per_cpu: &[Vec<u8>], count: usize) -> Vec<u64> {
+    let mut words = vec![0u64; count];
+    for bytes in per_cpu {
+        for (word, part) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = word.wrapping_add(u64::from_ne_bytes(*part));
+        }
+    }
+    words
 }
 
 /// Every cell that a frame can be counted in.

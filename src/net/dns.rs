@@ -7,6 +7,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::exposition::{Family, Kind};
 
+use super::counter_maps::of_every_cpu;
+use super::counters::sum_words;
 use super::socket_abi::generated::types::{dns_query, dns_result, dns_stats, stack_histogram};
 use super::stack::{TIMES, bounds, observe};
 use super::sys::monotonic;
@@ -53,14 +55,7 @@ impl Dns {
     }
 
     pub fn families(&self) -> [Family; 2] {
-        // A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.
-        let cpus = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
-        let mut words = vec![0u64; size_of::<dns_stats>() / 8];
-        for cpu in cpus.unwrap_or_default() {
-            for (word, part) in words.iter_mut().zip(cpu.as_chunks::<8>().0) {
-                *word = word.wrapping_add(u64::from_ne_bytes(*part));
-            }
-        }
+        let mut words = sum_words(&of_every_cpu(&self.stats, 0), size_of::<dns_stats>() / 8);
         for (server, unanswered) in self.unanswered.iter().enumerate() {
             words[server * RESULTS.len() + TIMEOUT] += unanswered.load(Ordering::Relaxed);
         }

@@ -7,16 +7,18 @@ use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use libbpf_rs::MapHandle;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::Enum;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::exposition::{Family, Kind, Number};
 use crate::logging::log_libbpf;
 use crate::pins::PinDir;
 
 use super::config::Count;
+use super::counter_maps::of_every_cpu;
+use super::counters::sum_words;
 use super::pinned::stack_directory;
 use super::sockets::STATES;
 use super::sys::{open_pinned, pin};
@@ -121,14 +123,7 @@ impl Stack {
 
     /// What was told so far. What `/proc` says is of the calling thread's namespace.
     pub fn families(&self) -> Vec<Family> {
-        // A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.
-        let words = self.stats.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
-        let mut sum = vec![0u64; size_of::<stack_stats>() / 8];
-        for cpu in words.unwrap_or_default() {
-            for (word, part) in sum.iter_mut().zip(cpu.as_chunks::<8>().0) {
-                *word = word.wrapping_add(u64::from_ne_bytes(*part));
-            }
-        }
+        let sum = sum_words(&of_every_cpu(&self.stats, 0), size_of::<stack_stats>() / 8);
         let at = |offset: usize| &sum[offset / 8..];
         let mut all = Vec::new();
         if self.drops {
