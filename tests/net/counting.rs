@@ -58,6 +58,15 @@ pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
         .sum()
 }
 
+/// Observations of a histogram's series with a label, and their sum in microseconds.
+pub fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    let sample = family.samples().find(|sample| family.head().labels(sample.key).contains(label)).unwrap();
+    let SampleValue::Histogram { counts, sum, .. } = sample.value else { panic!("no histogram") };
+    let Number::Real(sum) = sum else { panic!("not in seconds") };
+    (counts.iter().sum(), (sum * 1e6).round() as u64)
+}
+
 /// Waits for a thing to become true, with a bound.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();

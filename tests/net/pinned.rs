@@ -1,6 +1,7 @@
 //! `state: pinned`: packets are counted while no exporter runs, and the next one goes on.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -47,11 +48,10 @@ impl Cable {
     /// Frames in both directions, until it ends.
     fn traffic(&self) -> Traffic {
         let to = address(1);
-        Traffic(
-            self.there.run(move || {
-                Command::new("ping").args(["-q", "-i", "0.002", &to]).spawn().expect("start ping")
-            }),
-        )
+        Traffic(self.there.run(move || {
+            let mut ping = Command::new("ping");
+            ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
+        }))
     }
 
     /// As the kernel counts them.
@@ -98,6 +98,16 @@ impl Drop for Cable {
 
 /// Ends with this.
 struct Traffic(Child);
+
+impl Traffic {
+    /// Ends it: there was not one answer.
+    fn end_unanswered(mut self, mode: &str) {
+        send_signal(self.0.id(), "INT");
+        let mut said = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut said).expect("what ping says");
+        assert!(said.contains(" 0 received"), "{mode}: {said}");
+    }
+}
 
 impl Drop for Traffic {
     fn drop(&mut self) {
@@ -198,11 +208,7 @@ fn what_is_blocked_stays_so_over_a_restart() {
         };
         let mut exporter = cable.start(&place, &bpf, &block(&address(2)));
         cable.up();
-        let to = address(1);
-        let requests = cable.there.run(move || {
-            let mut ping = Command::new("ping");
-            ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
-        });
+        let traffic = cable.traffic();
         for signal in ["TERM", "KILL"] {
             exporter.end(signal);
             let before = cable.kernel().rx_packets;
@@ -215,10 +221,7 @@ fn what_is_blocked_stays_so_over_a_restart() {
             let drops = exporter.scrape().sum("xdp_drops_total", &[]);
             exporter.scrape_until("more drops", |now| now.sum("xdp_drops_total", &[]) > drops + 100.0);
         }
-        send_signal(requests.id(), "INT");
-        let said = requests.wait_with_output().expect("what ping says");
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        assert!(said.contains(" 0 received"), "{mode}: {said}");
+        traffic.end_unanswered(mode);
         exporter.end("KILL");
         let exporter = cable.start(&place, &bpf, &block("192.0.2.1"));
         exporter.wait_for_log(TAKEN_OVER);
@@ -242,11 +245,7 @@ fn what_a_command_blocked_stays_so_over_a_restart() {
     };
     command(&["block", &address(2), "--ttl", "1h", "--reason", "a test"]);
     cable.up();
-    let to = address(1);
-    let requests = cable.there.run(move || {
-        let mut ping = Command::new("ping");
-        ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
-    });
+    let traffic = cable.traffic();
     for signal in ["TERM", "KILL"] {
         running.end(signal);
         let before = cable.kernel().rx_packets;
@@ -258,10 +257,7 @@ fn what_a_command_blocked_stays_so_over_a_restart() {
         let list = command(&["blocklist"]);
         assert!(list.contains("a test") && list.contains("command") && !list.contains("never"), "{list}");
     }
-    send_signal(requests.id(), "INT");
-    let said = requests.wait_with_output().expect("what ping says");
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.contains(" 0 received"), "{said}");
+    traffic.end_unanswered("");
     command(&["unblock", &address(2)]);
     until("an answer", || cable.there.output(&format!("ping -c 1 -W 1 -q {}", address(1))).status.success());
 }

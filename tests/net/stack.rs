@@ -5,10 +5,9 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use exporter::exposition::{Family, SampleValue};
 use exporter::net::Mode;
 
-use crate::counting::{config, number, send_datagrams, start, until};
+use crate::counting::{config, number, observed, send_datagrams, start, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
 /// A counter of `/proc/net/snmp` or `netstat` in a namespace.
@@ -21,15 +20,6 @@ fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
         .collect();
     let at = lines[0].iter().position(|one| *one == name).unwrap_or_else(|| panic!("no {name}: {text}"));
     lines[1][at].parse().unwrap()
-}
-
-/// Observations of a histogram's series with a label, and their sum in microseconds.
-fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
-    let family = families.iter().find(|family| family.name() == name).unwrap();
-    let sample = family.samples().find(|sample| family.head().labels(sample.key).contains(label)).unwrap();
-    let SampleValue::Histogram { counts, sum, .. } = sample.value else { panic!("no histogram") };
-    let exporter::exposition::Number::Real(sum) = sum else { panic!("not in seconds") };
-    (counts.iter().sum(), (sum * 1e6).round() as u64)
 }
 
 /// `tcpi_rtt` of a connection, in microseconds.
