@@ -29,6 +29,10 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_ARRAY_OF_MAPS 12
 
+/* Flags of bpf_map_update_elem(), include/uapi/linux/bpf.h */
+#define BPF_ANY 0
+#define BPF_NOEXIST 1
+
 /* enum xdp_action and the TCX verdicts, include/uapi/linux/bpf.h */
 #define XDP_PASS 2
 #define TCX_NEXT (-1) /* = TC_ACT_UNSPEC: the next program decides, also under clsact */

@@ -3,36 +3,11 @@
  * Whose packets they are: what sockets receive and send, by the control group that a socket belongs to; and what became of DNS
  * queries of one network namespace. At the hooks of the outermost control group, which see what has a socket; nothing is dropped.
  */
-#include "net_types.bpf.h"
+#include "socket.bpf.h"
 #include "histogram.bpf.h"
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
-/* Fields that are read, by the names that they have in the kernel; where they lie is known when it is loaded. */
-#define KERNEL __attribute__((preserve_access_index))
-
-struct ns_common {
-	unsigned int inum;
-} KERNEL;
-struct net {
-	struct ns_common ns;
-} KERNEL;
-typedef struct {
-	struct net *net;
-} KERNEL possible_net_t;
-struct sock_common {
-	possible_net_t skc_net;
-} KERNEL;
-struct sock {
-	struct sock_common __sk_common;
-} KERNEL;
-struct sk_buff {
-	struct sock *sk;
-} KERNEL;
-
 #define BPF_MAP_TYPE_PERCPU_HASH 5
-#define BPF_ANY 0
-#define BPF_NOEXIST 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define DNS_PORT 53
@@ -42,10 +17,9 @@ struct sk_buff {
 #define EGRESS 1
 #define ALLOW 1
 
-/* Set by user space before the load; the namespace is that of DNS queries, as stat(2) numbers it. */
+/* Set by user space before the load; DNS queries are those of one network namespace. */
 const volatile bool with_cgroups = false;
 const volatile bool with_dns = false;
-const volatile __u32 namespace = 0;
 
 struct socket_traffic {
 	__u64 packets;
@@ -176,11 +150,6 @@ static __always_inline void count_traffic(struct __sk_buff *skb, __u32 direction
 	to->sums[direction].bytes += bytes;
 }
 
-static __always_inline bool is_in_namespace(struct __sk_buff *skb)
-{
-	return BPF_CORE_READ((struct sk_buff *)skb, sk, __sk_common.skc_net.net, ns.inum) == namespace;
-}
-
 static __always_inline void count_query(struct __sk_buff *skb, struct dns_stats *s, struct dns_key *key,
 					bool local)
 {
@@ -220,7 +189,8 @@ static __always_inline void count_dns(struct __sk_buff *skb, bool egress)
 
 	if (p.protocol != IPPROTO_UDP || bpf_skb_load_bytes(skb, p.l4_at, udp, sizeof(udp)) ||
 	    udp[egress ? 1 : 0] != bpf_htons(DNS_PORT) || bpf_ntohs(udp[2]) < 8 + DNS_HEADER ||
-	    egress == ((udp[5] & bpf_htons(DNS_IS_RESPONSE)) != 0) || !is_in_namespace(skb))
+	    egress == ((udp[5] & bpf_htons(DNS_IS_RESPONSE)) != 0) ||
+	    !has_ours(BPF_CORE_READ((struct sk_buff *)skb, sk)))
 		return;
 	s = bpf_map_lookup_elem(&dns, &first);
 	if (!s)

@@ -3,38 +3,9 @@
  * What the network stack tells of packets it drops and of TCP connections, by its tracepoints: of one network namespace, and
  * of drops also those that belong to none. Nothing here runs for an ordinary packet.
  */
-#include "net_types.bpf.h"
+#include "socket.bpf.h"
 #include "histogram.bpf.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
 
-/* Fields that are read, by the names that they have in the kernel; where they lie is known when it is loaded. */
-#define KERNEL __attribute__((preserve_access_index))
-
-struct ns_common {
-	unsigned int inum;
-} KERNEL;
-struct net {
-	struct ns_common ns;
-} KERNEL;
-typedef struct {
-	struct net *net;
-} KERNEL possible_net_t;
-struct net_device {
-	possible_net_t nd_net;
-} KERNEL;
-struct sock_common {
-	possible_net_t skc_net;
-} KERNEL;
-struct sock {
-	struct sock_common __sk_common;
-	unsigned short sk_protocol;
-} KERNEL;
-struct sk_buff {
-	struct net_device *dev;
-	struct sock *sk;
-	char cb[48];
-} KERNEL;
 struct tcp_skb_cb {
 	unsigned short tcp_gso_segs;
 } KERNEL;
@@ -42,17 +13,11 @@ struct tcp_sock {
 	unsigned int srtt_us;
 } KERNEL;
 
-#define BPF_MAP_TYPE_ARRAY 2
-#define BPF_NOEXIST 1
-#define BPF_ANY 0
 #define IPPROTO_TCP 6
 
 struct bpf_raw_tracepoint_args {
 	__u64 args[6];
 };
-
-/* Set by user space before the load: the namespace, as stat(2) numbers it. */
-const volatile __u32 namespace = 0;
 
 #define DROP_REASONS 512
 #define TCP_STATES 16
@@ -100,16 +65,6 @@ static __always_inline struct stack_stats *here(void)
 	__u32 key = 0;
 
 	return bpf_map_lookup_elem(&stats, &key);
-}
-
-static __always_inline bool is_ours(struct net *net)
-{
-	return BPF_CORE_READ(net, ns.inum) == namespace;
-}
-
-static __always_inline bool has_ours(struct sock *sk)
-{
-	return sk && is_ours(BPF_CORE_READ(sk, __sk_common.skc_net.net));
 }
 
 SEC("raw_tp/kfree_skb")

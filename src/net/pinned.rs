@@ -56,6 +56,7 @@ impl Layout {
             include_str!("../../bpf/net_abi.h"),
             include_str!("../../bpf/histogram.bpf.h"),
             include_str!("../../bpf/port.bpf.h"),
+            include_str!("../../bpf/socket.bpf.h"),
             include_str!("../../bpf/stack.bpf.c"),
             include_str!("../../bpf/talkers.bpf.h"),
             include_str!("stats/all.bpf.h"),
