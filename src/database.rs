@@ -5,9 +5,11 @@ use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use crate::clock::wall_seconds;
 
 /// How long one process waits for another that writes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -87,12 +89,6 @@ impl From<rusqlite::Error> for Unusable {
 pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error_code();
     matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
-/// Nanoseconds since 1970.
-pub(crate) fn wall() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Which file a path leads to: device and inode.
@@ -226,7 +222,7 @@ fn set_aside(path: &Path, kind: &Kind) -> Result<PathBuf, DatabaseError> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    let now = wall() / 1_000_000_000;
+    let now = wall_seconds();
     let aside =
         (0..).map(|more| with(path, &format!(".damaged-{}", now + more))).find(|aside| !aside.exists());
     let aside = aside.unwrap_or_default();

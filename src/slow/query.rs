@@ -7,7 +7,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::event::{RelatedRow, Row, shown_time};
-use super::store::{SlowError, scan, wall};
+use super::store::{SlowError, scan};
+use crate::clock::wall;
 use crate::table::TextTable;
 
 /// Which events are meant.

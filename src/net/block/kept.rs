@@ -8,6 +8,7 @@ use rusqlite::{Connection, params};
 use super::super::cidr::Prefix;
 use super::config::{BlockProtocol, BlockRule, BlockScope, parse_ports};
 use super::entry::Asker;
+use crate::clock::wall_seconds;
 use crate::database::{self, DatabaseError, Kind, identity};
 
 const KIND: Kind = Kind {
@@ -47,11 +48,6 @@ pub(super) struct EntryStore {
     identity: Option<(u64, u64)>,
 }
 
-/// Seconds since 1970.
-fn unix_now() -> i64 {
-    database::wall() / 1_000_000_000
-}
-
 impl EntryStore {
     /// Opens the file, or makes it.
     ///
@@ -67,7 +63,7 @@ impl EntryStore {
 
     /// What still holds, with the time that remains.
     pub fn load(&self) -> rusqlite::Result<Vec<Kept>> {
-        self.load_at(unix_now())
+        self.load_at(wall_seconds())
     }
 
     fn load_at(&self, now: i64) -> rusqlite::Result<Vec<Kept>> {
@@ -99,8 +95,8 @@ impl EntryStore {
     /// Keeps an entry from now on. `all` are those that there are, for a file that somebody has taken away.
     pub fn put(&mut self, entry: &Kept, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
         let renewed = self.renew()?;
-        let done = if renewed { self.put_at(&all(), unix_now()) } else { Ok(()) };
-        done.and_then(|()| self.put_at(std::slice::from_ref(entry), unix_now()))
+        let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
+        done.and_then(|()| self.put_at(std::slice::from_ref(entry), wall_seconds()))
             .map_err(|err| err.to_string())
     }
 
@@ -121,7 +117,7 @@ impl EntryStore {
     /// Keeps these no longer.
     pub fn remove(&mut self, prefixes: &[Prefix], all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
         if self.renew()? {
-            return self.put_at(&all(), unix_now()).map_err(|err| err.to_string());
+            return self.put_at(&all(), wall_seconds()).map_err(|err| err.to_string());
         }
         self.remove_now(prefixes).map_err(|err| err.to_string())
     }

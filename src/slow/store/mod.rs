@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, Transaction, params};
 
 use super::event::{Event, Fields, Row};
+use crate::clock::wall;
 use crate::config::model::SlowEvents;
 pub use crate::database::DatabaseError as SlowError;
+pub(super) use crate::database::is_damage;
 use crate::database::{self, Kind, identity, number, pragma};
-pub(super) use crate::database::{is_damage, wall};
 
 const KIND: Kind = Kind {
     what: "slow events",
