@@ -30,7 +30,7 @@ pub fn labels_of<'a>(
         let shown = match (current, found.or(default.as_ref())) {
             (EventValue::Unreadable, _) => UNREADABLE,
             (_, Some(display)) => display,
-            (_, None) if matches!(kind, ValueKind::Function | ValueKind::Cgroup(_)) => return None,
+            (_, None) if kind.is_only_shown() || matches!(kind, ValueKind::Cgroup(_)) => return None,
             (current, None) => {
                 text.clear();
                 show(kind, current, false, &mut text);
@@ -40,4 +40,29 @@ pub fn labels_of<'a>(
         push_label(name, shown, &mut labels);
     }
     Some(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Overrides, read_bytes};
+    use crate::plan::plan_draft;
+
+    #[test]
+    fn what_the_event_has_only_a_number_of_is_not_told_by_it() {
+        let of = |label: &str| {
+            let text = format!(
+                "targets:\n- name: a\n  binary: x\n  probes:\n  - function: f\n    metrics:\n    - {{ histogram: h, value: pid, \
+                 buckets: [1], labels: {{ l: {label} }} }}\n"
+            );
+            let draft = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+            let (_, plan) = plan_draft(draft).unwrap_or_else(|errors| panic!("{errors}"));
+            let probe = &plan.probes[0];
+            labels_of(&plan.metrics[0], &probe.actions[0], probe, &|_| EventValue::Int(7))
+        };
+        assert_eq!(of("tid").as_deref(), Some("node=\"localhost\",l=\"7\""));
+        for name in ["exe", "cmdline", "function", "container"] {
+            assert_eq!(of(name), None, "{name}");
+        }
+    }
 }
