@@ -94,8 +94,9 @@ pub(super) fn decide(
         };
         diags.error(&probe.at, message).help(help);
     }
-    if probe.slow.len() > 1 && probe.slow.iter().any(|slow| slow.worst.is_some()) {
-        let [first, second, ..] = &probe.slow[..] else { return };
+    if let [first, second, ..] = &probe.slow[..]
+        && probe.slow.iter().any(|slow| slow.worst.is_some())
+    {
         diags
             .error(
                 &probe.at,
