@@ -24,7 +24,7 @@ use exporter::plan::{Plan, plan};
 use exporter::resolve::resolve;
 use exporter::targets::place;
 use libbpf_rs::query::{LinkInfoIter, ProgInfoIter};
-use support::{Exporter, Result, held};
+use support::{Exporter, Options, Result, held};
 
 const LIBJVM: &str = "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so";
 
@@ -50,23 +50,8 @@ int main(int argc, char **argv) {
 /// How many processes map the file.
 const PROCESSES: [usize; 2] = [0, 50];
 
-struct Options {
-    rounds: usize,
-    markdown: Option<PathBuf>,
-}
-
 fn main() -> Result<()> {
-    let mut options = Options { rounds: 9, markdown: None };
-    let mut args = env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            // Cargo says this to every benchmark.
-            "--bench" => {}
-            "--rounds" => options.rounds = args.next().ok_or("--rounds needs a number")?.parse()?,
-            "--markdown" => options.markdown = Some(args.next().ok_or("--markdown needs a file")?.into()),
-            other => return Err(format!("unknown option {other}").into()),
-        }
-    }
+    let options = Options::from_args()?;
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let hold = compile(directory.path())?;
     let mut table =

@@ -18,7 +18,7 @@ use std::{env, fs, thread};
 
 use libbpf_rs::query::ProgInfoIter;
 use rustix::time::{ClockId, clock_gettime};
-use support::{Exporter, Result, held};
+use support::{Exporter, Options, Result, held};
 
 const PROCESSES: u32 = 5000;
 const TARGETS: u32 = 50;
@@ -36,17 +36,7 @@ struct Bench {
 }
 
 fn main() -> Result<()> {
-    let (mut rounds, mut markdown) = (9, None);
-    let mut args = env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            // Cargo says this to every benchmark.
-            "--bench" => {}
-            "--rounds" => rounds = args.next().ok_or("--rounds needs a number")?.parse()?,
-            "--markdown" => markdown = Some(PathBuf::from(args.next().ok_or("--markdown needs a file")?)),
-            other => return Err(format!("unknown option {other}").into()),
-        }
-    }
+    let Options { rounds, markdown } = Options::from_args()?;
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let program = compile(directory.path())?;
     let table = String::from("| what | result | goal |\n|---|---:|---:|\n");

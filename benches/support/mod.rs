@@ -2,13 +2,37 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::{env, fs};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// What a benchmark is asked for.
+pub struct Options {
+    pub rounds: usize,
+    /// Where its table is written, too.
+    pub markdown: Option<PathBuf>,
+}
+
+impl Options {
+    pub fn from_args() -> Result<Self> {
+        let mut options = Self { rounds: 9, markdown: None };
+        let mut args = env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                // Cargo says this to every benchmark.
+                "--bench" => {}
+                "--rounds" => options.rounds = args.next().ok_or("--rounds needs a number")?.parse()?,
+                "--markdown" => options.markdown = Some(args.next().ok_or("--markdown needs a file")?.into()),
+                other => return Err(format!("unknown option {other}").into()),
+            }
+        }
+        Ok(options)
+    }
+}
 
 /// A running exporter that is ready; killed when dropped.
 pub struct Exporter {
