@@ -109,13 +109,16 @@ impl Names {
         }
     }
 
-    /// By owner, those that were taken out included.
+    /// By owner, those that were taken out included. One that was not looked up yet is left out: it would be counted among the others
+    /// for a moment, and their counters would go back.
     fn sum(&mut self, groups: impl IntoIterator<Item = (u64, Sums)>) -> BTreeMap<Owner, Sums> {
         let mut all: BTreeMap<Owner, Sums> = BTreeMap::new();
-        let groups = groups.into_iter().map(|(id, sums)| (self.owners.get(&id).cloned(), sums));
-        let kept = self.kept.iter().map(|(owner, sums)| (Some(owner.clone()), *sums));
+        let groups = groups.into_iter().filter_map(|(id, sums)| {
+            let without_room = || (id == 0).then(Owner::other);
+            Some((self.owners.get(&id).cloned().or_else(without_room)?, sums))
+        });
+        let kept = self.kept.iter().map(|(owner, sums)| (owner.clone(), *sums));
         for (owner, sums) in groups.chain(kept) {
-            let owner = owner.unwrap_or_else(Owner::other);
             let has_series = self.shown.contains(&owner)
                 || (self.shown.len() < OWNERS && self.shown.insert(owner.clone()));
             add(all.entry(if has_series { owner } else { Owner::other() }).or_default(), &sums);
@@ -308,6 +311,8 @@ mod tests {
         let learn = |names: &mut Names, id, path: &str| names.learn(id, Some(&Belongs::parse(path)));
         learn(&mut names, 5, "/a.service");
         learn(&mut names, 6, "/b.service");
+        let before = names.sum([(0, some(1)), (9, some(40))]);
+        assert_eq!(before[&Owner::other()][0].packets, 1, "what is not known yet is not among the others");
         // It was gone before it was looked for.
         assert!(names.want(9));
         names.learn(9, None);
