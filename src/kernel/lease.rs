@@ -134,6 +134,11 @@ impl Lease {
         unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
     }
 
+    /// The file, open for reading.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
     /// As [`Break::Of`] names it.
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()

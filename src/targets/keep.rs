@@ -100,9 +100,10 @@ impl Worker {
                 let ahead = file.ahead.as_ref().map(PathBuf::from);
                 let mut file = AttachedFile::take_over(file, links);
                 if matches!(role, Role::Candidate | Role::Replaced)
-                    && !self.is_safe(&mut file, ahead.as_deref())
+                    && let Err(reason) = self.guard_again(&mut file, ahead.as_deref())
                 {
-                    log::info!("Target {name}: {} was written meanwhile; detached", file.display);
+                    let reason = reason.unwrap_or_else(|| format!("{} was written meanwhile", file.display));
+                    log::info!("Target {name}: detached: {reason}");
                     // Its numbers are still free.
                     file.detach(&mut Cookies::new(0));
                     continue;
@@ -124,14 +125,17 @@ impl Worker {
     }
 
     /// Takes the lease on a file that an earlier exporter attached to and that no target may ask for; those that targets ask for
-    /// get it when that is known. Whether nobody can have written it meanwhile, or can from now on without waiting.
-    fn is_safe(&mut self, file: &mut AttachedFile, ahead: Option<&Path>) -> bool {
+    /// get it when that is known.
+    ///
+    /// # Errors
+    /// Those of [`guard`].
+    fn guard_again(&mut self, file: &mut AttachedFile, ahead: Option<&Path>) -> Result<(), Option<String>> {
         let path = ahead.unwrap_or(Path::new(&file.display));
         let found = self.finder.look_at(path, file.display.clone());
         match found.ok().filter(|found| found.identity == file.identity) {
-            Some(found) => guard(file, &found, &self.watch.breaks, &mut self.finder).is_ok(),
+            Some(found) => guard(file, &found, &self.watch.breaks, &mut self.finder),
             // Nobody writes a file that no path leads to.
-            None => true,
+            None => Ok(()),
         }
     }
 }

@@ -43,8 +43,7 @@ impl AttachedFile {
         lease: Option<Lease>,
         cookies: &mut Cookies,
     ) -> Self {
-        let mut attached_file = Self::new(found.display.clone(), found.identity, found.stamp);
-        attached_file.lease = lease;
+        let mut attached_file = Self::leased(found, lease);
         attached_file.read_and_attach(context, found, cookies);
         attached_file.attached_at = monotonic_now();
         attached_file

@@ -97,6 +97,14 @@ impl AttachedFile {
         }
     }
 
+    /// A file on which the lease was taken, with the contents that it has since: between the look at it and the lease its writer
+    /// may have finished it.
+    fn leased(found: &TargetFile, lease: Option<Lease>) -> Self {
+        let now = lease.as_ref().and_then(|lease| lease.file().metadata().ok());
+        let stamp = now.map_or(found.stamp, |now| Stamp::of(&now));
+        Self { lease, ..Self::new(found.display.clone(), found.identity, stamp) }
+    }
+
     /// Whether something was refused for a reason that can pass.
     pub fn wants_retry(&self) -> bool {
         self.unread || !self.open.is_empty() || self.probes.iter().any(|probe| !probe.open.is_empty())
@@ -266,4 +274,37 @@ pub fn detach_all(mut files: Vec<AttachedFile>, cookies: &mut Cookies) {
             cookies.free.extend(detached.join().unwrap_or_default());
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::kernel::LeaseBreaks;
+    use crate::targets::file::key;
+
+    #[test]
+    fn what_is_written_before_the_lease_belongs_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path: PathBuf = directory.path().join("program");
+        fs::write(&path, "half").unwrap();
+        let seen = fs::metadata(&path).unwrap();
+        let found = TargetFile {
+            path: path.clone(),
+            display: String::new(),
+            identity: Identity { device: 1, number: 2, address: 3 },
+            key: key(&seen),
+            stamp: Stamp::of(&seen),
+            is_library: false,
+            is_candidate: true,
+        };
+        fs::write(&path, "half and half").unwrap();
+        let breaks = LeaseBreaks::new().unwrap();
+        let lease = Lease::take(File::open(&path).unwrap(), &breaks).unwrap();
+        let attached = AttachedFile::leased(&found, Some(lease));
+        assert_eq!(attached.stamp, Stamp::of(&fs::metadata(&path).unwrap()));
+        assert_ne!(attached.stamp, found.stamp);
+    }
 }
