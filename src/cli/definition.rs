@@ -189,12 +189,12 @@ pub fn command() -> Command {
         )
         .subcommand(
             blocklist_command("unblock")
-                .about("Block an address or prefix no longer")
+                .about("Unblock an address or prefix")
                 .arg(prefix().required(true).help("Address or prefix, as it is listed")),
         )
         .subcommand(
             blocklist_command("blocklist")
-                .about("Show what is blocked, with hits")
+                .about("List the blocked addresses and prefixes, with their hits")
                 .arg(prefix().help("Only this entry"))
                 .arg(table_or_json()),
         )

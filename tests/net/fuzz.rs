@@ -268,7 +268,7 @@ fn every_size_is_counted_as_it_is() {
 }
 
 #[test]
-fn ingress_by_the_long_way_counts_what_the_model_does() {
+fn ingress_by_the_slow_path_counts_what_the_model_does() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     compare(
