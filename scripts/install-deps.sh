@@ -18,7 +18,7 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
 # trace, with what they need to be run, what reads or translates them, and file systems to run them from.
 test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
-	iproute2 iputils-ping netcat-openbsd bpftool
+	iproute2 iputils-ping netcat-openbsd bpftool openssh-server openssh-client nmap hping3
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
 	mariadb-server mariadb-client
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
@@ -150,6 +150,10 @@ install_packages() {
 	if [[ " ${missing[*]} " == *" mariadb-server "* ]] && command -v systemctl >/dev/null; then
 		as_root systemctl disable --quiet mariadb 2>/dev/null || true
 		say "the mariadb service stays off; the tests start their own"
+	fi
+	if [[ " ${missing[*]} " == *" openssh-server "* ]] && command -v systemctl >/dev/null; then
+		as_root systemctl disable --quiet ssh 2>/dev/null || true
+		say "the ssh service stays off; the tests start their own"
 	fi
 	# Debian makes a cluster with the server; apt_install has kept it from starting.
 	if [[ -z $had_clusters && -e /etc/postgresql ]] && command -v systemctl >/dev/null; then

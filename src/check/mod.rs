@@ -8,10 +8,12 @@ use crate::config::model::Point;
 use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
 use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes};
 use crate::kinds;
+use crate::net::BanRule;
 use crate::net::NetworkConfig;
 use crate::pins;
 use crate::plan::{
-    ActionPlan, ComputedIn, MetricPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, SpanPlan, TargetPlan,
+    ActionPlan, BanPlan, ComputedIn, MetricPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, SpanPlan,
+    TargetPlan,
 };
 use crate::probes::{arguments, foreign, no_notes};
 use crate::resolve::{ResolveError, Resolved, resolve};
@@ -47,9 +49,14 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
     if let Some(network) = &plan.network {
         checker.network(network);
     }
-    if plan.probes.iter().any(|probe| !probe.slow.is_empty()) {
-        let file = &plan.settings.slow_events.file;
-        checker.text.push_str(&format!("\nslow events: kept in {}\n", file.display()));
+    for (what, are_kept) in [
+        ("slow events", plan.probes.iter().any(|probe| !probe.slow.is_empty())),
+        ("bans", plan.probes.iter().any(|probe| !probe.bans.is_empty())),
+    ] {
+        if are_kept {
+            let file = plan.settings.slow_events.file.display();
+            checker.text.push_str(&format!("\n{what}: kept in {file}\n"));
+        }
     }
     if let Some(directory) = &plan.settings.pinned {
         checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(directory)));
@@ -217,6 +224,9 @@ impl Checker<'_> {
             if probe.related.is_some() {
                 table.line("kept with slow events of other probes, so every hit is sent to user space");
             }
+            for ban in &probe.bans {
+                table.line(described_ban(probe, ban));
+            }
             for slow in &probe.slow {
                 table.line(self.slow(probe, slow));
             }
@@ -338,6 +348,20 @@ fn pairing(probe: &ProbePlan) -> Option<&'static str> {
         ),
         Pairing::Frame | Pairing::Value => None,
     }
+}
+
+/// Whose address is banned, when, and for how long.
+fn described_ban(probe: &ProbePlan, ban: &BanPlan) -> String {
+    let BanRule { kind, after, within, terms } = &ban.rule;
+    let mode = if terms.enforce { "enforce" } else { "observe" };
+    format!(
+        "ban: the address in {} after {after} hits within {}s, for {}s up to {}s, reason {kind:?} (mode {mode}); every hit is sent to \
+         user space",
+        probe.values[ban.address].name,
+        within.as_secs(),
+        terms.ttl.as_secs(),
+        terms.max_ttl.as_secs()
+    )
 }
 
 /// Which hits of a metric are slow.

@@ -4,6 +4,7 @@
 //! after this one report their own errors with the same [`Place`] and [`Diagnostics`].
 
 mod args;
+mod ban;
 mod buckets;
 mod conditions;
 pub mod diagnose;

@@ -153,6 +153,8 @@ pub struct Probe {
     /// It is never taken out, whatever it costs.
     pub keep: bool,
     pub metrics: Vec<Metric>,
+    /// Whose addresses are banned.
+    pub bans: Vec<Ban>,
     /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
     /// match; `{{` and `}}` stand for braces themselves.
     pub log: Option<String>,
@@ -162,6 +164,23 @@ pub struct Probe {
     /// True if it came from a profile: its absence from the file is reported but is not an error.
     pub from_profile: bool,
     pub unread: Unread,
+}
+
+/// Whose address is banned by hits of a probe. Times are as they are written, with their places.
+#[derive(Debug, Clone)]
+pub struct Ban {
+    pub at: Place,
+    /// The argument with the address.
+    pub address: Named,
+    pub when: Vec<Condition>,
+    /// So many hits from an address within a time.
+    pub after: u32,
+    pub within: Option<Named>,
+    pub ttl: Option<Named>,
+    pub max_ttl: Option<Named>,
+    pub reason: Option<String>,
+    /// It is put on the blocklist, and not only told.
+    pub enforce: bool,
 }
 
 /// The parts of a probe that could not be read. Their errors have been reported; a name that may be one of theirs is

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::args::{self, INTEGERS};
+use super::ban::{self, BAN_KEY};
 use super::fields::{Fields, Node};
 use super::metrics;
 use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
@@ -50,6 +51,7 @@ pub static PROBE: Section = Section {
         .or("exits"),
         ARGS,
         Key::new("metrics", Schema::List(&Schema::Section(|| &metrics::METRIC)), "Metrics to update."),
+        BAN_KEY,
         KEEP,
         Key::new("log", Schema::Text, LOG),
         Key::new("event_type", Schema::Text, EVENT_TYPE),
@@ -79,6 +81,7 @@ pub static SPAN: Section = Section {
         metrics::LABELS_KEY,
         metrics::WHEN_KEY,
         SLOW_KEY,
+        BAN_KEY,
         ARGS,
         KEEP,
         Key::new("log", Schema::Text, LOG),
@@ -116,6 +119,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
         fields.get("metrics").map(|n| metrics::decode(&n)).unwrap_or_default()
     };
     unread.metrics = errors() > before || (!is_span && !fields.has("metrics") && !fields.lacks("metrics"));
+    let bans = ban::of_probe(&fields);
     let log = fields.get("log").and_then(|n| template(&n));
     let keep = fields.get("keep").and_then(|n| n.boolean()).unwrap_or(false);
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
@@ -135,7 +139,20 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
         fields.forbid(&["returns_by"], "USDT probes do not return");
     }
     let (at, on) = (node.at.clone(), on.unwrap_or(On::Function(String::new())));
-    Some(Probe { at, on, args, returns, returns_by, keep, metrics, log, event_type, from_profile, unread })
+    Some(Probe {
+        at,
+        on,
+        args,
+        returns,
+        returns_by,
+        keep,
+        metrics,
+        bans,
+        log,
+        event_type,
+        from_profile,
+        unread,
+    })
 }
 
 fn single(fields: &Fields<'_>) -> Option<On> {

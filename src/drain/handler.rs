@@ -11,9 +11,10 @@ use crate::exposition::Exemplar;
 use crate::kernel::KernelStore;
 use crate::kinds;
 use crate::layout::{ActionLayout, Layout};
-use crate::metrics::evaluate::{Outcome, evaluate, fitting, found_slow};
+use crate::metrics::evaluate::{Outcome, all_hold, evaluate, fitting, found_slow};
 use crate::metrics::event_series::labels_of;
 use crate::metrics::show::{show, show_exactly, show_with_unit};
+use crate::net::{BanRule, Sighting};
 use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
 use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::UserStore;
@@ -129,6 +130,25 @@ impl Handler {
                 selection.record(time, value, event, counters, self.recorder.as_deref());
             }
         }
+        for (ban, rule) in probe.bans.iter().zip(&evaluation.bans) {
+            match all_hold(&ban.when, probe, &read, &mut self.scratch) {
+                Some(false) => continue,
+                Some(true) => {}
+                None => {
+                    self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+            }
+            if let Some(recorder) = &self.recorder {
+                recorder.detections.saw(Sighting {
+                    rule: rule.clone(),
+                    target: self.plan.targets[probe.target].name.clone(),
+                    probe: probe.name.clone(),
+                    address: shown(probe, ban.address, &read),
+                    time,
+                });
+            }
+        }
         if let (Some(related), Some(recorder)) = (&probe.related, &self.recorder) {
             recorder.offer_related(|| {
                 let key = |at: &usize| (probe.values[*at].name.clone(), shown(probe, *at, &read));
@@ -165,6 +185,8 @@ pub(super) struct ProbeEvaluation {
     texts: u32,
     /// What is done with its slow events, if it has some.
     slow: Option<SlowSelection>,
+    /// By its bans.
+    bans: Vec<Arc<BanRule>>,
 }
 
 /// Of all probes.
@@ -184,6 +206,7 @@ pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>
                 .collect(),
             texts: values().map(|(at, value)| u32::from(value.kind.is_text()) << at).sum(),
             slow: slow.map(|slow| SlowSelection::new(slow, probe, store)),
+            bans: probe.bans.iter().map(|ban| Arc::new(ban.rule.clone())).collect(),
         }
     };
     plan.probes.iter().enumerate().map(evaluation).collect()

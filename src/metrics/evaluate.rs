@@ -57,6 +57,22 @@ pub fn evaluate<'a>(
     Outcome::Done
 }
 
+/// Whether all these conditions hold; `None` if one of them cannot be read.
+pub fn all_hold<'a>(
+    conditions: &[ConditionPlan],
+    probe: &ProbePlan,
+    read: &impl Fn(usize) -> EventValue<'a>,
+    scratch: &mut String,
+) -> Option<bool> {
+    for condition in conditions {
+        let kind = &probe.values[condition.value].kind;
+        if !holds(condition, read(condition.value), kind, scratch)? {
+            return Some(false);
+        }
+    }
+    Some(true)
+}
+
 /// The histogram that takes the event for slow, and its value there; the first one where there are several.
 pub fn found_slow<'p, 'a>(
     probe: &'p ProbePlan,

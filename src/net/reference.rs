@@ -7,7 +7,7 @@ use super::config::Count;
 use super::counters::Counters;
 use super::hook::Hook;
 use super::sockets::STATES;
-use super::{attribution, dns, stack, stats};
+use super::{attribution, detect, dns, stack, stats};
 use crate::exposition::Family;
 
 /// All of them, each with a series that has its labels.
@@ -43,5 +43,6 @@ pub(crate) fn every_family() -> Vec<Family> {
     all.extend(stack::every_family());
     all.extend(attribution::every_family());
     all.extend(dns::every_family());
+    all.extend(detect::every_family());
     all
 }

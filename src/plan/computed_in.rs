@@ -71,12 +71,14 @@ pub(super) fn decide(
     });
     let ring = ring.or_else(|| reason.filter(|_| !probe.slow.is_empty()));
     let ring = ring.or_else(|| probe.related.as_ref().map(|_| "kept with slow events".to_string()));
+    let ring =
+        ring.or_else(|| (!probe.bans.is_empty()).then(|| "`ban` is decided in user space".to_string()));
     let late = (0..probe.actions.len()).any(|n| {
         let action = &probe.actions[n];
         matches!(action.computed_in, ComputedIn::Ring(_))
             && kinds::of(&metrics[action.metric].kind).needs_time()
     });
-    if late || !probe.slow.is_empty() || probe.related.is_some() {
+    if late || !probe.slow.is_empty() || probe.related.is_some() || !probe.bans.is_empty() {
         // The latest value is the latest by the kernel's clock, whichever way it came.
         probe.values.push(unnamed(probe, ValueSource::Time));
     }

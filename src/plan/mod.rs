@@ -3,6 +3,7 @@
 //! A [`Plan`] comes from a configuration alone: whether the target's file exists, and which arguments its notes
 //! carry, is the business of the sites that are resolved later, perhaps much later.
 
+mod ban;
 mod build;
 mod carried;
 mod computed_in;
@@ -13,6 +14,7 @@ mod saved;
 mod scope;
 mod slow;
 
+pub use ban::BanPlan;
 pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
@@ -94,6 +96,8 @@ pub struct ProbePlan {
     pub slow: Vec<SlowPlan>,
     /// What is kept of hits with slow ones of other probes.
     pub related: Option<RelatedPlan>,
+    /// Whose addresses are banned.
+    pub bans: Vec<BanPlan>,
     /// Why all hits must reach user space, if they must.
     pub emit: Option<String>,
 }

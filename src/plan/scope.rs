@@ -7,7 +7,7 @@ use super::{
     ValueSource,
 };
 use crate::config::model::{
-    Arg, ArgKind, BUILT_INS, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
+    Arg, ArgKind, BUILT_INS, Ban, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
     Point, Probe, Unit,
 };
 use crate::config::place::Place;
@@ -82,7 +82,7 @@ impl Scope<'_> {
         None
     }
 
-    fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
+    pub(super) fn condition(&mut self, condition: &Condition) -> Option<ConditionPlan> {
         let value = self.value(&condition.at, &condition.value)?;
         let kind = &self.plan.values[value].kind;
         if kind.is_only_shown() {
@@ -414,6 +414,12 @@ pub(super) fn mentioned(metric: &Metric) -> impl Iterator<Item = &str> {
     value.chain(metric.when.iter().map(|condition| condition.value.as_str())).chain(labels)
 }
 
+/// The names that a ban mentions.
+pub(super) fn mentioned_by(ban: &Ban) -> impl Iterator<Item = &str> {
+    let conditions = ban.when.iter().map(|condition| condition.value.as_str());
+    std::iter::once(ban.address.name.as_str()).chain(conditions)
+}
+
 /// An argument that nothing mentions is likely a slip, and costs nothing.
 pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagnostics) {
     let template = probe.log.as_deref().unwrap_or_default();
@@ -427,6 +433,7 @@ pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagno
             .iter()
             .any(|other| matches!(other.kind, ArgKind::StrLen { len_index, .. } if len_index == arg.index));
         let used = probe.metrics.iter().flat_map(mentioned).any(|name| name == arg.name)
+            || probe.bans.iter().flat_map(mentioned_by).any(|name| name == arg.name)
             || template.contains(&format!("{{{}}}", arg.name))
             || key == Some(&arg.name)
             || is_length;

@@ -142,6 +142,9 @@ impl Running {
             let meant = families.iter().filter(|family| names.want(family.head()));
             meant.for_each(|family| family.write(format, &mut text));
         }
+        let families = self.recorder.detections.families();
+        let meant = families.iter().filter(|family| names.want(family.head()));
+        meant.for_each(|family| family.write(format, &mut text));
         let families = telemetry.collect();
         let meant = families.iter().filter(|family| names.want(family.head()));
         meant.for_each(|family| family.write(format, &mut text));

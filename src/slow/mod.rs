@@ -7,6 +7,7 @@
 mod event;
 mod query;
 mod related;
+mod security;
 mod store;
 mod worst;
 mod writer;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::exposition::Exemplars;
+use crate::net::Detections;
 use crate::plan::Plan;
 use store::{Bounds, Store};
 use writer::{Message, Writer};
@@ -43,6 +45,10 @@ pub struct SlowRecorder {
     /// Of the events that are among the worst of an hour.
     ranked: AtomicU64,
     exemplars: Mutex<Exemplars>,
+    /// What is detected by events and packets, which is kept beside slow events.
+    pub(crate) detections: Detections,
+    /// What becomes of those.
+    security: OnceLock<SlowCounters>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +98,9 @@ impl SlowRecorder {
     /// # Errors
     /// If the file cannot be had.
     pub fn keep_for(&self, plan: &Plan) -> Result<(), SlowError> {
-        if plan.probes.iter().all(|probe| probe.slow.is_empty()) {
+        let bans = plan.probes.iter().flat_map(|probe| &probe.bans);
+        self.detections.configure(bans.map(|ban| &ban.rule));
+        if plan.probes.iter().all(|probe| probe.slow.is_empty() && probe.bans.is_empty()) {
             return Ok(());
         }
         let settings = &plan.settings.slow_events;

@@ -10,6 +10,7 @@ mod namespace;
 
 mod attach;
 mod attribution;
+mod bans;
 mod block;
 mod dashboard;
 mod devices;

@@ -5,6 +5,7 @@
 mod support;
 
 mod access;
+mod bans;
 mod blocklist;
 mod command_line;
 mod commands;

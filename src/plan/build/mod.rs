@@ -8,14 +8,15 @@ use std::collections::{BTreeSet, HashMap};
 
 use self::slow::{Related, point_of};
 use crate::config::model::{
-    Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
+    Ban, Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, LoadedConfig, Node};
+use crate::plan::ban::refuse_without_blocklist;
 use crate::plan::carried::{CarriedValues, raw};
 use crate::plan::computed_in;
-use crate::plan::scope::{Scope, is_unread, mentioned, warn_of_unused};
+use crate::plan::scope::{Scope, is_unread, mentioned, mentioned_by, warn_of_unused};
 use crate::plan::{
     ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile, profiles,
 };
@@ -79,6 +80,9 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
     keep_both_directions(&mut probes, &metrics);
     let mut plan = Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings };
     plan.bound_units();
+    let all = config.targets.iter().flat_map(|target| &target.probes).flat_map(|probe| &probe.bans);
+    let enforced: Vec<_> = all.filter(|ban| ban.enforce).map(|ban| ban.at.clone()).collect();
+    refuse_without_blocklist(&plan, &enforced, &diags);
     diags.into_result(plan)
 }
 
@@ -186,7 +190,7 @@ impl Builder<'_> {
             On::Function(name) => self.function(number, target, probe, &Point::Function(name.clone())),
             On::Span { from, to, .. } => {
                 let late = self.described(number, probe, to, Hook::Entry);
-                self.pair(number, target, probe, from, late, &[], key);
+                self.pair(number, target, probe, from, late, (&[], &[]), key);
             }
         }
     }
@@ -204,13 +208,15 @@ impl Builder<'_> {
             .iter()
             .cloned()
             .partition(|metric| metric.at_return || mentioned(metric).any(is_late));
-        if late.is_empty() && !logs_late {
+        let (late_bans, early_bans): (Vec<_>, Vec<_>) =
+            probe.bans.iter().cloned().partition(|ban| mentioned_by(ban).any(is_late));
+        if late.is_empty() && late_bans.is_empty() && !logs_late {
             return self.single(number, target, probe, point, &probe.metrics);
         }
         let mut plan = self.described(number, probe, point, Hook::Return);
         plan.name.push_str(":return");
-        let returning = Probe { metrics: late, ..probe.clone() };
-        self.pair(number, target, &returning, point, plan, &early, None);
+        let returning = Probe { metrics: late, bans: late_bans, ..probe.clone() };
+        self.pair(number, target, &returning, point, plan, (&early, &early_bans), None);
     }
 
     /// A probe on its own.
@@ -230,7 +236,7 @@ impl Builder<'_> {
         probe: &Probe,
         from: &Point,
         mut late_plan: ProbePlan,
-        early: &[Metric],
+        (early, early_bans): (&[Metric], &[Ban]),
         key: Option<&str>,
     ) {
         let is_return = late_plan.hook == Hook::Return;
@@ -259,7 +265,7 @@ impl Builder<'_> {
             Some(_) => Pairing::Value,
             None => Pairing::Thread,
         };
-        if needs_start || !early.is_empty() {
+        if needs_start || !early.is_empty() || !early_bans.is_empty() {
             let mut start = self.described(number, probe, from, Hook::Entry);
             if !is_return {
                 start.name =
@@ -278,7 +284,8 @@ impl Builder<'_> {
                 late_plan.span = span(SpanEnd::End);
                 self.spans += 1;
             }
-            let own = Probe { metrics: early.to_vec(), log: None, ..probe.clone() };
+            let own =
+                Probe { metrics: early.to_vec(), bans: early_bans.to_vec(), log: None, ..probe.clone() };
             let (start, _) = self.filled(target, &own, start, None, false);
             self.add(start);
         }
@@ -308,6 +315,7 @@ impl Builder<'_> {
             log: Vec::new(),
             slow: Vec::new(),
             related: None,
+            bans: Vec::new(),
             emit: None,
         }
     }
@@ -333,8 +341,10 @@ impl Builder<'_> {
             scope.log();
         }
         let related = if logs { scope.related(&keys) } else { None };
+        let bans = probe.bans.iter().filter_map(|ban| scope.ban(ban)).collect();
         let late = scope.late;
         plan.related = related;
+        plan.bans = bans;
         probe.metrics.iter().for_each(|metric| self.check(target, metric));
         for (metric, mut action, slow) in built.into_iter().flatten() {
             if metric.unread || target.unread_labels || self.is_fed_already(&plan, metric) {

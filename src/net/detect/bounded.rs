@@ -1,0 +1,67 @@
+//! A table with a bound, in which what was not used for longest goes first. Pure.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::mem::take;
+
+/// Two halves: what is used moves into the younger one, and when that is full, the elder one is given up. So nothing is ever
+/// sorted or searched, whoever fills it.
+#[derive(Debug)]
+pub(super) struct Bounded<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    most: usize,
+    /// Entries that were given up though they still meant something.
+    pub evicted: u64,
+}
+
+impl<K: Hash + Eq, V: Default> Bounded<K, V> {
+    /// With at most so many entries.
+    pub fn new(most: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), most, evicted: 0 }
+    }
+
+    /// The entry of this key, a new one if there is none. Should others have to go, `is_live` tells which of them are missed.
+    pub fn entry(&mut self, key: K, is_live: impl Fn(&V) -> bool) -> &mut V {
+        if !self.young.contains_key(&key) && self.young.len() >= self.most / 2 {
+            let gone = std::mem::replace(&mut self.old, take(&mut self.young));
+            self.evicted += gone.values().filter(|value| is_live(value)).count() as u64;
+        }
+        let before = self.old.remove(&key);
+        self.young.entry(key).or_insert_with(|| before.unwrap_or_default())
+    }
+
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    pub fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_stays_and_the_bound_holds() {
+        let mut table: Bounded<u32, u32> = Bounded::new(100);
+        for number in 0..10_000 {
+            *table.entry(u32::MAX, |_| true) += 1;
+            *table.entry(number, |_| true) = 1;
+            assert!(table.young.len() + table.old.len() <= 100);
+        }
+        assert_eq!(table.get(&u32::MAX), Some(&10_000));
+        assert_eq!(table.get(&9_999), Some(&1));
+        assert_eq!(table.get(&0), None);
+        let kept = (table.young.len() + table.old.len()) as u64;
+        assert_eq!(table.evicted + kept, 10_001, "none goes uncounted");
+        let evicted = table.evicted;
+        (0..1000).for_each(|number| *table.entry(number, |_| false) = 1);
+        assert_eq!(table.evicted, evicted, "nobody misses what is over");
+        table.remove(&u32::MAX);
+        assert_eq!(table.get(&u32::MAX), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! Metrics of what was detected and who was banned.
+
+use std::collections::BTreeMap;
+
+use crate::exposition::{Family, Kind};
+
+/// Numbers for a scrape.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Numbers {
+    /// Modules that are on, and whether they ban.
+    pub modules: BTreeMap<&'static str, Option<bool>>,
+    pub kinds: BTreeMap<String, KindNumbers>,
+    /// Entries of tables that had to make room for others.
+    pub evicted: BTreeMap<&'static str, u64>,
+}
+
+/// Of one kind of events.
+#[derive(Debug, Clone, Default)]
+pub(super) struct KindNumbers {
+    pub events: u64,
+    pub bans: u64,
+    /// Hits whose address was none.
+    pub unusable: u64,
+    /// Hits that were not looked at.
+    pub lost: u64,
+    /// Bans that were not made, by why.
+    pub refused: BTreeMap<&'static str, u64>,
+}
+
+impl Numbers {
+    pub fn of(&mut self, kind: &str) -> &mut KindNumbers {
+        if !self.kinds.contains_key(kind) {
+            self.kinds.insert(kind.to_string(), KindNumbers::default());
+        }
+        self.kinds.entry(kind.to_string()).or_default()
+    }
+}
+
+/// All of them.
+pub(super) fn families(numbers: &Numbers) -> Vec<Family> {
+    let counter = |name, help| Family::new(name, Kind::Counter, help);
+    let gauge = |name, help| Family::new(name, Kind::Gauge, help);
+    let mut enabled = gauge("xdp_module_enabled", "1 if the detection module is on.");
+    let mut enforced = gauge(
+        "xdp_module_enforced",
+        "1 if the detection module bans, 0 if it only reports (`mode: observe`).",
+    );
+    for (module, mode) in &numbers.modules {
+        enabled.number(&[("module", module)], u64::from(mode.is_some()));
+        enforced.number(&[("module", module)], u64::from(*mode == Some(true)));
+    }
+    let mut events = counter(
+        "security_events_total",
+        "Addresses that crossed a threshold, and floods, by kind; once per ban, also where nothing is banned.",
+    );
+    let mut bans =
+        counter("xdp_autobans_total", "Addresses that detection has put on the blocklist, by reason.");
+    let mut refused = counter(
+        "security_bans_refused_total",
+        "Bans that were not made, by cause: protected, listed already, connected, too many, or a full or failing blocklist.",
+    );
+    let mut unusable = counter(
+        "security_unusable_addresses_total",
+        "Hits of a probe with `ban` whose address could not be read or is none.",
+    );
+    let mut lost = counter(
+        "security_lost_hits_total",
+        "Hits of a probe with `ban` that were not evaluated: too many at once.",
+    );
+    for (kind, of) in &numbers.kinds {
+        let labels = [("kind", kind.as_str())];
+        events.number(&labels, of.events);
+        bans.number(&[("reason", kind)], of.bans);
+        unusable.number(&labels, of.unusable);
+        lost.number(&labels, of.lost);
+        for (cause, count) in &of.refused {
+            refused.number(&[("kind", kind), ("cause", cause)], *count);
+        }
+    }
+    let mut evicted = counter(
+        "security_evicted_total",
+        "Addresses that detection forgot too early because a table was full; they may go undetected.",
+    );
+    for (table, count) in &numbers.evicted {
+        evicted.number(&[("table", table)], *count);
+    }
+    let mut all = vec![enabled, enforced, events, bans, refused, unusable, lost, evicted];
+    all.retain(|family| !family.is_empty());
+    all
+}
+
+/// All of them, each with a series that has its labels.
+pub(crate) fn every_family() -> Vec<Family> {
+    let of_kind = KindNumbers { refused: BTreeMap::from([("", 0)]), ..KindNumbers::default() };
+    families(&Numbers {
+        modules: BTreeMap::from([("", None)]),
+        kinds: BTreeMap::from([(String::new(), of_kind)]),
+        evicted: BTreeMap::from([("", 0)]),
+    })
+}

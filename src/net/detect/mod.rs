@@ -1,0 +1,186 @@
+//! Who does harm: told by the traced applications' own events (`ban:` of a probe). Who crosses a threshold is reported and,
+//! if the configuration says `enforce`, put on the blocklist.
+//!
+//! One thread decides. The threads that drain events hand hits over by a queue that is bounded and never waited for.
+
+mod address;
+mod bounded;
+mod hits;
+mod metrics;
+mod sentence;
+mod worker;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::block::Blocklist;
+use super::cidr::Prefix;
+use super::thresholds::BanRule;
+use crate::exposition::Family;
+use metrics::Numbers;
+use worker::{Message, Worker};
+
+pub(super) use metrics::every_family;
+pub use sentence::Outcome;
+
+/// Hits that can wait for the thread that decides.
+const QUEUE: usize = 4096;
+
+/// A hit of a probe with `ban:`.
+#[derive(Debug, Clone)]
+pub struct Sighting {
+    pub rule: Arc<BanRule>,
+    pub target: String,
+    pub probe: String,
+    /// The address as the application has it.
+    pub address: String,
+    /// By the kernel's monotonic clock.
+    pub time: u64,
+}
+
+/// Something that was detected.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detection {
+    pub kind: String,
+    /// What it was detected by.
+    pub target: String,
+    pub probe: String,
+    /// Who did it; `None` if it was not a single one.
+    pub source: Option<Prefix>,
+    /// What was counted, and how much of it is allowed.
+    pub count: f64,
+    pub allowed: f64,
+    /// What else is worth knowing, by name.
+    pub details: Vec<(&'static str, String)>,
+    pub outcome: Outcome,
+}
+
+/// Who is told of what was detected.
+type Report = Box<dyn Fn(Detection) + Send>;
+
+/// Detection in a running exporter. It has a thread from the first configuration on that wants something detected.
+pub struct Detections {
+    queue: Mutex<Option<SyncSender<Message>>>,
+    numbers: Arc<Mutex<Numbers>>,
+    work: Mutex<Work>,
+}
+
+struct Work {
+    /// Until there is a thread.
+    messages: Option<Receiver<Message>>,
+    context: Option<(Option<Arc<Blocklist>>, Report)>,
+    is_wanted: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Detections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detections").field("numbers", &self.numbers).finish_non_exhaustive()
+    }
+}
+
+impl Default for Detections {
+    fn default() -> Self {
+        let (queue, messages) = sync_channel(QUEUE);
+        let work = Work { messages: Some(messages), context: None, is_wanted: false, thread: None };
+        Self { queue: Mutex::new(Some(queue)), numbers: Arc::default(), work: Mutex::new(work) }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves whole values.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Detections {
+    /// What a configuration wants detected: `ban:` of its probes.
+    pub fn configure<'a>(&self, rules: impl Iterator<Item = &'a BanRule>) {
+        let mut numbers = lock(&self.numbers);
+        let mut by_probes = None;
+        for rule in rules {
+            numbers.of(&rule.kind);
+            by_probes = Some(by_probes.unwrap_or(false) || rule.terms.enforce);
+        }
+        let is_wanted = by_probes.is_some();
+        if is_wanted || !numbers.modules.is_empty() {
+            numbers.modules.insert("ban", by_probes);
+        }
+        drop(numbers);
+        let mut work = lock(&self.work);
+        work.is_wanted |= is_wanted;
+        self.start_if_wanted(&mut work);
+    }
+
+    /// Begins to decide; what came before has waited. Bans go to this list, and everything detected to `report`.
+    pub fn start(&self, list: Option<Arc<Blocklist>>, report: impl Fn(Detection) + Send + 'static) {
+        let mut work = lock(&self.work);
+        work.context = Some((list, Box::new(report)));
+        self.start_if_wanted(&mut work);
+    }
+
+    fn start_if_wanted(&self, work: &mut Work) {
+        if !work.is_wanted || work.context.is_none() {
+            return;
+        }
+        let Some(messages) = work.messages.take() else { return };
+        let Some((list, report)) = work.context.take() else { return };
+        let worker = Worker::new(messages, list, report, self.numbers.clone());
+        match std::thread::Builder::new().name("detection".to_string()).spawn(move || worker.run()) {
+            Ok(thread) => work.thread = Some(thread),
+            Err(err) => log::error!("nothing is detected: failed to start the thread that decides: {err}"),
+        }
+    }
+
+    /// Takes a hit of a probe, or counts that there is no room for it. Never waits for a decision.
+    pub fn saw(&self, sighting: Sighting) {
+        let kind = sighting.rule.clone();
+        let queue = lock(&self.queue);
+        let is_taken =
+            queue.as_ref().is_some_and(|queue| queue.try_send(Message::Sighting(Box::new(sighting))).is_ok());
+        drop(queue);
+        if !is_taken {
+            lock(&self.numbers).of(&kind.kind).lost += 1;
+        }
+    }
+
+    /// All metrics, now; none if nothing is detected.
+    pub fn families(&self) -> Vec<Family> {
+        metrics::families(&lock(&self.numbers))
+    }
+}
+
+impl Drop for Detections {
+    /// What waits is decided.
+    fn drop(&mut self) {
+        drop(lock(&self.queue).take());
+        if let Some(thread) = lock(&self.work).thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The address that an application tells as a source, if it is one.
+fn source_of(text: &str) -> Option<(IpAddr, Prefix)> {
+    let address = address::address_in(text)?;
+    Some((address, Prefix::new(address, 128)))
+}
+
+impl fmt::Display for Detection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, source, count, details, outcome, probe, .. } = self;
+        let source = source.map(|source| format!(" by {source}")).unwrap_or_default();
+        write!(f, "detection: {kind}{source} ({probe}: {count}")?;
+        details.iter().try_for_each(|(name, value)| write!(f, ", {name} {value}"))?;
+        match outcome {
+            Outcome::Banned(time) => write!(f, "): banned for {}s", time.as_secs()),
+            Outcome::Observed(time) => {
+                write!(f, "): mode observe, would be banned for {}s", time.as_secs())
+            }
+            Outcome::Refused(_, why) => write!(f, "): not banned: {why}"),
+            Outcome::Reported => write!(f, ")"),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! For how long an address is banned, the longer the more often it was. Pure.
+
+use std::time::Duration;
+
+use super::super::cidr::Prefix;
+use super::super::thresholds::BanTerms;
+use super::bounded::Bounded;
+use super::hits::nanoseconds;
+
+/// Addresses that are remembered.
+const MOST: usize = 1 << 16;
+
+/// What became of an address that crossed a threshold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Banned(Duration),
+    /// It would have been for so long.
+    Observed(Duration),
+    /// In a word, and in full.
+    Refused(&'static str, String),
+    /// There is nobody to ban.
+    Reported,
+}
+
+/// Who bans.
+pub(super) trait Ban {
+    /// Whether it is still banned by detection.
+    fn is_banned(&self, source: Prefix) -> bool;
+
+    /// # Errors
+    /// Why not, in a word and in full.
+    fn ban(&self, source: Prefix, reason: &str, time: Duration) -> Result<(), (&'static str, String)>;
+}
+
+/// Sentences of the latest addresses.
+#[derive(Debug)]
+pub(super) struct Sentences {
+    of: Bounded<Prefix, Option<Sentence>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sentence {
+    /// How many there were, this one included.
+    number: u32,
+    until: u64,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Observed,
+    Banned,
+    Refused,
+}
+
+impl Sentences {
+    pub fn new() -> Self {
+        Self { of: Bounded::new(MOST) }
+    }
+
+    /// Bans a source that has crossed a threshold, if the terms say so. `None` if that was done already and still holds.
+    pub fn pass(
+        &mut self,
+        source: Prefix,
+        reason: &str,
+        terms: &BanTerms,
+        now: u64,
+        by: &dyn Ban,
+    ) -> Option<Outcome> {
+        let longest = nanoseconds(terms.max_ttl);
+        let before = self.of.get(&source).copied().flatten();
+        let holds = before.filter(|before| now < before.until).is_some_and(|before| match before.state {
+            State::Observed => !terms.enforce,
+            State::Banned => !terms.enforce || by.is_banned(source),
+            State::Refused => true,
+        });
+        if holds {
+            return None;
+        }
+        // Who was quiet for as long as the longest ban begins anew.
+        let before = before.filter(|before| now < before.until.saturating_add(longest));
+        let before = before.map_or(0, |before| before.number);
+        let time = terms.time(before);
+        let (state, outcome) = if terms.enforce {
+            match by.ban(source, reason, time) {
+                Ok(()) => (State::Banned, Outcome::Banned(time)),
+                Err((cause, why)) => (State::Refused, Outcome::Refused(cause, why)),
+            }
+        } else {
+            (State::Observed, Outcome::Observed(time))
+        };
+        let (number, time) = match state {
+            // It is told again after the shortest time.
+            State::Refused => (before, terms.ttl),
+            State::Observed | State::Banned => (before.saturating_add(1), time),
+        };
+        let sentence = Sentence { number, until: now.saturating_add(nanoseconds(time)), state };
+        let is_live = |other: &Option<Sentence>| other.is_some_and(|other| now < other.until);
+        *self.of.entry(source, is_live) = Some(sentence);
+        Some(outcome)
+    }
+
+    /// Addresses that had to make room for others.
+    pub fn evicted(&self) -> u64 {
+        self.of.evicted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct List {
+        banned: RefCell<BTreeSet<Prefix>>,
+        refuses: bool,
+    }
+
+    impl Ban for List {
+        fn is_banned(&self, source: Prefix) -> bool {
+            self.banned.borrow().contains(&source)
+        }
+
+        fn ban(&self, source: Prefix, _: &str, _: Duration) -> Result<(), (&'static str, String)> {
+            if self.refuses {
+                return Err(("protected", "own address".into()));
+            }
+            self.banned.borrow_mut().insert(source);
+            Ok(())
+        }
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn terms(enforce: bool) -> BanTerms {
+        BanTerms { enforce, ttl: Duration::from_secs(10), max_ttl: Duration::from_secs(30) }
+    }
+
+    fn banned(seconds: u64) -> Option<Outcome> {
+        Some(Outcome::Banned(Duration::from_secs(seconds)))
+    }
+
+    #[test]
+    fn repeaters_are_banned_for_longer_and_forgiven_in_the_end() {
+        let (mut sentences, list) = (Sentences::new(), List::default());
+        let source = Prefix::parse("192.0.2.7").unwrap();
+        let mut pass = |second: u64| sentences.pass(source, "r", &terms(true), second * SECOND, &list);
+        assert_eq!(pass(100), banned(10));
+        assert_eq!(pass(109), None, "it is banned already");
+        assert_eq!(pass(110), banned(20));
+        assert_eq!(pass(140), banned(30));
+        assert_eq!(pass(180), banned(30), "no longer than the longest");
+        assert_eq!(pass(240), banned(10), "it was quiet for as long as the longest ban");
+        list.banned.borrow_mut().clear();
+        assert_eq!(pass(241), banned(20), "somebody has unblocked it, and it goes on");
+    }
+
+    #[test]
+    fn what_is_observed_or_refused_is_told_once() {
+        let (mut sentences, list) = (Sentences::new(), List { refuses: true, ..List::default() });
+        let source = Prefix::parse("2001:db8::/64").unwrap();
+        let mut pass =
+            |enforce, second: u64| sentences.pass(source, "r", &terms(enforce), second * SECOND, &list);
+        assert_eq!(pass(false, 0), Some(Outcome::Observed(Duration::from_secs(10))));
+        assert_eq!(pass(false, 9), None);
+        assert!(matches!(pass(true, 9), Some(Outcome::Refused("protected", _))), "to observe bans nobody");
+        assert_eq!(pass(true, 18), None);
+        assert!(matches!(pass(true, 19), Some(Outcome::Refused(..))));
+        assert_eq!(pass(false, 30), Some(Outcome::Observed(Duration::from_secs(20))));
+    }
+}

@@ -1,0 +1,98 @@
+//! Whose addresses are banned by hits of a probe.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::scope::Scope;
+use super::{ConditionPlan, Plan, ValueKind};
+use crate::config::model::{ArgKind, Ban, Named};
+use crate::config::{Diagnostics, Place};
+use crate::net::{BanRule, BanTerms, parse_ttl};
+
+const WITHIN: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(600);
+const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// The longest time in which hits count together: what is remembered of addresses is in memory only.
+const LONGEST_WITHIN: Duration = Duration::from_secs(24 * 3600);
+
+/// One `ban:`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BanPlan {
+    /// The value with the address, by index.
+    pub address: usize,
+    pub when: Vec<ConditionPlan>,
+    pub rule: BanRule,
+}
+
+impl Scope<'_> {
+    /// What one of the probe's bans means, with everything it needs read from now on.
+    pub(super) fn ban(&mut self, ban: &Ban) -> Option<BanPlan> {
+        let address = self.value(&ban.address.at, &ban.address.name);
+        let when: Vec<_> = ban.when.iter().map(|condition| self.condition(condition)).collect();
+        let within = self.time(ban.within.as_ref(), WITHIN);
+        if let (Some(within), Some(written)) = (within, &ban.within)
+            && within > LONGEST_WITHIN
+        {
+            self.diags.error(&written.at, "within: at most 1d is possible");
+        }
+        let (ttl, max_ttl) = (self.time(ban.ttl.as_ref(), TTL), self.time(ban.max_ttl.as_ref(), MAX_TTL));
+        if let (Some(ttl), Some(max_ttl), Some(written)) = (ttl, max_ttl, &ban.max_ttl)
+            && max_ttl < ttl
+        {
+            self.diags.error(&written.at, "`max_ttl` is shorter than `ttl`");
+        }
+        let address = address?;
+        let kind = &self.plan.values[address].kind;
+        if !may_be_an_address(kind) {
+            self.diags
+                .error(&ban.address.at, format!("\"{}\" is no address", ban.address.name))
+                .help("give the argument the type string, ipv4, ipv6 or sockaddr");
+            return None;
+        }
+        let (ttl, max_ttl) = (ttl?, max_ttl?.max(ttl?));
+        Some(BanPlan {
+            address,
+            when: when.into_iter().collect::<Option<_>>()?,
+            rule: BanRule {
+                kind: ban.reason.clone().unwrap_or_else(|| self.plan.name.clone()),
+                after: ban.after,
+                within: within?,
+                terms: BanTerms { enforce: ban.enforce, ttl, max_ttl },
+            },
+        })
+    }
+
+    fn time(&self, written: Option<&Named>, default: Duration) -> Option<Duration> {
+        let Some(Named { at, name }) = written else { return Some(default) };
+        parse_ttl(name).map_err(|error| self.diags.error(at, error)).ok()
+    }
+}
+
+fn may_be_an_address(kind: &ValueKind) -> bool {
+    matches!(
+        kind,
+        ValueKind::StrLen { .. }
+            | ValueKind::Arg(
+                ArgKind::Str { .. }
+                    | ArgKind::StrLen { .. }
+                    | ArgKind::Ipv4
+                    | ArgKind::Ipv6
+                    | ArgKind::SockAddr
+            )
+    )
+}
+
+/// Reports bans that there is no blocklist for; `at` are the places of those that are enforced.
+pub(super) fn refuse_without_blocklist(plan: &Plan, at: &[Place], diags: &Diagnostics) {
+    let has_list = plan.network.as_ref().is_some_and(|network| network.block.is_some());
+    if has_list {
+        return;
+    }
+    for at in at {
+        diags
+            .error(at, "`mode: enforce` needs a blocklist")
+            .help("add network: { interfaces: [...], block: { mode: enforce } }");
+    }
+}

@@ -1,0 +1,59 @@
+//! What was detected, kept in the file of slow events.
+
+use std::sync::Arc;
+
+use super::SlowRecorder;
+use super::event::{Event, Fields, SlowCounters};
+use crate::clock::wall;
+use crate::layout::SLOW_SLOTS;
+use crate::net::{Blocklist, Detection, Outcome};
+use crate::store::UserStore;
+
+/// The metric that such an event is one of.
+const METRIC: &str = "security_events_total";
+
+impl SlowRecorder {
+    /// Begins to detect, and to keep what is detected. Bans go to this list.
+    pub(crate) fn detect(self: &Arc<Self>, list: Option<Arc<Blocklist>>) {
+        let recorder = Arc::downgrade(self);
+        self.detections.start(list, move |detection| {
+            if let Some(recorder) = recorder.upgrade() {
+                let store = || SlowCounters { store: Arc::new(UserStore::new(SLOW_SLOTS, [], 0)), slots: 0 };
+                let counters = recorder.security.get_or_init(store).clone();
+                recorder.offer(event(detection), counters);
+            }
+        });
+    }
+}
+
+fn event(detection: Detection) -> Event {
+    let Detection { kind, target, probe, source, count, allowed, details, outcome } = detection;
+    let source = source.map(|source| match source.is_single() {
+        true => source.address().to_string(),
+        false => source.to_string(),
+    });
+    let mut fields = vec![("kind", kind)];
+    fields.extend(source.map(|source| ("address", source)));
+    fields.extend(details);
+    let (word, more) = match outcome {
+        Outcome::Banned(time) => ("banned", Some(("ttl", format!("{}s", time.as_secs())))),
+        Outcome::Observed(time) => ("observed", Some(("ttl", format!("{}s", time.as_secs())))),
+        Outcome::Refused(_, why) => ("refused", Some(("why", why))),
+        Outcome::Reported => ("reported", None),
+    };
+    fields.push(("outcome", word.to_string()));
+    fields.extend(more);
+    Event {
+        time: wall(),
+        target,
+        probe,
+        metric: METRIC.to_string(),
+        value: count,
+        over: Some(allowed),
+        worst: None,
+        fields: Fields(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()),
+        related: Vec::new(),
+        wanted: None,
+        ranked: None,
+    }
+}
