@@ -1,7 +1,6 @@
 //! Client certificates: whether one is asked for, who must have issued it, and which names it may have.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,17 +16,8 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::pem::Pem;
+use super::system_authorities::system_authorities;
 use super::tls_error::TlsError;
-
-/// Where Linux distributions keep the certificates of those whom the system trusts; the first that is there counts.
-const SYSTEM: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// What is asked of clients.
 #[derive(Clone, Default)]
@@ -85,10 +75,7 @@ pub(super) fn verifier(
                     .to_owned(),
             );
         }
-        let authority = clients.authority.clone().unwrap_or_else(|| {
-            let found = SYSTEM.iter().map(PathBuf::from).find(|path| path.exists());
-            Pem::File(found.unwrap_or_else(|| SYSTEM[0].into()))
-        });
+        let authority = clients.authority.clone().unwrap_or_else(system_authorities);
         trusted = authority.certificates("client authorities' certificates")?;
         let mut roots = RootCertStore::empty();
         // The system's own list may have one that is too strange.

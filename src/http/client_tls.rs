@@ -1,0 +1,79 @@
+//! TLS of connections that this program opens: whom it trusts, and the certificate that it shows.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::crypto::ring;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore};
+
+use super::error::HttpError;
+use super::pem::Pem;
+use super::system_authorities::system_authorities;
+use super::tls::Fingerprint;
+use super::tls_error::TlsError;
+
+/// Files of a client; they are read again when they change.
+pub struct ClientTls {
+    /// Who must have issued the server's certificate; without it, somebody whom the system trusts.
+    authority: Option<Pem>,
+    /// Certificate and key to show.
+    identity: Option<(Pem, Pem)>,
+    loaded: Mutex<Option<(Fingerprint, Arc<ClientConfig>)>>,
+}
+
+impl ClientTls {
+    /// With an authority other than the system's, and a certificate with its key, if there are such.
+    pub fn new(authority: Option<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Self {
+        let identity = identity.map(|(certificate, key)| (Pem::File(certificate), Pem::File(key)));
+        Self { authority: authority.map(Pem::File), identity, loaded: Mutex::new(None) }
+    }
+
+    /// The configuration for the next connection.
+    ///
+    /// # Errors
+    /// [`HttpError::Tls`] if a file is missing or does not hold what it should.
+    pub fn current(&self) -> Result<Arc<ClientConfig>, HttpError> {
+        let authority = self.authority.clone().unwrap_or_else(system_authorities);
+        let pems = [Some(&authority)]
+            .into_iter()
+            .chain(self.identity.as_ref().map_or([None, None], |(a, b)| [Some(a), Some(b)]));
+        let now = Fingerprint::of(pems.flatten().filter_map(|pem| Some(pem.file()?.to_owned())));
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, config)) = loaded.as_ref().filter(|(then, _)| *then == now) {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(self.read(&authority).map_err(HttpError::Tls)?);
+        *loaded = Some((now, config.clone()));
+        Ok(config)
+    }
+
+    fn read(&self, authority: &Pem) -> Result<ClientConfig, TlsError> {
+        let mut roots = RootCertStore::empty();
+        let certificates = authority.certificates("authorities' certificates")?;
+        // The system's own list may have one that is too strange.
+        let (_, refused) = roots.add_parsable_certificates(certificates);
+        if roots.is_empty() || (refused > 0 && self.authority.is_some()) {
+            return Err(TlsError::Authority { path: authority.name().to_owned() });
+        }
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Setup)?
+            .with_root_certificates(roots);
+        let Some((certificate, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
+        let chain = certificate.certificates("certificate")?;
+        let key_path = || key.name().to_owned();
+        let key = provider
+            .key_provider
+            .load_private_key(key.key()?.0)
+            .map_err(|source| TlsError::UnsupportedKey { path: key_path(), source })?;
+        let pair = CertifiedKey::new(chain, key);
+        // Of a certificate that cannot be looked into, of version 1 say, the server decides.
+        if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = pair.keys_match() {
+            let certificate = certificate.name().to_owned();
+            return Err(TlsError::Mismatch { certificate, key: key_path() });
+        }
+        Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
+    }
+}
