@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use crate::net::NetworkConfig;
 use crate::plan::{LabelPlan, Plan, ProbePlan};
 
 /// Where each alert is explained, in a section of its name.
@@ -15,6 +16,9 @@ const RUNBOOK: &str = "docs/alerts.md";
 
 /// The part of a program's time that tracing may take before somebody is told.
 const MOST_OVERHEAD: f64 = 0.05;
+
+/// The part of DNS queries that may fail before somebody is told.
+const MOST_FAILING: f64 = 0.2;
 
 /// How long an exporter is remembered that is gone.
 const MEMORY: &str = "7d";
@@ -144,17 +148,73 @@ fn rules(plan: &Plan) -> Vec<Rule> {
     if !plan.targets.is_empty() {
         rules.extend(probe_rules(plan, &ours));
     }
-    if plan.network.is_some() {
+    if let Some(network) = &plan.network {
+        rules.extend(network_rules(network, &ours));
+    }
+    rules
+}
+
+/// Rules of packets: of what is not counted, and of what the blocklist does not do.
+fn network_rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new(
+            "ExporterInterfaceNotCounted",
+            "warning",
+            ours("network_attach_failed{reason!=\"pending\"} == 1"),
+            "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
+            "Packets of this interface and direction are missing from all metrics. See the exporter's log and /ready.",
+        )
+        .lasting("5m"),
+    ];
+    if network.block.is_some() {
         rules.push(
             Rule::new(
-                "ExporterInterfaceNotCounted",
+                "ExporterBlocklistFileUnreadable",
                 "warning",
-                ours("network_attach_failed{reason!=\"pending\"} == 1"),
-                "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
-                "Packets of this interface and direction are missing from all metrics. See the exporter's log \
-                 and /ready.",
+                ours("xdp_blocklist_file_readable == 0"),
+                "The blocklist file {{ $labels.file }} on {{ $labels.instance }} cannot be read.",
+                "The entries read before still hold, and become old. The exporter's log has the reason.",
             )
-            .lasting("5m"),
+            .lasting("10m"),
+        );
+        rules.push(Rule::new(
+            "ExporterBlocklistNotStored",
+            "warning",
+            ours("xdp_blocklist_stored == 0"),
+            "Entries added to the blocklist of {{ $labels.instance }} are not stored.",
+            "They hold now, and are gone after a restart. The disk is full or the file cannot be written; see the log.",
+        ));
+        rules.push(Rule::new(
+            "ExporterBlocklistErrors",
+            "warning",
+            ours("increase(xdp_blocklist_errors_total[10m]) > 0"),
+            "The kernel refused changes of the blocklist of {{ $labels.instance }}.",
+            "What was listed before is still blocked; what was added may not be. The exporter's log has the reason.",
+        ));
+    }
+    if network.count.tcp {
+        rules.push(Rule::new(
+            "ExporterListenOverflows",
+            "warning",
+            ours("increase(network_tcp_listen_overflows_total[10m]) > 0"),
+            "A listening socket on {{ $labels.instance }} dropped connections: its accept queue was full.",
+            "A server accepts too slowly, or its backlog is too short.",
+        ));
+    }
+    if network.count.dns {
+        let rate = |matcher: &str| {
+            format!("sum by (job, instance, server) (rate(network_dns_queries_total{{{matcher}}}[10m]))")
+        };
+        let failing = rate("result=~\"timeout|servfail|refused\"");
+        rules.push(
+            Rule::new(
+                "ExporterDnsFailing",
+                "warning",
+                ours(&format!("({failing} / {} > {MOST_FAILING} and {failing} > 0.05)", rate(""))),
+                "{{ $value | humanizePercentage }} of the DNS queries of {{ $labels.instance }} to {{ $labels.server }} servers fail.",
+                "They time out, or the answer is SERVFAIL or REFUSED.",
+            )
+            .lasting("10m"),
         );
     }
     rules
@@ -202,12 +262,8 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         )
         .lasting("15m"),
     );
-    let own: Vec<&ProbePlan> = plan.probes.iter().filter(|probe| !probe.optional).collect();
-    if !own.is_empty() {
-        let names = one_of(own.iter().map(|probe| probe.name.as_str()));
-        let of = one_of(own.iter().map(|probe| plan.targets[probe.target].name.as_str()));
-        let absent =
-            format!("fibre_exporter_probe_state{{target=~{of}, probe=~{names}, state=\"absent\"}} == 1");
+    if let Some(probes) = absence_matters(plan) {
+        let absent = format!("fibre_exporter_probe_state{{{probes}, state=\"absent\"}} == 1");
         rules.push(
             Rule::new(
                 "ExporterProbeAbsent",
@@ -246,6 +302,17 @@ fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         ));
     }
     rules
+}
+
+/// Matchers of the probes that must be in their files; `None` if a program may do without any of them.
+pub(super) fn absence_matters(plan: &Plan) -> Option<String> {
+    let own: Vec<&ProbePlan> = plan.probes.iter().filter(|probe| !probe.optional).collect();
+    if own.is_empty() {
+        return None;
+    }
+    let names = one_of(own.iter().map(|probe| probe.name.as_str()));
+    let of = one_of(own.iter().map(|probe| plan.targets[probe.target].name.as_str()));
+    Some(format!("target=~{of}, probe=~{names}"))
 }
 
 /// Those with a label whose values the program chooses.

@@ -1,6 +1,7 @@
 //! The `dashboard` command: what Grafana and Prometheus need to show and to watch a configuration's metrics.
 
 mod alerts;
+mod health;
 mod network;
 mod overview;
 mod panels;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 pub use alerts::alerts;
 
 use crate::kinds;
-use crate::kinds::panel::{Query, Selection};
+use crate::kinds::panel::Selection;
 use crate::plan::{MetricPlan, Plan};
 use panels::{Grid, by, legend};
 
@@ -42,13 +43,14 @@ pub fn dashboard(plan: &Plan) -> String {
     if let Some(network) = &plan.network {
         network::show(&mut grid, network, std::mem::replace(&mut collapsed, true));
     }
-    health(&mut grid, plan);
+    health::show(&mut grid, plan);
     let mut names: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
     names.extend(plan.network.as_ref().map(|_| "packets"));
     let names = names.join(", ");
+    let title = if plan.targets.is_empty() { "Packets".to_string() } else { format!("Traced: {names}") };
     let document = json!({
-        "uid": uid(plan),
-        "title": format!("Traced: {names}"),
+        "uid": uid(plan, &grid),
+        "title": title,
         "description": format!("Metrics of {names}, and the health of the exporter."),
         "tags": ["exporter"],
         "schemaVersion": 39,
@@ -59,19 +61,35 @@ pub fn dashboard(plan: &Plan) -> String {
         "refresh": "30s",
         "timezone": "browser",
         "time": {"from": "now-6h", "to": "now"},
-        "templating": {"list": variables(plan, !free.is_empty())},
+        "annotations": {"list": annotations(plan)},
+        "links": [{
+            "type": "dashboards",
+            "title": "Dashboards",
+            "tooltip": "Other dashboards of exporters, with the same time and variables.",
+            "tags": ["exporter"],
+            "asDropdown": true,
+            "includeVars": true,
+            "keepTime": true,
+            "targetBlank": false,
+            "icon": "external link",
+            "url": "",
+        }],
+        "templating": {"list": variables(plan, !free.is_empty() || plan.network.as_ref().is_some_and(network::ranks))},
         "panels": grid.panels,
     });
     // Strings, numbers and lists only: nothing of it can fail.
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
-/// The same targets and metrics give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.
-fn uid(plan: &Plan) -> String {
+/// The same targets, metrics and panels give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.
+fn uid(plan: &Plan, grid: &Grid) -> String {
     let targets = plan.targets.iter().map(|target| target.name.as_str());
     let metrics = plan.metrics.iter().map(|metric| metric.name.as_str());
-    let network = plan.network.iter().map(|_| "network:");
-    let all: Vec<&str> = targets.chain(metrics).chain(network).collect();
+    let inside = |row: &'_ Value| row["panels"].as_array().cloned().unwrap_or_default();
+    let panels: Vec<Value> =
+        grid.panels.iter().flat_map(|panel| std::iter::once(panel.clone()).chain(inside(panel))).collect();
+    let titles = panels.iter().filter_map(|panel| panel["title"].as_str());
+    let all: Vec<&str> = targets.chain(metrics).chain(titles).collect();
     // FNV-1a, 64 bits.
     let hash = all.join("\n").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -79,15 +97,46 @@ fn uid(plan: &Plan) -> String {
     format!("exporter-{hash:016x}")
 }
 
-fn variables(plan: &Plan, has_free_labels: bool) -> Value {
-    // Exporters with such a configuration, and no others.
-    let targets: Vec<&str> = plan.targets.iter().map(|target| target.name.as_str()).collect();
-    let series = |matchers: &str| match targets.is_empty() {
+/// What happened to the exporters, as lines across all panels.
+fn annotations(plan: &Plan) -> Value {
+    let annotation = |name: &str, color: &str, expr: String, text: &str, value_is_time: bool| {
+        json!({
+            "name": name,
+            "datasource": panels::data_source(),
+            "enable": true,
+            "hide": false,
+            "iconColor": color,
+            "expr": expr,
+            "step": "60s",
+            "titleFormat": name,
+            "textFormat": text,
+            "useValueForTime": value_is_time,
+        })
+    };
+    let started = format!("{} * 1000", own("start_time_seconds"));
+    let mut all = vec![annotation("Exporter started", "blue", started, "{{instance}}", true)];
+    if !plan.targets.is_empty() {
+        let reattached = own_increase("reattach_total", "2m");
+        let expr = format!("sum by (instance, target, reason) ({reattached}) > 0");
+        all.push(annotation("Attached again", "yellow", expr, "{{target}} {{reason}} {{instance}}", false));
+    }
+    Value::Array(all)
+}
+
+fn variables(plan: &Plan, ranks: bool) -> Value {
+    // Exporters with such probes, and no others, whatever their targets are called.
+    let probes: Vec<&str> = plan
+        .targets
+        .iter()
+        .filter_map(|target| target.probes.first())
+        .map(|probe| plan.probes[*probe].name.as_str())
+        .collect();
+    let series = |matchers: &str| match probes.is_empty() {
         true => format!("network_attached{{{matchers}}}"),
         false => {
-            let of = alerts::one_of(targets.iter().copied());
+            let of = alerts::one_of(probes.iter().copied());
             format!(
-                "fibre_exporter_probe_attached{{target=~{of}{}{matchers}}}",
+                "fibre_exporter_probe_attached{{probe=~{of}{}{matchers}}}",
                 if matchers.is_empty() { "" } else { ", " }
             )
         }
@@ -149,15 +198,20 @@ fn variables(plan: &Plan, has_free_labels: bool) -> Value {
             "Address of the exporter.",
             &format!("label_values({}, instance)", series("job=~\"$job\"")),
         ),
-        choice(
-            "window",
-            "Window",
-            "Time window for rates, quantiles and means; use a longer one for rare events.",
-            &["1m", "5m", "15m", "1h", "6h", "1d"],
-            "5m",
-        ),
     ];
-    if has_free_labels {
+    if plan.network.is_some() {
+        let all_interfaces =
+            "label_values(network_attached{job=~\"$job\", instance=~\"$instance\"}, interface)";
+        all.push(query("interface", "Interface", "Interfaces that are counted.", all_interfaces));
+    }
+    all.push(choice(
+        "window",
+        "Window",
+        "Time window for rates, quantiles and means; use a longer one for rare events.",
+        &["1m", "5m", "15m", "1h", "6h", "1d"],
+        "5m",
+    ));
+    if ranks {
         let about = "Maximum number of series per panel for metrics with many label values.";
         all.push(choice("top", "Top", about, &["5", "10", "20", "50"], "10"));
     }
@@ -183,69 +237,11 @@ fn own_rate(metric: &str) -> String {
     format!("rate({}[$__rate_interval])", own(metric))
 }
 
-/// The row about the exporter itself.
-fn health(grid: &mut Grid, plan: &Plan) {
-    grid.row("Exporter health", true);
-    let rate = own_rate;
-    let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
-    if !plan.targets.is_empty() {
-        probe_health(grid);
-    }
-    grid.time_series(
-        "Errors",
-        "Errors of the exporter, by type.",
-        "ops",
-        &one(rate("errors_total"), "{{instance}} {{error_type}}"),
-    );
-    grid.time_series("Series", "Series in the latest scrape.", "short", &one(own("series"), "{{instance}}"));
-    grid.time_series(
-        "CPU",
-        "CPU usage of the exporter, as a share of one core.",
-        "percentunit",
-        &one(format!("rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"), "{{instance}}"),
-    );
-    grid.time_series(
-        "Memory",
-        "Resident memory of the exporter.",
-        "bytes",
-        &one(format!("process_resident_memory_bytes{{{CHOSEN}}}"), "{{instance}}"),
-    );
+fn own_increase(metric: &str, window: &str) -> String {
+    format!("increase({}[{window}])", own(metric))
 }
 
-/// Panels about probes and their hits.
-fn probe_health(grid: &mut Grid) {
-    let rate = own_rate;
-    let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
-    grid.time_series(
-        "Probes",
-        "Configured and attached probes.",
-        "short",
-        &[
-            Query { expr: own("probes_configured"), legend: "{{instance}} configured".to_string() },
-            Query { expr: own("probes_attached"), legend: "{{instance}} attached".to_string() },
-        ],
-    );
-    let by_probe = "{{instance}} {{target}} {{probe}}";
-    grid.time_series("Hits", "Hit rate of each probe.", "ops", &one(rate("probe_hits_total"), by_probe));
-    grid.time_series(
-        "Hits lost",
-        "Lost hits, by reason. If this is not 0, metrics of the probe are too low.",
-        "ops",
-        &one(
-            format!("sum by (instance, target, probe, reason) ({})", rate("probe_lost_total")),
-            "{{instance}} {{target}} {{probe}} {{reason}}",
-        ),
-    );
-    grid.time_series(
-        "Read faults",
-        "Hits with a value that could not be read from the application's memory.",
-        "ops",
-        &one(rate("probe_read_faults_total"), by_probe),
-    );
-    grid.time_series(
-        "Label overflow",
-        "Hits counted as \"other\" because a label reached its limit.",
-        "ops",
-        &one(rate("label_overflow_total"), "{{instance}} {{metric}}"),
-    );
+/// How the exporters of this configuration are reached.
+fn scheme(plan: &Plan) -> &'static str {
+    if plan.settings.web.tls.is_some() { "https" } else { "http" }
 }

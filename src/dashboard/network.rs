@@ -1,87 +1,168 @@
-//! The rows about packets.
+//! The rows about packets, of what the configuration counts.
 
 use super::CHOSEN;
 use super::panels::Grid;
 use crate::kinds::panel::Query;
-use crate::net::{BlockMode, NetworkConfig};
+use crate::net::{Count, NetworkConfig};
 
-/// What interfaces are told apart by.
-const PLACE: &str = "instance, interface";
+/// Interfaces of the same name in several network namespaces are told apart.
+const PLACE: &str = "instance, netns, container, interface";
+const PLACE_LEGEND: &str = "{{interface}} {{netns}} {{container}}";
+
+/// What narrows queries of series by interface, beside [`CHOSEN`].
+const INTERFACE: &str = r#"interface=~"$interface""#;
 
 pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
-    let rate = |name: &str| format!("rate({name}{{{CHOSEN}}}[$__rate_interval])");
-    let sum = |by: &str, expr: &str| format!("sum by ({by}) ({expr})");
-    let query = |expr: String, legend: &str| Query { expr, legend: legend.to_string() };
-    let both = |received: &str, sent: &str| {
-        [
-            query(sum(PLACE, &rate(received)), "{{interface}} received {{instance}}"),
-            query(sum(PLACE, &rate(sent)), "{{interface}} sent {{instance}}"),
-        ]
-    };
+    traffic(grid, &config.count, collapsed);
+    packets(grid, &config.count);
     let count = &config.count;
+    if count.drop_reasons || count.tcp || count.tcp_connections {
+        stack(grid, count);
+    }
+    if count.cgroups {
+        owners(grid);
+    }
+    if count.dns {
+        dns(grid);
+    }
+    if count.talkers > 0 || !count.cidrs.is_empty() {
+        hosts(grid, count);
+    }
+    if config.block.is_some() {
+        blocklist(grid);
+    }
+}
+
+/// Whether some panel shows only the greatest.
+pub(super) fn ranks(config: &NetworkConfig) -> bool {
+    config.count.cgroups || config.count.top_sources > 0
+}
+
+fn query(expr: String, legend: &str) -> Query {
+    Query { expr, legend: format!("{legend} {{{{instance}}}}") }
+}
+
+fn sum(by: &str, expr: &str) -> String {
+    format!("sum by ({by}) ({expr})")
+}
+
+/// Of a series by interface.
+fn rate(name: &str) -> String {
+    format!("rate({name}{{{CHOSEN}, {INTERFACE}}}[$__rate_interval])")
+}
+
+/// Of a series of the whole machine.
+fn rate_of_all(name: &str) -> String {
+    format!("rate({name}{{{CHOSEN}}}[$__rate_interval])")
+}
+
+/// Median and 95th percentile.
+fn quantiles(name: &str, by: &str, rate: &dyn Fn(&str) -> String, legend: &str) -> [Query; 2] {
+    let buckets = sum(&format!("{by}, le"), &rate(&format!("{name}_bucket")));
+    [("0.50", "median"), ("0.95", "95 %")]
+        .map(|(q, title)| query(format!("histogram_quantile({q}, {buckets})"), &format!("{legend} {title}")))
+}
+
+fn traffic(grid: &mut Grid, count: &Count, collapsed: bool) {
+    let by_place = |name: &str, what: &str| query(sum(PLACE, &rate(name)), &format!("{PLACE_LEGEND} {what}"));
     grid.row("Network", collapsed);
     grid.time_series(
         "Bytes",
         "Received and sent bytes, including the link header.",
         "Bps",
-        &both("xdp_bytes_total", "tc_egress_bytes_total"),
+        &[by_place("xdp_bytes_total", "received"), by_place("tc_egress_bytes_total", "sent")],
     );
     grid.time_series(
         "Frames",
         "Received and sent frames.",
         "pps",
-        &both("xdp_packets_total", "tc_egress_packets_total"),
+        &[by_place("xdp_packets_total", "received"), by_place("tc_egress_packets_total", "sent")],
     );
-    let used = |bytes: &str| {
-        format!("{} / on (instance, interface) network_speed_bytes{{{CHOSEN}}}", sum(PLACE, &rate(bytes)))
+    let used = |bytes: &str, what: &str| {
+        let speed = format!("max by ({PLACE}) (network_speed_bytes{{{CHOSEN}, {INTERFACE}}})");
+        query(format!("{} / {speed}", sum(PLACE, &rate(bytes))), &format!("{PLACE_LEGEND} {what}"))
     };
     grid.time_series(
         "Link utilisation",
         "Bytes relative to the speed of the link, where its driver has one.",
         "percentunit",
-        &[
-            query(used("xdp_bytes_total"), "{{interface}} received {{instance}}"),
-            query(used("tc_egress_bytes_total"), "{{interface}} sent {{instance}}"),
-        ],
+        &[used("xdp_bytes_total", "received"), used("tc_egress_bytes_total", "sent")],
     );
-    let by_protocol = "instance, family, protocol";
-    grid.time_series(
-        "Received by protocol",
-        "Received bytes, by address family and protocol.",
-        "Bps",
-        &[query(sum(by_protocol, &rate("xdp_bytes_total")), "{{family}} {{protocol}} {{instance}}")],
-    );
-    grid.time_series(
-        "Malformed frames",
-        "Frames with truncated or inconsistent headers.",
-        "pps",
-        &[query(
-            sum("instance, interface, direction, reason", &rate("xdp_malformed_packets_total")),
-            "{{interface}} {{direction}} {{reason}} {{instance}}",
-        )],
-    );
+    for (title, about, metric) in [
+        ("Received by protocol", "Received bytes, by address family and protocol.", "xdp_bytes_total"),
+        ("Sent by protocol", "Sent bytes, by address family and protocol.", "tc_egress_bytes_total"),
+    ] {
+        let expr = sum("instance, family, protocol", &rate(metric));
+        grid.time_series(title, about, "Bps", &[query(expr, "{{family}} {{protocol}}")]);
+    }
     if count.has("sizes") {
-        let buckets = sum("instance, direction, le", &rate("xdp_packet_size_bytes_bucket"));
-        let quantile = |q: &str, legend: &str| query(format!("histogram_quantile({q}, {buckets})"), legend);
         grid.time_series(
             "Frame sizes",
             "Median and 95th percentile of the frame size.",
             "bytes",
-            &[
-                quantile("0.50", "{{direction}} median {{instance}}"),
-                quantile("0.95", "{{direction}} 95 % {{instance}}"),
-            ],
+            &quantiles("xdp_packet_size_bytes", "instance, direction", &rate, "{{direction}}"),
         );
     }
+}
+
+/// What is odd about packets.
+fn packets(grid: &mut Grid, count: &Count) {
+    let by = |metric: &str, labels: &str, legend: &str| {
+        query(sum(&format!("instance, direction, {labels}"), &rate(metric)), legend)
+    };
+    grid.row("Packets", true);
     if count.has("flags") {
+        let flags = by("xdp_tcp_flags_total", "flag", "{{direction}} {{flag}}");
+        grid.time_series("TCP SYN, FIN and RST", "TCP segments with SYN, FIN or RST.", "pps", &[flags]);
+    }
+    if count.has("tcp_trouble") {
+        let of = |metric: &str, what: &str| {
+            query(sum("instance, direction", &rate(metric)), &format!("{{{{direction}}}} {what}"))
+        };
         grid.time_series(
-            "TCP SYN, FIN and RST",
-            "TCP segments with SYN, FIN or RST.",
+            "Resets and zero windows",
+            "TCP segments with RST, and those that advertise a zero receive window.",
             "pps",
-            &[query(
-                sum("instance, direction, flag", &rate("xdp_tcp_flags_total")),
-                "{{direction}} {{flag}} {{instance}}",
-            )],
+            &[of("xdp_tcp_resets_total", "reset"), of("xdp_tcp_zero_windows_total", "zero window")],
+        );
+    }
+    grid.time_series(
+        "Malformed frames",
+        "Frames with truncated or inconsistent headers.",
+        "pps",
+        &[by("xdp_malformed_packets_total", "interface, reason", "{{interface}} {{direction}} {{reason}}")],
+    );
+    grid.time_series(
+        "Fragments",
+        "IP fragments.",
+        "pps",
+        &[by("xdp_fragments_total", "family", "{{direction}} {{family}}")],
+    );
+    let mode = format!("max by ({PLACE}, mode) (xdp_mode{{{CHOSEN}, {INTERFACE}}}) == 1");
+    grid.time_series(
+        "Hook",
+        "Where received packets are counted: XDP in the driver (native) or in the network stack (generic), or TC ingress (tcx).",
+        "short",
+        &[query(mode, &format!("{PLACE_LEGEND} {{{{mode}}}}"))],
+    );
+    let failed = format!("network_attach_failed{{{CHOSEN}, {INTERFACE}}}");
+    grid.time_series(
+        "Not counted",
+        "Interfaces and directions in which packets are not counted, with the reason.",
+        "short",
+        &[query(failed, &format!("{PLACE_LEGEND} {{{{direction}}}} {{{{reason}}}}"))],
+    );
+}
+
+/// What the kernel does with packets and connections.
+fn stack(grid: &mut Grid, count: &Count) {
+    grid.row("Kernel and TCP", true);
+    if count.drop_reasons {
+        grid.time_series(
+            "Packets dropped by the kernel",
+            "Dropped packets by the kernel's reason, those that occur.",
+            "pps",
+            &[query(format!("{} > 0", rate_of_all("network_kernel_drops_total")), "{{reason}}")],
         );
     }
     if count.tcp_connections {
@@ -89,15 +170,138 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
             "TCP sockets",
             "TCP sockets in the exporter's network namespace, by state.",
             "short",
-            &[query(format!("network_tcp_connections{{{CHOSEN}}}"), "{{state}} {{instance}}")],
+            &[query(format!("network_tcp_connections{{{CHOSEN}}}"), "{{state}}")],
         );
     }
+    if count.tcp {
+        connections(grid);
+    }
+}
+
+/// How TCP connections fare.
+fn connections(grid: &mut Grid) {
+    let changes = |from: &str, to: &str, what: &str| {
+        let narrowed = format!("network_tcp_state_changes_total{{{CHOSEN}, from=~\"{from}\", to=\"{to}\"}}");
+        query(sum("instance", &format!("rate({narrowed}[$__rate_interval])")), what)
+    };
+    grid.time_series(
+        "Connections",
+        "TCP connections that were opened by this host (active) or by a peer (passive), failed to be opened, and ended.",
+        "cps",
+        &[
+            changes("syn_sent", "established", "active"),
+            changes("syn_recv", "established", "passive"),
+            changes("syn_sent", "close", "failed"),
+            changes(".+", "close", "closed"),
+        ],
+    );
+    grid.time_series(
+        "Retransmits and resets",
+        "Retransmitted segments, and connections that were reset by this host (sent) or by the peer (received).",
+        "pps",
+        &[
+            query(rate_of_all("network_tcp_retransmits_total"), "retransmitted"),
+            query(rate_of_all("network_tcp_resets_total"), "reset {{direction}}"),
+        ],
+    );
+    let handshake = quantiles(
+        "network_tcp_handshake_duration_seconds",
+        "instance, opened_by",
+        &rate_of_all,
+        "by {{opened_by}}",
+    );
+    grid.time_series(
+        "Handshake time",
+        "Round-trip time of the handshake, by the side that opened the connection.",
+        "s",
+        &handshake,
+    );
+    grid.time_series(
+        "Round-trip time",
+        "Smoothed round-trip time of connections at the start of their close.",
+        "s",
+        &quantiles("network_tcp_rtt_seconds", "instance", &rate_of_all, ""),
+    );
+    grid.time_series(
+        "Connection duration",
+        "Time from the handshake to the close.",
+        "s",
+        &quantiles("network_tcp_connection_duration_seconds", "instance", &rate_of_all, ""),
+    );
+    grid.time_series(
+        "Listen queues",
+        "Connections that listening sockets dropped: because the accept queue was full (overflows), and for any reason.",
+        "cps",
+        &[
+            query(rate_of_all("network_tcp_listen_overflows_total"), "overflows"),
+            query(rate_of_all("network_tcp_listen_drops_total"), "drops"),
+            query(rate_of_all("network_tcp_untimed_connections_total"), "not timed"),
+        ],
+    );
+}
+
+/// Whose packets they are.
+fn owners(grid: &mut Grid) {
+    let owner = "instance, unit, container, pod, namespace";
+    let legend = "{{unit}} {{container}} {{namespace}} {{pod}}";
+    grid.row("Units, containers and pods", true);
+    for (direction, title) in [("ingress", "Received by"), ("egress", "Sent by")] {
+        let narrowed = format!(
+            "rate(network_cgroup_bytes_total{{{CHOSEN}, direction=\"{direction}\"}}[$__rate_interval])"
+        );
+        grid.time_series(
+            title,
+            "Bytes of the greatest units, containers and pods.",
+            "Bps",
+            &[query(format!("topk($top, {})", sum(owner, &narrowed)), legend)],
+        );
+    }
+    grid.time_series(
+        "Packets by",
+        "Packets of the units, containers and pods with most of them, both directions.",
+        "pps",
+        &[query(format!("topk($top, {})", sum(owner, &rate_of_all("network_cgroup_packets_total"))), legend)],
+    );
+}
+
+fn dns(grid: &mut Grid) {
+    let queries = sum("instance, server, result", &rate_of_all("network_dns_queries_total"));
+    let with = |matcher: &str| {
+        let narrowed = format!("network_dns_queries_total{{{CHOSEN}{matcher}}}");
+        sum("instance, server", &format!("rate({narrowed}[$__rate_interval])"))
+    };
+    grid.row("DNS", true);
+    grid.time_series(
+        "Queries",
+        "DNS queries over UDP, by result and by where the server is.",
+        "reqps",
+        &[query(queries, "{{server}} {{result}}")],
+    );
+    grid.time_series(
+        "Failing queries",
+        "Share of queries without a useful answer: timeouts, SERVFAIL and REFUSED.",
+        "percentunit",
+        &[query(format!("{} / {}", with(", result=~\"timeout|servfail|refused\""), with("")), "{{server}}")],
+    );
+    grid.time_series(
+        "Answer time",
+        "Time from a query to its response.",
+        "s",
+        &quantiles("network_dns_duration_seconds", "instance, server", &rate_of_all, "{{server}}"),
+    );
+}
+
+fn hosts(grid: &mut Grid, count: &Count) {
+    grid.row("Hosts", true);
     if count.top_sources > 0 {
         grid.time_series(
             "Top sources",
             "Bytes received from the top sources.",
             "bytes",
-            &[query(format!("xdp_top_source_bytes{{{CHOSEN}}}"), "{{interface}} {{source}} {{instance}}")],
+            &[query(
+                format!("topk($top, xdp_top_source_bytes{{{CHOSEN}, {INTERFACE}}})"),
+                "{{interface}} {{source}}",
+            )],
         );
     }
     if !count.cidrs.is_empty() {
@@ -107,53 +311,71 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
             "Bps",
             &[query(
                 sum("instance, direction, cidr", &rate("network_cidr_bytes_total")),
-                "{{cidr}} {{direction}} {{instance}}",
+                "{{cidr}} {{direction}}",
             )],
         );
     }
     if count.talkers > 0 {
-        grid.time_series(
-            "Untracked packets",
-            "Packets of talkers and flows that are not tracked.",
-            "pps",
-            &[query(
-                sum("instance, interface, table", &rate("network_untracked_packets_total")),
-                "{{interface}} {{table}} {{instance}}",
-            )],
-        );
-    }
-    if let Some(block) = &config.block {
-        let (title, about, metric) = match block.mode {
-            BlockMode::Enforce => ("Dropped frames", "Frames of blocked sources.", "xdp_drops_total"),
-            BlockMode::Observe => (
-                "Frames that would be dropped",
-                "Frames of listed sources, passed on because of `mode: observe`.",
-                "xdp_would_drop_total",
-            ),
+        let by_table = |metric: &str, what: &str| {
+            query(sum("instance, table", &rate(metric)), &format!("{{{{table}}}} {what}"))
         };
         grid.time_series(
-            title,
-            about,
+            "Untracked packets",
+            "Packets of talkers and flows that are not tracked, and of those that were evicted.",
             "pps",
-            &[query(
-                sum("instance, interface, reason", &rate(metric)),
-                "{{interface}} {{reason}} {{instance}}",
-            )],
-        );
-        grid.time_series(
-            "Blocklist entries",
-            "Entries by the source that lists them.",
-            "short",
-            &[query(format!("xdp_blocklist_entries{{{CHOSEN}}}"), "{{source}} {{instance}}")],
+            &[
+                by_table("network_untracked_packets_total", "untracked"),
+                by_table("network_evicted_packets_total", "evicted"),
+            ],
         );
     }
+}
+
+fn blocklist(grid: &mut Grid) {
+    let all = |metric: &str| format!("{metric}{{{CHOSEN}}}");
+    grid.row("Blocklist", true);
+    let blocked = |metric: &str, what: &str| {
+        let expr = sum(&format!("{PLACE}, reason"), &rate(metric));
+        query(expr, &format!("{PLACE_LEGEND} {{{{reason}}}} {what}"))
+    };
     grid.time_series(
-        "Not counted",
-        "Interfaces and directions in which packets are not counted, with the reason.",
+        "Blocked frames",
+        "Frames of listed sources, dropped, or passed on because of `mode: observe`.",
+        "pps",
+        &[blocked("xdp_drops_total", "dropped"), blocked("xdp_would_drop_total", "would be dropped")],
+    );
+    grid.time_series(
+        "Blocklist entries",
+        "Entries by the source that lists them.",
         "short",
-        &[query(
-            format!("network_attach_failed{{{CHOSEN}}}"),
-            "{{interface}} {{direction}} {{reason}} {{instance}}",
-        )],
+        &[query(all("xdp_blocklist_entries"), "{{source}}")],
+    );
+    grid.time_series(
+        "Never dropped",
+        "Addresses and prefixes that are never dropped, and SSH connections that go on.",
+        "short",
+        &[
+            query(all("xdp_allowlist_entries"), "allowed"),
+            query(all("xdp_spared_connections"), "SSH connections"),
+        ],
+    );
+    grid.time_series(
+        "Blocklist files",
+        "Lines that were not understood; 1 for a file that cannot be read.",
+        "short",
+        &[
+            query(all("xdp_blocklist_file_invalid_lines"), "{{file}} invalid lines"),
+            query(format!("1 - {}", all("xdp_blocklist_file_readable")), "{{file}} unreadable"),
+        ],
+    );
+    grid.time_series(
+        "Changes that failed",
+        "Changes that the kernel refused, and tables whose hits could not be read; 1 if entries are not stored.",
+        "short",
+        &[
+            query(format!("increase({}[$window])", all("xdp_blocklist_errors_total")), "refused"),
+            query(format!("increase({}[$window])", all("xdp_blocklist_unread_tables_total")), "unread tables"),
+            query(format!("1 - {}", all("xdp_blocklist_stored")), "not stored"),
+        ],
     );
 }

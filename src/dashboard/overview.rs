@@ -1,14 +1,20 @@
 //! The first screen: is it well? Everything in it is asked for now, so that what is gone shows as gone.
 
 use super::panels::{Column, Grid, Stat};
-use super::{CHOSEN, own, own_rate};
+use super::{CHOSEN, alerts, own, own_increase, scheme};
 use crate::plan::Plan;
 
 /// Rows of exporters that can be seen without scrolling.
 const TABLE_HEIGHT: usize = 7;
 
+/// How an exporter is, by the numbers of [`state`].
+const STATES: [&str; 5] = ["OK", "errors", "hits lost", "not attached", "down"];
+
+/// Their colours.
+const STATE_COLORS: [(&str, Option<f64>); 3] = [("green", None), ("orange", Some(1.0)), ("red", Some(3.0))];
+
 pub(super) fn show(grid: &mut Grid, plan: &Plan) {
-    let (probes, network) = (!plan.targets.is_empty(), plan.network.is_some());
+    let (probes, network) = (!plan.targets.is_empty(), plan.network.as_ref());
     let stat = |title, description, unit, expr, bad_from| Stat { title, description, unit, expr, bad_from };
     grid.stat(&stat(
         "Exporters down",
@@ -20,16 +26,16 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     if probes {
         grid.stat(&stat(
             "Probes not attached",
-            "Configured probes that are not attached, on exporters that are up.",
+            "Probes that wait for their program, were refused, or are not in its file, on exporters that are up.",
             "short",
-            format!("sum({} - {})", own("probes_configured"), own("probes_attached")),
+            format!("count({}) or vector(0)", not_attached(plan)),
             Some(1.0),
         ));
         grid.stat(&stat(
-            "Hits per second",
-            "Hit rate of all probes.",
-            "ops",
-            format!("sum({})", own_rate("probe_hits_total")),
+            "Hits",
+            "Hits of all probes in the selected window.",
+            "short",
+            format!("sum({})", own_increase("probe_hits_total", "$window")),
             None,
         ));
         grid.stat(&stat(
@@ -43,103 +49,138 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
             "Hits lost",
             "Hits lost in the dashboard's time range.",
             "short",
-            format!("sum(increase({}[$__range]))", own("probe_lost_total")),
+            format!("sum({})", own_increase("probe_lost_total", "$__range")),
             Some(1.0),
         ));
     }
-    if network {
+    if let Some(network) = network {
+        let rate = |name: &str| format!("sum(rate({name}{{{CHOSEN}}}[$__rate_interval]))");
         grid.stat(&stat(
             "Interfaces not counted",
             "Interfaces and directions in which packets are not counted.",
             "short",
-            format!("count(network_attach_failed{{{CHOSEN}}} == 1) or vector(0)"),
+            format!("count({}) or vector(0)", not_counted()),
             Some(1.0),
         ));
-        grid.stat(&stat(
-            "Received",
-            "Received bytes per second.",
-            "Bps",
-            format!("sum(rate(xdp_bytes_total{{{CHOSEN}}}[$__rate_interval]))"),
-            None,
-        ));
-        grid.stat(&stat(
-            "Sent",
-            "Sent bytes per second.",
-            "Bps",
-            format!("sum(rate(tc_egress_bytes_total{{{CHOSEN}}}[$__rate_interval]))"),
-            None,
-        ));
+        grid.stat(&stat("Received", "Received bytes per second.", "Bps", rate("xdp_bytes_total"), None));
+        grid.stat(&stat("Sent", "Sent bytes per second.", "Bps", rate("tc_egress_bytes_total"), None));
+        if network.block.is_some() {
+            grid.stat(&stat(
+                "Blocked frames",
+                "Frames of listed sources per second, dropped, or passed on because of `mode: observe`.",
+                "pps",
+                format!("{} + ({} or vector(0))", rate("xdp_drops_total"), rate("xdp_would_drop_total")),
+                None,
+            ));
+        }
     }
     grid.stat(&stat(
         "Errors",
         "Errors of the exporters in the dashboard's time range.",
         "short",
-        format!("sum(increase({}[$__range]))", own("errors_total")),
+        format!("sum({})", own_increase("errors_total", "$__range")),
         Some(1.0),
     ));
-    table(grid, probes, network);
+    table(grid, plan);
 }
 
-/// A row for each exporter, those that are down first.
-fn table(grid: &mut Grid, probes: bool, network: bool) {
+/// Probes that should be attached and are not.
+fn not_attached(plan: &Plan) -> String {
+    let state = |matchers: &str| {
+        let series = own("probe_state");
+        let narrowed = series.trim_end_matches('}');
+        format!("{narrowed}, {matchers}}} == 1")
+    };
+    let waiting = state("state=~\"waiting|refused\"");
+    match alerts::absence_matters(plan) {
+        Some(probes) => format!("{waiting} or {}", state(&format!("{probes}, state=\"absent\""))),
+        None => waiting,
+    }
+}
+
+fn not_counted() -> String {
+    format!("network_attach_failed{{{CHOSEN}, reason!=\"pending\"}} == 1")
+}
+
+/// The worst that is true of an exporter, as an index of [`STATES`].
+fn state(plan: &Plan) -> String {
+    let mut faults = vec![(4, format!("max by (instance) (up{{{CHOSEN}}}) == 0"))];
+    if !plan.targets.is_empty() {
+        faults.push((3, format!("count by (instance) ({})", not_attached(plan))));
+    }
+    if plan.network.is_some() {
+        faults.push((3, format!("count by (instance) ({})", not_counted())));
+    }
+    if !plan.targets.is_empty() {
+        let lost = own_increase("probe_lost_total", "$__range");
+        faults.push((2, format!("sum by (instance) ({lost}) > 0")));
+    }
+    faults.push((1, format!("sum by (instance) ({}) > 0", own_increase("errors_total", "$__range"))));
+    let mut all: Vec<String> =
+        faults.iter().map(|(number, expr)| format!("({expr}) * 0 + {number}")).collect();
+    all.push(format!("max by (instance) (up{{{CHOSEN}}}) * 0"));
+    all.join(" or on (instance) ")
+}
+
+/// A row for each exporter, the worst first.
+fn table(grid: &mut Grid, plan: &Plan) {
     let by_instance = |function: &str, expr: &str| format!("{function} by (instance) ({expr})");
-    let plain = |name, expr, unit| Column { name, expr, unit, steps: &[] };
+    let plain = |name, expr, unit| Column { name, expr, unit, steps: &[], words: &[] };
     let bad = |name, expr| Column {
         name,
         expr,
         unit: "short",
         steps: &[("transparent", None), ("red", Some(1.0))],
+        words: &[],
     };
-    let mut columns = vec![
-        Column {
-            name: "Up",
-            expr: by_instance("min", &format!("up{{{CHOSEN}}}")),
-            unit: "bool_yes_no",
-            steps: &[("red", None), ("green", Some(1.0))],
-        },
-        plain(
-            "Uptime",
-            by_instance("max", &format!("time() - {}", own("start_time_seconds"))),
-            "dtdurations",
-        ),
-    ];
-    if probes {
-        let attached = by_instance("sum", &own("probes_attached"));
-        columns.push(plain("Probes attached", attached, "short"));
-        let missing = format!("{} - {}", own("probes_configured"), own("probes_attached"));
-        columns.push(bad("Not attached", by_instance("sum", &missing)));
-        columns.push(plain("Hits per second", by_instance("sum", &own_rate("probe_hits_total")), "ops"));
+    let mut columns = vec![Column {
+        name: "State",
+        expr: state(plan),
+        unit: "short",
+        steps: &STATE_COLORS,
+        words: &STATES,
+    }];
+    if !plan.targets.is_empty() {
+        columns.push(plain("Probes attached", by_instance("sum", &own("probes_attached")), "short"));
+        columns.push(bad("Not attached", by_instance("count", &not_attached(plan))));
+        let hits = own_increase("probe_hits_total", "$window");
+        columns.push(plain("Hits", by_instance("sum", &hits), "short"));
         let last = format!("{} > 0", own("probe_last_hit_timestamp_seconds"));
         columns.push(plain("Last hit", format!("{} * 1000", by_instance("max", &last)), "dateTimeFromNow"));
-        let lost = format!("increase({}[$__range])", own("probe_lost_total"));
+        let lost = own_increase("probe_lost_total", "$__range");
         columns.push(bad("Hits lost", by_instance("sum", &lost)));
         columns.push(Column {
             name: "Tracing",
             expr: by_instance("max", &own("target_tracing_ratio")),
             unit: "percentunit",
             steps: &[("transparent", None), ("orange", Some(0.05))],
+            words: &[],
         });
     }
-    if network {
+    if let Some(network) = &plan.network {
         let traffic = |name: &str| by_instance("sum", &format!("rate({name}{{{CHOSEN}}}[$__rate_interval])"));
         columns.push(plain("Received", traffic("xdp_bytes_total"), "Bps"));
         columns.push(plain("Sent", traffic("tc_egress_bytes_total"), "Bps"));
-        columns.push(bad(
-            "Not counted",
-            by_instance("count", &format!("network_attach_failed{{{CHOSEN}}} == 1")),
-        ));
+        columns.push(bad("Not counted", by_instance("count", &not_counted())));
+        if network.block.is_some() {
+            columns.push(plain("Dropped", traffic("xdp_drops_total"), "pps"));
+            columns.push(plain("Would be dropped", traffic("xdp_would_drop_total"), "pps"));
+        }
     }
-    let errors = format!("increase({}[$__range])", own("errors_total"));
+    let errors = own_increase("errors_total", "$__range");
     columns.push(bad("Errors", by_instance("sum", &errors)));
     columns.push(plain("Series", by_instance("sum", &own("series")), "short"));
+    let uptime = by_instance("max", &format!("time() - {}", own("start_time_seconds")));
+    columns.push(plain("Uptime", uptime, "dtdurations"));
     // With its value it adds the labels to the row of an exporter, also of one that is gone.
     let info = format!("last_over_time({}[$__range])", own("info"));
     columns.push(plain("", format!("max by (instance, node, version) ({info})"), "short"));
     grid.table(
         "Exporters",
-        "Current state of each exporter; exporters that are down come first.",
+        "Current state of each exporter, the worst first. The exporter's address leads to its status page.",
         &[("node", "Node"), ("instance", "Exporter"), ("version", "Version")],
         &columns,
         TABLE_HEIGHT,
+        scheme(plan),
     );
 }

@@ -42,6 +42,8 @@ pub(super) struct Column<'a> {
     pub unit: &'a str,
     /// Colours from which number on; the first has none.
     pub steps: &'a [(&'a str, Option<f64>)],
+    /// Words in place of numbers: the first for 0.
+    pub words: &'a [&'a str],
 }
 
 impl Grid {
@@ -91,7 +93,7 @@ impl Grid {
                 "overrides": [],
             },
             "options": {
-                "legend": {"showLegend": true, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
+                "legend": {"showLegend": true, "displayMode": "table", "placement": "bottom", "calcs": ["last", "max"]},
                 "tooltip": {"mode": "multi", "sort": "desc"},
             },
         });
@@ -113,6 +115,7 @@ impl Grid {
             "fieldConfig": {
                 "defaults": {
                     "unit": stat.unit,
+                    "decimals": decimals(stat.unit),
                     "noValue": "no data",
                     "thresholds": {"mode": "absolute", "steps": steps},
                 },
@@ -130,8 +133,8 @@ impl Grid {
         self.push(panel);
     }
 
-    /// A row for each exporter as it is now, by its labels `by`, which come first under the names beside them. The rows
-    /// are sorted by the first column that is not a label, least first.
+    /// A row for each exporter as it is now. The first column, by which rows are sorted, greatest first, is followed by
+    /// the labels `by` under the names beside them. A label `instance` is a link to the exporter's own page, with `scheme`.
     pub fn table(
         &mut self,
         title: &str,
@@ -139,6 +142,7 @@ impl Grid {
         by: &[(&str, &str)],
         columns: &[Column<'_>],
         height: usize,
+        scheme: &str,
     ) {
         let (mut targets, mut overrides) = (Vec::new(), Vec::new());
         let mut names = serde_json::Map::new();
@@ -146,7 +150,18 @@ impl Grid {
         let mut hidden = serde_json::Map::from_iter([("Time".to_string(), json!(true))]);
         for (at, (label, name)) in by.iter().enumerate() {
             names.insert((*label).to_string(), json!(name));
-            order.insert((*label).to_string(), json!(at));
+            order.insert((*label).to_string(), json!(at + 1));
+            if *label == "instance" {
+                let link = json!({
+                    "title": "Status page of this exporter",
+                    "url": format!("{scheme}://${{__value.text}}/"),
+                    "targetBlank": true,
+                });
+                overrides.push(json!({
+                    "matcher": {"id": "byName", "options": name},
+                    "properties": [{"id": "links", "value": [link]}],
+                }));
+            }
         }
         for (at, (id, column)) in ('A'..='Z').zip(columns).enumerate() {
             let value = format!("Value #{id}");
@@ -158,8 +173,11 @@ impl Grid {
                 continue;
             }
             names.insert(value.clone(), json!(column.name));
-            order.insert(value, json!(by.len() + at));
+            order.insert(value, json!(if at == 0 { 0 } else { by.len() + at }));
             let mut properties = vec![json!({"id": "unit", "value": column.unit})];
+            if let Some(number) = decimals(column.unit) {
+                properties.push(json!({"id": "decimals", "value": number}));
+            }
             if !column.steps.is_empty() {
                 let steps: Vec<Value> = column
                     .steps
@@ -168,6 +186,15 @@ impl Grid {
                     .collect();
                 properties.push(json!({"id": "thresholds", "value": {"mode": "absolute", "steps": steps}}));
                 properties.push(json!({"id": "custom.cellOptions", "value": {"type": "color-background", "mode": "basic"}}));
+            }
+            if !column.words.is_empty() {
+                let words = column
+                    .words
+                    .iter()
+                    .enumerate()
+                    .map(|(number, word)| (number.to_string(), json!({"text": word, "index": number})));
+                let words = json!([{"type": "value", "options": words.collect::<serde_json::Map<_, _>>()}]);
+                properties.push(json!({"id": "mappings", "value": words}));
             }
             overrides
                 .push(json!({"matcher": {"id": "byName", "options": column.name}, "properties": properties}));
@@ -191,7 +218,7 @@ impl Grid {
                 "showHeader": true,
                 "cellHeight": "sm",
                 "footer": {"show": false, "reducer": ["sum"], "fields": ""},
-                "sortBy": columns.first().map(|column| json!({"displayName": column.name, "desc": false})).into_iter().collect::<Vec<_>>(),
+                "sortBy": columns.first().map(|column| json!({"displayName": column.name, "desc": true})).into_iter().collect::<Vec<_>>(),
             },
         });
         self.push(panel);
@@ -223,6 +250,11 @@ impl Grid {
             (self.x, self.y, self.height) = (0, self.y + self.height, 0);
         }
     }
+}
+
+/// Numbers without a unit are of things: `increase` makes fractions of them.
+fn decimals(unit: &str) -> Option<u8> {
+    (unit == "short").then_some(0)
 }
 
 fn instant(id: &str, expr: &str) -> Value {

@@ -2,17 +2,19 @@
 //!
 //! Needs root, `ip`, `ping` and Prometheus.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use exporter::exposition::Format;
-use exporter::net::{Count, Mode, Network, NetworkConfig};
+use exporter::net::{
+    BlockConfig, BlockEntry, BlockRule, CidrGroup, Count, Mode, Network, NetworkConfig, Prefix,
+};
 
-use crate::namespace::{HERE, pair, up};
+use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::dashboard::{Dashboard, Variable};
 use crate::support::prometheus::{Prometheus, Scrape};
 
@@ -40,15 +42,68 @@ fn serve(listener: &TcpListener, network: &Network, stop: &AtomicBool) {
     }
 }
 
+/// Everything that can be counted, and who pings is listed.
+fn config() -> NetworkConfig {
+    let mut count = Count {
+        talkers: 512,
+        flows: 512,
+        top_sources: 5,
+        cidrs: vec![CidrGroup {
+            name: "there".to_string(),
+            prefixes: vec![Prefix::parse("10.99.0.0/24").unwrap()],
+        }],
+        tcp_connections: true,
+        drop_reasons: true,
+        tcp: true,
+        cgroups: true,
+        dns: true,
+        ..Count::default()
+    };
+    count.statistics.insert("tcp_trouble");
+    let entry = BlockEntry { prefix: Prefix::parse(&THERE.to_string()).unwrap(), rule: BlockRule::default() };
+    let block = BlockConfig { entries: vec![entry], ..BlockConfig::default() };
+    NetworkConfig {
+        interfaces: vec!["exn0".to_string()],
+        mode: Mode::Auto,
+        count,
+        block: Some(block),
+        ..NetworkConfig::default()
+    }
+}
+
+/// Connections both ways, one that is refused, and a DNS query with its response.
+fn exchange(here: &Namespace, there: &Namespace) {
+    let ends = [(here, there, HERE), (there, here, THERE)];
+    for (server, client, address) in ends {
+        let listener = server.run(move || TcpListener::bind((address, 7100)).unwrap());
+        let mut stream = client.run(move || TcpStream::connect((address, 7100)).unwrap());
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.write_all(&[7; 5000]).unwrap();
+        stream.read_exact(&mut [0; 5000]).unwrap();
+        drop(accepted);
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+    }
+    here.run(|| TcpStream::connect((THERE, 7101)).expect_err("nobody listens"));
+    let server = there.run(|| UdpSocket::bind((THERE, 53)).unwrap());
+    let client = here.run(|| UdpSocket::bind((HERE, 0)).unwrap());
+    let mut message = [0; 30];
+    client.send_to(&message, (THERE, 53)).unwrap();
+    let (_, from) = server.recv_from(&mut message).unwrap();
+    message[2..4].copy_from_slice(&[0x81, 0x80]);
+    server.send_to(&message, from).unwrap();
+    client.recv_from(&mut message).unwrap();
+}
+
+/// Titles of panels whose queries have no data here: there is no driver with a speed and no file, and nothing fails.
+const EMPTY: [&str; 4] = ["Link utilisation", "Blocklist files", "Changes that failed", "Not counted"];
+
+/// Metrics that are not of packets, of which none are served here.
+const OTHERS: [&str; 2] = ["fibre_exporter_", "process_"];
+
 #[test]
 fn every_query_has_data() {
     let (here, there) = pair();
-    let config = NetworkConfig {
-        interfaces: vec!["exn0".to_string()],
-        mode: Mode::Auto,
-        count: Count { talkers: 512, flows: 512, top_sources: 5, tcp_connections: true, ..Count::default() },
-        ..NetworkConfig::default()
-    };
+    let config = config();
     let network = Arc::new(here.run(move || Network::start(config, |_| {})).expect("counting starts"));
     up(&here, &there);
 
@@ -72,16 +127,26 @@ fn every_query_has_data() {
     // Between scrapes, so that rates are not zero.
     for _ in 0..4 {
         there.command(&format!("ping -c 20 -i 0.01 -q {HERE}"));
+        exchange(&here, &there);
         prometheus.wait_for_scrapes(1, PATIENCE).unwrap();
     }
     prometheus.wait_for_scrapes(4, PATIENCE).unwrap();
     let dashboard = Dashboard::load(&repository("grafana/network.json")).unwrap();
-    let variables: &[Variable] = &[("job", "fibre"), ("instance", &address), ("interface", "exn0")];
-    assert_eq!(prometheus.queries_without_data(&dashboard, variables).unwrap(), Vec::<String>::new());
+    let variables: &[Variable] =
+        &[("job", "fibre"), ("instance", &address), ("interface", "exn0"), ("window", "1m"), ("top", "10")];
+    let empty = prometheus.queries_without_data(&dashboard, variables).unwrap();
+    let is_expected = |query: &&String| {
+        EMPTY.iter().any(|title| query.starts_with(title))
+            || OTHERS.iter().any(|prefix| query.contains(prefix))
+            // How many directions are not counted.
+            || query.contains("count by (instance) (network_attach_failed{")
+    };
+    let unexpected: Vec<_> = empty.iter().filter(|query| !is_expected(query)).collect();
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
     let echoes = "sum(xdp_packets_total{protocol=\"icmp\"})";
     assert_eq!(prometheus.query(echoes).unwrap()[0].value, 80.0);
 
     stop.store(true, Ordering::Relaxed);
-    drop(std::net::TcpStream::connect(&address));
+    drop(TcpStream::connect(&address));
     server.join().unwrap();
 }

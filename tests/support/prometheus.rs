@@ -110,13 +110,16 @@ pub fn adapt(text: &str, directory: &Path, scrape: &Scrape) -> Result<String, St
             job.as_mapping_mut().and_then(|m| m.remove("tls_config")).ok_or("no tls_config")?;
         }
     }
-    let entries = part(job, &["static_configs"])?.as_sequence_mut().ok_or("static_configs is not a list")?;
-    let entry = entries.first_mut().ok_or("static_configs is empty")?;
-    *part(entry, &["targets"])? = Yaml::Sequence(vec![scrape.target.clone().into()]);
+    part(job, &["file_sd_configs"])?;
+    let mut entry = serde_yaml::Mapping::new();
+    entry.insert("targets".into(), Yaml::Sequence(vec![scrape.target.clone().into()]));
     if let Some(node) = &scrape.node {
-        entry["labels"]["node"] = node.clone().into();
+        let labels = serde_yaml::Mapping::from_iter([("node".into(), node.clone().into())]);
+        entry.insert("labels".into(), Yaml::Mapping(labels));
     }
-    entries.truncate(1);
+    let job = job.as_mapping_mut().ok_or("the job is not a mapping")?;
+    job.remove("file_sd_configs");
+    job.insert("static_configs".into(), Yaml::Sequence(vec![Yaml::Mapping(entry)]));
     serde_yaml::to_string(&config).map_err(|e| e.to_string())
 }
 

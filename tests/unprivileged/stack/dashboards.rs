@@ -165,6 +165,38 @@ fn every_query_is_promql() {
 }
 
 #[test]
+fn annotations_are_promql_and_dashboards_lead_to_each_other() {
+    each_dashboard(|dashboard| {
+        let json = &dashboard.json;
+        let own = json["annotations"]["list"].as_array().map_or(&[] as &[Json], Vec::as_slice);
+        let own: Vec<&Json> = own.iter().filter(|one| one["builtIn"].is_null()).collect();
+        assert!(!own.is_empty(), "no annotations");
+        assert!(json["tags"].as_array().is_some_and(|tags| tags.contains(&"exporter".into())));
+        assert_eq!(json["links"][0]["tags"], serde_json::json!(["exporter"]));
+        let expressions = own.iter().map(|one| one["expr"].as_str().expect("an expression"));
+        let expressions: Result<Vec<_>, _> =
+            expressions.map(|expr| substitute(expr, &[ANY, BUILT_IN_VARIABLES])).collect();
+        expressions.and_then(|e| refused(&e)).err().into_iter().collect()
+    });
+}
+
+#[test]
+fn the_first_screen_is_of_now_and_only_one_row_is_open() {
+    each_dashboard(|dashboard| {
+        let panels = visible(dashboard);
+        let first_row = panels.iter().position(|panel| panel["type"] == "row").expect("a row");
+        let targets =
+            panels[..first_row].iter().flat_map(|panel| panel["targets"].as_array().expect("queries"));
+        let of_before = targets.filter(|target| target["instant"] != true);
+        let mut faults: Vec<_> =
+            of_before.map(|target| format!("{} is not instant", target["expr"])).collect();
+        let open = panels.iter().filter(|panel| panel["collapsed"] == false).count();
+        faults.extend((open != 1).then(|| format!("{open} rows are open")));
+        faults
+    });
+}
+
+#[test]
 fn what_is_not_promql_is_found() {
     assert_eq!(refused(&["sum by (node) (up)".into()]), Ok(()));
     let told = refused(&["up".into(), "sum by (node (up)".into()]).unwrap_err();

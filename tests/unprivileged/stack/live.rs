@@ -48,8 +48,8 @@ fn every_panel_has_data_when_the_exporter_gives_all_metrics() {
 fn a_metric_that_is_missing_shows_as_panels_without_data() {
     let empty = empty_queries("fibre_block_missing_tx_bytes");
     assert!(empty.iter().all(|q| q.contains("fibre_block_missing_tx_bytes")), "{empty:#?}");
-    // Three quantiles and the mean.
-    assert_eq!(empty.len(), 4, "{empty:#?}");
+    // Each block, and the window's mean and maximum.
+    assert_eq!(empty.len(), 3, "{empty:#?}");
 }
 
 #[test]

@@ -57,6 +57,7 @@ pub const FAMILIES: &[Family] = &[
     ("fibre_exporter_probes_attached", Gauge, &[""]),
     ("fibre_exporter_probes_configured", Gauge, &[""]),
     ("fibre_exporter_events_processed_total", Counter, &[r#"event_type="block_connected""#]),
+    ("fibre_exporter_reattach_total", Counter, &[r#"target="bitcoind",reason="replaced""#]),
     ("fibre_exporter_errors_total", Counter, &[r#"error_type="decode""#]),
     ("fibre_exporter_probe_attached", Gauge, &[PROBE]),
     ("fibre_exporter_probe_state", Gauge, &[PROBE_STATE]),

@@ -27,7 +27,43 @@ fn configurations() -> Vec<String> {
         "network: { interfaces: [lo], count: { talkers: true, top_sources: 3, tcp_connections: true } }\n"
             .to_string(),
         format!("{}network: {{ interfaces: [lo] }}\n", config(&demo("fibre-demo"), "profile: fibre")),
+        NETWORK.to_string(),
     ]
+}
+
+/// Everything that can be counted of packets.
+const NETWORK: &str = "network:
+  interfaces: [\"*\"]
+  count: { tcp_trouble: true, talkers: true, flows: true, top_sources: 10, cidrs: { own: 10.0.0.0/8 }, tcp_connections: true,
+    drop_reasons: true, tcp: true, cgroups: true, dns: true }
+  block: { mode: observe }
+";
+
+/// Shipped dashboards that are those of a configuration, by their name.
+fn shipped() -> Vec<(&'static str, String)> {
+    let profile = |name: &'static str, program: &str| {
+        let target = format!("targets: [{{ name: {name}, process: {program}, profile: {name} }}]\n");
+        (name, target)
+    };
+    vec![
+        profile("bitcoin-core", "bitcoind"),
+        profile("postgresql", "postgres"),
+        profile("openjdk", "java"),
+        ("network", NETWORK.to_string()),
+    ]
+}
+
+#[test]
+fn shipped_dashboards_are_what_the_command_prints() {
+    for (name, text) in shipped() {
+        let printed = dashboard(&text, &[]);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("grafana/{name}.json"));
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            std::fs::write(&path, &printed).unwrap();
+        }
+        let is = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(is == printed, "{} is not what is printed: run this with UPDATE_EXPECT=1", path.display());
+    }
 }
 
 fn dashboard(text: &str, flags: &[&str]) -> String {
@@ -78,7 +114,8 @@ fn every_metric_has_a_panel_and_every_query_is_promql() {
                 let expr = query["expr"].as_str().expect("an expression");
                 let values =
                     [("$__rate_interval", "1m"), ("$__range", "1h"), ("$window", "5m"), ("$top", "10")];
-                let values = values.iter().chain(&[("$job", ".*"), ("$instance", ".*")]);
+                let values =
+                    values.iter().chain(&[("$job", ".*"), ("$instance", ".*"), ("$interface", ".*")]);
                 let expr = values.fold(expr.to_string(), |expr, (name, value)| expr.replace(name, value));
                 assert!(!expr.contains('$'), "{expr}");
                 json!({"record": format!("expression:{n}"), "expr": expr})
@@ -136,6 +173,9 @@ fn the_kinds_are_shown_by_what_they_are() {
     assert!(exprs("heights")[0].contains("histogram_quantile(0.50") && exprs("heights")[0].contains("le)"));
     let dates = panels(&json).find(|panel| panel["title"] == "Seen timestamp seconds").expect("its help");
     assert_eq!(dates["fieldConfig"]["defaults"]["unit"], "dateTimeAsIso");
+    assert_eq!(json["links"][0]["tags"], json!(["exporter"]));
+    let events: Vec<_> = json["annotations"]["list"].as_array().expect("annotations").iter().collect();
+    assert_eq!(events.len(), 2, "{events:?}");
     for panel in panels(&json).filter(|panel| panel["type"] == "timeseries") {
         for target in panel["targets"].as_array().expect("queries") {
             let legend = target["legendFormat"].as_str().expect("a legend");
@@ -164,6 +204,9 @@ fn the_first_screen_is_of_now_and_the_rows_below_the_first_are_collapsed() {
         assert!(!collapsed[0]);
         let titles: Vec<_> = all.iter().filter_map(|panel| panel["title"].as_str()).collect();
         assert_eq!(titles.contains(&"Network"), text.contains("network:"), "{titles:?}");
+        for row in ["Kernel and TCP", "Units, containers and pods", "DNS", "Hosts", "Blocklist"] {
+            assert!(text != NETWORK || titles.contains(&row), "no {row}: {titles:?}");
+        }
         assert_eq!(titles.contains(&"Hits lost"), text.contains("targets:"), "{titles:?}");
     }
 }
@@ -205,7 +248,7 @@ fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
 
 #[test]
 fn alerts_fire_when_they_should_for_each_of_two_nodes_of_one_name() {
-    let network = "network: { interfaces: [lo] }\ntls_cert: CERT\ntls_key: KEY\n";
+    let network = "network: { interfaces: [lo], count: { tcp: true, dns: true }, block: {} }\ntls_cert: CERT\ntls_key: KEY\n";
     let scratch = Scratch::new();
     let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
     let cert = scratch.write("c.crt", certificate.cert.pem());
