@@ -6,6 +6,9 @@
  * Programs that are no target cost two or three look-ups each time they execute, fork or exit, and are not told. The reader is
  * woken only for what it may have to act on at once: a file that it has not attached to. All else waits in the ring for its
  * next look.
+ *
+ * Where the kernel can run a program before a system call returns (Linux 6.18), a program of such a file waits in execve(2), and a
+ * loader of one in mmap(2), at most for a moment, until the reader has attached to it: none of its instructions runs before.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -13,6 +16,7 @@
 #include "ids.bpf.h"
 #include "mmap.bpf.h"
 #include "task.bpf.h"
+#include "wait.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -48,6 +52,7 @@ struct process_event {
 	struct file_key file; /* the executable; PROCESS_MAPPED: that file */
 	__u64 address; /* PROCESS_MAPPED: where */
 	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */
+	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED: what it waits for; 0 if it does not */
 	__u8 comm[16];
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
 };
@@ -93,6 +98,7 @@ struct events_abi {
 	struct name_key name_key;
 	struct named_file named_file;
 	enum event_limit event_limit;
+	enum ticket_limit ticket_limit;
 	enum process_event_kind process_event_kind;
 	struct file_use file_use;
 	enum tracked_state tracked_state;
@@ -157,8 +163,10 @@ static __always_inline void send(const struct process_event *event, __u64 bytes,
 	__u64 waits = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
 	__u64 flags = at_once || waits >= wake_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 
-	if (bpf_ringbuf_output(&ring, (void *)event, bytes, flags))
+	if (bpf_ringbuf_output(&ring, (void *)event, bytes, flags)) {
 		__sync_fetch_and_add(&lost, 1);
+		let_go(event->ticket);
+	}
 }
 
 static __always_inline bool is_comm_wanted(const __u8 *comm)
@@ -218,13 +226,14 @@ int executed(__u64 *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct process_event event = { .kind = PROCESS_EXECUTED, .pid = process_id(task) };
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	bool is_meant, is_told, needs_semaphores;
+	bool is_named, is_meant, is_told, needs_semaphores;
 
 	if (!event.pid || !exe)
 		return 0;
 	bpf_get_current_comm(event.comm, sizeof(event.comm));
 	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
-	is_meant = wants_all || is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_cgroup_wanted(event.cgroup);
+	is_named = is_comm_wanted(event.comm) || is_exe_wanted(exe);
+	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup);
 	is_told = track(event.pid, is_meant);
 	set_file(&event.file, exe);
 	needs_semaphores = bpf_map_lookup_elem(&semaphores, &event.file);
@@ -236,6 +245,9 @@ int executed(__u64 *ctx)
 	} else {
 		event.parent = process_id(BPF_CORE_READ(task, group_leader, real_parent));
 		bpf_probe_read_kernel_str(event.path, sizeof(event.path), BPF_CORE_READ(program, filename));
+		/* Where any process may be meant, most are not. */
+		if (!wants_all || is_named || needs_semaphores)
+			event.ticket = make_wait();
 		send(&event, sizeof(event), true);
 	}
 	return 0;
@@ -362,6 +374,9 @@ int mapped(__u64 *ctx)
 		return 0;
 	event.file = key.file;
 	event.name = key.name;
+	/* By the C library's loader, which maps the code after this. */
+	if (regs->r10 & MAP_DENYWRITE)
+		event.ticket = make_wait();
 	send(&event, SHORT_EVENT, true);
 	return 0;
 }

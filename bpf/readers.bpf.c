@@ -12,11 +12,11 @@
 #include <bpf/bpf_core_read.h>
 #include "ids.bpf.h"
 #include "mmap.bpf.h"
+#include "wait.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum reader_limit {
-	TURNSTILES = 64, /* readers that wait at a time */
 	EXE_NAME = 32,
 };
 
@@ -39,20 +39,13 @@ struct reader_event {
 struct readers_abi {
 	struct reader_event reader_event;
 	enum reader_limit reader_limit;
+	enum ticket_limit ticket_limit;
 	enum reader_event_kind reader_event_kind;
 };
 const volatile struct readers_abi readers_abi = {};
 
 /* The exporter, which looks at its breakpoints itself. */
 const volatile __u32 own_pid = 0;
-
-/* Nanoseconds that a reader waits at most; 0 where the kernel cannot make it wait. */
-const volatile __u64 longest_wait = 0;
-
-/* The ticket that was answered last at each turnstile. */
-volatile __u64 answered[TURNSTILES] = {};
-
-__u64 tickets = 0;
 
 /* By the address of the kernel's inode, which the probes hold. */
 HASH(traced, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, __u32, 8192);
@@ -68,91 +61,51 @@ struct {
 	__uint(max_entries, 1 << 16);
 } ring SEC(".maps");
 
-/* From the kernel; without it, nobody waits. */
-struct bpf_task_work {
-	__u64 __opaque;
-} __attribute__((aligned(8)));
-
-struct turnstile {
-	struct bpf_task_work work;
-	__u64 ticket;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TURNSTILES);
-	__type(key, __u32);
-	__type(value, struct turnstile);
-} turnstiles SEC(".maps");
-
-struct bpf_map {
-	__u32 id;
-} __attribute__((preserve_access_index));
-
-typedef int (*work_callback)(struct bpf_map *map, void *key, void *value);
-extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map__map,
-					      work_callback callback, void *aux__prog) __ksym __weak;
-
-struct waiting {
-	__u64 ticket;
-	__u64 until;
-};
-
-static long wait_on(__u64 turn, struct waiting *waiting)
-{
-	char byte;
-
-	if (answered[waiting->ticket % TURNSTILES] >= waiting->ticket || bpf_ktime_get_ns() > waiting->until)
-		return 1;
-	/* It lets others run on this CPU, whatever it reads. */
-	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)waiting->ticket, bpf_get_current_task_btf(), 0);
-	return 0;
-}
-
-/* Before the system call returns. */
-static int wait_for_answer(struct bpf_map *map, void *key, struct turnstile *value)
-{
-	struct waiting waiting = { .ticket = value->ticket, .until = bpf_ktime_get_ns() + longest_wait };
-
-	bpf_loop(1 << 23, wait_on, &waiting, 0);
-	return 0;
-}
-
-/* The number that the current task waits for before its system call returns, or 0. */
-static __always_inline __u64 make_wait(void)
-{
-	struct turnstile *turnstile;
-	__u64 ticket;
-	__u32 at;
-
-	if (!longest_wait || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
-		return 0;
-	ticket = __sync_fetch_and_add(&tickets, 1) + 1;
-	at = ticket % TURNSTILES;
-	turnstile = bpf_map_lookup_elem(&turnstiles, &at);
-	if (!turnstile)
-		return 0;
-	turnstile->ticket = ticket;
-	if (bpf_task_work_schedule_resume_impl(bpf_get_current_task_btf(), &turnstile->work, &turnstiles,
-					       (work_callback)wait_for_answer, NULL))
-		return 0;
-	return ticket;
-}
-
 static __always_inline void send(struct reader_event *event)
 {
 	event->time = bpf_ktime_get_ns();
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
-	bpf_ringbuf_output(&ring, event, sizeof(*event), BPF_RB_FORCE_WAKEUP);
+	if (bpf_ringbuf_output(&ring, event, sizeof(*event), BPF_RB_FORCE_WAKEUP))
+		let_go(event->ticket);
 }
 
-/* The inode of the file that mmap(2) is asked to map, if it is traced and not mapped shared. */
+/* The file's inode, if it is traced. */
+static __always_inline __u64 traced_inode_of(struct file *file)
+{
+	__u64 inode = (__u64)BPF_CORE_READ(file, f_inode);
+
+	return inode && bpf_map_lookup_elem(&traced, &inode) ? inode : 0;
+}
+
+/* From <linux/magic.h>. */
+#define OVERLAYFS_SUPER_MAGIC 0x794c7630
+
+/* Overlays over overlays, as many as the kernel allows, and what is below them. */
+#define LAYERS 3
+
+/*
+ * The inode of the file that mmap(2) is asked to map, if it is traced and not mapped shared. What is mapped of a file on overlayfs is the
+ * one below, which is the file's private data; since Linux 6.13 these are a structure that begins with it.
+ */
 static __always_inline __u64 traced_inode(struct task_struct *task, struct pt_regs *regs)
 {
 	struct file *file = regs->r10 & (MAP_ANONYMOUS | MAP_SHARED) ? NULL : file_at(task, regs->r8);
-	__u64 inode = file ? (__u64)BPF_CORE_READ(file, f_inode) : 0;
+	struct file *below;
+	__u64 inode;
+	int layer;
 
-	return inode && bpf_map_lookup_elem(&traced, &inode) ? inode : 0;
+	for (layer = 0; layer < LAYERS && file; layer++) {
+		inode = traced_inode_of(file);
+		if (inode || BPF_CORE_READ(file, f_inode, i_sb, s_magic) != OVERLAYFS_SUPER_MAGIC)
+			return inode;
+		below = BPF_CORE_READ(file, private_data);
+		inode = traced_inode_of(below);
+		if (inode)
+			return inode;
+		if (bpf_probe_read_kernel(&file, sizeof(file), below))
+			return 0;
+	}
+	return 0;
 }
 
 /*

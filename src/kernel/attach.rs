@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use libbpf_rs::Link;
 
 use super::armed::{check_breakpoints, refuse_noexec, view};
+use super::error::{has_filtered_trampoline, kernel_release};
 use super::link_kind::Attach;
 use super::links::{AttachPoint, Kind};
 use super::load::Kernel;
@@ -31,7 +32,7 @@ impl Kernel {
     /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
     /// needed where another tracer holds a site without its semaphore.
     pub fn attach(&self, file: &File, sites: &[PlacedSite<'_>], idle: &[u64]) -> Attached {
-        let (mut without, mut known) = (BTreeMap::new(), 0);
+        let (mut without, mut known) = (refuse_trampolines(sites, &kernel_release()), 0);
         // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
         for _ in 0..3 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };
@@ -185,6 +186,23 @@ impl Kernel {
         detach(kept);
         whole.map(|()| bad)
     }
+}
+
+/// Refuses returns that would end processes with a seccomp filter.
+fn refuse_trampolines(sites: &[PlacedSite<'_>], release: &str) -> BTreeMap<usize, Refusal> {
+    if !has_filtered_trampoline(release) {
+        return BTreeMap::new();
+    }
+    let is_return = |placed: &PlacedSite<'_>| !matches!(placed.method, AttachMethod::Entry);
+    let refusal = Refusal::new(
+        RefusalKind::Missing,
+        format!(
+            "on Linux {release} a return by the kernel's trampoline ends processes with a seccomp filter (containers, services \
+             with SystemCallFilter=); remove `returns_by: trampoline`, or use Linux 6.12.14, 6.13.3 or later"
+        ),
+    );
+    let returns = sites.iter().enumerate().filter(|(_, placed)| is_return(placed));
+    returns.map(|(position, _)| (position, refusal.clone())).collect()
 }
 
 /// Refuses what belongs together with what is refused. Whether any of that is attached.

@@ -102,6 +102,19 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
+/// Whether a function's return by the kernel's trampoline ends processes with a seccomp filter: Linux 6.11 made a system call of it, which
+/// these filters do not know, and only later kernels keep it from them.
+pub(super) fn has_filtered_trampoline(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok);
+    match (next(), next(), next().unwrap_or(0)) {
+        (Some(6), Some(11), _) => true,
+        (Some(6), Some(12), patch) => patch < 14,
+        (Some(6), Some(13), patch) => patch < 3,
+        _ => false,
+    }
+}
+
 /// As uname(1) -r prints it.
 pub fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -139,6 +152,23 @@ mod tests {
         assert!(given_up.next_step(Some(libc::EPERM)).contains("keep_privileges: none"));
         let old = Machine { release: "5.10.0".to_string(), ..machine(false, true) };
         assert!(old.next_step(Some(libc::EINVAL)).contains("Linux 6.1 or later"));
+    }
+
+    #[test]
+    fn trampolines_that_seccomp_filters_refuse_are_those_of_some_kernels() {
+        for (release, expected) in [
+            ("6.10.14", false),
+            ("6.11.0-8-generic", true),
+            ("6.12.13", true),
+            ("6.12.14-amd64", false),
+            ("6.12.117+deb12-amd64", false),
+            ("6.13.2-arch1-1", true),
+            ("6.13.3", false),
+            ("6.18.44", false),
+            ("7.0-rc1", false),
+        ] {
+            assert_eq!(has_filtered_trampoline(release), expected, "{release}");
+        }
     }
 
     #[test]

@@ -106,6 +106,21 @@ impl AsFd for LeaseBreaks {
     }
 }
 
+/// NFS, CIFS and SMB 3, as <linux/magic.h> numbers them: without a delegation of the server's they give no lease, whoever has the file
+/// open, and say so as if somebody had it open for writing.
+const NETWORKED: [u64; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// What fcntl(2) means on such a file system.
+fn refused(err: io::Error, file_system: Option<u64>) -> NoLease {
+    match err.raw_os_error() {
+        Some(libc::EAGAIN) if file_system.is_some_and(|number| NETWORKED.contains(&number)) => {
+            NoLease::Refused(io::Error::other("the file is on another machine, which has granted none"))
+        }
+        Some(libc::EAGAIN) => NoLease::Written,
+        _ => NoLease::Refused(err),
+    }
+}
+
 impl Lease {
     /// Takes a lease on a file that is open for reading only.
     ///
@@ -123,8 +138,10 @@ impl Lease {
         match taken {
             // Taking the lease makes this thread the owner, if it was not.
             Ok(_) => Ok(Self(file)),
-            Err(err) if err.raw_os_error() == Some(libc::EAGAIN) => Err(NoLease::Written),
-            Err(err) => Err(NoLease::Refused(err)),
+            Err(err) => {
+                let file_system = rustix::fs::fstatfs(&file).map(|about| about.f_type as u64);
+                Err(refused(err, file_system.ok()))
+            }
         }
     }
 
@@ -151,6 +168,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_network_file_system_without_a_lease_does_not_say_that_the_file_is_written() {
+        let of = |number, file_system| refused(io::Error::from_raw_os_error(number), file_system);
+        for network in NETWORKED {
+            assert!(matches!(of(libc::EAGAIN, Some(network)), NoLease::Refused(_)));
+        }
+        assert!(matches!(of(libc::EAGAIN, Some(0xef53)), NoLease::Written));
+        assert!(matches!(of(libc::EAGAIN, None), NoLease::Written));
+        assert!(matches!(of(libc::EINVAL, Some(0x6969)), NoLease::Refused(_)));
+    }
 
     #[test]
     fn a_writer_waits_until_the_lease_is_given_back() {

@@ -29,6 +29,7 @@ mod starts;
 mod storage;
 mod store;
 mod tables;
+mod tickets;
 
 pub use accounting::Accounting;
 pub(crate) use accounting::{Counts, LOST, Losses, SLOW_LOST, SlowCounts};
@@ -36,7 +37,7 @@ pub use armed::BREAKPOINT;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
-pub use events::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
+pub use events::{FileKey, FileUse, LONGEST_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
 pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::Filter;

@@ -14,6 +14,7 @@ use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
+use super::tickets::{answer, answer_all, load_waiting};
 use crate::abi::readers::generated::{ReadersSkel, ReadersSkelBuilder};
 use crate::abi::readers::{reader_event, reader_event_kind, reader_limit};
 
@@ -58,7 +59,7 @@ pub struct Readers {
     map: MapHandle,
     files: BTreeSet<u64>,
     of_translators: Option<Link>,
-    _links: Vec<Link>,
+    links: Vec<Link>,
 }
 
 impl fmt::Debug for Readers {
@@ -78,8 +79,7 @@ impl Readers {
     ) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let load = |wait| Loaded::try_new(new_storage(), |storage| load(storage, namespace, wait));
-        // Before Linux 6.18 nobody can be made to wait.
-        let loaded = load(LONGEST_WAIT).or_else(|_| load(Duration::ZERO)).map_err(loading)?;
+        let loaded = load_waiting(LONGEST_WAIT, load).map_err(loading)?;
         let skel = loaded.borrow_dependent();
         for name in translators {
             let mut key = [0; reader_limit::EXE_NAME.0 as usize];
@@ -91,7 +91,7 @@ impl Readers {
         let links = links.into_iter().collect::<Result<Vec<_>, _>>().map_err(loading)?;
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
         let ring = EventRing::new(&map, event).map_err(loading)?;
-        Ok(Self { loaded, ring, map, files: BTreeSet::new(), of_translators: None, _links: links })
+        Ok(Self { loaded, ring, map, files: BTreeSet::new(), of_translators: None, links })
     }
 
     /// Whether it is told what translators map: all system calls of all processes take a little longer meanwhile.
@@ -123,13 +123,8 @@ impl Readers {
     pub fn answer(&mut self, ticket: u64) {
         self.loaded.with_dependent_mut(|_, skel| {
             let bss = skel.maps.bss_data.as_deref_mut();
-            let turnstiles = bss.map(|bss| &mut bss.answered);
-            if let Some(answered) = turnstiles.and_then(|all| {
-                let at = ticket % u64::from(reader_limit::TURNSTILES.0);
-                all.get_mut(at as usize)
-            }) {
-                *answered = ticket.max(*answered);
-            }
+            let Some(bss) = bss.filter(|_| ticket > 0) else { return };
+            answer(&mut bss.answered, &mut bss.is_unanswered, [ticket]);
         });
     }
 
@@ -143,6 +138,17 @@ impl Readers {
         }
         self.files.difference(&files).for_each(|file| drop(traced.delete(&file.to_ne_bytes())));
         self.files = files;
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.links.clear();
+        self.of_translators = None;
+        self.loaded.with_dependent_mut(|_, skel| {
+            let bss = skel.maps.bss_data.as_deref_mut();
+            bss.into_iter().for_each(|bss| answer_all(&mut bss.answered));
+        });
     }
 }
 

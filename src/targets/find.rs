@@ -40,6 +40,8 @@ pub struct Finder {
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,
     /// Processes whose mappings were read in this round, and the directories from which they have loaded something.
     pub(super) directories: Vec<(u32, BTreeSet<PathBuf>)>,
+    /// Where processes have just mapped what may be the beginning of a library: its code is not mapped yet.
+    pub(super) loading: HashMap<u32, Vec<u64>>,
     /// Files of which it is not told any more when their code is mapped, because they are dealt with.
     pub(super) mapped: HashMap<NamedFile, Identity>,
     /// How often all of /proc was looked through.
@@ -195,7 +197,8 @@ impl Finder {
         for pid in processes {
             let known = self.processes.get(*pid).and_then(|process| process.libraries.clone());
             all.extend(known.unwrap_or_else(|| {
-                let (found, directories) = self.libraries.of(*pid);
+                let loading = self.loading.get(pid).map_or(&[][..], Vec::as_slice);
+                let (found, directories) = self.libraries.of(*pid, loading);
                 self.directories.push((*pid, directories));
                 if let Some(process) = self.processes.get_mut(*pid) {
                     process.libraries = Some(found.clone());

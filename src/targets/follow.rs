@@ -40,6 +40,8 @@ pub struct Executed {
     key: FileUse,
     /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub time: u64,
+    /// It waits until its file was looked at, but not for long.
+    pub is_held: bool,
 }
 
 /// How long after a program began its mappings are read first; then after four times that, and so on.
@@ -65,6 +67,7 @@ impl Finder {
     pub fn follow(&mut self) -> Option<ProcessChanges> {
         let mut changes = ProcessChanges::default();
         self.directories.clear();
+        self.loading.clear();
         let Some(events) = &mut self.events else { return Some(changes) };
         let received = events.take();
         if events.has_lost() {
@@ -81,6 +84,11 @@ impl Finder {
         self.walk();
         changes.targets = self.processes.take_changed();
         Some(changes)
+    }
+
+    /// Programs wait no longer that begin to run files of which was told: these were looked at.
+    pub fn let_run(&mut self) {
+        self.events.iter_mut().for_each(ProcessEvents::answer);
     }
 
     /// When [`follow`](Self::follow) has something to do, even if nothing is told.
@@ -130,10 +138,13 @@ impl Finder {
         if !is_of_interest && !is_end && !is_pinned {
             events.forget(pid);
         }
-        if let ProcessChange::Mapped { file, address } = event.change {
+        if let ProcessChange::Mapped { file, address, .. } = event.change {
+            if is_of_interest {
+                self.loading.entry(pid).or_default().push(address);
+            }
             changes.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
         }
-        let ProcessChange::Executed { path, parent, file, time, .. } = &event.change else { return };
+        let ProcessChange::Executed { path, parent, file, time, ticket, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
             // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
@@ -144,7 +155,7 @@ impl Finder {
                 changes.ended.push((name, path));
             }
         } else {
-            changes.executed.push(Executed { pid, key: *file, time: *time });
+            changes.executed.push(Executed { pid, key: *file, time: *time, is_held: *ticket > 0 });
             if !self.tells_mappings() {
                 self.read_soon(pid);
             }
@@ -259,7 +270,7 @@ mod tests {
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
         for pid in [stranger, pinned] {
             let (file, path) = (FileUse::default(), PathBuf::new());
-            let change = ProcessChange::Executed { file, path, parent: 0, cgroup: 0, time: 0 };
+            let change = ProcessChange::Executed { file, path, parent: 0, cgroup: 0, time: 0, ticket: 0 };
             finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessChanges::default());
         }
         finder.forget_runs();

@@ -13,6 +13,7 @@ use super::cookies::Cookies;
 use super::file::TargetFile;
 use super::look::guard;
 use super::outcome::Outcome;
+use super::readers::Hidden;
 use super::record::{Changing, EngineRecord, ProbeRecord, Record, Role, Signature};
 use super::state::{Candidate, TargetState};
 use super::worker::Worker;
@@ -194,7 +195,8 @@ impl AttachedFile {
             links: names.collect(),
             cookies: self.cookies.clone(),
             shared_semaphores: self.shared_semaphores.clone(),
-            originals: self.originals.iter().map(|(offset, byte)| (*offset, *byte)).collect(),
+            originals: self.hidden.originals.iter().map(|(offset, byte)| (*offset, *byte)).collect(),
+            semaphores: self.hidden.semaphores.iter().copied().collect(),
             unread: self.unread,
             attached_at: self.attached_at,
             unused: self.unused.as_ref().map(|unused| unused.is_replaced),
@@ -219,7 +221,10 @@ impl AttachedFile {
         attached.links = links;
         attached.cookies = record.cookies;
         attached.shared_semaphores = record.shared_semaphores;
-        attached.originals = record.originals.into_iter().collect();
+        attached.hidden = Hidden {
+            originals: record.originals.into_iter().collect(),
+            semaphores: record.semaphores.into_iter().collect(),
+        };
         attached.unread = record.unread;
         attached.attached_at = record.attached_at;
         attached.is_taken_over = true;

@@ -80,15 +80,18 @@ impl Libraries {
         }
     }
 
-    /// What a process has loaded that is of interest, and the directories from which it has loaded something.
-    pub fn of(&mut self, pid: u32) -> (Vec<Library>, BTreeSet<PathBuf>) {
+    /// What a process has loaded that is of interest, and the directories from which it has loaded something. `loading` are addresses
+    /// at which it has mapped files whose code is still to come.
+    pub fn of(&mut self, pid: u32, loading: &[u64]) -> (Vec<Library>, BTreeSet<PathBuf>) {
         let pid = living_thread(pid);
         let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let (mut found, mut directories) = (Vec::new(), BTreeSet::new());
         // Files can have the same name, as those in memory do.
         let mut seen = HashSet::new();
-        for mapping in maps.lines().filter_map(executable) {
+        let is_code =
+            |of: &Mapping<'_>| of.is_executable() || loading.iter().any(|address| of.contains(*address));
+        for mapping in maps.lines().filter_map(of_file).filter(is_code) {
             if !seen.insert((mapping.device, mapping.inode, mapping.name)) {
                 continue;
             }
@@ -192,23 +195,44 @@ fn soname<'data>(data: impl ReadRef<'data>) -> object::Result<Option<Arc<str>>> 
     Ok(std::str::from_utf8(bytes).ok().map(Arc::from))
 }
 
-/// A line of /proc/PID/maps that has code of a file.
-fn executable(line: &str) -> Option<Mapping<'_>> {
-    Mapping::parse(line).filter(|mapping| mapping.is_executable() && mapping.name.starts_with('/'))
+/// A line of /proc/PID/maps that is of a file.
+fn of_file(line: &str) -> Option<Mapping<'_>> {
+    Mapping::parse(line).filter(|mapping| mapping.name.starts_with('/'))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::mapping::CodeView;
 
     #[test]
-    fn mappings_with_code_of_a_file() {
+    fn mappings_of_a_file() {
         let line = "7f10-7f20 r-xp 00001000 00:01 2053      /memfd:libprobe (deleted)";
-        let found = executable(line).unwrap();
+        let found = of_file(line).unwrap();
         assert_eq!((found.range, found.name), ("7f10-7f20", "/memfd:libprobe (deleted)"));
-        assert_eq!(executable("7f10-7f20 r--p 00000000 fe:10 2053      /usr/lib/libc.so.6"), None);
-        assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
-        assert_eq!(executable("7f10-7f20 r-xp 00000000 00:00 0 "), None);
+        assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
+        assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0 "), None);
+    }
+
+    #[test]
+    fn what_a_process_is_about_to_load_is_found_by_its_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap().join("libheld.so");
+        fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        let file = File::open(&path).unwrap();
+        let _mapped = CodeView::new(file.as_fd(), 0, 1).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let address = maps.lines().filter_map(of_file).find(|of| path == Path::new(of.name)).unwrap().start;
+        let mut libraries =
+            Libraries { wanted: vec![Pattern::literal("libheld.so")], ..Libraries::default() };
+        let mut found = |loading: &[u64]| {
+            let (found, directories) = libraries.of(std::process::id(), loading);
+            (found.len(), directories.contains(directory.path()))
+        };
+        assert_eq!(found(&[]), (0, false));
+        assert_eq!(found(&[address]), (1, true));
     }
 
     #[test]
@@ -217,7 +241,7 @@ mod tests {
         assert_eq!(probes(&mut exe), None);
         assert_eq!(soname(&ReadCache::new(&mut exe)).unwrap(), None);
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let libc = maps.lines().filter_map(executable).find(|of| of.name.ends_with("/libc.so.6")).unwrap();
+        let libc = maps.lines().filter_map(of_file).find(|of| of.name.ends_with("/libc.so.6")).unwrap();
         let mut libc = File::open(libc.name).unwrap();
         assert_eq!(soname(&ReadCache::new(&mut libc)).unwrap().as_deref(), Some("libc.so.6"));
         let mut text = File::open(file!()).unwrap();

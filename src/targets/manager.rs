@@ -15,7 +15,7 @@ use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, Guard, KernelError, Shared};
+use crate::kernel::{Attach, Guard, KernelError, LONGEST_HOLD, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileSelector, Selector};
@@ -247,14 +247,20 @@ impl Worker {
 
     /// Looks at the targets for which processes have begun or changed.
     fn follow_processes(&mut self) {
-        let Some(changes) = self.finder.follow() else {
-            log::debug!("process events were lost: scanning /proc");
-            self.is_behind = true;
-            return;
-        };
+        match self.finder.follow() {
+            Some(changes) => self.follow_changes(&changes),
+            None => {
+                log::debug!("process events were lost: scanning /proc");
+                self.is_behind = true;
+            }
+        }
+        self.finder.let_run();
+    }
+
+    fn follow_changes(&mut self, changes: &ProcessChanges) {
         self.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
-        self.look_for(&changes);
+        self.look_for(changes);
         // What becomes of them is to be told from now on.
         if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
             self.follow();
@@ -282,7 +288,8 @@ impl Worker {
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
                 let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
-                if late > 0 {
+                let is_held = executed.is_held && Duration::from_nanos(late) < LONGEST_HOLD;
+                if late > 0 && !is_held {
                     self.status.add_unprobed(target, late);
                 }
             }

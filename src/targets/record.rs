@@ -57,6 +57,8 @@ pub(super) struct Record {
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
     #[serde(default)]
     pub originals: Vec<(u64, u8)>,
+    #[serde(default)]
+    pub semaphores: Vec<u64>,
     pub unread: bool,
     pub attached_at: u64,
     /// Whether another file has its place, if no process that is meant runs it.

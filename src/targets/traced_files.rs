@@ -15,7 +15,8 @@ impl Worker {
                 let traced = all.entry(file.identity).or_default();
                 traced.targets.insert(target, self.plan.targets[target].name.clone());
                 traced.display.clone_from(&file.display);
-                traced.originals.extend(&file.originals);
+                traced.hidden.originals.extend(&file.hidden.originals);
+                traced.hidden.semaphores.extend(&file.hidden.semaphores);
             }
         }
         readers.set_files(all);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
@@ -15,6 +16,7 @@ use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
+use super::tickets::{answer, answer_all, load_waiting};
 use crate::abi::bytes_of;
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{cgroup_state, name_key, name_length, tracked_state};
@@ -51,7 +53,9 @@ pub struct ProcessEvents {
     epoll: OwnedFd,
     lost: u64,
     tells_mappings: bool,
-    _links: Vec<Link>,
+    /// What those wait for of whom was told.
+    unanswered: Vec<u64>,
+    links: Vec<Link>,
 }
 
 impl fmt::Debug for ProcessEvents {
@@ -59,6 +63,10 @@ impl fmt::Debug for ProcessEvents {
         f.debug_struct("ProcessEvents").finish_non_exhaustive()
     }
 }
+
+/// How long a program waits in execve(2), or a loader in mmap(2), at most, until the file was looked at. Only an exporter that is stopped, or busy for long,
+/// lets it wait so long.
+pub const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// Of the log.
 const NO_MAPPINGS: &str =
@@ -75,7 +83,9 @@ impl ProcessEvents {
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let load = |wanted: &Wanted| {
-            LoadedEvents::try_new(new_storage(), |storage| load(storage, wanted, namespace))
+            let load =
+                |hold| LoadedEvents::try_new(new_storage(), |storage| load(storage, wanted, namespace, hold));
+            load_waiting(LONGEST_HOLD, load)
         };
         let loaded = match load(wanted) {
             // Another kernel's registers.
@@ -105,7 +115,7 @@ impl ProcessEvents {
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
         let ring = EventRing::new(&map, process_event).map_err(loading)?;
         let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
-        Ok(Self { loaded, ring, epoll, lost: 0, tells_mappings, _links: links })
+        Ok(Self { loaded, ring, epoll, lost: 0, tells_mappings, unanswered: Vec::new(), links })
     }
 
     /// Whether what processes map is told.
@@ -118,7 +128,18 @@ impl ProcessEvents {
         let mut events = [const { MaybeUninit::uninit() }; 1];
         let _ =
             epoll::wait(&self.epoll, &mut events, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
-        self.ring.take()
+        let taken = self.ring.take();
+        self.unanswered.extend(taken.iter().map(ProcessEvent::ticket).filter(|ticket| *ticket > 0));
+        taken
+    }
+
+    /// Programs that were told to have begun, or to load a library, may go on: the files were looked at.
+    pub fn answer(&mut self) {
+        let unanswered = std::mem::take(&mut self.unanswered);
+        self.loaded.with_dependent_mut(|_, skel| {
+            let Some(bss) = skel.maps.bss_data.as_deref_mut() else { return };
+            answer(&mut bss.answered, &mut bss.is_unanswered, unanswered);
+        });
     }
 
     /// Whether events were lost since this was asked last.
@@ -197,6 +218,16 @@ impl ProcessEvents {
     }
 }
 
+impl Drop for ProcessEvents {
+    fn drop(&mut self) {
+        self.links.clear();
+        self.loaded.with_dependent_mut(|_, skel| {
+            let bss = skel.maps.bss_data.as_deref_mut();
+            bss.into_iter().for_each(|bss| answer_all(&mut bss.answered));
+        });
+    }
+}
+
 impl AsFd for ProcessEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -207,6 +238,7 @@ fn load<'a>(
     storage: &'a Storage,
     wanted: &Wanted,
     namespace: PidNamespace,
+    hold: Duration,
 ) -> libbpf_rs::Result<EventsSkel<'a>> {
     let mut open = EventsSkelBuilder::default().open(storage.borrow_mut())?;
     let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
@@ -216,6 +248,7 @@ fn load<'a>(
         (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
         (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
         (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
+        rodata.longest_wait = hold.as_nanos() as u64;
     }
     open.load()
 }
@@ -250,6 +283,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::clock::monotonic_now;
 
     /// What happens to this process, until nothing more does.
     fn of(events: &mut ProcessEvents, pid: u32) -> Vec<ProcessChange> {
@@ -292,6 +326,40 @@ mod tests {
         events.pin(u32::MAX >> 2);
         events.forget(u32::MAX >> 2);
         assert!(!events.has_lost());
+    }
+
+    #[test]
+    fn a_program_waits_until_its_file_was_looked_at_as_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("waits{}", std::process::id());
+        let [program, written] = [name.as_str(), "written"].map(|name| directory.path().join(name));
+        std::fs::copy("/bin/dash", &program).unwrap();
+        let wanted = Wanted { names: vec![name], ..Wanted::default() };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
+        let call = b"bpf_task_work_schedule_resume_impl";
+        let can_wait = types.windows(call.len()).any(|window| window == call);
+        let run = |events: &mut ProcessEvents| {
+            let _ = std::fs::remove_file(&written);
+            let mut child = Command::new(&program).args(["-c", "echo > $0"]).arg(&written).spawn().unwrap();
+            loop {
+                let told = of(events, child.id());
+                if let Some(ProcessChange::Executed { file, time, ticket, .. }) = told.first() {
+                    let has_run = written.exists();
+                    let late = monotonic_now() - time;
+                    events.answer();
+                    assert!(child.wait().unwrap().success() && written.exists());
+                    break (*file, *ticket, (late < LONGEST_HOLD.as_nanos() as u64).then_some(has_run));
+                }
+            }
+        };
+        // It waits only so long, and this test may be late.
+        let held = (0..100).map(|_| run(&mut events)).find(|(.., has_run)| has_run.is_some());
+        let (file, ticket, has_run) = held.unwrap();
+        assert_eq!(ticket > 0, can_wait);
+        assert!(!can_wait || has_run == Some(false), "it has run before its file was looked at");
+        events.set_known(file, false);
+        assert_eq!(run(&mut events).1, 0, "nobody waits for what is known");
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub struct ProcessEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessChange {
     /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known; so is its parent. The
-    /// time is that of `CLOCK_MONOTONIC`, in nanoseconds.
-    Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64 },
+    /// time is that of `CLOCK_MONOTONIC`, in nanoseconds. It waits until the ticket is answered, unless that is 0.
+    Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64, ticket: u64 },
     /// It was made by this process.
     Forked { parent: u32 },
     /// By this signal, if it was one.
@@ -54,8 +54,18 @@ pub enum ProcessChange {
     Renamed { comm: String },
     /// It is in another control group.
     Moved { cgroup: u64 },
-    /// It maps a file that was not said to be known, at this address.
-    Mapped { file: NamedFile, address: u64 },
+    /// It maps a file that was not said to be known, at this address, and waits as when it runs another program.
+    Mapped { file: NamedFile, address: u64, ticket: u64 },
+}
+
+impl ProcessEvent {
+    /// What the process waits for, or 0.
+    pub(super) fn ticket(&self) -> u64 {
+        match self.change {
+            ProcessChange::Executed { ticket, .. } | ProcessChange::Mapped { ticket, .. } => ticket,
+            _ => 0,
+        }
+    }
 }
 
 impl FileKey {
@@ -100,7 +110,8 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
             let comm = record.get(comm..comm + 16)?.try_into().ok()?;
             let file = FileUse { file, cgroup, comm };
             let parent = word(record, offset_of!(process_event, parent))?;
-            ProcessChange::Executed { file, path: text(path).into(), parent, cgroup, time }
+            let ticket = long(record, offset_of!(process_event, ticket))?;
+            ProcessChange::Executed { file, path: text(path).into(), parent, cgroup, time, ticket }
         }
         process_event_kind::PROCESS_FORKED => {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }
@@ -115,6 +126,7 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
         process_event_kind::PROCESS_MAPPED => ProcessChange::Mapped {
             file: NamedFile { file, name: long(record, offset_of!(process_event, name))? },
             address: long(record, offset_of!(process_event, address))?,
+            ticket: long(record, offset_of!(process_event, ticket))?,
         },
         _ => return None,
     };

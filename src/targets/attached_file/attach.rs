@@ -216,9 +216,11 @@ impl AttachedFile {
                     self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
+                    let semaphore = (site.ref_ctr_offset != 0).then_some(site.ref_ctr_offset);
+                    self.hidden.semaphores.extend(semaphore);
                     let mut byte = [0];
                     if file.read_exact_at(&mut byte, site.offset).is_ok() {
-                        self.originals.insert(site.offset, byte[0]);
+                        self.hidden.originals.insert(site.offset, byte[0]);
                     }
                     self.sites.push((at, site));
                 }

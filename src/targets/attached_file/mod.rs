@@ -11,6 +11,7 @@ pub use self::attach::{AttachContext, place};
 use super::cookies::Cookies;
 use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
+use super::readers::Hidden;
 use super::status::ProbeState;
 use crate::elf::SharedSemaphore;
 use crate::kernel::{Kernel, Lease, PinnableLink, release};
@@ -35,8 +36,8 @@ pub struct AttachedFile {
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
-    /// What is in the file where a breakpoint is, by offsets.
-    pub(super) originals: BTreeMap<u64, u8>,
+    /// What breakpoints hide, and what they raise.
+    pub(super) hidden: Hidden,
     /// Whether it was looked at what processes that ran it already have made of its code.
     pub is_code_checked: bool,
     /// Places in the file's code that no process ever runs.
@@ -85,7 +86,7 @@ impl AttachedFile {
             sites: Vec::new(),
             shelved: Vec::new(),
             shared_semaphores: Vec::new(),
-            originals: BTreeMap::new(),
+            hidden: Hidden::default(),
             is_code_checked: false,
             idle: Vec::new(),
             unread: false,

@@ -342,6 +342,7 @@ mod tests {
             parent: 0,
             cgroup,
             time: 0,
+            ticket: 0,
         };
         assert_eq!(tell(own, executed(1)), (true, vec![1, 3]));
         assert_eq!(tell(child, ProcessChange::Forked { parent: own }), (true, vec![1]));

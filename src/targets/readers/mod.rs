@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::restore::{Part, Restored, executable_name, is_there, restore};
+pub(super) use self::restore::Hidden;
+use self::restore::{Memory, Part, Restored, executable_name, is_there};
 use super::file::Identity;
 use super::processes::numbers;
 use super::record::Signature;
@@ -38,8 +39,8 @@ const TRANSLATORS: &[(&str, Part)] = &[
     ("lackey-amd64-linux", Part::All),
     ("none-amd64-linux", Part::All),
     ("libdynamorio.so", Part::All),
-    ("qemu-x86_64", Part::OnlyRead),
-    ("qemu-x86_64-static", Part::OnlyRead),
+    ("qemu-x86_64", Part::NotExecutable),
+    ("qemu-x86_64-static", Part::NotExecutable),
 ];
 
 /// How often is looked at whether a translator has ended.
@@ -51,8 +52,7 @@ pub(super) struct TracedFile {
     /// Targets, by number, with their names.
     pub targets: BTreeMap<usize, String>,
     pub display: String,
-    /// By offsets in the file.
-    pub originals: BTreeMap<u64, u8>,
+    pub hidden: Hidden,
 }
 
 pub(super) type TracedFiles = HashMap<Identity, TracedFile>;
@@ -214,8 +214,10 @@ impl Thread {
                 if let Some(identity) = identity.filter(|_| !is_exporter(*pid)) {
                     let restored = self.restore_read(*pid, Some(address), identity);
                     let late = Some(late()).filter(|late| *ticket == 0 || *late >= LONGEST_WAIT);
-                    self.count(identity, Foreign::Read);
-                    self.tell_of_reader(*pid, comm, identity, restored, late);
+                    if !restored.is_run {
+                        self.count(identity, Foreign::Read);
+                        self.tell_of_reader(*pid, comm, identity, restored, late);
+                    }
                 }
             }
         }
@@ -227,11 +229,14 @@ impl Thread {
         let Some(file) = self.files.get(&identity) else { return Restored::default() };
         let began = Instant::now();
         loop {
-            let restored = restore(&mut self.kernel, pid, identity, &file.originals, Part::OnlyRead);
+            let restored = match Memory::of(&mut self.kernel, pid) {
+                Ok(memory) => memory.restore(identity, &file.hidden, Part::OnlyRead),
+                Err(err) => Restored { failure: Some(err), ..Restored::default() },
+            };
             let is_mapped = |at: u64| restored.mapped.iter().any(|range| range.contains(&at));
-            let is_on_its_way = at.is_some_and(|at| !is_mapped(at)) && restored.failure.is_none();
+            let is_done = at.is_none_or(is_mapped) || restored.is_run || restored.failure.is_some();
             // It can also be gone again.
-            if !is_on_its_way || began.elapsed() > LONGEST_WAIT / 10 {
+            if is_done || began.elapsed() > LONGEST_WAIT / 10 {
                 return restored;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -271,13 +276,12 @@ impl Thread {
 
     fn look_at_translator(&mut self, pid: u32) {
         let Some(part) = part_of(pid) else { return };
-        let mapped = self.kernel.mapped_by(pid).unwrap_or_default();
-        let mapped: HashSet<Identity> = mapped.into_iter().map(|(_, identity)| identity).collect();
-        for identity in
-            mapped.into_iter().filter(|identity| self.files.contains_key(identity)).collect::<Vec<_>>()
-        {
+        let Ok(memory) = Memory::of(&mut self.kernel, pid) else { return };
+        let mapped: HashSet<Identity> =
+            memory.files().filter(|identity| self.files.contains_key(identity)).collect();
+        for identity in mapped {
             let file = &self.files[&identity];
-            let restored = restore(&mut self.kernel, pid, identity, &file.originals, part);
+            let restored = memory.restore(identity, &file.hidden, part);
             if let Some(err) = restored.failure.filter(|_| part_of(pid).is_some()) {
                 log::warn!(
                     "Target {}: process {pid} translates {}, and will be ended by a breakpoint in it: they could not be taken \

@@ -106,6 +106,24 @@ fn libraries_in_memory_that_are_called_alike_are_all_found() {
 }
 
 #[test]
+fn a_library_from_anywhere_counts_from_its_first_call() {
+    let directory = directory();
+    let (path, name) = program(directory.path(), "anywhere");
+    let file = library(&directory.path().join("source.so"));
+    for (called, how) in [("made-at-run-time", "load"), ("libfar.so", "open")] {
+        let tracer = of_library(called, &name);
+        let mut program = Program::start(&path);
+        counted_from_the_first_hit(&tracer, "l_total", 300, |turn| {
+            let far = directory.path().join(turn.to_string()).join(called);
+            fs::create_dir_all(far.parent().unwrap()).unwrap();
+            copy(&file, &far);
+            program.tell(&format!("{how} {}\n300", far.display()));
+            (0..2).for_each(|_| drop(program.answer()));
+        });
+    }
+}
+
+#[test]
 fn names_can_be_any_bytes() {
     let directory = directory();
     let (built, name) = program(directory.path(), "bytes");

@@ -5,6 +5,7 @@ mod confined;
 mod events;
 mod file_systems;
 mod files;
+mod first_starts;
 mod loaded;
 mod meant;
 mod moved_code;

@@ -24,13 +24,6 @@ fn copies(from: &Path, to: &Path) -> Program {
     Program::of(Command::new("python3").args(["-c", COPIES]).args([from, to]))
 }
 
-/// Whether the kernel can make a reader wait until the breakpoints are gone: Linux 6.18.
-fn can_make_wait() -> bool {
-    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
-    let name = b"bpf_task_work_schedule_resume_impl";
-    types.windows(name.len()).any(|window| window == name)
-}
-
 fn foreign(exporter: &Exporter, kind: &str) -> f64 {
     exporter.scrape().value("fibre_exporter_foreign_mappings_total", &[("target", "p"), ("kind", kind)])
 }
@@ -64,6 +57,63 @@ fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
     assert!(!can_make_wait() || hash(&path) == hash(&plain));
     fire_at_once(&path, 7);
     assert_eq!(exporter.scrape().value("p_total", &[]), 7.0);
+}
+
+/// What is mapped of a file on overlayfs is the one below, in containers most of all.
+#[test]
+fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
+    let place = Place::new();
+    let [lower, copy] = ["lower", "copy"].map(|name| place.path(name));
+    fs::create_dir(&lower).unwrap();
+    build(&lower.join("copied"), &["-O1", "-DPAD=1", "-static"]);
+    let text = fs::read(lower.join("copied")).unwrap();
+    let plain = Overlay::over(&lower, &place.path("plain"));
+    // One over another needs its own place for what is written.
+    let memory = place.path("memory");
+    fs::create_dir(&memory).unwrap();
+    run("mount", &["-t", "tmpfs", "none", memory.to_str().unwrap()]);
+    let nested = Overlay::over(&plain.at, &memory);
+    let selector = format!("binary: {}", lower.join("copied").display());
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    for (at, mappings) in [(&plain.at, 6.0), (&nested.at, 12.0)] {
+        let mut reader = copies(&at.join("copied"), &copy);
+        for _ in 0..5 {
+            reader.say("anew");
+            assert!(!can_make_wait() || fs::read(&copy).unwrap() == text, "{}", at.display());
+        }
+        eventually("all to be counted", || foreign(&exporter, "read") >= mappings);
+        fire_at_once(&at.join("copied"), 7);
+    }
+    assert_eq!(exporter.scrape().value("p_total", &[]), 14.0);
+    drop(nested);
+    run("umount", &["-l", memory.to_str().unwrap()]);
+}
+
+/// The kernel lowers a semaphore only where it finds the breakpoint for which it has raised it.
+#[test]
+fn nothing_stays_raised_in_a_translated_program() {
+    let place = Place::new();
+    let path = place.path("raised");
+    build(&path, &["-O1", "-DSEMAPHORE", "-DPAD=1"]);
+    let translated = || Program::of(Command::new("valgrind").arg("-q").arg(&path));
+    let raised = |program: &mut Program| program.say("raised").parse::<u32>().unwrap();
+    let mut earlier = translated();
+    assert_eq!(raised(&mut earlier), 0);
+    let selector = format!("binary: {}", path.display());
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    let (mut later, mut plain) = (translated(), Program::start(&path));
+    for program in [&mut earlier, &mut later] {
+        eventually("the semaphore to be lowered", || raised(program) == 0);
+        program.fire(5);
+    }
+    assert!(raised(&mut plain) > 0);
+    plain.fire(3);
+    eventually("both to be counted", || foreign(&exporter, "translated") >= 2.0);
+    assert_eq!(exporter.scrape().value("p_total", &[]), 3.0);
+    drop(exporter);
+    assert_eq!([&mut earlier, &mut later, &mut plain].map(raised), [0; 3]);
 }
 
 #[test]
