@@ -109,6 +109,7 @@ struct signal_struct {
 struct task_struct {
 	unsigned int flags;
 	unsigned in_execve : 1;
+	int prio;
 	int pid;
 	int tgid;
 	__u64 start_time; /* by CLOCK_MONOTONIC */

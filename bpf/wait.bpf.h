@@ -13,6 +13,9 @@ enum ticket_limit {
 	TURNSTILES = 64, /* tasks that wait at a time */
 };
 
+/* Tasks below it have a real-time policy. From <linux/sched/prio.h>. */
+#define MAX_RT_PRIO 100
+
 /* Nanoseconds that a task waits at most; 0 where the kernel cannot make it wait. */
 const volatile __u64 longest_wait = 0;
 
@@ -86,6 +89,9 @@ static __always_inline __u64 make_wait(void)
 	__u32 at;
 
 	if (!longest_wait || is_unanswered || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
+		return 0;
+	/* It would keep user space from the CPU. */
+	if (bpf_get_current_task_btf()->prio < MAX_RT_PRIO)
 		return 0;
 	ticket = __sync_fetch_and_add(&tickets, 1) + 1;
 	at = ticket % TURNSTILES;

@@ -24,7 +24,7 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
 	'python3.11-minimal|python3.13-minimal' 'libpython3.11|libpython3.13' 'php8.2-cli|php8.4-cli'
 	ruby 'libruby3.1|libruby3.3' libvirt0 libpam-modules 'libssl3|libssl3t64' libstdc++6
-	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs)
+	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs musl-tools)
 lint_packages=('clang-format-14|clang-format' shellcheck git)
 bench_packages=(bpftrace)
 rust=1.88 # rust-version in Cargo.toml

@@ -81,7 +81,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     let listeners = Listeners::bind(settings, plan.network.as_ref());
     let recorder = Arc::new(SlowRecorder::default());
     let kept = recorder.keep_for(&plan);
-    let limited = drop_privileges(attach, plan.network.as_ref());
+    let (attaching, limited) = drop_privileges(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
         Err(err) => {
@@ -98,7 +98,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
         .and_then(|listeners| {
             let checked = Checked { loaded, plan, tls };
-            run(overrides, checked, attach, logging.clone(), listeners, recorder)
+            run(overrides, checked, attaching, logging.clone(), listeners, recorder)
         });
     match ran {
         Ok(()) => ExitCode::SUCCESS,

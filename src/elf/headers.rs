@@ -293,6 +293,15 @@ impl<'a> Headers<'a> {
         self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
     }
 
+    /// Bytes in memory from the first to the last that is loaded, in whole pages: some loaders ask for all of that at once.
+    pub fn load_span(&self) -> u64 {
+        const PAGE: u64 = 4096;
+        let first = self.loads().map(|segment| segment.p_vaddr(LE) / PAGE * PAGE).min().unwrap_or(0);
+        let end = |segment: &ProgramHeader64<_>| segment.p_vaddr(LE).saturating_add(segment.p_memsz(LE));
+        let last = self.loads().map(end).max().unwrap_or(0);
+        last.saturating_sub(first).checked_next_multiple_of(PAGE).unwrap_or(0)
+    }
+
     pub(super) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }

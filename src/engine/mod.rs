@@ -21,7 +21,7 @@ use crate::pins::{EnginePins, PinError, StateDirectory};
 use crate::plan::Plan;
 use crate::slow::SlowRecorder;
 use crate::store::UserStore;
-use crate::targets::{ProbeManager, StartState, Status};
+use crate::targets::{Attaching, ProbeManager, StartState, Status};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -43,14 +43,14 @@ impl Engine {
     /// If the kernel refuses the programs, or there is no thread.
     pub fn start(
         plan: Plan,
-        attach: Attach,
+        attaching: &Attaching,
         beginning: StartState,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let plan = Arc::new(plan);
         let layout = Arc::new(Layout::new(&plan));
         let pins = beginning.pinning.as_ref().map(|pinning| pinning.pins.clone());
-        let manager = ProbeManager::begin(plan.clone(), layout.clone(), attach, beginning)?;
+        let manager = ProbeManager::begin(plan.clone(), layout.clone(), attaching, beginning)?;
         let user = match &pins {
             Some(pins) => kept_store(&layout, plan.probes.len(), pins).map_err(pin_error)?,
             None => layout.user_store(plan.probes.len()),
@@ -70,16 +70,16 @@ impl Engine {
     /// As [`Engine::start`], in an engine of its own of the directory, if there is one.
     fn start_in(
         plan: Plan,
-        attach: Attach,
+        attaching: &Attaching,
         directory: Option<&StateDirectory>,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let Some(directory) = directory else {
-            return Self::start(plan, attach, StartState::default(), recorder);
+            return Self::start(plan, attaching, StartState::default(), recorder);
         };
         let pins = Arc::new(directory.new_engine().map_err(pin_error)?);
         let pinning = Some(Pinning { pins: pins.clone(), taken: None });
-        let started = Self::start(plan, attach, StartState { pinning, record: None }, recorder);
+        let started = Self::start(plan, attaching, StartState { pinning, record: None }, recorder);
         if started.is_err()
             && let Err(err) = pins.remove()
         {
@@ -131,12 +131,12 @@ impl Engines {
     /// If the kernel refuses the programs.
     pub fn start(
         plan: Plan,
-        attach: Attach,
+        attaching: &Attaching,
         directory: Option<Arc<StateDirectory>>,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
-        let engine = Engine::start_in(plan, attach, directory.as_deref(), recorder)?;
+        let engine = Engine::start_in(plan, attaching, directory.as_deref(), recorder)?;
         let since = unix_now();
         let retired = RetiredCounts { since, ..RetiredCounts::default() };
         Ok(Self::of(engine.plan.clone(), vec![Arc::new(engine)], probe_refs, retired, directory))
@@ -162,7 +162,7 @@ impl Engines {
     pub fn changed_to(
         &self,
         plan: Plan,
-        attach: Attach,
+        attaching: &Attaching,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let unchanged = plan.same_in(&self.plan);
@@ -170,7 +170,7 @@ impl Engines {
         let mut all = self.all.clone();
         if !new.is_empty() {
             let directory = self.directory.as_deref();
-            all.push(Arc::new(Engine::start_in(plan.part(&new), attach, directory, recorder)?));
+            all.push(Arc::new(Engine::start_in(plan.part(&new), attaching, directory, recorder)?));
         }
         let last = all.len() - 1;
         let probe_ref = |(probe, twin): (usize, &Option<usize>)| match twin {

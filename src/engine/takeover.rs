@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::retired::RetiredCounts;
 use super::{Engine, Engines};
 use crate::config::model::Settings;
-use crate::kernel::{Attach, KernelError, Losses, Pinning};
+use crate::kernel::{KernelError, Losses, Pinning};
 use crate::layout::Layout;
 use crate::metrics::{CarriedSeries, ProbeRef};
 use crate::pins::{EnginePins, PinError, StateDirectory, VersionStamp};
 use crate::plan::{InconsistentPlan, SavedPlan};
 use crate::slow::SlowRecorder;
-use crate::targets::{EngineRecord, StartState};
+use crate::targets::{Attaching, EngineRecord, StartState};
 
 /// Why what an earlier exporter has left is not taken over.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ struct Record {
 fn resume(
     pins: EnginePins,
     settings: &Settings,
-    attach: Attach,
+    attaching: &Attaching,
     recorder: &Arc<SlowRecorder>,
 ) -> Result<Engine, TakeoverError> {
     let none = || TakeoverError::Incomplete(pins.name());
@@ -105,7 +105,7 @@ fn resume(
         return Err(TakeoverError::Layout);
     }
     let pinning = Some(Pinning { pins: Arc::new(pins), taken: Some(record.shape) });
-    Ok(Engine::start(plan, attach, StartState { pinning, record: Some(record) }, recorder)?)
+    Ok(Engine::start(plan, attaching, StartState { pinning, record: Some(record) }, recorder)?)
 }
 
 impl Engines {
@@ -117,7 +117,7 @@ impl Engines {
     pub fn take_over(
         directory: &Arc<StateDirectory>,
         settings: &Settings,
-        attach: Attach,
+        attaching: &Attaching,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Option<(Self, Vec<CarriedSeries>)>, TakeoverError> {
         let Some(stamp) = directory.load::<VersionStamp>()? else { return Ok(None) };
@@ -138,7 +138,7 @@ impl Engines {
             let engine = match names.iter().position(|known| *known == name) {
                 Some(engine) => engine,
                 None => {
-                    all.push(Arc::new(resume(directory.engine(&name), settings, attach, recorder)?));
+                    all.push(Arc::new(resume(directory.engine(&name), settings, attaching, recorder)?));
                     names.push(name);
                     all.len() - 1
                 }

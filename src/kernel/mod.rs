@@ -37,7 +37,9 @@ pub use armed::BREAKPOINT;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
-pub use events::{FileKey, FileUse, LONGEST_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted};
+pub use events::{
+    FileKey, FileUse, LONGEST_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted,
+};
 pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
 pub use files::{Files, Inode, PidNamespace};
 pub(crate) use filters::Filter;

@@ -26,7 +26,7 @@ use crate::routes::{control_router, health_router, metrics_router};
 use crate::running::{ActiveConfig, Running};
 use crate::service;
 use crate::slow::SlowRecorder;
-use crate::targets::{prepare_gate, start_gate};
+use crate::targets::Attaching;
 
 pub use self::error::RunError;
 pub(crate) use self::error::failed_to;
@@ -45,7 +45,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 pub(crate) fn run(
     overrides: &Overrides,
     checked: Checked,
-    attach: Attach,
+    attaching: Attaching,
     logging: Logging,
     listeners: Listeners,
     recorder: Arc<SlowRecorder>,
@@ -70,8 +70,8 @@ pub(crate) fn run(
     let pins = directory.as_ref().map(|all| network_pins(all, network.is_some())).transpose()?;
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
-        scope.spawn(|| measure_prices(attach));
-        ActiveConfig::begin(plan, &settings, attach, directory, &recorder)
+        scope.spawn(|| measure_prices(attaching.kind));
+        ActiveConfig::begin(plan, &settings, &attaching, directory, &recorder)
     })?;
     let network =
         network.map(|config| start_network(config, pins.unwrap_or_default())).transpose()?.map(Arc::new);
@@ -82,7 +82,7 @@ pub(crate) fn run(
     let running = Arc::new(Running::new(
         overrides.clone(),
         settings,
-        attach,
+        attaching,
         options.security.clone(),
         state,
         network,
@@ -286,15 +286,16 @@ fn serve(
 ///
 /// # Errors
 /// If the kernel refuses to take them away.
-pub fn drop_privileges(attach: Attach, network: Option<&NetworkConfig>) -> Result<(), PrivilegeError> {
-    prepare_gate();
-    let dropped = privileges::keep_only(Needs {
+pub fn drop_privileges(
+    attach: Attach,
+    network: Option<&NetworkConfig>,
+) -> (Attaching, Result<(), PrivilegeError>) {
+    let needs = Needs {
         perf_events: attach == Attach::Perf,
         network: network.is_some(),
         namespaces: network.is_some_and(|network| !network.elsewhere.is_empty()),
-    });
-    start_gate();
-    dropped
+    };
+    Attaching::prepare(attach, || privileges::keep_only(needs))
 }
 
 /// `keep_privileges: none`: once all is attached, or this long after the start.

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use crate::config::model::Settings;
 use crate::engine::Engines;
-use crate::kernel::{Attach, KernelError};
+use crate::kernel::KernelError;
 use crate::metrics::Registry;
 use crate::pins::StateDirectory;
 use crate::plan::Plan;
 use crate::slow::SlowRecorder;
+use crate::targets::Attaching;
 
 /// What belongs to one configuration.
 pub(crate) struct ActiveConfig {
@@ -31,18 +32,18 @@ impl ActiveConfig {
     pub fn begin(
         plan: Plan,
         settings: &Settings,
-        attach: Attach,
+        attaching: &Attaching,
         directory: Option<StateDirectory>,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Self, KernelError> {
         let Some(directory) = directory.map(Arc::new) else {
-            return Ok(Self::new(Arc::new(Engines::start(plan, attach, None, recorder)?)));
+            return Ok(Self::new(Arc::new(Engines::start(plan, attaching, None, recorder)?)));
         };
-        let reason = match Engines::take_over(&directory, settings, attach, recorder) {
+        let reason = match Engines::take_over(&directory, settings, attaching, recorder) {
             Ok(Some((engines, carried))) => {
                 let mut before = Self::new(Arc::new(engines));
                 before.registry.carry_on(carried);
-                let after = before.engines.changed_to(plan, attach, recorder)?;
+                let after = before.engines.changed_to(plan, attaching, recorder)?;
                 let (kept, all) = (after.kept_of(&before.engines), after.plan.probes.len());
                 if kept < all {
                     log::info!("{kept} probes unchanged, {} new or changed", all - kept);
@@ -64,7 +65,7 @@ impl ActiveConfig {
         if let Err(err) = directory.remove_but(&[]) {
             log::warn!("{err}");
         }
-        let state = Self::new(Arc::new(Engines::start(plan, attach, Some(directory), recorder)?));
+        let state = Self::new(Arc::new(Engines::start(plan, attaching, Some(directory), recorder)?));
         state.save();
         Ok(state)
     }

@@ -17,12 +17,11 @@ use crate::config::model::Settings;
 use crate::engine::Engines;
 use crate::exposition::{Exemplars, Format, Head, Names};
 use crate::http::{Fingerprint, HttpStats, Security, Visitors};
-use crate::kernel::Attach;
 use crate::logging::Logging;
 use crate::net::Network;
 use crate::page::StatusCache;
 use crate::slow::SlowRecorder;
-use crate::targets::Status;
+use crate::targets::{Attaching, Status};
 use crate::telemetry::{Reloads, Telemetry};
 
 pub(crate) use self::active::ActiveConfig;
@@ -35,7 +34,7 @@ pub(crate) struct Running {
     overrides: Overrides,
     /// As the exporter was started with them: some hold until it ends.
     started: Settings,
-    attach: Attach,
+    attaching: Attaching,
     pub security: Arc<Security>,
     /// What the security was made from.
     web: Mutex<WebSource>,
@@ -76,7 +75,7 @@ impl Running {
     pub fn new(
         overrides: Overrides,
         started: Settings,
-        attach: Attach,
+        attaching: Attaching,
         security: Arc<Security>,
         state: ActiveConfig,
         network: Option<Arc<Network>>,
@@ -90,7 +89,7 @@ impl Running {
             web: Mutex::new(WebSource::new(started.web.clone())),
             addresses,
             started,
-            attach,
+            attaching,
             security,
             state: Mutex::new(state),
             network,
@@ -161,7 +160,7 @@ impl Running {
             drain: Arc::new(engines.drain_stats()),
             status,
             http: self.http.clone(),
-            attach: engines.attach_kind().unwrap_or(self.attach),
+            attach: engines.attach_kind().unwrap_or(self.attaching.kind),
             logging: Some(self.logging.clone()),
             started: self.start_time,
             reloads: self.reloads.clone(),

@@ -65,7 +65,7 @@ impl Running {
         let interfaces = self.other_interfaces(plan.network.as_ref())?;
         let old = self.engines();
         self.recorder.keep_for(&plan).map_err(|err| format!("{err}\n"))?;
-        let new = old.changed_to(plan, self.attach, &self.recorder).map_err(|err| format!("{err}\n"))?;
+        let new = old.changed_to(plan, &self.attaching, &self.recorder).map_err(|err| format!("{err}\n"))?;
         let new = Arc::new(new);
         for warning in loaded.warnings.iter().chain(&new.plan.warnings).chain(&advice) {
             log::warn!("{warning}");

@@ -69,6 +69,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// The file's size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(super) fn of(meta: &fs::Metadata) -> Self {
         Self {
             modified: (meta.mtime(), meta.mtime_nsec()),

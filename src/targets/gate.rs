@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,28 +26,6 @@ const MARKED: Duration = Duration::from_secs(1);
 /// Files that are marked at a time, at most.
 const MARKS: usize = 64;
 
-/// Of the whole process, since it can only be made before rights are given up. None where it cannot.
-static GATE: LazyLock<Option<Gate>> = LazyLock::new(|| {
-    let created = ExecGate::new().and_then(Gate::new);
-    created.inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()
-});
-
-/// Makes what needs `CAP_SYS_ADMIN` and `CAP_SYS_NICE`, while the process has them.
-pub fn prepare_gate() {
-    if LazyLock::force(&GATE).is_some() {
-        // The thread is created by this one, and as this one is now.
-        be_prompt();
-    }
-}
-
-/// Starts the thread, when rights have been given up.
-pub fn start_gate() {
-    if let Some(gate) = GATE.as_ref() {
-        gate.start();
-        be_ordinary();
-    }
-}
-
 const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
 
 /// What the thread waits for.
@@ -59,8 +37,9 @@ fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
     all.chain([gate.as_fd().as_raw_fd(), woken.as_raw_fd()]).collect()
 }
 
+/// Of all managers of a process, since it can only be made before rights are given up.
 #[derive(Debug)]
-struct Gate {
+pub struct Gate {
     state: Arc<Mutex<GateState>>,
     /// Wakes the thread.
     wake: UnixStream,
@@ -93,7 +72,7 @@ struct GateClient {
 /// What a manager has to do with the gate. It belongs to the manager's thread, and ends in it.
 #[derive(Debug)]
 pub struct GateHandle {
-    gate: &'static Gate,
+    gate: Arc<Gate>,
     number: u64,
     _of_this_thread: std::marker::PhantomData<*const ()>,
 }
@@ -103,7 +82,23 @@ fn lock(state: &Mutex<GateState>) -> MutexGuard<'_, GateState> {
 }
 
 impl Gate {
-    fn new(gate: ExecGate) -> io::Result<Self> {
+    /// Makes what needs `CAP_SYS_ADMIN` and `CAP_SYS_NICE`, while the process has them; None where it cannot. The thread is
+    /// created by the calling one, which runs before others until that is done.
+    pub fn prepare() -> Option<Arc<Self>> {
+        let created = Self::new().inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()?;
+        // The thread is created by this one, and as this one is now.
+        be_prompt();
+        Some(Arc::new(created))
+    }
+
+    /// Starts the thread, when rights have been given up.
+    pub fn start(&self) {
+        self.start_thread();
+        be_ordinary();
+    }
+
+    fn new() -> io::Result<Self> {
+        let gate = ExecGate::new()?;
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
@@ -112,7 +107,7 @@ impl Gate {
     }
 
     /// Starts the thread, if it is not at work yet. Whether it is.
-    fn start(&self) -> bool {
+    fn start_thread(&self) -> bool {
         let mut state = lock(&self.state);
         if let Some(parts) = state.parts.take() {
             let shared = self.state.clone();
@@ -135,9 +130,8 @@ impl Gate {
 
 impl GateHandle {
     /// For the manager of the calling thread, which is woken where it is told of leases; None where nobody can be held back.
-    pub fn new(_woken: &LeaseBreaks) -> Option<Self> {
-        let gate = GATE.as_ref()?;
-        if !gate.start() {
+    pub fn new(gate: Arc<Gate>, _woken: &LeaseBreaks) -> Option<Self> {
+        if !gate.start_thread() {
             return None;
         }
         let mut state = lock(&gate.state);
@@ -145,6 +139,7 @@ impl GateHandle {
         let number = state.last_client;
         let (asked, answered) = (0, 0);
         state.clients.push(GateClient { number, waker: Waker::own(), paths: Vec::new(), asked, answered });
+        drop(state);
         Some(Self { gate, number, _of_this_thread: std::marker::PhantomData })
     }
 
@@ -218,7 +213,10 @@ impl GateThread {
     fn run(mut self) {
         loop {
             self.wait();
-            let _ = io::copy(&mut &self.woken, &mut io::sink());
+            if io::copy(&mut &self.woken, &mut io::sink()).is_ok() {
+                // Nobody is there any more who could wake it.
+                return;
+            }
             self.update_from_clients();
             let mut moved = Vec::new();
             for change in self.watcher.take() {
@@ -398,7 +396,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [target, sibling] = ["app", "app.new"].map(|name| directory.path().join(name));
         let woken = LeaseBreaks::new().unwrap();
-        let handle = GateHandle::new(&woken).expect("these tests need root");
+        let handle = GateHandle::new(Gate::prepare().expect("these tests need root"), &woken).unwrap();
         handle.follow(&[(7, target.clone())]);
         until_marked(&sibling, || copy(&sibling));
         let run = |path: &Path| {
@@ -439,7 +437,7 @@ mod tests {
         let link = at.join("current");
         symlink("first", &link).unwrap();
         let woken = LeaseBreaks::new().unwrap();
-        let handle = GateHandle::new(&woken).expect("these tests need root");
+        let handle = GateHandle::new(Gate::prepare().expect("these tests need root"), &woken).unwrap();
         handle.follow(&[(7, link.join("app"))]);
         until_marked(&first, || copy(&first));
         // Another directory, in which something is done only later.

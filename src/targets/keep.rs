@@ -196,7 +196,8 @@ impl AttachedFile {
             cookies: self.cookies.clone(),
             shared_semaphores: self.shared_semaphores.clone(),
             originals: self.hidden.originals.iter().map(|(offset, byte)| (*offset, *byte)).collect(),
-            semaphores: self.hidden.semaphores.iter().copied().collect(),
+            semaphores: self.hidden.semaphores.iter().map(|(offset, of)| (*offset, *of)).collect(),
+            span: self.hidden.span,
             unread: self.unread,
             attached_at: self.attached_at,
             unused: self.unused.as_ref().map(|unused| unused.is_replaced),
@@ -224,6 +225,7 @@ impl AttachedFile {
         attached.hidden = Hidden {
             originals: record.originals.into_iter().collect(),
             semaphores: record.semaphores.into_iter().collect(),
+            span: record.span,
         };
         attached.unread = record.unread;
         attached.attached_at = record.attached_at;

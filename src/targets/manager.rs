@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::attached_file::{Shed, detach_all};
+use super::attaching::Attaching;
 use super::cookies::Cookies;
 use super::follow::ProcessChanges;
 use super::record::StartState;
@@ -55,14 +56,14 @@ impl ProbeManager {
     /// # Errors
     /// If the kernel refuses the programs, or the thread cannot be made.
     pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
-        Self::begin(plan, layout, attach, StartState::default())
+        Self::begin(plan, layout, &Attaching::new(attach), StartState::default())
     }
 
     /// As [`ProbeManager::start`]; what is attached may stay when the exporter ends, or may have stayed.
     pub(crate) fn begin(
         plan: Arc<Plan>,
         layout: Arc<Layout>,
-        attach: Attach,
+        attaching: &Attaching,
         beginning: StartState,
     ) -> Result<Self, KernelError> {
         let status = Arc::new(Status::new(&plan));
@@ -75,9 +76,10 @@ impl ProbeManager {
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let (requests, requested) = channel();
         let thread_status = status.clone();
+        let (attach, attaching) = (attaching.kind, attaching.clone());
         let thread = std::thread::Builder::new()
             .name("probe-manager".to_string())
-            .spawn(move || match Worker::new(plan, &layout, attach, thread_status, stopped, beginning) {
+            .spawn(move || match Worker::new(plan, &layout, attaching, thread_status, stopped, beginning) {
                 Err(err) => {
                     let _ = ready.send(Err(err));
                 }

@@ -3,6 +3,7 @@
 mod ahead;
 mod announce;
 mod attached_file;
+mod attaching;
 mod cookies;
 mod denied;
 mod file;
@@ -34,9 +35,9 @@ mod watch;
 mod worker;
 
 pub use attached_file::{Shed, place};
+pub use attaching::Attaching;
 pub use file::TargetFile;
 pub use find::find;
-pub use gate::{prepare_gate, start_gate};
 pub(crate) use libraries::has_probes;
 pub use manager::ProbeManager;
 pub(crate) use record::{EngineRecord, StartState};

@@ -58,7 +58,9 @@ pub(super) struct Record {
     #[serde(default)]
     pub originals: Vec<(u64, u8)>,
     #[serde(default)]
-    pub semaphores: Vec<u64>,
+    pub semaphores: Vec<(u64, u64)>,
+    #[serde(default)]
+    pub span: u64,
     pub unread: bool,
     pub attached_at: u64,
     /// Whether another file has its place, if no process that is meant runs it.

@@ -17,6 +17,7 @@ impl Worker {
                 traced.display.clone_from(&file.display);
                 traced.hidden.originals.extend(&file.hidden.originals);
                 traced.hidden.semaphores.extend(&file.hidden.semaphores);
+                traced.hidden.span = file.hidden.span;
             }
         }
         readers.set_files(all);

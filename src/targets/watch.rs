@@ -5,11 +5,12 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::gate::GateHandle;
+use super::gate::{Gate, GateHandle};
 use super::path_watcher::{PathChange, PathWatcher, Sibling};
 use crate::kernel::{LeaseBreak, LeaseBreaks};
 
@@ -45,9 +46,9 @@ impl Watch {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn new(stop: UnixStream) -> io::Result<Self> {
+    pub fn new(stop: UnixStream, gate: Option<Arc<Gate>>) -> io::Result<Self> {
         let breaks = LeaseBreaks::new()?;
-        let (watcher, gate) = (PathWatcher::new()?, GateHandle::new(&breaks));
+        let (watcher, gate) = (PathWatcher::new()?, gate.and_then(|gate| GateHandle::new(gate, &breaks)));
         Ok(Self { stop, breaks, watcher, gate })
     }
 
@@ -138,7 +139,7 @@ mod tests {
     fn a_file_that_appears_wakes_the_manager() {
         let directory = tempfile::tempdir().unwrap();
         let (_keep, stop) = UnixStream::pair().unwrap();
-        let mut watch = Watch::new(stop).unwrap();
+        let mut watch = Watch::new(stop, None).unwrap();
         watch.follow(&[(3, directory.path().join("app"))]);
         fs::write(directory.path().join("app"), "x").unwrap();
         assert!(watch.wait(Duration::from_secs(10), None).targets.contains(&3));

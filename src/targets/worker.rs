@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attached_file::Shed;
+use super::attaching::Attaching;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::find::Finder;
@@ -15,7 +16,7 @@ use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
 use crate::config::model::Point;
-use crate::kernel::{Attach, Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
+use crate::kernel::{Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
 use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan};
 use crate::selectors::{FileSelector, Selector};
@@ -61,7 +62,7 @@ impl Worker {
     pub(super) fn new(
         plan: Arc<Plan>,
         layout: &Layout,
-        attach: Attach,
+        attaching: Attaching,
         status: Arc<Status>,
         stopped: UnixStream,
         beginning: StartState,
@@ -81,8 +82,9 @@ impl Worker {
                  the id 0"
             );
         }
-        let readers = ReadersHandle::start(namespace, status.clone());
-        let kernel = Kernel::load_pinned(&plan, layout, attach, namespace, beginning.pinning.as_ref())?;
+        let readers = ReadersHandle::new(&attaching.readers, namespace, status.clone());
+        let kernel =
+            Kernel::load_pinned(&plan, layout, attaching.kind, namespace, beginning.pinning.as_ref())?;
         let guard = kernel.pins().and_then(|pins| {
             let started = Guard::start(pins);
             let report = |err: &KernelError| {
@@ -95,7 +97,7 @@ impl Worker {
             };
             started.inspect_err(report).ok()
         });
-        let watch = Watch::new(stopped)
+        let watch = Watch::new(stopped, attaching.gate)
             .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances"))?;
         let usdt_of = |target: &TargetPlan| {
             let names = target.probes.iter().filter_map(|probe| match &plan.probes[*probe].point {

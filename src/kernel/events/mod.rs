@@ -342,16 +342,17 @@ mod tests {
         let run = |events: &mut ProcessEvents| {
             let _ = std::fs::remove_file(&written);
             let mut child = Command::new(&program).args(["-c", "echo > $0"]).arg(&written).spawn().unwrap();
-            loop {
+            let (file, time, ticket) = loop {
                 let told = of(events, child.id());
                 if let Some(ProcessChange::Executed { file, time, ticket, .. }) = told.first() {
-                    let has_run = written.exists();
-                    let late = monotonic_now() - time;
-                    events.answer();
-                    assert!(child.wait().unwrap().success() && written.exists());
-                    break (*file, *ticket, (late < LONGEST_HOLD.as_nanos() as u64).then_some(has_run));
+                    break (*file, *time, *ticket);
                 }
-            }
+            };
+            let has_run = written.exists();
+            let late = monotonic_now() - time;
+            events.answer();
+            assert!(child.wait().unwrap().success() && written.exists());
+            (file, ticket, (late < LONGEST_HOLD.as_nanos() as u64).then_some(has_run))
         };
         // It waits only so long, and this test may be late.
         let held = (0..100).map(|_| run(&mut events)).find(|(.., has_run)| has_run.is_some());
@@ -360,6 +361,17 @@ mod tests {
         assert!(!can_wait || has_run == Some(false), "it has run before its file was looked at");
         events.set_known(file, false);
         assert_eq!(run(&mut events).1, 0, "nobody waits for what is known");
+        // Who has waited in vain is the last one until somebody answers.
+        events.forget_file(file);
+        let mut unanswered = || {
+            let mut child = Command::new(&program).args(["-c", "true"]).spawn().unwrap();
+            assert!(child.wait().unwrap().success());
+            let told = of(&mut events, child.id());
+            told.iter().any(|change| matches!(change, ProcessChange::Executed { ticket, .. } if *ticket > 0))
+        };
+        assert_eq!([unanswered(), unanswered()], [can_wait, false]);
+        events.answer();
+        assert_eq!(run(&mut events).1 > 0, can_wait);
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::targets::file::TargetFile;
 use crate::targets::outcome::Outcome;
 use crate::targets::status::{ProbeState, Status};
 
+const PAGE: u64 = 4096;
+
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
@@ -133,6 +135,9 @@ impl AttachedFile {
         if found.is_candidate {
             sites.iter_mut().for_each(|(_, site)| site.entry.flags |= site_flag::SITE_CANDIDATE.0);
         }
+        let pages = found.stamp.bytes().next_multiple_of(PAGE);
+        self.hidden.span = image.as_ref().map_or(0, |image| image.load_span());
+        self.hidden.span *= u64::from(self.hidden.span != pages);
         if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
             self.idle = image.map(|image| image.idle_code()).unwrap_or_default();
         }
@@ -216,8 +221,9 @@ impl AttachedFile {
                     self.cookies.push((unit, *number));
                     self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
                     self.probes[at].sites += 1;
-                    let semaphore = (site.ref_ctr_offset != 0).then_some(site.ref_ctr_offset);
-                    self.hidden.semaphores.extend(semaphore);
+                    if site.ref_ctr_offset != 0 {
+                        self.hidden.semaphores.insert(site.offset, site.ref_ctr_offset);
+                    }
                     let mut byte = [0];
                     if file.read_exact_at(&mut byte, site.offset).is_ok() {
                         self.hidden.originals.insert(site.offset, byte[0]);

@@ -5,23 +5,24 @@
 //! code (Valgrind, QEMU's user mode, DynamoRIO) ends what it runs. So a thread of its own puts the file's own bytes over them: the
 //! kernel takes no harm from a breakpoint that is gone.
 
+mod clients;
 mod restore;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::clients::SharedFile;
+pub(super) use self::clients::{ReadersHandle, SharedReaders, TracedFiles};
 pub(super) use self::restore::Hidden;
 use self::restore::{Memory, Part, Restored, executable_name, is_there};
 use super::file::Identity;
 use super::processes::numbers;
-use super::record::Signature;
-use super::status::{Foreign, Status};
+use super::status::Foreign;
 use crate::clock::monotonic_now;
 use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
 
@@ -46,76 +47,16 @@ const TRANSLATORS: &[(&str, Part)] = &[
 /// How often is looked at whether a translator has ended.
 const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// What of a file is hidden by breakpoints.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct TracedFile {
-    /// Targets, by number, with their names.
-    pub targets: BTreeMap<usize, String>,
-    pub display: String,
-    pub hidden: Hidden,
-}
+/// Of the log.
+const NOT_TOLD: &str =
+    "Programs that copy or translate a traced file may find breakpoints in it (cp and strip do not)";
 
-pub(super) type TracedFiles = HashMap<Identity, TracedFile>;
-
-/// The thread's owner. Dropping it ends the thread.
-#[derive(Debug)]
-pub(super) struct ReadersHandle {
-    files: Arc<Mutex<Option<TracedFiles>>>,
-    wake: UnixStream,
-    /// The other end is gone as soon as the programs are loaded.
-    ready: Receiver<()>,
-    /// What told last time that something is new.
-    pub told: Signature,
-}
-
-fn lock(files: &Mutex<Option<TracedFiles>>) -> MutexGuard<'_, Option<TracedFiles>> {
-    files.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl ReadersHandle {
-    /// None, with the reason in the log, where the kernel does not tell.
-    pub fn start(namespace: PidNamespace, status: Arc<Status>) -> Option<Self> {
-        let started = UnixStream::pair().and_then(|(wake, woken)| {
-            let files = Arc::new(Mutex::new(None));
-            let shared = files.clone();
-            let (loaded, ready) = sync_channel::<()>(1);
-            std::thread::Builder::new().name("readers".to_string()).spawn(move || {
-                let names = TRANSLATORS.iter().map(|(name, _)| *name);
-                match Readers::start(names, namespace).and_then(|readers| Ok((readers, Files::load()?))) {
-                    Ok((readers, kernel)) => {
-                        drop(loaded);
-                        be_prompt();
-                        let (files, changed) = (TracedFiles::new(), BTreeSet::new());
-                        let (translators, told) = (BTreeMap::new(), BTreeSet::new());
-                        Thread { readers, kernel, status, shared, woken, files, changed, translators, told }.run();
-                    }
-                    Err(err) => log::warn!(
-                        "Programs that copy or translate a traced file may find breakpoints in it (cp and strip do not): \
-                         {err:#}"
-                    ),
-                }
-            })?;
-            wake.set_nonblocking(true)?;
-            Ok(Self { files, wake, ready, told: Vec::new() })
-        });
-        started.inspect_err(|err| log::warn!("who reads traced files is not told: {err}")).ok()
-    }
-
-    pub fn set_files(&self, files: TracedFiles) {
-        let _ = self.ready.recv();
-        *lock(&self.files) = Some(files);
-        // A full socket wakes it as well.
-        let _ = io::Write::write(&mut &self.wake, &[0]);
-    }
-}
-
-struct Thread {
+struct ReadersThread {
     readers: Readers,
     kernel: Files,
-    status: Arc<Status>,
-    shared: Arc<Mutex<Option<TracedFiles>>>,
+    shared: Weak<SharedReaders>,
     woken: UnixStream,
-    files: TracedFiles,
+    files: HashMap<Identity, SharedFile>,
     /// Files that are to be looked up who maps them.
     changed: BTreeSet<Identity>,
     /// Processes that translate code, and files of which they do.
@@ -124,14 +65,32 @@ struct Thread {
     told: BTreeSet<(String, u64)>,
 }
 
-impl Thread {
+impl ReadersThread {
+    /// # Errors
+    /// If there is no thread. What the kernel refuses is logged.
+    fn start(shared: Weak<SharedReaders>, woken: UnixStream, namespace: PidNamespace) -> io::Result<()> {
+        std::thread::Builder::new().name("readers".to_string()).spawn(move || {
+            let names = TRANSLATORS.iter().map(|(name, _)| *name);
+            let loaded = Readers::start(names, namespace).and_then(|readers| Ok((readers, Files::load()?)));
+            shared.upgrade().iter().for_each(|shared| shared.set_ready());
+            match loaded {
+                Ok((readers, kernel)) => {
+                    be_prompt();
+                    let (files, changed) = (HashMap::new(), BTreeSet::new());
+                    let (translators, told) = (BTreeMap::new(), BTreeSet::new());
+                    Self { readers, kernel, shared, woken, files, changed, translators, told }.run();
+                }
+                Err(err) => log::warn!("{NOT_TOLD}: {err:#}"),
+            }
+        })?;
+        Ok(())
+    }
+
     fn run(mut self) {
         self.find_translators();
         while self.wait() {
-            let new_files = lock(&self.shared).take();
-            if let Some(files) = new_files {
-                self.take_files(files);
-            }
+            let files = self.shared.upgrade().and_then(|shared| shared.take_changed());
+            files.into_iter().for_each(|files| self.take_files(files));
             for event in self.readers.take() {
                 self.follow(&event);
             }
@@ -181,12 +140,13 @@ impl Thread {
 
     /// Other files are traced now, or other places in them. The kernel sets breakpoints anew in all mappings of a file that it is
     /// asked to set some in.
-    fn take_files(&mut self, files: TracedFiles) {
+    fn take_files(&mut self, files: HashMap<Identity, SharedFile>) {
         self.readers.set_files(files.keys().map(|identity| identity.address).collect());
         let before = std::mem::replace(&mut self.files, files);
-        let changed = self.files.iter().filter(|(identity, file)| before.get(identity) != Some(file));
-        let changed: Vec<Identity> = changed.map(|(identity, _)| *identity).collect();
-        self.changed.extend(changed);
+        let is_new = |(identity, file): &(&Identity, &SharedFile)| {
+            before.get(*identity).is_none_or(|before| before.hidden != file.hidden)
+        };
+        self.changed.extend(self.files.iter().filter(is_new).map(|(identity, _)| *identity));
         let translators: Vec<u32> = self.translators.keys().copied().collect();
         translators.into_iter().for_each(|pid| self.look_at_translator(pid));
     }
@@ -214,8 +174,8 @@ impl Thread {
                 if let Some(identity) = identity.filter(|_| !is_exporter(*pid)) {
                     let restored = self.restore_read(*pid, Some(address), identity);
                     let late = Some(late()).filter(|late| *ticket == 0 || *late >= LONGEST_WAIT);
-                    if !restored.is_run {
-                        self.count(identity, Foreign::Read);
+                    if !restored.is_loading {
+                        self.files[&identity].count(Foreign::Read);
                         self.tell_of_reader(*pid, comm, identity, restored, late);
                     }
                 }
@@ -230,11 +190,11 @@ impl Thread {
         let began = Instant::now();
         loop {
             let restored = match Memory::of(&mut self.kernel, pid) {
-                Ok(memory) => memory.restore(identity, &file.hidden, Part::OnlyRead),
+                Ok(memory) => memory.restore(identity, &file.hidden, Part::OnlyRead, at),
                 Err(err) => Restored { failure: Some(err), ..Restored::default() },
             };
             let is_mapped = |at: u64| restored.mapped.iter().any(|range| range.contains(&at));
-            let is_done = at.is_none_or(is_mapped) || restored.is_run || restored.failure.is_some();
+            let is_done = at.is_none_or(is_mapped) || restored.failure.is_some();
             // It can also be gone again.
             if is_done || began.elapsed() > LONGEST_WAIT / 10 {
                 return restored;
@@ -252,7 +212,7 @@ impl Thread {
         late: Option<Duration>,
     ) {
         let Some(file) = self.files.get(&identity) else { return };
-        let (display, names) = (&file.display, names(file));
+        let (display, names) = (&file.display, file.names());
         let failure = restored.failure.filter(|_| is_there(pid));
         if !self.told.insert((comm.to_string(), identity.address)) {
             return;
@@ -281,12 +241,12 @@ impl Thread {
             memory.files().filter(|identity| self.files.contains_key(identity)).collect();
         for identity in mapped {
             let file = &self.files[&identity];
-            let restored = memory.restore(identity, &file.hidden, part);
+            let restored = memory.restore(identity, &file.hidden, part, None);
             if let Some(err) = restored.failure.filter(|_| part_of(pid).is_some()) {
                 log::warn!(
                     "Target {}: process {pid} translates {}, and will be ended by a breakpoint in it: they could not be taken \
                      out ({err})",
-                    names(file),
+                    file.names(),
                     file.display
                 );
             }
@@ -295,18 +255,13 @@ impl Thread {
                 log::info!(
                     "Target {}: process {pid} translates the code of {} and is not traced: {} breakpoints were taken out of \
                      its memory",
-                    names(file),
+                    file.names(),
                     file.display,
                     restored.bytes
                 );
-                self.count(identity, Foreign::Translated);
+                file.count(Foreign::Translated);
             }
         }
-    }
-
-    fn count(&self, identity: Identity, kind: Foreign) {
-        let targets = self.files.get(&identity).into_iter().flat_map(|file| file.targets.keys());
-        targets.for_each(|target| self.status.add_foreign(*target, kind));
     }
 }
 
@@ -324,8 +279,4 @@ fn part_of(pid: u32) -> Option<Part> {
 /// Whether the process runs a program that translates the code of others.
 pub(super) fn translates(pid: u32) -> bool {
     part_of(pid).is_some()
-}
-
-fn names(file: &TracedFile) -> String {
-    file.targets.values().cloned().collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,6 @@
 //! The file's own bytes over breakpoints in a process's memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -17,15 +17,8 @@ pub(super) enum Part {
     All,
     /// Of a translator that maps code not executable.
     NotExecutable,
-    /// Those of a process that has no executable one.
+    /// Those that are only to be read.
     OnlyRead,
-}
-
-impl Part {
-    /// Whether the process runs the code, if only by translating it.
-    fn is_run(self) -> bool {
-        self != Part::OnlyRead
-    }
 }
 
 /// What is hidden of a file, and what was raised in it.
@@ -33,8 +26,11 @@ impl Part {
 pub(in crate::targets) struct Hidden {
     /// The bytes under breakpoints, by offsets in the file.
     pub originals: BTreeMap<u64, u8>,
-    /// Offsets of the semaphores that the breakpoints have raised.
-    pub semaphores: BTreeSet<u64>,
+    /// Offsets of the semaphores that breakpoints raise, by those of the breakpoints.
+    pub semaphores: BTreeMap<u64, u64>,
+    /// Bytes of a mapping by a loader that asks for all of the file's segments at once, as musl's does; 0 if that is not known, or
+    /// as many as the file has.
+    pub span: u64,
 }
 
 /// What was found in a process.
@@ -42,8 +38,8 @@ pub(in crate::targets) struct Hidden {
 pub(super) struct Restored {
     /// The addresses at which the file is mapped.
     pub mapped: Vec<Range<u64>>,
-    /// The process runs the file, and what it reads was left as it is: a program that names its own functions reads no code.
-    pub is_run: bool,
+    /// By a loader, it seems, which maps the code over it.
+    pub is_loading: bool,
     pub bytes: usize,
     /// Why not all could be written.
     pub failure: Option<io::Error>,
@@ -74,30 +70,38 @@ impl Memory {
         self.mapped.iter().map(|(_, identity)| *identity)
     }
 
-    /// Writes the file's own bytes over breakpoints in the process's mappings of it.
-    pub fn restore(&self, identity: Identity, hidden: &Hidden, part: Part) -> Restored {
+    /// Writes the file's own bytes over breakpoints in the process's mappings of it. `read` is where it has just mapped some to read it.
+    pub fn restore(&self, identity: Identity, hidden: &Hidden, part: Part, read: Option<u64>) -> Restored {
         let starts: HashSet<u64> =
             self.mapped.iter().filter(|(_, of)| *of == identity).map(|(start, _)| *start).collect();
         let maps = self.maps.lines().filter_map(Mapping::parse).filter(|map| starts.contains(&map.start));
         let maps: Vec<_> = maps.collect();
-        // Who runs the file does not copy it, and the kernel lowers a semaphore only where it finds its breakpoint: what comes before
-        // the code is often mapped with the code's first page.
-        if part == Part::OnlyRead && maps.iter().any(Mapping::is_executable) {
-            return Restored { is_run: true, ..Restored::default() };
-        }
-        let mapped = maps.iter().map(|map| map.start..map.end).collect();
-        let mut restored = Restored { mapped, ..Restored::default() };
+        // Who runs the file reads what it has mapped beside: what comes before the code is often mapped with the code's first page.
+        let is_run = part == Part::OnlyRead && maps.iter().any(Mapping::is_executable);
+        let is_read = |map: &Mapping<'_>| read.is_some_and(|at| map.contains(at));
+        let is_meant =
+            |map: &&Mapping<'_>| (part == Part::All || !map.is_executable()) && (!is_run || is_read(map));
+        let mut restored = Restored {
+            mapped: maps.iter().map(|map| map.start..map.end).collect(),
+            is_loading: maps.iter().any(|map| is_read(map) && map.end - map.start == hidden.span),
+            ..Restored::default()
+        };
         let mut all = || -> io::Result<()> {
-            for map in maps.iter().filter(|map| part == Part::All || !map.is_executable()) {
-                let offsets = hidden.originals.range(offsets(map));
-                for (offset, byte) in offsets {
-                    restored.bytes += usize::from(self.write_over(map.start + (offset - map.offset), *byte)?);
+            for map in maps.iter().filter(is_meant) {
+                for (offset, byte) in hidden.originals.range(offsets(map)) {
+                    if !self.write_over(map.start + (offset - map.offset), *byte)? {
+                        continue;
+                    }
+                    restored.bytes += 1;
+                    // The kernel has raised it for this one too, and lowers it only where it finds the breakpoint.
+                    if let Some(semaphore) = hidden.semaphores.get(offset).filter(|_| is_run) {
+                        self.lower(&maps, *semaphore, 1)?;
+                    }
                 }
             }
-            for map in maps.iter().filter(|map| part.is_run() && map.is_data()) {
-                for offset in hidden.semaphores.range(offsets(map)) {
-                    self.lower(map.start + (offset - map.offset))?;
-                }
+            // In a translated program there is none left that it could be lowered for.
+            for semaphore in hidden.semaphores.values().filter(|_| part != Part::OnlyRead) {
+                self.lower(&maps, *semaphore, u16::MAX)?;
             }
             Ok(())
         };
@@ -116,11 +120,15 @@ impl Memory {
         Ok(true)
     }
 
-    /// The kernel would lower the semaphore only where it finds the breakpoint.
-    fn lower(&self, at: u64) -> io::Result<()> {
+    /// Lowers a semaphore, at most to 0.
+    fn lower(&self, maps: &[Mapping<'_>], semaphore: u64, by: u16) -> io::Result<()> {
+        let mut data = maps.iter().filter(|map| map.is_data());
+        let Some(map) = data.find(|map| offsets(map).contains(&semaphore)) else { return Ok(()) };
+        let at = map.start + (semaphore - map.offset);
         let mut now = [0; 2];
         self.file.read_exact_at(&mut now, at)?;
-        if now != [0; 2] { self.file.write_all_at(&[0; 2], at) } else { Ok(()) }
+        let lowered = u16::from_ne_bytes(now).saturating_sub(by).to_ne_bytes();
+        if now == lowered { Ok(()) } else { self.file.write_all_at(&lowered, at) }
     }
 }
 

@@ -90,6 +90,55 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
     run("umount", &["-l", memory.to_str().unwrap()]);
 }
 
+#[test]
+fn a_program_that_copies_itself_copies_no_breakpoints() {
+    let place = Place::new();
+    let [path, plain, copied] = ["itself", "plain", "copied"].map(|name| place.path(name));
+    build(&path, &["-O1", "-DSEMAPHORE", "-DPAD=1"]);
+    copy(&path, &plain);
+    let text = fs::read(&plain).unwrap();
+    let selector = format!("binary: {}", path.display());
+    let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
+    exporter.wait_until_ready();
+    let mut program = Program::start(&path);
+    let before = program.say("raised");
+    assert_ne!(before, "0");
+    for _ in 0..5 {
+        program.say(&format!("copy {}", copied.display()));
+        assert!(!can_make_wait() || fs::read(&copied).unwrap() == text);
+        program.fire(20);
+    }
+    eventually("all to be counted", || foreign(&exporter, "read") >= 5.0);
+    assert_eq!((exporter.scrape().value("p_total", &[]), program.say("raised")), (100.0, before));
+    drop(exporter);
+    assert_eq!(program.say("raised"), "0", "no mapping that is gone keeps it raised");
+}
+
+/// It maps all of a library at once, before its parts; that is not to read it.
+#[test]
+fn musls_loader_is_no_reader() {
+    let place = Place::new();
+    let [source, library, program] = ["work.c", "libwork.so", "main"].map(|name| place.path(name));
+    fs::write(&source, "int v; __attribute__((noinline)) int work(int n) { return v += n; }").unwrap();
+    run("musl-gcc", &["-O1", "-shared", "-fPIC", "-o", library.to_str().unwrap(), source.to_str().unwrap()]);
+    fs::write(&source, "int work(int); int main(void) { for (int i = 0; i < 50; i++) work(i); return 0; }")
+        .unwrap();
+    run(
+        "musl-gcc",
+        &["-O1", "-o", program.to_str().unwrap(), source.to_str().unwrap(), library.to_str().unwrap()],
+    );
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: p\n  binary: {}\n  probes:\n  - function: work\n    metrics: [{{ counter: p_total }}]\n",
+        library.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    for _ in 0..3 {
+        run(program.to_str().unwrap(), &[]);
+    }
+    assert_eq!((exporter.scrape().value("p_total", &[]), foreign(&exporter, "read")), (150.0, 0.0));
+}
+
 /// The kernel lowers a semaphore only where it finds the breakpoint for which it has raised it.
 #[test]
 fn nothing_stays_raised_in_a_translated_program() {
