@@ -183,6 +183,13 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
         PassageKind::CalleeEntry => site_flag::SITE_CALLEE_ENTRY,
     }
     .0;
+    if let Some((form, to)) = &passage.target {
+        entry.flags |= site_flag::SITE_JUMP.0;
+        entry.target = target_at(form, passage.vaddr);
+        // It stays in the function wherever it leads but there.
+        let behind = to.wrapping_add(1).wrapping_sub(passage.vaddr);
+        entry.inside[0] = stretch { from: behind as i64, bytes: u64::MAX };
+    }
     Ok((at, entry))
 }
 

@@ -192,17 +192,35 @@ fn targets_at(image: &Image<'_>, vaddr: u64, size: u64) -> Vec<(u64, bool)> {
         .collect()
 }
 
-/// Whether a jump inside the function goes to the instruction that is probed. Go's do when the stack has grown, and are
-/// probed behind that.
+/// Whether a jump inside the function, or in what the compiler moved away from it, goes to the instruction that is probed. Go's do
+/// when the stack has grown, and are probed behind that.
 fn is_jumped_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
     if let Some(known) = index.jumped_to.borrow().get(&entry) {
         return *known;
     }
     let image = index.image();
     let is_jump_to_first = |(target, call): &(u64, bool)| !call && index.code().is_first(*target, entry);
-    let is = image.pclntab().is_none() && targets_at(image, entry, size).iter().any(is_jump_to_first);
+    let targets = if image.pclntab().is_some() { Vec::new() } else { targets_at(image, entry, size) };
+    let moved_away = |(target, call): &(u64, bool)| {
+        let is_outside = !call && target.wrapping_sub(entry) >= size;
+        let part =
+            index.code().around(*target).filter(|part| is_outside && !index.code().is_function(part.start));
+        part.map(|part| targets_at(image, part.start, part.end - part.start))
+    };
+    let is = targets.iter().any(is_jump_to_first)
+        || targets.iter().filter_map(moved_away).any(|part| part.iter().any(is_jump_to_first))
+        || is_switched_to(index, entry, size);
     index.jumped_to.borrow_mut().insert(entry, is);
     is
+}
+
+/// Whether a jump table of the function leads to its first instruction.
+fn is_switched_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
+    let image = index.image();
+    let is_indirect = |now: Instruction| now.flow_control() == FlowControl::IndirectBranch;
+    image.pclntab().is_none()
+        && instructions_at(image, entry, size).any(is_indirect)
+        && index.code().turns(entry, size).is_ok_and(|turns| !turns.is_empty())
 }
 
 /// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that

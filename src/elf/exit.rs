@@ -32,12 +32,14 @@ pub struct Exit {
 }
 
 /// An instruction at which the same call goes on elsewhere, which its probes must know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Passage {
     pub vaddr: u64,
     pub kind: PassageKind,
     /// The processor's condition under which it is one; None if it always is.
     pub when: Option<u8>,
+    /// Of an indirect jump: where its target is found, and the one by which it is one.
+    pub target: Option<(Form, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

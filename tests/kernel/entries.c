@@ -15,6 +15,16 @@ __asm__(".macro begin name\n.globl \\name\n.type \\name, @function\n\\name:\n.en
 	"begin nests\n endbr64\n1: push %rdi\n dec %edi\n jle 2f\n call nests\n2: pop %rdi\n shr %edi\n jne 1b\n "
 	"xor %eax, %eax\n"
 	" ret\nend nests\n"
+	/* Only the part that was moved away goes back to the first instruction. */
+	"begin thaws\n incl (%rsi)\n cmp $1, %edi\n jg thaws.cold\n mov (%rsi), %eax\n ret\nend thaws\n"
+	".pushsection .text.unlikely, \"ax\"\n .type thaws.cold, @function\nthaws.cold:\n dec %edi\n jmp thaws\n"
+	"end thaws.cold\n .popsection\n"
+	/* A jump table leads to the first instruction. */
+	"begin spreads\n movl %edi, %eax\n decl %edi\n movl %eax, %ecx\n addl %eax, (%rsi)\n jmp "
+	"*spread(,%rcx,8)\n"
+	"1: incl (%rsi)\n jmp spreads\n2: movl (%rsi), %eax\n ret\nend spreads\n"
+	".pushsection .rodata\n .balign 8\nspread:\n .quad 2b, spreads, 1b, spreads, 1b, spreads, 1b, spreads\n "
+	".popsection\n"
 	/* One thread needs no lock. */
 	"begin skips\n test $1, %edi\n je 1f + 1\n1: lock addl $2, (%rsi)\n mov (%rsi), %eax\n ret\nend skips\n"
 	/* The stack pointer is kept in a register. */
@@ -24,7 +34,7 @@ __asm__(".macro begin name\n.globl \\name\n.type \\name, @function\n\\name:\n.en
 	"keeps\n");
 
 typedef int function(int, int *);
-function locked, filled, patchable, turns, spins, nests, skips, keeps;
+function locked, filled, patchable, turns, spins, nests, thaws, spreads, skips, keeps;
 
 /* Built so that its jumps to computed places go through a thunk. */
 __attribute__((noinline)) int interprets(int n, int *sum)
@@ -55,8 +65,8 @@ int main(int argc, char **argv)
 		const char *name;
 		function *call;
 	} functions[] = {
-		{ "locked", locked }, { "filled", filled }, { "patchable", patchable },
-		{ "turns", turns },   { "spins", spins },   { "nests", nests },
+		{ "locked", locked }, { "filled", filled }, { "patchable", patchable },	  { "turns", turns },
+		{ "spins", spins },   { "nests", nests },   { "thaws", thaws },		  { "spreads", spreads },
 		{ "skips", skips },   { "keeps", keeps },   { "interprets", interprets },
 	};
 	int calls = atoi(argv[1]);

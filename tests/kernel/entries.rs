@@ -10,13 +10,26 @@ use crate::support::program::{compile, directory, run};
 use crate::support::tracer::Tracer;
 
 const SOURCE: &str = include_str!("entries.c");
-const FUNCTIONS: [&str; 10] =
-    ["locked", "filled", "patchable", "turns", "spins", "nests", "skips", "keeps", "interprets", "passes_on"];
+const FUNCTIONS: [&str; 12] = [
+    "locked",
+    "filled",
+    "patchable",
+    "turns",
+    "spins",
+    "nests",
+    "thaws",
+    "spreads",
+    "skips",
+    "keeps",
+    "interprets",
+    "passes_on",
+];
 const CALLS: u64 = 350;
 
 fn program(directory: &Path) -> PathBuf {
     // Five bytes of fill, which are one instruction, are what begins `patchable`.
-    let flags = ["-O2", "-fcf-protection=none", "-mindirect-branch=thunk"];
+    // Tables of `spreads` hold addresses.
+    let flags = ["-O2", "-fcf-protection=none", "-mindirect-branch=thunk", "-fno-pie", "-no-pie"];
     compile("gcc", "entries.c", SOURCE, &flags, directory)
 }
 

@@ -5,7 +5,7 @@ mod ways_out;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::body::{Body, Condition, Jump, JumpTable};
+use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
 use super::code::{Functions, Runtime};
 use super::exit::{NoExits, Passage, PassageKind};
 use super::names::{is_callable_fragment, is_fragment};
@@ -19,6 +19,9 @@ const PARTS_MAX: usize = 512;
 const UNCLEAR_MAX: usize = 64;
 /// The most exits of one function.
 const EXITS_MAX: usize = 512;
+/// The most entries of a jump table that are looked at.
+const ENTRIES_MAX: u64 = 512;
+
 struct Part {
     body: Body,
     /// Where the function is entered whose code it is: the one that is searched, or one that it ends in.
@@ -138,17 +141,28 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Takes in what only a jump table leads to: parts that were moved away, which are not entered by a call.
     fn switch(&mut self, number: usize) -> Result<(), NoExits> {
-        const ENTRIES: u64 = 512;
         let of = self.parts[number].of;
-        let tables: Vec<JumpTable> =
-            self.parts[number].body.indirect.iter().filter_map(|jump| jump.table).collect();
-        for table in tables {
+        let jumps: Vec<(IndirectJump, JumpTable)> = self.parts[number]
+            .body
+            .indirect
+            .iter()
+            .filter_map(|jump| Some((jump.clone(), jump.table?)))
+            .collect();
+        for (jump, table) in jumps {
             // The table ends where an entry leads to no such code.
-            let entries = (0..ENTRIES).map_while(|n| table.entry(&self.code.image, n));
+            let entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));
+            let (mut first, mut leads_inside) = (None, false);
             for to in entries.collect::<Vec<_>>() {
+                if of == self.entry && self.code.is_first(to, self.entry) {
+                    first = Some(to);
+                    continue;
+                }
                 if let Some(part) = self.parts.iter().find(|part| part.body.range.contains(&to)) {
                     match part.of == of && part.body.has_instruction(to) {
-                        true => continue,
+                        true => {
+                            leads_inside = true;
+                            continue;
+                        }
                         false => break,
                     }
                 }
@@ -165,6 +179,14 @@ impl<'s, 'a> Search<'s, 'a> {
                     }
                     _ => break,
                 }
+            }
+            // A table that leads nowhere else is one of functions.
+            if let Some(first) =
+                first.filter(|first| leads_inside && *first <= self.code.probed_entry(self.entry))
+            {
+                let target = Some((jump.target, first));
+                let passage = Passage { vaddr: jump.at, kind: PassageKind::LoopBack, when: None, target };
+                self.passages.insert(jump.at, passage);
             }
         }
         Ok(())
@@ -234,7 +256,8 @@ impl<'s, 'a> Search<'s, 'a> {
             self.take(body, of, None, false)?;
         }
         self.followed.push(target);
-        self.passages.insert(vaddr, Passage { vaddr, kind: PassageKind::CalleeEntry, when: None });
+        self.passages
+            .insert(vaddr, Passage { vaddr, kind: PassageKind::CalleeEntry, when: None, target: None });
         self.pass(jump, PassageKind::TailJump, vaddr)
     }
 
@@ -264,7 +287,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 ));
             }
         };
-        self.passages.insert(jump.at, Passage { vaddr: jump.at, kind, when });
+        self.passages.insert(jump.at, Passage { vaddr: jump.at, kind, when, target: None });
         Ok(())
     }
 

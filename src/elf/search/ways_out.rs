@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{EXITS_MAX, Part, Search};
+use super::{ENTRIES_MAX, EXITS_MAX, Part, Search};
 use crate::elf::Form;
 use crate::elf::approach::Code;
 use crate::elf::body::{Body, Condition, IndirectJump, Jump};
@@ -227,15 +227,16 @@ impl Search<'_, '_> {
         body.indirect.iter().filter(|jump| !stays(jump)).cloned().collect()
     }
 
-    /// Whether the jump's table leads into the function itself, as its first entry tells.
+    /// Whether the jump's table leads into the function itself, as the first entry tells that is not where a loop begins that the
+    /// function begins with.
     fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
         let Some(table) = jump.table else { return false };
-        let first = table.entry(&self.code.image, 0);
+        let mut entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));
+        let first = entries.find(|to| !self.code.is_first(*to, self.entry));
         let holds = |to: u64| {
-            to != self.entry
-                && self.of(of).any(|part| {
-                    part.body.has_instruction(to) && !(part.passed.is_some() && part.body.range.start == to)
-                })
+            self.of(of).any(|part| {
+                part.body.has_instruction(to) && !(part.passed.is_some() && part.body.range.start == to)
+            })
         };
         first.is_some_and(holds)
     }
