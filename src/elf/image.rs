@@ -4,6 +4,7 @@ use std::ops::Deref;
 
 use object::elf;
 
+use super::checked_code::CheckedCode;
 use super::debug::{crc32, debuglink};
 use super::headers::Headers;
 use super::pclntab::{Pclntab, is_marked};
@@ -16,6 +17,7 @@ pub struct Image<'a> {
     headers: Headers<'a>,
     debug_symbols: Option<SymbolTable<'a>>,
     pclntab: Option<Pclntab<'a>>,
+    checked: Option<CheckedCode>,
 }
 
 impl<'a> Deref for Image<'a> {
@@ -32,13 +34,14 @@ impl<'a> Image<'a> {
     /// A file without section headers is accepted (it has segments, but no notes and no symbols).
     pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let headers = Headers::parse(bytes)?;
-        Ok(Image { headers, debug_symbols: None, pclntab: Pclntab::of(&headers) })
+        let (pclntab, checked) = (Pclntab::of(&headers), CheckedCode::of(&headers));
+        Ok(Image { headers, debug_symbols: None, pclntab, checked })
     }
 
     /// Reads the headers of a file that has nothing but debug information, which dwz makes of what several files share.
     pub fn of_debug_information(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let headers = Headers::of_any_type(bytes)?;
-        Ok(Image { headers, debug_symbols: None, pclntab: None })
+        Ok(Image { headers, debug_symbols: None, pclntab: None, checked: None })
     }
 
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
@@ -54,7 +57,8 @@ impl<'a> Image<'a> {
         if self.arch() != debug.arch() || !same {
             return Err(SiteError::OtherBuild);
         }
-        Ok(Image { debug_symbols: SymbolTable::of(debug, elf::SHT_SYMTAB), ..self })
+        let checked = self.checked.or_else(|| CheckedCode::of(debug));
+        Ok(Image { debug_symbols: SymbolTable::of(debug, elf::SHT_SYMTAB), checked, ..self })
     }
 
     /// Adds the symbols that the program carries in itself, compressed; `embedded` is what
@@ -67,6 +71,11 @@ impl<'a> Image<'a> {
     /// to it names the other functions.
     pub fn is_stripped(&self) -> bool {
         self.debug_symbols.is_none() && self.section_of_type(elf::SHT_SYMTAB).is_none()
+    }
+
+    /// Whether the program checks the code there when it starts, so that it must not be changed.
+    pub(super) fn is_checked(&self, vaddr: u64) -> bool {
+        self.checked.is_some_and(|code| code.holds(vaddr))
     }
 
     /// The table that names a Go program's functions.

@@ -65,6 +65,8 @@ pub enum Convention {
     Unknown,
 }
 
+const CHECKED: &str = "the program may check this code by a checksum when it starts (FIPS 140), and ends if a breakpoint is in it";
+
 impl Site {
     /// What a hit here costs the traced program.
     pub fn cost(&self) -> Cost {
@@ -75,7 +77,11 @@ impl Site {
     pub(crate) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
         let code = image.code_at(vaddr, LOOK_AT)?;
         let (offset, is_writable) = image.code_offset(vaddr)?;
-        let shape = if is_writable { SiteShape::Writable } else { SiteShape::of(image.arch(), code) };
+        let shape = match SiteShape::of(image.arch(), code) {
+            _ if is_writable => SiteShape::Writable,
+            _ if image.is_checked(vaddr) => SiteShape::Harmful(CHECKED),
+            shape => shape,
+        };
         Some(Site { offset, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })
     }
 }
