@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::config::model::{ArgKind, IntType};
 use crate::elf::{
-    Arch, ArgForm, Convention, FormError, FunctionSite, Parameter, ParameterPlace, Parameters, Pointee, Site,
-    SymbolIndex, ValueType, parse_args,
+    Arch, ArgForm, Convention, FormError, FunctionResult, FunctionSite, Parameter, ParameterPlace,
+    Parameters, Pointee, Site, SymbolIndex, ValueType, parse_args,
 };
 use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
@@ -189,6 +189,29 @@ fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
             is("text")
         }
         (kind, _) if kind.is_text() && !is_wide => is("what is at an address"),
+        _ => None,
+    }
+}
+
+/// Where what is read of a function's result is not what it returns: a sentence that ends before the function's name.
+pub(crate) fn contradicted_result(value: &ValuePlan, result: &FunctionResult) -> Option<String> {
+    let ValueSource::Retval(asked) = value.source else { return None };
+    let declared = &result.declared;
+    match (asked, result.value) {
+        _ if declared == "void" => Some(
+            "retval means nothing where the function returns nothing, as debug information says".to_string(),
+        ),
+        _ if !result.in_register => Some(format!(
+            "retval means nothing where the result is in no general register, as a `{declared}` by debug information"
+        )),
+        (Some(asked), ValueType::Integer { bytes, signed })
+            if (asked.bytes, asked.signed) != (bytes, signed) =>
+        {
+            Some(format!("retval is read as {}, but it is `{declared}` by debug information", word_of(asked)))
+        }
+        (Some(asked), ValueType::Address(_)) if asked.bytes != 8 => {
+            Some(format!("retval is read as {}, but it is `{declared}` by debug information", word_of(asked)))
+        }
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use crate::abi::{site, site_flag};
 use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
-use crate::elf::{Convention, FunctionSite, Parameters, Site, SymbolIndex};
+use crate::elf::{Convention, FunctionResult, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Hook, Pairing, ProbePlan, ValueSource};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
 use crate::unusable::{UnusableSite, unusable_reason};
@@ -29,6 +29,8 @@ pub(crate) struct ProbePlace {
     pub is_exit: bool,
     /// What debug information tells of the function's arguments.
     pub parameters: Option<Parameters>,
+    /// What it tells of the function's result, where that is read.
+    pub result: Option<FunctionResult>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,8 @@ pub(crate) struct FoundPlaces {
 impl ProbePlace {
     pub fn of_usdt(at: Site) -> Self {
         let (offset, name) = (at.offset, format!("offset {:#x}", at.offset));
-        Self { at, entry: site::default(), function: 0, name, offset, is_exit: false, parameters: None }
+        let (entry, is_exit) = (site::default(), false);
+        Self { at, entry, function: 0, name, offset, is_exit, parameters: None, result: None }
     }
 }
 
@@ -90,6 +93,8 @@ pub(crate) fn places_in(
             }
         }
         let number = name(&display);
+        let result = if reads_result(probe) { index.parameters(&function) } else { None };
+        let result = result.and_then(|parameters| parameters.result);
         if is_return && probe.returns_by == ReturnsBy::Exits {
             found.places.extend(left.into_iter().map(|(at, exit)| ProbePlace {
                 at,
@@ -99,6 +104,7 @@ pub(crate) fn places_in(
                 offset: function.site.offset,
                 is_exit: true,
                 parameters: None,
+                result: result.clone(),
             }));
         } else {
             let offset = function.site.offset;
@@ -125,6 +131,7 @@ pub(crate) fn places_in(
                 offset,
                 is_exit: true,
                 parameters: None,
+                result: None,
             }));
             let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
             found.places.push(ProbePlace {
@@ -135,6 +142,7 @@ pub(crate) fn places_in(
                 offset,
                 is_exit: false,
                 parameters,
+                result,
             });
         }
     }
@@ -142,6 +150,10 @@ pub(crate) fn places_in(
         found.remarks.extend(exits.notes());
     }
     found
+}
+
+fn reads_result(probe: &ProbePlan) -> bool {
+    probe.values.iter().any(|value| matches!(value.source, ValueSource::Retval(_)))
 }
 
 enum Traced {

@@ -152,6 +152,12 @@ impl Checker<'_> {
                 "  note: {reason}; types of arguments and inlined copies may be unknown for that\n"
             ));
         }
+        if index.debug_info().is_none() && index.debug_info_lacks().is_empty() {
+            self.text.push_str(
+                "  note: without debug information it is unknown which functions are inlined into their callers, too; inlined \
+                 calls are not counted\n",
+            );
+        }
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {
             let Point::Function(name) = &probe.point else { continue };
             let copies = if reported.insert(name) { index.inlined_copies(name) } else { 0 };
@@ -240,6 +246,13 @@ impl Checker<'_> {
             {
                 arguments(&probe.values, &resolved.untyped)
                     .for_each(|note| table.line(format!("note: {note}")));
+            }
+            if let Some(Ok(Resolved { untyped_result: true, .. })) = &resolved {
+                table.line(
+                    "note: retval is read as a signed 64-bit integer; for C's int write `returns: i32`, for unsigned \
+                     `returns: u32`"
+                        .to_string(),
+                );
             }
             let warnings = resolved.iter().flatten().flat_map(|resolved| &resolved.warnings);
             warnings.for_each(|warning| table.line(format!("warning: {warning}")));

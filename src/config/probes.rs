@@ -41,7 +41,8 @@ pub static PROBE: Section = Section {
             Schema::Either(&[Schema::Text, Schema::Integer(0, i64::MAX)]),
             "A function: its name, a glob (`SSL_*`), `NAME+0x10`, or a file offset (`0x1234`).",
         ),
-        Key::new("returns", Schema::Words(|| words(INTEGERS)), "Type of the return value.").or("i64"),
+        Key::new("returns", Schema::Words(|| words(INTEGERS)), "Type of the return value.")
+            .or("as debug information says, else i64"),
         Key::new(
             "returns_by",
             Schema::Words(|| words(RETURNS_BY)),

@@ -10,7 +10,7 @@ use super::names::{
     literal_words,
 };
 use super::parameters::{Parameters, parameters};
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Kind, Symbol, versioned};
 use super::symbols::{relocated, symbols};
 use super::{
     Convention, DebugInfo, FunctionSite, Functions, Image, NonLocalExit, go_binary, non_local_exits,
@@ -151,10 +151,10 @@ impl<'a> SymbolIndex<'a> {
         if function.convention != Convention::SystemV || !function.at_entry {
             return None;
         }
-        let name = function.name.split('@').next().unwrap_or_default();
+        let (name, _) = versioned(&function.name);
         let mut symbols = self.functions_at(function.entry).peekable();
         let is_local = symbols.peek().is_some() && !symbols.any(|symbol| symbol.global);
-        parameters(self.debug_info()?, function.entry, name, is_local)
+        parameters(self.debug_info()?, &self.image, function.entry, name, is_local)
     }
 
     fn read_debug_info(&self) -> Option<&Result<DebugInfo<'a>, &'static str>> {

@@ -2,12 +2,16 @@
 //!
 //! Words are counted as C passes whole numbers and addresses: the six general registers in their order, then those on the stack.
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use gimli::{DebugInfoOffset, Operation, Register, Unit};
 
+use super::Image;
 use super::debug_info::{DebugInfo, Finder, Node, Slice};
 use super::names::{CloneKind, clone_of, parameter_count};
+use super::stored_arguments::stored_arguments;
 use super::types::{ArgumentWords, Passed, Pointee, REGISTERS, ValueType, passed, value, written};
 
 /// What a function takes.
@@ -16,6 +20,18 @@ pub struct Parameters {
     pub all: Vec<Parameter>,
     /// How many words it takes; None if that is not known, or it takes as many as its caller likes.
     pub words: Option<usize>,
+    /// What it returns; None if that is not known.
+    pub result: Option<FunctionResult>,
+}
+
+/// What a function returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionResult {
+    /// Its type as the source writes it; `void` for nothing.
+    pub declared: String,
+    pub value: ValueType,
+    /// Whether it, or the first word of it, is in `%rax`.
+    pub in_register: bool,
 }
 
 /// One parameter.
@@ -59,6 +75,7 @@ impl Parameter {
 /// The parameters of the function that begins at `entry` and has this symbol, which is `is_local` if no other file can call it.
 pub(super) fn parameters<'d>(
     debug_info: &'d DebugInfo<'_>,
+    image: &'d Image<'d>,
     entry: u64,
     symbol: &'d str,
     is_local: bool,
@@ -70,7 +87,8 @@ pub(super) fn parameters<'d>(
     // With optimisation while linking, what the source exports may be local after all.
     let is_external =
         !is_local && finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
-    Reader { finder, symbol, function, entry, is_external, is_changed }.read(origin)
+    let stored = OnceCell::new();
+    Reader { finder, image, symbol, function, entry, is_external, is_changed, stored }.read(origin)
 }
 
 /// The description that is meant: functions may have been folded into one.
@@ -114,6 +132,8 @@ struct Found {
     is_declared: bool,
     /// Nothing is told of it, not even for later instructions.
     is_untold: bool,
+    /// It is at one distance from the frame pointer as long as the function runs, as without optimisation.
+    is_on_frame: bool,
 }
 
 impl Found {
@@ -129,6 +149,21 @@ fn tells_types(unit: &Unit<Slice<'_>>) -> bool {
         .any(|tag| matches!(tag, gimli::DW_TAG_base_type | gimli::DW_TAG_formal_parameter))
 }
 
+/// Takes away the words that parameters have by their declaration behind the last one that was found in those. Without optimisation
+/// Clang does not describe an unused parameter that is passed as its address, and only the symbol of a C++ function tells how many
+/// there are. With it all are described, though nothing may be told of where one is.
+fn drop_unconfirmed(all: &mut [Parameter], found: &[Found]) {
+    let is_confirmed = |(parameter, found): (&Parameter, &Found)| {
+        parameter.first().is_some() && parameter.first() == found.first()
+    };
+    let confirmed = all.iter().zip(found).rposition(is_confirmed).map_or(0, |last| last + 1);
+    for (parameter, found) in all.iter_mut().zip(found).skip(confirmed) {
+        if found.known.is_none() && found.is_on_frame && parameter.first().is_some() {
+            parameter.words = None;
+        }
+    }
+}
+
 /// Whether more follow, of any type.
 fn is_open(child: &Node<'_>) -> bool {
     child.entry.tag() == gimli::DW_TAG_unspecified_parameters
@@ -136,12 +171,15 @@ fn is_open(child: &Node<'_>) -> bool {
 
 struct Reader<'d> {
     finder: Finder<'d>,
+    image: &'d Image<'d>,
     symbol: &'d str,
     function: Node<'d>,
     entry: u64,
     is_external: bool,
     /// The symbol says that arguments may be missing.
     is_changed: bool,
+    /// See [`stored_arguments`].
+    stored: OnceCell<HashMap<i64, usize>>,
 }
 
 impl<'d> Reader<'d> {
@@ -156,6 +194,7 @@ impl<'d> Reader<'d> {
         let mut words = ArgumentWords::of(finder, &self.function, declared)?;
         words.is_open = finder.children(declared).iter().any(is_open);
         words.is_lost |= words.is_cpp && self.is_incomplete(&taken);
+        let result = self.result(declared, &words);
         let mut all = Vec::new();
         let mut found = Vec::new();
         for child in taken {
@@ -165,8 +204,10 @@ impl<'d> Reader<'d> {
             if here.is_none() && origin.is_some() && child.is_set(gimli::DW_AT_artificial) {
                 continue;
             }
-            let known = here.and_then(|here| self.known(here));
-            let how = match passed(finder, kind.clone(), words.is_cpp) {
+            let how = passed(finder, kind.clone(), words.is_cpp);
+            let stored = || self.stored(here?, how);
+            let known = here.and_then(|here| self.known(here)).or_else(stored);
+            let how = match how {
                 // It is here itself, or its address is, whatever its class says.
                 Passed::ByReference | Passed::Unknown if matches!(known, Some(EntryLocation::Words(..))) => {
                     passed(finder, kind.clone(), false)
@@ -187,10 +228,37 @@ impl<'d> Reader<'d> {
                 words: declared.or_else(|| known?.words()),
                 place: ParameterPlace::AsDeclared,
             });
-            found.push(Found { known, is_declared, is_untold: !here.is_some_and(is_told) });
+            let is_untold = !here.is_some_and(is_told);
+            let is_on_frame = here.is_some_and(|here| self.on_frame(here).is_some());
+            found.push(Found { known, is_declared, is_untold, is_on_frame });
+        }
+        if words.is_cpp && !self.is_by_gcc() && parameter_count(self.symbol).is_none() {
+            drop_unconfirmed(&mut all, &found);
         }
         self.place(&mut all, &found);
-        Some(Parameters { all, words: words.count() })
+        Some(Parameters { all, words: words.count(), result })
+    }
+
+    fn result(&self, declared: &Node<'d>, words: &ArgumentWords) -> Option<FunctionResult> {
+        let finder = &self.finder;
+        let typed =
+            finder.declarations(declared.clone()).find(|at| at.entry.attr(gimli::DW_AT_type).is_some());
+        let Some(typed) = typed else {
+            let void =
+                FunctionResult { declared: "void".to_owned(), value: ValueType::Other, in_register: false };
+            return words.is_c.then_some(void);
+        };
+        let kind = finder.follow(&typed, gimli::DW_AT_type)?;
+        let value = value(finder, Some(kind.clone()));
+        let in_register = match passed(finder, Some(kind), words.is_cpp) {
+            Passed::Registers { general, .. } => general > 0,
+            Passed::Stack { in_x87, .. } => !in_x87,
+            Passed::Nothing => false,
+            Passed::Wide | Passed::ByReference | Passed::Unknown => true,
+        };
+        // Of other languages no convention is taken for granted, but that whole numbers are in a register.
+        let is_known = words.is_c || matches!(value, ValueType::Integer { .. });
+        is_known.then(|| FunctionResult { declared: written(finder, &typed), value, in_register })
     }
 
     /// The entries of parameters below a function's.
@@ -288,6 +356,28 @@ impl<'d> Reader<'d> {
         None
     }
 
+    /// The words that are stored where the parameter is once the function's own code runs.
+    fn stored(&self, parameter: &Node<'d>, how: Passed) -> Option<EntryLocation> {
+        let Passed::Registers { general: count @ 1.., vector: 0, .. } = how else { return None };
+        let offset = self.on_frame(parameter)?;
+        let stored = self.stored.get_or_init(|| stored_arguments(self.image, self.entry));
+        stored.get(&offset).map(|word| EntryLocation::Words(*word, count))
+    }
+
+    /// How far the parameter is from the frame pointer, once that is set.
+    fn on_frame(&self, parameter: &Node<'d>) -> Option<i64> {
+        let expression = parameter.entry.attr(gimli::DW_AT_location)?.exprloc_value()?;
+        let mut operations = expression.operations(parameter.unit.encoding());
+        let (Operation::FrameOffset { offset }, None) =
+            (operations.next().ok()??, operations.next().ok().flatten())
+        else {
+            return None;
+        };
+        let base = self.function.entry.attr(gimli::DW_AT_frame_base)?.exprloc_value()?;
+        let base = base.operations(parameter.unit.encoding()).next().ok()??;
+        matches!(base, Operation::Register { register: FRAME_POINTER }).then_some(offset)
+    }
+
     fn evaluated(
         &self,
         parameter: &Node<'d>,
@@ -335,13 +425,16 @@ impl<'d> Reader<'d> {
         let above = match base.operations(parameter.unit.encoding()).next().ok()?? {
             Operation::CallFrameCFA => offset,
             // The frame pointer, once it is set: above it are its old value and the return address.
-            Operation::Register { register: Register(6) } => offset.checked_sub(16)?,
+            Operation::Register { register: FRAME_POINTER } => offset.checked_sub(16)?,
             _ => return None,
         };
         let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
         Some(REGISTERS + above / 8)
     }
 }
+
+/// DWARF's number of `%rbp`.
+const FRAME_POINTER: Register = Register(6);
 
 /// Whether the instance tells of a parameter's value anywhere.
 fn is_told(here: &Node<'_>) -> bool {

@@ -173,8 +173,8 @@ pub enum ValueSource {
     Cmdline,
     /// When the probe was hit, by the kernel's clock.
     Time,
-    /// What the function returns.
-    Retval(IntType),
+    /// What the function returns; None if that is for debug information to say.
+    Retval(Option<IntType>),
     /// Nanoseconds since the span's start.
     Duration,
     /// What the span's start kept, by number.

@@ -294,8 +294,8 @@ impl Scope<'_> {
                 (ValueSource::Duration, int, Unit::Nanoseconds)
             }
             ("retval", Some(late)) if late.is_return => {
-                let returns = self.probe.returns.unwrap_or(WORD);
-                (ValueSource::Retval(returns), ValueKind::Arg(ArgKind::Int(Some(returns))), Unit::None)
+                let returns = self.probe.returns;
+                (ValueSource::Retval(returns), ValueKind::Arg(ArgKind::Int(returns)), Unit::None)
             }
             ("function", _) if is_function => (ValueSource::Function, ValueKind::Function, Unit::None),
             ("caller", None) if is_function => {

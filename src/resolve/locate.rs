@@ -6,7 +6,7 @@ use super::ResolveError;
 use crate::abi::{location, location_op};
 use crate::arguments::name;
 use crate::config::model::{ArgKind, IntType};
-use crate::elf::{ArgForm, Form, FormError, Reg, Site};
+use crate::elf::{ArgForm, Form, FormError, FunctionResult, Reg, Site, ValueType};
 use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
 /// Places in the x86-64 `struct pt_regs`.
@@ -16,8 +16,20 @@ const STACK_POINTER: u8 = 19;
 const NO_REGISTER: u8 = u8::MAX;
 
 /// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
-/// says how wide it is.
-pub(super) fn narrowed(value: &ValuePlan, is_function: bool) -> Cow<'_, ValuePlan> {
+/// says how wide it is. A result is as wide as debug information says, if the configuration does not.
+pub(super) fn narrowed<'v>(
+    value: &'v ValuePlan,
+    is_function: bool,
+    result: Option<&FunctionResult>,
+) -> Cow<'v, ValuePlan> {
+    if let (ValueSource::Retval(None), Some(result)) = (&value.source, result) {
+        let source = ValueSource::Retval(match result.value {
+            ValueType::Integer { bytes, signed } => Some(IntType { bytes, signed }),
+            ValueType::Address(_) => Some(IntType { bytes: 8, signed: false }),
+            ValueType::Other => None,
+        });
+        return Cow::Owned(ValuePlan { source, ..value.clone() });
+    }
     match value.kind {
         ValueKind::Arg(ArgKind::Bool) if is_function => {
             let kind = ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 1, signed: false })));
@@ -33,6 +45,7 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
         ValueSource::Arg(index) => return locate_argument(site, value, index),
         ValueSource::Field { index, offset } => return locate_field(site, value, index, offset),
         ValueSource::Retval(kind) => {
+            let kind = kind.unwrap_or(IntType { bytes: 8, signed: true });
             (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
             location_op::LOC_REGISTER
         }

@@ -2,17 +2,19 @@
 
 mod locate;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::abi::{site, site_flag};
-use crate::arguments::{contradictions, described, in_word, listed, position, suggestions};
+use crate::arguments::{
+    contradicted_result, contradictions, described, in_word, listed, position, suggestions,
+};
 use crate::config::model::{Point, ReturnsBy};
 use crate::elf::{
-    ArgForm, Cost, FormError, Parameters, SharedSemaphore, Site, SiteError, SiteShape, SymbolIndex,
-    usdt_sites,
+    ArgForm, Cost, FormError, FunctionResult, Parameters, SharedSemaphore, Site, SiteError, SiteShape,
+    SymbolIndex, usdt_sites,
 };
 use crate::places::{FoundPlaces, ProbePlace, places_in};
-use crate::plan::{Hook, Plan, ProbePlan};
+use crate::plan::{Hook, Plan, ProbePlan, ValueSource};
 use crate::unusable::{UnusableSite, reasons, unusable_reason};
 use locate::{locate, narrowed};
 
@@ -24,6 +26,8 @@ pub struct Resolved {
     pub arguments: Vec<Vec<String>>,
     /// Positions of arguments whose types are not known at every site.
     pub untyped: BTreeSet<usize>,
+    /// Whether some function's result is read as 64 bits because nothing says what it is.
+    pub untyped_result: bool,
     /// Those that no probe is set at: one bad site costs only that site.
     pub unusable: Vec<UnusableSite>,
     /// What the user should know of the sites' choice.
@@ -128,13 +132,13 @@ pub fn resolve(
     let mut sites = Vec::with_capacity(found.places.len());
     let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;
-    let mut untyped = BTreeSet::new();
+    let (mut untyped, mut untyped_result) = (BTreeSet::new(), false);
     let mut typed = Typed::default();
     let mut not_used = found.unusable;
     let mut unreadable = None;
-    'places: for ProbePlace { at, entry, function, name, offset: function_offset, is_exit, parameters } in
-        found.places
-    {
+    'places: for place in found.places {
+        let ProbePlace { at, entry, function, name, offset: function_offset, is_exit, parameters, result } =
+            place;
         if let Some(reason) = unusable_reason(&at) {
             not_used.push(UnusableSite { name, reason });
             continue;
@@ -155,7 +159,8 @@ pub fn resolve(
         let is_turn = entry.flags & site_flag::SITE_LOOP_HEAD.0 != 0 && is_exit;
         let values = if is_turn { &[][..] } else { &probe.values };
         for (n, (to, value)) in entry.values.iter_mut().zip(values).enumerate() {
-            *to = match locate(&at, &narrowed(value, is_function), function) {
+            untyped_result |= value.source == ValueSource::Retval(None) && result.is_none();
+            *to = match locate(&at, &narrowed(value, is_function, result.as_ref()), function) {
                 Ok(location) => location,
                 // Copies of a function may lack an argument.
                 Err(err) if is_function => {
@@ -175,6 +180,9 @@ pub fn resolve(
             }
         }
         typed.add(probe, parameters.as_ref());
+        if let Some(result) = &result {
+            typed.add_result(probe, &name, result);
+        }
         let places = places_of(&at, parameters.as_ref());
         if is_function && !is_turn && !arguments.contains(&places) {
             arguments.push(places);
@@ -195,6 +203,7 @@ pub fn resolve(
     if sites.is_empty() {
         return Err(unreadable.unwrap_or(ResolveError::NoneFit(not_used)));
     }
+    found.warnings.extend(typed.warnings_of_results());
     found.remarks.extend(typed.notes);
     found.warnings.extend(typed.warnings);
     if sites.iter().any(|site| site.shared_semaphore.is_some()) {
@@ -205,6 +214,7 @@ pub fn resolve(
         unusable: not_used,
         arguments,
         untyped,
+        untyped_result,
         remarks: found.remarks,
         warnings: found.warnings,
         unsigned,
@@ -216,9 +226,30 @@ pub fn resolve(
 struct Typed {
     notes: Vec<String>,
     warnings: BTreeSet<String>,
+    /// Functions whose result is not what is read, by what is wrong.
+    results: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Typed {
+    fn add_result(&mut self, probe: &ProbePlan, name: &str, result: &FunctionResult) {
+        for value in &probe.values {
+            if let Some(wrong) = contradicted_result(value, result) {
+                self.results.entry(wrong).or_default().insert(name.to_string());
+            }
+        }
+    }
+
+    fn warnings_of_results(&self) -> impl Iterator<Item = String> {
+        self.results.iter().map(|(wrong, names)| {
+            let named: Vec<&str> = names.iter().take(LISTED_RESULTS).map(String::as_str).collect();
+            let more = match names.len().saturating_sub(LISTED_RESULTS) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!("{wrong}: {}{more}", named.join(", "))
+        })
+    }
+
     fn add(&mut self, probe: &ProbePlan, parameters: Option<&Parameters>) {
         let Some(parameters) = parameters else { return };
         if self.notes.is_empty() {
@@ -254,6 +285,9 @@ fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
         }
     }
 }
+
+/// Functions that a warning of their results names.
+const LISTED_RESULTS: usize = 4;
 
 /// Why neither end of a span is set at a place: two names may mean the same code.
 const SAME_PLACE: &str = "the span's other end is at the same instruction (two names of one function, or two functions \

@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use exporter::elf::{Image, SymbolIndex};
+use exporter::resolve::resolve;
+
 use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
@@ -63,6 +66,115 @@ fn arguments_are_as_wide_as_debug_information_says() {
         // Whether or not the compiler leaves out what is the same at each call.
         for n in ["-1", "-2", "-3"] {
             is(&format!(r#"copied_total{{mode="3",n="{n}"}}"#), "2");
+        }
+    }
+}
+
+const DROPPED: &str = r#"
+struct Held { int v; Held(int n) : v(n) {} Held(const Held &other) : v(other.v) {} ~Held() {} };
+struct Pair { long a, b; };
+volatile long sink;
+extern "C" {
+#define KEPT __attribute__((noinline))
+KEPT void drops(bool a, Held, long b, unsigned char c, Pair p, int d) { sink += a + b + c + p.b + d; }
+KEPT void takes(Held h, short a, long b) { sink += h.v + a + b; }
+}
+int main(int argc, char **) {
+	volatile long far = 1L << 40;
+	for (volatile int i = 0; i < 3; i++) {
+		drops(true, Held(argc), far + 1, 200, Pair{far, far}, -3);
+		takes(Held(argc), -2, far + 2);
+	}
+}
+"#;
+
+/// Without optimisation Clang does not describe an unused parameter that is passed as its address. Whatever else is at its position
+/// is not taken for it.
+#[test]
+fn a_parameter_that_is_not_described_does_not_move_the_others() {
+    for (compiler, flags) in [("clang++-14", ["-O0", "-std=c++17"]), ("clang++-14", ["-O2", "-std=c++17"])] {
+        let directory = directory();
+        let flags = [&flags[..], &["-g"]].concat();
+        let binary = compile(compiler, "drops.cc", DROPPED, &flags, directory.path());
+        let tracer = Tracer::start(&format!(
+            "node_name: test\ntargets:\n- name: drops\n  binary: {}\n  probes:\n  - function: drops\n    args: {{ a: 0, b: 2, \
+             c: 3, d: 6 }}\n    metrics: [{{ counter: drops_total, labels: {{ a: a, b: b, c: c, d: d }} }}]\n  - function: \
+             takes\n    args: {{ a: 1, b: 2 }}\n    metrics: [{{ counter: takes_total, labels: {{ a: a, b: b }} }}]\n",
+            binary.display()
+        ));
+        assert!(Command::new(&binary).status().unwrap().success());
+        let series = tracer.render();
+        for name in [
+            r#"drops_total{a="1",b="1099511627777",c="200",d="-3"}"#,
+            r#"takes_total{a="-2",b="1099511627778"}"#,
+        ] {
+            assert_eq!(series.get(name).map(String::as_str), Some("3"), "{flags:?}: {series:#?}");
+        }
+    }
+}
+
+const RETURNING: &str = r#"
+#include <stdlib.h>
+#define KEPT __attribute__((noinline))
+volatile long sink;
+KEPT int negates(int n) { sink++; return -n; }
+KEPT signed char cuts(int n) { sink++; return n; }
+KEPT unsigned long adds(long n) { sink++; return n - 1; }
+KEPT const char *names(int n) { sink++; return n ? "" : 0; }
+KEPT void gives_nothing(int n) { sink += n; }
+KEPT double gives_double(int n) { sink += n; return n; }
+int main(void) {
+	for (volatile int i = 0; i < 3; i++) {
+		negates(5);
+		cuts(0x1ff);
+		adds(0);
+		names(0);
+		gives_nothing(1);
+		gives_double(2);
+	}
+	return 0;
+}
+"#;
+
+/// A result is as wide as debug information says, and where it is nowhere that is told.
+#[test]
+fn results_are_as_wide_as_debug_information_says() {
+    for (compiler, flags) in [("gcc", "-O0"), ("gcc", "-O2"), ("clang-14", "-O2")] {
+        let directory = directory();
+        let binary = compile(compiler, "returning.c", RETURNING, &[flags, "-g"], directory.path());
+        let mut yaml = format!(
+            "node_name: test\ntargets:\n- name: returning\n  binary: {}\n  probes:\n",
+            binary.display()
+        );
+        for name in ["negates", "cuts", "adds", "names", "gives_nothing", "gives_double"] {
+            yaml += &format!(
+                "  - function: {name}\n    metrics: [{{ counter: {name}_total, labels: {{ result: retval }} }}]\n"
+            );
+        }
+        let tracer = Tracer::start(&yaml);
+        assert!(Command::new(&binary).status().unwrap().success());
+        let series = tracer.render();
+        for name in [
+            r#"negates_total{result="-5"}"#,
+            r#"cuts_total{result="-1"}"#,
+            r#"adds_total{result="18446744073709551615"}"#,
+            r#"names_total{result="0"}"#,
+        ] {
+            assert_eq!(series.get(name).map(String::as_str), Some("3"), "{compiler} {flags}: {series:#?}");
+        }
+        let bytes = std::fs::read(&binary).unwrap();
+        let index = SymbolIndex::of(&Image::parse(&bytes).unwrap());
+        let warnings = |name: &str| {
+            let name = format!("{name}:return");
+            let probe = tracer.plan.probes.iter().position(|probe| probe.name == name).unwrap();
+            resolve(&index, probe as u32, &tracer.plan, &mut |_| 0).unwrap().warnings
+        };
+        for name in ["negates", "cuts", "adds", "names"] {
+            assert_eq!(warnings(name), [""; 0], "{compiler} {flags}: {name}");
+        }
+        for name in ["gives_nothing", "gives_double"] {
+            let warnings = warnings(name);
+            assert!(warnings.iter().any(|text| text.starts_with("retval means nothing")), "{warnings:?}");
         }
     }
 }

@@ -13,6 +13,8 @@ const VECTOR_REGISTERS: usize = 8;
 /// Gives out words as the System V calling convention does.
 #[derive(Debug)]
 pub(in crate::elf) struct ArgumentWords {
+    /// C or C++.
+    pub is_c: bool,
     pub is_cpp: bool,
     general: usize,
     vector: usize,
@@ -31,8 +33,9 @@ impl ArgumentWords {
         if !is_c {
             (is_c, is_cpp) = language(declared);
         }
+        let is_lost = !is_c;
         let mut words =
-            ArgumentWords { is_cpp, general: 0, vector: 0, stack: 0, is_lost: !is_c, is_open: false };
+            ArgumentWords { is_c, is_cpp, general: 0, vector: 0, stack: 0, is_lost, is_open: false };
         let declarations = || finder.declarations(declared.clone());
         let returned = declarations().find_map(|at| finder.follow(&at, gimli::DW_AT_type));
         let has_type = declarations().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
