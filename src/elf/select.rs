@@ -6,7 +6,7 @@ use super::copies::{drop_chained, listed, remarks_on, remarks_on_each};
 use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Kind, Symbol, versioned};
 use super::{Image, SiteError, SymbolIndex, golang};
 
 /// The functions that a pattern means.
@@ -72,14 +72,6 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     }
     drop_chained(index, &mut found, &mut left_out);
     Ok(Selected { by_address: without_wrappers(index.image(), found), exact: false, left_out })
-}
-
-/// A name and its version, as `nm` writes both: `memcpy@@GLIBC_2.14`.
-fn versioned(pattern: &str) -> (&str, Option<&str>) {
-    match pattern.split_once('@') {
-        Some((name, version)) if !name.is_empty() => (name, Some(version.trim_start_matches('@'))),
-        _ => (pattern, None),
-    }
 }
 
 /// The functions of a symbol's name; None if there is no such symbol.

@@ -1,13 +1,15 @@
 //! Files that linkers, compilers and packers make otherwise than usual.
 //!
-//! Needs `cc` and `g++`.
+//! Needs `cc`, `clang-14` and `g++`.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, notes};
 
-use crate::support::program::compile_kept as compile;
+use crate::assembly::library;
+use crate::support::names::listed_names_are_accepted;
+use crate::support::program::{compile_kept as compile, directory};
 
 fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
@@ -103,4 +105,44 @@ fn long_names_are_names() {
     let path = compile("names-long", "cc", &source, &["-O0"]);
     let bytes = fs::read(&path).unwrap();
     assert_eq!(offsets(&Image::parse(&bytes).unwrap(), &name).len(), 1);
+}
+
+/// Names of Crystal's methods have what looks like a version in them: which class they are inherited from.
+#[test]
+fn an_at_sign_in_a_name_is_no_version() {
+    let [push, pop] =
+        ["push<Int32>:Array(Int32)", "pop:Int32"].map(|method| format!("*Array(Int32)@Array(T)#{method}"));
+    let source = format!(
+        "static __attribute__((noinline)) int push(int) __asm__(\"{push}\"); static __attribute__((noinline)) int pop(int) \
+         __asm__(\"{pop}\"); static int push(int n) {{ return n * 3; }} static int pop(int n) {{ return n * 5; }}\n\
+         int main(int argc, char **argv) {{ (void)argv; return push(argc) + pop(argc) == 0; }}"
+    );
+    let path = compile("names-at", "clang-14", &source, &["-O1"]);
+    listed_names_are_accepted(&path, 3);
+    let bytes = fs::read(&path).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    assert_eq!([&push, &pop].map(|name| offsets(&image, name).len()), [1, 1]);
+    assert_ne!(offsets(&image, &push), offsets(&image, &pop));
+    assert_eq!(offsets(&image, "?Array(Int32)@*").len(), 2);
+}
+
+/// Cryptographic modules by FIPS 140 compare their code with a checksum when they start.
+#[test]
+fn code_that_checks_itself_is_left_alone() {
+    let of_boringssl = "aws_lc_0_1_BORINGSSL_bcm_text_start:\nbegin inside\n mov %edi, %eax\n ret\nend inside\n\
+                        aws_lc_0_1_BORINGSSL_bcm_text_end:\nbegin outside\n mov %edi, %eax\n ret\nend outside\n";
+    let of_go = "inside_from:\nbegin inside\n mov %edi, %eax\n ret\nend inside\ninside_to:\nbegin outside\n mov %edi, %eax\n ret\n\
+                 end outside\n.section .go.fipsinfo, \"aw\"\n.zero 48\n.quad 0, inside_from, inside_to\n";
+    for code in [of_boringssl, of_go] {
+        let directory = directory();
+        let bytes = fs::read(library(directory.path(), code)).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let reason = |name: &str| {
+            let sites = function_sites(&image, name).unwrap();
+            assert_eq!(sites.len(), 1, "{name}");
+            sites[0].site.shape.unprobeable()
+        };
+        assert!(reason("inside").is_some_and(|reason| reason.contains("FIPS 140")), "{code}");
+        assert_eq!(reason("outside"), None, "{code}");
+    }
 }

@@ -26,17 +26,27 @@ pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
     }
     let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
     let mut kind = None;
-    for suffix in suffixes.split('.') {
+    let mut suffixes = suffixes.split('.').peekable();
+    while let Some(suffix) = suffixes.next() {
+        let is_numbered = suffixes.peek().is_some_and(|next| is_number(next));
         let found = match suffix {
-            "cold" | "part" | "__part" | "eh" => CloneKind::Fragment,
+            "cold" | "eh" => CloneKind::Fragment,
+            "localalias" => CloneKind::Renamed,
+            number if is_number(number) => continue,
+            // A function of Go may be called so.
+            _ if !is_numbered => return None,
+            "part" | "__part" => CloneKind::Fragment,
             "isra" | "constprop" | "specialized" => CloneKind::Specialised,
-            "lto_priv" | "llvm" | "__uniq" | "localalias" | "clone" => CloneKind::Renamed,
-            number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_hexdigit()) => continue,
+            "lto_priv" | "llvm" | "__uniq" | "clone" => CloneKind::Renamed,
             _ => return None,
         };
         kind = kind.max(Some(found));
     }
     Some(Clone { base, kind: kind? })
+}
+
+fn is_number(suffix: &str) -> bool {
+    !suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The C++ coroutine, by its symbol, of which this is a part that runs when it is resumed or destroyed: `X.resume`, `X.destroy` and
@@ -91,7 +101,16 @@ mod tests {
         assert_eq!(of("calc.constprop.0.cold"), Some(("calc", CloneKind::Fragment)));
         assert_eq!(of("calc.llvm.1234567890abcdef"), Some(("calc", CloneKind::Renamed)));
         assert_eq!(of("calc.__uniq.12345.llvm.678"), Some(("calc", CloneKind::Renamed)));
-        for other in ["calc", "calc.0", "main.add", "net/http.(*conn).serve", ".cold", "calc.default"] {
+        for other in [
+            "calc",
+            "calc.0",
+            "main.add",
+            "main.part",
+            "main.clone",
+            "net/http.(*conn).serve",
+            ".cold",
+            "calc.default",
+        ] {
             assert_eq!(of(other), None, "{other}");
         }
         assert_eq!(demangle("_Z3fooi.constprop.0", Signature::Parameters).as_deref(), Some("foo(int)"));
