@@ -122,7 +122,12 @@ impl SelectorKey {
     /// # Errors
     /// Why the text is no pattern.
     pub fn read(&self, text: &str) -> Result<Predicate, PatternError> {
-        Pattern::new(text).map(self.make)
+        let predicate = Pattern::new(text).map(self.make)?;
+        // The kernel has no other way to compare these.
+        if let KernelTest::Cmdline(pattern) | KernelTest::Cgroup(pattern) = predicate.test() {
+            pattern.check_parts()?;
+        }
+        Ok(predicate)
     }
 }
 
@@ -202,6 +207,22 @@ impl ProcessSelector {
     pub fn name(&self) -> Option<&str> {
         self.predicates.iter().find_map(|predicate| match predicate {
             Predicate::Process(name) => name.as_literal(),
+            _ => None,
+        })
+    }
+
+    /// A pattern that the process's name must fit.
+    pub fn name_glob(&self) -> Option<&Pattern> {
+        self.predicates.iter().find_map(|predicate| match predicate {
+            Predicate::Process(name) => Some(name),
+            _ => None,
+        })
+    }
+
+    /// A pattern that its command line must fit.
+    pub fn line_glob(&self) -> Option<&Pattern> {
+        self.predicates.iter().find_map(|predicate| match predicate {
+            Predicate::Cmdline(line) => Some(line),
             _ => None,
         })
     }

@@ -76,6 +76,12 @@ impl Pattern {
         &self.text
     }
 
+    /// # Errors
+    /// If the kernel's automaton has too few states for it.
+    pub(super) fn check_parts(&self) -> Result<(), PatternError> {
+        self.parts().map(drop)
+    }
+
     fn parts(&self) -> Result<Vec<Part>, PatternError> {
         let mut parts = Vec::new();
         let characters: Vec<char> = self.text.chars().collect();

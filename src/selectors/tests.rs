@@ -109,3 +109,14 @@ fn command_lines_are_words_with_one_space_between() {
     assert_eq!(command_line(&vec![b'x'; 40_000]).len(), CMDLINE_BYTES);
     assert!(pattern("*b.jar").matches(&command_line(b"a\0b.jar\0")));
 }
+
+#[test]
+fn what_the_kernel_cannot_compare_is_refused_also_without_a_star() {
+    let read = |key: &str, text: &str| KEYS.iter().find(|known| known.name == key).unwrap().read(text);
+    let long = "x".repeat(128);
+    for key in ["cmdline", "unit"] {
+        assert_eq!(read(key, &long), Err(PatternError::TooManyParts), "{key}");
+        assert!(read(key, &long[..100]).is_ok(), "{key}");
+    }
+    assert!(read("process", &long).is_ok());
+}
