@@ -3,9 +3,9 @@
  * Which processes come and go, and change their names or control groups: told to src/targets/processes.rs, so that /proc need
  * not be walked.
  *
- * Programs that are no target cost two or three look-ups each time they execute, fork or exit, and are not told. The reader is
- * woken only for what it may have to act on at once: a file that it has not attached to. All else waits in the ring for its
- * next look.
+ * Programs that are no target cost a few look-ups each time they execute, fork or exit, and are not told: names and command lines
+ * are compared with globs here. The reader is woken only for what it may have to act on at once: a file that it has not attached
+ * to. All else waits in the ring for its next look.
  *
  * Where the kernel can run a program before a system call returns (Linux 6.18), a program of such a file waits in execve(2), and a
  * loader of one in mmap(2), at most for a moment, until the reader has attached to it: none of its instructions runs before.
@@ -13,6 +13,7 @@
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "glob.bpf.h"
 #include "ids.bpf.h"
 #include "mmap.bpf.h"
 #include "task.bpf.h"
@@ -22,6 +23,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum event_limit {
 	PATH_BYTES = 128,
+	MAX_EVENT_GLOBS = 256,
 	SIGNAL_OF_CODE = 0x7f, /* as wait(2) gives it */
 };
 
@@ -61,6 +63,13 @@ struct process_event {
 struct file_use {
 	struct file_key file;
 	__u64 cgroup; /* 0 where no target is given by that */
+	__u8 comm[16];
+};
+
+/* A file that is executed by one of its names: globs say the same of it each time. */
+struct named_program {
+	struct file_key file;
+	__u64 name; /* the kernel's hash of the file's name and directory */
 	__u8 comm[16];
 };
 
@@ -110,6 +119,10 @@ const volatile struct events_abi events_abi = {};
 /* Whether targets are given by control group. */
 const volatile __u32 has_cgroups = 0;
 
+/* How many globs of names there are, and of command lines, which come after them. */
+const volatile __u32 name_globs = 0;
+const volatile __u32 line_globs = 0;
+
 /* Whether any process may be meant; and whether whom they start is of interest, whatever it runs: the reader tells which are not. */
 const volatile __u32 wants_all = 0;
 const volatile __u32 wants_children = 0;
@@ -123,6 +136,9 @@ __u64 lost = 0;
 HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
 HASH(tracked, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u32, __u32, 65536);
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
+/* Whether a program is called as any of the globs says. */
+HASH(glob_results, BPF_MAP_TYPE_LRU_HASH, 0, struct named_program, __u32, 1);
+
 /* Nothing has to be done at once when such a process executes the file. */
 HASH(known, BPF_MAP_TYPE_LRU_HASH, 0, struct file_use, __u32, 8192);
 
@@ -190,6 +206,52 @@ static __always_inline bool is_exe_wanted(struct file *exe)
 	return bpf_map_lookup_elem(&names, &key);
 }
 
+/* Whether any of these globs fits, or it cannot be told. Not static, so that it is verified once and by itself. */
+__noinline int fits_any(__u64 address, __u64 length, bool is_line)
+{
+	__u32 first = is_line ? name_globs : 0, end = is_line ? name_globs + line_globs : name_globs;
+
+	for (__u32 i = 0; i < MAX_EVENT_GLOBS && first + i < end; i++) {
+		if (fits_glob(address, length, first + i, is_line))
+			return 1;
+	}
+	return 0;
+}
+
+/* A program that starts over and over is compared with the globs once. */
+static __always_inline bool is_program_wanted(struct task_struct *task, struct file *exe,
+					      const struct process_event *event)
+{
+	struct named_program key = { .file = event->file };
+	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
+	__u32 *known, fits;
+
+	if (!name_globs)
+		return false;
+	key.name = BPF_CORE_READ(dentry, d_name.hash_len);
+	__builtin_memcpy(key.comm, event->comm, sizeof(key.comm));
+	known = bpf_map_lookup_elem(&glob_results, &key);
+	if (known)
+		return *known;
+	fits = fits_any((__u64)task + __builtin_preserve_field_info(task->comm, 0), MAX_NAME, false) ||
+	       fits_any((__u64)BPF_CORE_READ(dentry, d_name.name), MAX_NAME, false);
+	bpf_map_update_elem(&glob_results, &key, &fits, BPF_ANY);
+	return fits;
+}
+
+/* The command line of a process that has just begun to run a program is in memory. */
+static __always_inline bool is_line_wanted(struct task_struct *task)
+{
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	__u64 start = BPF_CORE_READ(mm, arg_start), length = BPF_CORE_READ(mm, arg_end) - start;
+
+	if (!line_globs)
+		return false;
+	if (length > MAX_LINE)
+		length = MAX_LINE;
+	return fits_any(start, length, true);
+}
+
 /* A control group that was not seen before is told once: it may be that of a container which was not there before. */
 static __always_inline bool is_cgroup_wanted(__u64 cgroup)
 {
@@ -232,10 +294,10 @@ int executed(__u64 *ctx)
 		return 0;
 	bpf_get_current_comm(event.comm, sizeof(event.comm));
 	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
-	is_named = is_comm_wanted(event.comm) || is_exe_wanted(exe);
-	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup);
-	is_told = track(event.pid, is_meant);
 	set_file(&event.file, exe);
+	is_named = is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_program_wanted(task, exe, &event);
+	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup) || is_line_wanted(task);
+	is_told = track(event.pid, is_meant);
 	needs_semaphores = bpf_map_lookup_elem(&semaphores, &event.file);
 	if (!is_told && !needs_semaphores)
 		return 0;
@@ -317,7 +379,8 @@ int renamed(__u64 *ctx)
 	event.pid = process_id(task);
 	if (!event.pid)
 		return 0;
-	is_wanted = wants_all || is_comm_wanted(event.comm);
+	/* It may have written over its command line, too. */
+	is_wanted = wants_all || line_globs || is_comm_wanted(event.comm) || fits_any(ctx[1], MAX_NAME, false);
 	if (is_wanted)
 		track(event.pid, true);
 	else if (!bpf_map_lookup_elem(&tracked, &event.pid))

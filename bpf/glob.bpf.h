@@ -3,9 +3,11 @@
 #ifndef GLOB_BPF_H
 #define GLOB_BPF_H
 
-#include "maps.bpf.h"
+#include "abi.h"
 
 #define PAGE_BYTES 4096
+
+TABLE(globs, struct glob, 0);
 
 /*
  * Whether a text fits a glob. Of a command line, which may be in memory that is not there now, a NUL is the space between two

@@ -71,6 +71,26 @@ enum {
 		__type(value, value_);                     \
 	} name_ SEC(".maps")
 
+/* An array; its size is set before loading. */
+#define TABLE(name_, value_, flags_)              \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, 1);           \
+		__uint(map_flags, flags_);        \
+		__type(key, __u32);               \
+		__type(value, value_);            \
+	} name_ SEC(".maps")
+
+/*
+ * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
+ * so the compiler may put no copy aside in between.
+ */
+#define CLAMP(value, most)                       \
+	asm volatile("if %[v] <= %[m] goto +1\n" \
+		     "%[v] = %[m]"               \
+		     : [v] "+r"(value)           \
+		     : [m] "i"(most))
+
 /* x86_64; the ABI numbers registers by their position in here. */
 struct pt_regs {
 	unsigned long r15;

@@ -5,15 +5,6 @@
 
 #include "abi.h"
 
-#define TABLE(name_, value_, flags_)              \
-	struct {                                  \
-		__uint(type, BPF_MAP_TYPE_ARRAY); \
-		__uint(max_entries, 1);           \
-		__uint(map_flags, flags_);        \
-		__type(key, __u32);               \
-		__type(value, value_);            \
-	} name_ SEC(".maps")
-
 /*
  * What the tables make use of. It is constant once the programs are loaded, so the verifier does not look at what nothing needs,
  * nor does that stay in the program. Asked only where a row says that it is needed: hits that do not need it pay nothing.
@@ -67,8 +58,6 @@ TABLE(no_text, struct start_text, 0);
 /* Whether control groups are meant. */
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, struct cgroup_key, __u32, 1);
 
-TABLE(globs, struct glob, 0);
-
 /* The containers and pods of filters by these. */
 HASH(members, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct member_key, __u32, 1);
 
@@ -88,16 +77,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } ring SEC(".maps");
-
-/*
- * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
- * so the compiler may put no copy aside in between.
- */
-#define CLAMP(value, most)                       \
-	asm volatile("if %[v] <= %[m] goto +1\n" \
-		     "%[v] = %[m]"               \
-		     : [v] "+r"(value)           \
-		     : [m] "i"(most))
 
 const volatile __u32 shard_mask = 0;
 const volatile __u32 slots_per_shard = 0;

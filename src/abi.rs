@@ -25,7 +25,7 @@ pub(crate) mod guard {
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));
     pub use generated::types::{
-        cgroup_state, file_key, file_use, name_key, name_length, named_file, process_event,
+        cgroup_state, event_limit, file_key, file_use, name_key, name_length, named_file, process_event,
         process_event_kind, tracked_state,
     };
 }

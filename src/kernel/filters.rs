@@ -170,7 +170,7 @@ pub(super) fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
 }
 
 /// The automaton as the kernel has it.
-fn as_glob(of: &Automaton) -> glob {
+pub(super) fn as_glob(of: &Automaton) -> glob {
     let halves = |states: u128| [states as u64, (states >> 64) as u64];
     glob { any: halves(of.any), within: halves(of.within), end: of.end, to: of.to.map(halves), pad: 0 }
 }

@@ -165,7 +165,12 @@ fn process_events(selectors: &[Selector], mappings: bool, namespace: PidNamespac
                 wanted.names.extend(path.file_name().map(|name| name.to_string_lossy().into()));
             }
             (None, Some(name)) => wanted.names.push(name.to_string()),
-            (None, None) => wanted.all |= !processes.is_by_cgroup() && processes.pid().is_none(),
+            (None, None) if processes.is_by_cgroup() || processes.pid().is_some() => {}
+            (None, None) => match (processes.name_glob(), processes.line_glob()) {
+                (Some(glob), _) => wanted.name_globs.push(glob.clone()),
+                (None, Some(glob)) => wanted.line_globs.push(glob.clone()),
+                (None, None) => wanted.all = true,
+            },
         }
         wanted.by_cgroup |= processes.is_by_cgroup();
         wanted.children |= processes.children;

@@ -14,12 +14,14 @@ use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
+use super::filters::as_glob;
 use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
 use super::tickets::{answer, answer_all, load_waiting};
 use crate::abi::bytes_of;
 use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
-use crate::abi::events::{cgroup_state, name_key, name_length, tracked_state};
+use crate::abi::events::{cgroup_state, event_limit, name_key, name_length, tracked_state};
+use crate::selectors::{Automaton, Pattern};
 pub(crate) use record::process_event;
 pub use record::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent};
 
@@ -28,6 +30,9 @@ pub use record::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent};
 pub struct Wanted {
     /// Those that are called so, by the leader's or the executable's name.
     pub names: Vec<String>,
+    /// Likewise, by globs; and those that are started with such a command line.
+    pub name_globs: Vec<Pattern>,
+    pub line_globs: Vec<Pattern>,
     /// Those in control groups that are said to be meant, and the first of each control group that is new.
     pub by_cgroup: bool,
     /// All, for it cannot be told beforehand which.
@@ -36,6 +41,26 @@ pub struct Wanted {
     pub children: bool,
     /// Also what they map.
     pub mappings: bool,
+}
+
+impl Wanted {
+    /// With no more globs than the kernel compares: all are told instead.
+    fn bounded(mut self) -> Self {
+        if self.name_globs.len() + self.line_globs.len() > event_limit::MAX_EVENT_GLOBS.0 as usize {
+            self.all = true;
+        }
+        // Nothing is left for them to tell.
+        if self.all {
+            self.name_globs.clear();
+            self.line_globs.clear();
+        }
+        self
+    }
+
+    /// Whether what a process calls itself says whether it is of interest.
+    fn asks_for_names(&self) -> bool {
+        self.all || !(self.names.is_empty() && self.name_globs.is_empty() && self.line_globs.is_empty())
+    }
 }
 
 self_cell::self_cell!(
@@ -72,6 +97,9 @@ pub const LONGEST_HOLD: Duration = Duration::from_millis(500);
 const NO_MAPPINGS: &str =
     "the kernel does not tell what processes map; their mappings are read again and again";
 
+/// Programs of which is remembered whether their names fit any of the globs.
+const GLOB_RESULTS: u32 = 8192;
+
 /// The reader is woken when a quarter of the ring is full.
 const WAKE_BYTES: u32 = 1 << 16;
 
@@ -82,6 +110,7 @@ impl ProcessEvents {
     /// What the kernel refuses; processes can be found by walking through /proc then.
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
+        let wanted = &wanted.clone().bounded();
         let load = |wanted: &Wanted| {
             let load =
                 |hold| LoadedEvents::try_new(new_storage(), |storage| load(storage, wanted, namespace, hold));
@@ -100,9 +129,13 @@ impl ProcessEvents {
         for key in wanted.names.iter().flat_map(|name| keys_of(name)).flatten() {
             skel.maps.names.update(&key, &1u32.to_ne_bytes(), MapFlags::ANY).map_err(loading)?;
         }
+        for (number, glob) in (0u32..).zip(wanted.name_globs.iter().chain(&wanted.line_globs)) {
+            let glob = Automaton::of(glob).as_ref().map(as_glob).unwrap_or_default();
+            skel.maps.globs.update(&number.to_ne_bytes(), bytes_of(&glob), MapFlags::ANY).map_err(loading)?;
+        }
         let programs = &skel.progs;
         let mut attached = vec![&programs.executed, &programs.forked, &programs.ended];
-        attached.extend((wanted.all || !wanted.names.is_empty()).then_some(&programs.renamed));
+        attached.extend(wanted.asks_for_names().then_some(&programs.renamed));
         attached.extend(wanted.by_cgroup.then_some(&programs.moved));
         let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<Vec<_>, _>>();
         let mut links: Vec<Link> = links.map_err(loading)?;
@@ -243,10 +276,15 @@ fn load<'a>(
     let mut open = EventsSkelBuilder::default().open(storage.borrow_mut())?;
     let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
     open.maps.names.set_max_entries(entries)?;
+    let count = |globs: &[Pattern]| u32::try_from(globs.len()).unwrap_or(u32::MAX);
+    let (names, lines) = (count(&wanted.name_globs), count(&wanted.line_globs));
+    open.maps.globs.set_max_entries((names + lines).max(1))?;
+    open.maps.glob_results.set_max_entries(if names > 0 { GLOB_RESULTS } else { 1 })?;
     open.progs.mapped.set_autoload(wanted.mappings);
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
         (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
+        (rodata.name_globs, rodata.line_globs) = (names, lines);
         (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
         rodata.longest_wait = hold.as_nanos() as u64;
     }
@@ -372,6 +410,66 @@ mod tests {
         assert_eq!([unanswered(), unanswered()], [can_wait, false]);
         events.answer();
         assert_eq!(run(&mut events).1 > 0, can_wait);
+    }
+
+    #[test]
+    fn what_fits_no_glob_is_not_told_as_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = std::process::id();
+        let [fits, other] = [format!("glob{id}-x"), format!("other{id}")].map(|name| {
+            let path = directory.path().join(name);
+            std::fs::copy("/bin/dash", &path).unwrap();
+            path
+        });
+        let pattern = |text: String| Pattern::new(&text).unwrap();
+        let wanted = Wanted {
+            name_globs: vec![pattern(format!("nobody{id}*")), pattern(format!("glob{id}-[x-z]"))],
+            line_globs: vec![pattern(format!("*needle{id} *"))],
+            ..Wanted::default()
+        };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        let run_with = |events: &mut ProcessEvents, path: &std::path::Path, text: &str| {
+            let mut child = Command::new(path).args(["-c", text]).spawn().unwrap();
+            child.wait().unwrap();
+            of(events, child.id())
+        };
+        let mut run = |path: &std::path::Path, text: &str| run_with(&mut events, path, text);
+        let is_told =
+            |changes: &[ProcessChange]| matches!(changes.first(), Some(ProcessChange::Executed { .. }));
+        // The second time it is known what the globs say of the name.
+        for _ in 0..2 {
+            assert!(is_told(&run(&fits, "true")));
+            assert_eq!(run(&other, "true"), []);
+        }
+        assert!(is_told(&run(&other, &format!(": needle{id} ; true"))));
+        assert_eq!(run(&other, &format!(": needle{id}; true")), []);
+        // The same file by another name.
+        let linked = directory.path().join(format!("glob{id}-y"));
+        std::fs::hard_link(&other, &linked).unwrap();
+        assert!(is_told(&run(&linked, "true")));
+        assert_eq!(run(&other, "true"), []);
+        let wanted = Wanted { line_globs: Vec::new(), ..wanted };
+        let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+        let mut rename =
+            |name: &str| run_with(&mut events, &other, &format!("echo {name} > /proc/self/comm"));
+        assert_eq!(rename("anybody"), []);
+        let renamed = rename(&format!("nobody{id}"));
+        assert!(
+            matches!(&renamed[..], [ProcessChange::Renamed { .. }, ProcessChange::Ended { .. }]),
+            "{renamed:?}"
+        );
+    }
+
+    #[test]
+    fn more_globs_than_the_kernel_compares_are_left_to_the_reader() {
+        let globs = |count: u32| Wanted {
+            name_globs: (0..count).map(|n| Pattern::new(&format!("a{n}*")).unwrap()).collect(),
+            ..Wanted::default()
+        };
+        let most = event_limit::MAX_EVENT_GLOBS.0;
+        assert!(!globs(most).bounded().all);
+        let all = globs(most + 1).bounded();
+        assert!(all.all && all.name_globs.is_empty());
     }
 
     #[test]

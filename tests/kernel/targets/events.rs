@@ -1,5 +1,6 @@
 //! Processes are told by the kernel: what starts, is renamed or moved is attached to, and /proc is looked through once only.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -63,6 +64,36 @@ fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
     assert_eq!(counts, [3, 5, 18]);
     assert_eq!(tracer.targets().walks, 1, "all that was told");
     drop((inside, outside));
+}
+
+#[test]
+fn what_fits_a_glob_is_found_without_a_walk() {
+    let (builds, directory) = (builds(), directory());
+    let at = |name: &str| program(builds.path(), directory.path(), name);
+    let [started, line, renamed] = ["ev-g", "ev-line", "ev-r"].map(named);
+    let mut other = Program::start(&at("before"));
+    let tracer = start(&[
+        ("started", &format!("process: \"{started}?[a-c]*\"")),
+        ("line", &format!("cmdline: \"*{line}*\"")),
+        ("renamed", &format!("process: \"*{renamed}\"")),
+        ("both", &format!("process: \"nobody*\"\n  cmdline: \"*{line}*\"")),
+    ]);
+    // Nobody's, though almost, and twice the same.
+    let nearly = at(&format!("{started}-d"));
+    let mut nearly = [Program::start(&nearly), Program::start(&nearly)];
+    let mut first = Program::start(&at(&format!("{started}-bc")));
+    until_attached(&tracer, 0);
+    first.fire(3);
+    let mut by_line = Program::of(Command::new(at("lined")).arg0(format!("lined {line} more")));
+    until_attached(&tracer, 1);
+    by_line.fire(5);
+    other.say(&format!("name x-{renamed}"));
+    until_attached(&tracer, 2);
+    other.fire(7);
+    nearly.iter_mut().for_each(|program| program.fire(11));
+    let counts = ["started", "line", "renamed", "both"].map(|name| count(&tracer, &format!("{name}_total")));
+    assert_eq!(counts, [3, 5, 7, 0]);
+    assert_eq!(tracer.targets().walks, 1, "all that was told");
 }
 
 #[test]
