@@ -96,7 +96,8 @@ impl Finder {
     /// Processes may have loaded other files meanwhile, which the kernel does not tell: those that began a while ago, and a
     /// few of all others in turn.
     pub fn read_mappings_again(&mut self) {
-        self.processes.forget_some_libraries();
+        let are_told = self.tells_mappings();
+        self.processes.forget_some_libraries(are_told);
     }
 
     /// Asks the engines again what containers and pods are called.

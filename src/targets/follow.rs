@@ -42,6 +42,8 @@ pub struct Executed {
     pub time: u64,
     /// It waits until its file was looked at, but not for long.
     pub is_held: bool,
+    /// Nothing is to be found in it any more.
+    pub has_ended: bool,
 }
 
 /// How long after a program began its mappings are read first; then after four times that, and so on.
@@ -106,7 +108,7 @@ impl Finder {
     }
 
     /// Whether the kernel tells when processes load libraries.
-    fn tells_mappings(&self) -> bool {
+    pub(super) fn tells_mappings(&self) -> bool {
         self.events.as_ref().is_some_and(ProcessEvents::tells_mappings)
     }
 
@@ -135,7 +137,8 @@ impl Finder {
             events.set_cgroup(cgroup, is_meant);
         }
         let is_pinned = self.pinned.contains(&pid);
-        if !is_of_interest && !is_end && !is_pinned {
+        // Of a process that has ended the kernel has forgotten everything itself; another one may have the number by now.
+        if !is_of_interest && !is_end && !has_ended && !is_pinned {
             events.forget(pid);
         }
         if let ProcessChange::Mapped { file, address, .. } = event.change {
@@ -155,7 +158,8 @@ impl Finder {
                 changes.ended.push((name, path));
             }
         } else {
-            changes.executed.push(Executed { pid, key: *file, time: *time, is_held: *ticket > 0 });
+            let is_held = *ticket > 0;
+            changes.executed.push(Executed { pid, key: *file, time: *time, is_held, has_ended });
             if !self.tells_mappings() {
                 self.read_soon(pid);
             }

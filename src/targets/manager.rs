@@ -192,7 +192,7 @@ impl Worker {
                 pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
                 self.measure_usage();
-                self.status.set_lost_children(self.kernel.lost_children());
+                self.note_lost_children();
                 let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
                 if walk || self.status.ticks().is_none() {
                     self.measure_ticks();
@@ -285,8 +285,10 @@ impl Worker {
         }
         for executed in &changes.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
-            self.raise_semaphores(executed.pid, identity);
-            self.note_fresh(executed.pid, identity);
+            if !executed.has_ended {
+                self.raise_semaphores(executed.pid, identity);
+                self.note_fresh(executed.pid, identity);
+            }
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
                 let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));

@@ -39,6 +39,18 @@ impl Worker {
         self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
     }
 
+    /// Tells once of children that the kernel's table had no room for.
+    pub(super) fn note_lost_children(&self) {
+        let lost = self.kernel.lost_children();
+        if lost > 0 && self.status.targets().lost_children == 0 {
+            log::warn!(
+                "More processes were started by those that targets with `children: true` mean than can be remembered at once: hits of \
+                 the others are not counted (fibre_exporter_errors_total{{error_type=\"child_lost\"}})"
+            );
+        }
+        self.status.set_lost_children(lost);
+    }
+
     /// The kernel notes a hit's time in jiffies, which costs it nothing; here is learnt what a jiffy is.
     pub(super) fn measure_ticks(&mut self) {
         let (Some(first), Some(now)) = (self.first_clock, self.kernel.clock()) else { return };

@@ -46,8 +46,10 @@ pub struct Processes {
     next: usize,
 }
 
-/// Processes whose mappings are read again at a time, where the kernel does not tell of new ones.
+/// Processes whose mappings are read again at a time, where the kernel does not tell of new ones; and where it does: of what is mapped
+/// at a place that the program has chosen it does not.
 const AGAIN: usize = 64;
+const AGAIN_IF_TOLD: usize = 4;
 
 impl ProcessFilter {
     fn selector(&self) -> &ProcessSelector {
@@ -278,15 +280,18 @@ impl Processes {
             .then(|| self.filters.iter().flatten().any(is_in))
     }
 
-    /// Reads the mappings of some processes again when they are needed next.
-    pub fn forget_some_libraries(&mut self) {
-        let count = self.all.len();
-        let first = self.next % count.max(1);
-        let some: Vec<u32> = self.all.keys().skip(first).take(AGAIN).copied().collect();
-        for pid in some {
-            self.forget_libraries(pid);
-        }
-        self.next = if first + AGAIN < count { first + AGAIN } else { 0 };
+    /// Reads the mappings of some processes again, whose mappings anybody has asked for, when they are needed next.
+    pub fn forget_some_libraries(&mut self, are_told: bool) {
+        let most = if are_told { AGAIN_IF_TOLD } else { AGAIN };
+        let asked: Vec<u32> = self
+            .all
+            .values()
+            .filter(|process| process.libraries.is_some())
+            .map(|process| process.pid)
+            .collect();
+        let first = self.next % asked.len().max(1);
+        asked.iter().skip(first).take(most).for_each(|pid| self.forget_libraries(*pid));
+        self.next = if first + most < asked.len() { first + most } else { 0 };
     }
 
     /// Looks at each of the files again through one process that runs it.
@@ -318,6 +323,36 @@ mod tests {
 
     fn called(name: &str) -> ProcessFilter {
         ProcessFilter::Matching(Selector::process(name).processes)
+    }
+
+    #[test]
+    fn only_mappings_that_somebody_asks_for_are_read_again() {
+        let mut processes = Processes::of(vec![Some(called("app"))]);
+        let process = Processes::default().look_at(std::process::id(), None).unwrap();
+        for pid in 1..=20 {
+            let libraries = (pid > 10).then(Vec::new);
+            let comm = "app".to_string();
+            processes.all.insert(pid, Process { pid, comm, libraries, ..process.clone() });
+        }
+        // Which it was, and that they are read then.
+        let mut forgotten = |are_told| -> Vec<u32> {
+            processes.forget_some_libraries(are_told);
+            let asked = processes.all.values_mut().filter(|process| process.pid > 10);
+            let gone = asked.filter(|process| process.libraries.is_none());
+            gone.map(|process| {
+                process.libraries = Some(Vec::new());
+                process.pid
+            })
+            .collect()
+        };
+        assert_eq!([forgotten(true), forgotten(true)], [[11, 12, 13, 14], [15, 16, 17, 18]]);
+        assert_eq!([forgotten(true), forgotten(true)], [vec![19, 20], vec![11, 12, 13, 14]]);
+        assert_eq!(forgotten(false), (15..=20).collect::<Vec<_>>());
+        assert!(processes.all.values().all(|process| process.pid > 10 || process.libraries.is_none()));
+        processes.take_changed();
+        processes.all.values_mut().for_each(|process| process.libraries = None);
+        processes.forget_some_libraries(false);
+        assert_eq!(processes.take_changed(), BTreeSet::new());
     }
 
     #[test]
