@@ -6,6 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
 use crate::support::exporter::{Place, Port, Setup, send_signal, wait_for, wait_for_end};
 use crate::support::exposition::Metrics;
 use crate::support::program::{compile, run};
@@ -147,6 +149,50 @@ fn ten_thousand_processes_at_once() {
     drop(parent.stdin.take());
     assert!(wait_for_end(&mut parent).success());
     is_exact(&exporter.scrape(), f64::from(CHILDREN));
+}
+
+/// A BPF map of a process, by its name.
+fn map_of(pid: u32, name: &str) -> MapHandle {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
+    let id = |path: PathBuf| {
+        let text = fs::read_to_string(path).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse::<u32>().ok())
+    };
+    let mut all = infos.filter_map(|at| MapHandle::from_map_id(id(at.ok()?.path())?).ok());
+    all.find(|map| map.name() == name).expect("a map of this name")
+}
+
+/// Whom the table of children has no room for is not counted, and that is said.
+#[test]
+fn children_that_the_table_has_no_room_for_are_told() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let boss = place.copy_of(Path::new("/bin/dash"), "overflowing");
+    let selector = format!("binary: {}\n  process: overflowing\n  children: true", program.display());
+    let exporter = Setup::new(&place, counting(&selector)).start();
+    exporter.wait_until_ready();
+    let start = |calls: &str| {
+        run(Command::new(&boss).args(["-c", "\"$0\" $1; true"]).arg(&program).arg(calls));
+    };
+    let told =
+        |scrape: &Metrics| scrape.value("fibre_exporter_errors_total", &[("error_type", "child_lost")]);
+    start("100");
+    is_exact(&exporter.scrape(), 100.0);
+    let children = map_of(exporter.pid(), "children");
+    // Processes that there are not.
+    let is_room = |n: u32| {
+        let key = [u32::MAX - n, u32::MAX].map(u32::to_ne_bytes).concat();
+        children.update(&key, &1u32.to_ne_bytes(), MapFlags::NO_EXIST).is_ok()
+    };
+    assert!((0..1 << 20).any(|n| !is_room(n)), "the table is never full");
+    start("7");
+    let scrape = exporter.scrape_until("the loss to be told", |scrape| told(scrape) > 0.0);
+    assert_eq!((told(&scrape), scrape.value("calls_total", &[])), (1.0, 100.0));
+    assert_eq!(scrape.sum("fibre_exporter_probe_filtered_total", &[]), 7.0);
+    exporter.wait_for_log("More processes were started by those that targets with `children: true` mean");
+    children.delete(&[u32::MAX, u32::MAX].map(u32::to_ne_bytes).concat()).expect("make room");
+    start("30");
+    assert_eq!(exporter.scrape().value("calls_total", &[]), 130.0);
 }
 
 /// While it is stopped the kernel goes on counting; events that find the ring full are lost, and counted as lost.
