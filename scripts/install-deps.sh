@@ -20,7 +20,7 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	iproute2 iputils-ping netcat-openbsd bpftool openssh-server openssh-client nmap hping3
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
-	mariadb-server mariadb-client
+	mariadb-server mariadb-client redis-tools
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
 	'python3.11-minimal|python3.13-minimal' 'libpython3.11|libpython3.13' 'php8.2-cli|php8.4-cli'
 	ruby 'libruby3.1|libruby3.3' libvirt0 libpam-modules 'libssl3|libssl3t64' libstdc++6

@@ -13,5 +13,6 @@ mod openjdk;
 mod postgresql;
 mod qemu;
 mod scripts;
+mod selected;
 mod sites;
 mod texts;

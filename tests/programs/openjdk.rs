@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::support::exporter::Exporter;
 use crate::support::program::{directory, private, run};
 
-const JDK: &str = "/usr/lib/jvm/java-17-openjdk-amd64";
+pub const JDK: &str = "/usr/lib/jvm/java-17-openjdk-amd64";
 
 /// What a program with known counts does.
 const PROGRAM: &str = r#"
@@ -40,7 +40,7 @@ public class Program {
 "#;
 
 /// A JDK of links, but for the files that decide which libjvm.so is used: those are the test's own.
-fn private_jdk(directory: &Path) -> PathBuf {
+pub fn private_jdk(directory: &Path) -> PathBuf {
     let jdk = directory.join("jdk");
     run(Command::new("cp").arg("-as").arg(JDK).arg(&jdk));
     for file in ["bin/java", "lib/libjli.so", "lib/server/libjvm.so"] {

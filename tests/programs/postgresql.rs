@@ -16,17 +16,26 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 const USER: &str = "postgres";
 
 /// A cluster in a directory of its own, without a TCP port, that does nothing by itself. Dropping it kills it.
-struct Cluster {
+pub struct Cluster {
     postmaster: Child,
     directory: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts a server from a file of its own; `options` are added to its configuration.
-    fn start(options: &[&str]) -> Cluster {
+    pub fn start(options: &[&str]) -> Cluster {
         let directory = directory();
-        run(Command::new("chown").arg(USER).arg(directory.path()));
         let server = private(Path::new(BIN).join("postgres"), directory.path());
+        Self::start_from(&server, directory, options)
+    }
+
+    /// Starts another one from the same file.
+    pub fn start_beside(other: &Cluster) -> Cluster {
+        Self::start_from(&other.file(), directory(), &[])
+    }
+
+    fn start_from(server: &Path, directory: tempfile::TempDir, options: &[&str]) -> Cluster {
+        run(Command::new("chown").arg(USER).arg(directory.path()));
         let data = directory.path().join("data");
         run(as_user(&format!("{BIN}/initdb")).args(["--no-sync", "--auth=trust", "-D"]).arg(&data));
         // Autovacuum and the like would add transactions of their own, whenever they like.
@@ -52,6 +61,11 @@ impl Cluster {
         self.directory.path().join("postgres")
     }
 
+    /// The directory of its data.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
@@ -62,14 +76,14 @@ impl Cluster {
     }
 
     /// A client program that knows where the server is.
-    fn client(&self, name: &str) -> Command {
+    pub fn client(&self, name: &str) -> Command {
         let mut command = as_user(&format!("{BIN}/{name}"));
         command.env("PGHOST", self.directory.path()).env("PGDATABASE", "postgres").env("PGUSER", USER);
         command
     }
 
     /// Runs statements, one session for all; returns their rows.
-    fn sql(&self, statements: &[&str]) -> String {
+    pub fn sql(&self, statements: &[&str]) -> String {
         let mut psql = self.client("psql");
         psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1"]);
         for statement in statements {
