@@ -2,6 +2,7 @@
 //! round, and what the exporter takes does not grow.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,10 @@ use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::program::run;
 
 /// In the test command.
-const SECONDS: u64 = 45;
+const SECONDS: u64 = 300;
+
+/// How long the exporter is stopped while a program calls as often as it can.
+const STOPPED: Duration = Duration::from_secs(30);
 
 /// Rounds until everything has been made that is made once: caches, the allocator's arenas, threads for requests.
 const WARM_UP: u32 = 8;
@@ -24,6 +28,20 @@ fn memory(pid: u32) -> u64 {
 
 fn replaced(exporter: &Exporter) -> f64 {
     exporter.scrape().sum("fibre_exporter_reattach_total", &[("reason", "replaced")])
+}
+
+/// Has the program call while the exporter is stopped; as often as this. What is told of processes meanwhile finds no room.
+fn while_stopped(exporter: &Exporter, program: &Path) -> u32 {
+    const AT_ONCE: u32 = 100_000;
+    send_signal(exporter.pid(), "STOP");
+    let (until, mut calls) = (Instant::now() + STOPPED, 0);
+    while Instant::now() < until {
+        run(Command::new(program).arg(AT_ONCE.to_string()));
+        run(Command::new(program).args(["20", "5", "each"]));
+        calls += AT_ONCE + 100;
+    }
+    send_signal(exporter.pid(), "CONT");
+    calls
 }
 
 #[test]
@@ -73,6 +91,9 @@ fn what_it_takes_does_not_grow() {
             fs::rename(new, &binary).expect("replace it");
             wait_for("the new file to be attached", || replaced(&exporter) > before);
             exporter.wait_until_ready();
+        }
+        if round == WARM_UP + 1 {
+            calls += while_stopped(&exporter, &binary);
         }
         if round == WARM_UP {
             early = Some((held(exporter.pid()), memory(exporter.pid())));
