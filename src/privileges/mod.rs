@@ -88,11 +88,20 @@ pub fn keep_only(needs: Needs) -> Result<(), PrivilegeError> {
     calls::confine(needs).map_err(PrivilegeError::Calls).and(dropped)
 }
 
+/// What of these capabilities remains.
+fn kept(has: &CapsHashSet, more: &[Capability]) -> CapsHashSet {
+    let mut wanted: CapsHashSet = KEPT.iter().chain(more).copied().collect();
+    // The kernel takes it in their place, and container engines that do not know them give nothing else (Docker before 23).
+    if !has.contains(&Capability::CAP_BPF) || !has.contains(&Capability::CAP_PERFMON) {
+        wanted.insert(Capability::CAP_SYS_ADMIN);
+    }
+    has.intersection(&wanted).copied().collect()
+}
+
 /// Also from the bounding set, so that no program that is started could get it back.
 fn drop_all_but(more: &[Capability]) -> Result<(), caps::errors::CapsError> {
     let has = caps::read(None, CapSet::Permitted)?;
-    let wanted: CapsHashSet = KEPT.iter().chain(more).copied().collect();
-    let keep: CapsHashSet = has.intersection(&wanted).copied().collect();
+    let keep = kept(&has, more);
     if has.contains(&Capability::CAP_SETPCAP) {
         for capability in caps::all() {
             // An older kernel does not know all of them.
@@ -106,4 +115,25 @@ fn drop_all_but(more: &[Capability]) -> Result<(), caps::errors::CapsError> {
     caps::set(None, CapSet::Effective, &keep)?;
     caps::set(None, CapSet::Permitted, &keep)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Capability::{CAP_BPF, CAP_CHOWN, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
+
+    #[test]
+    fn what_stands_in_for_newer_capabilities_is_kept_where_they_are_missing() {
+        let kept = |has: &[Capability], more: &[Capability]| {
+            let mut kept: Vec<_> = kept(&has.iter().copied().collect(), more).into_iter().collect();
+            kept.sort_by_key(|one| one.index());
+            kept
+        };
+        let newer = [CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_CHOWN, CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF];
+        assert_eq!(kept(&newer, &[]), [CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF]);
+        assert_eq!(kept(&newer, &[CAP_SYS_ADMIN]), [CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF]);
+        let older = [CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_CHOWN];
+        assert_eq!(kept(&older, &[]), [CAP_SYS_PTRACE, CAP_SYS_ADMIN]);
+        assert_eq!(kept(&[CAP_SYS_PTRACE, CAP_BPF], &[]), [CAP_SYS_PTRACE, CAP_BPF]);
+    }
 }
