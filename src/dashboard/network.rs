@@ -281,7 +281,10 @@ fn dns(grid: &mut Grid) {
         "Failing queries",
         "Share of queries without a useful answer: timeouts, SERVFAIL and REFUSED.",
         "percentunit",
-        &[query(format!("{} / {}", with(", result=~\"timeout|servfail|refused\""), with("")), "{{server}}")],
+        &[query(
+            format!("{} / ({} > 0)", with(", result=~\"timeout|servfail|refused\""), with("")),
+            "{{server}}",
+        )],
     );
     grid.time_series(
         "Answer time",

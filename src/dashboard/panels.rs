@@ -211,7 +211,7 @@ impl Grid {
                 {"id": "organize", "options": {"excludeByName": hidden, "indexByName": order, "renameByName": names}},
             ],
             "fieldConfig": {
-                "defaults": {"noValue": "–", "custom": {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": false}},
+                "defaults": {"noValue": "–", "custom": {"minWidth": 70, "align": "auto", "cellOptions": {"type": "auto"}, "filterable": false}},
                 "overrides": overrides,
             },
             "options": {
