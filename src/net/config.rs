@@ -7,6 +7,7 @@ use crate::glob;
 use super::block::BlockConfig;
 use super::cidr::CidrGroup;
 use super::stats;
+use super::thresholds::DetectConfig;
 
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +22,7 @@ pub struct NetworkConfig {
     pub count: Count,
     /// What is blocked; `None` if nothing can be.
     pub block: Option<BlockConfig>,
+    pub detect: DetectConfig,
 }
 
 /// A network namespace.

@@ -7,6 +7,7 @@ use super::block;
 use super::cidr::{CidrGroup, GROUPS, OTHER, PREFIXES, Prefix, duplicate};
 use super::config::{Count, Mode, NetworkConfig, Space, TABLE_ENTRIES, TOP_SOURCES};
 use super::stats;
+use super::thresholds;
 use crate::config::Node;
 use crate::config::section::{Key, Schema, Section, words};
 
@@ -32,6 +33,7 @@ pub static NETWORK: Section = Section {
             Schema::Section(|| &block::BLOCK),
             "Sources whose packets are dropped, or would be.",
         ),
+        Key::new("detect", Schema::Section(|| &thresholds::DETECT), "Detection of attacks."),
     ]),
     one_of: &[],
 };
@@ -135,12 +137,29 @@ pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     }
     let exclude = fields.get("exclude").map(|node| names(&node)).unwrap_or_default();
     let mode = fields.get("mode").and_then(|node| mode(&node)).unwrap_or_default();
-    let count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
+    let mut count = fields.get("count").map_or_else(|| Some(Count::default()), |node| count(&node))?;
     let block = match fields.get("block") {
         Some(node) => Some(block::decode(&node)?),
         None => None,
     };
-    Some(NetworkConfig { interfaces, exclude, elsewhere, mode, count, block })
+    let detect = match fields.get("detect") {
+        Some(node) => {
+            let detect = thresholds::decode(&node)?;
+            if detect.enforces() && block.is_none() && fields.lacks("block") {
+                node.error("`mode: enforce` needs a blocklist").help("add block: { mode: enforce }");
+            }
+            detect
+        }
+        None => Default::default(),
+    };
+    // What it looks at.
+    if detect.is_on() && count.talkers == 0 {
+        count.talkers = ENTRIES;
+    }
+    if detect.needs_flows() && count.flows == 0 {
+        count.flows = ENTRIES;
+    }
+    Some(NetworkConfig { interfaces, exclude, elsewhere, mode, count, block, detect })
 }
 
 fn names(node: &Node<'_>) -> Vec<String> {

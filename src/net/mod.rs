@@ -42,6 +42,7 @@ mod sys;
 mod tables;
 mod thresholds;
 mod totals;
+mod traffic;
 mod visit;
 mod watch;
 
@@ -70,5 +71,5 @@ pub use refusal::Refusal;
 pub use stats::{Reason, TcpKind};
 pub use sys::set_operand;
 pub use tables::{Flow, FlowKey, Talker, TalkerKey, read_flows, read_talkers};
-pub use thresholds::{BanRule, BanTerms};
+pub use thresholds::{BanRule, BanTerms, DetectConfig, PortScan, Rates, SynFlood, TcpAnomalies};
 pub use watch::Network;

@@ -49,6 +49,10 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         ),
     ];
     lines.extend(config.block.iter().flat_map(block::describe).map(|line| format!("  {line}")));
+    for (module, mode) in config.detect.modules() {
+        let mode = mode.map(|enforces| if enforces { "enforce" } else { "observe" });
+        lines.extend(mode.map(|mode| format!("  detection: {module} (mode {mode})")));
+    }
     for scope in config.scopes().iter().filter(|scope| scope.space == Space::Own) {
         match hooks(scope, config.mode) {
             Ok(chosen) => lines.extend(chosen.iter().map(|line| format!("  {line}"))),

@@ -14,6 +14,7 @@ use super::cidr::Prefix;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
 use super::counter_maps::CounterMaps;
+use super::detect::{Detection, Detections};
 use super::error::NetworkError;
 use super::event::Event;
 use super::hook::Hook;
@@ -27,6 +28,7 @@ use super::status::{Status, labels};
 use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::totals;
+use super::traffic::TrafficReader;
 use super::visit::{Reporter, Stop, Visit};
 use crate::clock::unix_now;
 use crate::exposition::Family;
@@ -125,6 +127,18 @@ impl Network {
         });
         self.threads.push(thread.map_err(NetworkError::Thread)?);
         Ok(())
+    }
+
+    /// What detection looks at.
+    pub(crate) fn traffic(&self) -> TrafficReader {
+        let (counter_maps, status) = (Arc::clone(&self.counter_maps), Arc::clone(&self.status));
+        TrafficReader { counter_maps, status }
+    }
+
+    /// Has detection look at what is counted here, and bans put on the list, if there is one. In the thread's network namespace.
+    pub fn detect(&self, detections: &Detections, report: impl Fn(Detection) + Send + 'static) {
+        let traffic = self.traffic();
+        detections.start(self.blocklist().cloned(), move || traffic.read(), report);
     }
 
     /// The list of what is blocked, if there is one.

@@ -35,7 +35,7 @@ impl Scope<'_> {
         if let (Some(within), Some(written)) = (within, &ban.within)
             && within > LONGEST_WITHIN
         {
-            self.diags.error(&written.at, "within: at most 1d is possible");
+            self.diags.error(&written.at, "at most 1d is possible");
         }
         let (ttl, max_ttl) = (self.time(ban.ttl.as_ref(), TTL), self.time(ban.max_ttl.as_ref(), MAX_TTL));
         if let (Some(ttl), Some(max_ttl), Some(written)) = (ttl, max_ttl, &ban.max_ttl)

@@ -75,7 +75,7 @@ pub(crate) fn run(
     })?;
     let network =
         network.map(|config| start_network(config, pins.unwrap_or_default())).transpose()?.map(Arc::new);
-    recorder.detect(network.as_ref().and_then(|network| network.blocklist().cloned()));
+    recorder.detect(network.as_deref());
     let stats = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];
     let address = metrics_urls(&settings, &listeners);
     let addresses = listeners.metrics.iter().filter_map(Listener::address).collect();

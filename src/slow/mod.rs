@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::exposition::Exemplars;
-use crate::net::Detections;
-use crate::plan::Plan;
+use crate::net::{DetectConfig, Detections};
+use crate::plan::{Plan, ProbePlan};
 use store::{Bounds, Store};
 use writer::{Message, Writer};
 
@@ -99,8 +99,10 @@ impl SlowRecorder {
     /// If the file cannot be had.
     pub fn keep_for(&self, plan: &Plan) -> Result<(), SlowError> {
         let bans = plan.probes.iter().flat_map(|probe| &probe.bans);
-        self.detections.configure(bans.map(|ban| &ban.rule));
-        if plan.probes.iter().all(|probe| probe.slow.is_empty() && probe.bans.is_empty()) {
+        let packets = plan.network.as_ref().map(|network| &network.detect);
+        self.detections.configure(bans.map(|ban| &ban.rule), packets);
+        let keeps = |probe: &ProbePlan| !probe.slow.is_empty() || !probe.bans.is_empty();
+        if !plan.probes.iter().any(keeps) && !packets.is_some_and(DetectConfig::is_on) {
             return Ok(());
         }
         let settings = &plan.settings.slow_events;

@@ -6,23 +6,27 @@ use super::SlowRecorder;
 use super::event::{Event, Fields, SlowCounters};
 use crate::clock::wall;
 use crate::layout::SLOW_SLOTS;
-use crate::net::{Blocklist, Detection, Outcome};
+use crate::net::{Detection, Network, Outcome};
 use crate::store::UserStore;
 
 /// The metric that such an event is one of.
 const METRIC: &str = "security_events_total";
 
 impl SlowRecorder {
-    /// Begins to detect, and to keep what is detected. Bans go to this list.
-    pub(crate) fn detect(self: &Arc<Self>, list: Option<Arc<Blocklist>>) {
+    /// Begins to detect, and to keep what is detected.
+    pub(crate) fn detect(self: &Arc<Self>, network: Option<&Network>) {
         let recorder = Arc::downgrade(self);
-        self.detections.start(list, move |detection| {
+        let report = move |detection| {
             if let Some(recorder) = recorder.upgrade() {
                 let store = || SlowCounters { store: Arc::new(UserStore::new(SLOW_SLOTS, [], 0)), slots: 0 };
                 let counters = recorder.security.get_or_init(store).clone();
                 recorder.offer(event(detection), counters);
             }
-        });
+        };
+        match network {
+            Some(network) => network.detect(&self.detections, report),
+            None => self.detections.start_without_network(report),
+        }
     }
 }
 

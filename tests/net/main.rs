@@ -13,6 +13,7 @@ mod attribution;
 mod bans;
 mod block;
 mod dashboard;
+mod detect;
 mod devices;
 mod flood;
 mod fuzz;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::cookies::SynCookies;
+use super::flows::ANOMALIES;
 use crate::exposition::{Family, Kind};
 
 /// Numbers for a scrape.
@@ -12,6 +14,10 @@ pub(super) struct Numbers {
     pub kinds: BTreeMap<String, KindNumbers>,
     /// Entries of tables that had to make room for others.
     pub evicted: BTreeMap<&'static str, u64>,
+    /// TCP segments that no connection has, by kind.
+    pub anomalous: BTreeMap<&'static str, u64>,
+    /// If floods of SYN are looked for.
+    pub cookies: Option<SynCookies>,
 }
 
 /// Of one kind of events.
@@ -84,7 +90,36 @@ pub(super) fn families(numbers: &Numbers) -> Vec<Family> {
     for (table, count) in &numbers.evicted {
         evicted.number(&[("table", table)], *count);
     }
-    let mut all = vec![enabled, enforced, events, bans, refused, unusable, lost, evicted];
+    let mut anomalous = counter(
+        "security_tcp_anomalies_total",
+        "TCP segments of tracked flows with flags that no connection has, by kind.",
+    );
+    if numbers.modules.get("tcp_anomalies").is_some_and(Option::is_some) {
+        for kind in ANOMALIES {
+            let count = numbers.anomalous.get(kind).copied().unwrap_or(0);
+            anomalous.number(&[("kind", kind)], count);
+        }
+    }
+    let mut mode = gauge(
+        "network_tcp_syncookies_mode",
+        "net.ipv4.tcp_syncookies of the exporter's network namespace: 0 never, 1 when a listener's queue is full, 2 always.",
+    );
+    let mut cookies = Family::new(
+        "network_tcp_syncookies_total",
+        Kind::Counter,
+        "SYN cookies that the kernel sent, and that came back valid or not.",
+    )
+    .counted_elsewhere();
+    if let Some(kernel) = numbers.cookies {
+        kernel.mode.into_iter().for_each(|value| mode.number(&[], u64::from(value)));
+        for (result, count) in
+            [("sent", kernel.sent), ("received", kernel.received), ("failed", kernel.failed)]
+        {
+            cookies.number(&[("result", result)], count);
+        }
+    }
+    let mut all =
+        vec![anomalous, mode, cookies, enabled, enforced, events, bans, refused, unusable, lost, evicted];
     all.retain(|family| !family.is_empty());
     all
 }
@@ -93,7 +128,9 @@ pub(super) fn families(numbers: &Numbers) -> Vec<Family> {
 pub(crate) fn every_family() -> Vec<Family> {
     let of_kind = KindNumbers { refused: BTreeMap::from([("", 0)]), ..KindNumbers::default() };
     families(&Numbers {
-        modules: BTreeMap::from([("", None)]),
+        modules: BTreeMap::from([("tcp_anomalies", Some(false))]),
+        anomalous: BTreeMap::new(),
+        cookies: Some(SynCookies { mode: Some(0), ..SynCookies::default() }),
         kinds: BTreeMap::from([(String::new(), of_kind)]),
         evicted: BTreeMap::from([("", 0)]),
     })

@@ -1,13 +1,21 @@
-//! Who does harm: told by the traced applications' own events (`ban:` of a probe). Who crosses a threshold is reported and,
-//! if the configuration says `enforce`, put on the blocklist.
+//! Who does harm: told by the traced applications' own events (`ban:` of a probe), and by packets (`network.detect`). Who crosses a
+//! threshold is reported and, if the configuration says `enforce`, put on the blocklist.
 //!
-//! One thread decides. The threads that drain events hand hits over by a queue that is bounded and never waited for.
+//! One thread decides. The threads that drain events hand hits over by a queue that is bounded and never waited for; once a second
+//! it looks at the tables of talkers and flows. Nothing is added to what programs do for a packet.
 
 mod address;
 mod bounded;
+mod cookies;
+mod flows;
 mod hits;
 mod metrics;
+mod rates;
+mod scan;
 mod sentence;
+mod snapshot;
+mod traffic;
+mod window;
 mod worker;
 
 use std::fmt;
@@ -18,16 +26,26 @@ use std::thread::JoinHandle;
 
 use super::block::Blocklist;
 use super::cidr::Prefix;
-use super::thresholds::BanRule;
+use super::thresholds::{BanRule, DetectConfig};
 use crate::exposition::Family;
 use metrics::Numbers;
-use worker::{Message, Worker};
+use worker::{Message, Output, Worker};
 
+pub(super) use cookies::SynCookies;
 pub(super) use metrics::every_family;
 pub use sentence::Outcome;
+pub(super) use snapshot::Snapshot;
 
 /// Hits that can wait for the thread that decides.
 const QUEUE: usize = 4096;
+
+/// Kinds of events of each module.
+const MODULE_KINDS: [(&str, &[&str]); 4] = [
+    ("syn_flood", &["syn_flood", "syn_flood_in_all"]),
+    ("port_scan", &["port_scan"]),
+    ("tcp_anomalies", &["tcp_anomaly"]),
+    ("rates", &["rate"]),
+];
 
 /// A hit of a probe with `ban:`.
 #[derive(Debug, Clone)]
@@ -61,6 +79,9 @@ pub struct Detection {
 /// Who is told of what was detected.
 type Report = Box<dyn Fn(Detection) + Send>;
 
+/// What is looked at.
+type Look = Box<dyn Fn() -> Option<Snapshot> + Send>;
+
 /// Detection in a running exporter. It has a thread from the first configuration on that wants something detected.
 pub struct Detections {
     queue: Mutex<Option<SyncSender<Message>>>,
@@ -71,7 +92,7 @@ pub struct Detections {
 struct Work {
     /// Until there is a thread.
     messages: Option<Receiver<Message>>,
-    context: Option<(Option<Arc<Blocklist>>, Report)>,
+    context: Option<Output>,
     is_wanted: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -96,28 +117,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Detections {
-    /// What a configuration wants detected: `ban:` of its probes.
-    pub fn configure<'a>(&self, rules: impl Iterator<Item = &'a BanRule>) {
+    /// What a configuration wants detected: by `ban:` of its probes, and in packets.
+    pub fn configure<'a>(&self, rules: impl Iterator<Item = &'a BanRule>, packets: Option<&DetectConfig>) {
         let mut numbers = lock(&self.numbers);
         let mut by_probes = None;
         for rule in rules {
             numbers.of(&rule.kind);
             by_probes = Some(by_probes.unwrap_or(false) || rule.terms.enforce);
         }
-        let is_wanted = by_probes.is_some();
+        let packets = packets.filter(|packets| packets.is_on());
+        let is_wanted = by_probes.is_some() || packets.is_some();
         if is_wanted || !numbers.modules.is_empty() {
             numbers.modules.insert("ban", by_probes);
+            numbers.modules.extend(packets.cloned().unwrap_or_default().modules());
+        }
+        for (module, kinds) in MODULE_KINDS {
+            if numbers.modules.get(module).copied().flatten().is_some() {
+                kinds.iter().for_each(|kind| {
+                    numbers.of(kind);
+                });
+            }
         }
         drop(numbers);
+        if is_wanted || lock(&self.work).is_wanted {
+            let message = Message::Packets(Box::new(packets.cloned().unwrap_or_default()));
+            let queue = lock(&self.queue);
+            if queue.as_ref().is_some_and(|queue| queue.try_send(message).is_err()) {
+                log::warn!("detection: the thresholds stay as they were: too many hits wait");
+            }
+        }
         let mut work = lock(&self.work);
         work.is_wanted |= is_wanted;
         self.start_if_wanted(&mut work);
     }
 
     /// Begins to decide; what came before has waited. Bans go to this list, and everything detected to `report`.
-    pub fn start(&self, list: Option<Arc<Blocklist>>, report: impl Fn(Detection) + Send + 'static) {
+    pub(super) fn start(
+        &self,
+        list: Option<Arc<Blocklist>>,
+        look: impl Fn() -> Option<Snapshot> + Send + 'static,
+        report: impl Fn(Detection) + Send + 'static,
+    ) {
+        let output = Output { list, look: Box::new(look), report: Box::new(report) };
+        self.start_with(output);
+    }
+
+    /// As [`Self::start`] where no packets are counted.
+    pub fn start_without_network(&self, report: impl Fn(Detection) + Send + 'static) {
+        self.start_with(Output { list: None, look: Box::new(|| None), report: Box::new(report) });
+    }
+
+    fn start_with(&self, output: Output) {
         let mut work = lock(&self.work);
-        work.context = Some((list, Box::new(report)));
+        work.context = Some(output);
         self.start_if_wanted(&mut work);
     }
 
@@ -126,8 +178,8 @@ impl Detections {
             return;
         }
         let Some(messages) = work.messages.take() else { return };
-        let Some((list, report)) = work.context.take() else { return };
-        let worker = Worker::new(messages, list, report, self.numbers.clone());
+        let Some(output) = work.context.take() else { return };
+        let worker = Worker::new(messages, output, self.numbers.clone());
         match std::thread::Builder::new().name("detection".to_string()).spawn(move || worker.run()) {
             Ok(thread) => work.thread = Some(thread),
             Err(err) => log::error!("nothing is detected: failed to start the thread that decides: {err}"),

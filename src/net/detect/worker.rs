@@ -1,49 +1,103 @@
 //! The thread that decides who has crossed a threshold.
 
-use std::sync::mpsc::Receiver;
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::block::{Asker, BlockEntry, BlockError, BlockRule, Blocklist};
 use super::super::cidr::Prefix;
-use super::super::thresholds::BanTerms;
+use super::super::thresholds::{BanTerms, DetectConfig};
 use super::hits::Hits;
 use super::metrics::Numbers;
 use super::sentence::{Ban, Outcome, Sentences};
-use super::{Detection, Report, Sighting, lock, source_of};
+use super::traffic::{Finding, Traffic};
+use super::{Detection, Look, Report, Sighting, lock, source_of};
 use crate::clock::monotonic_now;
 
 /// What the thread is told.
 #[derive(Debug)]
 pub(super) enum Message {
     Sighting(Box<Sighting>),
+    /// What is looked for in packets from now on.
+    Packets(Box<DetectConfig>),
 }
+
+/// Whom the thread asks and tells.
+pub(super) struct Output {
+    pub list: Option<Arc<Blocklist>>,
+    pub look: Look,
+    pub report: Report,
+}
+
+/// How often packets are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Sources that are banned in a minute for a SYN flood: whoever invents addresses has no more banned.
+const MOST_FLOODERS: usize = 100;
+const MINUTE: u64 = 60_000_000_000;
 
 pub(super) struct Worker {
     messages: Receiver<Message>,
-    list: Option<Arc<Blocklist>>,
-    report: Report,
+    output: Output,
     numbers: Arc<Mutex<Numbers>>,
     hits: Hits,
     sentences: Sentences,
+    packets: Option<(DetectConfig, Traffic)>,
+    /// When sources were banned for a SYN flood.
+    flooders: VecDeque<u64>,
 }
 
 impl Worker {
-    pub fn new(
-        messages: Receiver<Message>,
-        list: Option<Arc<Blocklist>>,
-        report: Report,
-        numbers: Arc<Mutex<Numbers>>,
-    ) -> Self {
-        Self { messages, list, report, numbers, hits: Hits::default(), sentences: Sentences::new() }
+    pub fn new(messages: Receiver<Message>, output: Output, numbers: Arc<Mutex<Numbers>>) -> Self {
+        let (hits, sentences) = (Hits::default(), Sentences::new());
+        Self { messages, output, numbers, hits, sentences, packets: None, flooders: VecDeque::new() }
     }
 
     /// Until nobody can send any more.
     pub fn run(mut self) {
-        while let Ok(message) = self.messages.recv() {
-            match message {
-                Message::Sighting(sighting) => self.look_at(*sighting),
+        let mut next = Instant::now();
+        loop {
+            let received = match &self.packets {
+                Some(_) => self.messages.recv_timeout(next.saturating_duration_since(Instant::now())),
+                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(Message::Sighting(sighting)) => self.look_at(*sighting),
+                Ok(Message::Packets(config)) => self.configure(*config),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
+            if self.packets.is_some() && next <= Instant::now() {
+                self.look_at_packets();
+                // A look that takes long is followed by a pause all the same.
+                next = Instant::now() + EVERY;
+            }
+        }
+    }
+
+    fn configure(&mut self, config: DetectConfig) {
+        if self.packets.as_ref().is_none_or(|(now, _)| *now != config) {
+            self.packets = config.is_on().then(|| (config.clone(), Traffic::new(&config)));
+        }
+    }
+
+    fn look_at_packets(&mut self) {
+        let Some(at) = (self.output.look)() else { return };
+        let Some((_, traffic)) = &mut self.packets else { return };
+        let found = traffic.look(&at);
+        {
+            let mut numbers = lock(&self.numbers);
+            numbers.evicted.extend(traffic.evicted());
+            numbers.anomalous.clone_from(&traffic.anomalous);
+            numbers.cookies = at.cookies;
+        }
+        for Finding { kind, source, count, allowed, details, terms, is_connected } in found {
+            let (target, probe) = ("network".to_string(), kind.to_string());
+            let outcome = Outcome::Reported;
+            let detection =
+                Detection { kind: kind.to_string(), target, probe, source, count, allowed, details, outcome };
+            self.decide(detection, &terms, is_connected);
         }
     }
 
@@ -64,18 +118,30 @@ impl Worker {
                 details: vec![("within", format!("{}s", rule.within.as_secs()))],
                 outcome: Outcome::Reported,
             };
-            self.decide(detection, &rule.terms);
+            self.decide(detection, &rule.terms, false);
         }
         let (hits, sentences) = (self.hits.evicted(), self.sentences.evicted());
         lock(&self.numbers).evicted.extend([("hits", hits), ("bans", sentences)]);
     }
 
     /// Bans the source, if the terms say so, and tells of it; not if that was done already.
-    fn decide(&mut self, mut detection: Detection, terms: &BanTerms) {
+    fn decide(&mut self, mut detection: Detection, terms: &BanTerms, is_connected: bool) {
         if let Some(source) = detection.source {
-            let list = List(self.list.as_deref());
-            let passed = self.sentences.pass(source, &detection.kind, terms, monotonic_now(), &list);
+            let now = monotonic_now();
+            while self.flooders.front().is_some_and(|at| now.saturating_sub(*at) > MINUTE) {
+                self.flooders.pop_front();
+            }
+            let is_flood = detection.kind == "syn_flood";
+            let list = List {
+                list: self.output.list.as_deref(),
+                is_connected,
+                is_too_much: is_flood && self.flooders.len() >= MOST_FLOODERS,
+            };
+            let passed = self.sentences.pass(source, &detection.kind, terms, now, &list);
             let Some(outcome) = passed else { return };
+            if is_flood && matches!(outcome, Outcome::Banned(_)) {
+                self.flooders.push_back(now);
+            }
             detection.outcome = outcome;
         }
         {
@@ -89,22 +155,36 @@ impl Worker {
             }
         }
         log::warn!("{detection}");
-        (self.report)(detection);
+        (self.output.report)(detection);
     }
 }
 
 /// The blocklist, as bans see it.
-struct List<'a>(Option<&'a Blocklist>);
+struct List<'a> {
+    list: Option<&'a Blocklist>,
+    /// Connections of the source work.
+    is_connected: bool,
+    is_too_much: bool,
+}
 
 impl Ban for List<'_> {
     fn is_banned(&self, source: Prefix) -> bool {
-        self.0.is_some_and(|list| list.row(source).is_some())
+        self.list.is_some_and(|list| list.row(source).is_some())
     }
 
     fn ban(&self, source: Prefix, reason: &str, time: Duration) -> Result<(), (&'static str, String)> {
-        let Some(list) = self.0 else {
+        let Some(list) = self.list else {
             return Err(("no_blocklist", "there is no network.block in the configuration".to_string()));
         };
+        if self.is_connected {
+            let why = "connections of it work, so it may be another's who uses its address, or many users behind one";
+            return Err(("connected", why.to_string()));
+        }
+        if self.is_too_much {
+            let why =
+                format!("{MOST_FLOODERS} sources were banned within a minute; the addresses may be invented");
+            return Err(("too_many", why));
+        }
         // Somebody else's entry may hold for longer than this one would.
         if let Some(row) = list.row(source).filter(|row| row.source != Asker::Detection.word()) {
             return Err(("listed", format!("{source} is listed already ({})", row.source)));

@@ -1,0 +1,61 @@
+//! What the kernel does about floods of SYN: SYN cookies, of the thread's network namespace.
+
+/// Its setting, and what it has counted since the namespace began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct SynCookies {
+    /// `net.ipv4.tcp_syncookies`: 0 never, 1 when a listener's queue is full, 2 always.
+    pub mode: Option<u8>,
+    pub sent: u64,
+    pub received: u64,
+    pub failed: u64,
+}
+
+impl SynCookies {
+    /// As it is now; `None` if the kernel does not say.
+    pub fn read() -> Option<Self> {
+        let counters = std::fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
+        let mode = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok();
+        let mode = mode.and_then(|mode| mode.trim().parse().ok());
+        let of = |name| counter(&counters, name).unwrap_or(0);
+        Some(Self {
+            mode,
+            sent: of("SyncookiesSent"),
+            received: of("SyncookiesRecv"),
+            failed: of("SyncookiesFailed"),
+        })
+    }
+
+    pub fn mode_word(&self) -> &'static str {
+        match self.mode {
+            Some(0) => "off",
+            Some(1) => "when a queue is full",
+            Some(2) => "always",
+            _ => "unknown",
+        }
+    }
+}
+
+/// A counter of `TcpExt`: a line has names, the next one numbers.
+fn counter(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, numbers) = (lines.next()?, lines.next()?);
+    let mut all = names.split_whitespace().zip(numbers.split_whitespace());
+    all.find(|(known, _)| *known == name).and_then(|(_, number)| number.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_name() {
+        let text =
+            "TcpExt: SyncookiesSent SyncookiesRecv Other\nTcpExt: 7 8 9\nIpExt: SyncookiesSent\nIpExt: 1\n";
+        assert_eq!(
+            [counter(text, "SyncookiesSent"), counter(text, "Other"), counter(text, "None")],
+            [Some(7), Some(9), None]
+        );
+        let here = SynCookies::read().expect("the kernel tells");
+        assert!(here.mode.is_none_or(|mode| mode <= 2), "{here:?}");
+    }
+}

@@ -1,0 +1,250 @@
+//! What flows say of who sends them: whether anything came of it. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::super::abi::TICK_NANOSECONDS;
+use super::super::tables::{Flow, FlowKey};
+use super::snapshot::Snapshot;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+const URG: u8 = 0x20;
+
+/// How old a flow is before it is judged: an answer, and the answer to that, may still be under way.
+const GRACE: u64 = 1_000_000_000;
+
+/// What a received flow is, if nothing came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// SYN, and never an ACK.
+    HalfOpen,
+    /// Flags that no connection has.
+    Anomaly(&'static str),
+    /// Of no connection: all that was sent back is RST.
+    Stray,
+    /// UDP that was not answered, and answers nothing.
+    Unanswered,
+}
+
+/// Anomalies, as they are shown.
+pub(super) const ANOMALIES: [&str; 5] = ["null", "fin", "xmas", "syn_fin", "no_ack"];
+
+/// What was received by a flow since the last look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub key: FlowKey,
+    pub attempt: Attempt,
+    pub packets: u64,
+}
+
+/// Tells what is new from what was there at the last look.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    before: HashMap<FlowKey, u64>,
+    /// When the first look was: what is older is not new.
+    began: Option<u64>,
+    untracked: u64,
+}
+
+impl Attempts {
+    /// Attempts with new packets.
+    pub fn look(&mut self, at: &Snapshot) -> Vec<Step> {
+        let began = *self.began.get_or_insert(at.now);
+        // With a full table, the other direction of a flow may not be in it.
+        let is_whole = std::mem::replace(&mut self.untracked, at.untracked) == at.untracked;
+        let mut now = HashMap::new();
+        let mut steps = Vec::new();
+        for (key, flow) in &at.flows {
+            let first = u64::from(flow.first) * TICK_NANOSECONDS;
+            if key.egress || at.now.saturating_sub(first) < GRACE {
+                continue;
+            }
+            let Some(attempt) = attempt(key, flow, &at.flows, is_whole) else { continue };
+            let packets = flow.sum.packets;
+            let before = self.before.get(key).copied();
+            let before = before.unwrap_or(if first < began { packets } else { 0 });
+            now.insert(*key, packets);
+            if packets > before {
+                steps.push(Step { key: *key, attempt, packets: packets - before });
+            }
+        }
+        self.before = now;
+        steps
+    }
+}
+
+fn answer<'a>(key: &FlowKey, flows: &'a HashMap<FlowKey, Flow>) -> Option<&'a Flow> {
+    flows.get(&FlowKey {
+        egress: true,
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        ..*key
+    })
+}
+
+fn attempt(key: &FlowKey, flow: &Flow, flows: &HashMap<FlowKey, Flow>, is_whole: bool) -> Option<Attempt> {
+    if i32::from(key.protocol) == libc::IPPROTO_UDP {
+        let to_one = match key.destination {
+            IpAddr::V4(address) => !address.is_broadcast() && !address.is_multicast(),
+            IpAddr::V6(address) => !address.is_multicast(),
+        };
+        // Later fragments have no ports.
+        let is_meant = is_whole && to_one && key.destination_port != 0;
+        return (is_meant && answer(key, flows).is_none()).then_some(Attempt::Unanswered);
+    }
+    if i32::from(key.protocol) != libc::IPPROTO_TCP || key.destination_port == 0 {
+        return None;
+    }
+    let has = |flags: u8| flow.tcp_flags & flags == flags;
+    if has(ACK) {
+        let reset = |answer: &Flow| answer.tcp_flags & !ACK == RST;
+        return (!has(SYN) && answer(key, flows).is_some_and(reset)).then_some(Attempt::Stray);
+    }
+    let anomaly = match flow.tcp_flags {
+        0 => "null",
+        _ if has(SYN | FIN) => "syn_fin",
+        _ if has(SYN) => return Some(Attempt::HalfOpen),
+        // The end of a connection that was seen elsewhere, or of ours.
+        _ if has(RST) => return None,
+        _ if has(FIN | PSH | URG) => "xmas",
+        _ if has(FIN) => "fin",
+        _ => "no_ack",
+    };
+    Some(Attempt::Anomaly(anomaly))
+}
+
+/// Sources of connections that work: both sides have sent data or its acknowledgement, and this one did not end it by RST.
+pub(super) fn connected(flows: &HashMap<FlowKey, Flow>) -> HashSet<IpAddr> {
+    let works = |(key, flow): &(&FlowKey, &Flow)| {
+        !key.egress
+            && i32::from(key.protocol) == libc::IPPROTO_TCP
+            && flow.tcp_flags & ACK != 0
+            && flow.tcp_data
+            && answer(key, flows).is_some_and(|answer| answer.tcp_data && answer.tcp_flags & RST == 0)
+    };
+    flows.iter().filter(works).map(|(key, _)| key.source).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::net::counters::Sum;
+
+    pub const SECOND: u64 = 1_000_000_000;
+
+    pub fn key(protocol: i32, source: [u8; 4], source_port: u16, port: u16) -> FlowKey {
+        FlowKey {
+            port: 1,
+            egress: false,
+            source: source.into(),
+            destination: [10, 0, 0, 1].into(),
+            source_port,
+            destination_port: port,
+            protocol: protocol as u8,
+        }
+    }
+
+    pub fn flow(second: u64, packets: u64, tcp_flags: u8) -> Flow {
+        let tick = (second * SECOND / TICK_NANOSECONDS) as u32;
+        let tcp_data = tcp_flags & ACK != 0;
+        Flow { sum: Sum { packets, bytes: 60 * packets }, first: tick, last: tick, tcp_flags, tcp_data }
+    }
+
+    pub fn back(key: FlowKey) -> FlowKey {
+        FlowKey {
+            egress: true,
+            source: key.destination,
+            destination: key.source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            ..key
+        }
+    }
+
+    fn attempt_of(flags: u8, answer: Option<u8>) -> Option<Attempt> {
+        let key = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
+        let mut flows = HashMap::from([(key, flow(5, 1, flags))]);
+        flows.extend(answer.map(|flags| (back(key), flow(5, 1, flags))));
+        attempt(&key, &flows[&key], &flows, true)
+    }
+
+    #[test]
+    fn flows_of_which_nothing_came() {
+        let anomaly = |kind| Some(Attempt::Anomaly(kind));
+        for (flags, answer, expected) in [
+            (SYN, None, Some(Attempt::HalfOpen)),
+            (SYN, Some(SYN | ACK), Some(Attempt::HalfOpen)),
+            (SYN, Some(RST | ACK), Some(Attempt::HalfOpen)),
+            (SYN | RST, Some(SYN | ACK), Some(Attempt::HalfOpen)),
+            (SYN | ACK | FIN, Some(SYN | ACK | FIN), None),
+            // Answers to what was sent from here.
+            (SYN | ACK, Some(SYN), None),
+            (RST | ACK, Some(SYN), None),
+            (RST, None, None),
+            (ACK, None, None),
+            (ACK, Some(RST), Some(Attempt::Stray)),
+            (FIN | ACK, Some(RST | ACK), Some(Attempt::Stray)),
+            (SYN | ACK | PSH, Some(SYN | ACK | RST), None),
+            (0, Some(RST | ACK), anomaly("null")),
+            (FIN, None, anomaly("fin")),
+            (FIN | PSH | URG, None, anomaly("xmas")),
+            (SYN | FIN, None, anomaly("syn_fin")),
+            (SYN | FIN | PSH | URG, None, anomaly("syn_fin")),
+            (PSH, None, anomaly("no_ack")),
+        ] {
+            assert_eq!(attempt_of(flags, answer), expected, "{flags:#x} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn udp_counts_where_nobody_talks() {
+        let asked = key(libc::IPPROTO_UDP, [192, 0, 2, 1], 53, 40_000);
+        let mut flows = HashMap::from([(asked, flow(5, 1, 0))]);
+        assert_eq!(attempt(&asked, &flows[&asked], &flows, true), Some(Attempt::Unanswered));
+        assert_eq!(
+            attempt(&asked, &flows[&asked], &flows, false),
+            None,
+            "what is missing may be the other way"
+        );
+        flows.insert(back(asked), flow(4, 1, 0));
+        assert_eq!(attempt(&asked, &flows[&asked], &flows, true), None);
+        let group = FlowKey { destination: [224, 0, 0, 251].into(), ..asked };
+        assert_eq!(attempt(&group, &flow(5, 1, 0), &flows, true), None);
+    }
+
+    #[test]
+    fn what_is_new_is_counted_once() {
+        let one = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
+        let mut attempts = Attempts::default();
+        let mut look = |second: u64, flows: &[(FlowKey, Flow)]| -> Vec<u64> {
+            let flows = flows.iter().copied().collect();
+            let at = Snapshot { now: second * SECOND, flows, ..Snapshot::default() };
+            attempts.look(&at).iter().map(|step| step.packets).collect()
+        };
+        assert!(look(100, &[(one, flow(90, 7, SYN))]).is_empty(), "it was there before");
+        assert_eq!(look(101, &[(one, flow(90, 9, SYN))]), [2]);
+        let other = FlowKey { source_port: 4001, ..one };
+        assert!(
+            look(102, &[(one, flow(90, 9, SYN)), (other, flow(102, 3, SYN))]).is_empty(),
+            "it is too young"
+        );
+        assert_eq!(look(104, &[(one, flow(90, 9, SYN)), (other, flow(102, 4, SYN))]), [4]);
+    }
+
+    #[test]
+    fn connections_that_work_go_both_ways() {
+        let one = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
+        let mut flows = HashMap::from([(one, flow(5, 5, SYN | ACK))]);
+        assert!(connected(&flows).is_empty());
+        flows.insert(back(one), flow(5, 5, SYN | ACK | RST));
+        assert!(connected(&flows).is_empty(), "an ACK without a connection");
+        flows.insert(back(one), flow(5, 5, SYN | ACK));
+        assert!(connected(&flows).contains(&one.source));
+    }
+}

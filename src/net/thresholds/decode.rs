@@ -1,0 +1,292 @@
+//! The section `network.detect:` of a configuration.
+
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::super::block::parse_ttl;
+use super::{BanTerms, DetectConfig, PortScan, Rates, SynFlood, TcpAnomalies};
+use crate::config::section::{Key, Schema, Section, words};
+use crate::config::{Fields, Node};
+
+const RATE: RangeInclusive<u32> = 1..=100_000_000;
+const PORTS: RangeInclusive<u32> = 2..=1000;
+
+/// Sums are kept for each second of it.
+const LONGEST_AVERAGE: Duration = Duration::from_secs(600);
+const LONGEST_SLOW: Duration = Duration::from_secs(24 * 3600);
+
+const MODES: &[(&str, bool)] = &[("observe", false), ("enforce", true)];
+
+const MODE: Key = Key::new(
+    "mode",
+    Schema::Words(|| words(MODES)),
+    "`enforce` bans, which needs `network.block`; `observe` only counts, logs and keeps the event.",
+)
+.or("observe");
+const TTL: Key = Key::new("ttl", Schema::LabelText, "How long the first ban of a source holds.").or("10m");
+const MAX_TTL: Key = Key::new(
+    "max_ttl",
+    Schema::LabelText,
+    "Each further ban is twice as long, up to this. After as long without a ban the source begins anew.",
+)
+.or("24h");
+
+/// A module: on with its defaults, off, or on as it says.
+macro_rules! module {
+    ($section:ident) => {
+        Schema::Either(&[Schema::Boolean, Schema::Section(|| &$section)])
+    };
+}
+
+/// `network.detect:`.
+pub(in super::super) static DETECT: Section = Section {
+    name: "detect",
+    what: "the detection",
+    about: "Detection of attacks by the tables of talkers and flows, once a second. It turns these tables on. `true` turns a module on with \
+            its defaults.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "syn_flood",
+            module!(SYN_FLOOD),
+            "TCP SYN without a connection, by source; and in all, which bans nobody.",
+        )
+        .or("false"),
+        Key::new("port_scan", module!(PORT_SCAN), "Different destination ports of a source that no connection came of.")
+            .or("false"),
+        Key::new(
+            "tcp_anomalies",
+            module!(TCP_ANOMALIES),
+            "TCP segments with flags that no connection has: none, FIN without ACK, FIN with PSH and URG, SYN with FIN.",
+        )
+        .or("false"),
+        Key::new("rates", Schema::Section(|| &RATES), "Packets and bytes received by source and prefix."),
+    ]),
+    one_of: &[],
+};
+
+const fn rate(name: &'static str, about: &'static str) -> Key {
+    Key::new(name, Schema::Integer(*RATE.start() as i64, *RATE.end() as i64), about)
+}
+
+const fn ports(name: &'static str, about: &'static str) -> Key {
+    Key::new(name, Schema::Integer(*PORTS.start() as i64, *PORTS.end() as i64), about)
+}
+
+static SYN_FLOOD: Section = Section {
+    name: "syn_flood",
+    what: "the detection of SYN floods",
+    about: "A source whose connections work is not banned for a SYN flood: it may be another's who uses its address.",
+    keys: Cow::Borrowed(&[
+        MODE,
+        rate("per_source", "SYNs per second from a source that no connection came of.").or("100"),
+        rate("in_all", "SYNs per second from all sources, those of real connections included.").or("5000"),
+        Key::new("within", Schema::LabelText, "The time that this is the average of, up to `10m`.").or("10s"),
+        TTL,
+        MAX_TTL,
+    ]),
+    one_of: &[],
+};
+
+static PORT_SCAN: Section = Section {
+    name: "port_scan",
+    what: "the detection of port scans",
+    about: "Ports to which a connection came about, or where UDP was answered, do not count.",
+    keys: Cow::Borrowed(&[
+        MODE,
+        ports("ports", "Different destination ports within a short time.").or("20"),
+        Key::new("within", Schema::LabelText, "The short time.").or("60s"),
+        ports("slow_ports", "Different destination ports within a long time.").or("60"),
+        Key::new("slow_within", Schema::LabelText, "The long time, up to `1d`.").or("1h"),
+        TTL,
+        MAX_TTL,
+    ]),
+    one_of: &[],
+};
+
+static TCP_ANOMALIES: Section = Section {
+    name: "tcp_anomalies",
+    what: "the detection of TCP anomalies",
+    about: "TCP segments with flags that no connection has.",
+    keys: Cow::Borrowed(&[
+        MODE,
+        rate("packets", "Such segments of a source within this time.").or("5"),
+        Key::new("within", Schema::LabelText, "The time, up to `10m`.").or("60s"),
+        TTL,
+        MAX_TTL,
+    ]),
+    one_of: &[],
+};
+
+static RATES: Section = Section {
+    name: "rates",
+    what: "the limits of rates",
+    about: "What a source, or all tracked sources of a prefix, may send; without a number there is no limit.",
+    keys: Cow::Borrowed(&[
+        MODE,
+        rate("packets", "Packets per second of a source."),
+        Key::new("bytes", Schema::Integer(1, i64::MAX), "Bytes per second of a source."),
+        rate("prefix_packets", "Packets per second of a prefix, all of which is banned."),
+        Key::new("prefix_bytes", Schema::Integer(1, i64::MAX), "Bytes per second of a prefix."),
+        Key::new("ipv4_prefix", Schema::Integer(8, 31), "Length of IPv4 prefixes.").or("24"),
+        Key::new("ipv6_prefix", Schema::Integer(16, 127), "Length of IPv6 prefixes.").or("64"),
+        Key::new("within", Schema::LabelText, "The time that this is the average of, up to `10m`.").or("10s"),
+        TTL,
+        MAX_TTL,
+    ]),
+    one_of: &["packets", "bytes", "prefix_packets", "prefix_bytes"],
+};
+
+/// Reads the section; its errors go to the node's list.
+pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
+    let fields = node.fields(&DETECT)?;
+    let module = |key: &str, section: &'static Section| Module::of(fields.get(key), section);
+    let syn_flood = module("syn_flood", &SYN_FLOOD).map(|module| {
+        Some(SynFlood {
+            terms: module.terms()?,
+            per_source: module.integer("per_source", "a number of SYNs", RATE, 100)?,
+            in_all: module.integer("in_all", "a number of SYNs", RATE, 5000)?,
+            within: module.time("within", Duration::from_secs(10), LONGEST_AVERAGE)?,
+        })
+    });
+    let port_scan = module("port_scan", &PORT_SCAN).map(|module| {
+        Some(PortScan {
+            terms: module.terms()?,
+            ports: module.integer("ports", "a number of ports", PORTS, 20)?,
+            within: module.time("within", Duration::from_secs(60), LONGEST_SLOW)?,
+            slow_ports: module.integer("slow_ports", "a number of ports", PORTS, 60)?,
+            slow_within: module.time("slow_within", Duration::from_secs(3600), LONGEST_SLOW)?,
+        })
+    });
+    let tcp_anomalies = module("tcp_anomalies", &TCP_ANOMALIES).map(|module| {
+        Some(TcpAnomalies {
+            terms: module.terms()?,
+            packets: module.integer("packets", "a number of segments", RATE, 5)?,
+            within: module.time("within", Duration::from_secs(60), LONGEST_AVERAGE)?,
+        })
+    });
+    let rates = module("rates", &RATES).map(|module| {
+        let most = 1..=i64::MAX as u64;
+        let limit = |key: &str| match module.has(key) {
+            true => module.integer(key, "a number per second", most.clone(), 0),
+            false => Some(0),
+        };
+        let rates = Rates {
+            terms: module.terms()?,
+            packets: limit("packets")?,
+            bytes: limit("bytes")?,
+            prefix_packets: limit("prefix_packets")?,
+            prefix_bytes: limit("prefix_bytes")?,
+            ipv4_prefix: module.integer("ipv4_prefix", "a length", 8..=31, 24)?,
+            ipv6_prefix: module.integer("ipv6_prefix", "a length", 16..=127, 64)?,
+            within: module.time("within", Duration::from_secs(10), LONGEST_AVERAGE)?,
+        };
+        if (rates.packets, rates.bytes, rates.prefix_packets, rates.prefix_bytes) == (0, 0, 0, 0) {
+            module
+                .error("no limit is set", "write packets: 100000, or bytes, prefix_packets or prefix_bytes");
+        }
+        Some(rates)
+    });
+    // What is wrong has been reported.
+    Some(DetectConfig {
+        syn_flood: syn_flood.flatten(),
+        port_scan: port_scan.flatten(),
+        tcp_anomalies: tcp_anomalies.flatten(),
+        rates: rates.flatten(),
+    })
+}
+
+/// A module that is on, with what it says if it says something.
+struct Module<'a>(Option<Fields<'a>>);
+
+impl<'a> Module<'a> {
+    fn of(node: Option<Node<'a>>, section: &'static Section) -> Option<Self> {
+        let node = node?;
+        if node.value.is_mapping() {
+            return Some(Self(Some(node.fields(section)?)));
+        }
+        node.boolean()?.then_some(Self(None))
+    }
+
+    fn get(&self, key: &str) -> Option<Node<'a>> {
+        self.0.as_ref().and_then(|fields| fields.get(key))
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    fn error(&self, text: &str, help: &str) {
+        if let Some(fields) = &self.0 {
+            fields.error(text).help(help);
+        }
+    }
+
+    fn integer<T>(&self, key: &str, what: &str, range: RangeInclusive<T>, default: T) -> Option<T>
+    where
+        T: TryFrom<i128> + PartialOrd + std::fmt::Display,
+    {
+        self.get(key).map_or(Some(default), |node| node.integer(what, range))
+    }
+
+    fn time(&self, key: &str, default: Duration, longest: Duration) -> Option<Duration> {
+        let Some(node) = self.get(key) else { return Some(default) };
+        let time = parse_ttl(&node.label_text()?).map_err(|error| node.error(error)).ok()?;
+        if time > longest {
+            node.error(format!("{}s: at most {}s is possible", time.as_secs(), longest.as_secs()));
+            return None;
+        }
+        Some(time)
+    }
+
+    fn terms(&self) -> Option<BanTerms> {
+        let enforce = self.get("mode").map_or(Some(false), |node| node.one_of("mode", MODES))?;
+        let ttl = self.time("ttl", Duration::from_secs(600), Duration::MAX)?;
+        let max_ttl = self.time("max_ttl", Duration::from_secs(24 * 3600), Duration::MAX)?;
+        if max_ttl < ttl && self.has("max_ttl") {
+            self.error("`max_ttl` is shorter than `ttl`", "");
+        }
+        Some(BanTerms { enforce, ttl, max_ttl: max_ttl.max(ttl) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Diagnostics, Place};
+
+    fn read(text: &str) -> Result<DetectConfig, String> {
+        let value = crate::config::tree(text);
+        let diags = Diagnostics::new();
+        let config = decode(&Node::new(Place::none(), &value, &diags));
+        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+    }
+
+    #[test]
+    fn nothing_acts_unless_it_is_asked_to() {
+        let config =
+            read("{ syn_flood: true, port_scan: { ports: 9 }, tcp_anomalies: false, rates: { packets: 7 } }");
+        let config = config.unwrap();
+        assert_eq!(config.port_scan.as_ref().map(|scan| (scan.ports, scan.slow_ports)), Some((9, 60)));
+        assert_eq!(config.modules().map(|(_, mode)| mode), [Some(false), Some(false), None, Some(false)]);
+        assert!(!config.enforces() && config.needs_flows());
+        assert!(read("{ syn_flood: { mode: enforce } }").unwrap().enforces());
+        assert!(!read("{ port_scan: false }").unwrap().is_on());
+    }
+
+    #[test]
+    fn errors_are_named() {
+        for (text, said) in [
+            ("{ port_scan: { ports: 1 } }", "from 2 to 1000"),
+            ("{ port_scan: { slow_within: 2d } }", "at most 86400s"),
+            ("{ syn_flood: { within: 1h } }", "at most 600s"),
+            ("{ syn_flood: { ttl: 2h, max_ttl: 1h } }", "shorter than `ttl`"),
+            ("{ syn_flood: { mode: drop } }", "unknown mode"),
+            ("{ rates: {} }", "no limit is set"),
+            ("{ portscan: true }", "did you mean \"port_scan\""),
+        ] {
+            let wrong = read(text).unwrap_err();
+            assert!(wrong.contains(said), "{text}: {wrong}");
+        }
+    }
+}

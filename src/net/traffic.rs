@@ -1,0 +1,38 @@
+//! What detection looks at: the tables and counters of all interfaces at one moment.
+
+use std::sync::Arc;
+
+use super::counter_maps::CounterMaps;
+use super::detect::{Snapshot, SynCookies};
+use super::stats::TcpKind;
+use super::status::Status;
+use super::sys::monotonic;
+use super::tables::{read_flows, read_talkers};
+
+/// Where it is read from.
+#[derive(Debug, Clone)]
+pub(crate) struct TrafficReader {
+    pub counter_maps: Arc<CounterMaps>,
+    pub status: Arc<Status>,
+}
+
+impl TrafficReader {
+    /// As it is now; `None` if there are no tables or the kernel does not give them.
+    pub fn read(&self) -> Option<Snapshot> {
+        let tables = self.counter_maps.tables.as_ref()?;
+        // First the counters: what is refused meanwhile is known at the next look.
+        let (mut syns, mut untracked) = (0, 0);
+        for reading in self.status.readings() {
+            if let Some((received, _)) = &reading.ingress {
+                syns += received.tcp(TcpKind::Syn);
+                untracked += received.talkers_untracked() + received.flows_untracked();
+            }
+            if let Some(sent) = &reading.egress {
+                untracked += sent.talkers_untracked() + sent.flows_untracked();
+            }
+        }
+        let flows = if tables.with_flows { read_flows(&tables.flows).ok()? } else { Default::default() };
+        let talkers = read_talkers(&tables.talkers).ok()?;
+        Some(Snapshot { now: monotonic(), flows, talkers, syns, untracked, cookies: SynCookies::read() })
+    }
+}

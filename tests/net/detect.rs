@@ -1,0 +1,282 @@
+//! Detection by packets: nmap, hping3 and ordinary traffic in namespaces.
+//!
+//! Needs root, `ip`, `nmap` and `hping3`.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use exporter::net::{
+    BanTerms, BlockConfig, BlockMode, Count, DetectConfig, Detection, Detections, Mode, Network,
+    NetworkConfig, Outcome, PortScan, Prefix, Rates, SynFlood, TcpAnomalies,
+};
+
+use crate::counting::{config, number, start, until};
+use crate::namespace::{HERE, Namespace, THERE, pair, up};
+use crate::support::exporter::PATIENCE;
+
+fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+fn terms(enforce: bool) -> BanTerms {
+    BanTerms { enforce, ttl: seconds(3600), max_ttl: seconds(7200) }
+}
+
+fn scan(enforce: bool) -> Option<PortScan> {
+    let (within, slow_within) = (seconds(600), seconds(3600));
+    Some(PortScan { terms: terms(enforce), ports: 20, within, slow_ports: 60, slow_within })
+}
+
+fn flood(enforce: bool) -> Option<SynFlood> {
+    Some(SynFlood { terms: terms(enforce), per_source: 10, in_all: 1_000_000, within: seconds(60) })
+}
+
+fn anomalies(enforce: bool) -> Option<TcpAnomalies> {
+    Some(TcpAnomalies { terms: terms(enforce), packets: 5, within: seconds(600) })
+}
+
+/// A namespace in which detection is at work, and another that is connected to it.
+struct Watched {
+    here: Namespace,
+    there: Namespace,
+    // Detection goes before what it looks at.
+    detections: Arc<Detections>,
+    network: Arc<Network>,
+    found: Receiver<Detection>,
+}
+
+fn watched(detect: DetectConfig) -> Watched {
+    let (here, there) = pair();
+    let block = BlockConfig { mode: BlockMode::Enforce, ..BlockConfig::default() };
+    let count = Count { talkers: 4096, flows: 4096, ..Count::default() };
+    let wanted = NetworkConfig { count, block: Some(block), detect: detect.clone(), ..config(Mode::Auto) };
+    let (network, _events) = start(&here, wanted);
+    let (network, detections) = (Arc::new(network), Arc::new(Detections::default()));
+    detections.configure(std::iter::empty(), Some(&detect));
+    let (tell, found) = channel();
+    let (of, by) = (network.clone(), detections.clone());
+    here.run(move || {
+        of.detect(&by, move |detection| {
+            // The test may have ended before the last one.
+            let _ = tell.send(detection);
+        });
+    });
+    up(&here, &there);
+    Watched { here, there, detections, network, found }
+}
+
+impl Watched {
+    /// The next detection, which is of this kind and by the other end.
+    #[track_caller]
+    fn next(&self, kind: &str) -> Detection {
+        let found = self.found.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {kind} was detected"));
+        assert_eq!(found.kind, kind, "{found:?}");
+        assert_eq!(found.source, Some(Prefix::new(THERE.into(), 32)), "{found:?}");
+        found
+    }
+
+    fn events(&self, kind: &str) -> u64 {
+        number(&self.detections.families(), "security_events_total", &[("kind", kind)])
+    }
+
+    fn bans(&self, kind: &str) -> u64 {
+        number(&self.detections.families(), "xdp_autobans_total", &[("reason", kind)])
+    }
+
+    fn is_reached(&self) -> bool {
+        self.there.run(|| TcpStream::connect_timeout(&(HERE, 7000).into(), seconds(2)).is_ok())
+    }
+}
+
+/// What the other end runs for a time that has an end, however many of its packets are dropped.
+fn attack(from: &Namespace, line: &str) {
+    let output = from.output(&format!("timeout 20 {line}"));
+    println!(
+        "{line}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // 127: there is no such program.
+    assert_ne!(output.status.code(), Some(127), "{line}; scripts/install-deps.sh --tests installs it");
+}
+
+#[test]
+fn scans_are_seen_banned_and_released() {
+    let watched = watched(DetectConfig { port_scan: scan(true), ..DetectConfig::default() });
+    let listener = watched.here.run(|| TcpListener::bind((HERE, 7000)).unwrap());
+    until("it is reached", || watched.is_reached());
+    let source = Prefix::new(THERE.into(), 32);
+    let list = watched.network.blocklist().unwrap();
+    for kind in ["-sS", "-sT", "-sN", "-sF", "-sX", "-sA", "-sU"] {
+        attack(
+            &watched.there,
+            &format!(
+                "nmap {kind} -n -Pn --max-retries 0 --min-rate 200 --host-timeout 15s -p 6990-7011 {HERE}"
+            ),
+        );
+        let found = watched.next("port_scan");
+        assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{kind}: {found:?}");
+        until("it is banned", || !watched.is_reached());
+        assert_eq!(list.row(source).map(|row| row.source).as_deref(), Some("detection"), "{kind}");
+        list.unblock(source).unwrap();
+        until("it is released", || watched.is_reached());
+    }
+    assert_eq!(watched.bans("port_scan"), 7);
+    drop(listener);
+}
+
+#[test]
+fn a_flood_of_syn_is_seen_banned_and_released() {
+    let watched = watched(DetectConfig { syn_flood: flood(true), ..DetectConfig::default() });
+    // Without a connection that works: whoever has one is not banned, for it may be another who floods in its name.
+    attack(&watched.there, &format!("hping3 -q -S -p 7000 -i u1000 -c 2000 {HERE}"));
+    let found = watched.next("syn_flood");
+    assert!(found.count >= 10.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
+    let source = Prefix::new(THERE.into(), 32);
+    let list = watched.network.blocklist().unwrap();
+    assert_eq!(list.row(source).map(|row| row.reason).as_deref(), Some("syn_flood"));
+    let names: Vec<_> =
+        watched.detections.families().iter().map(|family| family.name().to_string()).collect();
+    assert!(names.iter().any(|name| name == "network_tcp_syncookies_mode"), "{names:?}");
+    list.unblock(source).unwrap();
+
+    // Now with one that works.
+    let listener = watched.here.run(|| TcpListener::bind((HERE, 7000)).unwrap());
+    let mut client = None;
+    until("a connection", || {
+        client = watched.there.run(|| TcpStream::connect_timeout(&(HERE, 7000).into(), seconds(2)).ok());
+        client.is_some()
+    });
+    let (mut client, (mut server, _)) = (client.unwrap(), listener.accept().unwrap());
+    server.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    attack(&watched.there, &format!("hping3 -q -S -p 7001 -i u1000 -c 2000 {HERE}"));
+    let found = watched.next("syn_flood");
+    assert!(matches!(found.outcome, Outcome::Refused("connected", _)), "{found:?}");
+    assert!(list.row(source).is_none());
+    assert_eq!((watched.bans("syn_flood"), watched.events("syn_flood")), (1, 2));
+}
+
+/// Addresses that are invented have nobody banned, and are told of together.
+#[test]
+fn a_flood_from_invented_addresses_is_told_and_bans_nobody() {
+    let mut flood = flood(true).unwrap();
+    (flood.in_all, flood.within) = (20, seconds(60));
+    let watched = watched(DetectConfig { syn_flood: Some(flood), ..DetectConfig::default() });
+    attack(&watched.there, &format!("hping3 -q -S -p 7000 --rand-source -i u1000 -c 3000 {HERE}"));
+    let found = watched.found.recv_timeout(PATIENCE).expect("a flood");
+    assert_eq!((found.kind.as_str(), found.source), ("syn_flood_in_all", None), "{found:?}");
+    assert!(found.details.iter().any(|(name, _)| *name == "syncookies"), "{found:?}");
+    assert_eq!(watched.bans("syn_flood") + watched.bans("syn_flood_in_all"), 0);
+    assert!(watched.network.blocklist().unwrap().is_empty());
+}
+
+#[test]
+fn segments_that_no_connection_has_are_counted_by_kind() {
+    let watched = watched(DetectConfig { tcp_anomalies: anomalies(false), ..DetectConfig::default() });
+    for (flags, kind) in
+        [("", "null"), ("-F", "fin"), ("-F -P -U", "xmas"), ("-S -F", "syn_fin"), ("-P", "no_ack")]
+    {
+        attack(&watched.there, &format!("hping3 -q {flags} -p 7000 -i u1000 -c 20 {HERE}"));
+        until(kind, || {
+            number(&watched.detections.families(), "security_tcp_anomalies_total", &[("kind", kind)]) == 20
+        });
+    }
+    let found = watched.next("tcp_anomaly");
+    assert!(matches!(found.outcome, Outcome::Observed(_)), "{found:?}");
+    assert_eq!(watched.events("tcp_anomaly"), 1, "once, as long as the ban would hold");
+    assert!(watched.network.blocklist().unwrap().is_empty(), "nothing acts unless it is asked to");
+}
+
+#[test]
+fn who_sends_too_much_is_banned() {
+    let rates = Rates {
+        terms: terms(true),
+        packets: 20,
+        bytes: 0,
+        prefix_packets: 0,
+        prefix_bytes: 0,
+        ipv4_prefix: 24,
+        ipv6_prefix: 64,
+        within: seconds(60),
+    };
+    let watched = watched(DetectConfig { rates: Some(rates), ..DetectConfig::default() });
+    crate::counting::send_datagrams(&watched.there, 3000, 100);
+    let found = watched.next("rate");
+    assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
+}
+
+/// What is answered is no attack: many users behind one address, pages with many connections, connections to many ports, downloads, and
+/// answers to what was asked from here.
+#[test]
+fn ordinary_traffic_is_not_detected() {
+    let watched = watched(DetectConfig {
+        syn_flood: flood(true),
+        port_scan: scan(true),
+        tcp_anomalies: anomalies(true),
+        rates: None,
+    });
+    let (here, there) = (&watched.here, &watched.there);
+    // 100 services, each of which answers whoever connects, for as long as the test runs.
+    here.run(|| {
+        for port in 7000..7100 {
+            let listener = TcpListener::bind((HERE, port)).unwrap();
+            std::thread::spawn(move || {
+                let answer = vec![0x55; 1000];
+                listener
+                    .incoming()
+                    .map_while(Result::ok)
+                    .for_each(|mut client| drop(client.write_all(&answer)));
+            });
+        }
+        let download = TcpListener::bind((HERE, 8000)).unwrap();
+        std::thread::spawn(move || {
+            let answer = vec![0x55; 1 << 20];
+            for mut client in download.incoming().map_while(Result::ok) {
+                (0..20).for_each(|_| drop(client.write_all(&answer)));
+            }
+        });
+        // Names are asked for from here, each by a port of its own.
+        let server = UdpSocket::bind((HERE, 5353)).unwrap();
+        std::thread::spawn(move || {
+            let mut asked = [0; 64];
+            while let Ok((length, from)) = server.recv_from(&mut asked) {
+                drop(server.send_to(&asked[..length], from));
+            }
+        });
+    });
+    let fetch = |port: u16| {
+        let mut connection = TcpStream::connect((HERE, port)).unwrap();
+        let mut all = Vec::new();
+        connection.read_to_end(&mut all).map(|_| all.len()).unwrap_or(0)
+    };
+    there.run(move || {
+        // 500 users behind one address, each with two connections; then one page of 60; then each port; then a download.
+        for round in 0..1000u16 {
+            fetch(7000 + round % 2);
+        }
+        let page: Vec<_> = (0..60).map(|_| std::thread::spawn(move || fetch(7000))).collect();
+        page.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), 1000));
+        (7000..7100).for_each(|port| assert_eq!(fetch(port), 1000));
+        assert_eq!(fetch(8000), 20 << 20);
+        for _ in 0..100 {
+            let socket = UdpSocket::bind((THERE, 0)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.send_to(b"name", (HERE, 5353)).unwrap();
+            socket.recv(&mut [0; 64]).unwrap();
+        }
+    });
+    // A scan behind all of it is told, and nothing before.
+    attack(
+        there,
+        &format!("nmap -sS -n -Pn --max-retries 0 --min-rate 200 --host-timeout 15s -p 1-60 {HERE}"),
+    );
+    watched.next("port_scan");
+    for kind in ["syn_flood", "syn_flood_in_all", "tcp_anomaly"] {
+        assert_eq!(watched.events(kind), 0, "{kind}");
+    }
+    assert_eq!(watched.events("port_scan"), 1);
+}
