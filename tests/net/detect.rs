@@ -93,7 +93,7 @@ impl Watched {
 
 /// What the other end runs for a time that has an end, however many of its packets are dropped.
 fn attack(from: &Namespace, line: &str) {
-    let output = from.output(&format!("timeout 20 {line}"));
+    let output = from.output(&format!("timeout 100 {line}"));
     println!(
         "{line}: {}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -114,7 +114,7 @@ fn scans_are_seen_banned_and_released() {
         attack(
             &watched.there,
             &format!(
-                "nmap {kind} -n -Pn --max-retries 0 --min-rate 200 --host-timeout 15s -p 6990-7011 {HERE}"
+                "nmap {kind} -n -Pn --max-retries 0 --min-rate 200 --host-timeout 90s -p 6990-7011 {HERE}"
             ),
         );
         let found = watched.next("port_scan");
@@ -177,10 +177,15 @@ fn a_flood_from_invented_addresses_is_told_and_bans_nobody() {
 #[test]
 fn segments_that_no_connection_has_are_counted_by_kind() {
     let watched = watched(DetectConfig { tcp_anomalies: anomalies(false), ..DetectConfig::default() });
-    for (flags, kind) in
-        [("", "null"), ("-F", "fin"), ("-F -P -U", "xmas"), ("-S -F", "syn_fin"), ("-P", "no_ack")]
-    {
-        attack(&watched.there, &format!("hping3 -q {flags} -p 7000 -i u1000 -c 20 {HERE}"));
+    // Each to a port of its own: of one flow that has several, only the flags together are known.
+    for (port, flags, kind) in [
+        (7001, "", "null"),
+        (7002, "-F", "fin"),
+        (7003, "-F -P -U", "xmas"),
+        (7004, "-S -F", "syn_fin"),
+        (7005, "-P", "no_ack"),
+    ] {
+        attack(&watched.there, &format!("hping3 -q {flags} -p {port} -i u1000 -c 20 {HERE}"));
         until(kind, || {
             number(&watched.detections.families(), "security_tcp_anomalies_total", &[("kind", kind)]) == 20
         });
@@ -272,7 +277,7 @@ fn ordinary_traffic_is_not_detected() {
     // A scan behind all of it is told, and nothing before.
     attack(
         there,
-        &format!("nmap -sS -n -Pn --max-retries 0 --min-rate 200 --host-timeout 15s -p 1-60 {HERE}"),
+        &format!("nmap -sS -n -Pn --max-retries 0 --min-rate 200 --host-timeout 90s -p 1-60 {HERE}"),
     );
     watched.next("port_scan");
     for kind in ["syn_flood", "syn_flood_in_all", "tcp_anomaly"] {
