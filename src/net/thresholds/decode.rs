@@ -134,7 +134,7 @@ static RATES: Section = Section {
         TTL,
         MAX_TTL,
     ]),
-    one_of: &["packets", "bytes", "prefix_packets", "prefix_bytes"],
+    one_of: &[],
 };
 
 /// Reads the section; its errors go to the node's list.
