@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cable;
 mod counting;
 mod frames;
 mod model;

@@ -1,134 +1,18 @@
 //! `state: pinned`: packets are counted while no exporter runs, and the next one goes on.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use libbpf_rs::query::LinkInfoIter;
 
+use crate::cable::{Cable, address, run};
 use crate::counting::until;
-use crate::namespace::{Namespace, Statistics};
 use crate::support::bpffs::{BpfFs, unpin};
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, send_signal};
-use crate::support::exposition::Metrics;
+use crate::support::exporter::{Place, Setup, exporter, finish};
 
 const TAKEN_OVER: &str = "Took over the packet counters that version";
 const ANEW: &str = "The pinned counters of packets are not taken over: ";
-
-/// A pair of interfaces between the exporter's network namespace, which is this program's, and another.
-struct Cable {
-    name: String,
-    there: Namespace,
-}
-
-impl Cable {
-    /// Down, and without frames so far.
-    fn lay() -> Self {
-        let cable = Self { name: format!("exp{}", std::process::id()), there: Namespace::new() };
-        cable.connect();
-        cable
-    }
-
-    fn connect(&self) {
-        let Self { name, there } = self;
-        run(&format!("ip link add {name} type veth peer name exn1 netns {}", there.id()));
-        run(&format!("ip addr add {}/30 dev {name}", address(1)));
-        there.command(&format!("ip addr add {}/30 dev exn1", address(2)));
-    }
-
-    /// The far end first: what is sent to an end that is down passes the egress program and is dropped then.
-    fn up(&self) {
-        self.there.command("ip link set exn1 up");
-        run(&format!("ip link set {} up", self.name));
-        until("the pair is up", || run(&format!("ip link show dev {}", self.name)).contains("state UP"));
-    }
-
-    /// Frames in both directions, until it ends.
-    fn traffic(&self) -> Traffic {
-        let to = address(1);
-        Traffic(self.there.run(move || {
-            let mut ping = Command::new("ping");
-            ping.args(["-q", "-i", "0.002", &to]).stdout(Stdio::piped()).spawn().expect("start ping")
-        }))
-    }
-
-    /// As the kernel counts them.
-    fn kernel(&self) -> Statistics {
-        Statistics::read(&run(&format!("ip -s -j link show dev {}", self.name)))
-    }
-
-    fn yaml(&self, more: &str) -> String {
-        format!("node_name: test\nnetwork: {{ interfaces: [{}]{more} }}\n", self.name)
-    }
-
-    /// Waits until it counts.
-    fn start(&self, place: &Place, bpf: &BpfFs, more: &str) -> Exporter {
-        let exporter = Setup::new(place, self.yaml(more)).yaml(&bpf.config()).start();
-        exporter.wait_until_ready();
-        exporter
-    }
-
-    fn ours(&self, metrics: &Metrics) -> [f64; 2] {
-        ["xdp_packets_total", "tc_egress_packets_total"]
-            .map(|name| metrics.sum(name, &[("interface", &self.name)]))
-    }
-
-    /// What was counted is what the kernel counted, when nothing crosses.
-    fn agrees_with_the_kernel(&self, exporter: &Exporter) {
-        let (mut kernel, mut ours) = (self.kernel(), [0.0; 2]);
-        until("nothing crossed between two readings", || {
-            let before = kernel;
-            ours = self.ours(&exporter.scrape());
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            kernel = self.kernel();
-            kernel == before
-        });
-        let expected = [kernel.rx_packets, kernel.tx_packets].map(|packets| packets as f64);
-        assert_eq!(ours, expected, "{kernel:?} {}", exporter.log());
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "del", &self.name]).status();
-    }
-}
-
-/// Ends with this.
-struct Traffic(Child);
-
-impl Traffic {
-    /// Ends it: there was not one answer.
-    fn end_unanswered(mut self, mode: &str) {
-        send_signal(self.0.id(), "INT");
-        let mut said = String::new();
-        self.0.stdout.take().unwrap().read_to_string(&mut said).expect("what ping says");
-        assert!(said.contains(" 0 received"), "{mode}: {said}");
-    }
-}
-
-impl Drop for Traffic {
-    fn drop(&mut self) {
-        send_signal(self.0.id(), "INT");
-        let _ = self.0.wait();
-    }
-}
-
-/// Of a subnet that no other test has at the same time.
-fn address(host: u8) -> String {
-    let number = std::process::id() % (1 << 14);
-    format!("10.{}.{}.{}", 100 + (number >> 10), number >> 2 & 255, (number & 3) * 64 + u32::from(host))
-}
-
-/// Runs a command in the exporter's network namespace.
-fn run(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().expect("a command")).args(words).output().expect("run it");
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Numbers of the links that are pinned.
 fn links(directory: &Path) -> BTreeSet<u32> {
