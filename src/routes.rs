@@ -1,13 +1,14 @@
 //! The routes of both endpoints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
 use crate::blocking;
 use crate::exposition::{Names, negotiate};
-use crate::http::{self, Access, Handler, Reply, RequestInfo, Route, Router};
+use crate::http::{self, Access, Broadcast, Handler, Reply, RequestInfo, Route, Router};
 use crate::net::{Network, QueryError};
 use crate::page::{self, Link};
 use crate::percent;
@@ -44,6 +45,7 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     let mut routes = vec![metrics, reload];
     if let Some(network) = &running.network {
         routes.extend(table_routes(network));
+        routes.push(stream_route(network));
         routes.extend(blocking::routes(network));
     }
     routes.extend(page_routes(running, &routes));
@@ -128,6 +130,32 @@ fn table_routes(network: &Arc<Network>) -> Vec<Route> {
         }
     };
     tables.into_iter().map(route).collect()
+}
+
+/// How often there are statistics in a stream.
+const STREAM_EVERY: Duration = Duration::from_secs(1);
+
+/// Streams at once, so that most connections are left to others.
+const STREAMS: usize = 8;
+
+/// After this time a stream ends, and whoever still may has it again.
+const STREAM_LONGEST: Duration = Duration::from_secs(3600);
+
+/// The statistics of `/api/v1/stats` as they change.
+fn stream_route(network: &Arc<Network>) -> Route {
+    let network = network.clone();
+    // Without a query there is nothing to be wrong with it.
+    let make = move || network.statistics("").unwrap_or_default();
+    let stream = Broadcast::new(STREAM_EVERY, STREAMS, STREAM_LONGEST, Box::new(make));
+    Route {
+        path: "/api/v1/stream",
+        about: "",
+        access: Access::Known,
+        method: Method::GET,
+        content_type: http::EVENTS,
+        visitors: None,
+        handler: Arc::new(move |_| Reply::events(stream.clone())),
+    }
 }
 
 /// What is served on the health port.

@@ -22,6 +22,7 @@ use super::rate::Limiter;
 use super::route::{Access, Caller, LocalPeer, RequestInfo, Route, RouteMatch, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, RaisedGauge, count};
+use super::stream::EventStream;
 use super::watch::{Watch, WatchedBody};
 use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 
@@ -48,6 +49,8 @@ struct Answer {
     content_type: Cow<'static, str>,
     body: Bytes,
     coding: Option<Coding>,
+    /// What follows instead of the body.
+    events: Option<EventStream>,
     extra: Option<(header::HeaderName, HeaderValue)>,
 }
 
@@ -56,7 +59,8 @@ const MAX_BODY: usize = 4096;
 
 impl Answer {
     fn text(route: &'static str, status: StatusCode, text: impl Into<Bytes>) -> Self {
-        Self { route, status, content_type: PLAIN_TEXT.into(), body: text.into(), coding: None, extra: None }
+        let (content_type, body) = (PLAIN_TEXT.into(), text.into());
+        Self { route, status, content_type, body, coding: None, events: None, extra: None }
     }
 
     fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
@@ -246,14 +250,29 @@ impl Answerer {
             (reply, coding)
         });
         match made.await {
-            Ok((reply, coding)) => Answer {
-                route: route.path,
-                status: reply.status,
-                content_type: route.content_type_of(&reply),
-                body: reply.body,
-                coding,
-                extra: None,
-            },
+            Ok((reply, coding)) => {
+                let events = match &reply.stream {
+                    None => None,
+                    Some(stream) => match stream.listen() {
+                        Some(events) => Some(events),
+                        None => {
+                            count(&self.stats.streams_refused);
+                            let text = "too many streams are open; close one, or try again later\n";
+                            return Answer::text(route.path, StatusCode::SERVICE_UNAVAILABLE, text)
+                                .with(header::RETRY_AFTER, "60");
+                        }
+                    },
+                };
+                Answer {
+                    route: route.path,
+                    status: reply.status,
+                    content_type: route.content_type_of(&reply),
+                    body: reply.body,
+                    coding,
+                    events,
+                    extra: None,
+                }
+            }
             Err(error) => {
                 let reason = if error.is_panic() { "panicked" } else { "was cancelled" };
                 notify(
@@ -344,8 +363,11 @@ static PAGE_HEADERS: [(header::HeaderName, HeaderValue); 3] = [
 ];
 
 fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
-    let length = answer.body.len();
-    let mut response = Response::new(watch.enter_writing(answer.body));
+    let length = answer.events.is_none().then_some(answer.body.len());
+    let mut response = Response::new(match answer.events {
+        Some(events) => watch.enter_streaming(events),
+        None => watch.enter_writing(answer.body),
+    });
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
     if answer.content_type == HTML {
@@ -357,7 +379,9 @@ fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
         Cow::Owned(text) => HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(PLAIN_TEXT)),
     };
     headers.insert(header::CONTENT_TYPE, content_type);
-    headers.insert(header::CONTENT_LENGTH, length.into());
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST) {

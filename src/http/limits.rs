@@ -41,6 +41,14 @@ pub struct Limits {
     pub reload: Duration,
 }
 
+impl Limits {
+    /// How long the client of a stream may take nothing. Less than the kernel's own limit, which is that of an answer, so that it
+    /// is known why the connection ends.
+    pub(super) fn stream(&self) -> Duration {
+        self.write / 2
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -27,6 +27,7 @@ mod security;
 mod server;
 mod slots;
 mod stats;
+mod stream;
 mod system_authorities;
 mod tls;
 mod tls_error;
@@ -46,6 +47,7 @@ pub use route::{Access, Caller, Handler, Reply, RequestInfo, Route, Router};
 pub use security::{Secured, Security};
 pub use server::{Endpoint, EndpointKind, ServerOptions, serve};
 pub use stats::HttpStats;
+pub use stream::Broadcast;
 pub use tls::{Fingerprint, Tls, TlsOptions, is_tls13_suite};
 pub use visitors::{Visitor, Visitors};
 
@@ -53,6 +55,8 @@ pub use visitors::{Visitor, Visitors};
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 /// Content type of JSON.
 pub const JSON: &str = "application/json";
+/// Content type of a stream of events.
+pub const EVENTS: &str = "text/event-stream";
 /// Content type of a page: what it may load and do is restricted to what comes from here.
 pub const HTML: &str = "text/html; charset=utf-8";
 

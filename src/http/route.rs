@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
 use super::PLAIN_TEXT;
+use super::stream::Broadcast;
 use super::visitors::Visitors;
 
 /// Produces a route's answer. It runs on a thread that may block, several at once; a panic in it gives the
@@ -22,6 +23,8 @@ pub enum Access {
     Open,
     /// Who presents the credentials, where any are configured.
     Credentials,
+    /// Who presents the credentials. Where none are configured, there is no such route.
+    Known,
     /// Who presents the credentials; where none are configured, who asks from this machine. No page of a browser.
     Operator,
     /// Who presents the credentials of a user who may write, or asks on the control socket; no page of a browser. Where no
@@ -94,6 +97,8 @@ pub struct Reply {
     pub body: Bytes,
     /// Instead of the route's.
     pub content_type: Option<Cow<'static, str>>,
+    /// What goes on instead of the body.
+    pub stream: Option<Arc<Broadcast>>,
 }
 
 impl Reply {
@@ -103,7 +108,12 @@ impl Reply {
     }
 
     pub fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, body: body.into(), content_type: None }
+        Self { status, body: body.into(), content_type: None, stream: None }
+    }
+
+    /// 200 with events, as long as the client listens.
+    pub fn events(stream: Arc<Broadcast>) -> Self {
+        Self { stream: Some(stream), ..Self::ok("") }
     }
 
     /// The same with a content type of its own.
@@ -138,11 +148,12 @@ impl Router {
         Self { routes, index }
     }
 
-    /// `has_writers`: whether there can be somebody who may use routes with [`Access::Writer`].
+    /// `has_writers`: whether there can be somebody who may use routes with [`Access::Writer`] and [`Access::Known`].
     pub(super) fn find(&self, method: &Method, path: &str, has_writers: bool) -> RouteMatch<'_> {
         let is_served =
             |served: &Method| method == served || (served == Method::GET && method == Method::HEAD);
-        let routes = self.routes.iter().filter(|route| has_writers || route.access != Access::Writer);
+        let needs_users = |route: &Route| matches!(route.access, Access::Writer | Access::Known);
+        let routes = self.routes.iter().filter(|route| has_writers || !needs_users(route));
         let known: Vec<&Route> = routes.filter(|route| route.below(path).is_some()).collect();
         match (known.iter().find(|route| is_served(&route.method)), known.first()) {
             (Some(route), _) => RouteMatch::Route(route),

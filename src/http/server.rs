@@ -322,6 +322,7 @@ impl Connection {
             CloseReason::Timeout(Phase::Handshake) => count(&stats.handshake_timeouts),
             CloseReason::Timeout(Phase::Header) => count(&stats.header_timeouts),
             CloseReason::Timeout(Phase::Writing) => count(&stats.write_timeouts),
+            CloseReason::Timeout(Phase::Streaming) => count(&stats.streams_dropped),
             // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
             CloseReason::Timeout(Phase::Idle | Phase::Checking | Phase::Handling) | CloseReason::Evicted => {}
         }

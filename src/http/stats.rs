@@ -24,6 +24,10 @@ pub struct HttpStats {
     pub handler_timeouts: AtomicU64,
     /// Answers that the client did not take in time.
     pub write_timeouts: AtomicU64,
+    /// Streams that were closed because the client took nothing for too long.
+    pub streams_dropped: AtomicU64,
+    /// Streams that were refused because too many are open (503).
+    pub streams_refused: AtomicU64,
     /// Requests without the right credentials (401).
     pub unauthorized: AtomicU64,
     /// Requests that are not HTTP (400).

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::budget::{Charge, Evictable};
 use super::limits::Limits;
+use super::stream::EventStream;
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) enum Phase {
     Handling,
     /// The client's taking of the answer.
     Writing,
+    /// The next event of a stream, and the client's taking of it.
+    Streaming,
 }
 
 /// Why a connection must end now.
@@ -59,7 +62,7 @@ pub(super) enum EvictionClass {
     Resting,
     /// An answer is not being taken.
     Stalled,
-    /// Has authenticated, and no request is being answered.
+    /// Has authenticated, and no request is being answered, or a stream goes on.
     Trusted,
     /// A request is being answered.
     Busy,
@@ -147,7 +150,15 @@ impl Watch {
         let mut state = self.lock();
         state.body_taken = false;
         self.enter(&mut state, Phase::Writing);
-        WatchedBody { body: Full::new(body), watch: self.clone() }
+        WatchedBody { content: Content::Whole(Full::new(body)), watch: self.clone() }
+    }
+
+    /// Events follow, as long as the client takes them.
+    pub(super) fn enter_streaming(self: &Arc<Self>, events: EventStream) -> WatchedBody {
+        let mut state = self.lock();
+        state.body_taken = false;
+        self.enter(&mut state, Phase::Streaming);
+        WatchedBody { content: Content::Events(events), watch: self.clone() }
     }
 
     /// Throws the connection out.
@@ -173,6 +184,7 @@ impl Watch {
             Phase::Handshake | Phase::Header | Phase::Idle if !state.proven => EvictionClass::Unproven,
             Phase::Handshake | Phase::Header | Phase::Idle => EvictionClass::Resting,
             Phase::Writing if state.progress.elapsed() >= self.limits.stall => EvictionClass::Stalled,
+            Phase::Streaming => EvictionClass::Trusted,
             Phase::Handling | Phase::Writing => EvictionClass::Busy,
         }
     }
@@ -219,6 +231,7 @@ impl Watch {
             // Both have a time limit of their own, which ends in an answer.
             Phase::Checking | Phase::Handling => None,
             Phase::Writing => Some(now + self.limits.write),
+            Phase::Streaming => Some(now + self.limits.stream()),
         };
         self.changed.notify_one();
     }
@@ -232,12 +245,17 @@ impl Watch {
     }
 
     fn sent(&self) {
-        self.lock().progress = Instant::now();
+        let mut state = self.lock();
+        state.progress = Instant::now();
+        if state.phase == Phase::Streaming {
+            // It comes later, so that nobody has to be woken for it.
+            state.deadline = Some(state.progress + self.limits.stream());
+        }
     }
 
     pub(super) fn flushed(&self) {
         let mut state = self.lock();
-        if state.phase == Phase::Writing && state.body_taken {
+        if matches!(state.phase, Phase::Writing | Phase::Streaming) && state.body_taken {
             state.proven = true;
             state.charge = None;
             self.enter(&mut state, Phase::Idle);
@@ -304,8 +322,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 /// An answer's body, which reports when hyper lets go of it. hyper asks for none of it on HEAD.
 pub(super) struct WatchedBody {
-    body: Full<Bytes>,
+    content: Content,
     watch: Arc<Watch>,
+}
+
+enum Content {
+    Whole(Full<Bytes>),
+    Events(EventStream),
 }
 
 impl Body for WatchedBody {
@@ -316,15 +339,24 @@ impl Body for WatchedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match &mut self.content {
+            Content::Whole(body) => Pin::new(body).poll_frame(cx),
+            Content::Events(events) => Pin::new(events).poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.content {
+            Content::Whole(body) => body.is_end_stream(),
+            Content::Events(events) => events.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.content {
+            Content::Whole(body) => body.size_hint(),
+            Content::Events(events) => events.size_hint(),
+        }
     }
 }
 

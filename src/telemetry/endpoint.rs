@@ -9,7 +9,7 @@ use crate::http::HttpStats;
 impl Telemetry {
     pub(super) fn http(&self, to: &mut Families) {
         type Column = (&'static str, &'static str, fn(&HttpStats) -> &AtomicU64);
-        let columns: [Column; 12] = [
+        let columns: [Column; 14] = [
             ("fibre_exporter_http_connections_total", "Accepted connections.", |s| &s.connections_accepted),
             (
                 "fibre_exporter_http_connections_rejected_total",
@@ -53,6 +53,16 @@ impl Telemetry {
                 "fibre_exporter_http_write_timeouts_total",
                 "Responses that the client did not read in time.",
                 |s| &s.write_timeouts,
+            ),
+            (
+                "fibre_exporter_http_streams_dropped_total",
+                "Streams of events closed because the client did not read.",
+                |s| &s.streams_dropped,
+            ),
+            (
+                "fibre_exporter_http_streams_rejected_total",
+                "Streams of events rejected because too many are open (503).",
+                |s| &s.streams_refused,
             ),
             (
                 "fibre_exporter_http_unauthorized_requests_total",
