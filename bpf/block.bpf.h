@@ -61,6 +61,14 @@ struct {
 	__type(value, __u32);
 } spared SEC(".maps");
 
+/* By what user space calls a source. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NET_SOURCES);
+	__type(key, __u32);
+	__type(value, struct net_source);
+} block_sources SEC(".maps");
+
 static const volatile __u32 list_blocked = NET_LIST_BLOCKED;
 static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
 
@@ -141,6 +149,20 @@ static __always_inline bool holds(const struct net_rule *rule, __u64 transport, 
  */
 #define ASK(list, length) ((__u32)(list) << 8 | (length))
 
+/* A packet at a time on each CPU, as for all counters. */
+static __always_inline void count_source(__u32 source, __u64 amount)
+{
+	struct net_source *of = bpf_map_lookup_elem(&block_sources, &source);
+	struct net_cell *cell;
+
+	if (!of)
+		return;
+	cell = *(volatile __u32 *)&blocklist.enforce ? &of->by_verdict[NET_VERDICT_DROP]
+						     : &of->by_verdict[NET_VERDICT_PASS];
+	cell->packets += amount >> 32;
+	cell->bytes += amount & 0xffffffff;
+}
+
 static __always_inline bool answer(struct net_rule *rule, __u64 transport, __u64 amount)
 {
 	__u32 now = bpf_ktime_get_coarse_ns() >> NET_TICK_SHIFT;
@@ -151,6 +173,7 @@ static __always_inline bool answer(struct net_rule *rule, __u64 transport, __u64
 		__sync_fetch_and_add(&rule->packets, amount >> 32);
 		__sync_fetch_and_add(&rule->bytes, amount & 0xffffffff);
 		rule->last = now;
+		count_source(rule->source, amount);
 	}
 	return true;
 }

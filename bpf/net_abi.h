@@ -228,7 +228,13 @@ struct net_rule {
 	unsigned short last_port;
 	unsigned char protocol; /* IANA number; zero: every packet */
 	unsigned char length; /* of the prefix */
-	unsigned char pad[2];
+	unsigned short source; /* whose entry it is: where its packets are counted beside */
+};
+
+/* Packets of the entries of one source, by what became of them (enum net_verdict). */
+#define NET_SOURCES 256
+struct net_source {
+	struct net_cell by_verdict[NET_VERDICT_COUNT];
 };
 
 /* Prefix lengths in use, a bit for each: of IPv6 0 to 63, 64 to 127, and 128. */

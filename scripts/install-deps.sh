@@ -16,7 +16,8 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 	ca-certificates procps)
 # prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
-# trace, with what they need to be run, what reads or translates them, and file systems to run them from.
+# trace, with what they need to be run, what reads or translates them, and file systems to run them from. nginx serves lists
+# that minisign signs, and fail2ban bans.
 test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	iproute2 iputils-ping netcat-openbsd bpftool openssh-server openssh-client nmap hping3
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
@@ -24,9 +25,10 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'
 	'python3.11-minimal|python3.13-minimal' 'libpython3.11|libpython3.13' 'php8.2-cli|php8.4-cli'
 	ruby 'libruby3.1|libruby3.3' libvirt0 libpam-modules 'libssl3|libssl3t64' libstdc++6
+	nginx-light minisign fail2ban
 	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs musl-tools)
 lint_packages=('clang-format-14|clang-format' shellcheck git)
-bench_packages=(bpftrace)
+bench_packages=(bpftrace nftables xdp-tools)
 rust=1.88 # rust-version in Cargo.toml
 # What rustup installs here by itself anyway.
 toolchain=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../rust-toolchain.toml")
@@ -96,14 +98,15 @@ apt_install() {
 	return "$status"
 }
 
-# sssd changes how a machine logs people in, so it is not installed: the tests only look at its libraries.
-unpack_sssd() {
-	local directory=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/sssd made
+# sssd changes how a machine logs people in, and crowdsec makes itself known to a service on the Internet. So they are not
+# installed: the tests only look at the libraries of the one, and run the programs of the other.
+unpack() {
+	local package=$1 directory=${XDG_CACHE_HOME:-$HOME/.cache}/exporter/$2 made
 	[[ -e $directory ]] && return
-	say "unpacking sssd-common, uninstalled, into $directory"
+	say "unpacking $package, uninstalled, into $directory"
 	made=$(mktemp -d)
-	(cd "$made" && apt-get -qq download sssd-common >&2 && dpkg-deb -x sssd-common_*.deb unpacked) ||
-		fail "could not download and unpack sssd-common; the messages are above"
+	(cd "$made" && apt-get -qq download "$package" >&2 && dpkg-deb -x "$package"_*.deb unpacked) ||
+		fail "could not download and unpack $package; the messages are above"
 	mkdir -p "${directory%/*}"
 	mv "$made/unpacked" "$directory"
 	rm -rf "$made"
@@ -143,18 +146,14 @@ install_packages() {
 	[[ ! -e /etc/postgresql ]] || had_clusters=yes
 	apt_install "${missing[@]}" ||
 		fail "apt-get could not install all of: ${missing[*]}; its message is above"
-	if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
-		as_root systemctl disable --quiet prometheus 2>/dev/null || true
-		say "the prometheus service stays off; the tests start their own"
-	fi
-	if [[ " ${missing[*]} " == *" mariadb-server "* ]] && command -v systemctl >/dev/null; then
-		as_root systemctl disable --quiet mariadb 2>/dev/null || true
-		say "the mariadb service stays off; the tests start their own"
-	fi
-	if [[ " ${missing[*]} " == *" openssh-server "* ]] && command -v systemctl >/dev/null; then
-		as_root systemctl disable --quiet ssh 2>/dev/null || true
-		say "the ssh service stays off; the tests start their own"
-	fi
+	local name
+	# A package, and its service.
+	for name in prometheus:prometheus mariadb-server:mariadb openssh-server:ssh nginx-light:nginx fail2ban:fail2ban; do
+		[[ " ${missing[*]} " == *" ${name%:*} "* ]] || continue
+		command -v systemctl >/dev/null || continue
+		as_root systemctl disable --quiet "${name#*:}" 2>/dev/null || true
+		say "the ${name#*:} service stays off; the tests start their own"
+	done
 	# Debian makes a cluster with the server; apt_install has kept it from starting.
 	if [[ -z $had_clusters && -e /etc/postgresql ]] && command -v systemctl >/dev/null; then
 		as_root systemctl disable --quiet postgresql 2>/dev/null || true
@@ -226,7 +225,8 @@ for option in "$@"; do
 	esac
 done
 install_packages
-[[ -z $tests ]] || unpack_sssd
+[[ -z $tests ]] || unpack sssd-common sssd
+[[ -z $tests ]] || unpack crowdsec crowdsec
 [[ -z $tests ]] || build_memcached
 install_rust
 [[ -z $tests ]] || install_nextest

@@ -186,7 +186,7 @@ fn table(entries: &[Value]) -> String {
         table.row([
             text("prefix"),
             format!("{} {}", text("protocol"), text("ports")).trim().to_string(),
-            text("source"),
+            format!("{} {}", text("source"), text("origin")).trim_end().to_string(),
             if is_unconfirmed { format!("{expires} (unconfirmed)") } else { expires },
             number("packets"),
             number("bytes"),

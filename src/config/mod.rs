@@ -42,7 +42,7 @@ pub use model::Config;
 pub use place::{ConfigSource, Place, Step};
 pub(crate) use points::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
-pub(crate) use scalars::duration;
+pub(crate) use scalars::{duration, size};
 pub(crate) use settings::default_state_directory;
 pub(crate) use slow::default_file as default_events_file;
 pub use web::read_again;

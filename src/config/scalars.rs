@@ -28,7 +28,7 @@ pub(crate) fn duration(text: &str) -> Option<f64> {
 }
 
 /// A size such as `4MiB`, in bytes. It must be a whole number of them.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = number_and_unit(text)?;
     let (_, factor) = SIZES.iter().find(|(name, _)| *name == unit)?;
     let bytes = number * *factor as f64;

@@ -7,7 +7,7 @@ include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 pub(crate) use generated::types::{
     net_blocklist, net_cidr_key, net_cidrs, net_connection, net_fast, net_fast_row, net_flow, net_flow_key,
     net_flows, net_lengths, net_port, net_ports, net_prefix4, net_prefix6, net_row, net_rule, net_set,
-    net_stats, net_talker, net_talkers, net_tracked,
+    net_source, net_stats, net_talker, net_talkers, net_tracked,
 };
 
 /// An enumeration of the ABI with its names in labels.
@@ -163,6 +163,8 @@ pub(crate) const MARK_FACTOR: u32 = 0x9e37_79b1;
 pub(crate) const OWN_PORTS: usize = 8;
 /// Connections that are spared (`NET_SPARED`).
 pub(crate) const SPARED: usize = 4096;
+/// Sources that the packets of entries are counted by (`NET_SOURCES`).
+pub(crate) const SOURCES: usize = 256;
 /// Interfaces that programs find without a hash.
 pub(crate) const PORTS: usize = size_of::<net_ports>() / size_of::<net_port>();
 
@@ -180,5 +182,6 @@ const _: () = {
             && size_of::<net_blocklist>() == 104
     );
     assert!(std::mem::offset_of!(net_blocklist, lengths) == 0);
+    assert!(size_of::<net_source>() == 16 * Verdict::ALL.len());
     assert!(size_of::<net_flow_key>() == 48 && size_of::<net_talker>() == 56);
 };

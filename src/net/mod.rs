@@ -51,7 +51,8 @@ pub use abi::{
 };
 pub use block::{
     Asker, BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
-    BlockScope, Blocked, Blocklist, parse_ports, parse_ttl,
+    BlockScope, Blocked, Blocklist, ContentCheck, CrowdsecConfig, DecisionScope, Source, UrlConfig,
+    parse_ports, parse_ttl,
 };
 pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};

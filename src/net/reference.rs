@@ -1,6 +1,6 @@
 //! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
 
-use super::block::Summary;
+use super::block::{FeedSummary, Source, Summary};
 use super::cidr::CidrGroup;
 use super::collect::{Reading, TopSource, families};
 use super::config::Count;
@@ -33,8 +33,11 @@ pub(crate) fn every_family() -> Vec<Family> {
         refused: vec![("ingress", "missing")],
     };
     let top = TopSource { labels, address: String::new(), bytes: 0 };
+    let decided = Source { name: String::new(), origin: Some(String::new()) };
     let blocked = Summary {
-        entries: vec![("config".to_string(), 0)],
+        entries: vec![(decided.clone(), 0)],
+        packets: vec![(decided, Default::default())],
+        feeds: vec![FeedSummary::with_everything()],
         files: vec![(String::new(), 0, true)],
         is_kept: Some(true),
         ..Summary::default()

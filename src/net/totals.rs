@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::abi::Verdict;
-use super::block::Summary;
+use super::block::{Source, Summary};
 use super::collect::Reading;
 use super::counters::{Counters, cells};
 use super::query::InterfaceName;
@@ -35,6 +35,35 @@ struct Blocked {
     enforced: bool,
     entries: u64,
     allowed: u64,
+    sources: Vec<BySource>,
+}
+
+/// What the entries of a source have met.
+#[derive(Serialize)]
+struct BySource {
+    source: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
+    entries: u64,
+    packets_dropped: u64,
+    packets_would_drop: u64,
+}
+
+impl BySource {
+    fn all(summary: &Summary) -> Vec<Self> {
+        let of = |(source, entries): &(Source, u64)| {
+            let sums = summary.packets.iter().find(|(of, _)| of == source);
+            let packets = |verdict| sums.map_or(0, |(_, sums)| sums[verdict as usize].packets);
+            Self {
+                source: source.name.clone(),
+                origin: source.origin.clone(),
+                entries: *entries,
+                packets_dropped: packets(Verdict::Drop),
+                packets_would_drop: packets(Verdict::Pass),
+            }
+        };
+        summary.entries.iter().map(of).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -91,6 +120,7 @@ pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
         enforced: summary.enforce,
         entries: summary.entries.iter().map(|(_, count)| count).sum(),
         allowed: summary.allowed,
+        sources: BySource::all(summary),
     });
     // Plain data with text keys: there is nothing that JSON could not say.
     serde_json::to_string(&Shown { totals, interfaces, blocklist }).unwrap_or_else(|_| "{}".to_string())
@@ -110,7 +140,8 @@ mod tests {
             ingress: Some((counters(frames), Hook::Native)),
             ..Reading::default()
         };
-        let summary = Summary { enforce: true, entries: vec![("config".into(), 2)], ..Summary::default() };
+        let summary =
+            Summary { enforce: true, entries: vec![(Source::named("config"), 2)], ..Summary::default() };
         let text = shown(&[reading("a", 3), reading("b", 4), Reading::default()], Some(&summary));
         let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
@@ -121,5 +152,6 @@ mod tests {
         assert_eq!(shown["interfaces"].as_array().unwrap().len(), 2, "{text}");
         assert_eq!(shown["interfaces"][1]["packets_passed"], 4, "{text}");
         assert_eq!(shown["blocklist"]["entries"], 2, "{text}");
+        assert_eq!(shown["blocklist"]["sources"][0]["source"], "config", "{text}");
     }
 }

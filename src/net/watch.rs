@@ -104,6 +104,7 @@ impl Network {
             network.watch(number, scope, &report)?;
         }
         if let Some(block) = block {
+            block.follow();
             network.attend("blocklist", ATTEND, move || block.attend())?;
         }
         if let Some(attribution) = attribution {
@@ -189,7 +190,7 @@ impl Network {
         self.selections.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
         self.selections.iter().for_each(|selection| selection.wait());
         match (self.blocklist(), &config.block) {
-            (Some(list), Some(wanted)) => list.change(wanted),
+            (Some(list), Some(wanted)) => list.change(wanted).map(|()| list.follow()),
             _ => Ok(()),
         }
     }

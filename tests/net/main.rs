@@ -13,6 +13,7 @@ mod attach;
 mod attribution;
 mod bans;
 mod block;
+mod crowdsec;
 mod dashboard;
 mod detect;
 mod devices;

@@ -3,9 +3,9 @@
 //! Needs root. Nothing is dropped: what is blocked are addresses of documentation, on the loopback interface.
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::Value;
 
@@ -268,4 +268,118 @@ fn the_socket_is_roots() {
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "curl", "--disable"];
     let (status, text) = ask("setpriv", &nobody);
     assert!(status == 403 && text.contains("root"), "{status} {text}");
+}
+
+#[test]
+fn too_many_changes_are_told_so() {
+    let place = Place::new();
+    let exporter = with_users(&place);
+    let mut statuses = String::new();
+    wait_for("a client is told to wait", || {
+        let mut curl = exporter.curl(exporter.port, "/api/v1/blocklist/198.51.100.[0-255]");
+        // What is not listed is quickly done with.
+        curl.args(["--request", "DELETE", "--user", WRITER, "--output", "/dev/null"]);
+        curl.args(["--parallel", "--parallel-max", "8"]);
+        let output = curl.args(["--write-out", "%{http_code} "]).output().expect("run curl");
+        statuses = String::from_utf8_lossy(&output.stdout).into_owned();
+        statuses.contains("429")
+    });
+    assert!(statuses.split_whitespace().all(|status| ["200", "429"].contains(&status)), "{statuses}");
+    // Reading is another matter.
+    assert_eq!(ask(&exporter, "GET", "/api/v1/blocklist", &["--user", READER]).0, 200);
+}
+
+#[test]
+fn a_list_that_is_full_says_so() {
+    let place = Place::new();
+    with_users(&place).stop();
+    let mut db = rusqlite::Connection::open(place.path("blocklist.db")).expect("the file");
+    let begun = db.transaction().expect("a transaction");
+    for number in 0..1u32 << 16 {
+        let [_, _, high, low] = number.to_be_bytes();
+        begun
+            .execute(
+                "INSERT INTO entries VALUES (?, 'api', '', NULL, NULL, 0, NULL)",
+                [format!("198.18.{high}.{low}/32")],
+            )
+            .expect("an entry");
+    }
+    begun.commit().expect("all entries");
+    drop(db);
+    let exporter = with_users(&place);
+    let post =
+        |prefix: &str| ask(&exporter, "POST", &format!("/api/v1/blocklist/{prefix}"), &["--user", WRITER]);
+    let (status, text) = post("198.51.100.7");
+    assert!(status == 507 && text.contains("network.block.files"), "{status} {text}");
+    exporter.wait_for_log("refused: 65536 entries were added");
+    // One that is there already can be changed, and one that goes makes room.
+    assert_eq!(post("198.18.0.7?ttl=1h").0, 200);
+    assert_eq!(ask(&exporter, "DELETE", "/api/v1/blocklist/198.18.0.7", &["--user", WRITER]).0, 200);
+    assert_eq!(post("198.51.100.7").0, 200);
+}
+
+/// Somebody who listens to the stream. Ends with this.
+struct Listener {
+    curl: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Listener {
+    fn new(exporter: &Exporter) -> Self {
+        let mut curl = exporter.curl(exporter.port, "/api/v1/stream");
+        curl.args(["--no-buffer", "--user", READER, "--max-time", "600"]).stdout(Stdio::piped());
+        let mut curl = curl.spawn().expect("start curl");
+        let lines = BufReader::new(curl.stdout.take().expect("its output")).lines();
+        Self { curl, lines }
+    }
+
+    fn line(&mut self) -> Option<String> {
+        self.lines.next().and_then(Result::ok)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.curl.kill();
+        let _ = self.curl.wait();
+    }
+}
+
+#[test]
+fn statistics_stream_to_a_few_who_are_known() {
+    let place = Place::new();
+    let exporter = with_users(&place);
+    let stream = |more: &[&str]| ask(&exporter, "GET", "/api/v1/stream", more);
+    assert_eq!(stream(&[]).0, 401);
+    let mut listeners = vec![Listener::new(&exporter)];
+    let mut event = || {
+        assert_eq!(listeners[0].line().as_deref(), Some("event: stats"));
+        let data = listeners[0].line().expect("data");
+        assert_eq!(listeners[0].line().as_deref(), Some(""));
+        serde_json::from_str::<Value>(data.strip_prefix("data: ").expect("data")).expect("JSON")
+    };
+    let first = event()["packets_processed"].as_u64().expect("a number");
+    // What is asked for meanwhile are packets.
+    assert_eq!(ask(&exporter, "GET", "/metrics", &["--user", READER]).0, 200);
+    let mut last = event();
+    while last["packets_processed"].as_u64().expect("a number") <= first {
+        last = event();
+    }
+    assert_eq!(last["blocklist"]["sources"][0]["source"], "config", "{last}");
+
+    for _ in 1..8 {
+        listeners.push(Listener::new(&exporter));
+        assert!(listeners.last_mut().unwrap().line().is_some());
+    }
+    let (status, text) = stream(&["--user", READER]);
+    assert!(status == 503 && text.contains("too many streams"), "{status} {text}");
+    let refused = "fibre_exporter_http_streams_rejected_total";
+    assert_eq!(scraped(&exporter).value(refused, &[("endpoint", "metrics")]), 1.0);
+    drop(listeners);
+    wait_for("there is room again", || Listener::new(&exporter).line().as_deref() == Some("event: stats"));
+
+    let place = Place::new();
+    let open = Setup::new(&place, yaml(&place, "")).start();
+    let (status, text) = ask(&open, "GET", "/api/v1/stream", &[]);
+    assert!(status == 404 && !text.contains("stream"), "{status} {text}");
 }

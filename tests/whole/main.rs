@@ -12,6 +12,7 @@ mod commands;
 mod documented;
 mod formats;
 mod hostile;
+mod list_url;
 mod page;
 mod pinned;
 mod privileges;

@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use super::super::cidr::Prefix;
 use super::super::sys::monotonic;
-use super::config::{BlockConfig, BlockEntry, BlockFile, BlockMode};
-use super::entry::{Asker, BlockError, BlockRow, Blocked};
+use super::config::{BlockConfig, BlockEntry, BlockMode};
+use super::entry::{Asker, BlockError, BlockRow, Blocked, Source};
 use super::file::{Read, WatchedFile};
+use super::followed::{Followers, fetched};
 use super::kept::{EntryStore, Kept};
 use super::maps::BlockMaps;
 use super::protect::Protected;
 use super::rules::RuleTables;
+use super::sources::Sources;
 use super::state::{Asked, ListState, Origin, deadline, is_over, kernel_rule};
+use super::summary::Summary;
 
 /// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -30,30 +33,15 @@ const MOST_ASKED: usize = 1 << 16;
 /// The blocklist of a running exporter.
 #[derive(Debug)]
 pub struct Blocklist {
-    maps: BlockMaps,
+    pub(super) maps: BlockMaps,
     /// Held while entries that were asked for change, so that the file has the changes in their order. Before the state.
     store: Mutex<Option<EntryStore>>,
     state: Mutex<ListState>,
     /// For a scrape, which waits for nobody.
     summary: Mutex<Summary>,
-}
-
-/// Numbers for a scrape.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Summary {
-    pub enforce: bool,
-    /// By source.
-    pub entries: Vec<(String, u64)>,
-    pub allowed: u64,
-    pub spared: u64,
-    /// Path, lines that were not understood, and whether the file could be read.
-    pub files: Vec<(String, u64, bool)>,
-    /// Changes that the kernel refused.
-    pub errors: u64,
-    /// Whether entries that are asked for are kept in a file; `None` if none is wanted.
-    pub is_kept: Option<bool>,
-    /// Exchanged tables whose hits could not be read any more.
-    pub unread: u64,
+    pub(super) followers: Mutex<Followers>,
+    /// Whether decisions could not be kept for after a restart the last time.
+    pub(super) unkept: Mutex<bool>,
 }
 
 /// The file of entries, if one is wanted and can be had, and what is in it.
@@ -95,15 +83,19 @@ impl Blocklist {
             let deadline = deadline(&rule, now);
             (prefix, Asked { rule, by, deadline, confirm_by: None })
         });
-        let state = ListState {
+        let mut state = ListState {
             config: BlockConfig::default(),
             deadlines: Vec::new(),
             files: Vec::new(),
+            file_sources: Vec::new(),
+            decided: BTreeMap::new(),
+            feeds: BTreeMap::new(),
             asked: asked.collect(),
             protected: Protected::default(),
             tables,
             held: BTreeMap::new(),
-            by_origin: Vec::new(),
+            sources: Sources::new(),
+            by_source: Vec::new(),
             allowed: BTreeSet::new(),
             met: BTreeMap::new(),
             marks_stale: false,
@@ -111,32 +103,43 @@ impl Blocklist {
             errors: 0,
             unread: 0,
         };
+        state.take_left(config, now);
         let summary =
             Summary { is_kept: config.file.as_ref().map(|_| store.is_some()), ..Summary::default() };
-        let list =
-            Self { maps, store: Mutex::new(store), state: Mutex::new(state), summary: Mutex::new(summary) };
+        let list = Self {
+            maps,
+            store: Mutex::new(store),
+            state: Mutex::new(state),
+            summary: Mutex::new(summary),
+            followers: Mutex::default(),
+            unkept: Mutex::default(),
+        };
         list.change(config)?;
         Ok(list)
     }
 
     /// The names of [`Self::shared`].
-    pub const MAPS: [&'static str; 6] =
-        [".bss.blocklist", ".bss.marks4", ".bss.marks6", "rules4", "rules6", "spared"];
+    pub const MAPS: [&'static str; 7] =
+        [".bss.blocklist", ".bss.marks4", ".bss.marks6", "block_sources", "rules4", "rules6", "spared"];
 
-    fn lock(&self) -> MutexGuard<'_, ListState> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ListState> {
         // A panic elsewhere leaves whole entries.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The maps that programs are loaded with, by the names that they have there.
-    pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 6] {
+    pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         let mut maps = self.maps.shared();
         maps.sort_by_key(|(name, _)| *name);
         maps
     }
 
+    /// For a scrape.
     pub(crate) fn summary(&self) -> Summary {
-        self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let numbers = std::mem::take(&mut summary.numbers).into_iter();
+        summary.packets = numbers.map(|(number, source)| (source, self.maps.of_source(number))).collect();
+        summary
     }
 
     /// Blocks what another configuration says. What was asked for at run time stays.
@@ -145,12 +148,17 @@ impl Blocklist {
     /// If the kernel refuses: then what was blocked before stays so.
     pub fn change(&self, config: &BlockConfig) -> libbpf_rs::Result<()> {
         let now = monotonic();
+        let mut files: Vec<WatchedFile> = config.files.iter().map(WatchedFile::new).collect();
+        let ages = fetched(config, &mut files);
         // Files that stay are not read again, and lose nothing if they cannot be read just now.
-        let mut files: Vec<WatchedFile> = {
+        for file in &mut files {
             let state = self.lock();
-            let known = |file: &BlockFile| state.files.iter().find(|known| known.path == file.path).cloned();
-            config.files.iter().map(|file| known(file).unwrap_or_else(|| WatchedFile::new(file))).collect()
-        };
+            let known = state.files.iter().find(|known| known.path == file.path && known.name == file.name);
+            if let Some(known) = known {
+                let reason = std::mem::replace(file, known.clone()).reason;
+                file.reason = reason;
+            }
+        }
         files.iter_mut().for_each(WatchedFile::read_first);
         let protected = Protected::find();
         let mut state = self.lock();
@@ -163,18 +171,28 @@ impl Blocklist {
         // Whoever is protected is so before anything is dropped.
         self.maps.set_own_ports(&own_ports);
         let config_now = BlockConfig { own_ports, ..config.clone() };
+        let sources = files.iter().map(|file| Source::named(file.name.clone()));
+        let file_sources = sources.map(|source| state.sources.number(source)).collect();
+        let decided = match config.crowdsec {
+            Some(_) => state.decided.clone(),
+            None => BTreeMap::new(),
+        };
         let before = (
             std::mem::replace(&mut state.deadlines, deadlines),
             std::mem::replace(&mut state.config, config_now),
             std::mem::replace(&mut state.files, files),
+            std::mem::replace(&mut state.file_sources, file_sources),
+            std::mem::replace(&mut state.decided, decided),
         );
         state.looked = Some(now);
         let wanted = state.wanted(now);
-        let done = state.protect(&self.maps, protected).and_then(|()| state.replace_all(&self.maps, wanted));
+        let done =
+            state.protect(&self.maps, protected).and_then(|()| state.replace_all(&self.maps, wanted, now));
         if let Err(error) = done {
-            (state.deadlines, state.config, state.files) = before;
+            (state.deadlines, state.config, state.files, state.file_sources, state.decided) = before;
             return Err(error);
         }
+        state.keep_feeds(config, ages, now);
         self.maps.set_enforce(config.mode == BlockMode::Enforce);
         self.say(&state);
         self.note(&state);
@@ -235,14 +253,14 @@ impl Blocklist {
             deadline: deadline(&entry.rule, now),
             confirm_by: confirm.map(|within| now.saturating_add(within.as_nanos() as u64)),
         };
-        let rule = kernel_rule(prefix, entry.rule.scope, asked.until());
+        let rule = kernel_rule(prefix, entry.rule.scope, asked.until(), Sources::of_asker(by));
         let (is_new, is_ours) = match state.held.get(&prefix) {
             None => (true, true),
             Some(Origin::Asked(_)) => (before.is_none(), true),
             Some(_) => (false, false),
         };
         if is_ours {
-            let done = state.set(&self.maps, prefix, Origin::Asked(by), rule);
+            let done = state.set(&self.maps, prefix, Origin::Asked(by), rule, now);
             if let Err(error) = done {
                 state.errors += 1;
                 self.note(&state);
@@ -251,12 +269,23 @@ impl Blocklist {
         }
         let kept = asked.kept(prefix, now);
         state.asked.insert(prefix, asked);
+        self.go_on_beside(&mut state, prefix, now);
         self.note(&state);
         drop(state);
         if let (Some(store), Some(kept)) = (&mut *store, kept) {
             self.note_kept(store.put(&kept, || self.all_kept()));
         }
         Ok(Blocked { is_new, except })
+    }
+
+    /// Where a decision blocks a prefix, what is asked for beside it changes until when.
+    fn go_on_beside(&self, state: &mut ListState, prefix: Prefix, now: u64) {
+        if let Some(Origin::Decision(_)) = state.held.get(&prefix)
+            && let Err(error) = state.refresh(&self.maps, &BTreeSet::from([prefix]), now)
+        {
+            state.errors += 1;
+            log::error!("blocklist: failed to apply a change: {error:#}");
+        }
     }
 
     /// Blocks a prefix no longer, if somebody asked for it at run time.
@@ -267,6 +296,7 @@ impl Blocklist {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let was_asked = state.asked.remove(&prefix).is_some();
+        self.go_on_beside(&mut state, prefix, monotonic());
         let done = match state.held.get(&prefix).copied() {
             None => Err(BlockError::Absent(prefix)),
             Some(Origin::Asked(_)) => {
@@ -326,10 +356,17 @@ impl Blocklist {
         let over = state.asked.iter().filter(|(_, asked)| is_over(asked.until(), now));
         let over: Vec<Prefix> = over.map(|(prefix, _)| *prefix).collect();
         state.asked.retain(|_, asked| !is_over(asked.until(), now));
-        if changed || !over.is_empty() || state.has_over(now) {
+        let mut touched = state.over(now);
+        touched.extend(over.iter().copied());
+        if changed || !touched.is_empty() {
             is_news = true;
-            let wanted = state.wanted(now);
-            if let Err(error) = state.fit(&self.maps, wanted) {
+            let done = if changed {
+                let wanted = state.wanted(now);
+                state.fit(&self.maps, wanted, now)
+            } else {
+                state.refresh(&self.maps, &touched, now)
+            };
+            if let Err(error) = done {
                 state.errors += 1;
                 log::error!("blocklist: failed to apply a change: {error:#}");
             }
@@ -347,29 +384,14 @@ impl Blocklist {
     }
 
     /// Puts down what a scrape is shown.
-    fn note(&self, state: &ListState) {
-        let names = std::iter::once("config").chain(Asker::ALL.map(Asker::word)).map(str::to_string);
-        let names = names.chain(state.files.iter().map(|file| file.path.display().to_string()));
-        let files = state
-            .files
-            .iter()
-            .map(|file| (file.path.display().to_string(), file.invalid as u64, file.error.is_none()));
+    pub(super) fn note(&self, state: &ListState) {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
-        *summary = Summary {
-            is_kept: summary.is_kept,
-            enforce: state.config.mode == BlockMode::Enforce,
-            entries: names.zip(state.by_origin.iter().copied()).collect(),
-            allowed: state.allowed.len() as u64,
-            spared: state.protected.connections.len() as u64,
-            files: files.collect(),
-            errors: state.errors,
-            unread: state.unread,
-        };
+        *summary = Summary::of(state, summary.is_kept);
     }
 
     /// Whether packets are dropped.
     pub fn is_enforced(&self) -> bool {
-        self.summary().enforce
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner).enforce
     }
 
     /// How many entries there are.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::cidr::Prefix;
+use super::crowdsec::CrowdsecConfig;
+use super::fetch::UrlConfig;
 
 /// `network.block`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -12,6 +14,10 @@ pub struct BlockConfig {
     pub mode: BlockMode,
     pub entries: Vec<BlockEntry>,
     pub files: Vec<BlockFile>,
+    /// Lists that other machines publish. They are kept beside `file`.
+    pub urls: Vec<UrlConfig>,
+    /// Whose decisions are blocked; `None`: nobody's.
+    pub crowdsec: Option<CrowdsecConfig>,
     /// Never dropped, whatever is blocked.
     pub allow: Vec<Prefix>,
     /// Where entries that are asked for at run time are kept; `None`: nowhere.

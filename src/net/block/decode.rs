@@ -7,6 +7,7 @@ use super::config::{
     BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
     parse_ttl,
 };
+use super::decode_feeds;
 use crate::config::Node;
 use crate::config::section::{Key, Schema, Section, words};
 
@@ -33,6 +34,19 @@ pub(in super::super) static BLOCK: Section = Section {
             "files",
             Schema::OneOrList(&Schema::Either(&[Schema::Path, Schema::Section(|| &FILE)])),
             "Files with an address, prefix or range on each line; read again when they change.",
+        ),
+        Key::new(
+            "blocklist_url",
+            Schema::OneOrList(&Schema::Either(&[
+                Schema::Text,
+                Schema::Section(|| &decode_feeds::BLOCKLIST_URL),
+            ])),
+            "Lists to fetch, as `files` has them.",
+        ),
+        Key::new(
+            "crowdsec",
+            Schema::Section(|| &decode_feeds::CROWDSEC),
+            "CrowdSec's Local API, whose decisions are blocked.",
         ),
         Key::new("allow", Schema::OneOrList(&Schema::Text), "Addresses and prefixes that are never dropped."),
         Key::new(
@@ -92,6 +106,8 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
         mode: fields.get("mode").and_then(|node| node.one_of("mode", MODES)).unwrap_or_default(),
         entries: list("entries").iter().filter_map(entry).collect(),
         files: list("files").iter().filter_map(file).collect(),
+        urls: list("blocklist_url").iter().filter_map(decode_feeds::blocklist_url).collect(),
+        crowdsec: fields.get("crowdsec").and_then(|node| decode_feeds::crowdsec(&node)),
         allow: list("allow").iter().filter_map(prefix).collect(),
         file: fields.get("file").and_then(|node| node.path()),
         socket: fields.get("socket").and_then(|node| node.path()),

@@ -70,6 +70,27 @@ impl Asker {
     }
 }
 
+/// Who lists entries.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// `config`, the word of who asked at run time, the path of a file, a URL, or `crowdsec`.
+    pub name: String,
+    /// Of CrowdSec's decisions: who has decided.
+    pub origin: Option<String>,
+}
+
+impl Source {
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), origin: None }
+    }
+
+    /// For labels.
+    pub fn labels(&self) -> Vec<(&'static str, &str)> {
+        let origin = self.origin.as_deref().map(|origin| ("origin", origin));
+        [("source", self.name.as_str())].into_iter().chain(origin).collect()
+    }
+}
+
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
@@ -83,8 +104,7 @@ pub struct Blocked {
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockRow {
     pub prefix: Prefix,
-    /// `config`, the word of who asked at run time, or the path of a file.
-    pub source: String,
+    pub source: Source,
     pub reason: String,
     pub scope: Option<BlockScope>,
     /// How long it will hold.

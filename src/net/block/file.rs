@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::cidr::Prefix;
 use super::config::BlockFile;
+use super::fetch::UrlConfig;
 use super::list::ListFile;
 
 /// Larger ones are not read.
@@ -15,6 +16,12 @@ const LARGEST: u64 = 256 << 20;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WatchedFile {
     pub path: PathBuf,
+    /// What messages and metrics call it: the path, or where it comes from.
+    pub name: String,
+    /// Shown with its entries.
+    pub reason: String,
+    /// Whether it is fetched from elsewhere: before it is for the first time, it is not missed.
+    is_fetched: bool,
     /// Of the last time that it could be read.
     pub prefixes: Vec<Prefix>,
     pub invalid: usize,
@@ -80,14 +87,24 @@ pub(crate) enum Read {
 
 impl WatchedFile {
     pub fn new(file: &BlockFile) -> Self {
-        Self { path: file.path.clone(), ..Self::default() }
+        let BlockFile { path, reason } = file.clone();
+        Self { name: path.display().to_string(), path, reason, ..Self::default() }
+    }
+
+    /// One that is fetched from elsewhere.
+    pub fn fetched(list: &UrlConfig, path: PathBuf) -> Self {
+        let (name, reason) = (list.url.to_string(), list.reason.clone());
+        Self { path, name, reason, is_fetched: true, ..Self::default() }
     }
 
     /// What is needed to look at it.
     pub fn without_entries(&self) -> Self {
-        let Self { path, invalid, error, refused, seen, changing, .. } = self;
+        let Self { path, name, reason, is_fetched, invalid, error, refused, seen, changing, .. } = self;
         Self {
             path: path.clone(),
+            name: name.clone(),
+            reason: reason.clone(),
+            is_fetched: *is_fetched,
             prefixes: Vec::new(),
             invalid: *invalid,
             error: error.clone(),
@@ -140,7 +157,7 @@ impl WatchedFile {
         };
         self.changing = None;
         self.seen = Some(now);
-        let name = self.path.display();
+        let name = &self.name;
         for (line, text) in &list.told {
             log::warn!("blocklist: {name}:{line}: {text}");
         }
@@ -163,10 +180,9 @@ impl WatchedFile {
 
     fn fail(&mut self, error: String) -> Read {
         if self.error.as_ref() != Some(&error) {
-            log::warn!(
-                "blocklist: failed to read {}: {error}; its previous entries stay",
-                self.path.display()
-            );
+            if !(self.is_fetched && self.seen.is_none()) {
+                log::warn!("blocklist: failed to read {}: {error}; its previous entries stay", self.name);
+            }
             self.error = Some(error);
             return Read::Kept;
         }

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use libbpf_rs::{MapHandle, MapType};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::super::abi::{
-    List, MARK_BYTES, OWN_PORTS, SPARED, net_blocklist, net_connection, net_prefix4, net_prefix6, net_rule,
+    List, MARK_BYTES, OWN_PORTS, SOURCES, SPARED, Verdict, net_blocklist, net_connection, net_prefix4,
+    net_prefix6, net_rule, net_source,
 };
 use super::super::cidr::Prefix;
+use super::super::counters::{Sum, sum_words};
 use super::marks::{Marks, each_word};
 use crate::mapping::Mapped;
 use crate::pins::MapSpec;
@@ -22,6 +24,8 @@ pub(crate) struct Rule {
     pub expires: u32,
     /// IANA number of the protocol, and the first and last destination port; `None` for every packet.
     pub scope: Option<(u8, u16, u16)>,
+    /// Whose entry it is.
+    pub source: u16,
 }
 
 /// What a rule has met.
@@ -55,6 +59,7 @@ pub(crate) struct BlockMaps {
     pub(super) rules4: MapHandle,
     pub(super) rules6: MapHandle,
     pub(super) spared: MapHandle,
+    sources: MapHandle,
 }
 
 fn shared_array(name: &str, bytes: usize) -> libbpf_rs::Result<(MapHandle, Mapped<AtomicU64>)> {
@@ -101,11 +106,21 @@ impl BlockMaps {
             rules4: outer("rules4", &rule_map(true, 1)?)?,
             rules6: outer("rules6", &rule_map(false, 1)?)?,
             spared: hash("spared", size_of::<net_connection>(), 4, SPARED)?,
+            sources: MapSpec {
+                kind: MapType::PercpuArray,
+                name: "block_sources",
+                key: 4,
+                value: size_of::<net_source>(),
+                entries: SOURCES,
+                flags: 0,
+                inner: None,
+            }
+            .create()?,
         })
     }
 
     /// Those that programs are loaded with, by the names that they have there.
-    pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 6] {
+    pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         [
             (".bss.blocklist", self.common.0.as_fd()),
             (".bss.marks4", self.marks4.0.as_fd()),
@@ -113,7 +128,15 @@ impl BlockMaps {
             ("rules4", self.rules4.as_fd()),
             ("rules6", self.rules6.as_fd()),
             ("spared", self.spared.as_fd()),
+            ("block_sources", self.sources.as_fd()),
         ]
+    }
+
+    /// Packets of a source's entries, by what became of them. Nothing if the kernel does not say.
+    pub fn of_source(&self, number: u16) -> [Sum; Verdict::ALL.len()] {
+        let per_cpu = self.sources.lookup_percpu(&u32::from(number).to_ne_bytes(), MapFlags::ANY);
+        let words = sum_words(&per_cpu.ok().flatten().unwrap_or_default(), size_of::<net_source>() / 8);
+        std::array::from_fn(|verdict| Sum { packets: words[2 * verdict], bytes: words[2 * verdict + 1] })
     }
 
     /// Whether packets are dropped.

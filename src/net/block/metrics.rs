@@ -1,6 +1,8 @@
 //! Metrics of the blocklist. Packets are counted by interface, with the others.
 
-use super::blocklist::Summary;
+use super::super::abi::Verdict;
+use super::super::sys::monotonic;
+use super::summary::Summary;
 use crate::exposition::{Family, Kind};
 
 /// All of them.
@@ -18,7 +20,51 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
         "Entries of the blocklist, by the source that lists them.",
     );
     for (source, count) in &summary.entries {
-        entries.number(&[("source", source)], *count);
+        entries.number(&source.labels(), *count);
+    }
+    let mut packets = family(
+        "xdp_blocklist_packets_total",
+        Kind::Counter,
+        "Packets that entries of a source matched: dropped, or passed because the blocklist only observes.",
+    );
+    let mut bytes = family(
+        "xdp_blocklist_bytes_total",
+        Kind::Counter,
+        "Bytes of the packets that entries of a source matched.",
+    );
+    for (source, sums) in &summary.packets {
+        for verdict in Verdict::ALL {
+            let sum = sums[*verdict as usize];
+            let labels = [source.labels(), vec![("verdict", verdict.label())]].concat();
+            packets.number(&labels, sum.packets);
+            bytes.number(&labels, sum.bytes);
+        }
+    }
+    let mut up = family(
+        "xdp_blocklist_source_up",
+        Kind::Gauge,
+        "1 if the last request to a source on another machine was answered; if 0, what it said before still holds.",
+    );
+    let mut age = family(
+        "xdp_blocklist_source_age_seconds",
+        Kind::Gauge,
+        "Time since the last good answer of a source on another machine.",
+    );
+    let mut ignored = family(
+        "xdp_blocklist_ignored_decisions_total",
+        Kind::Counter,
+        "Decisions of CrowdSec that were received and are not applied, by reason.",
+    );
+    let now = monotonic();
+    for source in &summary.feeds {
+        let labels = [("source", source.source.as_str())];
+        up.number(&labels, u64::from(source.feed.is_up));
+        if let Some(seconds) = source.feed.age(now) {
+            age.number(&labels, seconds);
+        }
+        for (reason, count) in &source.feed.ignored {
+            ignored.number(&[labels[0], ("reason", reason)], *count);
+        }
     }
     let mut allowed = family(
         "xdp_allowlist_entries",
@@ -66,5 +112,8 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     if let Some(is_kept) = summary.is_kept {
         kept.number(&[], u64::from(is_kept));
     }
-    vec![enforced, entries, kept, allowed, spared, invalid, readable, errors, unread]
+    vec![
+        enforced, entries, packets, bytes, up, age, ignored, kept, allowed, spared, invalid, readable,
+        errors, unread,
+    ]
 }

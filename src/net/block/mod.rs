@@ -2,9 +2,16 @@
 
 mod blocklist;
 mod config;
+mod crowdsec;
+mod decisions;
 mod decode;
+mod decode_feeds;
 mod entry;
+mod feed;
+mod fetch;
 mod file;
+mod follow;
+mod followed;
 mod kept;
 mod list;
 mod maps;
@@ -13,17 +20,24 @@ mod metrics;
 mod page;
 mod preview;
 mod protect;
+mod replace;
 mod rules;
+mod sources;
 mod state;
+mod summary;
 
 pub use blocklist::Blocklist;
-pub(super) use blocklist::Summary;
 pub use config::{
     BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
     parse_ttl,
 };
+pub use crowdsec::CrowdsecConfig;
+pub use decisions::DecisionScope;
 pub(super) use decode::{BLOCK, decode};
-pub use entry::{Asker, BlockError, BlockRow, Blocked};
+pub use entry::{Asker, BlockError, BlockRow, Blocked, Source};
+pub(super) use feed::FeedSummary;
+pub use fetch::{ContentCheck, UrlConfig};
 pub(super) use metrics::families;
 pub(super) use page::{entry, page};
 pub(super) use preview::describe;
+pub(super) use summary::Summary;

@@ -15,6 +15,9 @@ const MOST: usize = 10_000;
 struct Row {
     prefix: String,
     source: String,
+    /// Of CrowdSec's decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<&'static str>,
@@ -75,7 +78,8 @@ impl From<BlockRow> for Row {
     fn from(row: BlockRow) -> Self {
         Self {
             prefix: row.prefix.to_string(),
-            source: row.source,
+            source: row.source.name,
+            origin: row.source.origin,
             reason: row.reason,
             protocol: row.scope.map(|scope| scope.protocol.word()),
             ports: row.scope.and_then(|scope| scope.port_range()),

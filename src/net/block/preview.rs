@@ -1,6 +1,7 @@
 //! What `check` says of `network.block`.
 
 use super::config::{BlockConfig, BlockFile, BlockMode};
+use super::fetch::ContentCheck;
 use super::file::read_list;
 
 /// A line each: what is done with packets, what is blocked, and how its files read now.
@@ -16,6 +17,28 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
         of(config.entries.len(), "entr"),
         of(config.allow.len(), "entr")
     ));
+    if let Some(crowdsec) = &config.crowdsec {
+        let scopes: Vec<&str> = crowdsec.scopes.iter().map(|scope| scope.word()).collect();
+        let origins =
+            if crowdsec.origins.is_empty() { "all".to_string() } else { crowdsec.origins.join(", ") };
+        lines.push(format!(
+            "  decisions of CrowdSec at {}, asked for every {} s (scopes: {}; origins: {origins})",
+            crowdsec.url,
+            crowdsec.interval.as_secs(),
+            scopes.join(", ")
+        ));
+    }
+    for list in &config.urls {
+        let check = match &list.check {
+            ContentCheck::None => "not signed".to_string(),
+            check => check.to_string(),
+        };
+        lines.push(format!(
+            "  the list at {}, asked for every {} s ({check})",
+            list.url,
+            list.interval.as_secs()
+        ));
+    }
     for BlockFile { path, .. } in &config.files {
         let told = match read_list(path) {
             Err(error) => format!("cannot be read now ({error})"),

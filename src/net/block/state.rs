@@ -1,21 +1,25 @@
 //! What is held of each source, and how it is brought into the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::abi::{List, TICK_NANOSECONDS};
 use super::super::cidr::Prefix;
-use super::config::{BlockConfig, BlockFile, BlockProtocol, BlockRule, BlockScope};
-use super::entry::{Asker, BlockRow};
+use super::config::{BlockConfig, BlockEntry, BlockProtocol, BlockRule, BlockScope};
+use super::decisions::{About, DecisionScope};
+use super::entry::{Asker, BlockRow, Source};
+use super::feed::Feed;
 use super::file::WatchedFile;
 use super::kept::Kept;
 use super::maps::{BlockMaps, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
 use super::rules::RuleTables;
+use super::sources::Sources;
 
 /// Changes that are made one by one; with more, the tables are made anew.
-const FEW: usize = 1024;
+pub(super) const FEW: usize = 1024;
 
 /// The list behind its lock.
 #[derive(Debug)]
@@ -24,12 +28,18 @@ pub(super) struct ListState {
     /// Until when each of the configuration's entries holds, by the monotonic clock.
     pub deadlines: Vec<Option<u64>>,
     pub files: Vec<WatchedFile>,
+    /// Of each of the files.
+    pub file_sources: Vec<u16>,
+    pub decided: BTreeMap<About, Decision>,
+    /// What came of asking other machines, by what they are called.
+    pub feeds: BTreeMap<String, Feed>,
     pub asked: BTreeMap<Prefix, Asked>,
     pub protected: Protected,
     pub tables: RuleTables,
     pub held: BTreeMap<Prefix, Origin>,
-    /// How many of them each origin has: the configuration, whoever asked, and each file.
-    pub by_origin: Vec<u64>,
+    pub sources: Sources,
+    /// How many entries are held for each source.
+    pub by_source: Vec<u64>,
     pub allowed: BTreeSet<Prefix>,
     /// What rules met that are not in the kernel any more though their prefix is still listed.
     pub met: BTreeMap<Prefix, Hits>,
@@ -39,6 +49,14 @@ pub(super) struct ListState {
     pub errors: u64,
     /// Exchanged tables whose hits could not be read any more.
     pub unread: u64,
+}
+
+/// Blocked because CrowdSec has decided so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub deadline: u64,
+    pub source: u16,
+    pub scenario: Arc<str>,
 }
 
 /// Blocked because somebody asked for it at run time.
@@ -70,11 +88,10 @@ impl Asked {
 pub(super) enum Origin {
     Config(u32),
     File(u32),
+    /// By the number of its source.
+    Decision(u16),
     Asked(Asker),
 }
-
-/// Where files begin in [`State::by_origin`].
-pub(super) const FIRST_FILE: usize = 1 + Asker::ALL.len();
 
 fn tick(nanoseconds: u64) -> u32 {
     // Zero is no tick.
@@ -89,7 +106,12 @@ pub(super) fn is_over(deadline: Option<u64>, now: u64) -> bool {
     deadline.is_some_and(|deadline| deadline <= now)
 }
 
-pub(super) fn kernel_rule(prefix: Prefix, scope: Option<BlockScope>, deadline: Option<u64>) -> Rule {
+pub(super) fn kernel_rule(
+    prefix: Prefix,
+    scope: Option<BlockScope>,
+    deadline: Option<u64>,
+    source: u16,
+) -> Rule {
     let number = |protocol| match protocol {
         BlockProtocol::Tcp => libc::IPPROTO_TCP,
         BlockProtocol::Udp => libc::IPPROTO_UDP,
@@ -99,6 +121,7 @@ pub(super) fn kernel_rule(prefix: Prefix, scope: Option<BlockScope>, deadline: O
     Rule {
         expires: deadline.map_or(0, tick),
         scope: scope.map(|scope| (number(scope.protocol) as u8, scope.ports.0, scope.ports.1)),
+        source,
     }
 }
 
@@ -108,6 +131,9 @@ impl ListState {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();
         let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.until(), now));
         wanted.extend(asked.map(|(prefix, asked)| (*prefix, Origin::Asked(asked.by))));
+        for (prefix, _) in self.decided.keys() {
+            wanted.extend(self.decision(*prefix, now).map(|by| (*prefix, Origin::Decision(by.source))));
+        }
         for (number, file) in self.files.iter().enumerate().rev() {
             let origin = Origin::File(number as u32);
             if wanted.is_empty() {
@@ -125,44 +151,102 @@ impl ListState {
         wanted
     }
 
-    /// Whether entries of the configuration are held whose time is over.
-    pub fn has_over(&self, now: u64) -> bool {
-        self.config.entries.iter().zip(&self.deadlines).zip(0..).any(|((entry, deadline), number)| {
-            is_over(*deadline, now) && self.held.get(&entry.prefix) == Some(&Origin::Config(number))
-        })
+    /// Who blocks one prefix, of all sources as [`Self::wanted`] has them.
+    fn wanted_for(&self, prefix: Prefix, now: u64) -> Option<Origin> {
+        let mut config = self.config.entries.iter().zip(&self.deadlines);
+        let is_it = |(entry, deadline): (&BlockEntry, &Option<u64>)| {
+            entry.prefix == prefix && !is_over(*deadline, now)
+        };
+        if let Some(number) = config.position(is_it) {
+            return Some(Origin::Config(number as u32));
+        }
+        if let Some(number) = self.files.iter().position(|file| file.prefixes.binary_search(&prefix).is_ok())
+        {
+            return Some(Origin::File(number as u32));
+        }
+        if let Some(by) = self.decision(prefix, now) {
+            return Some(Origin::Decision(by.source));
+        }
+        let asked = self.asked.get(&prefix).filter(|asked| !is_over(asked.until(), now));
+        asked.map(|asked| Origin::Asked(asked.by))
+    }
+
+    /// The decision that blocks a prefix: of one about an address and one about a range, the one that lasts longer.
+    pub fn decision(&self, prefix: Prefix, now: u64) -> Option<&Decision> {
+        let about = (prefix, DecisionScope::Ip)..=(prefix, DecisionScope::Range);
+        let hold = self.decided.range(about).map(|(_, by)| by).filter(|by| by.deadline > now);
+        hold.max_by_key(|by| by.deadline)
+    }
+
+    /// Prefixes of which what is held is over, whoever has listed them.
+    pub fn over(&mut self, now: u64) -> BTreeSet<Prefix> {
+        let config = self.config.entries.iter().zip(&self.deadlines).zip(0..);
+        let mut over: BTreeSet<Prefix> = config
+            .filter(|((entry, deadline), number)| {
+                is_over(**deadline, now) && self.held.get(&entry.prefix) == Some(&Origin::Config(*number))
+            })
+            .map(|((entry, _), _)| entry.prefix)
+            .collect();
+        self.decided.retain(|(prefix, _), by| {
+            let holds = by.deadline > now;
+            if !holds {
+                over.insert(*prefix);
+            }
+            holds
+        });
+        over
+    }
+
+    /// The number of whoever has listed an entry.
+    fn source(&self, origin: Origin) -> u16 {
+        match origin {
+            Origin::Config(_) => Sources::CONFIG,
+            Origin::Asked(by) => Sources::of_asker(by),
+            Origin::File(number) => self.file_sources[number as usize],
+            Origin::Decision(source) => source,
+        }
     }
 
     pub fn count(&mut self, origin: Origin) -> &mut u64 {
-        let at = match origin {
-            Origin::Config(_) => 0,
-            Origin::Asked(by) => 1 + by as usize,
-            Origin::File(number) => FIRST_FILE + number as usize,
-        };
-        if self.by_origin.len() < FIRST_FILE + self.files.len() {
-            self.by_origin.resize(FIRST_FILE + self.files.len(), 0);
+        let at = usize::from(self.source(origin));
+        if self.by_source.len() <= at {
+            self.by_source.resize(at + 1, 0);
         }
-        &mut self.by_origin[at]
+        &mut self.by_source[at]
     }
 
-    pub fn rule(&self, prefix: Prefix, origin: Origin) -> Rule {
+    pub fn rule(&self, prefix: Prefix, origin: Origin, now: u64) -> Rule {
+        let source = self.source(origin);
+        let rule = |scope, deadline| kernel_rule(prefix, scope, deadline, source);
+        let asked = self.asked.get(&prefix);
         match origin {
             Origin::Config(number) => {
-                let (entry, deadline) =
-                    (&self.config.entries[number as usize], self.deadlines[number as usize]);
-                kernel_rule(prefix, entry.rule.scope, deadline)
+                rule(self.config.entries[number as usize].rule.scope, self.deadlines[number as usize])
             }
-            Origin::File(_) => Rule::default(),
-            Origin::Asked(_) => match self.asked.get(&prefix) {
-                Some(asked) => kernel_rule(prefix, asked.rule.scope, asked.until()),
-                None => Rule::default(),
-            },
+            Origin::File(_) => rule(None, None),
+            // What was asked for beside it goes on in its place, without a gap.
+            Origin::Decision(_) => {
+                let decided = self.decision(prefix, now).map_or(now, |by| by.deadline);
+                let deadline = match asked.filter(|asked| asked.rule.scope.is_none()) {
+                    Some(asked) => asked.until().map(|until| until.max(decided)),
+                    None => Some(decided),
+                };
+                rule(None, deadline)
+            }
+            Origin::Asked(_) => {
+                asked.map_or_else(Rule::default, |asked| rule(asked.rule.scope, asked.until()))
+            }
         }
     }
 
     pub fn place(&self, origin: Origin) -> String {
         match origin {
             Origin::Config(_) => "network.block.entries".to_string(),
-            Origin::File(number) => self.files[number as usize].path.display().to_string(),
+            Origin::File(number) => self.files[number as usize].name.clone(),
+            Origin::Decision(source) => {
+                let origin = self.sources.of(source).and_then(|source| source.origin.clone());
+                format!("CrowdSec's decisions (origin {})", origin.unwrap_or_default())
+            }
             Origin::Asked(by) => by.word().to_string(),
         }
     }
@@ -172,7 +256,12 @@ impl ListState {
     }
 
     /// Holds these and nothing else, with the fewest changes.
-    pub fn fit(&mut self, maps: &BlockMaps, wanted: BTreeMap<Prefix, Origin>) -> libbpf_rs::Result<()> {
+    pub fn fit(
+        &mut self,
+        maps: &BlockMaps,
+        wanted: BTreeMap<Prefix, Origin>,
+        now: u64,
+    ) -> libbpf_rs::Result<()> {
         let gone: Vec<Prefix> =
             self.held.keys().filter(|prefix| !wanted.contains_key(prefix)).take(FEW + 1).copied().collect();
         let new: Vec<(Prefix, Origin)> = (wanted.iter())
@@ -181,13 +270,37 @@ impl ListState {
             .map(|(prefix, origin)| (*prefix, *origin))
             .collect();
         if gone.len() + new.len() > FEW || !self.tables.has_room(List::Blocked, new.len()) {
-            return self.replace_all(maps, wanted);
+            return self.replace_all(maps, wanted, now);
         }
         for (prefix, origin) in new {
-            let rule = self.rule(prefix, origin);
-            self.set(maps, prefix, origin, rule)?;
+            let rule = self.rule(prefix, origin, now);
+            self.set(maps, prefix, origin, rule, now)?;
         }
         gone.into_iter().try_for_each(|prefix| self.unset(maps, prefix))
+    }
+
+    /// Holds of these prefixes what all sources want of them now.
+    pub fn refresh(
+        &mut self,
+        maps: &BlockMaps,
+        prefixes: &BTreeSet<Prefix>,
+        now: u64,
+    ) -> libbpf_rs::Result<()> {
+        if prefixes.len() > FEW {
+            let wanted = self.wanted(now);
+            return self.replace_all(maps, wanted, now);
+        }
+        for prefix in prefixes {
+            match self.wanted_for(*prefix, now) {
+                Some(origin) => {
+                    let rule = self.rule(*prefix, origin, now);
+                    self.set(maps, *prefix, origin, rule, now)?;
+                }
+                None if self.held.contains_key(prefix) => self.unset(maps, *prefix)?,
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     pub fn set(
@@ -196,11 +309,12 @@ impl ListState {
         prefix: Prefix,
         origin: Origin,
         rule: Rule,
+        now: u64,
     ) -> libbpf_rs::Result<()> {
         if !self.held.contains_key(&prefix) && !self.tables.has_room(List::Blocked, 1) {
             // Room for a quarter more.
             let same = self.held.clone();
-            self.replace_all(maps, same)?;
+            self.replace_all(maps, same, now)?;
         }
         self.tables.set(maps, List::Blocked, prefix, rule)?;
         if let Some(before) = self.held.insert(prefix, origin) {
@@ -224,9 +338,10 @@ impl ListState {
         &mut self,
         maps: &BlockMaps,
         wanted: BTreeMap<Prefix, Origin>,
+        now: u64,
     ) -> libbpf_rs::Result<()> {
         let rules: Vec<_> =
-            wanted.iter().map(|(prefix, origin)| (*prefix, self.rule(*prefix, *origin))).collect();
+            wanted.iter().map(|(prefix, origin)| (*prefix, self.rule(*prefix, *origin, now))).collect();
         let marks = marks(wanted.keys(), &self.allowed);
         let met = self.tables.replace(maps, List::Blocked, &rules, &marks)?;
         self.unread += u64::from(!met.is_whole);
@@ -234,7 +349,7 @@ impl ListState {
             self.met.entry(prefix).or_default().add(hits);
         }
         self.met.retain(|prefix, _| wanted.contains_key(prefix));
-        self.by_origin = vec![0; FIRST_FILE + self.files.len()];
+        self.by_source.clear();
         wanted.values().for_each(|origin| *self.count(*origin) += 1);
         self.held = wanted;
         self.marks_stale = false;
@@ -295,8 +410,13 @@ impl ListState {
                 (self.config.entries[number as usize].rule.clone(), self.deadlines[number as usize])
             }
             Origin::File(number) => {
-                let BlockFile { reason, .. } = &self.config.files[number as usize];
-                (BlockRule { reason: reason.clone(), ..BlockRule::default() }, None)
+                let reason = self.files[number as usize].reason.clone();
+                (BlockRule { reason, ..BlockRule::default() }, None)
+            }
+            Origin::Decision(_) => {
+                let by = self.decision(prefix, now);
+                let reason = by.map(|by| by.scenario.to_string()).unwrap_or_default();
+                (BlockRule { reason, ..BlockRule::default() }, by.map(|by| by.deadline))
             }
             Origin::Asked(_) => asked.map(|asked| (asked.rule.clone(), asked.until())).unwrap_or_default(),
         };
@@ -304,10 +424,7 @@ impl ListState {
         let age = u64::from(tick(now).wrapping_sub(hits.last)) * TICK_NANOSECONDS;
         BlockRow {
             prefix,
-            source: match origin {
-                Origin::Config(_) => "config".to_string(),
-                Origin::Asked(_) | Origin::File(_) => self.place(origin),
-            },
+            source: self.sources.of(self.source(origin)).cloned().unwrap_or_else(|| Source::named("")),
             reason: rule.reason,
             scope: rule.scope,
             is_unconfirmed: asked.is_some_and(|asked| asked.confirm_by.is_some()),

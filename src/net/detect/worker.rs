@@ -186,8 +186,8 @@ impl Ban for List<'_> {
             return Err(("too_many", why));
         }
         // Somebody else's entry may hold for longer than this one would.
-        if let Some(row) = list.row(source).filter(|row| row.source != Asker::Detection.word()) {
-            return Err(("listed", format!("{source} is listed already ({})", row.source)));
+        if let Some(row) = list.row(source).filter(|row| row.source.name != Asker::Detection.word()) {
+            return Err(("listed", format!("{source} is listed already ({})", row.source.name)));
         }
         let rule = BlockRule { reason: reason.to_string(), ttl: Some(time), scope: None };
         match list.block(&BlockEntry { prefix: source, rule }, Asker::Detection) {

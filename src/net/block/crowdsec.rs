@@ -1,0 +1,117 @@
+//! Asks CrowdSec's Local API what is blocked: all decisions first, then from time to time what has changed.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+
+use super::decisions::{Answered, DecisionScope};
+use crate::http_client::{Client, ClientOptions, Request, Url};
+
+/// What messages and metrics call it.
+pub(super) const NAME: &str = "crowdsec";
+
+/// How often all decisions are asked for though changes would do: what got lost on the way, or was told to another bouncer with
+/// the same key, is made up for.
+const ALL: Duration = Duration::from_secs(3600);
+
+/// For an answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer: about a million decisions.
+const MOST: usize = 256 << 20;
+
+/// `network.block.crowdsec`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrowdsecConfig {
+    /// Of the Local API.
+    pub url: Url,
+    /// What `cscli bouncers add` has printed; `None` if a client certificate does.
+    pub api_key_file: Option<PathBuf>,
+    /// From an answer to the next request.
+    pub interval: Duration,
+    /// What decisions may be about.
+    pub scopes: Vec<DecisionScope>,
+    /// Whose decisions count; all if there are none.
+    pub origins: Vec<String>,
+    /// Who must have issued the server's certificate.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key to show.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// What asks.
+pub(super) struct Crowdsec {
+    config: CrowdsecConfig,
+    client: Client,
+    /// When all decisions were asked for; `None` if they have to be again.
+    asked_all: Option<Instant>,
+}
+
+impl fmt::Debug for Crowdsec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crowdsec").field("url", &self.config.url).finish_non_exhaustive()
+    }
+}
+
+impl Crowdsec {
+    pub fn new(config: &CrowdsecConfig) -> Self {
+        let options = ClientOptions {
+            authority: config.ca.clone(),
+            identity: config.identity.clone(),
+            timeout: TIMEOUT,
+            most: MOST,
+        };
+        Self { config: config.clone(), client: Client::new(options), asked_all: None }
+    }
+
+    /// Asks; gives the answer, and whether it has all decisions that there are.
+    ///
+    /// # Errors
+    /// Why there is none. Then all are asked for the next time: what had changed was told already, for all that is known there.
+    pub fn ask(&mut self) -> Result<(Answered, bool), String> {
+        let begun = Instant::now();
+        let asked_all = self.asked_all.take().filter(|then| begun - *then < ALL);
+        let is_whole = asked_all.is_none();
+        let answer = self.client.send(self.request(is_whole)?).map_err(|err| err.to_string())?;
+        if answer.status != StatusCode::OK {
+            let hint = match answer.status {
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                    "; the key is not known there: `cscli bouncers add NAME` makes one"
+                }
+                StatusCode::NOT_FOUND => "; is this the URL of CrowdSec's Local API?",
+                _ => "",
+            };
+            return Err(answer.described() + hint);
+        }
+        let answered = Answered::parse(&answer.body, is_whole)?;
+        self.asked_all = asked_all.or(Some(begun));
+        Ok((answered, is_whole))
+    }
+
+    /// The answer could not be applied: all decisions are asked for the next time.
+    pub fn ask_all(&mut self) {
+        self.asked_all = None;
+    }
+
+    fn request(&self, is_whole: bool) -> Result<Request, String> {
+        let scopes: Vec<&str> = self.config.scopes.iter().map(|scope| scope.word()).collect();
+        let mut path = format!("v1/decisions/stream?startup={is_whole}&scopes={}", scopes.join(","));
+        if !self.config.origins.is_empty() {
+            path += &format!("&origins={}", self.config.origins.join(","));
+        }
+        let request = Request::get(self.config.url.below(&path));
+        let Some(file) = &self.config.api_key_file else { return Ok(request) };
+        let name = file.display();
+        let key = fs::read_to_string(file).map_err(|err| format!("failed to read {name}: {err}"))?;
+        let mut key =
+            HeaderValue::try_from(key.trim()).ok().filter(|key| !key.is_empty()).ok_or_else(|| {
+                format!("{name} has no API key: write what `cscli bouncers add NAME -o raw` prints into it")
+            })?;
+        key.set_sensitive(true);
+        Ok(request.with(HeaderName::from_static("x-api-key"), key))
+    }
+}

@@ -1,0 +1,309 @@
+//! CrowdSec's decisions: as its Local API sends them, and as they are kept for after a restart. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::super::cidr::Prefix;
+use super::list::lenient;
+
+/// Letters of an origin, of a scenario, and of what messages quote.
+const LETTERS: usize = 100;
+
+/// What a decision is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DecisionScope {
+    /// An address.
+    Ip,
+    /// A prefix.
+    Range,
+}
+
+impl DecisionScope {
+    pub const WORDS: &'static [(&'static str, Self)] = &[("ip", Self::Ip), ("range", Self::Range)];
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Range => "range",
+        }
+    }
+
+    fn of(text: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(word, _)| text.eq_ignore_ascii_case(word)).map(|(_, scope)| *scope)
+    }
+}
+
+/// What there can be one decision for.
+pub(super) type About = (Prefix, DecisionScope);
+
+/// That something is blocked.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ban {
+    /// For how many seconds.
+    pub seconds: f64,
+    /// Who has decided.
+    pub origin: Arc<str>,
+    pub scenario: Arc<str>,
+}
+
+/// What an answer says.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Answered {
+    pub bans: BTreeMap<About, Ban>,
+    /// What is not blocked any more.
+    pub ended: Vec<About>,
+    /// Decisions that are not applied, by why not, with an example.
+    pub ignored: BTreeMap<String, (u64, String)>,
+}
+
+#[derive(Deserialize)]
+struct Stream {
+    // An answer without them is none, whatever its status: nothing is unblocked for it.
+    #[serde(deserialize_with = "nullable")]
+    new: Vec<Wire>,
+    #[serde(deserialize_with = "nullable")]
+    deleted: Vec<Wire>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wire {
+    duration: String,
+    origin: String,
+    scenario: String,
+    scope: String,
+    #[serde(rename = "type")]
+    kind: String,
+    value: String,
+}
+
+fn nullable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Wire>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn short(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LETTERS).collect()
+}
+
+impl Wire {
+    /// What it is about; if it is not applied, why not.
+    fn about(&self) -> Result<About, String> {
+        if !self.kind.eq_ignore_ascii_case("ban") {
+            return Err(format!("type {}", short(&self.kind)));
+        }
+        let scope = DecisionScope::of(&self.scope).ok_or_else(|| format!("scope {}", short(&self.scope)))?;
+        let (prefix, _) = lenient(&self.value).map_err(|_| "invalid value".to_string())?;
+        // A typing error that blocks everybody is not made on a whole fleet at once.
+        if prefix.bits() == 0 { Err("every address".to_string()) } else { Ok((prefix, scope)) }
+    }
+}
+
+impl Answered {
+    /// Reads the body of an answer. `is_whole`: it has all decisions that there are.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(body: &[u8], is_whole: bool) -> Result<Self, String> {
+        let stream: Stream = serde_json::from_slice(body).map_err(|err| {
+            format!("the answer is no stream of decisions: {err}; is this the URL of CrowdSec's Local API?")
+        })?;
+        let mut answered = Self::default();
+        let mut texts: BTreeMap<String, Arc<str>> = BTreeMap::new();
+        let mut shared = |text: String| texts.entry(text.clone()).or_insert_with(|| text.into()).clone();
+        for wire in stream.new {
+            let read = wire.about().and_then(|about| {
+                let seconds = go_duration(&wire.duration).ok_or("invalid duration")?;
+                Ok((about, seconds))
+            });
+            let (about, seconds) = match read {
+                Ok(read) => read,
+                Err(why) => {
+                    let (count, _) = answered.ignored.entry(why).or_insert_with(|| (0, short(&wire.value)));
+                    *count += 1;
+                    continue;
+                }
+            };
+            if seconds <= 0.0 {
+                continue;
+            }
+            // Lists that are subscribed to have one origin; their name is in the scenario.
+            let origin = match wire.origin.as_str() {
+                "lists" => format!("lists:{}", short(&wire.scenario)),
+                origin => short(origin),
+            };
+            let ban = Ban { seconds, origin: shared(origin), scenario: shared(short(&wire.scenario)) };
+            let longest = answered.bans.entry(about).or_insert_with(|| ban.clone());
+            if longest.seconds < ban.seconds {
+                *longest = ban;
+            }
+        }
+        if !is_whole {
+            answered.ended = stream.deleted.iter().filter_map(|wire| wire.about().ok()).collect();
+        }
+        Ok(answered)
+    }
+}
+
+/// Seconds of a duration as Go writes them: `3h59m49.1s`, `-1.5ms`.
+fn go_duration(text: &str) -> Option<f64> {
+    let (mut rest, sign) = match text.strip_prefix('-') {
+        Some(rest) => (rest, -1.0),
+        None => (text, 1.0),
+    };
+    let mut seconds = 0.0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let (unit, behind) =
+            behind.split_at(behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len()));
+        let length = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" | "μs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * length;
+        rest = behind;
+    }
+    Some(sign * seconds)
+}
+
+/// Decisions in a file, for an exporter that begins while nobody answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Saved {
+    /// Whose they are.
+    pub url: String,
+    /// Seconds since 1970, when the answer came.
+    pub answered: i64,
+    /// Prefix, scope, origin, scenario, and until when: seconds since 1970.
+    decisions: Vec<(String, String, String, String, i64)>,
+}
+
+impl Saved {
+    pub fn new<'a>(
+        url: String,
+        now: i64,
+        bans: impl Iterator<Item = (About, &'a str, &'a str, f64)>,
+    ) -> Self {
+        let row = |((prefix, scope), origin, scenario, seconds): (About, &str, &str, f64)| {
+            let until = now.saturating_add(seconds.ceil() as i64);
+            (prefix.to_string(), scope.word().to_string(), origin.to_string(), scenario.to_string(), until)
+        };
+        Self { url, answered: now, decisions: bans.map(row).collect() }
+    }
+
+    /// What of them still holds.
+    pub fn bans(&self, now: i64) -> BTreeMap<About, Ban> {
+        let ban = |(prefix, scope, origin, scenario, until): &(String, String, String, String, i64)| {
+            // A clock that was set back makes nothing last longer than it was meant to.
+            let seconds = (*until - now).min(*until - self.answered);
+            let about = (Prefix::parse(prefix).ok()?, DecisionScope::of(scope)?);
+            let ban = Ban {
+                seconds: seconds as f64,
+                origin: origin.as_str().into(),
+                scenario: scenario.as_str().into(),
+            };
+            (seconds > 0).then_some((about, ban))
+        };
+        self.decisions.iter().filter_map(ban).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about(prefix: &str, scope: DecisionScope) -> About {
+        (Prefix::parse(prefix).unwrap(), scope)
+    }
+
+    fn wire(kind: &str, scope: &str, value: &str, duration: &str) -> String {
+        format!(
+            "{{\"id\":1,\"origin\":\"cscli\",\"scenario\":\"a\\nb\",\"scope\":\"{scope}\",\"type\":\"{kind}\",\
+             \"value\":\"{value}\",\"duration\":\"{duration}\",\"uuid\":\"x\"}}"
+        )
+    }
+
+    #[test]
+    fn bans_of_addresses_and_ranges_are_taken_and_others_told() {
+        let new = [
+            wire("ban", "Ip", "192.0.2.7", "3h59m49.5s"),
+            wire("ban", "ip", "192.0.2.7", "10m"),
+            wire("ban", "Range", "2001:db8::1/32", "1h"),
+            wire("ban", "Range", "192.0.2.7/32", "1h"),
+            wire("captcha", "Ip", "192.0.2.8", "1h"),
+            wire("ban", "Country", "FR", "1h"),
+            wire("ban", "Ip", "nobody", "1h"),
+            wire("ban", "Range", "0.0.0.0/0", "1h"),
+            wire("ban", "Ip", "192.0.2.9", "1 hour"),
+            wire("ban", "Ip", "192.0.2.10", "-5s"),
+        ];
+        let gone = [wire("ban", "Ip", "192.0.2.11", "-1s"), wire("captcha", "Ip", "192.0.2.7", "-1s")];
+        let body = format!("{{\"new\":[{}],\"deleted\":[{}]}}", new.join(","), gone.join(","));
+        let answered = Answered::parse(body.as_bytes(), false).unwrap();
+        let bans: Vec<_> = answered.bans.iter().map(|(about, ban)| (*about, ban.seconds)).collect();
+        assert_eq!(
+            bans,
+            [
+                (about("192.0.2.7", DecisionScope::Ip), 14_389.5),
+                (about("192.0.2.7", DecisionScope::Range), 3600.0),
+                (about("2001:db8::/32", DecisionScope::Range), 3600.0),
+            ]
+        );
+        assert_eq!(&*answered.bans.values().next().unwrap().scenario, "a b");
+        assert_eq!(answered.ended, [about("192.0.2.11", DecisionScope::Ip)]);
+        let ignored: Vec<_> = answered.ignored.keys().map(String::as_str).collect();
+        assert_eq!(
+            ignored,
+            ["every address", "invalid duration", "invalid value", "scope Country", "type captcha"]
+        );
+        // Of all that ever ended, nothing is to be done when all that there is comes too.
+        assert_eq!(Answered::parse(body.as_bytes(), true).unwrap().ended, []);
+    }
+
+    #[test]
+    fn only_a_stream_of_decisions_is_one() {
+        assert_eq!(Answered::parse(b"{\"new\":null,\"deleted\":null}", true), Ok(Answered::default()));
+        for body in [
+            "",
+            "[]",
+            "{}",
+            "{\"message\":\"access forbidden\"}",
+            "{\"new\":null}",
+            "{\"new\":[],\"deleted\":[}",
+        ] {
+            assert!(Answered::parse(body.as_bytes(), true).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, seconds) in
+            [("1h0m0s", 3600.0), ("1.5s", 1.5), ("250ms", 0.25), ("3µs", 3e-6), ("-1m1s", -61.0), ("0s", 0.0)]
+        {
+            assert_eq!(go_duration(text), Some(seconds), "{text}");
+        }
+        for text in ["", "-", "1", "h", "1d", "1h 1m", "1..2s", "s1"] {
+            assert_eq!(go_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_holds_for_the_time_that_remains() {
+        let about = about("192.0.2.7", DecisionScope::Ip);
+        let saved = Saved::new("u".into(), 1000, [(about, "CAPI", "ssh", 99.5)].into_iter());
+        let saved: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+        let seconds = |now| saved.bans(now).get(&about).map(|ban| ban.seconds);
+        assert_eq!((seconds(1000), seconds(1060), seconds(1100)), (Some(100.0), Some(40.0), None));
+        assert_eq!(seconds(10), Some(100.0));
+        assert_eq!(&*saved.bans(1000)[&about].origin, "CAPI");
+    }
+}

@@ -1,0 +1,64 @@
+//! What came of asking other machines what is to be blocked. Pure.
+
+use std::collections::BTreeMap;
+
+/// Reasons for which decisions are ignored that are told apart.
+const REASONS: usize = 16;
+
+/// Another machine that is asked what is to be blocked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct FeedSummary {
+    pub source: String,
+    pub feed: Feed,
+}
+
+/// What came of asking.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Feed {
+    /// Whether the last time went well.
+    pub is_up: bool,
+    /// When it last did, in nanoseconds of the monotonic clock; before the machine began, if negative.
+    pub answered: Option<i64>,
+    /// What was received and not applied, by why not.
+    pub ignored: BTreeMap<String, u64>,
+}
+
+impl FeedSummary {
+    /// One with all that there can be, for the reference of the metrics.
+    pub fn with_everything() -> Self {
+        let ignored = BTreeMap::from([(String::new(), 0)]);
+        Self { source: String::new(), feed: Feed { is_up: true, answered: Some(0), ignored } }
+    }
+}
+
+impl Feed {
+    /// Seconds since the last good answer.
+    pub fn age(&self, now: u64) -> Option<f64> {
+        self.answered.map(|then| (i128::from(now) - i128::from(then)).max(0) as f64 / 1e9)
+    }
+
+    /// Counts what is not applied; whether it is worth a word.
+    pub fn ignore(&mut self, reason: &str, count: u64) -> bool {
+        let is_told = self.ignored.contains_key(reason) || self.ignored.len() < REASONS;
+        let reason = if is_told { reason } else { "other" };
+        let is_new = !self.ignored.contains_key(reason);
+        *self.ignored.entry(reason.to_string()).or_default() += count;
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_and_reasons() {
+        let mut feed = Feed { answered: Some(-1_000_000_000), ..Feed::default() };
+        assert_eq!((feed.age(500_000_000), Feed::default().age(1)), (Some(1.5), None));
+        for reason in 0..100 {
+            assert_eq!(feed.ignore(&reason.to_string(), 2), reason <= REASONS);
+        }
+        assert!(!feed.ignore("0", 1));
+        assert_eq!((feed.ignored.len(), feed.ignored["0"], feed.ignored["other"]), (17, 3, 168));
+    }
+}

@@ -1,0 +1,370 @@
+//! Lists that other machines publish: fetched when they have changed, checked, and kept in a file.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::StatusCode;
+use hyper::header::{
+    ETAG, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+};
+use minisign_verify::{PublicKey, Signature};
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use super::list::ListFile;
+use super::replace::replace;
+use crate::clock::wall_seconds;
+use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
+use crate::pins::fingerprint;
+
+/// For a list.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often a request may be sent elsewhere.
+const REDIRECTS: usize = 5;
+
+/// An entry of `network.block.blocklist_url`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UrlConfig {
+    pub url: Url,
+    pub reason: String,
+    /// From one request to the next.
+    pub interval: Duration,
+    pub check: ContentCheck,
+    /// Bytes of a list.
+    pub most: usize,
+    /// Whether it may be asked for, or lead, where others on the way can change what is sent.
+    pub is_insecure_allowed: bool,
+    /// Who must have issued the server's certificate.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key to show.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// What a list must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentCheck {
+    /// Whatever the server says.
+    None,
+    /// Of this SHA-256 digest.
+    Sha256([u8; 32]),
+    /// Signed with this key, by a signature at this URL.
+    Minisign { key: String, signature: Url },
+}
+
+impl fmt::Display for ContentCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Sha256(digest) => write!(f, "sha256 {}", hex(digest)),
+            Self::Minisign { key, .. } => write!(f, "minisign {key}"),
+        }
+    }
+}
+
+/// Of a list that is kept: how it was got, and what it was when it was checked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    url: String,
+    checked: String,
+    sha256: String,
+    etag: Option<String>,
+    last_modified: Option<String>,
+}
+
+/// What came of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// Nothing has changed.
+    Same,
+    /// There is another list in the file, with so many entries.
+    New(usize),
+}
+
+/// What fetches a list.
+pub(super) struct Fetcher {
+    config: UrlConfig,
+    client: Client,
+    path: PathBuf,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The digest that is written so.
+pub(super) fn digest_of(text: &str) -> Option<[u8; 32]> {
+    let text = text.strip_prefix("sha256:").unwrap_or(text);
+    let byte = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+    let bytes: Vec<u8> = (0..32).map_while(byte).collect();
+    (text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit())).then_some(bytes)?.try_into().ok()
+}
+
+/// Whether it is the key of somebody who signs with minisign.
+pub(super) fn is_key(text: &str) -> bool {
+    PublicKey::from_base64(text).is_ok()
+}
+
+impl UrlConfig {
+    /// Where the list is kept, beside the entries that were asked for.
+    pub fn kept_in(&self, file: &Path) -> PathBuf {
+        file.with_extension(format!("{}.list", fingerprint(&self.url.text())))
+    }
+}
+
+fn meta_of(path: &Path) -> PathBuf {
+    path.with_extension("list.json")
+}
+
+/// What is known of the list that is kept, if it is what was checked, as it is to be checked now.
+fn kept(config: &UrlConfig, path: &Path) -> Option<Meta> {
+    let meta: Meta = serde_json::from_slice(&fs::read(meta_of(path)).ok()?).ok()?;
+    let is_it = meta.url == config.url.text() && meta.checked == config.check.to_string();
+    let content = fs::read(path).ok().filter(|_| is_it)?;
+    (hex(digest(&SHA256, &content).as_ref()) == meta.sha256).then_some(meta)
+}
+
+/// Takes away a list that is kept and must not be used: of another key, or not what was checked. Gives for how many seconds the
+/// one that stays has been so.
+pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
+    if kept(config, path).is_none() {
+        for path in [path, &meta_of(path)] {
+            if fs::remove_file(path).is_ok() {
+                log::warn!(
+                    "blocklist: {} is removed: it is not what was checked, or is to be checked otherwise now",
+                    path.display()
+                );
+            }
+        }
+        return None;
+    }
+    // Touched whenever nothing has changed.
+    let answered = fs::metadata(meta_of(path)).and_then(|data| data.modified()).ok()?;
+    let answered = answered.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
+    Some((wall_seconds() - answered).max(0))
+}
+
+impl Fetcher {
+    pub fn new(config: &UrlConfig, path: &Path) -> Self {
+        let options = ClientOptions {
+            authority: config.ca.clone(),
+            identity: config.identity.clone(),
+            timeout: TIMEOUT,
+            most: config.most,
+        };
+        Self { config: config.clone(), client: Client::new(options), path: path.to_owned() }
+    }
+
+    /// Fetches the list if it has changed.
+    ///
+    /// # Errors
+    /// Why not. Then the one that is kept stays.
+    pub fn fetch(&self) -> Result<Fetched, String> {
+        let known = kept(&self.config, &self.path);
+        let mut headers = Vec::new();
+        let mut add = |name: HeaderName, value: Option<&String>| {
+            headers.extend(value.and_then(|value| Some((name, HeaderValue::try_from(value).ok()?))));
+        };
+        if let Some(meta) = &known {
+            add(IF_NONE_MATCH, meta.etag.as_ref());
+            // Of both, the server is to heed the first (RFC 9110, section 13.1.3).
+            add(IF_MODIFIED_SINCE, meta.last_modified.as_ref());
+        }
+        let answer = self.get(&self.config.url, &headers)?;
+        let meta = match answer.status {
+            StatusCode::NOT_MODIFIED if known.is_some() => {
+                self.touch().map_err(|err| self.unwritten(&err))?;
+                return Ok(Fetched::Same);
+            }
+            StatusCode::OK => Meta {
+                url: self.config.url.text(),
+                checked: self.config.check.to_string(),
+                sha256: hex(digest(&SHA256, &answer.body).as_ref()),
+                etag: answer.header(ETAG).map(str::to_owned),
+                last_modified: answer.header(LAST_MODIFIED).map(str::to_owned),
+            },
+            _ => return Err(answer.described()),
+        };
+        self.check(&answer.body)?;
+        let list = ListFile::parse(&answer.body);
+        if list.is_none() {
+            let all = list.invalid + list.prefixes.len();
+            return Err(format!("most lines of the answer are no entries ({} of {all})", list.invalid));
+        }
+        if answer.body.trim_ascii().is_empty() {
+            return Err("the answer is empty; a list without entries has a comment at least".to_string());
+        }
+        let is_same = known.is_some_and(|known| known.sha256 == meta.sha256);
+        self.keep(&answer.body, &meta, is_same).map_err(|err| self.unwritten(&err))?;
+        Ok(if is_same { Fetched::Same } else { Fetched::New(list.prefixes.len()) })
+    }
+
+    fn unwritten(&self, err: &io::Error) -> String {
+        format!("failed to write {}: {err}", self.path.display())
+    }
+
+    /// What of it is written first is found not to be what was checked, if the exporter ends between.
+    fn keep(&self, body: &[u8], meta: &Meta, is_same: bool) -> io::Result<()> {
+        if !is_same {
+            replace(&self.path, body)?;
+        }
+        replace(&meta_of(&self.path), &serde_json::to_vec(meta)?)
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        fs::File::options().write(true).open(meta_of(&self.path))?.set_modified(SystemTime::now())
+    }
+
+    fn check(&self, body: &[u8]) -> Result<(), String> {
+        match &self.config.check {
+            ContentCheck::None => Ok(()),
+            ContentCheck::Sha256(wanted) => {
+                let found = digest(&SHA256, body);
+                let is_it = found.as_ref() == wanted;
+                is_it.then_some(()).ok_or_else(|| {
+                    format!("its SHA-256 digest is {}, and is to be {}", hex(found.as_ref()), hex(wanted))
+                })
+            }
+            ContentCheck::Minisign { key, signature } => {
+                let answer = self.get(signature, &[])?;
+                if answer.status != StatusCode::OK {
+                    return Err(format!("no signature at {signature}: {}", answer.described()));
+                }
+                let wrong =
+                    |err: minisign_verify::Error| format!("the signature at {signature} is not good: {err}");
+                let text = String::from_utf8_lossy(&answer.body);
+                let signature = Signature::decode(text.trim_end()).map_err(wrong)?;
+                let key = PublicKey::from_base64(key).map_err(wrong)?;
+                key.verify(body, &signature, true).map_err(wrong)
+            }
+        }
+    }
+
+    /// Asks, and goes where the answer leads.
+    fn get(&self, url: &Url, headers: &[(HeaderName, HeaderValue)]) -> Result<Answer, String> {
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS {
+            let request = Request { headers: headers.to_vec(), ..Request::get(url.clone()) };
+            let answer = self.client.send(request).map_err(|err| err.to_string())?;
+            let location = answer.header(LOCATION).filter(|_| answer.status.is_redirection());
+            let Some(location) = location.filter(|_| answer.status != StatusCode::NOT_MODIFIED) else {
+                return Ok(answer);
+            };
+            url = url.leads_to(location).map_err(|err| format!("it leads to {location:?}: {err}"))?;
+            if !url.is_private() && !self.config.is_insecure_allowed {
+                return Err(format!("it leads to {url}, by plain http"));
+            }
+        }
+        Err("it leads from one place to another without end".to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// Somebody who answers each request with the next of these, and what was asked.
+    fn server(answers: Vec<String>) -> (Url, Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = Url::parse(&format!("http://{}/list", listener.local_addr().unwrap())).unwrap();
+        let (sender, asked) = channel();
+        std::thread::spawn(move || {
+            for answer in answers {
+                let mut stream = BufReader::new(listener.accept().unwrap().0);
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert!(stream.read_line(&mut head).unwrap() > 0);
+                }
+                stream.get_mut().write_all(answer.as_bytes()).unwrap();
+                sender.send(head).unwrap();
+            }
+        });
+        (url, asked)
+    }
+
+    fn ok(more: &str, body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\n{more}Content-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn config(url: &Url, check: ContentCheck) -> UrlConfig {
+        UrlConfig {
+            url: url.clone(),
+            reason: String::new(),
+            interval: Duration::from_secs(1),
+            check,
+            most: 1 << 20,
+            is_insecure_allowed: false,
+            ca: None,
+            identity: None,
+        }
+    }
+
+    #[test]
+    fn a_list_is_taken_once_and_the_last_good_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.list");
+        let (url, asked) = server(vec![
+            ok("ETag: \"a\"\r\nLast-Modified: x\r\n", "192.0.2.1\n"),
+            "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".to_string(),
+            ok("ETag: \"b\"\r\n", "192.0.2.1\n"),
+            "HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\nsick".to_string(),
+            ok("", "<html>\n<body>\nNot\nfound\n"),
+            ok("", " \n"),
+            ok("", "# nobody\n"),
+        ]);
+        let config = config(&url, ContentCheck::None);
+        let fetcher = Fetcher::new(&config, &path);
+        assert_eq!(fetcher.fetch(), Ok(Fetched::New(1)));
+        assert!(!asked.recv().unwrap().contains("if-none-match"));
+        assert_eq!(fetcher.fetch(), Ok(Fetched::Same));
+        let head = asked.recv().unwrap();
+        assert!(head.contains("if-none-match: \"a\"") && head.contains("if-modified-since: x"), "{head}");
+        assert_eq!(fetcher.fetch(), Ok(Fetched::Same));
+        for said in ["500 Internal Server Error: sick", "most lines", "is empty"] {
+            let error = fetcher.fetch().unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "192.0.2.1\n");
+        assert!(age_of_kept(&config, &path).is_some());
+        assert_eq!(fetcher.fetch(), Ok(Fetched::New(0)));
+        assert!(asked.iter().last().unwrap().contains("if-none-match: \"b\""));
+
+        // What somebody has changed is not used, nor what another check is for.
+        let other = UrlConfig { check: ContentCheck::Sha256([0; 32]), ..config.clone() };
+        assert!(kept(&config, &path).is_some() && kept(&other, &path).is_none());
+        fs::write(&path, "192.0.2.2\n").unwrap();
+        assert!(age_of_kept(&config, &path).is_none() && !path.exists());
+    }
+
+    #[test]
+    fn what_is_not_the_pinned_content_or_leads_astray_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.list");
+        let moved = |to: &str| format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+        let list = "192.0.2.1\n";
+        let mut answers =
+            vec![ok("", list), moved("/there"), ok("", "192.0.2.2\n"), moved("http://192.0.2.1/")];
+        answers.extend((0..=REDIRECTS).map(|_| moved("/round")));
+        let (url, asked) = server(answers);
+        let wanted = digest(&SHA256, list.as_bytes()).as_ref().try_into().unwrap();
+        let fetcher = Fetcher::new(&config(&url, ContentCheck::Sha256(wanted)), &path);
+        assert_eq!(fetcher.fetch(), Ok(Fetched::New(1)));
+        for said in ["and is to be", "by plain http", "without end"] {
+            let error = fetcher.fetch().unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+        assert!(asked.iter().nth(2).unwrap().starts_with("GET /there HTTP/1.1"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), list);
+        assert_eq!(digest_of(&hex(&wanted)), Some(wanted));
+        for text in ["", "abc", &"zz".repeat(32), &"ab".repeat(33)] {
+            assert_eq!(digest_of(text), None, "{text}");
+        }
+    }
+}

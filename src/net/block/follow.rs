@@ -1,0 +1,194 @@
+//! Threads that ask other machines what is to be blocked.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use super::super::sys::monotonic;
+use super::blocklist::Blocklist;
+use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
+use super::decisions::{Answered, Saved};
+use super::fetch::{Fetched, Fetcher, UrlConfig};
+use super::followed::{Followed, kept_in};
+use super::replace::replace;
+use crate::clock::wall_seconds;
+
+/// How soon a list is asked for again that could not be fetched.
+const AGAIN: Duration = Duration::from_secs(60);
+
+impl Blocklist {
+    /// Asks the machines that the configuration names from now on, and no others. The threads end with the list.
+    pub fn follow(self: &Arc<Self>) {
+        let wanted = Followed::all(&self.lock().config);
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.0.retain(|(running, _)| wanted.contains(running));
+        for followed in wanted {
+            if followers.0.iter().any(|(running, _)| *running == followed) {
+                continue;
+            }
+            let (sender, stopped) = channel();
+            let (list, asked) = (Arc::downgrade(self), followed.clone());
+            let thread = std::thread::Builder::new().name("blocklist-feed".to_string());
+            let started = thread.spawn(move || match asked {
+                Followed::Crowdsec(config) => ask_crowdsec(&list, &config, &stopped),
+                Followed::Url(config, path) => fetch_list(&list, &config, &path, &stopped),
+            });
+            match started {
+                Ok(_) => followers.0.push((followed, sender)),
+                Err(err) => {
+                    log::error!("blocklist: failed to start a thread that asks {}: {err}", followed.name())
+                }
+            }
+        }
+    }
+
+    /// Blocks what CrowdSec has decided; gives how many decisions there are now, or `None` if it is not to be asked any more.
+    fn decided(
+        &self,
+        of: &CrowdsecConfig,
+        answered: Answered,
+        is_whole: bool,
+    ) -> Result<Option<usize>, String> {
+        let now = monotonic();
+        let mut state = self.lock();
+        if state.config.crowdsec.as_ref() != Some(of) {
+            return Ok(None);
+        }
+        let feed = state.feeds.entry(NAME.to_string()).or_default();
+        (feed.is_up, feed.answered) = (true, i64::try_from(now).ok());
+        for (reason, (count, example)) in &answered.ignored {
+            if feed.ignore(reason, *count) {
+                log::warn!(
+                    "blocklist: decisions of CrowdSec are not applied, {reason}: {count}, such as {example:?}"
+                );
+            }
+        }
+        let touched = state.decide(answered, is_whole, now);
+        let done = state.refresh(&self.maps, &touched, now);
+        if done.is_err() {
+            state.errors += 1;
+        }
+        self.note(&state);
+        done.map_err(|err| format!("the kernel refused the change: {err:#}"))?;
+        if let Some(path) = kept_in(&state.config) {
+            let saved = (!touched.is_empty() || !path.exists()).then(|| {
+                let bans = state.decided.iter().map(|(about, by)| {
+                    let origin = state.sources.of(by.source).and_then(|source| source.origin.as_deref());
+                    let seconds = by.deadline.saturating_sub(now) as f64 / 1e9;
+                    (*about, origin.unwrap_or_default(), &*by.scenario, seconds)
+                });
+                serde_json::to_vec(&Saved::new(of.url.to_string(), wall_seconds(), bans)).unwrap_or_default()
+            });
+            let count = state.decided.len();
+            drop(state);
+            let kept = match saved {
+                Some(bytes) => replace(&path, &bytes),
+                None => File::options()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|file| file.set_modified(SystemTime::now())),
+            };
+            self.note_decisions_kept(&path, kept);
+            return Ok(Some(count));
+        }
+        Ok(Some(state.decided.len()))
+    }
+
+    fn note_decisions_kept(&self, path: &Path, kept: std::io::Result<()>) {
+        let mut failed = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept {
+            Ok(()) => *failed = false,
+            Err(err) => {
+                if !std::mem::replace(&mut *failed, true) {
+                    log::error!(
+                        "blocklist: CrowdSec's decisions hold, but are not kept for after a restart: failed to write {}: {err}",
+                        path.display()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Notes whether a machine has answered, if it is to be asked at all. If not, what was blocked goes on.
+    fn answered(&self, name: &str, is_up: bool) {
+        let mut state = self.lock();
+        let Some(feed) = state.feeds.get_mut(name) else { return };
+        feed.is_up = is_up;
+        if is_up {
+            feed.answered = i64::try_from(monotonic()).ok();
+        }
+        self.note(&state);
+    }
+}
+
+/// The life of a thread that fetches a list. What is in its file is taken up as of any other.
+fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: &Receiver<()>) {
+    let (fetcher, name) = (Fetcher::new(config, path), config.url.to_string());
+    let mut failing: Option<String> = None;
+    loop {
+        let fetched = fetcher.fetch();
+        let Some(list) = list.upgrade() else { return };
+        list.answered(&name, fetched.is_ok());
+        let wait = match fetched {
+            Ok(fetched) => {
+                if let Fetched::New(count) = fetched {
+                    log::info!("blocklist: {name}: {count} entries fetched");
+                } else if failing.is_some() {
+                    log::info!("blocklist: {name} answers again");
+                }
+                failing = None;
+                config.interval
+            }
+            Err(error) => {
+                if failing.as_ref() != Some(&error) {
+                    log::warn!("blocklist: failed to fetch {name}: {error}; what was fetched before stays");
+                }
+                failing = Some(error);
+                config.interval.min(AGAIN)
+            }
+        };
+        drop(list);
+        if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// The life of the thread that asks CrowdSec.
+fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Receiver<()>) {
+    let mut crowdsec = Crowdsec::new(config);
+    let mut failing: Option<String> = None;
+    let mut is_first = true;
+    loop {
+        let asked = crowdsec.ask();
+        let Some(list) = list.upgrade() else { return };
+        let done = asked.and_then(|(answered, is_whole)| list.decided(config, answered, is_whole));
+        match done {
+            Ok(None) => return,
+            Ok(Some(count)) => {
+                if is_first || failing.is_some() {
+                    log::info!("blocklist: CrowdSec at {} answers: {count} decisions", config.url);
+                }
+                (failing, is_first) = (None, false);
+            }
+            Err(error) => {
+                crowdsec.ask_all();
+                list.answered(NAME, false);
+                if failing.as_ref() != Some(&error) {
+                    log::warn!(
+                        "blocklist: failed to ask CrowdSec at {}: {error}; what it has decided before holds for its time",
+                        config.url
+                    );
+                }
+                failing = Some(error);
+            }
+        }
+        // Or the list would not end while this waits.
+        drop(list);
+        if stopped.recv_timeout(config.interval) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}

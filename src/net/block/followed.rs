@@ -1,0 +1,158 @@
+//! Which machines are asked what is to be blocked, and what their answers change of what is held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use super::super::cidr::Prefix;
+use super::config::{BlockConfig, LONGEST_TTL};
+use super::crowdsec::{CrowdsecConfig, NAME};
+use super::decisions::{About, Answered, Ban, Saved};
+use super::entry::Source;
+use super::feed::Feed;
+use super::fetch::{UrlConfig, age_of_kept};
+use super::file::WatchedFile;
+use super::sources::Sources;
+use super::state::{Decision, ListState, Origin};
+use crate::clock::wall_seconds;
+
+/// A decision whose end moves by less than this is the same.
+const SAME: u64 = 2_000_000_000;
+
+/// The threads that run now. Each ends when its sender is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Followers(pub Vec<(Followed, Sender<()>)>);
+
+/// A machine that is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Followed {
+    Crowdsec(CrowdsecConfig),
+    /// A list, and where it is kept.
+    Url(UrlConfig, PathBuf),
+}
+
+impl Followed {
+    pub fn all(config: &BlockConfig) -> Vec<Self> {
+        let urls = config
+            .file
+            .iter()
+            .flat_map(|file| config.urls.iter().map(|list| Self::Url(list.clone(), list.kept_in(file))));
+        config.crowdsec.clone().map(Self::Crowdsec).into_iter().chain(urls).collect()
+    }
+
+    pub fn name(&self) -> String {
+        match self {
+            Self::Crowdsec(_) => NAME.to_string(),
+            Self::Url(list, _) => list.url.to_string(),
+        }
+    }
+}
+
+/// Adds the files of lists that are fetched, without those that must not be used any more. Gives the age of the lists in them, in
+/// seconds.
+pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec<(String, i64)> {
+    let mut ages = Vec::new();
+    if config.file.is_none() && !config.urls.is_empty() {
+        log::error!("blocklist: lists are not fetched: there is no `file`, beside which they are kept");
+    }
+    for followed in Followed::all(config) {
+        let Followed::Url(list, path) = &followed else { continue };
+        ages.extend(age_of_kept(list, path).map(|age| (followed.name(), age)));
+        files.push(WatchedFile::fetched(list, path.clone()));
+    }
+    ages
+}
+
+/// Where decisions are kept for an exporter that begins while nobody answers: beside the entries that were asked for.
+pub(super) fn kept_in(config: &BlockConfig) -> Option<PathBuf> {
+    config.file.as_ref().map(|file| file.with_extension("crowdsec.json"))
+}
+
+/// When it was so many seconds ago, by the monotonic clock.
+fn ago(now: u64, seconds: i64) -> i64 {
+    i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(seconds.saturating_mul(1_000_000_000))
+}
+
+/// The decisions that an earlier exporter has left, and how long ago they came, in seconds.
+fn left(config: &BlockConfig) -> Option<(BTreeMap<About, Ban>, i64)> {
+    let url = config.crowdsec.as_ref()?.url.to_string();
+    let path = kept_in(config)?;
+    let text = fs::read(&path).ok()?;
+    let saved: Saved = serde_json::from_slice(&text)
+        .map_err(|err| log::warn!("blocklist: {} is not read: {err}", path.display()))
+        .ok()?;
+    let now = wall_seconds();
+    // The file is touched whenever there is an answer that changes nothing.
+    let answered = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
+    let age = now - answered.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() as i64;
+    (saved.url == url).then(|| (saved.bans(now), age.max(0)))
+}
+
+fn decisions(bans: BTreeMap<About, Ban>, sources: &mut Sources, now: u64) -> BTreeMap<About, Decision> {
+    let decision = |(about, ban): (About, Ban)| {
+        let time = Duration::from_secs_f64(ban.seconds.clamp(0.0, LONGEST_TTL.as_secs_f64()));
+        let source = sources.number(Source { name: NAME.to_string(), origin: Some(ban.origin.to_string()) });
+        let deadline = now.saturating_add(time.as_nanos() as u64);
+        (about, Decision { deadline, source, scenario: ban.scenario })
+    };
+    bans.into_iter().map(decision).collect()
+}
+
+impl ListState {
+    /// Takes what an earlier exporter has left of decisions.
+    pub fn take_left(&mut self, config: &BlockConfig, now: u64) {
+        let Some((bans, age)) = left(config) else { return };
+        if !bans.is_empty() {
+            log::info!(
+                "blocklist: {} decisions of CrowdSec go on, {age} s after its last answer",
+                bans.len()
+            );
+        }
+        self.decided = decisions(bans, &mut self.sources, now);
+        self.feeds.insert(NAME.to_string(), Feed { answered: Some(ago(now, age)), ..Feed::default() });
+    }
+
+    /// Knows of the machines that this configuration asks, and of no others. `ages` are those of lists that are kept.
+    pub fn keep_feeds(&mut self, config: &BlockConfig, ages: Vec<(String, i64)>, now: u64) {
+        let names: BTreeSet<String> = Followed::all(config).iter().map(Followed::name).collect();
+        self.feeds.retain(|name, _| names.contains(name));
+        for name in names {
+            let age = ages.iter().find(|(of, _)| *of == name).map(|(_, age)| *age);
+            let feed = || Feed { answered: age.map(|age| ago(now, age)), ..Feed::default() };
+            self.feeds.entry(name).or_insert_with(feed);
+        }
+    }
+
+    /// Takes an answer's decisions in; gives the prefixes that something changes for.
+    pub fn decide(&mut self, answered: Answered, is_whole: bool, now: u64) -> BTreeSet<Prefix> {
+        let mut touched = BTreeSet::new();
+        let mut new = decisions(answered.bans, &mut self.sources, now);
+        if is_whole {
+            let gone = self.decided.keys().filter(|about| !new.contains_key(about));
+            touched.extend(gone.map(|(prefix, _)| *prefix));
+            self.decided.retain(|about, _| new.contains_key(about));
+            // What the kernel may have refused before.
+            let is_unheld = |prefix: &&Prefix| !self.held.contains_key(prefix);
+            touched.extend(new.keys().map(|(prefix, _)| prefix).filter(is_unheld));
+            let held = self.held.iter().filter(|(_, origin)| matches!(origin, Origin::Decision(_)));
+            touched.extend(
+                held.map(|(prefix, _)| *prefix).filter(|prefix| self.decision(*prefix, now).is_none()),
+            );
+        }
+        for about in answered.ended {
+            if self.decided.remove(&about).is_some() {
+                touched.insert(about.0);
+            }
+        }
+        new.retain(|about, by| {
+            let is_same =
+                |known: &Decision| known.source == by.source && known.deadline.abs_diff(by.deadline) < SAME;
+            !self.decided.get(about).is_some_and(is_same)
+        });
+        touched.extend(new.keys().map(|(prefix, _)| *prefix));
+        self.decided.extend(new);
+        touched
+    }
+}

@@ -1,0 +1,244 @@
+//! CrowdSec's own engine decides, and the exporter blocks.
+//!
+//! Needs root, and Debian's crowdsec, which `scripts/install-deps.sh --tests` unpacks: it is not installed, and asks nobody else.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::cable::{Cable, address};
+use crate::counting::until;
+use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, send_signal, wait_for_end};
+
+/// Where the program was unpacked.
+fn unpacked(program: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("a home")).join(".cache"));
+    let path = cache.join("exporter/crowdsec/usr/bin").join(program);
+    assert!(path.exists(), "{} is missing; run scripts/install-deps.sh --tests", path.display());
+    path
+}
+
+/// CrowdSec with its Local API alone: it reads no logs, and nobody tells it anything but cscli.
+struct Engine<'a> {
+    place: &'a Place,
+    port: Port,
+    process: Option<Child>,
+}
+
+impl<'a> Engine<'a> {
+    fn start(place: &'a Place) -> Self {
+        let port = Port::claim();
+        let all = place.path("crowdsec");
+        for directory in ["data", "hub", "notifications", "plugins"] {
+            fs::create_dir_all(all.join(directory)).expect("make a directory");
+        }
+        let all = all.display();
+        let tls = place.certificates("lapi");
+        let config = format!(
+            "common: {{ daemonize: false, log_media: stdout, log_level: info, working_dir: {all} }}\n\
+             config_paths:\n  config_dir: {all}\n  data_dir: {all}/data\n  simulation_path: {all}/simulation.yaml\n  \
+             hub_dir: {all}/hub\n  index_path: {all}/hub/.index.json\n  notification_dir: {all}/notifications\n  \
+             plugin_dir: {all}/plugins\n\
+             db_config: {{ type: sqlite, db_path: {all}/data/crowdsec.db, use_wal: true }}\n\
+             api:\n  client: {{ credentials_path: {all}/machine.yaml }}\n  \
+             server:\n    listen_uri: 127.0.0.1:{port}\n    profiles_path: {all}/profiles.yaml\n    \
+             tls: {{ cert_file: {certificate}, key_file: {key} }}\n\
+             prometheus: {{ enabled: false }}\n",
+            certificate = tls.certificate.display(),
+            key = tls.key.display(),
+        );
+        place.write("crowdsec/config.yaml", &config);
+        place.write("crowdsec/simulation.yaml", "simulation: false\n");
+        place.write("crowdsec/hub/.index.json", "{}\n");
+        place.write(
+            "crowdsec/profiles.yaml",
+            "name: all\nfilters: ['Alert.GetScope() == \"Ip\"']\ndecisions: [{ type: ban, duration: 4h }]\non_success: break\n",
+        );
+        let machine = place.write("crowdsec/machine.yaml", "");
+        let mut engine = Engine { place, port, process: None };
+        engine.cscli(&format!(
+            "machines add test --password secret --url https://localhost:{} -f {}",
+            engine.port,
+            machine.display()
+        ));
+        let written = fs::read_to_string(&machine).expect("credentials");
+        place
+            .write("crowdsec/machine.yaml", &format!("{written}ca_cert_path: {}\n", tls.authority.display()));
+        place.write("key", &engine.cscli("bouncers add exporter -o raw"));
+        engine.run();
+        engine
+    }
+
+    fn run(&mut self) {
+        let log = fs::File::create(self.place.path("crowdsec/log")).expect("make a file");
+        let config = self.place.path("crowdsec/config.yaml");
+        let mut command = Command::new(unpacked("crowdsec"));
+        command.args(["-no-cs", "-c"]).arg(config).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        self.process = Some(command.spawn().expect("start crowdsec"));
+        until("CrowdSec listens", || TcpStream::connect(("127.0.0.1", self.port.number)).is_ok());
+    }
+
+    fn stop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        send_signal(process.id(), "TERM");
+        wait_for_end(&mut process);
+    }
+
+    fn cscli(&self, line: &str) -> String {
+        let mut command = Command::new(unpacked("cscli"));
+        command.arg("-c").arg(self.place.path("crowdsec/config.yaml")).args(line.split(' '));
+        let (code, out, err) = finish(&mut command);
+        let log = fs::read_to_string(self.place.path("crowdsec/log")).unwrap_or_default();
+        assert_eq!(code, Some(0), "cscli {line}: {out}{err}\n{log}");
+        out
+    }
+
+    fn block(&self, more: &str) -> String {
+        let path = |name: &str| self.place.path(name).display().to_string();
+        format!(
+            ", block: {{ socket: {}, file: {}, crowdsec: {{ url: 'https://localhost:{}/', ca: {}, api_key_file: {}, interval: 1s }}{more} }}",
+            path("control.sock"),
+            path("blocklist.db"),
+            self.port,
+            self.place.path("lapi/ca.crt").display(),
+            path("key")
+        )
+    }
+}
+
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Entries as the command shows them.
+fn listed(place: &Place) -> Vec<Value> {
+    let socket = place.path("control.sock");
+    let (code, out, err) = finish(exporter().args(["blocklist", "--format", "json", "--socket"]).arg(socket));
+    assert_eq!(code, Some(0), "{out}{err}");
+    serde_json::from_str(&out).expect("JSON")
+}
+
+fn prefixes(place: &Place) -> Vec<String> {
+    listed(place).iter().map(|row| row["prefix"].as_str().expect("a prefix").to_string()).collect()
+}
+
+fn start(place: &Place, cable: &Cable, block: &str) -> Exporter {
+    let exporter = Setup::new(place, cable.yaml(block)).start();
+    exporter.wait_until_ready();
+    exporter
+}
+
+fn pings(cable: &Cable) -> bool {
+    cable.there.output(&format!("ping -c 1 -W 1 -q {}", address(1))).status.success()
+}
+
+#[test]
+fn what_crowdsec_decides_is_dropped_and_released() {
+    let (place, cable) = (Place::new(), Cable::lay());
+    let engine = Engine::start(&place);
+    let exporter = start(&place, &cable, &engine.block(", mode: enforce, allow: [192.0.2.9]"));
+    cable.up();
+    until("an answer", || pings(&cable));
+    let far = format!("{}/32", address(2));
+    engine.cscli(&format!("decisions add --ip {} --duration 1h --reason guesses", address(2)));
+    engine.cscli("decisions add --range 2001:db8::/32 --duration 30m");
+    engine.cscli("decisions add --ip 192.0.2.9 --duration 30m");
+    engine.cscli("decisions add --ip 192.0.2.8 --type captcha --duration 30m");
+    until("the decisions are there", || prefixes(&place).len() == 3);
+    let rows = listed(&place);
+    let row = rows.iter().find(|row| row["prefix"] == far.as_str()).expect("the far end");
+    assert_eq!((&row["source"], &row["origin"]), (&"crowdsec".into(), &"cscli".into()), "{row}");
+    let left = row["expires_in"].as_f64().expect("a time");
+    assert!(left > 0.0 && left <= 3600.0 && row["reason"].as_str().unwrap().contains("guesses"), "{row}");
+
+    assert!(!pings(&cable));
+    let labels = [("source", "crowdsec"), ("origin", "cscli")];
+    let of = |verdict: &'static str| [labels[0], labels[1], ("verdict", verdict)];
+    let metrics = exporter.scrape_until("packets of the origin", |metrics| {
+        metrics.sum("xdp_blocklist_packets_total", &of("drop")) > 0.0
+    });
+    assert_eq!(
+        metrics.value("xdp_blocklist_packets_total", &of("drop")),
+        metrics.sum("xdp_drops_total", &[]),
+        "{}",
+        exporter.text()
+    );
+    assert_eq!(metrics.value("xdp_blocklist_entries", &labels), 3.0);
+    assert_eq!(metrics.value("xdp_blocklist_source_up", &[("source", "crowdsec")]), 1.0);
+    let ignored = [("source", "crowdsec"), ("reason", "type captcha")];
+    assert_eq!(metrics.value("xdp_blocklist_ignored_decisions_total", &ignored), 1.0);
+    exporter.wait_for_log("not applied, type captcha");
+    let (_, _, error) =
+        finish(exporter_command(&["unblock", &address(2), "--socket"]).arg(place.path("control.sock")));
+    assert!(error.contains("CrowdSec's decisions (origin cscli)"), "{error}");
+
+    engine.cscli(&format!("decisions delete --ip {}", address(2)));
+    until("it is released", || pings(&cable));
+    until("it is not listed", || prefixes(&place).len() == 2);
+}
+
+fn exporter_command(args: &[&str]) -> Command {
+    let mut command = exporter();
+    command.args(args);
+    command
+}
+
+/// What was decided holds on while nobody answers, for an exporter that begins meanwhile too; what changed meanwhile is made up for.
+#[test]
+fn the_last_good_list_holds_while_crowdsec_is_away() {
+    let (place, cable) = (Place::new(), Cable::lay());
+    let mut engine = Engine::start(&place);
+    let block = engine.block("");
+    let mut running = start(&place, &cable, &block);
+    cable.up();
+    engine.cscli(&format!("decisions add --ip {} --duration 1h", address(2)));
+    engine.cscli("decisions add --range 198.51.100.0/24 --duration 1h");
+    until("the decisions are there", || prefixes(&place).len() == 2);
+    let labels = [("source", "crowdsec")];
+    let up = |exporter: &Exporter, wanted: f64| {
+        exporter.scrape_until("the state of the source", |metrics| {
+            metrics.sum("xdp_blocklist_source_up", &labels) == wanted
+        })
+    };
+    engine.stop();
+    up(&running, 0.0);
+    running.wait_for_log("failed to ask CrowdSec");
+    let age = |exporter: &Exporter| exporter.scrape().value("xdp_blocklist_source_age_seconds", &labels);
+    let before = age(&running);
+    until("the age grows", || age(&running) > before + 1.0);
+    assert_eq!(prefixes(&place).len(), 2);
+    running.end("KILL");
+    let running = start(&place, &cable, &block);
+    assert_eq!(prefixes(&place).len(), 2, "{}", running.log());
+    assert!(age(&running) >= before, "{}", running.text());
+    // Nothing is dropped unless the configuration says so.
+    until("an answer", || pings(&cable));
+    let metrics = running.scrape_until("packets that would be dropped", |metrics| {
+        metrics.sum("xdp_blocklist_packets_total", &[("origin", "cscli"), ("verdict", "pass")]) > 0.0
+    });
+    assert_eq!(metrics.sum("xdp_drops_total", &[]), 0.0);
+
+    engine.run();
+    up(&running, 1.0);
+    running.wait_for_log("answers: 2 decisions");
+    engine.cscli("decisions delete --range 198.51.100.0/24");
+    until("the change is there", || prefixes(&place).len() == 1);
+    // Without its key it is told why, and goes on once it has it again.
+    let key = fs::read_to_string(place.path("key")).expect("the key");
+    place.write("key", "wrong");
+    running.wait_for_log("the key is not known there");
+    place.write("key", &key);
+    engine.cscli("decisions delete --all");
+    until("nothing is listed", || prefixes(&place).is_empty());
+}
