@@ -10,6 +10,7 @@ mod blocklist;
 mod command_line;
 mod commands;
 mod documented;
+mod fail2ban;
 mod formats;
 mod hostile;
 mod list_url;
