@@ -1,13 +1,14 @@
-//! Counting must not slow a veth down.
+//! Counting must not slow a veth down, and dropping must cost less than passing.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use exporter::net::Mode;
+use exporter::net::{Asker, BlockConfig, BlockEntry, BlockMode, BlockRule, Mode, NetworkConfig, Prefix};
 
-use crate::counting::{attached, config, start};
-use crate::namespace::{HERE, Namespace, pair, up};
+use crate::counting::{attached, config, number, start, until};
+use crate::namespace::{HERE, Namespace, pair, raw_socket, send_by, up};
 
 const ROUND: Duration = Duration::from_millis(150);
 
@@ -64,4 +65,74 @@ fn a_counted_veth_is_as_fast_as_another() {
         }
     }
     panic!("the median of {ratios:.2?} is below 0.9");
+}
+
+/// A UDP datagram of 60 bytes from one of some sources that are routed to where it comes from.
+fn datagram(source: u8) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0x99, 1, 2, 0, 0, 0, 0x99, 2, 8, 0];
+    let mut header = vec![0x45, 0, 0, 46, 0, 1, 0x40, 0, 64, 17, 0, 0, 198, 18, source, 7, 10, 99, 0, 1];
+    let words = header.as_chunks::<2>().0.iter().map(|word| u32::from(u16::from_be_bytes(*word)));
+    let sum: u32 = words.sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(header);
+    // No checksum of its own.
+    frame.extend([0x30, 0x39, 0x1c, 0xe8, 0, 26, 0, 0]);
+    frame.resize(60, 0);
+    frame
+}
+
+/// What a flood costs, in seconds of CPU time of who sends it, in whose place the other end works.
+fn flood(there: &Namespace) -> f64 {
+    there.run(|| {
+        let (socket, frames): (_, Vec<_>) = (raw_socket(), (0..64).map(datagram).collect());
+        let used = cpu_time();
+        frames.iter().for_each(|frame| send_by(&socket, "exn1", frame, 100));
+        cpu_time() - used
+    })
+}
+
+/// In turns on one machine, each with its neighbour, as above: the median of the ratios.
+fn dropping_costs_less(mode: Mode) {
+    let (here, there) = pair();
+    let block = BlockConfig { mode: BlockMode::Enforce, ..BlockConfig::default() };
+    let (network, events) = start(&here, NetworkConfig { block: Some(block), ..config(mode) });
+    attached(&events);
+    up(&here, &there);
+    here.command("ip route add 198.18.0.0/16 dev exn0");
+    // Nobody reads: what does not fit into its queue has come through the stack all the same.
+    let _socket = here.run(|| UdpSocket::bind((HERE, 7400)).unwrap());
+    let prefix = Prefix::parse("198.18.0.0/16").unwrap();
+    let passed =
+        || number(&network.collect(), "xdp_packets_total", &[("protocol", "udp"), ("verdict", "pass")]);
+    let dropped = || number(&network.collect(), "xdp_drops_total", &[("reason", "cidr")]);
+    flood(&there);
+    let mut ratios: Vec<f64> = Vec::new();
+    for _ in 0..5 {
+        for _ in 0..7 {
+            let before = passed();
+            let passing = flood(&there);
+            // All but what a busy machine's queue had no room for.
+            until("it passes", || passed() - before > 3200);
+            let (list, before) = (Arc::clone(network.blocklist().unwrap()), dropped());
+            let entry = BlockEntry { prefix, rule: BlockRule::default() };
+            here.run(move || list.block(&entry, Asker::Api)).unwrap();
+            let dropping = flood(&there);
+            until("it is dropped", || dropped() - before > 3200);
+            network.blocklist().unwrap().unblock(prefix).unwrap();
+            ratios.push(dropping / passing);
+        }
+        ratios.sort_by(f64::total_cmp);
+        if ratios[ratios.len() / 2] < 1.0 {
+            println!("{mode:?}: dropping costs {:.2} of passing", ratios[ratios.len() / 2]);
+            return;
+        }
+    }
+    panic!("{mode:?}: the median of {ratios:.2?} is not below 1");
+}
+
+#[test]
+fn dropping_a_flood_costs_less_than_passing_it() {
+    dropping_costs_less(Mode::Auto);
+    dropping_costs_less(Mode::Native);
 }
