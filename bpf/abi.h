@@ -154,6 +154,7 @@ enum value_kind {
 	VALUE_COMM, /* the thread's name */
 	VALUE_CARRIED, /* text that the start kept: (offset << 32 | length) of the start's bytes */
 	VALUE_TIME, /* CLOCK_MONOTONIC nanoseconds when the event is put on the ring buffer */
+	VALUE_STACK, /* addresses of code, 8 bytes each: where the thread is, and what its calls return to as far as frame pointers lead */
 };
 
 struct value {
@@ -175,6 +176,7 @@ enum probe_flag {
 	PROBE_BY_FRAME = 1 << 7, /* a function's call: the key is where its return address is */
 	PROBE_TEXTS = 1 << 8, /* among what the start keeps is text */
 	PROBE_SLOW = 1 << 9, /* a slow hit goes to the ring buffer, see ACTION_SLOW */
+	PROBE_STACK = 1 << 10, /* among the values is a VALUE_STACK */
 };
 
 /* Sizes of event that the ring buffer is asked for. */

@@ -60,7 +60,11 @@ static __always_inline void fill(struct event *event, struct hit *hit, struct pr
 				room = longest;
 			if (longest && used <= text_room - longest) {
 				CLAMP(used, text_room - longest);
-				len = read_text(hit, probe, i, text + used, room, longest);
+				if (HAS(probe, PROBE_STACK) && probe->values[i].kind == VALUE_STACK)
+					len = bpf_get_task_stack(bpf_get_current_task_btf(), text + used, longest,
+								 BPF_F_USER_STACK);
+				else
+					len = read_text(hit, probe, i, text + used, room, longest);
 			}
 			if (len < 0 || len > longest) {
 				*faults |= 1U << i;

@@ -265,15 +265,21 @@ impl Client {
     pub fn send(&self, request: Request) -> Result<Answer, ClientError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Begin)?;
-        let answered = runtime.block_on(async {
-            match tokio::time::timeout(self.timeout, self.ask(request)).await {
-                Ok(answered) => answered,
-                Err(_) => Err(ClientError::Late(self.timeout)),
-            }
-        });
+        let answered = runtime.block_on(self.answer(request));
         // A look-up of the host's name may still go on, which nobody waits for.
         runtime.shutdown_background();
         answered
+    }
+
+    /// As [`Self::send`], in a runtime.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn answer(&self, request: Request) -> Result<Answer, ClientError> {
+        match tokio::time::timeout(self.timeout, self.ask(request)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(ClientError::Late(self.timeout)),
+        }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer, ClientError> {

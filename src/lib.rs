@@ -66,3 +66,4 @@ mod trial;
 mod truncated;
 pub mod untrusted;
 mod unusable;
+mod webhook;

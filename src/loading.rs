@@ -9,6 +9,7 @@ use crate::config::model::Settings;
 use crate::config::{self, Diagnostics, Overrides, Place};
 use crate::http::{Clients, Credentials, HttpError, Pem, Secured, Tls, TlsOptions, check_user};
 use crate::plan::{Plan, plan_draft};
+use crate::slow;
 
 /// A certificate that can be served with, and what is unwise about it.
 pub(crate) type LoadedTls = (Tls, Vec<String>);
@@ -32,6 +33,11 @@ pub(crate) fn load_keeping(
 ) -> Result<Checked, Diagnostics> {
     let mut draft = config::read(overrides, &config::environment());
     let tls = refuse_unusable(&draft.settings().web, |at, text| draft.error(at, text));
+    if let Some(webhook) = &draft.settings().slow_events.webhook
+        && let Err(err) = slow::receiver(webhook)
+    {
+        draft.error(&webhook.at, err.to_string());
+    }
     keep(draft.settings_mut());
     let (loaded, plan) = plan_draft(draft)?;
     Ok(Checked { loaded, plan, tls })

@@ -33,6 +33,12 @@ const READ: u64 = 256 << 20;
 /// How long a process is taken for the same without looking.
 const RECHECK: Duration = Duration::from_secs(1);
 
+/// Characters of a function's name in a call stack.
+const FRAME_NAME: usize = 200;
+
+/// The mapping that returns lead to where the kernel traces them.
+const TRAMPOLINE: &str = "[uprobes]";
+
 /// What an address is called that belongs to no function that is known.
 pub const UNKNOWN: &str = "unknown";
 
@@ -77,6 +83,36 @@ impl Symbols {
     /// instruction, and the next function begins at its return address.
     pub fn caller(&mut self, pid: u32, return_address: u64) -> Arc<str> {
         self.name(pid, return_address.saturating_sub(1))
+    }
+
+    /// The functions that were running in a thread of the process, the innermost first: `c <- b <- a`. `frames` are addresses of 8 bytes
+    /// each: where the thread was, and what its calls return to. What the innermost function returns to is not among them where
+    /// it has no frame yet, or no more. What leads to no code is no frame, nor is what follows.
+    pub fn stack(&mut self, pid: u32, frames: &[u8], returns_to: Option<u64>) -> String {
+        let word = |bytes: &[u8]| u64::from_ne_bytes(std::array::from_fn(|n| bytes[n]));
+        let mut addresses: Vec<u64> = frames.chunks_exact(8).map(word).collect();
+        if let Some(address) = returns_to.filter(|address| addresses.get(1) != Some(address)) {
+            addresses.insert(addresses.len().min(1), address);
+        }
+        let maps = text(format!("/proc/{}/maps", living_thread(pid))).unwrap_or_default();
+        let mappings: Vec<_> =
+            maps.lines().filter_map(Mapping::parse).filter(|mapping| mapping.is_executable()).collect();
+        let mut names = Vec::new();
+        for (number, address) in addresses.into_iter().enumerate() {
+            let at = if number > 0 { address.saturating_sub(1) } else { address };
+            let Some(mapping) = mappings.iter().find(|mapping| mapping.contains(at)) else { break };
+            // Instead of a return address that the kernel has replaced.
+            if mapping.name == TRAMPOLINE {
+                continue;
+            }
+            let name = self.name(pid, at);
+            let file = mapping.name.rsplit('/').next().unwrap_or_default();
+            names.push(match &*name {
+                UNKNOWN if !file.is_empty() => format!("{file}+{:#x}", mapping.offset + (at - mapping.start)),
+                name => name.chars().take(FRAME_NAME).collect(),
+            });
+        }
+        if names.is_empty() { UNKNOWN.to_owned() } else { names.join(" <- ") }
     }
 
     /// The function that holds the address in this process, demangled; `unknown` if nothing says so, as for a process
@@ -221,6 +257,31 @@ mod tests {
         assert_eq!(&*symbols.name(std::process::id(), 8), "unknown");
         assert_eq!(&*symbols.name(u32::MAX >> 1, address), "unknown");
         assert_eq!(symbols.files.len(), 1);
+    }
+
+    #[test]
+    fn a_stack_has_the_functions_as_far_as_there_are_some() {
+        let mut symbols = Symbols::new();
+        let address = a_function_of_the_test as *const () as u64;
+        let me = std::process::id();
+        let mut stack = |frames: &[u64], returns_to| {
+            let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.to_ne_bytes()).collect();
+            let text = symbols.stack(me, &bytes, returns_to);
+            text.split(" <- ").map(|name| name.contains("a_function_of_the_test")).collect::<Vec<_>>()
+        };
+        // Where the thread is counts as it is; a return address belongs to what is before it.
+        assert_eq!(stack(&[address], None), [true]);
+        assert_eq!(stack(&[address, address + 1, address + 1], None), [true, true, true]);
+        assert_eq!(stack(&[address, address], None).len(), 2);
+        assert!(!stack(&[address, address], None)[1]);
+        // The caller's is put where it is missing, and not twice.
+        assert_eq!(stack(&[address, 8], Some(address + 1)), [true, true]);
+        assert_eq!(stack(&[address, address + 1], Some(address + 1)), [true, true]);
+        // What leads nowhere ends it.
+        assert_eq!(stack(&[address, 8, address + 1], None), [true]);
+        let mut of_none = Symbols::new();
+        assert_eq!(of_none.stack(u32::MAX >> 1, &address.to_ne_bytes(), None), UNKNOWN);
+        assert_eq!(of_none.stack(me, &[], None), UNKNOWN);
     }
 
     #[test]

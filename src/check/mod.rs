@@ -49,13 +49,15 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
     if let Some(network) = &plan.network {
         checker.network(network);
     }
-    for (what, are_kept) in [
-        ("slow events", plan.probes.iter().any(|probe| !probe.slow.is_empty())),
-        ("bans", plan.probes.iter().any(|probe| !probe.bans.is_empty())),
+    let settings = &plan.settings.slow_events;
+    let sent = settings.webhook.as_ref().map(|webhook| format!(", and sent to {}", webhook.shown()));
+    for (what, are_kept, sent) in [
+        ("slow events", plan.probes.iter().any(|probe| !probe.slow.is_empty()), sent.unwrap_or_default()),
+        ("bans", plan.probes.iter().any(|probe| !probe.bans.is_empty()), String::new()),
     ] {
         if are_kept {
-            let file = plan.settings.slow_events.file.display();
-            checker.text.push_str(&format!("\n{what}: kept in {file}\n"));
+            let file = settings.file.display();
+            checker.text.push_str(&format!("\n{what}: kept in {file}{sent}\n"));
         }
     }
     if let Some(directory) = &plan.settings.pinned {
@@ -276,7 +278,8 @@ impl Checker<'_> {
                 "decided in the kernel; only slow hits are sent".to_string()
             }
         };
-        format!("slow: {} with {}{related} ({decided})", slow_events(slow), kept.join(", "))
+        let stack = if slow.stack { ", and the call stack" } else { "" };
+        format!("slow: {} with {}{stack}{related} ({decided})", slow_events(slow), kept.join(", "))
     }
 
     fn rows(

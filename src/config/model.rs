@@ -4,6 +4,7 @@
 //! a profile may be unknown): resolving them is the plan's work, which reports against the [`Place`] that
 //! every part carries.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::endpoint::{Listen, Web};
 use super::place::Place;
+use crate::http_client::Url;
 pub use crate::selectors::Selector;
+use crate::webhook::shown;
 
 /// A whole configuration: file, environment and flags merged.
 #[derive(Debug, Clone)]
@@ -58,6 +61,31 @@ pub struct SlowEvents {
     pub age: Duration,
     /// By the name of a histogram, what [`Metric::slow`] is where it is not written there.
     pub metrics: Vec<(Named, Slow)>,
+    /// Who is told of them, too.
+    pub webhook: Option<WebhookSettings>,
+}
+
+/// Who is told of slow events. The secret is never printed: `Debug` hides it.
+#[derive(Clone)]
+pub struct WebhookSettings {
+    pub at: Place,
+    pub(crate) url: Url,
+    pub secret: String,
+    /// Who issues the receiver's certificate; if there is nobody, all authorities that the system trusts.
+    pub authority: Option<PathBuf>,
+}
+
+impl WebhookSettings {
+    /// The URL, as far as it is no secret.
+    pub(crate) fn shown(&self) -> String {
+        shown(&self.url)
+    }
+}
+
+impl fmt::Debug for WebhookSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookSettings").field("url", &self.shown()).finish_non_exhaustive()
+    }
 }
 
 /// Which hits a histogram takes for slow, and what is kept of them.
@@ -74,6 +102,8 @@ pub struct Slow {
     pub key: Option<Named>,
     /// These probes, which are the target's.
     pub with: Vec<(Place, Point)>,
+    /// Also the functions that were running.
+    pub stack: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

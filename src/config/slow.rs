@@ -9,10 +9,13 @@ use super::fields::{Fields, Node};
 use super::limits::{
     DEFAULT_SLOW_AGE, DEFAULT_SLOW_BYTES, DEFAULT_SLOW_ROWS, SLOW_AGE, SLOW_BYTES, SLOW_ROWS, SLOW_WORST,
 };
-use super::model::{Named, Slow, SlowEvents};
+use super::model::{Named, Slow, SlowEvents, WebhookSettings};
 use super::points::point;
 use super::scalars;
 use super::section::{Key, Schema, Section};
+use super::web::read_secret;
+use crate::http_client::Url;
+use crate::webhook::shown;
 
 /// What a metric's `slow:` is.
 pub(super) const SLOW_KEY: Key = Key::new(
@@ -48,6 +51,12 @@ pub static SLOW: Section = Section {
             Schema::OneOrList(&Schema::Text),
             "Probes of the target whose events with the same key are kept with a slow event. They need an argument with the name of the key.",
         ),
+        Key::new(
+            "stack",
+            Schema::Boolean,
+            "Keep the call stack, too: the functions that were running, as far as frame pointers lead.",
+        )
+        .or("false"),
     ]),
     one_of: &[],
 };
@@ -72,6 +81,36 @@ pub static SLOW_EVENTS: Section = Section {
             Schema::Map(&Schema::Either(&[BOUND, Schema::Section(|| &SLOW)])),
             "`slow:` of histograms by name, for those of profiles.",
         ),
+        Key::new("webhook", Schema::Section(|| &WEBHOOK), "Who is sent every slow event, too."),
+    ]),
+    one_of: &[],
+};
+
+/// `slow_events: { webhook: ... }`.
+pub static WEBHOOK: Section = Section {
+    name: "webhook",
+    what: "a webhook",
+    about: "Who is sent every slow event by an HTTP request, signed with a secret; docs/slow.md describes it.",
+    keys: Cow::Borrowed(&[
+        Key::new(
+            "url",
+            Schema::Text,
+            "Where requests go. `http://` only to this machine, or with `plain_http`.",
+        )
+        .required(),
+        Key::new(
+            "secret_file",
+            Schema::Path,
+            "A file with the secret that requests are signed with (HMAC-SHA256), on one line.",
+        )
+        .required(),
+        Key::new(
+            "ca_file",
+            Schema::Path,
+            "Certificates of the authority that has issued the receiver's. Default: whom the system trusts.",
+        ),
+        Key::new("plain_http", Schema::Boolean, "Events may be sent to another machine without encryption.")
+            .or("false"),
     ]),
     one_of: &[],
 };
@@ -86,7 +125,7 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
     if !node.value.is_mapping() {
         let over = buckets::bound(node)?;
         let over = Some(over);
-        return Some(Slow { at, over, worst: None, fields: None, key: None, with: Vec::new() });
+        return Some(Slow { at, over, worst: None, fields: None, key: None, with: Vec::new(), stack: false });
     }
     let fields = node.fields(&SLOW)?;
     let over = fields.get("over").map(|n| buckets::bound(&n));
@@ -110,10 +149,11 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
             .help("write with: [usdt:PROVIDER:NAME]");
     }
     let with = with.iter().filter_map(|n| Some((n.at.clone(), point(n)?))).collect();
+    let stack = fields.get("stack").and_then(|n| n.boolean()).unwrap_or(false);
     // What is wrong has been reported.
     let is_wrong = matches!(over, Some(None)) || matches!(worst, Some(None)) || (over, worst) == (None, None);
     let (over, worst) = (over.flatten(), worst.flatten());
-    (!is_wrong).then_some(Slow { at, over, worst, fields: kept, key, with })
+    (!is_wrong).then_some(Slow { at, over, worst, fields: kept, key, with, stack })
 }
 
 fn names(node: &Node<'_>) -> Vec<Named> {
@@ -137,7 +177,38 @@ pub(super) fn decode(file: Option<&Fields<'_>>, metrics_port: u16) -> SlowEvents
         bytes: get("size").and_then(|n| size(&n)).unwrap_or(DEFAULT_SLOW_BYTES),
         age: get("age").and_then(|n| age(&n)).unwrap_or(DEFAULT_SLOW_AGE),
         metrics: metrics.unwrap_or_default().into_iter().filter_map(of_metric).collect(),
+        webhook: get("webhook").and_then(|n| webhook(&n)),
     }
+}
+
+fn webhook(node: &Node<'_>) -> Option<WebhookSettings> {
+    let fields = node.fields(&WEBHOOK)?;
+    let secret =
+        fields.require("secret_file", "write secret_file: PATH; `openssl rand -hex 32` prints a secret");
+    let secret = secret.and_then(|n| read_secret(&n.at, &n.path()?, "secret", n.diags));
+    let authority = fields.get("ca_file").map(|n| n.path());
+    let is_plain = fields.get("plain_http").map_or(Some(false), |n| n.boolean());
+    let url = fields.require("url", "write url: https://HOST/PATH")?;
+    let address = match Url::parse(url.text_as("a URL")?) {
+        Ok(address) => address,
+        Err(reason) => {
+            url.error(reason).help("write url: https://HOST/PATH");
+            return None;
+        }
+    };
+    if !address.is_private() && is_plain == Some(false) {
+        url.error(format!(
+            "{} is another machine: events would be sent there without encryption",
+            shown(&address)
+        ))
+        .help("use https://, or add plain_http: true if that is what you want");
+        return None;
+    }
+    let authority = match authority {
+        Some(path) => Some(path?),
+        None => None,
+    };
+    Some(WebhookSettings { at: node.at.clone(), url: address, secret: secret?, authority })
 }
 
 /// Where the exporter with this port keeps slow events, unless `slow_events` says otherwise.

@@ -15,10 +15,10 @@ use crate::metrics::evaluate::{Outcome, all_hold, evaluate, fitting, found_slow}
 use crate::metrics::event_series::labels_of;
 use crate::metrics::show::{show, show_exactly, show_with_unit};
 use crate::net::{BanRule, Sighting};
-use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, SlowPlan, ValueSource};
+use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, STACK, SlowPlan, ValueSource};
 use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::UserStore;
-use crate::symbols::Symbols;
+use crate::symbols::{Symbols, UNKNOWN};
 
 /// What is done with each record.
 pub(super) struct Handler {
@@ -126,7 +126,13 @@ impl Handler {
                 if let Some(recorder) = &self.recorder {
                     note_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
                 }
-                let event = || kept(probe, target, slow, value, time, &read);
+                let frames = evaluation.stack.filter(|_| slow.stack).map(|at| event.value(at, true));
+                let stack = frames.map(|frames| {
+                    let EventValue::Text(frames) = frames else { return UNKNOWN.to_owned() };
+                    let returns_to = evaluation.return_address.and_then(|at| event.value(at, false).word());
+                    self.symbols.stack(number(evaluation.pid) as u32, frames, returns_to)
+                });
+                let event = || kept(probe, target, slow, value, time, stack, &read);
                 selection.record(time, value, event, counters, self.recorder.as_deref());
             }
         }
@@ -179,6 +185,9 @@ pub(super) struct ProbeEvaluation {
     /// Which values are the kernel's time and the process.
     time: Option<usize>,
     pid: Option<usize>,
+    /// Which are the call stack, and the address that the function returns to.
+    stack: Option<usize>,
+    return_address: Option<usize>,
     /// Values that are shown by the name of a function, and whether each is a return address.
     symbols: Vec<(usize, bool)>,
     /// Bit i: value i is text.
@@ -200,6 +209,8 @@ pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>
             actions: layout.actions.iter().filter(here).cloned().collect(),
             time: place(ValueSource::Time),
             pid: place(ValueSource::Pid),
+            stack: place(ValueSource::Stack),
+            return_address: place(ValueSource::ReturnAddress),
             symbols: values()
                 .filter(|(_, value)| value.kind.is_symbol())
                 .map(|(at, value)| (at, value.source == ValueSource::Caller))
@@ -219,8 +230,11 @@ fn kept<'a>(
     slow: &SlowPlan,
     value: i64,
     time: u64,
+    stack: Option<String>,
     read: &dyn Fn(usize) -> EventValue<'a>,
 ) -> slow::Event {
+    let mut fields = fields(probe, &slow.kept, read);
+    fields.0.extend(stack.map(|stack| (STACK.to_owned(), stack)));
     let wanted = slow.related.as_ref().map(|by| Wanted {
         process: shown(probe, by.process, read),
         key: (probe.values[by.key].name.clone(), shown(probe, by.key, read)),
@@ -234,7 +248,7 @@ fn kept<'a>(
         value: slow.scale.apply(value as f64),
         over: slow.over,
         worst: slow.worst,
-        fields: fields(probe, &slow.kept, read),
+        fields,
         related: Vec::new(),
         wanted,
         ranked: None,

@@ -206,6 +206,9 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
     if plan.is_slow_in_kernel() {
         row.flags |= probe_flag::PROBE_SLOW.0;
     }
+    if plan.values.iter().any(|value| value.kind == ValueKind::Stack) {
+        row.flags |= probe_flag::PROBE_STACK.0;
+    }
     if let Some(span) = plan.span {
         row.span = span.number;
         row.flags |= match span.end {
@@ -232,6 +235,7 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
             }
             _ if planned.source == ValueSource::Time => (value_kind::VALUE_TIME, 0),
             ValueKind::Comm => (value_kind::VALUE_COMM, 0),
+            ValueKind::Stack => (value_kind::VALUE_STACK, 0),
             ValueKind::StrLen { len, .. } => (value_kind::VALUE_STRING_LEN, small(*len)),
             ValueKind::Arg(ArgKind::Str { .. }) => (value_kind::VALUE_STRING, 0),
             ValueKind::Arg(ArgKind::SockAddr) => (value_kind::VALUE_SOCKADDR, 0),

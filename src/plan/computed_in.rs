@@ -10,7 +10,7 @@ use crate::abi::{
     TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Settings, Unit};
+use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Point, Settings, Unit};
 use crate::kinds;
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
@@ -82,7 +82,15 @@ pub(super) fn decide(
         // The latest value is the latest by the kernel's clock, whichever way it came.
         probe.values.push(unnamed(probe, ValueSource::Time));
     }
-    if probe.values.iter().any(|value| value.kind.is_symbol()) {
+    let has_stack = probe.slow.iter().any(|slow| slow.stack);
+    if has_stack {
+        if matches!(probe.point, Point::Function(_)) {
+            probe.values.push(unnamed(probe, ValueSource::ReturnAddress));
+        }
+        // The last text, since it is the longest.
+        probe.values.push(ValuePlan { kind: ValueKind::Stack, ..unnamed(probe, ValueSource::Stack) });
+    }
+    if has_stack || probe.values.iter().any(|value| value.kind.is_symbol()) {
         // An address means something in its process only.
         probe.values.push(unnamed(probe, ValueSource::Pid));
     }

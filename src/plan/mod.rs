@@ -19,10 +19,12 @@ pub use build::{plan, plan_draft};
 pub use lint::lint;
 pub use profiles::{profile, profiles};
 pub use saved::{InconsistentPlan, SavedPlan};
+pub(crate) use slow::STACK;
 pub use slow::{RelatedBy, RelatedPlan, SlowPlan};
 
 use serde::{Deserialize, Serialize};
 
+use crate::abi::MAX_BYTES;
 use crate::config::model::{
     Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings, Unit,
 };
@@ -186,6 +188,10 @@ pub enum ValueSource {
     },
     /// The address that the function returns to.
     Caller,
+    /// The same, at its return too.
+    ReturnAddress,
+    /// The addresses of [`ValueKind::Stack`].
+    Stack,
     /// Which of the functions that the pattern names it is.
     Function,
 }
@@ -207,6 +213,8 @@ pub enum ValueKind {
     Cgroup(CgroupName),
     /// The number of a text that the kernel keeps of a process.
     ProcessText,
+    /// Addresses of code: where the thread is, and what its calls return to.
+    Stack,
 }
 
 /// What is shown of a cgroup.
@@ -292,6 +300,7 @@ impl ValueKind {
             ValueKind::Arg(ArgKind::Ipv6) | ValueKind::Comm => 16,
             // A sockaddr_in6; of a shorter one the rest is ignored.
             ValueKind::Arg(ArgKind::SockAddr) => 28,
+            ValueKind::Stack => MAX_BYTES as u32,
             ValueKind::Function
             | ValueKind::Cgroup(_)
             | ValueKind::ProcessText

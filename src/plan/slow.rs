@@ -7,6 +7,9 @@ use super::{ActionPlan, ComputedIn, ConditionPlan, ProbePlan, Scale};
 use crate::config::model::{Metric, MetricKind, Named, Point};
 use crate::config::place::Place;
 
+/// What the call stack is called among the fields of an event.
+pub(crate) const STACK: &str = "stack";
+
 /// The slow hits of one histogram.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SlowPlan {
@@ -26,6 +29,8 @@ pub struct SlowPlan {
     pub kept: Vec<usize>,
     /// What events of other probes that belong to it have in common with it.
     pub related: Option<RelatedBy>,
+    /// The call stack is kept, too.
+    pub stack: bool,
     /// Where it is decided that a hit is slow; the same for all of a probe.
     pub computed_in: ComputedIn,
 }
@@ -72,6 +77,11 @@ impl Scope<'_> {
             );
             return None;
         };
+        if slow.stack && self.probe.args.iter().any(|arg| arg.name == STACK) {
+            let message =
+                format!("an argument is called \"{STACK}\", which is the name of the call stack in an event");
+            self.diags.error(&slow.at, message).help("rename the argument");
+        }
         let fields = slow.fields.clone().unwrap_or_else(|| self.all_fields(&slow.at));
         let mut kept: Vec<_> = fields.iter().map(|field| self.shown(&field.at, &field.name)).collect();
         let related = match &slow.key {
@@ -96,6 +106,7 @@ impl Scope<'_> {
             when: action.when.clone(),
             kept: kept.into_iter().collect::<Option<_>>()?,
             related,
+            stack: slow.stack,
             computed_in: ComputedIn::Kernel,
         })
     }

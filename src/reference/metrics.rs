@@ -15,6 +15,7 @@ use crate::plan::{self, Plan};
 use crate::slow::SlowNumbers;
 use crate::targets::{Status, Ticks, Usage};
 use crate::telemetry::{Reloads, Telemetry};
+use crate::webhook::WebhookNumbers;
 
 /// A kernel that has counted nothing.
 #[derive(Debug)]
@@ -141,7 +142,7 @@ fn telemetry() -> Telemetry {
         reloads: Arc::new(Reloads::started()),
         started: 0.0,
         series: Arc::default(),
-        slow: Some(SlowNumbers::default()),
+        slow: Some(SlowNumbers { webhook: Some(WebhookNumbers::default()), ..SlowNumbers::default() }),
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
             location_op::LOC_CARRIED_MEMORY
         }
         // At the entry the return address is on top of the stack.
-        ValueSource::Caller => {
+        ValueSource::Caller | ValueSource::ReturnAddress => {
             to.reg = STACK_POINTER;
             location_op::LOC_MEMORY
         }
@@ -77,7 +77,7 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
         ValueSource::Exe => location_op::LOC_EXE,
         ValueSource::Cmdline => location_op::LOC_CMDLINE,
         // It is read when the event is made.
-        ValueSource::Time => location_op::LOC_CONST,
+        ValueSource::Time | ValueSource::Stack => location_op::LOC_CONST,
     };
     to.op = op.0 as u8;
     Ok(to)

@@ -158,6 +158,7 @@ pub fn resolve(
         // At a jump to the entry nothing is read.
         let is_turn = entry.flags & site_flag::SITE_LOOP_HEAD.0 != 0 && is_exit;
         let values = if is_turn { &[][..] } else { &probe.values };
+        let frame = i64::from(entry.frame_offset);
         for (n, (to, value)) in entry.values.iter_mut().zip(values).enumerate() {
             untyped_result |= value.source == ValueSource::Retval(None) && result.is_none();
             *to = match locate(&at, &narrowed(value, is_function, result.as_ref()), function) {
@@ -170,6 +171,9 @@ pub fn resolve(
                 }
                 Err(err) => return Err(err),
             };
+            if value.source == ValueSource::ReturnAddress {
+                to.offset = frame;
+            }
             if let Some(index) = position(value)
                 && parameters.as_ref().is_none_or(|parameters| in_word(parameters, index).is_none())
             {

@@ -17,9 +17,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::config::model::WebhookSettings;
 use crate::exposition::Exemplars;
+use crate::http::HttpError;
 use crate::net::{DetectConfig, Detections};
 use crate::plan::{Plan, ProbePlan};
+use crate::webhook::{Receiver, Webhook, WebhookNumbers};
 use store::{Bounds, Store};
 use writer::{Message, Writer};
 
@@ -42,6 +45,7 @@ pub struct SlowRecorder {
     work: Mutex<Work>,
     queue: OnceLock<SyncSender<Message>>,
     shared: Arc<Shared>,
+    webhook: Webhook,
     /// Of the events that are among the worst of an hour.
     ranked: AtomicU64,
     exemplars: Mutex<Exemplars>,
@@ -86,6 +90,16 @@ pub struct SlowNumbers {
     pub failing: bool,
     /// Events of other probes that were not looked at, because there were too many.
     pub related_lost: u64,
+    /// `None` if there is no webhook.
+    pub webhook: Option<WebhookNumbers>,
+}
+
+/// Who is told of slow events.
+///
+/// # Errors
+/// If the certificates of the authority cannot be used.
+pub(crate) fn receiver(settings: &WebhookSettings) -> Result<Receiver, HttpError> {
+    Receiver::new(settings.url.clone(), &settings.secret, settings.authority.clone())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,16 +120,20 @@ impl SlowRecorder {
             return Ok(());
         }
         let settings = &plan.settings.slow_events;
+        let receiver = settings.webhook.as_ref().map(receiver).transpose();
+        let receiver = receiver.map_err(|err| SlowError::told(err.to_string(), ""))?;
         let bounds = Bounds::of(settings);
         if let Some(queue) = self.queue.get() {
             // With the queue full, the bounds stay as they were until the next reload.
             if queue.try_send(Message::Bounds(bounds)).is_err() {
                 log::warn!("The bounds of the file of slow events stay as they were: too many events wait");
             }
-            return Ok(());
+            self.webhook.set(receiver);
+            return self.begin_to_send();
         }
         let mut work = lock(&self.work);
         work.open = Some((Store::open(&settings.file, bounds)?, plan.settings.node_name.clone()));
+        self.webhook.set(receiver);
         if work.is_started { self.write(&mut work) } else { Ok(()) }
     }
 
@@ -133,7 +151,7 @@ impl SlowRecorder {
         let Some((store, node)) = work.open.take() else { return Ok(()) };
         log::info!("Slow events are kept in {}", store.path().display());
         let (queue, events) = sync_channel(QUEUE);
-        let writer = Writer::new(store, node, events, self.shared.clone());
+        let writer = Writer::new(store, node, events, self.shared.clone(), self.webhook.outbox().clone());
         let thread = std::thread::Builder::new().name("slow events".to_string()).spawn(move || writer.run());
         let thread = thread.map_err(|err| {
             SlowError::told(format!("failed to start the thread that writes slow events: {err}"), "")
@@ -141,7 +159,13 @@ impl SlowRecorder {
         work.thread = Some(thread);
         // Nobody else sets it while the work is locked.
         let _ = self.queue.set(queue);
-        Ok(())
+        self.begin_to_send()
+    }
+
+    fn begin_to_send(&self) -> Result<(), SlowError> {
+        self.webhook
+            .start()
+            .map_err(|err| SlowError::told(format!("failed to start the thread of the webhook: {err}"), ""))
     }
 
     /// Takes note of a slow event as an exemplar of its bucket.
@@ -204,6 +228,7 @@ impl SlowRecorder {
             bytes: load(bytes),
             failing,
             related_lost,
+            webhook: self.webhook.outbox().numbers(),
         })
     }
 }

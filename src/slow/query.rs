@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::event::{RelatedRow, Row, shown_time};
 use super::store::{SlowError, scan};
 use crate::clock::wall;
+use crate::plan::STACK;
 use crate::table::TextTable;
 
 /// Which events are meant.
@@ -111,8 +112,12 @@ pub fn table(rows: &[Row]) -> String {
             shown(event.value),
             shown_reason(&event.metric, event.over, event.worst),
         ]);
-        let fields: Vec<_> = event.fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let (stacks, fields): (Vec<_>, Vec<_>) = event.fields.0.iter().partition(|(name, _)| name == STACK);
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
         table.line(format!("{}: {}", event.probe, fields.join(" ")));
+        for (_, stack) in stacks {
+            table.line(format!("in {stack}"));
+        }
         for RelatedRow { after, probe, fields } in &event.related {
             let sign = if *after < 0.0 { "" } else { "+" };
             let fields: Vec<_> = fields.0.iter().map(|(name, value)| format!("{name}={value}")).collect();

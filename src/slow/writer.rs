@@ -10,6 +10,7 @@ use super::event::{Event, Related, Row, SlowCounters};
 use super::related::RecentEvents;
 use super::store::{Bounds, Store, is_damage};
 use super::{QUEUE, RECENT, Shared, lock};
+use crate::webhook::Outbox;
 
 /// How long an event may wait for others before it is written.
 const GATHERING: Duration = Duration::from_secs(1);
@@ -40,6 +41,8 @@ pub(super) struct Writer {
     node: String,
     messages: Receiver<Message>,
     shared: Arc<Shared>,
+    /// For who is told of what was written.
+    outbox: Arc<Outbox>,
     /// Not yet written.
     events: Vec<(Event, SlowCounters)>,
     /// Those that wait for what belongs to them, with the time when they have waited long enough.
@@ -52,9 +55,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(store: Store, node: String, messages: Receiver<Message>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        node: String,
+        messages: Receiver<Message>,
+        shared: Arc<Shared>,
+        outbox: Arc<Outbox>,
+    ) -> Self {
         let (events, incomplete, related, ranked, gone) = Default::default();
-        let mut writer = Self { store, node, messages, shared, events, incomplete, related, ranked, gone };
+        let mut writer =
+            Self { store, node, messages, shared, outbox, events, incomplete, related, ranked, gone };
         writer.show_latest();
         writer
     }
@@ -168,13 +178,16 @@ impl Writer {
                 self.store.path().display()
             ),
             Err(_) => {}
-            Ok(()) => {
+            Ok(rows) => {
                 if was_failing {
                     log::info!("Slow events are written to {} again", self.store.path().display());
                 }
                 // Before they are counted as kept: who sees that nothing waits sees all rows.
                 self.show_latest();
-                for (_, counters) in self.events.drain(..) {
+                for ((event, counters), id) in self.events.drain(..).zip(rows) {
+                    let row = Row { id, node: self.node.clone(), event };
+                    // Plain data with text keys: there is nothing that JSON could not say.
+                    self.outbox.offer(|| serde_json::to_string(&row).unwrap_or_default());
                     counters.written();
                     self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 }
@@ -182,7 +195,8 @@ impl Writer {
         }
     }
 
-    fn try_to_write(&mut self) -> Result<(), String> {
+    /// Returns the rows of the events.
+    fn try_to_write(&mut self) -> Result<Vec<i64>, String> {
         if self.store.is_gone() {
             log::warn!(
                 "The file of slow events {} was deleted or moved: it is created again",
@@ -201,12 +215,12 @@ impl Writer {
         self.gone.clear();
         let now = Instant::now();
         self.ranked.retain(|_, (at, _)| now.duration_since(*at) < OPEN);
-        for ((event, _), row) in self.events.iter().zip(rows) {
+        for ((event, _), row) in self.events.iter().zip(&rows) {
             if let Some(ranked) = event.ranked {
-                self.ranked.insert(ranked.number, (now, row));
+                self.ranked.insert(ranked.number, (now, *row));
             }
         }
-        Ok(())
+        Ok(rows)
     }
 
     /// Writes all events, and takes out those whose place was taken. Returns the rows of the new ones.

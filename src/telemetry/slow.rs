@@ -3,6 +3,7 @@
 use super::Telemetry;
 use crate::exposition::Families;
 use crate::kernel::{SLOW_LOST, SlowCounts};
+use crate::webhook::DROPPED;
 
 impl Telemetry {
     /// Only where a probe keeps slow events.
@@ -56,5 +57,30 @@ impl Telemetry {
             .number(&[], numbers.bytes);
         to.gauge("fibre_exporter_slow_events_writable", "Whether the last write to the file succeeded.")
             .number(&[], u64::from(!numbers.failing));
+        let Some(webhook) = &numbers.webhook else { return };
+        to.counter(
+            "fibre_exporter_webhook_events_total",
+            "Slow events for the webhook: exactly sent + dropped + fibre_exporter_webhook_events_waiting.",
+        )
+        .number(&[], webhook.events);
+        to.counter(
+            "fibre_exporter_webhook_events_sent_total",
+            "Slow events that the webhook's receiver has accepted.",
+        )
+        .number(&[], webhook.sent);
+        let rows = to.counter(
+            "fibre_exporter_webhook_events_dropped_total",
+            "Slow events that were not sent to the webhook, by reason; the file has them.",
+        );
+        for (reason, dropped) in DROPPED.iter().zip(webhook.dropped) {
+            rows.number(&[("reason", reason)], dropped);
+        }
+        to.gauge("fibre_exporter_webhook_events_waiting", "Slow events that wait to be sent to the webhook.")
+            .number(&[], webhook.waiting);
+        to.counter(
+            "fibre_exporter_webhook_requests_failed_total",
+            "Requests to the webhook that failed or were not accepted.",
+        )
+        .number(&[], webhook.failed_requests);
     }
 }

@@ -17,6 +17,7 @@ start() {
 }
 cat >/config.yaml <<END
 node_name: demo
+slow_events: { file: /events.db }
 targets:
 - { name: bitcoind, binary: $DEMO, profile: fibre }
 - name: forms
@@ -32,7 +33,7 @@ targets:
     args: { shot: { index: 0, type: u64 } }
     returns: u8
     metrics:
-    - { histogram: forms_call_seconds, value: duration }
+    - { histogram: forms_call_seconds, value: duration, slow: { over: -1, fields: shot, stack: true } }
     - { counter: forms_returned_total, labels: { value: retval, shot: shot } }
   - span: forms_cold_seconds
     from: usdt:forms:cold
@@ -71,6 +72,9 @@ for name in totals metrics log loads; do
     echo "-- $name"
     cat /$name
 done
+echo "-- events"
+$EXPORTER events --file /events.db --format json || exit 1
+echo "-- then"
 mount -t bpf bpf /sys/fs/bpf
 cat >/config.yaml <<END
 state: pinned
@@ -142,6 +146,14 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     assert_eq!(scrape.value("fibre_exporter_process_scans_total", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", program)]), 0.0);
     assert!(about.len() == 1 && about[0].0["kernel"].starts_with(&format!("{kernel}.")), "{about:?}");
+
+    let events: serde_json::Value = serde_json::from_str(output.part("events")).expect("events in JSON");
+    let events = events.as_array().expect("a list");
+    assert_eq!(events.len(), 4, "{events:?}");
+    for event in events {
+        // The program has ended before it was looked at; that its stack could be read is told by the read faults above.
+        assert!(event["fields"]["stack"].is_string(), "{event}");
+    }
 
     // What was called while no exporter ran.
     let pinned = Metrics::parse(output.part("pinned")).unwrap_or_else(|error| panic!("{error}"));

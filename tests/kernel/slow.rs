@@ -1,7 +1,8 @@
 //! Slow events: exactly those that are above the bound, with the values that they had.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use exporter::slow::{Query, Row, SlowRecorder, read};
@@ -226,4 +227,100 @@ fn conditions_hold_for_slow_events_too_and_several_metrics_keep_one_event() {
         // The first metric that takes it for slow has it.
         assert_eq!(of("all"), [] as [i64; 0]);
     });
+}
+
+/// Calls on the way to `answer`, and to a USDT probe; what is called last has no frame pointer if the others have none.
+const CALLS: &str = r#"
+#include <stdio.h>
+#include <sys/sdt.h>
+#define CALLED __attribute__((noinline, noclone)) long
+CALLED answer(long n) {
+	asm volatile("" : "+r"(n));
+	return n * 3;
+}
+CALLED probed(long n) {
+	DTRACE_PROBE1(slow, deep, n);
+	asm volatile("" : "+r"(n));
+	return answer(n) + 1;
+}
+CALLED middle(long n) {
+	asm volatile("" : "+r"(n));
+	return probed(n) + 2;
+}
+CALLED outer(long n) {
+	asm volatile("" : "+r"(n));
+	return middle(n) + 3;
+}
+int main(void) {
+	long sum = 0;
+
+	for (long n = 0; n < 10; n++)
+		sum += outer(n);
+	/* It is looked at while it is there. */
+	puts("called");
+	fflush(stdout);
+	getchar();
+	return sum == 42;
+}
+"#;
+
+/// The functions that were running, at a function's entry, at its return and within one.
+#[test]
+fn the_call_stack_is_kept_where_it_is_asked_for() {
+    let probes = r#"  - function: answer
+    args: { n: 0 }
+    metrics:
+    - { histogram: entries, value: n, buckets: [5], slow: { over: 4, stack: true } }
+  - function: answer
+    args: { n: 0 }
+    metrics:
+    - { histogram: returns, value: retval, buckets: [5], slow: { over: 12, fields: [n, retval], stack: true } }
+  - on: usdt:slow:deep
+    args: { n: 0 }
+    metrics:
+    - { histogram: inside, value: n, buckets: [5], slow: { over: 4, fields: n, stack: true } }
+    - { histogram: plain, value: n, when: n < 3, buckets: [5], slow: { over: 0, fields: n } }
+"#;
+    let frame_pointers = ["-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-no-pie"];
+    let none = ["-fomit-frame-pointer", "-fno-optimize-sibling-calls"];
+    for (flags, has_frames) in [(&frame_pointers[..], true), (&none[..], false)] {
+        let directory = directory();
+        let binary = compile("cc", "calls.c", CALLS, flags, directory.path());
+        for all_to_ring in [false, true] {
+            let file = directory.path().join(format!("events-{all_to_ring}.db"));
+            let recorder = Arc::new(SlowRecorder::default());
+            let yaml = configuration(&file, &binary, probes);
+            let tracer = Tracer::start_recording(&yaml, all_to_ring, Some(recorder.clone()));
+            let mut program = Command::new(&binary);
+            let mut program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut told = String::new();
+            BufReader::new(program.stdout.take().unwrap()).read_line(&mut told).unwrap();
+            tracer.drained();
+            drop(program.stdin.take());
+            assert!(program.wait().unwrap().success());
+            drop((tracer, recorder));
+            let rows = read(&file, &Query { limit: 1000, ..Query::default() }).unwrap();
+            for (metric, beginning) in [
+                ("entries", &["answer", "probed", "middle", "outer", "main"][..]),
+                ("returns", &["answer", "probed", "middle", "outer", "main"]),
+                ("inside", &["probed", "middle", "outer", "main"]),
+            ] {
+                let of: Vec<_> = rows.iter().filter(|row| row.event.metric == metric).collect();
+                assert_eq!(of.len(), 5, "{metric}: {rows:?}");
+                // A USDT probe does not tell what its function returns to.
+                let known =
+                    if has_frames { beginning.len() } else { 1 + usize::from(beginning[0] == "answer") };
+                for row in of {
+                    let stack = row.event.fields.get("stack").expect("a stack");
+                    let names: Vec<_> = stack.split(" <- ").collect();
+                    assert_eq!(&names[..known.min(names.len())], &beginning[..known], "{metric}: {stack}");
+                }
+            }
+            let plain: Vec<_> = rows.iter().filter(|row| row.event.metric == "plain").collect();
+            assert!(
+                plain.len() == 2 && plain.iter().all(|row| row.event.fields.get("stack").is_none()),
+                "{plain:?}"
+            );
+        }
+    }
 }

@@ -26,3 +26,4 @@ mod start;
 mod targets;
 mod totals;
 mod web;
+mod webhook;

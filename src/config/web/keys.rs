@@ -32,7 +32,7 @@ pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option
         }
         (Some(inline), file) if file.as_ref().is_none_or(|file| file.rank < inline.rank) => Some(inline),
         (_, Some(file)) => {
-            let read = read_password(&file.at, &file.value, layers.diags);
+            let read = read_secret(&file.at, &file.value, "password", layers.diags);
             from_file = Some((file.at.clone(), file.value));
             let Some(value) = read else { return (None, None) };
             Some(Sourced { at: file.at, value, rank: file.rank })
@@ -79,26 +79,31 @@ fn username(node: &Node<'_>) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The content of a password file without the line end that editors leave there.
-pub(super) fn read_password(at: &Place, path: &Path, diags: &Diagnostics) -> Option<String> {
+/// The content of a file with a secret, which `what` names, without the line end that editors leave there.
+pub(in crate::config) fn read_secret(
+    at: &Place,
+    path: &Path,
+    what: &str,
+    diags: &Diagnostics,
+) -> Option<String> {
     let error = |err: String| diags.error(at, err);
     let mut text = String::new();
     let read = File::open(path).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
     let path = path.display();
     if let Err(err) = read {
-        error(format!("failed to read the password from {path}: {err}"));
+        error(format!("failed to read the {what} from {path}: {err}"));
         return None;
     }
-    let password =
+    let secret =
         text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if text.len() as u64 > PASSWORD_FILE_BYTES {
-        error(format!("{path} is too large for a password file: at most {PASSWORD_FILE_BYTES} bytes"));
-    } else if password.is_empty() {
-        error(format!("{path} is empty; it must contain the password"));
-    } else if password.contains('\n') {
-        error(format!("{path} has more than one line; it must contain only the password"));
+        error(format!("{path} is too large for a {what} file: at most {PASSWORD_FILE_BYTES} bytes"));
+    } else if secret.is_empty() {
+        error(format!("{path} is empty; it must contain the {what}"));
+    } else if secret.contains('\n') {
+        error(format!("{path} has more than one line; it must contain only the {what}"));
     } else {
-        return Some(password.to_owned());
+        return Some(secret.to_owned());
     }
     None
 }

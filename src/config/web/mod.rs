@@ -21,6 +21,7 @@ use super::words::{did_you_mean, quote};
 use super::yaml;
 use crate::http::{Rate, is_hash};
 
+pub(super) use keys::read_secret;
 pub(super) use listen::listen;
 pub use sections::WEB;
 
@@ -80,7 +81,7 @@ pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
     let diags = Diagnostics::new();
     let mut origin = web.origin.clone();
     if let (Some((at, path)), Some(auth)) = (&origin.password_file, &mut origin.auth)
-        && let Some(password) = keys::read_password(at, path, &diags)
+        && let Some(password) = keys::read_secret(at, path, "password", &diags)
     {
         auth.password = password;
     }

@@ -147,6 +147,8 @@ impl Single {
             "nothing to trace",
             "`pid` needs bitcoind_path",
             "duplicate target name",
+            // How many depends on what is beside it.
+            "values are needed",
         ];
         let fits = alone.iter().all(|text| !error.contains(text));
         fits.then(|| Self { name, tree, error: error.clone() })
@@ -190,7 +192,11 @@ impl Single {
                 (None, value) => {
                     mine.insert(key.clone(), value.clone());
                 }
-                (Some(Value::Sequence(all)), Value::Sequence(more)) => all.append(more),
+                (Some(Value::Sequence(all)), Value::Sequence(more)) => {
+                    // The same twice is an error of its own.
+                    more.retain(|one| !all.contains(one));
+                    all.append(more);
+                }
                 (Some(Value::Mapping(all)), Value::Mapping(more)) => {
                     if more.iter().any(|(name, arg)| all.get(name).is_some_and(|known| known != arg)) {
                         return None;
