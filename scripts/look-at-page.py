@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Shows the page at / in headless Chromium, and checks what a person would stumble over.
 
-    scripts/look-at-page.py FOLDER [EXPORTER]
+    [AXE=axe.min.js] scripts/look-at-page.py FOLDER [EXPORTER]
 
 Starts an exporter (EXPORTER, or target/debug/exporter) that traces a FIBRE demo, a program that is not there and one with a probe
 that is refused, and counts packets, in a network namespace of its own. Takes pictures into FOLDER: light, dark, on a phone, and
 without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, or if something is
-wider than the screen. Needs root, and Debian's chromium (360 MB, which is why no test installs it).
+wider than the screen. With AXE, the page is also checked by axe-core (npm's package of that name has the file). Needs root, and
+Debian's chromium (360 MB, which is why no test installs it).
 """
 
 import base64
@@ -16,6 +17,7 @@ import pathlib
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,14 @@ slow_events:
 network:
   interfaces: [lo]
   count: {{ talkers: true }}
+  block:
+    mode: {mode}
+    file: {directory}/blocklist.db
+    socket: {directory}/control.sock
+    entries:
+      - 198.51.100.0/24
+      - {{ prefix: 203.0.113.7, reason: "scans <ports>", ttl: 12h }}
+      - 2001:db8:bad::/48
 """
 
 
@@ -138,6 +148,36 @@ class Browser:
             self.wait_for("document.readyState === 'complete' && document.querySelector('#h-probes') !== null")
         self.picture(path)
 
+    def check_by_axe(self, name):
+        """What keeps a keyboard or a screen reader from using the page."""
+        if "AXE" not in os.environ:
+            return
+        self.call("Runtime.evaluate", expression=pathlib.Path(os.environ["AXE"]).read_text())
+        run = "axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))"
+        answer = self.call("Runtime.evaluate", expression=run, awaitPromise=True, returnByValue=True)
+        for one in json.loads(answer["result"]["value"]):
+            places = ", ".join(" ".join(map(str, node["target"])) for node in one["nodes"][:3])
+            self.complaints.append(f"{name}: axe: {one['impact']}: {one['help']}: {places}")
+
+    def check_keyboard(self, name):
+        """Everything that can be scrolled or pressed is reached by the tab key, in its order, and seen to be."""
+        wanted = self.value(
+            "[...document.querySelectorAll('a[href], button, [tabindex=\"0\"]')]"
+            ".filter((one) => !one.hidden && one.offsetParent !== null).length"
+        )
+        reached = []
+        self.value("document.body.focus(); document.activeElement.blur()")
+        for _ in range(wanted):
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            reached.append(self.value(
+                "(() => { const one = document.activeElement; const style = getComputedStyle(one);"
+                " const seen = style.outlineStyle !== 'none' || style.boxShadow !== 'none';"
+                " return `${one.tagName} ${one.id || one.getAttribute('aria-label') || one.textContent}${seen ? '' : ' without an outline'}`; })()"
+            ))
+        if len(set(reached)) != wanted or any(one.startswith("BODY") or one.endswith("outline") for one in reached):
+            self.complaints.append(f"{name}: {wanted} elements can be used, the tab key reaches {reached}")
+
     def end(self):
         self.process.kill()
         self.process.wait()
@@ -145,10 +185,16 @@ class Browser:
 
 
 def ping_pong(stopped):
-    """Some traffic on lo."""
+    """Some traffic on lo, also from sources that are blocked."""
     here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    forged = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    target = socket.inet_aton("127.0.0.1")
     while not stopped.wait(0.01):
         here.sendto(b"x" * 900, ("127.0.0.1", 9))
+        for source in ("203.0.113.7", "198.51.100.77"):
+            datagram = struct.pack("!4H4x", 4000, 9, 12, 0)
+            header = struct.pack("!BxHxxxxBBxx4s4s", 0x45, 20 + len(datagram), 64, socket.IPPROTO_UDP, socket.inet_aton(source), target)
+            forged.sendto(header + datagram, ("127.0.0.1", 0))
 
 
 def main():
@@ -167,7 +213,7 @@ def main():
         for name, copy in (("fibre-demo", "bitcoind"), ("leaf", "leaf")):
             subprocess.run(["cp", ROOT / "target/demo" / name, f"{directory}/{copy}"], check=True)
         config = pathlib.Path(directory, "config.yaml")
-        config.write_text(CONFIG.format(port=PORT, health=HEALTH, directory=directory))
+        config.write_text(CONFIG.format(port=PORT, health=HEALTH, directory=directory, mode="enforce"))
         browser = None
         try:
             started.append(subprocess.Popen([exporter, "--config", config], stdout=(pictures / "log").open("w")))
@@ -190,9 +236,10 @@ def main():
             urllib.request.urlopen(metrics).close()
             browser = Browser()
             url = f"http://prometheus:the-password@127.0.0.1:{PORT}/"
-            browser.look(pictures / "light.png", url, 1280, "light", True)
-            browser.look(pictures / "dark.png", url, 1280, "dark", True)
-            browser.look(pictures / "phone.png", url, 390, "dark", True)
+            for name, width, scheme in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "dark")):
+                browser.look(pictures / f"{name}.png", url, width, scheme, True)
+                browser.check_by_axe(name)
+                browser.check_keyboard(name)
             browser.look(pictures / "without-scripts.png", url, 1280, "light", False)
             # What is not answered is told.
             browser.look(pictures / "light.png", url, 1280, "light", True)

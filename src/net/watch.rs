@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attribution::Attribution;
-use super::block::{self, Blocklist};
+use super::block::{self, BlockRow, Blocklist};
 use super::cidr::Prefix;
 use super::collect::{TopSource, families};
 use super::config::{NetworkConfig, Scope, Space};
@@ -36,6 +36,9 @@ use crate::pins::PinDir;
 
 /// How often the blocklist and the names of control groups are looked after.
 const ATTEND: Duration = Duration::from_secs(1);
+
+/// Entries of a blocklist that are read to find those that are hit most.
+const MOST_LOOKED_AT: usize = 4096;
 
 /// The packet counters of a running exporter. Dropping it detaches all programs that are not pinned.
 #[derive(Debug)]
@@ -233,6 +236,19 @@ impl Network {
     pub fn top_talkers(&self, most: usize) -> Vec<TalkerRow> {
         let mut rows = self.talker_rows();
         rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), row.address));
+        rows.truncate(most);
+        rows
+    }
+
+    /// The blocked sources that came most, the first first. None of a list with more than [`MOST_LOOKED_AT`] entries: each is read
+    /// from the kernel.
+    pub(crate) fn busiest_blocked(&self, most: usize) -> Vec<BlockRow> {
+        let Some(list) = self.blocklist().filter(|list| list.len() <= MOST_LOOKED_AT) else {
+            return Vec::new();
+        };
+        let mut rows = list.rows(0, MOST_LOOKED_AT);
+        rows.retain(|row| row.packets > 0);
+        rows.sort_by_key(|row| (std::cmp::Reverse(row.packets), row.prefix));
         rows.truncate(most);
         rows
     }

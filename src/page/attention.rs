@@ -2,7 +2,7 @@
 
 use super::families::{ByName, Row};
 use super::history::History;
-use super::model::{Attention, Probe, Scrape, Severity, Target};
+use super::model::{Attention, Blocklist, Probe, Scrape, Severity, Target};
 use crate::kernel::LOST;
 
 /// Of these at most.
@@ -29,6 +29,7 @@ pub(super) struct AttentionInput<'a> {
     pub missing: &'a [(String, String)],
     /// The same of the network, in words.
     pub network: &'a [String],
+    pub blocklist: Option<&'a Blocklist>,
     pub scrapes: &'a [Scrape],
 }
 
@@ -44,6 +45,8 @@ pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Ve
     lost(facts, history, &mut all);
     labels(facts, &mut all);
     exporter(facts, &mut all);
+    slow(facts, history, &mut all);
+    facts.blocklist.iter().for_each(|list| blocklist(list, &mut all));
     scrapes(facts, &mut all);
     all.sort_by_key(|one| one.severity);
     if all.len() > MOST {
@@ -271,6 +274,56 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
             format!("The kernel left out {misses} hits"),
             "A tracing program was running on that CPU already.",
             "Look for other tracers of the same functions.",
+        ));
+    }
+}
+
+fn slow(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attention>) {
+    if facts.own.value("fibre_exporter_slow_events_writable") == Some(0.0) {
+        all.push(warning(
+            "Slow events are not written",
+            "The last write to their file failed; they wait, and further ones are lost when too many do.",
+            "The log says why; is the disk full?",
+        ));
+    }
+    let failed = facts.own.value("fibre_exporter_webhook_requests_failed_total").unwrap_or(0.0);
+    let dropped = facts.own.sum("fibre_exporter_webhook_events_dropped_total", |_| true);
+    let waiting = facts.own.value("fibre_exporter_webhook_events_waiting").unwrap_or(0.0);
+    let trend = history.trend("webhook".to_owned(), failed);
+    let is_failing = trend.per_second.is_some_and(|failures| failures > 0.0);
+    if dropped > 0.0 || failed > 0.0 && waiting > 0.0 {
+        let lost =
+            if dropped > 0.0 { format!("{dropped} slow events were dropped. ") } else { String::new() };
+        let severity = if is_failing || waiting > 0.0 { Severity::Warning } else { Severity::Note };
+        all.push(item(
+            severity,
+            "The webhook does not take all slow events",
+            format!("{lost}{failed} requests failed, {waiting} events wait."),
+            "The log says what its receiver answered; `exporter events` has all events.",
+        ));
+    }
+}
+
+fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
+    for file in &list.unreadable_files {
+        all.push(warning(
+            format!("Blocklist: {file} cannot be read"),
+            "The entries that were read before still hold.",
+            "It is read again by itself; the log says what is wrong.",
+        ));
+    }
+    for (file, lines) in &list.invalid_lines {
+        all.push(note(
+            format!("Blocklist: {lines} lines of {file} are not understood"),
+            "The others hold.",
+            "`exporter check` lists them.",
+        ));
+    }
+    if list.is_stored == Some(false) {
+        all.push(warning(
+            "Blocklist: changes at run time are not stored",
+            "What is blocked by commands or over HTTP is gone after a restart.",
+            "The log says why its file cannot be written: see `network.block.file`.",
         ));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::model::{Attention, Health, Metric, Network, Probe, Scrapes, Severity, SlowEvent, Status, Target};
+use super::model::{
+    Attention, Blocklist, Health, Metric, Network, Probe, Scrapes, Severity, SlowEvent, Status, Target,
+};
 use crate::slow::shown_reason;
 
 /// The page. Everything in it that others have written is escaped.
@@ -12,8 +14,9 @@ pub(super) fn page(status: &Status) -> String {
     attention(&status.attention, &mut main);
     probes(status, &mut main);
     metrics(status, &mut main);
-    status.network.iter().for_each(|network| self::network(network, &mut main));
     slow(&status.slow, status.time, &mut main);
+    status.network.iter().for_each(|network| self::network(network, &mut main));
+    status.blocklist.iter().for_each(|list| blocklist(list, status.time, &mut main));
     scrapes(&status.scrapes, status.time, &mut main);
     let (state, word) = match status.state {
         Health::Working => ("working", "working"),
@@ -251,6 +254,42 @@ fn network(network: &Network, to: &mut String) {
     let mut content = table("Interfaces", &columns, &rows);
     more(network.left_out, "interfaces", &mut content);
     section("network", "Packets", &content, to);
+}
+
+fn blocklist(list: &Blocklist, now: f64, to: &mut String) {
+    let by: Vec<_> =
+        list.sources.iter().map(|(source, count)| format!("{} {}", escape(source), number(*count))).collect();
+    let by = if by.is_empty() { String::new() } else { format!(" ({})", by.join(", ")) };
+    let (packets, what) = match list.is_enforced {
+        true => (list.dropped, "of their packets were dropped"),
+        false => (list.would_drop, "of their packets would have been dropped: nothing is, in mode observe"),
+    };
+    let mut content = format!(
+        "<p>{} entries{by}, {} that are never dropped. {} {what}, {} a second.</p>\n",
+        number(list.entries),
+        number(list.allowed),
+        number(packets),
+        optional(list.packets_per_second)
+    );
+    let mut rows = String::new();
+    for source in &list.busiest {
+        let ends =
+            source.expires_in.map_or_else(|| "never".to_owned(), |left| format!("in {}", duration(left)));
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{ends}</td><td>{}</td><td>{}</td></tr>",
+            escape(&source.prefix),
+            escape(&source.source),
+            escape(&source.reason),
+            source.packets,
+            ago(source.last_seen, now)
+        );
+    }
+    if !rows.is_empty() {
+        let columns = ["Source", "Listed by", "Reason", "Ends", "Packets", "Last seen"];
+        content.push_str(&table("Blocked sources", &columns, &rows));
+    }
+    section("blocklist", "Blocked sources", &content, to);
 }
 
 fn slow(events: &[SlowEvent], now: f64, to: &mut String) {

@@ -4,6 +4,7 @@
 //! what scrapers see. The page is a summary that needs no script, which `page.js` replaces by what it draws from the JSON.
 
 mod attention;
+mod blocklist;
 mod cache;
 mod connect;
 mod families;
@@ -21,7 +22,7 @@ use std::time::Instant;
 
 use crate::exposition::{Families, Family};
 use crate::http::Visitor;
-use crate::net::TalkerRow;
+use crate::net::{BlockRow, TalkerRow};
 use crate::slow::Row;
 use attention::{AttentionInput, attention};
 use families::ByName;
@@ -43,7 +44,7 @@ pub(crate) const ICON: &str = include_str!("page.svg");
 /// Metrics of the configuration that are shown.
 pub(crate) const MOST_METRICS: usize = 200;
 
-/// Remote hosts that are shown.
+/// Remote hosts that are shown, and blocked sources.
 pub(crate) const MOST_TALKERS: usize = 8;
 
 /// What everything is taken from.
@@ -67,6 +68,8 @@ pub(crate) struct Snapshot {
     /// Metrics of packets, if they are counted, and what `/ready` says of them.
     pub network: Option<(Vec<Family>, Vec<String>)>,
     pub talkers: Vec<TalkerRow>,
+    /// Blocked sources, those that came most.
+    pub blocked: Vec<BlockRow>,
     /// Slow events, the latest first.
     pub slow: Vec<Arc<Row>>,
     pub visitors: Vec<Visitor>,
@@ -83,6 +86,9 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         .network
         .as_ref()
         .map(|(families, _)| network::network(&ByName::of(families), &snapshot.talkers, history));
+    let blocklist = snapshot.network.as_ref().and_then(|(families, _)| {
+        blocklist::blocklist(&ByName::of(families), &snapshot.blocked, snapshot.time, history)
+    });
     let mut metrics = snapshot.metrics;
     for metric in &mut metrics {
         let key = format!("metric\0{}", metric.name);
@@ -123,6 +129,7 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         targets: &targets,
         missing: &snapshot.missing,
         network: snapshot.network.as_ref().map(|(_, missing)| &missing[..]).unwrap_or_default(),
+        blocklist: blocklist.as_ref(),
         scrapes: &scrapes.recent,
     };
     let attention = attention(&facts, history);
@@ -146,6 +153,7 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         metrics,
         left_out: LeftOut { probes: more_probes, metrics: snapshot.more_metrics },
         network,
+        blocklist,
         slow: slow::slow(&snapshot.slow),
         scrapes,
         connect: snapshot.connect,

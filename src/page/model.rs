@@ -23,6 +23,8 @@ pub struct Status {
     pub left_out: LeftOut,
     /// None without `network:` in the configuration.
     pub network: Option<Network>,
+    /// None without `network: { block: ... }`.
+    pub blocklist: Option<Blocklist>,
     /// Events that were kept because they were slow, the latest first.
     pub slow: Vec<SlowEvent>,
     pub scrapes: Scrapes,
@@ -225,6 +227,42 @@ pub struct Talker {
     pub sent_bytes: u64,
     pub packets: u64,
     pub last_seen: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Blocklist {
+    /// Packets are dropped, and not only counted.
+    pub is_enforced: bool,
+    pub entries: f64,
+    /// Who lists how many of them.
+    pub sources: Vec<(String, f64)>,
+    /// Addresses and prefixes that are never dropped.
+    pub allowed: f64,
+    /// Packets.
+    pub dropped: f64,
+    pub would_drop: f64,
+    /// Of the one or the other.
+    pub packets_per_second: Option<f64>,
+    /// Whether changes at run time outlast a restart; None where there are none.
+    pub is_stored: Option<bool>,
+    pub unreadable_files: Vec<String>,
+    /// Lines of files that were not understood.
+    pub invalid_lines: Vec<(String, f64)>,
+    /// Those of which most packets came, the first first; none of a list with very many entries.
+    pub busiest: Vec<BlockedSource>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct BlockedSource {
+    pub prefix: String,
+    pub source: String,
+    pub reason: String,
+    /// None: it stays.
+    pub expires_in: Option<f64>,
+    pub is_unconfirmed: bool,
+    pub packets: u64,
+    pub bytes: u64,
+    pub last_seen: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]

@@ -296,7 +296,7 @@ function probes(status) {
 }
 
 function metricRows(metric) {
-  const name = (first) => h("th", { scope: "row", class: "name" }, first ? [h("span", { class: "mono" }, metric.name), metric.help ? h("div", { class: "muted help" }, metric.help) : null] : null);
+  const name = (first) => h(first ? "th" : "td", { scope: first ? "row" : null, class: "name" }, first ? [h("span", { class: "mono" }, metric.name), metric.help ? h("div", { class: "muted help" }, metric.help) : null] : null);
   const isHistogram = metric.kind === "histogram";
   const show = (value) => (metric.kind === "gauge" && metric.unit === "" ? exact(value) : inUnit(value, metric.unit));
   const speed = metric.unit === "bytes" && !isHistogram ? bytes(metric.per_second) : count(metric.per_second);
@@ -365,6 +365,35 @@ function network(status) {
     rows.length > 0 ? table("Interfaces", "", columns, rows) : h("p", { class: "muted" }, "There is no such interface yet."),
     more(network.left_out, "interfaces"),
     talkers.length > 0 ? table("Talkers", "", [["remote host"], ["interface", "wide"], ["received", "number"], ["sent", "number"], ["packets", "number wide"], ["last seen", "number"]], talkers) : null,
+  );
+}
+
+function blocklist(status) {
+  const list = status.blocklist;
+  if (!list) return null;
+  const by = list.sources.map(([source, number]) => `${source} ${exact(number)}`).join(", ");
+  const packets = list.is_enforced ? list.dropped : list.would_drop;
+  const rate = is(list.packets_per_second) ? `, ${count(list.packets_per_second)} a second` : "";
+  const rows = list.busiest.map((one) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.prefix)),
+      h("td", { class: "wide" }, one.source),
+      h("td", { class: "labels" }, one.reason, one.is_unconfirmed ? h("span", { class: "warn" }, " not confirmed yet") : null),
+      number(one.expires_in === null ? "never" : `in ${duration(one.expires_in)}`),
+      number(count(one.packets)),
+      number(bytes(one.bytes), "wide"),
+      number(ago(one.last_seen, status.time)),
+    ),
+  );
+  const columns = [["source"], ["listed by", "wide"], ["reason"], ["ends", "number"], ["packets", "number"], ["bytes", "number wide"], ["last seen", "number"]];
+  return section(
+    "blocklist",
+    "Blocked sources",
+    list.is_enforced ? "their packets are dropped" : "mode observe: nothing is dropped",
+    h("p", {}, `${exact(list.entries)} ${list.entries === 1 ? "entry" : "entries"}${by ? ` (${by})` : ""}, ${exact(list.allowed)} that are never dropped. ${exact(packets)} packets ${list.is_enforced ? "were dropped" : "would have been dropped"}${rate}.`),
+    rows.length > 0 ? table("Blocked sources", "", columns, rows) : null,
   );
 }
 
@@ -438,7 +467,7 @@ function draw(status) {
   text("summary", status.summary);
   text("config", configFor(status.connect));
   document.title = `exporter on ${node}: ${word}`;
-  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), slow(status), network(status), scrapes(status)];
+  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), slow(status), network(status), blocklist(status), scrapes(status)];
   morph(byId("live"), h("div", { id: "live" }, parts.filter((part) => part !== null)));
 }
 

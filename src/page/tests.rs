@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::html::page;
 use super::*;
 use crate::exposition::Kind;
+use crate::net::Prefix;
 use crate::slow::{Event, Fields, RelatedRow};
 
 const TARGETS: [&str; 2] = ["bitcoind", "billing"];
@@ -46,6 +47,7 @@ fn snapshot_at(probes: &[Row], at: Instant) -> Snapshot {
         series: 3,
         network: None,
         talkers: Vec::new(),
+        blocked: Vec::new(),
         slow: Vec::new(),
         visitors: Vec::new(),
         connect: connect(&Access { node: "london", port: 9435, ..Access::default() }),
@@ -108,6 +110,85 @@ fn losses_are_told_with_what_to_do_and_calm_down() {
     let calm = status(losing(80, 9), &mut history);
     assert_eq!((calm.state, calm.attention[0].severity), (Health::Working, Severity::Note));
     assert_eq!(calm.totals.lost, 9.0);
+}
+
+#[test]
+fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
+    let network = |enforced: u64, stored: u64| {
+        let family = |name, kind, rows: &[(&[(&'static str, &str)], u64)]| {
+            let mut family = Family::new(name, kind, "");
+            rows.iter().for_each(|(labels, number)| family.number(labels, *number));
+            family
+        };
+        vec![
+            family("xdp_blocklist_enforced", Kind::Gauge, &[(&[], enforced)]),
+            family(
+                "xdp_blocklist_entries",
+                Kind::Gauge,
+                &[(&[("source", "config")], 2), (&[("source", "api")], 0), (&[("source", "/<list>")], 40)],
+            ),
+            family("xdp_allowlist_entries", Kind::Gauge, &[(&[], 3)]),
+            family("xdp_blocklist_stored", Kind::Gauge, &[(&[], stored)]),
+            family("xdp_blocklist_file_readable", Kind::Gauge, &[(&[("file", "/<list>")], stored)]),
+            family("xdp_drops_total", Kind::Counter, &[(&[("reason", "blocklist")], 70)]),
+            family("xdp_would_drop_total", Kind::Counter, &[(&[("reason", "blocklist")], 90)]),
+        ]
+    };
+    let blocked = |enforced, stored| {
+        let mut all = snapshot_at(&PROBES[..1], Instant::now());
+        all.missing.clear();
+        all.network = Some((network(enforced, stored), Vec::new()));
+        all.blocked = vec![BlockRow {
+            prefix: Prefix::parse("203.0.113.0/24").unwrap(),
+            source: "api".into(),
+            reason: "<b>scans</b>".into(),
+            scope: None,
+            expires_in: Some(90.0),
+            is_unconfirmed: false,
+            packets: 7,
+            bytes: 700,
+            last_seen: Some(4.0),
+        }];
+        seen(all)
+    };
+    let status = blocked(1, 1);
+    assert!(status.attention.is_empty(), "{:?}", status.attention);
+    let list = status.blocklist.as_ref().unwrap();
+    assert_eq!((list.entries, list.dropped, list.sources.len()), (42.0, 70.0, 2));
+    assert_eq!(list.busiest[0].last_seen, Some(status.time - 4.0));
+    let shown = page(&status);
+    for text in [
+        "42 entries (config 2, /&lt;list&gt; 40)",
+        "70 of their packets were dropped",
+        "in 90 s",
+        "&lt;b&gt;scans",
+    ] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    let status = blocked(0, 0);
+    assert!(page(&status).contains("90 of their packets would have been dropped"));
+    let told = subjects(&status);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0].1, "Blocklist: /<list> cannot be read");
+    assert!(seen(snapshot()).blocklist.is_none());
+}
+
+#[test]
+fn slow_events_that_do_not_arrive_are_told() {
+    let told = |writable: u64, failed: u64, dropped: u64, waiting: u64| {
+        let mut all = snapshot_at(&PROBES[..1], Instant::now());
+        all.missing.clear();
+        all.own.gauge("fibre_exporter_slow_events_writable", "").number(&[], writable);
+        all.own.counter("fibre_exporter_webhook_requests_failed_total", "").number(&[], failed);
+        all.own.gauge("fibre_exporter_webhook_events_waiting", "").number(&[], waiting);
+        let reasons = all.own.counter("fibre_exporter_webhook_events_dropped_total", "");
+        reasons.number(&[("reason", "expired")], dropped);
+        seen(all).attention.iter().map(|one| one.severity).collect::<Vec<_>>()
+    };
+    assert!(told(1, 0, 0, 5).is_empty() && told(1, 9, 0, 0).is_empty(), "what was sent in the end was sent");
+    assert_eq!(told(0, 0, 0, 0), [Severity::Warning]);
+    assert_eq!(told(1, 3, 0, 5), [Severity::Warning]);
+    assert_eq!(told(1, 3, 2, 0), [Severity::Note]);
 }
 
 #[test]

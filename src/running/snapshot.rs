@@ -41,6 +41,7 @@ impl Running {
             let families = network.collect();
             (families, network.not_ready())
         });
+        let blocked = self.network.iter().flat_map(|network| network.busiest_blocked(MOST_TALKERS));
         let talkers = self.network.iter().flat_map(|network| network.top_talkers(MOST_TALKERS));
         Snapshot {
             at,
@@ -52,6 +53,7 @@ impl Running {
             series,
             network,
             talkers: talkers.collect(),
+            blocked: blocked.collect(),
             slow: self.recorder.recent(),
             visitors: self.visitors.all(),
             connect: self.connect(),

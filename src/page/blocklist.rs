@@ -1,0 +1,52 @@
+//! Sources that are blocked, from the network's metrics, and those of them that come most.
+
+use super::families::{ByName, cut};
+use super::history::History;
+use super::model::{BlockedSource, Blocklist};
+use crate::net::BlockRow;
+
+/// `None` without a blocklist.
+pub(super) fn blocklist(
+    families: &ByName<'_>,
+    busiest: &[BlockRow],
+    now: f64,
+    history: &mut History,
+) -> Option<Blocklist> {
+    let is_enforced = families.value("xdp_blocklist_enforced")? == 1.0;
+    let sources = families.rows("xdp_blocklist_entries");
+    let entries = sources.iter().map(|row| row.value).fold(0.0, std::ops::Add::add);
+    let sources = sources.iter().filter(|row| row.value > 0.0);
+    // The one never grows while the other does.
+    let dropped = families.sum("xdp_drops_total", |_| true);
+    let would_drop = families.sum("xdp_would_drop_total", |_| true);
+    let shown = if is_enforced { dropped } else { would_drop };
+    let unread = families.rows("xdp_blocklist_file_readable").into_iter().filter(|row| row.value == 0.0);
+    let is_invalid = |row: &super::families::Row| row.value > 0.0;
+    let invalid = families.rows("xdp_blocklist_file_invalid_lines").into_iter().filter(is_invalid);
+    Some(Blocklist {
+        is_enforced,
+        entries,
+        sources: sources.map(|row| (cut(&row.label("source")), row.value)).collect(),
+        allowed: families.value("xdp_allowlist_entries").unwrap_or(0.0),
+        dropped,
+        would_drop,
+        packets_per_second: history.trend("blocked".to_owned(), shown).per_second,
+        is_stored: families.value("xdp_blocklist_stored").map(|stored| stored == 1.0),
+        unreadable_files: unread.map(|row| row.label("file")).collect(),
+        invalid_lines: invalid.map(|row| (row.label("file"), row.value)).collect(),
+        busiest: busiest.iter().map(|row| source(row, now)).collect(),
+    })
+}
+
+fn source(row: &BlockRow, now: f64) -> BlockedSource {
+    BlockedSource {
+        prefix: row.prefix.to_string(),
+        source: cut(&row.source),
+        reason: cut(&row.reason),
+        expires_in: row.expires_in,
+        is_unconfirmed: row.is_unconfirmed,
+        packets: row.packets,
+        bytes: row.bytes,
+        last_seen: row.last_seen.map(|ago| now - ago),
+    }
+}
