@@ -28,7 +28,7 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	nginx-light minisign fail2ban
 	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs musl-tools)
 lint_packages=('clang-format-14|clang-format' shellcheck git)
-bench_packages=(bpftrace nftables xdp-tools)
+bench_packages=(bpftrace nftables xdp-tools prometheus-node-exporter)
 rust=1.88 # rust-version in Cargo.toml
 # What rustup installs here by itself anyway.
 toolchain=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../rust-toolchain.toml")
@@ -148,7 +148,7 @@ install_packages() {
 		fail "apt-get could not install all of: ${missing[*]}; its message is above"
 	local name
 	# A package, and its service.
-	for name in prometheus:prometheus mariadb-server:mariadb openssh-server:ssh nginx-light:nginx fail2ban:fail2ban; do
+	for name in prometheus:prometheus prometheus-node-exporter:prometheus-node-exporter mariadb-server:mariadb openssh-server:ssh nginx-light:nginx fail2ban:fail2ban; do
 		[[ " ${missing[*]} " == *" ${name%:*} "* ]] || continue
 		command -v systemctl >/dev/null || continue
 		as_root systemctl disable --quiet "${name#*:}" 2>/dev/null || true

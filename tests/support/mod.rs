@@ -15,4 +15,5 @@ pub mod on_kernel;
 pub mod program;
 pub mod prometheus;
 pub mod random;
+pub mod siege;
 pub mod tracer;

@@ -4,14 +4,16 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::Value;
 
-use crate::support::exporter::{Exporter, Place, Setup, exporter as command, finish, wait_for};
+use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, exporter as command, finish, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::http;
+use crate::support::siege::Besieged;
 
 const READER: &str = "reader:r";
 const WRITER: &str = "writer:w";
@@ -246,6 +248,38 @@ fn entries_outlast_the_exporter() {
     run(&["block", "198.51.100.12"]);
     exporter.wait_for_log("is not kept for after a restart");
     assert_eq!(scraped(&exporter).value("xdp_blocklist_stored", &[]), 0.0);
+}
+
+/// As many as there can be are there from before.
+#[test]
+fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
+    let place = Place::new();
+    with_users(&place).stop();
+    let file = rusqlite::Connection::open(place.path("blocklist.db")).unwrap();
+    let full = "INSERT INTO entries WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 65535) \
+                SELECT '198.18.' || (i / 256) || '.' || (i % 256) || '/32', 'api', '', NULL, NULL, 0, NULL FROM n";
+    assert_eq!(file.execute(full, []).unwrap(), 65536);
+    drop(file);
+    let exporter = with_users(&place);
+    let change = |method: &str, prefix: &str| {
+        ask(&exporter, method, &format!("/api/v1/blocklist/{prefix}"), &["--user", WRITER])
+    };
+    let (status, text) = change("POST", "198.51.100.7");
+    assert!(status == 507 && text.contains("65536 entries"), "{status} {text}");
+    exporter.wait_for_log("block 198.51.100.7/32 for good: by user \"writer\" from 127.0.0.1: refused");
+    // One that is there already can be changed, and what is unblocked makes room.
+    assert_eq!(change("POST", "198.18.0.7").0, 200);
+    assert_eq!(change("DELETE", "198.18.0.7").0, 200);
+    assert_eq!(change("POST", "198.51.100.7").0, 200);
+    // Of what is no change, too, there is a limit. Who has reached it may read.
+    let server = Besieged { port: exporter.port, user: "writer", password: "w", patience: PATIENCE };
+    let mut stream = server.connect(Ipv4Addr::LOCALHOST).unwrap();
+    let mut statuses = std::iter::repeat_with(|| {
+        server.request(&mut stream, "DELETE /api/v1/blocklist/192.0.2.99", "w").unwrap()
+    });
+    assert_eq!(statuses.by_ref().take(50).find(|status| *status != 200), None);
+    assert_eq!(statuses.take(100_000).find(|status| *status != 200), Some(429));
+    assert_eq!(server.request(&mut stream, "GET /api/v1/blocklist/198.51.100.7", "w").unwrap(), 200);
 }
 
 #[test]
