@@ -74,7 +74,7 @@ pub(crate) fn secured(
     Ok((Secured { auth, writers, tls: tls.map(Arc::new), headers, rate: web.rate_limit }, warnings))
 }
 
-fn options_of(settings: &TlsSettings) -> TlsOptions {
+fn options_of(settings: &TlsSettings, http2: bool) -> TlsOptions {
     TlsOptions {
         certificate: pem_of(&settings.cert, "`cert`"),
         key: pem_of(&settings.key, "`key`"),
@@ -88,6 +88,7 @@ fn options_of(settings: &TlsSettings) -> TlsOptions {
         cipher_suites: settings.cipher_suites.clone(),
         ignore_client_order: settings.prefer_server_cipher_suites,
         groups: settings.curves.clone(),
+        http2,
     }
 }
 
@@ -104,7 +105,7 @@ fn pem_of(pem: &endpoint::Pem, name: &str) -> Pem {
 pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) -> Option<LoadedTls> {
     let load = |settings: &TlsSettings| {
         let unusable = |err: &HttpError| report(place_of(err, settings), err.to_string());
-        Tls::load(options_of(settings)).inspect_err(unusable).ok()
+        Tls::load(options_of(settings, web.http2)).inspect_err(unusable).ok()
     };
     let tls = web.tls.as_ref().and_then(load);
     for user in &web.users {

@@ -39,6 +39,8 @@ pub struct Web {
     /// Headers of every response.
     pub headers: Vec<(&'static str, String)>,
     pub rate_limit: Option<Rate>,
+    /// HTTP/2 is served, too, over TLS.
+    pub http2: bool,
     /// What it was made from.
     pub origin: Origin,
 }

@@ -92,6 +92,7 @@ impl Answerer {
     ) -> Response<WatchedBody> {
         watch.enter_checking();
         let secured = self.security.now();
+        let version = request.version();
         let mut answer = {
             let _in_flight = RaisedGauge::new(&self.stats.in_flight);
             self.decide(request, peer, watch, &secured).await
@@ -110,6 +111,9 @@ impl Answerer {
         }
         self.stats.answered(answer.route, answer.status.as_u16());
         let mut response = respond(answer, watch);
+        if version == Version::HTTP_2 && response.headers_mut().remove(header::CONNECTION).is_some() {
+            watch.end_with_answer();
+        }
         for (name, value) in secured.headers.iter() {
             response.headers_mut().insert(name, value.clone());
         }

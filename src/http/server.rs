@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch as signal};
 use tokio::task::JoinSet;
@@ -26,12 +26,15 @@ use super::route::Router;
 use super::security::Security;
 use super::slots::{Admission, Slot, Slots};
 use super::stats::{HttpStats, count};
-use super::tls::Tls;
+use super::tls::{HTTP2, Tls};
 use super::watch::{CloseReason, Phase, Watch, Watched};
 use super::{Level, Report, notify};
 
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Requests of HTTP/2 that a client may take back before they are looked at.
+const MAX_RESET: usize = 8;
 
 /// How often a certificate that ends soon is warned of, after its loading.
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
@@ -237,14 +240,14 @@ impl PendingConnection {
         }
         stream.prepare(limits.write);
         let Self { server, peer, stopped, .. } = self;
-        Connection { server, slot, watch, peer, stopped }.run(stream).await;
+        Connection { server, slot: Arc::new(slot), watch, peer, stopped }.run(stream).await;
     }
 }
 
 /// One connection, from its acceptance to its end.
 struct Connection {
     server: Arc<Server>,
-    slot: Slot,
+    slot: Arc<Slot>,
     watch: Arc<Watch>,
     peer: Peer,
     stopped: signal::Receiver<()>,
@@ -265,6 +268,9 @@ impl Connection {
                 if tls.verifies_clients() && stream.get_ref().1.peer_certificates().is_some() {
                     self.watch.trust();
                     self.slot.remember_peer();
+                }
+                if stream.get_ref().1.alpn_protocol() == Some(HTTP2) {
+                    return self.speak_http2(stream).await;
                 }
                 self.speak(stream).await;
             }
@@ -307,6 +313,49 @@ impl Connection {
         }
     }
 
+    /// HTTP/2, one request at a time: what limits connections limits requests, too.
+    async fn speak_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
+        self.watch.enter_frames();
+        let limits = self.server.answerer.limits.clone();
+        let watch = self.watch.clone();
+        let (server, slot, peer) = (self.server.clone(), self.slot.clone(), self.peer);
+        let io = TokioIo::new(Watched { stream, watch: watch.clone() });
+        let of_requests = watch.clone();
+        let service = service_fn(move |request| {
+            let (server, slot, watch) = (server.clone(), slot.clone(), of_requests.clone());
+            async move {
+                let answer = server.answerer.answer(request, peer, &watch).await;
+                if watch.is_trusted() {
+                    slot.remember_peer();
+                }
+                Ok::<_, std::convert::Infallible>(answer)
+            }
+        });
+        let mut connection = pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(1)
+                .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+                // Streams that a client has reset before they were looked at: more end the connection.
+                .max_pending_accept_reset_streams(MAX_RESET)
+                .max_local_error_reset_streams(MAX_RESET)
+                .serve_connection(io, service)
+        );
+        tokio::select! {
+            // An error here is the client's.
+            _ = connection.as_mut() => return,
+            reason = watch.close_reason() => match reason {
+                CloseReason::LastAnswer => {}
+                reason => return self.count_timeout(reason),
+            },
+            _ = self.stopped.changed() => {},
+        }
+        if watch.answering() {
+            connection.as_mut().graceful_shutdown();
+            // Whoever does not take it has no longer than for other answers.
+            let _ = timeout(limits.write, connection).await;
+        }
+    }
+
     fn count_malformed(&self, ended: hyper::Result<()>) {
         let stats = &self.server.answerer.stats;
         match ended {
@@ -324,7 +373,9 @@ impl Connection {
             CloseReason::Timeout(Phase::Writing) => count(&stats.write_timeouts),
             CloseReason::Timeout(Phase::Streaming) => count(&stats.streams_dropped),
             // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
-            CloseReason::Timeout(Phase::Idle | Phase::Checking | Phase::Handling) | CloseReason::Evicted => {}
+            CloseReason::Timeout(Phase::Idle | Phase::Checking | Phase::Handling)
+            | CloseReason::Evicted
+            | CloseReason::LastAnswer => {}
         }
     }
 }

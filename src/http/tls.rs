@@ -35,6 +35,8 @@ pub struct TlsOptions {
     pub ignore_client_order: bool,
     /// Key exchange groups by their IANA numbers, the preferred first; all if there are none.
     pub groups: Vec<u16>,
+    /// HTTP/2 is offered, too.
+    pub http2: bool,
 }
 
 impl TlsOptions {
@@ -50,6 +52,7 @@ impl TlsOptions {
             cipher_suites: Vec::new(),
             ignore_client_order: false,
             groups: Vec::new(),
+            http2: false,
         }
     }
 
@@ -75,6 +78,9 @@ impl TlsOptions {
         provider
     }
 }
+
+/// What HTTP/2 is called where TLS agrees on a protocol.
+pub(super) const HTTP2: &[u8] = b"h2";
 
 /// Whether a cipher suite is one of TLS 1.3, which has no others: their numbers begin so (RFC 8446, appendix B.4).
 pub fn is_tls13_suite(number: u16) -> bool {
@@ -215,6 +221,9 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
     };
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if options.http2 {
+        config.alpn_protocols.insert(0, HTTP2.to_vec());
+    }
     config.ignore_client_order = options.ignore_client_order;
     Ok((ActiveTls { config: Arc::new(config), facts }, warnings))
 }

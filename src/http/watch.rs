@@ -47,6 +47,8 @@ pub(super) enum CloseReason {
     Timeout(Phase),
     /// Its place was given to another connection.
     Evicted,
+    /// The answer that is being sent is its last one.
+    LastAnswer,
 }
 
 /// How readily a connection is evicted; the first goes first.
@@ -90,6 +92,9 @@ struct ConnectionState {
     /// A request's credentials were right.
     trusted: bool,
     evicted: bool,
+    is_last: bool,
+    /// What comes is not only requests, but frames of HTTP/2, which can come at any time.
+    has_frames: bool,
     /// What the answer that is being sent takes of the listener's memory.
     charge: Option<Charge>,
 }
@@ -107,6 +112,8 @@ impl Watch {
             proven: false,
             trusted: false,
             evicted: false,
+            is_last: false,
+            has_frames: false,
             charge: None,
         };
         Arc::new(Self { limits, begun: now, state: Mutex::new(state), changed: Notify::new() })
@@ -114,6 +121,18 @@ impl Watch {
 
     pub(super) fn enter_header(&self) {
         self.enter(&mut self.lock(), Phase::Header);
+    }
+
+    /// As [`Self::enter_header`], where the client speaks HTTP/2.
+    pub(super) fn enter_frames(&self) {
+        self.lock().has_frames = true;
+        self.enter_header();
+    }
+
+    /// The answer that is being sent is the last one: HTTP/2 has no header that says so.
+    pub(super) fn end_with_answer(&self) {
+        self.lock().is_last = true;
+        self.changed.notify_one();
     }
 
     /// The client has sent its first byte.
@@ -202,6 +221,9 @@ impl Watch {
                 if state.evicted {
                     return CloseReason::Evicted;
                 }
+                if state.is_last {
+                    return CloseReason::LastAnswer;
+                }
                 if state.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                     return CloseReason::Timeout(state.phase);
                 }
@@ -239,7 +261,7 @@ impl Watch {
     fn received(&self) {
         let mut state = self.lock();
         state.heard = true;
-        if state.phase == Phase::Idle {
+        if state.phase == Phase::Idle && !state.has_frames {
             self.enter(&mut state, Phase::Header);
         }
     }

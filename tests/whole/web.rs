@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, Place, Setup, finish, wait_for};
+use crate::support::exporter::{Exporter, PASSWORD, PATIENCE, Place, Setup, USER, finish, wait_for};
 use crate::support::http;
+use crate::support::prometheus::{Prometheus, Scrape};
 
 fn hash(password: &str) -> String {
     // The cost is low because this is often a build without optimisation.
@@ -210,6 +211,57 @@ fn headers_are_those_that_are_configured() {
             assert_eq!(answer.matches(line).count(), 1, "{line}: {answer}");
         }
     }
+}
+
+/// What curl says of the answers to these URLs, by one connection: version of HTTP, status, and connections that were made.
+fn told(exporter: &Exporter, more: &[&str], paths: &[&str]) -> Vec<String> {
+    let mut curl = exporter.curl(exporter.port, paths[0]);
+    for path in &paths[1..] {
+        curl.arg(exporter.curl(exporter.port, path).get_args().last().expect("a URL"));
+    }
+    let null: Vec<_> = paths.iter().flat_map(|_| ["--output", "/dev/null"]).collect();
+    curl.args(more).args(null).args(["--write-out", "%{http_version} %{http_code} %{num_connects}\n"]);
+    let (code, out, err) = finish(&mut curl);
+    assert_eq!(code, Some(0), "{out}{err}");
+    out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn http2_is_served_where_it_is_asked_for_one_request_at_a_time() {
+    let place = Place::new();
+    let setup = |more: &str| {
+        let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
+        Setup::fibre(&place, &binary).secure().yaml(more).start()
+    };
+    let ca = place.path("certs/ca.crt").display().to_string();
+    let right = format!("{USER}:{PASSWORD}");
+    let ask = |exporter: &Exporter, more: &[&str], user: &str, paths: &[&str]| {
+        told(exporter, &[&["--cacert", &ca, "--user", user], more].concat(), paths)
+    };
+    let plain = setup("");
+    assert_eq!(ask(&plain, &["--http2"], &right, &["/metrics"]), ["1.1 200 1"]);
+    drop(plain);
+    let exporter = setup("web: { http_server_config: { http2: true } }\n");
+    assert_eq!(ask(&exporter, &["--http1.1"], &right, &["/metrics"]), ["1.1 200 1"]);
+    assert_eq!(
+        ask(&exporter, &["--http2"], &right, &["/metrics", "/", "/api/v1/status", "/nothing"]),
+        ["2 200 1", "2 200 0", "2 200 0", "2 404 0"]
+    );
+    // More than one at once wait for each other.
+    let many = ask(&exporter, &["--http2", "--parallel"], &right, &["/metrics"; 8]);
+    assert!(many.len() == 8 && many.iter().all(|line| line.starts_with("2 200 ")), "{many:?}");
+    let wrong = ask(&exporter, &["--http2"], "x:y", &["/metrics", "/metrics"]);
+    assert!(wrong.len() == 2 && wrong.iter().all(|line| line.starts_with("2 401 ")), "{wrong:?}");
+    let large = format!("X: {}", "x".repeat(100_000));
+    let large = exporter
+        .curl(exporter.port, "/metrics")
+        .args(["--cacert", &ca, "--http2", "--header", &large])
+        .output();
+    assert!(!String::from_utf8_lossy(&large.expect("run curl").stdout).contains("fibre_exporter_up"));
+    let scrape = Scrape::secure(&exporter, &place);
+    let prometheus = Prometheus::start(&scrape).unwrap();
+    prometheus.wait_until_up(PATIENCE).unwrap();
+    assert_eq!(exporter.scrape().value("fibre_exporter_up", &[]), 1.0);
 }
 
 #[test]

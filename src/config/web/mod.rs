@@ -35,6 +35,7 @@ struct Part {
     tls_at: Option<Place>,
     headers: Vec<(&'static str, String)>,
     rate_limit: Option<Rate>,
+    http2: bool,
 }
 
 /// How the endpoints are secured. With `complete` false a source is missing, so that nothing is said to be.
@@ -93,6 +94,7 @@ pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
             tls: web.tls.clone(),
             headers: web.headers.clone(),
             rate_limit: web.rate_limit,
+            http2: web.http2,
             ..Part::default()
         },
     };
@@ -118,7 +120,8 @@ fn combine(origin: Origin, part: Part) -> Web {
     let users = origin.auth.clone().map_or(part.users, |auth| vec![auth]);
     let tls = origin.tls.clone().or(part.tls);
     let writers = origin.writers.iter().map(|(_, name)| name.clone()).collect();
-    Web { users, writers, tls, headers: part.headers, rate_limit: part.rate_limit, origin }
+    let Part { headers, rate_limit, http2, .. } = part;
+    Web { users, writers, tls, headers, rate_limit, http2, origin }
 }
 
 /// `web_writers`. The web configuration's own file, which other exporters may read too, has no place for it.
@@ -170,6 +173,7 @@ fn part(node: &Node<'_>) -> Option<Part> {
     }
     if let Some(fields) = present(&fields, "http_server_config").and_then(|n| mapping(&n, &sections::HTTP)) {
         part.headers = http(&fields);
+        part.http2 = present(&fields, "http2").and_then(|n| n.boolean()).unwrap_or(false);
     }
     if let Some(node) = present(&fields, "basic_auth_users") {
         part.users = users(&node);
@@ -220,13 +224,6 @@ fn users(node: &Node<'_>) -> Vec<Auth> {
 }
 
 fn http(fields: &Fields<'_>) -> Vec<(&'static str, String)> {
-    if let Some(http2) = present(fields, "http2")
-        && http2.boolean() == Some(true)
-    {
-        http2
-            .error("HTTP/2 is not served: one connection could have many requests, and the limits are per connection")
-            .help("remove the key or set it to false; Prometheus then uses HTTP/1.1");
-    }
     let Some(fields) = present(fields, "headers").and_then(|n| mapping(&n, &sections::HEADERS)) else {
         return Vec::new();
     };

@@ -84,7 +84,12 @@ pub static HTTP: Section = Section {
     what: "the HTTP configuration",
     about: "HTTP.",
     keys: Cow::Borrowed(&[
-        Key::new("http2", Schema::Boolean, "HTTP/2 is not served; only `false` is valid.").or("false"),
+        Key::new(
+            "http2",
+            Schema::Boolean,
+            "Serve HTTP/2, too, over TLS, one request at a time for each connection.",
+        )
+        .or("false"),
         Key::new("headers", Schema::Section(|| &HEADERS), "Headers of every response."),
     ]),
     one_of: &[],
