@@ -7,11 +7,12 @@ use super::conditions;
 use super::fields::{Fields, Node};
 use super::labels;
 use super::limits;
-use super::model::{GaugeKind, Label, Metric, MetricKind, Named};
+use super::model::{Label, Metric, MetricKind, Named};
 use super::scalars::is_metric_name;
 use super::section::{Key, Schema, Section, words};
 use super::slow::{self, SLOW_KEY};
 use super::words::quote;
+use crate::kinds::{FORMS, Form, MODES, Options, ValueUse};
 
 pub(super) const HELP_KEY: Key =
     Key::new("help", Schema::Text, "Help text, one line. Default: the metric's name in words.");
@@ -45,50 +46,75 @@ pub static METRIC: Section = Section {
     name: "metric",
     what: "a metric",
     about: "A metric that hits of the probe update. Several probes may update the same metric.",
-    keys: Cow::Borrowed(&[
-        Key::new("counter", Schema::Text, "Name of a counter."),
-        Key::new("gauge", Schema::Text, "Name of a gauge."),
-        Key::new("histogram", Schema::Text, "Name of a histogram."),
-        Key::new("up_down", Schema::Text, "Name of a gauge that probes increment and decrement."),
-        HELP_KEY,
-        Key::new(
-            "value",
-            Schema::Name,
-            "Value to add or set: an argument or a built-in value. Default: count hits.",
-        ),
-        Key::new("scale", Schema::Number, "Factor applied to the value, after unit conversion."),
-        Key::new(
-            "mode",
-            Schema::Words(|| words(MODES)),
-            "Of a gauge: `last` value, or `min` or `max` over the last one to two minutes.",
-        )
-        .or("last"),
-        Key::new(
-            "direction",
-            Schema::Words(|| words(DIRECTIONS)),
-            "Of `up_down`: whether this probe increments (`up`) or decrements (`down`) the gauge.",
-        ),
-        Key::new(
-            "at",
-            Schema::Words(|| words(MOMENTS)),
-            "Of functions: update the metric at the call or at the return.",
-        )
-        .or("entry"),
-        WHEN_KEY,
-        LABELS_KEY,
-        BUCKETS_KEY,
-        NATIVE_KEY,
-        SLOW_KEY,
-    ]),
-    one_of: FORMS,
+    keys: Cow::Borrowed(&KEYS),
+    one_of: &FORM_KEYS,
 };
 
-const FORMS: &[&str] = &["counter", "gauge", "histogram", "up_down"];
+/// The keys of all forms, and those that a metric has beside them.
+const KEYS: [Key; FORMS.len() + OTHER_KEYS.len()] = {
+    let mut keys = [HELP_KEY; FORMS.len() + OTHER_KEYS.len()];
+    let mut n = 0;
+    while n < keys.len() {
+        keys[n] = if n < FORMS.len() {
+            Key::new(FORMS[n].key, Schema::Text, FORMS[n].about)
+        } else {
+            OTHER_KEYS[n - FORMS.len()]
+        };
+        n += 1;
+    }
+    keys
+};
 
-const HELP: &str = "write counter: NAME, gauge: NAME, histogram: NAME or up_down: NAME";
+const FORM_KEYS: [&str; FORMS.len()] = {
+    let mut keys = [""; FORMS.len()];
+    let mut n = 0;
+    while n < keys.len() {
+        keys[n] = FORMS[n].key;
+        n += 1;
+    }
+    keys
+};
 
-const MODES: &[(&str, GaugeKind)] =
-    &[("last", GaugeKind::Last), ("min", GaugeKind::Min), ("max", GaugeKind::Max)];
+const OTHER_KEYS: &[Key] = &[
+    HELP_KEY,
+    Key::new(
+        "value",
+        Schema::Name,
+        "Value to add or set: an argument or a built-in value. Default: count hits.",
+    ),
+    Key::new("scale", Schema::Number, "Factor applied to the value, after unit conversion."),
+    Key::new(
+        "mode",
+        Schema::Words(|| words(MODES)),
+        "Of a gauge: `last` value, or `min` or `max` over the last one to two minutes.",
+    )
+    .or("last"),
+    Key::new(
+        "direction",
+        Schema::Words(|| words(DIRECTIONS)),
+        "Of `up_down`: whether this probe increments (`up`) or decrements (`down`) the gauge.",
+    ),
+    Key::new(
+        "at",
+        Schema::Words(|| words(MOMENTS)),
+        "Of functions: update the metric at the call or at the return.",
+    )
+    .or("entry"),
+    WHEN_KEY,
+    LABELS_KEY,
+    BUCKETS_KEY,
+    NATIVE_KEY,
+    SLOW_KEY,
+];
+
+/// Keys that only some forms have, and what is said where another has one.
+const OPTIONS: &[(&str, &str)] = &[
+    ("mode", "only gauges have a mode"),
+    ("direction", "only up_down metrics have a direction"),
+    ("buckets", "only histograms have buckets"),
+    ("native", "only histograms have buckets"),
+    ("slow", "only events of histograms are kept"),
+];
 
 /// Whether it lowers.
 const DIRECTIONS: &[(&str, bool)] = &[("up", false), ("down", true)];
@@ -104,49 +130,36 @@ pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
 fn metric(node: &Node<'_>) -> Option<Metric> {
     let errors = node.diags.len();
     let fields = node.fields(&METRIC)?;
-    let form = fields.exactly_one(FORMS, HELP);
-    let name = form.as_ref().and_then(|(_, node)| self::name(node));
+    let written = fields.exactly_one(&FORM_KEYS, &help_on_forms());
+    let name = written.as_ref().and_then(|(_, node)| self::name(node));
+    let form = written.and_then(|(key, _)| FORMS.iter().copied().find(|form| form.key == key));
     let value = fields.get("value").and_then(|n| {
         let name = n.name()?.to_owned();
         Some(Named { at: n.at, name })
     });
-    let form = form.map(|(form, _)| form);
     if !fields.has("value") {
-        match form {
-            Some("gauge" | "histogram") => {
+        match form.map(|form| (form.value, form.key)) {
+            Some((ValueUse::Required, key)) => {
                 fields
-                    .error(format!("`value` is missing: a {} needs one", form.unwrap_or_default()))
+                    .error(format!("`value` is missing: a {key} needs one"))
                     .help("set value: NAME, where NAME is an argument or a built-in value such as duration");
             }
-            _ => fields.forbid(&["scale"], "it needs `value`; without it the metric counts hits"),
+            Some((ValueUse::Optional, _)) | None => {
+                fields.forbid(&["scale"], "it needs `value`; without it the metric counts hits");
+            }
         }
     }
-    if form.is_some_and(|form| form != "gauge") {
-        fields.forbid(&["mode"], "only gauges have a mode");
+    for (option, reason) in OPTIONS {
+        if form.is_some_and(|form| !form.has(option)) {
+            fields.forbid(&[option], reason);
+        }
     }
-    if form.is_some_and(|form| form != "up_down") {
-        fields.forbid(&["direction"], "only up_down metrics have a direction");
-    } else if form.is_some() && !fields.has("direction") {
+    if form.is_some_and(|form| form.has("direction")) && !fields.has("direction") {
         fields
             .error("`direction` is missing")
             .help("write direction: up to increment the gauge, or direction: down to decrement it");
     }
-    if form.is_some_and(|form| form != "histogram") {
-        fields.forbid(&["buckets", "native"], "only histograms have buckets");
-        fields.forbid(&["slow"], "only events of histograms are kept");
-    }
-    let kind = match form {
-        Some("gauge") => fields
-            .get("mode")
-            .map_or(Some(GaugeKind::Last), |n| n.one_of("mode", MODES))
-            .map(MetricKind::Gauge),
-        Some("histogram") => {
-            let shows_duration = value.as_ref().is_some_and(|value| value.name == "duration");
-            bounds(&fields, name.as_deref(), shows_duration).map(MetricKind::Histogram)
-        }
-        Some("up_down") => Some(MetricKind::UpDown),
-        _ => Some(MetricKind::Counter),
-    };
+    let kind = form.and_then(|form| kind(form, &fields, name.as_deref(), value.as_ref()));
     let lowers = fields.get("direction").and_then(|n| n.one_of("direction", DIRECTIONS)).unwrap_or(false);
     let at_return = fields.get("at").and_then(|n| n.one_of("moment", MOMENTS)).unwrap_or(false);
     let (scale, when, labels) = (scale(&fields), when(&fields), labels(&fields));
@@ -155,6 +168,25 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     let (at, name, kind) = (node.at.clone(), name.unwrap_or_default(), kind.unwrap_or(MetricKind::Counter));
     let unread = node.diags.len() > errors;
     Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, native, unread })
+}
+
+/// What the form and its options ask for; `None` where one of them is wrong, which has been reported.
+fn kind(form: &Form, fields: &Fields<'_>, name: Option<&str>, value: Option<&Named>) -> Option<MetricKind> {
+    let mut options = Options::default();
+    if let Some(mode) = fields.get("mode").filter(|_| form.has("mode")) {
+        options.mode = mode.one_of("mode", MODES)?;
+    }
+    if form.has("buckets") {
+        options.bounds = bounds(fields, name, value.is_some_and(|value| value.name == "duration"))?;
+    }
+    Some((form.kind)(options))
+}
+
+/// `write counter: NAME, gauge: NAME or ...`.
+fn help_on_forms() -> String {
+    let forms = FORM_KEYS.map(|key| format!("{key}: NAME"));
+    let (last, others) = forms.split_last().expect("there are forms");
+    format!("write {} or {last}", others.join(", "))
 }
 
 /// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::endpoint::{Listen, Web};
 use super::place::Place;
 use crate::http_client::Url;
+pub use crate::kinds::{GaugeKind, MetricKind};
 pub use crate::selectors::Selector;
 use crate::webhook::shown;
 
@@ -356,25 +357,6 @@ pub struct Metric {
     /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
     /// compared with other descriptions of the metric.
     pub unread: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum MetricKind {
-    Counter,
-    Gauge(GaugeKind),
-    /// A gauge that some metrics of this name raise and others lower.
-    UpDown,
-    /// Upper bounds, ascending, without +Inf, in the metric's own unit.
-    Histogram(Vec<f64>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GaugeKind {
-    Last,
-    /// Of the last one to two minutes.
-    Min,
-    /// Of the last one to two minutes.
-    Max,
 }
 
 /// One comparison; a metric's conditions must all hold.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::DrainStats;
-use super::slow::{SlowSelection, since_1970};
+use super::slow::SlowSelection;
+use crate::clock::wall_at;
 use crate::config::model::Settings;
 use crate::decode::{Event, EventValue};
 use crate::exposition::Exemplar;
@@ -159,7 +160,7 @@ impl Handler {
             recorder.offer_related(|| {
                 let key = |at: &usize| (probe.values[*at].name.clone(), shown(probe, *at, &read));
                 Related {
-                    time: since_1970(time),
+                    time: wall_at(time),
                     target: self.plan.targets[probe.target].name.clone(),
                     process: shown(probe, related.process, &read),
                     point: probe.point.clone(),
@@ -241,7 +242,7 @@ fn kept<'a>(
         with: by.with.clone(),
     });
     slow::Event {
-        time: since_1970(time),
+        time: wall_at(time),
         target: target.to_owned(),
         probe: probe.name.clone(),
         metric: slow.metric.clone(),
@@ -276,7 +277,7 @@ fn note_exemplar<'a>(
     let kept = first.into_iter().chain(slow.kept.iter().copied().filter(|at| Some(*at) != first));
     let fields = fields(probe, &kept.collect::<Vec<_>>(), read);
     let labels = fields.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let exemplar = Exemplar::new(labels, slow.scale.apply(value as f64), since_1970(time) as f64 / 1e9);
+    let exemplar = Exemplar::new(labels, slow.scale.apply(value as f64), wall_at(time) as f64 / 1e9);
     recorder.note_exemplar(|all| all.note(&metric.name, key, (bucket, bounds.len() + 1), exemplar));
 }
 

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::abi::floor_slot;
+use crate::clock::wall_at;
 use crate::kernel::KernelStore;
 use crate::layout::SlowLayout;
 use crate::plan::ProbePlan;
@@ -54,7 +53,7 @@ impl SlowSelection {
             return;
         };
         let number = recorder.map_or(0, SlowRecorder::number);
-        let until = || end_of_hour(time, since_1970(time));
+        let until = || end_of_hour(time, wall_at(time));
         let keep = |ranked| {
             let event = || Event { ranked: Some(ranked), ..event() };
             recorder.is_none_or(|recorder| recorder.offer(event(), counters.clone()))
@@ -67,14 +66,4 @@ impl SlowSelection {
             floor.store.set(floor.first + floor_slot::FLOOR_UNTIL.0, now.until);
         }
     }
-}
-
-/// A time of the kernel's clock, in nanoseconds since 1970 as the clock is set now.
-pub(super) fn since_1970(time: u64) -> i64 {
-    let nanoseconds = |clock| {
-        let now = clock_gettime(clock);
-        now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
-    };
-    let passed = nanoseconds(ClockId::Monotonic).saturating_sub(i64::try_from(time).unwrap_or(i64::MAX));
-    nanoseconds(ClockId::Realtime).saturating_sub(passed)
 }

@@ -44,11 +44,9 @@ impl Head {
     /// Beside families with other names: in OpenMetrics the counter `x_total` is of the family `x`, which can be another's name, and the
     /// time of creation of `x` has the name `x_created`.
     pub fn beside(mut self, is_taken: impl Fn(&str) -> bool) -> Self {
-        let family = match self.kind {
-            Kind::Counter => self.name.strip_suffix("_total").unwrap_or(&self.name),
-            Kind::Gauge | Kind::Histogram(_) => &self.name,
-        };
-        let is_created_taken = is_taken(&format!("{family}_created"));
+        let family = openmetrics::family_name(&self.name, &self.kind).unwrap_or(&self.name);
+        let is_created_taken =
+            openmetrics::created_name(&self.name, &self.kind).is_some_and(|name| is_taken(&name));
         self.is_homonym = family != self.name && (is_taken(family) || is_created_taken);
         self.is_counted_here &= !is_created_taken;
         self

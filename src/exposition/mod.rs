@@ -19,6 +19,7 @@ pub use family::{Families, Family, Head};
 pub use labels::{labels, push_label};
 pub use names::Names;
 pub use negotiate::negotiate;
+pub(crate) use openmetrics::{created_name, family_name};
 pub use sample::{Kind, Number, Sample, SampleValue};
 
 /// A format that Prometheus reads.

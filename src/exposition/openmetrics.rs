@@ -16,6 +16,23 @@ const UNITS: &[&str] = &["seconds", "bytes", "ratio"];
 /// What the answer ends with.
 pub const END: &[u8] = b"# EOF\n";
 
+/// The family that a metric's series are of. That of a counter is called as the counter without `_total`; `None` of one
+/// that does not end so.
+pub(crate) fn family_name<'a>(name: &'a str, kind: &Kind) -> Option<&'a str> {
+    match kind {
+        Kind::Counter => name.strip_suffix("_total"),
+        Kind::Gauge | Kind::Histogram(_) => Some(name),
+    }
+}
+
+/// The name of the times of creation, of a metric that has them.
+pub(crate) fn created_name(name: &str, kind: &Kind) -> Option<String> {
+    match kind {
+        Kind::Counter | Kind::Histogram(_) => Some(format!("{}_created", family_name(name, kind)?)),
+        Kind::Gauge => None,
+    }
+}
+
 /// A family's text that never changes.
 #[derive(Debug)]
 pub struct Parts {
@@ -31,13 +48,8 @@ impl Parts {
     /// With a time of creation where `is_counted_here`, in kinds that have one. Without a family of its own, the name of a counter is
     /// that of its series.
     pub fn new(name: &str, help: &str, kind: &Kind, is_counted_here: bool, has_own_family: bool) -> Self {
-        let (family, word) = match kind {
-            Kind::Counter => match name.strip_suffix("_total").filter(|_| has_own_family) {
-                Some(family) => (family, "counter"),
-                None => (name, "unknown"),
-            },
-            Kind::Gauge | Kind::Histogram(_) => (name, kind.word()),
-        };
+        let own = family_name(name, kind).filter(|family| has_own_family || *family == name);
+        let (family, word) = own.map_or((name, "unknown"), |family| (family, kind.word()));
         let mut intro = format!("# TYPE {family} {word}\n");
         let of_unit = |unit: &&&str| family.strip_suffix(**unit).is_some_and(|rest| rest.ends_with('_'));
         if let Some(unit) = UNITS.iter().find(of_unit) {
@@ -47,10 +59,7 @@ impl Parts {
         if !help.is_empty() {
             let _ = writeln!(intro, "# HELP {family} {help}");
         }
-        let created = match word {
-            "counter" | "histogram" if is_counted_here => Some(format!("{family}_created")),
-            _ => None,
-        };
+        let created = own.filter(|_| is_counted_here).and_then(|_| created_name(name, kind));
         let samples = text::Parts::with_bounds(name, "", kind, go_float);
         Self { intro, samples, created, name: name.to_owned() }
     }

@@ -1,15 +1,28 @@
 //! Counters: how often, or how much in all.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Kind, NumberFormat, Slots, Total, Update};
+use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
+
+pub(super) const FORM: Form = Form {
+    key: "counter",
+    about: "Name of a counter.",
+    value: ValueUse::Optional,
+    options: &[],
+    suffix: Some("_total"),
+    kind: |_| MetricKind::Counter,
+};
 
 #[derive(Debug)]
 pub(super) struct Counter;
 
 impl Kind for Counter {
+    fn form(&self) -> &'static Form {
+        &FORM
+    }
+
     fn exposed_as(&self) -> exposition::Kind {
         exposition::Kind::Counter
     }

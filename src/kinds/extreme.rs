@@ -1,8 +1,8 @@
 //! Gauges of the least or greatest value of the last one to two windows.
 
-use super::last::gauge_panel;
+use super::last::{self, gauge_panel};
 use super::panel::{Panel, Selection};
-use super::{Kind, NumberFormat, Slots, Total, Update};
+use super::{Form, Kind, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -25,6 +25,10 @@ impl Extreme {
 }
 
 impl Kind for Extreme {
+    fn form(&self) -> &'static Form {
+        &last::FORM
+    }
+
     fn exposed_as(&self) -> exposition::Kind {
         exposition::Kind::Gauge
     }

@@ -1,10 +1,19 @@
 //! Histograms: how many values there were up to each bound, and their sum.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Kind, NumberFormat, Scale, Slots, Total, Update};
+use super::{Form, Kind, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
+
+pub(super) const FORM: Form = Form {
+    key: "histogram",
+    about: "Name of a histogram.",
+    value: ValueUse::Required,
+    options: &["buckets", "native", "slow"],
+    suffix: None,
+    kind: |options| MetricKind::Histogram(options.bounds),
+};
 
 /// The sum, and a slot for each bucket, the last beyond all bounds.
 #[derive(Debug)]
@@ -14,6 +23,10 @@ pub(super) struct Histogram {
 }
 
 impl Kind for Histogram {
+    fn form(&self) -> &'static Form {
+        &FORM
+    }
+
     fn exposed_as(&self) -> exposition::Kind {
         exposition::Kind::Histogram(self.bounds.clone())
     }

@@ -1,16 +1,30 @@
 //! Gauges of the latest value.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Kind, NumberFormat, Slots, Total, Update};
+use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
+
+/// Of all gauges of a value.
+pub(super) const FORM: Form = Form {
+    key: "gauge",
+    about: "Name of a gauge.",
+    value: ValueUse::Required,
+    options: &["mode"],
+    suffix: None,
+    kind: |options| MetricKind::Gauge(options.mode),
+};
 
 /// The value, and its time; not sharded.
 #[derive(Debug)]
 pub(super) struct Last;
 
 impl Kind for Last {
+    fn form(&self) -> &'static Form {
+        &FORM
+    }
+
     fn exposed_as(&self) -> exposition::Kind {
         exposition::Kind::Gauge
     }

@@ -1,8 +1,8 @@
 //! Kinds of metric: a module each, with all that is particular to the kind.
 //!
-//! A kind says how many slots one series has and how the kernel updates them, does the same in user space, reads the
-//! slots at a scrape, and draws the metric's panel. Everything else treats all kinds alike, by the trait [`Kind`]; only
-//! [`of`] knows them by name.
+//! A kind says how the configuration asks for it, how many slots one series has and how the kernel updates them, does
+//! the same in user space, reads the slots at a scrape, and draws the metric's panel. Everything else treats all kinds
+//! alike, by the trait [`Kind`]; they are listed in this file only: in [`FORMS`], [`MetricKind`] and [`of`].
 
 mod counter;
 mod extreme;
@@ -15,8 +15,9 @@ mod value;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::abi::action_kind;
-use crate::config::model::{GaugeKind, MetricKind};
 use crate::exposition;
 use crate::store::{Store, UserStore};
 use panel::{Panel, Selection};
@@ -24,7 +25,73 @@ use panel::{Panel, Selection};
 pub use value::Scale;
 pub(crate) use value::Total;
 
-/// The kind that a configuration asks for.
+/// What a configuration asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum MetricKind {
+    Counter,
+    Gauge(GaugeKind),
+    /// A gauge that some metrics of this name raise and others lower.
+    UpDown,
+    /// Upper bounds, ascending, without +Inf, in the metric's own unit.
+    Histogram(Vec<f64>),
+}
+
+/// Which of the values a gauge shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum GaugeKind {
+    #[default]
+    Last,
+    /// Of the last one to two minutes.
+    Min,
+    /// Of the last one to two minutes.
+    Max,
+}
+
+/// How the configuration asks for a kind: by a key whose value is the metric's name.
+#[derive(Debug)]
+pub struct Form {
+    pub key: &'static str,
+    /// What the key is, for the reference.
+    pub about: &'static str,
+    /// Whether the metric has a `value`.
+    pub value: ValueUse,
+    /// The keys of a metric that are valid for some forms only: those for this one.
+    pub options: &'static [&'static str],
+    /// What names end with by convention.
+    pub suffix: Option<&'static str>,
+    pub kind: fn(Options) -> MetricKind,
+}
+
+impl Form {
+    /// Whether a key that only some forms have is valid.
+    pub fn has(&self, option: &str) -> bool {
+        self.options.contains(&option)
+    }
+}
+
+/// Whether a metric has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueUse {
+    Required,
+    /// Without one, it counts hits.
+    Optional,
+}
+
+/// What [`Form::options`] say that decide the kind.
+#[derive(Debug, Default)]
+pub struct Options {
+    pub mode: GaugeKind,
+    pub bounds: Vec<f64>,
+}
+
+/// All forms, in the order of the reference.
+pub const FORMS: &[&Form] = &[&counter::FORM, &last::FORM, &histogram::FORM, &up_down::FORM];
+
+/// Words for `mode` of a gauge.
+pub const MODES: &[(&str, GaugeKind)] =
+    &[("last", GaugeKind::Last), ("min", GaugeKind::Min), ("max", GaugeKind::Max)];
+
+/// All that is particular to a kind.
 pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
     match kind {
         MetricKind::Counter => Arc::new(counter::Counter),
@@ -38,6 +105,9 @@ pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
 
 /// What is particular to a kind of metric. `has_value` is whether an action adds or sets a value, or counts hits.
 pub(crate) trait Kind: fmt::Debug + Send + Sync {
+    /// How the configuration asks for it.
+    fn form(&self) -> &'static Form;
+
     /// What Prometheus is told it is.
     fn exposed_as(&self) -> exposition::Kind;
 
@@ -74,6 +144,11 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
 
     /// Whether what a process has done to it ends with the process, so that each process has slots of its own.
     fn ends_with_process(&self) -> bool {
+        false
+    }
+
+    /// Whether it stays wrong once it has missed hits, so that its probes are never detached to save time.
+    fn needs_every_hit(&self) -> bool {
         false
     }
 

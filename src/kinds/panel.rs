@@ -92,8 +92,7 @@ pub(crate) fn is_timestamp(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::{GaugeKind, MetricKind};
-    use crate::kinds::of;
+    use crate::kinds::{GaugeKind, MetricKind, of};
 
     #[test]
     fn units_follow_names() {

@@ -3,16 +3,29 @@
 use super::counter::{add, read_sum, sum_slots};
 use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
-use super::{Kind, NumberFormat, Slots, Total, Update};
+use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
+
+pub(super) const FORM: Form = Form {
+    key: "up_down",
+    about: "Name of a gauge that probes increment and decrement.",
+    value: ValueUse::Optional,
+    options: &["direction"],
+    suffix: None,
+    kind: |_| MetricKind::UpDown,
+};
 
 /// Each action's sum by itself, as of a counter; that of one which lowers has a negative scale.
 #[derive(Debug)]
 pub(super) struct UpDown;
 
 impl Kind for UpDown {
+    fn form(&self) -> &'static Form {
+        &FORM
+    }
+
     fn exposed_as(&self) -> exposition::Kind {
         exposition::Kind::Gauge
     }
@@ -27,6 +40,11 @@ impl Kind for UpDown {
 
     /// A process that has ended closes nothing any more.
     fn ends_with_process(&self) -> bool {
+        true
+    }
+
+    /// Without one of those that raise it and those that lower it, it would be wrong for ever.
+    fn needs_every_hit(&self) -> bool {
         true
     }
 

@@ -5,6 +5,8 @@ use super::{Plan, ValueSource};
 use crate::config::diagnose::Diagnostics;
 use crate::config::model::{MetricKind, Unit};
 use crate::config::place;
+use crate::exposition;
+use crate::kinds;
 
 /// Words that name a unit other than the base unit, and the base unit.
 const UNITS: &[(&[&str], &str)] = &[
@@ -51,17 +53,14 @@ pub fn lint(plan: &Plan) -> Vec<String> {
 /// What another metric has the name of that OpenMetrics needs for this one.
 fn namesake(name: &str, kind: &MetricKind, plan: &Plan) -> Option<String> {
     let is_taken = |name: &str| plan.metrics.iter().any(|other| other.name == name);
-    let family = match kind {
-        MetricKind::Counter => name.strip_suffix("_total")?,
-        MetricKind::Histogram(_) => name,
-        MetricKind::Gauge(_) | MetricKind::UpDown => return None,
-    };
+    let kind = kinds::of(kind).exposed_as();
+    let family = exposition::family_name(name, &kind)?;
     if family != name && is_taken(family) {
         return Some(format!(
             "OpenMetrics has one name for it and the metric {family}, so it is of no known type there"
         ));
     }
-    let created = format!("{family}_created");
+    let created = exposition::created_name(name, &kind)?;
     let what = if family == name { "has no time of creation" } else { "is of no known type" };
     is_taken(&created).then(|| {
         format!(
@@ -73,11 +72,12 @@ fn namesake(name: &str, kind: &MetricKind, plan: &Plan) -> Option<String> {
 fn remarks_on(name: &str, kind: &MetricKind, value: Option<(Unit, ValueSource)>) -> Vec<String> {
     let mut remarks = Vec::new();
     let words: Vec<&str> = name.split(['_', ':']).collect();
-    let is_counter = *kind == MetricKind::Counter;
-    match (is_counter, name.ends_with("_total")) {
-        (true, false) => remarks.push("counter names should end in _total".to_owned()),
-        (false, true) => remarks.push("only counter names should end in _total".to_owned()),
-        _ => {}
+    let form = kinds::of(kind).form();
+    if let Some(suffix) = form.suffix.filter(|suffix| !name.ends_with(suffix)) {
+        remarks.push(format!("{} names should end in {suffix}", form.key));
+    }
+    if name.ends_with("_total") && form.suffix != Some("_total") {
+        remarks.push("only counter names should end in _total".to_owned());
     }
     for suffix in ["_bucket", "_count", "_sum", "_created", "_info"] {
         if name.ends_with(suffix) {

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
 use super::{ActionPlan, ComputedIn, ConditionPlan, ProbePlan, Scale};
-use crate::config::model::{Metric, MetricKind, Named, Point};
+use crate::config::model::{Metric, Named, Point};
 use crate::config::place::Place;
+use crate::kinds;
 
 /// What the call stack is called among the fields of an event.
 pub(crate) const STACK: &str = "stack";
@@ -66,7 +67,8 @@ impl Scope<'_> {
     /// What the metric's `slow:` means, with everything it keeps read from now on.
     pub(super) fn slow(&mut self, metric: &Metric, action: &ActionPlan) -> Option<SlowPlan> {
         let slow = metric.slow.as_ref()?;
-        let (Some(value), MetricKind::Histogram(_)) = (action.value, &metric.kind) else {
+        let is_kept = kinds::of(&metric.kind).form().has("slow");
+        let Some(value) = action.value.filter(|_| is_kept) else {
             if metric.unread {
                 // Its error has been reported.
                 return None;

@@ -8,11 +8,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use self::slow::{Related, point_of};
 use crate::config::model::{
-    Ban, Config, Metric, MetricKind, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
+    Ban, Config, Metric, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
 use crate::config::{Draft, LoadedConfig, Node};
+use crate::kinds;
 use crate::plan::ban::refuse_without_blocklist;
 use crate::plan::carried::{CarriedValues, raw};
 use crate::plan::computed_in;
@@ -77,7 +78,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
         .as_ref()
         .and_then(|(at, value)| crate::net::decode(&Node::new(at.clone(), value, &diags)));
     let warnings = warnings.render().lines().map(str::to_owned).collect();
-    keep_both_directions(&mut probes, &metrics);
+    keep_whole(&mut probes, &metrics);
     let mut plan = Plan { settings: config.settings, targets, probes, metrics, spans, network, warnings };
     plan.bound_units();
     let all = config.targets.iter().flat_map(|target| &target.probes).flat_map(|probe| &probe.bans);
@@ -86,9 +87,9 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
     diags.into_result(plan)
 }
 
-/// Without one of those that raise a gauge and those that lower it, it would be wrong for ever.
-fn keep_both_directions(probes: &mut [ProbePlan], metrics: &[MetricPlan]) {
-    let is_one = |action: &ActionPlan| metrics[action.metric].kind == MetricKind::UpDown;
+/// Probes of metrics that stay wrong once they have missed hits are never detached to save time.
+fn keep_whole(probes: &mut [ProbePlan], metrics: &[MetricPlan]) {
+    let is_one = |action: &ActionPlan| kinds::of(&metrics[action.metric].kind).needs_every_hit();
     let units: BTreeSet<usize> = probes
         .iter()
         .filter(|probe| probe.keep || probe.actions.iter().any(is_one))
