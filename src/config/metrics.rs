@@ -137,14 +137,16 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
         let name = n.name()?.to_owned();
         Some(Named { at: n.at, name })
     });
-    if !fields.has("value") {
+    if form.is_some_and(|form| form.value == ValueUse::None) {
+        fields.forbid(&["value", "scale"], "the metric has no value");
+    } else if !fields.has("value") {
         match form.map(|form| (form.value, form.key)) {
             Some((ValueUse::Required, key)) => {
                 fields
                     .error(format!("`value` is missing: a {key} needs one"))
                     .help("set value: NAME, where NAME is an argument or a built-in value such as duration");
             }
-            Some((ValueUse::Optional, _)) | None => {
+            Some((ValueUse::Optional | ValueUse::None, _)) | None => {
                 fields.forbid(&["scale"], "it needs `value`; without it the metric counts hits");
             }
         }

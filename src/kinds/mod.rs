@@ -9,6 +9,7 @@ mod extreme;
 mod histogram;
 mod last;
 pub(crate) mod panel;
+mod timestamp;
 mod up_down;
 mod value;
 
@@ -34,6 +35,8 @@ pub enum MetricKind {
     UpDown,
     /// Upper bounds, ascending, without +Inf, in the metric's own unit.
     Histogram(Vec<f64>),
+    /// Of the latest hit.
+    Timestamp,
 }
 
 /// Which of the values a gauge shows.
@@ -75,6 +78,7 @@ pub enum ValueUse {
     Required,
     /// Without one, it counts hits.
     Optional,
+    None,
 }
 
 /// What [`Form::options`] say that decide the kind.
@@ -85,7 +89,8 @@ pub struct Options {
 }
 
 /// All forms, in the order of the reference.
-pub const FORMS: &[&Form] = &[&counter::FORM, &last::FORM, &histogram::FORM, &up_down::FORM];
+pub const FORMS: &[&Form] =
+    &[&counter::FORM, &last::FORM, &histogram::FORM, &up_down::FORM, &timestamp::FORM];
 
 /// Words for `mode` of a gauge.
 pub const MODES: &[(&str, GaugeKind)] =
@@ -99,6 +104,7 @@ pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
         MetricKind::Gauge(GaugeKind::Min) => Arc::new(extreme::Extreme::Min),
         MetricKind::Gauge(GaugeKind::Max) => Arc::new(extreme::Extreme::Max),
         MetricKind::UpDown => Arc::new(up_down::UpDown),
+        MetricKind::Timestamp => Arc::new(timestamp::Timestamp),
         MetricKind::Histogram(bounds) => Arc::new(histogram::Histogram { bounds: bounds.clone() }),
     }
 }
@@ -139,6 +145,11 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
 
     /// Whether the latest of several updates counts, so that each needs its time.
     fn needs_time(&self) -> bool {
+        false
+    }
+
+    /// Whether it has fractions even where its action's numbers are whole.
+    fn has_fractions(&self) -> bool {
         false
     }
 

@@ -117,8 +117,8 @@ impl Registry {
                 head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as())
                     .native_if(metric.native)
                     .beside(|name| plan.metrics.iter().any(|other| other.name == name)),
+                real: kind.has_fractions(),
                 kind,
-                real: false,
                 index: HashMap::new(),
                 series: Vec::new(),
                 counts: Vec::new(),

@@ -1,6 +1,7 @@
 //! Metrics that the kernel computes, and the same ones computed in user space from events, of the same hits: two
 //! tracers stand on one program at once, and must show the same series.
 
+mod timestamp;
 mod up_down;
 
 use std::path::Path;
